@@ -1,0 +1,153 @@
+"""Frozen dataclass configs from plain mappings: unknown keys and wrong types are refused, with the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+Config = TypeVar("Config")
+
+_NAMES = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+    type(None): "None",
+    dict: "a mapping",
+}
+
+
+def build(cls: type[Config], values: Mapping[str, Any], what: str = "setting") -> Config:
+    """A `cls` from `values`; fields that are not given keep their defaults.
+
+    Whole numbers become floats where a float is wanted, lists tuples, texts paths, and mappings nested dataclasses.
+
+    Args:
+        cls: The dataclass. Fields may be bool, int, float, str, Path, None, Any, Literal, unions, tuple, list, dict
+            and dataclasses of these.
+        values: Field name to value.
+        what: The word for a field in error messages.
+
+    Raises:
+        ValueError: a key that is no field (the message names the nearest field), a missing field, or what the
+            dataclass itself refuses.
+        TypeError: a value of the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls)) if field.init}
+    check_names(values, fields, what)
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
+    kinds = get_type_hints(cls)
+    return cls(**{name: _convert(name, value, kinds[name]) for name, value in values.items()})
+
+
+def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting") -> None:
+    """Refuse a name in `given` that is not `known`.
+
+    Raises:
+        ValueError: names the first such name, the nearest known one and all known ones.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """`value` as `kind`, or a TypeError that says what `name` may be."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(name, value, kind)
+    if origin is Literal:
+        if not any(value == choice and type(value) is type(choice) for choice in inner):
+            raise _refusal(name, value, kind)
+        return value
+    if origin in (tuple, list):
+        return _convert_sequence(name, value, kind)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _refusal(name, value, kind)
+        return {_convert(name, key, inner[0]): _convert(f"{name}.{key}", item, inner[1]) for key, item in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return build(cast(type, kind), value, f"setting of {name},")
+    return _convert_plain(name, value, kind)
+
+
+def _convert_union(name: str, value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    for choice in choices:  # a value that already has one of the types stays what it is
+        if isinstance(choice, type) and type(value) is choice:
+            return value
+    for choice in choices:
+        try:
+            return _convert(name, value, choice)
+        except TypeError:
+            continue
+    raise _refusal(name, value, kind)
+
+
+def _convert_sequence(name: str, value: Any, kind: Any) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise _refusal(name, value, kind)
+    if origin is list or inner[-1] is Ellipsis:
+        kinds = [inner[0]] * len(value)
+    elif len(inner) == len(value):
+        kinds = list(inner)
+    else:
+        raise _refusal(name, value, kind)
+    return origin(_convert(f"{name}[{i}]", item, kinds[i]) for i, item in enumerate(value))
+
+
+def _convert_plain(name: str, value: Any, kind: Any) -> Any:
+    truth = isinstance(value, (bool, np.bool_))
+    if kind is bool and truth:
+        return bool(value)
+    if kind is int and isinstance(value, Integral) and not truth:
+        return int(value)
+    if kind is float and isinstance(value, Real) and not truth:
+        return float(value)
+    if kind is Path and isinstance(value, (str, Path)):
+        return Path(value)
+    if kind not in (bool, int, float, Path) and isinstance(value, kind):
+        return value
+    raise _refusal(name, value, kind)
+
+
+def _refusal(name: str, value: Any, kind: Any) -> TypeError:
+    return TypeError(f"{name}={value!r} ({type(value).__name__}) is not allowed; give {_describe(kind)}")
+
+
+def _describe(kind: Any) -> str:
+    """`kind` in words."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(choice) for choice in inner)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if origin in (tuple, list):
+        if origin is list or inner[-1] is Ellipsis:
+            return f"a list, each {_describe(inner[0])}"
+        return f"a list of {len(inner)}: " + ", ".join(map(_describe, inner))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"a mapping to {_describe(inner[1])}"
+    if kind is Any:
+        return "anything"
+    return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))

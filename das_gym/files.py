@@ -1,0 +1,90 @@
+"""Files that are written whole or not at all: a temporary file beside the target takes its place at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to that takes the place of `path` when the block ends without an error.
+
+    For writers that want a file name; after an error `path` is as it was before. Missing folders are made.
+
+    Args:
+        path: The target.
+
+    Yields:
+        A hidden path in the same folder, ending in ".part".
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 1) -> None:
+    """Write `obj` to `path` as JSON, whole or not at all; floats read back bit for bit.
+
+    Args:
+        path: Where to.
+        obj: Plain values; numpy values are written as numbers and lists, paths as texts.
+        indent: Spaces a level; None writes one line, which is quicker.
+
+    Raises:
+        ValueError: `obj` holds a NaN or an infinity, which JSON does not know.
+        TypeError: `obj` holds something that is neither plain, numpy nor a path.
+    """
+    try:
+        text = json.dumps(obj, indent=indent, allow_nan=False, ensure_ascii=False, default=_plain)
+    except ValueError as error:
+        raise ValueError(f"cannot write {path}: {error}; write None for a number that is not finite") from error
+    except TypeError as error:
+        raise TypeError(f"cannot write {path}: {error}; use plain values, numpy arrays or paths") from error
+    write_text(path, text + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What is in the JSON file `path`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is not JSON; the message names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # JSON and UTF-8 errors both are
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it or write it again") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,62 @@
+"""Runs: folders `runs/<id>/`, the versions they record, and progress bars."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+import das_gym
+
+RUNS_DIR = "runs"
+LIBRARIES = ("torch", "transformers", "gymnasium", "stable_baselines3", "numpy", "sacred")
+
+
+def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
+    """The folder of run `run_id`.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists those that exist.
+    """
+    runs_dir = Path(runs_dir)
+    ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if run.parent.name.isdecimal())
+    if str(run_id) not in map(str, ids):
+        there = f"it holds runs {', '.join(map(str, ids))}" if ids else "it holds no runs"
+        raise FileNotFoundError(f"no run {run_id!r} in {runs_dir.absolute()}; {there}: give one of them, or runs_dir=...")
+    return runs_dir / str(run_id)
+
+
+def library_versions() -> dict[str, str]:
+    """Version of Python, of das_gym and of each of `LIBRARIES`; "not installed" where one is missing."""
+    versions = {"python": platform.python_version(), "das_gym": das_gym.__version__}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> tqdm:
+    """A progress bar on the terminal's own error stream, which Sacred does not capture.
+
+    Args:
+        total: Where it ends.
+        description: What goes on.
+        unit: What is counted.
+        initial: Where it starts.
+    """
+    stream = sys.__stderr__
+    calm = stream is None or not stream.isatty()  # a log file gets a line now and then
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        initial=initial,
+        file=stream,
+        mininterval=5.0 if calm else 0.1,
+        dynamic_ncols=not calm,
+    )

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from das_gym.config import build, check_names
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outer:
+    count: int
+    rate: float = 0.5
+    name: str = "a"
+    on: bool = False
+    size: str | int | None = None
+    root: Path | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+    mask: list[int] | None = None
+    names: tuple[str, ...] = ()
+    mode: Literal["fixed", "cycle"] = "fixed"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    inner: Inner = Inner()
+
+
+def test_values_become_what_the_fields_are():
+    config = build(
+        Outer,
+        {
+            "count": np.int64(3),
+            "rate": 1,
+            "root": "a/b",
+            "betas": [1, 0.5],
+            "mask": (0, 1),
+            "names": ["x"],
+            "kwargs": {"a": None},
+            "inner": {"rate": 2},
+        },
+    )
+    assert config == Outer(
+        3, 1.0, root=Path("a/b"), betas=(1.0, 0.5), mask=[0, 1], names=("x",), kwargs={"a": None}, inner=Inner(2.0)
+    )
+    assert type(config.count) is int
+    assert type(config.rate) is float
+    assert type(config.betas) is tuple
+
+
+@pytest.mark.parametrize("value", [None, "mini", 96])
+def test_a_value_of_a_union_stays_what_it_is(value):
+    assert build(Outer, {"count": 1, "size": value}).size == value
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"count": "four"}, "count='four' (str) is not allowed; give a whole number"),
+        ({"count": 4.0}, "count=4.0 (float) is not allowed; give a whole number"),
+        ({"count": True}, "count=True (bool) is not allowed; give a whole number"),
+        ({"rate": "1e-3x"}, "rate='1e-3x' (str) is not allowed; give a number"),
+        ({"on": 1}, "on=1 (int) is not allowed; give True or False"),
+        ({"name": 3}, "name=3 (int) is not allowed; give a text"),
+        ({"size": 1.5}, "size=1.5 (float) is not allowed; give a text or a whole number or None"),
+        ({"root": 3}, "root=3 (int) is not allowed; give a path or None"),
+        ({"betas": [1.0]}, "betas=[1.0] (list) is not allowed; give a list of 2: a number, a number"),
+        ({"mask": "0101"}, "mask='0101' (str) is not allowed; give a list, each a whole number or None"),
+        ({"names": ["a", 1]}, "names[1]=1 (int) is not allowed; give a text"),
+        ({"mode": "random"}, "mode='random' (str) is not allowed; give one of 'fixed', 'cycle'"),
+        ({"kwargs": [1]}, "kwargs=[1] (list) is not allowed; give a mapping to anything"),
+        ({"inner": 3}, "inner=3 (int) is not allowed; give Inner"),
+        ({"inner": {"rate": "x"}}, "rate='x' (str) is not allowed; give a number"),
+    ],
+)
+def test_a_wrong_type_is_refused_with_what_is_allowed(values, text):
+    with pytest.raises(TypeError) as error:
+        build(Outer, {"count": 1, **values})
+    assert str(error.value) == text
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one():
+    with pytest.raises(ValueError, match=r"unknown setting 'cuont'; did you mean 'count'\? known: count, rate, name"):
+        build(Outer, {"cuont": 1})
+    with pytest.raises(ValueError, match="unknown setting of inner, 'rat'; did you mean 'rate'"):
+        build(Outer, {"count": 1, "inner": {"rat": 1}})
+    with pytest.raises(ValueError, match=r"^unknown agent 'zzz'; known: bandit$"):
+        check_names(["zzz"], ["bandit"], "agent")
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(ValueError, match="setting 'count' is missing"):
+        build(Outer, {})

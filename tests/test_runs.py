@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import platform
+
+import gymnasium
+import pytest
+
+import das_gym
+from das_gym.experiment import RunError, RunsExperiment, run_folder
+from das_gym.runs import find_run, library_versions, progress
+
+
+@pytest.fixture
+def experiment():
+    ex = RunsExperiment("trial", save_git_info=False)
+    ex.add_config(seed=0, runs_dir="runs", resume=None, number=1, broken=False)
+    ex.add_named_config("two", {"number": 2})
+
+    @ex.main
+    def count(_run, number, broken, resume):
+        print("counting")
+        with progress(3, "bar") as bar:
+            for step in range(3):
+                bar.update()
+                _run.log_scalar("step", float(step), step)
+        if broken:
+            raise ValueError("images/7.png is broken; replace it")
+        return float(number)
+
+    return ex
+
+
+def status(folder):
+    return json.loads((folder / "run.json").read_text())["status"]
+
+
+def test_a_run_is_kept_in_its_folder(experiment, tmp_path):
+    run = experiment.run(config_updates={"runs_dir": str(tmp_path / "r")}, named_configs=["two"])
+    folder = run_folder(run)
+    assert folder == tmp_path / "r" / "1"
+    assert run.result == 2.0
+    assert status(folder) == "COMPLETED"
+    assert json.loads((folder / "config.json").read_text())["number"] == 2
+    assert json.loads((folder / "metrics.json").read_text())["step"]["values"] == [0.0, 1.0, 2.0]
+    assert (folder / "cout.txt").read_text() == "counting\n"  # and no progress bar
+    assert experiment.observers == []
+
+
+def test_a_mistake_is_told_without_a_traceback(experiment, tmp_path, capsys):
+    with pytest.raises(RunError, match=r"images/7.png is broken; replace it\n\(the whole trace is in .*run.json\)"):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True})
+    with pytest.raises(SystemExit) as end:
+        experiment.run_commandline(["trial", "with", f"runs_dir={tmp_path}", "broken=True"])
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert "RunError: images/7.png is broken; replace it" in error
+    assert "Traceback" not in error
+    assert status(tmp_path / "2") == "FAILED"
+    assert "Traceback" in "".join(json.loads((tmp_path / "2" / "run.json").read_text())["fail_trace"])
+
+
+def test_a_stopped_run_goes_on_in_its_folder_with_its_settings(experiment, tmp_path):
+    with pytest.raises(RunError):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True, "number": 5})
+    config = json.loads((tmp_path / "1" / "config.json").read_text())
+    (tmp_path / "1" / "config.json").write_text(json.dumps({**config, "broken": False}))
+    run = experiment.run(config_updates={"runs_dir": str(tmp_path), "resume": 1})
+    assert run.result == 5.0
+    assert run_folder(run) == tmp_path / "1"
+    assert status(tmp_path / "1") == "COMPLETED"
+    assert json.loads((tmp_path / "1" / "metrics.json").read_text())["step"]["steps"] == [0, 1, 2]
+
+
+def test_a_resumed_run_refuses_other_settings(experiment, tmp_path):
+    with pytest.raises(RunError):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True})
+    before = (tmp_path / "1" / "run.json").read_bytes()
+    resume = {"runs_dir": str(tmp_path), "resume": 1}
+    with pytest.raises(
+        RunError, match="run 1 was begun with number=1, so it cannot be resumed with number=3; leave number out"
+    ):
+        experiment.run(config_updates={**resume, "number": 3})
+    with pytest.raises(RunError, match="run 1 was begun with number=1, so it cannot be resumed with number=2"):
+        experiment.run(config_updates=resume, named_configs=["two"])
+    other = RunsExperiment("other", save_git_info=False)
+    other.add_config(seed=0, runs_dir="runs", resume=None)
+    other.main(lambda resume: 0.0)
+    with pytest.raises(
+        RunError, match="run 1 was begun by `python -m trial count`: resume it by that, not by `python -m other"
+    ):
+        other.run(config_updates=resume)
+    assert (tmp_path / "1" / "run.json").read_bytes() == before
+
+
+def test_a_complete_or_unknown_run_cannot_be_resumed(experiment, tmp_path):
+    with pytest.raises(RunError, match=r"no run 1 in .*it holds no runs"):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "resume": 1})
+    experiment.run(config_updates={"runs_dir": str(tmp_path)})
+    with pytest.raises(RunError, match="run 1 is complete, there is nothing to resume"):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "resume": 1})
+
+
+def test_ctrl_c_says_how_to_go_on(experiment, tmp_path, capsys):
+    @experiment.command
+    def interrupt(resume):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        experiment.run_commandline(["trial", "interrupt", "with", f"runs_dir={tmp_path}"])
+    assert end.value.code == 130
+    assert f"Go on with: python -m trial interrupt with resume=1 runs_dir={tmp_path}" in capsys.readouterr().err
+    assert status(tmp_path / "1") == "INTERRUPTED"
+
+
+def test_find_run_lists_what_there_is(tmp_path):
+    for name in ("2", "10", "1", "_sources", "7"):
+        (tmp_path / name).mkdir()
+        if name != "7":
+            (tmp_path / name / "run.json").write_text("{}")
+    assert find_run(tmp_path, 10) == tmp_path / "10"
+    assert find_run(tmp_path, "2") == tmp_path / "2"
+    with pytest.raises(
+        FileNotFoundError, match=r"no run 7 in .*; it holds runs 1, 2, 10: give one of them, or runs_dir=\.\.\."
+    ):
+        find_run(tmp_path, 7)
+    with pytest.raises(FileNotFoundError, match=r"no run 'x' in .*nowhere; it holds no runs"):
+        find_run(tmp_path / "nowhere", "x")
+
+
+def test_versions():
+    versions = library_versions()
+    names = {"python", "das_gym", "torch", "transformers", "gymnasium", "stable_baselines3", "numpy", "sacred"}
+    assert set(versions) == names
+    assert versions["python"] == platform.python_version()
+    assert versions["das_gym"] == das_gym.__version__
+    assert versions["gymnasium"] == gymnasium.__version__
