@@ -1,0 +1,30 @@
+"""Where das_gym keeps what it generates once and uses again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+CACHE_VARIABLE = "DAS_GYM_CACHE"
+"""The environment variable that moves the cache folder."""
+
+
+def cache_folder() -> Path:
+    """The cache folder, absolute; it need not exist yet.
+
+    Returns:
+        The folder named by the environment variable DAS_GYM_CACHE where that is set and not empty, else
+        the user's cache folder of the operating system, such as `~/.cache/das_gym`.
+
+    Raises:
+        ValueError: DAS_GYM_CACHE names something that is not a folder.
+    """
+    named = os.environ.get(CACHE_VARIABLE, "").strip()
+    if not named:
+        return platformdirs.user_cache_path("das_gym", appauthor=False)
+    folder = Path(named).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{CACHE_VARIABLE}={named} is a file; set it to a folder that das_gym may write to, or unset it")
+    return folder

@@ -1,0 +1,154 @@
+"""Scenes of coloured shapes: what the bundled Shapes data set draws and asks about.
+
+A scene is a handful of objects on a plain background. Everything else in Shapes (pictures,
+questions, captions, patch labels) is a function of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+IMAGE_SIZE = 96
+"""Side of a scene, in pixels."""
+
+COLORS = {
+    "red": (214, 40, 40),
+    "green": (46, 160, 67),
+    "blue": (38, 84, 214),
+    "yellow": (240, 205, 30),
+    "purple": (150, 50, 190),
+    "black": (30, 30, 30),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+
+MIN_OBJECTS, MAX_OBJECTS = 2, 5
+MIN_RADIUS, MAX_RADIUS = 9.0, 12.0
+MIN_GAP = 25.0
+"""Least distance between the centres of two objects, in pixels: at most corners ever touch."""
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One coloured shape. `x` grows to the right and `y` downwards, in pixels from the top left."""
+
+    color: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def name(self) -> str:
+        """How questions call it, such as `red circle`."""
+        return f"{self.color} {self.shape}"
+
+    def distance(self, other: SceneObject) -> float:
+        """Distance between the two centres, in pixels."""
+        return math.hypot(self.x - other.x, self.y - other.y)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects in drawing order on a background of one gray level (0..255)."""
+
+    objects: tuple[SceneObject, ...]
+    background: int
+
+    def matching(self, color: str | None = None, shape: str | None = None) -> tuple[SceneObject, ...]:
+        """The objects of that colour and shape; None matches any."""
+        return tuple(o for o in self.objects if color in (None, o.color) and shape in (None, o.shape))
+
+    def unique(self) -> tuple[SceneObject, ...]:
+        """The objects whose name no other object of the scene shares."""
+        names = [o.name for o in self.objects]
+        return tuple(o for o in self.objects if names.count(o.name) == 1)
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene of 2 to 5 objects that do not overlap.
+
+    Half of the objects after the first repeat the colour or the shape of an earlier one, so that
+    neither alone tells which object is meant.
+    """
+    count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
+    colors, shapes = list(COLORS), list(SHAPES)
+    objects: list[SceneObject] = []
+    while len(objects) < count:
+        color = colors[rng.integers(len(colors))]
+        shape = shapes[rng.integers(len(shapes))]
+        if objects and rng.random() < 0.5:
+            model = objects[rng.integers(len(objects))]
+            color, shape = (model.color, shape) if rng.random() < 0.5 else (color, model.shape)
+        radius = float(rng.uniform(MIN_RADIUS, MAX_RADIUS))
+        x, y = _free_place(rng, objects)
+        objects.append(SceneObject(color, shape, x, y, radius))
+    return Scene(tuple(objects), background=int(rng.integers(190, 250)))
+
+
+def _free_place(rng: np.random.Generator, objects: list[SceneObject]) -> tuple[float, float]:
+    """A centre at least MIN_GAP from every object; 96 x 96 pixels have room for five wherever four are, but for freak cases."""
+    margin = MAX_RADIUS + 1
+    while True:
+        x, y = rng.uniform(margin, IMAGE_SIZE - margin, size=2)
+        if all(math.hypot(x - o.x, y - o.y) >= MIN_GAP for o in objects):
+            return float(x), float(y)
+
+
+def _outline(item: SceneObject) -> list[tuple[float, float]]:
+    """Corners of every shape but the circle, in pixels."""
+    x, y, r = item.x, item.y, item.radius
+    if item.shape == "square":
+        s = 0.85 * r
+        return [(x - s, y - s), (x + s, y - s), (x + s, y + s), (x - s, y + s)]
+    if item.shape == "triangle":
+        return [(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)]
+    if item.shape == "star":
+        angles = [math.pi * (k / 5 - 0.5) for k in range(10)]
+        radii = [1.15 * r if k % 2 == 0 else 0.5 * r for k in range(10)]
+        return [(x + q * math.cos(a), y + q * math.sin(a)) for a, q in zip(angles, radii, strict=True)]
+    a, b = 0.35 * r, r
+    corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+    return [(x + dx, y + dy) for dx, dy in corners]
+
+
+def _paint(draw: ImageDraw.ImageDraw, item: SceneObject, fill: tuple[int, ...] | int) -> None:
+    if item.shape == "circle":
+        r = item.radius
+        draw.ellipse((item.x - r, item.y - r, item.x + r, item.y + r), fill=fill)
+    else:
+        draw.polygon(_outline(item), fill=fill)
+
+
+def render(scene: Scene) -> Image.Image:
+    """The picture of a scene: RGB, 96 x 96."""
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (scene.background,) * 3)
+    draw = ImageDraw.Draw(image)
+    for item in scene.objects:
+        _paint(draw, item, COLORS[item.color])
+    return image
+
+
+def patch_owners(scene: Scene, patch_size: int, min_share: float = 0.15) -> np.ndarray:
+    """Which object each patch shows.
+
+    Args:
+        scene: The scene.
+        patch_size: Side of a patch in pixels; must divide 96.
+        min_share: Least share of a patch (0..1) that an object must cover to own it.
+
+    Returns:
+        (n_patches,) int64 in raster order: an index into `scene.objects`, or -1 for background.
+    """
+    ids = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 0)
+    draw = ImageDraw.Draw(ids)
+    for index, item in enumerate(scene.objects):
+        _paint(draw, item, index + 1)
+    side = IMAGE_SIZE // patch_size
+    cells = np.asarray(ids).reshape(side, patch_size, side, patch_size)
+    numbers = np.arange(1, len(scene.objects) + 1).reshape(-1, 1, 1, 1, 1)
+    share = (cells[None] == numbers).mean(axis=(2, 4)).reshape(len(scene.objects), -1)
+    return np.where(share.max(axis=0) >= min_share, share.argmax(axis=0), -1)
