@@ -1,0 +1,195 @@
+"""What every vision-language model offers to the rest of das_gym."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Memo = Callable[[tuple, Callable[[], Any]], Any]
+"""`memo(key, compute)` returns what `compute()` returned the first time `key` was seen."""
+
+
+def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
+    """The memo that remembers nothing."""
+    del key
+    return compute()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One skippable unit: its name, the stream it updates and the stage it belongs to."""
+
+    name: str
+    stream: str
+    stage: int
+
+
+@dataclass(frozen=True)
+class State:
+    """What flows from stage to stage.
+
+    Attributes:
+        hidden: Per stream, (batch, tokens, hidden_size) float.
+        attend: Per stream, (batch, 1, 1, tokens) bool, True = a token to attend to; None = all.
+    """
+
+    hidden: Mapping[str, Tensor]
+    attend: Mapping[str, Tensor | None]
+
+    def with_hidden(self, hidden: Mapping[str, Tensor]) -> State:
+        """The same state with other hidden vectors."""
+        return replace(self, hidden=hidden)
+
+
+class SkippableLayer(nn.Module):
+    """A layer and the skip adapter that stands in for it; `settle` keeps one of the two for good."""
+
+    def __init__(self, layer: nn.Module, skip_adapter: nn.Module) -> None:
+        super().__init__()
+        self.layer: nn.Module | None = layer
+        self.skip_adapter: nn.Module | None = skip_adapter
+
+    def settle(self, skipped: bool) -> None:
+        """Remove the layer (skipped) or its skip adapter (kept)."""
+        if skipped:
+            self.layer = None
+        else:
+            self.skip_adapter = None
+
+    def chosen(self, skipped: bool) -> nn.Module:
+        """The module that runs.
+
+        Raises:
+            ValueError: that module was removed by `settle`.
+        """
+        module = self.skip_adapter if skipped else self.layer
+        if module is None:
+            removed, kept = ("skip adapter", "layer") if skipped else ("layer", "skip adapter")
+            raise ValueError(f"this {removed} was removed by settle(); only its {kept} is left: use the settled mask")
+        return module
+
+
+class VLP(nn.Module, ABC):
+    """A vision-language pre-trained model whose layers can be skipped.
+
+    `forward(batch, mask)` is `encode`, `begin`, one `advance` a stage, and `pool` in a row. Within a stage
+    every layer reads the state before the stage.
+
+    Attributes:
+        layers: The skippable layers, in mask order.
+        feature_size: Width of the pooled features.
+        settled_mask: The mask whose other choices were removed, or None while all are there.
+        tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
+    """
+
+    layers: tuple[Layer, ...]
+    feature_size: int
+    tunable: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settled_mask: np.ndarray | None = None
+        self.frozen = False
+
+    @abstractmethod
+    def encode(self, batch: Mapping[str, Tensor]) -> State:
+        """Encoder outputs: all that neither a mask nor a tunable parameter touches, so that it can be kept."""
+
+    @abstractmethod
+    def begin(self, encoded: State) -> State:
+        """Encoder outputs to the state before stage 0."""
+
+    @abstractmethod
+    def skippable(self, index: int) -> SkippableLayer:
+        """The module of layer `index`."""
+
+    @abstractmethod
+    def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
+        """New hidden vectors of the layer's stream.
+
+        Args:
+            index: Which layer, in mask order.
+            state: The state before the layer's stage.
+            skipped: Whether the skip adapter runs instead of the layer.
+            memo: Shares work between states that have a hidden tensor in common.
+            pooled_only: Compute the pooled token alone; allowed in the last stage.
+
+        Returns:
+            (batch, tokens, hidden_size), or (batch, 1, hidden_size) with `pooled_only`.
+        """
+
+    @abstractmethod
+    def pool(self, state: State) -> Tensor:
+        """(batch, feature_size) features that heads read, from the state after the last stage."""
+
+    @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """Layer indices of each stage."""
+        count = 1 + max(layer.stage for layer in self.layers)
+        return tuple(tuple(i for i, layer in enumerate(self.layers) if layer.stage == stage) for stage in range(count))
+
+    def advance(self, state: State, stage: int, mask: Sequence[bool] | np.ndarray) -> State:
+        """The state after `stage` under `mask` ((n_layers,) bool, True = skipped)."""
+        last = stage == len(self.stages) - 1
+        hidden = dict(state.hidden)
+        for index in self.stages[stage]:
+            hidden[self.layers[index].stream] = self.run_layer(index, state, bool(mask[index]), pooled_only=last)
+        return state.with_hidden(hidden)
+
+    def forward(self, batch: Mapping[str, Tensor], mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
+        """Pooled features, (batch, feature_size), of the subnet under `mask` (None = nothing skipped)."""
+        return self.forward_encoded(self.encode(batch), mask)
+
+    def forward_encoded(self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
+        """As `forward`, from encoder outputs."""
+        mask = self.check_mask(mask)
+        state = self.begin(encoded)
+        for stage in range(len(self.stages)):
+            state = self.advance(state, stage, mask)
+        return self.pool(state)
+
+    def check_mask(self, mask: Sequence[bool] | np.ndarray | None) -> np.ndarray:
+        """The mask as an array; None means the settled mask, or nothing skipped.
+
+        Raises:
+            ValueError: the mask does not have one entry a layer.
+        """
+        if mask is None:
+            return self.settled_mask if self.settled_mask is not None else np.zeros(len(self.layers), bool)
+        array = np.asarray(mask, dtype=bool)
+        if array.shape != (len(self.layers),):
+            raise ValueError(f"mask of shape {array.shape}: this model has {len(self.layers)} layers, give one bool each")
+        return array
+
+    def settle(self, mask: Sequence[bool] | np.ndarray) -> None:
+        """Remove skipped layers, and the skip adapters of kept ones: the model really is smaller."""
+        array = self.check_mask(mask)
+        for index, skipped in enumerate(array):
+            self.skippable(index).settle(bool(skipped))
+        self.settled_mask = array
+
+    def freeze(self) -> None:
+        """Freeze every parameter that is not tunable, and stay in eval mode from now on."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(any(part in name for part in self.tunable))
+        self.frozen = True
+        self.eval()
+
+    def train(self, mode: bool = True) -> VLP:
+        """As in torch, except that a frozen model stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
+    def tunable_state(self) -> dict[str, Tensor]:
+        """The tunable parameters by name: all that an adaptation has to keep."""
+        return {name: p for name, p in self.named_parameters() if any(part in name for part in self.tunable)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.parameters()).device

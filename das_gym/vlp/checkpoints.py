@@ -1,0 +1,297 @@
+"""Checkpoints to models and back: official METER and ViLT files, transformers' ViLT folders, and our own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from das_gym.vlp.base import VLP
+from das_gym.vlp.derived import derive
+from das_gym.vlp.meter import METER, METERConfig
+from das_gym.vlp.names import FORMATS, HEADS, SEARCH, Format
+from das_gym.vlp.sizes import MODELS, infer_config
+from das_gym.vlp.tensor_files import TensorFile, read_tensors, write_folder, write_tensors
+from das_gym.vlp.vilt import ViLT
+
+Heads = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass
+class LoadReport:
+    """What became of every name.
+
+    Attributes:
+        path: The file or folder.
+        title: What it was taken for.
+        missing: Our parameters (and heads asked for) that it lacks; parameters start as the reference starts them.
+        derived: Tensors that were computed from others of the file, each with how.
+        unused: Its tensors that the reference never uses either.
+        unknown: Its tensors that have no place in the model.
+    """
+
+    path: Path
+    title: str
+    missing: list[str] = field(default_factory=list)
+    derived: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """One line a group; names that differ in a number, or in weight and bias, are written once."""
+        lines = [f"{self.path}: {self.title}"]
+        for what in ("missing", "derived", "unused", "unknown"):
+            names: list[str] = getattr(self, what)
+            short = dict.fromkeys(
+                re.sub(r"\.\d+\.|\.(?:weight|bias)$", lambda m: ".*." if m[0][1:2].isdigit() else ".*", n) for n in names
+            )
+            lines.append(f"{what} ({len(names)}): {', '.join(short) or '-'}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint's content.
+
+    Attributes:
+        vlp: The model, float32, in eval mode, on the CPU, not frozen yet.
+        heads: Tensors of each head by the head's name (`vqa_classifier`, `nlvr2_classifier`, `rank_output`,
+            `itm_score`, `mlm_score`, ...), named as in the head itself.
+        search: What a DAS search left: `das_gate` (n_layers,), `skip_num` (1,); empty otherwise.
+        report: What became of every name.
+    """
+
+    vlp: METER | ViLT
+    heads: dict[str, dict[str, Tensor]]
+    search: dict[str, Tensor]
+    report: LoadReport
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    heads: Sequence[str] = (),
+    generator: torch.Generator | None = None,
+    **settings: Any,
+) -> Loaded:
+    """Load a checkpoint of any known kind; sizes come from the shapes of its tensors.
+
+    Args:
+        path: METER's or ViLT's `.ckpt`, a transformers ViLT folder, or our own folder or `.safetensors` file.
+        image_size: Side of the images to come, in pixels; None = as in the file. METER's position embeddings are
+            resized here (bicubic), ViLT resizes its own as it runs.
+        heads: Heads that the caller needs; those that the file lacks are reported as missing.
+        generator: Draws the adapters that a pre-training checkpoint lacks; None = torch's global one.
+        **settings: Config fields that shapes do not tell: `num_heads`, `text_heads`, `vision_heads`, `dropout`.
+            Heads are taken to be 64 wide where a width is 512 or more (and in CLIP); smaller models need them.
+
+    Raises:
+        FileNotFoundError: nothing to load there.
+        ValueError: a file that is damaged, of no known kind, or incomplete; a shape that does not fit; a wrong setting.
+    """
+    return assemble(read_tensors(path), image_size=image_size, heads=heads, generator=generator, settings=settings)
+
+
+def load_vlp(path: str | Path, **settings: Any) -> METER | ViLT:
+    """The model of a checkpoint alone; see `load_checkpoint`."""
+    return load_checkpoint(path, **settings).vlp
+
+
+def save_checkpoint(
+    path: str | Path,
+    vlp: VLP,
+    heads: Heads | None = None,
+    files: Mapping[str, str] | None = None,
+    search: Mapping[str, Tensor] | None = None,
+    leave_out: Sequence[str] = (),
+) -> None:
+    """Write a model, whole or not at all.
+
+    Args:
+        path: A folder, or a file that ends in `.safetensors`. A folder holds config.json and model.safetensors.
+        vlp: METER or ViLT, settled or not.
+        heads: Tensors of each head by the head's name, for example `{"vqa_classifier": head.state_dict()}`.
+        files: More text files for the folder, for example `{"tokenizer.json": ...}`.
+        search: As `Loaded.search`.
+        leave_out: Names of parameters to leave out; they count as missing when the file is loaded.
+
+    Raises:
+        TypeError: the model is neither METER nor ViLT.
+        ValueError: `files` for a single file.
+        FileExistsError: the folder exists and is no checkpoint.
+    """
+    path = Path(path).expanduser()
+    name = next((name for name, (model, _) in MODELS.items() if isinstance(vlp, model)), None)
+    if name is None or not isinstance(vlp, METER | ViLT):
+        raise TypeError(f"a {type(vlp).__name__} cannot be saved; give one of {', '.join(MODELS)}")
+    config: dict[str, Any] = {"model": name, "config": dataclasses.asdict(vlp.config)}
+    if vlp.settled_mask is not None:
+        config["settled_mask"] = vlp.settled_mask.tolist()
+    tensors = {key: tensor for key, tensor in vlp.state_dict().items() if key not in set(leave_out)}
+    for head, parts in (heads or {}).items():
+        tensors.update({f"{HEADS}{head}.{key}": tensor for key, tensor in parts.items()})
+    tensors.update({f"{SEARCH}{key}": tensor for key, tensor in (search or {}).items()})
+    if path.suffix == ".safetensors":
+        if files:
+            raise ValueError(f"{path} is one file and cannot hold {', '.join(files)}; give a folder instead")
+        write_tensors(path, tensors, config)
+        return
+
+    def fill(folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for file, text in (files or {}).items():
+            (folder / file).write_text(text, encoding="utf-8")
+        write_tensors(folder / "model.safetensors", tensors, config)
+
+    write_folder(path, fill)
+
+
+def assemble(
+    file: TensorFile,
+    *,
+    image_size: int | None = None,
+    heads: Sequence[str] = (),
+    generator: torch.Generator | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Loaded:
+    """The second half of `load_checkpoint`: from tensors (which it takes out of `file`) to a model."""
+    form = _recognise(file)
+    report = LoadReport(file.path, form.title)
+    config = infer_config(file, form, image_size, settings or {})
+    named, sources = _rename(file, form, report)
+    found_heads = _take_heads(named)
+    search = {name.removeprefix(SEARCH): named.pop(name) for name in list(named) if name.startswith(SEARCH)}
+    report.derived += derive(named, found_heads, config)
+    with torch.device("meta"):
+        vlp: METER | ViLT = METER(config) if isinstance(config, METERConfig) else ViLT(config)
+    if file.config.get("settled_mask") is not None:
+        vlp.settle(np.asarray(file.config["settled_mask"], dtype=bool))
+    _fill(vlp, named, sources, generator, report)
+    report.missing += [head for head in heads if head not in found_heads]
+    return Loaded(vlp.eval(), found_heads, search, report)
+
+
+def _recognise(file: TensorFile) -> Format:
+    """The format of the file.
+
+    Raises:
+        ValueError: none is known.
+    """
+    if "model" in file.config:
+        model, config = file.config["model"], file.config.get("config")
+        if model not in MODELS or not isinstance(config, dict):
+            raise ValueError(
+                f"{file.path} holds the model {model!r} with the config {config}; known are {', '.join(MODELS)}"
+            )
+        return Format("das_gym checkpoint", model, (), ((r"(.+)", r"\1"),), lambda _: dict(config))
+    for form in FORMATS:
+        names = {name.removeprefix(form.prefix) for name in file.tensors}
+        if names.issuperset(form.marks):
+            return form
+    first = ", ".join(list(file.tensors)[:3])
+    raise ValueError(
+        f"{file.path} is of no known kind (its tensors: {first}, ...); known are METER with a CLIP-ViT image encoder, "
+        "ViLT, transformers' ViLT with its config.json, and our own"
+    )
+
+
+def _rename(file: TensorFile, form: Format, report: LoadReport) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors under our names, taken out of the file, and the file's name for each of ours."""
+    named: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    for name in list(file.tensors):
+        tensor = file.tensors.pop(name)
+        ours = form.our_names(name)
+        if ours is None:
+            report.unknown.append(name)
+        elif not ours or ours[0] in named:
+            report.unused.append(name)
+        elif len(ours) == 1:
+            named[ours[0]] = tensor
+        elif tensor.shape[0] % len(ours):
+            raise ValueError(
+                f"{file.path}: {name} of shape {tuple(tensor.shape)} cannot be split into {len(ours)} equal parts"
+            )
+        else:
+            named.update(zip(ours, (part.clone() for part in tensor.chunk(len(ours))), strict=True))
+        sources.update(dict.fromkeys(ours or (), name))
+    return named, sources
+
+
+def _take_heads(named: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Take the heads' tensors out, by head and by name in the head."""
+    heads: dict[str, dict[str, Tensor]] = {}
+    for name in [name for name in named if name.startswith(HEADS)]:
+        head, _, part = name.removeprefix(HEADS).partition(".")
+        heads.setdefault(head, {})[part] = named.pop(name).float()
+    return heads
+
+
+def _fill(
+    vlp: METER | ViLT,
+    named: dict[str, Tensor],
+    sources: Mapping[str, str],
+    generator: torch.Generator | None,
+    report: LoadReport,
+) -> None:
+    """Give a model on the meta device its parameters and buffers.
+
+    Raises:
+        ValueError: a shape does not fit, or a frozen parameter is missing.
+    """
+    expected = vlp.state_dict()
+    device = next(iter(named.values())).device if named else torch.device("cpu")
+    report.unknown += [sources.get(name, name) for name in named if name not in expected]
+    state, frozen = {}, []
+    for name, wanted in expected.items():
+        tensor = named.pop(name, None)
+        if tensor is None:
+            report.missing.append(name)
+            if not any(part in name for part in vlp.tunable):
+                frozen.append(name)
+            state[name] = torch.empty(0)
+            continue
+        source = sources.get(name, name)
+        if tensor.shape != wanted.shape or not tensor.is_floating_point():
+            raise ValueError(
+                f"{report.path}: {source} is {tuple(tensor.shape)} {tensor.dtype}, but the model's {name} is "
+                f"{tuple(wanted.shape)} floating point"
+            )
+        state[name] = tensor.float()
+    if frozen:
+        some = ", ".join(frozen[:5]) + (", ..." if len(frozen) > 5 else "")
+        raise ValueError(f"{report.path} lacks {len(frozen)} frozen parameters ({some}); it is not a whole {report.title}")
+    for name in report.missing:
+        state[name] = _initial(name, expected[name].shape, generator, device)
+    vlp.load_state_dict(state, assign=True)
+    _restore_buffers(vlp, device)
+
+
+def _initial(name: str, shape: torch.Size, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """A parameter as the reference starts it: N(0, 0.02), biases 0, LayerNorm weights 1."""
+    if name.endswith(".bias"):
+        return torch.zeros(shape, device=device)
+    if name.endswith(".norm.weight"):
+        return torch.ones(shape, device=device)
+    if device.type == "meta":
+        return torch.empty(shape, device=device)
+    return torch.empty(shape, device=device).normal_(std=0.02, generator=generator)
+
+
+def _restore_buffers(vlp: VLP, device: torch.device) -> None:
+    """Position and type ids of transformers' embeddings, which no checkpoint has to hold."""
+    for name, buffer in list(vlp.named_buffers()):
+        owner, _, key = name.rpartition(".")
+        ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape).clone()
+        vlp.get_submodule(owner).register_buffer(
+            key, torch.zeros_like(ids) if key == "token_type_ids" else ids, persistent=False
+        )

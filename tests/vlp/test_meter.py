@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from das_gym.vlp import METERConfig
+from das_gym.vlp.names import HEADS, METER_FORMAT
+from tests.vlp import golden_cases as golden
+
+
+@pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval", "matching"])
+def test_numbers_under_every_mask(task, dtype):
+    case = golden.Recorded("meter", dtype)
+    assert len(case.masks) == 24
+    getattr(case, f"check_{task}")()
+
+
+@pytest.mark.parametrize("which", ["none", "mix"])
+def test_hidden_states(which):
+    case, tensors = golden.Recorded("meter", torch.float32), golden.tensors("meter")
+    mask = [which == "mix" and i in (0, 1, 6, 7) for i in range(12)]
+    real = case.given("text_masks").bool()
+    batch = {"image": case.given("image"), "input_ids": case.given("text_ids"), "attention_mask": case.given("text_masks")}
+    with torch.no_grad():
+        encoded = case.vlp.encode(batch)
+        states = golden.run_full(case.vlp, case.vlp.begin(encoded), mask)
+        short = case.vlp.forward_encoded(encoded, mask)
+        torch.testing.assert_close(case.vlp.pool(states[-1]), short, atol=2e-6, rtol=0)
+    if which == "none":
+        text, image = tensors["tap/none/text_transform_out"], tensors["tap/none/image_transform_out"]
+        torch.testing.assert_close(encoded.hidden["text"][real], text[real], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoded.hidden["image"], image, atol=1e-5, rtol=1e-5)
+    for depth, state in enumerate(states[1:]):
+        for stream, rows in (("text", real), ("image", slice(None))):
+            expected = tensors[f"tap/{which}/{stream}_after_{depth}"]
+            torch.testing.assert_close(state.hidden[stream][rows], expected[rows], atol=2e-5, rtol=1e-5)
+
+
+def test_encoder_outputs():
+    case, tensors = golden.Recorded("meter", torch.float32), golden.tensors("meter")
+    real = case.given("text_masks").bool()
+    with torch.no_grad():
+        text = case.vlp.text_encoder(case.given("text_ids"), attention_mask=case.given("text_masks")).last_hidden_state
+        embeddings = case.vlp.text_encoder.embeddings(case.given("text_ids"))
+        image = case.vlp.image_encoder.post_layernorm(case.vlp.image_encoder(case.given("image")).last_hidden_state)
+    torch.testing.assert_close(embeddings[real], tensors["tap/none/text_embeddings"][real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(text[real], tensors["tap/none/text_encoder_out"][real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(image, tensors["tap/none/vit_out"], atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_what_the_reference_trains():
+    recorded = json.loads((golden.GOLDEN / "meter_grad_norms.json").read_text())
+    vlp, head = golden.vqa_gradients("meter", recorded["skip"])
+    found = {name: p.grad for name, p in vlp.named_parameters() if p.grad is not None} | head
+    names = {theirs: METER_FORMAT.our_names(theirs)[0].removeprefix(HEADS) for theirs in recorded["l2"]}
+    assert found.keys() == set(names.values())
+    for theirs, norm in recorded["l2"].items():
+        assert float(found[names[theirs]].norm()) == pytest.approx(norm, rel=1e-4), theirs
+    for key, expected in golden.tensors("meter").items():
+        if key.startswith("grad/"):
+            name = METER_FORMAT.our_names(key.removeprefix("grad/"))[0].removeprefix(HEADS)
+            torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "irtr"])
+def test_trainable_parameters(task):
+    vlp = golden.fresh("meter")
+    vlp.freeze()
+    ours = {name for name, p in vlp.named_parameters() if p.requires_grad}
+    mapped = {METER_FORMAT.our_names(name)[0] for name in golden.trainable("meter", task)}
+    assert ours == {name for name in mapped if not name.startswith(HEADS)}
+    assert ours == set(vlp.tunable_state())
+
+
+def test_both_streams_read_the_state_before_the_stage():
+    vlp, generator = golden.loaded("meter").vlp, torch.Generator().manual_seed(0)
+    case = golden.Recorded("meter", torch.float32)
+    batch = {"image": case.given("image"), "input_ids": case.given("text_ids"), "attention_mask": case.given("text_masks")}
+    with torch.no_grad():
+        state = vlp.begin(vlp.encode(batch))
+        other = state.with_hidden({**state.hidden, "text": torch.randn(state.hidden["text"].shape, generator=generator)})
+        after, changed = vlp.advance(state, 0, [False] * 12), vlp.advance(state, 0, [True] * 6 + [False] * 6)
+        assert torch.equal(after.hidden["image"], changed.hidden["image"])
+        assert not torch.equal(after.hidden["image"], vlp.advance(other, 0, [False] * 12).hidden["image"])
+
+
+def test_config_errors():
+    with pytest.raises(ValueError, match="image_size=100 is not a multiple of patch_size=16"):
+        METERConfig(image_size=100)
+    with pytest.raises(ValueError, match="vision_width=100 cannot be split over 12 heads"):
+        METERConfig(vision_width=100)
