@@ -1,0 +1,134 @@
+"""Adaptation files: what training adds to a frozen model, and nothing else.
+
+A supernet (adapters of every layer, trained over random masks) and a fine-tuned subnet (adapters of
+one mask) are both such a file: tunable parameters and head as safetensors, the rest as its metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from das_gym.files import write_bytes
+from das_gym.vlp.base import VLP
+
+FORMAT = "das_gym adaptation 1"
+
+
+def fingerprint(vlp: VLP) -> str:
+    """16 hex digits that change with any frozen parameter; take it before `settle` removes some."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(vlp.named_parameters()):
+        if not any(part in name for part in vlp.tunable):
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Trained parameters for a frozen model.
+
+    Attributes:
+        tensors: `vlp.<name>` and `head.<name>` to tensor.
+        task: Name of the task.
+        answers: The answer vocabulary, in the order of the head's logits; empty if the task has none.
+        base: `fingerprint` of the model it was trained on.
+        mask: The mask it was trained for, 0 or 1 a layer; None for a supernet.
+        info: How it was made: plain JSON values.
+    """
+
+    tensors: Mapping[str, Tensor]
+    task: str
+    answers: tuple[str, ...]
+    base: str
+    mask: tuple[int, ...] | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
+        """What `vlp` and `head` hold now."""
+        tensors = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
+        tensors |= {f"head.{name}": p for name, p in head.named_parameters()}
+        mask = None if vlp.settled_mask is None else tuple(vlp.settled_mask.astype(int).tolist())
+        detached = {name: t.detach().cpu().clone() for name, t in tensors.items()}
+        return cls(tensors=detached, mask=mask, **fields)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all."""
+        from safetensors.torch import save
+
+        described = {
+            "format": FORMAT,
+            "task": self.task,
+            "answers": list(self.answers),
+            "base": self.base,
+            "mask": self.mask,
+            "info": dict(self.info),
+        }
+        write_bytes(Path(path), save(dict(self.tensors), metadata={"das_gym": json.dumps(described)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Adaptation:
+        """Read a file that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged or is something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such adaptation file; `python -m adapt supernet` or `python -m adapt` writes one")
+        try:
+            with safe_open(path, "pt") as file:
+                described = json.loads((file.metadata() or {}).get("das_gym", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, json.JSONDecodeError, OSError) as error:
+            raise ValueError(f"{path} is not a whole safetensors file ({error}); write it again") from error
+        if described.get("format") != FORMAT:
+            raise ValueError(f"{path} is not an adaptation file of das_gym (format {described.get('format')!r}, not {FORMAT!r})")
+        mask = described["mask"]
+        return cls(
+            tensors=tensors,
+            task=described["task"],
+            answers=tuple(described["answers"]),
+            base=described["base"],
+            mask=None if mask is None else tuple(mask),
+            info=described["info"],
+        )
+
+    def apply(self, vlp: VLP, head: nn.Module, base: str) -> None:
+        """Put the parameters into a model with fingerprint `base`; a subnet's mask is settled.
+
+        Raises:
+            ValueError: trained on another model, or parameters that do not fit.
+        """
+        if base != self.base:
+            raise ValueError(
+                f"this adaptation was trained on a model with fingerprint {self.base}, the loaded one has {base}: "
+                "use the checkpoint (and image size) it was trained on, or train it anew"
+            )
+        if self.mask is not None:
+            vlp.settle(np.array(self.mask, dtype=bool))
+        wanted = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
+        wanted |= {f"head.{name}": p for name, p in head.named_parameters()}
+        if wanted.keys() != self.tensors.keys():
+            odd = sorted(wanted.keys() ^ self.tensors.keys())
+            raise ValueError(f"parameters of the adaptation and of the model differ: {', '.join(odd[:5])} ({len(odd)} in all)")
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                if parameter.shape != self.tensors[name].shape:
+                    raise ValueError(
+                        f"{name} has shape {tuple(self.tensors[name].shape)} in the adaptation, {tuple(parameter.shape)} in the model"
+                    )
+                parameter.copy_(self.tensors[name])

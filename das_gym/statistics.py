@@ -1,0 +1,173 @@
+"""Layer statistics of a frozen VLP, by name: what an agent observes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from das_gym.costs import Costs
+from das_gym.evaluation.engine import Evaluator
+from das_gym.vlp.base import State
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How much each layer changes what passes through it, averaged over examples.
+
+    Attributes:
+        influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token, 0..2.
+        influence_tokens: (n_layers,) the same, averaged over real tokens.
+        residual_norm: (n_layers,) |h_out - h_in| / |h_in|, averaged over real tokens.
+    """
+
+    influence_pooled: np.ndarray
+    influence_tokens: np.ndarray
+    residual_norm: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All that a statistic is computed from: one model on one set of examples."""
+
+    evaluator: Evaluator
+    costs: Costs
+    examples: Sequence[Any]
+    activity: Activity
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number per layer.
+
+    Attributes:
+        name: How it is asked for.
+        formula: What it is, in a line.
+        low, high: Its bounds; values beyond are clipped to them.
+        compute: (n_layers,) float values from the measurements. Every statistic is deterministic.
+    """
+
+    name: str
+    formula: str
+    low: float
+    high: float
+    compute: Callable[[Measurements], np.ndarray]
+
+
+@torch.inference_mode()
+def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
+    """Run the unskipped model on the examples and watch every layer."""
+    vlp = evaluator.vlp
+    totals = np.zeros((3, len(vlp.layers)))
+    for start in range(0, len(examples), evaluator.batch_size):
+        chunk = examples[start : start + evaluator.batch_size]
+        state = vlp.begin(evaluator.encoder(chunk))
+        for stage in vlp.stages:
+            outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
+            for index in stage:
+                totals[:, index] += _changes(state, outputs, vlp.layers[index].stream)
+            state = state.with_hidden({**state.hidden, **outputs})
+    return Activity(*(totals / len(examples)))
+
+
+def _changes(state: State, outputs: dict[str, Tensor], stream: str) -> tuple[float, float, float]:
+    """The three numbers of `Activity` for one layer, summed over the batch."""
+    before, after = state.hidden[stream].double(), outputs[stream].double()
+    attend = state.attend[stream]
+    real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, 0].double()
+    influence = 1 - torch.cosine_similarity(before, after, dim=-1)
+    residual = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
+    tokens = real.sum(dim=1)
+    return (
+        float(influence[:, 0].sum()),
+        float(((influence * real).sum(dim=1) / tokens).sum()),
+        float(((residual * real).sum(dim=1) / tokens).sum()),
+    )
+
+
+def leave_one_out(measurements: Measurements) -> np.ndarray:
+    """(n_layers,) loss with that layer alone skipped, minus the loss of the unskipped model, in nats."""
+    count = len(measurements.evaluator.vlp.layers)
+    masks = np.concatenate((np.zeros((1, count), bool), np.eye(count, dtype=bool)))
+    losses = measurements.evaluator.losses(masks, measurements.examples)
+    return losses[1:] - losses[0]
+
+
+def _stream(measurements: Measurements) -> np.ndarray:
+    layers = measurements.evaluator.vlp.layers
+    streams = sorted({layer.stream for layer in layers}, reverse=True)
+    return np.array([streams.index(layer.stream) for layer in layers], dtype=float)
+
+
+def _depth(measurements: Measurements) -> np.ndarray:
+    vlp = measurements.evaluator.vlp
+    return np.array([layer.stage / max(len(vlp.stages) - 1, 1) for layer in vlp.layers])
+
+
+STATISTICS: dict[str, Statistic] = {
+    statistic.name: statistic
+    for statistic in (
+        Statistic("stream", "0 for the text (or only) stream, 1 for the image stream", 0, 1, _stream),
+        Statistic("depth", "stage / (number of stages - 1)", 0, 1, _depth),
+        Statistic("macs_share", "MACs of the layer / MACs of the model", 0, 1, lambda m: m.costs.layer_macs / m.costs.macs_full),
+        Statistic(
+            "parameters_share",
+            "parameters of the layer / parameters of the model",
+            0,
+            1,
+            lambda m: m.costs.layer_parameters / m.costs.parameters_full,
+        ),
+        Statistic(
+            "block_influence_pooled",
+            "1 - E cos(h_in, h_out) at the pooled token (ShortGPT, arXiv 2403.03853)",
+            0,
+            2,
+            lambda m: m.activity.influence_pooled,
+        ),
+        Statistic(
+            "block_influence_tokens",
+            "1 - E cos(h_in, h_out) over real tokens (ShortGPT, arXiv 2403.03853)",
+            0,
+            2,
+            lambda m: m.activity.influence_tokens,
+        ),
+        Statistic(
+            "residual_norm",
+            "E |h_out - h_in| / |h_in| over real tokens (EvoPress, arXiv 2410.14649)",
+            0,
+            100,
+            lambda m: m.activity.residual_norm,
+        ),
+        Statistic(
+            "leave_one_out",
+            "loss with the layer alone skipped - loss of the unskipped model, nats (SLEB, arXiv 2402.09025)",
+            -100,
+            100,
+            leave_one_out,
+        ),
+    )
+}
+"""Every layer statistic by name, in the order of the default observation."""
+
+
+def check_statistics(names: Iterable[str]) -> tuple[Statistic, ...]:
+    """The statistics of those names.
+
+    Raises:
+        ValueError: an unknown name, or none at all.
+    """
+    names = tuple(names)
+    unknown = [name for name in names if name not in STATISTICS]
+    if unknown or not names:
+        raise ValueError(f"statistics={names}: choose one or more of {', '.join(STATISTICS)}")
+    return tuple(STATISTICS[name] for name in names)
+
+
+def compute_statistics(statistics: Sequence[Statistic], measurements: Measurements) -> np.ndarray:
+    """(n_layers, n_statistics) float32 within the bounds of each statistic."""
+    columns = [np.clip(np.nan_to_num(s.compute(measurements)), s.low, s.high) for s in statistics]
+    return np.stack(columns, axis=1).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Downstream tasks: head, loss, metric."""
