@@ -1,0 +1,178 @@
+"""Search which layers a task does not need.
+
+    python -m agents                                                the paper's bandit, 4 of METER's layers, the bundled task
+    python -m agents with meter_vqa bandit skip_num=4 seed=1        the same, spelt out, with another seed
+    python -m agents with random evaluations=100                    random search
+    python -m agents with agent_kwargs.learning_rate=10             a setting of the agent
+    python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
+    python -m agents with resume=3                                  go on with run 3, which was stopped
+
+A run is kept in runs/<id>/: the found mask in search.json, its turns in search_history.json and skip_probabilities.png.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.plots import plot_skip_probabilities
+from agents.record import RECORD, SearchResult, Turn
+from agents.search import SearchConfig, search
+from das_gym.config import build
+from das_gym.experiment import Run, RunsExperiment, run_folder
+from das_gym.runs import RUNS_DIR, progress
+
+PICTURE = "skip_probabilities.png"
+ENV_SETTINGS = ("size", "checkpoint", "supernet", "data_root", "tokenizer", "device")
+
+
+@dataclass(frozen=True)
+class Settings(SearchConfig):
+    """The settings of `python -m agents`: those of a search, where its run goes, and what the environment loads.
+
+    Attributes:
+        runs_dir: Folder of all runs.
+        resume: Id of a stopped run to go on with, or None.
+        size: Here and below: the setting of the environment of that name, None = its default.
+        checkpoint: Path of pre-trained weights.
+        supernet: Path of a supernet.
+        data_root: Folder of the data.
+        tokenizer: Folder of the tokenizer.
+        device: Where to compute.
+    """
+
+    runs_dir: str = RUNS_DIR
+    resume: int | None = None
+    size: str | None = None
+    checkpoint: str | None = None
+    supernet: str | None = None
+    data_root: str | None = None
+    tokenizer: str | None = None
+    device: str | None = None
+
+    def search_config(self) -> SearchConfig:
+        """The search that they ask for.
+
+        Raises:
+            ValueError: a setting of the environment that is given twice.
+        """
+        env_kwargs = dict(self.env_kwargs)
+        for name in ENV_SETTINGS:
+            value = getattr(self, name)
+            if value is not None and name in env_kwargs:
+                raise ValueError(f"{name}={value} is given, and env_kwargs.{name}={env_kwargs[name]} too; give one of them")
+            if value is not None:
+                env_kwargs[name] = value
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
+        return SearchConfig(**{**fields, "env_kwargs": env_kwargs})
+
+
+ex = RunsExperiment("agents", save_git_info=False)  # git refuses folders of other owners; the sources are kept anyway
+ex.add_config(dataclasses.asdict(Settings()))
+ex.add_named_config("meter_vqa", {"env_id": "DAS-METER-VQA-v0"})
+ex.add_named_config("bandit", {"agent": "bandit"})
+ex.add_named_config("random", {"agent": "random"})
+
+
+@ex.config_hook
+def check(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
+    """Refuse wrong settings before a run begins."""
+    del command_name, logger
+    build(Settings, config).search_config()
+    return {}
+
+
+@ex.main
+def search_mask(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any) -> float | None:
+    """Search a mask; the reward of the mask found is the result."""
+    del env_kwargs, agent_kwargs  # named so that Sacred lets them hold keys of their own
+    settings = build(Settings, _config)
+    config = settings.search_config()
+    folder = run_folder(_run)
+    log = _Log(_run, config.evaluations)
+    try:
+        result = search(config, folder, on_turn=log, resume=settings.resume is not None)
+    finally:
+        log.bar.close()
+    if folder is not None:
+        if result.skip_probabilities is not None:
+            probabilities = np.array([turn.skip_probabilities for turn in result.history])
+            title = f"{config.agent}, {config.env_id}, seed {config.seed}"
+            plot_skip_probabilities(folder / PICTURE, probabilities, result.layer_names, np.array(result.mask, bool), title)
+            _run.add_artifact(folder / PICTURE)
+        _run.add_artifact(folder / RECORD)
+    print(summary(result, folder))
+    return result.reward
+
+
+class _Log:
+    """Sends every turn to Sacred and to the progress bar."""
+
+    def __init__(self, run: Run, evaluations: int) -> None:
+        self.run = run
+        self.bar = progress(evaluations, "searching", unit="mask")
+        self.best: float | None = None
+
+    def __call__(self, turn: Turn, layer_names: Sequence[str]) -> None:
+        self.best = max((reward for reward in (self.best, *turn.rewards) if reward is not None), default=None)
+        scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
+        scalars["macs_saved"] = _mean(turn.macs_saved)
+        self.bar.update(len(turn.masks))
+        if self.best is not None:
+            self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
+        for name, p in zip(layer_names, turn.skip_probabilities or (), strict=False):
+            scalars[f"skip_probability.{name}"] = p
+        for name, value in scalars.items():
+            if value is not None:
+                self.run.log_scalar(name, value, self.bar.n)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the finite ones."""
+    finite = [value for value in values if value is not None]
+    return float(np.mean(finite)) if finite else None
+
+
+def summary(result: SearchResult, folder: Path | None) -> str:
+    """What a search found, in a few lines for a person."""
+
+    def shown(value: float | None) -> str:
+        return "not finite" if value is None else f"{value:.4f}"
+
+    lines = [
+        f"{result.agent} on {result.env_id}, seed {result.seed}: {result.evaluations} masks scored",
+        f"  skips {result.n_skipped} of {len(result.layer_names)} layers: {', '.join(result.skipped_layers) or 'none'}",
+        f"  reward {shown(result.reward)}, loss {shown(result.loss)}, metric {shown(result.metric)}",
+        f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (the whole model: {result.macs_full:,})",
+    ]
+    if folder is not None:
+        runs_dir = "" if folder.parent == Path(RUNS_DIR) else f" runs_dir={folder.parent}"
+        lines += [f"  record: {folder / RECORD}", f"Next: python -m adapt with search_run={folder.name}{runs_dir}"]
+    return "\n".join(lines)
+
+
+def run_search(
+    config_updates: Mapping[str, Any] | None = None, named_configs: Sequence[str] = ()
+) -> tuple[str, Path, SearchResult]:
+    """Run the experiment as `python -m agents with ...` does.
+
+    Args:
+        config_updates: Settings, see `Settings`.
+        named_configs: Names such as "meter_vqa", "bandit".
+
+    Returns:
+        The run's id, its folder and the result.
+
+    Raises:
+        das_gym.experiment.RunError: a setting or a file that is refused.
+    """
+    run = ex.run(config_updates=config_updates, named_configs=named_configs)
+    folder = run_folder(run)
+    if folder is None:
+        raise RuntimeError("the search left no run folder")
+    return str(run._id), folder, SearchResult.load(folder)

@@ -1,0 +1,61 @@
+"""Pictures of a search."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.base import Floats, Masks
+from das_gym.files import replacing
+
+_KEPT = "0.7"
+
+
+def plot_skip_probabilities(
+    path: str | os.PathLike[str], probabilities: Floats, layer_names: Sequence[str], mask: Masks, title: str = ""
+) -> None:
+    """A PNG of every layer's skip probability over the turns; the layers of the answer are coloured.
+
+    Args:
+        path: Where the PNG goes.
+        probabilities: (turns, n_layers) in 0..1.
+        layer_names: Names in mask order.
+        mask: (n_layers,) bool, the answer, True = skipped.
+        title: Title of the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    turns = np.arange(1, len(probabilities) + 1)
+    colours = {int(layer): f"C{i}" for i, layer in enumerate(np.flatnonzero(mask))}
+    for layer in sorted(range(len(layer_names)), key=lambda layer: layer in colours):  # the answer on top
+        colour = colours.get(layer, _KEPT)
+        axes.plot(turns, probabilities[:, layer], color=colour, linewidth=2.0 if layer in colours else 1.0)
+    heights = _spread(probabilities[-1], *axes.get_ylim())
+    for layer, name in enumerate(layer_names):
+        place, colour = (1.01, heights[layer]), colours.get(layer, "0.4")
+        axes.annotate(name, place, xycoords=("axes fraction", "data"), color=colour, va="center", fontsize=8)
+    axes.set_xlabel("turn")
+    axes.set_ylabel("skip probability")
+    axes.set_xlim(1, max(2, len(turns)))
+    axes.set_title(title)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=120)
+
+
+def _spread(heights: Floats, low: float, high: float) -> Floats:
+    """(n,) heights for n labels within `low` and `high`, near where they belong but not one over another."""
+    gap = (high - low) * min(0.045, 1.0 / len(heights))
+    steps = np.arange(len(heights)) * gap
+    order = np.argsort(heights, kind="stable")
+    raised = np.maximum.accumulate(np.maximum(heights[order] - steps, low)) + steps
+    placed = np.empty_like(heights)
+    placed[order] = np.minimum(raised, high - steps[::-1])
+    return placed

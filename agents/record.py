@@ -1,0 +1,128 @@
+"""What a search leaves behind: its turns and its result, as records that read back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das_gym.config import build
+from das_gym.files import read_json, write_json
+
+FORMAT = 1
+RECORD = "search.json"
+HISTORY = "search_history.json"
+SCORES = ("loss", "metric", "macs", "macs_saved")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a search, in plain JSON values.
+
+    Attributes:
+        masks: The m masks of the turn, 0/1 a layer.
+        rewards: Their rewards; None where a number is not finite, here and below.
+        loss: Their losses, nats.
+        metric: Their metrics, 0..1.
+        macs: Their MACs an example.
+        macs_saved: The share of MACs that they save.
+        skip_probabilities: The agent's after the turn; None if it has none.
+        preferences: The agent's after the turn; None if it has none.
+    """
+
+    masks: list[list[int]]
+    rewards: list[float | None]
+    loss: list[float | None]
+    metric: list[float | None]
+    macs: list[int]
+    macs_saved: list[float]
+    skip_probabilities: list[float] | None
+    preferences: list[float] | None
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Mask number `index` of the turn and its scores."""
+        scores = {name: getattr(self, name)[index] for name in SCORES}
+        return {"mask": self.masks[index], "reward": self.rewards[index], **scores}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found: `search.json`, complete enough to replay.
+
+    Attributes:
+        env_id: The environment; `gymnasium.make(env_id, **env_kwargs)` makes it again.
+        env_kwargs: Its keyword arguments, `skip_num` among them.
+        agent: The agent's name.
+        agent_kwargs: Its hyper-parameters.
+        seed: Seed of agent and environment.
+        masks_per_turn: Masks a turn.
+        mask: The agent's answer, 0/1 a layer.
+        layer_names: All layers, in mask order.
+        skipped_layers: Those that the answer skips.
+        n_skipped: How many.
+        loss: Of the answer, nats; None where a number is not finite, here and below.
+        metric: Of the answer, 0..1.
+        reward: Of the answer.
+        macs: Of the answer, an example.
+        macs_full: Of the full model, an example.
+        macs_saved: Share of MACs that the answer saves.
+        evaluations: Masks that were scored before the answer.
+        best_seen: The scored mask with the highest reward and its scores (the answer need not be it).
+        preferences: The agent's at the end; None if it has none.
+        skip_probabilities: The agent's at the end; None if it has none.
+        versions: Of Python and the libraries.
+        history: Every turn; not in `search.json` but in `search_history.json`.
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    agent: str
+    agent_kwargs: dict[str, Any]
+    seed: int
+    masks_per_turn: int
+    mask: list[int]
+    layer_names: list[str]
+    skipped_layers: list[str]
+    n_skipped: int
+    loss: float | None
+    metric: float | None
+    reward: float | None
+    macs: int
+    macs_full: int
+    macs_saved: float
+    evaluations: int
+    best_seen: dict[str, Any]
+    preferences: list[float] | None
+    skip_probabilities: list[float] | None
+    versions: dict[str, str]
+    history: tuple[Turn, ...] = ()
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `search_history.json` and then `search.json` into `folder`; returns the path of the latter."""
+        record = {name: value for name, value in vars(self).items() if name != "history"}
+        turns = [vars(turn) for turn in self.history]
+        write_json(Path(folder) / HISTORY, {"format": FORMAT, "layer_names": self.layer_names, "turns": turns}, indent=None)
+        path = Path(folder) / RECORD
+        write_json(path, {"format": FORMAT, **record})
+        return path
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> SearchResult:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: `folder` holds no finished search.
+            ValueError: its record is not one.
+        """
+        path = Path(folder) / RECORD
+        if not path.is_file():
+            raise FileNotFoundError(f"no {RECORD} in {folder}: no search ended there; search anew, or resume a stopped one")
+        record = read_json(path)
+        turns = read_json(Path(folder) / HISTORY)["turns"] if (Path(folder) / HISTORY).is_file() else []
+        try:
+            if record.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            return build(cls, {**record, "history": turns})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no search record of this version ({error}); search anew") from error

@@ -1,0 +1,230 @@
+"""The search loop: an agent chooses masks, the environment scores them, until the budget is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+
+import das_gym  # noqa: F401  (registers the environments)
+from agents.base import Agent, Masks, agent_class, make_agent
+from agents.record import FORMAT, SCORES, SearchResult, Turn
+from das_gym.config import build
+from das_gym.files import read_json, write_json
+from das_gym.runs import library_versions
+
+CHECKPOINT = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What to search, with what, for how long.
+
+    Attributes:
+        env_id: Id of the environment.
+        env_kwargs: Its keyword arguments, JSON-able, without `skip_num`.
+        agent: A name in `agents.base.AGENTS`, or "module:class".
+        agent_kwargs: The agent's own hyper-parameters, JSON-able.
+        skip_num: How many layers to skip, at least 0.
+        seed: Seed of the agent and the environment, 0..2^32 - 1.
+        masks_per_turn: Masks that are scored on the same examples, at least 1. The paper's is 3.
+        evaluations: Budget: masks to score for the agent, at least 1. Its answer is scored once more at the end.
+        checkpoint_every: Turns between checkpoints, at least 1.
+    """
+
+    env_id: str = "DAS-METER-VQA-v0"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    agent: str = "bandit"
+    agent_kwargs: dict[str, Any] = field(default_factory=dict)
+    skip_num: int = 4
+    seed: int = 0
+    masks_per_turn: int = 3
+    evaluations: int = 300
+    checkpoint_every: int = 1
+
+    def __post_init__(self) -> None:
+        at_least = {"skip_num": 0, "seed": 0, "masks_per_turn": 1, "evaluations": 1, "checkpoint_every": 1}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed; give a whole number from {least} on")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed={self.seed} is not allowed; use 0..{2**32 - 1}")
+        for name, setting in (("skip_num", "skip_num"), ("num_envs", "masks_per_turn")):
+            if name in self.env_kwargs:
+                raise ValueError(f"env_kwargs must not hold {name}; use the setting {setting} of the search")
+        for name in ("env_kwargs", "agent_kwargs"):
+            try:
+                json.dumps(getattr(self, name))
+            except TypeError as error:
+                raise TypeError(f"{name} is not JSON ({error}); use texts, numbers, lists and mappings") from error
+        least = agent_class(self.agent).least_masks
+        if self.masks_per_turn < least:
+            raise ValueError(
+                f"masks_per_turn={self.masks_per_turn} teaches agent {self.agent!r} nothing; use {least} or more"
+            )
+
+
+OnTurn = Callable[[Turn, tuple[str, ...]], Any]
+
+
+def search(
+    config: SearchConfig,
+    folder: str | os.PathLike[str] | None = None,
+    on_turn: OnTurn | None = None,
+    resume: bool = False,
+) -> SearchResult:
+    """Spend the budget of `config` and score the agent's answer.
+
+    Args:
+        config: What to search.
+        folder: Where `checkpoint.json` is kept while searching and `search.json` is written at the very end;
+            None keeps nothing.
+        on_turn: Called after every turn with it and the layer names, and first with those that a checkpoint holds.
+        resume: Go on from the checkpoint in `folder`, if there is one. The result is the same, byte for byte,
+            as that of an undisturbed search.
+
+    Returns:
+        The result, also in `folder`.
+
+    Raises:
+        ValueError: a setting that the environment or the agent refuses, or a checkpoint of another search.
+    """
+    env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, skip_num=config.skip_num, **config.env_kwargs)
+    try:
+        loop = _Loop(config, env)
+        checkpoint = None if folder is None else Path(folder) / CHECKPOINT
+        if resume and checkpoint is not None and checkpoint.is_file():
+            loop.restore(read_json(checkpoint), checkpoint)
+        if on_turn is not None:
+            for turn in loop.history:
+                on_turn(turn, loop.layer_names)
+        while loop.take_turn():
+            if checkpoint is not None and len(loop.history) % config.checkpoint_every == 0:
+                write_json(checkpoint, loop.state(), indent=None)
+            if on_turn is not None:
+                on_turn(loop.history[-1], loop.layer_names)
+        result = loop.result()
+    finally:
+        env.close()
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+class _Loop:
+    """One search under way."""
+
+    def __init__(self, config: SearchConfig, env: gymnasium.vector.VectorEnv) -> None:
+        self.config = config
+        self.env = env
+        self.base = cast(Any, env.unwrapped)
+        self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
+        self.history: list[Turn] = []
+        env.reset(seed=config.seed)
+        # A child of the seed, so that the agent's draws are not those of the environment, which has the seed itself.
+        rng = np.random.default_rng(np.random.SeedSequence(config.seed).spawn(1)[0])
+        self.agent: Agent = make_agent(config.agent, len(self.layer_names), config.skip_num, rng, config.agent_kwargs)
+
+    @property
+    def evaluations(self) -> int:
+        return sum(len(turn.masks) for turn in self.history)
+
+    def take_turn(self) -> bool:
+        """Ask, score, tell; False, with nothing done, when the budget is spent or the agent is done."""
+        left = self.config.evaluations - self.evaluations
+        if left == 0:
+            return False
+        masks = self.agent.ask(min(left, self.config.masks_per_turn))
+        if len(masks) == 0:
+            return False
+        rewards, scores = self.score(masks)
+        self.agent.tell(masks, rewards)
+        turn = Turn(
+            masks=masks.astype(int).tolist(),
+            rewards=_numbers(rewards),
+            skip_probabilities=_values(self.agent.skip_probabilities()),
+            preferences=_values(self.agent.preferences),
+            **scores,
+        )
+        self.history.append(turn)
+        return True
+
+    def score(self, masks: Masks) -> tuple[np.ndarray, dict[str, list[Any]]]:
+        """Rewards (m,) and scores of (m, n_layers) masks; environments without a mask of their own get the first one."""
+        m = len(masks)
+        actions = np.repeat(masks[:1], self.env.num_envs, axis=0)
+        actions[:m] = masks
+        _, rewards, _, _, info = self.env.step(actions.astype(np.int8))
+        return rewards[:m], {name: _numbers(info[name][:m]) for name in SCORES}
+
+    def result(self) -> SearchResult:
+        config, mask = self.config, self.agent.best()
+        rewards, scores = self.score(mask[None])
+        rows = (turn.row(i) for turn in self.history for i in range(len(turn.masks)))
+        best = max(rows, key=lambda row: -math.inf if row["reward"] is None else row["reward"])
+        return SearchResult(
+            env_id=config.env_id,
+            env_kwargs={"skip_num": config.skip_num, **config.env_kwargs},
+            agent=config.agent,
+            agent_kwargs=config.agent_kwargs,
+            seed=config.seed,
+            masks_per_turn=config.masks_per_turn,
+            mask=mask.astype(int).tolist(),
+            layer_names=list(self.layer_names),
+            skipped_layers=_names(self.layer_names, mask),
+            n_skipped=int(mask.sum()),
+            reward=_numbers(rewards)[0],
+            macs_full=int(self.base.macs_full),
+            evaluations=self.evaluations,
+            best_seen={**best, "skipped_layers": _names(self.layer_names, best["mask"])},
+            preferences=_values(self.agent.preferences),
+            skip_probabilities=_values(self.agent.skip_probabilities()),
+            versions=library_versions(),
+            history=tuple(self.history),
+            **{name: values[0] for name, values in scores.items()},
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the search depends on."""
+        return {
+            "format": FORMAT,
+            "config": dataclasses.asdict(self.config),
+            "agent": self.agent.state_dict(),
+            "env": self.base.get_state() if hasattr(self.base, "get_state") else None,
+            "turns": [vars(turn) for turn in self.history],
+        }
+
+    def restore(self, state: Mapping[str, Any], path: Path) -> None:
+        """Go on from `state()`, read back from the file `path`."""
+        if state.get("format") != FORMAT:
+            raise ValueError(f"{path} is no checkpoint of this version; begin a new search")
+        mine = json.loads(json.dumps(dataclasses.asdict(self.config)))
+        for name, value in state["config"].items():
+            if name != "checkpoint_every" and mine.get(name) != value:
+                asked = mine.get(name)
+                raise ValueError(f"{path} is of a search with {name}={value!r}, not {asked!r}; use that, or another folder")
+        self.agent.load_state_dict(state["agent"])
+        if hasattr(self.base, "set_state"):
+            self.base.set_state(state["env"])
+        self.history = [build(Turn, turn) for turn in state["turns"]]
+
+
+def _names(layer_names: Sequence[str], mask: Masks | list[int]) -> list[str]:
+    return [name for name, skipped in zip(layer_names, mask, strict=True) if skipped]
+
+
+def _numbers(values: np.ndarray) -> list[Any]:
+    """Plain numbers; None for what JSON has no number for."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _values(values: np.ndarray | None) -> list[float] | None:
+    return None if values is None else values.tolist()

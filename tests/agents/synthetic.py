@@ -1,0 +1,92 @@
+"""A small search problem with the interface of the real vector environment: 12 layers, additive and pairwise losses."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+N_LAYERS = 12
+ENV_ID = "synthetic:Synthetic-v0"
+
+
+class SyntheticVectorEnv(VectorEnv):
+    """reward = exp(-loss); `resample` adds noise from `np_random`, `cycle` a drift with the number of steps."""
+
+    metadata: ClassVar[dict] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, num_envs=1, skip_num=4, reward_batches="fixed", seconds=0.0, broken_from=None, no_loss=False):
+        if reward_batches not in ("fixed", "cycle", "resample"):
+            raise ValueError(f"reward_batches={reward_batches!r} is unknown; choose one of fixed, cycle, resample")
+        if not 0 <= skip_num <= N_LAYERS:
+            raise ValueError(f"skip_num={skip_num}: the model has {N_LAYERS} skippable layers; use 0..{N_LAYERS}")
+        self.num_envs = num_envs
+        self.skip_num = skip_num
+        self.n_layers = N_LAYERS
+        self.layer_names = tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(6))
+        self.macs_full = 1000
+        self.reward_batches, self.seconds, self.broken_from, self.no_loss = reward_batches, seconds, broken_from, no_loss
+        self.steps = 0
+        rng = np.random.default_rng(5)
+        self.single = rng.uniform(0.0, 0.4, N_LAYERS)
+        self.pairs = np.triu(rng.uniform(-0.05, 0.1, (N_LAYERS, N_LAYERS)), 1)
+        self.single_observation_space = spaces.Box(0.0, 1.0, (N_LAYERS,), np.float32)
+        self.single_action_space = spaces.MultiBinary(N_LAYERS)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def losses(self, masks):
+        """(m,) losses of (m, 12) masks without noise."""
+        x = np.asarray(masks, dtype=float)
+        return 0.3 + np.array([(row * self.single).sum() + row @ self.pairs @ row for row in x])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observations(), {}
+
+    def step(self, actions):
+        if actions.shape != (self.num_envs, N_LAYERS) or actions.dtype != np.int8:
+            raise ValueError(f"actions {actions.shape} {actions.dtype}")
+        time.sleep(self.seconds)
+        self.steps += 1
+        if self.broken_from is not None and self.steps >= self.broken_from:
+            raise FileNotFoundError("images/0007.png is gone; put it back and resume")
+        losses = self.losses(actions)
+        if self.reward_batches == "resample":
+            losses = losses + self.np_random.normal(0.0, 0.05)
+        elif self.reward_batches == "cycle":
+            losses = losses + 0.01 * (self.steps % 7)
+        if self.no_loss:
+            losses = np.full(self.num_envs, np.inf)
+        skipped = actions.sum(axis=1).astype(np.int64)
+        info = {
+            "loss": losses,
+            "metric": np.exp(-losses) / 2,
+            "macs": 1000 - 50 * skipped,
+            "macs_saved": 0.05 * skipped,
+            "n_skipped": skipped,
+            "feasible": skipped == self.skip_num,
+            "evaluations": self.steps * self.num_envs + np.arange(self.num_envs),
+        }
+        ended = np.ones(self.num_envs, dtype=bool)
+        return self._observations(), np.exp(-losses), ended, ~ended, info
+
+    def get_state(self):
+        return {"steps": self.steps, "rng": self.np_random.bit_generator.state}
+
+    def set_state(self, state):
+        self.steps = state["steps"]
+        self.np_random.bit_generator.state = state["rng"]
+
+    def _observations(self):
+        return np.zeros((self.num_envs, N_LAYERS), dtype=np.float32)
+
+
+if "Synthetic-v0" not in gymnasium.registry:
+    gymnasium.register("Synthetic-v0", entry_point="synthetic:none", vector_entry_point="synthetic:SyntheticVectorEnv")

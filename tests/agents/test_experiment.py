@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from synthetic import ENV_ID
+
+from agents.experiment import Settings, ex, run_search
+from das_gym.experiment import RunError
+
+ROOT = Path(__file__).parents[2]
+PATHS = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Few masks on the synthetic environment, runs in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return {"env_id": ENV_ID, "evaluations": 30}
+
+
+def command(*words, **options):
+    environment = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "agents", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_a_run_keeps_metrics_and_artifacts(small):
+    run_id, folder, result = run_search({**small, "seed": 3}, ["bandit"])
+    assert (run_id, folder) == ("1", Path("runs/1"))
+    assert (result.agent, result.seed, result.evaluations) == ("bandit", 3, 30)
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == "COMPLETED"
+    assert run["result"] == result.reward
+    assert run["artifacts"] == ["skip_probabilities.png", "search.json"]
+    assert (folder / "skip_probabilities.png").read_bytes().startswith(b"\x89PNG")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    layers = {f"skip_probability.{name}" for name in result.layer_names}
+    assert set(metrics) == {"reward", "best_reward", "loss", "macs_saved"} | layers
+    assert all(series["steps"] == list(range(3, 31, 3)) for series in metrics.values())
+    assert metrics["best_reward"]["values"][-1] == result.best_seen["reward"]
+    assert metrics["skip_probability.text.0"]["values"][-1] == result.skip_probabilities[0]
+    printed = (folder / "cout.txt").read_text()
+    assert ", ".join(result.skipped_layers) in printed
+    assert "record: runs/1/search.json" in printed
+    assert printed.endswith("Next: python -m adapt with search_run=1\n")
+    assert "mask/s" not in printed
+
+
+def test_runs_are_numbered_and_can_go_elsewhere(small, tmp_path, capsys):
+    assert run_search(small)[0] == "1"
+    assert run_search(small, ["random"])[0] == "2"
+    run_id, folder, _ = run_search({**small, "runs_dir": str(tmp_path / "other")})
+    assert (run_id, folder) == ("1", tmp_path / "other" / "1")
+    assert f"Next: python -m adapt with search_run=1 runs_dir={tmp_path / 'other'}\n" in capsys.readouterr().out
+
+
+def test_settings_of_the_environment_reach_it():
+    settings = Settings(data_root="/data", size="base", env_kwargs={"reward": "metric"})
+    assert settings.search_config().env_kwargs == {"reward": "metric", "data_root": "/data", "size": "base"}
+    with pytest.raises(ValueError, match=r"data_root=/a is given, and env_kwargs\.data_root=/b too; give one of them"):
+        Settings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
+
+
+@pytest.mark.parametrize(
+    ("update", "text"),
+    [
+        ({"skp_num": 4}, "unknown setting 'skp_num'; did you mean 'skip_num'"),
+        ({"skip_num": "four"}, "skip_num='four' .str. is not allowed; give a whole number"),
+        ({"seed": "abc"}, "seed='abc' .str. is not allowed; give a whole number"),
+        ({"seed": -1}, "seed=-1 is not allowed"),
+        ({"agent": "bandi"}, "unknown agent 'bandi'; did you mean 'bandit'"),
+        ({"resume": "x"}, "no run 'x' in .*it holds no runs"),
+    ],
+)
+def test_a_wrong_setting_begins_no_run(small, update, text):
+    with pytest.raises(RunError, match=text):
+        run_search({**small, **update})
+    assert not Path("runs/1").exists()
+
+
+@pytest.mark.parametrize(
+    ("update", "text"),
+    [
+        ({"skip_num": 13}, "skip_num=13: the model has 12 skippable layers; use 0..12"),
+        (
+            {"agent_kwargs": {"learning_rat": 1}},
+            "unknown setting of agent 'bandit', 'learning_rat'; did you mean 'learning_rate'",
+        ),
+        ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist. Did you mean: `DAS-METER-VQA`"),
+        ({"env_kwargs": {"broken_from": 5}}, "images/0007.png is gone; put it back"),
+    ],
+)
+def test_a_failed_run_leaves_no_record(small, update, text):
+    with pytest.raises(RunError, match=text):
+        run_search({**small, **update})
+    assert json.loads(Path("runs/1/run.json").read_text())["status"] == "FAILED"
+    assert not list(Path("runs/1").glob("search*.json"))
+
+
+def test_a_failed_run_resumes_to_the_same_record(small):
+    run_search({**small, "env_kwargs": {"reward_batches": "resample", "broken_from": None}})
+    with pytest.raises(RunError, match=r"images/0007\.png is gone"):
+        run_search({**small, "env_kwargs": {"reward_batches": "resample", "broken_from": 5}})
+    for name in ("config.json", "checkpoint.json"):  # the image is put back
+        path = Path("runs/2") / name
+        path.write_text(path.read_text().replace('"broken_from": 5', '"broken_from": null'))
+    run_id, _, _ = run_search({"resume": 2, "skip_num": 4})
+    assert run_id == "2"
+    assert Path("runs/1/search.json").read_bytes() == Path("runs/2/search.json").read_bytes()
+    one, two = (json.loads(Path(f"runs/{i}/metrics.json").read_text()) for i in (1, 2))
+    assert {k: (v["steps"], v["values"]) for k, v in one.items()} == {k: (v["steps"], v["values"]) for k, v in two.items()}
+    with pytest.raises(RunError, match="run 2 is complete"):
+        run_search({"resume": 2})
+
+
+def test_the_experiment_is_left_as_it_was(small):
+    run_search(small)
+    assert ex.observers == []
+
+
+@pytest.mark.slow
+def test_the_command_killed_and_resumed(small, tmp_path):
+    words = ["with", f"env_id={ENV_ID}", "bandit", "seed=1", "evaluations=60"]
+    whole = command(*words, cwd=tmp_path)
+    killed = command(*words, "env_kwargs.seconds=0.05", cwd=tmp_path)
+    assert "Next: python -m adapt with search_run=" in whole.communicate()[0]
+    assert whole.returncode == 0
+    records = sorted(tmp_path.glob("runs/*/search.json"))
+    assert len(records) == 1
+    (other,) = {"1", "2"} - {records[0].parent.name}
+    folder = tmp_path / "runs" / other
+    while killed.poll() is None and not (folder / "checkpoint.json").exists():
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGINT)
+    error = killed.communicate()[1]
+    assert killed.returncode == 130, error
+    assert f"Go on with: python -m agents with resume={other}" in error
+    assert not (folder / "search.json").exists()
+    resumed = command("with", f"resume={other}", "seed=2", cwd=tmp_path)
+    assert "begun with seed=1, so it cannot be resumed with seed=2" in resumed.communicate()[1]
+    assert resumed.returncode == 1
+    resumed = command("with", f"resume={other}", cwd=tmp_path)
+    error = resumed.communicate()[1]
+    assert resumed.returncode == 0, error
+    one, two = (json.loads((path / "search.json").read_text()) for path in (records[0].parent, folder))
+    assert one.pop("env_kwargs") == {"skip_num": 4}
+    assert two.pop("env_kwargs") == {"skip_num": 4, "seconds": 0.05}
+    assert one == two
+
+
+def test_a_bad_word_ends_with_code_1_and_no_traceback(tmp_path):
+    process = command("with", "skp_num=4", cwd=tmp_path)
+    output, error = process.communicate()
+    assert process.returncode == 1
+    assert "unknown setting 'skp_num'; did you mean 'skip_num'" in error
+    assert "Traceback" not in error + output
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
+
+from agents import AGENTS, Agent, SearchConfig, SearchResult, make_agent, search
+from das_gym.files import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+class StopError(Exception):
+    """Stands for a kill between two turns."""
+
+
+def config(**settings):
+    return SearchConfig(**{"env_id": ENV_ID, "evaluations": 60, "seed": 1, **settings})
+
+
+def stop_after(turns):
+    seen = []
+
+    def on_turn(turn, layer_names):
+        seen.append(turn)
+        if len(seen) == turns:
+            raise StopError
+
+    return on_turn
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_search_finds_a_good_mask_and_records_it(agent, tmp_path):
+    result = search(config(agent=agent, evaluations=300), tmp_path)
+    every = np.array([[i in chosen for i in range(N_LAYERS)] for chosen in itertools.combinations(range(N_LAYERS), 4)])
+    losses = np.sort(SyntheticVectorEnv().losses(every))
+    assert result.loss <= losses[5]
+    record = json.loads((tmp_path / "search.json").read_text())
+    assert record["n_skipped"] == sum(record["mask"]) == 4
+    assert record["skipped_layers"] == [name for name, bit in zip(record["layer_names"], record["mask"], strict=True) if bit]
+    assert record["reward"] == np.exp(-record["loss"])
+    assert record["evaluations"] == 300
+    assert (record["macs"], record["macs_full"], record["macs_saved"]) == (800, 1000, 0.2)
+    assert record["best_seen"]["reward"] == max(reward for turn in result.history for reward in turn.rewards)
+    assert len(record["skip_probabilities"]) == 12
+    assert (record["preferences"] is None) == (agent == "random")
+    assert record["versions"]["torch"]
+    assert SearchResult.load(tmp_path) == result
+
+
+def test_the_record_replays():
+    result = search(config(env_kwargs={"reward_batches": "cycle"}))
+    env = gymnasium.make_vec(result.env_id, num_envs=result.masks_per_turn, **result.env_kwargs)
+    env.reset(seed=result.seed)
+    for turn in result.history:
+        rewards = env.step(np.array(turn.masks, dtype=np.int8))[1]
+        assert rewards.tolist() == turn.rewards
+    rewards = env.step(np.repeat(np.array([result.mask], dtype=np.int8), 3, axis=0))[1]
+    assert rewards[0] == result.reward
+
+
+@pytest.mark.parametrize(("evaluations", "sizes"), [(1, [1]), (3, [3]), (7, [3, 3, 1])])
+def test_the_budget_is_kept_to_the_mask(evaluations, sizes):
+    result = search(config(evaluations=evaluations))
+    assert [len(turn.masks) for turn in result.history] == sizes
+    assert result.evaluations == evaluations
+
+
+def test_a_search_of_few_masks_ends_when_all_are_scored():
+    result = search(config(agent="random", skip_num=1))
+    assert result.evaluations == 12
+    assert result.mask == result.best_seen["mask"]
+
+
+@pytest.mark.parametrize("skip_num", [0, 12])
+@pytest.mark.parametrize("agent", AGENTS)
+def test_nothing_and_everything_can_be_skipped(agent, skip_num):
+    result = search(config(agent=agent, skip_num=skip_num))
+    assert result.mask == [int(skip_num == 12)] * 12
+    assert result.skipped_layers == (list(result.layer_names) if skip_num else [])
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("reward_batches", ["fixed", "cycle", "resample"])
+@pytest.mark.parametrize(("stop", "checkpoint_every"), [(1, 1), (8, 1), (8, 3), (20, 1), (2, 3)])
+def test_a_resumed_search_ends_as_an_undisturbed_one(agent, reward_batches, stop, checkpoint_every, tmp_path):
+    settings = config(agent=agent, env_kwargs={"reward_batches": reward_batches})
+    search(settings, tmp_path / "whole")
+    stopped = dataclasses.replace(settings, checkpoint_every=checkpoint_every)
+    with pytest.raises(StopError):
+        search(stopped, tmp_path / "stopped", on_turn=stop_after(stop))
+    assert not (tmp_path / "stopped" / "search.json").exists()
+    turns = []
+    search(stopped, tmp_path / "stopped", on_turn=lambda turn, names: turns.append(turn), resume=True)
+    for name in ("search.json", "search_history.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+    assert len(turns) == 20  # those of the checkpoint are told too
+
+
+def test_kill_9_and_resume_give_the_same_bytes(tmp_path):
+    code = f"""if True:
+        import sys
+        from agents import SearchConfig, search
+        env_kwargs = {{"reward_batches": "resample", "seconds": 0.01}}
+        config = SearchConfig(env_id={ENV_ID!r}, evaluations=150, env_kwargs=env_kwargs)
+        search(config, sys.argv[1], resume=True)"""
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, tmp_path / "whole"], env=environment, check=True)
+    checkpoint = tmp_path / "killed" / "checkpoint.json"
+    with subprocess.Popen([*command, tmp_path / "killed"], env=environment) as process:
+        while process.poll() is None and not (checkpoint.exists() and len(read_json(checkpoint)["turns"]) > 10):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "search.json").exists()
+    subprocess.run([*command, tmp_path / "killed"], env=environment, check=True)
+    assert (tmp_path / "whole" / "search.json").read_bytes() == (tmp_path / "killed" / "search.json").read_bytes()
+
+
+def test_seeds_differ_and_repeat():
+    first = [search(config(seed=seed)).history[0].masks for seed in (1, 1, 2)]
+    assert first[0] == first[1] != first[2]
+
+
+def test_losses_that_are_not_finite_are_recorded_as_none(tmp_path):
+    result = search(config(env_kwargs={"no_loss": True}, evaluations=6), tmp_path)
+    assert result.loss is None
+    assert result.reward == 0.0
+    assert SearchResult.load(tmp_path) == result
+
+
+def test_a_failing_search_leaves_no_record(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"images/0007\.png is gone"):
+        search(config(env_kwargs={"broken_from": 5}), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.json"]
+    with pytest.raises(FileNotFoundError, match=r"no search\.json in .*: no search ended there"):
+        SearchResult.load(tmp_path)
+
+
+def test_a_checkpoint_of_another_search_is_refused(tmp_path):
+    with pytest.raises(StopError):
+        search(config(), tmp_path, on_turn=stop_after(2))
+    with pytest.raises(ValueError, match=r"checkpoint\.json is of a search with seed=1, not 2"):
+        search(config(seed=2), tmp_path, resume=True)
+
+
+def test_a_record_of_something_else_is_refused(tmp_path):
+    (tmp_path / "search.json").write_text('{"format": 1, "env_id": "x"}')
+    with pytest.raises(ValueError, match=r"search\.json is no search record of this version .*is missing.*; search anew"):
+        SearchResult.load(tmp_path)
+    (tmp_path / "search.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="its format is not 1"):
+        SearchResult.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"skip_num": -1}, "skip_num=-1 is not allowed; give a whole number from 0 on"),
+        ({"evaluations": 0}, "evaluations=0 is not allowed; give a whole number from 1 on"),
+        ({"seed": 2**32}, "seed=4294967296 is not allowed; use 0..4294967295"),
+        ({"masks_per_turn": 1}, "masks_per_turn=1 teaches agent 'bandit' nothing; use 2 or more"),
+        ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
+        ({"agent": "json:loads"}, "agent 'json:loads' is not a subclass of agents.Agent; give one of bandit, random"),
+        ({"agent": "nowhere:Agent"}, "agent 'nowhere:Agent' cannot be imported"),
+        ({"env_kwargs": {"skip_num": 3}}, "env_kwargs must not hold skip_num; use the setting skip_num of the search"),
+        ({"env_kwargs": {"num_envs": 3}}, "env_kwargs must not hold num_envs; use the setting masks_per_turn of the search"),
+    ],
+)
+def test_wrong_settings(settings, text):
+    with pytest.raises(ValueError, match=text):
+        SearchConfig(**settings)
+
+
+def test_settings_that_are_not_json():
+    with pytest.raises(TypeError, match="env_kwargs is not JSON"):
+        SearchConfig(env_kwargs={"model": object()})
+
+
+def test_a_setting_the_agent_does_not_have():
+    with pytest.raises(ValueError, match="unknown setting of agent 'bandit', 'lerning_rate'; did you mean 'learning_rate'"):
+        make_agent("bandit", 12, 4, 0, {"lerning_rate": 1})
+
+
+class FirstLayers(Agent):
+    """Someone's own agent."""
+
+    def ask(self, n):
+        return np.arange(self.n_layers)[None] < self.skip_num
+
+    def tell(self, masks, rewards):
+        self.told = (masks, rewards)
+
+    def best(self):
+        return self.ask(1)[0]
+
+
+def test_an_agent_of_ones_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_agent", sys.modules[__name__])
+    result = search(config(agent="own_agent:FirstLayers", evaluations=3))
+    assert result.mask == [1] * 4 + [0] * 8
+    assert result.evaluations == 3
+    assert result.skip_probabilities is None
