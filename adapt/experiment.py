@@ -1,0 +1,188 @@
+"""Fine-tune the configuration that a search found, and set it beside the unskipped model.
+
+    python -m adapt                                        searches first, with the bundled model and data
+    python -m adapt with search_run=3                      the mask, model and data of that search
+    python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a mask of one's own
+    python -m adapt with resume=4                          go on with run 4, which was stopped
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.evaluate import evaluate
+from adapt.finetune import FinetuneConfig, Subnet, finetune, load_subnet
+from adapt.report import Row, print_table
+from das_gym.config import build
+from das_gym.costs import count_costs
+from das_gym.data.vqav2 import VQASplits
+from das_gym.experiment import RunsExperiment, run_folder
+from das_gym.files import read_json, write_json
+from das_gym.latency import measure_latency
+from das_gym.problem import ProblemConfig, load_splits, text_tokens
+from das_gym.runs import RUNS_DIR, find_run, library_versions
+
+PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig) if f.name != "batch_size")
+SUBNET_FILE = "adapter.safetensors"
+UNSKIPPED_FILE = "unskipped_adapter.safetensors"
+RECORD = "adapt.json"
+
+
+@dataclass(frozen=True)
+class Settings(FinetuneConfig):
+    """The settings of `python -m adapt`.
+
+    Attributes:
+        search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
+        mask: A mask of one's own: 0 or 1 a layer, 1 = skipped.
+        size, checkpoint, supernet, data_root, tokenizer, device: Model and data, as for the environment; a search
+            run brings its own.
+        search: Settings of the search that comes first where neither a run nor a mask is given.
+        runs_dir: Folder of all runs.
+        resume: Id of a stopped run to go on with, or None.
+    """
+
+    search_run: int | None = None
+    mask: tuple[int, ...] | None = None
+    size: str | None = None
+    checkpoint: str | None = None
+    supernet: str | None = None
+    data_root: str | None = None
+    tokenizer: str | None = None
+    device: str = "auto"
+    search: dict[str, Any] = field(default_factory=dict)
+    runs_dir: str = RUNS_DIR
+    resume: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.search_run is not None:
+            raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
+        if self.mask is not None and not set(self.mask) <= {0, 1}:
+            raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (skip)")
+
+    def problem(self) -> ProblemConfig:
+        """Model and data."""
+        return ProblemConfig(**{name: getattr(self, name) for name in PROBLEM_SETTINGS})
+
+    def finetuning(self) -> FinetuneConfig:
+        """The settings of fine-tuning alone."""
+        return FinetuneConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FinetuneConfig)})
+
+
+ex = RunsExperiment("adapt", save_git_info=False)
+ex.add_config(dataclasses.asdict(Settings()))
+
+
+@ex.config_hook
+def check(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
+    """Refuse wrong settings before a run begins."""
+    del command_name, logger
+    build(Settings, config)
+    return {}
+
+
+def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
+    """The mask to fine-tune and the model and data it is for.
+
+    Raises:
+        FileNotFoundError: no such search run, or one that is not finished.
+        ValueError: neither a mask nor a run.
+    """
+    if settings.mask is not None:
+        return np.array(settings.mask, dtype=bool), settings.problem()
+    if settings.search_run is None:
+        raise ValueError("give search_run=<id> or mask=[...]; `python -m adapt` alone searches first")
+    folder = find_run(settings.runs_dir, settings.search_run)
+    path = folder / "search.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: run {settings.search_run} is no finished search; finish it with `python -m agents with resume={settings.search_run}`"
+        )
+    record = read_json(path)
+    from_search = {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
+    own = {name: getattr(settings, name) for name in PROBLEM_SETTINGS if getattr(settings, name) not in (None, "auto")}
+    return np.array(record["mask"], dtype=bool), ProblemConfig(**{**from_search, **own})
+
+
+@ex.main
+def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
+    """Fine-tune, evaluate and save; the accuracy of the subnet is the result."""
+    del search  # named so that Sacred lets it hold keys of its own
+    settings = build(Settings, _config)
+    mask, problem = chosen(settings)
+    folder = run_folder(_run) or Path(settings.runs_dir) / "unobserved"
+    splits = load_splits(problem)
+    subnets = {"subnet": load_subnet(problem, mask), "unskipped": load_subnet(problem, np.zeros_like(mask))}
+    for name, subnet in subnets.items():
+
+        def log(metric: str, value: float, step: int, name: str = name) -> None:
+            _run.log_scalar(f"{name}.{metric}", value, step)
+
+        finetune(subnet, splits, settings.finetuning(), f"fine-tuning the {name}", folder / f"{name}.pt", log)
+    rows = compare(subnets, splits)
+    _save(folder, settings, problem, subnets, rows)
+    for name in (SUBNET_FILE, UNSKIPPED_FILE, RECORD):
+        _run.add_artifact(folder / name)
+    for row in rows:
+        for key in ("macs", "macs_saved", "latency_ms", "trainable_parameters"):
+            _run.log_scalar(f"{row.name}.{key}", float(getattr(row, key)))
+        _run.log_scalar(f"{row.name}.test_accuracy", row.evaluation.accuracy)
+    print_table(rows, f"{len(splits.test):,} test questions, {problem.data_root or 'Shapes-VQA'}")
+    print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
+    return rows[0].evaluation.accuracy
+
+
+def compare(subnets: Mapping[str, Subnet], splits: VQASplits) -> list[Row]:
+    """Evaluate each subnet on the test split and measure it."""
+    latencies = measure_latency({name: _one_example(subnet, splits) for name, subnet in subnets.items()})
+    return [_row(name, subnet, splits, latencies[name]) for name, subnet in subnets.items()]
+
+
+def _one_example(subnet: Subnet, splits: VQASplits) -> Any:
+    vlp = subnet.backbone.vlp
+    batch = {name: tensor.to(vlp.device) for name, tensor in subnet.task.inputs(splits.test[:1]).items()}
+    return lambda: subnet.head(vlp(batch))
+
+
+def _row(name: str, subnet: Subnet, splits: VQASplits, latency_ms: float) -> Row:
+    vlp = subnet.backbone.vlp
+    mask = vlp.check_mask(None)
+    costs = count_costs(vlp, text_tokens(subnet.backbone.processor, splits), subnet.head)
+    parameters = [*vlp.parameters(), *subnet.head.parameters()]
+    return Row(
+        name=name,
+        mask=tuple(mask.astype(int).tolist()),
+        skipped_layers=tuple(layer.name for layer, skipped in zip(vlp.layers, mask, strict=True) if skipped),
+        evaluation=evaluate(subnet, splits.test, f"evaluating the {name}"),
+        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        parameters=sum(p.numel() for p in parameters),
+        macs=costs.macs(mask),
+        macs_saved=costs.macs_saved(mask),
+        latency_ms=latency_ms,
+    )
+
+
+def _save(
+    folder: Path, settings: Settings, problem: ProblemConfig, subnets: Mapping[str, Subnet], rows: list[Row]
+) -> None:
+    """Adapters first, the record last: a record means that all is there."""
+    info = dataclasses.asdict(settings.finetuning())
+    subnets["subnet"].adaptation(**info).save(folder / SUBNET_FILE)
+    subnets["unskipped"].adaptation(**info).save(folder / UNSKIPPED_FILE)
+    record = {
+        "format": "das_gym adapt 1",
+        "problem": dataclasses.asdict(problem),
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "models": [row.record() for row in rows],
+        "versions": library_versions(),
+    }
+    write_json(folder / RECORD, record)
+    for name in subnets:
+        (folder / f"{name}.pt").unlink(missing_ok=True)

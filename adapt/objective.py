@@ -1,0 +1,74 @@
+"""One step of training an adaptation: which examples, and their loss under a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from adapt.training import Group, StepResult
+from das_gym.evaluation.encoded import EncoderCache
+from das_gym.problem import Backbone
+from das_gym.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rates: of adapters, poolers and token types, and of the head."""
+
+    adapters: float
+    head: float
+
+
+class Objective:
+    """The task's loss of a frozen model with adapters, as a function of step and mask.
+
+    Encoders run once per example and their outputs are kept, since nothing that trains touches them.
+
+    Args:
+        backbone: The frozen model.
+        head: Its head.
+        task: Batches and loss.
+        examples: What to train on.
+        batch_size: Examples a step.
+        seed: Of the order of examples.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, task: Task, examples: Sequence[Any], batch_size: int, seed: int
+    ) -> None:
+        if not 1 <= batch_size <= len(examples):
+            raise ValueError(f"batch_size={batch_size}: there are {len(examples)} examples to train on; use 1..{len(examples)}")
+        self.vlp = backbone.vlp
+        self.head = head
+        self.task = task
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.encoder = EncoderCache(backbone.vlp, task)
+
+    def batch(self, step: int) -> list[Any]:
+        """The examples of a step: every epoch goes through all of them once, in an order of its own."""
+        per_epoch = len(self.examples) // self.batch_size
+        epoch, position = divmod(step, per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        return [self.examples[i] for i in chosen]
+
+    def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
+        """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the settled one)."""
+        examples = self.batch(step)
+        targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(examples).items()}
+        logits = self.head(self.vlp.forward_encoded(self.encoder(examples), mask))
+        with torch.no_grad():
+            metric = self.task.metrics(logits, targets).mean()
+        return {"loss": self.task.losses(logits, targets).mean(), "accuracy": metric}
+
+    def groups(self, rates: LearningRates) -> Iterable[Group]:
+        """What trains, with its learning rates."""
+        adapters = [p for p in self.vlp.parameters() if p.requires_grad]
+        return Group(adapters, rates.adapters), Group(list(self.head.parameters()), rates.head)

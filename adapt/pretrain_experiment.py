@@ -1,0 +1,56 @@
+"""Pre-train METER-mini.
+
+    python -m adapt pretrain                                       writes to runs/<id>/meter_mini
+    python -m adapt pretrain with out=das_gym/assets/meter_mini    the shipped files again
+    python -m adapt pretrain with resume=5                         go on with run 5, which was stopped
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapt.pretrain import PretrainConfig, pretrain
+from das_gym.config import build
+from das_gym.experiment import RunsExperiment, run_folder
+from das_gym.runs import RUNS_DIR
+
+
+@dataclass(frozen=True)
+class Settings(PretrainConfig):
+    """The settings of `python -m adapt pretrain`.
+
+    Attributes:
+        out: Folder to write the checkpoint to; None is `meter_mini` in the run's folder.
+        runs_dir: Folder of all runs.
+        resume: Id of a stopped run to go on with, or None.
+    """
+
+    out: str | None = None
+    runs_dir: str = RUNS_DIR
+    resume: int | None = None
+
+
+ex = RunsExperiment("adapt pretrain", save_git_info=False)
+ex.add_config(dataclasses.asdict(Settings()))
+
+
+@ex.config_hook
+def check(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
+    """Refuse wrong settings before a run begins."""
+    del command_name, logger
+    build(Settings, config)
+    return {}
+
+
+@ex.main
+def main(_run: Any, _config: Mapping[str, Any]) -> None:
+    """Pre-train and write the checkpoint."""
+    settings = build(Settings, _config)
+    folder = run_folder(_run) or Path(settings.runs_dir) / "unobserved"
+    out = Path(settings.out) if settings.out else folder / "meter_mini"
+    pretrain(settings, out, folder, _run.log_scalar)
+    print(f"checkpoint: {out}\nNext: python -m adapt supernet with checkpoint={out}")

@@ -1,0 +1,98 @@
+"""Training a supernet: adapters and head of a frozen model, over random masks.
+
+Afterwards any mask can be scored without training, which is what the environment does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adapt.objective import LearningRates, Objective
+from adapt.training import Trainer, adamw, polynomial_decay
+from das_gym.adaptation import Adaptation
+from das_gym.data.vqav2 import answer_vocabulary
+from das_gym.problem import ProblemConfig, load_backbone, load_splits
+from das_gym.tasks.vqa import VQATask
+
+
+@dataclass(frozen=True)
+class SupernetConfig:
+    """Settings of supernet training; the defaults made the shipped supernet.
+
+    Attributes:
+        seed: Of new parameters, order of examples and masks.
+        steps: Training steps.
+        batch_size: Examples a step; at most as many as there are.
+        learning_rate: Peak, of adapters, poolers and token types.
+        head_learning_rate: Peak, of the head.
+        warmup: Share of the steps.
+        weight_decay: Of matrices.
+        most_skipped: Each step skips 0..most_skipped layers, every number as likely.
+        min_answer_count: Answers that occur at least so often in train make the vocabulary; None decides
+            by `das_gym.data.vqav2.answer_vocabulary`.
+        save_every: Steps between checkpoints.
+    """
+
+    seed: int = 0
+    steps: int = 4000
+    batch_size: int = 96
+    learning_rate: float = 2e-3
+    head_learning_rate: float = 2e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    most_skipped: int = 8
+    min_answer_count: int | None = None
+    save_every: int = 250
+
+
+def random_mask(seed: int, step: int, n_layers: int, most_skipped: int) -> np.ndarray:
+    """(n_layers,) bool: the mask of a step, with 0..most_skipped layers skipped."""
+    rng = np.random.default_rng([seed, step])
+    count = rng.integers(min(most_skipped, n_layers) + 1)
+    mask = np.zeros(n_layers, dtype=bool)
+    mask[rng.choice(n_layers, count, replace=False)] = True
+    return mask
+
+
+def train_supernet(
+    config: SupernetConfig,
+    problem: ProblemConfig,
+    out: Path,
+    checkpoint: Path | None = None,
+    log: Callable[[str, float, int], None] | None = None,
+) -> Path:
+    """Train a supernet and write its adaptation file.
+
+    Args:
+        config: Settings.
+        problem: Model and data; its `supernet` is not read.
+        out: The file to write.
+        checkpoint: File for intermediate checkpoints; what lies there is gone on from.
+        log: Called with name, value and step.
+
+    Returns:
+        `out`.
+    """
+    splits = load_splits(problem)
+    backbone = load_backbone(problem)
+    task = VQATask(backbone.processor, answer_vocabulary(splits.train, config.min_answer_count))
+    torch.manual_seed(config.seed)
+    head = task.build_head(backbone.vlp.feature_size).to(backbone.vlp.device)
+    batch_size = min(config.batch_size, len(splits.train))
+    objective = Objective(backbone, head, task, splits.train, batch_size, config.seed)
+    optimizer = adamw(objective.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
+    schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)
+    trainer = Trainer({"vlp": backbone.vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
+    n_layers = len(backbone.vlp.layers)
+    trainer.run(
+        lambda step: objective(step, random_mask(config.seed, step, n_layers, config.most_skipped)), "supernet", log
+    )
+    info = {"kind": "supernet", **vars(config)}
+    Adaptation.of(backbone.vlp, head, task=task.name, answers=task.answers, base=backbone.base, info=info).save(out)
+    return out

@@ -1,0 +1,66 @@
+"""The tokenizer of METER-mini: byte-level BPE, so that no text is out of vocabulary."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from das_gym.data.scene_language import CAPTION_FAMILIES, QUESTION_FAMILIES
+from das_gym.data.scenes import sample_scene
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+"""In RoBERTa's order: padding has id 1, on which its position ids rely."""
+
+VOCAB_SIZE = 512
+CORPUS_SCENES = 2000
+
+
+def _corpus(seed: int) -> Iterator[str]:
+    """Questions and captions of a few scenes."""
+    rng = np.random.default_rng(seed)
+    for _ in range(CORPUS_SCENES):
+        scene = sample_scene(rng)
+        for ask in QUESTION_FAMILIES.values():
+            question = ask(rng, scene)
+            if question is not None:
+                yield question.text
+        for say in CAPTION_FAMILIES.values():
+            caption = say(rng, scene)
+            if caption is not None:
+                yield caption.text
+
+
+def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
+    """A lower-casing byte-level BPE tokenizer trained on the language of Shapes, with RoBERTa's special tokens."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(seed), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>"
+    )
+
+
+def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    """Name to content of the files that transformers reads the tokenizer from."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}

@@ -1,0 +1,155 @@
+"""The training loop that pretrain, supernet and fine-tuning share: optimizer, schedule, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from das_gym.files import write_bytes
+from das_gym.runs import progress
+
+StepResult = dict[str, Tensor]
+"""Losses and other numbers of a step, by name; `loss` is the one that is minimised."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with a learning rate of their own, decayed but for biases and vectors."""
+
+    parameters: Sequence[nn.Parameter]
+    learning_rate: float
+
+
+def adamw(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with betas 0.9 and 0.98; no weight decay on biases, LayerNorms and other vectors.
+
+    Source: METER's optimizer (REFERENCE values of the paper's code).
+    """
+    options = []
+    for group in groups:
+        matrices = [p for p in group.parameters if p.ndim > 1]
+        vectors = [p for p in group.parameters if p.ndim <= 1]
+        for parameters, decay in ((matrices, weight_decay), (vectors, 0.0)):
+            if parameters:
+                options.append({"params": parameters, "lr": group.learning_rate, "weight_decay": decay})
+    return torch.optim.AdamW(options, betas=(0.9, 0.98), eps=1e-8)
+
+
+def polynomial_decay(step: int, steps: int, warmup: float, power: float = 1.0) -> float:
+    """Factor of the learning rate: linear warm-up over a share of the steps, then polynomial decay to 0."""
+    first = max(1, round(steps * warmup))
+    if step < first:
+        return (step + 1) / first
+    return (1 - (step - first) / max(1, steps - first)) ** power
+
+
+class Trainer:
+    """Runs a number of steps, each a function of its index alone, and can stop and go on anywhere.
+
+    Args:
+        modules: What is trained and saved, by name. Only parameters that require a gradient are saved.
+        optimizer: Its learning rates are the peaks of the schedule.
+        steps: How many there are.
+        schedule: From a step to the factor of the learning rates.
+        checkpoint: File to save to and to go on from; None saves nothing.
+        save_every: Steps between checkpoints.
+        max_norm: Gradients are clipped to this norm.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        schedule: Callable[[int], float],
+        checkpoint: Path | None = None,
+        save_every: int = 500,
+        max_norm: float = 1.0,
+    ) -> None:
+        self.optimizer = optimizer
+        self.steps = steps
+        self.checkpoint = checkpoint
+        self.save_every = save_every
+        self.max_norm = max_norm
+        self.step = 0
+        self._trained = {
+            f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters() if p.requires_grad
+        }
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+
+    def run(
+        self, step_function: Callable[[int], StepResult], title: str, log: Callable[[str, float, int], None] | None = None
+    ) -> None:
+        """Run the steps that are left.
+
+        Args:
+            step_function: From the step's index to its losses.
+            title: Of the progress bar.
+            log: Called with name, value averaged over 50 steps, and step.
+
+        Raises:
+            FloatingPointError: the loss is not a number any more.
+        """
+        self._resume()
+        averages: dict[str, list[float]] = {}
+        with progress(self.steps, title, unit="step", initial=self.step) as bar:
+            while self.step < self.steps:
+                for name, value in self._one(step_function).items():
+                    averages.setdefault(name, []).append(value)
+                bar.update()
+                if self.step % 50 == 0 or self.step == self.steps:
+                    means = {name: math.fsum(values) / len(values) for name, values in averages.items()}
+                    averages.clear()
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+                    for name, value in means.items():
+                        if log is not None:
+                            log(name, value, self.step)
+                if self.step % self.save_every == 0:
+                    self._save()
+
+    def _one(self, step_function: Callable[[int], StepResult]) -> dict[str, float]:
+        result = step_function(self.step)
+        loss = result["loss"]
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {float(loss)} at step {self.step}: try a lower learning rate")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(list(self._trained.values()), self.max_norm)
+        self.optimizer.step()
+        self._scheduler.step()
+        self.step += 1
+        return {name: float(value.detach()) for name, value in result.items()}
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        buffer = io.BytesIO()
+        state = {
+            "step": self.step,
+            "parameters": {name: p.detach() for name, p in self._trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {"last_epoch": self._scheduler.last_epoch},
+            "rng": torch.get_rng_state(),
+        }
+        torch.save(state, buffer)
+        write_bytes(self.checkpoint, buffer.getvalue())
+
+    def _resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return
+        state = torch.load(self.checkpoint, weights_only=True)
+        if state["parameters"].keys() != self._trained.keys():
+            raise ValueError(f"{self.checkpoint} was saved by another configuration: remove it, or restore that configuration")
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self._scheduler.last_epoch = self.step
+        torch.set_rng_state(state["rng"])
