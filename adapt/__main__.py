@@ -27,7 +27,9 @@ def main(argv: list[str]) -> None:
         ex.run_commandline([argv[0], *argv[2:]])
     else:
         from adapt.experiment import ex
+        from agents.experiment import run_search
 
+        ex.search_first = lambda settings: int(run_search(settings)[0])
         ex.run_commandline(argv)
 
 

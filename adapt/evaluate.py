@@ -69,12 +69,12 @@ def evaluate(
             losses, metrics = subnet.task.losses(logits, targets), subnet.task.metrics(logits, targets)
             rows += zip(losses.tolist(), metrics.tolist(), strict=True)
             bar.update(len(chunk))
-    metrics = [metric for _, metric in rows]
+    earned = [metric for _, metric in rows]
     return Evaluation(
-        accuracy=sum(metrics) / len(rows),
+        accuracy=sum(earned) / len(rows),
         loss=sum(loss for loss, _ in rows) / len(rows),
-        by_question_type=_means([e.question_type for e in examples], metrics),
-        by_answer_type=_means([e.answer_type for e in examples], metrics),
+        by_question_type=_means([e.question_type for e in examples], earned),
+        by_answer_type=_means([e.answer_type for e in examples], earned),
         examples=len(rows),
     )
 

@@ -1,16 +1,16 @@
 """Fine-tune the configuration that a search found, and set it beside the unskipped model.
 
-    python -m adapt                                        searches first, with the bundled model and data
-    python -m adapt with search_run=3                      the mask, model and data of that search
-    python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a mask of one's own
-    python -m adapt with resume=4                          go on with run 4, which was stopped
+python -m adapt                                        searches first, with the bundled model and data
+python -m adapt with search_run=3                      the mask, model and data of that search
+python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a mask of one's own
+python -m adapt with resume=4                          go on with run 4, which was stopped
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from adapt.report import Row, print_table
 from das_gym.config import build
 from das_gym.costs import count_costs
 from das_gym.data.vqav2 import VQASplits
-from das_gym.experiment import RunsExperiment, run_folder
+from das_gym.experiment import MISTAKES, RunError, RunsExperiment, run_folder
 from das_gym.files import read_json, write_json
 from das_gym.latency import measure_latency
 from das_gym.problem import ProblemConfig, load_splits, text_tokens
@@ -44,7 +44,8 @@ class Settings(FinetuneConfig):
         mask: A mask of one's own: 0 or 1 a layer, 1 = skipped.
         size, checkpoint, supernet, data_root, tokenizer, device: Model and data, as for the environment; a search
             run brings its own.
-        search: Settings of the search that comes first where neither a run nor a mask is given.
+        search: Settings of `python -m agents` for the search that comes first where neither a run nor a mask is
+            given, as in `search.evaluations=100`.
         runs_dir: Folder of all runs.
         resume: Id of a stopped run to go on with, or None.
     """
@@ -76,7 +77,42 @@ class Settings(FinetuneConfig):
         return FinetuneConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FinetuneConfig)})
 
 
-ex = RunsExperiment("adapt", save_git_info=False)
+class AdaptExperiment(RunsExperiment):
+    """Searches before its own run where neither a mask nor a search run is given.
+
+    Attributes:
+        search_first: Runs a search with settings of `python -m agents` and returns its run id. The command sets
+            it, since this package knows nothing of agents.
+    """
+
+    search_first: Callable[[dict[str, Any]], int] | None = None
+
+    def run(
+        self, command_name: str | None = None, config_updates: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As `RunsExperiment.run`, after a search if one is needed."""
+        given = dict(config_updates or {})
+        told = any(given.get(name) is not None for name in ("mask", "search_run", "resume"))
+        if self.search_first is not None and command_name in (None, self.default_command) and not told:
+            given["search_run"] = self.search_first(_search_settings(given))
+        return super().run(command_name, given, *args, **kwargs)
+
+
+def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the search is told of the settings given to `python -m adapt`.
+
+    Raises:
+        RunError: a setting that is refused, before anything is searched.
+    """
+    try:
+        settings = build(Settings, given)
+    except MISTAKES as error:
+        raise RunError(str(error)) from error
+    shared = {name: getattr(settings, name) for name in ("runs_dir", "seed", *PROBLEM_SETTINGS)}
+    return {**shared, **settings.search}
+
+
+ex = AdaptExperiment("adapt", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
 
 
@@ -103,7 +139,8 @@ def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
     path = folder / "search.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: run {settings.search_run} is no finished search; finish it with `python -m agents with resume={settings.search_run}`"
+            f"{path}: run {settings.search_run} is no finished search; "
+            f"finish it with `python -m agents with resume={settings.search_run}`"
         )
     record = read_json(path)
     from_search = {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
@@ -169,9 +206,7 @@ def _row(name: str, subnet: Subnet, splits: VQASplits, latency_ms: float) -> Row
     )
 
 
-def _save(
-    folder: Path, settings: Settings, problem: ProblemConfig, subnets: Mapping[str, Subnet], rows: list[Row]
-) -> None:
+def _save(folder: Path, settings: Settings, problem: ProblemConfig, subnets: Mapping[str, Subnet], rows: list[Row]) -> None:
     """Adapters first, the record last: a record means that all is there."""
     info = dataclasses.asdict(settings.finetuning())
     subnets["subnet"].adaptation(**info).save(folder / SUBNET_FILE)

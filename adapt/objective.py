@@ -42,7 +42,9 @@ class Objective:
         self, backbone: Backbone, head: nn.Module, task: Task, examples: Sequence[Any], batch_size: int, seed: int
     ) -> None:
         if not 1 <= batch_size <= len(examples):
-            raise ValueError(f"batch_size={batch_size}: there are {len(examples)} examples to train on; use 1..{len(examples)}")
+            raise ValueError(
+                f"batch_size={batch_size}: there are {len(examples)} examples to train on; use 1..{len(examples)}"
+            )
         self.vlp = backbone.vlp
         self.head = head
         self.task = task

@@ -25,7 +25,6 @@ from das_gym.vlp.base import State
 from das_gym.vlp.checkpoints import save_checkpoint
 from das_gym.vlp.meter import METER, METERConfig
 
-
 LOSS_WEIGHTS = {
     "words": 1.0,
     "match": 1.0,
@@ -33,7 +32,10 @@ LOSS_WEIGHTS = {
     "pointing": 3.0,
     "color": 1.0,
     "shape": 1.0,
-    "places": 20.0,
+    "center": 10.0,
+    "fused_center": 10.0,
+    "bearings": 10.0,
+    "places": 10.0,
     "offsets": 10.0,
 }
 
@@ -60,10 +62,10 @@ class PretrainConfig:
     image_steps: int = 2000
     image_batch_size: int = 64
     image_learning_rate: float = 2e-3
-    steps: int = 6000
+    steps: int = 5000
     batch_size: int = 80
     learning_rate: float = 8e-4
-    warmup: float = 0.03
+    warmup: float = 0.04
     weight_decay: float = 0.01
     save_every: int = 250
 
@@ -101,6 +103,9 @@ class PretrainHeads(nn.Module):
         self.role = nn.Linear(size, 3)
         self.word = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.LayerNorm(size), nn.Linear(size, vocab_size))
         self.match = nn.Linear(2 * size, 2)
+        self.center = nn.Linear(size, 2)
+        self.fused_center = nn.Linear(size, 2)
+        self.bearing = nn.Linear(size, 2)
         self.place = nn.Linear(size, 2)
         self.offset = nn.Linear(2 * size, 2)
 
@@ -112,6 +117,8 @@ def initialise(model: METER) -> None:
             continue
         if "patch_embedding" in name:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        elif "image_encoder" in name and "position" in name:
+            nn.init.normal_(parameter, std=0.3)
         elif "embedding" in name and parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.1)
         elif parameter.ndim == 2 and "token_types" not in name:
@@ -119,8 +126,9 @@ def initialise(model: METER) -> None:
 
 
 def patch_losses(heads: PretrainHeads, patches: Tensor, batch: ImageBatch) -> StepResult:
-    """Cross-entropy of colour and of shape at every patch."""
+    """Cross-entropy of colour and of shape at every patch, and the squared error of where that object is."""
     return {
+        "center": F.mse_loss(heads.center(patches), batch.centers),
         "color": F.cross_entropy(heads.color(patches).flatten(0, 1), batch.colors.flatten()),
         "shape": F.cross_entropy(heads.shape(patches).flatten(0, 1), batch.shapes.flatten()),
     }
@@ -143,12 +151,20 @@ def all_tokens(model: METER, encoded: State) -> State:
     return state
 
 
-def place_losses(heads: PretrainHeads, text: Tensor, pooled: Tensor, batch: CaptionBatch) -> StepResult:
-    """Squared errors of where named objects are, and of where one lies seen from the other."""
-    named, paired = ~batch.places.isnan().any(-1), ~batch.offsets.isnan().any(-1)
+def masked_mse(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error where the target is not NaN."""
+    known = ~wanted.isnan()
+    return F.mse_loss(predicted[known], wanted[known])
+
+
+def place_losses(heads: PretrainHeads, state: State, pooled: Tensor, batch: CaptionBatch) -> StepResult:
+    """Squared errors, after fusion, of where things are and of where one lies seen from the other."""
+    patches = state.hidden["image"][:, 1:]
     return {
-        "places": F.mse_loss(heads.place(text[named]), batch.places[named]),
-        "offsets": F.mse_loss(heads.offset(pooled[paired]), batch.offsets[paired]),
+        "fused_center": F.mse_loss(heads.fused_center(patches), batch.scenes.centers),
+        "bearings": masked_mse(heads.bearing(patches), batch.bearings),
+        "places": masked_mse(heads.place(state.hidden["text"]), batch.places),
+        "offsets": masked_mse(heads.offset(pooled), batch.offsets),
     }
 
 
@@ -169,10 +185,13 @@ def caption_losses(model: METER, heads: PretrainHeads, batch: CaptionBatch) -> S
         ),
         "pointing": pointing_loss(heads, encoded.hidden["text"], patches, batch),
         **patch_losses(heads, patches, batch.scenes),
-        **place_losses(heads, state.hidden["text"], pooled, batch),
+        **place_losses(heads, state, pooled, batch),
     }
-    total = sum(LOSS_WEIGHTS[name] * loss for name, loss in losses.items())
-    return {"loss": total, **losses}
+    return {"loss": _weighted(losses), **losses}
+
+
+def _weighted(losses: StepResult) -> Tensor:
+    return torch.stack([LOSS_WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
 
 
 def pretrain(
@@ -198,7 +217,9 @@ def pretrain(
         parameter.requires_grad_("adapter" not in name)
     heads = PretrainHeads(config.hidden_size, len(tokenizer))
     _train_image_encoder(config, bare, heads, checkpoints / "image.pt", log)
-    _train_fusion(config, bare, heads, CaptionBatches(tokenizer, config.seed, config.batch_size, full.patch_size), checkpoints, log)
+    _train_fusion(
+        config, bare, heads, CaptionBatches(tokenizer, config.seed, config.batch_size, full.patch_size), checkpoints, log
+    )
     model = METER(full)
     model.load_state_dict(bare.state_dict(), strict=False)
     adapters = [name for name in model.state_dict() if "adapter" in name]
@@ -207,16 +228,21 @@ def pretrain(
 
 
 def _train_image_encoder(
-    config: PretrainConfig, model: METER, heads: PretrainHeads, checkpoint: Path, log: Callable[[str, float, int], None] | None
+    config: PretrainConfig,
+    model: METER,
+    heads: PretrainHeads,
+    checkpoint: Path,
+    log: Callable[[str, float, int], None] | None,
 ) -> None:
     patch_size = model.config.patch_size
 
     def step(index: int) -> StepResult:
         batch = image_batch(config.seed, index, config.image_batch_size, patch_size)
         losses = patch_losses(heads, model.encode_image(batch.image)[:, 1:], batch)
-        return {"loss": losses["color"] + losses["shape"], **losses}
+        return {"loss": _weighted(losses), **losses}
 
-    parts = {"encoder": model.image_encoder, "transform": model.image_transform, "color": heads.color, "shape": heads.shape}
+    dense_heads = nn.ModuleList((heads.color, heads.shape, heads.center))
+    parts = {"encoder": model.image_encoder, "transform": model.image_transform, "heads": dense_heads}
     parameters = [p for part in parts.values() for p in part.parameters()]
     optimizer = adamw([Group(parameters, config.image_learning_rate)], config.weight_decay)
     schedule = partial(polynomial_decay, steps=config.image_steps, warmup=config.warmup)
@@ -237,4 +263,3 @@ def _train_fusion(
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)
     trainer = Trainer(parts, optimizer, config.steps, schedule, checkpoints / "fusion.pt", config.save_every)
     trainer.run(lambda index: caption_losses(model, heads, batches(index)), "fusion", log)
-

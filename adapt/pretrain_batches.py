@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,14 @@ class ImageBatch:
         image: (batch, 3, 96, 96) float32, normalised.
         colors: (batch, patches) int64 index into COLORS, or BACKGROUND_COLOR.
         shapes: (batch, patches) int64 index into SHAPES, or BACKGROUND_SHAPE.
+        centers: (batch, patches, 2) float32: centre (x, y) of the object that a patch shows, or of the patch
+            itself where it shows none; 0..1 of the image.
     """
 
     image: Tensor
     colors: Tensor
     shapes: Tensor
+    centers: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class CaptionBatch:
         matches: (batch,) int64: 1 = true, 0 = false, IGNORE where words are hidden.
         roles: (batch, patches) int64: NOT_MENTIONED, SUBJECT or OTHER; IGNORE for false captions.
         color_words, shape_words: (batch, tokens) int64: which colour or shape a visible word names, else -1.
+        bearings: (batch, patches, 2) float32: at patches of the one subject, where the one other object lies from
+            it, and the reverse; NaN elsewhere and for false captions.
         places: (batch, tokens, 2) float32: centre (x, y) of the object that a visible word of a true caption
             names, 0..1 of the image; NaN where there is none or several.
         offsets: (batch, 2) float32: from the one subject to the one other object, in the same unit; NaN likewise.
@@ -68,6 +74,7 @@ class CaptionBatch:
     roles: Tensor
     color_words: Tensor
     shape_words: Tensor
+    bearings: Tensor
     places: Tensor
     offsets: Tensor
 
@@ -91,7 +98,18 @@ def _pictures(scenes: list[Scene], owners: list[np.ndarray]) -> ImageBatch:
         np.array([*(shape_names.index(o.shape) for o in scene.objects), BACKGROUND_SHAPE])[owner]
         for scene, owner in zip(scenes, owners, strict=True)
     ]
-    return ImageBatch((pixels / 255 - mean) / std, torch.from_numpy(np.stack(colors)), torch.from_numpy(np.stack(shapes)))
+    centers = [_centers(scene, owner) for scene, owner in zip(scenes, owners, strict=True)]
+    dense = (torch.from_numpy(np.stack(labels)) for labels in (colors, shapes, centers))
+    return ImageBatch((pixels / 255 - mean) / std, *dense)
+
+
+def _centers(scene: Scene, owner: np.ndarray) -> np.ndarray:
+    """(patches, 2) centre of what each patch shows, 0..1."""
+    side = math.isqrt(len(owner))
+    middle = (np.arange(side) + 0.5) / side
+    own = np.stack((np.tile(middle, side), np.repeat(middle, side)), axis=1)
+    objects = np.array([(o.x / IMAGE_SIZE, o.y / IMAGE_SIZE) for o in scene.objects])
+    return np.where(owner[:, None] >= 0, objects[owner], own).astype(np.float32)
 
 
 def _captioned_scene(rng: np.random.Generator) -> tuple[Scene, Caption]:
@@ -133,6 +151,12 @@ def _offset(scene: Scene, caption: Caption) -> np.ndarray:
         return np.full(2, np.nan, dtype=np.float32)
     subject, other = scene.objects[caption.subjects[0]], scene.objects[caption.others[0]]
     return np.array([other.x - subject.x, other.y - subject.y], dtype=np.float32) / IMAGE_SIZE
+
+
+def _bearings(roles: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(batch, patches, 2): the offset at the subject's patches, its reverse at the other's, NaN elsewhere."""
+    sign = np.select([roles == SUBJECT, roles == OTHER], [1.0, -1.0], np.nan)
+    return (sign[:, :, None] * offsets[:, None]).astype(np.float32)
 
 
 class CaptionBatches:
@@ -184,6 +208,7 @@ class CaptionBatches:
             roles=torch.from_numpy(np.where(false[:, None], IGNORE, roles)),
             color_words=torch.from_numpy(colors),
             shape_words=torch.from_numpy(shapes),
+            bearings=torch.from_numpy(np.where(false[:, None, None], np.nan, _bearings(roles, offsets))),
             places=torch.from_numpy(np.where(false[:, None, None], np.nan, places)),
             offsets=torch.from_numpy(np.where(false[:, None], np.nan, offsets)),
         )

@@ -1,8 +1,8 @@
 """Pre-train METER-mini.
 
-    python -m adapt pretrain                                       writes to runs/<id>/meter_mini
-    python -m adapt pretrain with out=das_gym/assets/meter_mini    the shipped files again
-    python -m adapt pretrain with resume=5                         go on with run 5, which was stopped
+python -m adapt pretrain                                       writes to runs/<id>/meter_mini
+python -m adapt pretrain with out=das_gym/assets/meter_mini    the shipped files again
+python -m adapt pretrain with resume=5                         go on with run 5, which was stopped
 """
 
 from __future__ import annotations

@@ -90,9 +90,7 @@ def train_supernet(
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)
     trainer = Trainer({"vlp": backbone.vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
     n_layers = len(backbone.vlp.layers)
-    trainer.run(
-        lambda step: objective(step, random_mask(config.seed, step, n_layers, config.most_skipped)), "supernet", log
-    )
+    trainer.run(lambda step: objective(step, random_mask(config.seed, step, n_layers, config.most_skipped)), "supernet", log)
     info = {"kind": "supernet", **vars(config)}
     Adaptation.of(backbone.vlp, head, task=task.name, answers=task.answers, base=backbone.base, info=info).save(out)
     return out

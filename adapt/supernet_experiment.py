@@ -1,9 +1,9 @@
 """Train a supernet: adapters and head over random masks, so that every mask can be scored.
 
-    python -m adapt supernet                                       writes to runs/<id>/supernet.safetensors
-    python -m adapt supernet with data_root=/data/vqa              on data of one's own
-    python -m adapt supernet with checkpoint=... tokenizer=...     on a checkpoint of one's own
-    python -m adapt supernet with resume=5                         go on with run 5, which was stopped
+python -m adapt supernet                                       writes to runs/<id>/supernet.safetensors
+python -m adapt supernet with data_root=/data/vqa              on data of one's own
+python -m adapt supernet with checkpoint=... tokenizer=...     on a checkpoint of one's own
+python -m adapt supernet with resume=5                         go on with run 5, which was stopped
 """
 
 from __future__ import annotations
@@ -71,5 +71,7 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     folder = run_folder(_run) or Path(settings.runs_dir) / "unobserved"
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
-    given = [f"{name}={getattr(settings, name)}" for name in ("checkpoint", "data_root", "tokenizer") if getattr(settings, name)]
+    given = [
+        f"{name}={getattr(settings, name)}" for name in ("checkpoint", "data_root", "tokenizer") if getattr(settings, name)
+    ]
     print(f"supernet: {out}\nNext: python -m agents with {' '.join([*given, f'supernet={out}'])}")

@@ -117,7 +117,7 @@ class Trainer:
         result = step_function(self.step)
         loss = result["loss"]
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {float(loss)} at step {self.step}: try a lower learning rate")
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: try a lower learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(list(self._trained.values()), self.max_norm)
@@ -145,7 +145,9 @@ class Trainer:
             return
         state = torch.load(self.checkpoint, weights_only=True)
         if state["parameters"].keys() != self._trained.keys():
-            raise ValueError(f"{self.checkpoint} was saved by another configuration: remove it, or restore that configuration")
+            raise ValueError(
+                f"{self.checkpoint} was saved by another configuration: remove it, or restore that configuration"
+            )
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state["parameters"][name])

@@ -29,7 +29,7 @@ def fingerprint(vlp: VLP) -> str:
     for name, parameter in sorted(vlp.named_parameters()):
         if not any(part in name for part in vlp.tunable):
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -88,7 +88,9 @@ class Adaptation:
 
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such adaptation file; `python -m adapt supernet` or `python -m adapt` writes one")
+            raise FileNotFoundError(
+                f"{path}: no such adaptation file; `python -m adapt supernet` or `python -m adapt` writes one"
+            )
         try:
             with safe_open(path, "pt") as file:
                 described = json.loads((file.metadata() or {}).get("das_gym", "{}"))
@@ -96,7 +98,9 @@ class Adaptation:
         except (SafetensorError, json.JSONDecodeError, OSError) as error:
             raise ValueError(f"{path} is not a whole safetensors file ({error}); write it again") from error
         if described.get("format") != FORMAT:
-            raise ValueError(f"{path} is not an adaptation file of das_gym (format {described.get('format')!r}, not {FORMAT!r})")
+            raise ValueError(
+                f"{path} is not an adaptation file of das_gym (format {described.get('format')!r}, not {FORMAT!r})"
+            )
         mask = described["mask"]
         return cls(
             tensors=tensors,
@@ -124,11 +128,14 @@ class Adaptation:
         wanted |= {f"head.{name}": p for name, p in head.named_parameters()}
         if wanted.keys() != self.tensors.keys():
             odd = sorted(wanted.keys() ^ self.tensors.keys())
-            raise ValueError(f"parameters of the adaptation and of the model differ: {', '.join(odd[:5])} ({len(odd)} in all)")
+            raise ValueError(
+                f"parameters of the adaptation and of the model differ: {', '.join(odd[:5])} ({len(odd)} in all)"
+            )
         with torch.no_grad():
             for name, parameter in wanted.items():
-                if parameter.shape != self.tensors[name].shape:
+                trained = self.tensors[name]
+                if parameter.shape != trained.shape:
                     raise ValueError(
-                        f"{name} has shape {tuple(self.tensors[name].shape)} in the adaptation, {tuple(parameter.shape)} in the model"
+                        f"{name} has shape {tuple(trained.shape)} in the adaptation, {tuple(parameter.shape)} in the model"
                     )
-                parameter.copy_(self.tensors[name])
+                parameter.copy_(trained)

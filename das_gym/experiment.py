@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 from das_gym.files import read_json, write_text
 from das_gym.runs import RUNS_DIR, find_run
 
-MISTAKES = (ValueError, TypeError, OSError, gymnasium.error.Error)
+MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
 """What a wrong setting or a broken file raises: told in one paragraph, without a traceback."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,11 +63,15 @@ class ProblemConfig:
         if self.size not in (None, *SIZES):
             raise ValueError(f"size={self.size!r} is unknown; choose one of {', '.join(SIZES)}")
         if self.size == "base" and self.checkpoint is None:
-            raise ValueError("size='base' has no bundled weights: pass checkpoint= (an official METER file or a folder of ours)")
+            raise ValueError(
+                "size='base' has no bundled weights: pass checkpoint= (an official METER file or a folder of ours)"
+            )
         for name in ("checkpoint", "supernet", "data_root", "tokenizer"):
             value = getattr(self, name)
             if value is not None and not Path(value).exists():
-                raise FileNotFoundError(f"{name}={value}: no such file or folder; check the path, or leave {name} out for the bundled one")
+                raise FileNotFoundError(
+                    f"{name}={value}: no such file or folder; check the path, or leave {name} out for the bundled one"
+                )
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,9 @@ def _find_tokenizer(config: ProblemConfig, checkpoint: Path, vocab_size: int) ->
     folder = Path(config.tokenizer) if config.tokenizer else checkpoint if checkpoint.is_dir() else checkpoint.parent
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) > vocab_size:
-        raise ValueError(f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocab_size}: they do not belong together")
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocab_size}: they do not belong together"
+        )
     return tokenizer
 
 
@@ -171,15 +177,17 @@ def build_problem(config: ProblemConfig) -> Problem:
     supernet_path = config.supernet or MINI_SUPERNET
     supernet = Adaptation.load(supernet_path)
     if supernet.mask is not None:
-        raise ValueError(f"{supernet_path} holds the adapters of one mask, not a supernet: train one with `python -m adapt supernet`")
+        raise ValueError(
+            f"{supernet_path} holds the adapters of one mask, not a supernet: train one with `python -m adapt supernet`"
+        )
     splits = load_splits(config)
     backbone = load_backbone(config)
     task = VQATask(backbone.processor, supernet.answers)
     if task.answerable(splits.reward) < 0.5:
         raise ValueError(
-            f"fewer than half of the reward questions in {config.data_root or 'the bundled data'} have an answer that {supernet_path} "
-            f"knows: train a supernet on this data with `python -m adapt supernet with data_root={config.data_root}`, "
-            "then pass supernet=<the file it writes>"
+            f"fewer than half of the reward questions in {config.data_root or 'the bundled data'} have an answer that "
+            f"{supernet_path} knows: train a supernet on this data with `python -m adapt supernet with "
+            f"data_root={config.data_root}`, then pass supernet=<the file it writes>"
         )
     head = task.build_head(backbone.vlp.feature_size).to(backbone.vlp.device)
     supernet.apply(backbone.vlp, head, backbone.base)
@@ -190,13 +198,15 @@ def build_problem(config: ProblemConfig) -> Problem:
 
 
 @lru_cache(maxsize=4)
-def _load_problem(config: ProblemConfig) -> Problem:
+def _load_problem(config: ProblemConfig, stamps: tuple[int, ...]) -> Problem:
+    del stamps  # part of the cache's key: a file that has changed is loaded anew
     return build_problem(config)
 
 
 def load_problem(config: ProblemConfig) -> Problem:
     """The problem of a configuration, from a process-wide cache: do not train it."""
-    return _load_problem(replace(config))
+    paths = (config.checkpoint, config.supernet, config.data_root, config.tokenizer)
+    return _load_problem(config, tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None))
 
 
 def shuffled(examples: tuple, seed: int = 0) -> tuple:

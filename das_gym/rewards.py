@@ -73,9 +73,13 @@ class Budget:
         if self.skip_num is None:
             return
         if isinstance(self.skip_num, bool) or not isinstance(self.skip_num, (int, np.integer)):
-            raise ValueError(f"skip_num={self.skip_num!r} is not a whole number; use 0..{self.n_layers}, or None for any number")
+            raise ValueError(
+                f"skip_num={self.skip_num!r} is not a whole number; use 0..{self.n_layers}, or None for any number"
+            )
         if not 0 <= self.skip_num <= self.n_layers:
-            raise ValueError(f"skip_num={self.skip_num}: the model has {self.n_layers} skippable layers; use 0..{self.n_layers}")
+            raise ValueError(
+                f"skip_num={self.skip_num}: the model has {self.n_layers} skippable layers; use 0..{self.n_layers}"
+            )
 
     def violations(self, masks: np.ndarray) -> np.ndarray:
         """(m,) share of layers (0..1) by which each mask misses the budget; 0 = feasible."""

@@ -113,7 +113,9 @@ STATISTICS: dict[str, Statistic] = {
     for statistic in (
         Statistic("stream", "0 for the text (or only) stream, 1 for the image stream", 0, 1, _stream),
         Statistic("depth", "stage / (number of stages - 1)", 0, 1, _depth),
-        Statistic("macs_share", "MACs of the layer / MACs of the model", 0, 1, lambda m: m.costs.layer_macs / m.costs.macs_full),
+        Statistic(
+            "macs_share", "MACs of the layer / MACs of the model", 0, 1, lambda m: m.costs.layer_macs / m.costs.macs_full
+        ),
         Statistic(
             "parameters_share",
             "parameters of the layer / parameters of the model",

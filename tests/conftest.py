@@ -13,7 +13,7 @@ from das_gym.data.vqav2 import answer_vocabulary, load_vqav2
 from das_gym.problem import MINI, Problem, ProblemConfig, build_problem, load_backbone
 from das_gym.tasks.vqa import VQATask
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

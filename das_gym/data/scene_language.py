@@ -57,7 +57,7 @@ class Caption:
 
 
 def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _attribute_target(rng: np.random.Generator, scene: Scene) -> tuple[str, SceneObject] | None:
@@ -180,7 +180,9 @@ def _say_attribute(rng: np.random.Generator, scene: Scene) -> Caption | None:
         wrong = _pick(rng, [c for c in COLORS if c != item.color])
         return Caption(f"the {item.shape} is {item.color}.", f"the {item.shape} is {wrong}.", _index(scene, item))
     wrong = _pick(rng, [s for s in SHAPES if s != item.shape])
-    return Caption(f"the {item.color} object is a {item.shape}.", f"the {item.color} object is a {wrong}.", _index(scene, item))
+    return Caption(
+        f"the {item.color} object is a {item.shape}.", f"the {item.color} object is a {wrong}.", _index(scene, item)
+    )
 
 
 def _say_existence(rng: np.random.Generator, scene: Scene) -> Caption:

@@ -90,7 +90,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def _free_place(rng: np.random.Generator, objects: list[SceneObject]) -> tuple[float, float]:
-    """A centre at least MIN_GAP from every object; 96 x 96 pixels have room for five wherever four are, but for freak cases."""
+    """A centre at least MIN_GAP from every object; five find room in 96 x 96 pixels, but for freak cases."""
     margin = MAX_RADIUS + 1
     while True:
         x, y = rng.uniform(margin, IMAGE_SIZE - margin, size=2)

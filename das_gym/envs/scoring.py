@@ -115,7 +115,9 @@ class MaskScorer:
         """
         array = np.asarray(actions)
         if array.shape != shape:
-            raise ValueError(f"action of shape {array.shape}; give a skip mask of shape {shape}: one 0 (keep) or 1 (skip) a layer")
+            raise ValueError(
+                f"action of shape {array.shape}; give a skip mask of shape {shape}: one 0 (keep) or 1 (skip) a layer"
+            )
         if array.dtype != bool and not np.isin(array, (0, 1)).all():
             raise ValueError(f"action {array.tolist()} holds other values than 0 (keep) and 1 (skip)")
         return array.astype(bool)

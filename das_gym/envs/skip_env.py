@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -77,7 +77,7 @@ class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         FileNotFoundError: a path that does not exist.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - as in gymnasium.Env
 
     def __init__(
         self,
@@ -130,9 +130,7 @@ class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """MACs of one example through the model without adapters: what savings refer to."""
         return self.scorer.problem.costs.macs_full
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         """Layer statistics, and the `info` of the unskipped model; a seed also restarts the reward examples."""
         super().reset(seed=seed)
         if seed is not None:
@@ -159,7 +157,9 @@ class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def describe(self, mask: np.ndarray, reward: float, info: dict[str, Any]) -> str:
         """One line on a scored mask."""
         skipped = ", ".join(name for name, bit in zip(self.layer_names, mask, strict=True) if bit) or "nothing"
-        return f"skipped {skipped}: reward {reward:.4f}, loss {info['loss']:.4f}, MACs saved {100 * info['macs_saved']:.1f} %\n"
+        return (
+            f"skipped {skipped}: reward {reward:.4f}, loss {info['loss']:.4f}, MACs saved {100 * info['macs_saved']:.1f} %\n"
+        )
 
     def get_state(self) -> dict[str, Any]:
         """What the next rewards depend on, JSON-able; give it to `set_state` to go on exactly from here."""

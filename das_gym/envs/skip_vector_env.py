@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -24,7 +24,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         kwargs: As for `SkipEnv`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {**SkipEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata = {**SkipEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
 
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **kwargs: Any) -> None:
         if num_envs < 1:

@@ -160,7 +160,7 @@ class Evaluator:
                 memory[key] = compute()
             return memory[key]
 
-        bits = masks[np.ix_(rows, layers)]
+        bits = masks[rows][:, layers]
         for choice in np.unique(bits, axis=0):
             hidden = dict(state.hidden)
             for index, skipped in zip(layers, choice.tolist(), strict=True):

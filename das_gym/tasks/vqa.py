@@ -17,16 +17,11 @@ from das_gym.tasks.base import Task
 
 def build_vqa_head(feature_size: int, num_answers: int) -> nn.Sequential:
     """Linear, LayerNorm, GELU, Linear: (batch, feature_size) to (batch, num_answers) logits."""
-    head = nn.Sequential(
-        nn.Linear(feature_size, feature_size),
-        nn.LayerNorm(feature_size),
-        nn.GELU(),
-        nn.Linear(feature_size, num_answers),
-    )
-    for layer in (head[0], head[3]):
+    first, last = nn.Linear(feature_size, feature_size), nn.Linear(feature_size, num_answers)
+    for layer in (first, last):
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    return head
+    return nn.Sequential(first, nn.LayerNorm(feature_size), nn.GELU(), last)
 
 
 class VQATask(Task):

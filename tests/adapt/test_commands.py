@@ -1,0 +1,194 @@
+"""The commands, run as a person runs them, on a small data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adapt.evaluate import evaluate, mean_image
+from adapt.finetune import load_subnet, reload_subnet
+from das_gym.adaptation import Adaptation, fingerprint
+from das_gym.data.shapes import write_shapes
+from das_gym.problem import ProblemConfig, load_backbone, load_splits
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+MASK = [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]
+QUICK = ("steps=4", "batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory, tiny_kwargs: dict[str, str]) -> Path:
+    """The run folders of `python -m adapt`, which searches first."""
+    folder = tmp_path_factory.mktemp("adapted")
+    words = [f"{key}={value}" for key, value in tiny_kwargs.items()]
+    command = [sys.executable, "-m", "adapt", "with", *words, *QUICK, "search.evaluations=9"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
+    search = json.loads((adapted / "runs/1/search.json").read_text())
+    record = json.loads((adapted / "runs/2/adapt.json").read_text())
+    subnet, unskipped = record["models"]
+    assert subnet["mask"] == search["mask"]
+    assert sum(subnet["mask"]) == 4
+    assert subnet["skipped_layers"] == search["skipped_layers"]
+    assert subnet["macs"] == search["macs"]
+    assert unskipped["mask"] == [0] * 12
+    assert unskipped["macs_saved"] < 0 < subnet["macs_saved"]
+    assert subnet["parameters"] < unskipped["parameters"]
+    assert set(record["versions"]) >= {"torch", "transformers", "gymnasium"}
+
+
+def test_adapt_prints_one_table(adapted: Path):
+    printed = (adapted / "printed.txt").read_text()
+    for line in (
+        "accuracy on test, %",
+        "trainable parameters",
+        "MACs saved, %",
+        "latency of one example, ms",
+        "skipped layers",
+    ):
+        assert printed.count(line) == 1
+
+
+def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
+    adapted: Path, tiny_kwargs: dict[str, str], mini_folder: Path
+):
+    path = adapted / "runs/2/adapter.safetensors"
+    assert path.stat().st_size < (mini_folder / "model.safetensors").stat().st_size / 4
+    problem = ProblemConfig(**tiny_kwargs)
+    splits = load_splits(problem)
+    evaluations = [evaluate(reload_subnet(problem, path), splits.test, "again") for _ in range(2)]
+    record = json.loads((adapted / "runs/2/adapt.json").read_text())["models"][0]["evaluation"]
+    assert evaluations[0] == evaluations[1]
+    assert evaluations[0].accuracy == record["accuracy"]
+    assert evaluations[0].loss == pytest.approx(record["loss"], rel=1e-6)
+
+
+def test_skipped_layers_are_removed(tiny_kwargs: dict[str, str]):
+    subnet = load_subnet(ProblemConfig(**tiny_kwargs), np.array(MASK, bool))
+    names = [name for name, _ in subnet.backbone.vlp.named_parameters()]
+    assert not any(name.startswith("text_layers.0.layer.") for name in names)
+    assert any(name.startswith("text_layers.0.skip_adapter.") for name in names)
+    assert not any(name.startswith("text_layers.1.skip_adapter.") for name in names)
+    with pytest.raises(ValueError, match="use the settled mask"):
+        subnet.backbone.vlp.skippable(0).chosen(skipped=False)
+
+
+def test_the_frozen_part_does_not_change_by_a_bit(run_command, tmp_path: Path, tiny_kwargs: dict[str, str]):
+    words = [f"{key}={value}" for key, value in tiny_kwargs.items()]
+    code, printed = run_command("adapt", "with", *words, *QUICK, f"mask={MASK}")
+    assert code == 0, printed
+    before = load_backbone(ProblemConfig())
+    after = reload_subnet(ProblemConfig(**tiny_kwargs), tmp_path / "runs/1/adapter.safetensors").backbone
+    assert after.base == before.base == fingerprint(before.vlp)
+    trained = Adaptation.load(tmp_path / "runs/1/adapter.safetensors").tensors
+    old = before.vlp.state_dict()
+    for name, tensor in after.vlp.state_dict().items():
+        if f"vlp.{name}" not in trained:
+            assert torch.equal(tensor, old[name])
+
+
+def test_supernet_of_other_peoples_data(run_command, tmp_path: Path):
+    """Other words, other answers, images of another size: from supernet to adapted model."""
+    data = write_shapes(tmp_path / "data", seed=8, train_scenes=12, val_scenes=24)
+    from PIL import Image
+
+    for path in data.rglob("*.jpg"):
+        Image.open(path).resize((150, 130)).save(path)
+    for path in data.glob("*.json"):
+        path.write_text(
+            path.read_text().replace("red", "rot").replace("what color", "welche Farbe 🐈").replace('"yes"', '"ja"')
+        )
+    code, printed = run_command("adapt", "supernet", "with", f"data_root={data}", "steps=3", "batch_size=500")
+    assert code == 0, printed
+    supernet = tmp_path / "runs/1/supernet.safetensors"
+    assert "rot" in Adaptation.load(supernet).answers
+    assert f"python -m agents with data_root={data} supernet=runs/1/supernet.safetensors" in printed
+    code, printed = run_command("adapt", "with", f"data_root={data}", f"supernet={supernet}", *QUICK, "search.evaluations=6")
+    assert code == 0, printed
+    assert (tmp_path / "runs/3/adapt.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("with", "checkpoint=/nonexistent"), "checkpoint=/nonexistent: no such file or folder"),
+        (("with", "data_root=/nonexistent", "mask=[1,0,0,0,0,0,0,0,0,0,0,0]"), "data_root=/nonexistent"),
+        (("with", "search_run=7"), "no run 7"),
+        (("with", "mask=[0,2,0,0,0,0,0,0,0,0,0,0]"), "other values than 0"),
+        (("with", "mask=[1,0]"), "12 layers"),
+        (("with", "stepz=3"), "did you mean 'steps'"),
+        (("supernet", "with", "stepz=3"), "did you mean 'steps'"),
+        (("pretrain", "with", "steps=many"), "steps"),
+    ],
+)
+def test_a_mistake_is_told_in_a_paragraph(run_command, tmp_path: Path, arguments: tuple[str, ...], says: str):
+    code, printed = run_command("adapt", *arguments)
+    assert code == 1
+    assert says in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.rglob("adapt.json"))
+
+
+def test_a_damaged_image_is_named_and_nothing_half_written_is_left(
+    run_command, tmp_path: Path, shapes_folder: Path, random_supernet: Path
+):
+    data = tmp_path / "data"
+    shutil.copytree(shapes_folder, data)
+    for victim in data.glob("val2014/*.jpg"):
+        victim.write_bytes(victim.read_bytes()[:300])
+    code, printed = run_command("adapt", "with", f"data_root={data}", f"supernet={random_supernet}", f"mask={MASK}", *QUICK)
+    assert code == 1
+    assert "COCO_val2014_" in printed
+    assert not list(tmp_path.glob("runs/*/adapt.json"))
+    assert not list(tmp_path.glob("runs/*/adapter.safetensors"))
+
+
+def test_a_killed_fine_tuning_goes_on_to_the_same_result(tmp_path: Path, tiny_kwargs: dict[str, str]):
+    words = [f"{key}={value}" for key, value in tiny_kwargs.items()]
+    settings = [*words, f"mask={MASK}", "batch_size=8", "save_every=2"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    python = [sys.executable, "-m", "adapt", "with"]
+    whole = subprocess.run(
+        [*python, *settings, "steps=30", "runs_dir=whole"], cwd=tmp_path, env=environment, capture_output=True, timeout=280
+    )
+    assert whole.returncode == 0
+    victim = subprocess.Popen([*python, *settings, "steps=30"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "runs/1/subnet.pt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "runs/1/adapt.json").is_file()
+    again = subprocess.run([*python, "resume=1"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert again.returncode == 0, again.stdout + again.stderr
+    one, two = (Adaptation.load(tmp_path / folder / "1/adapter.safetensors") for folder in ("whole", "runs"))
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+def test_blinding_takes_the_image_away(tiny_kwargs: dict[str, str]):
+    problem = ProblemConfig(**tiny_kwargs)
+    subnet = load_subnet(problem, np.zeros(12, bool))
+    examples = load_splits(problem).test[:20]
+    blind = mean_image(subnet, examples)
+    assert blind.shape == (3, 96, 96)
+    seen, hidden = evaluate(subnet, examples, "seen"), evaluate(subnet, examples, "blind", blind=blind)
+    assert seen.loss != hidden.loss
+    assert sum(seen.by_question_type.values()) > 0 or seen.accuracy == 0

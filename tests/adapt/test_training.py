@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from adapt.training import Group, Trainer, adamw, polynomial_decay
+
+
+def trainer(checkpoint: Path | None, steps: int = 12, size: int = 3) -> tuple[nn.Linear, Trainer]:
+    torch.manual_seed(0)
+    model = nn.Linear(size, 1)
+    optimizer = adamw([Group(list(model.parameters()), 0.1)], weight_decay=0.01)
+    schedule = partial(polynomial_decay, steps=steps, warmup=0.25)
+    return model, Trainer({"model": model}, optimizer, steps, schedule, checkpoint, save_every=4)
+
+
+def step(model: nn.Linear, index: int) -> dict[str, torch.Tensor]:
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(index)) + torch.rand(())
+    return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path):
+    model, whole = trainer(None)
+    whole.run(partial(step, model), "whole")
+
+    def stop_at_nine(model: nn.Linear, index: int) -> dict[str, torch.Tensor]:
+        if index == 9:
+            raise KeyboardInterrupt
+        return step(model, index)
+
+    stopped, first = trainer(tmp_path / "checkpoint.pt")
+    with pytest.raises(KeyboardInterrupt):
+        first.run(partial(stop_at_nine, stopped), "first")
+    resumed, second = trainer(tmp_path / "checkpoint.pt")
+    steps = []
+    second.run(lambda index: (steps.append(index), step(resumed, index))[1], "second")
+    assert steps == [8, 9, 10, 11]
+    assert torch.equal(resumed.weight, model.weight)
+    assert torch.equal(resumed.bias, model.bias)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path):
+    model, first = trainer(tmp_path / "checkpoint.pt")
+    first.run(partial(step, model), "first")
+    other = nn.Sequential(nn.Linear(3, 1))
+    optimizer = adamw([Group(list(other.parameters()), 0.1)], 0.0)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt was saved by another configuration"):
+        Trainer({"model": other}, optimizer, 1, lambda _: 1.0, tmp_path / "checkpoint.pt").run(lambda _: {}, "other")
+
+
+def test_a_loss_that_is_no_number_stops_the_training():
+    model, broken = trainer(None)
+    with pytest.raises(FloatingPointError, match="at step 0: try a lower learning rate"):
+        broken.run(lambda _: {"loss": model.weight.sum() * float("nan")}, "broken")
+
+
+def test_schedule_warms_up_and_decays_to_nothing():
+    factors = [polynomial_decay(i, steps=10, warmup=0.2) for i in range(11)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(0.5)
+    assert factors[10] == 0
+    assert polynomial_decay(6, 10, 0.2, power=2.0) == pytest.approx(0.25)
+
+
+def test_biases_and_vectors_are_not_decayed():
+    model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    optimizer = adamw([Group(list(model.parameters()), 0.1)], weight_decay=0.5)
+    decayed = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert [decayed[id(p)] for p in model.parameters()] == [0.5, 0, 0, 0]

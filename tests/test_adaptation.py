@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.adaptation import Adaptation, fingerprint
+from das_gym.problem import ProblemConfig, load_backbone
+
+
+@pytest.fixture
+def saved(random_supernet: Path) -> Adaptation:
+    return Adaptation.load(random_supernet)
+
+
+def test_a_saved_file_reads_back(saved: Adaptation, tmp_path: Path):
+    saved.save(tmp_path / "copy.safetensors")
+    copy = Adaptation.load(tmp_path / "copy.safetensors")
+    assert copy.answers == saved.answers
+    assert (copy.task, copy.base, copy.mask) == ("vqa", saved.base, None)
+    assert all(torch.equal(copy.tensors[name], tensor) for name, tensor in saved.tensors.items())
+
+
+def test_holds_nothing_frozen(saved: Adaptation):
+    parts = ("adapter", "pooler", "token_types", "first_text_token")
+    assert all(name.startswith("head.") or any(part in name for part in parts) for name in saved.tensors)
+
+
+def test_fingerprint_sees_frozen_parameters_alone():
+    vlp = load_backbone(ProblemConfig()).vlp
+    before = fingerprint(vlp)
+    with torch.no_grad():
+        vlp.text_pooler.weight += 1
+    assert fingerprint(vlp) == before
+    with torch.no_grad():
+        vlp.text_transform.weight[0, 0] += 1e-3
+    assert fingerprint(vlp) != before
+
+
+def test_another_model_is_refused(saved: Adaptation):
+    vlp = load_backbone(ProblemConfig()).vlp
+    with pytest.raises(ValueError, match="was trained on a model with fingerprint"):
+        saved.apply(vlp, torch.nn.Linear(1, 1), base="0" * 16)
+
+
+def test_a_head_that_does_not_fit_is_refused(saved: Adaptation):
+    vlp = load_backbone(ProblemConfig()).vlp
+    with pytest.raises(ValueError, match="parameters of the adaptation and of the model differ: head"):
+        saved.apply(vlp, torch.nn.Linear(1, 1), base=saved.base)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no such adaptation file"):
+        Adaptation.load(tmp_path / "none.safetensors")
+
+
+def test_a_truncated_file_is_named(random_supernet: Path, tmp_path: Path):
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(random_supernet.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"short\.safetensors is not a whole safetensors file"):
+        Adaptation.load(short)
+
+
+def test_another_kind_of_file_is_named(mini_folder: Path):
+    with pytest.raises(ValueError, match="is not an adaptation file of das_gym"):
+        Adaptation.load(mini_folder / "model.safetensors")
+
+
+def test_an_adaptation_of_a_mask_settles_the_model(saved: Adaptation, tiny_problem):
+    backbone = load_backbone(ProblemConfig())
+    mask = np.arange(12) % 3 == 0
+    head = tiny_problem.task.build_head(backbone.vlp.feature_size)
+    saved.apply(backbone.vlp, head, backbone.base)
+    backbone.vlp.settle(mask)
+    subnet = Adaptation.of(backbone.vlp, head, task="vqa", answers=saved.answers, base=backbone.base)
+    assert subnet.mask == tuple(mask.astype(int))
+    fresh = load_backbone(ProblemConfig())
+    subnet.apply(fresh.vlp, tiny_problem.task.build_head(fresh.vlp.feature_size), fresh.base)
+    np.testing.assert_array_equal(fresh.vlp.settled_mask, mask)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from das_gym.problem import ProblemConfig, build_problem, load_backbone, load_problem, load_splits
+
+
+def test_the_frozen_part_is_frozen_and_in_eval_mode():
+    vlp = load_backbone(ProblemConfig()).vlp
+    vlp.train()
+    assert not any(module.training for module in vlp.modules())
+    trained = {name for name, p in vlp.named_parameters() if p.requires_grad}
+    assert trained == set(vlp.tunable_state())
+    assert not any("encoder" in name or "attention" in name or "feed_in" in name for name in trained)
+
+
+def test_a_problem_is_loaded_once(tiny_kwargs: dict[str, str]):
+    config = ProblemConfig(**tiny_kwargs)
+    assert load_problem(config) is load_problem(ProblemConfig(**tiny_kwargs))
+    assert build_problem(config) is not load_problem(config)
+
+
+def test_a_file_that_has_changed_is_loaded_anew(tiny_kwargs: dict[str, str], tmp_path: Path):
+    import os
+
+    path = tmp_path / "supernet.safetensors"
+    shutil.copy(tiny_kwargs["supernet"], path)
+    config = ProblemConfig(**{**tiny_kwargs, "supernet": str(path)})
+    first = load_problem(config)
+    os.utime(path, (1, 1))
+    assert load_problem(config) is not first
+
+
+def test_data_that_the_supernet_cannot_answer(tiny_kwargs: dict[str, str], shapes_folder: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(shapes_folder, other)
+    for path in other.glob("*annotations.json"):
+        known = json.loads(path.read_text())
+        for entry in known["annotations"]:
+            entry["multiple_choice_answer"] = "otter" if entry["question_id"] % 2 else "heron"
+            for answer in entry["answers"]:
+                answer["answer"] = entry["multiple_choice_answer"]
+        path.write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=r"fewer than half.*python -m adapt supernet with data_root="):
+        build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
+
+
+def test_a_size_that_is_not_the_checkpoints(mini_folder: Path):
+    with pytest.raises(ValueError, match="has hidden size 64; leave size out"):
+        load_backbone(ProblemConfig(size="base", checkpoint=str(mini_folder)))
+
+
+def test_a_checkpoint_without_a_tokenizer(mini_folder: Path, tmp_path: Path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(mini_folder / name, tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="name its folder with tokenizer="):
+        load_backbone(ProblemConfig(checkpoint=str(tmp_path)))
+    assert load_backbone(ProblemConfig(checkpoint=str(tmp_path), tokenizer=str(mini_folder))).base
+
+
+def test_splits_share_no_image(tiny_kwargs: dict[str, str]):
+    splits = load_splits(ProblemConfig(**tiny_kwargs))
+    images = [{example.image_path for example in part} for part in (splits.train, splits.reward, splits.test)]
+    assert all(images)
+    assert not images[0] & images[1]
+    assert not images[1] & images[2]
+    assert not images[0] & images[2]
