@@ -23,6 +23,14 @@ from das_gym.runs import library_versions
 
 CHECKPOINT = "checkpoint.json"
 
+SEARCH_DEFAULTS: dict[str, dict[str, Any]] = {"bandit": {"learning_rate": 20.0}}
+"""Agent settings that a search of a few hundred masks wants unless it is told others.
+
+The paper's rate of 1 is for thousands of turns. Over 60 seeds on the bundled task's k = 4 masks (240 evaluations), searches
+with rate 1 end at the median mask or below in 7 % and at 94.4 % test accuracy on average, with rate 20 in none and at 95.2 %
+(`python -m benchmarks.bandit_rate`).
+"""
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -32,7 +40,7 @@ class SearchConfig:
         env_id: Id of the environment.
         env_kwargs: Its keyword arguments, JSON-able, without `skip_num`.
         agent: A name in `agents.base.AGENTS`, or "module:class".
-        agent_kwargs: The agent's own hyper-parameters, JSON-able.
+        agent_kwargs: The agent's own hyper-parameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
         skip_num: How many layers to skip, at least 0.
         seed: Seed of the agent and the environment, 0..2^32 - 1.
         masks_per_turn: Masks that are scored on the same examples, at least 1. The paper's is 3.
@@ -47,7 +55,7 @@ class SearchConfig:
     skip_num: int = 4
     seed: int = 0
     masks_per_turn: int = 3
-    evaluations: int = 300
+    evaluations: int = 240
     checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
@@ -70,6 +78,10 @@ class SearchConfig:
             raise ValueError(
                 f"masks_per_turn={self.masks_per_turn} teaches agent {self.agent!r} nothing; use {least} or more"
             )
+
+    def agent_settings(self) -> dict[str, Any]:
+        """The agent's hyper-parameters, defaults of a search filled in."""
+        return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 
 OnTurn = Callable[[Turn, tuple[str, ...]], Any]
@@ -131,7 +143,7 @@ class _Loop:
         env.reset(seed=config.seed)
         # A child of the seed, so that the agent's draws are not those of the environment, which has the seed itself.
         rng = np.random.default_rng(np.random.SeedSequence(config.seed).spawn(1)[0])
-        self.agent: Agent = make_agent(config.agent, len(self.layer_names), config.skip_num, rng, config.agent_kwargs)
+        self.agent: Agent = make_agent(config.agent, len(self.layer_names), config.skip_num, rng, config.agent_settings())
 
     @property
     def evaluations(self) -> int:
@@ -174,7 +186,7 @@ class _Loop:
             env_id=config.env_id,
             env_kwargs={"skip_num": config.skip_num, **config.env_kwargs},
             agent=config.agent,
-            agent_kwargs=config.agent_kwargs,
+            agent_kwargs=config.agent_settings(),
             seed=config.seed,
             masks_per_turn=config.masks_per_turn,
             mask=mask.astype(int).tolist(),

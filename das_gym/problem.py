@@ -159,7 +159,7 @@ def load_splits(config: ProblemConfig) -> VQASplits:
 
 def text_tokens(processor: Processor, splits: VQASplits) -> int:
     """Longest of the first reward questions, in tokens: the text length at which MACs are counted."""
-    return processor.texts([e.question for e in splits.reward[:COST_SAMPLE]])["input_ids"].shape[1]
+    return int(processor.texts([e.question for e in splits.reward[:COST_SAMPLE]])["attention_mask"].sum(1).max())
 
 
 def build_problem(config: ProblemConfig) -> Problem:

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+TEXT_BLOCK = 16
+"""Texts are padded to a multiple of this many tokens, so that few shapes occur."""
+
+
+def padded_length(tokens: int) -> int:
+    """The next multiple of TEXT_BLOCK."""
+    return -(-tokens // TEXT_BLOCK) * TEXT_BLOCK
+
+
 @dataclass(frozen=True)
 class Processor:
     """Turns image files and texts into a batch.
@@ -38,11 +47,15 @@ class Processor:
         return torch.stack([self.transform(load_image(path), self.image_size) for path in paths])
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, (batch, tokens) int64, padded to the longest of the batch."""
-        encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
-        )
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        """`input_ids` and `attention_mask`, (batch, tokens) int64, padded to `padded_length` of the longest text."""
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_length)["input_ids"]
+        tokens = min(padded_length(max(map(len, ids))), self.max_text_length)
+        input_ids = torch.full((len(ids), tokens), self.tokenizer.pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, text in enumerate(ids):
+            input_ids[row, : len(text)] = torch.tensor(text)
+            attention_mask[row, : len(text)] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def __call__(self, paths: Sequence[Path], texts: Sequence[str]) -> dict[str, Tensor]:
         """The batch of as many pictures as texts."""

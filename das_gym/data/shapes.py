@@ -18,6 +18,7 @@ from tqdm import tqdm
 from das_gym.data.cache import CACHE_VARIABLE, cache_folder
 from das_gym.data.scene_language import QUESTION_FAMILIES, Question
 from das_gym.data.scenes import Scene, render, sample_scene
+from das_gym.runs import progress
 
 VERSION = 1
 """Names the folder in the cache. Raise it with every change to what is drawn or asked, so that no stale folder is read."""
@@ -138,10 +139,17 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
         partial = Path(workspace) / folder.name
         partial.mkdir()
         for rng, (split, count) in zip(np.random.default_rng(seed).spawn(2), counts.items(), strict=True):
-            scenes = tqdm(_new_scenes(rng, count, seen), f"Shapes-VQA {split}", total=count, unit="scene", leave=False)
-            _write_split(partial, split, scenes, rng)
+            with progress(count, f"drawing Shapes-VQA {split}", unit="scene") as bar:
+                _write_split(partial, split, _told(_new_scenes(rng, count, seen), bar), rng)
         partial.replace(folder)
     return folder
+
+
+def _told(scenes: Iterator[tuple[Scene, bytes]], bar: tqdm) -> Iterator[tuple[Scene, bytes]]:
+    """The scenes, each told to the progress bar."""
+    for scene in scenes:
+        yield scene
+        bar.update()
 
 
 def _partial_prefix(folder: Path) -> str:

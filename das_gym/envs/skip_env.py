@@ -94,6 +94,7 @@ class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         device: str = "auto",
         render_mode: str | None = None,
     ) -> None:
+        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         config = ProblemConfig(
             size=size, checkpoint=checkpoint, supernet=supernet, data_root=data_root, tokenizer=tokenizer, device=device
         )
@@ -160,6 +161,15 @@ class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return (
             f"skipped {skipped}: reward {reward:.4f}, loss {info['loss']:.4f}, MACs saved {100 * info['macs_saved']:.1f} %\n"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arguments and state: the model is loaded again, from the process-wide cache if it is there."""
+        return {"arguments": self._arguments, "state": self.get_state(), "spec": self.spec, "last": self._last}
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        self.__init__(**pickled["arguments"])  # type: ignore[misc]
+        self.set_state(pickled["state"])
+        self.spec, self._last = pickled["spec"], pickled["last"]
 
     def get_state(self) -> dict[str, Any]:
         """What the next rewards depend on, JSON-able; give it to `set_state` to go on exactly from here."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.data.processor import padded_length
 from das_gym.tasks.base import Task
 from das_gym.vlp.base import VLP, State
 
 Kept = dict[str, Tensor]
+
+BLOCK = 8
+"""Examples that go through the encoders at a time."""
 
 
 class EncoderCache:
@@ -44,14 +48,17 @@ class EncoderCache:
 
     @torch.no_grad()
     def _encode(self, examples: Sequence[Any]) -> dict[str, Kept]:
-        batch = {name: tensor.to(self.vlp.device) for name, tensor in self.task.inputs(examples).items()}
-        state = self.vlp.encode(batch)
+        """Encode in blocks whose shape depends on an example alone, so that its bits do not depend on its company."""
+        inputs = self.task.inputs(examples)
         self.encoded += len(examples)
         result = {}
-        for row, example in enumerate(examples):
-            result[example.key] = {
-                stream: _real_tokens(hidden[row], state.attend[stream], row) for stream, hidden in state.hidden.items()
-            }
+        for rows, batch in _blocks(inputs):
+            state = self.vlp.encode({name: tensor.to(self.vlp.device) for name, tensor in batch.items()})
+            for position, row in enumerate(rows):
+                result[examples[row].key] = {
+                    stream: _real_tokens(hidden[position], state.attend[stream], position)
+                    for stream, hidden in state.hidden.items()
+                }
         return result
 
     def _keep(self, key: str, part: Kept) -> None:
@@ -62,6 +69,19 @@ class EncoderCache:
         self._bytes += _size(part)
         while self._bytes > self.max_bytes:
             self._bytes -= _size(self._kept.popitem(last=False)[1])
+
+
+def _blocks(inputs: dict[str, Tensor]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Yields rows and their batch: BLOCK examples with the same padded text length, the last repeated to fill it."""
+    longest = inputs["input_ids"].shape[1]
+    lengths = [min(padded_length(int(real)), longest) for real in inputs["attention_mask"].sum(dim=1)]
+    for length in sorted(set(lengths)):
+        same = [row for row, other in enumerate(lengths) if other == length]
+        for start in range(0, len(same), BLOCK):
+            rows = same[start : start + BLOCK]
+            filled = rows + rows[-1:] * (BLOCK - len(rows))
+            batch = {name: tensor[filled] for name, tensor in inputs.items()}
+            yield rows, batch | {name: batch[name][:, :length] for name in ("input_ids", "attention_mask")}
 
 
 def _size(part: Kept) -> int:

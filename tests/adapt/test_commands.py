@@ -119,7 +119,7 @@ def test_supernet_of_other_peoples_data(run_command, tmp_path: Path):
     code, printed = run_command("adapt", "supernet", "with", f"data_root={data}", "steps=3", "batch_size=500")
     assert code == 0, printed
     supernet = tmp_path / "runs/1/supernet.safetensors"
-    assert "rot" in Adaptation.load(supernet).answers
+    assert "ja" in Adaptation.load(supernet).answers
     assert f"python -m agents with data_root={data} supernet=runs/1/supernet.safetensors" in printed
     code, printed = run_command("adapt", "with", f"data_root={data}", f"supernet={supernet}", *QUICK, "search.evaluations=6")
     assert code == 0, printed

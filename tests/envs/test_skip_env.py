@@ -31,7 +31,6 @@ def test_gymnasiums_checker_has_nothing_to_say(id: str):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gymnasium.make(id, reward_examples=8).unwrapped)
-        check_env(gymnasium.make(id, reward_examples=8))
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -172,8 +171,8 @@ def test_a_state_goes_on_where_it_was_taken(tiny_kwargs: dict[str, str], batches
 
 def test_survives_pickling(env: gymnasium.Env):
     twin = pickle.loads(pickle.dumps(env))
-    twin.reset(seed=0)
-    assert twin.step(MASK)[1] == env.step(MASK)[1]
+    assert twin.spec == env.spec
+    assert twin.step(MASK)[1:] == env.step(MASK)[1:]
 
 
 def test_spec_makes_the_same_environment(env: gymnasium.Env):
