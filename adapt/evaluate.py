@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapt.finetune import Subnet
 from das_gym.data.vqav2 import VQAExample
+from das_gym.problem import AdaptedModel
 from das_gym.runs import progress
 
 
@@ -32,7 +32,7 @@ class Evaluation:
     examples: int
 
 
-def mean_image(subnet: Subnet, examples: Sequence[VQAExample]) -> Tensor:
+def mean_image(subnet: AdaptedModel, examples: Sequence[VQAExample]) -> Tensor:
     """(3, size, size) float32: the mean of the images of the examples, as the model sees them."""
     paths = sorted({example.image_path for example in examples})
     processor = subnet.backbone.processor
@@ -44,7 +44,7 @@ def mean_image(subnet: Subnet, examples: Sequence[VQAExample]) -> Tensor:
 
 @torch.inference_mode()
 def evaluate(
-    subnet: Subnet, examples: Sequence[VQAExample], title: str, batch_size: int = 128, blind: Tensor | None = None
+    subnet: AdaptedModel, examples: Sequence[VQAExample], title: str, batch_size: int = 128, blind: Tensor | None = None
 ) -> Evaluation:
     """Answer questions by plain forward passes.
 

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from adapt.evaluate import evaluate
-from adapt.finetune import FinetuneConfig, Subnet, finetune, load_subnet
+from adapt.finetune import FinetuneConfig, finetune, load_subnet
 from adapt.report import Row, print_table
 from das_gym.config import build
 from das_gym.costs import count_costs
 from das_gym.data.vqav2 import VQASplits
-from das_gym.experiment import MISTAKES, RunError, RunsExperiment, run_folder
+from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.latency import measure_latency
-from das_gym.problem import ProblemConfig, load_splits, text_tokens
+from das_gym.problem import AdaptedModel, ProblemConfig, load_splits, text_tokens
 from das_gym.runs import RUNS_DIR, find_run, library_versions
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig) if f.name != "batch_size")
@@ -63,6 +63,7 @@ class Settings(FinetuneConfig):
     resume: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mask is not None and self.search_run is not None:
             raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
         if self.mask is not None and not set(self.mask) <= {0, 1}:
@@ -139,8 +140,8 @@ def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
     path = folder / "search.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: run {settings.search_run} is no finished search; "
-            f"finish it with `python -m agents with resume={settings.search_run}`"
+            f"{path} is not there: run {settings.search_run} is no search, or one that did not end "
+            f"(`python -m agents with resume={settings.search_run}` goes on with a search)"
         )
     record = read_json(path)
     from_search = {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
@@ -154,9 +155,9 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     del search  # named so that Sacred lets it hold keys of its own
     settings = build(Settings, _config)
     mask, problem = chosen(settings)
-    folder = run_folder(_run) or Path(settings.runs_dir) / "unobserved"
+    folder = required_folder(_run)
     splits = load_splits(problem)
-    subnets = {"subnet": load_subnet(problem, mask), "unskipped": load_subnet(problem, np.zeros_like(mask))}
+    subnets = {"subnet": load_subnet(problem, splits, mask), "unskipped": load_subnet(problem, splits, np.zeros_like(mask))}
     for name, subnet in subnets.items():
 
         def log(metric: str, value: float, step: int, name: str = name) -> None:
@@ -176,19 +177,19 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     return rows[0].evaluation.accuracy
 
 
-def compare(subnets: Mapping[str, Subnet], splits: VQASplits) -> list[Row]:
+def compare(subnets: Mapping[str, AdaptedModel], splits: VQASplits) -> list[Row]:
     """Evaluate each subnet on the test split and measure it."""
     latencies = measure_latency({name: _one_example(subnet, splits) for name, subnet in subnets.items()})
     return [_row(name, subnet, splits, latencies[name]) for name, subnet in subnets.items()]
 
 
-def _one_example(subnet: Subnet, splits: VQASplits) -> Any:
+def _one_example(subnet: AdaptedModel, splits: VQASplits) -> Any:
     vlp = subnet.backbone.vlp
     batch = {name: tensor.to(vlp.device) for name, tensor in subnet.task.inputs(splits.test[:1]).items()}
     return lambda: subnet.head(vlp(batch))
 
 
-def _row(name: str, subnet: Subnet, splits: VQASplits, latency_ms: float) -> Row:
+def _row(name: str, subnet: AdaptedModel, splits: VQASplits, latency_ms: float) -> Row:
     vlp = subnet.backbone.vlp
     mask = vlp.check_mask(None)
     costs = count_costs(vlp, text_tokens(subnet.backbone.processor, splits), subnet.head)
@@ -206,7 +207,9 @@ def _row(name: str, subnet: Subnet, splits: VQASplits, latency_ms: float) -> Row
     )
 
 
-def _save(folder: Path, settings: Settings, problem: ProblemConfig, subnets: Mapping[str, Subnet], rows: list[Row]) -> None:
+def _save(
+    folder: Path, settings: Settings, problem: ProblemConfig, subnets: Mapping[str, AdaptedModel], rows: list[Row]
+) -> None:
     """Adapters first, the record last: a record means that all is there."""
     info = dataclasses.asdict(settings.finetuning())
     subnets["subnet"].adaptation(**info).save(folder / SUBNET_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from adapt.objective import LearningRates, Objective
-from adapt.training import Trainer, adamw, polynomial_decay
+from adapt.training import TRAINING_RANGES, Trainer, adamw, check_ranges, polynomial_decay
 from das_gym.adaptation import Adaptation
 from das_gym.data.vqav2 import VQASplits
-from das_gym.problem import MINI_SUPERNET, Backbone, ProblemConfig, load_backbone
+from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_supernet, new_head
 from das_gym.tasks.vqa import VQATask
 
 
@@ -45,51 +45,33 @@ class FinetuneConfig:
     power: float = 1.0
     save_every: int = 100
 
+    def __post_init__(self) -> None:
+        check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf))
 
-@dataclass(frozen=True)
-class Subnet:
-    """A model with its head and task, ready to train or to answer.
 
-    Attributes:
-        backbone: The model, settled on one mask.
-        head: Its head.
-        task: The task, with the head's answers.
+def load_subnet(problem: ProblemConfig, splits: VQASplits, mask: np.ndarray) -> AdaptedModel:
+    """The subnet of a mask with the supernet's parameters, in memory of its own, its skipped layers removed.
+
+    Raises:
+        ValueError: a mask of another width, or what `das_gym.problem.load_supernet` refuses.
     """
-
-    backbone: Backbone
-    head: nn.Module
-    task: VQATask
-
-    def adaptation(self, **info: object) -> Adaptation:
-        """What fine-tuning added to the frozen model."""
-        return Adaptation.of(
-            self.backbone.vlp, self.head, task=self.task.name, answers=self.task.answers, base=self.backbone.base, info=info
-        )
+    subnet = load_supernet(problem, splits)
+    subnet.backbone.vlp.settle(mask)
+    return subnet
 
 
-def load_subnet(problem: ProblemConfig, mask: np.ndarray) -> Subnet:
-    """The subnet of a mask with the supernet's parameters, in memory of its own, its skipped layers removed."""
-    supernet = Adaptation.load(problem.supernet or MINI_SUPERNET)
-    backbone = load_backbone(problem)
-    task = VQATask(backbone.processor, supernet.answers)
-    head = task.build_head(backbone.vlp.feature_size).to(backbone.vlp.device)
-    supernet.apply(backbone.vlp, head, backbone.base)
-    backbone.vlp.settle(mask)
-    return Subnet(backbone, head, task)
-
-
-def reload_subnet(problem: ProblemConfig, path: str | Path) -> Subnet:
+def reload_subnet(problem: ProblemConfig, path: str | Path) -> AdaptedModel:
     """A fine-tuned subnet from the frozen model and its adaptation file."""
     adaptation = Adaptation.load(path)
     backbone = load_backbone(problem)
     task = VQATask(backbone.processor, adaptation.answers)
-    head = task.build_head(backbone.vlp.feature_size).to(backbone.vlp.device)
+    head = new_head(backbone, task)
     adaptation.apply(backbone.vlp, head, backbone.base)
-    return Subnet(backbone, head, task)
+    return AdaptedModel(backbone, head, task)
 
 
 def finetune(
-    subnet: Subnet,
+    subnet: AdaptedModel,
     splits: VQASplits,
     config: FinetuneConfig,
     title: str,

@@ -8,6 +8,7 @@ MDETR). Without the dense losses fusion stays at the language prior for a very l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +20,23 @@ from torch.nn import functional as F  # noqa: N812
 
 from adapt.pretrain_batches import IGNORE, CaptionBatch, CaptionBatches, ImageBatch, image_batch
 from adapt.tokenizer import tokenizer_files, train_tokenizer
-from adapt.training import Group, StepResult, Trainer, adamw, polynomial_decay
+from adapt.training import (
+    POSITIVE,
+    TRAINING_RANGES,
+    Group,
+    StepResult,
+    Trainer,
+    adamw,
+    check_ranges,
+    polynomial_decay,
+)
 from das_gym.data.scenes import COLORS, IMAGE_SIZE, SHAPES
 from das_gym.vlp.base import State
 from das_gym.vlp.checkpoints import save_checkpoint
 from das_gym.vlp.meter import METER, METERConfig
+
+CHECKPOINTS = ("image.pt", "fusion.pt")
+"""Names of the intermediate checkpoints of both parts."""
 
 LOSS_WEIGHTS = {
     "words": 1.0,
@@ -68,6 +81,10 @@ class PretrainConfig:
     warmup: float = 0.04
     weight_decay: float = 0.01
     save_every: int = 250
+
+    def __post_init__(self) -> None:
+        positive = ("image_steps", "image_batch_size", "image_learning_rate", "hidden_size", "skip_bottleneck")
+        check_ranges(self, **TRAINING_RANGES, bottleneck=(0, math.inf), **dict.fromkeys(positive, POSITIVE))
 
 
 def mini_config(config: PretrainConfig, vocab_size: int) -> METERConfig:
@@ -216,7 +233,7 @@ def pretrain(
     for name, parameter in bare.named_parameters():
         parameter.requires_grad_("adapter" not in name)
     heads = PretrainHeads(config.hidden_size, len(tokenizer))
-    _train_image_encoder(config, bare, heads, checkpoints / "image.pt", log)
+    _train_image_encoder(config, bare, heads, checkpoints / CHECKPOINTS[0], log)
     _train_fusion(
         config, bare, heads, CaptionBatches(tokenizer, config.seed, config.batch_size, full.patch_size), checkpoints, log
     )
@@ -225,6 +242,11 @@ def pretrain(
     adapters = [name for name in model.state_dict() if "adapter" in name]
     save_checkpoint(out, model, files=tokenizer_files(tokenizer), leave_out=adapters)
     return out
+
+
+def _prefixed(part: str, log: Callable[[str, float, int], None] | None) -> Callable[[str, float, int], None] | None:
+    """A log under whose names the two parts do not mix."""
+    return None if log is None else lambda name, value, step: log(f"{part}.{name}", value, step)
 
 
 def _train_image_encoder(
@@ -246,7 +268,9 @@ def _train_image_encoder(
     parameters = [p for part in parts.values() for p in part.parameters()]
     optimizer = adamw([Group(parameters, config.image_learning_rate)], config.weight_decay)
     schedule = partial(polynomial_decay, steps=config.image_steps, warmup=config.warmup)
-    Trainer(parts, optimizer, config.image_steps, schedule, checkpoint, config.save_every).run(step, "image encoder", log)
+    Trainer(parts, optimizer, config.image_steps, schedule, checkpoint, config.save_every).run(
+        step, "image encoder", _prefixed("image", log)
+    )
 
 
 def _train_fusion(
@@ -261,5 +285,5 @@ def _train_fusion(
     parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     optimizer = adamw([Group(parameters, config.learning_rate)], config.weight_decay)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)
-    trainer = Trainer(parts, optimizer, config.steps, schedule, checkpoints / "fusion.pt", config.save_every)
-    trainer.run(lambda index: caption_losses(model, heads, batches(index)), "fusion", log)
+    trainer = Trainer(parts, optimizer, config.steps, schedule, checkpoints / CHECKPOINTS[1], config.save_every)
+    trainer.run(lambda index: caption_losses(model, heads, batches(index)), "fusion", _prefixed("fusion", log))

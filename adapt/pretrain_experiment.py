@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.pretrain import PretrainConfig, pretrain
+from adapt.pretrain import CHECKPOINTS, PretrainConfig, pretrain
 from das_gym.config import build
-from das_gym.experiment import RunsExperiment, run_folder
+from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.runs import RUNS_DIR
 
 
@@ -50,7 +50,9 @@ def check(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, A
 def main(_run: Any, _config: Mapping[str, Any]) -> None:
     """Pre-train and write the checkpoint."""
     settings = build(Settings, _config)
-    folder = run_folder(_run) or Path(settings.runs_dir) / "unobserved"
+    folder = required_folder(_run)
     out = Path(settings.out) if settings.out else folder / "meter_mini"
     pretrain(settings, out, folder, _run.log_scalar)
+    for name in CHECKPOINTS:
+        (folder / name).unlink(missing_ok=True)
     print(f"checkpoint: {out}\nNext: python -m adapt supernet with checkpoint={out}")

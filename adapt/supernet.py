@@ -5,6 +5,7 @@ Afterwards any mask can be scored without training, which is what the environmen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +15,9 @@ import numpy as np
 import torch
 
 from adapt.objective import LearningRates, Objective
-from adapt.training import Trainer, adamw, polynomial_decay
-from das_gym.adaptation import Adaptation
+from adapt.training import TRAINING_RANGES, Trainer, adamw, check_ranges, polynomial_decay
 from das_gym.data.vqav2 import answer_vocabulary
-from das_gym.problem import ProblemConfig, load_backbone, load_splits
+from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head
 from das_gym.tasks.vqa import VQATask
 
 
@@ -49,6 +49,11 @@ class SupernetConfig:
     most_skipped: int = 8
     min_answer_count: int | None = None
     save_every: int = 250
+
+    def __post_init__(self) -> None:
+        check_ranges(self, **TRAINING_RANGES, most_skipped=(0, math.inf))
+        if self.min_answer_count is not None:
+            check_ranges(self, min_answer_count=(1, math.inf))
 
 
 def random_mask(seed: int, step: int, n_layers: int, most_skipped: int) -> np.ndarray:
@@ -83,7 +88,7 @@ def train_supernet(
     backbone = load_backbone(problem)
     task = VQATask(backbone.processor, answer_vocabulary(splits.train, config.min_answer_count))
     torch.manual_seed(config.seed)
-    head = task.build_head(backbone.vlp.feature_size).to(backbone.vlp.device)
+    head = new_head(backbone, task)
     batch_size = min(config.batch_size, len(splits.train))
     objective = Objective(backbone, head, task, splits.train, batch_size, config.seed)
     optimizer = adamw(objective.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
@@ -91,6 +96,5 @@ def train_supernet(
     trainer = Trainer({"vlp": backbone.vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
     n_layers = len(backbone.vlp.layers)
     trainer.run(lambda step: objective(step, random_mask(config.seed, step, n_layers, config.most_skipped)), "supernet", log)
-    info = {"kind": "supernet", **vars(config)}
-    Adaptation.of(backbone.vlp, head, task=task.name, answers=task.answers, base=backbone.base, info=info).save(out)
+    AdaptedModel(backbone, head, task).adaptation(kind="supernet", **vars(config)).save(out)
     return out

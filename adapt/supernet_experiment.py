@@ -16,7 +16,7 @@ from typing import Any
 
 from adapt.supernet import SupernetConfig, train_supernet
 from das_gym.config import build
-from das_gym.experiment import RunsExperiment, run_folder
+from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.problem import ProblemConfig
 from das_gym.runs import RUNS_DIR
 
@@ -68,10 +68,11 @@ def check(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, A
 def main(_run: Any, _config: Mapping[str, Any]) -> None:
     """Train and write the supernet."""
     settings = build(Settings, _config)
-    folder = run_folder(_run) or Path(settings.runs_dir) / "unobserved"
+    folder = required_folder(_run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
     given = [
         f"{name}={getattr(settings, name)}" for name in ("checkpoint", "data_root", "tokenizer") if getattr(settings, name)
     ]
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
     print(f"supernet: {out}\nNext: python -m agents with {' '.join([*given, f'supernet={out}'])}")

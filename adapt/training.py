@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,32 @@ from das_gym.runs import progress
 
 StepResult = dict[str, Tensor]
 """Losses and other numbers of a step, by name; `loss` is the one that is minimised."""
+
+
+POSITIVE = (math.ulp(0.0), math.inf)
+TRAINING_RANGES = {
+    "steps": POSITIVE,
+    "batch_size": POSITIVE,
+    "learning_rate": POSITIVE,
+    "warmup": (0.0, 1.0),
+    "weight_decay": (0.0, math.inf),
+    "save_every": POSITIVE,
+    "seed": (0, 2**32 - 1),
+}
+"""Least and greatest value of what every training has."""
+
+
+def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
+    """Refuse a field outside its range.
+
+    Raises:
+        ValueError: names the field, its value and what is allowed.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(config, name)
+        if not least <= value <= most or math.isinf(value):
+            allowed = "more than 0" if (least, most) == POSITIVE else f"{least:g}..{most:g}"
+            raise ValueError(f"{name}={value} is not allowed; give {allowed}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,8 @@ class Trainer:
         self.save_every = save_every
         self.max_norm = max_norm
         self.step = 0
+        self._logged: list[tuple[str, float, int]] = []
+        self._window: dict[str, list[float]] = {}
         self._trained = {
             f"{name}.{key}": p for name, module in modules.items() for key, p in module.named_parameters() if p.requires_grad
         }
@@ -91,23 +120,26 @@ class Trainer:
         Args:
             step_function: From the step's index to its losses.
             title: Of the progress bar.
-            log: Called with name, value averaged over 50 steps, and step.
+            log: Called with name, value averaged over 50 steps, and step; after a resume also with what was logged before.
 
         Raises:
             FloatingPointError: the loss is not a number any more.
         """
         self._resume()
-        averages: dict[str, list[float]] = {}
+        if log is not None:
+            for entry in self._logged:
+                log(*entry)
         with progress(self.steps, title, unit="step", initial=self.step) as bar:
             while self.step < self.steps:
                 for name, value in self._one(step_function).items():
-                    averages.setdefault(name, []).append(value)
+                    self._window.setdefault(name, []).append(value)
                 bar.update()
                 if self.step % 50 == 0 or self.step == self.steps:
-                    means = {name: math.fsum(values) / len(values) for name, values in averages.items()}
-                    averages.clear()
+                    means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
+                    self._window.clear()
                     bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
                     for name, value in means.items():
+                        self._logged.append((name, value, self.step))
                         if log is not None:
                             log(name, value, self.step)
                 if self.step % self.save_every == 0:
@@ -136,6 +168,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
             "rng": torch.get_rng_state(),
+            "logged": self._logged,
+            "window": self._window,
         }
         torch.save(state, buffer)
         write_bytes(self.checkpoint, buffer.getvalue())
@@ -143,8 +177,12 @@ class Trainer:
     def _resume(self) -> None:
         if self.checkpoint is None or not self.checkpoint.is_file():
             return
-        state = torch.load(self.checkpoint, weights_only=True)
-        if state["parameters"].keys() != self._trained.keys():
+        try:
+            state = torch.load(self.checkpoint, weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(f"{self.checkpoint} is damaged ({error}): remove it to begin anew") from error
+        shapes = {name: p.shape for name, p in self._trained.items()}
+        if {name: p.shape for name, p in state["parameters"].items()} != shapes:
             raise ValueError(
                 f"{self.checkpoint} was saved by another configuration: remove it, or restore that configuration"
             )
@@ -153,5 +191,6 @@ class Trainer:
                 parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        self._logged, self._window = [tuple(entry) for entry in state["logged"]], state["window"]
         self._scheduler.last_epoch = self.step
         torch.set_rng_state(state["rng"])

@@ -28,7 +28,8 @@ from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.runs import RUNS_DIR, progress
 
 PICTURE = "skip_probabilities.png"
-ENV_SETTINGS = ("size", "checkpoint", "supernet", "data_root", "tokenizer", "device")
+PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer")
+ENV_SETTINGS = ("size", *PATH_SETTINGS, "device")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Settings(SearchConfig):
             if value is not None and name in env_kwargs:
                 raise ValueError(f"{name}={value} is given, and env_kwargs.{name}={env_kwargs[name]} too; give one of them")
             if value is not None:
-                env_kwargs[name] = value
+                env_kwargs[name] = str(Path(value).expanduser().absolute()) if name in PATH_SETTINGS else value
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
         return SearchConfig(**{**fields, "env_kwargs": env_kwargs})
 

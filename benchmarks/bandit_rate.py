@@ -28,7 +28,8 @@ def main() -> None:
     rewards = np.exp(-scorer.problem.evaluator.losses(masks, scorer.fixed_examples))
     accuracy = scorer.problem.evaluator.evaluate(masks, scorer.problem.splits.test).metrics
     row = {mask.tobytes(): index for index, mask in enumerate(masks)}
-    print(f"{len(masks)} masks: median test accuracy {100 * np.median(accuracy):.2f} %, best {100 * accuracy.max():.2f} %")
+    median, best = 100 * np.median(accuracy), 100 * accuracy.max()
+    print(f"{len(masks)} masks: median test accuracy {median:.2f} %, best {best:.2f} %")
     for rate in RATES:
         found = []
         for seed in range(SEEDS):

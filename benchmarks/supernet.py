@@ -25,8 +25,8 @@ from das_gym.problem import ProblemConfig, load_problem
 def unskipped_and_blinded() -> dict[str, Any]:
     """Evaluations of the unskipped supernet, seeing and blinded."""
     config = ProblemConfig()
-    subnet = load_subnet(config, np.zeros(12, dtype=bool))
-    test = load_problem(config).splits.test
+    splits = load_problem(config).splits
+    subnet, test = load_subnet(config, splits, np.zeros(12, dtype=bool)), splits.test
     blind = mean_image(subnet, test)
     return {
         "unskipped": vars(evaluate(subnet, test, "unskipped")),

@@ -131,11 +131,10 @@ class Adaptation:
             raise ValueError(
                 f"parameters of the adaptation and of the model differ: {', '.join(odd[:5])} ({len(odd)} in all)"
             )
+        for name, parameter in wanted.items():
+            mine, models = tuple(self.tensors[name].shape), tuple(parameter.shape)
+            if mine != models:
+                raise ValueError(f"{name} has shape {mine} in the adaptation, {models} in the model")
         with torch.no_grad():
             for name, parameter in wanted.items():
-                trained = self.tensors[name]
-                if parameter.shape != trained.shape:
-                    raise ValueError(
-                        f"{name} has shape {tuple(trained.shape)} in the adaptation, {tuple(parameter.shape)} in the model"
-                    )
-                parameter.copy_(trained)
+                parameter.copy_(self.tensors[name])

@@ -172,6 +172,18 @@ def _logger() -> logging.Logger:
     return logger
 
 
+def required_folder(run: Run) -> Path:
+    """The folder of a run that cannot do without one.
+
+    Raises:
+        ValueError: the run is not observed.
+    """
+    folder = run_folder(run)
+    if folder is None:
+        raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")
+    return folder
+
+
 def run_folder(run: Run) -> Path | None:
     """The folder that a started run writes to; None for one that is not observed (`--unobserved`)."""
     folders = [observer.dir for observer in run.observers if isinstance(observer, RunFolder)]

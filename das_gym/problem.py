@@ -21,6 +21,7 @@ from das_gym.evaluation.engine import Evaluator
 from das_gym.tasks.vqa import VQATask
 from das_gym.vlp.base import VLP
 from das_gym.vlp.checkpoints import load_vlp
+from das_gym.vlp.meter import METER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,10 @@ class ProblemConfig:
             )
         for name in ("checkpoint", "supernet", "data_root", "tokenizer"):
             value = getattr(self, name)
-            if value is not None and not Path(value).exists():
+            if value is None:
+                continue
+            object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
+            if not Path(getattr(self, name)).exists():
                 raise FileNotFoundError(
                     f"{name}={value}: no such file or folder; check the path, or leave {name} out for the bundled one"
                 )
@@ -87,6 +91,26 @@ class Backbone:
     vlp: VLP
     processor: Processor
     base: str
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model with trained adapters, a head and a task: a supernet, or a subnet once its model is settled.
+
+    Attributes:
+        backbone: The model.
+        head: Its head.
+        task: The task, with the head's answers.
+    """
+
+    backbone: Backbone
+    head: nn.Module
+    task: VQATask
+
+    def adaptation(self, **info: object) -> Adaptation:
+        """What training added to the frozen model."""
+        fields = {"task": self.task.name, "answers": self.task.answers, "base": self.backbone.base, "info": info}
+        return Adaptation.of(self.backbone.vlp, self.head, **fields)
 
 
 @dataclass(frozen=True)
@@ -121,14 +145,25 @@ class Problem:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is a GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    """`auto` is a GPU where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} cannot be used here ({error}); use auto or cpu") from error
 
 
 def load_backbone(config: ProblemConfig) -> Backbone:
     """The frozen model of a configuration, in memory of its own."""
     checkpoint = Path(config.checkpoint) if config.checkpoint else MINI
     vlp = load_vlp(checkpoint, generator=torch.Generator().manual_seed(0))
+    if not isinstance(vlp, METER):
+        raise ValueError(f"{checkpoint} holds a {type(vlp).__name__}; this environment needs a METER checkpoint")
     if config.size is not None and (vlp.config.hidden_size == 768) != (config.size == "base"):
         raise ValueError(f"size={config.size!r}, but {checkpoint} has hidden size {vlp.config.hidden_size}; leave size out")
     vlp.freeze()
@@ -162,8 +197,8 @@ def text_tokens(processor: Processor, splits: VQASplits) -> int:
     return int(processor.texts([e.question for e in splits.reward[:COST_SAMPLE]])["attention_mask"].sum(1).max())
 
 
-def build_problem(config: ProblemConfig) -> Problem:
-    """Load everything anew, sharing nothing with other problems.
+def load_supernet(config: ProblemConfig, splits: VQASplits) -> AdaptedModel:
+    """Model, head and task with a supernet's parameters, in memory of their own.
 
     Raises:
         ValueError: parts that do not belong together; the text says which.
@@ -180,7 +215,6 @@ def build_problem(config: ProblemConfig) -> Problem:
         raise ValueError(
             f"{supernet_path} holds the adapters of one mask, not a supernet: train one with `python -m adapt supernet`"
         )
-    splits = load_splits(config)
     backbone = load_backbone(config)
     task = VQATask(backbone.processor, supernet.answers)
     if task.answerable(splits.reward) < 0.5:
@@ -189,8 +223,21 @@ def build_problem(config: ProblemConfig) -> Problem:
             f"{supernet_path} knows: train a supernet on this data with `python -m adapt supernet with "
             f"data_root={config.data_root}`, then pass supernet=<the file it writes>"
         )
-    head = task.build_head(backbone.vlp.feature_size).to(backbone.vlp.device)
+    head = new_head(backbone, task)
     supernet.apply(backbone.vlp, head, backbone.base)
+    return AdaptedModel(backbone, head, task)
+
+
+def new_head(backbone: Backbone, task: VQATask) -> nn.Module:
+    """An untrained head for the model, where the model lies."""
+    return task.build_head(backbone.vlp.feature_size).to(backbone.vlp.device)
+
+
+def build_problem(config: ProblemConfig) -> Problem:
+    """Load everything anew, sharing nothing with other problems; raises what `load_supernet` raises."""
+    splits = load_splits(config)
+    supernet = load_supernet(config, splits)
+    backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
     costs = count_costs(backbone.vlp, text_tokens(backbone.processor, splits), head)
     evaluator = Evaluator(backbone.vlp, head, task, batch_size=config.batch_size)
@@ -199,12 +246,15 @@ def build_problem(config: ProblemConfig) -> Problem:
 
 @lru_cache(maxsize=4)
 def _load_problem(config: ProblemConfig, stamps: tuple[int, ...]) -> Problem:
-    del stamps  # part of the cache's key: a file that has changed is loaded anew
+    del stamps  # part of the cache's key: a supernet trained anew is loaded anew
     return build_problem(config)
 
 
 def load_problem(config: ProblemConfig) -> Problem:
-    """The problem of a configuration, from a process-wide cache: do not train it."""
+    """The problem of a configuration, from a process-wide cache: do not train it.
+
+    Files are known by path and time of change; data or a checkpoint edited inside its folder wants a new process.
+    """
     paths = (config.checkpoint, config.supernet, config.data_root, config.tokenizer)
     return _load_problem(config, tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None))
 

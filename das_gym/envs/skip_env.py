@@ -94,12 +94,12 @@ class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         device: str = "auto",
         render_mode: str | None = None,
     ) -> None:
+        statistics = tuple(STATISTICS if statistics is None else statistics)
         self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         config = ProblemConfig(
             size=size, checkpoint=checkpoint, supernet=supernet, data_root=data_root, tokenizer=tokenizer, device=device
         )
-        names = STATISTICS if statistics is None else statistics
-        self.scorer = MaskScorer(load_problem(config), skip_num, reward, names, reward_examples, reward_batches)
+        self.scorer = MaskScorer(load_problem(config), skip_num, reward, statistics, reward_examples, reward_batches)
         self.render_mode = render_mode
         low, high = self.scorer.bounds()
         self.observation_space = spaces.Box(low, high, dtype=np.float32)

@@ -56,7 +56,12 @@ class SkippableLayer(nn.Module):
         self.skip_adapter: nn.Module | None = skip_adapter
 
     def settle(self, skipped: bool) -> None:
-        """Remove the layer (skipped) or its skip adapter (kept)."""
+        """Remove the layer (skipped) or its skip adapter (kept).
+
+        Raises:
+            ValueError: the one to keep was removed before.
+        """
+        self.chosen(skipped)
         if skipped:
             self.layer = None
         else:

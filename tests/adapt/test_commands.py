@@ -82,7 +82,8 @@ def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
 
 
 def test_skipped_layers_are_removed(tiny_kwargs: dict[str, str]):
-    subnet = load_subnet(ProblemConfig(**tiny_kwargs), np.array(MASK, bool))
+    problem = ProblemConfig(**tiny_kwargs)
+    subnet = load_subnet(problem, load_splits(problem), np.array(MASK, bool))
     names = [name for name, _ in subnet.backbone.vlp.named_parameters()]
     assert not any(name.startswith("text_layers.0.layer.") for name in names)
     assert any(name.startswith("text_layers.0.skip_adapter.") for name in names)
@@ -135,6 +136,10 @@ def test_supernet_of_other_peoples_data(run_command, tmp_path: Path):
         (("with", "mask=[0,2,0,0,0,0,0,0,0,0,0,0]"), "other values than 0"),
         (("with", "mask=[1,0]"), "12 layers"),
         (("with", "stepz=3"), "did you mean 'steps'"),
+        (("with", "steps=0"), "steps=0 is not allowed; give more than 0"),
+        (("with", "device=gpu", f"mask={MASK}"), "device='gpu' cannot be used here"),
+        (("supernet", "with", "save_every=0"), "save_every=0 is not allowed"),
+        (("supernet", "with", "steps=1", "--unobserved"), "leave --unobserved"),
         (("supernet", "with", "stepz=3"), "did you mean 'steps'"),
         (("pretrain", "with", "steps=many"), "steps"),
     ],
@@ -185,10 +190,30 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_result(tmp_path: Path, tiny_kw
 
 def test_blinding_takes_the_image_away(tiny_kwargs: dict[str, str]):
     problem = ProblemConfig(**tiny_kwargs)
-    subnet = load_subnet(problem, np.zeros(12, bool))
-    examples = load_splits(problem).test[:20]
+    splits = load_splits(problem)
+    subnet = load_subnet(problem, splits, np.zeros(12, bool))
+    examples = splits.test[:20]
     blind = mean_image(subnet, examples)
     assert blind.shape == (3, 96, 96)
     seen, hidden = evaluate(subnet, examples, "seen"), evaluate(subnet, examples, "blind", blind=blind)
     assert seen.loss != hidden.loss
     assert sum(seen.by_question_type.values()) > 0 or seen.accuracy == 0
+
+
+def test_adapters_of_one_mask_are_no_supernet(adapted: Path, tiny_kwargs: dict[str, str]):
+    problem = ProblemConfig(**{**tiny_kwargs, "supernet": str(adapted / "runs/2/adapter.safetensors")})
+    with pytest.raises(ValueError, match="holds the adapters of one mask, not a supernet"):
+        load_subnet(problem, load_splits(problem), np.zeros(12, bool))
+
+
+def test_a_settled_model_is_not_settled_otherwise(tiny_kwargs: dict[str, str]):
+    problem = ProblemConfig(**tiny_kwargs)
+    vlp = load_subnet(problem, load_splits(problem), np.array(MASK, bool)).backbone.vlp
+    with pytest.raises(ValueError, match="was removed by settle"):
+        vlp.settle(~np.array(MASK, bool))
+
+
+def test_paths_are_recorded_whole(adapted: Path):
+    search = json.loads((adapted / "runs/1/search.json").read_text())
+    assert Path(search["env_kwargs"]["supernet"]).is_absolute()
+    assert Path(search["env_kwargs"]["data_root"]).is_absolute()

@@ -1,0 +1,84 @@
+"""The bundled model keeps what `das_gym/assets/README.md` says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from adapt.evaluate import evaluate, mean_image
+from adapt.finetune import load_subnet
+from agents.search import SearchConfig, search
+from das_gym.problem import ASSETS, ProblemConfig, load_problem
+
+pytestmark = pytest.mark.slow
+
+
+def test_all_assets_together_are_small():
+    assert sum(path.stat().st_size for path in Path(ASSETS).rglob("*") if path.is_file()) < 20e6
+
+
+def test_the_model_answers_and_needs_the_image():
+    problem = load_problem(ProblemConfig())
+    subnet, test = load_subnet(ProblemConfig(), problem.splits, np.zeros(12, bool)), problem.splits.test
+    seen = evaluate(subnet, test, "unskipped")
+    blinded = evaluate(subnet, test, "blinded", blind=mean_image(subnet, test))
+    assert seen.accuracy >= 0.75
+    assert seen.accuracy - blinded.accuracy >= 0.25
+    assert set(seen.by_question_type) == {"attribute", "existence", "count", "relation", "nearest"}
+    for family, accuracy in seen.by_question_type.items():
+        assert accuracy - blinded.by_question_type[family] >= 0.10
+
+
+@pytest.fixture(scope="module")
+def random_accuracies() -> np.ndarray:
+    """Of 200 random masks of k = 4, on part of the test split."""
+    problem = load_problem(ProblemConfig())
+    rng = np.random.default_rng(0)
+    masks = np.zeros((200, 12), bool)
+    for mask in masks:
+        mask[rng.choice(12, 4, replace=False)] = True
+    return problem.evaluator.evaluate(masks, problem.splits.test[:400]).metrics
+
+
+def test_the_search_is_a_real_problem(random_accuracies: np.ndarray):
+    assert random_accuracies.max() - random_accuracies.min() >= 0.08
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_bandit_beats_the_median_random_mask(random_accuracies: np.ndarray, seed: int):
+    result = search(SearchConfig(seed=seed, evaluations=150, env_kwargs={"reward_examples": 100}))
+    problem = load_problem(ProblemConfig())
+    found = problem.evaluator.evaluate(np.array([result.mask]), problem.splits.test[:400]).metrics[0]
+    assert sum(result.mask) == 4
+    assert found > np.median(random_accuracies)
+
+
+@pytest.mark.parametrize("batches", ["cycle", "resample"])
+def test_a_search_goes_on_exactly_when_examples_change(tmp_path: Path, tiny_kwargs: dict[str, str], batches: str):
+    kwargs = {**tiny_kwargs, "reward_batches": batches, "reward_examples": 7}
+    config = SearchConfig(seed=3, evaluations=12, env_kwargs=kwargs)
+    search(config, tmp_path / "whole")
+
+    def stop(turn, layer_names):
+        stop.turns = getattr(stop, "turns", 0) + 1
+        if stop.turns == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(config, tmp_path / "stopped", on_turn=stop)
+    load_problem(ProblemConfig(**tiny_kwargs)).evaluator.encoder._kept.clear()
+    load_problem(ProblemConfig(**tiny_kwargs)).evaluator.forget()
+    search(config, tmp_path / "stopped", resume=True)
+    assert (tmp_path / "stopped/search.json").read_bytes() == (tmp_path / "whole/search.json").read_bytes()
+
+
+def test_the_record_makes_the_environment_again(tmp_path: Path, tiny_kwargs: dict[str, str]):
+    result = search(SearchConfig(evaluations=6, env_kwargs={**tiny_kwargs, "reward_examples": 9}))
+    env = gymnasium.make(result.env_id, **result.env_kwargs)
+    env.reset(seed=result.seed)
+    _, reward, _, _, info = env.step(np.array(result.mask, dtype=np.int8))
+    assert reward == result.reward
+    assert info["macs"] == result.macs
