@@ -39,9 +39,8 @@ def main() -> None:
                 agent.tell(asked, rewards[[row[mask.tobytes()] for mask in asked]])
             found.append(accuracy[row[agent.best().tobytes()]])
         below = np.mean(np.array(found) <= np.median(accuracy))
-        print(
-            f"rate {rate:4g}: mean {100 * np.mean(found):.2f} %, worst {100 * min(found):.2f} %, at the median or below {below:.0%}"
-        )
+        mean, worst = 100 * np.mean(found), 100 * min(found)
+        print(f"rate {rate:4g}: mean {mean:.2f} %, worst {worst:.2f} %, at the median or below {below:.0%}")
 
 
 if __name__ == "__main__":
