@@ -115,14 +115,7 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 ex = AdaptExperiment("adapt", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
-
-
-@ex.config_hook
-def check(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
-    """Refuse wrong settings before a run begins."""
-    del command_name, logger
-    build(Settings, config)
-    return {}
+ex.check_settings(lambda config: build(Settings, config))
 
 
 def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:

@@ -54,14 +54,7 @@ class Settings(SupernetConfig):
 
 ex = RunsExperiment("adapt supernet", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
-
-
-@ex.config_hook
-def check(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
-    """Refuse wrong settings before a run begins."""
-    del command_name, logger
-    build(Settings, config).problem()
-    return {}
+ex.check_settings(lambda config: build(Settings, config).problem())
 
 
 @ex.main

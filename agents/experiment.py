@@ -78,14 +78,7 @@ ex.add_config(dataclasses.asdict(Settings()))
 ex.add_named_config("meter_vqa", {"env_id": "DAS-METER-VQA-v0"})
 ex.add_named_config("bandit", {"agent": "bandit"})
 ex.add_named_config("random", {"agent": "random"})
-
-
-@ex.config_hook
-def check(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
-    """Refuse wrong settings before a run begins."""
-    del command_name, logger
-    build(Settings, config).search_config()
-    return {}
+ex.check_settings(lambda config: build(Settings, config).search_config())
 
 
 @ex.main

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,15 @@ class RunsExperiment(Experiment):
             raise RunError(f"{error}{self._trace_hint()}") from error
         finally:
             self.observers = observers
+
+    def check_settings(self, check: Callable[[dict[str, Any]], object]) -> None:
+        """Have `check` raise for wrong settings before a run begins."""
+
+        @self.config_hook
+        def _(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
+            del command_name, logger
+            check(config)
+            return {}
 
     def run_commandline(self, argv: Sequence[str] | None = None) -> Run | None:
         """As Sacred's own; Ctrl-C ends with exit code 130 and says how to go on."""
