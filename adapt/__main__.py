@@ -1,4 +1,4 @@
-"""`python -m adapt`, `python -m adapt pretrain`, `python -m adapt supernet`."""
+"""`python -m adapt`, and its commands `das`, `pretrain` and `supernet`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 HELP = """\
 python -m adapt [with ...]             search a mask, fine-tune it, set it beside the unskipped model
-python -m adapt pretrain [with ...]    pre-train METER-mini
+python -m adapt das [with ...]         the paper's pipeline: search while adapters train, then fine-tune
+python -m adapt pretrain [with ...]    pre-train METER-mini or ViLT-mini
 python -m adapt supernet [with ...]    train adapters and head over random masks
 Each takes `with name=value ...`, and shows its settings after `print_config`.
 """
@@ -27,11 +28,24 @@ def search_first(settings: dict[str, Any]) -> int:
         raise
 
 
+def paper_bandit(n_layers: int, skip_num: int, seed: int, update_rate: float) -> Any:
+    """The paper's agent."""
+    from agents.bandit import Bandit
+    from agents.space import MaskSpace
+
+    return Bandit(MaskSpace(n_layers, skip_num=skip_num), seed, learning_rate=update_rate)
+
+
 def main(argv: list[str]) -> None:
     """Run the command that the arguments name."""
     command = argv[1] if len(argv) > 1 else ""
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
+    elif command == "das":
+        from adapt.das_experiment import ex as das
+
+        das.new_chooser = paper_bandit
+        das.run_commandline([argv[0], *argv[2:]])
     elif command == "pretrain":
         from adapt.pretrain_experiment import ex
 

@@ -1,86 +1,103 @@
-"""Evaluation of a subnet: official accuracy, overall and by kind of question, and with the image hidden."""
+"""Evaluation of a subnet by plain forward passes: what the task reports of a whole split."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.data.vqav2 import VQAExample
+from das_gym.evaluation.ranking import gallery, rank, recalls
 from das_gym.problem import AdaptedModel
 from das_gym.runs import progress
+from das_gym.tasks.retrieval import RetrievalTask
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a subnet scores on a set of questions.
+    """What a subnet scores on a set of examples.
 
     Attributes:
-        accuracy: Official VQA accuracy, 0..1.
+        metric: The task's metric, 0..1.
+        metric_name: What it is.
         loss: Mean loss, nats.
-        by_question_type, by_answer_type: Accuracy of each.
-        examples: How many questions.
+        numbers: All that the task reports, `metric` and `loss` among it; see `Task.summary`.
+        examples: How many.
     """
 
-    accuracy: float
+    metric: float
+    metric_name: str
     loss: float
-    by_question_type: dict[str, float]
-    by_answer_type: dict[str, float]
+    numbers: dict[str, float]
     examples: int
 
 
-def mean_image(subnet: AdaptedModel, examples: Sequence[VQAExample]) -> Tensor:
-    """(3, size, size) float32: the mean of the images of the examples, as the model sees them."""
-    paths = sorted({example.image_path for example in examples})
-    processor = subnet.backbone.processor
-    total = torch.zeros(3, processor.image_size, processor.image_size)
-    for path in paths:
-        total += processor.images([path])[0]
-    return total / len(paths)
+def mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> Tensor:
+    """(3, height, width) float32: the mean of the images of the examples, which have one size, as the model sees them."""
+    sources = {pair.image.key: pair.image for pair in subnet.task.pairs(examples)}
+    total: Tensor | None = None
+    for key in sorted(sources):
+        image = subnet.task.processor.image(sources[key])
+        total = image if total is None else total + image
+    if total is None:
+        raise ValueError("no examples; give at least one")
+    return total / len(sources)
+
+
+RANKED_IMAGES = 100
+"""Images that retrieval ranks, with all of their texts, unless more are asked for; the field's test sets have 1,000."""
 
 
 @torch.inference_mode()
 def evaluate(
-    subnet: AdaptedModel, examples: Sequence[VQAExample], title: str, batch_size: int = 128, blind: Tensor | None = None
+    subnet: AdaptedModel,
+    examples: Sequence[Any],
+    title: str,
+    batch_size: int = 128,
+    blind: Tensor | None = None,
+    rank_images: int | None = RANKED_IMAGES,
 ) -> Evaluation:
-    """Answer questions by plain forward passes.
+    """Solve examples by plain forward passes; retrieval also ranks all texts and images against each other.
 
     Args:
         subnet: A settled model with its head.
-        examples: At least one question.
+        examples: At least one.
         title: Of the progress bar.
-        batch_size: Questions a forward.
-        blind: (3, size, size) image to show instead of every image, or None.
+        batch_size: Pairs a forward, about.
+        blind: (3, height, width) image to show instead of every image, or None.
+        rank_images: Most images that retrieval ranks, None = all; nothing is ranked blind.
     """
     subnet.head.eval()
-    device = subnet.backbone.vlp.device
+    task, vlp = subnet.task, subnet.backbone.vlp
     rows: list[tuple[float, float]] = []
-    with progress(len(examples), title, unit="question") as bar:
-        for start in range(0, len(examples), batch_size):
-            chunk = examples[start : start + batch_size]
-            batch = subnet.task.inputs(chunk)
+    step = max(batch_size // task.passes, 1)
+    with progress(len(examples), title, unit="example") as bar:
+        for start in range(0, len(examples), step):
+            chunk = examples[start : start + step]
+            batch = task.processor(task.pairs(chunk))
             if blind is not None:
-                batch["image"] = blind.expand(len(chunk), -1, -1, -1)
-            targets = {name: t.to(device) for name, t in subnet.task.targets(chunk).items()}
-            logits = subnet.head(subnet.backbone.vlp({name: t.to(device) for name, t in batch.items()}))
-            losses, metrics = subnet.task.losses(logits, targets), subnet.task.metrics(logits, targets)
+                batch["image"] = blind.expand(len(batch["image"]), -1, -1, -1)
+            targets = {name: t.to(vlp.device) for name, t in task.targets(chunk).items()}
+            logits = subnet.head(task.gather(vlp({name: t.to(vlp.device) for name, t in batch.items()})))
+            losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
             rows += zip(losses.tolist(), metrics.tolist(), strict=True)
             bar.update(len(chunk))
-    earned = [metric for _, metric in rows]
-    return Evaluation(
-        accuracy=sum(earned) / len(rows),
-        loss=sum(loss for loss, _ in rows) / len(rows),
-        by_question_type=_means([e.question_type for e in examples], earned),
-        by_answer_type=_means([e.answer_type for e in examples], earned),
-        examples=len(rows),
-    )
+    losses, metrics = np.array(rows).T
+    numbers = task.summary(examples, losses, metrics)
+    if isinstance(task, RetrievalTask) and blind is None:
+        numbers |= ranked(subnet, examples, rank_images, title)
+    return Evaluation(numbers[task.metric_name], task.metric_name, numbers["loss"], numbers, len(rows))
 
 
-def _means(groups: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    found = defaultdict(list)
-    for group, value in zip(groups, values, strict=True):
-        found[group].append(value)
-    return {group: sum(members) / len(members) for group, members in sorted(found.items())}
+def ranked(subnet: AdaptedModel, examples: Sequence[Any], most: int | None, title: str) -> dict[str, float]:
+    """Recall at 1, 5 and 10 both ways (`tr_r1`, ..., `ir_r10`, 0..1) and `ranked_images`, how many images were ranked."""
+    images = len({example.image_id for example in examples})
+    whole = gallery(examples, images if most is None else min(most, images))
+    with progress(len(whole.images) * len(whole.texts), f"{title}, ranking", unit="pair") as bar:
+        scores = rank(
+            subnet.backbone.vlp, subnet.head, subnet.task.processor, whole.images, whole.texts, progress=bar.update
+        )
+    return {**recalls(scores, whole.image_of_text), "ranked_images": float(len(whole.images))}

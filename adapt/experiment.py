@@ -17,53 +17,48 @@ from typing import Any
 
 import numpy as np
 
-from adapt.evaluate import evaluate
+from adapt.evaluate import RANKED_IMAGES, evaluate
 from adapt.finetune import FinetuneConfig, finetune, load_subnet
 from adapt.report import Row, print_table
 from das_gym.config import build
-from das_gym.costs import count_costs
-from das_gym.data.vqav2 import VQASplits
+from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.latency import measure_latency
-from das_gym.problem import AdaptedModel, ProblemConfig, load_splits, text_tokens
+from das_gym.problem import AdaptedModel, ProblemConfig, example_costs, load_splits
+from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, find_run, library_versions
 
-PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig) if f.name != "batch_size")
+PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
 SUBNET_FILE = "adapter.safetensors"
 UNSKIPPED_FILE = "unskipped_adapter.safetensors"
 RECORD = "adapt.json"
 
 
 @dataclass(frozen=True)
-class Settings(FinetuneConfig):
-    """The settings of `python -m adapt`.
+class Settings(FinetuneConfig, ProblemConfig):
+    """The settings of `python -m adapt`: those of fine-tuning, of model and data (a search run brings its own), and these.
 
     Attributes:
         search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
         mask: A mask of one's own: 0 or 1 a layer, 1 = skipped.
-        size, checkpoint, supernet, data_root, tokenizer, device: Model and data, as for the environment; a search
-            run brings its own.
         search: Settings of `python -m agents` for the search that comes first where neither a run nor a mask is
             given, as in `search.evaluations=100`.
+        rank_images: Most test images that retrieval ranks, with all of their texts; None = all.
         runs_dir: Folder of all runs.
         resume: Id of a stopped run to go on with, or None.
     """
 
     search_run: int | None = None
     mask: tuple[int, ...] | None = None
-    size: str | None = None
-    checkpoint: str | None = None
-    supernet: str | None = None
-    data_root: str | None = None
-    tokenizer: str | None = None
-    device: str = "auto"
     search: dict[str, Any] = field(default_factory=dict)
+    rank_images: int | None = RANKED_IMAGES
     runs_dir: str = RUNS_DIR
     resume: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        FinetuneConfig.__post_init__(self)
+        ProblemConfig.__post_init__(self)
         if self.mask is not None and self.search_run is not None:
             raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
         if self.mask is not None and not set(self.mask) <= {0, 1}:
@@ -109,12 +104,21 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         settings = build(Settings, given)
     except MISTAKES as error:
         raise RunError(str(error)) from error
-    shared = {name: getattr(settings, name) for name in ("runs_dir", "seed", *PROBLEM_SETTINGS)}
-    return {**shared, **settings.search}
+    env_id = next(e.id for e in ENVIRONMENTS.values() if (e.model, e.task) == (settings.model, settings.task))
+    own = {name: value for name, value in _told(settings).items() if name not in ("model", "task")}
+    return {"env_id": env_id, "runs_dir": settings.runs_dir, "seed": settings.seed, **own, **settings.search}
+
+
+def _told(settings: Settings) -> dict[str, Any]:
+    """Settings of model and data that are not the default."""
+    values = {f.name: (getattr(settings, f.name), f.default) for f in dataclasses.fields(ProblemConfig)}
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 ex = AdaptExperiment("adapt", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
+for entry in ENVIRONMENTS.values():
+    ex.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
 ex.check_settings(lambda config: build(Settings, config))
 
 
@@ -137,14 +141,15 @@ def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
             f"(`python -m agents with resume={settings.search_run}` goes on with a search)"
         )
     record = read_json(path)
-    from_search = {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
-    own = {name: getattr(settings, name) for name in PROBLEM_SETTINGS if getattr(settings, name) not in (None, "auto")}
-    return np.array(record["mask"], dtype=bool), ProblemConfig(**{**from_search, **own})
+    entry = ENVIRONMENTS[record["env_id"]]
+    from_search = {"model": entry.model, "task": entry.task}
+    from_search |= {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
+    return np.array(record["mask"], dtype=bool), ProblemConfig(**{**from_search, **_told(settings)})
 
 
 @ex.main
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
-    """Fine-tune, evaluate and save; the accuracy of the subnet is the result."""
+    """Fine-tune, evaluate and save; the test metric of the subnet is the result."""
     del search  # named so that Sacred lets it hold keys of its own
     settings = build(Settings, _config)
     mask, problem = chosen(settings)
@@ -157,41 +162,42 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
             _run.log_scalar(f"{name}.{metric}", value, step)
 
         finetune(subnet, splits, settings.finetuning(), f"fine-tuning the {name}", folder / f"{name}.pt", log)
-    rows = compare(subnets, splits)
+    rows = compare(subnets, splits, settings.rank_images)
     _save(folder, settings, problem, subnets, rows)
     for name in (SUBNET_FILE, UNSKIPPED_FILE, RECORD):
         _run.add_artifact(folder / name)
     for row in rows:
         for key in ("macs", "macs_saved", "latency_ms", "trainable_parameters"):
             _run.log_scalar(f"{row.name}.{key}", float(getattr(row, key)))
-        _run.log_scalar(f"{row.name}.test_accuracy", row.evaluation.accuracy)
-    print_table(rows, f"{len(splits.test):,} test questions, {problem.data_root or 'Shapes-VQA'}")
+        for key, value in row.evaluation.numbers.items():
+            _run.log_scalar(f"{row.name}.test.{key}", value)
+    print_table(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
     print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
-    return rows[0].evaluation.accuracy
+    return rows[0].evaluation.metric
 
 
-def compare(subnets: Mapping[str, AdaptedModel], splits: VQASplits) -> list[Row]:
+def compare(subnets: Mapping[str, AdaptedModel], splits: Splits[Any], rank_images: int | None = RANKED_IMAGES) -> list[Row]:
     """Evaluate each subnet on the test split and measure it."""
     latencies = measure_latency({name: _one_example(subnet, splits) for name, subnet in subnets.items()})
-    return [_row(name, subnet, splits, latencies[name]) for name, subnet in subnets.items()]
+    return [_row(name, subnet, splits, latencies[name], rank_images) for name, subnet in subnets.items()]
 
 
-def _one_example(subnet: AdaptedModel, splits: VQASplits) -> Any:
-    vlp = subnet.backbone.vlp
-    batch = {name: tensor.to(vlp.device) for name, tensor in subnet.task.inputs(splits.test[:1]).items()}
-    return lambda: subnet.head(vlp(batch))
+def _one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Any:
+    task, vlp = subnet.task, subnet.backbone.vlp
+    batch = {name: tensor.to(vlp.device) for name, tensor in task.processor(task.pairs(splits.test[:1])).items()}
+    return lambda: subnet.head(task.gather(vlp(batch)))
 
 
-def _row(name: str, subnet: AdaptedModel, splits: VQASplits, latency_ms: float) -> Row:
+def _row(name: str, subnet: AdaptedModel, splits: Splits[Any], latency_ms: float, rank_images: int | None) -> Row:
     vlp = subnet.backbone.vlp
     mask = vlp.check_mask(None)
-    costs = count_costs(vlp, text_tokens(subnet.backbone.processor, splits), subnet.head)
+    costs = example_costs(subnet, splits)
     parameters = [*vlp.parameters(), *subnet.head.parameters()]
     return Row(
         name=name,
         mask=tuple(mask.astype(int).tolist()),
         skipped_layers=tuple(layer.name for layer, skipped in zip(vlp.layers, mask, strict=True) if skipped),
-        evaluation=evaluate(subnet, splits.test, f"evaluating the {name}"),
+        evaluation=evaluate(subnet, splits.test, f"evaluating the {name}", rank_images=rank_images),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         parameters=sum(p.numel() for p in parameters),
         macs=costs.macs(mask),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,8 @@ import torch
 from adapt.objective import LearningRates, Objective
 from adapt.training import TRAINING_RANGES, Trainer, adamw, check_ranges, polynomial_decay
 from das_gym.adaptation import Adaptation
-from das_gym.data.vqav2 import VQASplits
-from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_supernet, new_head
-from das_gym.tasks.vqa import VQATask
+from das_gym.data.splits import Splits
+from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_supernet, restore
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FinetuneConfig:
         check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf))
 
 
-def load_subnet(problem: ProblemConfig, splits: VQASplits, mask: np.ndarray) -> AdaptedModel:
+def load_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) -> AdaptedModel:
     """The subnet of a mask with the supernet's parameters, in memory of its own, its skipped layers removed.
 
     Raises:
@@ -62,17 +62,12 @@ def load_subnet(problem: ProblemConfig, splits: VQASplits, mask: np.ndarray) -> 
 
 def reload_subnet(problem: ProblemConfig, path: str | Path) -> AdaptedModel:
     """A fine-tuned subnet from the frozen model and its adaptation file."""
-    adaptation = Adaptation.load(path)
-    backbone = load_backbone(problem)
-    task = VQATask(backbone.processor, adaptation.answers)
-    head = new_head(backbone, task)
-    adaptation.apply(backbone.vlp, head, backbone.base)
-    return AdaptedModel(backbone, head, task)
+    return restore(load_backbone(problem), Adaptation.load(path), problem.task, path)
 
 
 def finetune(
     subnet: AdaptedModel,
-    splits: VQASplits,
+    splits: Splits[Any],
     config: FinetuneConfig,
     title: str,
     checkpoint: Path | None = None,

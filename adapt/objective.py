@@ -24,6 +24,14 @@ class LearningRates:
     head: float
 
 
+def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
+    """The examples of a step: every epoch goes through all of them once, in an order of its own."""
+    per_epoch = len(examples) // batch_size
+    epoch, position = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+    return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size]]
+
+
 class Objective:
     """The task's loss of a frozen model with adapters, as a function of step and mask.
 
@@ -51,24 +59,17 @@ class Objective:
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
-        self.encoder = EncoderCache(backbone.vlp, task)
-
-    def batch(self, step: int) -> list[Any]:
-        """The examples of a step: every epoch goes through all of them once, in an order of its own."""
-        per_epoch = len(self.examples) // self.batch_size
-        epoch, position = divmod(step, per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.examples))
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        return [self.examples[i] for i in chosen]
+        self.encoder = EncoderCache(backbone.vlp, task.processor)
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
         """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the settled one)."""
-        examples = self.batch(step)
+        examples = batch_at(self.examples, self.batch_size, self.seed, step)
         targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(examples).items()}
-        logits = self.head(self.vlp.forward_encoded(self.encoder(examples), mask))
+        pooled = self.vlp.forward_encoded(self.encoder(self.task.pairs(examples)), mask)
+        logits = self.head(self.task.gather(pooled))
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
-        return {"loss": self.task.losses(logits, targets).mean(), "accuracy": metric}
+        return {"loss": self.task.losses(logits, targets).mean(), self.task.metric_name: metric}
 
     def groups(self, rates: LearningRates) -> Iterable[Group]:
         """What trains, with its learning rates."""

@@ -1,8 +1,9 @@
-"""Batches for pre-training METER-mini: endless scenes, each batch a function of seed and step alone."""
+"""Batches for pre-training: endless scenes, each batch a function of seed and step alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from das_gym.data.scene_language import CAPTION_FAMILIES, Caption
 from das_gym.data.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, patch_owners, render, sample_scene
-from das_gym.data.transforms import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Normalise = Callable[[Tensor], Tensor]
+"""From (batch, 3, height, width) pixels, 0..1, to what the model reads."""
 
 IGNORE = -100
 """Label of what no loss counts, as in torch's cross-entropy."""
@@ -79,16 +82,15 @@ class CaptionBatch:
     offsets: Tensor
 
 
-def image_batch(seed: int, step: int, batch_size: int, patch_size: int) -> ImageBatch:
-    """Scenes for the image encoder."""
+def image_batch(seed: int, step: int, batch_size: int, patch_size: int, normalise: Normalise) -> ImageBatch:
+    """Scenes alone, for the first part."""
     rng = np.random.default_rng([seed, 0, step])
     scenes = [sample_scene(rng) for _ in range(batch_size)]
-    return _pictures(scenes, [patch_owners(scene, patch_size) for scene in scenes])
+    return _pictures(scenes, [patch_owners(scene, patch_size) for scene in scenes], normalise)
 
 
-def _pictures(scenes: list[Scene], owners: list[np.ndarray]) -> ImageBatch:
+def _pictures(scenes: list[Scene], owners: list[np.ndarray], normalise: Normalise) -> ImageBatch:
     pixels = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2)
-    mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
     color_names, shape_names = list(COLORS), list(SHAPES)
     colors = [
         np.array([*(color_names.index(o.color) for o in scene.objects), BACKGROUND_COLOR])[owner]
@@ -100,7 +102,7 @@ def _pictures(scenes: list[Scene], owners: list[np.ndarray]) -> ImageBatch:
     ]
     centers = [_centers(scene, owner) for scene, owner in zip(scenes, owners, strict=True)]
     dense = (torch.from_numpy(np.stack(labels)) for labels in (colors, shapes, centers))
-    return ImageBatch((pixels / 255 - mean) / std, *dense)
+    return ImageBatch(normalise(pixels / 255), *dense)
 
 
 def _centers(scene: Scene, owner: np.ndarray) -> np.ndarray:
@@ -167,13 +169,17 @@ class CaptionBatches:
         seed: Of all batches.
         batch_size: Captions a batch.
         patch_size: Side of a patch in pixels.
+        normalise: Of the pixels.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int, batch_size: int, patch_size: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, seed: int, batch_size: int, patch_size: int, normalise: Normalise
+    ) -> None:
         self.tokenizer = tokenizer
         self.seed = seed
         self.batch_size = batch_size
         self.patch_size = patch_size
+        self.normalise = normalise
         self._color_of = self._word_table(list(COLORS))
         self._shape_of = self._word_table(list(SHAPES))
 
@@ -200,7 +206,7 @@ class CaptionBatches:
         places = np.stack([_places(*pair, *named) for pair, *named in zip(pairs, colors, shapes, strict=True)])
         offsets = np.stack([_offset(*pair) for pair in pairs])
         return CaptionBatch(
-            scenes=_pictures([scene for scene, _ in pairs], owners),
+            scenes=_pictures([scene for scene, _ in pairs], owners, self.normalise),
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(encoded["attention_mask"]),
             words=torch.from_numpy(words),

@@ -1,8 +1,9 @@
-"""Pre-train METER-mini.
+"""Pre-train METER-mini or ViLT-mini.
 
-python -m adapt pretrain                                       writes to runs/<id>/meter_mini
-python -m adapt pretrain with out=das_gym/assets/meter_mini    the shipped files again
-python -m adapt pretrain with resume=5                         go on with run 5, which was stopped
+python -m adapt pretrain                                      METER-mini; writes to runs/<id>/meter_mini
+python -m adapt pretrain with model=ViLT                      ViLT-mini; writes to runs/<id>/vilt_mini
+python -m adapt pretrain with model=ViLT out=my_folder        to a folder of your choice
+python -m adapt pretrain with resume=5                        go on with run 5, which was stopped
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Settings(PretrainConfig):
     """The settings of `python -m adapt pretrain`.
 
     Attributes:
-        out: Folder to write the checkpoint to; None is `meter_mini` in the run's folder.
+        out: Folder to write the checkpoint to; None is `meter_mini` or `vilt_mini` in the run's folder.
         runs_dir: Folder of all runs.
         resume: Id of a stopped run to go on with, or None.
     """
@@ -44,8 +45,8 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     """Pre-train and write the checkpoint."""
     settings = build(Settings, _config)
     folder = required_folder(_run)
-    out = Path(settings.out) if settings.out else folder / "meter_mini"
+    out = Path(settings.out) if settings.out else folder / f"{settings.model.lower()}_mini"
     pretrain(settings, out, folder, _run.log_scalar)
     for name in CHECKPOINTS:
         (folder / name).unlink(missing_ok=True)
-    print(f"checkpoint: {out}\nNext: python -m adapt supernet with checkpoint={out}")
+    print(f"checkpoint: {out}\nNext: python -m adapt supernet with {settings.model.lower()}_vqa checkpoint={out}")

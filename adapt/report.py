@@ -8,6 +8,9 @@ from typing import Any
 
 from adapt.evaluate import Evaluation
 
+HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
+"""What is shown beside the metric, where the task reports it."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -49,8 +52,11 @@ def print_table(rows: Sequence[Row], title: str) -> None:
     table.add_column("")
     for row in rows:
         table.add_column(row.name, justify="right")
+    reported = [name for name in HEADLINES if name in rows[0].evaluation.numbers]
+    metric = rows[0].evaluation.metric_name.replace("_", " ")
     lines = (
-        ("accuracy on test, %", lambda r: f"{100 * r.evaluation.accuracy:.2f}"),
+        (f"{metric} on test, %", lambda r: f"{100 * r.evaluation.metric:.2f}"),
+        *((f"{name}, %", lambda r, name=name: f"{100 * r.evaluation.numbers[name]:.2f}") for name in reported),
         ("trainable parameters", lambda r: f"{r.trainable_parameters:,}"),
         ("parameters", lambda r: f"{r.parameters:,}"),
         ("MACs of one example, M", lambda r: f"{r.macs / 1e6:.2f}"),

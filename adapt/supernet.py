@@ -16,9 +16,8 @@ import torch
 
 from adapt.objective import LearningRates, Objective
 from adapt.training import TRAINING_RANGES, Trainer, adamw, check_ranges, polynomial_decay
-from das_gym.data.vqav2 import answer_vocabulary
-from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head
-from das_gym.tasks.vqa import VQATask
+from das_gym.data.vqav2 import read_vocabulary
+from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head, task_class
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class SupernetConfig:
         warmup: Share of the steps.
         weight_decay: Of matrices.
         most_skipped: Each step skips 0..most_skipped layers, every number as likely.
+        vocabulary: File with the answer vocabulary of VQA, as `das_gym.data.vqav2.write_vocabulary` writes it and
+            every run leaves it; None chooses one from train.
         min_answer_count: Answers that occur at least so often in train make the vocabulary; None decides
             by `das_gym.data.vqav2.answer_vocabulary`.
         save_every: Steps between checkpoints.
@@ -47,6 +48,7 @@ class SupernetConfig:
     warmup: float = 0.05
     weight_decay: float = 0.01
     most_skipped: int = 8
+    vocabulary: str | None = None
     min_answer_count: int | None = None
     save_every: int = 250
 
@@ -86,7 +88,9 @@ def train_supernet(
     """
     splits = load_splits(problem)
     backbone = load_backbone(problem)
-    task = VQATask(backbone.processor, answer_vocabulary(splits.train, config.min_answer_count))
+    kind = task_class(problem.task)
+    labels = read_vocabulary(config.vocabulary) if config.vocabulary else None
+    task = kind(backbone.processor, labels or kind.choose_labels(splits.train, config.min_answer_count))
     torch.manual_seed(config.seed)
     head = new_head(backbone, task)
     batch_size = min(config.batch_size, len(splits.train))

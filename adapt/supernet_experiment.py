@@ -1,6 +1,7 @@
 """Train a supernet: adapters and head over random masks, so that every mask can be scored.
 
 python -m adapt supernet                                       writes to runs/<id>/supernet.safetensors
+python -m adapt supernet with vilt_nlvr2                       of another model, on another task
 python -m adapt supernet with data_root=/data/vqa              on data of one's own
 python -m adapt supernet with checkpoint=... tokenizer=...     on a checkpoint of one's own
 python -m adapt supernet with resume=5                         go on with run 5, which was stopped
@@ -15,33 +16,38 @@ from pathlib import Path
 from typing import Any
 
 from adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adaptation import Adaptation
 from das_gym.config import build
+from das_gym.data.vqav2 import write_vocabulary
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.problem import ProblemConfig
+from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import RUNS_DIR
 
-PROBLEM_SETTINGS = ("size", "checkpoint", "data_root", "tokenizer", "device")
+PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
+
+VOCABULARY = "vocabulary.json"
 
 
 @dataclass(frozen=True)
-class Settings(SupernetConfig):
-    """The settings of `python -m adapt supernet`.
+class Settings(SupernetConfig, ProblemConfig):
+    """The settings of `python -m adapt supernet`: those of training, of model and data, and these.
 
     Attributes:
-        size, checkpoint, data_root, tokenizer, device: Model and data, as for the environment.
         out: File to write; None is `supernet.safetensors` in the run's folder.
         runs_dir: Folder of all runs.
         resume: Id of a stopped run to go on with, or None.
     """
 
-    size: str | None = None
-    checkpoint: str | None = None
-    data_root: str | None = None
-    tokenizer: str | None = None
-    device: str = "auto"
     out: str | None = None
     runs_dir: str = RUNS_DIR
     resume: int | None = None
+
+    def __post_init__(self) -> None:
+        SupernetConfig.__post_init__(self)
+        ProblemConfig.__post_init__(self)
+        if self.supernet is not None:
+            raise ValueError(f"supernet={self.supernet}: this command trains one anew; leave supernet out, or see out=")
 
     def problem(self) -> ProblemConfig:
         """Model and data."""
@@ -54,6 +60,8 @@ class Settings(SupernetConfig):
 
 ex = RunsExperiment("adapt supernet", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
+for entry in ENVIRONMENTS.values():
+    ex.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
 ex.check_settings(lambda config: build(Settings, config).problem())
 
 
@@ -64,8 +72,11 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     folder = required_folder(_run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
-    given = [
-        f"{name}={getattr(settings, name)}" for name in ("checkpoint", "data_root", "tokenizer") if getattr(settings, name)
-    ]
+    short = f"{settings.model.lower()}_{settings.task}"
+    names = ("checkpoint", "data_root", "tokenizer")
+    given = [short, *(f"{name}={getattr(settings, name)}" for name in names if getattr(settings, name))]
+    answers = Adaptation.load(out).answers
+    if answers:
+        write_vocabulary(folder / VOCABULARY, answers)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     print(f"supernet: {out}\nNext: python -m agents with {' '.join([*given, f'supernet={out}'])}")

@@ -1,9 +1,10 @@
-"""The tokenizer of METER-mini: byte-level BPE, so that no text is out of vocabulary."""
+"""The tokenizers of METER-mini and ViLT-mini: byte-level BPE, so that no text is out of vocabulary."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,30 @@ from das_gym.data.scenes import sample_scene
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""In RoBERTa's order: padding has id 1, on which its position ids rely."""
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The tokens that come before all others.
+
+    Attributes:
+        tokens: In order: the first has id 0.
+        pad, unknown, mask: Padding, what is out of vocabulary, and a hidden word.
+        first, last: Ids of what every text begins and ends with.
+    """
+
+    tokens: tuple[str, ...]
+    pad: str
+    unknown: str
+    mask: str
+    first: int
+    last: int
+
+
+ROBERTA = SpecialTokens(("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "<pad>", "<unk>", "<mask>", first=0, last=2)
+"""METER's. Padding has id 1, on which RoBERTa's position ids rely."""
+
+BERT = SpecialTokens(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), "[PAD]", "[UNK]", "[MASK]", first=2, last=3)
+"""ViLT's. Padding has id 0, whose embedding ViLT keeps from training."""
 
 VOCAB_SIZE = 512
 CORPUS_SCENES = 2000
@@ -37,8 +60,8 @@ def _corpus(seed: int) -> Iterator[str]:
                 yield caption.text
 
 
-def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
-    """A lower-casing byte-level BPE tokenizer trained on the language of Shapes, with RoBERTa's special tokens."""
+def train_tokenizer(seed: int = 0, special: SpecialTokens = ROBERTA) -> PreTrainedTokenizerFast:
+    """A lower-casing byte-level BPE tokenizer trained on the language of Shapes."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -48,19 +71,20 @@ def train_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special.tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(seed), trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    first, last = special.tokens[special.first], special.tokens[special.last]
+    tokenizer.post_processor = processors.RobertaProcessing((last, special.last), (first, special.first))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
+        bos_token=first,
+        eos_token=last,
+        pad_token=special.pad,
+        unk_token=special.unknown,
+        mask_token=special.mask,
     )
 
 

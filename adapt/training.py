@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +78,18 @@ def polynomial_decay(step: int, steps: int, warmup: float, power: float = 1.0) -
     return (1 - (step - first) / max(1, steps - first)) ** power
 
 
+class Companion(Protocol):
+    """Something with a state of plain JSON values."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
 class Trainer:
     """Runs a number of steps, each a function of its index alone, and can stop and go on anywhere.
 
@@ -87,6 +101,7 @@ class Trainer:
         checkpoint: File to save to and to go on from; None saves nothing.
         save_every: Steps between checkpoints.
         max_norm: Gradients are clipped to this norm.
+        companions: What else changes with the steps, by name: saved and restored with the rest.
     """
 
     def __init__(
@@ -98,7 +113,9 @@ class Trainer:
         checkpoint: Path | None = None,
         save_every: int = 500,
         max_norm: float = 1.0,
+        companions: Mapping[str, Companion] | None = None,
     ) -> None:
+        self.companions = companions or {}
         self.optimizer = optimizer
         self.steps = steps
         self.checkpoint = checkpoint
@@ -170,6 +187,7 @@ class Trainer:
             "rng": torch.get_rng_state(),
             "logged": self._logged,
             "window": self._window,
+            "companions": {name: json.dumps(companion.state_dict()) for name, companion in self.companions.items()},
         }
         torch.save(state, buffer)
         write_bytes(self.checkpoint, buffer.getvalue())
@@ -190,6 +208,8 @@ class Trainer:
             for name, parameter in self._trained.items():
                 parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        for name, companion in self.companions.items():
+            companion.load_state_dict(json.loads(state["companions"][name]))
         self.step = state["step"]
         self._logged, self._window = [tuple(entry) for entry in state["logged"]], state["window"]
         self._scheduler.last_epoch = self.step

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 
-from agents.base import Agent, Floats, Masks, top_mask
-
-_WEIGHTED_DRAWS = 1000
+from agents.base import Agent, check_number
+from agents.space import Floats, Masks, MaskSpace
 
 
 class Bandit(Agent):
     """Gradient bandit over masks (DAS, arXiv 2309.01479).
 
     Each layer i has a preference g_i, at first 0, and is drawn with weight p_i = sigmoid(g_i): a mask is `skip_num`
-    layers drawn without replacement. The masks of a turn are distinct sets. When their rewards r_j are known,
+    layers drawn without replacement, or as many as a budget by cost takes. The masks of a turn are distinct sets. When
+    their rewards r_j are known,
 
         g_i += learning_rate * sum over masks j that skip i of (r_j - mean r) * p_i * (1 - p_i)
 
-    with p as it was before the turn. The answer is the `skip_num` layers with the largest preferences.
+    with p as it was before the turn. The answer is the layers with the largest preferences.
 
     Args:
-        n_layers: Number of skippable layers, at least 1.
-        skip_num: How many layers a mask skips, 0..n_layers.
+        space: The masks to choose from.
         seed: Seed, or the generator to draw from.
         learning_rate: eta, > 0. The reference's is 1 (for METER it also declares 0.1, which nothing uses).
 
@@ -37,14 +34,11 @@ class Bandit(Agent):
     least_masks: ClassVar[int] = 2  # one mask is its own baseline: nothing would be learned
     preferences: Floats
 
-    def __init__(
-        self, n_layers: int, skip_num: int, seed: int | np.random.Generator | None = None, learning_rate: float = 1.0
-    ) -> None:
-        super().__init__(n_layers, skip_num, seed)
-        if isinstance(learning_rate, bool) or not isinstance(learning_rate, Real) or not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate={learning_rate!r} is not allowed; give a number above 0, such as 1.0")
-        self.learning_rate: float = float(learning_rate)
-        self.preferences = np.zeros(n_layers)
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, learning_rate: float = 1.0) -> None:
+        super().__init__(space, seed)
+        check_number("learning_rate", learning_rate, above=0)
+        self.learning_rate = float(learning_rate)
+        self.preferences = np.zeros(self.n_layers)
 
     def skip_probabilities(self) -> Floats:
         """(n_layers,) p = sigmoid(g): the weight with which each layer is drawn."""
@@ -53,17 +47,9 @@ class Bandit(Agent):
     def ask(self, n: int) -> Masks:
         """(m, n_layers) distinct masks, m = n, or all of them where fewer than `n` exist."""
         log_p = self._log_probabilities()
-        wanted = min(n, math.comb(self.n_layers, self.skip_num))
-        masks: dict[bytes, Masks] = {}
-        draws = 0
-        while len(masks) < wanted:
-            # Adding Gumbel noise to log weights and taking the k largest draws k without replacement by weight.
-            # Where the weights leave all but a few masks out of reach, those are drawn evenly instead of for ever.
-            weights = log_p if draws < _WEIGHTED_DRAWS else np.zeros(self.n_layers)
-            mask = top_mask(weights + self.rng.gumbel(size=self.n_layers), self.skip_num)
-            masks.setdefault(mask.tobytes(), mask)
-            draws += 1
-        return np.array(list(masks.values()), dtype=bool).reshape(wanted, self.n_layers)
+        # Adding Gumbel noise to log weights and taking the k largest draws k without replacement by weight. Where the
+        # weights leave all but a few masks out of reach, the others are drawn evenly instead of for ever.
+        return self.space.distinct(n, lambda: self.space.top(log_p + self.rng.gumbel(size=self.n_layers)), self.rng)
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
         """Move the preferences of the skipped layers by how much better than the turn's mean their masks were."""
@@ -73,8 +59,8 @@ class Bandit(Agent):
         self.preferences = self.preferences + self.learning_rate * (advantages @ masks) * p * (1.0 - p)
 
     def best(self) -> Masks:
-        """The mask of the `skip_num` largest preferences; of equal ones the first layers."""
-        return top_mask(self.preferences, self.skip_num)
+        """The mask of the largest preferences; of equal ones the first layers."""
+        return self.space.top(self.preferences)
 
     def state_dict(self) -> dict[str, Any]:
         """As `Agent.state_dict`, with the preferences."""

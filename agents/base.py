@@ -4,54 +4,62 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
+from agents.space import Floats, Masks, MaskSpace
 from das_gym.config import check_names
-
-Masks = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
 AGENTS = {
     "bandit": "agents.bandit:Bandit",
+    "bayes": "agents.bayes:Bayes",
+    "cross_entropy": "agents.cross_entropy:CrossEntropy",
+    "evolution": "agents.evolution:Evolution",
+    "exhaustive": "agents.exhaustive:Exhaustive",
+    "greedy": "agents.greedy:Greedy",
+    "leave_one_out": "agents.greedy:LeaveOneOut",
+    "one_shot": "agents.one_shot:OneShot",
     "random": "agents.random_search:RandomSearch",
+    "uniform": "agents.uniform:Uniform",
 }
 """Name to "module:class". An agent outside this table is named by its "module:class" itself."""
 
 
 class Agent(ABC):
-    """Chooses masks that skip exactly `skip_num` of `n_layers` layers.
+    """Chooses masks that keep a budget.
 
     A search is `masks = ask(n)`, `tell(masks, rewards)`, again and again, and then `best()`.
-    A subclass takes its own hyper-parameters as keyword arguments after `seed`.
+    A subclass takes its own hyper-parameters as keyword arguments after `seed`; one that is named `statistics` is no
+    hyper-parameter but gets what the environment observes: statistic name to (n_layers,) values.
 
     Args:
-        n_layers: Number of skippable layers, at least 1.
-        skip_num: How many layers a mask skips, 0..n_layers.
+        space: The masks to choose from.
         seed: Seed, or the generator to draw from.
 
     Attributes:
         least_masks: The fewest masks a turn that this agent learns from.
+        free_budget: Whether it also asks for masks off the budget on its way (greedy removal does). They cost an
+            evaluation like any other; its answer keeps the budget.
+        examples_share: Share (0..1] of the reward examples on which the masks of the last ask are to be scored. Such a
+            mask costs that share of an evaluation, and its reward is not comparable to others.
+        draws: Whether it draws at random. The others do the same whatever the seed.
         preferences: (n_layers,) float64, the larger the rather skipped; None for an agent that has none.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     least_masks: ClassVar[int] = 1
+    free_budget: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    examples_share: float = 1.0
     preferences: Floats | None = None
 
-    def __init__(self, n_layers: int, skip_num: int, seed: int | np.random.Generator | None = None) -> None:
-        if n_layers < 1:
-            raise ValueError(f"n_layers={n_layers} is not allowed; there must be at least 1 skippable layer")
-        if not 0 <= skip_num <= n_layers:
-            raise ValueError(f"skip_num={skip_num} is not allowed with {n_layers} skippable layers; use 0..{n_layers}")
-        self.n_layers = n_layers
-        self.skip_num = skip_num
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        self.space = space
+        self.n_layers = space.n_layers
         self.rng = np.random.default_rng(seed)
 
     @abstractmethod
@@ -88,15 +96,15 @@ class Agent(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while searching, the generator included, in plain JSON values."""
-        return {"n_layers": self.n_layers, "skip_num": self.skip_num, "rng": self.rng.bit_generator.state}
+        return {**self.space.budget, "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken.
 
         Raises:
-            ValueError: the state is of an agent with other `n_layers` or `skip_num`.
+            ValueError: the state is of an agent with another budget.
         """
-        for name, mine in (("n_layers", self.n_layers), ("skip_num", self.skip_num)):
+        for name, mine in self.space.budget.items():
             if state[name] != mine:
                 raise ValueError(f"the saved agent has {name}={state[name]}, this one {mine}; make it with the saved one's")
         self.rng.bit_generator.state = state["rng"]
@@ -134,31 +142,40 @@ def agent_class(name: str) -> type[Agent]:
 
 def make_agent(
     name: str,
-    n_layers: int,
-    skip_num: int,
+    space: MaskSpace,
     seed: int | np.random.Generator | None = None,
     agent_kwargs: Mapping[str, Any] | None = None,
+    statistics: Mapping[str, Floats] | None = None,
 ) -> Agent:
     """The agent called `name`.
 
     Args:
         name: A key of `AGENTS`, or "module:class" of one's own.
-        n_layers: Number of skippable layers.
-        skip_num: How many layers a mask skips, 0..n_layers.
+        space: The masks to choose from.
         seed: Seed, or the generator to draw from.
         agent_kwargs: The agent's own hyper-parameters.
+        statistics: Layer statistics, name to (n_layers,), for an agent that reads them.
 
     Raises:
         ValueError: no such agent, or a hyper-parameter it does not have.
     """
     cls = agent_class(name)
-    own = list(inspect.signature(cls).parameters)[3:]  # after n_layers, skip_num, seed
-    check_names(agent_kwargs or {}, own, f"setting of agent {name!r},")
-    return cls(n_layers, skip_num, seed, **(agent_kwargs or {}))
+    own = list(inspect.signature(cls).parameters)[2:]  # after space, seed
+    check_names(agent_kwargs or {}, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
+    observed = {"statistics": statistics or {}} if "statistics" in own else {}
+    return cls(space, seed, **observed, **(agent_kwargs or {}))
 
 
-def top_mask(values: Floats, skip_num: int) -> Masks:
-    """(n_layers,) bool mask of the `skip_num` largest of `values`; of equal ones the first."""
-    mask = np.zeros(len(values), dtype=bool)
-    mask[np.argsort(-values, kind="stable")[:skip_num]] = True
-    return mask
+def check_number(
+    name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float | None = None, whole: bool = False
+) -> None:
+    """Refuse a hyper-parameter outside its range.
+
+    Raises:
+        ValueError: `value` is no finite (whole) number from `least` to `most`, ends included, or not above `above`.
+    """
+    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not fits or not math.isfinite(value) or not least <= value <= most or (above is not None and value <= above):
+        ends = [f"from {least:g}"] if math.isfinite(least) else [] if above is None else [f"above {above:g}"]
+        ends += [f"to {most:g}"] if math.isfinite(most) else []
+        raise ValueError(f"{name}={value!r} is not allowed; give a {'whole ' if whole else ''}number {' '.join(ends)}")

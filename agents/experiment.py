@@ -2,8 +2,10 @@
 
     python -m agents                                                the paper's bandit, 4 of METER's layers, the bundled task
     python -m agents with meter_vqa bandit skip_num=4 seed=1        the same, spelt out, with another seed
-    python -m agents with random evaluations=100                    random search
+    python -m agents with vilt_nlvr2 bayes macs_saved=0.12          our own agent, ViLT, at least 12 % of the MACs saved
+    python -m agents with meter_vqa_table random evaluations=100    random search, on the table instead of the model
     python -m agents with agent_kwargs.learning_rate=10             a setting of the agent
+    python -m agents with meter_vqa ppo algo.learning_rate=1e-3     an algorithm of Stable-Baselines3: agents.sb3_experiment
     python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
     python -m agents with resume=3                                  go on with run 3, which was stopped
 
@@ -14,22 +16,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.base import AGENTS
 from agents.plots import plot_skip_probabilities
 from agents.record import RECORD, SearchResult, Turn
+from agents.sb3_algorithms import ALGORITHMS, is_algorithm
+from agents.sb3_config import SB3_DEFAULTS, SB3Config, sb3_config
 from agents.search import SearchConfig, search
-from das_gym.config import build
+from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
+from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, progress
 
 PICTURE = "skip_probabilities.png"
-PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer")
-ENV_SETTINGS = ("size", *PATH_SETTINGS, "device")
+PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
+ENV_SETTINGS = (
+    *("reward", "macs_price", "reward_examples", "reward_batches", "on_bad_example"),
+    *("size", "image_size", "max_text_length", *PATH_SETTINGS),
+    *("device", "precision", "eval_batch_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -39,22 +49,64 @@ class Settings(SearchConfig):
     Attributes:
         runs_dir: Folder of all runs.
         resume: Id of a stopped run to go on with, or None.
-        size: Here and below: the setting of the environment of that name, None = its default.
+        reward: Here and below: the setting of the environment of that name, None = its default.
+        macs_price: What saving all MACs would be worth.
+        reward_examples: How many examples score a mask.
+        reward_batches: Which examples.
+        size: Of the model.
         checkpoint: Path of pre-trained weights.
         supernet: Path of a supernet.
         data_root: Folder of the data.
         tokenizer: Folder of the tokenizer.
+        image_size: Pixels.
+        max_text_length: Tokens.
+        on_bad_example: Raise or skip.
         device: Where to compute.
+        precision: Of the masked part.
+        eval_batch_size: Examples scored at a time.
+        encoder_cache: Folder of encoder outputs.
+        algo: From here on for algorithms of Stable-Baselines3, see `agents.sb3_config`: hyper-parameters by name.
+        n_envs: Environments side by side; None = `masks_per_turn`.
+        action: Action space; None = what suits the algorithm.
+        start_from: Agent to train further, or None.
     """
 
     runs_dir: str = RUNS_DIR
     resume: int | None = None
+    reward: str | None = None
+    macs_price: float | None = None
+    reward_examples: int | None = None
+    reward_batches: str | None = None
     size: str | None = None
     checkpoint: str | None = None
     supernet: str | None = None
     data_root: str | None = None
     tokenizer: str | None = None
+    image_size: int | None = None
+    max_text_length: int | None = None
+    on_bad_example: str | None = None
     device: str | None = None
+    precision: str | None = None
+    eval_batch_size: int | None = None
+    encoder_cache: str | None = None
+    algo: dict[str, Any] = field(default_factory=dict)
+    n_envs: int | None = None
+    action: str | None = None
+    start_from: str | None = None
+
+    def _check_budget(self) -> None:
+        if not is_algorithm(self.agent):  # `SB3Config` has its own checks
+            super()._check_budget()
+
+    def _check_agent(self) -> None:
+        if is_algorithm(self.agent):
+            return
+        if ":" not in self.agent:
+            check_names([self.agent], (*AGENTS, *ALGORITHMS), "agent")
+        for name in ("algo", "n_envs", "action", "start_from"):
+            if getattr(self, name):
+                raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
+        super()._check_agent()
 
     def search_config(self) -> SearchConfig:
         """The search that they ask for.
@@ -70,27 +122,39 @@ class Settings(SearchConfig):
             if value is not None:
                 env_kwargs[name] = str(Path(value).expanduser().absolute()) if name in PATH_SETTINGS else value
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
-        return SearchConfig(**{**fields, "env_kwargs": env_kwargs})
+        fields["env_kwargs"] = env_kwargs
+        if is_algorithm(self.agent):
+            return sb3_config(fields, self.algo, self.n_envs, self.action, self.start_from)
+        return SearchConfig(**fields)
 
 
 ex = RunsExperiment("agents", save_git_info=False)  # git refuses folders of other owners; the sources are kept anyway
 ex.add_config(dataclasses.asdict(Settings()))
-ex.add_named_config("meter_vqa", {"env_id": "DAS-METER-VQA-v0"})
-ex.add_named_config("bandit", {"agent": "bandit"})
-ex.add_named_config("random", {"agent": "random"})
+for entry in ENVIRONMENTS.values():
+    ex.add_named_config(entry.short, {"env_id": entry.id})
+    ex.add_named_config(f"{entry.short}_table", {"env_id": entry.tabular_id})
+for name in AGENTS:
+    ex.add_named_config(name, {"agent": name})
+for name in ALGORITHMS:
+    ex.add_named_config(name, {"agent": name, **SB3_DEFAULTS})
 ex.check_settings(lambda config: build(Settings, config).search_config())
 
 
 @ex.main
-def search_mask(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any) -> float | None:
+def search_mask(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any, algo: Any) -> float | None:
     """Search a mask; the reward of the mask found is the result."""
-    del env_kwargs, agent_kwargs  # named so that Sacred lets them hold keys of their own
+    del env_kwargs, agent_kwargs, algo  # named so that Sacred lets them hold keys of their own
     settings = build(Settings, _config)
     config = settings.search_config()
     folder = run_folder(_run)
     log = _Log(_run, config.evaluations)
     try:
-        result = search(config, folder, on_turn=log, resume=settings.resume is not None)
+        if isinstance(config, SB3Config):
+            from agents.sb3_experiment import search_with_sb3
+
+            result = search_with_sb3(config, _run, folder, log, settings.resume is not None)
+        else:
+            result = search(config, folder, on_turn=log, resume=settings.resume is not None)
     finally:
         log.bar.close()
     if folder is not None:
@@ -116,7 +180,7 @@ class _Log:
         self.best = max((reward for reward in (self.best, *turn.rewards) if reward is not None), default=None)
         scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
         scalars["macs_saved"] = _mean(turn.macs_saved)
-        self.bar.update(len(turn.masks))
+        self.bar.update(turn.cost)
         if self.best is not None:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
         for name, p in zip(layer_names, turn.skip_probabilities or (), strict=False):

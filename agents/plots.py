@@ -1,4 +1,4 @@
-"""Pictures of a search."""
+"""Pictures of a search, and of a comparison."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.base import Floats, Masks
+from agents.compare import QUARTILES, Standing, quantile
+from agents.space import Floats, Masks
 from das_gym.files import replacing
 
 _KEPT = "0.7"
@@ -59,3 +60,40 @@ def _spread(heights: Floats, low: float, high: float) -> Floats:
     placed = np.empty_like(heights)
     placed[order] = np.minimum(raised, high - steps[::-1])
     return placed
+
+
+def plot_comparison(path: str | os.PathLike[str], standings: Sequence[Standing], title: str = "") -> None:
+    """A PNG of regret and, where it is known, rank against evaluations: median of each agent, and its quartiles as a band.
+
+    Args:
+        path: Where the PNG goes.
+        standings: One an agent.
+        title: Title of the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = ["regret"] if standings[0].rank is None else ["regret", "rank"]
+    figure = Figure(figsize=(6.0 * len(panels) + 1.5, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for index, standing in enumerate(standings):
+            values = getattr(standing, panel)
+            low, median, high = (quantile(values, percent) for percent in QUARTILES)
+            evaluations = np.arange(1, values.shape[1] + 1)
+            (line,) = axes.plot(evaluations, median, label=standing.agent, color=f"C{index % 10}", linewidth=2.0)
+            axes.fill_between(evaluations, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
+        if panel == "regret":
+            smallest = min((r[r > 0].min() for r in (s.regret for s in standings) if (r > 0).any()), default=1.0)
+            axes.set_yscale("symlog", linthresh=float(smallest), linscale=0.3)
+            axes.set_ylim(bottom=0.0)
+        else:
+            axes.set_yscale("log")
+        axes.set_xlabel("evaluations")
+        axes.set_ylabel({"regret": "regret of the answer (reward split)", "rank": "rank of the answer, 1 = best"}[panel])
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.legend(handles=axes.get_lines(), loc="outside right upper", frameon=False)
+    figure.suptitle(title)
+    with replacing(path) as part:
+        figure.savefig(part, format="png", dpi=120)

@@ -29,6 +29,7 @@ class Turn:
         macs_saved: The share of MACs that they save.
         skip_probabilities: The agent's after the turn; None if it has none.
         preferences: The agent's after the turn; None if it has none.
+        examples_share: Share of the reward examples that the masks were scored on.
     """
 
     masks: list[list[int]]
@@ -39,6 +40,12 @@ class Turn:
     macs_saved: list[float]
     skip_probabilities: list[float] | None
     preferences: list[float] | None
+    examples_share: float = 1.0
+
+    @property
+    def cost(self) -> float:
+        """Evaluations on all reward examples that the turn is worth."""
+        return len(self.masks) if self.examples_share == 1.0 else len(self.masks) * self.examples_share
 
     def row(self, index: int) -> dict[str, Any]:
         """Mask number `index` of the turn and its scores."""
@@ -52,7 +59,7 @@ class SearchResult:
 
     Attributes:
         env_id: The environment; `gymnasium.make(env_id, **env_kwargs)` makes it again.
-        env_kwargs: Its keyword arguments, `skip_num` among them.
+        env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or `macs_saved` with `skip_num` None).
         agent: The agent's name.
         agent_kwargs: Its hyper-parameters.
         seed: Seed of agent and environment.
@@ -67,8 +74,10 @@ class SearchResult:
         macs: Of the answer, an example.
         macs_full: Of the full model, an example.
         macs_saved: Share of MACs that the answer saves.
-        evaluations: Masks that were scored before the answer.
-        best_seen: The scored mask with the highest reward and its scores (the answer need not be it).
+        evaluations: Masks that were scored before the answer; those scored on a share of the examples count as that share,
+            and the sum is rounded up.
+        best_seen: The scored mask that keeps the budget and has the highest reward, with its scores (the answer need not
+            be it); the answer itself where none was scored.
         preferences: The agent's at the end; None if it has none.
         skip_probabilities: The agent's at the end; None if it has none.
         versions: Of Python and the libraries.
@@ -108,19 +117,22 @@ class SearchResult:
         return path
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> SearchResult:
+    def load(cls, source: str | os.PathLike[str]) -> SearchResult:
         """Read what `save` wrote.
 
+        Args:
+            source: The folder, or `search.json` itself; turns are read where `search_history.json` lies beside it.
+
         Raises:
-            FileNotFoundError: `folder` holds no finished search.
-            ValueError: its record is not one.
+            FileNotFoundError: there is no record of a finished search.
+            ValueError: it is not one.
         """
-        path = Path(folder) / RECORD
+        path = Path(source) if Path(source).is_file() else Path(source) / RECORD
         if not path.is_file():
-            raise FileNotFoundError(f"no {RECORD} in {folder}: no search ended there; search anew, or resume a stopped one")
-        record = read_json(path)
-        turns = read_json(Path(folder) / HISTORY)["turns"] if (Path(folder) / HISTORY).is_file() else []
+            raise FileNotFoundError(f"no {RECORD} in {source}: no search ended there; search anew, or resume a stopped one")
+        record, history = read_json(path), path.with_name(HISTORY)
         try:
+            turns = read_json(history)["turns"] if history.is_file() else []
             if record.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             return build(cls, {**record, "history": turns})

@@ -6,22 +6,25 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import gymnasium
 import numpy as np
 
 import das_gym  # noqa: F401  (registers the environments)
-from agents.base import Agent, Masks, agent_class, make_agent
+from agents.base import Agent, agent_class, make_agent
 from agents.record import FORMAT, SCORES, SearchResult, Turn
+from agents.space import Floats, Masks, MaskSpace
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.runs import library_versions
 
 CHECKPOINT = "checkpoint.json"
+DEFAULT_SKIP_NUM = 4
 
 SEARCH_DEFAULTS: dict[str, dict[str, Any]] = {"bandit": {"learning_rate": 20.0}}
 """Agent settings that a search of a few hundred masks wants unless it is told others.
@@ -38,10 +41,11 @@ class SearchConfig:
 
     Attributes:
         env_id: Id of the environment.
-        env_kwargs: Its keyword arguments, JSON-able, without `skip_num`.
+        env_kwargs: Its keyword arguments, JSON-able, without those that are settings of the search.
         agent: A name in `agents.base.AGENTS`, or "module:class".
         agent_kwargs: The agent's own hyper-parameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
-        skip_num: How many layers to skip, at least 0.
+        skip_num: Budget by count: how many layers to skip, at least 0. "auto" is 4, or None where `macs_saved` is given.
+        macs_saved: Budget by cost: the least share of the full model's MACs to save, 0..1, such as 0.12; or None.
         seed: Seed of the agent and the environment, 0..2^32 - 1.
         masks_per_turn: Masks that are scored on the same examples, at least 1. The paper's is 3.
         evaluations: Budget: masks to score for the agent, at least 1. Its answer is scored once more at the end.
@@ -52,32 +56,53 @@ class SearchConfig:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     agent: str = "bandit"
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
-    skip_num: int = 4
+    skip_num: int | Literal["auto"] | None = "auto"
+    macs_saved: float | None = None
     seed: int = 0
     masks_per_turn: int = 3
     evaluations: int = 240
     checkpoint_every: int = 1
 
     def __post_init__(self) -> None:
-        at_least = {"skip_num": 0, "seed": 0, "masks_per_turn": 1, "evaluations": 1, "checkpoint_every": 1}
+        self._check_budget()
+        at_least = {"seed": 0, "masks_per_turn": 1, "evaluations": 1, "checkpoint_every": 1}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; give a whole number from {least} on")
         if self.seed >= 2**32:
             raise ValueError(f"seed={self.seed} is not allowed; use 0..{2**32 - 1}")
-        for name, setting in (("skip_num", "skip_num"), ("num_envs", "masks_per_turn")):
-            if name in self.env_kwargs:
-                raise ValueError(f"env_kwargs must not hold {name}; use the setting {setting} of the search")
+        settings = {"skip_num": "skip_num", "macs_saved": "macs_saved", "num_envs": "masks_per_turn"}
+        for name in settings.keys() & self.env_kwargs.keys():
+            raise ValueError(f"env_kwargs must not hold {name}; use the setting {settings[name]} of the search")
         for name in ("env_kwargs", "agent_kwargs"):
             try:
                 json.dumps(getattr(self, name))
             except TypeError as error:
                 raise TypeError(f"{name} is not JSON ({error}); use texts, numbers, lists and mappings") from error
+        self._check_agent()
+
+    def _check_agent(self) -> None:
         least = agent_class(self.agent).least_masks
         if self.masks_per_turn < least:
             raise ValueError(
                 f"masks_per_turn={self.masks_per_turn} teaches agent {self.agent!r} nothing; use {least} or more"
             )
+
+    def _check_budget(self) -> None:
+        skip_num, macs_saved = self.skip_num, self.macs_saved
+        if isinstance(skip_num, int) and skip_num < 0:
+            raise ValueError(f"skip_num={skip_num} is not allowed; give a whole number from 0 on")
+        if macs_saved is not None and not 0 <= macs_saved <= 1:
+            raise ValueError(f"macs_saved={macs_saved} is not allowed; give a share from 0 to 1, such as 0.12 for 12 %")
+        if (skip_num is None) == (macs_saved is None) and skip_num != "auto":
+            raise ValueError(f"skip_num={skip_num}, macs_saved={macs_saved}: give one of them; the other is None")
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The budget as the environment takes it."""
+        if self.macs_saved is not None:
+            return {"skip_num": None, "macs_saved": self.macs_saved}
+        return {"skip_num": DEFAULT_SKIP_NUM if self.skip_num == "auto" else self.skip_num}
 
     def agent_settings(self) -> dict[str, Any]:
         """The agent's hyper-parameters, defaults of a search filled in."""
@@ -109,7 +134,8 @@ def search(
     Raises:
         ValueError: a setting that the environment or the agent refuses, or a checkpoint of another search.
     """
-    env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, skip_num=config.skip_num, **config.env_kwargs)
+    free = agent_class(config.agent).free_budget
+    env = make_env(config.env_id, {**config.budget, **config.env_kwargs}, config.masks_per_turn, free)
     try:
         loop = _Loop(config, env)
         checkpoint = None if folder is None else Path(folder) / CHECKPOINT
@@ -131,6 +157,61 @@ def search(
     return result
 
 
+def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bool) -> gymnasium.vector.VectorEnv:
+    """The environment of a search.
+
+    Args:
+        env_id: Its id.
+        env_kwargs: Its keyword arguments, the budget among them.
+        num_envs: Masks a turn.
+        free: Whether it takes masks off the budget, see `Agent.free_budget`.
+    """
+    budget = {name: None for name in ("skip_num", "macs_saved") if free and name in env_kwargs}
+    return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
+
+
+def find_scorer(base: Any) -> Any:
+    """What scores masks in an environment of das_gym, single or vector; None in another one."""
+    return getattr(getattr(base, "template", base), "scorer", None)
+
+
+@contextmanager
+def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
+    """While it lasts, masks are scored on a share of the reward examples, at least on one.
+
+    Raises:
+        ValueError: the environment has no fewer examples to give.
+    """
+    if share == 1.0:
+        yield
+        return
+    if not hasattr(scorer, "batch_size"):
+        raise ValueError("this environment scores masks on all its examples at once: leave the agent's stages out")
+    whole = scorer.batch_size
+    scorer.batch_size = max(1, round(share * whole))
+    try:
+        yield
+    finally:
+        scorer.batch_size = whole
+
+
+def observed_statistics(base: Any, observation: Floats) -> dict[str, Floats]:
+    """Name to (n_layers,) values of every statistic of which the environment observes all layers.
+
+    Args:
+        base: The environment; its `feature_names` are `<layer>/<statistic>`, it may have none.
+        observation: (n_features,) what it observes.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for feature, value in zip(getattr(base, "feature_names", ()), observation.tolist(), strict=False):
+        layer, _, name = feature.rpartition("/")
+        found.setdefault(name, {})[layer] = value
+    names = base.layer_names
+    return {
+        name: np.array([values[layer] for layer in names]) for name, values in found.items() if values.keys() >= set(names)
+    }
+
+
 class _Loop:
     """One search under way."""
 
@@ -140,30 +221,37 @@ class _Loop:
         self.base = cast(Any, env.unwrapped)
         self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
         self.history: list[Turn] = []
-        env.reset(seed=config.seed)
-        # A child of the seed, so that the agent's draws are not those of the environment, which has the seed itself.
-        rng = np.random.default_rng(np.random.SeedSequence(config.seed).spawn(1)[0])
-        self.agent: Agent = make_agent(config.agent, len(self.layer_names), config.skip_num, rng, config.agent_settings())
+        observation, _ = env.reset(seed=config.seed)
+        self.scorer = find_scorer(self.base)
+        savings = None if self.scorer is None else self.scorer.macs.saved
+        self.space = MaskSpace(len(self.layer_names), **config.budget, savings=savings)
+        statistics = observed_statistics(self.base, observation[0])
+        self.agent: Agent = make_agent(
+            config.agent, self.space, agent_generator(config.seed), config.agent_settings(), statistics
+        )
 
     @property
-    def evaluations(self) -> int:
-        return sum(len(turn.masks) for turn in self.history)
+    def evaluations(self) -> float:
+        return sum(turn.cost for turn in self.history)
 
     def take_turn(self) -> bool:
         """Ask, score, tell; False, with nothing done, when the budget is spent or the agent is done."""
-        left = self.config.evaluations - self.evaluations
+        left = math.floor(self.config.evaluations - self.evaluations)
         if left == 0:
             return False
         masks = self.agent.ask(min(left, self.config.masks_per_turn))
         if len(masks) == 0:
             return False
-        rewards, scores = self.score(masks)
+        share = self.agent.examples_share
+        with fewer_examples(self.scorer, share):
+            rewards, scores = self.score(masks)
         self.agent.tell(masks, rewards)
         turn = Turn(
             masks=masks.astype(int).tolist(),
             rewards=_numbers(rewards),
             skip_probabilities=_values(self.agent.skip_probabilities()),
             preferences=_values(self.agent.preferences),
+            examples_share=share,
             **scores,
         )
         self.history.append(turn)
@@ -180,11 +268,11 @@ class _Loop:
     def result(self) -> SearchResult:
         config, mask = self.config, self.agent.best()
         rewards, scores = self.score(mask[None])
-        rows = (turn.row(i) for turn in self.history for i in range(len(turn.masks)))
-        best = max(rows, key=lambda row: -math.inf if row["reward"] is None else row["reward"])
+        answer = {"reward": _numbers(rewards)[0], **{name: values[0] for name, values in scores.items()}}
+        best = self.best_seen() or {"mask": mask.astype(int).tolist(), **answer}
         return SearchResult(
             env_id=config.env_id,
-            env_kwargs={"skip_num": config.skip_num, **config.env_kwargs},
+            env_kwargs={**config.budget, **config.env_kwargs},
             agent=config.agent,
             agent_kwargs=config.agent_settings(),
             seed=config.seed,
@@ -193,16 +281,22 @@ class _Loop:
             layer_names=list(self.layer_names),
             skipped_layers=_names(self.layer_names, mask),
             n_skipped=int(mask.sum()),
-            reward=_numbers(rewards)[0],
             macs_full=int(self.base.macs_full),
-            evaluations=self.evaluations,
+            evaluations=math.ceil(self.evaluations),
             best_seen={**best, "skipped_layers": _names(self.layer_names, best["mask"])},
             preferences=_values(self.agent.preferences),
             skip_probabilities=_values(self.agent.skip_probabilities()),
             versions=library_versions(),
             history=tuple(self.history),
-            **{name: values[0] for name, values in scores.items()},
+            **answer,
         )
+
+    def best_seen(self) -> dict[str, Any] | None:
+        """The scored mask that keeps the budget and has the highest reward, with its scores; None if there is none."""
+        whole = [turn for turn in self.history if turn.examples_share == 1.0]
+        rows = [turn.row(i) for turn in whole for i in range(len(turn.masks))]
+        allowed = [row for row in rows if self.space.contains(np.array([row["mask"]], dtype=bool))[0]]
+        return max(allowed, key=lambda row: -math.inf if row["reward"] is None else row["reward"], default=None)
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the search depends on."""
@@ -227,6 +321,11 @@ class _Loop:
         if hasattr(self.base, "set_state"):
             self.base.set_state(state["env"])
         self.history = [build(Turn, turn) for turn in state["turns"]]
+
+
+def agent_generator(seed: int) -> np.random.Generator:
+    """What the agent of a search draws from: a child of the seed, since the environment draws from the seed itself."""
+    return np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
 
 
 def _names(layer_names: Sequence[str], mask: Masks | list[int]) -> list[str]:

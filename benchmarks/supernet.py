@@ -55,8 +55,9 @@ def main() -> None:
     arguments = parser.parse_args()
     record = unskipped_and_blinded()
     for name in ("unskipped", "blinded"):
-        families = ", ".join(f"{family} {100 * value:.1f}" for family, value in record[name]["by_question_type"].items())
-        print(f"{name}: accuracy {100 * record[name]['accuracy']:.2f} % ({families})")
+        numbers = record[name]["numbers"]
+        groups = ", ".join(f"{key} {100 * value:.1f}" for key, value in numbers.items() if key != "loss")
+        print(f"{name}: {groups}")
     record["k = 4"] = four = masks_of_four()
     print(f"{four['masks']} masks of k = 4: median {100 * four['median']:.2f} %")
     for name in ("best", "worst"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
@@ -215,13 +216,15 @@ def vilt_costs(
     )
 
 
-def count_costs(vlp: VLP, text_tokens: int, head: nn.Module | None = None) -> Costs:
-    """Costs of a model, settled or not, and of any head made of linear layers.
+def count_costs(vlp: VLP, text_tokens: int, head: nn.Module | None = None, passes: int = 1) -> Costs:
+    """Costs of one example through a model, settled or not, and any head made of linear layers.
 
     Args:
-        vlp: METER or ViLT.
+        vlp: METER, ViLT, or a model with a method `count_costs(text_tokens) -> Costs`.
         text_tokens: Length of the text.
-        head: From pooled features to logits; None counts none.
+        head: From pooled features to logits; None counts none. It runs once a pass, or once where its first layer
+            reads all passes side by side.
+        passes: How often the model runs for an example.
 
     Raises:
         TypeError: another model.
@@ -230,11 +233,21 @@ def count_costs(vlp: VLP, text_tokens: int, head: nn.Module | None = None) -> Co
         costs = meter_costs(vlp.config, text_tokens)
     elif isinstance(vlp, ViLT):
         costs = vilt_costs(vlp.config, text_tokens)
+    elif hasattr(vlp, "count_costs"):
+        costs = cast(Any, vlp).count_costs(text_tokens)
     else:
-        raise TypeError(f"the costs of a {type(vlp).__name__} are not known; count METER or ViLT")
+        raise TypeError(
+            f"the costs of a {type(vlp).__name__} are not known; count METER or ViLT, or give it a method "
+            "count_costs(text_tokens) that returns Costs"
+        )
+    if passes > 1:
+        per_pass = ("base_macs", "layer_macs", "parallel_macs", "skip_macs")
+        costs = replace(costs, **{name: getattr(costs, name) * passes for name in per_pass})
     if head is None:
         return costs
-    macs = sum(part.in_features * part.out_features for part in head.modules() if isinstance(part, nn.Linear))
+    layers = [part for part in head.modules() if isinstance(part, nn.Linear)]
+    runs = passes if layers and layers[0].in_features == vlp.feature_size else 1
+    macs = runs * sum(layer.in_features * layer.out_features for layer in layers)
     return replace(costs, head_macs=macs, head_parameters=sum(p.numel() for p in head.parameters()))
 
 

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from das_gym.adaptation import Adaptation, fingerprint
+from das_gym.config import check_names
 from das_gym.costs import Costs, count_costs
 from das_gym.data.processor import Processor, load_tokenizer
-from das_gym.data.shapes import shapes_root
-from das_gym.data.transforms import meter_transform
-from das_gym.data.vqav2 import VQASplits, load_vqav2
+from das_gym.data.splits import Splits
+from das_gym.data.vqa_table import VQATable
 from das_gym.evaluation.engine import Evaluator
-from das_gym.tasks.vqa import VQATask
+from das_gym.registration import MODELS, TASKS, find_class
+from das_gym.tasks.base import Task
 from das_gym.vlp.base import VLP
-from das_gym.vlp.checkpoints import load_vlp
-from das_gym.vlp.meter import METER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ASSETS = Path(__file__).parent / "assets"
-MINI = ASSETS / "meter_mini"
-MINI_SUPERNET = MINI / "vqa_supernet.safetensors"
 SIZES = ("mini", "base")
 
-MAX_TEXT_LENGTH = 50
-"""Longest question in tokens, METER's setting for VQA."""
+STARTING_HEADS = ("rank_output",)
+"""Which heads of a checkpoint are kept for tasks to begin from."""
+
+SHOWN_BAD_EXAMPLES = 3
+"""How many of the examples left out are told of."""
+
+PAIRS_PER_BATCH = 128
+"""Pairs that go through the tree of masks at a time, unless told otherwise."""
 
 COST_SAMPLE = 1000
-"""The longest of this many reward questions is the text length at which MACs are counted."""
+"""The longest of the texts of this many reward examples is the text length at which MACs are counted."""
 
 
 @dataclass(frozen=True)
@@ -43,39 +47,72 @@ class ProblemConfig:
     """What to load; every field left out stands for the bundled model or data.
 
     Attributes:
+        model: Name of the model, a key of `das_gym.registration.MODELS`.
+        task: Name of the task, a key of `das_gym.registration.TASKS`.
         size: `mini` (bundled) or `base` (needs `checkpoint`); None follows the checkpoint.
         checkpoint: Path of pre-trained weights: a folder of ours, or an official file.
         supernet: Path of the supernet's adaptation file.
-        data_root: Folder in VQAv2's format.
+        data_root: Folder in one of the task's formats.
         tokenizer: Folder of the tokenizer, where the checkpoint's folder holds none.
+        image_size: Pixels; position embeddings are resized. None is the checkpoint's own.
+        max_text_length: Longest text in tokens, longer ones are cut; None is the model's usual one.
+        on_bad_example: `raise` at the first bad example, or `skip` it and warn.
         device: `auto`, `cpu`, `cuda`, ...
-        batch_size: Examples scored at a time.
+        precision: Of the masked part, see `Evaluator`.
+        eval_batch_size: Examples scored at a time; None chooses by how many pairs an example takes.
+        encoder_cache: Folder to keep encoder outputs in; None keeps them in memory alone.
     """
 
+    model: str = "METER"
+    task: str = "vqa"
     size: str | None = None
     checkpoint: str | None = None
     supernet: str | None = None
     data_root: str | None = None
     tokenizer: str | None = None
+    image_size: int | None = None
+    max_text_length: int | None = None
+    on_bad_example: str = "raise"
     device: str = "auto"
-    batch_size: int = 128
+    precision: str = "float32"
+    eval_batch_size: int | None = None
+    encoder_cache: str | None = None
 
     def __post_init__(self) -> None:
+        check_names([self.model], MODELS, "model")
+        check_names([self.task], TASKS, "task")
         if self.size not in (None, *SIZES):
             raise ValueError(f"size={self.size!r} is unknown; choose one of {', '.join(SIZES)}")
         if self.size == "base" and self.checkpoint is None:
             raise ValueError(
-                "size='base' has no bundled weights: pass checkpoint= (an official METER file or a folder of ours)"
+                f"size='base' has no bundled weights: pass checkpoint= (an official {self.model} file or a folder of ours)"
             )
-        for name in ("checkpoint", "supernet", "data_root", "tokenizer"):
+        for name in ("image_size", "max_text_length", "eval_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None")
+        for name in ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache"):
             value = getattr(self, name)
             if value is None:
                 continue
             object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
-            if not Path(getattr(self, name)).exists():
+            if name != "encoder_cache" and not Path(getattr(self, name)).exists():
                 raise FileNotFoundError(
                     f"{name}={value}: no such file or folder; check the path, or leave {name} out for the bundled one"
                 )
+
+    def bundled(self, file: str) -> Path:
+        """A file that comes with das_gym for this model.
+
+        Raises:
+            ValueError: nothing is bundled for it.
+        """
+        folder = MODELS[self.model].assets
+        if folder is None or not (folder / file).exists():
+            raise ValueError(
+                f"nothing called {file!r} is bundled for {self.model}: pass checkpoint= and supernet= "
+                "(`python -m adapt supernet` trains a supernet)"
+            )
+        return folder / file
 
 
 @dataclass(frozen=True)
@@ -86,11 +123,13 @@ class Backbone:
         vlp: The model.
         processor: Makes its batches.
         base: Its fingerprint.
+        heads: What tasks may begin their heads from, of the heads that came with the checkpoint.
     """
 
     vlp: VLP
     processor: Processor
     base: str
+    heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,16 +139,16 @@ class AdaptedModel:
     Attributes:
         backbone: The model.
         head: Its head.
-        task: The task, with the head's answers.
+        task: The task, with the head's labels.
     """
 
     backbone: Backbone
     head: nn.Module
-    task: VQATask
+    task: Task
 
     def adaptation(self, **info: object) -> Adaptation:
         """What training added to the frozen model."""
-        fields = {"task": self.task.name, "answers": self.task.answers, "base": self.backbone.base, "info": info}
+        fields = {"task": self.task.name, "answers": self.task.labels, "base": self.backbone.base, "info": info}
         return Adaptation.of(self.backbone.vlp, self.head, **fields)
 
 
@@ -120,7 +159,7 @@ class Problem:
     Attributes:
         backbone: Model, processor and fingerprint; the model holds the supernet's adapters.
         head: The supernet's head.
-        task: The task, with the supernet's answers.
+        task: The task, with the supernet's labels.
         splits: Train, reward and test examples.
         costs: MACs and parameters at the longest text of the data.
         evaluator: Scores masks of this model.
@@ -128,8 +167,8 @@ class Problem:
 
     backbone: Backbone
     head: nn.Module
-    task: VQATask
-    splits: VQASplits
+    task: Task
+    splits: Splits[Any]
     costs: Costs
     evaluator: Evaluator
 
@@ -158,23 +197,39 @@ def pick_device(device: str) -> torch.device:
         raise ValueError(f"device={device!r} cannot be used here ({error}); use auto or cpu") from error
 
 
-def load_backbone(config: ProblemConfig) -> Backbone:
-    """The frozen model of a configuration, in memory of its own."""
-    checkpoint = Path(config.checkpoint) if config.checkpoint else MINI
-    vlp = load_vlp(checkpoint, generator=torch.Generator().manual_seed(0))
-    if not isinstance(vlp, METER):
-        raise ValueError(f"{checkpoint} holds a {type(vlp).__name__}; this environment needs a METER checkpoint")
+def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
+    """The frozen model of a configuration, in memory of its own.
+
+    Args:
+        config: What to load.
+        **settings: Of the model, where they are not the checkpoint's own: `dropout`, `bottleneck`, `skip_bottleneck`.
+    """
+    entry = MODELS[config.model]
+    checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
+    if config.image_size is not None:
+        settings["image_size"] = config.image_size
+    loaded = find_class(entry.load)(checkpoint, generator=torch.Generator().manual_seed(0), **settings)
+    vlp = loaded.vlp
+    if not isinstance(vlp, find_class(entry.vlp)):
+        raise ValueError(
+            f"{checkpoint} holds a {type(vlp).__name__}; this environment needs a {entry.name} checkpoint, "
+            f"or choose model={type(vlp).__name__}"
+        )
     if config.size is not None and (vlp.config.hidden_size == 768) != (config.size == "base"):
         raise ValueError(f"size={config.size!r}, but {checkpoint} has hidden size {vlp.config.hidden_size}; leave size out")
     vlp.freeze()
     processor = Processor(
         tokenizer=_find_tokenizer(config, checkpoint, vlp.config.vocab_size),
-        transform=meter_transform,
+        transform=find_class(entry.transform),
         image_size=vlp.config.image_size,
-        max_text_length=min(MAX_TEXT_LENGTH, vlp.config.max_positions - 2),
+        patch_size=vlp.config.patch_size,
+        max_text_length=min(
+            config.max_text_length or entry.max_text_length, vlp.config.max_positions - entry.spare_positions
+        ),
     )
     base = fingerprint(vlp)
-    return Backbone(vlp.to(pick_device(config.device)), processor, base)
+    heads = {name: head for name, head in loaded.heads.items() if name in STARTING_HEADS}
+    return Backbone(vlp.to(pick_device(config.device)), processor, base, heads)
 
 
 def _find_tokenizer(config: ProblemConfig, checkpoint: Path, vocab_size: int) -> PreTrainedTokenizerBase:
@@ -187,17 +242,32 @@ def _find_tokenizer(config: ProblemConfig, checkpoint: Path, vocab_size: int) ->
     return tokenizer
 
 
-def load_splits(config: ProblemConfig) -> VQASplits:
-    """The examples of a configuration."""
-    return load_vqav2(config.data_root if config.data_root else shapes_root())
+def task_class(name: str) -> type[Task]:
+    """The class of the task of that name."""
+    return find_class(TASKS[name].task)
 
 
-def text_tokens(processor: Processor, splits: VQASplits) -> int:
-    """Longest of the first reward questions, in tokens: the text length at which MACs are counted."""
-    return int(processor.texts([e.question for e in splits.reward[:COST_SAMPLE]])["attention_mask"].sum(1).max())
+def load_splits(config: ProblemConfig) -> Splits[Any]:
+    """The examples of a configuration; warns of those that were left out."""
+    splits = task_class(config.task).load_splits(config.data_root, config.on_bad_example)
+    if splits.left_out:
+        shown = "\n".join(splits.left_out[:SHOWN_BAD_EXAMPLES])
+        warnings.warn(f"{len(splits.left_out)} bad examples were left out; the first of them:\n{shown}", stacklevel=2)
+    return splits
 
 
-def load_supernet(config: ProblemConfig, splits: VQASplits) -> AdaptedModel:
+def text_tokens(task: Task, splits: Splits[Any]) -> int:
+    """Longest of the first reward texts, in tokens: the text length at which MACs are counted."""
+    texts = {pair.text for pair in task.pairs(splits.reward[:COST_SAMPLE])}
+    return int(task.processor.texts(sorted(texts))["attention_mask"].sum(1).max())
+
+
+def example_costs(model: AdaptedModel, splits: Splits[Any]) -> Costs:
+    """MACs and parameters of one example through the model and its head, at the longest text."""
+    return count_costs(model.backbone.vlp, text_tokens(model.task, splits), model.head, model.task.passes)
+
+
+def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
     """Model, head and task with a supernet's parameters, in memory of their own.
 
     Raises:
@@ -206,31 +276,50 @@ def load_supernet(config: ProblemConfig, splits: VQASplits) -> AdaptedModel:
     """
     if config.supernet is None and config.checkpoint is not None:
         raise ValueError(
-            f"checkpoint={config.checkpoint} comes without a supernet: train one with `python -m adapt supernet with "
-            f"checkpoint={config.checkpoint}` (and data_root=... for your data), then pass supernet=<the file it writes>"
+            f"checkpoint={config.checkpoint} comes without a supernet: train one with `{_supernet_command(config)}`, "
+            "then pass supernet=<the file it writes>"
         )
-    supernet_path = config.supernet or MINI_SUPERNET
-    supernet = Adaptation.load(supernet_path)
+    path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
+    supernet = Adaptation.load(path)
     if supernet.mask is not None:
-        raise ValueError(
-            f"{supernet_path} holds the adapters of one mask, not a supernet: train one with `python -m adapt supernet`"
-        )
+        raise ValueError(f"{path} holds the adapters of one mask, not a supernet: train one with `python -m adapt supernet`")
     backbone = load_backbone(config)
-    task = VQATask(backbone.processor, supernet.answers)
-    if task.answerable(splits.reward) < 0.5:
+    model = restore(backbone, supernet, config.task, path)
+    if not model.task.fits(splits.reward):
         raise ValueError(
-            f"fewer than half of the reward questions in {config.data_root or 'the bundled data'} have an answer that "
-            f"{supernet_path} knows: train a supernet on this data with `python -m adapt supernet with "
-            f"data_root={config.data_root}`, then pass supernet=<the file it writes>"
+            f"fewer than half of the reward examples in {config.data_root or 'the bundled data'} have an answer that "
+            f"{path} knows: train a supernet on this data with `{_supernet_command(config)}`, "
+            "then pass supernet=<the file it writes>"
         )
-    head = new_head(backbone, task)
-    supernet.apply(backbone.vlp, head, backbone.base)
-    return AdaptedModel(backbone, head, task)
+    return model
 
 
-def new_head(backbone: Backbone, task: VQATask) -> nn.Module:
-    """An untrained head for the model, where the model lies."""
-    return task.build_head(backbone.vlp.feature_size).to(backbone.vlp.device)
+def _supernet_command(config: ProblemConfig) -> str:
+    names = ("checkpoint", "tokenizer", "data_root")
+    given = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name)]
+    return " ".join(["python -m adapt supernet with", f"{config.model.lower()}_{config.task}", *given])
+
+
+def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
+    """The model with the head and parameters of an adaptation file.
+
+    Raises:
+        ValueError: it is for another task or model.
+    """
+    if adaptation.task != task:
+        raise ValueError(f"{path} is for task {adaptation.task!r}, not {task!r}: pass one trained for it")
+    labelled = task_class(task)(backbone.processor, adaptation.answers)
+    head = new_head(backbone, labelled)
+    adaptation.apply(backbone.vlp, head, backbone.base)
+    return AdaptedModel(backbone, head, labelled)
+
+
+def new_head(backbone: Backbone, task: Task) -> nn.Module:
+    """An untrained head for the model, where the model lies; begun from the checkpoint's own where the task can."""
+    vlp = backbone.vlp
+    head = task.build_head(vlp.feature_size, vlp.head_size)
+    task.start_head(head, backbone.heads)
+    return head.to(vlp.device)
 
 
 def build_problem(config: ProblemConfig) -> Problem:
@@ -239,9 +328,15 @@ def build_problem(config: ProblemConfig) -> Problem:
     supernet = load_supernet(config, splits)
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
-    costs = count_costs(backbone.vlp, text_tokens(backbone.processor, splits), head)
-    evaluator = Evaluator(backbone.vlp, head, task, batch_size=config.batch_size)
-    return Problem(backbone, head, task, splits, costs, evaluator)
+    evaluator = Evaluator(
+        backbone.vlp,
+        head,
+        task,
+        batch_size=config.eval_batch_size or max(PAIRS_PER_BATCH // task.passes, 1),
+        cache_folder=config.encoder_cache,
+        precision=config.precision,
+    )
+    return Problem(backbone, head, task, splits, example_costs(supernet, splits), evaluator)
 
 
 @lru_cache(maxsize=4)
@@ -259,6 +354,9 @@ def load_problem(config: ProblemConfig) -> Problem:
     return _load_problem(config, tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None))
 
 
-def shuffled(examples: tuple, seed: int = 0) -> tuple:
-    """The examples in an order that is the same on every machine."""
-    return tuple(examples[i] for i in np.random.default_rng(seed).permutation(len(examples)))
+def shuffled(examples: Sequence[Any], seed: int = 0) -> Sequence[Any]:
+    """The examples in an order that is the same on every machine; a table stays one."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    if isinstance(examples, VQATable):
+        return examples.take(order)
+    return tuple(examples[i] for i in order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,13 @@ import torch
 from das_gym.adaptation import Adaptation
 from das_gym.data.shapes import write_shapes
 from das_gym.data.vqav2 import answer_vocabulary, load_vqav2
-from das_gym.problem import MINI, Problem, ProblemConfig, build_problem, load_backbone
+from das_gym.evaluation.table import SubnetTable
+from das_gym.problem import Problem, ProblemConfig, build_problem, load_backbone
+from das_gym.registration import ASSETS
+from das_gym.tabulation import build_table
 from das_gym.tasks.vqa import VQATask
+from das_gym.vlp.checkpoints import save_checkpoint
+from das_gym.vlp.meter import METER, METERConfig
 
 torch.set_num_threads(1)
 
@@ -32,7 +38,7 @@ def random_supernet(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Pat
     for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:
         torch.nn.init.normal_(parameter, std=0.1)
     path = tmp_path_factory.mktemp("supernet") / "supernet.safetensors"
-    Adaptation.of(backbone.vlp, head, task="vqa", answers=task.answers, base=backbone.base).save(path)
+    Adaptation.of(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
     return path
 
 
@@ -51,4 +57,35 @@ def tiny_problem(tiny_kwargs: dict[str, str]) -> Problem:
 @pytest.fixture(scope="session")
 def mini_folder() -> Path:
     """The bundled checkpoint."""
-    return MINI
+    return ASSETS / "meter_mini"
+
+
+@pytest.fixture(scope="session")
+def small_kwargs(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path, mini_folder: Path) -> dict[str, str]:
+    """As `tiny_kwargs`, of a random METER with 6 layers: all of its 64 masks are scored in no time."""
+    folder = tmp_path_factory.mktemp("small") / "meter"
+    torch.manual_seed(2)
+    config = json.loads((mini_folder / "config.json").read_text())["config"]
+    model = METER(METERConfig(**{**config, "fusion_layers": 3, "vision_layers": 1, "text_layers": 1}))
+    save_checkpoint(folder, model, files={"tokenizer.json": (mini_folder / "tokenizer.json").read_text()})
+    kwargs = {"checkpoint": str(folder), "tokenizer": str(mini_folder), "data_root": str(shapes_folder)}
+    backbone = load_backbone(ProblemConfig(**kwargs))
+    task = VQATask(backbone.processor, answer_vocabulary(load_vqav2(shapes_folder).train, min_count=1))
+    head = task.build_head(backbone.vlp.feature_size)
+    for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = folder.parent / "supernet.safetensors"
+    Adaptation.of(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
+    return {**kwargs, "supernet": str(path)}
+
+
+@pytest.fixture(scope="session")
+def small_problem(small_kwargs: dict[str, str]) -> Problem:
+    """The problem of `small_kwargs`, scored 4 examples at a time; do not train it."""
+    return build_problem(ProblemConfig(**small_kwargs, eval_batch_size=4))
+
+
+@pytest.fixture(scope="session")
+def small_table(small_problem: Problem) -> SubnetTable:
+    """Its table, of 10 reward and 6 test examples."""
+    return build_table(small_problem, "DAS-METER-VQA-v0", 10, 6)[0]

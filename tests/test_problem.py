@@ -45,7 +45,7 @@ def test_data_that_the_supernet_cannot_answer(tiny_kwargs: dict[str, str], shape
             for answer in entry["answers"]:
                 answer["answer"] = entry["multiple_choice_answer"]
         path.write_text(json.dumps(known))
-    with pytest.raises(ValueError, match=r"fewer than half.*python -m adapt supernet with data_root="):
+    with pytest.raises(ValueError, match=r"fewer than half.*python -m adapt supernet with meter_vqa data_root="):
         build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
 
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_without_a_tokenizer(mini_folder: Path, tmp_path: Path):
 
 def test_splits_share_no_image(tiny_kwargs: dict[str, str]):
     splits = load_splits(ProblemConfig(**tiny_kwargs))
-    images = [{example.image_path for example in part} for part in (splits.train, splits.reward, splits.test)]
+    images = [{example.image.key for example in part} for part in (splits.train, splits.reward, splits.test)]
     assert all(images)
     assert not images[0] & images[1]
     assert not images[1] & images[2]

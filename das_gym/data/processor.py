@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
-from das_gym.data.transforms import load_image
+from das_gym.data.augment import augmentation_seed, randaugment
+from das_gym.data.images import ImageSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,25 +30,44 @@ def padded_length(tokens: int) -> int:
     return -(-tokens // TEXT_BLOCK) * TEXT_BLOCK
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A text with an image: a row of the batch that a VLP reads.
+
+    Attributes:
+        text: The sentence.
+        image: The picture.
+        image_type: Token type of the image; 2 is NLVR2's second image.
+    """
+
+    text: str
+    image: ImageSource
+    image_type: int = 1
+
+
 @dataclass(frozen=True)
 class Processor:
-    """Turns image files and texts into a batch.
+    """Turns pairs into a batch.
 
     Attributes:
         tokenizer: A transformers tokenizer.
-        transform: Takes an RGB picture and a side in pixels, gives (3, side, side) float32.
-        image_size: That side.
+        transform: Takes an RGB picture, a size and a patch size in pixels, gives (3, height, width) float32.
+        image_size, patch_size: Those sizes.
         max_text_length: Longest text in tokens; longer ones are cut.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    transform: Callable[[Image, int], Tensor]
+    transform: Callable[[Image, int, int], Tensor]
     image_size: int
+    patch_size: int
     max_text_length: int
 
-    def images(self, paths: Sequence[Path]) -> Tensor:
-        """(batch, 3, image_size, image_size) float32."""
-        return torch.stack([self.transform(load_image(path), self.image_size) for path in paths])
+    def image(self, source: ImageSource, augment: int | None = None) -> Tensor:
+        """(3, height, width) float32, through RandAugment with the seed `augment` where one is given."""
+        picture = source.open()
+        if augment is not None:
+            picture = randaugment(picture, augment)
+        return self.transform(picture, self.image_size, self.patch_size)
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (batch, tokens) int64, padded to `padded_length` of the longest text."""
@@ -57,9 +80,35 @@ class Processor:
             attention_mask[row, : len(text)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def __call__(self, paths: Sequence[Path], texts: Sequence[str]) -> dict[str, Tensor]:
-        """The batch of as many pictures as texts."""
-        return {"image": self.images(paths), **self.texts(texts)}
+    def __call__(self, pairs: Sequence[Pair], augment: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """The batch of some pairs.
+
+        Args:
+            pairs: At least one.
+            augment: Seed and step from which each image draws its own augmentation; None for none.
+
+        Returns:
+            `image` (batch, 3, height, width) float32, smaller images padded with zeros at their right and bottom,
+            `input_ids` and `attention_mask` (batch, tokens) int64, `image_types` (batch,) int64.
+        """
+        seeds = [None if augment is None else augmentation_seed(*augment, pair.image.key) for pair in pairs]
+        images = [self.image(pair.image, seed) for pair, seed in zip(pairs, seeds, strict=True)]
+        types = torch.tensor([pair.image_type for pair in pairs])
+        return {"image": pad_images(images), **self.texts([pair.text for pair in pairs]), "image_types": types}
+
+    def identity(self) -> str:
+        """Changes with anything that a batch depends on besides its pairs."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        vocabulary = hashlib.sha256(words.encode()).hexdigest()
+        transform = f"{self.transform.__module__}.{self.transform.__qualname__}"
+        return f"{transform} {self.image_size} {self.patch_size} {self.max_text_length} {vocabulary}"
+
+
+def pad_images(images: Sequence[Tensor]) -> Tensor:
+    """(batch, 3, height, width) of (3, h, w) images, zeros at the right and bottom of smaller ones."""
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    return torch.stack([F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images])
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -73,7 +122,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(
-            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); "
+            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt, or vocab.txt); "
             "put the tokenizer of the checkpoint there, or name its folder with tokenizer="
         )
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)

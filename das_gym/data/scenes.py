@@ -75,18 +75,34 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     neither alone tells which object is meant.
     """
     count = int(rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1))
-    colors, shapes = list(COLORS), list(SHAPES)
     objects: list[SceneObject] = []
     while len(objects) < count:
-        color = colors[rng.integers(len(colors))]
-        shape = shapes[rng.integers(len(shapes))]
-        if objects and rng.random() < 0.5:
-            model = objects[rng.integers(len(objects))]
-            color, shape = (model.color, shape) if rng.random() < 0.5 else (color, model.shape)
-        radius = float(rng.uniform(MIN_RADIUS, MAX_RADIUS))
-        x, y = _free_place(rng, objects)
-        objects.append(SceneObject(color, shape, x, y, radius))
-    return Scene(tuple(objects), background=int(rng.integers(190, 250)))
+        objects.append(sample_object(rng, objects))
+    return Scene(tuple(objects), background=sample_background(rng))
+
+
+def sample_object(
+    rng: np.random.Generator, others: list[SceneObject], color: str | None = None, shape: str | None = None
+) -> SceneObject:
+    """Draw an object that overlaps none of the others; what is not given of colour and shape is drawn.
+
+    Where neither is given, half of the objects repeat the colour or the shape of another.
+    """
+    colors, shapes = list(COLORS), list(SHAPES)
+    free = color is None and shape is None
+    color = color or colors[rng.integers(len(colors))]
+    shape = shape or shapes[rng.integers(len(shapes))]
+    if free and others and rng.random() < 0.5:
+        model = others[rng.integers(len(others))]
+        color, shape = (model.color, shape) if rng.random() < 0.5 else (color, model.shape)
+    radius = float(rng.uniform(MIN_RADIUS, MAX_RADIUS))
+    x, y = _free_place(rng, others)
+    return SceneObject(color, shape, x, y, radius)
+
+
+def sample_background(rng: np.random.Generator) -> int:
+    """Draw the gray level of a background: light, so that every colour stands out."""
+    return int(rng.integers(190, 250))
 
 
 def _free_place(rng: np.random.Generator, objects: list[SceneObject]) -> tuple[float, float]:

@@ -1,9 +1,10 @@
-"""From an image file to the pixels that METER reads."""
+"""From an image file to the pixels that METER and ViLT read."""
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,8 +16,27 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue over CLIP's training images. Source: as CLIP_MEAN."""
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+VILT_MEAN = VILT_STD = 0.5
+"""Mean and standard deviation of every channel. Source: ViLT (arXiv 2102.03334), released code."""
+
+VILT_ASPECT = 1333 / 800
+"""Longer over shorter side, at most, before sides are rounded. Source: ViLT, section 4.1 (384 and 640 pixels)."""
+
+VILT_PATCH = 32
+"""Side of ViLT-B/32's patches in pixels."""
+
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # raised where warnings are errors
+)
 """What PIL raises for a file that is not an image, is cut short, is damaged, or is far too large."""
+
+_WAY_OUT = 'pass on_bad_example="skip" where the data is loaded to leave its examples out'
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -33,15 +53,41 @@ def load_image(path: str | Path) -> Image.Image:
         ValueError: The file is truncated, corrupt or no image.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        return decode_image(path, f"the image {path}")
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no image {path}; put the file there, or take its questions out") from None
+        raise FileNotFoundError(f"there is no image {path}; put the file there, or {_WAY_OUT}") from None
+
+
+def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
+    """Read an image from a file or from bytes, as `load_image` does.
+
+    Args:
+        source: A path or an open file.
+        name: Names it in errors.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated, corrupt or no image.
+    """
+    try:
+        with Image.open(source) as image:
+            return _as_rgb(image)
+    except FileNotFoundError:
+        raise
     except _UNREADABLE as error:
         raise ValueError(
-            f"the image {path} cannot be read ({type(error).__name__}: {error}); the file is truncated, corrupt or no "
-            "image: replace it with a whole copy, or take its questions out of the questions and annotations files"
+            f"{name} cannot be read ({type(error).__name__}: {error}); it is truncated, corrupt or no image: replace it "
+            f"with a whole copy, or {_WAY_OUT}"
         ) from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Mode RGB. PIL alone would turn nearly every 16-bit gray white, and warn of a palette with alpha."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def _resized(image: Image.Image, size: int) -> Image.Image:
@@ -53,26 +99,72 @@ def _resized(image: Image.Image, size: int) -> Image.Image:
     return image.resize(shape, Image.Resampling.BICUBIC)
 
 
-def meter_transform(image: Image.Image, size: int) -> torch.Tensor:
+def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tensor:
     """METER's input pixels: shorter side to `size` (bicubic), centre crop, CLIP's mean and standard deviation.
 
     Args:
         image: An image of any size and mode.
         size: Side of the result in pixels, 1 or more. An image of that size is not resampled.
+        patch: Side of the model's patches in pixels; `size` is a multiple of it.
 
     Returns:
         (3, size, size) float32, red, green and blue; black is about -1.8 and white about 2.1.
 
     Raises:
-        ValueError: `size` is less than 1.
+        ValueError: `size` is less than 1, or no multiple of `patch`.
 
     Source: METER (arXiv 2111.02387), section 4, and CLIP (arXiv 2103.00020).
     """
-    if size < 1:
-        raise ValueError(f"size={size} pixels; pass the side of the model's image, 1 or more")
+    _check_size(size)
+    if patch < 1 or size % patch:
+        raise ValueError(f"size={size} pixels cannot be cut into patches of {patch}; use a multiple of {patch}")
     resized = _resized(image.convert("RGB"), size)
     left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
     cropped = resized.crop((left, top, left + size, top + size))
-    pixels = torch.from_numpy(np.array(cropped, dtype=np.float32)).permute(2, 0, 1) / 255
     mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
-    return ((pixels - mean) / std).contiguous()
+    return ((_pixels(cropped) - mean) / std).contiguous()
+
+
+def vilt_transform(image: Image.Image, size: int, patch: int = VILT_PATCH) -> torch.Tensor:
+    """ViLT's input pixels: shorter side to `size`, longer side bounded, both rounded down to whole patches.
+
+    The aspect ratio is kept up to that rounding; nothing is cut off. An image whose longer side would be more than
+    `int(size * 1333 / 800)` is scaled down until it is not, and its shorter side is then less than `size`.
+
+    Args:
+        image: An image of any size and mode.
+        size: Shorter side of the result in pixels, `patch` or more.
+        patch: Side of the model's patches in pixels; both sides of the result are multiples of it, at least one patch.
+
+    Returns:
+        (3, height, width) float32, red, green and blue, -1..1. No pixel is zero in all channels, so zeros can pad it.
+
+    Raises:
+        ValueError: `size` is less than one patch.
+
+    Source: ViLT (arXiv 2102.03334), section 4.1.
+    """
+    _check_size(size)
+    if not 1 <= patch <= size:
+        raise ValueError(f"size={size} pixels with patch={patch}; a patch is 1 pixel or more, and an image at least a patch")
+    shape = vilt_shape(image.size, size, patch)
+    rgb = image.convert("RGB")
+    resized = rgb if rgb.size == shape else rgb.resize(shape, Image.Resampling.BICUBIC)
+    return ((_pixels(resized) - VILT_MEAN) / VILT_STD).contiguous()
+
+
+def vilt_shape(shape: tuple[int, int], size: int, patch: int = VILT_PATCH) -> tuple[int, int]:
+    """Width and height in pixels that `vilt_transform` gives to an image of width and height `shape`."""
+    scale = min(size / min(shape), int(VILT_ASPECT * size) / max(shape))
+    width, height = (max(patch, int(side * scale + 0.5) // patch * patch) for side in shape)
+    return width, height
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"size={size} pixels; pass the side of the model's image, 1 or more")
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    """(3, height, width) float32, 0..1."""
+    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255

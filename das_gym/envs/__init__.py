@@ -2,5 +2,6 @@
 
 from das_gym.envs.skip_env import SkipEnv
 from das_gym.envs.skip_vector_env import SkipVectorEnv
+from das_gym.envs.wrappers import ScoresWrapper, SequenceWrapper
 
-__all__ = ["SkipEnv", "SkipVectorEnv"]
+__all__ = ["ScoresWrapper", "SequenceWrapper", "SkipEnv", "SkipVectorEnv"]

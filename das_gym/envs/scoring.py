@@ -1,15 +1,16 @@
-"""What the single and the vector environment share: examples, budget, reward, observation."""
+"""What earns what: the part of every environment that turns masks into rewards and `info`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from das_gym.problem import Problem, shuffled
-from das_gym.rewards import Budget, find_reward, rewards_within
+from das_gym.rewards import Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
 from das_gym.statistics import Measurements, check_statistics, compute_statistics, measure_activity
 
 REWARD_BATCHES = ("fixed", "cycle", "resample")
@@ -33,24 +34,141 @@ class ScoredMasks:
         return {key: values[index].item() for key, values in self.info.items()}
 
 
-class MaskScorer:
-    """Scores masks on the reward split.
+class Scorer(ABC):
+    """Scores masks. A subclass says where numbers come from: the engine, a table.
+
+    Args:
+        layer_names: Names of the skippable layers, in mask order.
+        objective: Budget, reward and price.
+
+    Attributes:
+        evaluations: Masks scored so far; masks off the budget are not scored.
+        position: Which example is the next, where they are taken in turn.
+    """
+
+    def __init__(self, layer_names: tuple[str, ...], objective: Objective) -> None:
+        self.layer_names = layer_names
+        self.objective = objective
+        self.evaluations = 0
+        self.position = 0
+
+    @abstractmethod
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Measured:
+        """Losses, metrics and divergences of (m, n_layers) bool masks, m >= 0, on the examples of the next step."""
+
+    @abstractmethod
+    def measure_unskipped(self) -> Measured:
+        """Those of the full model, alone, as `reset` tells them."""
+
+    @abstractmethod
+    def observation(self) -> np.ndarray:
+        """(n_layers * n_statistics,) float32: layer statistics of the unskipped model, layer by layer; a copy."""
+
+    @abstractmethod
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest observation, float32."""
+
+    @property
+    @abstractmethod
+    def feature_names(self) -> tuple[str, ...]:
+        """What each entry of the observation is: `<layer>/<statistic>`."""
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers can be skipped."""
+        return len(self.layer_names)
+
+    @property
+    def budget(self) -> Budget:
+        """What a mask must satisfy."""
+        return self.objective.budget
+
+    @property
+    def macs(self) -> LayerMacs:
+        """What masks cost."""
+        return self.objective.macs
+
+    def restart(self) -> None:
+        """Begin the reward examples and the count of evaluations anew, as `reset(seed=...)` does."""
+        self.evaluations = self.position = 0
+
+    def get_state(self) -> dict[str, Any]:
+        """What the next scores depend on, JSON-able."""
+        return {"evaluations": self.evaluations, "position": self.position}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `get_state` was called."""
+        self.evaluations = state["evaluations"]
+        self.position = state["position"]
+
+    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> ScoredMasks:
+        """Rewards of the masks whose episodes have ended, from one call of `measure`.
+
+        Args:
+            masks: (m, n_layers) bool, True = skipped.
+            rng: Draws the examples, where they are drawn.
+            ended: (m,) bool, False = still being chosen: reward 0, not scored. None = all have ended.
+
+        Returns:
+            Their rewards and info. What is not scored has loss inf and metric 0. Where nothing is, no examples are drawn.
+        """
+        ended = np.ones(len(masks), dtype=bool) if ended is None else ended
+        feasible = self.budget.violations(masks) == 0
+        scored = feasible & ended
+        measured = Measured(np.full(len(masks), np.inf), np.zeros(len(masks)), np.full(len(masks), np.inf))
+        if scored.any():
+            found = self.measure(masks[scored], rng)
+            measured.losses[scored], measured.metrics[scored] = found.losses, found.metrics
+            measured.divergences[scored] = found.divergences
+        rewards = np.where(ended, self.objective.rewards(masks, measured), 0.0)
+        evaluations = self.evaluations + np.cumsum(scored)
+        self.evaluations = int(evaluations[-1])
+        return ScoredMasks(rewards, self._info(masks, measured, feasible, evaluations))
+
+    def unskipped(self) -> ScoredMasks:
+        """The full model, which is what `reset` tells; not counted as an evaluation."""
+        mask = np.zeros((1, self.n_layers), dtype=bool)
+        measured, feasible = self.measure_unskipped(), self.budget.violations(mask) == 0
+        return ScoredMasks(
+            self.objective.rewards(mask, measured), self._info(mask, measured, feasible, np.array([self.evaluations]))
+        )
+
+    def _info(
+        self, masks: np.ndarray, measured: Measured, feasible: np.ndarray, evaluations: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        return {
+            "loss": measured.losses,
+            "metric": measured.metrics,
+            "macs": self.macs.macs(masks),
+            "macs_saved": self.macs.saved(masks),
+            "n_skipped": masks.sum(axis=1).astype(np.int64),
+            "feasible": feasible,
+            "evaluations": evaluations.astype(np.int64),
+        }
+
+
+class MaskScorer(Scorer):
+    """Scores masks with the engine, on the reward split.
 
     Args:
         problem: Model, task and data.
-        skip_num: Budget: layers to skip, or None for any number.
+        skip_num: Budget: layers to skip, "auto" (4 unless `macs_saved` is given), or None.
+        macs_saved: Budget: least share of MACs to save, or None.
         reward: Name of the reward.
+        macs_price: What saving all MACs would be worth, in units of the reward.
         statistics: Names of the layer statistics to observe.
         reward_examples: Examples that score a mask; at most all of the reward split are used.
-        reward_batches: `fixed` (always the same), `cycle` (the next ones at every step, around the
-            split) or `resample` (drawn anew at every step).
+        reward_batches: `fixed` (always the same), `cycle` (the next ones at every step that scores, around the
+            split) or `resample` (drawn anew at every such step).
     """
 
     def __init__(
         self,
         problem: Problem,
-        skip_num: int | None,
+        skip_num: int | str | None,
+        macs_saved: float | None,
         reward: str,
+        macs_price: float,
         statistics: Iterable[str],
         reward_examples: int,
         reward_batches: str,
@@ -59,21 +177,20 @@ class MaskScorer:
             raise ValueError(f"reward_batches={reward_batches!r} is unknown; choose one of {', '.join(REWARD_BATCHES)}")
         if reward_examples < 1:
             raise ValueError(f"reward_examples={reward_examples}: a mask is scored on at least one example")
+        macs = LayerMacs.of(problem.costs)
+        budget = pick_budget(len(problem.layer_names), skip_num, macs_saved, macs)
+        super().__init__(problem.layer_names, Objective(budget, find_reward(reward), macs, macs_price))
         self.problem = problem
-        self.budget = Budget(len(problem.vlp.layers), skip_num)
-        self.reward = find_reward(reward)
         self.statistics = check_statistics(statistics)
         self.reward_batches = reward_batches
         self.examples = shuffled(problem.splits.reward)
         self.batch_size = min(reward_examples, len(self.examples))
-        self.position = 0
-        self.evaluations = 0
         self._observation: np.ndarray | None = None
 
     @property
     def fixed_examples(self) -> tuple:
         """What `fixed` scores on, and what the observation is measured on."""
-        return self.examples[: self.batch_size]
+        return tuple(self.examples[: self.batch_size])
 
     def next_examples(self, rng: np.random.Generator) -> tuple:
         """The examples of the next step."""
@@ -87,7 +204,7 @@ class MaskScorer:
         return tuple(self.examples[i] for i in chosen)
 
     def observation(self) -> np.ndarray:
-        """(n_layers * n_statistics,) float32: layer statistics of the unskipped model, layer by layer."""
+        """As `Scorer.observation`; measured once."""
         if self._observation is None:
             evaluator = self.problem.evaluator
             activity = measure_activity(evaluator, self.fixed_examples)
@@ -97,62 +214,25 @@ class MaskScorer:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """What each entry of the observation is: `<layer>/<statistic>`."""
-        return tuple(f"{layer}/{s.name}" for layer in self.problem.layer_names for s in self.statistics)
+        """As `Scorer.feature_names`."""
+        return tuple(f"{layer}/{s.name}" for layer in self.layer_names for s in self.statistics)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest observation, float32."""
-        layers = len(self.problem.layer_names)
-        low = np.tile([s.low for s in self.statistics], layers).astype(np.float32)
-        high = np.tile([s.high for s in self.statistics], layers).astype(np.float32)
+        """As `Scorer.bounds`."""
+        low = np.tile([s.low for s in self.statistics], self.n_layers).astype(np.float32)
+        high = np.tile([s.high for s in self.statistics], self.n_layers).astype(np.float32)
         return low, high
 
-    def check(self, actions: Any, shape: tuple[int, ...]) -> np.ndarray:
-        """Actions as a bool array of that shape.
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Measured:
+        """As `Scorer.measure`, in one engine call."""
+        return self._evaluate(masks, self.next_examples(rng))
 
-        Raises:
-            ValueError: another shape, or values other than 0 and 1.
-        """
-        array = np.asarray(actions)
-        if array.shape != shape:
-            raise ValueError(
-                f"action of shape {array.shape}; give a skip mask of shape {shape}: one 0 (keep) or 1 (skip) a layer"
-            )
-        if array.dtype != bool and not np.isin(array, (0, 1)).all():
-            raise ValueError(f"action {array.tolist()} holds other values than 0 (keep) and 1 (skip)")
-        return array.astype(bool)
+    def measure_unskipped(self) -> Measured:
+        """As `Scorer.measure_unskipped`, on the fixed examples."""
+        return self._evaluate(np.zeros((1, self.n_layers), dtype=bool), self.fixed_examples)
 
-    def score(self, masks: np.ndarray, rng: np.random.Generator) -> ScoredMasks:
-        """Score masks ((m, n_layers) bool) on the examples of the next step, in one engine call."""
-        examples = self.next_examples(rng)
-        feasible = self.budget.violations(masks) == 0
-        losses, metrics = np.full(len(masks), np.inf), np.zeros(len(masks))
-        if feasible.any():
-            scores = self.problem.evaluator.evaluate(masks[feasible], examples)
-            losses[feasible], metrics[feasible] = scores.losses, scores.metrics
-        rewards = rewards_within(self.budget, self.reward, masks, losses, metrics)
-        evaluations = self.evaluations + np.cumsum(feasible)
-        self.evaluations = int(evaluations[-1])
-        return ScoredMasks(rewards, self._info(masks, losses, metrics, feasible, evaluations))
-
-    def unskipped(self) -> ScoredMasks:
-        """The full model on the fixed examples, which is what `reset` tells; not counted as an evaluation."""
-        mask = np.zeros((1, len(self.problem.layer_names)), bool)
-        scores = self.problem.evaluator.evaluate(mask, self.fixed_examples)
-        feasible = self.budget.violations(mask) == 0
-        rewards = rewards_within(self.budget, self.reward, mask, scores.losses, scores.metrics)
-        return ScoredMasks(rewards, self._info(mask, scores.losses, scores.metrics, feasible, np.array([self.evaluations])))
-
-    def _info(
-        self, masks: np.ndarray, losses: np.ndarray, metrics: np.ndarray, feasible: np.ndarray, evaluations: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        costs = self.problem.costs
-        return {
-            "loss": losses,
-            "metric": metrics,
-            "macs": np.array([costs.macs(mask) for mask in masks], dtype=np.int64),
-            "macs_saved": np.array([costs.macs_saved(mask) for mask in masks], dtype=np.float64),
-            "n_skipped": masks.sum(axis=1).astype(np.int64),
-            "feasible": feasible,
-            "evaluations": evaluations.astype(np.int64),
-        }
+    def _evaluate(self, masks: np.ndarray, examples: tuple) -> Measured:
+        asked = self.objective.reward.needs_divergences
+        scores = self.problem.evaluator.evaluate(masks, examples, divergences=asked)
+        divergences = np.full(len(masks), np.nan) if scores.divergences is None else scores.divergences
+        return Measured(scores.losses, scores.metrics, divergences)

@@ -5,51 +5,65 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import gymnasium
-import numpy as np
-from gymnasium import spaces
-
+from das_gym.config import build
+from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
 from das_gym.problem import ProblemConfig, load_problem
 from das_gym.statistics import STATISTICS
 
 
-class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
+class SkipEnv(ScoredEnv):
     """Which layers can this task do without?
 
     ## Description
     A frozen vision-language model has `n_layers` skippable layers, and a skip adapter that can stand in
-    for each. An episode is one step: the agent sees layer statistics of the full model, names the
-    layers to skip, and is rewarded by how well the subnet does on the reward split.
+    for each. The agent sees layer statistics of the full model, chooses the layers to skip, and is rewarded
+    by how well the subnet does on the reward split.
 
     ## Action Space
-    `MultiBinary(n_layers)`: a skip mask, 1 = skipped. METER: 0-5 text fusion layers, 6-11 image fusion layers.
-    A wrong shape or a value other than 0 and 1 raises a ValueError.
+    `action="mask"`: `MultiBinary(n_layers)`, a skip mask, 1 = skipped. METER: 0-5 text fusion layers, 6-11 image fusion
+    layers. ViLT: 0-11 blocks. Masks may break the budget.
+    `action="sequence"`: `Discrete(n_layers)`, one layer after another until the budget is spent; without any budget there
+    is one more action, n_layers = stop. `action_masks()` and `info["action_mask"]` (n_choices bools) say which
+    actions have an effect. The others, a layer already skipped above all, change nothing and are told by
+    `info["invalid_action"]`; they never raise. Under `macs_saved`, layers whose skipping saves nothing are among them,
+    so that the saving stays in reach whatever is chosen.
+    `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; under
+    `macs_saved` the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
+    A wrong shape, or a value that means nothing in the space, raises a ValueError.
 
     ## Observation Space
     `Box((n_layers * n_statistics,), float32)` with finite bounds: the layer statistics of the unskipped
     model, layer by layer; `feature_names` says which entry is what. It is the same at every reset.
+    `action="sequence"` appends n_layers + 2 numbers: 1 for each layer skipped so far, the share of MACs saved so far, and
+    what is left of the budget (0..1: layers / n_layers, or share of MACs).
 
     ## Rewards
-    By name, `exp(-loss)` by default, from the loss of the subnet on the reward split in eval mode. A mask that
-    breaks the budget is not evaluated: it earns the lowest reward minus the share of layers by which it
-    misses (so between -1 and 0 for the default), its loss counts as inf and its metric as 0.
+    By name, `exp(-loss)` by default, from the loss of the subnet on the reward split in eval mode, plus
+    `macs_price` * (share of MACs saved). A mask that breaks the budget is not evaluated: it earns the lowest reward minus
+    the share of layers, or of MACs, by which it misses (so between -1 and 0 for the default), its loss counts as inf
+    and its metric as 0. In a sequence all steps but the last earn 0.
 
     ## Starting State
-    The layer statistics. `info` tells of the unskipped model.
+    The layer statistics, nothing skipped. `info` tells of the unskipped model.
 
     ## Episode End
-    Every step terminates; nothing is ever truncated.
+    `mask` and `scores`: every step terminates. `sequence`: terminates when `skip_num` layers are skipped, when `macs_saved`
+    is reached, or at "stop"; a budget that nothing skipped keeps, such as `skip_num=0`, at the first step. It is truncated
+    after 4 * n_layers steps, which only actions without effect can bring about: the mask so far is then what is scored.
 
     ## Information
     `info` always holds, as plain numbers: `loss` (nats), `metric` (0..1), `macs` (of one example), `macs_saved`
-    (share of the MACs of the model without adapters), `n_skipped`, `feasible`, and `evaluations` (masks scored so far).
+    (share of the MACs of the model without adapters), `n_skipped`, `feasible` (the budget is kept), and `evaluations` (masks
+    scored so far). Amid a sequence they tell of the layers skipped so far, which are not scored: `loss` is inf, `metric` 0.
+    `action="sequence"` adds `action_mask` and `invalid_action`.
 
     ## Arguments
-    See `Args`. Attributes behind wrappers are reached with `env.get_wrapper_attr("feature_names")`.
+    See `Args`. Attributes behind wrappers are reached with `env.get_wrapper_attr("feature_names")`; `last_mask` is what the
+    last step skipped.
 
     ## Vectorized environment
-    `gymnasium.make_vec(id, num_envs=n)` scores n masks on the same examples in one engine call.
+    `gymnasium.make_vec(id, num_envs=n)` scores the masks that a step completes on the same examples in one engine call.
 
     ## References
     DAS: arXiv 2309.01479.
@@ -58,18 +72,20 @@ class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     v0: first.
 
     Args:
-        skip_num: Exactly how many layers to skip; None allows any number.
+        skip_num: Budget: exactly how many layers to skip. None allows any number; "auto" is 4, or None where `macs_saved`
+            is given.
+        macs_saved: Budget: least share of MACs to save, such as 0.12, instead of `skip_num`.
+        action: `mask`, `sequence` or `scores`.
         reward: Name of the reward, see `das_gym.rewards.REWARDS`.
+        macs_price: What saving all MACs of the full model would be worth, in units of the reward.
         statistics: Names of the statistics to observe, see `das_gym.statistics.STATISTICS`; None observes all.
         reward_examples: Examples that score a mask.
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
             the reward split) or `resample` (drawn anew from `np_random`).
-        size: `mini` or `base`; None follows the checkpoint.
-        checkpoint: Path of pre-trained weights; None is the bundled METER-mini.
-        supernet: Path of a supernet; None is the bundled one.
-        data_root: Folder in VQAv2's format; None is the bundled Shapes data.
-        tokenizer: Folder of the checkpoint's tokenizer, where it is not beside the checkpoint.
-        device: `auto`, `cpu`, `cuda`, ...
+        model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
+        task: `vqa`, `nlvr2`, `f30k`, or another key of `das_gym.registration.TASKS`; the id sets it.
+        settings: Model and data otherwise: the fields of `das_gym.problem.ProblemConfig`, such as `checkpoint`,
+            `supernet`, `data_root`, `tokenizer`, `device`, `on_bad_example`.
         render_mode: `ansi` or None.
 
     Raises:
@@ -77,110 +93,26 @@ class SkipEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         FileNotFoundError: a path that does not exist.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - as in gymnasium.Env
-
     def __init__(
         self,
-        skip_num: int | None = 4,
+        skip_num: int | str | None = "auto",
+        macs_saved: float | None = None,
+        action: str = "mask",
         reward: str = "exp_neg_loss",
+        macs_price: float = 0.0,
         statistics: Iterable[str] | None = None,
         reward_examples: int = 500,
         reward_batches: str = "fixed",
-        size: str | None = None,
-        checkpoint: str | None = None,
-        supernet: str | None = None,
-        data_root: str | None = None,
-        tokenizer: str | None = None,
-        device: str = "auto",
+        model: str = "METER",
+        task: str = "vqa",
         render_mode: str | None = None,
+        **settings: Any,
     ) -> None:
         statistics = tuple(STATISTICS if statistics is None else statistics)
-        self._arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        config = ProblemConfig(
-            size=size, checkpoint=checkpoint, supernet=supernet, data_root=data_root, tokenizer=tokenizer, device=device
+        own = {name: value for name, value in locals().items() if name not in ("self", "__class__", "settings")}
+        arguments = {**own, **settings}
+        config = build(ProblemConfig, {"model": model, "task": task, **settings}, "environment argument")
+        scorer = MaskScorer(
+            load_problem(config), skip_num, macs_saved, reward, macs_price, statistics, reward_examples, reward_batches
         )
-        self.scorer = MaskScorer(load_problem(config), skip_num, reward, statistics, reward_examples, reward_batches)
-        self.render_mode = render_mode
-        low, high = self.scorer.bounds()
-        self.observation_space = spaces.Box(low, high, dtype=np.float32)
-        self.action_space = spaces.MultiBinary(self.n_layers)
-        self._last: tuple[np.ndarray, float, dict[str, Any]] | None = None
-
-    @property
-    def n_layers(self) -> int:
-        """How many layers can be skipped."""
-        return len(self.layer_names)
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers, in mask order."""
-        return self.scorer.problem.layer_names
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """What each entry of the observation is: `<layer>/<statistic>`."""
-        return self.scorer.feature_names
-
-    @property
-    def skip_num(self) -> int | None:
-        """The budget."""
-        return self.scorer.budget.skip_num
-
-    @property
-    def macs_full(self) -> int:
-        """MACs of one example through the model without adapters: what savings refer to."""
-        return self.scorer.problem.costs.macs_full
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Layer statistics, and the `info` of the unskipped model; a seed also restarts the reward examples."""
-        super().reset(seed=seed)
-        if seed is not None:
-            self.scorer.position = 0
-        self._last = None
-        return self.scorer.observation(), self.scorer.unskipped().row(0)
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Score one skip mask; the episode ends."""
-        mask = self.scorer.check(action, (self.n_layers,))
-        scored = self.scorer.score(mask[None], self.np_random)
-        reward, info = float(scored.rewards[0]), scored.row(0)
-        self._last = (mask, reward, info)
-        return self.scorer.observation(), reward, True, False, info
-
-    def render(self) -> str | None:
-        """The last mask in words, for `render_mode="ansi"`."""
-        if self.render_mode != "ansi":
-            return None
-        if self._last is None:
-            return f"{self.n_layers} layers, none chosen yet\n"
-        return self.describe(*self._last)
-
-    def describe(self, mask: np.ndarray, reward: float, info: dict[str, Any]) -> str:
-        """One line on a scored mask."""
-        skipped = ", ".join(name for name, bit in zip(self.layer_names, mask, strict=True) if bit) or "nothing"
-        return (
-            f"skipped {skipped}: reward {reward:.4f}, loss {info['loss']:.4f}, MACs saved {100 * info['macs_saved']:.1f} %\n"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Arguments and state: the model is loaded again, from the process-wide cache if it is there."""
-        return {"arguments": self._arguments, "state": self.get_state(), "spec": self.spec, "last": self._last}
-
-    def __setstate__(self, pickled: dict[str, Any]) -> None:
-        self.__init__(**pickled["arguments"])  # type: ignore[misc]
-        self.set_state(pickled["state"])
-        self.spec, self._last = pickled["spec"], pickled["last"]
-
-    def get_state(self) -> dict[str, Any]:
-        """What the next rewards depend on, JSON-able; give it to `set_state` to go on exactly from here."""
-        return {
-            "position": self.scorer.position,
-            "evaluations": self.scorer.evaluations,
-            "rng": self.np_random.bit_generator.state,
-        }
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from where `get_state` was called."""
-        self.scorer.position = state["position"]
-        self.scorer.evaluations = state["evaluations"]
-        self.np_random.bit_generator.state = state["rng"]
+        super().__init__(scorer, action, render_mode, arguments)

@@ -1,22 +1,26 @@
-"""The vector environment: n masks on the same examples in one engine call."""
+"""The vector environment: n episodes side by side, their masks on the same examples in one engine call."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from das_gym.envs.actions import find_action_mode
+from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.scoring import ScoredMasks
 from das_gym.envs.skip_env import SkipEnv
 
 
 class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` copies of `SkipEnv` that share model and examples: the paper's turn is one step of three.
 
-    Every episode is one step and environments reset within it (autoreset mode SAME_STEP). Since every reset
-    tells the same, `info` holds the numbers of the step itself: the keys of `SkipEnv`, each an array of
-    (num_envs,), and again under `final_info`, beside `final_obs`, as Gymnasium's wrappers expect.
+    A step scores the masks of all episodes that end with it in one engine call. Environments reset within the step
+    (autoreset mode SAME_STEP): `final_obs` and `final_info` hold what an ended episode ended with. Since every reset
+    tells the same, `info` holds the numbers of the step itself: the keys of `SkipEnv`, each an array of (num_envs,);
+    only `action_mask` is of the state after the reset, the one that the next action is for.
 
     Args:
         num_envs: How many masks a step scores.
@@ -25,18 +29,21 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """
 
     metadata = {**SkipEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
+    env_class: ClassVar[type[ScoredEnv]] = SkipEnv
 
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **kwargs: Any) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
         self.num_envs = num_envs
         self.render_mode = render_mode
-        self.template = SkipEnv(render_mode=render_mode, **kwargs)
+        self.template = self.env_class(render_mode=render_mode, **kwargs)
+        scorer = self.template.scorer
+        self.mode = find_action_mode(self.template.mode.name)(scorer.layer_names, scorer.budget, scorer.macs, num_envs)
         self.single_observation_space = self.template.observation_space
         self.single_action_space = self.template.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._last: tuple[str, ...] | None = None
+        self._last: tuple[np.ndarray, ScoredMasks] | None = None
 
     @property
     def n_layers(self) -> int:
@@ -55,53 +62,87 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     @property
     def skip_num(self) -> int | None:
-        """The budget."""
+        """How many layers are to be skipped; None where the budget is another one."""
         return self.template.skip_num
+
+    @property
+    def macs_saved(self) -> float | None:
+        """The share of MACs that is to be saved; None where the budget is another one."""
+        return self.template.macs_saved
 
     @property
     def macs_full(self) -> int:
         """MACs of one example through the model without adapters."""
         return self.template.macs_full
 
+    @property
+    def last_masks(self) -> np.ndarray | None:
+        """(num_envs, n_layers) bool: what each episode skipped after the last step, those that ended included."""
+        return None if self._last is None else self._last[0].copy()
+
+    def action_masks(self) -> np.ndarray:
+        """(num_envs, n_choices) bool: actions that have an effect now.
+
+        Raises:
+            ValueError: in this action space nothing can be masked.
+        """
+        return self.mode.action_masks()
+
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Layer statistics for every environment. They share one generator: of a list of seeds, the first counts."""
+        """The first observations. They share one generator: of a list of seeds, the first counts."""
         first = seed[0] if isinstance(seed, (list, tuple)) else seed
-        observation, info = self.template.reset(seed=first, options=options)
+        _, info = self.template.reset(seed=first, options=options)
         self._np_random, self._np_random_seed = self.template.np_random, self.template.np_random_seed
-        arrays = {key: np.repeat(np.array([value]), self.num_envs) for key, value in info.items()}
-        return self._repeat(observation), _with_presence(arrays, self.num_envs)
+        self.mode.begin()
+        self._last = None
+        arrays = {key: np.repeat(np.array([value]), self.num_envs, axis=0) for key, value in info.items()}
+        return self._observations(), _with_presence(arrays, np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Score `num_envs` masks ((num_envs, n_layers), 1 = skipped) on the same examples."""
-        scorer = self.template.scorer
-        masks = scorer.check(actions, (self.num_envs, self.n_layers))
-        scored = scorer.score(masks, self.template.np_random)
-        observations = self._repeat(scorer.observation())
-        info = _with_presence(scored.info, self.num_envs)
-        everywhere = np.ones(self.num_envs, dtype=bool)
-        final = {"final_info": dict(info), "_final_info": everywhere, "_final_obs": everywhere}
-        final["final_obs"] = np.array([*observations, None], dtype=object)[:-1]
-        self._last = tuple(self.template.describe(m, scored.rewards[i], scored.row(i)) for i, m in enumerate(masks))
-        return observations, scored.rewards, everywhere.copy(), np.zeros(self.num_envs, dtype=bool), info | final
+        """Take an action in each environment; score the masks that are complete on the same examples."""
+        moves = self.mode.take(actions, (self.num_envs,))
+        scored = self.template.scorer.score(moves.masks, self.template.np_random, moves.ended)
+        told, ended = scored.info | moves.info, moves.ended
+        final = self._final(told, ended) if ended.any() else {}
+        self.mode.begin(ended)
+        info = _with_presence(told | self._next_choices(), np.ones(self.num_envs, dtype=bool))
+        self._last = (moves.masks, scored)
+        return self._observations(), scored.rewards, moves.terminated, moves.truncated, info | final
 
     def render(self) -> tuple[str, ...] | None:
         """The last masks in words, for `render_mode="ansi"`."""
-        return self._last if self.render_mode == "ansi" else None
+        if self.render_mode != "ansi" or self._last is None:
+            return None
+        masks, scored = self._last
+        return tuple(self.template.describe(m, scored.rewards[i], scored.row(i)) for i, m in enumerate(masks))
 
     def get_state(self) -> dict[str, Any]:
-        """What the next rewards depend on, JSON-able; give it to `set_state` to go on exactly from here."""
-        return self.template.get_state()
+        """What the rest depends on, JSON-able, amid episodes too; give it to `set_state` to go on exactly from here."""
+        return {**self.template.get_state(), "episode": self.mode.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from where `get_state` was called."""
-        self.template.set_state(state)
+        self.template.set_state({**state, "episode": self.template.mode.get_state()})
+        self.mode.set_state(state["episode"])
 
-    def _repeat(self, observation: np.ndarray) -> np.ndarray:
-        return np.repeat(observation[None], self.num_envs, axis=0)
+    def _observations(self) -> np.ndarray:
+        statistics = np.repeat(self.template.scorer.observation()[None], self.num_envs, axis=0)
+        return np.concatenate((statistics, self.mode.features()), axis=1)
+
+    def _next_choices(self) -> dict[str, np.ndarray]:
+        return {key: values for key, values in self.mode.info().items() if key == "action_mask"}
+
+    def _final(self, told: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, Any]:
+        """What Gymnasium's wrappers expect of environments that reset within the step."""
+        last, observations = self._observations(), np.full(self.num_envs, None, dtype=object)
+        for index in np.flatnonzero(ended):
+            observations[index] = last[index]
+        final_info = _with_presence(told, ended)
+        return {"final_obs": observations, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
 
 
-def _with_presence(arrays: dict[str, np.ndarray], num_envs: int) -> dict[str, Any]:
+def _with_presence(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:
     """Gymnasium's convention: beside each key, `_key` says which environments have it."""
-    return arrays | {f"_{key}": np.ones(num_envs, dtype=bool) for key in arrays}
+    return arrays | {f"_{key}": present.copy() for key in arrays}

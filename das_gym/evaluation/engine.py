@@ -1,16 +1,15 @@
-"""Many masks of one frozen model on the same examples, for the price of a few.
+"""Many masks of one frozen model on the same examples, for the price of a few, and exactly.
 
-Masks are walked as a prefix tree of stages, depth first: masks that agree on their first stages
-share that work. Within a stage each layer runs at most twice (kept, skipped) per parent state,
-self-attention and the keys and values of cross-attention once per hidden state they read, and in
-the last stage only the pooled token is a query. Nothing is approximated.
+Encoder outputs are computed once and kept (`encoded`), masks share what they have in common (`tree`), scores are
+remembered until an adapter or the head changes (`memory`), and everything that runs is counted (`spending`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,22 +17,31 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.evaluation.encoded import EncoderCache
+from das_gym.evaluation.macs import head_macs
+from das_gym.evaluation.memory import Score, ScoreMemory
+from das_gym.evaluation.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
 from das_gym.evaluation.spending import Spending
+from das_gym.evaluation.tree import MaskTree
 from das_gym.tasks.base import Task
-from das_gym.vlp.base import VLP, State
+from das_gym.vlp.base import VLP
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean loss and metric of each mask.
+    """Means over the examples, for each mask.
+
+    A mask whose loss is not a number, or infinite, is broken: it has loss inf, metric 0 and divergence inf, and spoils no
+    other. Nothing is logged: `broken` tells which, `Spending.broken` how many there have been.
 
     Attributes:
-        losses: (m,) float64, nats; inf where the loss was not a number.
+        losses: (m,) float64, nats.
         metrics: (m,) float64, 0..1.
+        divergences: (m,) float64, KL(full model || subnet) in nats, inf where it is no number; None if not asked for.
     """
 
     losses: np.ndarray
     metrics: np.ndarray
+    divergences: np.ndarray | None = None
 
     @property
     def broken(self) -> np.ndarray:
@@ -44,130 +52,202 @@ class Scores:
 class Evaluator:
     """Scores masks of one frozen model and head.
 
+    Adapters, poolers and the head may be trained between calls: scores are then forgotten by themselves, and encoder
+    outputs, which no tunable parameter touches, stay. Frozen parameters are taken to stay as they are.
+
     Args:
         vlp: The model, with adapters.
-        head: From pooled features to logits.
+        head: From gathered features to logits, in eval mode.
         task: Batches, loss and metric.
         batch_size: Examples that go through the tree at a time.
-        cache_bytes: How much encoder output to keep, in bytes.
+        cache_bytes: How much encoder output to keep in memory, in bytes.
+        cache_folder: Where to keep it on disk as well, see `EncoderCache`.
         remember: How many scores of masks to remember.
+        precision: Of the layers: `float32` (the model's own), `bfloat16`, `auto` (bfloat16 where the hardware has it), or
+            `bfloat16-emulated`. Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
+
+    Raises:
+        ValueError: an unknown precision, or `bfloat16` where the hardware lacks it.
     """
 
     def __init__(
-        self, vlp: VLP, head: nn.Module, task: Task, batch_size: int = 128, cache_bytes: int = 2**31, remember: int = 100_000
+        self,
+        vlp: VLP,
+        head: nn.Module,
+        task: Task,
+        batch_size: int = 128,
+        cache_bytes: int = 2**31,
+        cache_folder: str | Path | None = None,
+        remember: int = 100_000,
+        precision: str = "float32",
     ) -> None:
         self.vlp = vlp
         self.head = head
         self.task = task
         self.batch_size = batch_size
-        self.remember = remember
-        self.encoder = EncoderCache(vlp, task, cache_bytes)
+        self.precision = resolve_precision(precision, vlp.device)
+        self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder)
+        self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
+        self._head_macs: dict[torch.Size, int] = {}
         self._spent = Spending()
-        self._scored: dict[tuple, tuple[float, float]] = {}
+        self._runner: VLP | None = None
+
+    def __repr__(self) -> str:
+        hardware = bfloat16_hardware(self.vlp.device) if self.precision == "bfloat16" else None
+        precision = self.precision if hardware is None else f"{self.precision} ({hardware})"
+        model = f"{type(self.vlp).__name__} on {self.task.name}, {self.vlp.device}"
+        return f"<Evaluator: {model}, precision {precision}, {self.batch_size} examples at a time>"
 
     @property
     def spent(self) -> Spending:
         """What was spent since the last `reset_spent`: a copy."""
-        return replace(self._spent, encoded=self.encoder.encoded)
+        encoder = self.encoder
+        return replace(self._spent, texts=encoder.texts, images=encoder.images, macs=self._spent.macs + encoder.macs)
 
     def reset_spent(self) -> None:
         """Set every counter to zero."""
         self._spent = Spending()
-        self.encoder.encoded = 0
+        self.encoder.texts = self.encoder.images = self.encoder.macs = 0
 
     def forget(self) -> None:
-        """Forget scores, as is due when an adapter or the head has changed; encoder outputs stay."""
-        self._scored.clear()
+        """Forget scores; encoder outputs stay. Only writes that torch does not count (`parameter.data`) need this."""
+        self._memory.forget()
+        self._runner = None
 
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """(m,) float64 mean losses in nats; see `evaluate`."""
         return self.evaluate(masks, examples).losses
 
-    def evaluate(self, masks: np.ndarray, examples: Sequence[Any], progress: Callable[[int], Any] | None = None) -> Scores:
+    def evaluate(
+        self,
+        masks: np.ndarray,
+        examples: Sequence[Any],
+        progress: Callable[[int], Any] | None = None,
+        divergences: bool = False,
+    ) -> Scores:
         """Score masks on examples.
+
+        An error or an interrupt on the way loses what this call has not returned, and nothing else.
 
         Args:
             masks: (m, n_layers) bool or 0/1, 1 = skipped; m may be 0.
             examples: At least one.
             progress: Called with the number of examples done, after each batch.
+            divergences: Compare with the full model too. It runs in the same tree, and once for the same examples.
 
         Returns:
             Mean loss and metric of each mask, in the order given.
 
         Raises:
-            ValueError: masks of another shape, or no examples.
+            ValueError: masks of another shape or with other values, or no examples.
         """
         masks = self._check(masks, examples)
+        if self._memory.refresh():
+            self._runner = None
         signature = hash(tuple(e.key for e in examples))
         keys = [(signature, mask.tobytes()) for mask in masks]
-        todo = {key: row for row, key in enumerate(keys) if key not in self._scored}
+        found = self._memory.find(keys, divergences)
+        todo = {key: mask for key, mask in zip(keys, masks, strict=True) if key not in found}
         if todo:
-            started = time.perf_counter()
-            fresh = self._score(masks[list(todo.values())], examples, progress)
-            if len(self._scored) + len(todo) > self.remember:
-                self._scored = {key: self._scored[key] for key in keys if key in self._scored}
-            self._scored.update(zip(todo, zip(fresh.losses.tolist(), fresh.metrics.tolist(), strict=True), strict=True))
-            self._spent.masks += len(todo)
-            self._spent.examples += len(todo) * len(examples)
-            self._spent.seconds += time.perf_counter() - started
-        found = np.array([self._scored[key] for key in keys], dtype=np.float64).reshape(len(keys), 2)
-        return Scores(losses=found[:, 0].copy(), metrics=found[:, 1].copy())
+            found |= self._score_anew(signature, todo, examples, progress, divergences)
+            self._memory.keep(found)
+        scores = [found[key] for key in keys]
+        return Scores(
+            losses=np.array([score.loss for score in scores], dtype=np.float64),
+            metrics=np.array([score.metric for score in scores], dtype=np.float64),
+            divergences=np.array([score.divergence for score in scores], dtype=np.float64) if divergences else None,
+        )
 
     def _check(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         array = np.asarray(masks)
         width = len(self.vlp.layers)
+        if array.shape == (0,):
+            array = array.reshape(0, width)
         if array.ndim != 2 or array.shape[1] != width:
             raise ValueError(f"masks of shape {array.shape}; give (number of masks, {width}), one row a mask")
+        if array.dtype != bool and not np.isin(array, (0, 1)).all():
+            raise ValueError("masks hold other values than 0 (keep) and 1 (skip); give one of them for each layer")
         if not len(examples):
             raise ValueError("no examples to score masks on; give at least one")
         return array.astype(bool)
 
+    def _score_anew(
+        self,
+        signature: int,
+        todo: dict[tuple[int, bytes], np.ndarray],
+        examples: Sequence[Any],
+        progress: Callable[[int], Any] | None,
+        divergences: bool,
+    ) -> dict[tuple[int, bytes], Score]:
+        """Score masks that are not remembered, and count them."""
+        full_logits = self._memory.logits((signature, self.batch_size)) if divergences else None
+        if divergences and full_logits is None:
+            unskipped = np.zeros(len(self.vlp.layers), dtype=bool)
+            todo.setdefault((signature, unskipped.tobytes()), unskipped)
+        started = time.perf_counter()
+        try:
+            means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
+        finally:
+            self._spent.seconds += time.perf_counter() - started
+        found = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
+        if divergences:
+            self._memory.keep_logits((signature, self.batch_size), logits)
+        self._spent.masks += len(todo)
+        self._spent.examples += len(todo) * len(examples)
+        self._spent.broken += int(np.isinf([score.loss for score in found.values()]).sum())
+        return found
+
     @torch.inference_mode()
-    def _score(self, masks: np.ndarray, examples: Sequence[Any], progress: Callable[[int], Any] | None) -> Scores:
-        sums = np.zeros((2, len(masks)))
-        for start in range(0, len(examples), self.batch_size):
+    def _score(
+        self,
+        masks: np.ndarray,
+        examples: Sequence[Any],
+        progress: Callable[[int], Any] | None,
+        divergences: bool,
+        full_logits: list[Tensor] | None,
+    ) -> tuple[np.ndarray, list[Tensor]]:
+        """(3, m) means of losses, metrics and divergences (0 unless asked for), and the full model's logits by batch.
+
+        Without `full_logits` the unskipped mask must be among the masks where divergences are asked for.
+        """
+        sums = np.zeros((3, len(masks)))
+        if self._runner is None:
+            self._runner = self.vlp if self.precision == "float32" else with_bfloat16_layers(self.vlp)
+        tree = MaskTree(self.vlp, masks, self._spent, self.precision, self._runner)
+        kept: list[Tensor] = []
+        for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
-            state = self.vlp.begin(self.encoder(chunk))
-            for rows, features in self._walk(state, 0, masks, np.arange(len(masks)), {}):
-                logits = self.head(features)
-                sums[0, rows] += float(self.task.losses(logits, targets).double().sum())
-                sums[1, rows] += float(self.task.metrics(logits, targets).double().sum())
+            state = self.vlp.begin(self.encoder(self.task.pairs(chunk)))
+            full = None if full_logits is None else full_logits[number]
+            for rows, features in tree.leaves(state):
+                logits = self._logits(features)
+                full = logits if full is None else full  # the first leaf is the unskipped mask
+                with np.errstate(invalid="ignore"):  # an infinite loss may meet one of the other sign
+                    sums[0, rows] += float(self.task.losses(logits, targets).double().sum())
+                    sums[1, rows] += float(self.task.metrics(logits, targets).double().sum())
+                    if divergences:
+                        sums[2, rows] += float(self.task.divergences(logits.double(), full.double()).sum())
+            if divergences and full is not None:
+                kept.append(full)
             if progress is not None:
                 progress(len(chunk))
-        losses, metrics = sums / len(examples)
-        losses = np.where(np.isfinite(losses), losses, np.inf)
-        return Scores(losses=losses, metrics=np.where(np.isfinite(losses), metrics, 0.0))
+        return sums / len(examples), kept
 
-    def _walk(
-        self, state: State, stage: int, masks: np.ndarray, rows: np.ndarray, memory: dict[tuple, Any]
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yields (rows of `masks`, their pooled features) for every leaf below `state`.
+    def _logits(self, features: Tensor) -> Tensor:
+        """What the head says of (batch * passes, feature_size) pooled features."""
+        gathered = self.task.gather(features)
+        if gathered.shape not in self._head_macs:
+            self._head_macs[gathered.shape] = head_macs(self.head, gathered)
+        self._spent.macs += self._head_macs[gathered.shape]
+        return self.head(gathered)
 
-        `memory` is shared by states with the same parent, which have hidden tensors in common; its keys hold
-        ids of tensors that the caller keeps alive.
-        """
-        if stage == len(self.vlp.stages):
-            yield rows, self.vlp.pool(state)
-            return
-        layers = self.vlp.stages[stage]
-        last = stage == len(self.vlp.stages) - 1
-        outputs: dict[tuple[int, bool], Tensor] = {}
-        below: dict[tuple, Any] = {}
 
-        def memo(key: tuple, compute: Callable[[], Any]) -> Any:
-            if key not in memory:
-                memory[key] = compute()
-            return memory[key]
-
-        bits = masks[rows][:, layers]
-        for choice in np.unique(bits, axis=0):
-            hidden = dict(state.hidden)
-            for index, skipped in zip(layers, choice.tolist(), strict=True):
-                if (index, skipped) not in outputs:
-                    outputs[index, skipped] = self.vlp.run_layer(index, state, skipped, memo, pooled_only=last)
-                    self._spent.layer_runs += not skipped
-                    self._spent.adapter_runs += skipped
-                hidden[self.vlp.layers[index].stream] = outputs[index, skipped]
-            same = rows[(bits == choice).all(axis=1)]
-            yield from self._walk(state.with_hidden(hidden), stage + 1, masks, same, below)
+def _score_of(means: Sequence[float], divergences: bool) -> Score:
+    """The score that means of loss, metric and divergence come to: a broken mask gets the worst there is."""
+    loss, metric, divergence = means
+    if not np.isfinite(loss):
+        return Score(np.inf, 0.0, np.inf if divergences else None)
+    if not divergences:
+        return Score(loss, metric, None)
+    return Score(loss, metric, max(divergence, 0.0) if np.isfinite(divergence) else np.inf)  # rounding may go below 0

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass
 class Spending:
-    """Counters of an `Evaluator`.
+    """Counters of an `Evaluator`: what ran, whether or not anything came of it; what was remembered costs nothing.
 
     Attributes:
-        masks: Masks scored, not counting those remembered.
+        masks: Masks scored, not counting those remembered. The unskipped mask counts where divergences needed it.
+        broken: Those of them whose loss was not finite.
+        examples: Example-mask pairs scored.
         layer_runs: Runs of a kept layer on one batch, summed over batches.
         adapter_runs: Runs of a skip adapter on one batch, summed over batches.
-        examples: Example-mask pairs scored.
-        encoded: Examples that went through the encoders.
+        texts, images: How many went through their encoder.
+        macs: Multiply-accumulates of all matrix products that ran: encoders, layers and adapters at the shapes they ran
+            at (padding included, what runs share once, the pooled token alone where it is the only query), poolers, head.
         seconds: Wall-clock time.
     """
 
     masks: int = 0
+    broken: int = 0
+    examples: int = 0
     layer_runs: int = 0
     adapter_runs: int = 0
-    examples: int = 0
-    encoded: int = 0
+    texts: int = 0
+    images: int = 0
+    macs: int = 0
     seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Every counter by name, for JSON."""
+        return asdict(self)

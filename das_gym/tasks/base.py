@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from torch import Tensor, nn
+
+from das_gym.data.processor import Pair, Processor
+from das_gym.data.splits import Splits
 
 
 class Example(Protocol):
@@ -19,21 +24,75 @@ class Example(Protocol):
 
 
 class Task(ABC):
-    """A head on the pooled features, its loss and its metric, and how examples become batches."""
+    """Data, a head on the pooled features, its loss and its metric, and how examples become what a VLP reads.
 
-    name: str
+    Args:
+        processor: Makes batches for the VLP.
+        labels: What the head's logits stand for, where that depends on the data: VQA's answers.
+
+    Attributes:
+        name: How adaptation files and settings name it.
+        metric_name: What `metrics` measures.
+        passes: How many pairs an example takes.
+    """
+
+    name: ClassVar[str]
+    metric_name: ClassVar[str] = "accuracy"
+    passes: ClassVar[int] = 1
+
+    def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:
+        self.processor = processor
+        self.labels = tuple(labels)
+
+    @classmethod
+    @abstractmethod
+    def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[Any]:
+        """The examples of a data set in the task's format; None is the bundled one.
+
+        Args:
+            data_root: Folder of the data set.
+            on_bad_example: `raise`, or `skip`: leave bad examples out and tell of them in `Splits.left_out`.
+
+        Raises:
+            ValueError, FileNotFoundError: names the file and the entry.
+        """
+
+    @classmethod
+    def choose_labels(cls, train: Sequence[Any], min_count: int | None = None) -> tuple[str, ...]:
+        """The labels that a data set asks for: none, unless a task says otherwise."""
+        del train, min_count
+        return ()
 
     @abstractmethod
-    def inputs(self, examples: Sequence[Any]) -> dict[str, Tensor]:
-        """The batch that the VLP encodes."""
+    def pairs(self, examples: Sequence[Any]) -> list[Pair]:
+        """`len(examples) * passes` rows for the VLP, example by example."""
+
+    def gather(self, pooled: Tensor) -> Tensor:
+        """What the head reads.
+
+        Args:
+            pooled: (batch * passes, feature_size) pooled features, example by example.
+
+        Returns:
+            The same for one pass, (batch, passes, feature_size) for more, unless a task says otherwise.
+        """
+        return pooled if self.passes == 1 else pooled.unflatten(0, (-1, self.passes))
 
     @abstractmethod
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """What loss and metric compare logits with."""
 
     @abstractmethod
-    def build_head(self, feature_size: int) -> nn.Module:
-        """A new head from (batch, feature_size) pooled features to logits."""
+    def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
+        """A new head from what `gather` gives to logits.
+
+        Args:
+            feature_size: Width of the pooled features of one pass.
+            head_size: Width inside, where the head has an inside; None is `feature_size`.
+        """
+
+    def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:  # noqa: B027 - may stay empty
+        """Start a new head from heads that came with the checkpoint, by name, where one of them fits the task."""
 
     @abstractmethod
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
@@ -42,3 +101,24 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) metric of each example, 0..1, larger is better."""
+
+    def divergences(self, logits: Tensor, full_logits: Tensor) -> Tensor:
+        """(batch,) KL(full model || subnet) of the softmax over logits, in nats, 0 or more."""
+        wanted, given = full_logits.log_softmax(-1), logits.log_softmax(-1)
+        return (wanted.exp() * (wanted - given)).sum(-1)
+
+    def summary(self, examples: Sequence[Any], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
+        """What to report of a whole split: `loss` (nats), the metric by its name (0..1), and what the field adds.
+
+        Args:
+            examples: The examples.
+            losses: (len(examples),) float, nats.
+            metrics: (len(examples),) float, 0..1.
+        """
+        del examples
+        return {self.metric_name: float(metrics.mean()), "loss": float(losses.mean())}
+
+    def fits(self, examples: Sequence[Any]) -> bool:
+        """Whether these labels can say anything about the examples."""
+        del examples
+        return True

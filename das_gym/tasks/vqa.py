@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.data.processor import Processor
+from das_gym.data.arrow import is_arrow
+from das_gym.data.arrow_vqa import load_arrow_vqa
+from das_gym.data.processor import Pair, Processor
+from das_gym.data.shapes import shapes_root
+from das_gym.data.splits import Splits
 from das_gym.data.vqa_accuracy import soft_score, vqa_accuracy
-from das_gym.data.vqav2 import VQAExample
+from das_gym.data.vqa_table import VQAExample
+from das_gym.data.vqav2 import answer_vocabulary, load_vqav2
 from das_gym.tasks.base import Task
 
 
-def build_vqa_head(feature_size: int, num_answers: int) -> nn.Sequential:
-    """Linear, LayerNorm, GELU, Linear: (batch, feature_size) to (batch, num_answers) logits."""
-    first, last = nn.Linear(feature_size, feature_size), nn.Linear(feature_size, num_answers)
+def build_vqa_head(feature_size: int, num_answers: int, head_size: int | None = None) -> nn.Sequential:
+    """Linear, LayerNorm, GELU, Linear: (batch, feature_size) to (batch, num_answers) logits, `head_size` wide inside."""
+    inside = head_size or feature_size
+    first, last = nn.Linear(feature_size, inside), nn.Linear(inside, num_answers)
     for layer in (first, last):
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    return nn.Sequential(first, nn.LayerNorm(feature_size), nn.GELU(), last)
+    return nn.Sequential(first, nn.LayerNorm(inside), nn.GELU(), last)
 
 
 class VQATask(Task):
@@ -29,23 +37,34 @@ class VQATask(Task):
 
     Args:
         processor: Makes batches for the VLP.
-        answers: The answer vocabulary; logits are in its order.
+        labels: The answer vocabulary; logits are in its order.
     """
 
     name = "vqa"
 
-    def __init__(self, processor: Processor, answers: Sequence[str]) -> None:
-        self.processor = processor
-        self.answers = tuple(answers)
-        self._index = {answer: i for i, answer in enumerate(self.answers)}
+    def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:
+        super().__init__(processor, labels)
+        self._index = {answer: i for i, answer in enumerate(self.labels)}
 
-    def inputs(self, examples: Sequence[VQAExample]) -> dict[str, Tensor]:
-        """`image`, `input_ids` and `attention_mask` of the examples."""
-        return self.processor([e.image_path for e in examples], [e.question for e in examples])
+    @classmethod
+    def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[VQAExample]:
+        """VQAv2's files, or arrow tables; None is Shapes-VQA."""
+        root = shapes_root() if data_root is None else data_root
+        load = load_arrow_vqa if is_arrow(root, "vqa") else load_vqav2
+        return load(root, on_bad_example)
+
+    @classmethod
+    def choose_labels(cls, train: Sequence[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
+        """The frequent answers, see `das_gym.data.vqav2.answer_vocabulary`."""
+        return answer_vocabulary(train, min_count)
+
+    def pairs(self, examples: Sequence[VQAExample]) -> list[Pair]:
+        """Each question with its image."""
+        return [Pair(e.question, e.image) for e in examples]
 
     def targets(self, examples: Sequence[VQAExample]) -> dict[str, Tensor]:
         """`scores`: soft scores to train on; `accuracy`: what each answer would earn; both (batch, answers) float32."""
-        scores = torch.zeros(len(examples), len(self.answers))
+        scores = torch.zeros(len(examples), len(self.labels))
         accuracy = torch.zeros_like(scores)
         for row, example in enumerate(examples):
             for answer, count in Counter(example.answers).items():
@@ -55,9 +74,9 @@ class VQATask(Task):
                     accuracy[row, column] = vqa_accuracy(answer, example.answers)
         return {"scores": scores, "accuracy": accuracy}
 
-    def build_head(self, feature_size: int) -> nn.Module:
+    def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """A new head for this answer vocabulary."""
-        return build_vqa_head(feature_size, len(self.answers))
+        return build_vqa_head(feature_size, len(self.labels), head_size)
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) binary cross-entropy summed over answers, in nats: METER's VQA loss before its mean."""
@@ -67,6 +86,24 @@ class VQATask(Task):
         """(batch,) official VQA accuracy of the answer with the largest logit, 0..1."""
         return targets["accuracy"].to(logits).gather(-1, logits.argmax(-1, keepdim=True)).squeeze(-1)
 
-    def answerable(self, examples: Sequence[VQAExample]) -> float:
-        """Share of the examples (0..1) with at least one answer in the vocabulary."""
-        return sum(any(a in self._index for a in e.answers) for e in examples) / max(len(examples), 1)
+    def divergences(self, logits: Tensor, full_logits: Tensor) -> Tensor:
+        """(batch,) sum over answers of KL(full || subnet) between the two Bernoulli distributions, in nats."""
+        wanted = full_logits.sigmoid()
+        yes = F.logsigmoid(full_logits) - F.logsigmoid(logits)
+        no = F.logsigmoid(-full_logits) - F.logsigmoid(-logits)
+        return (wanted * yes + (1 - wanted) * no).sum(-1)
+
+    def summary(self, examples: Sequence[VQAExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
+        """Accuracy over all, by question type (`question/<type>`) and by answer type (`answer/<type>`); mean loss."""
+        groups: defaultdict[str, list[float]] = defaultdict(list)
+        for example, metric in zip(examples, metrics.tolist(), strict=True):
+            for kind, name in (("question", example.question_type), ("answer", example.answer_type)):
+                if name:  # arrow tables do not tell
+                    groups[f"{kind}/{name}"].append(metric)
+        means = {name: sum(values) / len(values) for name, values in sorted(groups.items())}
+        return {**super().summary(examples, losses, metrics), **means}
+
+    def fits(self, examples: Sequence[VQAExample]) -> bool:
+        """Whether at least half of the examples have an answer in the vocabulary."""
+        known = sum(any(answer in self._index for answer in e.answers) for e in examples)
+        return 2 * known >= len(examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -26,8 +27,26 @@ class Attention(nn.Module):
         return self._split(self.key(y)), self._split(self.value(y))
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], attend: Tensor | None) -> Tensor:
-        """(batch, queries, hidden_size) of the queries `x` over what they may attend to."""
-        keys, values = keys_values
+        """(batch, queries, hidden_size) of the queries `x` over what they may attend to; a batch of 1 fits any."""
+        queries, (keys, values) = self._split(self.query(x)), keys_values
+        rows = max(len(queries), len(keys))
+        queries, keys, values = (part.expand(rows, -1, -1, -1) for part in (queries, keys, values))
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(self._split(self.query(x)), keys, values, attend, dropout)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attend, dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def pooled(self, x: Tensor, y: Tensor, attend: Tensor | None) -> Tensor:
+        """(batch, 1, hidden_size): as `forward` of the one query `x` over the tokens of `y`, without their keys and values.
+
+        One query is cheaper to take through the key matrix than all tokens, and so is one mix of tokens through the
+        value matrix. The bias of the keys adds the same to every score and falls out of the softmax.
+        """
+        key, value = (part.weight.unflatten(0, (self.num_heads, -1)) for part in (self.key, self.value))
+        query = self._split(self.query(x)).squeeze(2)
+        scores = torch.einsum("bhd,hdw->bhw", query, key) @ y.mT * query.shape[-1] ** -0.5
+        if attend is not None:
+            scores = scores.masked_fill(~attend[:, 0], -torch.inf)
+        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        mixed = torch.einsum("bhw,hdw->bhd", weights.to(y.dtype) @ y, value)
+        mixed = mixed + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, (self.num_heads, -1))
+        return self.out(mixed.flatten(1)[:, None])

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+Stream = tuple[Tensor, Tensor | None]
+"""Hidden vectors (batch, tokens, hidden_size) and what to attend to, (batch, 1, 1, tokens) bool or None = all."""
+
 Memo = Callable[[tuple, Callable[[], Any]], Any]
 """`memo(key, compute)` returns what `compute()` returned the first time `key` was seen."""
 
@@ -37,10 +40,12 @@ class State:
     Attributes:
         hidden: Per stream, (batch, tokens, hidden_size) float.
         attend: Per stream, (batch, 1, 1, tokens) bool, True = a token to attend to; None = all.
+        image_types: (batch,) int64 token type of each image, 2 = NLVR2's second image; None = 1 everywhere.
     """
 
     hidden: Mapping[str, Tensor]
     attend: Mapping[str, Tensor | None]
+    image_types: Tensor | None = None
 
     def with_hidden(self, hidden: Mapping[str, Tensor]) -> State:
         """The same state with other hidden vectors."""
@@ -89,13 +94,17 @@ class VLP(nn.Module, ABC):
     Attributes:
         layers: The skippable layers, in mask order.
         feature_size: Width of the pooled features.
+        head_size: Width inside the heads of VQA and NLVR2: twice the hidden size, in METER and ViLT.
         settled_mask: The mask whose other choices were removed, or None while all are there.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
+        streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
     """
 
     layers: tuple[Layer, ...]
     feature_size: int
+    head_size: int
     tunable: ClassVar[tuple[str, ...]]
+    streams_apart: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,8 +112,21 @@ class VLP(nn.Module, ABC):
         self.frozen = False
 
     @abstractmethod
+    def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
+        """Encoder outputs of `input_ids` and `attention_mask`, before all that trains, so that they can be kept."""
+
+    @abstractmethod
+    def image_stream(self, batch: Mapping[str, Tensor]) -> Stream:
+        """Encoder outputs of `image`, likewise."""
+
     def encode(self, batch: Mapping[str, Tensor]) -> State:
-        """Encoder outputs: all that neither a mask nor a tunable parameter touches, so that it can be kept."""
+        """Encoder outputs: all that neither a mask nor a tunable parameter touches."""
+        text, image = self.text_stream(batch), self.image_stream(batch)
+        return State(
+            hidden={"text": text[0], "image": image[0]},
+            attend={"text": text[1], "image": image[1]},
+            image_types=batch.get("image_types"),
+        )
 
     @abstractmethod
     def begin(self, encoded: State) -> State:
@@ -179,12 +201,12 @@ class VLP(nn.Module, ABC):
             self.skippable(index).settle(bool(skipped))
         self.settled_mask = array
 
-    def freeze(self) -> None:
-        """Freeze every parameter that is not tunable, and stay in eval mode from now on."""
+    def freeze(self, dropout: bool = False) -> None:
+        """Freeze every parameter that is not tunable, and stay in eval mode from now on, unless `dropout` is wanted."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(any(part in name for part in self.tunable))
-        self.frozen = True
-        self.eval()
+        self.frozen = not dropout
+        self.train(dropout)
 
     def train(self, mode: bool = True) -> VLP:
         """As in torch, except that a frozen model stays in eval mode."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.vlp.adapters import SkipAdapter, parallel_adapter
 from das_gym.vlp.attention import Attention
-from das_gym.vlp.base import VLP, Layer, Memo, SkippableLayer, State, no_memo
+from das_gym.vlp.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,15 @@ class FusionLayer(nn.Module):
 
     def attend_self(self, x: Tensor, attend: Tensor | None, pooled_only: bool = False) -> Tensor:
         """The first sub-layer: reads this stream alone."""
-        keys_values = self.self_attention.keys_values(x)
-        x = x[:, :1] if pooled_only else x
-        update = self.dropout(self.self_attention(x, keys_values, attend))
-        return self.self_norm(update + x + self.self_adapter(x))
+        if pooled_only:
+            mixed, x = self.self_attention.pooled(x[:, :1], x, attend), x[:, :1]
+        else:
+            mixed = self.self_attention(x, self.self_attention.keys_values(x), attend)
+        return self.self_norm(self.dropout(mixed) + x + self.self_adapter(x))
 
-    def attend_cross(self, x: Tensor, keys_values: tuple[Tensor, Tensor], attend: Tensor | None) -> Tensor:
-        """The second sub-layer: reads keys and values of the other stream."""
-        update = self.dropout(self.cross_attention(x, keys_values, attend))
-        return self.cross_norm(update + x + self.cross_adapter(x))
+    def attend_cross(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The second sub-layer, from what its attention mixed of the other stream."""
+        return self.cross_norm(self.dropout(mixed) + x + self.cross_adapter(x))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The third sub-layer."""
@@ -125,13 +125,14 @@ class METER(VLP):
     """
 
     tunable = ("adapter", "pooler", "token_types", "first_text_token")
+    streams_apart = True
 
     def __init__(self, config: METERConfig | None = None) -> None:
         super().__init__()
         from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
 
         self.config = config = config or METERConfig()
-        self.feature_size = 2 * config.hidden_size
+        self.feature_size = self.head_size = 2 * config.hidden_size
         self.layers = tuple(
             Layer(f"{stream}.{stage}", stream, stage)
             for stream in ("text", "image")
@@ -208,23 +209,22 @@ class METER(VLP):
         hidden = self.image_encoder(image).last_hidden_state
         return self.image_transform(self.image_encoder.post_layernorm(hidden))
 
-    def encode(self, batch: Mapping[str, Tensor]) -> State:
-        """Outputs of both encoders, before token types."""
+    def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
+        """Outputs of the text encoder, before token types."""
         attention_mask = batch["attention_mask"]
-        return State(
-            hidden={
-                "text": self.encode_text(batch["input_ids"], attention_mask),
-                "image": self.encode_image(batch["image"]),
-            },
-            attend={"text": attention_mask[:, None, None].bool(), "image": None},
-        )
+        return self.encode_text(batch["input_ids"], attention_mask), attention_mask[:, None, None].bool()
 
-    def begin(self, encoded: State, image_type: int = 1) -> State:
-        """Puts in the first text token and adds token types; `image_type` 2 is NLVR2's second image."""
+    def image_stream(self, batch: Mapping[str, Tensor]) -> Stream:
+        """Outputs of the image encoder, before token types."""
+        return self.encode_image(batch["image"]), None
+
+    def begin(self, encoded: State) -> State:
+        """Puts in the first text token and adds token types."""
         text, image = encoded.hidden["text"], encoded.hidden["image"]
         text = torch.cat((self.first_text_token.expand(len(text), -1, -1), text[:, 1:]), dim=1)
         types = self.token_types.weight
-        return encoded.with_hidden({"text": text + types[0], "image": image + types[image_type]})
+        image_types = types[1] if encoded.image_types is None else types[encoded.image_types, None]
+        return encoded.with_hidden({"text": text + types[0], "image": image + image_types})
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """New hidden vectors of the layer's stream; see `VLP.run_layer`."""
@@ -235,8 +235,12 @@ class METER(VLP):
         if skipped:
             return memo((index, "skip", id(x)), lambda: module(x[:, :1] if pooled_only else x))
         hidden = memo((index, "self", id(x)), lambda: module.attend_self(x, state.attend[stream], pooled_only))
-        keys_values = memo((index, "cross", id(y)), lambda: module.cross_attention.keys_values(y))
-        return module.feed_forward(module.attend_cross(hidden, keys_values, state.attend[other]))
+        if pooled_only:
+            mixed = module.cross_attention.pooled(hidden, y, state.attend[other])
+        else:
+            keys_values = memo((index, "cross", id(y)), lambda: module.cross_attention.keys_values(y))
+            mixed = module.cross_attention(hidden, keys_values, state.attend[other])
+        return module.feed_forward(module.attend_cross(hidden, mixed))
 
     def pool(self, state: State) -> Tensor:
         """(batch, 2 * hidden_size): text, then image."""

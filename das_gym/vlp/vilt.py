@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.vlp.adapters import SkipAdapter, parallel_adapter
 from das_gym.vlp.attention import Attention
-from das_gym.vlp.base import VLP, Layer, Memo, SkippableLayer, State, no_memo
+from das_gym.vlp.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,11 @@ class ViLTBlock(nn.Module):
     def forward(self, x: Tensor, attend: Tensor | None, pooled_only: bool = False) -> Tensor:
         """New hidden vectors; with `pooled_only` those of the first token alone."""
         normed = self.attention_norm(x)
-        keys_values = self.attention.keys_values(normed)
         if pooled_only:
-            x, normed = x[:, :1], normed[:, :1]
-        x = x + self.dropout(self.attention(normed, keys_values, attend)) + self.attention_adapter(x)
+            mixed, x = self.attention.pooled(normed[:, :1], normed, attend), x[:, :1]
+        else:
+            mixed = self.attention(normed, self.attention.keys_values(normed), attend)
+        x = x + self.dropout(mixed) + self.attention_adapter(x)
         update = self.mlp_out(self.dropout(F.gelu(self.mlp_in(self.mlp_norm(x)))))
         return x + self.dropout(update) + self.mlp_adapter(x)
 
@@ -117,6 +118,7 @@ class ViLT(VLP):
         super().__init__()
         self.config = config = config or ViLTConfig()
         size = self.feature_size = config.hidden_size
+        self.head_size = 2 * size
         self.layers = tuple(Layer(f"block.{i}", "joint", i) for i in range(config.num_layers))
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
         self.text_positions = nn.Embedding(config.max_positions, size)
@@ -196,20 +198,22 @@ class ViLT(VLP):
         }
         return torch.cat([stretched[tuple(size)] for size in sizes])
 
-    def encode(self, batch: Mapping[str, Tensor]) -> State:
-        """Word and patch embeddings with positions, before token types and the text's LayerNorm (its input trains)."""
-        image, seen = self.embed_image(batch["image"])
-        return State(
-            hidden={"text": self.embed_text(batch["input_ids"]), "image": image},
-            attend={"text": batch["attention_mask"][:, None, None].bool(), "image": seen[:, None, None]},
-        )
+    def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
+        """Word embeddings with positions, before token types and the text's LayerNorm (its input trains)."""
+        return self.embed_text(batch["input_ids"]), batch["attention_mask"][:, None, None].bool()
 
-    def begin(self, encoded: State, image_type: int = 1) -> State:
-        """Adds token types and joins text and image; `image_type` 2 is NLVR2's second image."""
+    def image_stream(self, batch: Mapping[str, Tensor]) -> Stream:
+        """Patch embeddings with positions, before token types."""
+        image, seen = self.embed_image(batch["image"])
+        return image, seen[:, None, None]
+
+    def begin(self, encoded: State) -> State:
+        """Adds token types and joins text and image."""
         types = self.token_types.weight
         text = self.dropout(self.text_norm(encoded.hidden["text"] + self.text_token_types.weight[0]))
         image = self.dropout(encoded.hidden["image"])
-        joint = torch.cat((text + types[0], image + types[image_type]), dim=1)
+        image_types = types[1] if encoded.image_types is None else types[encoded.image_types, None]
+        joint = torch.cat((text + types[0], image + image_types), dim=1)
         return State(hidden={"joint": joint}, attend={"joint": self._join_attend(encoded)})
 
     @staticmethod

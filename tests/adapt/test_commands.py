@@ -77,7 +77,7 @@ def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
     evaluations = [evaluate(reload_subnet(problem, path), splits.test, "again") for _ in range(2)]
     record = json.loads((adapted / "runs/2/adapt.json").read_text())["models"][0]["evaluation"]
     assert evaluations[0] == evaluations[1]
-    assert evaluations[0].accuracy == record["accuracy"]
+    assert evaluations[0].metric == record["metric"]
     assert evaluations[0].loss == pytest.approx(record["loss"], rel=1e-6)
 
 
@@ -121,7 +121,7 @@ def test_supernet_of_other_peoples_data(run_command, tmp_path: Path):
     assert code == 0, printed
     supernet = tmp_path / "runs/1/supernet.safetensors"
     assert "ja" in Adaptation.load(supernet).answers
-    assert f"python -m agents with data_root={data} supernet=runs/1/supernet.safetensors" in printed
+    assert f"python -m agents with meter_vqa data_root={data} supernet=runs/1/supernet.safetensors" in printed
     code, printed = run_command("adapt", "with", f"data_root={data}", f"supernet={supernet}", *QUICK, "search.evaluations=6")
     assert code == 0, printed
     assert (tmp_path / "runs/3/adapt.json").is_file()
@@ -197,7 +197,7 @@ def test_blinding_takes_the_image_away(tiny_kwargs: dict[str, str]):
     assert blind.shape == (3, 96, 96)
     seen, hidden = evaluate(subnet, examples, "seen"), evaluate(subnet, examples, "blind", blind=blind)
     assert seen.loss != hidden.loss
-    assert sum(seen.by_question_type.values()) > 0 or seen.accuracy == 0
+    assert any(name.startswith("question/") for name in seen.numbers)
 
 
 def test_adapters_of_one_mask_are_no_supernet(adapted: Path, tiny_kwargs: dict[str, str]):

@@ -1,8 +1,18 @@
-"""Makes `synthetic` importable, so that "synthetic:Synthetic-v0" is an environment id."""
+"""Makes `synthetic` and `landscapes` importable, so that "synthetic:Synthetic-v0" is an environment id; a made-up table."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
     sys.path.insert(0, HERE)
+
+
+@pytest.fixture(scope="session")
+def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 8 layers, 256 masks, as if it were METER's on VQA."""
+    from landscapes import write_table
+
+    return write_table(tmp_path_factory.mktemp("tables") / "meter_vqa_table.npz")

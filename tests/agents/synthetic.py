@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import ClassVar
 
 import gymnasium
@@ -20,16 +21,28 @@ class SyntheticVectorEnv(VectorEnv):
 
     metadata: ClassVar[dict] = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def __init__(self, num_envs=1, skip_num=4, reward_batches="fixed", seconds=0.0, broken_from=None, no_loss=False):
+    def __init__(
+        self,
+        num_envs=1,
+        skip_num=4,
+        macs_saved=None,
+        reward_batches="fixed",
+        seconds=0.0,
+        broken_from=None,
+        no_loss=False,
+    ):
         if reward_batches not in ("fixed", "cycle", "resample"):
             raise ValueError(f"reward_batches={reward_batches!r} is unknown; choose one of fixed, cycle, resample")
-        if not 0 <= skip_num <= N_LAYERS:
+        if skip_num is not None and not 0 <= skip_num <= N_LAYERS:
             raise ValueError(f"skip_num={skip_num}: the model has {N_LAYERS} skippable layers; use 0..{N_LAYERS}")
         self.num_envs = num_envs
         self.skip_num = skip_num
         self.n_layers = N_LAYERS
         self.layer_names = tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(6))
         self.macs_full = 1000
+        self.feature_names = tuple(f"{layer}/block_influence_tokens" for layer in self.layer_names)
+        self.scorer = SimpleNamespace(macs=SimpleNamespace(saved=lambda masks: 0.05 * masks.sum(axis=1)))
+        self.macs_saved = macs_saved
         self.reward_batches, self.seconds, self.broken_from, self.no_loss = reward_batches, seconds, broken_from, no_loss
         self.steps = 0
         rng = np.random.default_rng(5)
@@ -71,7 +84,7 @@ class SyntheticVectorEnv(VectorEnv):
             "macs": 1000 - 50 * skipped,
             "macs_saved": 0.05 * skipped,
             "n_skipped": skipped,
-            "feasible": skipped == self.skip_num,
+            "feasible": np.full(self.num_envs, True) if self.skip_num is None else skipped == self.skip_num,
             "evaluations": self.steps * self.num_envs + np.arange(self.num_envs),
         }
         ended = np.ones(self.num_envs, dtype=bool)

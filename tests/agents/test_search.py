@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
 
-from agents import AGENTS, Agent, SearchConfig, SearchResult, make_agent, search
+from agents import AGENTS, Agent, MaskSpace, OneMask, SearchConfig, SearchResult, make_agent, search
+from agents.base import agent_class
 from das_gym.files import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -40,9 +41,9 @@ def stop_after(turns):
     return on_turn
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ["bandit", "bayes", "cross_entropy", "evolution", "greedy", "random"])
 def test_a_search_finds_a_good_mask_and_records_it(agent, tmp_path):
-    result = search(config(agent=agent, evaluations=300), tmp_path)
+    result = search(config(agent=agent, evaluations=150), tmp_path)
     every = np.array([[i in chosen for i in range(N_LAYERS)] for chosen in itertools.combinations(range(N_LAYERS), 4)])
     losses = np.sort(SyntheticVectorEnv().losses(every))
     assert result.loss <= losses[5]
@@ -50,11 +51,13 @@ def test_a_search_finds_a_good_mask_and_records_it(agent, tmp_path):
     assert record["n_skipped"] == sum(record["mask"]) == 4
     assert record["skipped_layers"] == [name for name, bit in zip(record["layer_names"], record["mask"], strict=True) if bit]
     assert record["reward"] == np.exp(-record["loss"])
-    assert record["evaluations"] == 300
+    assert record["env_kwargs"] == {"skip_num": 4}
+    assert record["evaluations"] == (42 if agent == "greedy" else 150)
     assert (record["macs"], record["macs_full"], record["macs_saved"]) == (800, 1000, 0.2)
-    assert record["best_seen"]["reward"] == max(reward for turn in result.history for reward in turn.rewards)
-    assert len(record["skip_probabilities"]) == 12
-    assert (record["preferences"] is None) == (agent == "random")
+    rows = [turn.row(i) for turn in result.history for i in range(len(turn.masks))]
+    assert record["best_seen"]["reward"] == max(row["reward"] for row in rows if sum(row["mask"]) == 4)
+    assert (record["skip_probabilities"] is None) == (agent not in ("bandit", "cross_entropy"))
+    assert (record["preferences"] is None) == (agent != "bandit")
     assert record["versions"]["torch"]
     assert SearchResult.load(tmp_path) == result
 
@@ -91,12 +94,17 @@ def test_nothing_and_everything_can_be_skipped(agent, skip_num):
     assert result.skipped_layers == (list(result.layer_names) if skip_num else [])
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+SEARCHING = [name for name in AGENTS if not issubclass(agent_class(name), OneMask)]
+
+
 @pytest.mark.parametrize("reward_batches", ["fixed", "cycle", "resample"])
-@pytest.mark.parametrize(("stop", "checkpoint_every"), [(1, 1), (8, 1), (8, 3), (20, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("agent", "stop", "checkpoint_every"),
+    [(agent, 1, 1) for agent in AGENTS] + [(agent, 4, 3) for agent in SEARCHING] + [(agent, 2, 3) for agent in SEARCHING],
+)
 def test_a_resumed_search_ends_as_an_undisturbed_one(agent, reward_batches, stop, checkpoint_every, tmp_path):
-    settings = config(agent=agent, env_kwargs={"reward_batches": reward_batches})
-    search(settings, tmp_path / "whole")
+    settings = config(agent=agent, evaluations=30, env_kwargs={"reward_batches": reward_batches})
+    whole = search(settings, tmp_path / "whole")
     stopped = dataclasses.replace(settings, checkpoint_every=checkpoint_every)
     with pytest.raises(StopError):
         search(stopped, tmp_path / "stopped", on_turn=stop_after(stop))
@@ -105,7 +113,7 @@ def test_a_resumed_search_ends_as_an_undisturbed_one(agent, reward_batches, stop
     search(stopped, tmp_path / "stopped", on_turn=lambda turn, names: turns.append(turn), resume=True)
     for name in ("search.json", "search_history.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
-    assert len(turns) == 20  # those of the checkpoint are told too
+    assert tuple(turns) == whole.history  # those of the checkpoint are told too
 
 
 def test_kill_9_and_resume_give_the_same_bytes(tmp_path):
@@ -128,6 +136,19 @@ def test_kill_9_and_resume_give_the_same_bytes(tmp_path):
     assert not (tmp_path / "killed" / "search.json").exists()
     subprocess.run([*command, tmp_path / "killed"], env=environment, check=True)
     assert (tmp_path / "whole" / "search.json").read_bytes() == (tmp_path / "killed" / "search.json").read_bytes()
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_budget_by_cost(agent):
+    result = search(config(agent=agent, evaluations=30, macs_saved=0.12))
+    assert result.env_kwargs == {"skip_num": None, "macs_saved": 0.12}
+    assert result.macs_saved >= 0.12
+    assert result.best_seen["macs_saved"] >= 0.12
+
+
+def test_a_statistic_that_is_not_observed():
+    with pytest.raises(ValueError, match="unknown statistic 'depth'; known: block_influence_tokens"):
+        search(config(agent="one_shot", agent_kwargs={"statistic": "depth"}))
 
 
 def test_seeds_differ_and_repeat():
@@ -174,9 +195,16 @@ def test_a_record_of_something_else_is_refused(tmp_path):
         ({"seed": 2**32}, "seed=4294967296 is not allowed; use 0..4294967295"),
         ({"masks_per_turn": 1}, "masks_per_turn=1 teaches agent 'bandit' nothing; use 2 or more"),
         ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
-        ({"agent": "json:loads"}, "agent 'json:loads' is not a subclass of agents.Agent; give one of bandit, random"),
+        ({"agent": "json:loads"}, "agent 'json:loads' is not a subclass of agents.Agent; give one of bandit, bayes"),
         ({"agent": "nowhere:Agent"}, "agent 'nowhere:Agent' cannot be imported"),
         ({"env_kwargs": {"skip_num": 3}}, "env_kwargs must not hold skip_num; use the setting skip_num of the search"),
+        (
+            {"env_kwargs": {"macs_saved": 0.1}},
+            "env_kwargs must not hold macs_saved; use the setting macs_saved",
+        ),
+        ({"macs_saved": 12.0}, "macs_saved=12.0 is not allowed; give a share from 0 to 1, such as 0.12 for 12 %"),
+        ({"macs_saved": 0.1, "skip_num": 4}, "skip_num=4, macs_saved=0.1: give one of them"),
+        ({"skip_num": None}, "skip_num=None, macs_saved=None: give one of them"),
         ({"env_kwargs": {"num_envs": 3}}, "env_kwargs must not hold num_envs; use the setting masks_per_turn of the search"),
     ],
 )
@@ -192,14 +220,14 @@ def test_settings_that_are_not_json():
 
 def test_a_setting_the_agent_does_not_have():
     with pytest.raises(ValueError, match="unknown setting of agent 'bandit', 'lerning_rate'; did you mean 'learning_rate'"):
-        make_agent("bandit", 12, 4, 0, {"lerning_rate": 1})
+        make_agent("bandit", MaskSpace(12, 4), 0, {"lerning_rate": 1})
 
 
 class FirstLayers(Agent):
     """Someone's own agent."""
 
     def ask(self, n):
-        return np.arange(self.n_layers)[None] < self.skip_num
+        return np.arange(self.n_layers)[None] < self.space.skip_num
 
     def tell(self, masks, rewards):
         self.told = (masks, rewards)
@@ -214,3 +242,39 @@ def test_an_agent_of_ones_own(monkeypatch):
     assert result.mask == [1] * 4 + [0] * 8
     assert result.evaluations == 3
     assert result.skip_probabilities is None
+
+
+STAGED = {"offspring": 4, "stages": [0.5, 1.0]}
+
+
+def test_masks_scored_on_fewer_examples_cost_less(tiny_kwargs, tmp_path):
+    env_kwargs = {**tiny_kwargs, "reward_examples": 8}
+    settings = SearchConfig(agent="evolution", agent_kwargs=STAGED, env_kwargs=env_kwargs, masks_per_turn=4, evaluations=8)
+    result = search(settings, tmp_path)
+    assert [(len(turn.masks), turn.examples_share) for turn in result.history] == [(4, 0.5), (2, 1.0)] * 2
+    assert result.evaluations == 8
+    env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4, **tiny_kwargs, reward_examples=4)
+    cheap = [env.step(np.array(mask))[4]["loss"] for mask in result.history[0].masks]
+    assert cheap == result.history[0].loss
+    whole = [loss for turn in result.history[1::2] for loss in turn.loss]
+    assert result.best_seen["loss"] == result.loss == min(whole)
+    with pytest.raises(StopError):
+        search(settings, tmp_path / "stopped", on_turn=stop_after(3))
+    search(settings, tmp_path / "stopped", resume=True)
+    assert (tmp_path / "search.json").read_bytes() == (tmp_path / "stopped" / "search.json").read_bytes()
+
+
+def test_a_budget_that_ends_amid_a_generation(tiny_kwargs):
+    env_kwargs = {**tiny_kwargs, "reward_examples": 8}
+    settings = SearchConfig(agent="evolution", agent_kwargs=STAGED, env_kwargs=env_kwargs, masks_per_turn=4, evaluations=1)
+    result = search(settings)
+    assert [len(turn.masks) for turn in result.history] == [1]
+    assert result.evaluations == 1
+    assert result.mask == result.history[0].masks[0]
+
+
+def test_an_environment_without_stages():
+    with pytest.raises(
+        ValueError, match="this environment scores masks on all its examples at once: leave the agent's stages"
+    ):
+        search(config(agent="evolution", agent_kwargs=STAGED))

@@ -1,4 +1,4 @@
-"""Images to METER's pixels."""
+"""Images to METER's and ViLT's pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from das_gym.data.transforms import CLIP_MEAN, CLIP_STD, load_image, meter_transform
+from das_gym.data.transforms import CLIP_MEAN, CLIP_STD, load_image, meter_transform, vilt_shape, vilt_transform
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -28,6 +28,22 @@ def test_load_image_gives_rgb(tmp_path: Path, mode: str):
     noise(20, 10).convert(mode).save(path)
     image = load_image(str(path))
     assert (image.mode, image.size) == ("RGB", (20, 10))
+
+
+def test_a_jpeg_may_call_itself_png(tmp_path: Path):
+    noise(20, 10).save(tmp_path / "image.png", format="JPEG")
+    assert load_image(tmp_path / "image.png").size == (20, 10)
+
+
+def test_16_bit_gray_keeps_its_shades(tmp_path: Path):
+    shades = np.linspace(0, 65535, 200, dtype=np.uint16).reshape(10, 20)
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.png"))[..., 1], shades >> 8)
+
+
+def test_a_palette_with_alpha_does_not_warn(tmp_path: Path):
+    noise(20, 10).convert("P").save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    assert load_image(tmp_path / "palette.png").mode == "RGB"
 
 
 def test_load_image_does_not_turn_by_exif(tmp_path: Path):
@@ -115,3 +131,54 @@ def test_gray_images_get_three_channels():
 def test_a_size_below_one_is_refused(size: int):
     with pytest.raises(ValueError, match=rf"size={size} pixels; pass the side of the model's image, 1 or more"):
         meter_transform(noise(8, 8), size)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # Worked out by hand for size 384: the longer side is at most int(384 * 1333 / 800) = 639
+        ((384, 384), (384, 384)),
+        ((640, 480), (512, 384)),
+        ((480, 640), (384, 512)),
+        ((500, 375), (512, 384)),
+        ((427, 640), (384, 576)),  # 575.55 is rounded to 576 before it is rounded down to patches
+        ((384, 640), (352, 608)),  # the bound makes it 383 x 639
+        ((3000, 100), (608, 32)),  # 639 x 21: one patch at least
+        ((10, 10), (384, 384)),
+    ],
+)
+def test_vilts_sides(given: tuple[int, int], expected: tuple[int, int]):
+    assert vilt_shape(given, 384) == expected
+    width, height = expected
+    assert vilt_transform(noise(*given), 384).shape == (3, height, width)
+
+
+def test_vilts_sides_by_the_patch_of_a_small_model():
+    assert vilt_shape((100, 130), 96, patch=16) == (96, 112)  # 124.8 -> 125 -> 7 patches
+    assert vilt_transform(noise(100, 130), 96, patch=16).shape == (3, 112, 96)
+
+
+def test_vilts_pixels_by_hand():
+    image = noise(64, 64)
+    pixels = vilt_transform(image, 64, patch=16)
+    expected = (np.asarray(image, dtype=np.float64).transpose(2, 0, 1) / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(pixels.numpy(), expected, rtol=0, atol=1e-6)
+    assert (pixels.dtype, pixels.is_contiguous()) == (torch.float32, True)
+
+
+def test_vilt_resamples_the_whole_image_bicubically():
+    image = noise(100, 130)
+    resized = np.asarray(image.resize((96, 112), Image.Resampling.BICUBIC), dtype=np.float32)
+    np.testing.assert_allclose(vilt_transform(image, 96, 16).numpy(), (resized / 127.5 - 1).transpose(2, 0, 1), atol=1e-5)
+
+
+def test_no_pixel_of_vilts_looks_like_padding():
+    gray = np.stack(np.meshgrid([127, 128], [127, 128], [127, 128]), -1).reshape(2, 4, 3).astype(np.uint8)
+    image = Image.fromarray(gray.repeat(16, 0).repeat(16, 1))
+    assert (vilt_transform(image, 32, 16).sum(0) != 0).all()
+
+
+@pytest.mark.parametrize(("size", "patch"), [(0, 1), (16, 32), (32, 0)])
+def test_vilt_refuses_sizes_below_a_patch(size: int, patch: int):
+    with pytest.raises(ValueError, match=rf"size={size} pixels"):
+        vilt_transform(noise(8, 8), size, patch)

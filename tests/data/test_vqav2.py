@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from das_gym.data import vqav2_cache
+from das_gym.data.cache import CACHE_VARIABLE
+from das_gym.data.images import ImageFile
 from das_gym.data.shapes import write_shapes
-from das_gym.data.vqav2 import VQAExample, answer_vocabulary, in_reward_split, load_vqav2, read_vqav2
+from das_gym.data.vqa_table import VQAExample
+from das_gym.data.vqav2 import (
+    answer_vocabulary,
+    in_reward_split,
+    load_vqav2,
+    read_vocabulary,
+    read_vqav2,
+    write_vocabulary,
+)
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 TRAIN_ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 VAL_QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 VAL_ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+
+
+@functools.cache
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, format="JPEG")
+    return buffer.getvalue()
 
 
 def entry_pair(image_id: int, number: int, question: str, answers: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -38,12 +61,13 @@ def write_split(root: Path, split: str, pairs: list[tuple[dict[str, Any], dict[s
     (root / f"v2_mscoco_{split}_annotations.json").write_text(json.dumps({"info": {}, "annotations": annotations[::-1]}))
     (root / split).mkdir()
     for image_id in {q["image_id"] for q in questions}:
-        (root / split / f"COCO_{split}_{image_id:012d}.jpg").write_bytes(b"")
+        (root / split / f"COCO_{split}_{image_id:012d}.jpg").write_bytes(jpeg())
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Another data set: its own words, twelve images in val2014 with a question each, annotations in another order."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     folder = tmp_path / "birds"
     folder.mkdir()
     train = [
@@ -53,6 +77,16 @@ def root(tmp_path: Path) -> Path:
     ]
     write_split(folder, "train2014", train)
     write_split(folder, "val2014", [entry_pair(100 + n, 0, f"Bird {n}?", ["owl", "crow"] * 5) for n in range(12)])
+    return folder
+
+
+@pytest.fixture
+def kept_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder in which also what was read from small files is kept."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setenv(CACHE_VARIABLE, str(folder))
+    monkeypatch.setattr(vqav2_cache, "CACHED_BYTES", 0)
     return folder
 
 
@@ -67,16 +101,18 @@ def test_examples_in_the_order_of_the_questions(root: Path):
     assert heron == VQAExample(
         question_id=7000,
         image_id=7,
-        image_path=root / "train2014" / "COCO_train2014_000000000007.jpg",
+        image=ImageFile(root / "train2014" / "COCO_train2014_000000000007.jpg"),
         question="What is on the Table?",
         question_type="what is the",
         answer_type="other",
         answer="heron",
         answers=("heron",) * 6 + ("2 herons",) * 4,
+        split="train2014",
     )
+    assert heron.key == "train2014/7000"
     assert (grey.question_id, grey.answer, grey.answers) == (7001, "yes", ("yes", "no") * 5)
     assert (number.question_id, number.answer) == (9000, "2")
-    assert grey.image_path is heron.image_path
+    assert grey.image == heron.image
     assert pickle.loads(pickle.dumps(heron)) == heron
 
 
@@ -84,7 +120,8 @@ def test_what_shapes_writes_is_read_back(tmp_path: Path):
     folder = write_shapes(tmp_path / "shapes", train_scenes=12, val_scenes=30)
     splits = load_vqav2(folder)
     assert {e.image_id for e in splits.train} == set(range(1, 13))
-    assert all(e.image_path.is_file() and e.answers == (e.answer,) * 10 for e in splits.train + splits.reward + splits.test)
+    examples = [*splits.train, *splits.reward, *splits.test]
+    assert all(e.image.path.is_file() and e.answers == (e.answer,) * 10 for e in examples)
 
 
 def test_the_halves_of_val2014_share_no_image_and_lose_none(root: Path):
@@ -212,7 +249,7 @@ def test_answers_must_be_there(root: Path):
     path = root / TRAIN_ANNOTATIONS
     edit(path, lambda whole: whole["annotations"][0]["answers"][4].pop("answer"))
     with pytest.raises(
-        ValueError, match=r"annotations\[0\]: answers\[4\] is \{.*; it must be an object with a text named 'answer'"
+        ValueError, match=r"annotations\[0\] .*: answers\[4\] is \{.*; it must be an object with a text named 'answer'"
     ):
         load_vqav2(root)
     edit(path, lambda whole: whole["annotations"][0].update(answers=[]))
@@ -256,8 +293,10 @@ def test_question_and_annotation_must_mean_the_same_image(root: Path):
 def test_missing_images_are_counted(root: Path):
     for image_id in (103, 105):
         (root / "val2014" / f"COCO_val2014_{image_id:012d}.jpg").unlink()
-    counted = rf"2 of the 12 images that {VAL_QUESTIONS} asks about are missing"
-    message = rf"there is no image .*COCO_val2014_000000000103\.jpg \({counted}\)"
+    message = (
+        rf"{VAL_QUESTIONS}: question_id 103000: there is no image .*COCO_val2014_000000000103\.jpg "
+        r"\(2 of 12 images are missing\); put them there; or pass on_bad_example=\"skip\""
+    )
     with pytest.raises(FileNotFoundError, match=message):
         load_vqav2(root)
 
@@ -294,8 +333,150 @@ def test_val2014_must_have_images_on_both_sides(root: Path, in_reward: bool, emp
         load_vqav2(root)
 
 
+def test_numbers_and_texts_that_cannot_be(root: Path):
+    edit(root / TRAIN_QUESTIONS, lambda whole: whole["questions"][1].update(image_id=-7))
+    with pytest.raises(ValueError, match=r"questions\[1\] has image_id=-7; it must be 0 or more and less than 2\*\*63"):
+        load_vqav2(root)
+    edit(root / TRAIN_QUESTIONS, lambda whole: whole["questions"][1].update(image_id=7, question="half \ud83d"))
+    with pytest.raises(ValueError, match=r"questions\[1\]: question is 'half \\ud83d', which is no valid text"):
+        load_vqav2(root)
+
+
+def test_text_in_any_language(root: Path):
+    edit(root / TRAIN_QUESTIONS, lambda whole: whole["questions"][1].update(question="灰色ですか 🐦"))
+    assert read_vqav2(root, "train2014")[1].question == "灰色ですか 🐦"
+
+
+def damage(root: Path) -> None:
+    """One entry of each kind that can be bad, and images missing, truncated and of another kind."""
+    folder, questions, annotations = root / "val2014", root / VAL_QUESTIONS, root / VAL_ANNOTATIONS
+    edit(questions, lambda whole: whole["questions"][0].update(question=None))
+    edit(questions, lambda whole: whole["questions"].append(whole["questions"][1]))
+    edit(annotations, lambda whole: whole["annotations"].append(whole["annotations"][-2]))
+    edit(annotations, lambda whole: whole["annotations"][-4].update(answers=[]))  # 102
+    edit(annotations, lambda whole: whole["annotations"].pop(-5))  # 103
+    edit(annotations, lambda whole: whole["annotations"][-5].update(image_id=110))  # 104
+    (folder / "COCO_val2014_000000000105.jpg").unlink()
+    (folder / "COCO_val2014_000000000106.jpg").write_bytes(jpeg()[:-20])
+    (folder / "COCO_val2014_000000000107.jpg").write_text("<html>404</html>")
+
+
+def test_what_is_bad_is_left_out_with_a_line_each(root: Path):
+    damage(root)
+    splits = load_vqav2(root, on_bad_example="skip")
+    assert [e.image_id for e in splits.train] == [7, 7, 9]
+    assert sorted(e.image_id for e in [*splits.reward, *splits.test]) == [101, 108, 109, 110, 111]
+    expected = [
+        r"questions\[0\] has question=None; it must be of type str$",
+        r"questions\[12\] repeats question_id 101000; every one must occur once: delete one$",
+        r"annotations\[\d\] \(question_id 102000\) has an empty list of answers",
+        r"question of question_id 103000 has no annotation in .*json; add",
+        r"question_id 104000 is about image_id 104 in .* but about 110",
+        rf"{VAL_QUESTIONS}: question_id 105000: there is no image .*105\.jpg",
+        rf"{VAL_QUESTIONS}: question_id 106000: the image .*106\.jpg cannot be read \(OSError",
+        rf"{VAL_QUESTIONS}: question_id 107000: the image .*107\.jpg cannot be read \(UnidentifiedImageError[^;]*$",
+    ]
+    assert len(splits.left_out) == len(expected)
+    for line, pattern in zip(splits.left_out, expected, strict=True):
+        assert re.search(pattern, line)
+
+
+def test_the_first_bad_entry_raises_with_both_ways_out(root: Path):
+    damage(root)
+    message = r"questions\[0\] has question=None; .*; or pass on_bad_example=\"skip\" to leave out what is bad$"
+    with pytest.raises(ValueError, match=message):
+        load_vqav2(root)
+
+
+def test_skipping_everything_is_refused(root: Path):
+    for path in (root / "train2014").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=rf"{TRAIN_QUESTIONS} holds no usable example, .* of 3 left out: .*question_id 7000: the image"
+    ):
+        load_vqav2(root, on_bad_example="skip")
+
+
+def test_an_unknown_policy_is_refused(root: Path):
+    with pytest.raises(ValueError, match=r"on_bad_example='ignore' is unknown; choose one of raise, skip"):
+        load_vqav2(root, on_bad_example="ignore")
+
+
+def test_large_files_are_read_once(root: Path, kept_cache: Path, monkeypatch: pytest.MonkeyPatch):
+    first = load_vqav2(root)
+    assert len(list(kept_cache.glob("vqav2/*.npz"))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "loads", None)  # no JSON is read
+        again = load_vqav2(root)
+        pickled = pickle.loads(pickle.dumps(again.train))
+    for split in ("train", "reward", "test"):
+        assert list(getattr(again, split)) == list(getattr(first, split))
+    assert list(pickled) == list(first.train)
+
+
+def test_the_cache_follows_its_files_and_survives_damage(root: Path, kept_cache: Path):
+    load_vqav2(root)
+    edit(root / TRAIN_QUESTIONS, lambda whole: whole["questions"][0].update(question="Another question?"))
+    assert read_vqav2(root, "train2014")[0].question == "Another question?"
+    for path in kept_cache.glob("vqav2/*.npz"):
+        path.write_bytes(path.read_bytes()[:100])
+    assert len(load_vqav2(root).train) == 3
+    assert len(load_vqav2(root).train) == 3
+
+
+def test_the_cache_of_one_policy_does_not_hide_bad_entries_from_the_other(root: Path, kept_cache: Path):
+    damage(root)
+    skipped = load_vqav2(root, on_bad_example="skip")
+    assert load_vqav2(root, on_bad_example="skip").left_out == skipped.left_out
+    assert len(list(kept_cache.glob("vqav2/*.npz"))) == 2
+    with pytest.raises(ValueError, match=r"questions\[0\] has question=None"):
+        load_vqav2(root)
+
+
+def test_a_cache_folder_that_is_a_file_costs_nothing_but_time(root: Path, kept_cache: Path):
+    (kept_cache / "vqav2").write_text("in the way")
+    assert len(load_vqav2(root).train) == 3
+
+
+def test_tables_slice_take_and_iterate_like_tuples(root: Path):
+    table = read_vqav2(root, "val2014")
+    whole = tuple(table)
+    assert (len(table), table[-1], list(table[2:9:3])) == (12, whole[-1], list(whole[2:9:3]))
+    assert list(table[3:].take(np.array([1, 0]))) == [whole[4], whole[3]]
+    assert table[5] in table
+    with pytest.raises(IndexError):
+        table[12]
+
+
+def test_the_vocabulary_of_a_table_is_that_of_its_examples(root: Path):
+    table = read_vqav2(root, "train2014")
+    assert answer_vocabulary(table, 1) == answer_vocabulary(tuple(table), 1) == ("heron", "yes", "2")
+
+
+def test_a_vocabulary_is_read_back(tmp_path: Path):
+    write_vocabulary(tmp_path / "answers.json", ("yes", "café", "2"))
+    assert read_vocabulary(tmp_path / "answers.json") == ("yes", "café", "2")
+    (tmp_path / "plain.json").write_text('["yes", "no"]')
+    assert read_vocabulary(tmp_path / "plain.json") == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"answers": ["a", "b"]}', "must be a list of texts"),
+        ("[1, 2]", "must be a list of texts"),
+        ('["a", "b", "a"]', "'a' occurs twice; it needs at least two, each once"),
+        ('["a"]', "it has 1 answers; it needs at least two"),
+    ],
+)
+def test_what_is_no_vocabulary(tmp_path: Path, text: str, message: str):
+    (tmp_path / "answers.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"answers\.json is no answer vocabulary: .*{message}"):
+        read_vocabulary(tmp_path / "answers.json")
+
+
 def examples_with(answers: list[str]) -> list[VQAExample]:
-    return [VQAExample(n, n, Path(), "?", "", "", answer, (answer,)) for n, answer in enumerate(answers)]
+    return [VQAExample(n, n, ImageFile(Path()), "?", "", "", answer, (answer,)) for n, answer in enumerate(answers)]
 
 
 def test_the_vocabulary_is_in_first_seen_order():

@@ -1,31 +1,112 @@
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
+import pytest
 import torch
 
+from das_gym.data.processor import Pair
 from das_gym.evaluation.encoded import EncoderCache
 from das_gym.problem import Problem
 
 
-def test_an_examples_bits_do_not_depend_on_its_company(tiny_problem: Problem):
-    examples = tiny_problem.splits.reward[:30]
-    together = EncoderCache(tiny_problem.vlp, tiny_problem.task)
-    together(examples)
+@pytest.fixture
+def pairs(tiny_problem: Problem) -> list[Pair]:
+    return tiny_problem.task.pairs(tiny_problem.splits.reward[:30])
+
+
+def new_cache(problem: Problem, **settings) -> EncoderCache:
+    return EncoderCache(problem.vlp, problem.task.processor, **settings)
+
+
+def test_bits_do_not_depend_on_company(tiny_problem: Problem, pairs: list[Pair]):
+    together = new_cache(tiny_problem)
+    together(pairs)
     for size in (1, 7, 11):
-        apart = EncoderCache(tiny_problem.vlp, tiny_problem.task)
-        for start in range(0, len(examples), size):
-            apart(examples[::-1][start : start + size])
-        for example in examples:
-            for stream in ("text", "image"):
-                assert torch.equal(apart._kept[example.key][stream], together._kept[example.key][stream])
+        apart = new_cache(tiny_problem)
+        for start in range(0, len(pairs), size):
+            apart(pairs[::-1][start : start + size])
+        assert apart._kept.keys() == together._kept.keys()
+        assert all(torch.equal(apart._kept[key], hidden) for key, hidden in together._kept.items())
 
 
-def test_stacked_again_it_is_what_the_model_encodes(tiny_problem: Problem):
-    examples = tiny_problem.splits.reward[:5]
-    state = EncoderCache(tiny_problem.vlp, tiny_problem.task)(examples)
+def test_stacked_again_it_is_what_the_model_encodes(tiny_problem: Problem, pairs: list[Pair]):
+    state = new_cache(tiny_problem)(pairs[:5])
     with torch.no_grad():
-        plain = tiny_problem.vlp.encode(tiny_problem.task.inputs(examples))
+        plain = tiny_problem.vlp.encode(tiny_problem.task.processor(pairs[:5]))
     torch.testing.assert_close(state.hidden["image"], plain.hidden["image"], atol=1e-5, rtol=1e-5)
     real = plain.attend["text"][:, 0, 0, : state.hidden["text"].shape[1]]
     torch.testing.assert_close(
         state.hidden["text"][real], plain.hidden["text"][:, : real.shape[1]][real], atol=1e-5, rtol=1e-5
     )
+
+
+def test_each_text_and_each_image_is_encoded_once(tiny_problem: Problem, pairs: list[Pair]):
+    cache = new_cache(tiny_problem)
+    for _ in range(2):
+        cache(pairs)
+    assert cache.texts == len({pair.text for pair in pairs}) <= len(pairs)
+    assert cache.images == len({pair.image.key for pair in pairs}) < len(pairs)
+
+
+def test_memory_is_bounded(tiny_problem: Problem, pairs: list[Pair]):
+    whole = new_cache(tiny_problem)
+    whole(pairs)
+    small = new_cache(tiny_problem, max_bytes=whole._bytes // 3)
+    for pair in pairs:
+        small([pair])
+    assert 0 < small._bytes <= whole._bytes // 3
+
+
+class TestDisk:
+    def test_another_process_reads_what_one_wrote(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+        first = new_cache(tiny_problem, folder=tmp_path)(pairs)
+        again = new_cache(tiny_problem, folder=tmp_path)
+        second = again(pairs)
+        assert (again.texts, again.images) == (0, 0)
+        for stream in ("text", "image"):
+            assert torch.equal(first.hidden[stream], second.hidden[stream])
+
+    def test_a_changed_picture_is_encoded_anew(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+        picture = tmp_path / "picture.jpg"
+        picture.write_bytes(pairs[0].image.path.read_bytes())
+        pair = dataclasses.replace(pairs[0], image=dataclasses.replace(pairs[0].image, path=picture))
+        first = new_cache(tiny_problem, folder=tmp_path / "kept")([pair])
+        other = next(p for p in pairs if p.image.key != pairs[0].image.key)
+        picture.write_bytes(other.image.path.read_bytes())
+        cache = new_cache(tiny_problem, folder=tmp_path / "kept")
+        second = cache([pair])
+        assert (cache.texts, cache.images) == (0, 1)
+        assert not torch.equal(first.hidden["image"], second.hidden["image"])
+
+    def test_another_model_or_transform_has_a_place_of_its_own(
+        self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]
+    ):
+        processor = tiny_problem.task.processor
+        new_cache(tiny_problem, folder=tmp_path)(pairs[:2])
+        shorter = EncoderCache(tiny_problem.vlp, dataclasses.replace(processor, max_text_length=5), folder=tmp_path)
+        shorter(pairs[:2])
+        assert shorter.texts == 2
+        weight = tiny_problem.vlp.text_transform.weight
+        before = weight.detach().clone()
+        try:
+            with torch.no_grad():
+                weight[0, 0] += 1
+            changed = new_cache(tiny_problem, folder=tmp_path)
+            changed(pairs[:2])
+        finally:
+            with torch.no_grad():
+                weight.copy_(before)
+        assert changed.texts == 2
+
+    def test_a_damaged_file_is_written_again(self, tmp_path: Path, tiny_problem: Problem, pairs: list[Pair]):
+        new_cache(tiny_problem, folder=tmp_path)(pairs[:1])
+        for path in tmp_path.rglob("*.safetensors"):
+            path.write_bytes(path.read_bytes()[:20])
+        cache = new_cache(tiny_problem, folder=tmp_path)
+        cache(pairs[:1])
+        assert (cache.texts, cache.images) == (1, 1)
+        again = new_cache(tiny_problem, folder=tmp_path)
+        again(pairs[:1])
+        assert (again.texts, again.images) == (0, 0)

@@ -8,7 +8,10 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 QUICK = {
+    "own_task": {"steps": 2},
+    "policy_gradient": {"env_id": "DAS-METER-VQA-Tabular-v0", "num_updates": 3},
     "random_masks": {"steps": 3},
+    "sb3_maskable": {"env_id": "DAS-METER-VQA-Tabular-v0", "total_timesteps": 128},
     "sb3_ppo": {"total_timesteps": 64, "reward_examples": 10},
 }
 

@@ -1,22 +1,24 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from das_gym.data.images import ImageFile
 from das_gym.data.vqav2 import VQAExample
-from das_gym.problem import MINI
 from das_gym.tasks.vqa import VQATask
 
 
 @pytest.fixture
 def task() -> VQATask:
-    return VQATask(processor=None, answers=("yes", "no", "red"))  # targets and losses read no image
+    return VQATask(processor=None, labels=("yes", "no", "red"))  # targets and losses read no image
 
 
 def example(*answers: str) -> VQAExample:
-    return VQAExample(1, 1, MINI, "?", "", "", answers[0], answers)
+    return VQAExample(1, 1, ImageFile(Path("1.jpg")), "?", "what", "other", answers[0], answers)
 
 
 def test_targets_are_soft_scores_and_official_accuracies(task: VQATask):
@@ -39,5 +41,19 @@ def test_metric_is_the_accuracy_of_the_likeliest_answer(task: VQATask):
     assert task.metrics(torch.tensor([[3.0, 0, 0], [0, 0, 3.0]]), targets).tolist() == pytest.approx([1.0, 0.3])
 
 
-def test_answerable_is_a_share(task: VQATask):
-    assert task.answerable([example("yes"), example("blue"), example("blue", "red"), example("green")]) == 0.5
+def test_fits_where_half_have_a_known_answer(task: VQATask):
+    assert task.fits([example("yes"), example("blue"), example("blue", "red"), example("green")])
+    assert not task.fits([example("yes"), example("blue"), example("green")])
+
+
+def test_divergence_is_that_of_bernoullis(task: VQATask):
+    full, other = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[1.0, 2.0, -2.0]])
+    p, q = full.sigmoid(), other.sigmoid()
+    by_hand = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(-1)
+    torch.testing.assert_close(task.divergences(other, full), by_hand)
+    assert task.divergences(full, full).tolist() == pytest.approx([0.0])
+
+
+def test_summary_tells_groups_apart(task: VQATask):
+    summary = task.summary([example("yes"), example("no")], np.array([1.0, 3.0]), np.array([1.0, 0.0]))
+    assert summary == {"accuracy": 0.5, "loss": 2.0, "question/what": 0.5, "answer/other": 0.5}

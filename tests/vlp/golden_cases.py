@@ -89,10 +89,12 @@ class Recorded:
     @torch.no_grad()
     def features(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, image_type: int = 1) -> Tensor:
         """(masks, batch, feature_size)."""
-        encoded = self.vlp.encode({"image": image, "input_ids": input_ids, "attention_mask": attention_mask})
+        types = torch.full((len(image),), image_type)
+        batch = {"image": image, "input_ids": input_ids, "attention_mask": attention_mask, "image_types": types}
+        encoded = self.vlp.encode(batch)
         rows = []
         for mask in self.masks:
-            state = self.vlp.begin(encoded, image_type)
+            state = self.vlp.begin(encoded)
             for stage in range(len(self.vlp.stages)):
                 state = self.vlp.advance(state, stage, mask)
             rows.append(self.vlp.pool(state))

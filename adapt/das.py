@@ -1,0 +1,255 @@
+"""The paper's pipeline: search for a mask while adapters train, then fine-tune the found subnet from new adapters.
+
+Every training step draws a mask and updates through it. After the warm-up epochs, every few steps a turn scores distinct
+masks on the same examples, and the chooser learns from exp(-loss). Source: DAS (arXiv 2309.01479), sections 3.2 and 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapt.objective import batch_at
+from adapt.training import Group, StepResult, Trainer, adamw, polynomial_decay
+from das_gym.data.splits import Splits
+from das_gym.evaluation.engine import Evaluator
+from das_gym.paper import DASSettings
+from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, new_head, shuffled, task_class
+
+Log = Callable[[str, float, int], None]
+
+
+class Chooser(Protocol):
+    """Who draws masks and learns from rewards: the paper's bandit, or any ask/tell agent with preferences."""
+
+    preferences: np.ndarray | None
+
+    def ask(self, n: int) -> np.ndarray:
+        """Up to `n` distinct masks, (m, n_layers) bool."""
+        ...
+
+    def tell(self, masks: np.ndarray, rewards: np.ndarray) -> None:
+        """Learn from (m,) rewards."""
+        ...
+
+    def best(self) -> np.ndarray:
+        """(n_layers,) bool."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes, in plain JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Masks that were scored on the same examples.
+
+    Attributes:
+        step: Training steps before it.
+        masks: 0 or 1 a layer.
+        losses: nats.
+        rewards: exp(-loss).
+        preferences: The chooser's, after it; None for one without.
+    """
+
+    step: int
+    masks: list[list[int]]
+    losses: list[float]
+    rewards: list[float]
+    preferences: list[float] | None
+
+
+def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
+    """The frozen model with new adapters and a new head, in memory of its own."""
+    widths = {name: getattr(settings, name) for name in ("bottleneck", "skip_bottleneck")} if config.checkpoint else {}
+    backbone = load_backbone(config, dropout=settings.dropout, **widths)
+    if settings.dropout:
+        backbone.vlp.freeze(dropout=True)
+    kind = task_class(config.task)
+    task = kind(backbone.processor, kind.choose_labels(splits.train))
+    torch.manual_seed(seed)
+    return AdaptedModel(backbone, new_head(backbone, task), task)
+
+
+class Training:
+    """Steps of training one model on the train split, and their optimizer.
+
+    Args:
+        model: What trains.
+        splits: The data.
+        settings: How.
+        seed: Of the order of examples and of augmentation.
+    """
+
+    def __init__(self, model: AdaptedModel, splits: Splits[Any], settings: DASSettings, seed: int) -> None:
+        self.model = model
+        self.settings = settings
+        self.seed = seed
+        self.examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
+        self.batch_size = min(settings.batch_size, len(self.examples))
+        self.evaluator = Evaluator(model.backbone.vlp, model.head, model.task)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training examples."""
+        return len(self.examples) // self.batch_size
+
+    def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
+        """Mean loss and metric of the step's examples under a mask; None = the settled one."""
+        examples = batch_at(self.examples, self.batch_size, self.seed, step)
+        task = self.model.task
+        logits, targets = self.logits(examples, mask, step), self._targets(examples)
+        with torch.no_grad():
+            metric = task.metrics(logits, targets).mean()
+        return {"loss": task.losses(logits, targets).mean(), task.metric_name: metric}
+
+    def logits(self, examples: Sequence[Any], mask: np.ndarray | None, augment_step: int | None = None) -> Tensor:
+        """Logits of a plain forward; encoder outputs are kept where nothing random touches them."""
+        vlp, task = self.model.backbone.vlp, self.model.task
+        pairs, settings = task.pairs(examples), self.settings
+        seed = (self.seed, augment_step) if settings.augment and augment_step is not None else None
+        if settings.dropout or seed is not None:
+            pooled = vlp({name: t.to(vlp.device) for name, t in task.processor(pairs, augment=seed).items()}, mask)
+        else:
+            pooled = vlp.forward_encoded(self.evaluator.encoder(pairs), mask)
+        return self.model.head(task.gather(pooled))
+
+    @torch.no_grad()
+    def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
+        """(m,) float64 mean loss of each mask, nats; with dropout where the settings say so, each mask drawing its own."""
+        if not self.settings.reward_dropout:
+            with self._evaluating():
+                self.evaluator.forget()
+                return self.evaluator.losses(masks, examples)
+        targets = self._targets(examples)
+        rows = [self.model.task.losses(self.logits(examples, mask), targets).double().mean() for mask in masks]
+        return np.array([float(row) for row in rows])
+
+    def trainer(self, steps: int, checkpoint: Path | None, save_every: int, **companions: Any) -> Trainer:
+        """Runs `steps` steps with the settings' optimizer and schedule."""
+        settings, vlp = self.settings, self.model.backbone.vlp
+        named = [(name, p) for name, p in vlp.named_parameters() if p.requires_grad]
+        fusion = [p for name, p in named if "adapter" in name or "pooler" in name]
+        rest = [p for name, p in named if not ("adapter" in name or "pooler" in name)]
+        rate = settings.learning_rate
+        groups = [
+            Group(rest, rate),
+            Group(fusion, rate * settings.fusion_multiplier),
+            Group(list(self.model.head.parameters()), rate * settings.head_multiplier),
+        ]
+        schedule = partial(polynomial_decay, steps=steps, warmup=settings.warmup, power=settings.power)
+        modules = {"vlp": vlp, "head": self.model.head}
+        optimizer = adamw(groups, settings.weight_decay)
+        return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions)
+
+    def _targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
+        device = self.model.backbone.vlp.device
+        return {name: t.to(device) for name, t in self.model.task.targets(examples).items()}
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modules = (self.model.backbone.vlp, self.model.head)
+        before = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        try:
+            yield
+        finally:
+            for module, mode in zip(modules, before, strict=True):
+                module.train(mode)
+
+
+class _Turns:
+    """The turns so far, kept with the trainer's checkpoints."""
+
+    def __init__(self) -> None:
+        self.history: list[Turn] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [vars(turn) for turn in self.history]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.history = [Turn(**turn) for turn in state["history"]]
+
+
+def reward_examples(splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:
+    """What scores masks."""
+    source = splits.reward if settings.reward_split == "reward" else splits.train
+    drawn = shuffled(source) if settings.reward_shuffled else source
+    return tuple(drawn[: settings.reward_examples])
+
+
+def joint_search(
+    training: Training,
+    splits: Splits[Any],
+    chooser: Chooser,
+    checkpoint: Path | None = None,
+    log: Log | None = None,
+    on_turn: Callable[[Turn], Any] | None = None,
+    save_every: int = 100,
+) -> tuple[np.ndarray, list[Turn]]:
+    """Search while training.
+
+    Args:
+        training: The model with all its layers and adapters; it is trained in place.
+        splits: The data.
+        chooser: Draws masks and learns.
+        checkpoint: File for intermediate checkpoints, the chooser's state among them; what lies there is gone on from.
+        log: Called with name, value and step.
+        on_turn: Called after every turn.
+        save_every: Steps between checkpoints.
+
+    Returns:
+        The chooser's mask and all turns.
+
+    Raises:
+        FloatingPointError: a loss that is not a number.
+    """
+    settings, turns = training.settings, _Turns()
+    examples = reward_examples(splits, settings)
+    first_turn = settings.warmup_epochs * training.steps_per_epoch
+
+    def step(index: int) -> StepResult:
+        if index >= first_turn and (index - first_turn) % settings.steps_per_turn == 0:
+            turns.history.append(_take_turn(training, chooser, index, examples))
+            if on_turn is not None:
+                on_turn(turns.history[-1])
+        return training(index, chooser.ask(1)[0])
+
+    training.model.head.train()
+    steps = settings.search_epochs * training.steps_per_epoch
+    training.trainer(steps, checkpoint, save_every, chooser=chooser, turns=turns).run(step, "search while training", log)
+    return chooser.best(), turns.history
+
+
+def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> Turn:
+    masks = chooser.ask(training.settings.masks_per_turn)
+    losses = training.losses(masks, examples)
+    if not np.isfinite(losses).all():
+        raise FloatingPointError(f"the losses of a turn are {losses.tolist()} at step {step}: try a lower learning rate")
+    rewards = np.exp(-losses)
+    chooser.tell(masks, rewards)
+    preferences = None if chooser.preferences is None else chooser.preferences.tolist()
+    return Turn(step, masks.astype(int).tolist(), losses.tolist(), rewards.tolist(), preferences)
+
+
+def finetune_found(
+    training: Training, checkpoint: Path | None = None, log: Log | None = None, save_every: int = 100
+) -> None:
+    """Train a settled model for the settings' epochs."""
+    steps = training.settings.finetune_epochs * training.steps_per_epoch
+    training.model.head.train()
+    training.trainer(steps, checkpoint, save_every).run(training, "fine-tuning the found subnet", log)

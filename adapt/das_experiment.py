@@ -1,0 +1,164 @@
+"""The paper's pipeline in one run: search while adapters train, fine-tune the found subnet, evaluate it.
+
+python -m adapt das                                  METER-mini on Shapes-VQA, with our settings
+python -m adapt das with meter_nlvr2 paper           with the paper's settings for that model and task
+python -m adapt das with paper checkpoint=meter_clip16_288_roberta_pretrain.ckpt data_root=/data/vqa tokenizer=...
+python -m adapt das with resume=7                    go on with run 7, which was stopped
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.das import Chooser, Training, Turn, finetune_found, joint_search, new_model
+from adapt.experiment import SUBNET_FILE, compare
+from adapt.report import print_table
+from das_gym.config import build
+from das_gym.data.splits import Splits
+from das_gym.experiment import RunsExperiment, required_folder
+from das_gym.files import read_json, write_json
+from das_gym.paper import RECIPES, DASSettings, das_settings
+from das_gym.problem import ProblemConfig, load_splits
+from das_gym.registration import ENVIRONMENTS
+from das_gym.runs import RUNS_DIR, library_versions
+
+RECORD = "das.json"
+FOUND = "found.json"
+
+NewChooser = Callable[[int, int, int, float], Chooser]
+"""From number of layers, layers to skip, seed and update rate to the chooser."""
+
+
+@dataclass(frozen=True)
+class Settings(ProblemConfig):
+    """The settings of `python -m adapt das`: those of model and data, these, and in `das` those of the pipeline.
+
+    Attributes:
+        recipe: `das_gym` or `paper` (named config `paper`): what settings that `das` leaves out are, see `das_gym.paper`.
+        das: Fields of `das_gym.paper.DASSettings` to change, as in `das.search_epochs=1`.
+        seed: Of new parameters, order of examples, masks and dropout.
+        save_every: Steps between checkpoints.
+        runs_dir: Folder of all runs.
+        resume: Id of a stopped run to go on with, or None.
+    """
+
+    recipe: str = "das_gym"
+    das: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    save_every: int = 100
+    runs_dir: str = RUNS_DIR
+    resume: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**32 or self.save_every < 1:
+            raise ValueError(f"seed={self.seed}, save_every={self.save_every}: use 0..{2**32 - 1}, and 1 or more")
+        self.pipeline()
+
+    def pipeline(self) -> DASSettings:
+        """The settings of the pipeline, every one told."""
+        whole = das_settings(self.model, self.task, self.recipe)
+        return build(DASSettings, {**dataclasses.asdict(whole), **self.das}, "setting das.")
+
+    def problem(self) -> ProblemConfig:
+        """Model and data; the recipe's image size is for a checkpoint of one's own."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(ProblemConfig)}
+        das = self.pipeline()
+        own["max_text_length"] = self.max_text_length or das.max_text_length
+        own["image_size"] = self.image_size or (das.image_size if self.checkpoint else None)
+        return ProblemConfig(**own)
+
+
+class DASExperiment(RunsExperiment):
+    """Needs a chooser from outside, since this package knows nothing of agents.
+
+    Attributes:
+        new_chooser: Makes it; the command sets it.
+    """
+
+    new_chooser: NewChooser
+
+
+ex = DASExperiment("adapt das", save_git_info=False)
+ex.add_config(dataclasses.asdict(Settings()))
+for entry in ENVIRONMENTS.values():
+    ex.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
+ex.add_named_config(RECIPES[1], {"recipe": RECIPES[1]})
+ex.check_settings(lambda config: build(Settings, config))
+
+
+@ex.main
+def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
+    """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
+    del das  # named so that Sacred lets it hold keys of its own
+    settings = build(Settings, _config)
+    folder, problem = required_folder(_run), settings.problem()
+    splits = load_splits(problem)
+    mask = _search(settings, problem, splits, folder, _run.log_scalar)
+    subnet = new_model(problem, splits, settings.pipeline(), settings.seed)
+    subnet.backbone.vlp.settle(mask)
+    training = Training(subnet, splits, settings.pipeline(), settings.seed)
+    finetune_found(training, folder / "finetune.pt", _prefixed("finetune", _run.log_scalar), settings.save_every)
+    subnet.backbone.vlp.freeze()
+    rows = compare({"subnet": subnet}, splits)
+    subnet.adaptation(**dataclasses.asdict(settings.pipeline())).save(folder / SUBNET_FILE)
+    _save_record(folder, settings, problem, [row.record() for row in rows])
+    for name in (SUBNET_FILE, RECORD):
+        _run.add_artifact(folder / name)
+    print_table(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
+    print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
+    return rows[0].evaluation.metric
+
+
+def _search(
+    settings: Settings, problem: ProblemConfig, splits: Splits[Any], folder: Path, log: Callable[[str, float, int], None]
+) -> np.ndarray:
+    """The found mask, from this run's file if it was found before the run was stopped."""
+    das = settings.pipeline()
+    if not (folder / FOUND).is_file():
+        training = Training(new_model(problem, splits, das, settings.seed), splits, das, settings.seed)
+        layers = training.model.backbone.vlp.layers
+        if das.skip_num > len(layers):
+            raise ValueError(f"das.skip_num={das.skip_num}: the model has {len(layers)} layers; use 0..{len(layers)}")
+        chooser = ex.new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)
+        mask, turns = joint_search(
+            training, splits, chooser, folder / "search.pt", _prefixed("search", log), _print_turn, settings.save_every
+        )
+        names = [layer.name for layer, skipped in zip(layers, mask, strict=True) if skipped]
+        found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
+        write_json(folder / FOUND, found)
+    found = read_json(folder / FOUND)
+    print(f"found after {len(found['turns'])} turns: skip {', '.join(found['skipped_layers']) or 'nothing'}")
+    return np.array(found["mask"], dtype=bool)
+
+
+def _print_turn(turn: Turn) -> None:
+    skipped = ["+".join(map(str, np.flatnonzero(mask))) for mask in turn.masks]
+    scored = ", ".join(f"{layers or 'none'}: {loss:.4f}" for layers, loss in zip(skipped, turn.losses, strict=True))
+    print(f"step {turn.step}: loss of skipping {scored}")
+
+
+def _prefixed(part: str, log: Callable[[str, float, int], None]) -> Callable[[str, float, int], None]:
+    return lambda name, value, step: log(f"{part}.{name}", value, step)
+
+
+def _save_record(folder: Path, settings: Settings, problem: ProblemConfig, models: Sequence[dict[str, Any]]) -> None:
+    record = {
+        "format": "das_gym das 1",
+        "problem": dataclasses.asdict(problem),
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "pipeline": dataclasses.asdict(settings.pipeline()),
+        "search": read_json(folder / FOUND),
+        "models": list(models),
+        "versions": library_versions(),
+    }
+    write_json(folder / RECORD, record)
+    for name in ("search.pt", "finetune.pt"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""Where agents are compared: a table, which knows the truth, or a live environment."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+import das_gym  # noqa: F401  (registers the environments)
+from agents.search import observed_statistics
+from agents.space import Floats, Masks, MaskSpace
+from das_gym.envs.scored_env import ScoredEnv
+
+
+class Arena(ABC):
+    """Rewards on the reward split, and what agents may not see: scores on the test split.
+
+    Attributes:
+        env_id: The environment that it stands for.
+        space: The masks that keep the budget.
+        statistics: Layer statistics by name, (n_layers,) each.
+        best_reward: The highest reward of an allowed mask; None where nobody knows.
+    """
+
+    env_id: str
+    space: MaskSpace
+    statistics: Mapping[str, Floats]
+    best_reward: float | None = None
+
+    @abstractmethod
+    def rewards(self, masks: Masks) -> Floats:
+        """(m,) rewards of (m, n_layers) masks, also of masks off the budget."""
+
+    @abstractmethod
+    def test_metrics(self, masks: Masks) -> Floats:
+        """(m,) metrics of (m, n_layers) masks on the test split, 0..1."""
+
+    def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
+        """1 + how many allowed masks have a higher reward than each of (...) rewards; None where nobody knows."""
+        del rewards
+        return None
+
+
+class TableArena(Arena):
+    """An exhaustive table.
+
+    Args:
+        env_id: Id of a tabular environment.
+        budget: `skip_num` or `macs_saved`.
+        env_kwargs: Its other settings: `reward`, `macs_price`, `table`.
+    """
+
+    def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.env_id = env_id
+        env = make_scored(env_id, budget, env_kwargs or {})
+        self.table = env.table
+        self.space = MaskSpace(self.table.n_layers, **budget, savings=env.scorer.macs.saved)
+        self.statistics = observed_statistics(env, env.reset()[0])
+        env = make_scored(env_id, {"skip_num": None}, env_kwargs or {})
+        self._rewards = env.scorer.score(self.table.masks, np.random.default_rng(0)).rewards
+        self._allowed = np.sort(self._rewards[self.space.contains(self.table.masks)])
+        self.best_reward = float(self._allowed[-1])
+
+    def rewards(self, masks: Masks) -> Floats:
+        """As `Arena.rewards`."""
+        return self._rewards[self.table.index(masks)]
+
+    def test_metrics(self, masks: Masks) -> Floats:
+        """As `Arena.test_metrics`."""
+        return self.table.values("metric", "test")[self.table.index(masks)]
+
+    def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
+        """As `Arena.ranks`."""
+        return 1 + len(self._allowed) - np.searchsorted(self._allowed, rewards, side="right")
+
+
+class LiveArena(Arena):
+    """An environment with its model; it remembers scores, so that a mask costs time once however many agents ask for it.
+
+    Args:
+        env_id: Id of an environment.
+        budget: `skip_num` or `macs_saved`.
+        env_kwargs: Its other settings.
+
+    Raises:
+        ValueError: its examples change from step to step.
+    """
+
+    def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.env_id = env_id
+        changing = (env_kwargs or {}).get("reward_batches", "fixed")
+        if changing != "fixed":
+            raise ValueError(f"reward_batches={changing!r} gives a mask now this reward, now that; compare with 'fixed'")
+        env = make_scored(env_id, budget, env_kwargs or {})
+        self.space = MaskSpace(env.n_layers, **budget, savings=env.scorer.macs.saved)
+        self.statistics = observed_statistics(env, env.reset()[0])
+        self._scorer = make_scored(env_id, {"skip_num": None}, env_kwargs or {}).scorer
+        self._rng = np.random.default_rng(0)
+
+    def rewards(self, masks: Masks) -> Floats:
+        """As `Arena.rewards`."""
+        return self._scorer.score(masks, self._rng).rewards
+
+    def test_metrics(self, masks: Masks) -> Floats:
+        """As `Arena.test_metrics`."""
+        problem = self._scorer.problem
+        return problem.evaluator.evaluate(masks, problem.splits.test).metrics
+
+
+def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Any:
+    """The environment behind its wrappers.
+
+    Raises:
+        ValueError: it is none of das_gym's, which alone have a scorer.
+    """
+    env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
+    if not isinstance(env, ScoredEnv):
+        raise ValueError(f"{env_id} is no environment of das_gym; agents are compared on those")
+    return env
+
+
+def make_arena(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> Arena:
+    """The arena of an environment: of its table where the id is a tabular one."""
+    kind = TableArena if "-Tabular-" in env_id else LiveArena
+    return kind(env_id, budget, env_kwargs)

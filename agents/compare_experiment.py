@@ -1,0 +1,197 @@
+"""Compare agents on the truth: many seeds, equal budgets, search on the reward split, report on the test split.
+
+    python -m agents compare with meter_vqa                          every agent, 50 seeds, 120 of 495 masks of k = 4
+    python -m agents compare with vilt_f30k macs_saved=0.12          at least 12 % of the MACs saved
+    python -m agents compare with meter_vqa 'agents=["bayes", "random", "my_module:MyAgent"]' seeds=100
+    python -m agents compare with meter_vqa agent_kwargs.bandit.learning_rate=5
+    python -m agents compare with meter_vqa table=mine.npz           a table of one's own (python -m agents table)
+    python -m agents compare with meter_vqa live=True seeds=5        on the model; regret is to the best that any found
+
+A comparison is kept in runs/<id>/: compare.json holds every curve, answer and test score, compare.png the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from agents.arena import Arena, make_arena
+from agents.base import AGENTS
+from agents.compare import TOLERANCE, Standing, compare, quantile
+from agents.plots import plot_comparison
+from agents.search import SearchConfig
+from das_gym.config import build
+from das_gym.experiment import Run, RunsExperiment, run_folder
+from das_gym.files import write_json
+from das_gym.registration import ENVIRONMENTS
+from das_gym.runs import RUNS_DIR, library_versions, progress
+
+FORMAT = 1
+RECORD = "compare.json"
+PICTURE = "compare.png"
+COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
+"""Every agent but the one that finds the truth by scoring everything."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `python -m agents compare`.
+
+    Attributes:
+        env_id: Id of an environment with a model; its table is what agents play on.
+        live: Play on the model itself.
+        table: Path of a table, None = the bundled one.
+        env_kwargs: Other arguments of the environment, such as `reward`.
+        agents: Names, or "module:class".
+        agent_kwargs: Hyper-parameters by agent.
+        skip_num, macs_saved: The budget, as for a search.
+        seed: The first search's.
+        seeds: How many searches an agent makes, at least 1; their seeds are `seed`, `seed` + 1, ...
+        evaluations: Masks that a search may score, at least 1.
+        masks_per_turn: Masks scored between two answers, at least 1.
+        runs_dir: Folder of all runs.
+    """
+
+    env_id: str = "DAS-METER-VQA-v0"
+    live: bool = False
+    table: str | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    agents: tuple[str, ...] = COMPARED
+    agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skip_num: int | Literal["auto"] | None = "auto"
+    macs_saved: float | None = None
+    seed: int = 0
+    seeds: int = 50
+    evaluations: int = 120
+    masks_per_turn: int = 3
+    runs_dir: str = RUNS_DIR
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} is not allowed; give a whole number from 1 on")
+        if not self.agents:
+            raise ValueError(f"agents is empty; name some of {', '.join(AGENTS)}")
+        if self.live and self.table is not None:
+            raise ValueError(f"live=True plays on the model, table={self.table} on a table; leave one of them out")
+        for agent in self.agents:
+            self.search_config(agent)
+        for name in self.agent_kwargs.keys() - set(self.agents):
+            raise ValueError(
+                f"agent_kwargs.{name} is given, but {name!r} is not compared; agents are {', '.join(self.agents)}"
+            )
+
+    def search_config(self, agent: str) -> SearchConfig:
+        """A search with that agent: what a comparison makes many of."""
+        shared = {name: getattr(self, name) for name in ("skip_num", "macs_saved", "seed", "evaluations", "masks_per_turn")}
+        return SearchConfig(self.env_id, self.env_kwargs, agent, self.agent_kwargs.get(agent, {}), **shared)
+
+    def arena(self) -> Arena:
+        """Where agents play."""
+        entry = ENVIRONMENTS.get(self.env_id)
+        env_id = self.env_id if self.live or entry is None else entry.tabular_id
+        table = {} if self.table is None else {"table": str(Path(self.table).expanduser().absolute())}
+        return make_arena(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
+
+
+ex = RunsExperiment("agents compare", save_git_info=False)
+ex.add_config(dataclasses.asdict(Settings()))
+for entry in ENVIRONMENTS.values():
+    ex.add_named_config(entry.short, {"env_id": entry.id})
+ex.check_settings(lambda config: build(Settings, config))
+
+
+@ex.main
+def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any) -> None:
+    """Compare, print and keep."""
+    del env_kwargs, agent_kwargs  # named so that Sacred lets them hold keys of their own
+    settings = build(Settings, _config)
+    arena = settings.arena()
+    with progress(len(settings.agents), "comparing", unit="agent") as bar:
+        standings = compare(
+            arena,
+            settings.agents,
+            range(settings.seed, settings.seed + settings.seeds),
+            settings.evaluations,
+            settings.masks_per_turn,
+            settings.agent_kwargs,
+            on_agent=lambda agent: bar.update(),
+        )
+    title = f"{arena.env_id}, {describe_budget(arena)}, {settings.seeds} seeds"
+    folder = run_folder(_run)
+    if folder is not None:
+        write_json(folder / RECORD, record(settings, arena, standings))
+        plot_comparison(folder / PICTURE, standings, title)
+        for name in (RECORD, PICTURE):
+            _run.add_artifact(folder / name)
+    print_standings(standings, title)
+    if folder is not None:
+        print(f"record: {folder / RECORD}, picture: {folder / PICTURE}")
+
+
+def describe_budget(arena: Arena) -> str:
+    """The budget in words, and how many masks keep it."""
+    space = arena.space
+    budget = f"k = {space.skip_num}" if space.macs_saved is None else f"at least {100 * space.macs_saved:g} % of MACs saved"
+    return budget if space.size is None else f"{budget} ({space.size:,} masks)"
+
+
+def record(settings: Settings, arena: Arena, standings: Sequence[Standing]) -> dict[str, Any]:
+    """What is kept in `compare.json`."""
+    return {
+        "format": FORMAT,
+        "settings": dataclasses.asdict(settings),
+        "env_id": arena.env_id,
+        "budget": arena.space.budget,
+        "masks": arena.space.size,
+        "best_reward": arena.best_reward,
+        "tolerance": TOLERANCE,
+        "versions": library_versions(),
+        "agents": [standing.record() for standing in standings],
+    }
+
+
+def checkpoints(evaluations: int) -> list[int]:
+    """After how many evaluations the table shows regrets: a quarter, half and all of the budget."""
+    return sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
+
+
+def print_standings(standings: Sequence[Standing], title: str) -> None:
+    """A table for a person, the agent with the lowest mean regret first."""
+    evaluations = standings[0].regret.shape[1]
+    table = Table(
+        title=title, caption=f"found: within {100 * TOLERANCE:g} % of the best reward; median (quartiles) over seeds"
+    )
+    table.add_column("agent")
+    for count in checkpoints(evaluations):
+        table.add_column(f"regret at {count}", justify="right", no_wrap=True)
+    for name in ("rank", "found", "needed", "used", "test metric"):
+        table.add_column(name, justify="right")
+    for standing in sorted(standings, key=lambda s: float(s.regret.mean())):
+        table.add_row(standing.agent, *cells(standing))
+    console = Console()
+    console.width = max(console.width, 150)
+    console.print(table)
+
+
+def cells(standing: Standing) -> list[str]:
+    """A row of numbers: regrets, rank, found, needed, used, test metric."""
+    needed = float(quantile(standing.needed(), 50))
+    return [
+        *(_spread(standing.regret[:, count - 1]) for count in checkpoints(standing.regret.shape[1])),
+        "-" if standing.rank is None else f"{quantile(standing.rank[:, -1], 50):.0f}",
+        f"{100 * standing.found[:, -1].mean():.0f} %",
+        "-" if needed == float("inf") else f"{needed:.0f}",
+        f"{quantile(standing.evaluations, 50):.0f}",
+        f"{standing.test_metrics.mean():.4f}",
+    ]
+
+
+def _spread(values: Any) -> str:
+    low, median, high = (float(quantile(values, percent)) for percent in (25, 50, 75))
+    return f"{median:.4f} ({low:.4f}-{high:.4f})"

@@ -1,0 +1,139 @@
+"""A Gaussian process over masks: effects of single layers, of pairs and of triples, each order with a variance of its own.
+
+A function of n bits is a sum of effects of sets of layers. Write a mask as n signs. Give all sets of j layers effects of
+the same prior variance, and the covariance of two masks depends on the dot product d of their signs alone: it is that
+variance times a polynomial of d of degree j (Krawtchouk's), here scaled to 1 at d = n.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.space import Floats, Masks
+
+PAIRS = (0.01, 0.03, 0.1, 0.3, 1.0)
+TRIPLES = (0.001, 0.01, 0.03, 0.1, 0.3)
+NOISES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0)
+GRID = (PAIRS, TRIPLES, NOISES)
+"""Variances to choose from, as multiples of that of single layers: of pairs, of triples, and of what no order explains."""
+
+START = (2, 1, 1)
+
+
+def order_polynomials(n: int) -> Floats:
+    """(4, 4) row j: coefficients of 1, d, d^2, d^3 of the covariance of effects of j layers; 0 where n is less than j."""
+    rows = np.zeros((4, 4))
+    rows[0, 0] = 1.0
+    rows[1, 1] = 1.0 / n
+    if n > 1:
+        rows[2] = np.array([-n, 0.0, 1.0, 0.0]) / (n * (n - 1))
+    if n > 2:
+        rows[3] = np.array([0.0, 2.0 - 3.0 * n, 0.0, 1.0]) / (n * (n - 1) * (n - 2))
+    return rows
+
+
+def dot_products(some: Masks, others: Masks) -> Floats:
+    """(a, b) dot products of the signs of (a, n_layers) and (b, n_layers) masks: n_layers - 2 * layers that differ."""
+    return (2.0 * some - 1.0) @ (2.0 * others - 1.0).T
+
+
+@dataclass
+class Posterior:
+    """What is known of some candidates.
+
+    Attributes:
+        process: What knows it.
+        masks: (m, n_layers) the candidates.
+        mean: (m,) posterior mean.
+        variance: (m,) posterior variance, noise left out.
+    """
+
+    process: MaskProcess
+    masks: Masks
+    mean: Floats
+    variance: Floats
+    _weights: Floats  # (told, m), whitened covariances with what was told
+
+    def observe(self, index: int) -> None:
+        """Shrink the variances as if candidate `index` had been told, at its mean."""
+        process = self.process
+        prior = process.covariance(self.masks[index : index + 1], self.masks)[0]
+        left = prior * process.scale - self._weights[:, index] @ self._weights
+        row = left / math.sqrt(self.variance[index] + process.noise * process.scale)
+        self._weights = np.vstack((self._weights, row))
+        self.variance = np.maximum(self.variance - row**2, 0.0)
+
+
+class MaskProcess:
+    """The process, given the values of some masks.
+
+    Args:
+        masks: (m, n_layers) bool, m >= 1.
+        values: (m,) float, on any scale: the prior variance is scaled to fit.
+        place: Where in `GRID` its variances are: one index each.
+    """
+
+    def __init__(self, masks: Masks, values: Floats, place: Sequence[int] = START) -> None:
+        pairs, triples, self.noise = (choices[i] for choices, i in zip(GRID, place, strict=True))
+        self.masks = masks
+        self._polynomial = np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1])
+        factor = np.linalg.cholesky(self.covariance(masks, masks) + self.noise * np.eye(len(masks)))
+        self._whiten = np.linalg.inv(factor)
+        self._white = self._whiten @ values
+        self.scale = max(float(self._white @ self._white) / len(values), 1e-9)
+        self.log_likelihood = -0.5 * len(values) * math.log(self.scale) - float(np.log(np.diag(factor)).sum())
+
+    def covariance(self, some: Masks, others: Masks) -> Floats:
+        """(a, b) prior covariance of (a, n_layers) with (b, n_layers) masks, up to `scale`."""
+        d = dot_products(some, others)
+        found = np.full_like(d, self._polynomial[3])
+        for coefficient in self._polynomial[2::-1]:
+            found *= d
+            found += coefficient
+        return found
+
+    def mean(self, masks: Masks) -> Floats:
+        """(m,) posterior means."""
+        return self.covariance(masks, self.masks) @ (self._whiten.T @ self._white)
+
+    def posterior(self, masks: Masks) -> Posterior:
+        """Means and variances."""
+        weights = self._whiten @ self.covariance(self.masks, masks)
+        prior = self.covariance(masks[:1], masks[:1])[0]
+        variance = np.maximum(prior - (weights**2).sum(axis=0), 0.0) * self.scale
+        return Posterior(self, masks, self._white @ weights, variance, weights * math.sqrt(self.scale))
+
+
+def climb(masks: Masks, values: Floats, place: Sequence[int]) -> tuple[MaskProcess, list[int]]:
+    """One step up the marginal likelihood along each axis of `GRID`: the process and its place."""
+    here = list(place)
+    best = MaskProcess(masks, values, here)
+    for axis, choices in enumerate(GRID):
+        for step in (-1, 1):
+            there = list(here)
+            there[axis] += step
+            if 0 <= there[axis] < len(choices):
+                other = MaskProcess(masks, values, there)
+                if other.log_likelihood > best.log_likelihood:
+                    best, here = other, there
+    return best, here
+
+
+def expected_improvement(mean: Floats, variance: Floats, best: float) -> Floats:
+    """(m,) by how much each candidate is expected to exceed `best`, at least 0."""
+    deviation = np.sqrt(np.maximum(variance, 1e-18))
+    u = (mean - best) / deviation
+    density = np.exp(-0.5 * u**2) / math.sqrt(2.0 * math.pi)
+    return np.maximum(deviation * (u * _normal_cdf(u) + density), 0.0)
+
+
+def _normal_cdf(u: Floats) -> Floats:
+    """(m,) the standard normal distribution function, to 1e-7 (Abramowitz and Stegun, 26.2.17)."""
+    t = 1.0 / (1.0 + 0.2316419 * np.abs(u))
+    powers = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
+    tail = np.exp(-0.5 * u**2) / math.sqrt(2.0 * math.pi) * powers
+    return np.where(u >= 0, 1.0 - tail, tail)

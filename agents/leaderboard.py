@@ -1,0 +1,161 @@
+"""All agents on all bundled tables, by count and by cost: LEADERBOARD.md, from one command.
+
+python -m agents leaderboard                    100 seeds, 120 evaluations; about five minutes on one core
+python -m agents leaderboard --seeds 20 --out mine.md
+python -m agents leaderboard --tables FOLDER    tables elsewhere, named <short>_table.npz: meter_vqa_table.npz, ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.arena import TableArena
+from agents.base import agent_class
+from agents.compare import TOLERANCE, Standing, compare, quantile
+from agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
+from agents.listing import first_line
+from das_gym.envs.tabular_env import bundled_table
+from das_gym.files import write_text
+from das_gym.registration import ENVIRONMENTS
+from das_gym.runs import library_versions, progress
+
+BUDGETS: tuple[Mapping[str, Any], ...] = ({"skip_num": 4}, {"macs_saved": 0.12})
+EVALUATIONS = 120
+SEEDS = 100
+OURS, BASELINE = "bayes", "random"
+HALFWAY = 60
+
+
+def find_tables(folder: Path | None) -> dict[str, Path]:
+    """Id of each tabular environment to its table, where there is one: in `folder`, or bundled."""
+    tables = {}
+    for entry in ENVIRONMENTS.values():
+        if folder is not None:
+            path = folder / f"{entry.short}_table.npz"
+            if path.is_file():
+                tables[entry.tabular_id] = path.absolute()
+            continue
+        try:
+            tables[entry.tabular_id] = bundled_table(entry.model, entry.task)
+        except ValueError:
+            continue
+    return tables
+
+
+def section(arena: TableArena, standings: Sequence[Standing]) -> str:
+    """One table of results, the agent with the lowest mean regret first."""
+    meta = arena.table.meta
+    best, test = arena.table.masks, arena.table.values("metric", "test")
+    allowed = arena.space.contains(best)
+    head = ["agent", *(f"regret at {count}" for count in checkpoints(EVALUATIONS))]
+    head += ["rank", "found", "needed", "used", f"test {meta.metric_name}"]
+    rows = [[standing.agent, *cells(standing)] for standing in sorted(standings, key=lambda s: float(s.regret.mean()))]
+    lines = [
+        f"### {meta.env_id}, {describe_budget(arena)}",
+        "",
+        f"Best reward {arena.best_reward:.4f}; test {meta.metric_name} of the median allowed mask "
+        f"{np.median(test[allowed]):.4f}, of the best {test[allowed].max():.4f}, of the unskipped model {test[0]:.4f}.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---" + "|---:" * (len(head) - 1) + "|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def verdict(standings: Mapping[str, Sequence[Standing]]) -> str:
+    """How our agent does against what it must reach, a line for every table."""
+    head = (
+        "table",
+        f"{OURS}: found",
+        "needed, median (90 %)",
+        f"regret at {HALFWAY}",
+        f"{BASELINE}'s",
+        "fewest needed besides",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for name, all_agents in standings.items():
+        by_name = {standing.agent: standing for standing in all_agents}
+        ours, baseline = by_name[OURS], by_name[BASELINE]
+        needed = [float(quantile(ours.needed(), percent)) for percent in (50, 90)]
+        others = {s.agent: float(quantile(s.needed(), 50)) for s in all_agents if s.agent != OURS}
+        rival = min(others, key=lambda agent: others[agent])
+        halfway = [float(quantile(each.regret[:, HALFWAY - 1], 50)) for each in (ours, baseline)]
+        lines.append(
+            f"| {name} | {100 * ours.found[:, -1].mean():.0f} % | {needed[0]:.0f} ({needed[1]:.0f}) | "
+            f"{halfway[0]:.4f} | {halfway[1]:.4f} | {rival}: {others[rival]:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def document(sections: Sequence[str], summary: str, seeds: int) -> str:
+    """The whole file."""
+    versions = library_versions()
+    about = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in COMPARED)
+    found = f"within {100 * TOLERANCE:g} % of the best reward"
+    return f"""# Leaderboard
+
+Which agent finds the best mask, and after how many evaluations? Written by
+
+    python -m agents leaderboard --seeds {seeds}
+
+on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same numbers.
+Add an agent: one file in `agents/`, one line in `agents.base.AGENTS`, and run the command again.
+`python -m agents compare with meter_vqa` plays on one table and draws a picture.
+
+- {seeds} seeds, {EVALUATIONS} evaluations each, 3 masks a turn. Agents see rewards, exp(-loss), of the reward split alone.
+- *Regret*: the best mask's reward minus that of the answer an agent would give after so many evaluations, median
+  (quartiles). *Rank*: median rank of the final answer, 1 = best.
+- *Found*: share of seeds whose final answer is {found}. *Needed*: median number of evaluations
+  from which on the answer is. *Used*: evaluations asked for; some agents are done early.
+- *Test*: mean metric of the final answers on the test split, which no agent sees.
+- `greedy` and `leave_one_out` spend evaluations on masks that skip too little. The statistics that `one_shot` ranks by
+  cost it nothing here. `bandit` learns with the rate that `python -m agents` gives it.
+
+| agent | what it is |
+|---|---|
+{about}
+
+## Ours against what it must reach
+
+`{OURS}` (`agents/bayes.py` says how) is to find the best mask, or one {found}, in at least
+90 % of the seeds, with a median regret at {HALFWAY} evaluations of at most a fifth of random search's.
+
+{summary}
+
+## All
+
+{chr(10).join(part + chr(10) for part in sections)}"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play, print where the time goes, write the file; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agents leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"searches an agent makes (default {SEEDS})")
+    parser.add_argument("--out", type=Path, default=Path("LEADERBOARD.md"), help="file to write")
+    parser.add_argument("--tables", type=Path, help="folder of tables; the bundled ones by default")
+    options = parser.parse_args(arguments)
+    tables = find_tables(options.tables)
+    if options.seeds < 1 or not tables:
+        what = f"--seeds {options.seeds}: give 1 or more" if tables else f"no tables in {options.tables or 'the assets'}"
+        print(f"{what}; `python -m agents table with meter_vqa` makes a table", file=sys.stderr)
+        return 1
+    sections, standings = [], {}
+    with progress(len(tables) * len(BUDGETS) * len(COMPARED), "playing", unit="agent") as bar:
+        for budget in BUDGETS:
+            for env_id, path in tables.items():
+                arena = TableArena(env_id, budget, {"table": str(path)})
+                found = compare(arena, COMPARED, range(options.seeds), EVALUATIONS, on_agent=lambda agent: bar.update())
+                sections.append(section(arena, found))
+                standings[f"{arena.table.meta.env_id}, {describe_budget(arena)}"] = found
+    write_text(options.out, document(sections, verdict(standings), options.seeds))
+    print(f"{len(tables)} tables, {len(BUDGETS)} budgets, {options.seeds} seeds: {options.out}")
+    return 0

@@ -1,0 +1,95 @@
+"""`python -m agents list`: environments, agents, rewards and layer statistics, by the names that settings take."""
+
+from __future__ import annotations
+
+import inspect
+
+from rich.console import Console
+from rich.table import Table
+
+from agents.base import AGENTS, agent_class
+from agents.sb3_algorithms import ALGORITHMS
+from agents.search import SEARCH_DEFAULTS
+from das_gym.envs.tabular_env import bundled_table, load_table
+from das_gym.registration import ENVIRONMENTS, EnvEntry
+from das_gym.rewards import PRICE_FORMULA, REWARDS
+from das_gym.statistics import STATISTICS
+
+
+def environments() -> Table:
+    """Ids with named config, model, task, layers of the bundled model as its table names them, and data."""
+    table = Table(title="environments: gymnasium.make(id), python -m agents with <short>", title_justify="left")
+    for name in ("id", "from a table", "short", "model", "task", "layers", "data"):
+        table.add_column(name, overflow="fold")
+    for entry in ENVIRONMENTS.values():
+        table.add_row(entry.id, entry.tabular_id, entry.short, entry.model, entry.task, _layers(entry), entry.data)
+    return table
+
+
+def _layers(entry: EnvEntry) -> str:
+    """Their number and, of each kind, the first and the last; "-" where no table is bundled."""
+    try:
+        names = load_table(bundled_table(entry.model, entry.task)).meta.layer_names
+    except ValueError:
+        return "-"
+    kinds = dict.fromkeys(name.rpartition(".")[0] for name in names)
+    ends = [[name for name in names if name.rpartition(".")[0] == kind] for kind in kinds]
+    return f"{len(names)}: {', '.join(f'{own[0]}..{own[-1]}' for own in ends)}"
+
+
+def agents() -> Table:
+    """Names with hyper-parameters, what a search sets them to, and what the agent is."""
+    table = Table(title="agents: python -m agents with <name> agent_kwargs.<setting>=...", title_justify="left")
+    for name in ("name", "settings", "what it is"):
+        table.add_column(name, overflow="fold")
+    for name in AGENTS:
+        cls = agent_class(name)
+        own = list(inspect.signature(cls).parameters.values())[2:]  # after space, seed
+        values = {p.name: p.default for p in own if p.name != "statistics"} | SEARCH_DEFAULTS.get(name, {})
+        table.add_row(name, "\n".join(f"{key}={value}" for key, value in values.items()), first_line(cls))
+    return table
+
+
+def algorithms() -> Table:
+    """Algorithms of Stable-Baselines3 with their class and action spaces."""
+    table = Table(title="and algorithms of SB3: python -m agents with <name> algo.<setting>=...", title_justify="left")
+    for name in ("name", "class", "action spaces"):
+        table.add_column(name, overflow="fold")
+    for algorithm in ALGORITHMS.values():
+        table.add_row(algorithm.name, algorithm.path, ", ".join(algorithm.actions))
+    return table
+
+
+def first_line(cls: type) -> str:
+    """The first line of a class's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def rewards() -> Table:
+    """Names with formulas."""
+    table = Table(
+        title="rewards: reward=<name>", caption=f"macs_price=... adds to each: {PRICE_FORMULA}", title_justify="left"
+    )
+    for name in ("name", "formula"):
+        table.add_column(name, overflow="fold")
+    for reward in REWARDS.values():
+        table.add_row(reward.name, reward.formula)
+    return table
+
+
+def statistics() -> Table:
+    """Names with formulas and bounds."""
+    table = Table(title="layer statistics: env_kwargs.statistics='[<name>, ...]'", title_justify="left")
+    for name in ("name", "formula", "bounds"):
+        table.add_column(name, overflow="fold")
+    for statistic in STATISTICS.values():
+        table.add_row(statistic.name, statistic.formula, f"{statistic.low:g}..{statistic.high:g}")
+    return table
+
+
+def main() -> None:
+    """Print all."""
+    console = Console()
+    console.width = max(console.width, 120)
+    for table in (environments(), agents(), algorithms(), rewards(), statistics()):
+        console.print(table, "")

@@ -1,0 +1,51 @@
+"""The pruning papers' baseline: rank the layers once by a statistic, skip the least important."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from agents.best_seen import OneMask
+from agents.space import Floats, Masks, MaskSpace
+from das_gym.config import check_names
+
+SKIPS = ("lowest", "highest")
+
+
+class OneShot(OneMask):
+    """The layers where a statistic of the unskipped model is lowest: one mask.
+
+    The statistics are those that the environment observes, so they cost no evaluation here; `leave_one_out` has its
+    environment score n_layers + 1 masks at the first reset. (`agents.greedy.LeaveOneOut` counts them.)
+
+    Args:
+        space: The masks to choose from.
+        seed: Not used: nothing is drawn.
+        statistics: Statistic name to (n_layers,) values.
+        statistic: Which one to rank by.
+        skip: "lowest" or "highest" values first.
+
+    Raises:
+        ValueError: a statistic that is not observed, or another word for `skip`.
+    """
+
+    preferences: Floats
+
+    def __init__(
+        self,
+        space: MaskSpace,
+        seed: int | np.random.Generator | None = None,
+        statistics: Mapping[str, Floats] | None = None,
+        statistic: str = "block_influence_tokens",
+        skip: str = "lowest",
+    ) -> None:
+        super().__init__(space, seed)
+        check_names([statistic], statistics or {}, "statistic")
+        check_names([skip], SKIPS, "value of skip,")
+        values = np.asarray((statistics or {})[statistic], dtype=np.float64)
+        self.preferences = -values if skip == "lowest" else values
+
+    def best(self) -> Masks:
+        """The mask."""
+        return self.space.top(self.preferences)

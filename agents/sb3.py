@@ -1,0 +1,317 @@
+"""Any algorithm of Stable-Baselines3 as a search for masks.
+
+    from agents.sb3 import train_sb3
+
+    trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", skip_num=4, evaluations=500)
+    trained = train_sb3(MyAlgorithm, action="sequence", algo={"learning_rate": 1e-3})     # a class of one's own
+
+What is kept in a run folder: `agent.zip`, which SB3's own `load` and our `load_sb3` read; `sb3.json`, which says whose it
+is; the record of the search, as every other agent leaves it; TensorBoard's files.
+
+**Resuming.** A stopped search goes on from `agent.zip` and `sb3_checkpoint.json`, written every `checkpoint_every` turns.
+Restored are the parameters, the optimizer, the number of steps and all scored masks. Not restored are random
+generators, episodes under way, rollouts not yet learned from and replay buffers (SB3 does not save them): a resumed
+search ends well, but elsewhere than an undisturbed one. Without a stop, the same seed gives the same result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+
+from agents.record import FORMAT, SCORES, SearchResult, Turn
+from agents.sb3_algorithms import choose_action, find_algorithm, hyper_parameters, make_model, reads_masks
+from agents.sb3_config import SB3Config, with_action
+from agents.sb3_policy import AGENT, DESCRIPTION, agent_file, policy_mask
+from agents.sb3_recorder import BudgetSpentError, Recorder, number, torch_threads
+from das_gym.config import build
+from das_gym.files import read_json, write_bytes, write_json
+from das_gym.runs import library_versions
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.logger import KVWriter
+
+CHECKPOINT = "sb3_checkpoint.json"
+LOGS = 20
+
+OnTurn = Callable[[Turn, tuple[str, ...]], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a search leaves behind.
+
+    Attributes:
+        result: The record. Its mask is the better of the policy's answer and the best mask that was scored.
+        model: The trained algorithm.
+        action: The action space that it searched in.
+        policy: The policy's own answer: `mask`, `reward` and scores.
+        starved: Whether it ended early, because nearly none of its masks kept the budget.
+    """
+
+    result: SearchResult
+    model: BaseAlgorithm
+    action: str
+    policy: dict[str, Any]
+    starved: bool
+
+
+def train_sb3(
+    algorithm: str | type[BaseAlgorithm],
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    algo: Mapping[str, Any] | None = None,
+    n_envs: int = SB3Config.masks_per_turn,
+    own: Mapping[str, Any] | None = None,
+    on_turn: OnTurn | None = None,
+    writers: Sequence[KVWriter] = (),
+    resume: bool = False,
+    **settings: Any,
+) -> Trained:
+    """Train an algorithm of SB3 until the budget of evaluations is spent, and score its answer.
+
+    Args:
+        algorithm: A key of `agents.sb3_algorithms.ALGORITHMS`, "module:class", or a subclass of SB3's BaseAlgorithm.
+        folder: Where everything is kept; None keeps nothing.
+        algo: Its hyper-parameters by name, JSON-able.
+        n_envs: Environments side by side, whose masks are scored in one engine call.
+        own: More arguments of the algorithm's constructor, of any type; no record holds them.
+        on_turn: Called after every step that scored masks, with them and the layer names.
+        writers: Where SB3's metrics go, besides TensorBoard where there is a folder.
+        resume: Go on from the checkpoint in `folder`, if there is one; see the top of this file for what that restores.
+        settings: The other fields of `SB3Config`.
+
+    Raises:
+        ValueError: a setting that the environment or the algorithm refuses; a reward that is not a number.
+    """
+    cls, known = find_algorithm(algorithm)
+    given = {"agent": known.name, "agent_kwargs": dict(algo or {}), "masks_per_turn": n_envs}
+    config = build(SB3Config, {**given, **settings})
+    place = None if folder is None else Path(folder)
+    turns, steps = _restore(config, place) if resume and place is not None else ([], 0)
+    parameters = hyper_parameters(cls, known, config.agent_kwargs, n_envs)
+    model, recorder, action = _make(config, cls, parameters, choose_action(known, config.action), turns, own)
+    try:
+        source = place if turns else config.start_from
+        if source is not None:
+            model.set_parameters(agent_file(source), device=model.device)
+        if turns:
+            model.num_timesteps = steps
+            model.set_random_seed((config.seed + recorder.evaluations) % 2**32)
+        training = _Training(config, model, recorder, action, parameters, place)
+        with torch_threads(1):
+            training.run(on_turn, writers)
+        return training.finish()
+    finally:
+        recorder.close()
+
+
+def _restore(config: SB3Config, folder: Path) -> tuple[list[Turn], int]:
+    """The turns and the number of steps of a stopped search; none if it had no checkpoint yet."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return [], 0
+    state = read_json(path)
+    mine = json.loads(json.dumps(dataclasses.asdict(config)))
+    for name, value in state["config"].items():
+        if name != "checkpoint_every" and mine.get(name) != value:
+            asked = mine.get(name)
+            raise ValueError(f"{path} is of a search with {name}={value!r}, not {asked!r}; use that, or another folder")
+    return [build(Turn, turn) for turn in state["turns"]], state["steps"]
+
+
+def _make(
+    config: SB3Config,
+    cls: type[BaseAlgorithm],
+    parameters: Mapping[str, Any],
+    actions: Sequence[str],
+    turns: Sequence[Turn],
+    own: Mapping[str, Any] | None,
+) -> tuple[BaseAlgorithm, Recorder, str]:
+    """The algorithm on its environments, in the first of those action spaces that it takes."""
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    from das_gym.envs.sb3_vec_env import SB3VecEnv
+
+    refusals = []
+    for action in actions:
+        kwargs = with_action(config.mask_kwargs, action)
+        env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+        recorder = Recorder(env, config.evaluations, reads_masks(cls), turns)
+        try:
+            model = make_model(cls, parameters, VecMonitor(SB3VecEnv(recorder)), config.seed, own)
+        except ValueError as refusal:
+            recorder.close()
+            refusals.append(refusal)
+        else:
+            return model, recorder, action
+    raise refusals[0]
+
+
+class _Training:
+    """One search under way.
+
+    Args:
+        config: What to search.
+        model: With what.
+        recorder: Its environments.
+        action: Their action space.
+        parameters: All hyper-parameters of the model.
+        folder: Where everything is kept, or None.
+    """
+
+    def __init__(
+        self,
+        config: SB3Config,
+        model: BaseAlgorithm,
+        recorder: Recorder,
+        action: str,
+        parameters: dict[str, Any],
+        folder: Path | None,
+    ) -> None:
+        self.config, self.model, self.recorder, self.folder = config, model, recorder, folder
+        self.action, self.parameters = action, parameters
+        self.saved_turns = len(recorder.turns)
+        base: Any = recorder.env.unwrapped
+        self.base, self.layer_names = base, tuple(base.layer_names)
+
+    def run(self, on_turn: OnTurn | None, writers: Sequence[KVWriter]) -> None:
+        """Train until the budget is spent."""
+        from stable_baselines3.common.logger import Logger
+
+        if on_turn is not None:
+            for turn in self.recorder.turns:
+                on_turn(turn, self.layer_names)
+            self.recorder.on_turn = lambda turn: on_turn(turn, self.layer_names)
+        logger = Logger(folder=None, output_formats=[*writers, *_tensorboard(self.folder)])
+        self.model.set_logger(logger)
+        try:
+            while True:  # steps without effect may leave evaluations over
+                steps = self._steps_left()
+                self.model.learn(steps, self._keep_checkpoint, log_interval=self._log_interval(), reset_num_timesteps=False)
+        except BudgetSpentError:
+            if logger.name_to_value:
+                logger.dump(self.model.num_timesteps)
+        finally:
+            logger.close()
+
+    def finish(self) -> Trained:
+        """Score the answer and keep everything."""
+        config, best = self.config, self.recorder.best()
+        chosen = policy_mask(self.model, config.env_id, self.action, config.seed, **config.mask_kwargs)
+        policy, other = self._score(np.stack((chosen, chosen if best is None else best)))
+        answer = policy if _reward(policy) >= _reward(other) else other
+        result = self._record(answer)
+        if self.folder is not None:
+            self._save_agent(self.folder)
+            write_json(self.folder / DESCRIPTION, self._description(policy))
+            result.save(self.folder)
+        return Trained(result, self.model, self.action, policy, self.recorder.starved)
+
+    def _steps_left(self) -> int:
+        """How many steps the rest of the budget takes, if each has an effect: what SB3's schedules go by."""
+        left = max(1, self.config.evaluations - self.recorder.evaluations)
+        if self.action != "sequence":
+            return left
+        return left * max(1, self.base.skip_num or self.recorder.n_layers // 2)
+
+    def _log_interval(self) -> int:
+        """Updates between two lines of metrics; for an algorithm with a replay buffer, episodes."""
+        from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+        return max(1, self.config.evaluations // LOGS) if isinstance(self.model, OffPolicyAlgorithm) else 1
+
+    def _save_agent(self, folder: Path) -> None:
+        buffer = io.BytesIO()
+        self.model.save(buffer)
+        write_bytes(folder / AGENT, buffer.getvalue())
+
+    def _keep_checkpoint(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        """SB3's callback after each step: every `checkpoint_every` turns, write what `resume` goes on from."""
+        del locals_, globals_
+        turns = self.recorder.turns
+        if self.folder is not None and len(turns) - self.saved_turns >= self.config.checkpoint_every:
+            self.saved_turns = len(turns)
+            self._save_agent(self.folder)
+            state = {"format": FORMAT, "config": dataclasses.asdict(self.config), "steps": int(self.model.num_timesteps)}
+            write_json(self.folder / CHECKPOINT, {**state, "turns": [vars(turn) for turn in turns]}, indent=None)
+        return True
+
+    def _score(self, masks: np.ndarray) -> list[dict[str, Any]]:
+        """Masks ((m, n_layers) bool) and their scores, all on the examples that come next: so replays find them."""
+        env = gymnasium.make_vec(self.config.env_id, num_envs=len(masks), **self.config.mask_kwargs)
+        try:
+            env.reset(seed=self.config.seed)
+            base: Any = env.unwrapped
+            if hasattr(base, "set_state"):
+                base.set_state({**self.base.get_state(), "episode": base.get_state().get("episode")})
+            _, rewards, _, _, info = env.step(masks.astype(np.int8))
+        finally:
+            env.close()
+        columns = {"reward": rewards, **{name: np.asarray(info[name]) for name in SCORES}}
+        return [
+            {"mask": mask.astype(int).tolist(), **{name: number(values[row]) for name, values in columns.items()}}
+            for row, mask in enumerate(masks)
+        ]
+
+    def _record(self, answer: dict[str, Any]) -> SearchResult:
+        config, recorder = self.config, self.recorder
+        rows = [turn.row(i) for turn in recorder.turns for i in range(len(turn.masks))]
+        best = max(rows, key=_reward, default=answer)
+        return SearchResult(
+            env_id=config.env_id,
+            env_kwargs=config.mask_kwargs,
+            agent=config.agent,
+            agent_kwargs=self.parameters,
+            seed=config.seed,
+            masks_per_turn=config.masks_per_turn,
+            layer_names=list(self.layer_names),
+            skipped_layers=self._skipped(answer),
+            n_skipped=sum(answer["mask"]),
+            macs_full=int(self.base.macs_full),
+            evaluations=recorder.evaluations,
+            best_seen={**best, "skipped_layers": self._skipped(best)},
+            preferences=None,
+            skip_probabilities=None,
+            versions=library_versions(),
+            history=tuple(recorder.turns),
+            **answer,
+        )
+
+    def _description(self, policy: dict[str, Any]) -> dict[str, Any]:
+        """What `sb3.json` holds: how to load `agent.zip`, and what the policy answers by itself."""
+        cls = type(self.model)
+        return {
+            "format": FORMAT,
+            "algorithm": self.config.agent,
+            "class": f"{cls.__module__}:{cls.__qualname__}",
+            "action": self.action,
+            "evaluations": self.recorder.evaluations,
+            "steps": int(self.model.num_timesteps),
+            "algo": self.parameters,
+            "policy": {**policy, "skipped_layers": self._skipped(policy)},
+        }
+
+    def _skipped(self, row: Mapping[str, Any]) -> list[str]:
+        return [name for name, bit in zip(self.layer_names, row["mask"], strict=True) if bit]
+
+
+def _tensorboard(folder: Path | None) -> list[KVWriter]:
+    """TensorBoard's writer, where there is a folder and TensorBoard is installed."""
+    from stable_baselines3.common.logger import SummaryWriter, TensorBoardOutputFormat
+
+    return [] if folder is None or SummaryWriter is None else [TensorBoardOutputFormat(str(folder / "tensorboard"))]
+
+
+def _reward(row: Mapping[str, Any]) -> float:
+    return -np.inf if row["reward"] is None else float(row["reward"])

@@ -1,0 +1,91 @@
+"""The settings of a search with an algorithm of Stable-Baselines3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.sb3_algorithms import choose_action, find_algorithm, hyper_parameters
+from agents.search import SearchConfig
+
+SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 500, "checkpoint_every": 25}
+"""Where a search with an algorithm of SB3 differs from other searches unless it is told otherwise."""
+
+
+@dataclass(frozen=True)
+class SB3Config(SearchConfig):
+    """What to search, with which algorithm, for how long.
+
+    The fields of `SearchConfig`, where `agent` is a key of `agents.sb3_algorithms.ALGORITHMS` or "module:class",
+    `agent_kwargs` are its hyper-parameters (`algo` of `train_sb3` and the command), and `masks_per_turn` environments
+    (`n_envs`) run side by side: what one engine call scores. `skip_num=None` without `macs_saved` allows any number of
+    layers.
+
+    Attributes:
+        action: `mask`, `sequence` or `scores`; None = the first that the algorithm takes.
+        start_from: An `agent.zip`, or the run folder that holds one, to train further; None = begin anew.
+    """
+
+    agent: str = "ppo"
+    masks_per_turn: int = SB3_DEFAULTS["masks_per_turn"]
+    evaluations: int = SB3_DEFAULTS["evaluations"]
+    checkpoint_every: int = SB3_DEFAULTS["checkpoint_every"]
+    action: str | None = None
+    start_from: str | None = None
+
+    def check_algorithm(self) -> None:
+        """Refuse an algorithm that is not there, an action space it does not take, a hyper-parameter it does not have.
+
+        Raises:
+            ValueError: names what there is.
+        """
+        cls, known = find_algorithm(self.agent)
+        choose_action(known, self.action)
+        hyper_parameters(cls, known, self.agent_kwargs, self.masks_per_turn)
+
+    def _check_agent(self) -> None:
+        if "action" in self.env_kwargs:
+            raise ValueError("env_kwargs must not hold action; use the setting action of the search")
+
+    def _check_budget(self) -> None:
+        if self.skip_num is not None or self.macs_saved is not None:
+            super()._check_budget()
+
+    @property
+    def mask_kwargs(self) -> dict[str, Any]:
+        """What makes the environment whose action is a whole mask: the one that a record names."""
+        return {**self.budget, **self.env_kwargs}
+
+
+def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:
+    """What makes the environment in an action space; whole masks are what every environment takes."""
+    return dict(env_kwargs) if action == "mask" else {**env_kwargs, "action": action}
+
+
+def sb3_config(
+    fields: Mapping[str, Any], algo: Mapping[str, Any], n_envs: int | None, action: str | None, start_from: str | None
+) -> SB3Config:
+    """The settings of a search from those of `python -m agents`, checked.
+
+    Args:
+        fields: Those of `SearchConfig`.
+        algo: More hyper-parameters, beside `agent_kwargs`.
+        n_envs: `masks_per_turn` by SB3's name; None leaves that.
+        action: As in `SB3Config`.
+        start_from: As in `SB3Config`.
+
+    Raises:
+        ValueError: a hyper-parameter that is given twice, or what `SB3Config` refuses.
+    """
+    agent_kwargs = fields["agent_kwargs"]
+    for name in agent_kwargs.keys() & algo.keys():
+        given_twice = f"algo.{name}={algo[name]} is given, and agent_kwargs.{name}={agent_kwargs[name]} too"
+        raise ValueError(f"{given_twice}; give one of them")
+    turn = fields["masks_per_turn"] if n_envs is None else n_envs
+    given = {**fields, "agent_kwargs": {**agent_kwargs, **algo}, "masks_per_turn": turn}
+    start_from = None if start_from is None else str(Path(start_from).expanduser().absolute())
+    config = SB3Config(**given, action=action, start_from=start_from)
+    config.check_algorithm()
+    return config

@@ -1,0 +1,148 @@
+"""What stands between an algorithm of SB3 and the environments: it keeps what was scored, and stops at the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv, VectorWrapper
+
+from agents.record import SCORES, Turn
+from das_gym.envs.actions import STEPS_PER_LAYER
+
+
+class BudgetSpentError(Exception):
+    """No evaluation is left: raised where the next step would begin."""
+
+
+class Recorder(VectorWrapper[Any, Any, Any]):
+    """Keeps every mask that was scored, as the turns of a search, and ends the search when its budget is spent.
+
+    A turn is one step: the masks that it scored, in one engine call. In the last one, masks beyond the budget are left out.
+    Masks off the budget of the environment are not scored and count for nothing.
+
+    Most algorithms cannot be told which actions have an effect. For them, one that has none stands for the next one that has
+    (`with_effect`): a sequence is as long as its budget, and no search is spent on steps that change nothing.
+
+    Args:
+        env: Environments of das_gym's kind; their action is a mask, or they tell `last_masks`.
+        evaluations: How many masks may be scored.
+        reads_masks: Whether the algorithm is told which actions have an effect.
+        turns: What was scored before, if a search goes on.
+        on_turn: Called after each turn with it.
+
+    Attributes:
+        turns: All turns.
+        evaluations: How many masks they hold.
+        steps: Steps taken, all environments together.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        evaluations: int,
+        reads_masks: bool = False,
+        turns: Sequence[Turn] = (),
+        on_turn: Callable[[Turn], Any] | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.budget = evaluations
+        self.turns = list(turns)
+        self.evaluations = sum(len(turn.masks) for turn in turns)
+        self.steps = 0
+        self.threads = torch.get_num_threads()
+        self.redirects = not reads_masks and isinstance(env.unwrapped.single_action_space, spaces.Discrete)
+        self.on_turn = on_turn
+        base: Any = env.unwrapped
+        self.n_layers = len(base.layer_names)
+        self.most_steps = evaluations * STEPS_PER_LAYER * self.n_layers
+
+    @property
+    def starved(self) -> bool:
+        """Whether the search ends for want of masks within the environment's budget: nearly none of many steps gave one."""
+        return self.steps >= self.most_steps and self.evaluations < self.budget
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """As the environments'.
+
+        Raises:
+            BudgetSpentError: the budget is spent, or so many steps gave so few masks that it never would be.
+            ValueError: a reward is not a number.
+        """
+        if self.evaluations >= self.budget or self.steps >= self.most_steps:
+            raise BudgetSpentError
+        if self.redirects:
+            actions = with_effect(actions, self.env.unwrapped.action_masks())  # type: ignore[attr-defined]
+        with torch_threads(self.threads):
+            observations, rewards, terminated, truncated, info = self.env.step(actions)
+        self.steps += self.num_envs
+        ended = terminated | truncated
+        if ended.any():
+            self._keep(actions, rewards, ended, info.get("final_info", info))
+        return observations, rewards, terminated, truncated, info
+
+    def best(self) -> np.ndarray | None:
+        """(n_layers,) bool: the scored mask with the highest reward, of equal ones the first; None before any."""
+        masks = [mask for turn in self.turns for mask in turn.masks]
+        rewards = np.array([reward for turn in self.turns for reward in turn.rewards], dtype=np.float64)
+        return np.array(masks[rewards.argmax()], dtype=bool) if masks else None
+
+    def _keep(self, actions: Any, rewards: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> None:
+        masks = getattr(self.env.unwrapped, "last_masks", None)
+        masks = np.asarray(actions, dtype=bool) if masks is None else masks
+        broken = ended & ~np.isfinite(rewards)
+        if broken.any():
+            skipped = np.flatnonzero(masks[broken][0]).tolist()
+            raise ValueError(f"the reward of the mask that skips layers {skipped} is {rewards[broken][0]}, not a number")
+        rows = np.flatnonzero(ended & info["feasible"])[: self.budget - self.evaluations]
+        if not len(rows):
+            return
+        scores: dict[str, Any] = {name: [number(value) for value in info[name][rows]] for name in SCORES}
+        turn = Turn(
+            masks=masks[rows].astype(int).tolist(),
+            rewards=rewards[rows].tolist(),
+            skip_probabilities=None,
+            preferences=None,
+            **scores,
+        )
+        self.turns.append(turn)
+        self.evaluations += len(rows)
+        if self.on_turn is not None:
+            self.on_turn(turn)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads within the block.
+
+    SB3's networks are too small to be shared by cores: one thread is several times faster for them, and only the engine
+    gets all.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def with_effect(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
+    """(m,) actions, each that has no effect replaced by the next that has, around the action space.
+
+    Args:
+        actions: (m,) whole numbers.
+        action_masks: (m, n_choices) bool, which have an effect; at least one in each row.
+    """
+    m, n = action_masks.shape
+    order = (np.asarray(actions).reshape(m, 1) + np.arange(n)) % n
+    first = np.take_along_axis(action_masks, order, axis=1).argmax(axis=1)
+    return order[np.arange(m), first]
+
+
+def number(value: Any) -> Any:
+    """A plain number; None for what JSON has no number for."""
+    return value.item() if np.isfinite(value) else None

@@ -1,0 +1,159 @@
+"""Score every mask of a problem on the reward and the test split: ground truth for searches, in one file.
+
+python -m agents table with meter_vqa                      writes to runs/<id>/table.npz
+python -m agents table with vilt_nlvr2 out=FILE            of another model, on another task, to a file of one's own
+python -m agents table with meter_vqa reward_examples=500 test_examples=1000
+python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
+python -m agents table with resume=3                       go on with run 3, which was stopped
+
+`das_gym.evaluation.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from das_gym.config import build
+from das_gym.evaluation.ranks import spearman
+from das_gym.evaluation.spending import Spending
+from das_gym.evaluation.table import SubnetTable
+from das_gym.experiment import Run, RunsExperiment, required_folder
+from das_gym.files import write_json
+from das_gym.problem import Problem, ProblemConfig, load_problem
+from das_gym.registration import ENVIRONMENTS, EnvEntry
+from das_gym.runs import RUNS_DIR, progress
+from das_gym.tabulation import build_table, table_examples
+
+PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
+TABLE = "table.npz"
+RECORD = "table.json"
+CHECKPOINT = "table_checkpoint.npz"
+SUMMARY_SKIP_NUM = 4
+"""The paper's k, for which the summary names the best, median and worst mask."""
+
+
+@dataclass(frozen=True)
+class Settings(ProblemConfig):
+    """The settings of `python -m agents table`: those of model and data, and these.
+
+    Attributes:
+        reward_examples: How many examples of the reward split to score masks on, None = all.
+        test_examples: The same of the test split.
+        out: File to write; None is `table.npz` in the run's folder.
+        seed: Kept by Sacred with every run; nothing here is drawn.
+        runs_dir: Folder of all runs.
+        resume: Id of a stopped run to go on with, or None.
+    """
+
+    reward_examples: int | None = None
+    test_examples: int | None = None
+    out: str | None = None
+    seed: int = 0
+    runs_dir: str = RUNS_DIR
+    resume: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision != "float32":
+            raise ValueError(f"precision={self.precision!r}: tables are the truth to compare with; leave precision out")
+        for name in ("reward_examples", "test_examples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None for the whole split")
+
+    def problem(self) -> ProblemConfig:
+        """Model and data."""
+        return ProblemConfig(**{name: getattr(self, name) for name in PROBLEM_SETTINGS})
+
+    def entry(self) -> EnvEntry:
+        """The environment whose masks are scored."""
+        return next(e for e in ENVIRONMENTS.values() if (e.model, e.task) == (self.model, self.task))
+
+
+ex = RunsExperiment("agents table", save_git_info=False)
+ex.add_config(dataclasses.asdict(Settings()))
+for entry in ENVIRONMENTS.values():
+    ex.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
+ex.check_settings(lambda config: build(Settings, config).problem())
+
+
+@ex.main
+def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
+    """Build, write and summarise the table."""
+    settings = build(Settings, _config)
+    folder = required_folder(_run)
+    out = Path(settings.out).expanduser() if settings.out else folder / TABLE
+    problem = load_problem(settings.problem())
+    env_id, counts = settings.entry().id, (settings.reward_examples, settings.test_examples)
+    with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
+        table, spent = build_table(problem, env_id, *counts, checkpoint=folder / CHECKPOINT, on_chunk=bar.update)
+    table.save(out)
+    write_json(folder / RECORD, {"table": str(out.absolute()), **dataclasses.asdict(table.meta), "spent": spent.as_dict()})
+    (folder / CHECKPOINT).unlink()
+    _run.add_artifact(out)
+    _run.add_artifact(folder / RECORD)
+    print(summary(table, spent))
+    print(f"table: {out}, {out.stat().st_size / 1000:,.0f} kB")
+
+
+def _total(problem: Problem, counts: tuple[int | None, int | None]) -> int:
+    return sum(len(table_examples(problem, *split)) for split in zip(("reward", "test"), counts, strict=True))
+
+
+def summary(table: SubnetTable, spent: Spending) -> str:
+    """What a table says, in a few lines for a person.
+
+    Args:
+        table: The table.
+        spent: What it cost.
+    """
+    meta = table.meta
+    lines = [
+        f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
+        _line("unskipped", table, table.masks[0]),
+    ]
+    if table.n_layers >= SUMMARY_SKIP_NUM:
+        rows = np.flatnonzero(table.within(skip_num=SUMMARY_SKIP_NUM))
+        ranked = table.masks[rows[np.argsort(table.values("loss")[rows], kind="stable")]]
+        for word, mask in (("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])):
+            lines.append(_line(f"{word} of k={SUMMARY_SKIP_NUM}", table, mask))
+    agreement = spearman(table.values("loss", "reward"), table.values("loss", "test"))
+    broken = int(np.isinf(table.values("loss")).sum())
+    if broken:
+        lines.append(f"  {broken} masks have a loss that is not a number")
+    lines += [
+        f"  rank correlation of losses between the two splits (Spearman): {agreement:.4f}",
+        f"  {spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s",
+    ]
+    return "\n".join(lines)
+
+
+def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
+    told = table.describe(mask)
+    metric = table.meta.metric_name
+    skipped = ", ".join(name for name, bit in zip(table.meta.layer_names, mask, strict=True) if bit)
+    return (
+        f"  {what:<14s} reward split: loss {told['reward_loss']:.4f}, {metric} {told['reward_metric']:.4f}; "
+        f"test split: loss {told['test_loss']:.4f}, {metric} {told['test_metric']:.4f}; "
+        f"{100 * told['macs_saved']:.1f} % of MACs saved{f' ({skipped})' if skipped else ''}"
+    )
+
+
+def run_table(config_updates: Mapping[str, Any] | None = None, named_configs: Sequence[str] = ()) -> SubnetTable:
+    """Run the experiment as `python -m agents table with ...` does.
+
+    Args:
+        config_updates: Settings, see `Settings`.
+        named_configs: Names such as "meter_vqa".
+
+    Raises:
+        das_gym.experiment.RunError: a setting or a file that is refused.
+    """
+    run = ex.run(config_updates=config_updates, named_configs=named_configs)
+    out = run.config["out"]
+    return SubnetTable.load(Path(out).expanduser() if out else required_folder(run) / TABLE)

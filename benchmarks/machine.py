@@ -1,0 +1,60 @@
+"""The machine that a benchmark ran on, and how much memory a process took at most."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from das_gym.evaluation.precision import bfloat16_hardware
+from das_gym.runs import library_versions
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, what it has for bfloat16, cores, threads, how busy it was before, and versions."""
+    return {
+        "processor": _processor(),
+        "bfloat16": bfloat16_hardware("cpu"),
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": platform.platform(),
+        "versions": library_versions(),
+    }
+
+
+def _processor() -> str:
+    """Its name as Linux has it, or else what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def memory_mib(field: str) -> float:
+    """MiB of this process now (`VmRSS`) or at most (`VmHWM`). Linux only.
+
+    `resource.getrusage` would not do: its maximum is handed down from the process that started this one.
+
+    Raises:
+        OSError: there is no /proc.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def restart_peak() -> bool:
+    """Give unused memory back and let `VmHWM` begin anew; False where the system does not allow that."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,97 @@
+"""How many steps a second the tabular environment makes, and how that compares with the engine, in one run.
+
+    python -m benchmarks.tabular                            METER-VQA's bundled table
+    python -m benchmarks.tabular --table FILE --json tabular.json
+    python -m benchmarks.tabular --no-live                  without loading a model
+
+Steps are counted as Stable-Baselines3 counts them: one step of n environments is n. Actions are random and drawn before.
+The live environment scores masks that it has not seen, on 500 examples, with its encoder outputs kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+import das_gym
+from das_gym.files import write_json
+
+ACTIONS = ("mask", "sequence", "scores")
+BATCHES = 64
+"""How many different batches of actions a measurement goes through."""
+
+
+def steps_per_second(env: gymnasium.vector.VectorEnv, seconds: float) -> float:
+    """Steps a second of a vector environment, over at least `seconds` of wall-clock time."""
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    batches = [env.action_space.sample() for _ in range(BATCHES)]
+    env.step(batches[0])
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        env.step(batches[steps % BATCHES])
+        steps += 1
+    return steps * env.num_envs / (time.perf_counter() - started)
+
+
+def live_steps_per_second(entry: das_gym.registration.EnvEntry, num_envs: int) -> float:
+    """Masks a second of the live environment, new ones at every step."""
+    env = gymnasium.make_vec(entry.id, num_envs=num_envs, skip_num=None)
+    env.reset(seed=0)
+    order = np.random.default_rng(0).permutation(2**env.single_action_space.n)[: 2 * num_envs]
+    masks = (order[:, None] >> np.arange(env.single_action_space.n)) & 1
+    env.step(masks[:num_envs])  # encodes
+    started = time.perf_counter()
+    env.step(masks[num_envs:])
+    return num_envs / (time.perf_counter() - started)
+
+
+def measure(entry: das_gym.registration.EnvEntry, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record per action space and number of environments."""
+    live = None if arguments.no_live else live_steps_per_second(entry, arguments.live_envs)
+    if live is not None:
+        print(f"{entry.id}, {arguments.live_envs} environments: {live:,.1f} steps a second", flush=True)
+    records = []
+    for action in ACTIONS:
+        for num_envs in arguments.num_envs:
+            env = gymnasium.make_vec(entry.tabular_id, num_envs=num_envs, table=arguments.table, action=action)
+            rate = steps_per_second(env, arguments.seconds)
+            ratio = None if live is None else rate / live
+            records.append({"action": action, "num_envs": num_envs, "steps_per_second": rate, "ratio_to_live": ratio})
+            told = "" if ratio is None else f", {ratio:,.0f} times the live environment"
+            print(f"{entry.tabular_id}, {action}, {num_envs} environments: {rate:,.0f} steps a second{told}", flush=True)
+    return records
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked to."""
+    entries = {entry.short: entry for entry in das_gym.ENVIRONMENTS.values()}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problem", choices=entries, default="meter_vqa")
+    parser.add_argument("--table", help="a table; the bundled one by default")
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[1, 16, 256, 1024])
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long to measure each")
+    parser.add_argument("--no-live", action="store_true", help="do not compare with the live environment")
+    parser.add_argument("--live-envs", type=int, default=16, help="masks a step of the live environment")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    records = measure(entries[arguments.problem], arguments)
+    if arguments.json:
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "numpy": np.__version__,
+            "gymnasium": gymnasium.__version__,
+        }
+        write_json(arguments.json, {"problem": arguments.problem, "machine": machine, "records": records})
+
+
+if __name__ == "__main__":
+    main()

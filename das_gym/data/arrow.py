@@ -1,0 +1,254 @@
+"""The pyarrow tables that ViLT's and METER's users have: finds them, opens them memory-mapped, and reads their images.
+
+A data root holds the tables of one or of all tasks under the names that ViLT's scripts give them (`TABLES`). A table may be
+named itself as the data root, which is needed where the folder holds two data sets for one task.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from das_gym.data.transforms import decode_image
+
+if TYPE_CHECKING:
+    import pyarrow
+    from PIL.Image import Image
+
+TABLES = {"vqa": ("vqav2",), "nlvr2": ("nlvr2",), "f30k": ("f30k_caption_karpathy", "coco_caption_karpathy")}
+"""How the files of each task begin; then follow `_`, the split and `.arrow`."""
+
+RAW = {
+    "vqa": ("*_questions.json",),
+    "nlvr2": ("train.json", "data/train.json", "nlvr2/data/train.json", "nlvr/nlvr2/data/train.json"),
+    "f30k": ("dataset*.json", "karpathy/dataset*.json"),
+}
+"""Files of each task's own format."""
+
+BATCH_ROWS = 1024
+
+_MAKE_AGAIN = "get or make it again (ViLT's and METER's scripts write such tables)"
+
+
+def is_arrow(data_root: str | Path, task: str) -> bool:
+    """Whether a data root holds arrow tables of a task; if not, it is for the reader of the task's own format.
+
+    Args:
+        data_root: A folder, or a table.
+        task: `vqa`, `nlvr2` or `f30k`.
+
+    Raises:
+        ValueError: It holds both arrow tables and files of the task's own format.
+    """
+    root = Path(data_root).expanduser()
+    if root.suffix == ".arrow":
+        return True
+    tables = [path.name for prefix in TABLES[task] for path in sorted(root.glob(f"{prefix}_*.arrow"))]
+    raw = [str(path.relative_to(root)) for pattern in RAW[task] for path in sorted(root.glob(pattern))]
+    if tables and raw:
+        raise ValueError(
+            f"{root} holds the data of {task} twice, as arrow tables ({tables[0]}, ...) and in its own format "
+            f"({raw[0]}, ...); name a folder with one of them, or pass data_root={root / tables[0]} for the tables"
+        )
+    return bool(tables)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowFolder:
+    """The tables of one data set.
+
+    Attributes:
+        folder: Where they are, absolute.
+        prefix: How their names begin.
+    """
+
+    folder: Path
+    prefix: str
+
+    @classmethod
+    def find(cls, data_root: str | Path, task: str) -> ArrowFolder:
+        """The tables of a task in a data root.
+
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: There are two data sets, or the data root is a table of another task.
+        """
+        root = Path(data_root).expanduser().absolute()
+        patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in TABLES[task])
+        if root.suffix == ".arrow":
+            found = [prefix for prefix in TABLES[task] if root.name.startswith(f"{prefix}_")]
+            if not found:
+                raise ValueError(f"data_root={str(data_root)!r} is no table of {task}: its name must be {patterns}")
+            return cls(root.parent, found[0])
+        found = [prefix for prefix in TABLES[task] if any(root.glob(f"{prefix}_*.arrow"))]
+        if len(found) > 1:
+            first = next(root.glob(f"{found[1]}_*.arrow"))
+            raise ValueError(
+                f"{root} holds the tables of {' and '.join(found)}; name one table as the data root, such as {first}"
+            )
+        if not found:
+            raise FileNotFoundError(f"{root} holds no table {patterns}")
+        return cls(root, found[0])
+
+    def path(self, split: str) -> Path:
+        """The table of a split; it need not be there."""
+        return self.folder / f"{self.prefix}_{split}.arrow"
+
+    def require(self, split: str) -> Path:
+        """The table of a split.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        path = self.path(split)
+        if not path.is_file():
+            there = ", ".join(sorted(p.name for p in self.folder.glob(f"{self.prefix}_*.arrow"))) or "none"
+            raise FileNotFoundError(f"there is no table {path}; of {self.prefix} there is: {there}")
+        return path
+
+
+def open_table(path: Path) -> pyarrow.Table:
+    """A table, memory-mapped and checked; opened once in a process while it does not change.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no arrow file, truncated or damaged.
+    """
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no table {path}; {_MAKE_AGAIN}") from None
+    return _open(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _open(path: Path, size: int, changed: int) -> pyarrow.Table:
+    del size, changed  # part of the cache's key
+    pa = _pyarrow()
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an arrow file ({error}); it is truncated, damaged or in another format: {_MAKE_AGAIN}"
+        ) from error
+    return table
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.types
+    except ImportError as error:
+        raise ImportError("arrow tables need pyarrow: install it with pip install 'das_gym[arrow]'") from error
+    return pyarrow
+
+
+def read_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The rows of a table as plain values, checked against the kinds of their columns; images are left out.
+
+    Args:
+        path: The table.
+        columns: Kind of each column that is needed, such as `bytes`, `integer`, `text` or `list of text`.
+
+    Yields:
+        For each row its columns by name, without those of bytes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or a column is missing or of another kind.
+    """
+    table = open_table(path)
+    for name, kind in columns.items():
+        if name not in table.column_names:
+            raise ValueError(
+                f"{path} has no column {name!r}; it needs {', '.join(columns)}, and has {', '.join(table.column_names)}"
+            )
+        found = _kind(table.schema.field(name).type)
+        if found != kind:
+            raise ValueError(f"{path}: the column {name!r} holds {found}, and must hold {kind}; {_MAKE_AGAIN}")
+    plain = table.select([name for name, kind in columns.items() if kind != "bytes"])
+    for batch in plain.to_batches(max_chunksize=BATCH_ROWS):
+        yield from batch.to_pylist()
+
+
+def _kind(arrow_type: pyarrow.DataType) -> str:
+    """A column's type in words, whatever the width of its numbers and offsets."""
+    types = _pyarrow().types
+    if types.is_list(arrow_type) or types.is_large_list(arrow_type):
+        return f"list of {_kind(arrow_type.value_type)}"
+    kinds = {
+        "text": types.is_string(arrow_type) or types.is_large_string(arrow_type),
+        "bytes": types.is_binary(arrow_type) or types.is_large_binary(arrow_type),
+        "integer": types.is_integer(arrow_type),
+        "number": types.is_floating(arrow_type),
+    }
+    return next((kind for kind, fits in kinds.items() if fits), str(arrow_type))
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowImage:
+    """A picture in a cell of a table; the table is opened when the picture is.
+
+    Attributes:
+        path: The table.
+        row: Its row, from 0.
+        column: Its column, of bytes.
+    """
+
+    path: Path
+    row: int
+    column: str = "image"
+
+    @property
+    def key(self) -> str:
+        """Table, row and column."""
+        return f"{self.path}#{self.row}.{self.column}"
+
+    def stamp(self) -> str:
+        """Size and time of change of the table."""
+        stat = self.path.stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    def open(self) -> Image:
+        """The picture, mode RGB, fully decoded.
+
+        Raises:
+            FileNotFoundError: The table is gone.
+            ValueError: The cell is empty or no image, or the table is damaged or has no such cell.
+        """
+        table = open_table(self.path)
+        if self.column not in table.column_names or self.row >= table.num_rows:
+            raise ValueError(f"{self.path} has no {self.column!r} in a row {self.row}; it has changed: load it anew")
+        cell = table[self.column][self.row].as_buffer()
+        return decode_image(io.BytesIO(b"" if cell is None else cell), f"{self.column} in row {self.row} of {self.path}")
+
+
+@dataclass(frozen=True, slots=True)
+class ArrowRows:
+    """The images of several tables, one below the other; a place is a row.
+
+    Attributes:
+        paths: The tables.
+        starts: The place of each table's first row, and the number of rows of all.
+    """
+
+    paths: tuple[Path, ...]
+    starts: tuple[int, ...]
+
+    def __call__(self, place: int) -> ArrowImage:
+        """The image in a row."""
+        table = bisect_right(self.starts, place) - 1
+        return ArrowImage(self.paths[table], place - self.starts[table])
+
+    def missing(self, places: Sequence[int]) -> list[int]:
+        """None: an image lies in its row."""
+        del places
+        return []

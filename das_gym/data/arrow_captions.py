@@ -1,0 +1,96 @@
+"""Reads Flickr30k and COCO captions, as Karpathy split them, from arrow tables.
+
+A row is an image with its captions. `{prefix}_train.arrow`, and `{prefix}_restval.arrow` where there is one, train;
+`{prefix}_val.arrow` scores masks (reward); `{prefix}_test.arrow` is reported. The prefix is `f30k_caption_karpathy` or
+`coco_caption_karpathy`. The tables leave out the numbers of images and captions; they are counted here, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
+from das_gym.data.captions import CaptionedImage, RetrievalExample, retrieval_examples
+from das_gym.data.checks import BadExamples
+from das_gym.data.splits import Splits
+
+_COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
+
+
+def load_arrow_captions(data_root: str | Path, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
+    """Read captioned images from arrow tables; which part is which stands at the top of this module.
+
+    Args:
+        data_root: The folder of the tables, or one of them.
+        on_bad_example: `raise`, or `skip` to leave out what is bad, a caption or an image with all its captions; then every
+            image is decoded once, to see that it can be.
+
+    Returns:
+        The three splits, an example for each caption, in the tables' order.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        FileNotFoundError: The folder or a table is missing.
+        ValueError: A table or an entry is damaged, an image is in two tables, or a split is empty or too small.
+    """
+    tables, bad = ArrowFolder.find(data_root, "f30k"), BadExamples(on_bad_example)
+    train, reward, test = (tables.require(split) for split in ("train", "val", "test"))
+    restval = [path for path in [tables.path("restval")] if path.is_file()]
+    reader = _Reader(bad)
+    train_examples = reader.examples(train, *restval)
+    return Splits(train_examples, reader.examples(reward), reader.examples(test), bad.lines)
+
+
+class _Reader:
+    """Reads table after table, and counts images and captions.
+
+    Args:
+        bad: Told of every bad entry.
+    """
+
+    def __init__(self, bad: BadExamples) -> None:
+        self.bad = bad
+        self._image_ids, self._caption_ids = count(), count()
+        self._seen: dict[str, str] = {}
+
+    def examples(self, *paths: Path) -> tuple[RetrievalExample, ...]:
+        """The examples of one split."""
+        images = []
+        for path in paths:
+            read = list(self._images(path))
+            images += self.bad.drop_broken(read, lambda item: (item.image,), lambda item: str(item.image.key))
+        self.bad.require(images, str(paths[0]))
+        return retrieval_examples(images, str(paths[0]))
+
+    def _images(self, path: Path) -> Iterator[CaptionedImage]:
+        for row, entry in enumerate(read_rows(path, _COLUMNS)):
+            where = f"{path}: row {row} ({entry['image_id']})"
+            try:
+                self._check_image_id(entry, where)
+                captions = tuple(self._captions(entry["caption"] or [], where))
+                if not captions:
+                    raise ValueError(f"{where} has no captions; it needs one or more")
+            except ValueError as error:
+                self.bad.report(error)
+                continue
+            ids = tuple(next(self._caption_ids) for _ in captions)
+            yield CaptionedImage(ArrowImage(path, row), next(self._image_ids), captions, ids, ((),) * len(captions))
+
+    def _check_image_id(self, entry: dict[str, Any], where: str) -> None:
+        if not entry["image_id"]:
+            raise ValueError(f"{where} has no image_id; it must be the name of its image")
+        before = self._seen.setdefault(entry["image_id"], where)
+        if before != where:
+            raise ValueError(f"{where} repeats the image of {before}; every one must occur once")
+
+    def _captions(self, texts: list[str | None], where: str) -> Iterator[str]:
+        """The good captions, with single spaces."""
+        for number, text in enumerate(texts):
+            words = (text or "").split()
+            if words:
+                yield " ".join(words)
+            else:
+                self.bad.report(ValueError(f"{where}: caption[{number}] is empty"))

@@ -1,0 +1,125 @@
+"""Reads NLVR2 from arrow tables.
+
+A row is a pair of images with its sentences. Whole image sets of `nlvr2_train.arrow`, a tenth of them, score masks (reward)
+and the others train; test is `nlvr2_test1.arrow` where there is one, else `nlvr2_dev.arrow`. The tables leave out NLVR2's
+`directory`, by which its own files are divided, so the reward split is another one, and an image that two sets share
+may be in both.
+
+They leave out the number of a sentence, too. It is counted here through the different sentences of an image set, which
+is all that consistency needs; identifiers need not be those of NLVR2's own files.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
+from das_gym.data.checks import BadExamples
+from das_gym.data.nlvr2 import LABELS, TEST_SPLITS, NLVR2Example, reward_buckets
+from das_gym.data.splits import Splits
+
+IMAGES = ("image_0", "image_1")
+"""Columns of the left and the right image."""
+
+_COLUMNS = {
+    **dict.fromkeys(IMAGES, "bytes"),
+    "questions": "list of text",
+    "answers": "list of text",
+    "identifier": "text",
+}
+
+
+def load_arrow_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
+    """Read NLVR2 from arrow tables; which part is which stands at the top of this module.
+
+    Args:
+        data_root: The folder of the tables, or one of them.
+        on_bad_example: `raise`, or `skip` to leave bad entries out; then every image is decoded once, to see that it can be.
+
+    Returns:
+        The three splits, each in the order of its table.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        FileNotFoundError: The folder or a table is missing.
+        ValueError: A table or an entry is damaged, a split is empty, or all of train is of one image set.
+    """
+    tables, bad = ArrowFolder.find(data_root, "nlvr2"), BadExamples(on_bad_example)
+    train_path = tables.require("train")
+    test_path = tables.require(next((split for split in TEST_SPLITS if tables.path(split).is_file()), TEST_SPLITS[0]))
+    train, test = _read(train_path, bad), _read(test_path, bad)
+    sets = {_image_set(example) for example in train}
+    if len(sets) < 2:
+        raise ValueError(
+            f"{train_path}: all rows are of the image set {sets.pop()}; whole sets are kept from training to score masks "
+            "on, so there must be two or more: add rows of others"
+        )
+    chosen = reward_buckets(sets)
+    return Splits(
+        train=tuple(example for example in train if _image_set(example) not in chosen),
+        reward=tuple(example for example in train if _image_set(example) in chosen),
+        test=test,
+        left_out=bad.lines,
+    )
+
+
+def _read(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
+    """The good examples of a table; bad ones are reported."""
+    examples = list(_examples(path, bad))
+    kept = bad.drop_broken(examples, lambda example: example.images, lambda example: f"{path}: {example.identifier}")
+    bad.require(kept, str(path))
+    return tuple(kept)
+
+
+def _examples(path: Path, bad: BadExamples) -> Iterator[NLVR2Example]:
+    numbers: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    seen: dict[str, str] = {}
+    for row, entry in enumerate(read_rows(path, _COLUMNS)):
+        where = f"{path}: row {row}"
+        try:
+            pair = _checked_pair(entry, where)
+        except ValueError as error:
+            bad.report(error)
+            continue
+        images = (ArrowImage(path, row, IMAGES[0]), ArrowImage(path, row, IMAGES[1]))
+        of_set = numbers[pair.rpartition("-")[0]]
+        for index, (sentence, label) in enumerate(zip(entry["questions"], entry["answers"], strict=True)):
+            here = f"{where} ({pair}): questions[{index}]"
+            try:
+                _check_sentence(sentence, label, here)
+                identifier = f"{pair}-{of_set.setdefault(sentence, len(of_set))}"
+                if seen.setdefault(identifier, here) != here:
+                    raise ValueError(f"{here} repeats the sentence of {seen[identifier]}; a pair has every sentence once")
+            except ValueError as error:
+                bad.report(error)
+                continue
+            yield NLVR2Example(identifier, sentence, images, LABELS[label])
+
+
+def _checked_pair(entry: dict[str, Any], where: str) -> str:
+    """The identifier of a row: split, image set and pair."""
+    identifier = entry["identifier"] or ""
+    parts = identifier.split("-")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts[1:]):
+        raise ValueError(f"{where} has the identifier {identifier!r:.60}; it must be split-set-pair, such as dev-12-0")
+    sentences, labels = len(entry["questions"] or ()), len(entry["answers"] or ())
+    if not sentences or sentences != labels:
+        raise ValueError(
+            f"{where} ({identifier}) has {sentences} questions and {labels} answers; it needs one or more of each"
+        )
+    return identifier
+
+
+def _check_sentence(sentence: str | None, label: str | None, here: str) -> None:
+    if not sentence or not sentence.strip():
+        raise ValueError(f"{here} is empty; write the statement there")
+    if label not in LABELS:
+        raise ValueError(f"{here} has the answer {label!r:.60}; it must be True or False")
+
+
+def _image_set(example: NLVR2Example) -> str:
+    """Split and number of the image set."""
+    return example.identifier.rsplit("-", 2)[0]

@@ -1,0 +1,190 @@
+"""What is said about a scene so that it can be told from others: the captions of Shapes-captions.
+
+A caption joins two facts, a relation of two objects and something about the rest of the scene, in the words of
+`scene_language`. Whether it is true of any other scene can be asked, so that captions can be chosen that are true of one
+scene alone, and false ones made by changing a word. Nothing is ever a close call: what is false is clearly false.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from das_gym.data.scene_language import OPPOSITES, RELATION_MARGIN
+from das_gym.data.scenes import COLORS, SHAPES, Scene, SceneObject
+
+T = TypeVar("T")
+
+COORDINATES: dict[str, Callable[[SceneObject, SceneObject], float]] = {
+    "left of": lambda a, b: b.x - a.x,
+    "right of": lambda a, b: a.x - b.x,
+    "above": lambda a, b: b.y - a.y,
+    "below": lambda a, b: a.y - b.y,
+}
+"""By how many pixels each relation holds between objects a and b; negative where it does not."""
+
+MOST_COUNTED = 5
+"""Largest number that a caption says."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A colour and a shape."""
+
+    color: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"a {self.color} {self.shape}"
+
+    def changed(self) -> Iterator[Name]:
+        """The same with another colour, or with another shape."""
+        yield from (replace(self, color=color) for color in COLORS if color != self.color)
+        yield from (replace(self, shape=shape) for shape in SHAPES if shape != self.shape)
+
+
+@dataclass(frozen=True)
+class Related:
+    """`a red circle left of a blue star`."""
+
+    subject: Name
+    relation: str
+    other: Name
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.relation} {self.other}"
+
+    def maybe(self, scene: Scene) -> bool:
+        """Whether it is true of the scene, or nearly so."""
+        by = COORDINATES[self.relation]
+        subjects = scene.matching(self.subject.color, self.subject.shape)
+        others = scene.matching(self.other.color, self.other.shape)
+        return any(by(a, b) > -RELATION_MARGIN for a in subjects for b in others if a is not b)
+
+    def changed(self) -> Iterator[Related]:
+        """The same with one word changed."""
+        yield replace(self, relation=OPPOSITES[self.relation])
+        yield from (replace(self, subject=name) for name in self.subject.changed() if name != self.other)
+        yield from (replace(self, other=name) for name in self.other.changed() if name != self.subject)
+
+
+@dataclass(frozen=True)
+class There:
+    """`a green cross`."""
+
+    name: Name
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+    def maybe(self, scene: Scene) -> bool:
+        """Whether it is true of the scene."""
+        return bool(scene.matching(self.name.color, self.name.shape))
+
+    def changed(self) -> Iterator[There]:
+        """The same with one word changed."""
+        yield from (There(name) for name in self.name.changed())
+
+
+@dataclass(frozen=True)
+class Counted:
+    """`2 crosses` or `3 red objects`: neither more nor fewer."""
+
+    number: int
+    color: str | None = None
+    shape: str | None = None
+
+    def __str__(self) -> str:
+        noun = f"{self.color} objects" if self.shape is None else self.shape + ("es" if self.shape.endswith("s") else "s")
+        return f"{self.number} {noun}"
+
+    def maybe(self, scene: Scene) -> bool:
+        """Whether it is true of the scene."""
+        return len(scene.matching(self.color, self.shape)) == self.number
+
+    def changed(self) -> Iterator[Counted]:
+        """The same with one word changed."""
+        yield from (replace(self, number=n) for n in range(2, MOST_COUNTED + 1) if n != self.number)
+        if self.color is not None:
+            yield from (replace(self, color=color) for color in COLORS if color != self.color)
+        else:
+            yield from (replace(self, shape=shape) for shape in SHAPES if shape != self.shape)
+
+
+@dataclass(frozen=True)
+class SceneCaption:
+    """Facts that are all true of the scene they were drawn from."""
+
+    facts: tuple[Related | There | Counted, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.facts)) + "."
+
+    def maybe(self, scene: Scene) -> bool:
+        """Whether it is true of the scene, or so nearly that one could argue."""
+        return all(fact.maybe(scene) for fact in self.facts)
+
+    def changed(self, scene: Scene) -> list[SceneCaption]:
+        """Every caption that differs by one word and is clearly false of the scene, fact by fact."""
+        return [
+            caption
+            for position, fact in enumerate(self.facts)
+            for new in fact.changed()
+            if not (caption := SceneCaption((*self.facts[:position], new, *self.facts[position + 1 :]))).maybe(scene)
+        ]
+
+
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]
+
+
+def _name(item: SceneObject) -> Name:
+    return Name(item.color, item.shape)
+
+
+def _related(rng: np.random.Generator, scene: Scene) -> Related | None:
+    """A relation that clearly holds between two objects with different names."""
+    options = [
+        Related(_name(a), relation, _name(b))
+        for a in scene.objects
+        for b in scene.objects
+        for relation, by in COORDINATES.items()
+        if a.name != b.name and by(a, b) >= RELATION_MARGIN
+    ]
+    return _pick(rng, options) if options else None
+
+
+def _rest(rng: np.random.Generator, scene: Scene, said: Related) -> There | Counted | None:
+    """Something else: a number of objects, or an object of another name, each as likely where there are both."""
+    counted = [Counted(n, color=c) for c in COLORS if (n := len(scene.matching(color=c))) >= 2]
+    counted += [Counted(n, shape=s) for s in SHAPES if (n := len(scene.matching(shape=s))) >= 2]
+    there = [There(name) for item in scene.objects if (name := _name(item)) not in (said.subject, said.other)]
+    kinds: list[Sequence[There | Counted]] = [kind for kind in (counted, there) if kind]
+    return _pick(rng, _pick(rng, kinds)) if kinds else None
+
+
+def sample_scene_caption(rng: np.random.Generator, scene: Scene) -> SceneCaption | None:
+    """A caption that is true of the scene, or None where it offers none."""
+    related = _related(rng, scene)
+    rest = related and _rest(rng, scene, related)
+    return SceneCaption((related, rest)) if related and rest else None
+
+
+def sample_false(rng: np.random.Generator, caption: SceneCaption, scene: Scene, count: int) -> list[SceneCaption]:
+    """Captions with one word changed, clearly false of the scene: the relation's opposite where that is false, and others.
+
+    Args:
+        rng: Draws the others.
+        caption: True of the scene.
+        scene: The scene.
+        count: How many; every scene has some dozens.
+    """
+    options = caption.changed(scene)
+    relations = {fact.relation for fact in caption.facts if isinstance(fact, Related)}
+    turned = [o for o in options if any(isinstance(fact, Related) and fact.relation not in relations for fact in o.facts)]
+    others = [option for option in options if option not in turned]
+    drawn = rng.choice(len(others), count - len(turned), replace=False)
+    return turned + [others[int(i)] for i in drawn]

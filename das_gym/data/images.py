@@ -1,0 +1,59 @@
+"""Where pictures come from: anything that can be opened is an image to the rest of das_gym."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from das_gym.data.transforms import load_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ImageSource(Protocol):
+    """A picture that is read when it is needed."""
+
+    @property
+    def key(self) -> str:
+        """Tells it from every other image."""
+        ...
+
+    def stamp(self) -> str:
+        """Changes when the picture does, as far as that is cheap to know."""
+        ...
+
+    def open(self) -> Image:
+        """The picture, mode RGB, fully decoded.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            ValueError: it is damaged; the text names file and entry.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A picture in a file of its own.
+
+    Attributes:
+        path: The file, in any format that PIL reads.
+    """
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def stamp(self) -> str:
+        """Size and time of change."""
+        stat = self.path.stat()
+        return f"{stat.st_size} {stat.st_mtime_ns}"
+
+    def open(self) -> Image:
+        """See `das_gym.data.transforms.load_image`."""
+        return load_image(self.path)

@@ -1,0 +1,236 @@
+"""What is said about two scenes: the statements of Shapes-NLVR2, and pairs of scenes that make them true and false.
+
+Every statement is an equation between the left and the right scene: each side comes in two kinds, and the statement is
+true of the pairs (0, 0) and (1, 1) and false of (0, 1) and (1, 0). So each kind of either side is as frequent in true
+pairs as in false ones: one scene with the statement, or the statement alone, tells nothing. The words are those of the
+questions and captions of `scene_language`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from das_gym.data.scene_language import OPPOSITES, RELATION_MARGIN
+from das_gym.data.scenes import (
+    COLORS,
+    MAX_OBJECTS,
+    MIN_OBJECTS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    sample_background,
+    sample_object,
+)
+
+T = TypeVar("T")
+
+Name = tuple[str | None, str | None]
+"""Colour and shape of an object; None = any."""
+
+MOST_COUNTED = 3
+"""Most objects of a counted kind in one scene."""
+
+LARGEST_TOTAL = 5
+"""Largest number that a statement says: pre-training captions have no larger ones either."""
+
+_TRIES = 60
+"""Scenes drawn for a pair before its statements are given up."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a scene must show.
+
+    Attributes:
+        objects: Objects that it needs.
+        shown: Whether a scene is of this kind.
+    """
+
+    objects: tuple[Name, ...]
+    shown: Callable[[Scene], bool]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence about two scenes.
+
+    Attributes:
+        text: The sentence.
+        family: Its group, such as `count`.
+        left, right: The two kinds of each scene; the sentence is true where the kinds have the same index.
+    """
+
+    text: str
+    family: str
+    left: tuple[Kind, Kind]
+    right: tuple[Kind, Kind]
+
+
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    return options[int(rng.integers(len(options)))]
+
+
+def _plural(shape: str) -> str:
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
+def _one_of_two(text: str, family: str, there: Kind, not_there: Kind) -> Statement:
+    """A sentence about something that exactly one of the two scenes must show."""
+    return Statement(text, family, (there, not_there), (not_there, there))
+
+
+def _say_existence(rng: np.random.Generator) -> Statement:
+    color, shape = _pick(rng, list(COLORS)), _pick(rng, SHAPES)
+    there = Kind(((color, shape),), lambda scene: len(scene.matching(color, shape)) == 1)
+    not_there = Kind((), lambda scene: not scene.matching(color, shape))
+    return _one_of_two(f"there is 1 {color} {shape}.", "existence", there, not_there)
+
+
+def _say_attribute(rng: np.random.Generator) -> Statement:
+    color, shape = _pick(rng, list(COLORS)), _pick(rng, SHAPES)
+    known: Name
+    if rng.random() < 0.5:
+        text, known = f"1 {shape} is {color}.", (None, shape)
+    else:
+        text, known = f"1 {color} object is a {shape}.", (color, None)
+
+    def kind(wanted: bool) -> Kind:
+        def shown(scene: Scene) -> bool:
+            found = scene.matching(*known)
+            return len(found) == 1 and (found[0].color == color and found[0].shape == shape) is wanted
+
+        return Kind(((color, shape) if wanted else known,), shown)
+
+    return _one_of_two(text, "attribute", kind(True), kind(False))
+
+
+def _say_count(rng: np.random.Generator) -> Statement:
+    total = int(rng.integers(2, LARGEST_TOTAL + 1))
+    lefts = [n for n in range(MOST_COUNTED + 1) if 0 <= total - n <= MOST_COUNTED]
+    first, second = rng.choice(lefts, 2, replace=False).tolist()
+    if rng.random() < 0.5:
+        known: Name = (_pick(rng, list(COLORS)), None)
+        noun = f"{known[0]} objects"
+    else:
+        shape = _pick(rng, SHAPES)
+        known, noun = (None, shape), _plural(shape)
+
+    def kind(number: int) -> Kind:
+        return Kind((known,) * number, lambda scene: len(scene.matching(*known)) == number)
+
+    left, right = (kind(first), kind(second)), (kind(total - first), kind(total - second))
+    return Statement(f"there are {total} {noun}.", "count", left, right)
+
+
+def _say_relation(rng: np.random.Generator) -> Statement:
+    names = [(color, shape) for color in COLORS for shape in SHAPES]
+    (a, b), word = rng.choice(len(names), 2, replace=False).tolist(), _pick(rng, list(OPPOSITES))
+
+    def kind(wanted: bool) -> Kind:
+        def shown(scene: Scene) -> bool:
+            first, second = scene.matching(*names[a]), scene.matching(*names[b])
+            return len(first) == len(second) == 1 and _related(first[0], word if wanted else OPPOSITES[word], second[0])
+
+        return Kind((names[a], names[b]), shown)
+
+    text = f"1 {' '.join(names[a])} is {word} a {' '.join(names[b])}."
+    return _one_of_two(text, "relation", kind(True), kind(False))
+
+
+def _related(a: SceneObject, word: str, b: SceneObject) -> bool:
+    """Whether a relation clearly holds."""
+    dx, dy = b.x - a.x, b.y - a.y
+    return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[word] >= RELATION_MARGIN
+
+
+def _say_same(rng: np.random.Generator) -> Statement:
+    if rng.random() < 0.5:
+        shape = _pick(rng, SHAPES)
+        text = f"the left {shape} is the color of the right {shape}."
+        values: list[Name] = [(color, shape) for color in rng.permutation(list(COLORS))[:2].tolist()]
+        known: Name = (None, shape)
+    else:
+        color = _pick(rng, list(COLORS))
+        text = f"the left {color} object is the shape of the right {color} object."
+        values = [(color, shape) for shape in rng.permutation(SHAPES)[:2].tolist()]
+        known = (color, None)
+
+    def kind(name: Name) -> Kind:
+        return Kind((name,), lambda scene: len(scene.matching(*known)) == len(scene.matching(*name)) == 1)
+
+    kinds = kind(values[0]), kind(values[1])
+    return Statement(text, "same", kinds, kinds)
+
+
+STATEMENT_FAMILIES: dict[str, Callable[[np.random.Generator], Statement]] = {
+    "existence": _say_existence,
+    "attribute": _say_attribute,
+    "count": _say_count,
+    "relation": _say_relation,
+    "same": _say_same,
+}
+"""Each makes a statement of its family."""
+
+
+@dataclass(frozen=True)
+class ScenePair:
+    """A left and a right scene, and whether each statement of the set is true of them."""
+
+    left: Scene
+    right: Scene
+    truths: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class StatementSet:
+    """Statements about the same four pairs of scenes; each is true of two of them."""
+
+    statements: tuple[Statement, ...]
+    pairs: tuple[ScenePair, ...]
+
+
+KINDS = ((0, 0), (1, 1), (0, 1), (1, 0))
+"""Kinds of the left and the right scene in the pairs of a set, in some order."""
+
+
+def sample_set(rng: np.random.Generator, families: Sequence[str]) -> StatementSet:
+    """Draw a set with a statement of each of the families, until there are scenes for all of them together."""
+    while True:
+        statements = tuple(STATEMENT_FAMILIES[family](rng) for family in families)
+        pairs = _sample_pairs(rng, statements)
+        if pairs is not None:
+            return StatementSet(statements, pairs)
+
+
+def _sample_pairs(rng: np.random.Generator, statements: Sequence[Statement]) -> tuple[ScenePair, ...] | None:
+    """Four pairs of scenes, each statement's kinds in an order of its own."""
+    orders = [rng.permutation(len(KINDS)).tolist() for _ in statements]
+    pairs = []
+    for place in range(len(KINDS)):
+        kinds = [KINDS[order[place]] for order in orders]
+        left = _sample_scene(rng, [s.left[k] for s, (k, _) in zip(statements, kinds, strict=True)])
+        right = _sample_scene(rng, [s.right[k] for s, (_, k) in zip(statements, kinds, strict=True)])
+        if left is None or right is None:
+            return None
+        pairs.append(ScenePair(left, right, tuple(a == b for a, b in kinds)))
+    return tuple(pairs)
+
+
+def _sample_scene(rng: np.random.Generator, kinds: Sequence[Kind]) -> Scene | None:
+    """A scene that is of every kind; None where none is found soon."""
+    needed: list[Name] = [name for kind in kinds for name in kind.objects]
+    if len(needed) > MAX_OBJECTS:
+        return None
+    count = int(rng.integers(max(MIN_OBJECTS, len(needed)), MAX_OBJECTS + 1))
+    for _ in range(_TRIES):
+        objects: list[SceneObject] = []
+        for color, shape in [*needed, *[(None, None)] * (count - len(needed))]:
+            objects.append(sample_object(rng, objects, color, shape))
+        scene = Scene(tuple(objects), sample_background(rng))
+        if all(kind.shown(scene) for kind in kinds):
+            return scene
+    return None

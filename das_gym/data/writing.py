@@ -1,0 +1,102 @@
+"""Writing a generated data set: whole or not at all, and once for all processes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from PIL.Image import Image
+
+from das_gym.data.cache import CACHE_VARIABLE
+
+JPEG_QUALITY = 95
+
+
+def jpeg(picture: Image) -> bytes:
+    """The picture as a JPEG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+class NewPictures:
+    """Tells pictures that did not occur before by their bytes."""
+
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def add(self, content: bytes) -> bool:
+        """Whether the picture is new; from now on it is not."""
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        new = digest not in self._seen
+        self._seen.add(digest)
+        return new
+
+
+def new_folder(folder: str | Path) -> Path:
+    """The folder as an absolute path.
+
+    Raises:
+        FileExistsError: It holds something.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} exists already; data is written to a new or an empty folder: name another, or delete it"
+        )
+    return folder
+
+
+def _partial_prefix(folder: Path) -> str:
+    """How the temporary folders beside `folder` begin."""
+    return f".{folder.name}-partial-"
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to that takes the place of `folder` when the block ends without an error.
+
+    Args:
+        folder: Absolute; new or empty. Missing folders above it are made.
+
+    Yields:
+        An empty folder beside it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_partial_prefix(folder), dir=folder.parent) as workspace:
+        partial = Path(workspace) / folder.name
+        partial.mkdir()
+        yield partial
+        partial.replace(folder)
+
+
+def written_once(folder: Path, write: Callable[[Path], object]) -> Path:
+    """The folder, written by whichever process comes first; what a killed one left beside it is swept away.
+
+    Args:
+        folder: Absolute.
+        write: Writes it, whole or not at all.
+
+    Raises:
+        ValueError: It cannot be written.
+    """
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                for left in folder.parent.glob(f"{_partial_prefix(folder)}*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                write(folder)
+    except OSError as error:
+        raise ValueError(
+            f"{folder.name} cannot be written to {folder.parent} ({error}); set {CACHE_VARIABLE} to a writable folder"
+        ) from error
+    return folder

@@ -1,0 +1,299 @@
+"""Action spaces: how what an agent does becomes masks, for one environment or many side by side.
+
+`mask`      a whole skip mask at once
+`sequence`  one layer a step, until the budget is spent
+`scores`    a number for every layer; the highest are skipped
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from das_gym.config import check_names
+from das_gym.rewards import Budget, LayerMacs
+
+STEPS_PER_LAYER = 4
+"""A sequence is cut off after this many steps a layer: no episode of no-ops goes on for ever."""
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Where m episodes stand after a step.
+
+    Attributes:
+        masks: (m, n_layers) bool, True = skipped.
+        terminated: (m,) bool, the mask is chosen.
+        truncated: (m,) bool, cut off before it was.
+        info: What `info` says besides, each with a leading m.
+    """
+
+    masks: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    info: dict[str, np.ndarray]
+
+    @property
+    def ended(self) -> np.ndarray:
+        """(m,) bool: episodes that are over."""
+        return self.terminated | self.truncated
+
+
+class ActionMode(ABC):
+    """Turns actions into masks.
+
+    Args:
+        layer_names: Names of the skippable layers, in mask order.
+        budget: What a mask must satisfy.
+        macs: What masks cost.
+        rows: m, how many episodes go on side by side.
+
+    Attributes:
+        space: The action space of one environment.
+        feature_names: What is observed besides the layer statistics.
+        low, high: (n_features,) float32, the bounds of that.
+        masks: (m, n_layers) bool, what the episodes that go on have skipped so far.
+    """
+
+    name: ClassVar[str]
+    space: spaces.Space[Any]
+    feature_names: tuple[str, ...] = ()
+
+    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
+        self.budget = budget
+        self.macs = macs
+        self.rows = rows
+        self.n_layers = len(layer_names)
+        self.low = self.high = np.zeros(0, dtype=np.float32)
+        self.masks = np.zeros((rows, self.n_layers), dtype=bool)
+
+    @abstractmethod
+    def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
+        """Go one step.
+
+        Args:
+            actions: Of shape `batch` + the space's shape.
+            batch: () for one environment, (m,) for many.
+
+        Raises:
+            ValueError: actions of another shape or outside the space.
+        """
+
+    def begin(self, which: np.ndarray | None = None) -> None:
+        """Begin the episodes of those rows ((m,) bool) anew; None = all."""
+        self.masks[slice(None) if which is None else which] = False
+
+    def features(self) -> np.ndarray:
+        """(m, n_features) float32: what is observed besides the layer statistics."""
+        return np.zeros((self.rows, 0), dtype=np.float32)
+
+    def info(self) -> dict[str, np.ndarray]:
+        """What `info` says at a reset besides the numbers of the unskipped model, each with a leading m."""
+        return {}
+
+    def action_masks(self) -> np.ndarray:
+        """(m, n_choices) bool: which actions have an effect; never all False.
+
+        Raises:
+            ValueError: nothing can be masked in this action space.
+        """
+        raise ValueError(f"action={self.name!r} has no actions to mask; use action='sequence'")
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the episodes stand, JSON-able."""
+        return {"masks": self.masks.astype(int).tolist()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `get_state` was called."""
+        self.masks = np.array(state["masks"], dtype=bool)
+
+    def _whole(self, masks: np.ndarray) -> Moves:
+        ended = np.ones(self.rows, dtype=bool)
+        return Moves(masks, ended, ~ended, {})
+
+
+class MaskMode(ActionMode):
+    """`MultiBinary(n_layers)`: a skip mask, 1 = skipped. An episode is one step; a mask may break the budget."""
+
+    name = "mask"
+
+    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
+        super().__init__(layer_names, budget, macs, rows)
+        self.space = spaces.MultiBinary(self.n_layers)
+
+    def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
+        """As `ActionMode.take`."""
+        array, shape = np.asarray(actions), (*batch, self.n_layers)
+        if array.shape != shape:
+            raise ValueError(
+                f"action of shape {array.shape}; give a skip mask of shape {shape}: one 0 (keep) or 1 (skip) a layer"
+            )
+        if array.dtype != bool and not np.isin(array, (0, 1)).all():
+            raise ValueError(f"action {array.tolist()} holds other values than 0 (keep) and 1 (skip)")
+        return self._whole(array.astype(bool).reshape(self.rows, self.n_layers))
+
+    def action_masks(self) -> np.ndarray:
+        """(m, 2 n_layers) bool, pairs (may be 0, may be 1) as sb3-contrib reads them: all True.
+
+        Bits cannot say "exactly k of them": where a budget is to be kept, use action='sequence'.
+        """
+        return np.ones((self.rows, 2 * self.n_layers), dtype=bool)
+
+
+class ScoreMode(ActionMode):
+    """`Box(-1, 1, (n_layers,))`: layers are skipped from the highest score down, of equal ones the first.
+
+    With `skip_num=k` the k highest; with `macs_saved` as many as reach the saving, of those whose skipping saves
+    anything; without a budget those above 0. Every mask keeps its budget. An episode is one step.
+    """
+
+    name = "scores"
+
+    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
+        super().__init__(layer_names, budget, macs, rows)
+        self.space = spaces.Box(-1.0, 1.0, (self.n_layers,), dtype=np.float32)
+
+    def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
+        """As `ActionMode.take`; only the order of scores counts, so values beyond -1 and 1 are allowed."""
+        array, shape = np.asarray(actions, dtype=np.float64), (*batch, self.n_layers)
+        if array.shape != shape:
+            raise ValueError(f"action of shape {array.shape}; give scores of shape {shape}: one number a layer")
+        if np.isnan(array).any():
+            raise ValueError(f"action {array.tolist()} holds a score that is not a number")
+        return self._whole(self.highest(array.reshape(self.rows, self.n_layers)))
+
+    def highest(self, scores: np.ndarray) -> np.ndarray:
+        """(m, n_layers) bool masks of (m, n_layers) scores."""
+        if self.budget.skip_num is None and self.budget.macs_saved is None:
+            return scores > 0
+        if self.budget.macs_saved is not None:
+            scores = np.where(self.macs.saves, scores, -np.inf)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        ranks = np.argsort(order, axis=1)
+        prefixes = ranks[:, None] < np.arange(self.n_layers + 1)[:, None]  # the 0, 1, ..., n highest of each row
+        kept = self.budget.violations(prefixes.reshape(-1, self.n_layers)).reshape(len(scores), -1) == 0
+        return prefixes[np.arange(len(scores)), kept.argmax(axis=1)]
+
+
+class SequenceMode(ActionMode):
+    """`Discrete(n_layers)`: one layer a step.
+
+    With `skip_num=k` an episode is k layers long; with `macs_saved` it ends as soon as the saving is reached, and layers
+    whose skipping saves nothing cannot be chosen, so that it always can be. Without a budget, action n_layers is "stop".
+    An action without effect (a layer already skipped, or one that cannot be chosen) changes nothing and is told by
+    `info["invalid_action"]`; after 4 n_layers steps an episode is truncated. A budget that nothing skipped keeps
+    (skip_num=0) ends with the first step, whatever the action.
+    """
+
+    name = "sequence"
+
+    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
+        super().__init__(layer_names, budget, macs, rows)
+        self.can_stop = budget.skip_num is None and budget.macs_saved is None
+        self.space = spaces.Discrete(self.n_layers + self.can_stop)
+        self.feature_names = (*(f"{layer}/skipped" for layer in layer_names), "macs_saved", "budget_left")
+        least, most = macs.range
+        self.low = np.array([0.0] * self.n_layers + [least, 0.0], dtype=np.float32)
+        self.high = np.array([1.0] * self.n_layers + [most, 1.0], dtype=np.float32)
+        self.steps = np.zeros(rows, dtype=np.int64)
+        self.over = np.zeros(rows, dtype=bool)
+
+    @property
+    def max_steps(self) -> int:
+        """Where an episode is truncated."""
+        return STEPS_PER_LAYER * self.n_layers
+
+    def begin(self, which: np.ndarray | None = None) -> None:
+        """As `ActionMode.begin`."""
+        super().begin(which)
+        self.steps[slice(None) if which is None else which] = 0
+        self.over[slice(None) if which is None else which] = False
+
+    def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
+        """As `ActionMode.take`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: an episode is over.
+        """
+        chosen = self._check(actions, batch)
+        if self.over.any():
+            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before the next step")
+        rows = np.arange(self.rows)
+        choices = self._choices()
+        effective = choices[rows, chosen]
+        skips = effective & (chosen < self.n_layers)
+        self.masks[rows[skips], chosen[skips]] = True
+        self.steps += 1
+        terminated = self._complete() | (chosen == self.n_layers)
+        truncated = ~terminated & (self.steps >= self.max_steps)
+        self.over = terminated | truncated
+        invalid = ~effective & choices.any(axis=1)
+        return Moves(self.masks.copy(), terminated, truncated, {**self.info(), "invalid_action": invalid})
+
+    def features(self) -> np.ndarray:
+        """(m, n_layers + 2) float32: 1 for each skipped layer, share of MACs saved, what is left of the budget."""
+        numbers = (self.masks, self.macs.saved(self.masks)[:, None], self.budget.left(self.masks)[:, None])
+        return np.concatenate(numbers, axis=1, dtype=np.float32)
+
+    def info(self) -> dict[str, np.ndarray]:
+        """As `ActionMode.info`: `action_mask` and `invalid_action`."""
+        return {"action_mask": self.action_masks(), "invalid_action": np.zeros(self.rows, dtype=bool)}
+
+    def action_masks(self) -> np.ndarray:
+        """As `ActionMode.action_masks`; where no action has an effect any more, all are True."""
+        choices = self._choices()
+        return choices | ~choices.any(axis=1, keepdims=True)
+
+    def get_state(self) -> dict[str, Any]:
+        """As `ActionMode.get_state`."""
+        return {**super().get_state(), "steps": self.steps.tolist(), "over": self.over.tolist()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """As `ActionMode.set_state`."""
+        super().set_state(state)
+        self.steps = np.array(state["steps"], dtype=np.int64)
+        self.over = np.array(state["over"], dtype=bool)
+
+    def _check(self, actions: Any, batch: tuple[int, ...]) -> np.ndarray:
+        array, count = np.asarray(actions), int(self.space.n)  # type: ignore[attr-defined]
+        if array.shape != batch or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"action {array.tolist()!r}; give {'one whole number' if not batch else f'{batch[0]} whole numbers'}: "
+                f"a layer, 0..{self.n_layers - 1}{f', or {self.n_layers} to stop' if self.can_stop else ''}"
+            )
+        if (array < 0).any() or (array >= count).any():
+            raise ValueError(f"action {array.tolist()} is outside 0..{count - 1}")
+        return array.reshape(self.rows).astype(np.int64)
+
+    def _complete(self) -> np.ndarray:
+        """(m,) bool: no more layers are to be skipped."""
+        if self.can_stop:
+            return self.masks.sum(axis=1) == self.n_layers
+        return self.budget.violations(self.masks) == 0
+
+    def _choices(self) -> np.ndarray:
+        """(m, n_choices) bool: actions that change anything."""
+        choices = ~self.masks & ~self._complete()[:, None]
+        if self.budget.macs_saved is not None:
+            choices &= self.macs.saves
+        return np.concatenate((choices, np.ones((self.rows, 1), dtype=bool)), axis=1) if self.can_stop else choices
+
+
+ACTION_MODES: dict[str, type[ActionMode]] = {mode.name: mode for mode in (MaskMode, SequenceMode, ScoreMode)}
+"""Every action space by name."""
+
+
+def find_action_mode(name: str) -> type[ActionMode]:
+    """The action space of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    check_names([name], ACTION_MODES, "action")
+    return ACTION_MODES[name]

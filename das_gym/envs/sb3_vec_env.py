@@ -1,0 +1,162 @@
+"""The bridge to Stable-Baselines3: its `VecEnv` around a Gymnasium vector environment.
+
+    PPO("MlpPolicy", make_sb3_vec_env("DAS-METER-VQA-v0", n_envs=16, action="sequence"))
+
+One step of all n environments is one step of the vector environment, so that its masks are scored in one engine call.
+Stable-Baselines3's own `make_vec_env` steps n single environments instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+
+METHODS_BY_ENV = ("action_masks", "render")
+"""Methods of a das_gym vector environment that return something for each environment; others speak for all."""
+
+FINAL_KEYS = ("final_obs", "_final_obs", "final_info", "_final_info")
+
+
+class SB3VecEnv(VecEnv):
+    """A Gymnasium vector environment as Stable-Baselines3 wants it.
+
+    Episodes may have any length; ended ones begin anew within the step, and `infos[i]` then holds the last numbers of the
+    ended episode, `terminal_observation` and `TimeLimit.truncated`.
+
+    Args:
+        env: Resets within the step (autoreset mode SAME_STEP), as das_gym's vector environments do.
+
+    Raises:
+        ValueError: it resets otherwise.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"{env} has autoreset_mode={mode}, Stable-Baselines3 needs AutoresetMode.SAME_STEP: make it with "
+                'vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, or without vectorization_mode'
+            )
+        self.env = env
+        self.spec = env.spec
+        self._base = env.unwrapped
+        self._actions: np.ndarray | None = None
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> Any:
+        """Observations of all environments, begun anew with the seeds and options that were set.
+
+        Raises:
+            ValueError: options that differ from one environment to another.
+        """
+        if any(options != self._options[0] for options in self._options):
+            raise ValueError(f"options={self._options}: these environments are reset together, give all of them the same")
+        seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
+        observations, info = self.env.reset(seed=seeds, options=self._options[0] or None)
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = info_rows(info, self.num_envs)
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Observations, rewards (num_envs,) float32, dones (num_envs,) bool, and infos."""
+        observations, rewards, terminated, truncated, info = self.env.step(self._actions)
+        dones = terminated | truncated
+        infos = info_rows({key: value for key, value in info.items() if key not in FINAL_KEYS}, self.num_envs)
+        if dones.any():
+            last = info_rows(info["final_info"], self.num_envs)
+            for index in np.flatnonzero(dones).tolist():
+                self.reset_infos[index] = infos[index]
+                told = {**infos[index], **last[index]}  # wrappers such as RecordEpisodeStatistics write beside final_info
+                infos[index] = {**told, "terminal_observation": info["final_obs"][index]}
+        for index, (cut_off, ended) in enumerate(zip(truncated.tolist(), terminated.tolist(), strict=True)):
+            infos[index]["TimeLimit.truncated"] = cut_off and not ended
+        return observations, np.asarray(rewards, dtype=np.float32), dones, infos
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
+        """The attribute of each environment: of a das_gym vector environment, which has it once, the same for all."""
+        if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
+            values = self._base.get_attr(attr_name)
+            return [values[index] for index in self._get_indices(indices)]
+        value = getattr(self._base, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
+        """Set an attribute in all environments.
+
+        Raises:
+            ValueError: only some are asked for.
+        """
+        if indices is not None and set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise ValueError(f"indices={indices}: these environments are one, set an attribute of all of them")
+        if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
+            self._base.set_attr(attr_name, [value] * self.num_envs)
+        else:
+            setattr(self._base, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """What the method returns for each environment; one that speaks for all is called once."""
+        if isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
+            results: Any = self._base.call(method_name, *method_args, **method_kwargs)
+        else:
+            result = getattr(self._base, method_name)(*method_args, **method_kwargs)
+            by_env = method_name in METHODS_BY_ENV and result is not None
+            results = result if by_env else [result] * self.num_envs
+        return [results[index] for index in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: int | Iterable[int] | None = None) -> list[bool]:
+        """Whether the vector environment is wrapped in a wrapper of that class, told for each environment."""
+        env, found = self.env, False
+        while isinstance(env, VectorWrapper):
+            found, env = found or isinstance(env, wrapper_class), env.env
+        return [found for _ in self._get_indices(indices)]
+
+    def get_images(self) -> list[Any]:
+        """A picture of each environment, where they render `rgb_array`."""
+        return self.env_method("render")
+
+
+def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kwargs: Any) -> VecMonitor:
+    """Environments for Stable-Baselines3, with the statistics of episodes that it logs.
+
+    Args:
+        env_id: As for `gymnasium.make_vec`, such as "DAS-METER-VQA-v0".
+        n_envs: How many.
+        seed: Of the first reset; None = random.
+        kwargs: As for `gymnasium.make_vec`: settings of the environment, such as `skip_num`.
+    """
+    vec_env = SB3VecEnv(gymnasium.make_vec(env_id, num_envs=n_envs, **kwargs))
+    vec_env.seed(seed)
+    return VecMonitor(vec_env)
+
+
+def info_rows(info: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """Gymnasium's info of a vector environment as one dict an environment, of plain numbers where it holds numbers."""
+    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, values in info.items():
+        if key.startswith("_") and key[1:] in info:
+            continue
+        column = info_rows(values, num_envs) if isinstance(values, Mapping) else _column(values)
+        present = info.get(f"_{key}")
+        for index in range(num_envs) if present is None else np.flatnonzero(present).tolist():
+            rows[index][key] = column[index]
+    return rows
+
+
+def _column(values: Any) -> Any:
+    return values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else values

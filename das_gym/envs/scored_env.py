@@ -1,0 +1,143 @@
+"""What every environment of masks is, wherever its scores come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from das_gym.envs.actions import find_action_mode
+from das_gym.envs.scoring import Scorer
+
+
+class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
+    """An environment around a scorer. A subclass makes the scorer; `SkipEnv` says what an environment is like.
+
+    Args:
+        scorer: Scores masks.
+        action: A name in `das_gym.envs.actions.ACTION_MODES`.
+        render_mode: `ansi` or None.
+        arguments: What the subclass was made with: pickling makes it again.
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - as in gymnasium.Env
+
+    def __init__(self, scorer: Scorer, action: str, render_mode: str | None, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self.scorer = scorer
+        self.render_mode = render_mode
+        self.mode = find_action_mode(action)(scorer.layer_names, scorer.budget, scorer.macs)
+        low, high = scorer.bounds()
+        self.observation_space = spaces.Box(
+            np.concatenate((low, self.mode.low)), np.concatenate((high, self.mode.high)), dtype=np.float32
+        )
+        self.action_space = self.mode.space
+        self._last: tuple[np.ndarray, float, dict[str, Any]] | None = None
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers can be skipped."""
+        return self.scorer.n_layers
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers, in mask order."""
+        return self.scorer.layer_names
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """What each entry of the observation is: `<layer>/<statistic>`, and what the action space adds."""
+        return self.scorer.feature_names + self.mode.feature_names
+
+    @property
+    def skip_num(self) -> int | None:
+        """How many layers are to be skipped; None where the budget is another one."""
+        return self.scorer.budget.skip_num
+
+    @property
+    def macs_saved(self) -> float | None:
+        """The share of MACs that is to be saved; None where the budget is another one."""
+        return self.scorer.budget.macs_saved
+
+    @property
+    def macs_full(self) -> int:
+        """MACs of one example through the model without adapters: what savings refer to."""
+        return self.scorer.macs.full
+
+    @property
+    def last_mask(self) -> np.ndarray | None:
+        """(n_layers,) bool: what the last step skipped; None right after a reset."""
+        return None if self._last is None else self._last[0].copy()
+
+    def action_masks(self) -> np.ndarray:
+        """(n_choices,) bool: actions that have an effect now; what MaskablePPO reads.
+
+        Raises:
+            ValueError: in this action space nothing can be masked.
+        """
+        return self.mode.action_masks()[0]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """The first observation, and the `info` of the unskipped model; a seed also restarts the reward examples."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.scorer.restart()
+        self.mode.begin()
+        self._last = None
+        return self._observation(), self.scorer.unskipped().row(0) | first_row(self.mode.info())
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Take an action; a mask that is complete is scored."""
+        moves = self.mode.take(action)
+        scored = self.scorer.score(moves.masks, self.np_random, moves.ended)
+        reward, info = float(scored.rewards[0]), scored.row(0) | first_row(moves.info)
+        self._last = (moves.masks[0], reward, info)
+        return self._observation(), reward, bool(moves.terminated[0]), bool(moves.truncated[0]), info
+
+    def render(self) -> str | None:
+        """The last mask in words, for `render_mode="ansi"`."""
+        if self.render_mode != "ansi":
+            return None
+        if self._last is None:
+            return f"{self.n_layers} layers, none chosen yet\n"
+        return self.describe(*self._last)
+
+    def describe(self, mask: np.ndarray, reward: float, info: dict[str, Any]) -> str:
+        """One line on a scored mask."""
+        skipped = ", ".join(name for name, bit in zip(self.layer_names, mask, strict=True) if bit) or "nothing"
+        return (
+            f"skipped {skipped}: reward {reward:.4f}, loss {info['loss']:.4f}, MACs saved {100 * info['macs_saved']:.1f} %\n"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Arguments and state: the model is loaded again, from the process-wide cache if it is there."""
+        return {"arguments": self._arguments, "state": self.get_state(), "spec": self.spec, "last": self._last}
+
+    def __setstate__(self, pickled: dict[str, Any]) -> None:
+        self.__init__(**pickled["arguments"])  # type: ignore[misc]
+        self.set_state(pickled["state"])
+        self.spec, self._last = pickled["spec"], pickled["last"]
+
+    def get_state(self) -> dict[str, Any]:
+        """What the rest depends on, JSON-able, amid an episode too; give it to `set_state` to go on exactly from here."""
+        return {
+            **self.scorer.get_state(),
+            "rng": self.np_random.bit_generator.state,
+            "episode": self.mode.get_state(),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from where `get_state` was called."""
+        self.scorer.set_state(state)
+        self.np_random.bit_generator.state = state["rng"]
+        self.mode.set_state(state["episode"])
+
+    def _observation(self) -> np.ndarray:
+        return np.concatenate((self.scorer.observation(), self.mode.features()[0]))
+
+
+def first_row(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The first row of each: plain numbers where it is one."""
+    return {key: values[0].item() if values.ndim == 1 else values[0] for key, values in arrays.items()}

@@ -1,0 +1,190 @@
+"""The environment of DAS without a model: every score is looked up in an exhaustive table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from das_gym.config import check_names
+from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.scoring import Scorer
+from das_gym.evaluation.table import SCORES, SPLITS, SubnetTable
+from das_gym.registration import MODELS
+from das_gym.rewards import Measured, Objective, find_reward, pick_budget
+from das_gym.statistics import check_statistics
+
+
+class TableScorer(Scorer):
+    """Scores masks by looking them up.
+
+    Args:
+        table: Where.
+        skip_num: Budget: layers to skip, "auto" (4 unless `macs_saved` is given), or None.
+        macs_saved: Budget: least share of MACs to save, or None.
+        reward: Name of the reward.
+        macs_price: What saving all MACs would be worth, in units of the reward.
+        statistics: Names of the layer statistics to observe; None = all that the table holds.
+        split: Whose scores count, `reward` or `test`.
+
+    Raises:
+        ValueError: a setting that is not allowed, or that the table cannot answer.
+    """
+
+    def __init__(
+        self,
+        table: SubnetTable,
+        skip_num: int | str | None = "auto",
+        macs_saved: float | None = None,
+        reward: str = "exp_neg_loss",
+        macs_price: float = 0.0,
+        statistics: Iterable[str] | None = None,
+        split: str = "reward",
+    ) -> None:
+        macs = table.layer_macs
+        budget = pick_budget(table.n_layers, skip_num, macs_saved, macs)
+        super().__init__(table.meta.layer_names, Objective(budget, find_reward(reward), macs, macs_price))
+        check_names([split], SPLITS, "split")
+        self.table = table
+        self.statistics = check_statistics(table.meta.statistics if statistics is None else statistics)
+        names = [statistic.name for statistic in self.statistics]
+        check_names(names, table.meta.statistics, "statistic of this table")
+        columns = [table.meta.statistics.index(name) for name in names]
+        self._observation = table.statistics[:, columns].reshape(-1)
+        self._scores = Measured(*(getattr(table.scores[split], name).astype(np.float64) for name in SCORES))
+        if self.objective.reward.needs_divergences and np.isnan(self._scores.divergences).any():
+            raise ValueError(f"reward={reward!r} needs divergences, which this table lacks; choose another reward")
+
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Measured:
+        """As `Scorer.measure`; nothing is drawn."""
+        del rng
+        return self._rows(masks @ (1 << np.arange(self.n_layers)))
+
+    def measure_unskipped(self) -> Measured:
+        """As `Scorer.measure_unskipped`."""
+        return self._rows(np.zeros(1, dtype=np.int64))
+
+    def observation(self) -> np.ndarray:
+        """As `Scorer.observation`: what was measured on the examples of the table."""
+        return self._observation.copy()
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """As `Scorer.feature_names`."""
+        return tuple(f"{layer}/{s.name}" for layer in self.layer_names for s in self.statistics)
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """As `Scorer.bounds`."""
+        low = np.tile([s.low for s in self.statistics], self.n_layers).astype(np.float32)
+        high = np.tile([s.high for s in self.statistics], self.n_layers).astype(np.float32)
+        return low, high
+
+    def _rows(self, rows: np.ndarray) -> Measured:
+        scores = self._scores
+        return Measured(scores.losses[rows], scores.metrics[rows], scores.divergences[rows])
+
+
+class TabularEnv(ScoredEnv):
+    """`SkipEnv` at the speed of a table.
+
+    ## Description
+    As `das_gym.envs.SkipEnv` with `reward_batches="fixed"` and all the reward examples of the table, for research on
+    agents: the same actions, observations, rewards and `info`, without the model. What is optimal is known:
+    `env.get_wrapper_attr("table")` answers with best masks, ranks, regrets and Pareto fronts.
+
+    ## Action Space
+    As `SkipEnv`'s.
+
+    ## Observation Space
+    As `SkipEnv`'s: the table holds the layer statistics, measured on its reward examples.
+
+    ## Rewards
+    As `SkipEnv`'s, to float32 rounding of losses and metrics.
+
+    ## Starting State
+    As `SkipEnv`'s.
+
+    ## Episode End
+    As `SkipEnv`'s.
+
+    ## Information
+    As `SkipEnv`'s.
+
+    ## Vectorized environment
+    `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once: more than 100,000 steps a second from n = 256 on
+    (`python -m benchmarks.tabular`).
+
+    ## References
+    DAS: arXiv 2309.01479.
+
+    ## Version History
+    v0: first.
+
+    Args:
+        skip_num, macs_saved, action, reward, macs_price, statistics, render_mode: As for `SkipEnv`; `statistics=None`
+            observes all that the table holds.
+        split: Whose scores count: `reward`, or `test` to see what a search would find that could look at the test split.
+        table: Path of a table, see `python -m agents table`; None is the bundled one.
+        model: Whose bundled table; the id sets it.
+        task: On which task; the id sets it.
+
+    Raises:
+        ValueError: a setting that is not allowed; the text says what is.
+        FileNotFoundError: no such table.
+    """
+
+    def __init__(
+        self,
+        skip_num: int | str | None = "auto",
+        macs_saved: float | None = None,
+        action: str = "mask",
+        reward: str = "exp_neg_loss",
+        macs_price: float = 0.0,
+        statistics: Iterable[str] | None = None,
+        split: str = "reward",
+        table: str | None = None,
+        model: str = "METER",
+        task: str = "vqa",
+        render_mode: str | None = None,
+    ) -> None:
+        statistics = None if statistics is None else tuple(statistics)
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        path = bundled_table(model, task) if table is None else Path(table).expanduser().absolute()
+        self.table = load_table(path)
+        scorer = TableScorer(self.table, skip_num, macs_saved, reward, macs_price, statistics, split)
+        super().__init__(scorer, action, render_mode, arguments)
+
+
+def bundled_table(model: str, task: str) -> Path:
+    """Where the table of a model and task lies that comes with das_gym.
+
+    Raises:
+        ValueError: there is none.
+    """
+    check_names([model], MODELS, "model")
+    folder = MODELS[model].assets
+    path = None if folder is None else folder / f"{task}_table.npz"
+    if path is None or not path.is_file():
+        raise ValueError(
+            f"no table of {model} on {task} is bundled: make one with `python -m agents table with "
+            f"{model.lower()}_{task}` and pass table=<the file it writes>"
+        )
+    return path
+
+
+def load_table(path: Path) -> SubnetTable:
+    """The table in a file, from a process-wide cache: do not change its arrays.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no table.
+    """
+    return _load_table(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=16)
+def _load_table(path: Path, stamp: int) -> SubnetTable:
+    del stamp  # part of the cache's key: a table made anew is loaded anew
+    return SubnetTable.load(path)

@@ -1,0 +1,252 @@
+"""Ranking images and texts against each other: every pair of them is scored under one mask.
+
+Encoders run once per text and once per image. So does all that a model computes before its streams meet: in METER the
+self-attention of stage 0, and what its cross-attention reads, of a text and of an image; a skipped layer puts the meeting
+off by a stage. In the last stage the pooled token is the only query. Texts of like length share a batch. The scores are
+those of plain forwards, to float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from das_gym.data.captions import RetrievalExample
+from das_gym.data.images import ImageSource
+from das_gym.data.processor import Processor, padded_length
+from das_gym.evaluation.encoded import EncoderCache
+from das_gym.vlp.base import VLP, State
+
+LEVELS = (1, 5, 10)
+"""Recall is measured among this many of the best."""
+
+SHARED_PARTS = 4
+"""Kept for each text beside its encoder output, in units of it: hidden vectors, their self-attention, keys, values."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What is ranked.
+
+    Attributes:
+        images: The images.
+        texts: The texts.
+        image_of_text: (n_texts,) int64, the index of each text's image.
+    """
+
+    images: tuple[ImageSource, ...]
+    texts: tuple[str, ...]
+    image_of_text: np.ndarray
+
+
+def gallery(examples: Sequence[RetrievalExample], n_images: int | None = None) -> Gallery:
+    """The images of the examples with all of their captions, in order.
+
+    Args:
+        examples: A split.
+        n_images: Take that many images, from the first on; None takes all.
+
+    Raises:
+        ValueError: there are fewer images.
+    """
+    found = {example.image_id: example for example in examples}
+    if n_images is not None and not 1 <= n_images <= len(found):
+        raise ValueError(f"n_images={n_images}: there are {len(found)} images; use 1..{len(found)}, or None for all")
+    chosen = list(found.values())[:n_images]
+    texts = [(number, text) for number, example in enumerate(chosen) for text in example.own]
+    return Gallery(
+        tuple(example.image for example in chosen),
+        tuple(text for _, text in texts),
+        np.array([number for number, _ in texts], dtype=np.int64),
+    )
+
+
+@torch.inference_mode()
+def rank(
+    vlp: VLP,
+    head: nn.Module,
+    processor: Processor,
+    images: Sequence[ImageSource],
+    texts: Sequence[str],
+    mask: Sequence[bool] | np.ndarray | None = None,
+    batch_size: int = 64,
+    max_bytes: int = 2**30,
+    progress: Callable[[int], Any] | None = None,
+) -> np.ndarray:
+    """Score every image with every text.
+
+    Args:
+        vlp: The frozen model.
+        head: From (n, feature_size) pooled features to (n,) scores: that of `RetrievalTask`.
+        processor: Makes the model's batches.
+        images: One or more.
+        texts: One or more.
+        mask: (n_layers,) bool, True = skipped; None is the settled mask, or nothing skipped.
+        batch_size: Pairs that go through the model at a time: one image with so many texts.
+        max_bytes: How much to keep of the texts, and of the images, in memory. Images that do not fit are encoded again
+            for every lot of texts that does.
+        progress: Called with the number of pairs done.
+
+    Returns:
+        (n_images, n_texts) float32.
+
+    Raises:
+        ValueError: no images, no texts, a batch size below 1, a mask of another width, or a score that is not a number.
+    """
+    if not len(images) or not len(texts):
+        raise ValueError(f"{len(images)} images and {len(texts)} texts: give at least one of each")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: use 1 or more")
+    if vlp.training:
+        raise ValueError("the model is in train mode, where dropout would change its scores; call eval() or freeze() first")
+    checked = vlp.check_mask(mask)
+    scores = np.empty((len(images), len(texts)), dtype=np.float32)
+    encoder = EncoderCache(vlp, processor, max_bytes)
+    for lot in _lots(encoder, texts, batch_size, max_bytes):
+        for row, hidden in _encoded_images(encoder, images):
+            image = _Side(vlp, "image", hidden[None], None)
+            for columns, side in lot:
+                scores[row, columns] = head(_pooled(vlp, checked, side, image)).float().cpu().numpy()
+                if progress is not None:
+                    progress(len(columns))
+    _check_finite(scores, images, texts)
+    return scores
+
+
+class _Side:
+    """Texts, or an image, with all that depends on them alone.
+
+    Attributes:
+        hidden: (n, tokens, hidden_size) before stage 0 where streams are apart, else encoder outputs.
+        attend: (n, 1, 1, tokens) bool, or None = all.
+    """
+
+    def __init__(self, vlp: VLP, stream: str, hidden: Tensor, attend: Tensor | None) -> None:
+        self.attend = attend
+        self.hidden = hidden
+        if vlp.streams_apart:  # what the other stream holds makes no difference
+            self.hidden = vlp.begin(State({"text": hidden, "image": hidden}, {})).hidden[stream]
+        self._own = {id(self.hidden)}
+        self._found: dict[tuple, Any] = {}
+
+    def owns(self, tensor: int) -> bool:
+        """Whether hidden vectors, told by their `id`, depend on this side alone."""
+        return tensor in self._own
+
+    def remember(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        """What was computed of hidden vectors of this side; that depends on this side alone as well."""
+        if key not in self._found:
+            self._found[key] = compute()
+            self._own.add(id(self._found[key]))
+        return self._found[key]
+
+
+def _pooled(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tensor:
+    """(n, feature_size): the pooled features of n texts with one image."""
+    rows = len(texts.hidden)
+    state = State({"text": texts.hidden, "image": image.hidden}, {"text": texts.attend, "image": image.attend})
+    if not vlp.streams_apart:
+        state = vlp.begin(state.with_hidden({"text": texts.hidden, "image": image.hidden.expand(rows, -1, -1)}))
+
+    def memo(key: tuple, compute: Callable[[], Any]) -> Any:
+        for side in (texts, image):
+            if side.owns(key[-1]):
+                return side.remember(key, compute)
+        return compute()
+
+    for stage, layers in enumerate(vlp.stages):
+        hidden = dict(state.hidden)
+        last = stage == len(vlp.stages) - 1
+        for index in layers:
+            stream = vlp.layers[index].stream
+            hidden[stream] = vlp.run_layer(index, state, bool(mask[index]), memo, pooled_only=last)
+        state = state.with_hidden(hidden)
+    return vlp.pool(state.with_hidden({name: h.expand(rows, -1, -1) for name, h in state.hidden.items()}))
+
+
+def _lots(
+    encoder: EncoderCache, texts: Sequence[str], batch_size: int, max_bytes: int
+) -> Iterator[list[tuple[np.ndarray, _Side]]]:
+    """Batches of texts with their columns, shortest first, as many at a time as may be kept."""
+    lot: list[tuple[np.ndarray, _Side]] = []
+    kept = 0
+    for columns in _by_length(encoder.processor, texts, batch_size):
+        found = encoder.stream("text", {texts[column]: texts[column] for column in columns})
+        hidden, attend = _padded([found[texts[column]] for column in columns])
+        size = (1 + SHARED_PARTS) * hidden.numel() * hidden.element_size()
+        if lot and kept + size > max_bytes:
+            yield lot
+            lot, kept = [], 0
+        lot.append((columns, _Side(encoder.vlp, "text", hidden, attend)))
+        kept += size
+    yield lot
+
+
+def _padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """One batch of encoder outputs and what to attend to: attention is quicker where its keys fill whole vectors."""
+    lengths = torch.tensor([len(part) for part in parts])
+    tokens = padded_length(int(lengths.max()))
+    hidden = torch.stack([F.pad(part, (0, 0, 0, tokens - len(part))) for part in parts])
+    return hidden, (torch.arange(tokens) < lengths[:, None])[:, None, None].to(hidden.device)
+
+
+def _by_length(processor: Processor, texts: Sequence[str], batch_size: int) -> Iterator[np.ndarray]:
+    """Columns of the texts of a batch, shortest first."""
+    lengths = processor.texts(texts)["attention_mask"].sum(dim=1).numpy()
+    order = np.argsort(lengths, kind="stable")
+    yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+
+def _encoded_images(encoder: EncoderCache, images: Sequence[ImageSource], block: int = 32) -> Iterator[tuple[int, Tensor]]:
+    """Row and encoder output, (tokens, hidden_size), of every image; a block goes through the encoder at a time."""
+    for start in range(0, len(images), block):
+        found = encoder.stream("image", {image.key: image for image in images[start : start + block]})
+        for row, image in enumerate(images[start : start + block], start=start):
+            yield row, found[image.key]
+
+
+def _check_finite(scores: np.ndarray, images: Sequence[ImageSource], texts: Sequence[str]) -> None:
+    bad = np.argwhere(~np.isfinite(scores))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"{len(bad)} of {scores.size} scores are not finite, the first is that of {images[row].key} with "
+            f"{texts[column]!r}: {scores[row, column]}; the adapters or the head of this model are broken: train them anew"
+        )
+
+
+def recalls(scores: np.ndarray, image_of_text: Sequence[int] | np.ndarray) -> dict[str, float]:
+    """How often what belongs together is among the best 1, 5 and 10.
+
+    Args:
+        scores: (n_images, n_texts) finite.
+        image_of_text: (n_texts,) the index of each text's image; every image has a text.
+
+    Returns:
+        0..1 each. `tr_r1`, `tr_r5`, `tr_r10`, text retrieval: the share of images of which one of their texts is among the
+        best; `ir_r1`, ..., image retrieval: the share of texts whose image is. Among equal scores the wrong ones count
+        as better, so that a model that cannot tell things apart earns nothing.
+
+    Raises:
+        ValueError: shapes that do not fit, an image without a text, or a score that is not finite.
+    """
+    scores, owner = np.asarray(scores), np.asarray(image_of_text)
+    if scores.ndim != 2 or owner.shape != scores.shape[1:] or not scores.size:
+        raise ValueError(f"scores of shape {scores.shape} and image_of_text of shape {owner.shape}; give (i, t) and (t,)")
+    if not np.array_equal(np.unique(owner), np.arange(len(scores))):
+        raise ValueError(f"image_of_text must name each of the {len(scores)} images, 0..{len(scores) - 1}, at least once")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold a value that is not finite; there is no rank among such")
+    true = owner[None] == np.arange(len(scores))[:, None]
+    best_own = np.where(true, scores, -np.inf).max(axis=1, keepdims=True)
+    text_rank = ((scores >= best_own) & ~true).sum(axis=1)
+    own = scores[owner, np.arange(len(owner))]
+    image_rank = (scores >= own[None]).sum(axis=0) - 1
+    ranks = {"tr": text_rank, "ir": image_rank}
+    return {f"{way}_r{level}": float((rank < level).mean()) for way, rank in ranks.items() for level in LEVELS}

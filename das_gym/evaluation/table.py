@@ -1,0 +1,281 @@
+"""Exhaustive tables: what every mask of a model scores, so that a search can be judged without a model.
+
+A table is an .npz file of about 100 KB. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arrays are `{split}_losses`,
+`{split}_metrics` and `{split}_divergences` for the splits `reward` and `test`, each (2^n_layers,) float32; `macs`,
+(2^n_layers,) int64; `statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from das_gym.config import build, check_names
+from das_gym.files import write_bytes
+from das_gym.rewards import REWARDS, Budget, LayerMacs, Measured
+
+FORMAT = "das_gym table 1"
+SPLITS = ("reward", "test")
+SCORES = ("losses", "metrics", "divergences")
+MOST_LAYERS = 16
+"""Tables of more layers would have more than 65,536 rows."""
+
+
+def every_mask(n_layers: int) -> np.ndarray:
+    """(2^n_layers, n_layers) bool: every mask, in the order of a table's rows.
+
+    Raises:
+        ValueError: more than `MOST_LAYERS` layers.
+    """
+    if not 1 <= n_layers <= MOST_LAYERS:
+        raise ValueError(
+            f"an exhaustive table of {n_layers} layers has 2^{n_layers} rows; tables are for 1..{MOST_LAYERS} layers, "
+            "search larger models instead"
+        )
+    return (np.arange(2**n_layers)[:, None] >> np.arange(n_layers) & 1).astype(bool)
+
+
+@dataclass(frozen=True)
+class TableMeta:
+    """Where a table comes from.
+
+    Attributes:
+        env_id: The environment whose masks it scores.
+        layer_names: Names of the layers, in mask order.
+        metric_name: What `metrics` measures.
+        macs_full: MACs of the model without adapters, an example.
+        reward_examples: How many examples of the reward split were used.
+        test_examples: The same of the test split.
+        statistics: Names of the columns of `statistics`, which were measured on the reward examples.
+        hashes: What must be the same for the table to hold: `model`, `supernet`, `reward_data`, `test_data`.
+        versions: Of Python and the libraries that made it.
+    """
+
+    env_id: str
+    layer_names: tuple[str, ...]
+    metric_name: str
+    macs_full: int
+    reward_examples: int
+    test_examples: int
+    statistics: tuple[str, ...]
+    hashes: dict[str, str]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class SubnetTable:
+    """Scores of every mask on the reward and the test split.
+
+    Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats) or the name of a reward of `das_gym.rewards`
+    (`metric`, `exp_neg_loss`, ...); `split` is `reward` or `test`; and `skip_num` (exactly so many layers skipped) or
+    `macs_saved` (at least that share of MACs saved) is the budget within which masks compete, without either all do.
+
+    Attributes:
+        meta: Where it comes from.
+        scores: By split, (2^n_layers,) float32 losses (inf where a loss was not a number), metrics and divergences.
+        macs: (2^n_layers,) int64 MACs of an example.
+        statistics: (n_layers, n_statistics) float32, what the environment observes.
+
+    Raises:
+        ValueError: arrays that do not fit together.
+    """
+
+    meta: TableMeta
+    scores: Mapping[str, Measured]
+    macs: np.ndarray
+    statistics: np.ndarray
+
+    def __post_init__(self) -> None:
+        rows, layers = len(self.masks), self.n_layers
+        arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
+        wanted = {"macs": (rows,), "statistics": (layers, len(self.meta.statistics)), **dict.fromkeys(arrays, (rows,))}
+        for name, array in {"macs": self.macs, "statistics": self.statistics, **arrays}.items():
+            if array.shape != wanted[name]:
+                raise ValueError(f"{name} has shape {array.shape}; a table of {layers} layers needs {wanted[name]}")
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers can be skipped."""
+        return len(self.meta.layer_names)
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(2^n_layers, n_layers) bool: every mask, in the order of rows."""
+        return every_mask(self.n_layers)
+
+    @cached_property
+    def layer_macs(self) -> LayerMacs:
+        """What masks cost, as environments count it."""
+        return LayerMacs(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[1 << np.arange(self.n_layers)])
+
+    @cached_property
+    def macs_saved(self) -> np.ndarray:
+        """(2^n_layers,) float64 share of `macs_full` that each mask saves."""
+        return 1 - self.macs / self.meta.macs_full
+
+    def index(self, masks: np.ndarray) -> np.ndarray:
+        """Rows of masks: an int64 array of shape (...) for masks (..., n_layers) of bool or 0/1.
+
+        Raises:
+            ValueError: another number of layers, or values other than 0 and 1.
+        """
+        array = np.asarray(masks)
+        if array.ndim == 0 or array.shape[-1] != self.n_layers:
+            raise ValueError(f"masks of shape {array.shape}; this table has {self.n_layers} layers, give as many columns")
+        if array.dtype != bool and not np.isin(array, (0, 1)).all():
+            raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
+        return array.astype(np.int64) @ (1 << np.arange(self.n_layers))
+
+    def values(self, by: str = "loss", split: str = "reward") -> np.ndarray:
+        """(2^n_layers,) float64: losses and divergences in nats (smaller is better), rewards (larger is better).
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        check_names([split], SPLITS, "split")
+        check_names([by], ("loss", "divergence", *REWARDS), "value")
+        scores = self.scores[split]
+        if by in REWARDS:
+            wide = Measured(*(getattr(scores, name).astype(np.float64) for name in SCORES))
+            return REWARDS[by].compute(wide)
+        return getattr(scores, {"loss": "losses", "divergence": "divergences"}[by]).astype(np.float64)
+
+    def within(self, skip_num: int | None = None, macs_saved: float | None = None) -> np.ndarray:
+        """(2^n_layers,) bool: masks that keep the budget.
+
+        Raises:
+            ValueError: no mask can, or both budgets are given.
+        """
+        return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).violations(self.masks) == 0
+
+    def best(
+        self, by: str = "loss", split: str = "reward", skip_num: int | None = None, macs_saved: float | None = None
+    ) -> np.ndarray:
+        """(n_layers,) bool: the best mask within the budget; of equals the one with the fewest MACs."""
+        rows = np.flatnonzero(self.within(skip_num, macs_saved))
+        order = np.lexsort((self.macs[rows], -self._goodness(by, split)[rows]))
+        return self.masks[rows[order[0]]].copy()
+
+    def rank(
+        self,
+        masks: np.ndarray,
+        by: str = "loss",
+        split: str = "reward",
+        skip_num: int | None = None,
+        macs_saved: float | None = None,
+    ) -> np.ndarray:
+        """(...) int64: 1 + how many masks within the budget are better than each of (..., n_layers) masks.
+
+        Raises:
+            ValueError: a mask that breaks the budget.
+        """
+        within, goodness = self.within(skip_num, macs_saved), self._goodness(by, split)
+        rows = self._rows_within(masks, within)
+        ordered = np.sort(goodness[within])
+        return 1 + len(ordered) - np.searchsorted(ordered, goodness[rows], side="right")
+
+    def regret(
+        self,
+        masks: np.ndarray,
+        by: str = "loss",
+        split: str = "reward",
+        skip_num: int | None = None,
+        macs_saved: float | None = None,
+    ) -> np.ndarray:
+        """(...) float64, at least 0: by how much the best mask within the budget is better, in the unit of `by`.
+
+        Raises:
+            ValueError: a mask that breaks the budget.
+        """
+        within, goodness = self.within(skip_num, macs_saved), self._goodness(by, split)
+        rows = self._rows_within(masks, within)
+        return goodness[within].max() - goodness[rows]
+
+    def pareto_front(self, by: str = "metric", split: str = "test") -> np.ndarray:
+        """(p, n_layers) bool: masks that none beats in value without more MACs, from the fewest MACs up."""
+        goodness = self._goodness(by, split)
+        order = np.lexsort((-goodness, self.macs))
+        reached = np.maximum.accumulate(goodness[order])
+        better = np.concatenate(([True], goodness[order][1:] > reached[:-1]))
+        return self.masks[order[better]]
+
+    def describe(self, mask: np.ndarray) -> dict[str, float | int]:
+        """All that is known of one (n_layers,) mask, as plain numbers."""
+        row = int(self.index(mask))
+        known: dict[str, float | int] = {"macs": int(self.macs[row]), "macs_saved": float(self.macs_saved[row])}
+        for split in SPLITS:
+            for name, word in zip(SCORES, ("loss", "metric", "divergence"), strict=True):
+                known[f"{split}_{word}"] = float(getattr(self.scores[split], name)[row])
+        return known
+
+    def check_hashes(self, hashes: Mapping[str, str]) -> None:
+        """Refuse a table of something else.
+
+        Args:
+            hashes: Those of the problem at hand, see `das_gym.tabulation.problem_hashes`.
+
+        Raises:
+            ValueError: names what differs.
+        """
+        differing = [name for name in hashes if self.meta.hashes.get(name) != hashes[name]]
+        if differing:
+            told = "; ".join(f"{name} is {self.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
+            raise ValueError(
+                f"this table of {self.meta.env_id} was made from something else: {told}; "
+                "make one for yours with `python -m agents table with ...`"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the file, whole or not at all; equal tables give equal bytes."""
+        arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
+        meta = json.dumps({"format": FORMAT, **dataclasses.asdict(self.meta)})
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays, macs=self.macs, statistics=self.statistics, meta=np.array(meta))
+        write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> SubnetTable:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged or no table of this version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no table at {path}; `python -m agents table with out={path}` makes one")
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                return cls._from_arrays(arrays)
+        except (KeyError, TypeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no table of this version of das_gym ({error}); make it again") from error
+
+    @classmethod
+    def _from_arrays(cls, arrays: Mapping[str, Any]) -> SubnetTable:
+        meta = json.loads(str(arrays["meta"]))
+        if meta.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        scores = {split: Measured(*(arrays[f"{split}_{name}"] for name in SCORES)) for split in SPLITS}
+        return cls(build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"])
+
+    def _goodness(self, by: str, split: str) -> np.ndarray:
+        """`values`, larger = better."""
+        values = self.values(by, split)
+        if np.isnan(values).any():
+            raise ValueError(f"this table holds no {by} of the {split} split; make it again with `python -m agents table`")
+        return values if by in REWARDS else -values
+
+    def _rows_within(self, masks: np.ndarray, within: np.ndarray) -> np.ndarray:
+        rows = self.index(masks)
+        if not within[rows].all():
+            raise ValueError("a mask breaks the budget that it is compared within; compare it without, or within its own")
+        return rows

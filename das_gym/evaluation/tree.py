@@ -1,0 +1,103 @@
+"""Masks as a prefix tree of stages: what masks share is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from das_gym.evaluation.macs import OWN, layer_macs, pool_macs
+from das_gym.evaluation.precision import autocast
+from das_gym.evaluation.spending import Spending
+from das_gym.vlp.base import VLP, State
+
+
+class MaskTree:
+    """Masks that agree on their first stages share a path from the root; a leaf is a distinct mask.
+
+    Within a stage each layer runs at most twice (kept, skipped) per parent state, what layers give to their memo once
+    per hidden state it reads, and in the last stage the pooled token is the only query. Nothing is approximated. A memo's
+    key is the layer, the part, and the id of every hidden tensor that the part reads.
+
+    Args:
+        vlp: The model.
+        masks: (m, n_layers) bool, True = skipped.
+        spent: Where to count runs and MACs.
+        precision: Of the layers; one that `resolve_precision` gives.
+        runner: Whose layers run: `vlp`, or its `with_bfloat16_layers`.
+    """
+
+    def __init__(self, vlp: VLP, masks: np.ndarray, spent: Spending, precision: str, runner: VLP) -> None:
+        self.vlp = vlp
+        self.masks = masks
+        self.spent = spent
+        self.precision = precision
+        self.runner = runner
+        self._stages = vlp.stages
+        self._device = vlp.device
+
+    def leaves(self, state: State) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Walk the tree depth first, so that memory grows with depth and not with the number of masks.
+
+        Args:
+            state: The state before stage 0.
+
+        Yields:
+            Rows of `masks` that are the same mask, and its pooled features; the unskipped mask is first if it is there.
+        """
+        return self._below(state, 0, np.arange(len(self.masks)), {})
+
+    def _below(
+        self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any]
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """The leaves below `state`, which is that before `stage` of all masks in `rows`.
+
+        `memory` is shared by states with the same parent, which have hidden tensors in common; its keys hold ids of
+        those, so what was computed from a tensor goes with it.
+        """
+        if stage == len(self._stages):
+            features = self.vlp.pool(state)
+            self.spent.macs += len(features) * pool_macs(self.vlp)
+            yield rows, features
+            return
+        layers = sorted(self._stages[stage], key=lambda index: -state.hidden[self.vlp.layers[index].stream].shape[1])
+        outputs: dict[tuple[int, bool], Tensor] = {}
+        below: dict[tuple, Any] = {}
+        bits = self.masks[rows][:, layers]
+        choices = np.unique(bits, axis=0)  # the longest stream changes last, so that one variant of it is held at a time
+        for number, choice in enumerate(choices):
+            hidden = dict(state.hidden)
+            for index, skipped in zip(layers, choice.tolist(), strict=True):
+                if (index, skipped) not in outputs:
+                    outputs[index, skipped] = self._run(index, state, skipped, memory)
+                hidden[self.vlp.layers[index].stream] = outputs[index, skipped]
+            same = rows[(bits == choice).all(axis=1)]
+            yield from self._below(state.with_hidden(hidden), stage + 1, same, below)
+            needed = {key for later in choices[number + 1 :] for key in zip(layers, later.tolist(), strict=True)}
+            for key in outputs.keys() - needed:
+                dead = id(outputs.pop(key))
+                for entry in [entry for entry in below if dead in entry[2:]]:
+                    del below[entry]
+
+    def _run(self, index: int, state: State, skipped: bool, memory: dict[tuple, Any]) -> Tensor:
+        """Run a layer or its skip adapter, and count that."""
+        ran = {OWN}
+
+        def memo(key: tuple, compute: Callable[[], Any]) -> Any:
+            if key not in memory:
+                memory[key] = compute()
+                ran.add(key[1])
+            return memory[key]
+
+        last = self.vlp.layers[index].stage == len(self._stages) - 1
+        with autocast(self.precision, self._device):
+            hidden = self.runner.run_layer(index, state, skipped, memo, pooled_only=last)
+        tokens = {stream: tensor.shape[1] for stream, tensor in state.hidden.items()}
+        parts = layer_macs(self.vlp, index, tokens, skipped, pooled_only=last)
+        macs = len(hidden) * sum(count for part, count in parts.items() if part in ran)
+        self.spent.macs += macs
+        self.spent.layer_runs += not skipped
+        self.spent.adapter_runs += skipped and macs > 0
+        return hidden

@@ -1,0 +1,225 @@
+"""Scoring every mask of a problem: how exhaustive tables are made, and checked against a problem."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from das_gym.evaluation.spending import Spending
+from das_gym.evaluation.table import SCORES, SPLITS, SubnetTable, TableMeta, every_mask
+from das_gym.files import write_bytes
+from das_gym.problem import Problem, shuffled
+from das_gym.rewards import LayerMacs, Measured
+from das_gym.runs import library_versions
+from das_gym.statistics import STATISTICS, Measurements, compute_statistics, measure_activity
+from das_gym.tasks.base import Task
+
+CHECKPOINT_FORMAT = "das_gym table checkpoint 1"
+EXAMPLES_MEASURED = 16
+"""About so many examples have their images opened for a data hash."""
+EXAMPLES_HASHED = 512
+"""Examples whose targets are in memory at a time for a data hash."""
+
+
+def table_examples(problem: Problem, split: str, count: int | None = None) -> tuple[Any, ...]:
+    """The examples of a split that a table uses: the first `count` of those that environments shuffle, None = all.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"{split}_examples={count} is not allowed; use 1 or more, or None for the whole split")
+    return tuple(shuffled(getattr(problem.splits, split))[:count])
+
+
+def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
+    """What a table of the problem depends on, as 16 hex digits each, the same on every machine.
+
+    Args:
+        problem: The problem.
+        reward: Examples that score masks.
+        test: Examples that report them.
+
+    Returns:
+        `model`: frozen parameters. `supernet`: adapters, head and labels. `reward_data`, `test_data`: keys, tokens and
+        targets of the examples in order, and the sizes of a few images.
+    """
+    tensors = {f"vlp.{name}": tensor for name, tensor in problem.vlp.tunable_state().items()}
+    tensors |= {f"head.{name}": tensor for name, tensor in problem.head.named_parameters()}
+    return {
+        "model": problem.backbone.base,
+        "supernet": _digest([*problem.task.labels], tensors),
+        "reward_data": _data_hash(problem.task, reward),
+        "test_data": _data_hash(problem.task, test),
+    }
+
+
+def check_table(table: SubnetTable, problem: Problem) -> None:
+    """Refuse a table that was not made from this problem.
+
+    Raises:
+        ValueError: another model, supernet or data; the text names it.
+    """
+    reward = table_examples(problem, "reward", table.meta.reward_examples)
+    test = table_examples(problem, "test", table.meta.test_examples)
+    table.check_hashes(problem_hashes(problem, reward, test))
+
+
+def _data_hash(task: Task, examples: Sequence[Any]) -> str:
+    measured = task.pairs(examples[:: max(len(examples) // EXAMPLES_MEASURED, 1)])
+    words = [str(pair.image.open().size) for pair in measured]
+    for start in range(0, len(examples), EXAMPLES_HASHED):
+        block = examples[start : start + EXAMPLES_HASHED]
+        tokens = task.processor.texts([pair.text for pair in task.pairs(block)])
+        words.append(_digest([example.key for example in block], {**tokens, **task.targets(block)}))
+    return _digest(words, {})
+
+
+def _digest(words: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(words).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class _Progress:
+    """What has been scored so far.
+
+    Attributes:
+        identity: What the table will be of; another identity is another table.
+        sums: By split, (3, masks) float64 sums over examples of losses, metrics and divergences.
+        done: By split, how many examples are in them.
+        spent: What that cost.
+    """
+
+    identity: dict[str, Any]
+    sums: dict[str, np.ndarray]
+    done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    spent: Spending = field(default_factory=Spending)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
+        buffer = io.BytesIO()
+        np.savez(buffer, meta=np.array(json.dumps(meta)), reward=self.sums["reward"], test=self.sums["test"])
+        write_bytes(path, buffer.getvalue())
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it is of another table.
+        """
+        with np.load(path, allow_pickle=False) as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            if meta.pop("format") != CHECKPOINT_FORMAT:
+                raise ValueError(f"{path} is no checkpoint of this version; begin a new run")
+            self.sums = {split: arrays[split] for split in SPLITS}
+        self.done, self.spent = meta.pop("done"), Spending(**meta.pop("spent"))
+        for name, value in meta.items():
+            if value != self.identity[name]:
+                raise ValueError(
+                    f"{path} is of a table with {name}={value}, the problem now has {self.identity[name]}: model, supernet "
+                    "or data have changed since; begin a new run"
+                )
+
+
+def build_table(
+    problem: Problem,
+    env_id: str,
+    reward_examples: int | None = None,
+    test_examples: int | None = None,
+    checkpoint: Path | None = None,
+    on_chunk: Callable[[int], Any] | None = None,
+) -> tuple[SubnetTable, Spending]:
+    """Score every mask on the reward and the test split, one batch of the evaluator after another.
+
+    Every batch walks the whole tree of masks once, so nothing is computed twice.
+
+    Args:
+        problem: Model, task and data.
+        env_id: Its environment.
+        reward_examples: How many examples of the reward split to use, None = all.
+        test_examples: The same of the test split.
+        checkpoint: File to write after every batch, and to go on from where there is one; the table is the same, bit
+            for bit, as one that was not interrupted.
+        on_chunk: Called with the number of examples done, first with those that the checkpoint holds.
+
+    Returns:
+        The table, and what it cost.
+
+    Raises:
+        ValueError: too many layers, or a checkpoint of another table.
+    """
+    masks = every_mask(len(problem.layer_names))
+    examples = {
+        "reward": table_examples(problem, "reward", reward_examples),
+        "test": table_examples(problem, "test", test_examples),
+    }
+    hashes = problem_hashes(problem, examples["reward"], examples["test"])
+    batch = problem.evaluator.batch_size
+    progress = _Progress(
+        {"env_id": env_id, "batch_size": batch, **hashes}, {split: np.zeros((len(SCORES), len(masks))) for split in SPLITS}
+    )
+    if checkpoint is not None and checkpoint.is_file():
+        progress.restore(checkpoint)
+    if on_chunk is not None:
+        on_chunk(sum(progress.done.values()))
+    for split in SPLITS:
+        for start in range(progress.done[split], len(examples[split]), batch):
+            chunk = examples[split][start : start + batch]
+            progress.sums[split] += _score(problem, masks, chunk, progress.spent)
+            progress.done[split] += len(chunk)
+            if checkpoint is not None:
+                progress.save(checkpoint)
+            if on_chunk is not None:
+                on_chunk(len(chunk))
+    meta = TableMeta(
+        env_id=env_id,
+        layer_names=problem.layer_names,
+        metric_name=problem.task.metric_name,
+        macs_full=problem.costs.macs_full,
+        reward_examples=len(examples["reward"]),
+        test_examples=len(examples["test"]),
+        statistics=tuple(STATISTICS),
+        hashes=hashes,
+        versions=library_versions(),
+    )
+    scores = {split: _means(progress.sums[split] / len(examples[split])) for split in SPLITS}
+    macs = LayerMacs.of(problem.costs).macs(masks)
+    return SubnetTable(meta, scores, macs, _statistics(problem, examples["reward"])), progress.spent
+
+
+def _score(problem: Problem, masks: np.ndarray, chunk: Sequence[Any], spent: Spending) -> np.ndarray:
+    """(3, masks) sums over the chunk, and their cost added to `spent`."""
+    evaluator = problem.evaluator
+    before = evaluator.spent
+    scores = evaluator.evaluate(masks, chunk, divergences=True)
+    for counter in dataclasses.fields(Spending):
+        more = getattr(evaluator.spent, counter.name) - getattr(before, counter.name)
+        setattr(spent, counter.name, getattr(spent, counter.name) + more)
+    return np.stack([getattr(scores, name) for name in SCORES]) * len(chunk)
+
+
+def _means(means: np.ndarray) -> Measured:
+    """As float32; a mask with a broken batch is broken."""
+    broken = ~np.isfinite(means[0])
+    losses, metrics, divergences = np.where(broken, np.array([[np.inf], [0.0], [np.inf]]), means).astype(np.float32)
+    return Measured(losses, metrics, divergences)
+
+
+def _statistics(problem: Problem, examples: Sequence[Any]) -> np.ndarray:
+    """(n_layers, n_statistics) float32: what the environment observes on these examples."""
+    activity = measure_activity(problem.evaluator, examples)
+    return compute_statistics(tuple(STATISTICS.values()), Measurements(problem.evaluator, problem.costs, examples, activity))

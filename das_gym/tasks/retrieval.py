@@ -1,0 +1,79 @@
+"""Image-text retrieval: which of 16 texts is true of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from das_gym.data.arrow import is_arrow
+from das_gym.data.arrow_captions import load_arrow_captions
+from das_gym.data.captions import NUM_TEXTS, RetrievalExample
+from das_gym.data.flickr30k import load_flickr30k
+from das_gym.data.processor import Pair
+from das_gym.data.shapes_captions import shapes_captions_root
+from das_gym.data.splits import Splits
+from das_gym.tasks.base import Task
+
+
+def build_rank_head(feature_size: int) -> nn.Sequential:
+    """Linear to one score: (..., n, feature_size) to (..., n) logits."""
+    linear = nn.Linear(feature_size, 1)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.Flatten(-2))
+
+
+class RetrievalTask(Task):
+    """Retrieval as METER and ViLT train for it: rank a true text before 15 false ones.
+
+    Logits are scores of the 16 texts, the true one first. How well one text is found among thousands is measured by
+    `das_gym.evaluation.ranking`, with the same head.
+    """
+
+    name = "f30k"
+    metric_name = "ranked_first"
+    passes = NUM_TEXTS
+
+    @classmethod
+    def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
+        """Karpathy's files, or arrow tables; None is Shapes-captions."""
+        root = shapes_captions_root() if data_root is None else data_root
+        load = load_arrow_captions if is_arrow(root, "f30k") else load_flickr30k
+        return load(root, on_bad_example)
+
+    def pairs(self, examples: Sequence[RetrievalExample]) -> list[Pair]:
+        """Each image with its 16 texts, the true one first."""
+        return [Pair(text, example.image) for example in examples for text in example.texts]
+
+    def targets(self, examples: Sequence[RetrievalExample]) -> dict[str, Tensor]:
+        """`true`: (batch,) int64 zeros, the position of the true text."""
+        return {"true": torch.zeros(len(examples), dtype=torch.long)}
+
+    def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
+        """A new rank output, which has no inside."""
+        del head_size
+        return build_rank_head(feature_size)
+
+    def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Start a new head from the checkpoint's rank output, as the reference does.
+
+        Args:
+            head: One of `build_head`; stays as it is where the checkpoint has nothing for it.
+            heads: `das_gym.vlp.checkpoints.Loaded.heads`; its `rank_output` is the checkpoint's own, or the row of its
+                image-text-matching head that stands for a match.
+        """
+        if "rank_output" in heads:
+            head.load_state_dict({f"0.{name}": tensor for name, tensor in heads["rank_output"].items()})
+
+    def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        """(batch,) cross-entropy of the true text among the 16, in nats: METER's and ViLT's ranking loss."""
+        return F.cross_entropy(logits, targets["true"], reduction="none")
+
+    def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        """(batch,) 1 where the true text has a larger score than every other, else 0."""
+        is_true = F.one_hot(targets["true"], logits.shape[-1]).bool()
+        return (logits[is_true] > logits.masked_fill(is_true, -torch.inf).amax(-1)).to(logits)

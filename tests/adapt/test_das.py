@@ -1,0 +1,149 @@
+"""The paper's pipeline on a tiny problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adapt.__main__ import paper_bandit
+from adapt.das import Training, joint_search, new_model, reward_examples
+from adapt.das_experiment import ex
+from das_gym.experiment import RunError
+from das_gym.files import read_json
+from das_gym.paper import DASSettings, das_settings
+from das_gym.problem import ProblemConfig, load_splits
+
+TINY = {"batch_size": 16, "reward_examples": 8}
+
+
+def settings_of(recipe: str, **changes) -> DASSettings:
+    return das_settings("METER", "vqa", recipe, **{**TINY, "steps_per_turn": 2, "augment": False, **changes})
+
+
+@pytest.fixture
+def problem(shapes_folder: Path) -> ProblemConfig:
+    return ProblemConfig(data_root=str(shapes_folder))
+
+
+def new_training(problem: ProblemConfig, settings: DASSettings) -> tuple[Training, object]:
+    splits = load_splits(problem)
+    return Training(new_model(problem, splits, settings, seed=0), splits, settings, seed=0), splits
+
+
+def test_turns_come_after_warmup_every_few_steps(problem: ProblemConfig):
+    settings = settings_of("das_gym", search_epochs=2)
+    training, splits = new_training(problem, settings)
+    chooser = paper_bandit(12, 4, 0, 1.0)
+    mask, turns = joint_search(training, splits, chooser)
+    per_epoch = training.steps_per_epoch
+    assert [turn.step for turn in turns] == list(range(per_epoch, 2 * per_epoch, 2))
+    assert mask.sum() == 4
+    assert np.array_equal(mask, chooser.best())
+    for turn in turns:
+        assert len({tuple(m) for m in turn.masks}) == 3
+        assert turn.rewards == np.exp(-np.array(turn.losses)).tolist()
+    # the update, by hand, for the first turn: g = 0, p = 1/2
+    first = turns[0]
+    advantages = np.array(first.rewards) - np.mean(first.rewards)
+    assert first.preferences == pytest.approx((advantages @ np.array(first.masks) / 4).tolist())
+
+
+def test_only_what_is_tunable_trains(problem: ProblemConfig):
+    settings = settings_of("das_gym", search_epochs=1, warmup_epochs=0)
+    training, splits = new_training(problem, settings)
+    before = {name: p.detach().clone() for name, p in training.model.backbone.vlp.named_parameters()}
+    joint_search(training, splits, paper_bandit(12, 4, 0, 1.0))
+    tunable = training.model.backbone.vlp.tunable_state().keys()
+    changed = {name for name, p in training.model.backbone.vlp.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert changed <= set(tunable)
+
+
+def test_dropout_is_on_while_scoring_only_in_the_papers_recipe(problem: ProblemConfig):
+    mask = np.zeros((2, 12), dtype=bool)
+    for recipe, same in (("paper", False), ("das_gym", True)):
+        training, splits = new_training(problem, settings_of(recipe))
+        losses = training.losses(mask, reward_examples(splits, training.settings))
+        assert (losses[0] == losses[1]) == same
+    assert training.model.backbone.vlp.training is False
+
+
+def test_reward_examples(problem: ProblemConfig):
+    splits = load_splits(problem)
+    first = reward_examples(splits, settings_of("paper"))
+    assert [e.key for e in first] == [e.key for e in splits.reward[:8]]
+    assert [e.key for e in reward_examples(splits, settings_of("paper", reward_split="train"))] == [
+        e.key for e in splits.train[:8]
+    ]
+    drawn = reward_examples(splits, settings_of("das_gym"))
+    assert {e.key for e in drawn} <= {e.key for e in splits.reward}
+    assert [e.key for e in drawn] != [e.key for e in first]
+
+
+def test_training_examples(problem: ProblemConfig):
+    splits = load_splits(problem)
+    for recipe, count in (("paper", len(splits.train) + len(splits.reward)), ("das_gym", len(splits.train))):
+        training, _ = new_training(problem, settings_of(recipe))
+        assert len(training.examples) == count
+
+
+def test_learning_rates(problem: ProblemConfig):
+    training, _ = new_training(problem, settings_of("paper"))
+    rates = {group["initial_lr"] for group in training.trainer(10, None, 100).optimizer.param_groups}
+    assert rates == {2.5e-5, 5 * 2.5e-5, 50 * 2.5e-5}
+
+
+def test_a_stopped_search_goes_on_exactly(problem: ProblemConfig, tmp_path: Path):
+    settings = settings_of("paper", search_epochs=2)
+
+    class StopError(Exception):
+        pass
+
+    def stop(turn):
+        if turn.step >= 6:
+            raise StopError
+
+    training, splits = new_training(problem, settings)
+    assert training.steps_per_epoch >= 4
+    whole, turns = joint_search(training, splits, paper_bandit(12, 4, 0, 1.0))
+    training, _ = new_training(problem, settings)
+    checkpoint = tmp_path / "search.pt"
+    with pytest.raises(StopError):
+        joint_search(training, splits, paper_bandit(12, 4, 0, 1.0), checkpoint, on_turn=stop, save_every=1)
+    training, _ = new_training(problem, settings)
+    again, turns_again = joint_search(training, splits, paper_bandit(12, 4, 0, 1.0), checkpoint, save_every=1)
+    assert turns_again == turns
+    assert np.array_equal(again, whole)
+
+
+def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    ex.new_chooser = paper_bandit
+    updates = {
+        "data_root": problem.data_root,
+        "runs_dir": str(tmp_path),
+        "das": {**TINY, "search_epochs": 2, "finetune_epochs": 1, "steps_per_turn": 3},
+    }
+    run = ex.run(config_updates=updates, named_configs=["meter_vqa", "paper"])
+    record = read_json(tmp_path / "1" / "das.json")
+    assert run.result == record["models"][0]["evaluation"]["metric"]
+    assert record["pipeline"]["reward_dropout"] is True
+    assert record["pipeline"]["learning_rate"] == 2.5e-5
+    assert record["models"][0]["mask"] == record["search"]["mask"]
+    assert sum(record["search"]["mask"]) == 4
+    assert (tmp_path / "1" / "adapter.safetensors").is_file()
+    printed = capsys.readouterr().out
+    assert "found after" in printed
+    assert "accuracy on test" in printed
+
+
+@pytest.mark.parametrize(
+    ("updates", "text"),
+    [({"das": {"search_epoch": 1}}, "did you mean 'search_epochs'"), ({"das": {"skip_num": 13}}, "use 0..12")],
+)
+def test_wrong_settings(updates: dict, text: str, problem: ProblemConfig, tmp_path: Path):
+    ex.new_chooser = paper_bandit
+    with pytest.raises(RunError, match=text):
+        ex.run(config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)})

@@ -1,0 +1,138 @@
+"""What every agent in the table of agents keeps to."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from landscapes import SPACES, rewards, statistics
+
+from agents import AGENTS, MaskSpace, make_agent
+from agents.base import agent_class
+
+SMALL = {
+    "none": MaskSpace(5, 0),
+    "all": MaskSpace(5, 5),
+    "one of five": MaskSpace(5, 1),
+    "one layer": MaskSpace(1, 1),
+    "by cost": MaskSpace(5, macs_saved=0.25, savings=np.full(5, 0.1)),
+}
+
+
+PAIRS = [(name, space) for name in AGENTS for space in SPACES if name != "exhaustive" or SPACES[space].enumerable]
+
+
+def make(name, space, seed=0, **kwargs):
+    return make_agent(name, space, seed, kwargs, statistics(space))
+
+
+def play(agent, turns, n=3):
+    """Ask and tell; the masks asked for."""
+    asked = []
+    for _ in range(turns):
+        masks = agent.ask(n)
+        if len(masks) == 0:
+            break
+        asked.append(masks)
+        agent.tell(masks, rewards(masks))
+    return asked
+
+
+@pytest.mark.parametrize(("name", "space"), PAIRS)
+def test_masks_are_distinct_and_keep_the_budget(name, space):
+    space = SPACES[space]
+    agent = make(name, space)
+    for masks in play(agent, 15):
+        assert masks.dtype == bool
+        assert masks.shape[0] <= 3
+        assert masks.shape[1:] == (space.n_layers,)
+        assert len(np.unique(masks, axis=0)) == len(masks)
+        assert agent.free_budget or space.contains(masks).all()
+        assert space.contains(agent.best()[None])[0]
+    assert (agent.best() == agent.best()).all()
+
+
+@pytest.mark.parametrize(("name", "space"), PAIRS)
+@pytest.mark.parametrize("turns", [0, 1, 7])
+def test_a_saved_agent_goes_on_exactly(name, space, turns):
+    space = SPACES[space]
+    agent = make(name, space, seed=5)
+    play(agent, turns)
+    fresh = make(name, space, seed=0)
+    fresh.load_state_dict(json.loads(json.dumps(agent.state_dict())))
+    one, other = play(agent, 8), play(fresh, 8)
+    assert [masks.tolist() for masks in one] == [masks.tolist() for masks in other]
+    assert (agent.best() == fresh.best()).all()
+    assert json.dumps(agent.state_dict()) == json.dumps(fresh.state_dict())
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_same_seed_same_masks(name):
+    one, other = (np.concatenate(play(make(name, SPACES["cost"], seed=7), 10)) for _ in range(2))
+    assert (one == other).all()
+
+
+@pytest.mark.parametrize("space", SMALL.values(), ids=SMALL)
+@pytest.mark.parametrize("name", AGENTS)
+def test_fewer_masks_than_asked_for_do_not_hang(name, space):
+    agent = make(name, space)
+    for masks in play(agent, 5, n=100):
+        assert len(np.unique(masks, axis=0)) == len(masks)
+    assert space.contains(agent.best()[None])[0]
+    if space.skip_num in (0, 5):
+        assert agent.best().sum() == space.skip_num
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if name != "bandit"])
+def test_no_mask_comes_twice(name):
+    space = MaskSpace(8, 3)
+    asked = np.concatenate(play(make(name, space), 100))
+    assert len(np.unique(asked, axis=0)) == len(asked)
+    if name in ("random", "evolution", "cross_entropy", "bayes", "exhaustive"):
+        assert len(asked) == space.size  # and all come
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_what_is_told_is_checked(name):
+    agent = make(name, SPACES["count"])
+    masks = SPACES["count"].masks[:3]
+    with pytest.raises(ValueError, match=r"masks \(3, 11\), rewards \(3,\): give \(m, 12\) and \(m,\)"):
+        agent.tell(masks[:, :11], np.zeros(3))
+    before = json.dumps(agent.state_dict())
+    with pytest.raises(ValueError, match=r"reward of the mask that skips layers \[0, 1, 2, 4\] is not finite"):
+        agent.tell(masks, np.array([0.0, np.nan, 1.0]))
+    assert json.dumps(agent.state_dict()) == before
+    other = make(name, MaskSpace(12, 3))
+    with pytest.raises(ValueError, match="the saved agent has skip_num=4, this one 3"):
+        other.load_state_dict(agent.state_dict())
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_unknown_settings_are_refused(name):
+    with pytest.raises(ValueError, match=f"unknown setting of agent '{name}', 'sed'"):
+        make(name, SPACES["count"], sed=1)
+    with pytest.raises(ValueError, match=f"unknown setting of agent '{name}', 'statistics'"):
+        make_agent(name, SPACES["count"], 0, {"statistics": {}})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("cross_entropy", {"population": 0}),
+        ("cross_entropy", {"elite": True}),
+        ("cross_entropy", {"smoothing": 1.1}),
+        ("evolution", {"offspring": "many"}),
+        ("evolution", {"max_swaps": 0}),
+        ("bandit", {"learning_rate": float("inf")}),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, settings):
+    (setting,) = settings
+    with pytest.raises(ValueError, match=f"{setting}=.* is not allowed; give a (whole )?number"):
+        make(name, SPACES["count"], **settings)
+
+
+def test_an_unknown_agent():
+    with pytest.raises(ValueError, match="unknown agent 'evolutoin'; did you mean 'evolution'"):
+        agent_class("evolutoin")

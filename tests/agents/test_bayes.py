@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from landscapes import SPACES, rewards
+
+from agents import Bayes, RandomSearch
+from agents.bayes import normal_scores
+
+
+def search(agent, evaluations, value=rewards, noise=0.0):
+    rng = np.random.default_rng(1)
+    for _ in range(evaluations // 3):
+        masks = agent.ask(3)
+        agent.tell(masks, value(masks) + noise * rng.normal(size=len(masks)))
+    return agent
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", ["count", "cost"])
+def test_it_finds_the_best_mask(name, seed):
+    space = SPACES[name]
+    best = rewards(space.masks).max()
+    agent = search(Bayes(space, seed), 90)
+    assert rewards(agent.best()[None])[0] >= 0.999 * best
+
+
+@pytest.mark.parametrize("name", ["many, by count", "many, by cost"])
+def test_of_too_many_masks_it_finds_a_better_one_than_twenty_times_as_many_random_ones(name):
+    space = SPACES[name]
+    found = rewards(search(Bayes(space, 0), 60).best()[None])[0]
+    assert found > rewards(search(RandomSearch(space, 0), 1200).best()[None])[0]
+
+
+def test_rising_functions_of_the_reward_make_no_difference():
+    one = search(Bayes(SPACES["count"], 3), 45)
+    other = search(Bayes(SPACES["count"], 3), 45, value=lambda masks: 100.0 + 5.0 * np.log(rewards(masks)))
+    assert list(one.told) == list(other.told)
+
+
+def test_the_first_masks_are_far_from_each_other():
+    masks = Bayes(SPACES["count"], 0).ask(6)
+    different = (masks[:, None] != masks[None]).sum(axis=2)[np.triu_indices(6, 1)]
+    assert different.min() >= 4
+    drawn = RandomSearch(SPACES["count"], 0).ask(100)
+    assert different.mean() > (drawn[:, None] != drawn[None]).sum(axis=2)[np.triu_indices(100, 1)].mean()
+
+
+def test_equal_rewards_do_no_harm():
+    agent = search(Bayes(SPACES["count"], 0), 60, value=lambda masks: np.zeros(len(masks)))
+    assert len(agent.told) == 60
+
+
+def test_of_noisy_rewards_the_answer_is_no_lucky_mask():
+    space, losses = SPACES["count"], {}
+    for noisy in (False, True):
+        regrets = []
+        for seed in range(6):
+            agent = search(Bayes(space, seed, noisy=noisy), 90, noise=0.05)
+            regrets.append(rewards(space.masks).max() - rewards(agent.best()[None])[0])
+        losses[noisy] = np.mean(regrets)
+    assert losses[True] < losses[False]
+
+
+def test_normal_scores():
+    scores = normal_scores([0.3, 0.1, 0.3, 0.9])
+    assert scores[0] == scores[2] == 0.0
+    np.testing.assert_allclose(scores[[1, 3]], [-1.15034938, 1.15034938])
+    np.testing.assert_allclose(normal_scores([5.0]), [0.0], atol=1e-12)

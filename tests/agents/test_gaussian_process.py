@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import itertools
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from landscapes import SPACES, rewards
+
+from agents.gaussian_process import GRID, MaskProcess, climb, expected_improvement, order_polynomials
+
+MASKS = SPACES["count"].masks
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 12])
+def test_the_covariance_of_an_order_is_that_of_all_sets_of_so_many_layers(n):
+    masks = np.array(list(itertools.islice(itertools.product((False, True), repeat=n), 0, 4096, 7)))
+    signs = 2.0 * masks - 1.0
+    polynomials = order_polynomials(n)
+    d = signs @ signs.T
+    for order in range(4):
+        sets = list(itertools.combinations(range(n), order))
+        features = np.array([[np.prod(row[list(chosen)]) for chosen in sets] for row in signs]).reshape(len(signs), -1)
+        expected = features @ features.T / max(len(sets), 1)
+        found = sum(coefficient * d**power for power, coefficient in enumerate(polynomials[order]))
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def direct(process, told, values, masks):
+    covariance = process.covariance(told, told) + process.noise * np.eye(len(told))
+    across = process.covariance(masks, told)
+    mean = across @ np.linalg.solve(covariance, values)
+    variance = np.diag(process.covariance(masks, masks)) - np.diag(across @ np.linalg.solve(covariance, across.T))
+    return mean, variance * process.scale
+
+
+def test_the_posterior_is_the_one_of_the_textbook():
+    told, masks = MASKS[::20], MASKS[5::50]
+    values = rewards(told)
+    process = MaskProcess(told, values)
+    mean, variance = direct(process, told, values, masks)
+    posterior = process.posterior(masks)
+    np.testing.assert_allclose(posterior.mean, mean, rtol=1e-7)
+    np.testing.assert_allclose(process.mean(masks), mean, rtol=1e-7)
+    np.testing.assert_allclose(posterior.variance, variance, rtol=1e-6, atol=1e-12)
+
+
+def test_observing_a_candidate_shrinks_variances_as_telling_it_would():
+    told, masks = MASKS[::20], MASKS[5::50]
+    process = MaskProcess(told, rewards(told))
+    posterior = process.posterior(masks)
+    for index in (3, 0):
+        posterior.observe(index)
+        told = np.concatenate((told, masks[index : index + 1]))
+    _, variance = direct(process, told, np.zeros(len(told)), masks)
+    np.testing.assert_allclose(posterior.variance, variance, atol=1e-9)
+
+
+def test_climbing_finds_likelier_variances():
+    told = MASKS[::8]
+    values = rewards(told, pairs=0.0)
+    place, likelihoods = [2, 1, 3], []
+    for _ in range(10):
+        process, place = climb(told, values, place)
+        likelihoods.append(process.log_likelihood)
+    assert likelihoods == sorted(likelihoods)
+    process, again = climb(told, values, place)
+    assert again == place
+    assert all(0 <= index < len(choices) for index, choices in zip(place, GRID, strict=True))
+    assert place[2] < 3  # no noise in these values
+
+
+def test_equal_values_do_no_harm():
+    process = MaskProcess(MASKS[:5], np.zeros(5))
+    assert np.isfinite(process.log_likelihood)
+    assert (process.posterior(MASKS).mean == 0).all()
+
+
+def test_expected_improvement_by_sampling():
+    rng = np.random.default_rng(0)
+    mean, deviation = np.array([-1.0, 0.0, 0.3, 2.0]), np.array([0.5, 1.0, 0.01, 0.3])
+    draws = rng.normal(mean, deviation, (400_000, 4))
+    expected = np.maximum(draws - 0.4, 0.0).mean(axis=0)
+    np.testing.assert_allclose(expected_improvement(mean, deviation**2, 0.4), expected, atol=3e-3)
+    u = np.linspace(-4, 4, 33)
+    exact = [NormalDist().cdf(x) * x + math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in u]
+    np.testing.assert_allclose(expected_improvement(u, np.ones(33), 0.0), exact, atol=1e-6)
+    assert (expected_improvement(mean, np.zeros(4), 0.4) >= 0).all()

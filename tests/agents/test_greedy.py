@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from landscapes import SPACES, rewards
+
+from agents import Greedy, LeaveOneOut, MaskSpace
+
+
+def play(agent, n=3, most=1000):
+    asked = np.zeros((0, agent.n_layers), bool)
+    while len(masks := agent.ask(min(n, most - len(asked)))) and len(asked) < most:
+        agent.tell(masks, rewards(masks))
+        asked = np.concatenate((asked, masks))
+    return asked
+
+
+def removed_one_by_one(count):
+    mask = np.zeros(12, bool)
+    for _ in range(count):
+        further = [mask | (np.arange(12) == layer) for layer in np.flatnonzero(~mask)]
+        mask = max(further, key=lambda m: rewards(m[None])[0])
+    return mask
+
+
+@pytest.mark.parametrize("n", [1, 3, 5, 100])
+def test_greedy_removes_the_best_layer_of_every_round(n):
+    agent = Greedy(SPACES["count"])
+    asked = play(agent, n)
+    assert [len(list(group)) for _, group in itertools.groupby(asked.sum(axis=1).tolist())] == [12, 11, 10, 9]
+    assert (agent.best() == removed_one_by_one(4)).all()
+
+
+def test_greedy_by_cost_ends_when_the_budget_is_kept():
+    agent = Greedy(SPACES["cost"])
+    asked = play(agent)
+    allowed = asked[SPACES["cost"].contains(asked)]
+    assert (agent.best() == max(allowed, key=lambda m: rewards(m[None])[0])).all()
+    assert not SPACES["cost"].contains(removed_one_by_one(asked.sum(axis=1).max() - 1)[None])[0]
+
+
+def test_a_round_cut_short_is_made_up_for():
+    space = SPACES["count"]
+    agent = Greedy(space)
+    play(agent, most=12)
+    singles = rewards(np.eye(12, dtype=bool))
+    assert (agent.best() == space.top(singles)).all()
+    agent = Greedy(space)
+    play(agent, most=5)  # of the first round
+    assert (agent.best() == space.top(np.where(np.arange(12) < 5, singles, -np.inf))).all()
+
+
+def test_leave_one_out_scores_every_layer_once():
+    agent = LeaveOneOut(SPACES["count"])
+    assert (play(agent) == np.eye(12, dtype=bool)).all()
+    assert (agent.best() == SPACES["count"].top(rewards(np.eye(12, dtype=bool)))).all()
+
+
+def test_greedy_in_a_trap_still_answers():
+    """Only one pair is allowed, and removing layers one by one passes it by."""
+    pair = np.isin(np.arange(5), [0, 1])
+    space = MaskSpace(5, macs_saved=0.2, savings=lambda masks: np.where((masks == pair).all(axis=1), 0.3, 0.0))
+    agent = Greedy(space)
+    while len(masks := agent.ask(3)):
+        agent.tell(masks, masks @ np.arange(5.0))
+    assert (agent.best() == pair).all()

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.wrappers.vector import TransformReward
+from landscapes import rewards, write_table
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import PPO
+
+from agents.record import SearchResult
+from agents.sb3 import CHECKPOINT, train_sb3
+from agents.sb3_algorithms import ALGORITHMS, find_algorithm, is_algorithm
+from agents.sb3_policy import load_sb3, policy_mask
+from agents.sb3_recorder import Recorder, with_effect
+from agents.validate import validate
+
+ID = "DAS-METER-VQA-Tabular-v0"
+
+
+@pytest.fixture(scope="module")
+def env_kwargs(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """A table of 12 layers, made up."""
+    return {"table": str(write_table(tmp_path_factory.mktemp("table") / "table.npz", 12))}
+
+
+def train(algorithm, env_kwargs: dict, folder: Path | None = None, **settings):
+    settings = {"env_id": ID, "env_kwargs": env_kwargs, "evaluations": 22, "n_envs": 4, **settings}
+    return train_sb3(algorithm, folder, **settings)
+
+
+def told(result: SearchResult) -> tuple[np.ndarray, np.ndarray]:
+    masks = np.array([mask for turn in result.history for mask in turn.masks], dtype=bool)
+    return masks, np.array([reward for turn in result.history for reward in turn.rewards])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("budget", [{"skip_num": 3}, {"macs_saved": 0.12}])
+def test_every_algorithm_spends_its_budget_on_masks_that_keep_theirs(env_kwargs: dict, name: str, budget: dict):
+    before = copy.deepcopy(ALGORITHMS[name])
+    trained = train(name, env_kwargs, **budget)
+    result = trained.result
+    masks, earned = told(result)
+    assert (trained.action, trained.starved) == (ALGORITHMS[name].actions[0], False)
+    assert len(masks) == result.evaluations == 22
+    np.testing.assert_allclose(earned, rewards(masks), rtol=1e-5)
+    if "skip_num" in budget:
+        assert (masks.sum(axis=1) == 3).all()
+    else:
+        assert all(saved >= 0.12 for turn in result.history for saved in turn.macs_saved)
+    assert result.reward == pytest.approx(max(earned.max(), trained.policy["reward"]))
+    assert result.best_seen["reward"] == earned.max()
+    assert all(check.agrees for check in validate(result))
+    assert ALGORITHMS[name] == before
+
+
+@pytest.mark.parametrize("name", ["ppo", "maskable_ppo", "dqn", "sac", "ars"])
+def test_same_seed_same_result(env_kwargs: dict, name: str):
+    one, two, other = (train(name, env_kwargs, seed=seed).result for seed in (3, 3, 4))
+    assert one == two
+    assert other.history != one.history
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_an_action_space_can_be_asked_for(env_kwargs: dict, action: str):
+    trained = train("a2c", env_kwargs, action=action)
+    assert trained.action == action
+    assert trained.result.evaluations == 22
+    assert trained.model.num_timesteps >= {"mask": 23, "sequence": 88, "scores": 22}[action]
+
+
+def test_more_layers_than_one_may_be_skipped_without_a_budget(env_kwargs: dict):
+    trained = train("ppo", {**env_kwargs, "macs_price": 1.0}, action="sequence", skip_num=None)
+    masks, _ = told(trained.result)
+    assert len({int(n) for n in masks.sum(axis=1)}) > 1
+
+
+def test_a_run_folder_gives_the_agent_back(env_kwargs: dict, tmp_path: Path):
+    trained = train("maskable_ppo", env_kwargs, tmp_path)
+    model, description = load_sb3(tmp_path)
+    mask = policy_mask(model, ID, description["action"], **env_kwargs)
+    assert mask.astype(int).tolist() == trained.policy["mask"] == description["policy"]["mask"]
+    assert mask.sum() == 4
+    assert SearchResult.load(tmp_path) == trained.result
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert json.loads((tmp_path / "search.json").read_text())["agent"] == "maskable_ppo"
+
+
+def test_training_goes_on_from_a_kept_agent(env_kwargs: dict, tmp_path: Path):
+    first = train("ppo", env_kwargs, tmp_path)
+    second = train("ppo", env_kwargs, evaluations=4, start_from=str(tmp_path), algo={"learning_rate": 0.0})
+    for old, new in zip(first.model.policy.parameters(), second.model.policy.parameters(), strict=True):
+        np.testing.assert_array_equal(old.detach(), new.detach())
+    with pytest.raises(FileNotFoundError, match=r"no agent at .*give the agent\.zip of an earlier run"):
+        train("ppo", env_kwargs, start_from=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac", "ars"])
+def test_a_stopped_search_goes_on(env_kwargs: dict, tmp_path: Path, name: str):
+    seen = []
+
+    def stop(turn, layer_names):
+        seen.extend(turn.masks)
+        if len(seen) >= 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(name, env_kwargs, tmp_path, checkpoint_every=1, on_turn=stop)
+    state = json.loads((tmp_path / CHECKPOINT).read_text())
+    assert 0 < state["steps"] <= 14
+    result = train(name, env_kwargs, tmp_path, checkpoint_every=1, resume=True).result
+    masks, _ = told(result)
+    kept = sum(len(turn["masks"]) for turn in state["turns"])
+    assert masks[:kept].astype(int).tolist() == seen[:kept]
+    assert len(masks) == result.evaluations == 22
+    with pytest.raises(ValueError, match="is of a search with seed=0, not 5"):
+        train(name, env_kwargs, tmp_path, checkpoint_every=1, resume=True, seed=5)
+
+
+class Patient(PPO):
+    """An algorithm of one's own that hands its settings on."""
+
+    def __init__(self, *args, patience: int = 1, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.patience = patience
+
+
+def test_a_class_of_ones_own(env_kwargs: dict):
+    trained = train(Patient, env_kwargs, algo={"patience": 2, "n_epochs": 1})
+    assert isinstance(trained.model, Patient)
+    assert (trained.model.patience, trained.model.n_epochs, trained.model.n_steps) == (2, 1, 8)
+    assert trained.result.agent.endswith("test_sb3:Patient")
+    with pytest.raises(ValueError, match=r"unknown setting of .*Patient, 'patienc'; did you mean 'patience'"):
+        train(Patient, env_kwargs, algo={"patienc": 2})
+
+
+def test_a_class_that_no_table_knows(env_kwargs: dict):
+    assert train("sb3_contrib:CrossQ", env_kwargs, algo={"learning_starts": 8}).action == "scores"
+    trained = train(RecurrentPPO, env_kwargs, action="sequence", algo={"policy": "MlpLstmPolicy", "n_steps": 8})
+    assert trained.result.n_skipped == 4
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "says"),
+    [
+        ("pppo", {}, "unknown algorithm of SB3 .*'pppo'; did you mean 'ppo'"),
+        ("json:JSONDecoder", {}, "not a subclass of stable_baselines3's BaseAlgorithm"),
+        ("stable_baselines3:PPOO", {}, "cannot be imported"),
+        ("ppo", {"algo": {"learning_rat": 1}}, "unknown setting of ppo, 'learning_rat'; did you mean 'learning_rate'"),
+        ("ppo", {"algo": {"seed": 1}}, "unknown setting of ppo, 'seed'"),
+        ("ppo", {"algo": {"policy": "MlpPolcy"}}, "PPO cannot be made with"),
+        ("sac", {"action": "mask"}, "sac does not take action='mask'; it takes scores"),
+        ("ppo", {"action": "score"}, "unknown action 'score'; did you mean 'scores'"),
+        ("ppo", {"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
+        ("ppo", {"macs_saved": 0.9}, "macs_saved=0.9 is out of reach"),
+        ("ppo", {"evaluation": 9}, "unknown setting 'evaluation'; did you mean 'evaluations'"),
+    ],
+)
+def test_what_cannot_be_is_refused(env_kwargs: dict, algorithm: str, settings: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        train(algorithm, env_kwargs, **settings)
+
+
+def test_what_is_a_setting_of_the_search_is_none_of_the_environment(env_kwargs: dict):
+    for name in ("action", "skip_num", "num_envs"):
+        with pytest.raises(ValueError, match=f"env_kwargs must not hold {name}; use the setting"):
+            train("ppo", {**env_kwargs, name: 1})
+
+
+def test_agents_of_ours_are_no_algorithms():
+    assert is_algorithm("ppo")
+    assert is_algorithm("sb3_contrib:TRPO")
+    assert not is_algorithm("bandit")
+    assert not is_algorithm("agents.bandit:Bandit")
+    assert find_algorithm(PPO)[1].actions == ALGORITHMS["ppo"].actions
+
+
+def test_a_search_that_never_keeps_its_budget_ends(env_kwargs: dict):
+    trained = train("ppo", env_kwargs, action="mask", skip_num=12, evaluations=1)
+    assert trained.starved
+    assert trained.result.evaluations == 0
+    assert trained.result.mask == trained.policy["mask"]
+
+
+def test_a_reward_that_is_no_number_is_named(env_kwargs: dict):
+    env = gymnasium.make_vec(ID, num_envs=2, skip_num=2, **env_kwargs)
+    recorder = Recorder(TransformReward(env, lambda rewards: rewards * np.nan), 10)
+    recorder.reset(seed=0)
+    with pytest.raises(ValueError, match=r"skips layers \[0, 5\] is nan, not a number"):
+        recorder.step(np.isin(np.arange(12), (0, 5))[None].repeat(2, axis=0).astype(np.int8))
+
+
+def test_an_action_without_effect_stands_for_the_next():
+    masks = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
+    for actions, meant in (([0, 0, 0], [0, 1, 0]), ([1, 2, 2], [3, 1, 2]), ([3, 3, 3], [3, 1, 3])):
+        assert with_effect(np.array(actions), masks).tolist() == meant
+
+
+@pytest.mark.parametrize("batches", ["cycle", "resample"])
+@pytest.mark.parametrize("action", ["mask", "sequence"])
+def test_a_record_replays_where_examples_change(small_kwargs: dict, batches: str, action: str):
+    env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
+    settings = {"skip_num": 3, "evaluations": 8, "n_envs": 3, "algo": {"n_steps": 4, "n_epochs": 1}}
+    trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", env_kwargs=env_kwargs, action=action, **settings)
+    assert all(check.agrees for check in validate(trained.result))

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from landscapes import write_table
+
+from agents.experiment import run_search
+from agents.sb3_policy import load_sb3
+from das_gym.experiment import RunError
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> dict:
+    """Few masks of a small table, runs in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return {"evaluations": 24, "skip_num": 3, "env_kwargs": {"table": str(write_table(tmp_path / "table.npz"))}}
+
+
+def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
+    run_id, folder, result = run_search(
+        {**small, "n_envs": 2, "algo": {"n_steps": 4, "learning_rate": 1e-3}}, ["meter_vqa_table", "ppo"]
+    )
+    assert (run_id, folder) == ("1", Path("runs/1"))
+    assert (result.agent, result.masks_per_turn, result.evaluations, result.n_skipped) == ("ppo", 2, 24, 3)
+    assert result.agent_kwargs["learning_rate"] == 1e-3
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == "COMPLETED"
+    assert run["result"] == result.reward
+    assert run["artifacts"] == ["agent.zip", "search.json"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"reward", "best_reward", "loss", "macs_saved", "train/loss", "rollout/ep_rew_mean"} <= set(metrics)
+    assert metrics["train/loss"]["steps"] == sorted(metrics["train/loss"]["steps"])
+    assert metrics["train/loss"]["steps"][-1] == 24
+    assert np.isfinite(metrics["train/loss"]["values"]).all()
+    printed = (folder / "cout.txt").read_text()
+    assert "| train/" in printed
+    assert "ppo in action space 'scores', 24 steps; its own answer:" in printed
+    assert printed.endswith("Next: python -m adapt with search_run=1\n")
+    assert list((folder / "tensorboard").glob("events*"))
+    assert load_sb3(folder)[1]["algorithm"] == "ppo"
+
+
+def test_any_class_of_sb3s_kind_is_an_agent(small: dict):
+    result = run_search({**small, "agent": "sb3_contrib:TRPO", "masks_per_turn": 4}, ["meter_vqa_table"])[2]
+    assert result.agent.endswith(":TRPO")
+    assert result.evaluations == 24
+
+
+@pytest.mark.parametrize(
+    ("update", "names", "text"),
+    [
+        ({"agent": "maskable_pp"}, [], "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
+        ({"algo": {"gama": 1}}, ["ppo"], "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
+        ({"algo": {"gamma": 1.0}, "agent_kwargs": {"gamma": 0.5}}, ["ppo"], r"agent_kwargs\.gamma=0\.5 too"),
+        ({"action": "scores"}, ["dqn"], "dqn does not take action='scores'; it takes sequence"),
+        ({"algo": {"gamma": 1.0}}, ["bandit"], "agent 'bandit' has no setting algo"),
+        ({"n_envs": 0}, ["ppo"], "masks_per_turn=0 is not allowed"),
+    ],
+)
+def test_a_wrong_setting_begins_no_run(small: dict, update: dict, names: list[str], text: str):
+    with pytest.raises(RunError, match=text):
+        run_search({**small, **update}, ["meter_vqa_table", *names])
+    assert not Path("runs/1").exists()
+
+
+def test_an_impossible_budget_says_what_is_possible(small: dict):
+    with pytest.raises(RunError, match=r"skip_num=9: the model has 8 skippable layers; use 0\.\.8"):
+        run_search({**small, "skip_num": 9}, ["meter_vqa_table", "ppo"])
+
+
+def test_a_stopped_run_resumes(small: dict):
+    update = {**small, "evaluations": 24, "checkpoint_every": 1, "algo": {"n_steps": 4}}
+
+    def interrupted(*args, **kwargs):
+        raise OSError("the disk is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.record.SearchResult.save", interrupted)
+        with pytest.raises(RunError, match="the disk is full"):
+            run_search(update, ["meter_vqa_table", "ppo"])
+    run_id, folder, result = run_search({"resume": 1})
+    assert run_id == "1"
+    assert result.evaluations == 24
+    assert result.reward >= max(max(turn.rewards) for turn in result.history)
+    assert (folder / "agent.zip").is_file()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from agents.table_experiment import Settings, ex, run_table, summary
+from das_gym.evaluation.spending import Spending
+from das_gym.evaluation.table import SubnetTable
+from das_gym.experiment import RunError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_kwargs: dict[str, str]) -> dict:
+    """A small problem, few examples, runs in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return {**small_kwargs, "eval_batch_size": 4, "reward_examples": 10, "test_examples": 6}
+
+
+def test_a_run_leaves_a_table(small: dict, small_table: SubnetTable, tmp_path: Path):
+    table = run_table(small, ["meter_vqa"])
+    small_table.save(tmp_path / "expected.npz")
+    folder = Path("runs/1")
+    assert (folder / "table.npz").read_bytes() == (tmp_path / "expected.npz").read_bytes()
+    assert table.meta == small_table.meta
+    run = json.loads((folder / "run.json").read_text())
+    assert run["status"] == "COMPLETED"
+    assert run["artifacts"] == ["table.npz", "table.json"]
+    record = json.loads((folder / "table.json").read_text())
+    assert record["hashes"] == table.meta.hashes
+    assert record["spent"]["layer_runs"] > 0
+    assert not (folder / "table_checkpoint.npz").exists()
+    printed = (folder / "cout.txt").read_text()
+    assert "DAS-METER-VQA-v0: 64 masks, 10 reward, 6 test examples\n" in printed
+    for word in ("unskipped", "best of k=4", "median of k=4", "worst of k=4", "layer runs", "table: runs/1/table.npz"):
+        assert printed.count(word) == 1
+    assert "example/s" not in printed
+    env = gymnasium.make("DAS-METER-VQA-Tabular-v0", table="runs/1/table.npz")
+    env.reset()
+    assert env.step(table.best(skip_num=4).astype(np.int8))[4]["feasible"]
+
+
+def test_goes_where_it_is_told(small: dict, tmp_path: Path):
+    out = tmp_path / "tables" / "mine.npz"
+    table = run_table({**small, "reward_examples": 2, "test_examples": 2, "out": str(out)})
+    assert SubnetTable.load(out).meta == table.meta
+    assert not Path("runs/1/table.npz").exists()
+    assert json.loads(Path("runs/1/table.json").read_text())["table"] == str(out)
+
+
+def test_the_summary_says_what_the_table_says(small_table: SubnetTable):
+    lines = summary(small_table, Spending(layer_runs=1234, macs=5 * 10**12, seconds=6.0)).splitlines()
+    best = small_table.best(skip_num=4)
+    assert f"loss {small_table.values()[0]:.4f}" in lines[1]
+    assert f"loss {small_table.regret(best) + small_table.values().min():.4f}" in lines[2]
+    skipped = ", ".join(name for name, bit in zip(small_table.meta.layer_names, best, strict=True) if bit)
+    assert lines[2].endswith(f"({skipped})")
+    assert lines[-1] == "  1,234 layer runs, 5.000 T MACs, 6 s"
+
+
+@pytest.mark.parametrize(
+    ("update", "text"),
+    [
+        ({"reward_exampels": 4}, "unknown setting 'reward_exampels'; did you mean 'reward_examples'"),
+        ({"reward_examples": 0}, "reward_examples=0 is not allowed; use 1 or more, or None"),
+        ({"precision": "bfloat16"}, "precision='bfloat16': tables are the truth to compare with"),
+        ({"supernet": "/nonexistent"}, "supernet=/nonexistent: no such file"),
+        ({"task": "vqq"}, "unknown task 'vqq'"),
+    ],
+)
+def test_a_wrong_setting_begins_no_run(small: dict, update: dict, text: str):
+    with pytest.raises(RunError, match=text):
+        run_table({**small, **update})
+    assert not Path("runs/1").exists()
+
+
+def test_every_problem_has_its_named_config():
+    for name in ("meter_vqa", "meter_nlvr2", "meter_f30k", "vilt_vqa", "vilt_nlvr2", "vilt_f30k"):
+        model, _, task = name.partition("_")
+        settings = Settings(**ex.named_configs[name]())
+        assert (settings.model.lower(), settings.task) == (model, task)
+        assert settings.entry().short == name
+
+
+@pytest.mark.slow
+def test_the_command_killed_and_resumed(small: dict, tmp_path: Path, small_table: SubnetTable):
+    def command(*words: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "agents", "table", *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    settings = {**small, "eval_batch_size": 1, "reward_examples": 60, "test_examples": 2}
+    killed = command("with", "meter_vqa", *(f"{name}={value}" for name, value in settings.items()))
+    while killed.poll() is None and not Path("runs/1/table_checkpoint.npz").exists():
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGINT)
+    error = killed.communicate()[1]
+    assert killed.returncode == 130, error
+    assert "Go on with: python -m agents table with resume=1" in error
+    assert not Path("runs/1/table.npz").exists()
+    resumed = command("with", "resume=1")
+    output, error = resumed.communicate()
+    assert resumed.returncode == 0, error
+    assert "best of k=4" in output
+    run_table(settings)
+    assert Path("runs/1/table.npz").read_bytes() == Path("runs/2/table.npz").read_bytes()

@@ -1,0 +1,177 @@
+"""Arrow tables: found, opened, told apart from other formats, clear when damaged."""
+
+from __future__ import annotations
+
+import builtins
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from das_gym.data.arrow import ArrowFolder, ArrowImage, ArrowRows, is_arrow, open_table, read_rows
+from das_gym.problem import task_class
+from tests.data.arrow_tables import caption_row, jpeg, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
+
+COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
+
+
+def test_formats_are_told_apart_by_looking(tmp_path: Path):
+    write_vqa(tmp_path)
+    assert is_arrow(tmp_path, "vqa")
+    assert not is_arrow(tmp_path, "nlvr2")
+    assert not is_arrow(tmp_path, "f30k")
+    write_nlvr2(tmp_path)
+    write_captions(tmp_path, "coco_caption_karpathy")
+    assert is_arrow(str(tmp_path), "nlvr2")
+    assert is_arrow(tmp_path, "f30k")
+    assert is_arrow(tmp_path / "vqav2_val.arrow", "vqa")
+    assert not is_arrow(tmp_path / "nowhere", "vqa")
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "f30k"])
+def test_tasks_read_tables_where_they_find_them(tmp_path: Path, task: str):
+    {"vqa": write_vqa, "nlvr2": write_nlvr2, "f30k": write_captions}[task](tmp_path)
+    cls = task_class(task)
+    splits = cls.load_splits(tmp_path)
+    pairs = cls(None, ("yes", "no")).pairs(splits.reward[:1])
+    assert isinstance(pairs[-1].image, ArrowImage)
+    assert pairs[-1].image.open().size == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("vqa", "v2_OpenEnded_mscoco_train2014_questions.json"),
+        ("nlvr2", "data/train.json"),
+        ("f30k", "dataset_flickr30k.json"),
+    ],
+)
+def test_both_formats_in_a_folder_are_refused(tmp_path: Path, task: str, name: str):
+    {"vqa": write_vqa, "nlvr2": write_nlvr2, "f30k": write_captions}[task](tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    message = rf"holds the data of {task} twice, as arrow tables \(\w+\.arrow, \.\.\.\) and in its own format \({name}, "
+    with pytest.raises(ValueError, match=message):
+        is_arrow(tmp_path, task)
+
+
+def test_two_data_sets_in_a_folder_are_told_apart_by_a_table(tmp_path: Path):
+    write_captions(tmp_path)
+    write_captions(tmp_path, "coco_caption_karpathy")
+    with pytest.raises(
+        ValueError, match=r"holds the tables of f30k\w+ and coco\w+; name one table as the data root, such as .*/coco_"
+    ):
+        ArrowFolder.find(tmp_path, "f30k")
+    tables = ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", "f30k")
+    assert tables.require("val") == tmp_path / "coco_caption_karpathy_val.arrow"
+    with pytest.raises(ValueError, match=r"data_root='.*coco.*' is no table of vqa: its name must be vqav2_<split>\.arrow"):
+        ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", "vqa")
+
+
+def test_a_missing_table_is_named_beside_what_is_there(tmp_path: Path):
+    write_vqa(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"no table .*vqav2_test\.arrow; of vqav2 there is: vqav2_train\.arrow, vqav2_val\.arrow"
+    ):
+        ArrowFolder.find(tmp_path, "vqa").require("test")
+    with pytest.raises(FileNotFoundError, match=r"holds no table nlvr2_<split>\.arrow"):
+        ArrowFolder.find(tmp_path, "nlvr2")
+    with pytest.raises(FileNotFoundError, match=r"there is no table .*gone\.arrow"):
+        open_table(tmp_path / "gone.arrow")
+
+
+@pytest.mark.parametrize("kept", [0, 5, 500, -1, -200])
+def test_a_truncated_table_is_named(tmp_path: Path, kept: int):
+    path = write_table(tmp_path / "vqav2_val.arrow", [vqa_row(n) for n in range(3)])
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"vqav2_val\.arrow cannot be read as an arrow file \(.*it is truncated, damaged"):
+        open_table(path)
+
+
+def test_damaged_columns_raise_and_do_not_crash(tmp_path: Path):
+    path = write_table(tmp_path / "f30k_caption_karpathy_val.arrow", [caption_row(f"c{n}") for n in range(40)])
+    whole = path.read_bytes()
+    refused = []
+    for start in range(600, len(whole) - 600, 997):
+        path.write_bytes(whole[:start] + b"\xff" * 64 + whole[start + 64 :])
+        try:
+            rows = list(read_rows(path, COLUMNS))
+            for row in range(len(rows)):
+                ArrowImage(path, row).open()
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) >= 5
+    assert all(str(path) in message for message in refused)
+
+
+def test_a_column_that_is_missing_or_of_another_kind(tmp_path: Path):
+    path = write_table(tmp_path / "a.arrow", [{"image": jpeg(3), "caption": ["a"]}])
+    with pytest.raises(ValueError, match=r"a\.arrow has no column 'image_id'; it needs image, caption, image_id, and has"):
+        list(read_rows(path, COLUMNS))
+    path = write_table(tmp_path / "b.arrow", [{"image": jpeg(3), "caption": "one", "image_id": "x"}])
+    with pytest.raises(ValueError, match=r"b\.arrow: the column 'caption' holds text, and must hold list of text"):
+        list(read_rows(path, COLUMNS))
+
+
+def test_rows_come_without_their_images(tmp_path: Path):
+    path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}") for n in range(3)])
+    rows = list(read_rows(path, COLUMNS))
+    assert [row["image_id"] for row in rows] == ["c0.jpg", "c1.jpg", "c2.jpg"]
+    assert set(rows[0]) == {"caption", "image_id"}
+
+
+def test_an_image_opens_its_table_also_in_another_process(tmp_path: Path):
+    path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}", shade=50 * n) for n in range(4)])
+    image = pickle.loads(pickle.dumps(ArrowImage(path, 3)))
+    picture = image.open()
+    assert (picture.mode, picture.size) == ("RGB", (24, 16))
+    np.testing.assert_allclose(np.asarray(picture), 150, atol=2)
+    assert len({ArrowImage(path, row).key for row in range(4)}) == 4
+
+
+def test_a_rewritten_table_is_opened_anew(tmp_path: Path):
+    path = write_table(tmp_path / "a.arrow", [caption_row("c", shade=10)])
+    image, before = ArrowImage(path, 0), ArrowImage(path, 0).stamp()
+    image.open()
+    path.unlink()
+    write_table(path, [caption_row("c", shade=200), caption_row("d")])
+    assert image.stamp() != before
+    np.testing.assert_allclose(np.asarray(image.open()), 200, atol=2)
+
+
+@pytest.mark.parametrize("content", [None, b"", jpeg(9)[:300], b"<html>"])
+def test_an_image_that_is_none_names_its_row(tmp_path: Path, content: bytes | None):
+    path = write_table(tmp_path / "a.arrow", [caption_row("c"), caption_row("d", image=content)])
+    with pytest.raises(ValueError, match=r"image in row 1 of .*a\.arrow cannot be read"):
+        ArrowImage(path, 1).open()
+
+
+def test_a_row_or_column_that_is_gone(tmp_path: Path):
+    path = write_table(tmp_path / "a.arrow", [caption_row("c")])
+    for image in (ArrowImage(path, 1), ArrowImage(path, 0, "image_0")):
+        with pytest.raises(ValueError, match=r"a\.arrow has no 'image(_0)?' in a row \d; it has changed: load it anew"):
+            image.open()
+
+
+def test_tables_one_below_the_other():
+    images = ArrowRows((Path("a.arrow"), Path("b.arrow")), (0, 3, 5))
+    assert [(images(place).path.name, images(place).row) for place in range(5)] == [
+        *[("a.arrow", row) for row in range(3)],
+        *[("b.arrow", row) for row in range(2)],
+    ]
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = write_table(tmp_path / "a.arrow", [caption_row("c")])
+    usual = builtins.__import__
+
+    def without_pyarrow(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return usual(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+    with pytest.raises(ImportError, match=r"arrow tables need pyarrow: install it with pip install 'das_gym\[arrow\]'"):
+        open_table(path)

@@ -1,0 +1,120 @@
+"""Captions of scenes laid out by hand, and of many drawn ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from das_gym.data.caption_language import (
+    Counted,
+    Name,
+    Related,
+    SceneCaption,
+    There,
+    sample_false,
+    sample_scene_caption,
+)
+from das_gym.data.scenes import Scene, SceneObject, sample_scene
+
+RED, BLUE, GREEN = Name("red", "circle"), Name("blue", "star"), Name("green", "cross")
+
+
+def scene(*objects: tuple[Name, float, float]) -> Scene:
+    return Scene(tuple(SceneObject(name.color, name.shape, x, y, 10.0) for name, x, y in objects), background=200)
+
+
+SCENE = scene((RED, 20, 20), (BLUE, 60, 25), (GREEN, 60, 80), (Name("red", "cross"), 20, 80))
+
+
+@pytest.mark.parametrize(
+    ("fact", "text", "true"),
+    [
+        (Related(RED, "left of", BLUE), "a red circle left of a blue star", True),
+        (Related(RED, "right of", BLUE), "a red circle right of a blue star", False),
+        (Related(BLUE, "above", GREEN), "a blue star above a green cross", True),
+        (Related(RED, "above", BLUE), "a red circle above a blue star", True),
+        (Related(RED, "below", BLUE), "a red circle below a blue star", True),  # by less than the margin: open to argument
+        (Related(RED, "left of", Name("black", "star")), "a red circle left of a black star", False),
+        (There(GREEN), "a green cross", True),
+        (There(Name("green", "star")), "a green star", False),
+        (Counted(2, color="red"), "2 red objects", True),
+        (Counted(3, color="red"), "3 red objects", False),
+        (Counted(2, shape="cross"), "2 crosses", True),
+        (Counted(2, shape="star"), "2 stars", False),
+    ],
+)
+def test_facts_by_hand(fact: Related | There | Counted, text: str, true: bool):
+    assert str(fact) == text
+    assert fact.maybe(SCENE) is true
+
+
+def test_captions_join_facts():
+    caption = SceneCaption((Related(RED, "left of", BLUE), Counted(2, shape="cross")))
+    assert str(caption) == "a red circle left of a blue star, 2 crosses."
+    assert caption.maybe(SCENE)
+    assert not SceneCaption((*caption.facts, There(Name("black", "star")))).maybe(SCENE)
+
+
+def clearly_true(fact: Related | There | Counted, where: Scene) -> bool:
+    """Written anew, by the words alone."""
+    words = str(fact).split()
+    if isinstance(fact, Related):
+        subject, other = " ".join(words[1:3]), " ".join(words[-2:])
+        sign = 1 if fact.relation in ("right of", "below") else -1
+        axis = "x" if "of" in fact.relation else "y"
+        pairs = [(a, b) for a in where.objects for b in where.objects if (a.name, b.name) == (subject, other)]
+        return any(sign * (getattr(a, axis) - getattr(b, axis)) >= 16 for a, b in pairs)
+    if isinstance(fact, There):
+        return " ".join(words[1:]) in {o.name for o in where.objects}
+    stem = words[1].removesuffix("es") if words[1] == "crosses" else words[1].rstrip("s")
+    return sum(o.color == words[1] if "objects" in words else o.shape == stem for o in where.objects) == int(words[0])
+
+
+def test_drawn_captions_are_true_and_their_changes_false_by_one_word():
+    rng = np.random.default_rng(0)
+    kinds: set[type] = set()
+    said = 0
+    for _ in range(300):
+        where = sample_scene(rng)
+        caption = sample_scene_caption(rng, where)
+        if caption is None:
+            continue
+        said += 1
+        kinds |= {type(fact) for fact in caption.facts}
+        assert all(clearly_true(fact, where) for fact in caption.facts)
+        assert caption.maybe(where)
+        words = str(caption).split()
+        false = sample_false(rng, caption, where, 3)
+        assert len({str(f) for f in false}) == 3
+        for other in false:
+            changed = str(other).split()
+            assert len(changed) == len(words)
+            assert sum(a != b for a, b in zip(words, changed, strict=True)) == 1
+            assert not all(clearly_true(fact, where) for fact in other.facts)
+            assert not other.maybe(where)
+    assert said > 200
+    assert kinds == {Related, There, Counted}
+
+
+def test_a_relation_is_turned_round_where_that_is_false():
+    rng = np.random.default_rng(1)
+    where = scene((RED, 20, 20), (BLUE, 60, 25), (GREEN, 60, 80))
+    caption = SceneCaption((Related(RED, "left of", BLUE), There(GREEN)))
+    texts = [str(false) for false in sample_false(rng, caption, where, 3)]
+    assert texts[0] == "a red circle right of a blue star, a green cross."
+    both = scene((RED, 20, 20), (BLUE, 60, 25), (GREEN, 60, 80), (RED, 80, 50))
+    assert texts[0] not in [str(false) for false in sample_false(rng, caption, both, 3)]
+
+
+def test_nothing_is_related_to_its_like():
+    where = scene((RED, 20, 20), (Name("red", "star"), 60, 25), (GREEN, 60, 80))
+    changed = SceneCaption((Related(RED, "left of", Name("red", "star")), There(GREEN))).changed(where)
+    texts = {str(caption).split(",")[0] for caption in changed}
+    assert "a red circle left of a red square" in texts
+    assert not texts & {"a red circle left of a red circle", "a red star left of a red star"}
+
+
+def test_scenes_with_nothing_to_say():
+    rng = np.random.default_rng(2)
+    assert sample_scene_caption(rng, scene((RED, 20, 20), (RED, 60, 60))) is None
+    assert sample_scene_caption(rng, scene((RED, 20, 20), (BLUE, 60, 60))) is None

@@ -1,0 +1,245 @@
+"""Karpathy's format, on small folders written by hand."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from das_gym.data.captions import NUM_TEXTS, CaptionedImage, retrieval_examples
+from das_gym.data.flickr30k import load_flickr30k
+from das_gym.data.images import ImageFile
+
+SIZES = {"train": 5, "restval": 1, "val": 4, "test": 4}
+
+
+def entry(imgid: int, split: str, **changes: Any) -> dict[str, Any]:
+    sentences = [
+        {"raw": f"Caption {n} of image {imgid}.", "tokens": ["caption"], "imgid": imgid, "sentid": 5 * imgid + n}
+        for n in range(5)
+    ]
+    own = {"filename": f"{imgid}.jpg", "split": split, "imgid": imgid, "sentids": [0], "sentences": sentences}
+    return {**own, **changes}
+
+
+def write(root: Path, name: str = "dataset_flickr30k.json", images: str = "flickr30k-images") -> list[dict[str, Any]]:
+    """A small data set; returns its entries."""
+    splits = [split for split, count in SIZES.items() for _ in range(count)]
+    entries = [entry(imgid, split) for imgid, split in enumerate(splits)]
+    (root / images).mkdir(parents=True, exist_ok=True)
+    for item in entries:
+        Image.new("RGB", (20, 12), (item["imgid"], 0, 0)).save(root / images / item["filename"])
+    save(root / name, entries)
+    return entries
+
+
+def save(path: Path, entries: list[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": entries, "dataset": "flickr30k"}), encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write(tmp_path)
+    return tmp_path
+
+
+def change(root: Path, edit: Callable[[list[Any]], Any]) -> Path:
+    """Change the entries of the data set in `root`; returns the JSON file."""
+    path = root / "dataset_flickr30k.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))["images"]
+    edit(entries)
+    save(path, entries)
+    return path
+
+
+def test_splits_by_hand(root: Path):
+    splits = load_flickr30k(root)
+    assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [30, 20, 20]
+    assert splits.left_out == ()
+    example = splits.reward[7]  # the sixth image after train's five and restval's one is the second of val
+    assert (example.key, example.image_id, example.caption) == ("37", 7, "Caption 2 of image 7.")
+    assert example.image == ImageFile(root / "flickr30k-images" / "7.jpg")
+    assert splits.train[-1].image_id == 5  # restval
+    keys = [e.key for part in (splits.train, splits.reward, splits.test) for e in part]
+    assert len(set(keys)) == 70
+
+
+def test_texts_are_one_true_and_15_false_of_the_same_split(root: Path):
+    splits = load_flickr30k(root)
+    for part, imgids in ((splits.train, range(6)), (splits.reward, range(6, 10)), (splits.test, range(10, 14))):
+        for example in part:
+            assert example.texts[0] == example.caption
+            assert len(set(example.texts)) == NUM_TEXTS
+            others = {f"Caption {n} of image {i}." for i in imgids for n in range(5) if i != example.image_id}
+            assert others.issuperset(example.texts[1:])
+    assert set(splits.train[0].texts[1:]) != set(splits.train[1].texts[1:])
+
+
+def test_texts_are_the_same_at_every_time(root: Path):
+    first, second = (load_flickr30k(root).train for _ in range(2))
+    assert [e.texts for e in first] == [e.texts for e in second]
+    assert first[0].texts[1] == "Caption 4 of image 4."  # fixed for ever: files of results rely on it
+
+
+def test_hard_negatives_are_among_the_texts(root: Path):
+    change(root, lambda entries: entries[0]["sentences"][1].update(hard_negatives=["Caption 9 of\n image 0. ", "No."]))
+    train = load_flickr30k(root).train
+    assert train[1].texts[1:3] == ("Caption 9 of image 0.", "No.")
+    assert len(set(train[1].texts)) == NUM_TEXTS
+    assert train[0].hard_negatives == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("dataset_flickr30k.json", "flickr30k-images"),
+        ("karpathy/dataset_flickr30k.json", "flickr30k-images"),
+        ("dataset_flickr8k.json", "images"),
+        ("dataset_flickr30k.json", ""),
+    ],
+)
+def test_folders(tmp_path: Path, name: str, folder: str):
+    write(tmp_path, name, folder)
+    for data_root in (tmp_path, tmp_path / name):
+        assert load_flickr30k(data_root).test[0].image.open().size == (20, 12)
+
+
+@pytest.mark.parametrize("above", ["", "images"])
+def test_coco_names_the_folder_of_each_image(tmp_path: Path, above: str):
+    entries = write(tmp_path, "dataset_coco.json", f"{above}/train2014" if above else "train2014")
+    for item in entries:
+        item.update(filepath="train2014", cocoid=item["imgid"] + 1000)
+    save(tmp_path / "dataset_coco.json", entries)
+    assert load_flickr30k(tmp_path).test[0].image.open().size == (20, 12)
+
+
+def test_one_of_several_data_sets_is_named_by_its_file(root: Path):
+    write(root, "karpathy/dataset_coco.json")
+    with pytest.raises(
+        ValueError, match=r"several data sets: dataset_flickr30k\.json, karpathy/dataset_coco\.json; pass one"
+    ):
+        load_flickr30k(root)
+    assert len(load_flickr30k(root / "karpathy" / "dataset_coco.json").test) == 20
+
+
+def test_any_language_length_and_picture(root: Path):
+    long, foreign = "very " * 300 + "long", "Ein Mädchen 在 跑步. 🐕"
+
+    def edit(entries: list[Any]) -> None:
+        entries[-1]["sentences"][0]["raw"] = f" {long}\n"
+        entries[-1]["sentences"][1]["raw"] = foreign
+
+    change(root, edit)
+    images = root / "flickr30k-images"
+    Image.new("L", (30, 10), 7).save(images / "10.jpg")
+    Image.new("CMYK", (30, 10)).save(images / "11.jpg")
+    Image.new("RGB", (3000, 2000)).save(images / "12.jpg", quality=5)
+    Image.new("RGB", (9, 9)).save(images / "13.jpg", format="PNG")
+    test = load_flickr30k(root, "skip").test
+    assert [e.caption for e in test[15:17]] == [long, foreign]
+    assert [test[i].image.open().mode for i in (0, 5, 10, 15)] == ["RGB"] * 4
+    assert load_flickr30k(root, "skip").left_out == ()
+
+
+BAD: list[tuple[Callable[[list[Any]], Any], str, int]] = [
+    (lambda es: es[1].pop("filename"), r"images\[1\] has no 'filename'; it needs filename, split", 5),
+    (lambda es: es.__setitem__(1, 7), r"images\[1\] is 7; it must be an object", 5),
+    (lambda es: es[1].update(imgid="1"), r"images\[1\] has imgid='1'; it must be of type int", 5),
+    (lambda es: es[1].update(split="dev"), r"images\[1\] \(1\.jpg\) has the split 'dev'; known are train, restval", 5),
+    (lambda es: es[1].update(imgid=0), r"images\[1\] \(1\.jpg\) repeats imgid 0 of .*images\[0\]", 5),
+    (lambda es: es[1].update(filename="0.jpg"), r"images\[1\] \(0\.jpg\) repeats image .*0\.jpg of .*images\[0\]", 5),
+    (lambda es: es[1].update(sentences=[]), r"images\[1\] \(1\.jpg\) has no captions", 5),
+    (lambda es: es[1]["sentences"][2].pop("raw"), r"images\[1\] \(1\.jpg\): sentences\[2\] has no 'raw'", 1),
+    (lambda es: es[1]["sentences"][2].update(raw=" \n"), r"sentences\[2\] has an empty text 'raw'", 1),
+    (lambda es: es[1]["sentences"][2].update(sentid=0), r"sentences\[2\] repeats sentid 0 of .*images\[0\] \(0\.jpg\)", 1),
+    (lambda es: es[1]["sentences"][2].update(hard_negatives="no"), r"sentences\[2\] has hard_negatives='no'", 1),
+    (
+        lambda es: es[1]["sentences"][2].update(hard_negatives=["Caption 4 of image 1."]),
+        r"sentences\[2\] has the hard negative 'Caption 4 of image 1\.', which is a caption of the image",
+        1,
+    ),
+]
+
+
+@pytest.mark.parametrize(("edit", "message", "fewer"), BAD)
+def test_a_bad_entry_is_named_or_left_out(root: Path, edit: Callable[[list[Any]], Any], message: str, fewer: int):
+    path = change(root, edit)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_flickr30k(root)
+    assert str(path) in str(caught.value)
+    assert 'on_bad_example="skip"' in str(caught.value)
+    splits = load_flickr30k(root, "skip")
+    assert len(splits.train) == 30 - fewer
+    assert len(splits.left_out) == 1
+    assert str(path) in splits.left_out[0]
+
+
+def test_missing_and_damaged_images(root: Path):
+    (root / "flickr30k-images" / "2.jpg").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no image .*flickr30k-images/2\.jpg \(1 of 14 images are missing\)"
+    ):
+        load_flickr30k(root)
+    (root / "flickr30k-images" / "3.jpg").write_bytes(b"\xff\xd8 cut")
+    splits = load_flickr30k(root, "skip")
+    assert len(splits.train) == 20
+    assert [line.split(": ")[1] for line in splits.left_out] == ["imgid 2", "imgid 3"]
+
+
+@pytest.mark.parametrize(("split", "ours"), [("val", "reward"), ("test", "test")])
+def test_empty_split(root: Path, split: str, ours: str):
+    change(root, lambda entries: [item.update(split="train") for item in entries if item["split"] == split])
+    with pytest.raises(ValueError, match=rf"the {ours} split \(.*images whose split is '{split}'\) holds no usable example"):
+        load_flickr30k(root)
+
+
+def test_too_few_texts(root: Path):
+    change(root, lambda entries: [item.update(sentences=item["sentences"][:4]) for item in entries])
+    with pytest.raises(ValueError, match="4 images with 16 different captions, which leaves 12 captions of other"):
+        load_flickr30k(root)
+
+
+def test_file_errors(root: Path, tmp_path_factory: pytest.TempPathFactory):
+    path = root / "dataset_flickr30k.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json is not whole JSON in UTF-8"):
+        load_flickr30k(root)
+    path.write_bytes(b"[]")
+    with pytest.raises(ValueError, match=r"not in Karpathy's format: .* a list named 'images'"):
+        load_flickr30k(root)
+    path.write_bytes(b"\xef\xbb\xbf" + whole)
+    assert len(load_flickr30k(root).test) == 20
+    with pytest.raises(FileNotFoundError, match=r"is no folder; name the one with dataset_flickr30k\.json"):
+        load_flickr30k(root / "nowhere")
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(FileNotFoundError, match=r"has no dataset_flickr30k\.json or dataset_coco\.json.* it holds nothing"):
+        load_flickr30k(empty)
+    with pytest.raises(ValueError, match="on_bad_example='ignore' is unknown"):
+        load_flickr30k(root, "ignore")
+
+
+def test_145000_examples_take_little_memory():
+    tracemalloc.start()
+    images = [
+        CaptionedImage(
+            ImageFile(Path(f"{i}.jpg")),
+            i,
+            tuple(f"caption {n} of {i}" for n in range(5)),
+            tuple(range(5 * i, 5 * i + 5)),
+            ((),) * 5,
+        )
+        for i in range(600)
+    ]
+    before = tracemalloc.get_traced_memory()[0]
+    examples = retrieval_examples(images, "train")
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert len(examples) == 3000
+    assert grown / len(examples) < 400  # bytes: 145,000 take less than 60 MB

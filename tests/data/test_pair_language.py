@@ -1,0 +1,192 @@
+"""Statements of Shapes-NLVR2, each judged again from the words and the scenes alone, and nothing to guess from.
+
+`holds` and `measure` below know nothing of how a statement was made: they read the English.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from functools import cache
+from itertools import combinations_with_replacement
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from das_gym.data.pair_language import STATEMENT_FAMILIES, ScenePair, StatementSet, sample_set
+from das_gym.data.processor import load_tokenizer
+from das_gym.data.scene_language import CAPTION_FAMILIES, OPPOSITES, QUESTION_FAMILIES, RELATION_MARGIN
+from das_gym.data.scenes import Scene, SceneObject, sample_scene
+
+PER_FAMILY = 200
+
+EXISTENCE = re.compile(r"there is 1 (\w+) (\w+)\.")
+SHAPE_IS = re.compile(r"1 (\w+) is (\w+)\.")
+OBJECT_IS = re.compile(r"1 (\w+) object is a (\w+)\.")
+COUNT = re.compile(r"there are (\d) (.+)\.")
+RELATION = re.compile(r"1 (\w+ \w+) is (left of|right of|above|below) a (\w+ \w+)\.")
+SAME_COLOR = re.compile(r"the left (\w+) is the color of the right (\w+)\.")
+SAME_SHAPE = re.compile(r"the left (\w+) object is the shape of the right (\w+) object\.")
+
+
+def the_one(found: list[SceneObject]) -> SceneObject:
+    (item,) = found
+    return item
+
+
+def meant_by(plural: str, scene: Scene) -> list[SceneObject]:
+    if plural.endswith(" objects"):
+        return [o for o in scene.objects if o.color == plural.removesuffix(" objects")]
+    return [o for o in scene.objects if plural.startswith(o.shape)]
+
+
+def related(a: SceneObject, words: str, b: SceneObject) -> bool:
+    distance = {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}
+    assert max(distance[words], distance[OPPOSITES[words]]) >= RELATION_MARGIN, "a close call"
+    return distance[words] > 0
+
+
+def measure(sentence: str, scene: Scene) -> str | int:
+    """All that one scene says about a sentence: a number, a colour or a shape."""
+    objects = scene.objects
+    if m := EXISTENCE.fullmatch(sentence):
+        return sum(o.name == f"{m[1]} {m[2]}" for o in objects)
+    if m := SHAPE_IS.fullmatch(sentence):
+        return int(the_one([o for o in objects if o.shape == m[1]]).color == m[2])
+    if m := OBJECT_IS.fullmatch(sentence):
+        return int(the_one([o for o in objects if o.color == m[1]]).shape == m[2])
+    if m := COUNT.fullmatch(sentence):
+        return len(meant_by(m[2], scene))
+    if m := RELATION.fullmatch(sentence):
+        a, b = (the_one([o for o in objects if o.name == name]) for name in (m[1], m[3]))
+        return int(related(a, m[2], b))
+    if m := SAME_COLOR.fullmatch(sentence):
+        assert m[1] == m[2]
+        return the_one([o for o in objects if o.shape == m[1]]).color
+    m = SAME_SHAPE.fullmatch(sentence)
+    assert m, sentence
+    assert m[1] == m[2]
+    return the_one([o for o in objects if o.color == m[1]]).shape
+
+
+def holds(sentence: str, left: Scene, right: Scene) -> bool:
+    a, b = measure(sentence, left), measure(sentence, right)
+    if m := COUNT.fullmatch(sentence):
+        return int(a) + int(b) == int(m[1])
+    if sentence.startswith("the left "):
+        return a == b
+    return int(a) + int(b) == 1
+
+
+@cache
+def sets() -> list[StatementSet]:
+    """Sets of all combinations of families, PER_FAMILY statements or more of each."""
+    families = list(combinations_with_replacement(STATEMENT_FAMILIES, 2))
+    rng = np.random.default_rng(3)
+    return [sample_set(rng, pair) for _ in range(PER_FAMILY // 6 + 1) for pair in families]
+
+
+def statements(family: str | None = None) -> Iterator[tuple[str, ScenePair, bool]]:
+    """Text, pair and truth of every statement of a family."""
+    for drawn in sets():
+        for number, statement in enumerate(drawn.statements):
+            if family in (None, statement.family):
+                yield from ((statement.text, pair, pair.truths[number]) for pair in drawn.pairs)
+
+
+@pytest.mark.parametrize("family", STATEMENT_FAMILIES)
+def test_truths_are_right(family: str):
+    judged = list(statements(family))
+    assert len(judged) >= 4 * PER_FAMILY
+    for text, pair, truth in judged:
+        assert holds(text, pair.left, pair.right) is truth, (text, pair)
+
+
+def test_a_statement_is_true_of_two_pairs_of_its_set_and_false_of_two():
+    for drawn in sets():
+        assert len(drawn.pairs) == 4
+        for truths in zip(*(pair.truths for pair in drawn.pairs), strict=True):
+            assert sorted(truths) == [False, False, True, True]
+
+
+@pytest.mark.parametrize("family", STATEMENT_FAMILIES)
+def test_either_side_shows_the_same_in_true_pairs_and_in_false_ones(family: str):
+    for drawn in sets():
+        for number, statement in enumerate(drawn.statements):
+            if statement.family != family:
+                continue
+            for side in ("left", "right"):
+                seen: dict[bool, Counter[str | int]] = {True: Counter(), False: Counter()}
+                for pair in drawn.pairs:
+                    seen[pair.truths[number]][measure(statement.text, getattr(pair, side))] += 1
+                assert seen[True] == seen[False], statement.text
+                assert len(seen[True]) == 2, "a side that is always the same would leave the other to decide"
+
+
+def guessed(family: str, clue: Callable[[str, ScenePair], Hashable]) -> float:
+    """Share of right answers of who knows, from the even statements, which answer goes with which clue, on the odd ones."""
+    known: defaultdict[Hashable, Counter[bool]] = defaultdict(Counter)
+    right = []
+    for number, (text, pair, truth) in enumerate(statements(family)):
+        if number // 4 % 2 == 0:
+            known[clue(text, pair)][truth] += 1
+        else:
+            counts = known[clue(text, pair)]
+            right.append(0.5 if counts[True] == counts[False] else float((counts[True] > counts[False]) is truth))
+    return float(np.mean(right))
+
+
+def kinds_of_objects(scene: Scene) -> Hashable:
+    return frozenset(Counter(o.name for o in scene.objects).items())
+
+
+CLUES: dict[str, Callable[[str, ScenePair], Hashable]] = {
+    "text": lambda text, pair: text,
+    "left": lambda text, pair: measure(text, pair.left),
+    "right": lambda text, pair: measure(text, pair.right),
+    "text and left": lambda text, pair: (text, measure(text, pair.left)),
+    "text and right": lambda text, pair: (text, measure(text, pair.right)),
+    "number of objects in the left": lambda text, pair: len(pair.left.objects),
+    "number of objects in the right": lambda text, pair: len(pair.right.objects),
+    "objects in the left": lambda text, pair: kinds_of_objects(pair.left),
+    "objects in the right": lambda text, pair: kinds_of_objects(pair.right),
+}
+
+
+@pytest.mark.parametrize("family", STATEMENT_FAMILIES)
+@pytest.mark.parametrize("clue", CLUES)
+def test_one_scene_or_the_text_alone_is_at_chance(family: str, clue: str):
+    assert abs(guessed(family, CLUES[clue]) - 0.5) < 0.06, clue
+
+
+@pytest.mark.parametrize("family", STATEMENT_FAMILIES)
+def test_the_text_and_both_scenes_are_enough(family: str):
+    def both(text: str, pair: ScenePair) -> Hashable:
+        said = COUNT.fullmatch(text)
+        return measure(text, pair.left), measure(text, pair.right), said and said[1]
+
+    assert guessed(family, both) > 0.9  # what was not seen before counts one half
+
+
+def test_no_word_is_new_to_who_knows_the_questions_and_captions_of_shapes(mini_folder: Path):
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng) for _ in range(400)]
+    known: set[str] = set()
+    for scene in scenes:
+        said = [say(rng, scene) for say in (*CAPTION_FAMILIES.values(), *QUESTION_FAMILIES.values())]
+        known.update(word for sentence in said if sentence is not None for word in re.findall(r"\w+|[.?]", sentence.text))
+    texts = {text for text, _, _ in statements()}
+    assert len(texts) > 300
+    assert {word for text in texts for word in re.findall(r"\w+|\S", text)} <= known
+    ids = load_tokenizer(mini_folder)(sorted(texts))["input_ids"]
+    assert max(map(len, ids)) <= 16, "longer than what METER-mini has seen"
+
+
+def test_the_same_for_the_same_seed():
+    first, again, other = (sample_set(np.random.default_rng(seed), ("count", "relation")) for seed in (4, 4, 5))
+    assert first.pairs == again.pairs
+    assert [s.text for s in first.statements] == [s.text for s in again.statements]
+    assert first.pairs != other.pairs
+    assert [s.family for s in first.statements] == ["count", "relation"]

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+
+from das_gym.envs.sb3_vec_env import SB3VecEnv, info_rows, make_sb3_vec_env
+from das_gym.envs.scoring import INFO_KEYS
+from das_gym.evaluation import Evaluator
+
+ID = "DAS-METER-VQA-v0"
+TABULAR = "DAS-METER-VQA-Tabular-v0"
+
+
+@pytest.fixture(scope="session")
+def tabular_kwargs(small_table, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    path = tmp_path_factory.mktemp("table") / "table.npz"
+    small_table.save(path)
+    return {"table": str(path), "skip_num": 2}
+
+
+def make(n_envs: int = 4, **kwargs) -> SB3VecEnv:
+    return SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=n_envs, **kwargs))
+
+
+def test_one_engine_call_a_step(small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    env = make_sb3_vec_env(ID, n_envs=16, seed=0, skip_num=None, reward_examples=4, **small_kwargs)
+    model = PPO("MlpPolicy", env, n_steps=5, batch_size=16, n_epochs=1, seed=0)
+    calls, evaluate = [], Evaluator.evaluate
+
+    def counted(self, masks, *args, **kwargs):
+        calls.append(len(masks))
+        return evaluate(self, masks, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluator, "evaluate", counted)
+    model.learn(80)
+    assert calls.count(16) == 5
+    assert len(calls) <= 5 + 2  # the unskipped model and its statistics at the first reset
+    assert model.num_timesteps == 80
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_tells_what_sb3s_own_vectorisation_tells(tabular_kwargs: dict, action: str):
+    ours = make(3, action=action, **tabular_kwargs)
+    theirs = make_vec_env(lambda: gymnasium.make(TABULAR, action=action, **tabular_kwargs), n_envs=3)
+    assert ours.observation_space == theirs.observation_space
+    assert ours.action_space == theirs.action_space
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    ours.action_space.seed(1)
+    lengths = set()
+    for _ in range(8):
+        actions = np.stack([ours.action_space.sample() for _ in range(3)])
+        one, two = ours.step(actions), theirs.step(actions)
+        for got, expected in zip(one[:3], two[:3], strict=True):
+            np.testing.assert_array_equal(got, expected)
+            assert got.dtype == expected.dtype
+        for done, got, expected in zip(one[2], one[3], two[3], strict=True):
+            assert set(got) == set(expected) - {"episode"}
+            assert got["TimeLimit.truncated"] is expected["TimeLimit.truncated"] is False
+            for key in ("loss", "n_skipped", "feasible"):
+                assert got[key] == expected[key]
+                assert type(got[key]) is type(expected[key])
+            if done:
+                np.testing.assert_array_equal(got["terminal_observation"], expected["terminal_observation"])
+                lengths.add(got["n_skipped"])
+    assert lengths == {2} if action != "mask" else lengths
+
+
+def test_a_truncated_episode_is_told(tabular_kwargs: dict):
+    env = make(2, action="sequence", **tabular_kwargs)
+    env.reset()
+    for step in range(1, 25):  # 4 steps a layer; env 1 chooses the same layer again and again
+        _, _, dones, infos = env.step(np.array([step % 2, 0]))
+        assert infos[1]["TimeLimit.truncated"] is (step == 24)
+        assert dones[1] == (step == 24)
+        assert infos[0]["TimeLimit.truncated"] is False
+        assert dones[0] == (step % 2 == 0)
+    assert infos[1]["terminal_observation"].shape == env.observation_space.shape
+    assert infos[1]["n_skipped"] == 1
+
+
+def test_infos_are_plain(tabular_kwargs: dict):
+    env = make(2, **tabular_kwargs)
+    env.reset()
+    assert set(env.reset_infos[0]) == set(INFO_KEYS)
+    assert env.reset_infos[1]["n_skipped"] == 0
+    _, rewards, dones, infos = env.step(np.array([[1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]))
+    assert rewards.dtype == np.float32
+    assert dones.dtype == bool
+    assert [info["feasible"] for info in infos] == [True, False]
+    for info in infos:
+        assert set(info) == {*INFO_KEYS, "terminal_observation", "TimeLimit.truncated"}
+        assert {type(info[key]) for key in INFO_KEYS} <= {int, float, bool}
+        assert info["terminal_observation"] in env.observation_space
+
+
+def test_info_rows_by_hand():
+    info = {
+        "loss": np.array([0.5, 0.25, 0.0]),
+        "_loss": np.array([True, True, False]),
+        "episode": {"r": np.array([1.0, 0.0, 2.0]), "_r": np.array([True, False, True])},
+        "_episode": np.array([True, False, True]),
+        "choices": np.eye(3, dtype=bool),
+        "_private": np.arange(3),
+    }
+    rows = info_rows(info, 3)
+    assert [row.get("loss") for row in rows] == [0.5, 0.25, None]
+    assert [row.get("episode") for row in rows] == [{"r": 1.0}, None, {"r": 2.0}]
+    assert [row["choices"].tolist() for row in rows] == np.eye(3, dtype=bool).tolist()
+    assert [row["_private"] for row in rows] == [0, 1, 2]
+
+
+def test_seeds_reach_the_environment(small_kwargs: dict[str, str]):
+    kwargs = {"skip_num": 2, "reward_batches": "resample", "reward_examples": 3, **small_kwargs}
+    masks = np.array([[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 1, 0]])
+
+    def rewards(seed: int) -> list[float]:
+        env = make_sb3_vec_env(ID, n_envs=2, seed=seed, **kwargs)
+        env.reset()
+        return [r for _ in range(3) for r in env.step(masks)[1].tolist()]
+
+    assert rewards(1) == rewards(1) != rewards(2)
+
+
+def test_a_seed_holds_for_one_reset(tabular_kwargs: dict):
+    env = make(2, **tabular_kwargs)
+    assert env.seed(5) == [5, 6]
+    env.reset()
+    first = env.get_attr("np_random", 0)[0].random()
+    env.reset()
+    assert env.get_attr("np_random", 0)[0].random() != first
+    env.seed(5)
+    env.reset()
+    assert env.get_attr("np_random", 0)[0].random() == first
+
+
+def test_options_are_one_for_all(tabular_kwargs: dict):
+    env = make(2, **tabular_kwargs)
+    env.set_options({"anything": 1})
+    env.reset()
+    env.set_options([{"anything": 1}, {}])
+    with pytest.raises(ValueError, match="are reset together, give all of them the same"):
+        env.reset()
+
+
+def test_attributes_and_methods(tabular_kwargs: dict):
+    env = make(3, action="sequence", render_mode="ansi", **tabular_kwargs)
+    env.reset()
+    env.step(np.array([0, 1, 5]))
+    masks = env.env_method("action_masks")
+    assert [mask.tolist().index(False) for mask in masks] == [0, 1, 5]
+    np.testing.assert_array_equal(env.env_method("action_masks", indices=[2])[0], masks[2])
+    assert env.get_attr("skip_num") == [2, 2, 2]
+    assert env.get_attr("layer_names", indices=1)[0][5] == "image.2"
+    assert env.has_attr("action_masks")
+    assert not env.has_attr("no_such_thing")
+    assert [text.split(":")[0] for text in env.env_method("render")] == [
+        "skipped text.0",
+        "skipped text.1",
+        "skipped image.2",
+    ]
+    assert len(env.env_method("get_state", indices=[0, 1])) == 2
+    env.set_attr("note", "mine")
+    assert env.get_attr("note") == ["mine"] * 3
+    with pytest.raises(ValueError, match="these environments are one, set an attribute of all of them"):
+        env.set_attr("note", "yours", indices=[0])
+
+
+def test_wrappers_are_found(tabular_kwargs: dict):
+    wrapped = SB3VecEnv(RecordEpisodeStatistics(gymnasium.make_vec(TABULAR, num_envs=2, **tabular_kwargs)))
+    assert wrapped.env_is_wrapped(RecordEpisodeStatistics) == [True, True]
+    assert wrapped.env_is_wrapped(Monitor, indices=0) == [False]
+    wrapped.reset()
+    _, rewards, _, infos = wrapped.step(np.eye(6)[:2])
+    assert [info["episode"]["r"] for info in infos] == pytest.approx(rewards.tolist())
+
+
+def test_gymnasiums_own_vectorisation_is_bridged(tabular_kwargs: dict):
+    sync = gymnasium.make_vec(
+        TABULAR,
+        num_envs=2,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
+        action="sequence",
+        **tabular_kwargs,
+    )
+    env, own = SB3VecEnv(sync), make(2, action="sequence", **tabular_kwargs)
+    env.reset(), own.reset()
+    for actions in ([0, 0], [1, 0], [3, 4]):
+        for got, expected in zip(env.step(np.array(actions))[:3], own.step(np.array(actions))[:3], strict=True):
+            np.testing.assert_array_equal(got, expected)
+        for got, expected in zip(env.env_method("action_masks"), own.env_method("action_masks"), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    assert env.get_attr("skip_num", indices=[1]) == [2]
+    env.set_attr("note", "mine")
+    assert env.get_attr("note") == ["mine", "mine"]
+
+
+def test_another_autoreset_is_refused(tabular_kwargs: dict):
+    with pytest.raises(ValueError, match=r"autoreset_mode=AutoresetMode\.NEXT_STEP, Stable-Baselines3 needs"):
+        SB3VecEnv(gymnasium.make_vec(TABULAR, num_envs=2, vectorization_mode="sync", **tabular_kwargs))
+
+
+def test_monitored_and_normalised(tabular_kwargs: dict):
+    env = make_sb3_vec_env(TABULAR, n_envs=2, seed=0, action="sequence", **tabular_kwargs)
+    assert isinstance(env, VecMonitor)
+    env = VecNormalize(env)
+    env.reset()
+    env.step(np.array([0, 1]))
+    _, _, dones, infos = env.step(np.array([2, 3]))
+    assert dones.all()
+    assert [info["episode"]["l"] for info in infos] == [2, 2]
+    assert [info["episode"]["r"] for info in infos] == pytest.approx(env.get_original_reward().tolist())
+    assert infos[0]["terminal_observation"].shape == env.observation_space.shape
+
+
+@pytest.mark.parametrize(
+    ("library", "algorithm", "action"),
+    [
+        ("stable_baselines3", "PPO", "mask"),
+        ("sb3_contrib", "MaskablePPO", "sequence"),
+        ("stable_baselines3", "SAC", "scores"),
+    ],
+)
+def test_learns(tabular_kwargs: dict, library: str, algorithm: str, action: str):
+    make_model = getattr(pytest.importorskip(library), algorithm)
+    env = make_sb3_vec_env(TABULAR, n_envs=8, seed=0, action=action, **tabular_kwargs)
+    settings = {"learning_starts": 16} if algorithm == "SAC" else {"n_steps": 8, "batch_size": 32, "n_epochs": 1}
+    model = make_model("MlpPolicy", env, seed=0, **settings)
+    model.learn(128)
+    assert model.num_timesteps == 128
+    assert len(model.ep_info_buffer) > 0
+    if action != "mask":
+        assert all(episode["r"] > 0 for episode in model.ep_info_buffer)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import pickle
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from das_gym import ENVIRONMENTS
+from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.scoring import INFO_KEYS, MaskScorer
+from das_gym.envs.tabular_env import TableScorer
+from das_gym.evaluation.table import SubnetTable
+from das_gym.problem import Problem
+from das_gym.rewards import REWARDS, Measured
+from das_gym.statistics import STATISTICS
+
+ID = "DAS-METER-VQA-Tabular-v0"
+BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
+
+
+@pytest.fixture(scope="session")
+def table_path(small_table: SubnetTable, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("table") / "table.npz"
+    small_table.save(path)
+    return str(path)
+
+
+def live_scorer(problem: Problem, reward: str, macs_price: float, skip_num=None, macs_saved=None) -> MaskScorer:
+    """Scores the examples of the small table with the engine."""
+    return MaskScorer(problem, skip_num, macs_saved, reward, macs_price, tuple(STATISTICS), 10, "fixed")
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("reward", REWARDS)
+def test_earns_what_the_live_environment_earns(small_problem, small_table, budget: dict, reward: str):
+    live = live_scorer(small_problem, reward, 0.5, **budget)
+    tabular = TableScorer(small_table, reward=reward, macs_price=0.5, **budget)
+    rng = np.random.default_rng(0)
+    one, other = (scorer.score(small_table.masks, rng) for scorer in (live, tabular))
+    np.testing.assert_allclose(other.rewards, one.rewards, atol=1e-6)
+    assert list(other.info) == list(one.info)
+    for key in INFO_KEYS:
+        np.testing.assert_allclose(other.info[key], one.info[key], rtol=1e-6, atol=1e-7)
+        assert other.info[key].dtype == one.info[key].dtype
+    assert tabular.unskipped().row(0) == pytest.approx(live.unskipped().row(0), rel=1e-6)
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_shows_what_the_live_environment_shows(small_problem, small_table, table_path: str, action: str):
+    live = ScoredEnv(live_scorer(small_problem, "exp_neg_loss", 0.0, 2), action, None, {})
+    tabular = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
+    assert tabular.observation_space == live.observation_space
+    assert tabular.action_space == live.action_space
+    assert tabular.get_wrapper_attr("feature_names") == live.feature_names
+    np.testing.assert_array_equal(tabular.reset(seed=1)[0], live.reset(seed=1)[0])
+    for env in (tabular, live):
+        env.action_space.seed(3)
+    for _ in range(2):
+        one, other = (env.step(env.action_space.sample()) for env in (live, tabular))
+        np.testing.assert_array_equal(other[0], one[0])
+        assert other[1] == pytest.approx(one[1], abs=1e-6)
+        assert other[2:4] == one[2:4]
+
+
+def test_checkers_have_nothing_to_say(table_path: str):
+    for action in ("mask", "sequence", "scores"):
+        env = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_env(env)
+            sb3_check_env(env)
+
+
+def test_no_model_is_loaded(table_path: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("the tabular environment has loaded a model")
+
+    monkeypatch.setattr("das_gym.problem.load_backbone", refuse)
+    monkeypatch.setattr("torch.nn.Module.__call__", refuse)
+    env = gymnasium.make(ID, table=table_path, skip_num=2)
+    env.reset(seed=0)
+    assert 0 < env.step(np.array([1, 0, 0, 0, 1, 0], np.int8))[1] < 1
+
+
+def test_the_table_is_at_hand(table_path: str):
+    env = gymnasium.make(ID, table=table_path, skip_num=3)
+    table = env.get_wrapper_attr("table")
+    env.reset()
+    info = env.step(table.best(skip_num=3).astype(np.int8))[4]
+    assert info["loss"] == table.values("loss")[table.within(skip_num=3)].min()
+
+
+def test_the_test_split_can_be_asked_for(small_table: SubnetTable, table_path: str):
+    env = gymnasium.make(ID, table=table_path, skip_num=None, split="test")
+    env.reset()
+    info = env.step(np.zeros(6, np.int8))[4]
+    assert info["loss"] == pytest.approx(float(small_table.scores["test"].losses[0]))
+    with pytest.raises(ValueError, match="unknown split 'tset'; did you mean 'test'"):
+        gymnasium.make(ID, table=table_path, split="tset")
+
+
+def test_observes_what_is_asked_for(table_path: str, small_table: SubnetTable):
+    env = gymnasium.make(ID, table=table_path, skip_num=2, statistics=["leave_one_out", "depth"])
+    assert env.get_wrapper_attr("feature_names")[:2] == ("text.0/leave_one_out", "text.0/depth")
+    columns = [small_table.meta.statistics.index(name) for name in ("leave_one_out", "depth")]
+    np.testing.assert_array_equal(env.reset()[0].reshape(6, 2), small_table.statistics[:, columns])
+
+
+def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
+    older = replace(
+        small_table, meta=replace(small_table.meta, statistics=("depth",)), statistics=small_table.statistics[:, 1:2]
+    )
+    assert TableScorer(older, 2).feature_names[0] == "text.0/depth"
+    with pytest.raises(ValueError, match=r"unknown statistic of this table 'stream'; known: depth"):
+        TableScorer(older, 2, statistics=["stream"])
+
+
+def test_a_reward_that_the_table_cannot_answer(small_table: SubnetTable):
+    unknown = np.full(64, np.nan)
+    scores = {s: Measured(m.losses, m.metrics, unknown) for s, m in small_table.scores.items()}
+    with pytest.raises(ValueError, match="reward='neg_kl' needs divergences, which this table lacks"):
+        TableScorer(replace(small_table, scores=scores), 2, reward="neg_kl")
+
+
+def test_survives_pickling(table_path: str):
+    env = gymnasium.make(ID, table=table_path, skip_num=2, action="sequence")
+    env.reset(seed=0)
+    env.step(1)
+    twin = pickle.loads(pickle.dumps(env))
+    for one, other in zip(env.step(4), twin.step(4), strict=True):
+        np.testing.assert_equal(one, other)
+
+
+def test_a_table_made_anew_is_loaded_anew(small_table: SubnetTable, tmp_path: Path):
+    path = tmp_path / "table.npz"
+    rewards = []
+    for shift in (0, 1):
+        scores = {s: Measured(m.losses + np.float32(shift), m.metrics, m.divergences) for s, m in small_table.scores.items()}
+        replace(small_table, scores=scores).save(path)
+        env = gymnasium.make(ID, table=str(path), skip_num=None, reward="neg_loss")
+        env.reset()
+        rewards.append(env.step(np.zeros(6, np.int8))[1])
+    assert rewards[0] - rewards[1] == pytest.approx(1, abs=1e-5)
+
+
+def test_every_problem_has_a_tabular_id():
+    for entry in ENVIRONMENTS.values():
+        spec = gymnasium.spec(entry.tabular_id)
+        assert spec.kwargs == {"model": entry.model, "task": entry.task}
+        assert spec.vector_entry_point == "das_gym.envs.tabular_vector_env:TabularVectorEnv"
+
+
+def test_no_table_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from das_gym.registration import MODELS
+
+    monkeypatch.setitem(MODELS, "ViLT", replace(MODELS["ViLT"], assets=tmp_path))
+    with pytest.raises(ValueError, match="no table of ViLT on f30k is bundled: make one with `python -m agents table"):
+        gymnasium.make("DAS-ViLT-F30K-Tabular-v0")
+    with pytest.raises(FileNotFoundError, match="no table at"):
+        gymnasium.make(ID, table=str(tmp_path / "none.npz"))
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_the_vector_form_earns_what_single_ones_earn(table_path: str, action: str):
+    kwargs = {"table": table_path, "skip_num": 3, "action": action}
+    vector = gymnasium.make_vec(ID, num_envs=5, **kwargs)
+    assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    singles = [gymnasium.make(ID, **kwargs) for _ in range(5)]
+    for env in (vector, *singles):
+        env.reset(seed=0)
+    vector.action_space.seed(1)
+    for _ in range(8):
+        actions = vector.action_space.sample()
+        observations, rewards, terminated, _, info = vector.step(actions)
+        for i, env in enumerate(singles):
+            observation, reward, ended, _, told = env.step(actions[i])
+            assert (rewards[i], terminated[i]) == (reward, ended)
+            assert info["loss"][i] == told["loss"]
+            if ended:
+                np.testing.assert_array_equal(info["final_obs"][i], observation)
+                observation, _ = env.reset()
+            np.testing.assert_array_equal(observations[i], observation)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_right_under_gymnasiums_own_vectorisation(table_path: str, mode: str):
+    kwargs = {"table": table_path, "skip_num": 2, "action": "sequence", "statistics": ["depth"]}
+    own = gymnasium.make_vec(ID, num_envs=3, **kwargs)
+    other = gymnasium.make_vec(
+        ID, num_envs=3, vectorization_mode=mode, vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}, **kwargs
+    )
+    try:
+        np.testing.assert_array_equal(other.reset(seed=0)[0], own.reset(seed=0)[0])
+        own.action_space.seed(5)
+        for _ in range(6):
+            actions = own.action_space.sample()
+            one, two = own.step(actions), other.step(actions)
+            for expected, got in zip(one[:4], two[:4], strict=True):
+                np.testing.assert_array_equal(got, expected)
+            np.testing.assert_array_equal(two[4]["action_mask"], one[4]["action_mask"])
+            ended = one[4].get("_final_obs", np.zeros(3, dtype=bool))
+            np.testing.assert_array_equal(two[4].get("_final_obs", np.zeros(3, dtype=bool)), ended)
+            for i in np.flatnonzero(ended):
+                np.testing.assert_array_equal(two[4]["final_obs"][i], one[4]["final_obs"][i])
+                assert two[4]["final_info"]["loss"][i] == one[4]["final_info"]["loss"][i]
+    finally:
+        own.close()
+        other.close()

@@ -1,0 +1,137 @@
+"""Worlds to score in: a tiny random METER or ViLT with a random supernet, and a few random pictures with questions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from das_gym.data.processor import Processor, load_tokenizer
+from das_gym.data.transforms import meter_transform, vilt_transform
+from das_gym.data.vqav2 import VQAExample
+from das_gym.evaluation import Evaluator
+from das_gym.tasks.vqa import VQATask
+from das_gym.vlp import METER, METERConfig, ViLT, ViLTConfig
+from das_gym.vlp.base import VLP
+
+PATCH = 16
+LABELS = ("red", "blue", "two", "yes", "no")
+QUESTIONS = ("What?", "What color is the small circle above the square to the left of the large red triangle?", "How many?")
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A picture of random pixels."""
+
+    seed: int
+    width: int
+    height: int
+
+    @property
+    def key(self) -> str:
+        return f"painting {self.seed}"
+
+    def stamp(self) -> str:
+        return ""
+
+    def open(self) -> Image.Image:
+        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class World:
+    """What an evaluator is made of, and examples."""
+
+    vlp: VLP
+    head: nn.Module
+    task: VQATask
+    examples: tuple[VQAExample, ...]
+
+    def evaluator(self, **settings) -> Evaluator:
+        return Evaluator(self.vlp, self.head, self.task, **settings)
+
+    @torch.inference_mode()
+    def plain_logits(self, mask: np.ndarray, examples: tuple[VQAExample, ...]) -> torch.Tensor:
+        """A forward of its own: nothing kept, nothing shared, every token a query in the last stage too."""
+        state = self.vlp.begin(self.vlp.encode(self.task.processor(self.task.pairs(examples))))
+        for stage in self.vlp.stages:
+            outputs = {self.vlp.layers[i].stream: self.vlp.run_layer(i, state, bool(mask[i])) for i in stage}
+            state = state.with_hidden({**state.hidden, **outputs})
+        return self.head(self.task.gather(self.vlp.pool(state)))
+
+    def plain(self, masks: np.ndarray, examples: tuple[VQAExample, ...]) -> np.ndarray:
+        """(3, m) losses, metrics and divergences by a plain forward per mask."""
+        targets = self.task.targets(examples)
+        full = self.plain_logits(np.zeros(12, dtype=bool), examples)
+        means = []
+        for mask in masks:
+            logits = self.plain_logits(mask, examples)
+            columns = (
+                self.task.losses(logits, targets),
+                self.task.metrics(logits, targets),
+                self.task.divergences(logits.double(), full.double()),
+            )
+            means.append([float(column.double().mean()) for column in columns])
+        return np.array(means, dtype=np.float64).reshape(len(masks), 3).T
+
+
+def random_examples(sizes: list[tuple[int, int]]) -> tuple[VQAExample, ...]:
+    """Two questions about each picture of those widths and heights."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, (width, height) in enumerate(sizes):
+        for question in (QUESTIONS[number % 3], QUESTIONS[(number + 1) % 3]):
+            answers = tuple(rng.choice(LABELS, 10).tolist())
+            image = Painting(number, width, height)
+            rows.append(VQAExample(len(rows), number, image, question, "", "other", answers[0], answers))
+    return tuple(rows)
+
+
+def make_world(model: str, dtype: torch.dtype, tokenizer_folder: Path) -> World:
+    """A world whose adapters and head are random and large, so that masks differ a lot; pictures differ in size."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(tokenizer_folder)
+    words = len(tokenizer)
+    vlp: VLP
+    if model == "METER":
+        vlp = METER(METERConfig(32, PATCH, 32, 4, 6, 64, 2, 4, 48, 2, 4, words, 34, bottleneck=8, skip_bottleneck=24))
+        transform, sizes = meter_transform, [(40, 40), (50, 32), (32, 64)]
+    else:
+        vlp = ViLT(ViLTConfig(32, PATCH, 2, 32, 4, 12, words, 32, bottleneck=8, skip_bottleneck=16))
+        transform, sizes = vilt_transform, [(32, 32), (50, 32), (40, 64)]
+    vlp.freeze()
+    processor = Processor(
+        tokenizer, lambda *args: transform(*args).to(dtype), image_size=32, patch_size=PATCH, max_text_length=32
+    )
+    task = VQATask(processor, LABELS)
+    head = task.build_head(vlp.feature_size).eval().requires_grad_(False)
+    for parameter in [*vlp.tunable_state().values(), *head.parameters()]:
+        nn.init.normal_(parameter, std=0.5)
+    return World(vlp.to(dtype), head.to(dtype), task, random_examples(sizes))
+
+
+@pytest.fixture
+def new_world(mini_folder: Path) -> Callable[..., World]:
+    """Makes worlds that a test may train or break."""
+    return lambda model="METER", dtype=torch.float32: make_world(model, dtype, mini_folder)
+
+
+@pytest.fixture(scope="session")
+def worlds(mini_folder: Path) -> dict[tuple[str, torch.dtype], World]:
+    """By model and precision; do not train them."""
+    pairs = itertools.product(("METER", "ViLT"), (torch.float32, torch.float64))
+    return {(model, dtype): make_world(model, dtype, mini_folder) for model, dtype in pairs}
+
+
+@pytest.fixture(scope="session")
+def meter(worlds: dict[tuple[str, torch.dtype], World]) -> World:
+    """METER in float32; do not train it."""
+    return worlds["METER", torch.float32]

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.data.captions import RetrievalExample
+from das_gym.data.processor import Pair
+from das_gym.evaluation import ranking
+from das_gym.evaluation.ranking import gallery, rank, recalls
+from das_gym.tasks.retrieval import build_rank_head
+from das_gym.vlp import METER
+from tests.evaluation.conftest import Painting, World
+
+IMAGES = (Painting(0, 40, 40), Painting(1, 50, 32), Painting(2, 32, 64), Painting(3, 32, 32))
+TEXTS = (
+    "a red star.",
+    "a red circle left of a blue star, a green cross.",
+    "red",
+    "what color is the large object to the left of the small blue triangle?",
+    "a red star.",
+    "2 crosses.",
+    "3 crosses.",
+)
+MASKS = {
+    "none": (),
+    "first stage": (0, 6),
+    "first text layers": (0, 1, 2),
+    "last stage": (5, 11),
+    "mixed": (1, 4, 6, 7, 10),
+    "all": tuple(range(12)),
+}
+
+
+def head_for(world: World) -> torch.nn.Module:
+    head = build_rank_head(world.vlp.feature_size).eval().requires_grad_(False)
+    torch.nn.init.normal_(head[0].weight, std=0.5)
+    return head.to(next(world.vlp.parameters()).dtype)
+
+
+@torch.inference_mode()
+def plain_scores(world: World, head: torch.nn.Module, mask: np.ndarray) -> np.ndarray:
+    """Every pair a forward of its own, encoders included, every token a query."""
+    rows = []
+    for image in IMAGES:
+        batch = world.task.processor([Pair(text, image) for text in TEXTS])
+        state = world.vlp.begin(world.vlp.encode(batch))
+        for stage in world.vlp.stages:
+            outputs = {world.vlp.layers[i].stream: world.vlp.run_layer(i, state, bool(mask[i])) for i in stage}
+            state = state.with_hidden({**state.hidden, **outputs})
+        rows.append(head(world.vlp.pool(state)))
+    return torch.stack(rows).numpy()
+
+
+def calm(world: World) -> World:
+    """A copy whose matrices are neither so large that poolers saturate nor so small that nothing depends on anything."""
+    torch.manual_seed(3)
+    world = replace(world, vlp=copy.deepcopy(world.vlp))
+    for parameter in world.vlp.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return world
+
+
+@pytest.mark.parametrize("skipped", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("model", ["METER", "ViLT"])
+def test_equal_to_plain_forwards(worlds: dict, model: str, skipped: tuple[int, ...]):
+    mask = np.isin(np.arange(12), skipped)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-6)):  # scores are returned in float32
+        world = calm(worlds[model, dtype])
+        head = head_for(world)
+        expected = plain_scores(world, head, mask)
+        if not mask.all():  # else no token sees another
+            assert expected.std(axis=0).mean() > 0.01
+            assert expected.std(axis=1).mean() > 0.01
+        for batch_size in (1, 3, 64):
+            got = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, mask, batch_size)
+            assert got.dtype == np.float32
+            np.testing.assert_allclose(got, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_stage_0_runs_once_per_text_and_once_per_image(meter: World, monkeypatch: pytest.MonkeyPatch):
+    runs: dict[str, int] = {}
+    for stream, layers in (("text", meter.vlp.text_layers), ("image", meter.vlp.image_layers)):
+        layer = layers[0].layer
+
+        def counted(x, *rest, stream=stream, original=layer.attend_self):
+            runs[stream] = runs.get(stream, 0) + len(x)
+            return original(x, *rest)
+
+        monkeypatch.setattr(layer, "attend_self", counted)
+    rank(meter.vlp, head_for(meter), meter.task.processor, IMAGES, TEXTS, batch_size=3)
+    assert runs == {"text": len(TEXTS), "image": len(IMAGES)}
+
+
+def test_memory_bound_changes_no_score(meter: World, monkeypatch: pytest.MonkeyPatch):
+    head = head_for(meter)
+    whole = rank(meter.vlp, head, meter.task.processor, IMAGES, TEXTS, batch_size=2)
+    lots = []
+    original = ranking._lots
+
+    def counted(*arguments):
+        for lot in original(*arguments):
+            lots.append(len(lot))
+            yield lot
+
+    monkeypatch.setattr(ranking, "_lots", counted)
+    np.testing.assert_array_equal(
+        rank(meter.vlp, head, meter.task.processor, IMAGES, TEXTS, batch_size=2, max_bytes=1), whole
+    )
+    assert lots == [1, 1, 1, 1]
+
+
+def test_settled_model_and_progress(new_world: Callable[..., World]):
+    world = calm(new_world())
+    head, mask = head_for(world), np.isin(np.arange(12), (0, 1, 6, 7))
+    expected = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, mask)
+    world.vlp.settle(mask)
+    done: list[int] = []
+    got = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, batch_size=4, progress=done.append)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert sum(done) == len(IMAGES) * len(TEXTS)
+
+
+def test_refuses(meter: World):
+    arguments = (meter.vlp, head_for(meter), meter.task.processor)
+    with pytest.raises(ValueError, match="0 images and 7 texts: give at least one of each"):
+        rank(*arguments, (), TEXTS)
+    with pytest.raises(ValueError, match="4 images and 0 texts"):
+        rank(*arguments, IMAGES, ())
+    with pytest.raises(ValueError, match="batch_size=0: use 1 or more"):
+        rank(*arguments, IMAGES, TEXTS, batch_size=0)
+    with pytest.raises(ValueError, match=r"mask of shape \(11,\): this model has 12 layers"):
+        rank(*arguments, IMAGES, TEXTS, np.zeros(11))
+    with pytest.raises(ValueError, match="the model is in train mode"):
+        rank(METER(meter.vlp.config), *arguments[1:], IMAGES, TEXTS)
+
+
+def test_a_score_that_is_not_a_number_is_named(new_world: Callable[..., World]):
+    world = new_world()
+    with torch.no_grad():
+        world.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
+    mask = np.arange(12) == 3
+    with pytest.raises(
+        ValueError, match=r"28 of 28 scores are not finite, the first is that of painting 0 with 'a red star\.'"
+    ):
+        rank(world.vlp, head_for(world), world.task.processor, IMAGES, TEXTS, mask)
+
+
+def test_recalls_by_hand():
+    scores = np.array([[0.9, 0.1, 0.5, 0.2], [0.8, 0.2, 0.4, 0.1]])
+    owner = [0, 0, 1, 1]
+    found = recalls(scores, owner)
+    # image 0: text 0 is the best of all; image 1: text 2 comes after text 0
+    assert found["tr_r1"] == 0.5
+    # texts 0 and 3 have larger scores with image 0 and 0: right, wrong; text 1 with image 1: wrong; text 2 with 0: wrong
+    assert found["ir_r1"] == 0.25
+    assert found["tr_r5"] == found["ir_r5"] == found["tr_r10"] == found["ir_r10"] == 1.0
+    assert list(found) == ["tr_r1", "tr_r5", "tr_r10", "ir_r1", "ir_r5", "ir_r10"]
+
+
+def test_recalls_of_sorted_and_of_equal_scores():
+    owner = np.repeat(np.arange(20), 5)
+    perfect = (np.arange(20)[:, None] == owner).astype(float)
+    assert set(recalls(perfect, owner).values()) == {1.0}
+    assert set(recalls(np.zeros((20, 100)), owner).values()) == {0.0}  # nothing is told apart
+    chance = recalls(np.random.default_rng(0).random((20, 100)), owner)
+    assert chance["ir_r10"] == pytest.approx(0.5, abs=0.15)
+    assert chance["ir_r1"] <= chance["ir_r5"] <= chance["ir_r10"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "owner", "message"),
+    [
+        (np.zeros((2, 3)), [0, 1], r"scores of shape \(2, 3\) and image_of_text of shape \(2,\)"),
+        (np.zeros((0, 0)), [], "give"),
+        (np.zeros((2, 2)), [0, 0], r"must name each of the 2 images, 0\.\.1, at least once"),
+        (np.array([[0.0, np.nan], [0, 0]]), [0, 1], "not finite"),
+    ],
+)
+def test_recalls_refuse(scores: np.ndarray, owner: list[int], message: str):
+    with pytest.raises(ValueError, match=message):
+        recalls(scores, owner)
+
+
+def test_gallery_holds_each_image_once_with_all_its_captions():
+    examples = [
+        RetrievalExample(
+            f"{number}{k}", Painting(number, 8, 8), number, f"caption {number}{k}", (f"caption {number}0", "same")
+        )
+        for number in (5, 3)
+        for k in (0, 1)
+    ]
+    found = gallery(examples)
+    assert [image.seed for image in found.images] == [5, 3]
+    assert found.texts == ("caption 50", "same", "caption 30", "same")
+    assert found.image_of_text.tolist() == [0, 0, 1, 1]
+    assert gallery(examples, 1).texts == ("caption 50", "same")
+    with pytest.raises(ValueError, match=r"n_images=3: there are 2 images; use 1\.\.2"):
+        gallery(examples, 3)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.data.images import ImageFile
+from das_gym.data.nlvr2 import NLVR2Example
+from das_gym.data.shapes_nlvr2 import write_shapes_nlvr2
+from das_gym.problem import ProblemConfig, load_backbone
+from das_gym.tasks.nlvr2 import NLVR2Task, build_nlvr2_head
+from tests.vlp import golden_cases as golden
+
+
+@pytest.fixture
+def task() -> NLVR2Task:
+    return NLVR2Task(processor=None)  # targets and losses read no image
+
+
+def example(identifier: str = "dev-1-0-0", label: bool = True) -> NLVR2Example:
+    return NLVR2Example(identifier, "there is 1 owl.", (ImageFile(Path("a.png")), ImageFile(Path("b.png"))), label)
+
+
+def test_each_example_is_two_pairs_with_token_types_1_and_2(task: NLVR2Task):
+    pairs = task.pairs([example(), example("dev-1-1-0")])
+    assert [(pair.image.key, pair.image_type) for pair in pairs] == [("a.png", 1), ("b.png", 2)] * 2
+    assert {pair.text for pair in pairs} == {"there is 1 owl."}
+
+
+def test_the_head_reads_both_passes_side_by_side(task: NLVR2Task):
+    pooled = torch.arange(12.0).reshape(4, 3)
+    assert task.gather(pooled).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert task.build_head(3)(task.gather(pooled)).shape == (2, 2)
+
+
+def test_loss_is_cross_entropy_and_metric_is_accuracy(task: NLVR2Task):
+    targets = task.targets([example(label=True), example(label=False), example(label=False)])
+    logits = torch.tensor([[0.0, 2.0], [0.0, 1.0], [3.0, 1.0]])
+    by_hand = [math.log1p(math.exp(-2)), math.log1p(math.exp(1)), math.log1p(math.exp(-2))]
+    assert task.losses(logits, targets).tolist() == pytest.approx(by_hand)
+    assert task.metrics(logits, targets).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_consistency_is_the_share_of_sentences_right_with_every_pair(task: NLVR2Task):
+    names = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1", "dev-2-0-0", "dev-2-1-0", "dev-2-2-0"]
+    metrics = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])  # dev-1-0 is wrong once, dev-1-1 and dev-2-0 never
+    found = task.summary([example(name) for name in names], np.full(6, 0.25), metrics)
+    assert found == pytest.approx({"accuracy": 5 / 6, "loss": 0.25, "consistency": 2 / 3})
+
+
+@pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["meter", "vilt"])
+def test_the_references_numbers_through_gather_and_head(task: NLVR2Task, name: str, dtype: torch.dtype):
+    case = golden.Recorded(name, dtype)
+    text = case.given("text_ids"), case.given("text_masks")
+    images = torch.stack([case.given("image_0"), case.given("image_1")], dim=1).flatten(0, 1)  # example by example
+    twice = [tensor.repeat_interleave(2, dim=0) for tensor in text]
+    batch = {"image": images, "input_ids": twice[0], "attention_mask": twice[1]}
+    batch["image_types"] = torch.tensor([1, 2]).repeat(len(images) // 2)
+    weights = golden.loaded(name).heads["nlvr2_classifier"]
+    head = build_nlvr2_head(case.vlp.feature_size, hidden_size=len(weights["0.bias"]))
+    head.load_state_dict(weights)
+    head.to(dtype)
+    targets = {"label": case.given("answers")}
+    with torch.no_grad():
+        encoded = case.vlp.encode(batch)
+        logits = torch.stack([head(task.gather(case.vlp.forward_encoded(encoded, mask))) for mask in case.masks])
+        losses = torch.stack([task.losses(row, targets).mean() for row in logits])
+    case.check(logits, "nlvr2/logits")
+    case.check(losses, "nlvr2/loss")
+
+
+def test_meters_head_is_the_official_one(task: NLVR2Task):
+    weights = golden.loaded("meter").heads["nlvr2_classifier"]
+    head = task.build_head(golden.loaded("meter").vlp.feature_size)
+    assert {key: tensor.shape for key, tensor in head.state_dict().items()} == {k: t.shape for k, t in weights.items()}
+
+
+def test_a_folder_of_arrow_tables_is_for_their_reader(tmp_path: Path):
+    (tmp_path / "nlvr2_train.arrow").write_bytes(b"no table")
+    (tmp_path / "nlvr2_dev.arrow").write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"nlvr2_train.arrow cannot be read as an arrow file"):
+        NLVR2Task.load_splits(tmp_path)
+
+
+def test_shapes_through_the_bundled_model(tmp_path: Path):
+    root = write_shapes_nlvr2(tmp_path / "data", directories=2, directory_sets=1, test_sets=1)
+    splits = NLVR2Task.load_splits(root)
+    backbone = load_backbone(ProblemConfig(task="nlvr2"))
+    task = NLVR2Task(backbone.processor)
+    assert task.choose_labels(splits.train) == ()
+    examples = splits.test[:3]
+    with torch.no_grad():
+        pooled = backbone.vlp(backbone.processor(task.pairs(examples)))
+        logits = task.build_head(backbone.vlp.feature_size)(task.gather(pooled))
+    assert logits.shape == (3, 2)
+    assert task.losses(logits, task.targets(examples)).shape == (3,)
+    assert task.divergences(logits, logits).tolist() == pytest.approx([0.0] * 3, abs=1e-6)

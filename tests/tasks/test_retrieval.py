@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.costs import count_costs
+from das_gym.data.captions import NUM_TEXTS, RetrievalExample
+from das_gym.data.images import ImageFile
+from das_gym.data.shapes_captions import write_shapes_captions
+from das_gym.tasks.retrieval import RetrievalTask, build_rank_head
+from das_gym.vlp.checkpoints import load_checkpoint, save_checkpoint
+from tests.data.arrow_tables import write_captions
+from tests.vlp import golden_cases as golden
+
+
+@pytest.fixture
+def task() -> RetrievalTask:
+    return RetrievalTask(processor=None)  # targets and losses read no image
+
+
+def example(number: int = 1) -> RetrievalExample:
+    own = (f"true {number}", f"also true {number}")
+    pool = tuple(f"{word} {n}" for n in range(30) for word in ("true", "also true"))
+    return RetrievalExample(str(number), ImageFile(Path(f"{number}.png")), number, own[0], own, (), pool)
+
+
+def test_each_example_is_16_pairs_the_true_text_first(task: RetrievalTask):
+    pairs = task.pairs([example(3), example(7)])
+    assert len(pairs) == 2 * NUM_TEXTS == 2 * task.passes
+    assert [pairs[0].text, pairs[NUM_TEXTS].text] == ["true 3", "true 7"]
+    assert [pair.image.key for pair in pairs] == ["3.png"] * NUM_TEXTS + ["7.png"] * NUM_TEXTS
+    assert {pair.image_type for pair in pairs} == {1}
+    assert "also true 3" not in [pair.text for pair in pairs[:NUM_TEXTS]]
+
+
+def test_the_head_scores_each_text(task: RetrievalTask):
+    head = task.build_head(2)
+    with torch.no_grad():
+        head[0].weight.copy_(torch.tensor([[1.0, -2.0]]))
+        head[0].bias.fill_(0.5)
+    pooled = torch.arange(4.0 * NUM_TEXTS).reshape(-1, 2)  # two examples
+    logits = head(task.gather(pooled))
+    assert logits.shape == (2, NUM_TEXTS)
+    assert logits[1, 3].item() == pooled[NUM_TEXTS + 3, 0] - 2 * pooled[NUM_TEXTS + 3, 1] + 0.5
+    torch.testing.assert_close(head(pooled), logits.flatten())  # as the full ranking uses it
+
+
+def test_loss_is_cross_entropy_and_metric_wants_a_strict_first(task: RetrievalTask):
+    logits = torch.zeros(4, NUM_TEXTS)
+    logits[1, 0], logits[2, 5], logits[3] = 2.0, 1.0, math.nan
+    targets = task.targets([example(n) for n in range(4)])
+    by_hand = [math.log(16), math.log1p(15 * math.exp(-2)), math.log(15 + math.e)]
+    assert task.losses(logits, targets)[:3].tolist() == pytest.approx(by_hand)
+    assert task.metrics(logits, targets).tolist() == [0.0, 1.0, 0.0, 0.0]  # all equal is not first
+    summary = task.summary([example(n) for n in range(2)], np.array([1.0, 2.0]), np.array([0.0, 1.0]))
+    assert summary == {"ranked_first": 0.5, "loss": 1.5}
+
+
+def test_a_new_head_starts_from_the_matching_head(tmp_path: Path):
+    vlp = golden.loaded("meter").vlp
+    task = RetrievalTask(processor=None)
+    size = vlp.feature_size
+    head = task.build_head(size)
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    task.start_head(head, {"vqa_classifier": {"0.weight": torch.ones(size, size)}})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+    match = {"weight": torch.arange(2.0 * size).reshape(2, size), "bias": torch.tensor([8.0, 9.0])}
+    save_checkpoint(tmp_path / "pretrained", vlp, heads={"itm_score": match})  # as pre-training does
+    task.start_head(head, load_checkpoint(tmp_path / "pretrained").heads)
+    assert torch.equal(head[0].weight, match["weight"][1:])  # row 1 is "match"
+    assert head[0].bias.tolist() == [9.0]
+
+
+@pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["meter", "vilt"])
+def test_the_references_numbers_through_gather_and_head(name: str, dtype: torch.dtype):
+    case = golden.Recorded(name, dtype)
+
+    class FewTexts(RetrievalTask):  # the reference was recorded with 3 false texts
+        passes = 1 + len(case.given("false_text_ids"))
+
+    task = FewTexts(processor=None)
+    ids, masks = (
+        torch.cat((case.given(f"text_{part}")[:, None], case.given(f"false_text_{part}").transpose(0, 1)), dim=1).flatten(
+            0, 1
+        )
+        for part in ("ids", "masks")
+    )
+    images = case.given("image").repeat_interleave(task.passes, dim=0)
+    head = build_rank_head(case.vlp.feature_size)
+    task.start_head(head, golden.loaded(name).heads)
+    head.to(dtype)
+    with torch.no_grad():
+        encoded = case.vlp.encode({"image": images, "input_ids": ids, "attention_mask": masks})
+        logits = torch.stack([head(task.gather(case.vlp.forward_encoded(encoded, mask))) for mask in case.masks])
+        targets = task.targets([example()] * logits.shape[1])
+        losses = torch.stack([task.losses(row, targets).mean() for row in logits])
+    case.check(logits, "irtr/score")
+    case.check(losses, "irtr/loss")
+
+
+def test_costs_count_every_pass(task: RetrievalTask):
+    vlp = golden.loaded("meter").vlp
+    head = task.build_head(vlp.feature_size)
+    one, all_passes = (count_costs(vlp, 12, head, passes) for passes in (1, task.passes))
+    assert all_passes.base_macs == NUM_TEXTS * one.base_macs
+
+
+def test_karpathys_files_and_arrow_tables(tmp_path: Path):
+    folder = write_shapes_captions(tmp_path / "data", scenes={"train": 4, "val": 4, "test": 4})
+    assert len(RetrievalTask.load_splits(folder).test) == 20
+    tables = write_captions(tmp_path / "tables")
+    assert len(RetrievalTask.load_splits(tables).test) == 25

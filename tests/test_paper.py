@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from das_gym.paper import DIFFERENCES, OURS, PAPER, DASSettings, das_settings, main, sources
+
+FIELDS = {f.name for f in dataclasses.fields(DASSettings)}
+
+
+def test_published_settings():
+    meter = PAPER["METER", "vqa"]
+    assert (meter.skip_num, meter.masks_per_turn, meter.steps_per_turn) == (4, 3, 10)
+    assert (meter.warmup_epochs, meter.search_epochs, meter.finetune_epochs) == (1, 3, 10)
+    assert (meter.update_rate, meter.bottleneck, meter.skip_bottleneck) == (1.0, 96, 288)
+    assert meter.reward_dropout
+    assert meter.train_on_reward
+    assert not meter.reward_shuffled
+    assert {key: settings.reward_examples for key, settings in PAPER.items()} == {
+        ("METER", "vqa"): 32,
+        ("METER", "nlvr2"): 32,
+        ("METER", "f30k"): 2,
+        ("ViLT", "vqa"): 64,
+        ("ViLT", "nlvr2"): 64,
+        ("ViLT", "f30k"): 4,
+    }
+    assert {PAPER["ViLT", task].skip_num for task in ("vqa", "nlvr2", "f30k")} == {1}
+    assert {task for (_, task), settings in PAPER.items() if settings.reward_split == "train"} == {"nlvr2"}
+
+
+def test_every_setting_has_a_source_and_every_difference_of_ours_a_reason():
+    assert sources().keys() == FIELDS
+    assert all(sources().values())
+    assert OURS.keys() <= FIELDS
+    assert all(
+        value != getattr(PAPER["METER", "vqa"], name) or why == "as above"
+        for name, (value, why) in OURS.items()
+        if name != "reward_split"
+    )
+    assert {"update_rate", "skip_num", "image_size", "learning_rate"} <= {name for name, _ in DIFFERENCES}
+
+
+def test_recipes():
+    assert das_settings("ViLT", "f30k", "paper") == PAPER["ViLT", "f30k"]
+    ours = das_settings("METER", "vqa")
+    assert not ours.reward_dropout
+    assert not ours.train_on_reward
+    assert ours.search_epochs == 3
+    assert das_settings("METER", "vqa", "paper", search_epochs=1).search_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"recipe": "papr"}, "did you mean 'paper'"),
+        ({"skipnum": 3}, "did you mean 'skip_num'"),
+        ({"masks_per_turn": 1}, "masks_per_turn=1 is not allowed; use 2 or more"),
+        ({"dropout": 1.0}, "dropout=1.0 is not allowed"),
+        ({"reward_split": "test"}, "choose reward or train"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is not allowed"),
+    ],
+)
+def test_wrong_settings(changes: dict, text: str):
+    with pytest.raises(ValueError, match=text):
+        das_settings("METER", "vqa", **changes)
+
+
+def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]):
+    main([])
+    printed = capsys.readouterr().out
+    assert "reward_dropout" in printed
+    assert "declares 0.1" in printed

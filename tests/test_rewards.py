@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from das_gym.costs import meter_costs, vilt_costs
+from das_gym.evaluation.table import every_mask
+from das_gym.rewards import REWARDS, Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
+from das_gym.vlp.meter import METERConfig
+from das_gym.vlp.vilt import ViLTConfig
+
+MACS = LayerMacs(full=100, unskipped=104, savings=np.array([5, 20, 0, -1]))  # the last two layers save nothing
+MASKS = every_mask(4)
+
+
+def measured(losses, metrics=None, divergences=None) -> Measured:
+    losses = np.asarray(losses, dtype=float)
+    return Measured(
+        losses,
+        np.full(len(losses), 0.5) if metrics is None else np.asarray(metrics, dtype=float),
+        np.zeros(len(losses)) if divergences is None else np.asarray(divergences, dtype=float),
+    )
+
+
+@pytest.mark.parametrize("costs", [meter_costs(METERConfig(), 40, 3129), vilt_costs(ViLTConfig(), 40, 3129)])
+def test_macs_of_many_masks_are_those_of_each(costs):
+    masks = every_mask(12)[::41]
+    macs = LayerMacs.of(costs)
+    assert macs.macs(masks).tolist() == [costs.macs(mask) for mask in masks]
+    np.testing.assert_allclose(macs.saved(masks), [costs.macs_saved(mask) for mask in masks], rtol=0, atol=1e-15)
+    assert macs.full == costs.macs_full
+
+
+def test_the_range_of_savings_is_that_of_all_masks():
+    saved = MACS.saved(MASKS)
+    assert MACS.range == (saved.min(), saved.max()) == pytest.approx((-0.05, 0.21))
+
+
+def test_the_papers_saving_is_a_budget():
+    macs = LayerMacs.of(meter_costs(METERConfig(image_size=384), 40, 3129))
+    masks = every_mask(12)
+    feasible = Budget(12, macs_saved=0.12, macs=macs).violations(masks) == 0
+    assert 0 < feasible.sum() < 4096
+    np.testing.assert_array_equal(feasible, macs.saved(masks) >= 0.12)
+
+
+@pytest.mark.parametrize(
+    ("budget", "worst"),
+    [(Budget(4, 0), 1.0), (Budget(4, 3), 0.75), (Budget(4, None), 0.0), (Budget(4, None, 0.2, MACS), 0.25)],
+)
+def test_violations(budget: Budget, worst: float):
+    violations = budget.violations(MASKS)
+    assert violations.min() == 0
+    assert violations.max() == pytest.approx(worst)
+
+
+def test_a_saving_that_is_met_exactly_is_met():
+    tenths = LayerMacs(full=10, unskipped=10, savings=np.ones(10, dtype=np.int64))
+    masks = np.tri(10, dtype=bool)  # save 0.1, 0.2, ..., 1.0
+    for count in range(1, 11):
+        assert Budget(10, macs_saved=count / 10, macs=tenths).violations(masks[count - 1 : count]).tolist() == [0]
+
+
+def test_what_is_left():
+    masks = np.array([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
+    assert Budget(4, 2).left(masks).tolist() == [0.5, 0.25, 0, 0]
+    assert Budget(4).left(masks).tolist() == [1, 0.75, 0.5, 0]
+    np.testing.assert_allclose(Budget(4, None, 0.2, MACS).left(masks), [0.24, 0.19, 0, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("skip_num", "macs_saved", "says"),
+    [
+        (5, None, r"skip_num=5: the model has 4 skippable layers; use 0\.\.4"),
+        (-1, None, r"use 0\.\.4"),
+        (True, None, "not a whole number"),
+        ("4", None, "not a whole number"),
+        (None, 0.22, r"macs_saved=0\.22 is out of reach: the most that any mask of this model saves is 0\.2\d+"),
+        (None, 12, "a share, not a percentage"),
+        (None, -0.1, "no share of MACs"),
+        (None, math.nan, "no share of MACs"),
+        (None, "0.1", "no share of MACs"),
+        (2, 0.1, "are both given; a mask is bound by one budget"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_refused(skip_num, macs_saved, says: str):
+    with pytest.raises(ValueError, match=says):
+        pick_budget(4, skip_num, macs_saved, MACS)
+
+
+def test_the_most_that_is_told_is_within_reach():
+    with pytest.raises(ValueError, match="out of reach") as refusal:
+        pick_budget(4, None, 0.9, MACS)
+    told = float(str(refusal.value).split("saves is ")[1].split(" ")[0])
+    assert (Budget(4, None, told, MACS).violations(MASKS) == 0).any()
+
+
+def test_the_default_budget():
+    assert pick_budget(12, "auto", None, MACS).skip_num == 4
+    assert pick_budget(3, "auto", None, MACS).skip_num == 3
+    by_cost = pick_budget(4, "auto", 0.1, MACS)
+    assert (by_cost.skip_num, by_cost.macs_saved) == (None, 0.1)
+
+
+def test_a_budget_by_cost_needs_costs():
+    with pytest.raises(ValueError, match=r"LayerMacs\.of"):
+        Budget(4, macs_saved=0.1)
+
+
+def test_formulas():
+    seen = measured([0.0, 2.0, np.inf], [1.0, 0.5, 0.0], [0.0, 3.0, np.inf])
+    expected = {
+        "exp_neg_loss": [1, np.exp(-2), 0],
+        "neg_loss": [0, -2, -1e4],
+        "metric": [1, 0.5, 0],
+        "neg_kl": [0, -3, -1e4],
+    }
+    assert set(expected) == set(REWARDS)
+    for name, values in expected.items():
+        np.testing.assert_allclose(find_reward(name).compute(seen), values)
+
+
+def test_an_unknown_reward():
+    with pytest.raises(ValueError, match="reward='los' is unknown; choose one of exp_neg_loss"):
+        find_reward("los")
+
+
+@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("price", [0.0, 2.5])
+@pytest.mark.parametrize("budget", [Budget(4, 2), Budget(4, None, 0.2, MACS)])
+def test_feasible_masks_earn_within_bounds_and_more_than_others(name: str, price: float, budget: Budget):
+    rng = np.random.default_rng(0)
+    objective = Objective(budget, REWARDS[name], MACS, price)
+    losses = rng.choice([0.0, 0.3, 7.0, 1e9, np.inf], 16)
+    rewards = objective.rewards(MASKS, measured(losses, rng.random(16), losses))
+    feasible = budget.violations(MASKS) == 0
+    assert (rewards[feasible] >= objective.low).all()
+    assert (rewards[feasible] <= objective.high).all()
+    assert (rewards[~feasible] < objective.low).all()
+    assert (rewards[~feasible] >= objective.low - 1).all()
+
+
+def test_a_price_pays_for_saved_macs():
+    free, priced = (Objective(Budget(4), REWARDS["metric"], MACS, price) for price in (0.0, 2.0))
+    losses = measured(np.ones(16))
+    np.testing.assert_allclose(priced.rewards(MASKS, losses) - free.rewards(MASKS, losses), 2 * MACS.saved(MASKS))
+    assert priced.low == pytest.approx(-0.1)
+    assert priced.high == pytest.approx(1.42)
+
+
+@pytest.mark.parametrize("price", [-1, math.inf, math.nan, "1", True, None])
+def test_a_price_that_is_none_is_refused(price):
+    with pytest.raises(ValueError, match=r"macs_price=.* is not allowed; give a number from 0 on"):
+        Objective(Budget(4), REWARDS["metric"], MACS, price)
+
+
+def test_what_cannot_be_computed_earns_the_lowest():
+    nothing = np.array([np.nan])
+    for reward in REWARDS.values():
+        for losses in (nothing, np.array([np.inf])):
+            metrics = np.zeros(1) if np.isinf(losses) else nothing
+            earned = Objective(Budget(4, 0), reward, MACS).rewards(MASKS[:1], Measured(losses, metrics, losses))
+            assert earned.tolist() == [reward.low]

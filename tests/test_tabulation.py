@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.evaluation.table import SubnetTable
+from das_gym.problem import Problem, ProblemConfig, build_problem
+from das_gym.statistics import STATISTICS
+from das_gym.tabulation import build_table, check_table, problem_hashes, table_examples
+
+ENV_ID = "DAS-METER-VQA-v0"
+
+
+def equal(one: SubnetTable, other: SubnetTable, folder: Path) -> bool:
+    one.save(folder / "one.npz")
+    other.save(folder / "other.npz")
+    return (folder / "one.npz").read_bytes() == (folder / "other.npz").read_bytes()
+
+
+def test_holds_what_the_engine_says(small_problem: Problem, small_table: SubnetTable):
+    for split, count in (("reward", 10), ("test", 6)):
+        examples = table_examples(small_problem, split, count)
+        scores = small_problem.evaluator.evaluate(small_table.masks, examples, divergences=True)
+        stored = small_table.scores[split]
+        np.testing.assert_allclose(stored.losses, scores.losses, rtol=1e-6)
+        np.testing.assert_allclose(stored.metrics, scores.metrics, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(stored.divergences, scores.divergences, rtol=1e-5, atol=1e-9)
+        assert stored.divergences[0] == 0
+    assert len(np.unique(small_table.scores["reward"].losses)) == 64
+    assert small_table.macs.tolist() == [small_problem.costs.macs(mask) for mask in small_table.masks]
+    assert small_table.meta.statistics == tuple(STATISTICS)
+    assert small_table.statistics.shape == (6, len(STATISTICS))
+    assert (small_table.meta.reward_examples, small_table.meta.test_examples) == (10, 6)
+
+
+def test_every_batch_walks_the_tree_once(small_problem: Problem):
+    small_problem.evaluator.forget()
+    done = []
+    _, spent = build_table(small_problem, ENV_ID, 10, 6, on_chunk=done.append)
+    assert done == [0, 4, 4, 2, 4, 2]
+    assert spent.layer_runs == 5 * (2 + 2 * 4 + 2 * 16)  # at each of 3 stages two layers a parent state
+    assert spent.examples == 64 * 16
+
+
+def test_killed_and_resumed_it_is_the_same_table(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
+    checkpoint = tmp_path / "checkpoint.npz"
+
+    def killer(after: int):
+        def on_chunk(done: int) -> None:
+            seen.append(done)
+            if len(seen) == after:
+                raise KeyboardInterrupt
+
+        seen: list[int] = []
+        return on_chunk
+
+    small_problem.evaluator.forget()
+    for after in (2, 4):  # amid the reward split, and amid the test split
+        with pytest.raises(KeyboardInterrupt):
+            build_table(small_problem, ENV_ID, 10, 6, checkpoint, killer(after))
+    small_problem.evaluator.forget()
+    done: list[int] = []
+    table, spent = build_table(small_problem, ENV_ID, 10, 6, checkpoint, done.append)
+    assert done == [14, 2]
+    assert spent.examples == 64 * 16
+    assert equal(table, small_table, tmp_path)
+
+
+def test_a_checkpoint_of_another_table_is_refused(small_problem: Problem, tmp_path: Path):
+    checkpoint = tmp_path / "checkpoint.npz"
+    build_table(small_problem, ENV_ID, 2, 2, checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is of a table with reward_data=.*begin a new run"):
+        build_table(small_problem, ENV_ID, 3, 2, checkpoint)
+
+
+def test_a_mask_with_a_broken_loss_is_told_and_spoils_no_other(small_kwargs: dict[str, str]):
+    problem = build_problem(ProblemConfig(**small_kwargs))
+    with torch.no_grad():
+        problem.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
+    table, _ = build_table(problem, ENV_ID, 2, 2)
+    broken = table.masks[:, 3]
+    for split in ("reward", "test"):
+        assert np.isinf(table.scores[split].losses[broken]).all()
+        assert (table.scores[split].metrics[broken] == 0).all()
+        assert np.isfinite(table.scores[split].losses[~broken]).all()
+    assert not table.best()[3]
+
+
+def test_its_own_problem_is_accepted(small_problem: Problem, small_table: SubnetTable):
+    check_table(small_table, small_problem)
+
+
+@pytest.mark.parametrize("what", ["model", "supernet", "reward_data", "test_data"])
+def test_another_problem_is_refused(small_problem: Problem, small_table: SubnetTable, small_kwargs, what: str):
+    other = build_problem(ProblemConfig(**small_kwargs))
+    if what == "model":
+        other = replace(other, backbone=replace(other.backbone, base="0123456789abcdef"))
+    elif what == "supernet":
+        with torch.no_grad():
+            other.vlp.skippable(0).skip_adapter.up.bias[0] += 1e-3
+    else:
+        split = what.removesuffix("_data")
+        first = table_examples(other, split, 1)[0]
+        changed = [
+            replace(e, question=e.question + " now") if e.key == first.key else e for e in getattr(other.splits, split)
+        ]
+        other = replace(other, splits=replace(other.splits, **{split: tuple(changed)}))
+    with pytest.raises(
+        ValueError, match=f"made from something else: {what} is [0-9a-f]+ there and [0-9a-f]+ here; make one"
+    ):
+        check_table(small_table, other)
+
+
+def test_answers_count_as_data(small_problem: Problem):
+    examples = table_examples(small_problem, "reward", 3)
+    before = problem_hashes(small_problem, examples, examples)
+    changed = (*examples[:2], replace(examples[2], answers=("no",) * 3))
+    after = problem_hashes(small_problem, changed, examples)
+    assert {name for name in before if before[name] != after[name]} == {"reward_data"}
+
+
+def test_examples_are_the_environments_own(small_problem: Problem, small_kwargs: dict[str, str]):
+    from das_gym.envs import SkipEnv
+
+    env = SkipEnv(reward_examples=7, **small_kwargs)
+    assert table_examples(small_problem, "reward", 7) == env.scorer.fixed_examples
+    assert len(table_examples(small_problem, "test")) == len(small_problem.splits.test)
+    with pytest.raises(ValueError, match="reward_examples=0 is not allowed"):
+        table_examples(small_problem, "reward", 0)
+
+
+def test_the_cost_survives_a_checkpoint(small_problem: Problem, tmp_path: Path):
+    small_problem.evaluator.forget()
+    first = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
+    again = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
+    assert asdict(again) == asdict(first)
+    assert first.seconds > 0
