@@ -33,6 +33,7 @@ ACTOR_CRITIC: dict[str, Any] = {
     "buffer_size": 20_000,
     "learning_starts": 40,
     "batch_size": 64,
+    "gradient_steps": -1,  # as many as masks were scored
     "gamma": 0.0,  # an episode is one step: nothing comes after it
     "policy_kwargs": {"net_arch": [64, 64]},
 }
@@ -43,6 +44,7 @@ VALUES: dict[str, Any] = {
     "batch_size": 64,
     "gamma": 1.0,
     "train_freq": 1,
+    "gradient_steps": -1,
     "target_update_interval": 100,
     "exploration_fraction": 0.5,
     "policy_kwargs": {"net_arch": [64, 64]},
@@ -83,7 +85,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "stable_baselines3:A2C",
             ("scores", "sequence", "mask"),
             rollout=16,
-            defaults={**ON_POLICY, "learning_rate": 3e-3},
+            defaults={**ON_POLICY, "learning_rate": 0.01, "normalize_advantage": True},
         ),
         Algorithm("trpo", "sb3_contrib:TRPO", ("scores", "sequence", "mask"), rollout=32, defaults=ON_POLICY),
         Algorithm(
@@ -94,16 +96,21 @@ ALGORITHMS: dict[str, Algorithm] = {
             defaults={**ON_POLICY, "learning_rate": 3e-3},
         ),
         Algorithm("dqn", "stable_baselines3:DQN", ("sequence",), defaults=VALUES),
-        Algorithm("qrdqn", "sb3_contrib:QRDQN", ("sequence",), defaults=VALUES),
-        Algorithm("sac", "stable_baselines3:SAC", ("scores",), defaults=ACTOR_CRITIC),
-        Algorithm("td3", "stable_baselines3:TD3", ("scores",), defaults={**ACTOR_CRITIC, "action_noise": 0.3}),
-        Algorithm("ddpg", "stable_baselines3:DDPG", ("scores",), defaults={**ACTOR_CRITIC, "action_noise": 0.3}),
-        Algorithm("tqc", "sb3_contrib:TQC", ("scores",), defaults=ACTOR_CRITIC),
+        Algorithm(
+            "qrdqn",
+            "sb3_contrib:QRDQN",
+            ("sequence",),
+            defaults={**VALUES, "policy_kwargs": {"net_arch": [64, 64], "n_quantiles": 25}},
+        ),
+        Algorithm("sac", "stable_baselines3:SAC", ("scores",), defaults={**ACTOR_CRITIC, "ent_coef": 0.01}),
+        Algorithm("td3", "stable_baselines3:TD3", ("scores",), defaults={**ACTOR_CRITIC, "action_noise": 0.6}),
+        Algorithm("ddpg", "stable_baselines3:DDPG", ("scores",), defaults={**ACTOR_CRITIC, "action_noise": 0.6}),
+        Algorithm("tqc", "sb3_contrib:TQC", ("scores",), defaults={**ACTOR_CRITIC, "ent_coef": 0.01}),
         Algorithm(
             "ars",
             "sb3_contrib:ARS",
             ("scores", "sequence"),
-            defaults={"policy": "LinearPolicy", "n_delta": 8, "learning_rate": 0.05, "delta_std": 0.1},
+            defaults={"policy": "LinearPolicy", "n_delta": 4, "learning_rate": 0.1, "delta_std": 0.3},
         ),
     )
 }

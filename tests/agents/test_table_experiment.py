@@ -101,6 +101,7 @@ def test_the_command_killed_and_resumed(small: dict, tmp_path: Path, small_table
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # may be ignored where tests run
         )
 
     settings = {**small, "eval_batch_size": 1, "reward_examples": 60, "test_examples": 2}
