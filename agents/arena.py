@@ -10,8 +10,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-import das_gym  # noqa: F401  (registers the environments)
-from agents.search import observed_statistics
+from agents.environment import observed_statistics
 from agents.space import Floats, Masks, MaskSpace
 from das_gym.envs.scored_env import ScoredEnv
 

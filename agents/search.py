@@ -6,8 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -15,10 +14,10 @@ from typing import Any, Literal, cast
 import gymnasium
 import numpy as np
 
-import das_gym  # noqa: F401  (registers the environments)
 from agents.base import Agent, agent_class, make_agent
+from agents.environment import fewer_examples, find_scorer, make_env, observed_statistics
 from agents.record import FORMAT, SCORES, SearchResult, Turn
-from agents.space import Floats, Masks, MaskSpace
+from agents.space import Masks, MaskSpace
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.runs import library_versions
@@ -155,61 +154,6 @@ def search(
     if folder is not None:
         result.save(folder)
     return result
-
-
-def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bool) -> gymnasium.vector.VectorEnv:
-    """The environment of a search.
-
-    Args:
-        env_id: Its id.
-        env_kwargs: Its keyword arguments, the budget among them.
-        num_envs: Masks a turn.
-        free: Whether it takes masks off the budget, see `Agent.free_budget`.
-    """
-    budget = {name: None for name in ("skip_num", "macs_saved") if free and name in env_kwargs}
-    return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
-
-
-def find_scorer(base: Any) -> Any:
-    """What scores masks in an environment of das_gym, single or vector; None in another one."""
-    return getattr(getattr(base, "template", base), "scorer", None)
-
-
-@contextmanager
-def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
-    """While it lasts, masks are scored on a share of the reward examples, at least on one.
-
-    Raises:
-        ValueError: the environment has no fewer examples to give.
-    """
-    if share == 1.0:
-        yield
-        return
-    if not hasattr(scorer, "batch_size"):
-        raise ValueError("this environment scores masks on all its examples at once: leave the agent's stages out")
-    whole = scorer.batch_size
-    scorer.batch_size = max(1, round(share * whole))
-    try:
-        yield
-    finally:
-        scorer.batch_size = whole
-
-
-def observed_statistics(base: Any, observation: Floats) -> dict[str, Floats]:
-    """Name to (n_layers,) values of every statistic of which the environment observes all layers.
-
-    Args:
-        base: The environment; its `feature_names` are `<layer>/<statistic>`, it may have none.
-        observation: (n_features,) what it observes.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for feature, value in zip(getattr(base, "feature_names", ()), observation.tolist(), strict=False):
-        layer, _, name = feature.rpartition("/")
-        found.setdefault(name, {})[layer] = value
-    names = base.layer_names
-    return {
-        name: np.array([values[layer] for layer in names]) for name, values in found.items() if values.keys() >= set(names)
-    }
 
 
 class _Loop:

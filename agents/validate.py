@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from agents.base import AGENTS, agent_class
+from agents.environment import fewer_examples, find_scorer, make_env
 from agents.record import SCORES, SearchResult
-from agents.search import fewer_examples, find_scorer, make_env
 from agents.space import Masks
 from das_gym.runs import library_versions
 
