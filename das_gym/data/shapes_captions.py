@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.data.cache import cache_folder
 from das_gym.data.caption_language import Name, Related, SceneCaption, sample_false, sample_scene_caption
 from das_gym.data.scenes import Scene, render, sample_scene
-from das_gym.data.writing import NewPictures, jpeg, new_folder, whole_folder, written_once
+from das_gym.data.writing import NewPictures, bundled_root, jpeg, new_folder, whole_folder
 from das_gym.runs import progress
 
 VERSION = 1
@@ -170,5 +169,4 @@ def shapes_captions_root(cache: str | Path | None = None) -> Path:
     Raises:
         ValueError: The cache folder cannot be written to.
     """
-    folder = cache_folder() if cache is None else Path(cache).expanduser().absolute()
-    return written_once(folder / f"shapes-captions-{VERSION}", write_shapes_captions)
+    return bundled_root(f"shapes-captions-{VERSION}", write_shapes_captions, "Shapes-captions", cache)

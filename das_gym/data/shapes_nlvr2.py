@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from das_gym.data.cache import cache_folder
 from das_gym.data.pair_language import STATEMENT_FAMILIES, StatementSet, sample_set
 from das_gym.data.scenes import Scene, render
-from das_gym.data.writing import new_folder, whole_folder, written_once
+from das_gym.data.writing import bundled_root, new_folder, whole_folder
 from das_gym.runs import progress
 
 VERSION = 1
@@ -107,5 +106,4 @@ def shapes_nlvr2_root(cache: str | Path | None = None) -> Path:
     Raises:
         ValueError: The cache folder cannot be written to.
     """
-    folder = (cache_folder() if cache is None else Path(cache).expanduser().absolute()) / f"shapes-nlvr2-{VERSION}"
-    return written_once(folder, write_shapes_nlvr2)
+    return bundled_root(f"shapes-nlvr2-{VERSION}", write_shapes_nlvr2, "Shapes-NLVR2", cache)

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 from PIL.Image import Image
 
-from das_gym.data.cache import CACHE_VARIABLE
+from das_gym.data.cache import CACHE_VARIABLE, cache_folder
 
 JPEG_QUALITY = 95
 
@@ -39,8 +39,12 @@ class NewPictures:
         return new
 
 
-def new_folder(folder: str | Path) -> Path:
+def new_folder(folder: str | Path, what: str = "data") -> Path:
     """The folder as an absolute path.
+
+    Args:
+        folder: Where `what` is to be written.
+        what: Names it in errors.
 
     Raises:
         FileExistsError: It holds something.
@@ -48,7 +52,7 @@ def new_folder(folder: str | Path) -> Path:
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
-            f"{folder} exists already; data is written to a new or an empty folder: name another, or delete it"
+            f"{folder} exists already; {what} is written to a new or an empty folder: name another, or delete it"
         )
     return folder
 
@@ -76,12 +80,29 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         partial.replace(folder)
 
 
-def written_once(folder: Path, write: Callable[[Path], object]) -> Path:
+def bundled_root(name: str, write: Callable[[Path], object], what: str, cache: str | Path | None = None) -> Path:
+    """The folder of a bundled data set, written on first use.
+
+    Args:
+        name: Of the folder.
+        write: Writes it, whole or not at all.
+        what: Names the data set in errors.
+        cache: The cache folder; None is `cache_folder()`.
+
+    Raises:
+        ValueError: The cache folder cannot be written to.
+    """
+    folder = cache_folder() if cache is None else Path(cache).expanduser().absolute()
+    return written_once(folder / name, write, what)
+
+
+def written_once(folder: Path, write: Callable[[Path], object], what: str) -> Path:
     """The folder, written by whichever process comes first; what a killed one left beside it is swept away.
 
     Args:
         folder: Absolute.
         write: Writes it, whole or not at all.
+        what: Names the data set in errors.
 
     Raises:
         ValueError: It cannot be written.
@@ -97,6 +118,6 @@ def written_once(folder: Path, write: Callable[[Path], object]) -> Path:
                 write(folder)
     except OSError as error:
         raise ValueError(
-            f"{folder.name} cannot be written to {folder.parent} ({error}); set {CACHE_VARIABLE} to a writable folder"
+            f"{what} cannot be written to {folder.parent} ({error}); set {CACHE_VARIABLE} to a writable folder"
         ) from error
     return folder

@@ -18,9 +18,11 @@ import pytest
 from PIL import Image
 
 from das_gym.data import shapes
+from das_gym.data.cache import cache_folder
 from das_gym.data.scene_language import QUESTION_FAMILIES
 from das_gym.data.shapes import shapes_root, write_shapes
 from das_gym.data.vqav2 import load_vqav2
+from das_gym.data.writing import NewPictures, written_once
 
 SPLITS = ("train2014", "val2014")
 REPOSITORY = Path(__file__).parents[2]
@@ -92,10 +94,10 @@ def test_no_picture_occurs_twice(small: Path):
 
 
 def test_a_scene_drawn_before_is_passed_over():
-    seen: set[bytes] = set()
-    first = [jpeg for _, jpeg in shapes._new_scenes(np.random.default_rng(0), 5, seen)]
-    again = [jpeg for _, jpeg in shapes._new_scenes(np.random.default_rng(0), 5, seen)]
-    assert len(seen) == 10
+    pictures = NewPictures()
+    first = [jpeg for _, jpeg in shapes._new_scenes(np.random.default_rng(0), 5, pictures)]
+    again = [jpeg for _, jpeg in shapes._new_scenes(np.random.default_rng(0), 5, pictures)]
+    assert len(pictures._seen) == 10
     assert not set(first) & set(again)
 
 
@@ -193,15 +195,15 @@ def test_killed_half_way_leaves_no_folder_and_the_next_run_sweeps_up(tmp_path: P
     child.communicate()
     assert not folder.exists()
     assert list(tmp_path.glob(".shapes-partial-*"))
-    assert shapes._written_once(folder, 3, 3) == folder
+    assert written_once(folder, lambda path: write_shapes(path, train_scenes=3, val_scenes=3), "Shapes-VQA") == folder
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["shapes"]
     assert len(list((folder / "train2014").iterdir())) == 3
 
 
 def test_two_processes_at_once_write_it_once(tmp_path: Path):
     code = (
-        "import sys, pathlib; from das_gym.data.shapes import _written_once; "
-        "print(_written_once(pathlib.Path(sys.argv[1]), 400, 20))"
+        "import sys, pathlib; from das_gym.data.shapes import write_shapes; from das_gym.data.writing import written_once; "
+        "print(written_once(pathlib.Path(sys.argv[1]), lambda path: write_shapes(path, 0, 400, 20), 'Shapes-VQA'))"
     )
     folder = tmp_path / "cache" / "shapes"
     children = [in_python(code, str(folder)) for _ in range(2)]
@@ -235,10 +237,10 @@ def test_a_cache_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch:
 
 def test_the_cache_folder_without_the_variable_is_the_users(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DAS_GYM_CACHE", raising=False)
-    user = shapes.cache_folder()
+    user = cache_folder()
     assert user.is_absolute()
     assert user.name == "das_gym" or user.parent.name == "das_gym"
     monkeypatch.setenv("DAS_GYM_CACHE", "")
-    assert shapes.cache_folder() == user
+    assert cache_folder() == user
     monkeypatch.setenv("DAS_GYM_CACHE", "~/somewhere")
-    assert shapes.cache_folder() == Path.home() / "somewhere"
+    assert cache_folder() == Path.home() / "somewhere"
