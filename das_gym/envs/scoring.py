@@ -40,15 +40,17 @@ class Scorer(ABC):
     Args:
         layer_names: Names of the skippable layers, in mask order.
         objective: Budget, reward and price.
+        statistics: Names of the layer statistics to observe.
 
     Attributes:
         evaluations: Masks scored so far; masks off the budget are not scored.
         position: Which example is the next, where they are taken in turn.
     """
 
-    def __init__(self, layer_names: tuple[str, ...], objective: Objective) -> None:
+    def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: Iterable[str]) -> None:
         self.layer_names = layer_names
         self.objective = objective
+        self.statistics = check_statistics(statistics)
         self.evaluations = 0
         self.position = 0
 
@@ -64,14 +66,16 @@ class Scorer(ABC):
     def observation(self) -> np.ndarray:
         """(n_layers * n_statistics,) float32: layer statistics of the unskipped model, layer by layer; a copy."""
 
-    @abstractmethod
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest observation, float32."""
+        low = np.tile([s.low for s in self.statistics], self.n_layers).astype(np.float32)
+        high = np.tile([s.high for s in self.statistics], self.n_layers).astype(np.float32)
+        return low, high
 
     @property
-    @abstractmethod
     def feature_names(self) -> tuple[str, ...]:
         """What each entry of the observation is: `<layer>/<statistic>`."""
+        return tuple(f"{layer}/{s.name}" for layer in self.layer_names for s in self.statistics)
 
     @property
     def n_layers(self) -> int:
@@ -179,9 +183,8 @@ class MaskScorer(Scorer):
             raise ValueError(f"reward_examples={reward_examples}: a mask is scored on at least one example")
         macs = LayerMacs.of(problem.costs)
         budget = pick_budget(len(problem.layer_names), skip_num, macs_saved, macs)
-        super().__init__(problem.layer_names, Objective(budget, find_reward(reward), macs, macs_price))
+        super().__init__(problem.layer_names, Objective(budget, find_reward(reward), macs, macs_price), statistics)
         self.problem = problem
-        self.statistics = check_statistics(statistics)
         self.reward_batches = reward_batches
         self.examples = shuffled(problem.splits.reward)
         self.batch_size = min(reward_examples, len(self.examples))
@@ -211,17 +214,6 @@ class MaskScorer(Scorer):
             measured = Measurements(evaluator, self.problem.costs, self.fixed_examples, activity)
             self._observation = compute_statistics(self.statistics, measured).reshape(-1)
         return self._observation.copy()
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """As `Scorer.feature_names`."""
-        return tuple(f"{layer}/{s.name}" for layer in self.layer_names for s in self.statistics)
-
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """As `Scorer.bounds`."""
-        low = np.tile([s.low for s in self.statistics], self.n_layers).astype(np.float32)
-        high = np.tile([s.high for s in self.statistics], self.n_layers).astype(np.float32)
-        return low, high
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Measured:
         """As `Scorer.measure`, in one engine call."""

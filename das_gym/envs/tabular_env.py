@@ -14,7 +14,6 @@ from das_gym.envs.scoring import Scorer
 from das_gym.evaluation.table import SCORES, SPLITS, SubnetTable
 from das_gym.registration import MODELS
 from das_gym.rewards import Measured, Objective, find_reward, pick_budget
-from das_gym.statistics import check_statistics
 
 
 class TableScorer(Scorer):
@@ -45,10 +44,10 @@ class TableScorer(Scorer):
     ) -> None:
         macs = table.layer_macs
         budget = pick_budget(table.n_layers, skip_num, macs_saved, macs)
-        super().__init__(table.meta.layer_names, Objective(budget, find_reward(reward), macs, macs_price))
+        objective = Objective(budget, find_reward(reward), macs, macs_price)
+        super().__init__(table.meta.layer_names, objective, table.meta.statistics if statistics is None else statistics)
         check_names([split], SPLITS, "split")
         self.table = table
-        self.statistics = check_statistics(table.meta.statistics if statistics is None else statistics)
         names = [statistic.name for statistic in self.statistics]
         check_names(names, table.meta.statistics, "statistic of this table")
         columns = [table.meta.statistics.index(name) for name in names]
@@ -69,17 +68,6 @@ class TableScorer(Scorer):
     def observation(self) -> np.ndarray:
         """As `Scorer.observation`: what was measured on the examples of the table."""
         return self._observation.copy()
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """As `Scorer.feature_names`."""
-        return tuple(f"{layer}/{s.name}" for layer in self.layer_names for s in self.statistics)
-
-    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """As `Scorer.bounds`."""
-        low = np.tile([s.low for s in self.statistics], self.n_layers).astype(np.float32)
-        high = np.tile([s.high for s in self.statistics], self.n_layers).astype(np.float32)
-        return low, high
 
     def _rows(self, rows: np.ndarray) -> Measured:
         scores = self._scores
