@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from das_gym.config import build
+from das_gym.config import build, check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
 from das_gym.problem import ProblemConfig, load_problem
@@ -111,6 +111,7 @@ class SkipEnv(ScoredEnv):
         statistics = tuple(STATISTICS if statistics is None else statistics)
         own = {name: value for name, value in locals().items() if name not in ("self", "__class__", "settings")}
         arguments = {**own, **settings}
+        check_names(settings, [*own, *ProblemConfig.__dataclass_fields__], "environment argument")
         config = build(ProblemConfig, {"model": model, "task": task, **settings}, "environment argument")
         scorer = MaskScorer(
             load_problem(config), skip_num, macs_saved, reward, macs_price, statistics, reward_examples, reward_batches
