@@ -20,13 +20,12 @@ import numpy as np
 from adapt.das import Chooser, Training, Turn, finetune_found, joint_search, new_model
 from adapt.experiment import SUBNET_FILE, compare
 from adapt.report import print_table
-from das_gym.config import build
+from das_gym.config import build, part_of
 from das_gym.data.splits import Splits
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.paper import RECIPES, DASSettings, das_settings
 from das_gym.problem import ProblemConfig, load_splits
-from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, library_versions
 
 RECORD = "das.json"
@@ -69,11 +68,12 @@ class Settings(ProblemConfig):
 
     def problem(self) -> ProblemConfig:
         """Model and data; the recipe's image size is for a checkpoint of one's own."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(ProblemConfig)}
         das = self.pipeline()
-        own["max_text_length"] = self.max_text_length or das.max_text_length
-        own["image_size"] = self.image_size or (das.image_size if self.checkpoint else None)
-        return ProblemConfig(**own)
+        return dataclasses.replace(
+            part_of(ProblemConfig, self),
+            max_text_length=self.max_text_length or das.max_text_length,
+            image_size=self.image_size or (das.image_size if self.checkpoint else None),
+        )
 
 
 class DASExperiment(RunsExperiment):
@@ -88,8 +88,7 @@ class DASExperiment(RunsExperiment):
 
 ex = DASExperiment("adapt das", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
-for entry in ENVIRONMENTS.values():
-    ex.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
+ex.add_problems()
 ex.add_named_config(RECIPES[1], {"recipe": RECIPES[1]})
 ex.check_settings(lambda config: build(Settings, config))
 

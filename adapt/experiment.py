@@ -20,13 +20,13 @@ import numpy as np
 from adapt.evaluate import RANKED_IMAGES, evaluate
 from adapt.finetune import FinetuneConfig, finetune, load_subnet
 from adapt.report import Row, print_table
-from das_gym.config import build
+from das_gym.config import build, part_of
 from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.latency import measure_latency
 from das_gym.problem import AdaptedModel, ProblemConfig, example_costs, load_splits
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import ENVIRONMENTS, find_environment
 from das_gym.runs import RUNS_DIR, find_run, library_versions
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
@@ -66,11 +66,11 @@ class Settings(FinetuneConfig, ProblemConfig):
 
     def problem(self) -> ProblemConfig:
         """Model and data."""
-        return ProblemConfig(**{name: getattr(self, name) for name in PROBLEM_SETTINGS})
+        return part_of(ProblemConfig, self)
 
     def finetuning(self) -> FinetuneConfig:
         """The settings of fine-tuning alone."""
-        return FinetuneConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FinetuneConfig)})
+        return part_of(FinetuneConfig, self)
 
 
 class AdaptExperiment(RunsExperiment):
@@ -104,7 +104,7 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         settings = build(Settings, given)
     except MISTAKES as error:
         raise RunError(str(error)) from error
-    env_id = next(e.id for e in ENVIRONMENTS.values() if (e.model, e.task) == (settings.model, settings.task))
+    env_id = find_environment(settings.model, settings.task).id
     own = {name: value for name, value in _told(settings).items() if name not in ("model", "task")}
     return {"env_id": env_id, "runs_dir": settings.runs_dir, "seed": settings.seed, **own, **settings.search}
 
@@ -117,8 +117,7 @@ def _told(settings: Settings) -> dict[str, Any]:
 
 ex = AdaptExperiment("adapt", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
-for entry in ENVIRONMENTS.values():
-    ex.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
+ex.add_problems()
 ex.check_settings(lambda config: build(Settings, config))
 
 

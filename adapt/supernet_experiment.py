@@ -17,14 +17,12 @@ from typing import Any
 
 from adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adaptation import Adaptation
-from das_gym.config import build
+from das_gym.config import build, part_of
 from das_gym.data.vqav2 import write_vocabulary
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.problem import ProblemConfig
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import find_environment
 from das_gym.runs import RUNS_DIR
-
-PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
 
 VOCABULARY = "vocabulary.json"
 
@@ -51,17 +49,16 @@ class Settings(SupernetConfig, ProblemConfig):
 
     def problem(self) -> ProblemConfig:
         """Model and data."""
-        return ProblemConfig(**{name: getattr(self, name) for name in PROBLEM_SETTINGS})
+        return part_of(ProblemConfig, self)
 
     def training(self) -> SupernetConfig:
         """The settings of training alone."""
-        return SupernetConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SupernetConfig)})
+        return part_of(SupernetConfig, self)
 
 
 ex = RunsExperiment("adapt supernet", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
-for entry in ENVIRONMENTS.values():
-    ex.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
+ex.add_problems()
 ex.check_settings(lambda config: build(Settings, config).problem())
 
 
@@ -72,7 +69,7 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     folder = required_folder(_run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
-    short = f"{settings.model.lower()}_{settings.task}"
+    short = find_environment(settings.model, settings.task).short
     names = ("checkpoint", "data_root", "tokenizer")
     given = [short, *(f"{name}={getattr(settings, name)}" for name in names if getattr(settings, name))]
     answers = Adaptation.load(out).answers

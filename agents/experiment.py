@@ -30,11 +30,11 @@ from agents.sb3_config import SB3_DEFAULTS, SB3Config, sb3_config
 from agents.search import SearchConfig, search
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
+from das_gym.problem import PATH_SETTINGS
 from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, progress
 
 PICTURE = "skip_probabilities.png"
-PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
 ENV_SETTINGS = (
     *("reward", "macs_price", "reward_examples", "reward_batches", "on_bad_example"),
     *("size", "image_size", "max_text_length", *PATH_SETTINGS),

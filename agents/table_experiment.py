@@ -19,18 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import build
+from das_gym.config import build, part_of
 from das_gym.evaluation.ranks import spearman
 from das_gym.evaluation.spending import Spending
 from das_gym.evaluation.table import SubnetTable
 from das_gym.experiment import Run, RunsExperiment, required_folder
 from das_gym.files import write_json
 from das_gym.problem import Problem, ProblemConfig, load_problem
-from das_gym.registration import ENVIRONMENTS, EnvEntry
+from das_gym.registration import EnvEntry, find_environment
 from das_gym.runs import RUNS_DIR, progress
 from das_gym.tabulation import build_table, table_examples
 
-PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
 TABLE = "table.npz"
 RECORD = "table.json"
 CHECKPOINT = "table_checkpoint.npz"
@@ -68,17 +67,16 @@ class Settings(ProblemConfig):
 
     def problem(self) -> ProblemConfig:
         """Model and data."""
-        return ProblemConfig(**{name: getattr(self, name) for name in PROBLEM_SETTINGS})
+        return part_of(ProblemConfig, self)
 
     def entry(self) -> EnvEntry:
         """The environment whose masks are scored."""
-        return next(e for e in ENVIRONMENTS.values() if (e.model, e.task) == (self.model, self.task))
+        return find_environment(self.model, self.task)
 
 
 ex = RunsExperiment("agents table", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
-for entry in ENVIRONMENTS.values():
-    ex.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
+ex.add_problems()
 ex.check_settings(lambda config: build(Settings, config).problem())
 
 

@@ -54,6 +54,11 @@ def build(cls: type[Config], values: Mapping[str, Any], what: str = "setting") -
     return cls(**{name: _convert(name, value, kinds[name]) for name, value in values.items()})
 
 
+def part_of(cls: type[Config], whole: Any) -> Config:
+    """A `cls` with its fields' values in `whole`, which has them among others."""
+    return cls(**{field.name: getattr(whole, field.name) for field in dataclasses.fields(cast(Any, cls))})
+
+
 def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting") -> None:
     """Refuse a name in `given` that is not `known`.
 

@@ -20,7 +20,7 @@ from das_gym.data.processor import Processor, load_tokenizer
 from das_gym.data.splits import Splits
 from das_gym.data.vqa_table import VQATable
 from das_gym.evaluation.engine import Evaluator
-from das_gym.registration import MODELS, TASKS, find_class
+from das_gym.registration import MODELS, TASKS, find_class, find_environment
 from das_gym.tasks.base import Task
 from das_gym.vlp.base import VLP
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SIZES = ("mini", "base")
+
+PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
+"""Fields of `ProblemConfig` that are paths."""
 
 STARTING_HEADS = ("rank_output",)
 """Which heads of a checkpoint are kept for tasks to begin from."""
@@ -90,7 +93,7 @@ class ProblemConfig:
         for name in ("image_size", "max_text_length", "eval_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None")
-        for name in ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache"):
+        for name in PATH_SETTINGS:
             value = getattr(self, name)
             if value is None:
                 continue
@@ -297,7 +300,7 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
 def _supernet_command(config: ProblemConfig) -> str:
     names = ("checkpoint", "tokenizer", "data_root")
     given = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name)]
-    return " ".join(["python -m adapt supernet with", f"{config.model.lower()}_{config.task}", *given])
+    return " ".join(["python -m adapt supernet with", find_environment(config.model, config.task).short, *given])
 
 
 def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:

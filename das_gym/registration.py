@@ -128,6 +128,11 @@ ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task, by id; `register_all` fills it."""
 
 
+def find_environment(model: str, task: str) -> EnvEntry:
+    """The environment of a model and a task, keys of `MODELS` and `TASKS`."""
+    return ENVIRONMENTS[f"DAS-{model}-{TASKS[task].title}-v0"]
+
+
 def find_class(name: str | Any) -> Any:
     """What "module:name" names; what is no text stays what it is."""
     if not isinstance(name, str):
