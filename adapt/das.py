@@ -15,16 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from adapt.objective import batch_at
-from adapt.training import Group, StepResult, Trainer, adamw, polynomial_decay
+from adapt.objective import Objective
+from adapt.training import Group, Log, StepResult, Trainer, adamw, polynomial_decay
 from das_gym.data.splits import Splits
 from das_gym.evaluation.engine import Evaluator
 from das_gym.paper import DASSettings
 from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, new_head, shuffled, task_class
-
-Log = Callable[[str, float, int], None]
 
 
 class Chooser(Protocol):
@@ -85,57 +82,41 @@ def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings,
 
 
 class Training:
-    """Steps of training one model on the train split, and their optimizer.
+    """Training one model as the pipeline does, and scoring masks while it trains.
 
     Args:
         model: What trains.
         splits: The data.
         settings: How.
         seed: Of the order of examples and of augmentation.
+
+    Attributes:
+        objective: The loss of a step.
     """
 
     def __init__(self, model: AdaptedModel, splits: Splits[Any], settings: DASSettings, seed: int) -> None:
         self.model = model
         self.settings = settings
-        self.seed = seed
-        self.examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
-        self.batch_size = min(settings.batch_size, len(self.examples))
-        self.evaluator = Evaluator(model.backbone.vlp, model.head, model.task)
+        examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
+        batch_size = min(settings.batch_size, len(examples))
+        backbone, head, task = model.backbone, model.head, model.task
+        self.objective = Objective(backbone, head, task, examples, batch_size, seed, settings.augment)
+        self.evaluator = Evaluator(backbone.vlp, head, task)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the training examples."""
-        return len(self.examples) // self.batch_size
-
-    def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
-        """Mean loss and metric of the step's examples under a mask; None = the settled one."""
-        examples = batch_at(self.examples, self.batch_size, self.seed, step)
-        task = self.model.task
-        logits, targets = self.logits(examples, mask, step), self._targets(examples)
-        with torch.no_grad():
-            metric = task.metrics(logits, targets).mean()
-        return {"loss": task.losses(logits, targets).mean(), task.metric_name: metric}
-
-    def logits(self, examples: Sequence[Any], mask: np.ndarray | None, augment_step: int | None = None) -> Tensor:
-        """Logits of a plain forward; encoder outputs are kept where nothing random touches them."""
-        vlp, task = self.model.backbone.vlp, self.model.task
-        pairs, settings = task.pairs(examples), self.settings
-        seed = (self.seed, augment_step) if settings.augment and augment_step is not None else None
-        if settings.dropout or seed is not None:
-            pooled = vlp({name: t.to(vlp.device) for name, t in task.processor(pairs, augment=seed).items()}, mask)
-        else:
-            pooled = vlp.forward_encoded(self.evaluator.encoder(pairs), mask)
-        return self.model.head(task.gather(pooled))
+        return len(self.objective.examples) // self.objective.batch_size
 
     @torch.no_grad()
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """(m,) float64 mean loss of each mask, nats; with dropout where the settings say so, each mask drawing its own."""
         if not self.settings.reward_dropout:
             with self._evaluating():
-                self.evaluator.forget()
                 return self.evaluator.losses(masks, examples)
-        targets = self._targets(examples)
-        rows = [self.model.task.losses(self.logits(examples, mask), targets).double().mean() for mask in masks]
+        objective, task = self.objective, self.model.task
+        targets = objective.targets(examples)
+        rows = [task.losses(objective.logits(examples, mask), targets).double().mean() for mask in masks]
         return np.array([float(row) for row in rows])
 
     def trainer(self, steps: int, checkpoint: Path | None, save_every: int, **companions: Any) -> Trainer:
@@ -154,10 +135,6 @@ class Training:
         modules = {"vlp": vlp, "head": self.model.head}
         optimizer = adamw(groups, settings.weight_decay)
         return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions)
-
-    def _targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
-        device = self.model.backbone.vlp.device
-        return {name: t.to(device) for name, t in self.model.task.targets(examples).items()}
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -227,7 +204,7 @@ def joint_search(
             turns.history.append(_take_turn(training, chooser, index, examples))
             if on_turn is not None:
                 on_turn(turns.history[-1])
-        return training(index, chooser.ask(1)[0])
+        return training.objective(index, chooser.ask(1)[0])
 
     training.model.head.train()
     steps = settings.search_epochs * training.steps_per_epoch
@@ -252,4 +229,4 @@ def finetune_found(
     """Train a settled model for the settings' epochs."""
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
-    training.trainer(steps, checkpoint, save_every).run(training, "fine-tuning the found subnet", log)
+    training.trainer(steps, checkpoint, save_every).run(training.objective, "fine-tuning the found subnet", log)

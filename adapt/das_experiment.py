@@ -20,6 +20,7 @@ import numpy as np
 from adapt.das import Chooser, Training, Turn, finetune_found, joint_search, new_model
 from adapt.experiment import SUBNET_FILE, compare
 from adapt.report import print_table
+from adapt.training import Log, prefixed
 from das_gym.config import build, part_of
 from das_gym.data.splits import Splits
 from das_gym.experiment import RunsExperiment, required_folder
@@ -104,7 +105,7 @@ def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
     subnet = new_model(problem, splits, settings.pipeline(), settings.seed)
     subnet.backbone.vlp.settle(mask)
     training = Training(subnet, splits, settings.pipeline(), settings.seed)
-    finetune_found(training, folder / "finetune.pt", _prefixed("finetune", _run.log_scalar), settings.save_every)
+    finetune_found(training, folder / "finetune.pt", prefixed("finetune", _run.log_scalar), settings.save_every)
     subnet.backbone.vlp.freeze()
     rows = compare({"subnet": subnet}, splits)
     subnet.adaptation(**dataclasses.asdict(settings.pipeline())).save(folder / SUBNET_FILE)
@@ -116,9 +117,7 @@ def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
     return rows[0].evaluation.metric
 
 
-def _search(
-    settings: Settings, problem: ProblemConfig, splits: Splits[Any], folder: Path, log: Callable[[str, float, int], None]
-) -> np.ndarray:
+def _search(settings: Settings, problem: ProblemConfig, splits: Splits[Any], folder: Path, log: Log) -> np.ndarray:
     """The found mask, from this run's file if it was found before the run was stopped."""
     das = settings.pipeline()
     if not (folder / FOUND).is_file():
@@ -128,7 +127,7 @@ def _search(
             raise ValueError(f"das.skip_num={das.skip_num}: the model has {len(layers)} layers; use 0..{len(layers)}")
         chooser = ex.new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)
         mask, turns = joint_search(
-            training, splits, chooser, folder / "search.pt", _prefixed("search", log), _print_turn, settings.save_every
+            training, splits, chooser, folder / "search.pt", prefixed("search", log), _print_turn, settings.save_every
         )
         names = [layer.name for layer, skipped in zip(layers, mask, strict=True) if skipped]
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
@@ -142,10 +141,6 @@ def _print_turn(turn: Turn) -> None:
     skipped = ["+".join(map(str, np.flatnonzero(mask))) for mask in turn.masks]
     scored = ", ".join(f"{layers or 'none'}: {loss:.4f}" for layers, loss in zip(skipped, turn.losses, strict=True))
     print(f"step {turn.step}: loss of skipping {scored}")
-
-
-def _prefixed(part: str, log: Callable[[str, float, int], None]) -> Callable[[str, float, int], None]:
-    return lambda name, value, step: log(f"{part}.{name}", value, step)
 
 
 def _save_record(folder: Path, settings: Settings, problem: ProblemConfig, models: Sequence[dict[str, Any]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from adapt.objective import LearningRates, Objective
-from adapt.training import TRAINING_RANGES, Trainer, adamw, check_ranges, polynomial_decay
+from adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
 from das_gym.adaptation import Adaptation
 from das_gym.data.splits import Splits
 from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_supernet, restore
@@ -71,7 +70,7 @@ def finetune(
     config: FinetuneConfig,
     title: str,
     checkpoint: Path | None = None,
-    log: Callable[[str, float, int], None] | None = None,
+    log: Log | None = None,
 ) -> None:
     """Train the subnet in place on the train split.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapt.training import Group, StepResult
 from das_gym.evaluation.encoded import EncoderCache
@@ -35,7 +35,8 @@ def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> 
 class Objective:
     """The task's loss of a frozen model with adapters, as a function of step and mask.
 
-    Encoders run once per example and their outputs are kept, since nothing that trains touches them.
+    Encoders run once per example and their outputs are kept, since nothing that trains touches them, unless dropout
+    (a model that is not `frozen`) or augmentation makes them random.
 
     Args:
         backbone: The frozen model.
@@ -43,11 +44,19 @@ class Objective:
         task: Batches and loss.
         examples: What to train on.
         batch_size: Examples a step.
-        seed: Of the order of examples.
+        seed: Of the order of examples, and of augmentation.
+        augment: Whether images of a step go through RandAugment.
     """
 
     def __init__(
-        self, backbone: Backbone, head: nn.Module, task: Task, examples: Sequence[Any], batch_size: int, seed: int
+        self,
+        backbone: Backbone,
+        head: nn.Module,
+        task: Task,
+        examples: Sequence[Any],
+        batch_size: int,
+        seed: int,
+        augment: bool = False,
     ) -> None:
         if not 1 <= batch_size <= len(examples):
             raise ValueError(
@@ -59,17 +68,30 @@ class Objective:
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed
+        self.augment = augment
         self.encoder = EncoderCache(backbone.vlp, task.processor)
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
         """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the settled one)."""
         examples = batch_at(self.examples, self.batch_size, self.seed, step)
-        targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(examples).items()}
-        pooled = self.vlp.forward_encoded(self.encoder(self.task.pairs(examples)), mask)
-        logits = self.head(self.task.gather(pooled))
+        logits, targets = self.logits(examples, mask, (self.seed, step) if self.augment else None), self.targets(examples)
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
         return {"loss": self.task.losses(logits, targets).mean(), self.task.metric_name: metric}
+
+    def logits(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None = None) -> Tensor:
+        """What the head says of examples under a mask, their images augmented where a seed and a step are given."""
+        pairs = self.task.pairs(examples)
+        if self.vlp.frozen and augment is None:
+            pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
+        else:
+            batch = self.task.processor(pairs, augment)
+            pooled = self.vlp({name: tensor.to(self.vlp.device) for name, tensor in batch.items()}, mask)
+        return self.head(self.task.gather(pooled))
+
+    def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
+        """The task's targets, where the model lies."""
+        return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
 
     def groups(self, rates: LearningRates) -> Iterable[Group]:
         """What trains, with its learning rates."""

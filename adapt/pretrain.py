@@ -10,7 +10,6 @@ encoders: its first blocks stand in for them, in the first part beside an empty 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,18 +25,17 @@ from adapt.training import (
     POSITIVE,
     TRAINING_RANGES,
     Group,
+    Log,
     StepResult,
     Trainer,
     adamw,
     check_ranges,
     polynomial_decay,
+    prefixed,
 )
 from das_gym.config import check_names
 from das_gym.vlp.base import VLP
 from das_gym.vlp.checkpoints import save_checkpoint
-
-Log = Callable[[str, float, int], None]
-"""Called with name, value and step."""
 
 CHECKPOINTS = ("image.pt", "fusion.pt")
 """Names of the intermediate checkpoints of both parts."""
@@ -121,11 +119,6 @@ def pretrain(config: PretrainConfig, out: Path, checkpoints: Path, log: Log | No
     return out
 
 
-def _prefixed(part: str, log: Log | None) -> Log | None:
-    """A log under whose names the two parts do not mix."""
-    return None if log is None else lambda name, value, step: log(f"{part}.{name}", value, step)
-
-
 def _train_images(config: PretrainConfig, model: VLP, heads: PretrainHeads, checkpoint: Path, log: Log | None) -> None:
     recipe = config.recipe
 
@@ -135,7 +128,7 @@ def _train_images(config: PretrainConfig, model: VLP, heads: PretrainHeads, chec
 
     parts = {**recipe.image_parts(model), "heads": heads.dense()}
     trainer = _trainer(config, parts, config.image_steps, config.image_learning_rate, checkpoint)
-    trainer.run(step, "images", _prefixed("image", log))
+    trainer.run(step, "images", prefixed("image", log))
 
 
 def _train_captions(
@@ -150,7 +143,7 @@ def _train_captions(
 
     learning_rate = config.learning_rate or config.recipe.learning_rate
     trainer = _trainer(config, {"model": model, "heads": heads}, config.steps, learning_rate, checkpoint)
-    trainer.run(step, "captions", _prefixed("fusion", log))
+    trainer.run(step, "captions", prefixed("fusion", log))
 
 
 def _trainer(

@@ -6,7 +6,6 @@ Afterwards any mask can be scored without training, which is what the environmen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from adapt.objective import LearningRates, Objective
-from adapt.training import TRAINING_RANGES, Trainer, adamw, check_ranges, polynomial_decay
+from adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
 from das_gym.data.vqav2 import read_vocabulary
 from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head, task_class
 
@@ -72,7 +71,7 @@ def train_supernet(
     problem: ProblemConfig,
     out: Path,
     checkpoint: Path | None = None,
-    log: Callable[[str, float, int], None] | None = None,
+    log: Log | None = None,
 ) -> Path:
     """Train a supernet and write its adaptation file.
 

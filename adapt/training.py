@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from das_gym.files import write_bytes
 from das_gym.runs import progress
 
+Log = Callable[[str, float, int], None]
+"""Called with name, value and step."""
+
 StepResult = dict[str, Tensor]
 """Losses and other numbers of a step, by name; `loss` is the one that is minimised."""
 
@@ -78,6 +81,11 @@ def polynomial_decay(step: int, steps: int, warmup: float, power: float = 1.0) -
     return (1 - (step - first) / max(1, steps - first)) ** power
 
 
+def prefixed(part: str, log: Log | None) -> Log | None:
+    """A log under whose names `part` does not mix with others."""
+    return None if log is None else lambda name, value, step: log(f"{part}.{name}", value, step)
+
+
 class Companion(Protocol):
     """Something with a state of plain JSON values."""
 
@@ -129,9 +137,7 @@ class Trainer:
         }
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
-    def run(
-        self, step_function: Callable[[int], StepResult], title: str, log: Callable[[str, float, int], None] | None = None
-    ) -> None:
+    def run(self, step_function: Callable[[int], StepResult], title: str, log: Log | None = None) -> None:
         """Run the steps that are left.
 
         Args:

@@ -87,7 +87,7 @@ def test_training_examples(problem: ProblemConfig):
     splits = load_splits(problem)
     for recipe, count in (("paper", len(splits.train) + len(splits.reward)), ("das_gym", len(splits.train))):
         training, _ = new_training(problem, settings_of(recipe))
-        assert len(training.examples) == count
+        assert len(training.objective.examples) == count
 
 
 def test_learning_rates(problem: ProblemConfig):
