@@ -165,8 +165,8 @@ class _Turns:
 def reward_examples(splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:
     """What scores masks."""
     source = splits.reward if settings.reward_split == "reward" else splits.train
-    drawn = shuffled(source) if settings.reward_shuffled else source
-    return tuple(drawn[: settings.reward_examples])
+    count = settings.reward_examples
+    return shuffled(source, count) if settings.reward_shuffled else tuple(source[:count])
 
 
 def joint_search(

@@ -18,7 +18,6 @@ from das_gym.config import check_names
 from das_gym.costs import Costs, count_costs
 from das_gym.data.processor import Processor, load_tokenizer
 from das_gym.data.splits import Splits
-from das_gym.data.vqa_table import VQATable
 from das_gym.evaluation.engine import Evaluator
 from das_gym.registration import MODELS, TASKS, find_class, find_environment
 from das_gym.tasks.base import Task
@@ -357,9 +356,11 @@ def load_problem(config: ProblemConfig) -> Problem:
     return _load_problem(config, tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None))
 
 
-def shuffled(examples: Sequence[Any], seed: int = 0) -> Sequence[Any]:
-    """The examples in an order that is the same on every machine; a table stays one."""
-    order = np.random.default_rng(seed).permutation(len(examples))
-    if isinstance(examples, VQATable):
-        return examples.take(order)
-    return tuple(examples[i] for i in order)
+def shuffled(examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:
+    """The examples, or the first `count` of them, in an order that is the same on every machine."""
+    return tuple(examples[i] for i in shuffled_order(len(examples))[:count].tolist())
+
+
+def shuffled_order(n: int) -> np.ndarray:
+    """(n,) int64: the order of `shuffled`."""
+    return np.random.default_rng(0).permutation(n)

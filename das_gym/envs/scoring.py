@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.problem import Problem, shuffled
+from das_gym.problem import Problem, shuffled_order
 from das_gym.rewards import Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
 from das_gym.statistics import Measurements, check_statistics, compute_statistics, measure_activity
 
@@ -186,25 +186,30 @@ class MaskScorer(Scorer):
         super().__init__(problem.layer_names, Objective(budget, find_reward(reward), macs, macs_price), statistics)
         self.problem = problem
         self.reward_batches = reward_batches
-        self.examples = shuffled(problem.splits.reward)
-        self.batch_size = min(reward_examples, len(self.examples))
+        self.batch_size = min(reward_examples, len(problem.splits.reward))
+        self._order = shuffled_order(len(problem.splits.reward))
+        self._fixed = self._examples(np.arange(self.batch_size))
         self._observation: np.ndarray | None = None
 
     @property
     def fixed_examples(self) -> tuple:
         """What `fixed` scores on, and what the observation is measured on."""
-        return tuple(self.examples[: self.batch_size])
+        return self._fixed[: self.batch_size]
 
     def next_examples(self, rng: np.random.Generator) -> tuple:
         """The examples of the next step."""
         if self.reward_batches == "fixed":
             return self.fixed_examples
         if self.reward_batches == "resample":
-            chosen = rng.choice(len(self.examples), self.batch_size, replace=False)
+            chosen = rng.choice(len(self._order), self.batch_size, replace=False)
         else:
-            chosen = (self.position + np.arange(self.batch_size)) % len(self.examples)
-            self.position = int((self.position + self.batch_size) % len(self.examples))
-        return tuple(self.examples[i] for i in chosen)
+            chosen = (self.position + np.arange(self.batch_size)) % len(self._order)
+            self.position = int((self.position + self.batch_size) % len(self._order))
+        return self._examples(chosen)
+
+    def _examples(self, places: np.ndarray) -> tuple:
+        """The examples at some places of the order."""
+        return tuple(self.problem.splits.reward[i] for i in self._order[places].tolist())
 
     def observation(self) -> np.ndarray:
         """As `Scorer.observation`; measured once."""
