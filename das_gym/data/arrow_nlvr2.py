@@ -18,7 +18,7 @@ from typing import Any
 
 from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
 from das_gym.data.checks import BadExamples
-from das_gym.data.nlvr2 import LABELS, TEST_SPLITS, NLVR2Example, reward_buckets
+from das_gym.data.nlvr2 import LABELS, TEST_SPLITS, NLVR2Example, divided
 from das_gym.data.splits import Splits
 
 IMAGES = ("image_0", "image_1")
@@ -57,13 +57,7 @@ def load_arrow_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Sp
             f"{train_path}: all rows are of the image set {sets.pop()}; whole sets are kept from training to score masks "
             "on, so there must be two or more: add rows of others"
         )
-    chosen = reward_buckets(sets)
-    return Splits(
-        train=tuple(example for example in train if _image_set(example) not in chosen),
-        reward=tuple(example for example in train if _image_set(example) in chosen),
-        test=test,
-        left_out=bad.lines,
-    )
+    return Splits(*divided(train, _image_set), test, bad.lines)
 
 
 def _read(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -142,6 +142,30 @@ class BadExamples:
             return
         first = f"; the first of {len(self._lines)} left out: {self._lines[0]}" if self._lines else ""
         raise ValueError(f"{what} holds no usable example, and needs at least one{first}")
+
+
+def check_fields(entry: object, fields: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+    """Refuse an entry of a JSON file that lacks a field or has a value of another type.
+
+    Args:
+        entry: The entry.
+        fields: What it needs: the type of each field, or several.
+        where: Names file and entry.
+
+    Raises:
+        ValueError: says what it has.
+    """
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is {entry!r:.60}; it must be an object with {', '.join(fields)}")
+    for name, allowed in fields.items():
+        kinds = allowed if isinstance(allowed, tuple) else (allowed,)
+        if name not in entry:
+            raise ValueError(
+                f"{where} has no {name!r}; it needs {', '.join(fields)}, and has {', '.join(entry) or 'nothing'}"
+            )
+        if type(entry[name]) not in kinds:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{where} has {name}={entry[name]!r:.60}; it must be of type {wanted}")
 
 
 def _missing(images: dict[str, ImageSource]) -> dict[str, Exception]:

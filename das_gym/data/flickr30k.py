@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from das_gym.data.captions import CaptionedImage, RetrievalExample, retrieval_examples
-from das_gym.data.checks import BadExamples
+from das_gym.data.checks import BadExamples, check_fields
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
 
@@ -91,7 +91,7 @@ def _read_images(path: Path, root: Path, bad: BadExamples) -> Iterator[tuple[str
     for index, entry in enumerate(_read_entries(path)):
         where = f"{path}: images[{index}]"
         try:
-            _check_fields(entry, _IMAGE_FIELDS, where)
+            check_fields(entry, _IMAGE_FIELDS, where)
             where += f" ({entry['filename']})"
             if entry["split"] not in SPLITS:
                 raise ValueError(f"{where} has the split {entry['split']!r}; known are {', '.join(SPLITS)}")
@@ -121,19 +121,6 @@ def _read_entries(path: Path) -> list[Any]:
     return whole["images"]
 
 
-def _check_fields(entry: object, fields: Mapping[str, type], where: str) -> None:
-    """Every field is there, with a value of its type."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {entry!r:.60}; it must be an object with {', '.join(fields)}")
-    for name, kind in fields.items():
-        if name not in entry:
-            raise ValueError(
-                f"{where} has no {name!r}; it needs {', '.join(fields)}, and has {', '.join(entry) or 'nothing'}"
-            )
-        if type(entry[name]) is not kind:
-            raise ValueError(f"{where} has {name}={entry[name]!r:.60}; it must be of type {kind.__name__}")
-
-
 def _read_captions(
     sentences: list[Any], where: str, bad: BadExamples, seen: _Seen
 ) -> Iterator[tuple[str, int, tuple[str, ...]]]:
@@ -142,7 +129,7 @@ def _read_captions(
     for number, sentence in enumerate(sentences):
         here = f"{where}: sentences[{number}]"
         try:
-            _check_fields(sentence, _SENTENCE_FIELDS, here)
+            check_fields(sentence, _SENTENCE_FIELDS, here)
             text = " ".join(sentence["raw"].split())
             if not text:
                 raise ValueError(f"{here} has an empty text 'raw'; write the caption there")

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples
+from das_gym.data.checks import BadExamples, check_fields
 from das_gym.data.images import ImageFile, ImageSource
 from das_gym.data.splits import Splits
 
@@ -34,8 +34,10 @@ LABELS = {"True": True, "False": False}
 FOLDERS = ("", "data", "nlvr2/data", "nlvr/nlvr2/data")
 """Where the JSON files are looked for, in the data root."""
 
-_FIELDS: dict[str, tuple[type, ...]] = {"identifier": (str,), "sentence": (str,), "label": (str,)}
-_TRAIN_FIELDS: dict[str, tuple[type, ...]] = {**_FIELDS, "directory": (int, str)}
+Fields = dict[str, type | tuple[type, ...]]
+
+_FIELDS: Fields = {"identifier": str, "sentence": str, "label": str}
+_TRAIN_FIELDS: Fields = {**_FIELDS, "directory": (int, str)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +97,16 @@ def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[N
             f"{train_path}: all entries have the directory {buckets.pop()!r}; whole directories are kept from training "
             "to score masks on, so there must be two or more: move some of the images to another"
         )
-    chosen = reward_buckets(buckets)
-    return Splits(
-        train=tuple(example for example in train if _bucket(example) not in chosen),
-        reward=tuple(example for example in train if _bucket(example) in chosen),
-        test=test,
-        left_out=bad.lines,
-    )
+    return Splits(*divided(train, _bucket), test, bad.lines)
+
+
+def divided(
+    examples: Sequence[NLVR2Example], bucket: Callable[[NLVR2Example], str]
+) -> tuple[tuple[NLVR2Example, ...], tuple[NLVR2Example, ...]]:
+    """Examples of train that stay there, and those whose whole buckets score masks, see `reward_buckets`."""
+    chosen = reward_buckets(map(bucket, examples))
+    train = tuple(example for example in examples if bucket(example) not in chosen)
+    return train, tuple(example for example in examples if bucket(example) in chosen)
 
 
 def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:
@@ -179,22 +184,13 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, content
 
 
-def _read_line(line: bytes, fields: dict[str, tuple[type, ...]], where: str) -> dict[str, Any]:
+def _read_line(line: bytes, fields: Fields, where: str) -> dict[str, Any]:
     """The entry of a line, checked."""
     try:
         entry = json.loads(line.decode("utf-8"))
     except ValueError as error:  # JSON and UTF-8 errors both are
         raise ValueError(f"{where} is not whole JSON in UTF-8 ({error}); NLVR2's files have an object a line") from error
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {entry!r:.60}; it must be an object with {', '.join(fields)}")
-    for name, kinds in fields.items():
-        if name not in entry:
-            raise ValueError(
-                f"{where} has no {name!r}; it needs {', '.join(fields)}, and has {', '.join(entry) or 'nothing'}"
-            )
-        if type(entry[name]) not in kinds:
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(f"{where} has {name}={entry[name]!r:.60}; it must be of type {wanted}")
+    check_fields(entry, fields, where)
     if entry["label"] not in LABELS:
         raise ValueError(f"{where} ({entry['identifier']}) has the label {entry['label']!r:.60}; it must be True or False")
     if not entry["sentence"].strip():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples
+from das_gym.data.checks import BadExamples, check_fields
 from das_gym.data.vqa_columns import ColumnsBuilder, VQAColumns
 
 SPLITS = ("train2014", "val2014")
@@ -191,18 +191,11 @@ def _read_json(path: Path) -> object:
         ) from error
 
 
-def _check_entry(entry: object, fields: dict[str, type], where: str) -> None:
+def _check_entry(entry: Any, fields: dict[str, type], where: str) -> None:
     """Every field is there, with a value of its type; an annotation has an answer."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is {entry!r:.60}; it must be an object with {', '.join(fields)}")
-    for name, kind in fields.items():
-        if name not in entry:
-            raise ValueError(
-                f"{where} has no {name!r}; it needs {', '.join(fields)}, and has {', '.join(entry) or 'nothing'}"
-            )
+    check_fields(entry, fields, where)
+    for name in fields:
         value = entry[name]
-        if type(value) is not kind:
-            raise ValueError(f"{where} has {name}={value!r:.60}; it must be of type {kind.__name__}")
         if isinstance(value, int) and not 0 <= value < 2**63:
             raise ValueError(f"{where} has {name}={value!r:.60}; it must be 0 or more and less than 2**63")
         if isinstance(value, str):
