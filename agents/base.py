@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from abc import ABC, abstractmethod
@@ -14,6 +13,7 @@ import numpy as np
 
 from agents.space import Floats, Masks, MaskSpace
 from das_gym.config import check_names
+from das_gym.registration import find_class
 
 AGENTS = {
     "bandit": "agents.bandit:Bandit",
@@ -129,10 +129,9 @@ def agent_class(name: str) -> type[Agent]:
     """
     if ":" not in name:
         check_names([name], AGENTS, "agent")
-    module, _, attribute = AGENTS.get(name, name).partition(":")
     allowed = f"give one of {', '.join(AGENTS)}, or 'module:class' of your own"
     try:
-        cls = getattr(importlib.import_module(module), attribute)
+        cls = find_class(AGENTS.get(name, name))
     except (ImportError, AttributeError) as error:
         raise ValueError(f"agent {name!r} cannot be imported ({error}); {allowed}") from error
     if not (isinstance(cls, type) and issubclass(cls, Agent)):

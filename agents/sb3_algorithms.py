@@ -8,7 +8,6 @@ networks small. Any of them is changed by name, `algo.learning_rate=...`.
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 
 from das_gym.config import check_names
 from das_gym.envs.actions import ACTION_MODES
+from das_gym.registration import find_class
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -125,11 +125,10 @@ def import_algorithm(path: str) -> type[BaseAlgorithm]:
     """
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    module, _, name = path.partition(":")
     try:
-        cls = getattr(importlib.import_module(module), name)
+        cls = find_class(path)
     except (ImportError, AttributeError) as error:
-        hint = "; pip install 'das_gym[sb3]'" if module.startswith("sb3_contrib") else ""
+        hint = "; pip install 'das_gym[sb3]'" if path.startswith("sb3_contrib") else ""
         raise ValueError(f"algorithm {path!r} cannot be imported ({error}){hint}") from error
     if not (isinstance(cls, type) and issubclass(cls, BaseAlgorithm)):
         raise ValueError(f"algorithm {path!r} is not a subclass of stable_baselines3's BaseAlgorithm")
