@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from das_gym.data.scenes import render, sample_scene
+
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-QUICK = {
+QUICK: dict[str, dict] = {
     "own_task": {"steps": 2},
     "policy_gradient": {"env_id": "DAS-METER-VQA-Tabular-v0", "num_updates": 3},
     "random_masks": {"steps": 3},
+    "snli_ve": {"data_root": "data", "steps": 2, "batch_size": 4},
     "sb3_maskable": {"env_id": "DAS-METER-VQA-Tabular-v0", "total_timesteps": 128},
     "sb3_ppo": {"total_timesteps": 64, "reward_examples": 10},
 }
@@ -18,8 +22,28 @@ QUICK = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_runs(path: Path):
-    assert len(path.read_text().splitlines()) < 60
+def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert len([line for line in path.read_text().splitlines() if line]) < 60
+    monkeypatch.chdir(tmp_path)
+    write_snli_ve(tmp_path / "data")
     result = runpy.run_path(str(path))["main"](**QUICK[path.stem])
     assert np.isfinite(result)
     assert -1 <= result <= 1
+
+
+def write_snli_ve(root: Path) -> None:
+    """Three images with four hypotheses each, in SNLI-VE's format."""
+    (root / "flickr30k_images").mkdir(parents=True)
+    for number, split in enumerate(("train", "dev", "test")):
+        render(sample_scene(np.random.default_rng(number))).save(root / "flickr30k_images" / f"{number}.jpg")
+        labels = ("entailment", "neutral", "contradiction", "-")
+        entries = [
+            {
+                "Flickr30K_ID": str(number),
+                "pairID": f"{number}.jpg#0r{i}",
+                "sentence2": "There is a circle.",
+                "gold_label": label,
+            }
+            for i, label in enumerate([*labels, *labels])
+        ]
+        (root / f"snli_ve_{split}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
