@@ -56,7 +56,7 @@ def evaluate(
     subnet: AdaptedModel,
     examples: Sequence[Any],
     title: str,
-    batch_size: int = 128,
+    pairs: int = 128,
     blind: Tensor | None = None,
     rank_images: int | None = RANKED_IMAGES,
 ) -> Evaluation:
@@ -66,14 +66,14 @@ def evaluate(
         subnet: A settled model with its head.
         examples: At least one.
         title: Of the progress bar.
-        batch_size: Pairs a forward, about.
+        pairs: At most so many go through the model at a time.
         blind: (3, height, width) image to show instead of every image, or None.
         rank_images: Most images that retrieval ranks, None = all; nothing is ranked blind.
     """
     subnet.head.eval()
     task, vlp = subnet.task, subnet.backbone.vlp
     rows: list[tuple[float, float]] = []
-    step = max(batch_size // task.passes, 1)
+    step = task.examples_of(pairs)
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]

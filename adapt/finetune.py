@@ -17,6 +17,9 @@ from das_gym.adaptation import Adaptation
 from das_gym.data.splits import Splits
 from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_supernet, restore
 
+PAIRS_PER_STEP = 64
+"""Pairs of text and image that a step trains on, unless told otherwise."""
+
 
 @dataclass(frozen=True)
 class FinetuneConfig:
@@ -25,7 +28,7 @@ class FinetuneConfig:
     Attributes:
         seed: Of the order of examples.
         steps: Training steps.
-        batch_size: Examples a step; at most as many as there are.
+        batch_size: Examples a step, at most as many as there are; None is as many as come to 64 pairs of text and image.
         learning_rate: Peak, of adapters, poolers and token types.
         head_learning_rate: Peak, of the head.
         warmup: Share of the steps.
@@ -36,7 +39,7 @@ class FinetuneConfig:
 
     seed: int = 0
     steps: int = 300
-    batch_size: int = 64
+    batch_size: int | None = None
     learning_rate: float = 1e-3
     head_learning_rate: float = 1e-3
     warmup: float = 0.1
@@ -83,7 +86,7 @@ def finetune(
         log: Called with name, value and step.
     """
     torch.manual_seed(config.seed)
-    batch_size = min(config.batch_size, len(splits.train))
+    batch_size = min(config.batch_size or subnet.task.examples_of(PAIRS_PER_STEP), len(splits.train))
     objective = Objective(subnet.backbone, subnet.head, subnet.task, splits.train, batch_size, config.seed)
     optimizer = adamw(objective.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)

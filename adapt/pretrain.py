@@ -75,9 +75,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_names([self.model], PRETRAIN_MODELS, "model")
-        ranges = {name: limits for name, limits in TRAINING_RANGES.items() if getattr(self, name) is not None}
         positive = ("image_steps", "image_batch_size", "image_learning_rate", "hidden_size", "skip_bottleneck")
-        check_ranges(self, **ranges, bottleneck=(0, math.inf), **dict.fromkeys(positive, POSITIVE))
+        check_ranges(self, **TRAINING_RANGES, bottleneck=(0, math.inf), **dict.fromkeys(positive, POSITIVE))
         if self.hidden_size % HEADS:
             raise ValueError(f"hidden_size={self.hidden_size} cannot be split over {HEADS} heads; use a multiple of {HEADS}")
 

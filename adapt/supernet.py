@@ -18,6 +18,9 @@ from adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, p
 from das_gym.data.vqav2 import read_vocabulary
 from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head, task_class
 
+PAIRS_PER_STEP = 96
+"""Pairs of text and image that a step trains on, unless told otherwise."""
+
 
 @dataclass(frozen=True)
 class SupernetConfig:
@@ -26,7 +29,7 @@ class SupernetConfig:
     Attributes:
         seed: Of new parameters, order of examples and masks.
         steps: Training steps.
-        batch_size: Examples a step; at most as many as there are.
+        batch_size: Examples a step, at most as many as there are; None is as many as come to 96 pairs of text and image.
         learning_rate: Peak, of adapters, poolers and token types.
         head_learning_rate: Peak, of the head.
         warmup: Share of the steps.
@@ -41,7 +44,7 @@ class SupernetConfig:
 
     seed: int = 0
     steps: int = 4000
-    batch_size: int = 96
+    batch_size: int | None = None
     learning_rate: float = 2e-3
     head_learning_rate: float = 2e-3
     warmup: float = 0.05
@@ -52,9 +55,7 @@ class SupernetConfig:
     save_every: int = 250
 
     def __post_init__(self) -> None:
-        check_ranges(self, **TRAINING_RANGES, most_skipped=(0, math.inf))
-        if self.min_answer_count is not None:
-            check_ranges(self, min_answer_count=(1, math.inf))
+        check_ranges(self, **TRAINING_RANGES, most_skipped=(0, math.inf), min_answer_count=(1, math.inf))
 
 
 def random_mask(seed: int, step: int, n_layers: int, most_skipped: int) -> np.ndarray:
@@ -92,7 +93,7 @@ def train_supernet(
     task = kind(backbone.processor, labels or kind.choose_labels(splits.train, config.min_answer_count))
     torch.manual_seed(config.seed)
     head = new_head(backbone, task)
-    batch_size = min(config.batch_size, len(splits.train))
+    batch_size = min(config.batch_size or task.examples_of(PAIRS_PER_STEP), len(splits.train))
     objective = Objective(backbone, head, task, splits.train, batch_size, config.seed)
     optimizer = adamw(objective.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)

@@ -38,14 +38,14 @@ TRAINING_RANGES = {
 
 
 def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
-    """Refuse a field outside its range.
+    """Refuse a field outside its range; None, where a field may be that, is in every range.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
     """
     for name, (least, most) in ranges.items():
         value = getattr(config, name)
-        if not least <= value <= most or math.isinf(value):
+        if value is not None and (not least <= value <= most or math.isinf(value)):
             allowed = "more than 0" if (least, most) == POSITIVE else f"{least:g}..{most:g}"
             raise ValueError(f"{name}={value} is not allowed; give {allowed}")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from das_gym.config import check_names
+from das_gym.registration import TASKS, find_class
 
 
 def _from(source: str) -> Any:
@@ -152,14 +153,17 @@ OURS: dict[str, tuple[Any, str]] = {
         20.0,
         "with 1, 5 % of searches of 80 turns end at the median mask or below (benchmarks.bandit_rate)",
     ),
-    "reward_examples": (500, "one small batch ranks masks by noise: which examples score matters most (DESIGN)"),
+    "reward_examples": (
+        500,
+        "one small batch ranks masks by noise: which examples score matters most (DESIGN); 64 for retrieval",
+    ),
     "reward_shuffled": (True, "as above: the first examples of a file are of few images"),
     "reward_split": ("reward", "the reward split is disjoint from what trains and what is reported (DESIGN)"),
     "train_on_reward": (False, "as above"),
     "reward_dropout": (False, "rewards are deterministic (DESIGN)"),
     "dropout": (0.0, "the bundled models are small and were trained without"),
     "augment": (False, "colours mean something in the bundled data, and encoder outputs can be kept"),
-    "batch_size": (64, "the bundled data are small"),
+    "batch_size": (64, "the bundled data are small; for NLVR2 32, for retrieval 4: as many pairs of text and image"),
     "learning_rate": (1e-3, "the bundled models are 64 wide; official checkpoints want the paper's rates"),
     "head_multiplier": (1.0, "as above"),
     "fusion_multiplier": (1.0, "as above"),
@@ -196,7 +200,10 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     check_names([recipe], RECIPES, "recipe")
     check_names(changes, [f.name for f in fields(DASSettings)], "setting")
     paper = PAPER.get((model, task), METER_VQA)
-    ours = {} if recipe == "paper" else {name: value for name, (value, _) in OURS.items()}
+    if recipe == "paper":
+        return replace(paper, **changes)
+    ours, cls = {name: value for name, (value, _) in OURS.items()}, find_class(TASKS[task].task)
+    ours |= {"reward_examples": cls.reward_examples, "batch_size": cls.examples_of(ours["batch_size"])}
     return replace(paper, **{**ours, **changes})
 
 

@@ -334,7 +334,7 @@ def build_problem(config: ProblemConfig) -> Problem:
         backbone.vlp,
         head,
         task,
-        batch_size=config.eval_batch_size or max(PAIRS_PER_BATCH // task.passes, 1),
+        batch_size=config.eval_batch_size or task.examples_of(PAIRS_PER_BATCH),
         cache_folder=config.encoder_cache,
         precision=config.precision,
     )

@@ -50,6 +50,14 @@ def test_recipes():
     assert das_settings("METER", "vqa", "paper", search_epochs=1).search_epochs == 1
 
 
+def test_our_sizes_count_pairs_of_text_and_image():
+    sizes = {}
+    for task in ("vqa", "nlvr2", "f30k"):
+        settings = das_settings("ViLT", task)
+        sizes[task] = (settings.reward_examples, settings.batch_size)
+    assert sizes == {"vqa": (500, 64), "nlvr2": (500, 32), "f30k": (64, 4)}
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [

@@ -161,7 +161,7 @@ class MaskScorer(Scorer):
         reward: Name of the reward.
         macs_price: What saving all MACs would be worth, in units of the reward.
         statistics: Names of the layer statistics to observe.
-        reward_examples: Examples that score a mask; at most all of the reward split are used.
+        reward_examples: Examples that score a mask, None = the task's own number; at most all of the reward split are used.
         reward_batches: `fixed` (always the same), `cycle` (the next ones at every step that scores, around the
             split) or `resample` (drawn anew at every such step).
     """
@@ -174,11 +174,12 @@ class MaskScorer(Scorer):
         reward: str,
         macs_price: float,
         statistics: Iterable[str],
-        reward_examples: int,
+        reward_examples: int | None,
         reward_batches: str,
     ) -> None:
         if reward_batches not in REWARD_BATCHES:
             raise ValueError(f"reward_batches={reward_batches!r} is unknown; choose one of {', '.join(REWARD_BATCHES)}")
+        reward_examples = problem.task.reward_examples if reward_examples is None else reward_examples
         if reward_examples < 1:
             raise ValueError(f"reward_examples={reward_examples}: a mask is scored on at least one example")
         macs = LayerMacs.of(problem.costs)

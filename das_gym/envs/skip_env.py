@@ -79,7 +79,7 @@ class SkipEnv(ScoredEnv):
         reward: Name of the reward, see `das_gym.rewards.REWARDS`.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward.
         statistics: Names of the statistics to observe, see `das_gym.statistics.STATISTICS`; None observes all.
-        reward_examples: Examples that score a mask.
+        reward_examples: Examples that score a mask; None is the task's own number, 500, or 64 of retrieval's 16 pairs each.
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
             the reward split) or `resample` (drawn anew from `np_random`).
         model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
@@ -101,7 +101,7 @@ class SkipEnv(ScoredEnv):
         reward: str = "exp_neg_loss",
         macs_price: float = 0.0,
         statistics: Iterable[str] | None = None,
-        reward_examples: int = 500,
+        reward_examples: int | None = None,
         reward_batches: str = "fixed",
         model: str = "METER",
         task: str = "vqa",

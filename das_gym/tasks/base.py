@@ -34,11 +34,13 @@ class Task(ABC):
         name: How adaptation files and settings name it.
         metric_name: What `metrics` measures.
         passes: How many pairs an example takes.
+        reward_examples: How many examples score a mask, unless a person asks for another number.
     """
 
     name: ClassVar[str]
     metric_name: ClassVar[str] = "accuracy"
     passes: ClassVar[int] = 1
+    reward_examples: ClassVar[int] = 500
 
     def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:
         self.processor = processor
@@ -56,6 +58,11 @@ class Task(ABC):
         Raises:
             ValueError, FileNotFoundError: names the file and the entry.
         """
+
+    @classmethod
+    def examples_of(cls, pairs: int) -> int:
+        """How many examples, at least 1, come to no more than so many pairs: what a batch costs."""
+        return max(pairs // cls.passes, 1)
 
     @classmethod
     def choose_labels(cls, train: Sequence[Any], min_count: int | None = None) -> tuple[str, ...]:

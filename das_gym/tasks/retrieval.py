@@ -37,6 +37,7 @@ class RetrievalTask(Task):
     name = "f30k"
     metric_name = "ranked_first"
     passes = NUM_TEXTS
+    reward_examples = 64  # 1,024 pairs
 
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
