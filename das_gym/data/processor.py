@@ -91,10 +91,12 @@ class Processor:
             `image` (batch, 3, height, width) float32, smaller images padded with zeros at their right and bottom,
             `input_ids` and `attention_mask` (batch, tokens) int64, `image_types` (batch,) int64.
         """
-        seeds = [None if augment is None else augmentation_seed(*augment, pair.image.key) for pair in pairs]
-        images = [self.image(pair.image, seed) for pair, seed in zip(pairs, seeds, strict=True)]
+        sources = {pair.image.key: pair.image for pair in pairs}  # an image of several pairs is opened once
+        seeds = dict.fromkeys(sources) if augment is None else {key: augmentation_seed(*augment, key) for key in sources}
+        images = {key: self.image(source, seeds[key]) for key, source in sources.items()}
         types = torch.tensor([pair.image_type for pair in pairs])
-        return {"image": pad_images(images), **self.texts([pair.text for pair in pairs]), "image_types": types}
+        batch = {"image": pad_images([images[pair.image.key] for pair in pairs]), "image_types": types}
+        return {**batch, **self.texts([pair.text for pair in pairs])}
 
     def identity(self) -> str:
         """Changes with anything that a batch depends on besides its pairs."""

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from das_gym.data.processor import Pair, Processor, load_tokenizer
+from das_gym.data.transforms import vilt_transform
+
+
+class Counted:
+    """A picture of one colour that counts how often it is opened."""
+
+    def __init__(self, key: str, size: tuple[int, int] = (64, 64)) -> None:
+        self.key, self.size, self.opened = key, size, 0
+
+    def stamp(self) -> str:
+        return self.key
+
+    def open(self) -> Image.Image:
+        self.opened += 1
+        return Image.new("RGB", self.size, (10 * len(self.key), 0, 0))
+
+
+@pytest.fixture
+def processor(mini_folder: Path) -> Processor:
+    return Processor(load_tokenizer(mini_folder), vilt_transform, image_size=32, patch_size=16, max_text_length=8)
+
+
+def test_an_image_of_several_pairs_is_opened_once(processor: Processor):
+    one, other = Counted("a"), Counted("bb", (64, 96))
+    batch = processor([Pair("red", one), Pair("blue", other), Pair("a blue circle", one)])
+    assert (one.opened, other.opened) == (1, 1)
+    assert batch["image"].shape == (3, 3, 48, 32)
+    assert torch.equal(batch["image"][0], batch["image"][2])
+    assert not torch.equal(batch["image"][0], batch["image"][1])
+    assert torch.equal(batch["image"][1], processor([Pair("blue", other)])["image"][0])
+
+
+def test_augmented_images_are_those_of_seed_step_and_key(processor: Processor):
+    pairs = [Pair("red", Counted("a")), Pair("blue", Counted("bb")), Pair("red", Counted("a"))]
+    first, again, later = (processor(pairs, augment)["image"] for augment in ((0, 1), (0, 1), (0, 2)))
+    assert torch.equal(first, again)
+    assert torch.equal(first[0], first[2])
+    assert not torch.equal(first, later)
+
+
+def test_longer_texts_are_cut(processor: Processor):
+    tokens = processor.texts(["red " * 50, "blue"])
+    assert tokens["input_ids"].shape == (2, 8)
+    assert tokens["attention_mask"].sum(1).tolist() == [8, 3]
