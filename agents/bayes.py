@@ -5,8 +5,8 @@
 2. A Gaussian process explains the scores by effects of single layers, pairs and triples (`agents.gaussian_process`):
    skipping is nearly additive, not quite, and which mask is best depends on the rest.
 3. How much each order counts, and noise, is learned: at each ask, one step on a grid up the marginal likelihood.
-4. It asks for the allowed mask with the largest expected improvement over the best score. The first mask is random, and
-   the next ones, of which nothing is known yet, come out far from each other.
+4. The first masks are random ones that skip no more than the budget asks for. From then on it asks for the allowed mask
+   with the largest expected improvement over the best score.
 5. For the next mask of a turn the process pretends to have seen that one, at its mean: the masks of a turn differ.
 6. An ask takes some milliseconds: the process is exact, and has as many points as masks were told.
 7. No mask comes twice, so a small set of masks is exhausted in the end.
@@ -26,6 +26,9 @@ import numpy as np
 from agents.best_seen import BestSeen
 from agents.gaussian_process import START, MaskProcess, climb, expected_improvement
 from agents.space import Floats, Masks, MaskSpace
+
+DRAWN = 6
+"""So many masks are drawn at random before the process chooses."""
 
 LISTED = 5000
 """Up to so many allowed masks are all candidates."""
@@ -48,14 +51,15 @@ class Bayes(BestSeen):
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
         super().__init__(space, seed)
+        if not isinstance(noisy, bool):
+            raise ValueError(f"noisy={noisy!r} is not allowed; give True or False")
         self.noisy = noisy
         self.place = list(START)
 
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks that were not told before, m = n while so many are left."""
-        if not self.told:
-            first = self.space.sample(self.rng)[None]
-            return np.concatenate((first, self._promising(n - 1, MaskProcess(first, np.zeros(1)), 0.0)))
+        if len(self.told) < DRAWN:
+            return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.told)
         scores = normal_scores(list(self.told.values()))
         process, self.place = climb(self.told_masks(), scores, self.place)
         return self._promising(n, process, scores.max())

@@ -38,12 +38,21 @@ def test_rising_functions_of_the_reward_make_no_difference():
     assert list(one.told) == list(other.told)
 
 
-def test_the_first_masks_are_far_from_each_other():
-    masks = Bayes(SPACES["count"], 0).ask(6)
-    different = (masks[:, None] != masks[None]).sum(axis=2)[np.triu_indices(6, 1)]
-    assert different.min() >= 4
-    drawn = RandomSearch(SPACES["count"], 0).ask(100)
-    assert different.mean() > (drawn[:, None] != drawn[None]).sum(axis=2)[np.triu_indices(100, 1)].mean()
+def test_the_first_masks_skip_no_more_than_the_budget_asks_for():
+    space, agent = SPACES["cost"], Bayes(SPACES["cost"], 0)
+    for _ in range(2):
+        masks = agent.ask(3)
+        for mask in masks:
+            fewer = np.array([mask & (np.arange(space.n_layers) != layer) for layer in np.flatnonzero(mask)])
+            assert space.contains(mask[None]).all()
+            assert not space.contains(fewer).any()
+        agent.tell(masks, rewards(masks))
+    assert len(agent.told) == 6
+
+
+def test_noisy_is_yes_or_no():
+    with pytest.raises(ValueError, match="noisy='no' is not allowed; give True or False"):
+        Bayes(SPACES["count"], 0, noisy="no")
 
 
 def test_equal_rewards_do_no_harm():
@@ -55,7 +64,7 @@ def test_of_noisy_rewards_the_answer_is_no_lucky_mask():
     space, losses = SPACES["count"], {}
     for noisy in (False, True):
         regrets = []
-        for seed in range(6):
+        for seed in range(20):
             agent = search(Bayes(space, seed, noisy=noisy), 90, noise=0.05)
             regrets.append(rewards(space.masks).max() - rewards(agent.best()[None])[0])
         losses[noisy] = np.mean(regrets)
