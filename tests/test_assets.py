@@ -1,4 +1,4 @@
-"""The bundled model keeps what `das_gym/assets/README.md` says of it."""
+"""The bundled models keep what `das_gym/assets/README.md` says of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,38 @@ import pytest
 from adapt.evaluate import evaluate, mean_image
 from adapt.finetune import load_subnet
 from agents.search import SearchConfig, search
+from das_gym.envs.tabular_env import bundled_table
+from das_gym.evaluation.ranking import gallery, rank, recalls
+from das_gym.evaluation.table import SubnetTable
 from das_gym.problem import ProblemConfig, load_problem
-from das_gym.registration import ASSETS
+from das_gym.registration import ASSETS, ENVIRONMENTS, MODELS, EnvEntry
+from das_gym.tabulation import check_table
 
 pytestmark = pytest.mark.slow
 
 
 def test_all_assets_together_are_small():
     assert sum(path.stat().st_size for path in Path(ASSETS).rglob("*") if path.is_file()) < 20e6
+
+
+@pytest.mark.parametrize("entry", ENVIRONMENTS.values(), ids=lambda entry: entry.short)
+def test_every_environment_has_a_table_of_its_supernet(entry: EnvEntry):
+    table = SubnetTable.load(bundled_table(entry.model, entry.task))
+    assert table.meta.env_id == entry.id
+    check_table(table, load_problem(ProblemConfig(model=entry.model, task=entry.task)))
+    metrics = table.values("metric", "test")
+    of_four = metrics[table.within(skip_num=4)]
+    assert metrics[0] >= 0.8
+    assert of_four.max() - of_four.min() >= 0.2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_retrieval_is_ten_times_better_than_chance(model: str):
+    problem, images = load_problem(ProblemConfig(model=model, task="f30k")), 40
+    ranked = gallery(problem.splits.test, images)
+    scores = rank(problem.vlp, problem.head, problem.task.processor, ranked.images, ranked.texts)
+    found = recalls(scores, ranked.image_of_text)
+    assert min(found["tr_r1"], found["ir_r1"]) >= 10 / images
 
 
 def test_the_model_answers_and_needs_the_image():
