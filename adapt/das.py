@@ -76,7 +76,7 @@ def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings,
     if settings.dropout:
         backbone.vlp.freeze(dropout=True)
     kind = task_class(config.task)
-    task = kind(backbone.processor, kind.choose_labels(splits.train))
+    task = kind(backbone.processor, kind.choose_labels(splits))
     torch.manual_seed(seed)
     return AdaptedModel(backbone, new_head(backbone, task), task)
 

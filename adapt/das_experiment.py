@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from adapt.das import Chooser, Training, Turn, finetune_found, joint_search, new_model
+from adapt.evaluate import RANKED_IMAGES, check_rank_images
 from adapt.experiment import SUBNET_FILE, compare
 from adapt.report import print_table
 from adapt.training import Log, prefixed
@@ -43,6 +44,7 @@ class Settings(ProblemConfig):
     Attributes:
         recipe: `das_gym` or `paper` (named config `paper`): what settings that `das` leaves out are, see `das_gym.paper`.
         das: Fields of `das_gym.paper.DASSettings` to change, as in `das.search_epochs=1`.
+        rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
         seed: Of new parameters, order of examples, masks and dropout.
         save_every: Steps between checkpoints.
         runs_dir: Folder of all runs.
@@ -51,6 +53,7 @@ class Settings(ProblemConfig):
 
     recipe: str = "das_gym"
     das: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rank_images: int | None = RANKED_IMAGES
     seed: int = 0
     save_every: int = 100
     runs_dir: str = RUNS_DIR
@@ -58,6 +61,7 @@ class Settings(ProblemConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_rank_images(self.rank_images)
         if not 0 <= self.seed < 2**32 or self.save_every < 1:
             raise ValueError(f"seed={self.seed}, save_every={self.save_every}: use 0..{2**32 - 1}, and 1 or more")
         self.pipeline()
@@ -90,7 +94,7 @@ class DASExperiment(RunsExperiment):
 ex = DASExperiment("adapt das", save_git_info=False)
 ex.add_config(dataclasses.asdict(Settings()))
 ex.add_problems()
-ex.add_named_config(RECIPES[1], {"recipe": RECIPES[1]})
+ex.add_named_config(RECIPES[1], {"recipe": RECIPES[1], "rank_images": None})
 ex.check_settings(lambda config: build(Settings, config))
 
 
@@ -107,7 +111,7 @@ def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
     training = Training(subnet, splits, settings.pipeline(), settings.seed)
     finetune_found(training, folder / "finetune.pt", prefixed("finetune", _run.log_scalar), settings.save_every)
     subnet.backbone.vlp.freeze()
-    rows = compare({"subnet": subnet}, splits)
+    rows = compare({"subnet": subnet}, splits, settings.rank_images)
     subnet.adaptation(**dataclasses.asdict(settings.pipeline())).save(folder / SUBNET_FILE)
     _save_record(folder, settings, problem, [row.record() for row in rows])
     for name in (SUBNET_FILE, RECORD):

@@ -51,6 +51,16 @@ RANKED_IMAGES = 100
 """Images that retrieval ranks, with all of their texts, unless more are asked for; the field's test sets have 1,000."""
 
 
+def check_rank_images(rank_images: int | None) -> None:
+    """Refuse a number of images that cannot be ranked.
+
+    Raises:
+        ValueError: less than 1.
+    """
+    if rank_images is not None and rank_images < 1:
+        raise ValueError(f"rank_images={rank_images} is not allowed; use 1 or more, or None for all test images")
+
+
 @torch.inference_mode()
 def evaluate(
     subnet: AdaptedModel,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.evaluate import RANKED_IMAGES, evaluate
+from adapt.evaluate import RANKED_IMAGES, check_rank_images, evaluate
 from adapt.finetune import FinetuneConfig, finetune, load_subnet
 from adapt.report import Row, print_table
 from das_gym.config import build, part_of
@@ -25,7 +25,7 @@ from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.latency import measure_latency
-from das_gym.problem import AdaptedModel, ProblemConfig, example_costs, load_splits
+from das_gym.problem import AdaptedModel, ProblemConfig, example_costs, find_supernet, load_splits
 from das_gym.registration import ENVIRONMENTS, find_environment
 from das_gym.runs import RUNS_DIR, find_run, library_versions
 
@@ -59,6 +59,7 @@ class Settings(FinetuneConfig, ProblemConfig):
     def __post_init__(self) -> None:
         FinetuneConfig.__post_init__(self)
         ProblemConfig.__post_init__(self)
+        check_rank_images(self.rank_images)
         if self.mask is not None and self.search_run is not None:
             raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
         if self.mask is not None and not set(self.mask) <= {0, 1}:
@@ -153,6 +154,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     settings = build(Settings, _config)
     mask, problem = chosen(settings)
     folder = required_folder(_run)
+    find_supernet(problem)  # a mistake is told before data are read
     splits = load_splits(problem)
     subnets = {"subnet": load_subnet(problem, splits, mask), "unskipped": load_subnet(problem, splits, np.zeros_like(mask))}
     for name, subnet in subnets.items():

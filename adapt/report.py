@@ -54,9 +54,11 @@ def print_table(rows: Sequence[Row], title: str) -> None:
         table.add_column(row.name, justify="right")
     reported = [name for name in HEADLINES if name in rows[0].evaluation.numbers]
     metric = rows[0].evaluation.metric_name.replace("_", " ")
+    ranked = rows[0].evaluation.numbers.get("ranked_images")
+    among = "" if ranked is None else f" among {ranked:.0f} images"
     lines = (
         (f"{metric} on test, %", lambda r: f"{100 * r.evaluation.metric:.2f}"),
-        *((f"{name}, %", lambda r, name=name: f"{100 * r.evaluation.numbers[name]:.2f}") for name in reported),
+        *((f"{name}{among}, %", lambda r, name=name: f"{100 * r.evaluation.numbers[name]:.2f}") for name in reported),
         ("trainable parameters", lambda r: f"{r.trainable_parameters:,}"),
         ("parameters", lambda r: f"{r.parameters:,}"),
         ("MACs of one example, M", lambda r: f"{r.macs / 1e6:.2f}"),

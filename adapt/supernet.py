@@ -9,14 +9,18 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from adapt.objective import LearningRates, Objective
 from adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
+from das_gym.data.processor import Processor
+from das_gym.data.splits import Splits
 from das_gym.data.vqav2 import read_vocabulary
 from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head, task_class
+from das_gym.tasks.base import Task
 
 PAIRS_PER_STEP = 96
 """Pairs of text and image that a step trains on, unless told otherwise."""
@@ -85,12 +89,14 @@ def train_supernet(
 
     Returns:
         `out`.
+
+    Raises:
+        ValueError: a setting that model or data refuse; `load_splits` says what data.
     """
-    splits = load_splits(problem)
-    backbone = load_backbone(problem)
-    kind = task_class(problem.task)
     labels = read_vocabulary(config.vocabulary) if config.vocabulary else None
-    task = kind(backbone.processor, labels or kind.choose_labels(splits.train, config.min_answer_count))
+    backbone = load_backbone(problem)
+    splits = load_splits(problem)
+    task = _labelled(task_class(problem.task), backbone.processor, splits, labels, config)
     torch.manual_seed(config.seed)
     head = new_head(backbone, task)
     batch_size = min(config.batch_size or task.examples_of(PAIRS_PER_STEP), len(splits.train))
@@ -102,3 +108,19 @@ def train_supernet(
     trainer.run(lambda step: objective(step, random_mask(config.seed, step, n_layers, config.most_skipped)), "supernet", log)
     AdaptedModel(backbone, head, task).adaptation(kind="supernet", **vars(config)).save(out)
     return out
+
+
+def _labelled(
+    kind: type[Task], processor: Processor, splits: Splits[Any], labels: tuple[str, ...] | None, config: SupernetConfig
+) -> Task:
+    """The task with labels of one's own, or those that the data ask for."""
+    chosen = kind.choose_labels(splits, config.min_answer_count)
+    task = kind(processor, labels or chosen)
+    if labels and not chosen:
+        raise ValueError(f"vocabulary={config.vocabulary} is given, but the task {kind.name} has no answers; leave it out")
+    if labels and not task.fits(splits.train):
+        raise ValueError(
+            f"fewer than half of the training examples have an answer that {config.vocabulary} knows: give a vocabulary of "
+            "these data, in normalised spelling (lower case, no articles, digits), or none to have one chosen"
+        )
+    return task

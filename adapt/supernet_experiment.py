@@ -20,8 +20,7 @@ from das_gym.adaptation import Adaptation
 from das_gym.config import build, part_of
 from das_gym.data.vqav2 import write_vocabulary
 from das_gym.experiment import RunsExperiment, required_folder
-from das_gym.problem import ProblemConfig
-from das_gym.registration import find_environment
+from das_gym.problem import ProblemConfig, problem_words
 from das_gym.runs import RUNS_DIR
 
 VOCABULARY = "vocabulary.json"
@@ -69,11 +68,8 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     folder = required_folder(_run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
-    short = find_environment(settings.model, settings.task).short
-    names = ("checkpoint", "data_root", "tokenizer")
-    given = [short, *(f"{name}={getattr(settings, name)}" for name in names if getattr(settings, name))]
     answers = Adaptation.load(out).answers
     if answers:
         write_vocabulary(folder / VOCABULARY, answers)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    print(f"supernet: {out}\nNext: python -m agents with {' '.join([*given, f'supernet={out}'])}")
+    print(f"supernet: {out}\nNext: python -m agents with {problem_words(settings.problem(), f'supernet={out}')}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +110,10 @@ class ProblemConfig:
         """
         folder = MODELS[self.model].assets
         if folder is None or not (folder / file).exists():
-            raise ValueError(
-                f"nothing called {file!r} is bundled for {self.model}: pass checkpoint= and supernet= "
-                "(`python -m adapt supernet` trains a supernet)"
+            needed = (
+                "pass checkpoint=" if folder is None else f"train one with `{_supernet_command(self)}`, then pass supernet="
             )
+            raise ValueError(f"nothing called {file!r} is bundled for {self.model}: {needed}")
         return folder / file
 
 
@@ -269,12 +269,11 @@ def example_costs(model: AdaptedModel, splits: Splits[Any]) -> Costs:
     return count_costs(model.backbone.vlp, text_tokens(model.task, splits), model.head, model.task.passes)
 
 
-def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
-    """Model, head and task with a supernet's parameters, in memory of their own.
+def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation]:
+    """The supernet's file and what it holds; quick, so that mistakes are told before data are read.
 
     Raises:
-        ValueError: parts that do not belong together; the text says which.
-        FileNotFoundError: a path that does not exist.
+        ValueError: there is none, or it is for another task or of one mask.
     """
     if config.supernet is None and config.checkpoint is not None:
         raise ValueError(
@@ -284,9 +283,22 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
     path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
     supernet = Adaptation.load(path)
     if supernet.mask is not None:
-        raise ValueError(f"{path} holds the adapters of one mask, not a supernet: train one with `python -m adapt supernet`")
-    backbone = load_backbone(config)
-    model = restore(backbone, supernet, config.task, path)
+        raise ValueError(
+            f"{path} holds the adapters of one mask, not a supernet: train one with `{_supernet_command(config)}`"
+        )
+    _check_task(supernet, config.task, path)
+    return path, supernet
+
+
+def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
+    """Model, head and task with a supernet's parameters, in memory of their own.
+
+    Raises:
+        ValueError: parts that do not belong together; the text says which.
+        FileNotFoundError: a path that does not exist.
+    """
+    path, supernet = find_supernet(config)
+    model = restore(load_backbone(config), supernet, config.task, path)
     if not model.task.fits(splits.reward):
         raise ValueError(
             f"fewer than half of the reward examples in {config.data_root or 'the bundled data'} have an answer that "
@@ -297,9 +309,19 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
 
 
 def _supernet_command(config: ProblemConfig) -> str:
-    names = ("checkpoint", "tokenizer", "data_root")
-    given = [f"{name}={getattr(config, name)}" for name in names if getattr(config, name)]
-    return " ".join(["python -m adapt supernet with", find_environment(config.model, config.task).short, *given])
+    return f"python -m adapt supernet with {problem_words(config)}"
+
+
+def problem_words(config: ProblemConfig, *more: str) -> str:
+    """Model and data as a person types them behind `with`: the named config, settings that are not the default, and more."""
+    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    given = [f"{name}={value}" for name, value in changed.items() if name not in ("model", "task", "supernet")]
+    return " ".join([find_environment(config.model, config.task).short, *given, *more])
+
+
+def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
+    if adaptation.task != task:
+        raise ValueError(f"{path} is for task {adaptation.task!r}, not {task!r}: pass one trained for it")
 
 
 def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
@@ -308,8 +330,7 @@ def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | P
     Raises:
         ValueError: it is for another task or model.
     """
-    if adaptation.task != task:
-        raise ValueError(f"{path} is for task {adaptation.task!r}, not {task!r}: pass one trained for it")
+    _check_task(adaptation, task, path)
     labelled = task_class(task)(backbone.processor, adaptation.answers)
     head = new_head(backbone, labelled)
     adaptation.apply(backbone.vlp, head, backbone.base)
@@ -326,6 +347,7 @@ def new_head(backbone: Backbone, task: Task) -> nn.Module:
 
 def build_problem(config: ProblemConfig) -> Problem:
     """Load everything anew, sharing nothing with other problems; raises what `load_supernet` raises."""
+    find_supernet(config)
     splits = load_splits(config)
     supernet = load_supernet(config, splits)
     backbone, head, task = supernet.backbone, supernet.head, supernet.task

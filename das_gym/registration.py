@@ -7,6 +7,7 @@ Classes are named by "module:name", so that importing das_gym imports none of th
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,15 +143,35 @@ def find_class(name: str | Any) -> Any:
 
 
 def register_model(entry: ModelEntry) -> None:
-    """Add a model, and an environment of it for every task."""
+    """Add a model, or replace the one of that name, with an environment for every task.
+
+    Raises:
+        ValueError: its name cannot be part of an id.
+    """
+    _check_word("name", entry.name)
     MODELS[entry.name] = entry
     register_all()
 
 
 def register_task(entry: TaskEntry) -> None:
-    """Add a task, and an environment of it for every model."""
+    """Add a task, or replace the one of that name, with an environment for every model.
+
+    Raises:
+        ValueError: its name or title cannot be part of an id, or its title is another task's.
+    """
+    _check_word("name", entry.name)
+    _check_word("title", entry.title)
+    other = next((other for other in TASKS.values() if other.title == entry.title and other.name != entry.name), None)
+    if other is not None:
+        raise ValueError(f"title={entry.title!r} is that of the task {other.name!r}; give {entry.name!r} another")
     TASKS[entry.name] = entry
     register_all()
+
+
+def _check_word(field: str, word: str) -> None:
+    """Refuse what an id cannot hold."""
+    if not re.fullmatch(r"\w+", word, re.ASCII):
+        raise ValueError(f"{field}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
 
 
 def register_all() -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from das_gym.problem import ProblemConfig, build_problem, load_backbone, load_problem, load_splits
+import das_gym.problem
+from das_gym.problem import ProblemConfig, build_problem, load_backbone, load_problem, load_splits, problem_words
+from das_gym.registration import MODELS
 
 
 def test_the_frozen_part_is_frozen_and_in_eval_mode():
@@ -69,3 +72,25 @@ def test_splits_share_no_image(tiny_kwargs: dict[str, str]):
     assert not images[0] & images[1]
     assert not images[1] & images[2]
     assert not images[0] & images[2]
+
+
+def test_a_supernet_is_missed_before_data_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(das_gym.problem, "load_splits", lambda config: pytest.fail("data were read"))
+    monkeypatch.setitem(MODELS, "METER", replace(MODELS["METER"], assets=tmp_path))
+    advice = "train one with `python -m adapt supernet with meter_nlvr2 image_size=64`, then pass supernet="
+    with pytest.raises(ValueError, match=advice):
+        build_problem(ProblemConfig(task="nlvr2", image_size=64))
+
+
+def test_a_supernet_for_another_task_is_refused_before_data_are_read(
+    monkeypatch: pytest.MonkeyPatch, tiny_kwargs: dict[str, str]
+):
+    monkeypatch.setattr(das_gym.problem, "load_splits", lambda config: pytest.fail("data were read"))
+    with pytest.raises(ValueError, match="is for task 'vqa', not 'nlvr2'"):
+        build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
+
+
+def test_a_problem_as_a_person_types_it(tmp_path: Path):
+    config = ProblemConfig("ViLT", "f30k", data_root=str(tmp_path), on_bad_example="skip", image_size=64)
+    words = problem_words(config, "supernet=mine.safetensors")
+    assert words == f"vilt_f30k data_root={tmp_path} image_size=64 on_bad_example=skip supernet=mine.safetensors"

@@ -101,6 +101,10 @@ class VQATable(Sequence[VQAExample]):
         """The table of some of the examples: indices, or a boolean for each."""
         return replace(self, rows=self.rows[indices])
 
+    def joined(self, other: VQATable) -> VQATable:
+        """The examples of both, tables on the same columns, in the order of the columns."""
+        return replace(self, rows=np.union1d(self.rows, other.rows))
+
     def image_ids(self) -> np.ndarray:
         """(examples,) int64."""
         return self.columns.image_ids[self.rows]

@@ -195,11 +195,22 @@ def _undecodable(table: VQATable, places: list[int], bad: BadExamples) -> dict[i
     return {place: broken[image.key] for place, image in images.items() if image.key in broken}
 
 
-def answer_vocabulary(examples: Sequence[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
+def splits_vocabulary(splits: Splits[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
+    """`answer_vocabulary` of train and val together, in the order of their files, as VQAv2's field builds it.
+
+    Which answers are frequent is all that it tells of the reward and the test split, the halves of val.
+    """
+    reward, test = splits.reward, splits.test
+    if isinstance(reward, VQATable) and isinstance(test, VQATable) and reward.columns is test.columns:
+        return answer_vocabulary(splits.train, reward.joined(test), min_count=min_count)
+    return answer_vocabulary(splits.train, reward, test, min_count=min_count)
+
+
+def answer_vocabulary(*parts: Sequence[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
     """The answers a model chooses from: those given to at least `min_count` questions, in first-seen order.
 
     Args:
-        examples: The examples to learn the answers from; their `answer` counts.
+        *parts: The examples to learn the answers from, one part after the other; their `answer` counts.
         min_count: Questions that an answer must be given to, 1 or more. None takes the largest threshold up to VQAv2's nine
             that leaves at least 90 % of the questions answerable and at least two answers.
 
@@ -211,10 +222,12 @@ def answer_vocabulary(examples: Sequence[VQAExample], min_count: int | None = No
     """
     if min_count is not None and min_count < 1:
         raise ValueError(f"min_count={min_count}; pass 1 or more, or None to have it chosen")
-    counts = examples.answer_counts() if isinstance(examples, VQATable) else Counter(e.answer for e in examples)
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.answer_counts() if isinstance(part, VQATable) else Counter(e.answer for e in part))
     if len(counts) < 2:
         raise ValueError(
-            f"the {len(examples)} examples have {len(counts)} different answers, {some(map(repr, counts))}; VQA "
+            f"the {counts.total()} examples have {len(counts)} different answers, {some(map(repr, counts))}; VQA "
             "needs at least two to choose from: pass other examples"
         )
     second = counts.most_common(2)[1][1]
@@ -222,7 +235,7 @@ def answer_vocabulary(examples: Sequence[VQAExample], min_count: int | None = No
     if threshold > second:
         raise ValueError(
             f"min_count={min_count} leaves fewer than two answers of {len(counts)}; the second most frequent was given "
-            f"to {second} of {len(examples)} questions: pass min_count={second} or less, or None to have it chosen"
+            f"to {second} of {counts.total()} questions: pass min_count={second} or less, or None to have it chosen"
         )
     return tuple(answer for answer, count in counts.items() if count >= threshold)
 

@@ -65,9 +65,9 @@ class Task(ABC):
         return max(pairs // cls.passes, 1)
 
     @classmethod
-    def choose_labels(cls, train: Sequence[Any], min_count: int | None = None) -> tuple[str, ...]:
+    def choose_labels(cls, splits: Splits[Any], min_count: int | None = None) -> tuple[str, ...]:
         """The labels that a data set asks for: none, unless a task says otherwise."""
-        del train, min_count
+        del splits, min_count
         return ()
 
     @abstractmethod

@@ -18,7 +18,7 @@ from das_gym.data.shapes import shapes_root
 from das_gym.data.splits import Splits
 from das_gym.data.vqa_accuracy import soft_score, vqa_accuracy
 from das_gym.data.vqa_table import VQAExample
-from das_gym.data.vqav2 import answer_vocabulary, load_vqav2
+from das_gym.data.vqav2 import load_vqav2, splits_vocabulary
 from das_gym.tasks.base import Task
 
 
@@ -54,9 +54,9 @@ class VQATask(Task):
         return load(root, on_bad_example)
 
     @classmethod
-    def choose_labels(cls, train: Sequence[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
-        """The frequent answers, see `das_gym.data.vqav2.answer_vocabulary`."""
-        return answer_vocabulary(train, min_count)
+    def choose_labels(cls, splits: Splits[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
+        """The frequent answers, see `das_gym.data.vqav2.splits_vocabulary`."""
+        return splits_vocabulary(splits, min_count)
 
     def pairs(self, examples: Sequence[VQAExample]) -> list[Pair]:
         """Each question with its image."""

@@ -49,7 +49,7 @@ def test_ten_answers_stand_for_the_scores(folder: Path):
 
 def test_the_filler_is_never_the_most_frequent_answer(folder: Path):
     write_table(folder / "vqav2_train.arrow", [vqa_row(7, answers=[["a b"], ["c"]], answer_scores=[[0.3], [0.6]])])
-    assert answer_vocabulary(load_arrow_vqa(folder).train, 1) == ("b", "c")
+    assert answer_vocabulary(load_arrow_vqa(folder).train, min_count=1) == ("b", "c")
 
 
 def test_val_is_halved_as_with_its_own_files(folder: Path):

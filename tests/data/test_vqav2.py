@@ -19,6 +19,7 @@ from das_gym.data import vqav2_cache
 from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.data.images import ImageFile
 from das_gym.data.shapes import write_shapes
+from das_gym.data.splits import Splits
 from das_gym.data.vqa_table import VQAExample
 from das_gym.data.vqav2 import (
     answer_vocabulary,
@@ -26,6 +27,7 @@ from das_gym.data.vqav2 import (
     load_vqav2,
     read_vocabulary,
     read_vqav2,
+    splits_vocabulary,
     write_vocabulary,
 )
 
@@ -450,7 +452,7 @@ def test_tables_slice_take_and_iterate_like_tuples(root: Path):
 
 def test_the_vocabulary_of_a_table_is_that_of_its_examples(root: Path):
     table = read_vqav2(root, "train2014")
-    assert answer_vocabulary(table, 1) == answer_vocabulary(tuple(table), 1) == ("heron", "yes", "2")
+    assert answer_vocabulary(table, min_count=1) == answer_vocabulary(tuple(table), min_count=1) == ("heron", "yes", "2")
 
 
 def test_a_vocabulary_is_read_back(tmp_path: Path):
@@ -499,6 +501,20 @@ def test_the_vocabulary_is_in_first_seen_order():
 def test_the_default_threshold_keeps_90_percent_answerable(counts: dict[str, int], kept: str):
     examples = examples_with([answer for answer, count in counts.items() for _ in range(count)])
     assert answer_vocabulary(examples) == tuple(kept)
+
+
+def test_the_vocabulary_of_a_data_set_is_of_train_and_val_in_the_order_of_their_files(root: Path):
+    splits = load_vqav2(root)
+    val = read_vqav2(root, "val2014")
+    assert list(splits.reward.joined(splits.test)) == list(val)
+    answers = dict.fromkeys(example.answer for table in (splits.train, val) for example in table)
+    assert splits_vocabulary(splits, min_count=1) == tuple(answers)
+    assert set(answers) > {example.answer for example in splits.train}
+
+
+def test_nine_answers_in_train_and_val_together_are_enough():
+    parts = [examples_with(answers) for answers in (["a"] * 90 + ["b"] * 5, ["c"] * 3 + ["b"] * 2, ["b"] * 2 + ["c"] * 5)]
+    assert splits_vocabulary(Splits(*parts)) == ("a", "b")
 
 
 def test_a_threshold_too_high_says_what_to_pass():
