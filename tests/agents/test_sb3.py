@@ -13,8 +13,9 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
 
 from agents.record import SearchResult
-from agents.sb3 import CHECKPOINT, train_sb3
+from agents.sb3 import train_sb3
 from agents.sb3_algorithms import ALGORITHMS, find_algorithm, is_algorithm
+from agents.sb3_checkpoint import CHECKPOINT
 from agents.sb3_policy import load_sb3, policy_mask
 from agents.sb3_recorder import Recorder, with_effect
 from agents.validate import validate
@@ -207,3 +208,35 @@ def test_a_record_replays_where_examples_change(small_kwargs: dict, batches: str
     settings = {"skip_num": 3, "evaluations": 8, "n_envs": 3, "algo": {"n_steps": 4, "n_epochs": 1}}
     trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", env_kwargs=env_kwargs, action=action, **settings)
     assert all(check.agrees for check in validate(trained.result))
+
+
+@pytest.mark.parametrize("batches", ["cycle", "resample"])
+@pytest.mark.parametrize("action", ["scores", "sequence"])
+def test_the_record_of_a_resumed_search_replays_where_examples_change(
+    small_kwargs: dict, tmp_path: Path, batches: str, action: str
+):
+    env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
+    settings = {"env_id": "DAS-METER-VQA-v0", "env_kwargs": env_kwargs, "action": action, "skip_num": 3, "evaluations": 12}
+    settings |= {"checkpoint_every": 1, "n_envs": 2, "algo": {"n_steps": 2, "n_epochs": 1}}
+    told = []
+
+    def stop(turn, layer_names):
+        told.append(turn)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sb3("ppo", tmp_path, on_turn=stop, **settings)
+    result = train_sb3("ppo", tmp_path, resume=True, **settings).result
+    assert list(result.history[:2]) == told[:2]
+    assert result.evaluations == 12
+    assert [check for check in validate(result) if not check.agrees] == []
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(env_kwargs: dict, tmp_path: Path):
+    train("ppo", env_kwargs, tmp_path, checkpoint_every=1)
+    state = json.loads((tmp_path / CHECKPOINT).read_text())
+    del state["env"]
+    (tmp_path / CHECKPOINT).write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="no checkpoint of this version; begin a new search"):
+        train("ppo", env_kwargs, tmp_path, checkpoint_every=1, resume=True)
