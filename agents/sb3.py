@@ -6,7 +6,7 @@
     trained = train_sb3(MyAlgorithm, action="sequence", algo={"learning_rate": 1e-3})     # a class of one's own
 
 What is kept in a run folder: `agent.zip`, which SB3's own `load` and our `load_sb3` read; `sb3.json`, which says whose it
-is; the record of the search, as every other agent leaves it; TensorBoard's files.
+is; the record of the search, as every other agent leaves it; TensorBoard's files, where it is installed.
 
 **Resuming.** A stopped search goes on from `agent.zip` and `sb3_checkpoint.json`, written every `checkpoint_every` turns.
 Restored are the parameters, the optimizer, the number of steps, all scored masks, and which examples the environments
@@ -292,10 +292,15 @@ class _Training:
 
 
 def _tensorboard(folder: Path | None) -> list[KVWriter]:
-    """TensorBoard's writer, where there is a folder and TensorBoard is installed."""
+    """TensorBoard's writer, where there is a folder; where TensorBoard is not installed, a line that says so."""
     from stable_baselines3.common.logger import SummaryWriter, TensorBoardOutputFormat
 
-    return [] if folder is None or SummaryWriter is None else [TensorBoardOutputFormat(str(folder / "tensorboard"))]
+    if folder is None:
+        return []
+    if SummaryWriter is None:
+        print("TensorBoard is not installed, its files are left out; to get them: pip install 'das_gym[sb3]'")
+        return []
+    return [TensorBoardOutputFormat(str(folder / "tensorboard"))]
 
 
 def _reward(row: Mapping[str, Any]) -> float:

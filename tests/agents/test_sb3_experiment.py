@@ -43,6 +43,14 @@ def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
     assert load_sb3(folder)[1]["algorithm"] == "ppo"
 
 
+def test_a_run_without_tensorboard_says_so(small: dict, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("stable_baselines3.common.logger.SummaryWriter", None)
+    folder = run_search({**small, "algo": {"n_steps": 4}}, ["meter_vqa_table", "ppo"])[1]
+    said = [line for line in (folder / "cout.txt").read_text().splitlines() if "TensorBoard" in line]
+    assert said == ["TensorBoard is not installed, its files are left out; to get them: pip install 'das_gym[sb3]'"]
+    assert not (folder / "tensorboard").exists()
+
+
 def test_any_class_of_sb3s_kind_is_an_agent(small: dict):
     result = run_search({**small, "agent": "sb3_contrib:TRPO", "masks_per_turn": 4}, ["meter_vqa_table"])[2]
     assert result.agent.endswith(":TRPO")
