@@ -10,7 +10,9 @@ import pytest
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from agents.record import SearchResult
 from agents.sb3 import train_sb3
@@ -141,8 +143,16 @@ def test_a_class_of_ones_own(env_kwargs: dict):
 
 def test_a_class_that_no_table_knows(env_kwargs: dict):
     assert train("sb3_contrib:CrossQ", env_kwargs, algo={"learning_starts": 8}).action == "scores"
-    trained = train(RecurrentPPO, env_kwargs, action="sequence", algo={"policy": "MlpLstmPolicy", "n_steps": 8})
+    trained = train(RecurrentPPO, env_kwargs, action="sequence", algo={"n_steps": 8})
+    assert isinstance(trained.model.policy, RecurrentActorCriticPolicy)
     assert trained.result.n_skipped == 4
+
+
+def test_a_policy_of_ones_own(env_kwargs: dict):
+    class Small(ActorCriticPolicy):
+        pass
+
+    assert isinstance(train("ppo", env_kwargs, evaluations=4, own={"policy": Small}).model.policy, Small)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,9 @@ def test_a_class_that_no_table_knows(env_kwargs: dict):
         ("stable_baselines3:PPOO", {}, "cannot be imported"),
         ("ppo", {"algo": {"learning_rat": 1}}, "unknown setting of ppo, 'learning_rat'; did you mean 'learning_rate'"),
         ("ppo", {"algo": {"seed": 1}}, "unknown setting of ppo, 'seed'"),
-        ("ppo", {"algo": {"policy": "MlpPolcy"}}, "PPO cannot be made with"),
+        ("ppo", {"algo": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'; did you mean 'MlpPolicy'"),
+        (RecurrentPPO, {"algo": {"policy": "MlpPolicy"}}, r"RecurrentPPO, 'MlpPolicy'; .*known: MlpLstmPolicy, "),
+        ("ppo", {"algo": {"clip_range": "wide"}}, "PPO cannot be made with"),
         ("sac", {"action": "mask"}, "sac does not take action='mask'; it takes scores"),
         ("ppo", {"action": "score"}, "unknown action 'score'; did you mean 'scores'"),
         ("ppo", {"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
