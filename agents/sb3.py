@@ -17,6 +17,7 @@ resumed search ends well, but elsewhere than an undisturbed one. Without a stop,
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,13 +28,14 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 
+from agents.base import check_number
 from agents.record import FORMAT, SCORES, SearchResult, Turn
 from agents.sb3_algorithms import choose_action, find_algorithm, hyper_parameters, make_model, reads_masks
 from agents.sb3_checkpoint import Checkpoint
-from agents.sb3_config import SB3Config, with_action
+from agents.sb3_config import BY_SB3S_NAMES, SB3Config, with_action
 from agents.sb3_policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from agents.sb3_recorder import BudgetSpentError, Recorder, number, torch_threads
-from das_gym.config import build
+from das_gym.config import build, check_names
 from das_gym.files import write_bytes, write_json
 from das_gym.runs import library_versions
 
@@ -42,6 +44,12 @@ if TYPE_CHECKING:
     from stable_baselines3.common.logger import KVWriter
 
 LOGS = 20
+
+SETTINGS = (
+    *(BY_SB3S_NAMES.get(field.name, field.name) for field in dataclasses.fields(SB3Config)),
+    *("own", "on_turn", "writers", "resume"),
+)
+"""What may be given to `train_sb3` by name."""
 
 OnTurn = Callable[[Turn, tuple[str, ...]], Any]
 
@@ -94,6 +102,8 @@ def train_sb3(
         ValueError: a setting that the environment or the algorithm refuses; a reward that is not a number.
     """
     cls, known = find_algorithm(algorithm)
+    check_number("n_envs", n_envs, least=1, whole=True)
+    check_names(settings, SETTINGS)
     given = {"agent": known.name, "agent_kwargs": dict(algo or {}), "masks_per_turn": n_envs}
     config = build(SB3Config, {**given, **settings})
     place = None if folder is None else Path(folder)

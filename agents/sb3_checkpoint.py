@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.record import FORMAT, Turn
-from agents.sb3_config import SB3Config
+from agents.sb3_config import BY_SB3S_NAMES, SB3Config
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 
@@ -52,6 +52,7 @@ class Checkpoint:
         mine = json.loads(json.dumps(dataclasses.asdict(config)))
         for name, value in state["config"].items():
             if name != "checkpoint_every" and mine.get(name) != value:
-                asked = mine.get(name)
-                raise ValueError(f"{path} is of a search with {name}={value!r}, not {asked!r}; use that, or another folder")
+                asked, known_as = mine.get(name), BY_SB3S_NAMES.get(name, name)
+                claim = f"{path} is of a search with {known_as}={value!r}, not {asked!r}"
+                raise ValueError(f"{claim}; use that, or another folder")
         return cls(state["steps"], tuple(build(Turn, turn) for turn in state["turns"]), state["env"])

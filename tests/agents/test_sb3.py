@@ -122,6 +122,8 @@ def test_a_stopped_search_goes_on(env_kwargs: dict, tmp_path: Path, name: str):
     assert len(masks) == result.evaluations == 22
     with pytest.raises(ValueError, match="is of a search with seed=0, not 5"):
         train(name, env_kwargs, tmp_path, checkpoint_every=1, resume=True, seed=5)
+    with pytest.raises(ValueError, match="is of a search with n_envs=4, not 2"):
+        train(name, env_kwargs, tmp_path, checkpoint_every=1, resume=True, n_envs=2)
 
 
 class Patient(PPO):
@@ -171,6 +173,10 @@ def test_a_policy_of_ones_own(env_kwargs: dict):
         ("ppo", {"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
         ("ppo", {"macs_saved": 0.9}, "macs_saved=0.9 is out of reach"),
         ("ppo", {"evaluation": 9}, "unknown setting 'evaluation'; did you mean 'evaluations'"),
+        ("ppo", {"n_env": 3}, "unknown setting 'n_env'; did you mean 'n_envs'.*known: .*algo, .*n_envs, .*own"),
+        ("ppo", {"masks_per_turn": 3}, "unknown setting 'masks_per_turn'; known: .*n_envs"),
+        ("ppo", {"n_envs": 0}, "n_envs=0 is not allowed; give a whole number from 1"),
+        ("ppo", {"n_envs": 2.5}, "n_envs=2.5 is not allowed; give a whole number from 1"),
     ],
 )
 def test_what_cannot_be_is_refused(env_kwargs: dict, algorithm: str, settings: dict, says: str):

@@ -65,7 +65,7 @@ def test_any_class_of_sb3s_kind_is_an_agent(small: dict):
         ({"algo": {"gamma": 1.0}, "agent_kwargs": {"gamma": 0.5}}, ["ppo"], r"agent_kwargs\.gamma=0\.5 too"),
         ({"action": "scores"}, ["dqn"], "dqn does not take action='scores'; it takes sequence"),
         ({"algo": {"gamma": 1.0}}, ["bandit"], "agent 'bandit' has no setting algo"),
-        ({"n_envs": 0}, ["ppo"], "masks_per_turn=0 is not allowed"),
+        ({"n_envs": 0}, ["ppo"], "n_envs=0 is not allowed; give a whole number from 1"),
     ],
 )
 def test_a_wrong_setting_begins_no_run(small: dict, update: dict, names: list[str], text: str):
