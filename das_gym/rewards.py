@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from das_gym.config import check_names
 from das_gym.costs import Costs
 
 MAX_LOSS = 1e4
@@ -84,10 +85,9 @@ def find_reward(name: str) -> Reward:
     """The reward of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none; names the nearest.
     """
-    if name not in REWARDS:
-        raise ValueError(f"reward={name!r} is unknown; choose one of {', '.join(REWARDS)}")
+    check_names([name], REWARDS, "reward")
     return REWARDS[name]
 
 

@@ -123,8 +123,8 @@ def test_formulas():
 
 
 def test_an_unknown_reward():
-    with pytest.raises(ValueError, match="reward='los' is unknown; choose one of exp_neg_loss"):
-        find_reward("los")
+    with pytest.raises(ValueError, match=r"unknown reward 'neg_los'; did you mean 'neg_loss'.*known: exp_neg_loss"):
+        find_reward("neg_los")
 
 
 @pytest.mark.parametrize("name", REWARDS)

@@ -14,6 +14,7 @@ from das_gym.envs.scoring import Scorer
 from das_gym.evaluation.table import SCORES, SPLITS, SubnetTable
 from das_gym.registration import MODELS
 from das_gym.rewards import Measured, Objective, find_reward, pick_budget
+from das_gym.statistics import statistic_names
 
 
 class TableScorer(Scorer):
@@ -39,7 +40,7 @@ class TableScorer(Scorer):
         macs_saved: float | None = None,
         reward: str = "exp_neg_loss",
         macs_price: float = 0.0,
-        statistics: Iterable[str] | None = None,
+        statistics: str | Iterable[str] | None = None,
         split: str = "reward",
     ) -> None:
         macs = table.layer_macs
@@ -130,14 +131,14 @@ class TabularEnv(ScoredEnv):
         action: str = "mask",
         reward: str = "exp_neg_loss",
         macs_price: float = 0.0,
-        statistics: Iterable[str] | None = None,
+        statistics: str | Iterable[str] | None = None,
         split: str = "reward",
         table: str | None = None,
         model: str = "METER",
         task: str = "vqa",
         render_mode: str | None = None,
     ) -> None:
-        statistics = None if statistics is None else tuple(statistics)
+        statistics = None if statistics is None else statistic_names(statistics)
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         path = bundled_table(model, task) if table is None else Path(table).expanduser().absolute()
         self.table = load_table(path)

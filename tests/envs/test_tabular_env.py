@@ -111,6 +111,8 @@ def test_observes_what_is_asked_for(table_path: str, small_table: SubnetTable):
     assert env.get_wrapper_attr("feature_names")[:2] == ("text.0/leave_one_out", "text.0/depth")
     columns = [small_table.meta.statistics.index(name) for name in ("leave_one_out", "depth")]
     np.testing.assert_array_equal(env.reset()[0].reshape(6, 2), small_table.statistics[:, columns])
+    one = gymnasium.make(ID, table=table_path, skip_num=2, statistics="depth")
+    np.testing.assert_array_equal(one.reset()[0], small_table.statistics[:, columns[1]])
 
 
 def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
