@@ -106,6 +106,23 @@ def test_the_test_split_can_be_asked_for(small_table: SubnetTable, table_path: s
         gymnasium.make(ID, table=table_path, split="tset")
 
 
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ({"skipnum": 3}, "unknown environment argument 'skipnum'; did you mean 'skip_num'.*known: .*split, table"),
+        ({"checkpoint": "x"}, "checkpoint is no argument here: a table has no model .*; DAS-ViLT-VQA-v0 takes checkpoint"),
+        ({"reward_batches": "cycle"}, "; DAS-ViLT-VQA-v0 takes reward_batches"),
+        ({"model": "VILT", "device": "cpu"}, "unknown model 'VILT'; did you mean 'ViLT'"),
+        ({"reward_examples": 9, "skipnum": 3}, "; DAS-ViLT-VQA-v0 takes reward_examples"),
+    ],
+)
+def test_an_argument_that_a_table_does_not_have(argument: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        gymnasium.make("DAS-ViLT-VQA-Tabular-v0", **argument)
+    with pytest.raises(ValueError, match=says):
+        gymnasium.make_vec("DAS-ViLT-VQA-Tabular-v0", num_envs=2, **argument)
+
+
 def test_observes_what_is_asked_for(table_path: str, small_table: SubnetTable):
     env = gymnasium.make(ID, table=table_path, skip_num=2, statistics=["leave_one_out", "depth"])
     assert env.get_wrapper_attr("feature_names")[:2] == ("text.0/leave_one_out", "text.0/depth")
