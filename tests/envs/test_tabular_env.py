@@ -208,6 +208,15 @@ def test_the_vector_form_earns_what_single_ones_earn(table_path: str, action: st
             np.testing.assert_array_equal(observations[i], observation)
 
 
+def test_a_limit_of_steps_is_left_to_gymnasium(table_path: str):
+    kwargs = {"num_envs": 2, "table": table_path, "action": "sequence", "max_episode_steps": 3}
+    with pytest.raises(ValueError, match=r'max_episode_steps=3: .*leave it out; .*vectorization_mode="sync"'):
+        gymnasium.make_vec(ID, **kwargs)
+    env = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
+    env.reset(seed=0)
+    assert [env.step(np.array([layer, layer]))[3].all() for layer in range(3)] == [False, False, True]
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_right_under_gymnasiums_own_vectorisation(table_path: str, mode: str):
     kwargs = {"table": table_path, "skip_num": 2, "action": "sequence", "statistics": ["depth"]}
