@@ -11,6 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
 
 from das_gym import ENVIRONMENTS
 from das_gym.envs.scored_env import ScoredEnv
@@ -146,6 +147,23 @@ def test_a_reward_that_the_table_cannot_answer(small_table: SubnetTable):
     scores = {s: Measured(m.losses, m.metrics, unknown) for s, m in small_table.scores.items()}
     with pytest.raises(ValueError, match="reward='neg_kl' needs divergences, which this table lacks"):
         TableScorer(replace(small_table, scores=scores), 2, reward="neg_kl")
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode.*not in the possible render_modes:UserWarning")  # Gymnasium's
+@pytest.mark.parametrize(("mode", "refusal"), [("human", ValueError), ("rgb_array", TypeError)])
+def test_a_render_mode_that_it_has_not(table_path: str, mode: str, refusal: type[Exception]):
+    for make in (gymnasium.make, gymnasium.make_vec):
+        with pytest.raises(refusal, match=f"render_mode='{mode}' is not allowed, .*use 'ansi'"):
+            make(ID, table=table_path, render_mode=mode)
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode.*not in the possible render_modes:UserWarning")
+def test_sb3s_own_make_vec_env_takes_it(table_path: str):
+    env = make_vec_env(ID, n_envs=2, env_kwargs={"table": table_path, "skip_num": 2})
+    env.reset()
+    rewards = env.step(np.tile(np.array([1, 0, 0, 0, 1, 0], np.int8), (2, 1)))[1]
+    assert (rewards > 0).all()
+    assert env.get_attr("render_mode") == [None, None]
 
 
 def test_survives_pickling(table_path: str):
