@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from das_gym.costs import meter_costs, vilt_costs
 from das_gym.evaluation.table import every_mask
-from das_gym.rewards import REWARDS, Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
+from das_gym.rewards import REWARDS, Budget, LayerMacs, Measured, Objective, Reward, find_reward, pick_budget
 from das_gym.vlp.meter import METERConfig
 from das_gym.vlp.vilt import ViLTConfig
 
@@ -120,6 +121,13 @@ def test_formulas():
     assert set(expected) == set(REWARDS)
     for name, values in expected.items():
         np.testing.assert_allclose(find_reward(name).compute(seen), values)
+
+
+@pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
+def test_formula_and_range_are_told(reward: Reward):
+    told = inspect.getdoc(reward.compute).splitlines()
+    assert told[0] == f"{reward.formula}."
+    assert told[-1] == f"Range: {reward.range}."
 
 
 def test_an_unknown_reward():
