@@ -15,12 +15,17 @@ from das_gym.registration import ENVIRONMENTS, EnvEntry
 from das_gym.rewards import PRICE_FORMULA, REWARDS
 from das_gym.statistics import STATISTICS
 
+NARROWEST = 120
+"""Columns of text at least; a narrower terminal wraps the lines itself."""
+
+WIDE = 200
+"""Columns of text at least where no terminal reads them."""
+
 
 def environments() -> Table:
     """Ids with named config, model, task, layers of the bundled model as its table names them, and data."""
-    table = Table(title="environments: gymnasium.make(id), python -m agents with <short>", title_justify="left")
-    for name in ("id", "from a table", "short", "model", "task", "layers", "data"):
-        table.add_column(name, overflow="fold")
+    title = "environments: gymnasium.make(id), python -m agents with <short>"
+    table = _table(title, "id", "from a table", "short", "model", "task", "layers", "data", whole=5)
     for entry in ENVIRONMENTS.values():
         table.add_row(entry.id, entry.tabular_id, entry.short, entry.model, entry.task, _layers(entry), entry.data)
     return table
@@ -33,15 +38,15 @@ def _layers(entry: EnvEntry) -> str:
     except ValueError:
         return "-"
     kinds = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    ends = [[name for name in names if name.rpartition(".")[0] == kind] for kind in kinds]
-    return f"{len(names)}: {', '.join(f'{own[0]}..{own[-1]}' for own in ends)}"
+    own = {kind: [name for name in names if name.rpartition(".")[0] == kind] for kind in kinds}
+    spans = [f"{layers[0]}..{layers[-1].removeprefix(f'{kind}.')}" for kind, layers in own.items()]
+    return f"{len(names)}: {', '.join(spans)}"
 
 
 def agents() -> Table:
     """Names with hyper-parameters, what a search sets them to, and what the agent is."""
-    table = Table(title="agents: python -m agents with <name> agent_kwargs.<setting>=...", title_justify="left")
-    for name in ("name", "settings", "what it is"):
-        table.add_column(name, overflow="fold")
+    title = "agents: python -m agents with <name> agent_kwargs.<setting>=..."
+    table = _table(title, "name", "settings", "what it is", whole=2)
     for name in AGENTS:
         cls = agent_class(name)
         own = list(inspect.signature(cls).parameters.values())[2:]  # after space, seed
@@ -52,9 +57,8 @@ def agents() -> Table:
 
 def algorithms() -> Table:
     """Algorithms of Stable-Baselines3 with their class and action spaces."""
-    table = Table(title="and algorithms of SB3: python -m agents with <name> algo.<setting>=...", title_justify="left")
-    for name in ("name", "class", "action spaces"):
-        table.add_column(name, overflow="fold")
+    title = "algorithms of SB3: python -m agents with <name> algo.<setting>=..."
+    table = _table(title, "name", "class", "action spaces", whole=3)
     for algorithm in ALGORITHMS.values():
         table.add_row(algorithm.name, algorithm.path, ", ".join(algorithm.actions))
     return table
@@ -66,30 +70,33 @@ def first_line(cls: type) -> str:
 
 
 def rewards() -> Table:
-    """Names with formulas."""
-    table = Table(
-        title="rewards: reward=<name>", caption=f"macs_price=... adds to each: {PRICE_FORMULA}", title_justify="left"
-    )
-    for name in ("name", "formula"):
-        table.add_column(name, overflow="fold")
+    """Names with formulas and ranges."""
+    table = _table("rewards: reward=<name>", "name", "formula", "range")
+    table.caption = f"macs_price=... adds to each: {PRICE_FORMULA}"
     for reward in REWARDS.values():
-        table.add_row(reward.name, reward.formula)
+        table.add_row(reward.name, reward.formula, reward.range)
     return table
 
 
 def statistics() -> Table:
-    """Names with formulas and bounds."""
-    table = Table(title="layer statistics: env_kwargs.statistics='[<name>, ...]'", title_justify="left")
-    for name in ("name", "formula", "bounds"):
-        table.add_column(name, overflow="fold")
+    """Names with formulas and ranges."""
+    table = _table("layer statistics: env_kwargs.statistics='[<name>, ...]'", "name", "formula", "range")
     for statistic in STATISTICS.values():
         table.add_row(statistic.name, statistic.formula, f"{statistic.low:g}..{statistic.high:g}")
     return table
 
 
+def _table(title: str, *columns: str, whole: int = 1) -> Table:
+    """An empty table; entries of its first `whole` columns are never cut in two: they are there to be copied."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for index, name in enumerate(columns):
+        table.add_column(name, overflow="fold", no_wrap=index < whole)
+    return table
+
+
 def main() -> None:
-    """Print all."""
+    """Print all, wide enough that nothing wraps where no terminal reads it."""
     console = Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, NARROWEST if console.is_terminal else WIDE)
     for table in (environments(), agents(), algorithms(), rewards(), statistics()):
         console.print(table, "")

@@ -6,19 +6,19 @@
     trained = train_sb3(MyAlgorithm, action="sequence", algo={"learning_rate": 1e-3})     # a class of one's own
 
 What is kept in a run folder: `agent.zip`, which SB3's own `load` and our `load_sb3` read; `sb3.json`, which says whose it
-is; the record of the search, as every other agent leaves it; TensorBoard's files.
+is; the record of the search, as every other agent leaves it; TensorBoard's files, where it is installed.
 
 **Resuming.** A stopped search goes on from `agent.zip` and `sb3_checkpoint.json`, written every `checkpoint_every` turns.
-Restored are the parameters, the optimizer, the number of steps and all scored masks. Not restored are random
-generators, episodes under way, rollouts not yet learned from and replay buffers (SB3 does not save them): a resumed
-search ends well, but elsewhere than an undisturbed one. Without a stop, the same seed gives the same result.
+Restored are the parameters, the optimizer, the number of steps, all scored masks, and which examples the environments
+score on next, so that the record of a resumed search replays (`python -m agents validate`). Not restored are the
+algorithm's random generators, episodes under way, rollouts not yet learned from and replay buffers (SB3 saves none): a
+resumed search ends well, but elsewhere than an undisturbed one. Without a stop, the same seed gives the same result.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,21 +28,28 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 
+from agents.base import check_number
 from agents.record import FORMAT, SCORES, SearchResult, Turn
 from agents.sb3_algorithms import choose_action, find_algorithm, hyper_parameters, make_model, reads_masks
-from agents.sb3_config import SB3Config, with_action
+from agents.sb3_checkpoint import Checkpoint
+from agents.sb3_config import BY_SB3S_NAMES, SB3Config, with_action
 from agents.sb3_policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from agents.sb3_recorder import BudgetSpentError, Recorder, number, torch_threads
-from das_gym.config import build
-from das_gym.files import read_json, write_bytes, write_json
+from das_gym.config import build, check_names
+from das_gym.files import write_bytes, write_json
 from das_gym.runs import library_versions
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.logger import KVWriter
 
-CHECKPOINT = "sb3_checkpoint.json"
 LOGS = 20
+
+SETTINGS = (
+    *(BY_SB3S_NAMES.get(field.name, field.name) for field in dataclasses.fields(SB3Config)),
+    *("own", "on_turn", "writers", "resume"),
+)
+"""What may be given to `train_sb3` by name."""
 
 OnTurn = Callable[[Turn, tuple[str, ...]], Any]
 
@@ -95,18 +102,20 @@ def train_sb3(
         ValueError: a setting that the environment or the algorithm refuses; a reward that is not a number.
     """
     cls, known = find_algorithm(algorithm)
+    check_number("n_envs", n_envs, least=1, whole=True)
+    check_names(settings, SETTINGS)
     given = {"agent": known.name, "agent_kwargs": dict(algo or {}), "masks_per_turn": n_envs}
     config = build(SB3Config, {**given, **settings})
     place = None if folder is None else Path(folder)
-    turns, steps = _restore(config, place) if resume and place is not None else ([], 0)
+    before = Checkpoint.load(place, config) if resume and place is not None else Checkpoint()
     parameters = hyper_parameters(cls, known, config.agent_kwargs, n_envs)
-    model, recorder, action = _make(config, cls, parameters, choose_action(known, config.action), turns, own)
+    model, recorder, action = _make(config, cls, parameters, choose_action(known, config.action), before, own)
     try:
-        source = place if turns else config.start_from
+        source = place if before.turns else config.start_from
         if source is not None:
             model.set_parameters(agent_file(source), device=model.device)
-        if turns:
-            model.num_timesteps = steps
+        if before.turns:
+            model.num_timesteps = before.steps
             model.set_random_seed((config.seed + recorder.evaluations) % 2**32)
         training = _Training(config, model, recorder, action, parameters, place)
         with torch_threads(1):
@@ -116,26 +125,12 @@ def train_sb3(
         recorder.close()
 
 
-def _restore(config: SB3Config, folder: Path) -> tuple[list[Turn], int]:
-    """The turns and the number of steps of a stopped search; none if it had no checkpoint yet."""
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        return [], 0
-    state = read_json(path)
-    mine = json.loads(json.dumps(dataclasses.asdict(config)))
-    for name, value in state["config"].items():
-        if name != "checkpoint_every" and mine.get(name) != value:
-            asked = mine.get(name)
-            raise ValueError(f"{path} is of a search with {name}={value!r}, not {asked!r}; use that, or another folder")
-    return [build(Turn, turn) for turn in state["turns"]], state["steps"]
-
-
 def _make(
     config: SB3Config,
     cls: type[BaseAlgorithm],
     parameters: Mapping[str, Any],
     actions: Sequence[str],
-    turns: Sequence[Turn],
+    before: Checkpoint,
     own: Mapping[str, Any] | None,
 ) -> tuple[BaseAlgorithm, Recorder, str]:
     """The algorithm on its environments, in the first of those action spaces that it takes."""
@@ -147,7 +142,7 @@ def _make(
     for action in actions:
         kwargs = with_action(config.mask_kwargs, action)
         env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
-        recorder = Recorder(env, config.evaluations, reads_masks(cls), turns)
+        recorder = Recorder(env, config.evaluations, reads_masks(cls), before.turns, before.env)
         try:
             model = make_model(cls, parameters, VecMonitor(SB3VecEnv(recorder)), config.seed, own)
         except ValueError as refusal:
@@ -243,8 +238,8 @@ class _Training:
         if self.folder is not None and len(turns) - self.saved_turns >= self.config.checkpoint_every:
             self.saved_turns = len(turns)
             self._save_agent(self.folder)
-            state = {"format": FORMAT, "config": dataclasses.asdict(self.config), "steps": int(self.model.num_timesteps)}
-            write_json(self.folder / CHECKPOINT, {**state, "turns": [vars(turn) for turn in turns]}, indent=None)
+            state = self.base.get_state() if hasattr(self.base, "get_state") else None
+            Checkpoint(int(self.model.num_timesteps), tuple(turns), state).save(self.folder, self.config)
         return True
 
     def _score(self, masks: np.ndarray) -> list[dict[str, Any]]:
@@ -307,10 +302,15 @@ class _Training:
 
 
 def _tensorboard(folder: Path | None) -> list[KVWriter]:
-    """TensorBoard's writer, where there is a folder and TensorBoard is installed."""
+    """TensorBoard's writer, where there is a folder; where TensorBoard is not installed, a line that says so."""
     from stable_baselines3.common.logger import SummaryWriter, TensorBoardOutputFormat
 
-    return [] if folder is None or SummaryWriter is None else [TensorBoardOutputFormat(str(folder / "tensorboard"))]
+    if folder is None:
+        return []
+    if SummaryWriter is None:
+        print("TensorBoard is not installed, its files are left out; to get them: pip install 'das_gym[sb3]'")
+        return []
+    return [TensorBoardOutputFormat(str(folder / "tensorboard"))]
 
 
 def _reward(row: Mapping[str, Any]) -> float:

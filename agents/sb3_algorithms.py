@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -202,11 +202,14 @@ def hyper_parameters(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[
         n_envs: Environments side by side, which share the steps between two updates.
 
     Raises:
-        ValueError: a setting that the algorithm does not have; names the nearest.
+        ValueError: a setting or a policy that the algorithm does not have; names the nearest.
     """
     names = _setting_names(cls)
     check_names(given, names, f"setting of {known.name},")
-    values = {"policy": "MlpPolicy", "device": "cpu", **known.defaults, **given}
+    aliases = getattr(cls, "policy_aliases", {})
+    values = {"policy": _default_policy(aliases), "device": "cpu", **known.defaults, **given}
+    if aliases:
+        check_names([values["policy"]], aliases, f"policy of {known.name},")
     if known.rollout is not None:
         values.setdefault("n_steps", max(2, known.rollout // n_envs))
         values.setdefault("batch_size", min(64, int(values["n_steps"]) * n_envs))
@@ -237,9 +240,15 @@ def make_model(
         shape = env.action_space.shape
         values["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, float(noise)))
     try:
-        return cls(env=env, seed=seed, **values, **(own or {}))
+        return cls(env=env, seed=seed, **{**values, **(own or {})})
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"{cls.__name__} cannot be made with {dict(settings)} on {env.action_space}: {error}") from error
+
+
+def _default_policy(aliases: Iterable[str]) -> str:
+    """The policy for observations that are numbers: `MlpPolicy`, or what the algorithm has in its place."""
+    names = ["MlpPolicy"] if "MlpPolicy" in aliases else [name for name in aliases if name.startswith("Mlp")]
+    return names[0] if names else "MlpPolicy"
 
 
 def _setting_names(cls: type[BaseAlgorithm]) -> list[str]:

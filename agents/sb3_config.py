@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.base import check_number
 from agents.sb3_algorithms import choose_action, find_algorithm, hyper_parameters
 from agents.search import SearchConfig
 
 SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 500, "checkpoint_every": 25}
 """Where a search with an algorithm of SB3 differs from other searches unless it is told otherwise."""
+
+BY_SB3S_NAMES = {"agent": "algorithm", "agent_kwargs": "algo", "masks_per_turn": "n_envs"}
+"""Fields of `SB3Config` that `train_sb3` takes under the names that users of SB3 know."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def sb3_config(
     for name in agent_kwargs.keys() & algo.keys():
         given_twice = f"algo.{name}={algo[name]} is given, and agent_kwargs.{name}={agent_kwargs[name]} too"
         raise ValueError(f"{given_twice}; give one of them")
+    if n_envs is not None:
+        check_number("n_envs", n_envs, least=1, whole=True)
     turn = fields["masks_per_turn"] if n_envs is None else n_envs
     given = {**fields, "agent_kwargs": {**agent_kwargs, **algo}, "masks_per_turn": turn}
     start_from = None if start_from is None else str(Path(start_from).expanduser().absolute())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ class Recorder(VectorWrapper[Any, Any, Any]):
         evaluations: How many masks may be scored.
         reads_masks: Whether the algorithm is told which actions have an effect.
         turns: What was scored before, if a search goes on.
+        state: What the environments' `get_state()` told then: the first reset begins there, with new episodes.
         on_turn: Called after each turn with it.
 
     Attributes:
@@ -47,6 +48,7 @@ class Recorder(VectorWrapper[Any, Any, Any]):
         evaluations: int,
         reads_masks: bool = False,
         turns: Sequence[Turn] = (),
+        state: Mapping[str, Any] | None = None,
         on_turn: Callable[[Turn], Any] | None = None,
     ) -> None:
         super().__init__(env)
@@ -56,6 +58,7 @@ class Recorder(VectorWrapper[Any, Any, Any]):
         self.steps = 0
         self.threads = torch.get_num_threads()
         self.redirects = not reads_masks and isinstance(env.unwrapped.single_action_space, spaces.Discrete)
+        self.state = state
         self.on_turn = on_turn
         base: Any = env.unwrapped
         self.n_layers = len(base.layer_names)
@@ -65,6 +68,15 @@ class Recorder(VectorWrapper[Any, Any, Any]):
     def starved(self) -> bool:
         """Whether the search ends for want of masks within the environment's budget: nearly none of many steps gave one."""
         return self.steps >= self.most_steps and self.evaluations < self.budget
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the environments'; the first one goes on with the examples that come next, if a search goes on."""
+        observations, info = self.env.reset(seed=seed, options=options)
+        if self.state is not None:
+            base: Any = self.env.unwrapped
+            base.set_state({**self.state, "episode": base.get_state().get("episode")})
+            self.state = None
+        return observations, info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the environments'.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from das_gym.config import check_names
 from das_gym.costs import Costs
 
 MAX_LOSS = 1e4
@@ -41,40 +43,68 @@ class Reward:
 
     Attributes:
         name: How it is asked for.
-        formula: What it is, in a line.
         low, high: Its bounds, without a price.
-        compute: From `Measured` to rewards (m,). Every reward is deterministic.
+        compute: From `Measured` to rewards (m,). Its docstring begins with the formula and says the range. Every reward is
+            deterministic.
         needs_divergences: Whether it reads `Measured.divergences`.
     """
 
     name: str
-    formula: str
     low: float
     high: float
     compute: Callable[[Measured], np.ndarray]
     needs_divergences: bool = False
 
+    @property
+    def formula(self) -> str:
+        """What it is, in a line."""
+        return (inspect.getdoc(self.compute) or self.name).partition("\n")[0].rstrip(".")
+
+    @property
+    def range(self) -> str:
+        """From its lowest to its highest value, without a price: `0..1`."""
+        return f"{self.low:g}..{self.high:g}"
+
+
+def exp_neg_loss(measured: Measured) -> np.ndarray:
+    """exp(-loss), the paper's reward.
+
+    Range: 0..1.
+    """
+    return np.exp(-measured.losses)
+
+
+def neg_loss(measured: Measured) -> np.ndarray:
+    """-loss, in nats; losses beyond 10,000 count as that.
+
+    Range: -10000..0.
+    """
+    return -np.minimum(measured.losses, MAX_LOSS)
+
+
+def metric(measured: Measured) -> np.ndarray:
+    """The task's metric.
+
+    Range: 0..1.
+    """
+    return measured.metrics
+
+
+def neg_kl(measured: Measured) -> np.ndarray:
+    """-KL(full model || mask), in nats, needs no labels; 0 = the full model's answers, beyond 10,000 counts as that.
+
+    Range: -10000..0.
+    """
+    return -np.clip(measured.divergences, 0.0, MAX_LOSS)  # rounding may leave a divergence a little below 0
+
 
 REWARDS: dict[str, Reward] = {
     reward.name: reward
     for reward in (
-        Reward("exp_neg_loss", "exp(-loss), the paper's reward; in 0..1", 0.0, 1.0, lambda m: np.exp(-m.losses)),
-        Reward(
-            "neg_loss",
-            f"-loss in nats, never below -{MAX_LOSS:g}; at most 0",
-            -MAX_LOSS,
-            0.0,
-            lambda m: -np.minimum(m.losses, MAX_LOSS),
-        ),
-        Reward("metric", "the task's metric; in 0..1", 0.0, 1.0, lambda m: m.metrics),
-        Reward(
-            "neg_kl",
-            f"-KL(full model || mask) in nats, needs no labels; never below -{MAX_LOSS:g}, 0 = the full model's answers",
-            -MAX_LOSS,
-            0.0,
-            lambda m: -np.clip(m.divergences, 0.0, MAX_LOSS),  # rounding may leave a divergence a little below 0
-            needs_divergences=True,
-        ),
+        Reward("exp_neg_loss", 0.0, 1.0, exp_neg_loss),
+        Reward("neg_loss", -MAX_LOSS, 0.0, neg_loss),
+        Reward("metric", 0.0, 1.0, metric),
+        Reward("neg_kl", -MAX_LOSS, 0.0, neg_kl, needs_divergences=True),
     )
 }
 """Every reward by name; each may have a price per MAC beside it, see `PRICE_FORMULA`."""
@@ -84,10 +114,9 @@ def find_reward(name: str) -> Reward:
     """The reward of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none; names the nearest.
     """
-    if name not in REWARDS:
-        raise ValueError(f"reward={name!r} is unknown; choose one of {', '.join(REWARDS)}")
+    check_names([name], REWARDS, "reward")
     return REWARDS[name]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.config import check_names
 from das_gym.costs import Costs
 from das_gym.evaluation.engine import Evaluator
 from das_gym.vlp.base import State
@@ -156,16 +157,21 @@ STATISTICS: dict[str, Statistic] = {
 """Every layer statistic by name, in the order of the default observation."""
 
 
-def check_statistics(names: Iterable[str]) -> tuple[Statistic, ...]:
+def statistic_names(statistics: str | Iterable[str]) -> tuple[str, ...]:
+    """The names as a tuple; a text is one name, not its letters."""
+    return (statistics,) if isinstance(statistics, str) else tuple(statistics)
+
+
+def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
     """The statistics of those names.
 
     Raises:
-        ValueError: an unknown name, or none at all.
+        ValueError: an unknown name, or none at all; the text names the nearest.
     """
-    names = tuple(names)
-    unknown = [name for name in names if name not in STATISTICS]
-    if unknown or not names:
-        raise ValueError(f"statistics={names}: choose one or more of {', '.join(STATISTICS)}")
+    names = statistic_names(names)
+    if not names:
+        raise ValueError(f"statistics={names}: give one or more of {', '.join(STATISTICS)}, or None for all")
+    check_names(names, STATISTICS, "statistic")
     return tuple(STATISTICS[name] for name in names)
 
 

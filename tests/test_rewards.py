@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from das_gym.costs import meter_costs, vilt_costs
 from das_gym.evaluation.table import every_mask
-from das_gym.rewards import REWARDS, Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
+from das_gym.rewards import REWARDS, Budget, LayerMacs, Measured, Objective, Reward, find_reward, pick_budget
 from das_gym.vlp.meter import METERConfig
 from das_gym.vlp.vilt import ViLTConfig
 
@@ -122,9 +123,16 @@ def test_formulas():
         np.testing.assert_allclose(find_reward(name).compute(seen), values)
 
 
+@pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
+def test_formula_and_range_are_told(reward: Reward):
+    told = inspect.getdoc(reward.compute).splitlines()
+    assert told[0] == f"{reward.formula}."
+    assert told[-1] == f"Range: {reward.range}."
+
+
 def test_an_unknown_reward():
-    with pytest.raises(ValueError, match="reward='los' is unknown; choose one of exp_neg_loss"):
-        find_reward("los")
+    with pytest.raises(ValueError, match=r"unknown reward 'neg_los'; did you mean 'neg_loss'.*known: exp_neg_loss"):
+        find_reward("neg_los")
 
 
 @pytest.mark.parametrize("name", REWARDS)

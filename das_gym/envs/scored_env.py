@@ -20,11 +20,16 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         action: A name in `das_gym.envs.actions.ACTION_MODES`.
         render_mode: `ansi` or None.
         arguments: What the subclass was made with: pickling makes it again.
+
+    Raises:
+        ValueError: a setting that is not allowed.
+        TypeError: `render_mode="rgb_array"`, see `check_render_mode`.
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - as in gymnasium.Env
 
     def __init__(self, scorer: Scorer, action: str, render_mode: str | None, arguments: dict[str, Any]) -> None:
+        check_render_mode(render_mode)
         self._arguments = arguments
         self.scorer = scorer
         self.render_mode = render_mode
@@ -136,6 +141,20 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
 
     def _observation(self) -> np.ndarray:
         return np.concatenate((self.scorer.observation(), self.mode.features()[0]))
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Refuse what cannot be shown.
+
+    Raises:
+        ValueError: another mode than `ansi` or None.
+        TypeError: `rgb_array`: Stable-Baselines3's `make_vec_env` tries that first, and at a TypeError goes on without.
+    """
+    if render_mode not in (None, *ScoredEnv.metadata["render_modes"]):
+        refusal = TypeError if render_mode == "rgb_array" else ValueError
+        raise refusal(
+            f"render_mode={render_mode!r} is not allowed, there are no pictures; use 'ansi' (a line of text) or None"
+        )
 
 
 def first_row(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from das_gym.config import check_names
 from das_gym.problem import Problem, shuffled_order
 from das_gym.rewards import Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
 from das_gym.statistics import Measurements, check_statistics, compute_statistics, measure_activity
@@ -47,7 +48,7 @@ class Scorer(ABC):
         position: Which example is the next, where they are taken in turn.
     """
 
-    def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: Iterable[str]) -> None:
+    def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: str | Iterable[str]) -> None:
         self.layer_names = layer_names
         self.objective = objective
         self.statistics = check_statistics(statistics)
@@ -173,12 +174,11 @@ class MaskScorer(Scorer):
         macs_saved: float | None,
         reward: str,
         macs_price: float,
-        statistics: Iterable[str],
+        statistics: str | Iterable[str],
         reward_examples: int | None,
         reward_batches: str,
     ) -> None:
-        if reward_batches not in REWARD_BATCHES:
-            raise ValueError(f"reward_batches={reward_batches!r} is unknown; choose one of {', '.join(REWARD_BATCHES)}")
+        check_names([reward_batches], REWARD_BATCHES, "reward_batches")
         reward_examples = problem.task.reward_examples if reward_examples is None else reward_examples
         if reward_examples < 1:
             raise ValueError(f"reward_examples={reward_examples}: a mask is scored on at least one example")

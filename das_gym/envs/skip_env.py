@@ -9,7 +9,7 @@ from das_gym.config import build, check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
 from das_gym.problem import ProblemConfig, load_problem
-from das_gym.statistics import STATISTICS
+from das_gym.statistics import STATISTICS, statistic_names
 
 
 class SkipEnv(ScoredEnv):
@@ -78,7 +78,7 @@ class SkipEnv(ScoredEnv):
         action: `mask`, `sequence` or `scores`.
         reward: Name of the reward, see `das_gym.rewards.REWARDS`.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward.
-        statistics: Names of the statistics to observe, see `das_gym.statistics.STATISTICS`; None observes all.
+        statistics: Names of the statistics to observe, or one name, see `das_gym.statistics.STATISTICS`; None observes all.
         reward_examples: Examples that score a mask; None is the task's own number, 500, or 64 of retrieval's 16 pairs each.
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
             the reward split) or `resample` (drawn anew from `np_random`).
@@ -100,7 +100,7 @@ class SkipEnv(ScoredEnv):
         action: str = "mask",
         reward: str = "exp_neg_loss",
         macs_price: float = 0.0,
-        statistics: Iterable[str] | None = None,
+        statistics: str | Iterable[str] | None = None,
         reward_examples: int | None = None,
         reward_batches: str = "fixed",
         model: str = "METER",
@@ -108,7 +108,7 @@ class SkipEnv(ScoredEnv):
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        statistics = tuple(STATISTICS if statistics is None else statistics)
+        statistics = statistic_names(STATISTICS if statistics is None else statistics)
         own = {name: value for name, value in locals().items() if name not in ("self", "__class__", "settings")}
         arguments = {**own, **settings}
         check_names(settings, [*own, *ProblemConfig.__dataclass_fields__], "environment argument")

@@ -26,6 +26,9 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_envs: How many masks a step scores.
         render_mode: `ansi` or None.
         kwargs: As for `SkipEnv`.
+
+    Raises:
+        ValueError: `max_episode_steps`, which Gymnasium's own vectorisation takes; what `SkipEnv` refuses.
     """
 
     metadata = {**SkipEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
@@ -34,6 +37,11 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **kwargs: Any) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
+        if "max_episode_steps" in kwargs:
+            raise ValueError(
+                f"max_episode_steps={kwargs['max_episode_steps']}: episodes end with their budget here, leave it out; or "
+                'let Gymnasium cut them off, by make_vec(..., vectorization_mode="sync"), without shared engine calls'
+            )
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.template = self.env_class(render_mode=render_mode, **kwargs)

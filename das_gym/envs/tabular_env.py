@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,13 @@ from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.evaluation.table import SCORES, SPLITS, SubnetTable
-from das_gym.registration import MODELS
+from das_gym.problem import ProblemConfig
+from das_gym.registration import MODELS, TASKS, find_environment
 from das_gym.rewards import Measured, Objective, find_reward, pick_budget
+from das_gym.statistics import statistic_names
+
+LIVE_SETTINGS = ("reward_examples", "reward_batches", *ProblemConfig.__dataclass_fields__)
+"""What only `SkipEnv` takes, `model` and `task` aside."""
 
 
 class TableScorer(Scorer):
@@ -39,7 +45,7 @@ class TableScorer(Scorer):
         macs_saved: float | None = None,
         reward: str = "exp_neg_loss",
         macs_price: float = 0.0,
-        statistics: Iterable[str] | None = None,
+        statistics: str | Iterable[str] | None = None,
         split: str = "reward",
     ) -> None:
         macs = table.layer_macs
@@ -117,6 +123,7 @@ class TabularEnv(ScoredEnv):
         table: Path of a table, see `python -m agents table`; None is the bundled one.
         model: Whose bundled table; the id sets it.
         task: On which task; the id sets it.
+        others: None there are; what only the environment with a model has is refused with its id.
 
     Raises:
         ValueError: a setting that is not allowed; the text says what is.
@@ -130,19 +137,36 @@ class TabularEnv(ScoredEnv):
         action: str = "mask",
         reward: str = "exp_neg_loss",
         macs_price: float = 0.0,
-        statistics: Iterable[str] | None = None,
+        statistics: str | Iterable[str] | None = None,
         split: str = "reward",
         table: str | None = None,
         model: str = "METER",
         task: str = "vqa",
         render_mode: str | None = None,
+        **others: Any,
     ) -> None:
-        statistics = None if statistics is None else tuple(statistics)
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        statistics = None if statistics is None else statistic_names(statistics)
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "others")}
+        _refuse(others, arguments, model, task)
         path = bundled_table(model, task) if table is None else Path(table).expanduser().absolute()
         self.table = load_table(path)
         scorer = TableScorer(self.table, skip_num, macs_saved, reward, macs_price, statistics, split)
         super().__init__(scorer, action, render_mode, arguments)
+
+
+def _refuse(others: Iterable[str], known: Iterable[str], model: str, task: str) -> None:
+    """Refuse arguments that the environment does not have.
+
+    Raises:
+        ValueError: says which id has it, or names the nearest.
+    """
+    for name in others:
+        if name in LIVE_SETTINGS:
+            check_names([model], MODELS, "model")
+            check_names([task], TASKS, "task")
+            live = find_environment(model, task).id
+            raise ValueError(f"{name} is no argument here: a table has no model and no data of its own; {live} takes {name}")
+    check_names(others, known, "environment argument")
 
 
 def bundled_table(model: str, task: str) -> Path:

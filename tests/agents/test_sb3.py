@@ -10,11 +10,14 @@ import pytest
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from agents.record import SearchResult
-from agents.sb3 import CHECKPOINT, train_sb3
+from agents.sb3 import train_sb3
 from agents.sb3_algorithms import ALGORITHMS, find_algorithm, is_algorithm
+from agents.sb3_checkpoint import CHECKPOINT
 from agents.sb3_policy import load_sb3, policy_mask
 from agents.sb3_recorder import Recorder, with_effect
 from agents.validate import validate
@@ -119,6 +122,8 @@ def test_a_stopped_search_goes_on(env_kwargs: dict, tmp_path: Path, name: str):
     assert len(masks) == result.evaluations == 22
     with pytest.raises(ValueError, match="is of a search with seed=0, not 5"):
         train(name, env_kwargs, tmp_path, checkpoint_every=1, resume=True, seed=5)
+    with pytest.raises(ValueError, match="is of a search with n_envs=4, not 2"):
+        train(name, env_kwargs, tmp_path, checkpoint_every=1, resume=True, n_envs=2)
 
 
 class Patient(PPO):
@@ -140,8 +145,16 @@ def test_a_class_of_ones_own(env_kwargs: dict):
 
 def test_a_class_that_no_table_knows(env_kwargs: dict):
     assert train("sb3_contrib:CrossQ", env_kwargs, algo={"learning_starts": 8}).action == "scores"
-    trained = train(RecurrentPPO, env_kwargs, action="sequence", algo={"policy": "MlpLstmPolicy", "n_steps": 8})
+    trained = train(RecurrentPPO, env_kwargs, action="sequence", algo={"n_steps": 8})
+    assert isinstance(trained.model.policy, RecurrentActorCriticPolicy)
     assert trained.result.n_skipped == 4
+
+
+def test_a_policy_of_ones_own(env_kwargs: dict):
+    class Small(ActorCriticPolicy):
+        pass
+
+    assert isinstance(train("ppo", env_kwargs, evaluations=4, own={"policy": Small}).model.policy, Small)
 
 
 @pytest.mark.parametrize(
@@ -152,12 +165,18 @@ def test_a_class_that_no_table_knows(env_kwargs: dict):
         ("stable_baselines3:PPOO", {}, "cannot be imported"),
         ("ppo", {"algo": {"learning_rat": 1}}, "unknown setting of ppo, 'learning_rat'; did you mean 'learning_rate'"),
         ("ppo", {"algo": {"seed": 1}}, "unknown setting of ppo, 'seed'"),
-        ("ppo", {"algo": {"policy": "MlpPolcy"}}, "PPO cannot be made with"),
+        ("ppo", {"algo": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'; did you mean 'MlpPolicy'"),
+        (RecurrentPPO, {"algo": {"policy": "MlpPolicy"}}, r"RecurrentPPO, 'MlpPolicy'; .*known: MlpLstmPolicy, "),
+        ("ppo", {"algo": {"clip_range": "wide"}}, "PPO cannot be made with"),
         ("sac", {"action": "mask"}, "sac does not take action='mask'; it takes scores"),
         ("ppo", {"action": "score"}, "unknown action 'score'; did you mean 'scores'"),
         ("ppo", {"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
         ("ppo", {"macs_saved": 0.9}, "macs_saved=0.9 is out of reach"),
         ("ppo", {"evaluation": 9}, "unknown setting 'evaluation'; did you mean 'evaluations'"),
+        ("ppo", {"n_env": 3}, "unknown setting 'n_env'; did you mean 'n_envs'.*known: .*algo, .*n_envs, .*own"),
+        ("ppo", {"masks_per_turn": 3}, "unknown setting 'masks_per_turn'; known: .*n_envs"),
+        ("ppo", {"n_envs": 0}, "n_envs=0 is not allowed; give a whole number from 1"),
+        ("ppo", {"n_envs": 2.5}, "n_envs=2.5 is not allowed; give a whole number from 1"),
     ],
 )
 def test_what_cannot_be_is_refused(env_kwargs: dict, algorithm: str, settings: dict, says: str):
@@ -207,3 +226,35 @@ def test_a_record_replays_where_examples_change(small_kwargs: dict, batches: str
     settings = {"skip_num": 3, "evaluations": 8, "n_envs": 3, "algo": {"n_steps": 4, "n_epochs": 1}}
     trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", env_kwargs=env_kwargs, action=action, **settings)
     assert all(check.agrees for check in validate(trained.result))
+
+
+@pytest.mark.parametrize("batches", ["cycle", "resample"])
+@pytest.mark.parametrize("action", ["scores", "sequence"])
+def test_the_record_of_a_resumed_search_replays_where_examples_change(
+    small_kwargs: dict, tmp_path: Path, batches: str, action: str
+):
+    env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
+    settings = {"env_id": "DAS-METER-VQA-v0", "env_kwargs": env_kwargs, "action": action, "skip_num": 3, "evaluations": 12}
+    settings |= {"checkpoint_every": 1, "n_envs": 2, "algo": {"n_steps": 2, "n_epochs": 1}}
+    told = []
+
+    def stop(turn, layer_names):
+        told.append(turn)
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sb3("ppo", tmp_path, on_turn=stop, **settings)
+    result = train_sb3("ppo", tmp_path, resume=True, **settings).result
+    assert list(result.history[:2]) == told[:2]
+    assert result.evaluations == 12
+    assert [check for check in validate(result) if not check.agrees] == []
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(env_kwargs: dict, tmp_path: Path):
+    train("ppo", env_kwargs, tmp_path, checkpoint_every=1)
+    state = json.loads((tmp_path / CHECKPOINT).read_text())
+    del state["env"]
+    (tmp_path / CHECKPOINT).write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="no checkpoint of this version; begin a new search"):
+        train("ppo", env_kwargs, tmp_path, checkpoint_every=1, resume=True)

@@ -43,6 +43,14 @@ def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
     assert load_sb3(folder)[1]["algorithm"] == "ppo"
 
 
+def test_a_run_without_tensorboard_says_so(small: dict, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("stable_baselines3.common.logger.SummaryWriter", None)
+    folder = run_search({**small, "algo": {"n_steps": 4}}, ["meter_vqa_table", "ppo"])[1]
+    said = [line for line in (folder / "cout.txt").read_text().splitlines() if "TensorBoard" in line]
+    assert said == ["TensorBoard is not installed, its files are left out; to get them: pip install 'das_gym[sb3]'"]
+    assert not (folder / "tensorboard").exists()
+
+
 def test_any_class_of_sb3s_kind_is_an_agent(small: dict):
     result = run_search({**small, "agent": "sb3_contrib:TRPO", "masks_per_turn": 4}, ["meter_vqa_table"])[2]
     assert result.agent.endswith(":TRPO")
@@ -57,7 +65,7 @@ def test_any_class_of_sb3s_kind_is_an_agent(small: dict):
         ({"algo": {"gamma": 1.0}, "agent_kwargs": {"gamma": 0.5}}, ["ppo"], r"agent_kwargs\.gamma=0\.5 too"),
         ({"action": "scores"}, ["dqn"], "dqn does not take action='scores'; it takes sequence"),
         ({"algo": {"gamma": 1.0}}, ["bandit"], "agent 'bandit' has no setting algo"),
-        ({"n_envs": 0}, ["ppo"], "masks_per_turn=0 is not allowed"),
+        ({"n_envs": 0}, ["ppo"], "n_envs=0 is not allowed; give a whole number from 1"),
     ],
 )
 def test_a_wrong_setting_begins_no_run(small: dict, update: dict, names: list[str], text: str):

@@ -101,10 +101,11 @@ def test_an_impossible_budget_is_refused(tiny_kwargs: dict[str, str], skip_num):
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ({"reward": "loss"}, "choose one of exp_neg_loss"),
-        ({"statistics": ["depht"]}, "choose one or more of stream, depth"),
-        ({"statistics": []}, "choose one or more of"),
-        ({"reward_batches": "random"}, "choose one of fixed, cycle, resample"),
+        ({"reward": "neg_los"}, "unknown reward 'neg_los'; did you mean 'neg_loss'.*known: exp_neg_loss"),
+        ({"statistics": ["depht"]}, "unknown statistic 'depht'; did you mean 'depth'.*known: stream, depth"),
+        ({"statistics": "depht"}, "unknown statistic 'depht'; did you mean 'depth'"),
+        ({"statistics": []}, r"statistics=\(\): give one or more of stream, .*, or None for all"),
+        ({"reward_batches": "cycel"}, "unknown reward_batches 'cycel'; did you mean 'cycle'.*known: fixed, cycle, resample"),
         ({"reward_examples": 0}, "at least one"),
         ({"size": "huge"}, "choose one of mini, base"),
         ({"size": "base"}, "pass checkpoint="),
@@ -202,6 +203,8 @@ def test_observation_holds_what_is_asked_for(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", statistics=["depth"], **tiny_kwargs)
     assert env.get_wrapper_attr("feature_names")[1] == "text.1/depth"
     np.testing.assert_allclose(env.reset()[0], np.tile(np.arange(6) / 5, 2), rtol=1e-6)
+    one = gymnasium.make("DAS-METER-VQA-v0", statistics="depth", **tiny_kwargs)
+    np.testing.assert_array_equal(one.reset()[0], env.reset()[0])
 
 
 def test_renders_the_last_mask(tiny_kwargs: dict[str, str]):

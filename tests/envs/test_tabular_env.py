@@ -11,6 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
 
 from das_gym import ENVIRONMENTS
 from das_gym.envs.scored_env import ScoredEnv
@@ -106,11 +107,30 @@ def test_the_test_split_can_be_asked_for(small_table: SubnetTable, table_path: s
         gymnasium.make(ID, table=table_path, split="tset")
 
 
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ({"skipnum": 3}, "unknown environment argument 'skipnum'; did you mean 'skip_num'.*known: .*split, table"),
+        ({"checkpoint": "x"}, "checkpoint is no argument here: a table has no model .*; DAS-ViLT-VQA-v0 takes checkpoint"),
+        ({"reward_batches": "cycle"}, "; DAS-ViLT-VQA-v0 takes reward_batches"),
+        ({"model": "VILT", "device": "cpu"}, "unknown model 'VILT'; did you mean 'ViLT'"),
+        ({"reward_examples": 9, "skipnum": 3}, "; DAS-ViLT-VQA-v0 takes reward_examples"),
+    ],
+)
+def test_an_argument_that_a_table_does_not_have(argument: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        gymnasium.make("DAS-ViLT-VQA-Tabular-v0", **argument)
+    with pytest.raises(ValueError, match=says):
+        gymnasium.make_vec("DAS-ViLT-VQA-Tabular-v0", num_envs=2, **argument)
+
+
 def test_observes_what_is_asked_for(table_path: str, small_table: SubnetTable):
     env = gymnasium.make(ID, table=table_path, skip_num=2, statistics=["leave_one_out", "depth"])
     assert env.get_wrapper_attr("feature_names")[:2] == ("text.0/leave_one_out", "text.0/depth")
     columns = [small_table.meta.statistics.index(name) for name in ("leave_one_out", "depth")]
     np.testing.assert_array_equal(env.reset()[0].reshape(6, 2), small_table.statistics[:, columns])
+    one = gymnasium.make(ID, table=table_path, skip_num=2, statistics="depth")
+    np.testing.assert_array_equal(one.reset()[0], small_table.statistics[:, columns[1]])
 
 
 def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
@@ -127,6 +147,23 @@ def test_a_reward_that_the_table_cannot_answer(small_table: SubnetTable):
     scores = {s: Measured(m.losses, m.metrics, unknown) for s, m in small_table.scores.items()}
     with pytest.raises(ValueError, match="reward='neg_kl' needs divergences, which this table lacks"):
         TableScorer(replace(small_table, scores=scores), 2, reward="neg_kl")
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode.*not in the possible render_modes:UserWarning")  # Gymnasium's
+@pytest.mark.parametrize(("mode", "refusal"), [("human", ValueError), ("rgb_array", TypeError)])
+def test_a_render_mode_that_it_has_not(table_path: str, mode: str, refusal: type[Exception]):
+    for make in (gymnasium.make, gymnasium.make_vec):
+        with pytest.raises(refusal, match=f"render_mode='{mode}' is not allowed, .*use 'ansi'"):
+            make(ID, table=table_path, render_mode=mode)
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode.*not in the possible render_modes:UserWarning")
+def test_sb3s_own_make_vec_env_takes_it(table_path: str):
+    env = make_vec_env(ID, n_envs=2, env_kwargs={"table": table_path, "skip_num": 2})
+    env.reset()
+    rewards = env.step(np.tile(np.array([1, 0, 0, 0, 1, 0], np.int8), (2, 1)))[1]
+    assert (rewards > 0).all()
+    assert env.get_attr("render_mode") == [None, None]
 
 
 def test_survives_pickling(table_path: str):
@@ -187,6 +224,15 @@ def test_the_vector_form_earns_what_single_ones_earn(table_path: str, action: st
                 np.testing.assert_array_equal(info["final_obs"][i], observation)
                 observation, _ = env.reset()
             np.testing.assert_array_equal(observations[i], observation)
+
+
+def test_a_limit_of_steps_is_left_to_gymnasium(table_path: str):
+    kwargs = {"num_envs": 2, "table": table_path, "action": "sequence", "max_episode_steps": 3}
+    with pytest.raises(ValueError, match=r'max_episode_steps=3: .*leave it out; .*vectorization_mode="sync"'):
+        gymnasium.make_vec(ID, **kwargs)
+    env = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
+    env.reset(seed=0)
+    assert [env.step(np.array([layer, layer]))[3].all() for layer in range(3)] == [False, False, True]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

@@ -20,13 +20,17 @@ QUICK: dict[str, dict] = {
 }
 
 
+CASES = [(path, QUICK[path.stem]) for path in EXAMPLES]
+CASES += [(path, {**QUICK["policy_gradient"], "macs_saved": 0.3}) for path in EXAMPLES if path.stem == "policy_gradient"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("path", "arguments"), CASES, ids=lambda value: getattr(value, "stem", ""))
+def test_runs(path: Path, arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len([line for line in path.read_text().splitlines() if line]) < 60
     monkeypatch.chdir(tmp_path)
     write_snli_ve(tmp_path / "data")
-    result = runpy.run_path(str(path))["main"](**QUICK[path.stem])
+    result = runpy.run_path(str(path))["main"](**arguments)
     assert np.isfinite(result)
     assert -1 <= result <= 1
 

@@ -1,0 +1,58 @@
+"""What a stopped search with an algorithm of SB3 goes on from, beside its `agent.zip`: `sb3_checkpoint.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.record import FORMAT, Turn
+from agents.sb3_config import BY_SB3S_NAMES, SB3Config
+from das_gym.config import build
+from das_gym.files import read_json, write_json
+
+CHECKPOINT = "sb3_checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a search stands.
+
+    Attributes:
+        steps: Steps that the algorithm has taken.
+        turns: All turns.
+        env: The environments' `get_state()`, which says what examples come next; None where they have none.
+    """
+
+    steps: int = 0
+    turns: tuple[Turn, ...] = ()
+    env: Mapping[str, Any] | None = None
+
+    def save(self, folder: Path, config: SB3Config) -> None:
+        """Write it into a run folder, with the settings of the search."""
+        state = {"format": FORMAT, "config": dataclasses.asdict(config), "steps": self.steps, "env": self.env}
+        write_json(folder / CHECKPOINT, {**state, "turns": [vars(turn) for turn in self.turns]}, indent=None)
+
+    @classmethod
+    def load(cls, folder: Path, config: SB3Config) -> Checkpoint:
+        """That of a run folder; one of no turns where none is there yet.
+
+        Raises:
+            ValueError: it is of another search than `config`, or of another version.
+        """
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            return cls()
+        state = read_json(path)
+        if state.get("format") != FORMAT or "env" not in state:
+            raise ValueError(f"{path} is no checkpoint of this version; begin a new search")
+        mine = json.loads(json.dumps(dataclasses.asdict(config)))
+        for name, value in state["config"].items():
+            if name != "checkpoint_every" and mine.get(name) != value:
+                asked, known_as = mine.get(name), BY_SB3S_NAMES.get(name, name)
+                claim = f"{path} is of a search with {known_as}={value!r}, not {asked!r}"
+                raise ValueError(f"{claim}; use that, or another folder")
+        return cls(state["steps"], tuple(build(Turn, turn) for turn in state["turns"]), state["env"])

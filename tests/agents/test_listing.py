@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from agents.base import AGENTS
+from agents.listing import NARROWEST, algorithms, environments, rewards, statistics
+from agents.listing import agents as agents_table
+from agents.sb3_algorithms import ALGORITHMS
+from das_gym import ENVIRONMENTS
+from das_gym.rewards import REWARDS
+from das_gym.statistics import STATISTICS
+
+ENTRIES = [(entry.id, entry.tabular_id, entry.short, entry.model, entry.task) for entry in ENVIRONMENTS.values()]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every line of a table."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
+
+
+@pytest.fixture(scope="module")
+def printed() -> str:
+    return subprocess.run([sys.executable, "-m", "agents", "list"], check=True, capture_output=True, text=True).stdout
+
+
+def test_every_name_is_one_word_of_a_line(printed: str):
+    cells = rows(printed)
+    for entry in ENTRIES:
+        assert any(row[:5] == list(entry) for row in cells)
+    for name in (*AGENTS, *ALGORITHMS, *REWARDS, *STATISTICS):
+        assert any(row[0] == name for row in cells)
+
+
+def test_nothing_wraps_where_no_terminal_reads_it(printed: str):
+    cells = rows(printed)
+    for feature in (*REWARDS.values(), *STATISTICS.values()):
+        assert [feature.name, feature.formula, f"{feature.low:g}..{feature.high:g}"] in cells
+    assert all(row[0] or not row[2] for row in cells)  # only settings of agents take more lines
+
+
+@pytest.mark.parametrize("table", [environments, agents_table, algorithms, rewards, statistics])
+def test_names_stay_whole_on_a_terminal(table, printed: str):
+    console = Console(file=io.StringIO(), width=NARROWEST)
+    console.print(table())
+    names = [row[0] for row in rows(console.file.getvalue()) if row[0]]
+    assert names
+    assert set(names) <= {row[0] for row in rows(printed)}
+    if table is environments:
+        assert [entry[:3] for entry in ENTRIES] == [tuple(r[:3]) for r in rows(console.file.getvalue()) if r[0]]
+        assert "block.0..11" in console.file.getvalue()
