@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.arena import Arena
+from agents.asking import answer, ask
 from agents.base import agent_class, make_agent
 from agents.search import SEARCH_DEFAULTS, agent_generator
 from agents.space import Floats, Masks
@@ -109,16 +110,16 @@ def _play_once(
     curve = np.zeros(evaluations)
     used = 0
     while used < evaluations:
-        masks = agent.ask(min(masks_per_turn, evaluations - used))
+        masks = ask(agent, name, min(masks_per_turn, evaluations - used))
         if len(masks) == 0:
             break
         agent.tell(masks, arena.rewards(masks))
-        curve[used:] = arena.rewards(agent.best()[None])[0]
+        curve[used:] = arena.rewards(answer(agent, name)[None])[0]
         used += len(masks)
-    answer = agent.best()
+    final = answer(agent, name)
     if used == 0:  # the budget leaves one mask, and the agent knows
-        curve[:] = arena.rewards(answer[None])[0]
-    return answer, curve, used
+        curve[:] = arena.rewards(final[None])[0]
+    return final, curve, used
 
 
 def judge(arena: Arena, played: Sequence[Played]) -> list[Standing]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents import AGENTS, MaskSpace
+from agents import AGENTS, Agent, MaskSpace
 from agents.arena import LiveArena, TableArena, make_arena
 from agents.compare import Played, Standing, compare, judge, play, quantile
 from agents.compare_experiment import Settings, ex
@@ -76,6 +76,27 @@ def test_a_single_mask_needs_no_evaluation(made_up_table):
 def test_stages_are_refused(arena):
     with pytest.raises(ValueError, match="agent 'evolution' is told to begin on fewer examples; comparisons score all"):
         play(arena, "evolution", range(1), 5, 3, {"stages": [0.5, 1]})
+
+
+class OffBudget(Agent):
+    """Someone's own agent, which forgets that k = 4."""
+
+    def ask(self, n):
+        return np.ones((1, self.n_layers), dtype=bool)
+
+    def tell(self, masks, rewards):
+        pass
+
+    def best(self):
+        return self.ask(1)[0]
+
+
+def test_an_agent_that_leaves_the_budget_is_named(arena, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_compared", sys.modules[__name__])
+    with pytest.raises(
+        ValueError, match=r"agent 'own_compared:OffBudget': ask\(3\) gave the mask that skips layers \[0, 1, 2"
+    ):
+        compare(arena, ["own_compared:OffBudget"], seeds=range(1), evaluations=6)
 
 
 def test_settings_of_an_agent_reach_it(arena):
