@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,32 @@ class Turn:
         """Mask number `index` of the turn and its scores."""
         scores = {name: getattr(self, name)[index] for name in SCORES}
         return {"mask": self.masks[index], "reward": self.rewards[index], **scores}
+
+
+def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
+    """Whether a mask of 0/1 that saves that share of MACs keeps a budget.
+
+    Args:
+        budget: `skip_num` or `macs_saved` as an environment takes them; what is missing or None binds nothing.
+        mask: 0/1 a layer.
+        macs_saved: Share of MACs that the mask saves.
+    """
+    count, share = budget.get("skip_num"), budget.get("macs_saved")
+    return (count is None or sum(mask) == count) and (share is None or macs_saved >= share)
+
+
+def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The best mask that may be an answer, with its scores; of equal ones the first, None where there is none.
+
+    It was scored on all reward examples and keeps the budget.
+
+    Args:
+        turns: Where to look.
+        budget: As for `keeps_budget`.
+    """
+    rows = [turn.row(i) for turn in turns if turn.examples_share == 1.0 for i in range(len(turn.masks))]
+    allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
+    return max(allowed, key=lambda row: -math.inf if row["reward"] is None else row["reward"], default=None)
 
 
 @dataclass(frozen=True)

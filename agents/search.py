@@ -17,7 +17,7 @@ import numpy as np
 from agents.asking import answer, ask
 from agents.base import Agent, agent_class, make_agent
 from agents.environment import fewer_examples, find_scorer, make_env, observed_statistics
-from agents.record import FORMAT, SCORES, SearchResult, Turn
+from agents.record import FORMAT, SCORES, SearchResult, Turn, best_row
 from agents.space import Masks, MaskSpace
 from das_gym.config import build
 from das_gym.files import read_json, write_json
@@ -215,7 +215,7 @@ class _Loop:
         config, mask = self.config, answer(self.agent, self.config.agent)
         rewards, scores = self.score(mask[None])
         scored = {"reward": _numbers(rewards)[0], **{name: values[0] for name, values in scores.items()}}
-        best = self.best_seen() or {"mask": mask.astype(int).tolist(), **scored}
+        best = best_row(self.history, config.budget) or {"mask": mask.astype(int).tolist(), **scored}
         return SearchResult(
             env_id=config.env_id,
             env_kwargs={**config.budget, **config.env_kwargs},
@@ -236,13 +236,6 @@ class _Loop:
             history=tuple(self.history),
             **scored,
         )
-
-    def best_seen(self) -> dict[str, Any] | None:
-        """The scored mask that keeps the budget and has the highest reward, with its scores; None if there is none."""
-        whole = [turn for turn in self.history if turn.examples_share == 1.0]
-        rows = [turn.row(i) for turn in whole for i in range(len(turn.masks))]
-        allowed = [row for row in rows if self.space.contains(np.array([row["mask"]], dtype=bool))[0]]
-        return max(allowed, key=lambda row: -math.inf if row["reward"] is None else row["reward"], default=None)
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the search depends on."""
