@@ -233,6 +233,7 @@ class _Loop:
             preferences=_values(self.agent.preferences),
             skip_probabilities=_values(self.agent.skip_probabilities()),
             versions=library_versions(),
+            free_budget=self.agent.free_budget,
             history=tuple(self.history),
             **scored,
         )

@@ -35,3 +35,16 @@ def test_the_best_row_is_scored_on_all_examples_and_keeps_the_budget():
     assert best_row(turns[:1], {"skip_num": 1})["reward"] == 0.9
     assert best_row(turns[1:2], {"skip_num": 2}) is None
     assert best_row([turn([[1, 0]], [None])], {"skip_num": 1})["reward"] is None
+
+
+@pytest.mark.parametrize(
+    ("masks", "rewards", "text"),
+    [
+        ([[1, 0], [0, 1]], [0.5], "a turn has 2 masks and 1 of rewards; give one each"),
+        ([[1, 0], [0]], [0.5, 0.5], "mask 1 of a turn is 1 entries, there are 2 layers"),
+        ([[1, 7]], [0.5], r"mask 0 of a turn holds 7; give 0 \(keep\) or 1 \(skip\) a layer"),
+    ],
+)
+def test_a_turn_has_one_score_a_mask(masks, rewards, text):
+    with pytest.raises(ValueError, match=text):
+        turn(masks, rewards)
