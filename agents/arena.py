@@ -13,6 +13,7 @@ import numpy.typing as npt
 from agents.environment import observed_statistics
 from agents.space import Floats, Masks, MaskSpace
 from das_gym.envs.scored_env import ScoredEnv
+from das_gym.registration import ENVIRONMENTS
 
 
 class Arena(ABC):
@@ -126,5 +127,9 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
 
 def make_arena(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> Arena:
     """The arena of an environment: of its table where the id is a tabular one."""
-    kind = TableArena if "-Tabular-" in env_id else LiveArena
-    return kind(env_id, budget, env_kwargs)
+    return (TableArena if is_tabular(env_id) else LiveArena)(env_id, budget, env_kwargs)
+
+
+def is_tabular(env_id: str) -> bool:
+    """Whether an id means an environment of das_gym that answers from a table; `module:id` may name it too."""
+    return env_id.rpartition(":")[2] in {entry.tabular_id for entry in ENVIRONMENTS.values()}

@@ -28,6 +28,7 @@ from agents.record import RECORD, SearchResult, Turn, best_row
 from agents.sb3_algorithms import ALGORITHMS, is_algorithm
 from agents.sb3_config import SB3_DEFAULTS, SB3Config, sb3_config
 from agents.search import SearchConfig, search
+from agents.truth import against_truth
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.problem import PATH_SETTINGS
@@ -198,7 +199,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def summary(result: SearchResult, folder: Path | None) -> str:
-    """What a search found, in a few lines for a person."""
+    """What a search found, in a few lines for a person; on a table, how that stands against the truth."""
 
     def shown(value: float | None) -> str:
         return "not finite" if value is None else f"{value:.4f}"
@@ -209,6 +210,12 @@ def summary(result: SearchResult, folder: Path | None) -> str:
         f"  reward {shown(result.reward)}, loss {shown(result.loss)}, metric {shown(result.metric)}",
         f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (the whole model: {result.macs_full:,})",
     ]
+    truth = against_truth(result.env_id, result.env_kwargs, result.mask)
+    if truth is not None:
+        lines.append(
+            f"  against the truth: rank {truth.rank:,} of {truth.masks:,} masks, regret {truth.regret:.4f} "
+            f"(the best reward is {truth.best_reward:.4f})"
+        )
     if folder is not None:
         runs_dir = "" if folder.parent == Path(RUNS_DIR) else f" runs_dir={folder.parent}"
         lines += [f"  record: {folder / RECORD}", f"Next: python -m adapt with search_run={folder.name}{runs_dir}"]
