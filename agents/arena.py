@@ -13,6 +13,7 @@ import numpy.typing as npt
 from agents.environment import observed_statistics
 from agents.space import Floats, Masks, MaskSpace
 from das_gym.envs.scored_env import ScoredEnv
+from das_gym.registration import ENVIRONMENTS
 
 
 class Arena(ABC):
@@ -20,12 +21,14 @@ class Arena(ABC):
 
     Attributes:
         env_id: The environment that it stands for.
+        env_kwargs: Its settings besides the budget.
         space: The masks that keep the budget.
         statistics: Layer statistics by name, (n_layers,) each.
         best_reward: The highest reward of an allowed mask; None where nobody knows.
     """
 
     env_id: str
+    env_kwargs: Mapping[str, Any]
     space: MaskSpace
     statistics: Mapping[str, Floats]
     best_reward: float | None = None
@@ -54,12 +57,12 @@ class TableArena(Arena):
     """
 
     def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
-        self.env_id = env_id
-        env = make_scored(env_id, budget, env_kwargs or {})
+        self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
+        env = make_scored(env_id, budget, self.env_kwargs)
         self.table = env.table
         self.space = MaskSpace(self.table.n_layers, **budget, savings=env.scorer.macs.saved)
         self.statistics = observed_statistics(env, env.reset()[0])
-        env = make_scored(env_id, {"skip_num": None}, env_kwargs or {})
+        env = make_scored(env_id, {"skip_num": None}, self.env_kwargs)
         self._rewards = env.scorer.score(self.table.masks, np.random.default_rng(0)).rewards
         self._allowed = np.sort(self._rewards[self.space.contains(self.table.masks)])
         self.best_reward = float(self._allowed[-1])
@@ -90,14 +93,14 @@ class LiveArena(Arena):
     """
 
     def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
-        self.env_id = env_id
-        changing = (env_kwargs or {}).get("reward_batches", "fixed")
+        self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
+        changing = self.env_kwargs.get("reward_batches", "fixed")
         if changing != "fixed":
             raise ValueError(f"reward_batches={changing!r} gives a mask now this reward, now that; compare with 'fixed'")
-        env = make_scored(env_id, budget, env_kwargs or {})
+        env = make_scored(env_id, budget, self.env_kwargs)
         self.space = MaskSpace(env.n_layers, **budget, savings=env.scorer.macs.saved)
         self.statistics = observed_statistics(env, env.reset()[0])
-        self._scorer = make_scored(env_id, {"skip_num": None}, env_kwargs or {}).scorer
+        self._scorer = make_scored(env_id, {"skip_num": None}, self.env_kwargs).scorer
         self._rng = np.random.default_rng(0)
 
     def rewards(self, masks: Masks) -> Floats:
@@ -124,5 +127,9 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
 
 def make_arena(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> Arena:
     """The arena of an environment: of its table where the id is a tabular one."""
-    kind = TableArena if "-Tabular-" in env_id else LiveArena
-    return kind(env_id, budget, env_kwargs)
+    return (TableArena if is_tabular(env_id) else LiveArena)(env_id, budget, env_kwargs)
+
+
+def is_tabular(env_id: str) -> bool:
+    """Whether an id means an environment of das_gym that answers from a table; `module:id` may name it too."""
+    return env_id.rpartition(":")[2] in {entry.tabular_id for entry in ENVIRONMENTS.values()}

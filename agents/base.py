@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -62,9 +63,17 @@ class Agent(ABC):
         self.n_layers = space.n_layers
         self.rng = np.random.default_rng(seed)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have the subclass's `ask` refuse an n below 1."""
+        super().__init_subclass__(**kwargs)
+        if "ask" in vars(cls):
+            setattr(cls, "ask", _from_one_on(vars(cls)["ask"]))  # noqa: B010 - mypy takes methods for constant
+
     @abstractmethod
     def ask(self, n: int) -> Masks:
         """Up to `n` masks to score next.
+
+        Tell their rewards before asking again: asked twice in a row, some agents give the same masks twice.
 
         Args:
             n: How many are wanted, at least 1.
@@ -72,6 +81,9 @@ class Agent(ABC):
         Returns:
             (m, n_layers) bool, True = skipped, distinct, m <= n: fewer when no more exist, none when the
             agent is done.
+
+        Raises:
+            ValueError: n is no whole number from 1 on; every subclass refuses that without a line of its own.
         """
 
     @abstractmethod
@@ -119,6 +131,15 @@ class Agent(ABC):
             mask = masks[~np.isfinite(rewards)][0]
             raise ValueError(f"the reward of the mask that skips layers {np.flatnonzero(mask).tolist()} is not finite")
         return masks, rewards
+
+
+def _from_one_on(ask: Callable[[Any, int], Masks]) -> Callable[[Any, int], Masks]:
+    @functools.wraps(ask)
+    def checked(self: Any, n: int) -> Masks:
+        check_number("n", n, least=1, whole=True)
+        return ask(self, n)
+
+    return checked
 
 
 def agent_class(name: str) -> type[Agent]:

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.arena import Arena
-from agents.base import agent_class, make_agent
-from agents.search import SEARCH_DEFAULTS, agent_generator
+from agents.playing import Played, play, try_out
 from agents.space import Floats, Masks
 
 TOLERANCE = 0.001
@@ -21,41 +20,23 @@ QUARTILES = (25, 50, 75)
 
 
 @dataclass(frozen=True, eq=False)
-class Played:
-    """What one agent did over all seeds.
-
-    Attributes:
-        agent: Its name.
-        answers: (seeds, n_layers) its final answers.
-        rewards: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after so many
-            evaluations.
-        evaluations: (seeds,) how many it used; an agent that is done keeps its answer.
-    """
-
-    agent: str
-    answers: Masks
-    rewards: Floats
-    evaluations: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
 class Standing:
     """How well an agent did.
 
     Attributes:
         agent: Its name.
-        regret: (seeds, evaluations) the best mask's reward minus its answer's.
-        rank: (seeds, evaluations) 1 = the best mask; None where the truth is not known.
+        regret: (seeds, evaluations) the best mask's reward minus its answer's; inf while it has no answer.
+        rank: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None where the truth is not known.
         found: (seeds, evaluations) bool: the regret is within `TOLERANCE` of the best reward.
         evaluations: (seeds,) how many it used.
         answers: (seeds, n_layers) its final answers.
         rewards: (seeds,) of those.
-        test_metrics: (seeds,) of those, on the test split.
+        test_metrics: (seeds,) of those, on the test split; NaN where it never had an answer.
     """
 
     agent: str
     regret: Floats
-    rank: npt.NDArray[np.int64] | None
+    rank: Floats | None
     found: npt.NDArray[np.bool_]
     evaluations: npt.NDArray[np.int64]
     answers: Masks
@@ -68,19 +49,35 @@ class Standing:
         last_miss = missed.shape[1] - np.argmax(missed[:, ::-1], axis=1)
         return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
 
+    def mean_regret(self) -> float:
+        """Over seeds and evaluations, each seed's from its first answer on; inf where a seed never had one."""
+        has_answer = np.isfinite(self.regret)
+        totals = np.where(has_answer, self.regret, 0.0).sum(axis=1)
+        means = np.full(len(totals), np.inf)
+        np.divide(totals, has_answer.sum(axis=1), out=means, where=has_answer.any(axis=1))
+        return float(means.mean())
+
     def record(self) -> dict[str, Any]:
-        """In plain JSON values: quartiles of the curves, and every seed's end."""
-        curves = {"regret": self.regret} if self.rank is None else {"regret": self.regret, "rank": self.rank}
+        """In plain JSON values: quartiles of the curves, and every seed's end; None where there is no answer."""
+        curves = {"regret": (self.regret, float)} | ({} if self.rank is None else {"rank": (self.rank, int)})
         return {
             "agent": self.agent,
-            **{name: {f"q{q}": quantile(curve, q).tolist() for q in QUARTILES} for name, curve in curves.items()},
+            **{
+                name: {f"q{q}": _plain(quantile(curve, q), kind) for q in QUARTILES}
+                for name, (curve, kind) in curves.items()
+            },
             "found": self.found.mean(axis=0).tolist(),
-            "needed": [None if np.isinf(n) else int(n) for n in self.needed()],
+            "needed": _plain(self.needed(), int),
             "evaluations": self.evaluations.tolist(),
             "answers": self.answers.astype(int).tolist(),
-            "rewards": self.rewards.tolist(),
-            "test_metrics": self.test_metrics.tolist(),
+            "rewards": _plain(self.rewards),
+            "test_metrics": _plain(self.test_metrics),
         }
+
+
+def _plain(values: npt.NDArray[Any], kind: type[float] = float) -> list[float | None]:
+    """Plain numbers, whole ones for `int`; None for what JSON has no number for."""
+    return [kind(value) if np.isfinite(value) else None for value in values.tolist()]
 
 
 def quantile(values: npt.NDArray[Any], percent: float) -> npt.NDArray[Any]:
@@ -88,50 +85,19 @@ def quantile(values: npt.NDArray[Any], percent: float) -> npt.NDArray[Any]:
     return np.percentile(values, percent, axis=0, method="inverted_cdf")
 
 
-def play(
-    arena: Arena, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> Played:
-    """Let an agent search once a seed; one that draws nothing at random searches once for all."""
-    kwargs = {**SEARCH_DEFAULTS.get(agent, {}), **agent_kwargs}
-    different = seeds if agent_class(agent).draws else seeds[:1]
-    runs = [_play_once(arena, agent, seed, evaluations, masks_per_turn, kwargs) for seed in different]
-    runs = runs if len(runs) == len(seeds) else runs * len(seeds)
-    answers, rewards, used = zip(*runs, strict=True)
-    return Played(agent, np.array(answers), np.array(rewards), np.array(used))
-
-
-def _play_once(
-    arena: Arena, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> tuple[Masks, Floats, int]:
-    agent = make_agent(name, arena.space, agent_generator(seed), agent_kwargs, arena.statistics)
-    if agent.examples_share != 1.0:
-        raise ValueError(f"agent {name!r} is told to begin on fewer examples; comparisons score all: leave stages out")
-    curve = np.zeros(evaluations)
-    used = 0
-    while used < evaluations:
-        masks = agent.ask(min(masks_per_turn, evaluations - used))
-        if len(masks) == 0:
-            break
-        agent.tell(masks, arena.rewards(masks))
-        curve[used:] = arena.rewards(agent.best()[None])[0]
-        used += len(masks)
-    answer = agent.best()
-    if used == 0:  # the budget leaves one mask, and the agent knows
-        curve[:] = arena.rewards(answer[None])[0]
-    return answer, curve, used
-
-
 def judge(arena: Arena, played: Sequence[Played]) -> list[Standing]:
     """Regrets, ranks and test scores; where the truth is not known, the best answer of all stands for it."""
     best = arena.best_reward
     if best is None:
         best = max(float(each.rewards.max()) for each in played)
+        best = best if np.isfinite(best) else 0.0  # nobody ever had an answer
     standings = []
     for each in played:
         regret = np.maximum(best - each.rewards, 0.0)
-        ranks = arena.ranks(each.rewards)
+        known = arena.ranks(each.rewards)
+        ranks = None if known is None else np.where(np.isfinite(each.rewards), known, np.inf)
         found = regret <= TOLERANCE * abs(best)
-        tests = arena.test_metrics(each.answers)
+        tests = np.where(np.isfinite(each.rewards[:, -1]), arena.test_metrics(each.answers), np.nan)
         standings.append(
             Standing(each.agent, regret, ranks, found, each.evaluations, each.answers, each.rewards[:, -1], tests)
         )
@@ -151,22 +117,26 @@ def compare(
 
     Args:
         arena: Where.
-        agents: Their names.
+        agents: Their names, those of Stable-Baselines3's algorithms among them; see `agents.playing.play`.
         seeds: Each searches once a seed, and draws as it would in `agents.search.search` with that seed.
         evaluations: Budget of a search.
         masks_per_turn: Masks between two answers.
-        agent_kwargs: Hyper-parameters by agent; `SEARCH_DEFAULTS` are filled in.
+        agent_kwargs: Hyper-parameters by agent; `agents.search.SEARCH_DEFAULTS` are filled in.
         on_agent: Called with the name of each agent when it is done.
 
     Returns:
         One standing an agent, in the order of `agents`.
 
     Raises:
-        ValueError: what `make_agent` refuses.
+        ValueError: no such agent, or a hyper-parameter that it refuses, which is found before any agent plays; masks that
+            an agent should not have asked for.
     """
+    settings = {agent: (agent_kwargs or {}).get(agent, {}) for agent in agents}
+    for agent in agents:
+        try_out(arena, agent, settings[agent], masks_per_turn)
     played = []
     for agent in agents:
-        played.append(play(arena, agent, seeds, evaluations, masks_per_turn, (agent_kwargs or {}).get(agent, {})))
+        played.append(play(arena, agent, seeds, evaluations, masks_per_turn, settings[agent]))
         if on_agent is not None:
             on_agent(agent)
     return judge(arena, played)

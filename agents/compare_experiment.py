@@ -3,11 +3,13 @@
     python -m agents compare with meter_vqa                          every agent, 50 seeds, 120 of 495 masks of k = 4
     python -m agents compare with vilt_f30k macs_saved=0.12          at least 12 % of the MACs saved
     python -m agents compare with meter_vqa 'agents=["bayes", "random", "my_module:MyAgent"]' seeds=100
+    python -m agents compare with meter_vqa 'agents=["bayes", "ppo"]' seeds=5   Stable-Baselines3's are slower
     python -m agents compare with meter_vqa agent_kwargs.bandit.learning_rate=5
     python -m agents compare with meter_vqa table=mine.npz           a table of one's own (python -m agents table)
     python -m agents compare with meter_vqa live=True seeds=5        on the model; regret is to the best that any found
 
-A comparison is kept in runs/<id>/: compare.json holds every curve, answer and test score, compare.png the picture.
+A comparison is kept in runs/<id>/: compare.json holds quartiles of every curve, and of every seed the answer with its
+reward and test score; compare.png is the picture.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -25,8 +28,10 @@ from agents.arena import Arena, make_arena
 from agents.base import AGENTS
 from agents.compare import TOLERANCE, Standing, compare, quantile
 from agents.plots import plot_comparison
+from agents.sb3_algorithms import ALGORITHMS, is_algorithm
+from agents.sb3_config import sb3_config
 from agents.search import SearchConfig
-from das_gym.config import build
+from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json
 from das_gym.registration import ENVIRONMENTS
@@ -36,7 +41,7 @@ FORMAT = 1
 RECORD = "compare.json"
 PICTURE = "compare.png"
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
-"""Every agent but the one that finds the truth by scoring everything."""
+"""Every agent but the one that finds the truth by scoring everything; Stable-Baselines3's are compared if named."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Settings:
         live: Play on the model itself.
         table: Path of a table, None = the bundled one.
         env_kwargs: Other arguments of the environment, such as `reward`.
-        agents: Names, or "module:class".
+        agents: Names, also of Stable-Baselines3's algorithms, or "module:class".
         agent_kwargs: Hyper-parameters by agent.
         skip_num, macs_saved: The budget, as for a search.
         seed: The first search's.
@@ -89,7 +94,13 @@ class Settings:
     def search_config(self, agent: str) -> SearchConfig:
         """A search with that agent: what a comparison makes many of."""
         shared = {name: getattr(self, name) for name in ("skip_num", "macs_saved", "seed", "evaluations", "masks_per_turn")}
-        return SearchConfig(self.env_id, self.env_kwargs, agent, self.agent_kwargs.get(agent, {}), **shared)
+        fields = {**shared, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "agent": agent}
+        fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
+        if is_algorithm(agent):
+            return sb3_config(fields, algo={}, n_envs=None, action=None, start_from=None)
+        if ":" not in agent:
+            check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
+        return SearchConfig(**fields)
 
     def arena(self) -> Arena:
         """Where agents play."""
@@ -172,7 +183,7 @@ def print_standings(standings: Sequence[Standing], title: str) -> None:
         table.add_column(f"regret at {count}", justify="right", no_wrap=True)
     for name in ("rank", "found", "needed", "used", "test metric"):
         table.add_column(name, justify="right")
-    for standing in sorted(standings, key=lambda s: float(s.regret.mean())):
+    for standing in sorted(standings, key=Standing.mean_regret):
         table.add_row(standing.agent, *cells(standing))
     console = Console()
     console.width = max(console.width, 150)
@@ -180,18 +191,21 @@ def print_standings(standings: Sequence[Standing], title: str) -> None:
 
 
 def cells(standing: Standing) -> list[str]:
-    """A row of numbers: regrets, rank, found, needed, used, test metric."""
-    needed = float(quantile(standing.needed(), 50))
+    """A row of numbers: regrets, rank, found, needed, used, test metric; "-" where there is none."""
     return [
         *(_spread(standing.regret[:, count - 1]) for count in checkpoints(standing.regret.shape[1])),
-        "-" if standing.rank is None else f"{quantile(standing.rank[:, -1], 50):.0f}",
+        "-" if standing.rank is None else _whole(float(quantile(standing.rank[:, -1], 50))),
         f"{100 * standing.found[:, -1].mean():.0f} %",
-        "-" if needed == float("inf") else f"{needed:.0f}",
+        _whole(float(quantile(standing.needed(), 50))),
         f"{quantile(standing.evaluations, 50):.0f}",
-        f"{standing.test_metrics.mean():.4f}",
+        f"{np.nanmean(standing.test_metrics):.4f}" if np.isfinite(standing.test_metrics).any() else "-",
     ]
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f}" if np.isfinite(value) else "-"
 
 
 def _spread(values: Any) -> str:
     low, median, high = (float(quantile(values, percent)) for percent in (25, 50, 75))
-    return f"{median:.4f} ({low:.4f}-{high:.4f})"
+    return f"{median:.4f} ({low:.4f}-{high:.4f})" if np.isfinite(median) else "-"

@@ -46,10 +46,10 @@ class Evolution(BestSeen):
         super().__init__(space, seed)
         check_number("offspring", offspring, least=1, whole=True)
         check_number("max_swaps", max_swaps, least=1, whole=True)
-        for share in stages:
+        for share in stages if isinstance(stages, (list, tuple)) else ():
             check_number("stages", share, above=0, most=1)
-        if not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
-            raise ValueError(f"stages={list(stages)} is not allowed; give rising shares that end with 1, such as [0.1, 1]")
+        if not isinstance(stages, (list, tuple)) or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
+            raise ValueError(f"stages={stages!r} is not allowed; give rising shares that end with 1, such as [0.1, 1]")
         self.offspring, self.max_swaps = offspring, max_swaps
         self.stages = tuple(float(share) for share in stages)
         self.parent: Masks | None = None

@@ -24,10 +24,11 @@ import numpy as np
 
 from agents.base import AGENTS
 from agents.plots import plot_skip_probabilities
-from agents.record import RECORD, SearchResult, Turn
+from agents.record import RECORD, SearchResult, Turn, best_row
 from agents.sb3_algorithms import ALGORITHMS, is_algorithm
 from agents.sb3_config import SB3_DEFAULTS, SB3Config, sb3_config
 from agents.search import SearchConfig, search
+from agents.truth import against_truth
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.problem import PATH_SETTINGS
@@ -147,7 +148,7 @@ def search_mask(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kw
     settings = build(Settings, _config)
     config = settings.search_config()
     folder = run_folder(_run)
-    log = _Log(_run, config.evaluations)
+    log = _Log(_run, config)
     try:
         if isinstance(config, SB3Config):
             from agents.sb3_experiment import search_with_sb3
@@ -171,13 +172,14 @@ def search_mask(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kw
 class _Log:
     """Sends every turn to Sacred and to the progress bar."""
 
-    def __init__(self, run: Run, evaluations: int) -> None:
-        self.run = run
-        self.bar = progress(evaluations, "searching", unit="mask")
-        self.best: float | None = None
+    def __init__(self, run: Run, config: SearchConfig) -> None:
+        self.run, self.budget = run, config.budget
+        self.bar = progress(config.evaluations, "searching", unit="mask")
+        self.best: float | None = None  # of a mask that may be an answer
 
     def __call__(self, turn: Turn, layer_names: Sequence[str]) -> None:
-        self.best = max((reward for reward in (self.best, *turn.rewards) if reward is not None), default=None)
+        reward = (best_row([turn], self.budget) or {"reward": None})["reward"]
+        self.best = max((value for value in (self.best, reward) if value is not None), default=None)
         scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
         scalars["macs_saved"] = _mean(turn.macs_saved)
         self.bar.update(turn.cost)
@@ -197,7 +199,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def summary(result: SearchResult, folder: Path | None) -> str:
-    """What a search found, in a few lines for a person."""
+    """What a search found, in a few lines for a person; on a table, how that stands against the truth."""
 
     def shown(value: float | None) -> str:
         return "not finite" if value is None else f"{value:.4f}"
@@ -208,6 +210,12 @@ def summary(result: SearchResult, folder: Path | None) -> str:
         f"  reward {shown(result.reward)}, loss {shown(result.loss)}, metric {shown(result.metric)}",
         f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (the whole model: {result.macs_full:,})",
     ]
+    truth = against_truth(result.env_id, result.env_kwargs, result.mask)
+    if truth is not None:
+        lines.append(
+            f"  against the truth: rank {truth.rank:,} of {truth.masks:,} masks, regret {truth.regret:.4f} "
+            f"(the best reward is {truth.best_reward:.4f})"
+        )
     if folder is not None:
         runs_dir = "" if folder.parent == Path(RUNS_DIR) else f" runs_dir={folder.parent}"
         lines += [f"  record: {folder / RECORD}", f"Next: python -m adapt with search_run={folder.name}{runs_dir}"]

@@ -55,7 +55,7 @@ def section(arena: TableArena, standings: Sequence[Standing]) -> str:
     allowed = arena.space.contains(best)
     head = ["agent", *(f"regret at {count}" for count in checkpoints(EVALUATIONS))]
     head += ["rank", "found", "needed", "used", f"test {meta.metric_name}"]
-    rows = [[standing.agent, *cells(standing)] for standing in sorted(standings, key=lambda s: float(s.regret.mean()))]
+    rows = [[standing.agent, *cells(standing)] for standing in sorted(standings, key=Standing.mean_regret)]
     lines = [
         f"### {meta.env_id}, {describe_budget(arena)}",
         "",

@@ -79,15 +79,16 @@ def plot_comparison(path: str | os.PathLike[str], standings: Sequence[Standing],
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, standing in enumerate(standings):
             values = getattr(standing, panel)
-            low, median, high = (quantile(values, percent) for percent in QUARTILES)
+            low, median, high = (_drawn(quantile(values, percent)) for percent in QUARTILES)
             evaluations = np.arange(1, values.shape[1] + 1)
             (line,) = axes.plot(evaluations, median, label=standing.agent, color=f"C{index % 10}", linewidth=2.0)
             axes.fill_between(evaluations, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
         if panel == "regret":
-            smallest = min((r[r > 0].min() for r in (s.regret for s in standings) if (r > 0).any()), default=1.0)
-            axes.set_yscale("symlog", linthresh=float(smallest), linscale=0.3)
+            every = np.concatenate([standing.regret.ravel() for standing in standings])
+            positive = every[(every > 0) & np.isfinite(every)]
+            axes.set_yscale("symlog", linthresh=float(positive.min()) if len(positive) else 1.0, linscale=0.3)
             axes.set_ylim(bottom=0.0)
-        else:
+        elif any(np.isfinite(getattr(standing, panel)).any() for standing in standings):  # nothing has no logarithm
             axes.set_yscale("log")
         axes.set_xlabel("evaluations")
         axes.set_ylabel({"regret": "regret of the answer (reward split)", "rank": "rank of the answer, 1 = best"}[panel])
@@ -97,3 +98,8 @@ def plot_comparison(path: str | os.PathLike[str], standings: Sequence[Standing],
     figure.suptitle(title)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=120)
+
+
+def _drawn(values: Floats) -> Floats:
+    """Numbers as they are drawn: nothing where there is no answer yet."""
+    return np.where(np.isfinite(values), values, np.nan)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ FORMAT = 1
 RECORD = "search.json"
 HISTORY = "search_history.json"
 SCORES = ("loss", "metric", "macs", "macs_saved")
+BEST_SEEN = ("mask", "reward", *SCORES, "skipped_layers")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class Turn:
         skip_probabilities: The agent's after the turn; None if it has none.
         preferences: The agent's after the turn; None if it has none.
         examples_share: Share of the reward examples that the masks were scored on.
+
+    Raises:
+        ValueError: masks of other values than 0 and 1, or not one score a mask.
     """
 
     masks: list[list[int]]
@@ -42,6 +49,15 @@ class Turn:
     preferences: list[float] | None
     examples_share: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("rewards", *SCORES):
+            if len(getattr(self, name)) != len(self.masks):
+                raise ValueError(
+                    f"a turn has {len(self.masks)} masks and {len(getattr(self, name))} of {name}; give one each"
+                )
+        for index, mask in enumerate(self.masks):
+            _check_mask(f"mask {index} of a turn", mask, len(self.masks[0]))
+
     @property
     def cost(self) -> float:
         """Evaluations on all reward examples that the turn is worth."""
@@ -51,6 +67,41 @@ class Turn:
         """Mask number `index` of the turn and its scores."""
         scores = {name: getattr(self, name)[index] for name in SCORES}
         return {"mask": self.masks[index], "reward": self.rewards[index], **scores}
+
+
+def _check_mask(name: str, mask: Any, n_layers: int) -> None:
+    if not isinstance(mask, list) or len(mask) != n_layers:
+        given = f"{len(mask)} entries" if isinstance(mask, list) else repr(mask)
+        raise ValueError(f"{name} is {given}, there are {n_layers} layers; give a list with one 0 or 1 a layer")
+    wrong = [bit for bit in mask if type(bit) is not int or bit not in (0, 1)]
+    if wrong:
+        raise ValueError(f"{name} holds {wrong[0]!r}; give 0 (keep) or 1 (skip) a layer")
+
+
+def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
+    """Whether a mask of 0/1 that saves that share of MACs keeps a budget.
+
+    Args:
+        budget: `skip_num` or `macs_saved` as an environment takes them; what is missing or None binds nothing.
+        mask: 0/1 a layer.
+        macs_saved: Share of MACs that the mask saves.
+    """
+    count, share = budget.get("skip_num"), budget.get("macs_saved")
+    return (count is None or sum(mask) == count) and (share is None or macs_saved >= share)
+
+
+def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The best mask that may be an answer, with its scores; of equal ones the first, None where there is none.
+
+    It was scored on all reward examples and keeps the budget.
+
+    Args:
+        turns: Where to look.
+        budget: As for `keeps_budget`.
+    """
+    rows = [turn.row(i) for turn in turns if turn.examples_share == 1.0 for i in range(len(turn.masks))]
+    allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
+    return max(allowed, key=lambda row: -math.inf if row["reward"] is None else row["reward"], default=None)
 
 
 @dataclass(frozen=True)
@@ -81,7 +132,13 @@ class SearchResult:
         preferences: The agent's at the end; None if it has none.
         skip_probabilities: The agent's at the end; None if it has none.
         versions: Of Python and the libraries.
+        free_budget: Whether the agent was also scored on masks off the budget, see `agents.base.Agent`; False in records
+            of earlier versions.
         history: Every turn; not in `search.json` but in `search_history.json`.
+
+    Raises:
+        ValueError: what cannot be the record of a search: masks of another length or of other values than 0 and 1,
+            a `best_seen` that lacks something, a seed below 0.
     """
 
     env_id: str
@@ -105,7 +162,28 @@ class SearchResult:
     preferences: list[float] | None
     skip_probabilities: list[float] | None
     versions: dict[str, str]
+    free_budget: bool = False
     history: tuple[Turn, ...] = ()
+
+    def __post_init__(self) -> None:
+        lacking = [name for name in BEST_SEEN if name not in self.best_seen]
+        if lacking:
+            raise ValueError(f"best_seen lacks {', '.join(lacking)}; it has {', '.join(self.best_seen) or 'nothing'}")
+        for name in ("reward", *SCORES):
+            value = self.best_seen[name]
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise ValueError(
+                    f"best_seen.{name}={value!r} is not allowed; give a number, or None for one that is not finite"
+                )
+        masks = {"mask": self.mask, "best_seen.mask": self.best_seen["mask"]}
+        masks |= {f"the masks of turn {i}": turn.masks[0] for i, turn in enumerate(self.history) if turn.masks}
+        for name, mask in masks.items():
+            _check_mask(name, mask, len(self.layer_names))
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} is not allowed; use 0..{2**32 - 1}")
+        most = max((len(turn.masks) for turn in self.history), default=1)
+        if self.masks_per_turn < most:
+            raise ValueError(f"masks_per_turn={self.masks_per_turn} is not allowed; its turns have up to {most} masks")
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `search_history.json` and then `search.json` into `folder`; returns the path of the latter."""
@@ -125,7 +203,7 @@ class SearchResult:
 
         Raises:
             FileNotFoundError: there is no record of a finished search.
-            ValueError: it is not one.
+            ValueError: it is not one; the text says what is wrong.
         """
         path = Path(source) if Path(source).is_file() else Path(source) / RECORD
         if not path.is_file():

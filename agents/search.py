@@ -14,9 +14,10 @@ from typing import Any, Literal, cast
 import gymnasium
 import numpy as np
 
+from agents.asking import answer, ask
 from agents.base import Agent, agent_class, make_agent
 from agents.environment import fewer_examples, find_scorer, make_env, observed_statistics
-from agents.record import FORMAT, SCORES, SearchResult, Turn
+from agents.record import FORMAT, SCORES, SearchResult, Turn, best_row
 from agents.space import Masks, MaskSpace
 from das_gym.config import build
 from das_gym.files import read_json, write_json
@@ -131,7 +132,8 @@ def search(
         The result, also in `folder`.
 
     Raises:
-        ValueError: a setting that the environment or the agent refuses, or a checkpoint of another search.
+        ValueError: a setting that the environment or the agent refuses, masks that the agent should not have asked for
+            (the message names it), or a checkpoint of another search.
     """
     free = agent_class(config.agent).free_budget
     env = make_env(config.env_id, {**config.budget, **config.env_kwargs}, config.masks_per_turn, free)
@@ -183,7 +185,7 @@ class _Loop:
         left = math.floor(self.config.evaluations - self.evaluations)
         if left == 0:
             return False
-        masks = self.agent.ask(min(left, self.config.masks_per_turn))
+        masks = ask(self.agent, self.config.agent, min(left, self.config.masks_per_turn))
         if len(masks) == 0:
             return False
         share = self.agent.examples_share
@@ -210,10 +212,10 @@ class _Loop:
         return rewards[:m], {name: _numbers(info[name][:m]) for name in SCORES}
 
     def result(self) -> SearchResult:
-        config, mask = self.config, self.agent.best()
+        config, mask = self.config, answer(self.agent, self.config.agent)
         rewards, scores = self.score(mask[None])
-        answer = {"reward": _numbers(rewards)[0], **{name: values[0] for name, values in scores.items()}}
-        best = self.best_seen() or {"mask": mask.astype(int).tolist(), **answer}
+        scored = {"reward": _numbers(rewards)[0], **{name: values[0] for name, values in scores.items()}}
+        best = best_row(self.history, config.budget) or {"mask": mask.astype(int).tolist(), **scored}
         return SearchResult(
             env_id=config.env_id,
             env_kwargs={**config.budget, **config.env_kwargs},
@@ -231,16 +233,10 @@ class _Loop:
             preferences=_values(self.agent.preferences),
             skip_probabilities=_values(self.agent.skip_probabilities()),
             versions=library_versions(),
+            free_budget=self.agent.free_budget,
             history=tuple(self.history),
-            **answer,
+            **scored,
         )
-
-    def best_seen(self) -> dict[str, Any] | None:
-        """The scored mask that keeps the budget and has the highest reward, with its scores; None if there is none."""
-        whole = [turn for turn in self.history if turn.examples_share == 1.0]
-        rows = [turn.row(i) for turn in whole for i in range(len(turn.masks))]
-        allowed = [row for row in rows if self.space.contains(np.array([row["mask"]], dtype=bool))[0]]
-        return max(allowed, key=lambda row: -math.inf if row["reward"] is None else row["reward"], default=None)
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the search depends on."""

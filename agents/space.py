@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Container
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -44,20 +45,24 @@ class MaskSpace:
         macs_saved: float | None = None,
         savings: Savings | Floats | None = None,
     ) -> None:
-        if n_layers < 1:
-            raise ValueError(f"n_layers={n_layers} is not allowed; there must be at least 1 skippable layer")
+        if not _is_whole(n_layers) or n_layers < 1:
+            raise ValueError(f"n_layers={n_layers!r} is not allowed; give a whole number, at least 1 skippable layer")
         if (skip_num is None) == (macs_saved is None):
             raise ValueError(
                 f"skip_num={skip_num}, macs_saved={macs_saved}: give exactly one of them (macs_saved=0 allows every mask "
                 "that costs no more than the full model)"
             )
-        if skip_num is not None and not 0 <= skip_num <= n_layers:
-            raise ValueError(f"skip_num={skip_num} is not allowed with {n_layers} skippable layers; use 0..{n_layers}")
-        self.n_layers = n_layers
-        self.skip_num = skip_num
+        if skip_num is not None and not (_is_whole(skip_num) and 0 <= skip_num <= n_layers):
+            raise ValueError(
+                f"skip_num={skip_num!r} is not allowed with {n_layers} skippable layers; use 0..{n_layers}, a whole number"
+            )
+        if macs_saved is not None and (isinstance(macs_saved, bool) or not isinstance(macs_saved, Real)):
+            raise ValueError(f"macs_saved={macs_saved!r} is not allowed; give a share of the MACs, such as 0.12")
+        self.n_layers = int(n_layers)
+        self.skip_num = None if skip_num is None else int(skip_num)
         self.macs_saved = macs_saved
         if macs_saved is not None:
-            self._savings = _as_function(n_layers, savings)
+            self._savings: Savings = _as_function(n_layers, savings)
             self._check_reach(macs_saved)
 
     def _check_reach(self, macs_saved: float) -> None:
@@ -211,6 +216,10 @@ class MaskSpace:
             return mask
         more = mask | (rng.random(self.n_layers) < rng.random())
         return more if self.contains(more[None])[0] else mask
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _as_function(n_layers: int, savings: Savings | Floats | None) -> Savings:

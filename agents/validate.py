@@ -3,10 +3,12 @@
     python -m agents validate runs/3
     python -m agents validate runs/3/search.json --tolerance 1e-3
 
-The environment is made again and scores the answer and the best mask seen. Where the examples change from step to step,
-every turn is replayed in order (search_history.json). Rewards, losses and metrics agree if they differ by at most the
-tolerance, relative to the claim or absolute, whichever is larger: 1e-4 by default, since other machines and libraries
-round differently. MACs must be equal. The exit code is 1 if something differs.
+The environment is made again and scores the answer and the best mask seen, both of which must keep the budget. Where the
+examples change from step to step, every turn is replayed in order (search_history.json). What follows from masks and turns
+is derived again: skipped layers, the number of evaluations, which mask is the best one seen. Rewards, losses and metrics
+agree if they differ by at most the tolerance, relative to the claim or absolute, whichever is larger: 1e-4 by default,
+since other machines and libraries round differently. MACs and what is derived must be equal. The exit code is 1 if
+something differs.
 """
 
 from __future__ import annotations
@@ -15,37 +17,41 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agents.base import AGENTS, agent_class
+from agents.base import AGENTS, check_number
 from agents.environment import fewer_examples, find_scorer, make_env
-from agents.record import SCORES, SearchResult
+from agents.record import SCORES, SearchResult, best_row, keeps_budget
+from agents.sb3_algorithms import ALGORITHMS
 from agents.space import Masks
+from das_gym.config import check_names
+from das_gym.experiment import MISTAKES
 from das_gym.runs import library_versions
 
 TOLERANCE = 1e-4
 EXACT = ("macs",)
+ANSWER = tuple(f"answer: {name}" for name in ("reward", *SCORES))
 
 
 @dataclass(frozen=True)
 class Check:
-    """One number of a record.
+    """One value of a record.
 
     Attributes:
-        what: Which: "answer loss", "turn 3, mask 0: reward".
+        what: Which: "answer: loss", "turn 3, mask 0: reward".
         claimed: What the record says; None stands for a number that is not finite.
         found: What the replay gives.
-        agrees: Whether they are the same within the tolerance.
+        agrees: Whether they are the same, numbers within the tolerance.
     """
 
     what: str
-    claimed: float | None
-    found: float | None
+    claimed: Any
+    found: Any
     agrees: bool
 
 
@@ -53,59 +59,95 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE) -> list[Check]:
     """Replay a result.
 
     Args:
-        result: The record, with its history where examples change from step to step.
-        tolerance: Largest difference, relative or absolute, of what is not counted exactly; at least 0.
+        result: The record, with its history where examples change from step to step. Without its history elsewhere,
+            `evaluations` and which mask is the best one seen are not compared.
+        tolerance: Largest difference, relative or absolute, of what is not counted exactly; finite, at least 0.
 
     Returns:
-        One check for every number compared.
+        One check for every value compared.
 
     Raises:
-        ValueError: a record that its environment does not take, or that lacks the turns it takes to replay it.
+        ValueError: a record that its environment does not take, that lacks the turns it takes to replay it, or whose
+            agent there is not.
     """
-    env = make_env(result.env_id, result.env_kwargs, result.masks_per_turn, _took_any_mask(result.agent))
+    check_number("tolerance", tolerance, least=0)
+    if ":" not in result.agent:
+        check_names([result.agent], (*AGENTS, *ALGORITHMS), "agent")
+    changing = result.env_kwargs.get("reward_batches", "fixed") != "fixed"
+    if changing and not _has_all_turns(result):
+        raise ValueError(
+            "its rewards depend on the order in which masks were scored, and search_history.json does not hold them all: "
+            "put it beside search.json"
+        )
+    env = make_env(result.env_id, result.env_kwargs, result.masks_per_turn, changing and result.free_budget)
     try:
         base: Any = env.unwrapped
         if tuple(base.layer_names) != tuple(result.layer_names):
             raise ValueError(f"the record is of layers {result.layer_names}, {result.env_id} has {list(base.layer_names)}")
         env.reset(seed=result.seed)
         checks = [_compare("MACs of the full model", result.macs_full, int(base.macs_full), 0.0)]
-        if result.env_kwargs.get("reward_batches", "fixed") != "fixed":
-            return checks + _replay_turns(env, result, tolerance)
-        claims = {"answer": _claim(vars(result)), "best seen": _claim(result.best_seen)}
-        masks = np.array([result.mask, result.best_seen["mask"]], dtype=bool)
-        for (name, claim), mask in zip(claims.items(), masks, strict=True):
-            checks += _check(name, claim, _score(env, mask[None])[0], tolerance)
-        return checks
+        checks += _replay_turns(env, result, tolerance) if changing else []
+        checks += _replay_mask(env, "answer", vars(result), result.env_kwargs, tolerance)
+        if not changing:
+            checks += _replay_mask(env, "best seen", result.best_seen, result.env_kwargs, tolerance)
+        return checks + _derived(result)
     finally:
         env.close()
 
 
-def _took_any_mask(agent: str) -> bool:
-    """Whether the agent searched in an environment without a budget; the record may be of an algorithm of SB3."""
-    return ":" not in agent and agent in AGENTS and agent_class(agent).free_budget
+def _has_all_turns(result: SearchResult) -> bool:
+    return math.ceil(sum(turn.cost for turn in result.history)) == result.evaluations
+
+
+def _replay_mask(env: Any, what: str, claim: Any, budget: Mapping[str, Any], tolerance: float) -> list[Check]:
+    """Score one mask again; it has to keep the budget, also in an environment that takes any mask."""
+    found = _score(env, np.array([claim["mask"]], dtype=bool))[0]
+    keeps = found["feasible"] and keeps_budget(budget, claim["mask"], found["macs_saved"])
+    return [*_check(what, _claim(claim), found, tolerance), Check(f"{what}: keeps its budget", True, keeps, keeps)]
 
 
 def _replay_turns(env: Any, result: SearchResult, tolerance: float) -> list[Check]:
-    if math.ceil(sum(turn.cost for turn in result.history)) != result.evaluations:
-        raise ValueError(
-            "its rewards depend on the order in which masks were scored, and search_history.json does not hold them all: "
-            "put it beside search.json"
-        )
     checks = []
     for number, turn in enumerate(result.history):
         with fewer_examples(find_scorer(env.unwrapped), turn.examples_share):
             found = _score(env, np.array(turn.masks, dtype=bool))
         for index, scores in enumerate(found):
             checks += _check(f"turn {number}, mask {index}", _claim(turn.row(index)), scores, tolerance)
-    return checks + _check("answer", _claim(vars(result)), _score(env, np.array([result.mask], dtype=bool))[0], tolerance)
+    return checks
 
 
-def _score(env: Any, masks: Masks) -> list[dict[str, float]]:
-    """Scores of (m, n_layers) masks, m at most `num_envs`, in one step: environments to spare repeat the first mask."""
+def _derived(result: SearchResult) -> list[Check]:
+    """What follows from the record's own masks and turns."""
+    best = result.best_seen
+    pairs = {
+        "answer: n_skipped": (result.n_skipped, sum(result.mask)),
+        "answer: skipped_layers": (result.skipped_layers, _skipped(result, result.mask)),
+        "best seen: skipped_layers": (best["skipped_layers"], _skipped(result, best["mask"])),
+    }
+    if result.history or result.evaluations == 0:
+        row = best_row(result.history, result.env_kwargs) or {"mask": result.mask, **_claim(vars(result))}
+        pairs["evaluations"] = (result.evaluations, math.ceil(sum(turn.cost for turn in result.history)))
+        pairs |= {f"best seen, of all turns: {name}": (best[name], row[name]) for name in ("mask", "reward", *SCORES)}
+    return [Check(what, claimed, found, claimed == found) for what, (claimed, found) in pairs.items()]
+
+
+def _skipped(result: SearchResult, mask: Sequence[int]) -> list[str]:
+    return [name for name, bit in zip(result.layer_names, mask, strict=True) if bit]
+
+
+def _score(env: Any, masks: Masks) -> list[dict[str, Any]]:
+    """Scores of (m, n_layers) masks, m at most `num_envs`, in one step: environments to spare repeat the first mask.
+
+    `feasible` among them is what the environment says; True where it says nothing.
+    """
     actions = np.repeat(masks[:1], env.num_envs, axis=0)
     actions[: len(masks)] = masks
     _, rewards, _, _, info = env.step(actions.astype(np.int8))
-    return [{"reward": float(rewards[i]), **{name: info[name][i].item() for name in SCORES}} for i in range(len(masks))]
+    feasible = info.get("feasible", np.ones(len(actions), dtype=bool))
+    return [
+        {"reward": float(rewards[i]), "feasible": bool(feasible[i]), **{name: info[name][i].item() for name in SCORES}}
+        for i in range(len(masks))
+    ]
 
 
 def _claim(row: Any) -> dict[str, float | None]:
@@ -132,23 +174,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m agents validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path, help="search.json, or the folder that holds it")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="largest difference (default 1e-4)")
+    parser.add_argument("--tolerance", type=_tolerance, default=TOLERANCE, help="largest difference (default 1e-4)")
     options = parser.parse_args(arguments)
     try:
         result = SearchResult.load(options.file)
         checks = validate(result, options.tolerance)
-    except (OSError, ValueError, TypeError) as error:
+    except MISTAKES as error:
         print(f"cannot validate {options.file}: {error}", file=sys.stderr)
+        return 1
+    except (ImportError, LookupError, AttributeError) as error:  # an environment that is not there, or tells no scores
+        print(f"cannot validate {options.file}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(report(options.file, result, checks, options.tolerance))
     return 0 if all(check.agrees for check in checks) else 1
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+        check_number("tolerance", value, least=0)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a finite number from 0 on, such as 1e-3") from error
+    return value
 
 
 def report(file: str | os.PathLike[str], result: SearchResult, checks: Sequence[Check], tolerance: float) -> str:
     """What was found, for a person: the answer's numbers, whatever disagrees, and the verdict."""
     lines = [f"{file}: {result.agent} on {result.env_id}, skips {', '.join(result.skipped_layers) or 'nothing'}"]
     for check in checks:
-        if check.what.startswith("answer") or not check.agrees:
+        if check.what in ANSWER or not check.agrees:
             lines.append(
                 f"  {check.what:<20s} claimed {check.claimed}, found {check.found}{'' if check.agrees else '  DIFFERS'}"
             )
@@ -158,7 +212,11 @@ def report(file: str | os.PathLike[str], result: SearchResult, checks: Sequence[
     ]
     if others:
         lines.append(f"  made with {', '.join(others)}")
+    if result.evaluations and not result.history:
+        lines.append(
+            "  no search_history.json beside it: evaluations and the best mask seen are not compared with the turns"
+        )
     wrong = sum(not check.agrees for check in checks)
-    verdict = f"{wrong} of {len(checks)} numbers differ" if wrong else f"valid: all {len(checks)} numbers agree"
-    lines.append(f"{verdict} (MACs exactly, the others to {tolerance:g})")
+    verdict = f"{wrong} of {len(checks)} values differ" if wrong else f"valid: all {len(checks)} values agree"
+    lines.append(f"{verdict} (rewards, losses and metrics to {tolerance:g}, the others exactly)")
     return "\n".join(lines)

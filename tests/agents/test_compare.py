@@ -11,9 +11,11 @@ import pytest
 
 from agents import AGENTS, MaskSpace
 from agents.arena import LiveArena, TableArena, make_arena
-from agents.compare import Played, Standing, compare, judge, play, quantile
-from agents.compare_experiment import Settings, ex
+from agents.compare import Standing, compare, judge, quantile
+from agents.compare_experiment import Settings, cells, ex, print_standings
 from agents.leaderboard import main as leaderboard
+from agents.playing import Played
+from agents.plots import plot_comparison
 from das_gym.evaluation.table import SubnetTable
 from das_gym.experiment import RunError
 
@@ -44,45 +46,6 @@ def test_a_price_counts(made_up_table):
     assert best.all()
 
 
-def test_curves_are_of_the_answer_at_the_time(arena):
-    played = play(arena, "random", range(3), 30, 3, {})
-    assert played.rewards.shape == (3, 30)
-    assert (np.diff(played.rewards, axis=1) >= 0).all()
-    assert (played.rewards[:, ::3] == played.rewards[:, 2::3]).all()  # a turn of 3 has one answer
-    assert (played.rewards[:, -1] == arena.rewards(played.answers)).all()
-    assert len(np.unique(played.answers, axis=0)) > 1
-    again = play(arena, "random", range(3), 30, 3, {})
-    assert (again.rewards == played.rewards).all()
-
-
-def test_an_agent_that_is_done_keeps_its_answer(arena):
-    played = play(arena, "greedy", range(5), 60, 3, {})
-    assert played.evaluations.tolist() == [8 + 7 + 6 + 5] * 5
-    assert (played.rewards[:, 25:] == played.rewards[:, 25:26]).all()
-    assert (played.answers == played.answers[0]).all()
-
-
-def test_no_mask_is_scored_beyond_the_budget(arena):
-    assert play(arena, "bayes", range(1), 7, 3, {}).evaluations.tolist() == [7]
-
-
-def test_a_single_mask_needs_no_evaluation(made_up_table):
-    arena = TableArena(TABULAR, {"skip_num": 0}, {"table": str(made_up_table)})
-    played = play(arena, "greedy", range(2), 5, 3, {})
-    assert played.evaluations.tolist() == [0, 0]
-    assert (played.rewards == arena.best_reward).all()
-
-
-def test_stages_are_refused(arena):
-    with pytest.raises(ValueError, match="agent 'evolution' is told to begin on fewer examples; comparisons score all"):
-        play(arena, "evolution", range(1), 5, 3, {"stages": [0.5, 1]})
-
-
-def test_settings_of_an_agent_reach_it(arena):
-    slow, quick = (play(arena, "bandit", range(4), 30, 3, {"learning_rate": rate}) for rate in (1e-9, 1e3))
-    assert (slow.answers == slow.answers[0]).mean() > (quick.answers == quick.answers[0]).mean()
-
-
 def test_what_was_needed_is_counted_to_the_last_miss():
     def standing(*found):
         return Standing("a", np.zeros((2, 4)), None, np.array(found, bool), *[np.zeros(2)] * 4)
@@ -103,13 +66,69 @@ def test_where_the_truth_is_unknown_the_best_answer_stands_for_it(arena):
     assert one.found.tolist() == [[False, False], [False, True]]
 
 
+def test_before_its_first_answer_an_agent_has_none(arena, tmp_path):
+    """Three evaluations a turn, four altogether, two seeds; the third agent never answers."""
+    best, worst = np.sort(arena.rewards(arena.space.masks))[[-1, 0]]
+    answers, never = arena.space.masks[:2], -np.inf
+    played = [
+        Played("a", answers, np.array([[never, never, worst, best], [never, never, best, best]]), np.full(2, 4)),
+        Played("b", answers, np.array([[worst] * 4, [best] * 4]), np.full(2, 1)),
+        Played("c", answers, np.full((2, 4), never), np.full(2, 0)),
+    ]
+    one, other, none = judge(arena, played)
+    gap = best - worst
+    assert one.regret.tolist() == [[np.inf, np.inf, gap, 0], [np.inf, np.inf, 0, 0]]
+    assert one.rank.tolist() == [[np.inf, np.inf, 70, 1], [np.inf, np.inf, 1, 1]]
+    assert one.needed().tolist() == [4, 3]
+    assert none.needed().tolist() == [np.inf, np.inf]
+    assert one.mean_regret() == pytest.approx(gap / 4)  # (gap + 0) / 2 and 0
+    assert other.mean_regret() == pytest.approx(gap / 2)
+    assert none.mean_regret() == np.inf
+    record = json.loads(json.dumps(one.record(), allow_nan=False))
+    assert record["regret"]["q75"] == [None, None, gap, 0]
+    assert record["rank"]["q25"] == [None, None, 1, 1]
+    assert record["needed"] == [4, 3]
+    record = json.loads(json.dumps(none.record(), allow_nan=False))
+    assert record["test_metrics"] == record["rewards"] == record["needed"] == [None, None]
+    for standings in ([one, other, none], [none]):
+        print_standings(standings, "three agents")
+        plot_comparison(tmp_path / "compare.png", standings)
+        assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert cells(none) == ["-", "-", "-", "-", "0 %", "-", "0", "-"]
+
+
+def test_where_nobody_ever_has_an_answer_and_the_truth_is_unknown(arena):
+    arena.best_reward = None
+    (none,) = judge(arena, [Played("a", arena.space.masks[:1], np.full((1, 2), -np.inf), np.zeros(1, int))])
+    assert (none.regret == np.inf).all()
+    assert not none.found.any()
+
+
+def test_a_wrong_setting_is_found_before_anyone_plays(arena):
+    done = []
+    for agents, settings, text in (
+        (["random", "bandit"], {"bandit": {"rate": 1}}, "unknown setting of agent 'bandit', 'rate'"),
+        (
+            ["random", "evolution"],
+            {"evolution": {"stages": [0.5, 1]}},
+            "agent 'evolution' is told to begin on fewer examples",
+        ),
+        (["random", "ppo"], {"ppo": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
+        (["random", "ppo"], {"ppo": {"policy": "MlpPolcy"}}, "PPO cannot be made with"),
+        (["random", "pppo"], {}, "unknown agent 'pppo'; did you mean 'ppo'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            compare(arena, agents, range(1), 6, agent_kwargs=settings, on_agent=done.append)
+    assert done == []
+
+
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.15}])
 def test_ours_beats_the_other_searches(budget, made_up_table):
     arena = TableArena(TABULAR, budget, {"table": str(made_up_table)})
     others = ["bandit", "cross_entropy", "evolution", "random"]
     ours, *rest = compare(arena, ["bayes", *others], seeds=range(6), evaluations=30)
     assert ours.found[:, -1].all()
-    assert all(ours.regret.mean() < other.regret.mean() for other in rest)
+    assert all(ours.mean_regret() < other.mean_regret() for other in rest)
 
 
 def test_live_agrees_with_the_environment(tiny_kwargs):
@@ -134,9 +153,9 @@ def test_examples_that_change_are_refused():
 
 def test_the_command_keeps_record_and_picture(made_up_table, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    agents = ["random", "bayes", "uniform"]
+    agents = ["random", "bayes", "uniform", "ppo", "stable_baselines3:A2C"]
     ex.run(
-        config_updates={"table": str(made_up_table), "seeds": 5, "evaluations": 20, "agents": agents},
+        config_updates={"table": str(made_up_table), "seeds": 5, "evaluations": 20, "agents": agents, "masks_per_turn": 4},
         named_configs=["meter_vqa"],
     )
     folder = tmp_path / "runs" / "1"
@@ -145,6 +164,8 @@ def test_the_command_keeps_record_and_picture(made_up_table, tmp_path, monkeypat
     assert record["masks"] == 70
     assert record["settings"]["seeds"] == 5
     random = record["agents"][0]
+    assert random["regret"]["q50"][:3] == random["rank"]["q50"][:3] == [None] * 3
+    assert random["regret"]["q50"][3] > 0
     assert len(random["regret"]["q50"]) == len(random["rank"]["q75"]) == len(random["found"]) == 20
     assert len(random["answers"]) == len(random["test_metrics"]) == 5
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
@@ -160,6 +181,8 @@ def test_the_command_keeps_record_and_picture(made_up_table, tmp_path, monkeypat
         ({"evaluations": 0}, "evaluations=0 is not allowed"),
         ({"agents": []}, "agents is empty; name some of bandit, bayes"),
         ({"agents": ["bayse"]}, "unknown agent 'bayse'; did you mean 'bayes'"),
+        ({"agents": ["maskable_pp"]}, "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
+        ({"agents": ["ppo"], "agent_kwargs": {"ppo": {"gama": 1}}}, "unknown setting of ppo, 'gama'"),
         ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
         ({"live": True, "table": "x.npz"}, "live=True plays on the model, table=x.npz on a table"),
         ({"skip_num": 9, "table": "small"}, "skip_num=9: the model has 8 skippable layers; use 0..8"),

@@ -60,6 +60,18 @@ def test_a_run_keeps_metrics_and_artifacts(small):
     assert "mask/s" not in printed
 
 
+@pytest.mark.parametrize("agent", ["greedy", "leave_one_out"])
+def test_the_best_reward_is_of_masks_that_keep_the_budget(small, agent):
+    _, folder, result = run_search({**small, "evaluations": 50}, [agent])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert max(metrics["reward"]["values"]) > result.best_seen["reward"]  # masks that skip less are better
+    if agent == "leave_one_out":
+        assert "best_reward" not in metrics
+    else:
+        assert metrics["best_reward"]["steps"][0] > 12 + 11 + 10  # no mask of k = 4 before the last round
+        assert metrics["best_reward"]["values"][-1] == result.best_seen["reward"]
+
+
 def test_runs_are_numbered_and_can_go_elsewhere(small, tmp_path, capsys):
     assert run_search(small)[0] == "1"
     assert run_search(small, ["random"])[0] == "2"

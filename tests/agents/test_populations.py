@@ -70,7 +70,7 @@ def test_a_staged_agent_goes_on_exactly():
         assert (agent.best() == fresh.best()).all()
 
 
-@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1.0)])
+@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1.0), 0.5, None, "all", {0.5: 1}])
 def test_stages_rise_to_one(stages):
     with pytest.raises(ValueError, match=r"stages=.* is not allowed; give rising shares that end with 1"):
         Evolution(SPACE, 0, stages=stages)

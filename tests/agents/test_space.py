@@ -119,7 +119,12 @@ def test_many_layers_are_not_listed():
     ("arguments", "text"),
     [
         ({"skip_num": 13}, r"skip_num=13 is not allowed with 12 skippable layers; use 0\.\.12"),
+        ({"skip_num": 2.5}, r"skip_num=2\.5 is not allowed with 12 skippable layers; use 0\.\.12, a whole number"),
+        ({"skip_num": True}, "skip_num=True is not allowed"),
+        ({"skip_num": "4"}, "skip_num='4' is not allowed"),
         ({"n_layers": 0, "skip_num": 0}, "n_layers=0 is not allowed"),
+        ({"n_layers": 2.5, "skip_num": 0}, r"n_layers=2\.5 is not allowed; give a whole number"),
+        ({"macs_saved": True, "savings": SAVINGS}, "macs_saved=True is not allowed; give a share of the MACs"),
         ({}, "skip_num=None, macs_saved=None: give exactly one of them"),
         ({"skip_num": 1, "macs_saved": 0.1, "savings": SAVINGS}, "give exactly one of them"),
         ({"macs_saved": 0.1}, "macs_saved needs to know what masks save: give savings"),

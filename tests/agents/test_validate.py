@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ def test_what_a_search_wrote_is_valid(agent, reward_batches, tmp_path):
     result = found(tmp_path, agent=agent, env_kwargs={"reward_batches": reward_batches})
     checks = validate(result, tolerance=0.0)
     assert not differing(checks)
-    turns = 0 if reward_batches == "fixed" else result.evaluations
-    assert len(checks) == 1 + 5 * (2 if reward_batches == "fixed" else turns + 1)
+    replayed = 2 * 6 if reward_batches == "fixed" else 6 + 5 * result.evaluations  # 5 scores, and the budget where it binds
+    assert len(checks) == 1 + replayed + 10
 
 
 def test_a_budget_by_cost_is_valid(tmp_path):
@@ -40,7 +41,7 @@ def test_a_claim_that_is_not_true(name, tmp_path):
     wrong = dataclasses.replace(result, **{name: getattr(result, name) + 1})
     assert differing(validate(wrong)) == [f"answer: {name}"]
     wrong = dataclasses.replace(result, best_seen={**result.best_seen, name: None})
-    assert differing(validate(wrong)) == [f"best seen: {name}"]
+    assert differing(validate(wrong)) == [f"best seen: {name}", f"best seen, of all turns: {name}"]
 
 
 def test_the_tolerance_is_relative_for_large_numbers_and_absolute_for_small_ones(tmp_path):
@@ -83,7 +84,8 @@ def test_the_command(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     assert main([str(tmp_path / "search.json")]) == 0
     printed = capsys.readouterr().out
-    assert "valid: all 11 numbers agree (MACs exactly, the others to 0.0001)" in printed
+    assert "valid: all 23 values agree (rewards, losses and metrics to 0.0001, the others exactly)" in printed
+    assert "no search_history.json" not in printed
     record = json.loads((tmp_path / "search.json").read_text())
     record["loss"] += 0.01
     record["versions"]["torch"] = "1.0"
@@ -92,10 +94,111 @@ def test_the_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "DIFFERS" in printed
     assert "made with torch 1.0 (here " in printed
-    assert "1 of 11 numbers differ" in printed
+    assert "1 of 23 values differ" in printed
     assert main([str(tmp_path), "--tolerance", "0.1"]) == 0
+    (tmp_path / "search_history.json").unlink()
+    assert main([str(tmp_path), "--tolerance", "0.1"]) == 0
+    assert "no search_history.json beside it: evaluations and the best mask seen are not compared" in capsys.readouterr().out
     assert main([str(tmp_path / "nowhere")]) == 1
     assert "cannot validate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reward_batches", ["fixed", "cycle"])
+@pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.12}])
+def test_an_answer_off_the_budget_is_not_valid_whoever_gave_it(budget, reward_batches, tmp_path):
+    result = found(tmp_path, agent="greedy", evaluations=60, env_kwargs={"reward_batches": reward_batches}, **budget)
+    assert result.free_budget
+    assert not differing(validate(result))
+    turn = result.history[0]  # of the first round: one layer is skipped
+    false = {**turn.row(0), "skipped_layers": [result.layer_names[turn.masks[0].index(1)]]}
+    answer = {name: value for name, value in false.items() if name != "skipped_layers"}
+    wrong = dataclasses.replace(result, **answer, skipped_layers=false["skipped_layers"], n_skipped=1)
+    assert "answer: keeps its budget" in differing(validate(wrong))
+    wrong = dataclasses.replace(result, best_seen=false)
+    assert "best seen, of all turns: mask" in differing(validate(wrong))
+    assert ("best seen: keeps its budget" in differing(validate(wrong))) == (reward_batches == "fixed")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("n_skipped", 3, "answer: n_skipped"),
+        ("skipped_layers", ["text.0"], "answer: skipped_layers"),
+        ("evaluations", 11, "evaluations"),
+    ],
+)
+def test_what_is_derived_is_compared(field, value, what, tmp_path):
+    assert differing(validate(dataclasses.replace(found(tmp_path), **{field: value}))) == [what]
+
+
+def test_the_best_mask_seen_was_seen_and_is_the_best(tmp_path):
+    result = found(tmp_path, agent="random")
+    rows = [turn.row(i) for turn in result.history for i in range(len(turn.masks))]
+    worst = min(rows, key=lambda row: row["reward"])
+    layers = [name for name, bit in zip(result.layer_names, worst["mask"], strict=True) if bit]
+    wrong = dataclasses.replace(result, best_seen={**worst, "skipped_layers": layers})
+    assert "best seen, of all turns: mask" in differing(validate(wrong))
+    wrong = dataclasses.replace(result, best_seen={**result.best_seen, "skipped_layers": ["text.0"]})
+    assert differing(validate(wrong)) == ["best seen: skipped_layers"]
+
+
+def test_an_agent_of_ones_own_need_not_be_there(tmp_path):
+    result = found(tmp_path, agent="greedy", env_kwargs={"reward_batches": "cycle"})
+    assert not differing(validate(dataclasses.replace(result, agent="nowhere:Own")))
+    with pytest.raises(ValueError, match="unknown agent 'gredy'; did you mean 'greedy'"):
+        validate(dataclasses.replace(result, agent="gredy"))
+
+
+def test_whether_an_agent_leaves_the_budget_is_recorded(tmp_path):
+    settings = {"agent": "greedy", "env_kwargs": {"reward_batches": "cycle"}}
+    found(tmp_path, **settings)
+    path = tmp_path / "search.json"
+    record = json.loads(path.read_text())
+    assert record.pop("free_budget") is True
+    path.write_text(json.dumps(record))
+    assert SearchResult.load(tmp_path).free_budget is False  # as in records of earlier versions
+    assert found(tmp_path, agent="bandit").free_budget is False
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist"),
+        ({"env_id": "nowhere:Env-v0"}, "ModuleNotFoundError: "),
+        ({"env_id": "CartPole-v1"}, "num_envs|unexpected keyword|skip_num"),
+        ({"seed": -1}, r"seed=-1 is not allowed; use 0\.\.4294967295"),
+        ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
+        ({"mask": [1, 1, 1, 1]}, "mask is 4 entries, there are 12 layers; give a list with one 0 or 1 a layer"),
+        ({"mask": [2] * 12}, r"mask holds 2; give 0 \(keep\) or 1 \(skip\) a layer"),
+        ({"mask": [0.5] * 12}, r"mask\[0\]=0.5 .*give a whole number"),
+        ({"best_seen": {}}, "best_seen lacks mask, reward, loss, metric, macs, macs_saved, skipped_layers; it has nothing"),
+        ({"best_seen": {"mask": [1]}}, r"best_seen\.mask is 1 entries, there are 12 layers"),
+        ({"best_seen": {"mask": None}}, r"best_seen\.mask is None, there are 12 layers"),
+        ({"best_seen": {"mask": [-1] * 12}}, r"best_seen\.mask holds -1"),
+        ({"best_seen": {"mask": [True] * 12}}, r"best_seen\.mask holds True"),
+        ({"best_seen": {"reward": "high"}}, r"best_seen\.reward='high' is not allowed; give a number"),
+        ({"masks_per_turn": 2}, "masks_per_turn=2 is not allowed; its turns have up to 3 masks"),
+    ],
+)
+def test_a_broken_record_is_told_in_words(change, text, tmp_path, capsys):
+    found(tmp_path)
+    path = tmp_path / "search.json"
+    record = json.loads(path.read_text())
+    if change.get("best_seen"):
+        change = {"best_seen": {**record["best_seen"], **change["best_seen"]}}
+    path.write_text(json.dumps({**record, **change}))
+    assert main([str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"cannot validate {tmp_path}: ")
+    assert re.search(text, error), error
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf", "much"])
+def test_a_tolerance_is_a_number_from_0_on(tolerance, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path), "--tolerance", tolerance])
+    assert ended.value.code == 2
+    assert f"'{tolerance}' is not allowed; give a finite number from 0 on" in capsys.readouterr().err
 
 
 def test_a_search_on_the_model_is_valid(tiny_kwargs, tmp_path):

@@ -1,0 +1,140 @@
+"""One agent on an arena: a search for every seed, and what its answer was worth after each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agents.arena import Arena
+from agents.asking import answer, ask
+from agents.base import AGENTS, Agent, agent_class, make_agent
+from agents.sb3_algorithms import ALGORITHMS, is_algorithm
+from agents.search import SEARCH_DEFAULTS, agent_generator
+from agents.space import Floats, Masks
+from das_gym.config import check_names
+
+NO_ANSWER = -np.inf
+"""The reward of the answer of an agent that has none yet."""
+
+
+@dataclass(frozen=True, eq=False)
+class Played:
+    """What one agent did over all seeds.
+
+    Attributes:
+        agent: Its name.
+        answers: (seeds, n_layers) its final answers.
+        rewards: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after so many
+            evaluations; -inf before its first turn is scored.
+        evaluations: (seeds,) how many it used; an agent that is done keeps its answer.
+    """
+
+    agent: str
+    answers: Masks
+    rewards: Floats
+    evaluations: npt.NDArray[np.int64]
+
+
+def play(
+    arena: Arena, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> Played:
+    """Let an agent search once a seed; one that draws nothing at random searches once for all.
+
+    Args:
+        arena: Where.
+        agent: A key of `agents.base.AGENTS` or of `agents.sb3_algorithms.ALGORITHMS`, or "module:class" of either kind.
+        seeds: Of the searches.
+        evaluations: Budget of a search.
+        masks_per_turn: Masks between two answers.
+        agent_kwargs: Hyper-parameters; `SEARCH_DEFAULTS` are filled in.
+
+    Raises:
+        ValueError: no such agent, a hyper-parameter that it refuses, or masks that it should not have asked for.
+    """
+    play_once = _train_once if is_algorithm(agent) else _search_once
+    different = seeds if is_algorithm(agent) or agent_class(agent).draws else seeds[:1]
+    runs = [play_once(arena, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
+    runs = runs if len(runs) == len(seeds) else runs * len(seeds)
+    answers, rewards, used = zip(*runs, strict=True)
+    return Played(agent, np.array(answers), np.array(rewards), np.array(used))
+
+
+def try_out(arena: Arena, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:
+    """Make an agent and throw it away, so that a wrong name or hyper-parameter is found before anyone plays.
+
+    An algorithm of Stable-Baselines3 is made by a search of one mask.
+
+    Raises:
+        ValueError: what `play` would.
+    """
+    if is_algorithm(agent):
+        _train_once(arena, agent, 0, 1, masks_per_turn, agent_kwargs)
+        return
+    if ":" not in agent:
+        check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
+    _make(arena, agent, 0, agent_kwargs)
+
+
+def _make(arena: Arena, name: str, seed: int, agent_kwargs: Mapping[str, Any]) -> Agent:
+    settings = {**SEARCH_DEFAULTS.get(name, {}), **agent_kwargs}
+    agent = make_agent(name, arena.space, agent_generator(seed), settings, arena.statistics)
+    if agent.examples_share != 1.0:
+        raise ValueError(f"agent {name!r} is told to begin on fewer examples; comparisons score all: leave stages out")
+    return agent
+
+
+def _search_once(
+    arena: Arena, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> tuple[Masks, Floats, int]:
+    """Its answer, (evaluations,) rewards of its answers on the way, and how many evaluations it used."""
+    agent = _make(arena, name, seed, agent_kwargs)
+    curve = np.full(evaluations, NO_ANSWER)
+    used = 0
+    while used < evaluations:
+        masks = ask(agent, name, min(masks_per_turn, evaluations - used))
+        if len(masks) == 0:
+            break
+        agent.tell(masks, arena.rewards(masks))
+        used += len(masks)
+        curve[used - 1 :] = arena.rewards(answer(agent, name)[None])[0]
+    final = answer(agent, name)
+    if used == 0:  # the budget leaves one mask, and the agent knows
+        curve[:] = arena.rewards(final[None])[0]
+    return final, curve, used
+
+
+def _train_once(
+    arena: Arena, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> tuple[Masks, Floats, int]:
+    """As `_search_once`, with an algorithm of Stable-Baselines3 on `masks_per_turn` environments side by side.
+
+    On the way its answer is the best mask scored so far, at the end that or the policy's own, whichever is better.
+    """
+    from agents.sb3 import train_sb3
+
+    space = arena.space
+    result = train_sb3(
+        name,
+        algo=agent_kwargs,
+        n_envs=masks_per_turn,
+        env_id=arena.env_id,
+        env_kwargs=dict(arena.env_kwargs),
+        skip_num=space.skip_num,
+        macs_saved=space.macs_saved,
+        seed=seed,
+        evaluations=evaluations,
+    ).result
+    curve = np.full(evaluations, NO_ANSWER)
+    used = 0
+    for turn in result.history:
+        reward = arena.rewards(np.array(turn.masks, dtype=bool)).max()
+        used += len(turn.masks)
+        curve[used - 1 :] = max(reward, curve[used - 1])
+    final = np.array(result.mask, dtype=bool)
+    if space.contains(final[None])[0]:  # a policy that never kept the budget has no answer
+        curve[max(used, 1) - 1 :] = arena.rewards(final[None])[0]
+    return final, curve, used

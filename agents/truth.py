@@ -1,0 +1,51 @@
+"""How a found mask stands against the truth, where a table knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.arena import is_tabular, make_scored
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A mask among all that keep the budget.
+
+    Attributes:
+        rank: 1 + how many of them have a higher reward.
+        masks: How many they are.
+        regret: The best one's reward minus the mask's, at least 0.
+        best_reward: The best one's.
+    """
+
+    rank: int
+    masks: int
+    regret: float
+    best_reward: float
+
+
+def against_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> Truth | None:
+    """Where a mask stands, by the environment's own reward, price of MACs included.
+
+    Args:
+        env_id: Of the environment that it was searched in.
+        env_kwargs: Its settings, the budget among them.
+        mask: 0/1 a layer.
+
+    Returns:
+        None for an environment that answers from no table, and for a mask off the budget.
+    """
+    if not is_tabular(env_id):
+        return None
+    env = make_scored(env_id, {}, env_kwargs)
+    scored = env.scorer.score(env.table.masks, np.random.default_rng(0))
+    kept, row = scored.info["feasible"], int(env.table.index(np.array(mask)))
+    if not kept[row]:
+        return None
+    rewards, reward = scored.rewards[kept], float(scored.rewards[row])
+    best = float(rewards.max())
+    return Truth(1 + int((rewards > reward).sum()), len(rewards), best - reward, best)

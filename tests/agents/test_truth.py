@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from synthetic import ENV_ID
+
+from agents.experiment import run_search
+from agents.truth import against_truth
+from das_gym.evaluation.table import SubnetTable
+
+TABULAR = "DAS-METER-VQA-Tabular-v0"
+
+
+@pytest.mark.parametrize("budget", [{"skip_num": 4}, {"skip_num": None, "macs_saved": 0.15}, {"skip_num": None}])
+def test_a_mask_stands_where_the_table_says(budget, made_up_table):
+    table = SubnetTable.load(made_up_table)
+    within = {name: value for name, value in budget.items() if value is not None}
+    allowed = table.masks[table.within(**within)]
+    for mask in allowed[:: len(allowed) // 5]:
+        truth = against_truth(TABULAR, {"table": str(made_up_table), **budget}, mask.astype(int).tolist())
+        assert truth.rank == table.rank(mask, "exp_neg_loss", **within)
+        assert truth.regret == pytest.approx(float(table.regret(mask, "exp_neg_loss", **within)), abs=1e-12)
+        assert truth.masks == len(allowed)
+
+
+def test_a_price_counts(made_up_table):
+    env_kwargs = {"table": str(made_up_table), "skip_num": None, "macs_price": 100.0}
+    everything, nothing = (against_truth(TABULAR, env_kwargs, [bit] * 8) for bit in (1, 0))
+    assert (everything.rank, everything.regret) == (1, 0.0)  # the most MACs saved
+    assert nothing.rank == 256
+    assert nothing.regret == pytest.approx(everything.best_reward - (np.exp(-0.3) - 2.0), abs=1e-6)
+
+
+def test_who_knows_no_truth_tells_none(made_up_table):
+    assert against_truth(ENV_ID, {"skip_num": 4}, [1] * 4 + [0] * 8) is None
+    assert against_truth(TABULAR, {"table": str(made_up_table), "skip_num": 4}, [1] * 8) is None
+
+
+@pytest.mark.parametrize("agent", ["exhaustive", "leave_one_out", "ppo"])
+def test_a_search_on_a_table_tells_it(agent, made_up_table, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = {"env_kwargs": {"table": str(made_up_table)}, "evaluations": 80 if agent == "exhaustive" else 12}
+    result = run_search(settings, ["meter_vqa_table", agent])[2]
+    truth = against_truth(result.env_id, result.env_kwargs, result.mask)
+    assert (truth.rank == 1) == (agent == "exhaustive")
+    line = f"  against the truth: rank {truth.rank} of 70 masks, regret {truth.regret:.4f} (the best reward is "
+    assert line in capsys.readouterr().out
