@@ -215,6 +215,9 @@ def test_the_leaderboard_from_one_command(made_up_table, tmp_path, capsys):
     assert "### DAS-METER-VQA-v0, k = 4 (70 masks)" in text
     assert "### DAS-METER-VQA-v0, at least 12 % of MACs saved" in text
     assert text.count("\n| bayes |") == text.count("\n| random |") == 2
+    (line,) = [line for line in text.splitlines() if line.startswith("| DAS-METER-VQA-v0, k = 4 (70 masks) |")]
+    assert line.split(" | ")[-2] in ("yes", "no")
+    assert "without a table, and so left out: meter_nlvr2, meter_f30k, vilt_vqa" in capsys.readouterr().out
     assert leaderboard(["--tables", str(tmp_path)]) == 1
     assert "no tables in" in capsys.readouterr().err
 
