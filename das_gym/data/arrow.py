@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from das_gym.data.transforms import decode_image
+from das_gym.data.decoding import decode_image
 
 if TYPE_CHECKING:
     import pyarrow

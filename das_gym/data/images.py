@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from das_gym.data.transforms import load_image
+from das_gym.data.decoding import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,5 +55,5 @@ class ImageFile:
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def open(self) -> Image:
-        """See `das_gym.data.transforms.load_image`."""
+        """See `das_gym.data.decoding.load_image`."""
         return load_image(self.path)
