@@ -107,7 +107,8 @@ def _identify(file: BinaryIO) -> Image.Image:
         for name in [name for name in Image.ID if name not in tried]:
             tried.add(name)
             factory, accept = Image.OPEN[name]
-            if accept is not None and accept(prefix) is not True:
+            accepted = accept is None or accept(prefix)
+            if not accepted or isinstance(accepted, str):  # a text says what PIL lacks to read it
                 continue
             with contextlib.suppress(*_OTHER_FORMAT):
                 file.seek(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -57,3 +58,14 @@ class ImageFile:
     def open(self) -> Image:
         """See `das_gym.data.decoding.load_image`."""
         return load_image(self.path)
+
+
+def files_in(folder: str | Path) -> frozenset[str]:
+    """Names of the files in a folder, by one listing; folders and dangling links are none. Empty where it is not there."""
+    try:
+        with os.scandir(folder) as listing:
+            return frozenset(
+                entry.name for entry in listing if entry.is_file(follow_symlinks=False) or Path(entry).is_file()
+            )
+    except OSError:
+        return frozenset()
