@@ -254,7 +254,7 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
     splits = task_class(config.task).load_splits(config.data_root, config.on_bad_example)
     if splits.left_out:
         shown = "\n".join(splits.left_out[:SHOWN_BAD_EXAMPLES])
-        warnings.warn(f"{len(splits.left_out)} bad examples were left out; the first of them:\n{shown}", stacklevel=2)
+        warnings.warn(f"{splits.left_out_count} bad examples were left out; the first of them:\n{shown}", stacklevel=2)
     return splits
 
 

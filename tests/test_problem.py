@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import das_gym.problem
+from das_gym.data.splits import Splits
 from das_gym.problem import ProblemConfig, build_problem, load_backbone, load_problem, load_splits, problem_words
 from das_gym.registration import MODELS
 
@@ -94,3 +95,19 @@ def test_a_problem_as_a_person_types_it(tmp_path: Path):
     config = ProblemConfig("ViLT", "f30k", data_root=str(tmp_path), on_bad_example="skip", image_size=64)
     words = problem_words(config, "supernet=mine.safetensors")
     assert words == f"vilt_f30k data_root={tmp_path} image_size=64 on_bad_example=skip supernet=mine.safetensors"
+
+
+def test_the_warning_counts_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(shapes_folder, tmp_path / "data")
+    path = next(folder.glob("*val2014_questions.json"))
+    whole = json.loads(path.read_text())
+    whole["questions"][0]["question_id"] = str(whole["questions"][0]["question_id"])
+    path.write_text(json.dumps(whole))
+    with pytest.warns(UserWarning, match=r"^1 bad examples were left out; the first of them:\n.*\n.* has no question in"):
+        load_splits(ProblemConfig(data_root=str(folder), on_bad_example="skip"))
+
+
+def test_splits_count_their_lines_unless_told_otherwise():
+    assert Splits((), (), (), ("a", "b")).left_out_count == 2
+    assert Splits((), (), (), ("a", "b"), 6).left_out_count == 6

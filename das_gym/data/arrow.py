@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from das_gym.data.transforms import decode_image
+from das_gym.data.decoding import decode_image
 
 if TYPE_CHECKING:
     import pyarrow
@@ -151,21 +151,24 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def read_rows(path: Path, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path, columns: dict[str, str], if_empty: str = _MAKE_AGAIN) -> Iterator[dict[str, Any]]:
     """The rows of a table as plain values, checked against the kinds of their columns; images are left out.
 
     Args:
         path: The table.
         columns: Kind of each column that is needed, such as `bytes`, `integer`, `text` or `list of text`.
+        if_empty: What to do about a table without rows.
 
     Yields:
         For each row its columns by name, without those of bytes.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or a column is missing or of another kind.
+        ValueError: It is damaged, has no rows, or a column is missing or of another kind.
     """
     table = open_table(path)
+    if not table.num_rows:
+        raise ValueError(f"{path} has no rows; a split needs at least one: {if_empty}")
     for name, kind in columns.items():
         if name not in table.column_names:
             raise ValueError(

@@ -3,6 +3,7 @@
 A row is an image with its captions. `{prefix}_train.arrow`, and `{prefix}_restval.arrow` where there is one, train;
 `{prefix}_val.arrow` scores masks (reward); `{prefix}_test.arrow` is reported. The prefix is `f30k_caption_karpathy` or
 `coco_caption_karpathy`. The tables leave out the numbers of images and captions; they are counted here, in this order.
+A split needs at least 4 images of 5 captions: an example has 15 captions of other images as its false texts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
 from das_gym.data.captions import CaptionedImage, RetrievalExample, retrieval_examples
-from das_gym.data.checks import BadExamples
+from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.splits import Splits
 
 _COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
@@ -41,7 +42,7 @@ def load_arrow_captions(data_root: str | Path, on_bad_example: str = "raise") ->
     restval = [path for path in [tables.path("restval")] if path.is_file()]
     reader = _Reader(bad)
     train_examples = reader.examples(train, *restval)
-    return Splits(train_examples, reader.examples(reward), reader.examples(test), bad.lines)
+    return Splits(train_examples, reader.examples(reward), reader.examples(test), bad.lines, bad.count)
 
 
 class _Reader:
@@ -58,23 +59,30 @@ class _Reader:
 
     def examples(self, *paths: Path) -> tuple[RetrievalExample, ...]:
         """The examples of one split."""
+        self.bad.new_file()
         images = []
         for path in paths:
-            read = list(self._images(path))
-            images += self.bad.drop_broken(read, lambda item: (item.image,), lambda item: str(item.image.key))
+            images += self.bad.drop_broken(
+                list(self._images(path)),
+                images=lambda item: (item.image,),
+                name=lambda item: str(item.image.key),
+                size=lambda item: len(item.captions),
+            )
         self.bad.require(images, str(paths[0]))
-        return retrieval_examples(images, str(paths[0]))
+        return retrieval_examples(images, str(paths[0]), self.bad.first_left_out)
 
     def _images(self, path: Path) -> Iterator[CaptionedImage]:
         for row, entry in enumerate(read_rows(path, _COLUMNS)):
             where = f"{path}: row {row} ({entry['image_id']})"
             try:
                 self._check_image_id(entry, where)
-                captions = tuple(self._captions(entry["caption"] or [], where))
-                if not captions:
+                if not entry["caption"]:
                     raise ValueError(f"{where} has no captions; it needs one or more")
             except ValueError as error:
-                self.bad.report(error)
+                self.bad.report(error, len(entry["caption"] or [None]))
+                continue
+            captions = tuple(self._captions(entry["caption"], where))
+            if not captions:  # all of them were reported
                 continue
             ids = tuple(next(self._caption_ids) for _ in captions)
             yield CaptionedImage(ArrowImage(path, row), next(self._image_ids), captions, ids, ((),) * len(captions))
@@ -89,8 +97,9 @@ class _Reader:
     def _captions(self, texts: list[str | None], where: str) -> Iterator[str]:
         """The good captions, with single spaces."""
         for number, text in enumerate(texts):
-            words = (text or "").split()
-            if words:
-                yield " ".join(words)
-            else:
-                self.bad.report(ValueError(f"{where}: caption[{number}] is empty"))
+            try:
+                check_text(text, f"{where}: caption[{number}]")
+            except ValueError as error:
+                self.bad.report(error)
+                continue
+            yield " ".join((text or "").split())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
-from das_gym.data.checks import BadExamples
+from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.nlvr2 import LABELS, TEST_SPLITS, NLVR2Example, divided
 from das_gym.data.splits import Splits
 
@@ -50,33 +50,36 @@ def load_arrow_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Sp
     tables, bad = ArrowFolder.find(data_root, "nlvr2"), BadExamples(on_bad_example)
     train_path = tables.require("train")
     test_path = tables.require(next((split for split in TEST_SPLITS if tables.path(split).is_file()), TEST_SPLITS[0]))
-    train, test = _read(train_path, bad), _read(test_path, bad)
+    train = _read(train_path, bad)
     sets = {_image_set(example) for example in train}
     if len(sets) < 2:
         raise ValueError(
             f"{train_path}: all rows are of the image set {sets.pop()}; whole sets are kept from training to score masks "
-            "on, so there must be two or more: add rows of others"
+            f"on, so there must be two or more: add rows of others{bad.first_left_out}"
         )
-    return Splits(*divided(train, _image_set), test, bad.lines)
+    other = tables.path("dev")
+    test = _read(test_path, bad, f"remove it, and {other.name} is used" if other != test_path and other.is_file() else "")
+    return Splits(*divided(train, _image_set), test, bad.lines, bad.count)
 
 
-def _read(path: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
+def _read(path: Path, bad: BadExamples, way_out: str = "") -> tuple[NLVR2Example, ...]:
     """The good examples of a table; bad ones are reported."""
-    examples = list(_examples(path, bad))
+    bad.new_file()
+    examples = list(_examples(path, bad, way_out))
     kept = bad.drop_broken(examples, lambda example: example.images, lambda example: f"{path}: {example.identifier}")
-    bad.require(kept, str(path))
+    bad.require(kept, str(path), way_out)
     return tuple(kept)
 
 
-def _examples(path: Path, bad: BadExamples) -> Iterator[NLVR2Example]:
+def _examples(path: Path, bad: BadExamples, way_out: str) -> Iterator[NLVR2Example]:
     numbers: defaultdict[str, dict[str, int]] = defaultdict(dict)
     seen: dict[str, str] = {}
-    for row, entry in enumerate(read_rows(path, _COLUMNS)):
+    for row, entry in enumerate(read_rows(path, _COLUMNS, *filter(None, [way_out]))):
         where = f"{path}: row {row}"
         try:
             pair = _checked_pair(entry, where)
         except ValueError as error:
-            bad.report(error)
+            bad.report(error, max(1, len(entry["questions"] or ()), len(entry["answers"] or ())))
             continue
         images = (ArrowImage(path, row, IMAGES[0]), ArrowImage(path, row, IMAGES[1]))
         of_set = numbers[pair.rpartition("-")[0]]
@@ -108,8 +111,7 @@ def _checked_pair(entry: dict[str, Any], where: str) -> str:
 
 
 def _check_sentence(sentence: str | None, label: str | None, here: str) -> None:
-    if not sentence or not sentence.strip():
-        raise ValueError(f"{here} is empty; write the statement there")
+    check_text(sentence, here)
     if label not in LABELS:
         raise ValueError(f"{here} has the answer {label!r:.60}; it must be True or False")
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from das_gym.data.arrow import ArrowFolder, ArrowRows, open_table, read_rows
-from das_gym.data.checks import BadExamples
+from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.splits import Splits
 from das_gym.data.vqa_columns import ColumnsBuilder, VQAColumns
 from das_gym.data.vqa_table import VQAExample, VQATable
@@ -65,15 +65,16 @@ def load_arrow_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Spli
     tables, bad = ArrowFolder.find(data_root, "vqa"), BadExamples(on_bad_example)
     train_path = tables.require("train")
     train = _read((train_path,), "train2014", bad)
-    check_answers(train, train_path)
+    check_answers(train, train_path, bad)
     parts = [path for path in map(tables.path, ("trainable_val", "rest_val")) if path.is_file()]
     val_paths = (tables.require("val"),) if tables.path("val").is_file() or not parts else tuple(parts)
-    reward, test = halves(_read(val_paths, "val2014", bad), str(val_paths[0]))
-    return Splits(train, reward, test, bad.lines)
+    reward, test = halves(_read(val_paths, "val2014", bad), str(val_paths[0]), bad)
+    return Splits(train, reward, test, bad.lines, bad.count)
 
 
 def _read(paths: tuple[Path, ...], split: str, bad: BadExamples) -> VQATable:
     """The questions of some tables, one below the other."""
+    bad.new_file()
     starts = np.cumsum([0, *(open_table(path).num_rows for path in paths)]).tolist()
     columns = cached_columns(paths, bad, lambda: _read_columns(paths, starts, bad))
     return drop_broken(VQATable.whole(split, columns, ArrowRows(paths, tuple(starts))), paths[0], bad)
@@ -106,7 +107,8 @@ def _questions(path: Path, bad: BadExamples) -> Iterator[tuple[int, str, dict[st
         if not lengths[0] or len(set(lengths)) > 1:
             counted = ", ".join(f"{length} in {name}" for name, length in zip(lists, lengths, strict=True))
             bad.report(
-                ValueError(f"{where} must hold as many entries, one or more, in each of its lists; it holds {counted}")
+                ValueError(f"{where} must hold as many entries, one or more, in each of its lists; it holds {counted}"),
+                max(1, *lengths),
             )
             continue
         for number, values in enumerate(zip(*(entry[name] for name in lists), strict=True)):
@@ -122,8 +124,7 @@ def _check_ids(question: dict[str, Any], where: str, seen: dict[int, str]) -> No
     for name in ("image_id", "question_id"):
         if question[name] is None or question[name] < 0:
             raise ValueError(f"{where} has {name}={question[name]}; it must be 0 or more")
-    if question["questions"] is None:
-        raise ValueError(f"{where} has no text")
+    check_text(question["questions"], where)
     before = seen.setdefault(question["question_id"], where)
     if before != where:
         raise ValueError(f"{where} repeats question_id {question['question_id']} of {before}; every one must occur once")

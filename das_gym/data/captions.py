@@ -78,12 +78,13 @@ def _draws(key: str, count: int) -> Iterator[int]:
         block += 1
 
 
-def retrieval_examples(images: Sequence[CaptionedImage], what: str) -> tuple[RetrievalExample, ...]:
+def retrieval_examples(images: Sequence[CaptionedImage], what: str, left_out: str = "") -> tuple[RetrievalExample, ...]:
     """An example for each caption of a split, in order.
 
     Args:
         images: The split.
         what: Names the split and its file in messages.
+        left_out: What to add to them, see `BadExamples.first_left_out`.
 
     Raises:
         ValueError: Some image leaves fewer than 15 different captions of other images to be its false texts.
@@ -94,6 +95,7 @@ def retrieval_examples(images: Sequence[CaptionedImage], what: str) -> tuple[Ret
         raise ValueError(
             f"{what} has {len(images)} images with {len(pool)} different captions, which leaves {max(others, 0)} captions "
             f"of other images; an example needs {NUM_TEXTS - 1} different ones as its false texts: add images with captions"
+            f"{left_out}"
         )
     return tuple(
         RetrievalExample(str(caption_id), image.image, image.image_id, caption, image.captions, hard, pool)

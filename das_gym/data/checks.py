@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import TypeVar
 
-import numpy as np
-from filelock import FileLock
-
-from das_gym.data.cache import cache_folder
-from das_gym.data.images import ImageFile, ImageSource
-from das_gym.files import replacing
-from das_gym.runs import progress
+from das_gym.data.images import ImageSource
+from das_gym.data.verdicts import decode_errors, missing_files
 
 Example = TypeVar("Example")
 
@@ -24,19 +16,14 @@ POLICIES = ("raise", "skip")
 
 WAY_OUT = 'pass on_bad_example="skip" to leave out what is bad'
 
-MANY_IMAGES = 1000
-"""From this many images to decode on, a progress bar shows."""
-
-_VERDICTS = "readable-images-1.npy"
-_UNREADABLE = (FileNotFoundError, ValueError)
-
 
 class BadExamples:
     """What a reader does with a bad example, and what it has left out so far.
 
     A reader makes one for each data set that it reads, tells it of every bad entry with `report`, goes on with the next
-    entry where that returns, passes what is left through `drop_broken`, and puts `lines` into `Splits.left_out`. A file
-    that cannot be read as a whole is no bad example: that always raises.
+    entry where that returns, passes what is left through `drop_broken`, and puts `lines` and `count` into `Splits`. Where
+    it reads several files, it calls `new_file` before each, so that `first_left_out` speaks of that one. A file that cannot
+    be read as a whole is no bad example: that always raises.
 
     Args:
         on_bad_example: `raise` or `skip`.
@@ -49,25 +36,40 @@ class BadExamples:
         if on_bad_example not in POLICIES:
             raise ValueError(f"on_bad_example={on_bad_example!r} is unknown; choose one of {', '.join(POLICIES)}")
         self.skips = on_bad_example == "skip"
+        self.count = 0
         self._lines: list[str] = []
+        self._of_file = (0, 0)
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """A line for each example that was left out."""
+        """A line for each bad entry, which may be of several examples, or of an example that another line is about."""
         return tuple(self._lines)
 
-    def add_lines(self, lines: Iterable[str]) -> None:
-        """Keep lines about entries that an earlier reading left out."""
-        self._lines.extend(lines)
+    @property
+    def first_left_out(self) -> str:
+        """What to add to an error that may come of what was left out of a file: empty, if nothing was."""
+        lines, count = self._of_file
+        return f"; the first of {self.count - count} left out: {self._lines[lines]}" if self._lines[lines:] else ""
 
-    def report(self, error: Exception) -> None:
+    def new_file(self) -> None:
+        """From here on, `first_left_out` speaks of another file."""
+        self._of_file = len(self._lines), self.count
+
+    def add_lines(self, lines: Iterable[str], count: int) -> None:
+        """Keep lines about `count` examples that an earlier reading left out."""
+        self._lines.extend(lines)
+        self.count += count
+
+    def report(self, error: Exception, examples: int = 1) -> None:
         """Raise the error with the way out added, or keep its text and return.
 
         Args:
             error: A ValueError or FileNotFoundError whose text names file and entry.
+            examples: How many examples are left out for it.
         """
         if self.skips:
             self._lines.append(str(error))
+            self.count += examples
         else:
             text = str(error)
             raise type(error)(text if WAY_OUT in text else f"{text}; or {WAY_OUT}") from error.__cause__
@@ -85,10 +87,17 @@ class BadExamples:
             The error of each image that is missing or, with `skip`, cannot be decoded.
         """
         distinct = {image.key: image for image in images}
-        return _undecodable(distinct) if self.skips else _missing(distinct)
+        if not self.skips:
+            return missing_files(distinct)
+        # what is wrong, without the advice: it is being left out
+        return {key: type(error)(str(error).partition("; ")[0]) for key, error in decode_errors(distinct)}
 
     def drop_broken(
-        self, examples: Sequence[Example], images: Callable[[Example], Sequence[ImageSource]], name: Callable[[Example], str]
+        self,
+        examples: Sequence[Example],
+        images: Callable[[Example], Sequence[ImageSource]],
+        name: Callable[[Example], str],
+        size: Callable[[Example], int] = lambda _: 1,
     ) -> list[Example]:
         """The examples whose images can be used; the others are left out or raise.
 
@@ -96,6 +105,7 @@ class BadExamples:
             examples: What was read.
             images: The images of an example.
             name: Names an example and its file, such as `dev.json: identifier dev-1-2-0`.
+            size: How many examples it counts as.
 
         Returns:
             The examples that are left, in order.
@@ -113,10 +123,10 @@ class BadExamples:
             if error is None:
                 kept.append(example)
             else:
-                self.report_broken(name(example), error, len(broken), total)
+                self.report_broken(name(example), error, len(broken), total, size(example))
         return kept
 
-    def report_broken(self, name: str, error: Exception, broken: int, total: int) -> None:
+    def report_broken(self, name: str, error: Exception, broken: int, total: int, examples: int = 1) -> None:
         """Report an example whose image is in `broken_images`; with `raise`, which only looks for files, tell how many miss.
 
         Args:
@@ -124,24 +134,40 @@ class BadExamples:
             error: What `broken_images` says of its image.
             broken: Images in `broken_images`.
             total: Images that were looked at.
+            examples: How many examples are left out for it.
         """
         counted = "" if self.skips else f" ({broken} of {total} images are missing); put them there"
-        self.report(type(error)(f"{name}: {error}{counted}"))
+        self.report(type(error)(f"{name}: {error}{counted}"), examples)
 
-    def require(self, examples: Sized, what: str) -> None:
+    def require(self, examples: Sized, what: str, way_out: str = "") -> None:
         """Refuse a split of which nothing is left.
 
         Args:
             examples: What is left.
             what: Names split and file, such as `the dev split (dev.json)`.
+            way_out: What else may be done.
 
         Raises:
             ValueError: `examples` is empty.
         """
-        if len(examples):
-            return
-        first = f"; the first of {len(self._lines)} left out: {self._lines[0]}" if self._lines else ""
-        raise ValueError(f"{what} holds no usable example, and needs at least one{first}")
+        if not len(examples):
+            way_out = f"; {way_out}" if way_out else ""
+            raise ValueError(f"{what} holds no usable example, and needs at least one{way_out}{self.first_left_out}")
+
+
+def require_readable(images: Iterable[ImageSource]) -> None:
+    """Decode every image that is not known to be readable, before anything is done that takes long.
+
+    Args:
+        images: The images; those that occur several times are looked at once.
+
+    Raises:
+        FileNotFoundError: One is missing.
+        ValueError: One cannot be decoded; the text names it. Those before it are remembered.
+    """
+    with contextlib.closing(decode_errors({image.key: image for image in images})) as errors:
+        for _, error in errors:
+            raise error
 
 
 def check_fields(entry: object, fields: Mapping[str, type | tuple[type, ...]], where: str) -> None:
@@ -168,80 +194,26 @@ def check_fields(entry: object, fields: Mapping[str, type | tuple[type, ...]], w
             raise ValueError(f"{where} has {name}={entry[name]!r:.60}; it must be of type {wanted}")
 
 
-def _missing(images: dict[str, ImageSource]) -> dict[str, Exception]:
-    """Errors of image files that are not in their folder; every folder is listed once."""
-    files = {key: os.path.split(image.path) for key, image in images.items() if isinstance(image, ImageFile)}
-    there: dict[str, set[str]] = {folder: set() for folder, _ in files.values()}
-    for folder, names in there.items():
-        with contextlib.suppress(OSError), os.scandir(folder) as listing:
-            names.update(entry.name for entry in listing)
-    absent = [key for key, (folder, name) in files.items() if name not in there[folder]]
-    return {key: FileNotFoundError(f"there is no image {key}") for key in absent}
+def check_text(text: str | None, where: str) -> None:
+    """Refuse a text that is empty or blank, or that no tokenizer can read.
+
+    Args:
+        text: What a model is to read, or an answer.
+        where: Names file, entry and field.
+
+    Raises:
+        ValueError: Says which.
+    """
+    if not text or not text.strip():
+        raise ValueError(f"{where} is empty; write the text there")
+    check_characters(text, where)
 
 
-def _undecodable(images: dict[str, ImageSource]) -> dict[str, Exception]:
-    """Errors of images that cannot be decoded; those known from before are not decoded again."""
-    broken: dict[str, Exception] = {}
-    prints: dict[str, int] = {}
-    for key, image in images.items():
-        try:
-            digest = hashlib.blake2b(f"{key}\n{image.stamp()}".encode(), digest_size=8).digest()
-            prints[key] = int.from_bytes(digest, "little")
-        except (OSError, ValueError) as error:
-            broken[key] = FileNotFoundError(f"there is no image {key} ({type(error).__name__})")
-    known = np.isin(np.fromiter(prints.values(), np.uint64, len(prints)), _read_verdicts())
-    unknown = [key for key, seen in zip(prints, known, strict=True) if not seen]
-    readable: list[int] = []
-    try:
-        for key, verdict in _decode_all([images[key] for key in unknown]):
-            if verdict is None:
-                readable.append(prints[key])
-            else:
-                broken[key] = verdict
-    finally:  # also of a run that was interrupted
-        _add_verdicts(readable)
-    return broken
-
-
-def _decode_all(images: list[ImageSource]) -> Iterator[tuple[str, Exception | None]]:
-    """Key and error of each image, decoded by as many threads as there are cores."""
-    many = len(images) >= MANY_IMAGES
-    with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress(len(images), "checking images", unit="image") if many else contextlib.nullcontext() as bar,
-    ):
-        try:
-            for image, error in zip(images, pool.map(_decode_error, images), strict=True):
-                yield image.key, error
-                if bar is not None:
-                    bar.update()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decode_error(image: ImageSource) -> Exception | None:
-    try:
-        image.open()
-    except _UNREADABLE as error:
-        return type(error)(str(error).partition("; ")[0])  # what is wrong, without the advice: it is being left out
-    return None
-
-
-def _read_verdicts() -> np.ndarray:
-    """Fingerprints, (n,) uint64, of images that were decoded before without an error."""
-    try:
-        with (cache_folder() / _VERDICTS).open("rb") as file:
-            return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # none yet, or damaged: images are decoded again
-        return np.empty(0, np.uint64)
-
-
-def _add_verdicts(readable: list[int]) -> None:
-    """Remember readable images; a cache folder that cannot be written to costs decoding them again, no more."""
-    if not readable:
+def check_characters(text: str, where: str) -> None:
+    """Refuse half of a character that takes two in JSON; the text may be empty."""
+    if text.isascii():
         return
-    path = cache_folder() / _VERDICTS
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"), replacing(path) as part, part.open("wb") as file:
-            np.save(file, np.union1d(_read_verdicts(), np.array(readable, np.uint64)))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} is {text!a:.60}, which is no valid text ({error.reason})") from None

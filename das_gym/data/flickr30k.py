@@ -7,19 +7,19 @@ COCO's images lie in the folder that their entry names (`filepath`: `train2014`,
 
 What works: Flickr30k (29,000 / 1,014 / 1,000 images) and COCO (113,287 / 5,000 / 5,000, its `restval` counted as train)
 as Karpathy split them; Flickr8k with its images in `images`. Train trains, val scores masks (reward), test is reported.
+Each of the three needs at least 4 images of 5 captions: an example has 15 captions of other images as its false texts.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from das_gym.data.captions import CaptionedImage, RetrievalExample, retrieval_examples
-from das_gym.data.checks import BadExamples, check_fields
-from das_gym.data.images import ImageFile
+from das_gym.data.checks import BadExamples, check_fields, check_text
+from das_gym.data.images import ImageFile, files_in
 from das_gym.data.splits import Splits
 
 SPLITS = {"train": "train", "restval": "train", "val": "reward", "test": "test"}
@@ -46,13 +46,14 @@ def load_flickr30k(data_root: str | Path, on_bad_example: str = "raise") -> Spli
         FileNotFoundError: The folder, its JSON file or an image is missing.
         ValueError: The file is damaged or does not fit its format, or a split is empty or too small.
     """
-    path, root = _find_file(Path(data_root).expanduser())
+    path, root = _find_file(Path(data_root).expanduser().absolute())
     bad = BadExamples(on_bad_example)
     read = list(_read_images(path, root, bad))
     images = bad.drop_broken(
         [image for _, image in read],
         images=lambda item: (item.image,),
         name=lambda item: f"{path}: imgid {item.image_id}",
+        size=lambda item: len(item.captions),
     )
     split_of = {image.image_id: split for split, image in read}
     examples = {}
@@ -61,8 +62,8 @@ def load_flickr30k(data_root: str | Path, on_bad_example: str = "raise") -> Spli
         what = f"the {split} split ({path}: images whose split is {theirs})"
         chosen = [image for image in images if split_of[image.image_id] == split]
         bad.require(chosen, what)
-        examples[split] = retrieval_examples(chosen, what)
-    return Splits(examples["train"], examples["reward"], examples["test"], bad.lines)
+        examples[split] = retrieval_examples(chosen, what, bad.first_left_out)
+    return Splits(examples["train"], examples["reward"], examples["test"], bad.lines, bad.count)
 
 
 def _find_file(root: Path) -> tuple[Path, Path]:
@@ -92,27 +93,52 @@ def _read_images(path: Path, root: Path, bad: BadExamples) -> Iterator[tuple[str
         where = f"{path}: images[{index}]"
         try:
             check_fields(entry, _IMAGE_FIELDS, where)
+            inner = _checked_folder(entry, where)
             where += f" ({entry['filename']})"
-            if entry["split"] not in SPLITS:
-                raise ValueError(f"{where} has the split {entry['split']!r}; known are {', '.join(SPLITS)}")
-            file = folders.find(entry["filename"], entry.get("filepath", ""))
-            seen.add("imgid", entry["imgid"], where)
-            seen.add("image", str(file), where)
-            captions = list(_read_captions(entry["sentences"], where, bad, seen))
-            if not captions:
-                raise ValueError(f"{where} has no captions; its list 'sentences' needs at least one")
+            file = _checked_image(entry, folders.find(entry["filename"], inner), where, seen)
         except ValueError as error:
-            bad.report(error)
+            bad.report(error, _captions_of(entry))
             continue
-        texts, ids, hard = zip(*captions, strict=True)
-        yield SPLITS[entry["split"]], CaptionedImage(ImageFile(file), entry["imgid"], texts, ids, hard)
+        captions = list(_read_captions(entry["sentences"], where, bad, seen))
+        if captions:  # else all of them were reported
+            texts, ids, hard = zip(*captions, strict=True)
+            yield SPLITS[entry["split"]], CaptionedImage(ImageFile(file), entry["imgid"], texts, ids, hard)
+
+
+def _checked_folder(entry: dict[str, Any], where: str) -> str:
+    """The folder that an entry names, if it does; it and the file's name can be such names."""
+    names = {name: entry[name] for name in ("filename", "filepath") if isinstance(entry.get(name), str)}
+    if not names.get("filepath"):
+        names.pop("filepath", None)
+    for name, value in names.items():
+        check_text(value, f"{where}: {name}")
+        if "\0" in value:
+            raise ValueError(f"{where} has {name}={value!r:.60}, which nothing can be called; write the name of the image")
+    return names.get("filepath", "")
+
+
+def _checked_image(entry: dict[str, Any], file: Path, where: str, seen: _Seen) -> Path:
+    """The file, if the image is neither repeated nor without captions."""
+    if entry["split"] not in SPLITS:
+        raise ValueError(f"{where} has the split {entry['split']!r}; known are {', '.join(SPLITS)}")
+    seen.add("imgid", entry["imgid"], where)
+    seen.add("image", str(file), where)
+    if not entry["sentences"]:
+        raise ValueError(f"{where} has no captions; its list 'sentences' needs at least one")
+    return file
+
+
+def _captions_of(entry: object) -> int:
+    """How many examples a bad entry would have been; 1 where that cannot be told."""
+    sentences = entry.get("sentences") if isinstance(entry, dict) else None
+    return max(1, len(sentences)) if isinstance(sentences, list) else 1
 
 
 def _read_entries(path: Path) -> list[Any]:
     """The list `images` of the file."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # JSON and UTF-8 errors both are
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise ValueError(f"{path} is not whole JSON in UTF-8 ({error}); it is truncated or damaged: get it again") from error
     if not isinstance(whole, dict) or not isinstance(whole.get("images"), list):
         raise ValueError(
@@ -131,8 +157,7 @@ def _read_captions(
         try:
             check_fields(sentence, _SENTENCE_FIELDS, here)
             text = " ".join(sentence["raw"].split())
-            if not text:
-                raise ValueError(f"{here} has an empty text 'raw'; write the caption there")
+            check_text(text, f"{here}: raw")
             hard = _read_hard_negatives(sentence.get("hard_negatives", []), own, here)
             seen.add("sentid", sentence["sentid"], here)
         except ValueError as error:
@@ -143,8 +168,10 @@ def _read_captions(
 
 def _read_hard_negatives(texts: object, own: set[str], here: str) -> tuple[str, ...]:
     """The texts, all of them texts, none of them a caption of the image."""
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text.split() for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{here} has hard_negatives={texts!r:.60}; it must be a list of texts")
+    for text in texts:
+        check_text(text, f"{here}: hard_negatives")
     hard = tuple(dict.fromkeys(" ".join(text.split()) for text in texts))
     true = own.intersection(hard)
     if true:
@@ -176,9 +203,8 @@ class _Folders:
         self.root = root
         self._names: dict[Path, frozenset[str]] = {}
 
-    def find(self, filename: str, filepath: object) -> Path:
+    def find(self, filename: str, inner: str) -> Path:
         """The image's path; where there is none, the path at which it is looked for first."""
-        inner = filepath if isinstance(filepath, str) else ""
         paths = [self.root / folder / inner / filename for folder in (FOLDERS[::-1] if inner else FOLDERS)]
         paths += [self.root / folder / filename for folder in FOLDERS if inner]
         there = (path for path in paths if path.name in self._listed(path.parent))
@@ -186,9 +212,5 @@ class _Folders:
 
     def _listed(self, folder: Path) -> frozenset[str]:
         if folder not in self._names:
-            try:
-                with os.scandir(folder) as listing:
-                    self._names[folder] = frozenset(entry.name for entry in listing)
-            except OSError:  # no such folder: nothing is in it
-                self._names[folder] = frozenset()
+            self._names[folder] = files_in(folder)
         return self._names[folder]

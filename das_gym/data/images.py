@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from das_gym.data.transforms import load_image
+from das_gym.data.decoding import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,5 +56,16 @@ class ImageFile:
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def open(self) -> Image:
-        """See `das_gym.data.transforms.load_image`."""
+        """See `das_gym.data.decoding.load_image`."""
         return load_image(self.path)
+
+
+def files_in(folder: str | Path) -> frozenset[str]:
+    """Names of the files in a folder, by one listing; folders and dangling links are none. Empty where it is not there."""
+    try:
+        with os.scandir(folder) as listing:
+            return frozenset(
+                entry.name for entry in listing if entry.is_file(follow_symlinks=False) or Path(entry).is_file()
+            )
+    except OSError:
+        return frozenset()

@@ -12,6 +12,7 @@ of NLVR2 advise; the others train. Test is `test1.json` where there is one, else
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples, check_fields
+from das_gym.data.checks import BadExamples, check_fields, check_text
 from das_gym.data.images import ImageFile, ImageSource
 from das_gym.data.splits import Splits
 
@@ -90,14 +91,17 @@ def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[N
         )
     train_path, test_path = _find_file(root, "train"), _find_file(root, *TEST_SPLITS)
     bad = BadExamples(on_bad_example)
-    train, test = _read(train_path, root, bad), _read(test_path, root, bad)
+    train = _read(train_path, root, bad)
     buckets = {_bucket(example) for example in train}
     if len(buckets) < 2:
         raise ValueError(
             f"{train_path}: all entries have the directory {buckets.pop()!r}; whole directories are kept from training "
             "to score masks on, so there must be two or more: move some of the images to another"
+            f"{bad.first_left_out}"
         )
-    return Splits(*divided(train, _bucket), test, bad.lines)
+    has_other = test_path.stem != TEST_SPLITS[-1] and _search(root, TEST_SPLITS[-1]) is not None
+    test = _read(test_path, root, bad, f"remove {test_path.name}, and {TEST_SPLITS[-1]}.json is used" if has_other else "")
+    return Splits(*divided(train, _bucket), test, bad.lines, bad.count)
 
 
 def divided(
@@ -121,23 +125,29 @@ def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:
     return frozenset(ranked[: max(1, round(REWARD_SHARE * len(ranked)))])
 
 
+def _search(root: Path, split: str) -> Path | None:
+    """The JSON file of a split, if it is there."""
+    paths = (root / folder / f"{split}.json" for folder in FOLDERS)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _find_file(root: Path, *splits: str) -> Path:
     """The JSON file of the first of the splits that has one."""
     for split in splits:
-        for folder in FOLDERS:
-            path = root / folder / f"{split}.json"
-            if path.is_file():
-                return path
+        path = _search(root, split)
+        if path is not None:
+            return path
     names = " or ".join(f"{split}.json" for split in splits)
     there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) if root.is_dir() else ""
     raise FileNotFoundError(f"{root} has no {names}, nor has a folder data in it; it holds {there or 'nothing'}")
 
 
-def _read(path: Path, root: Path, bad: BadExamples) -> tuple[NLVR2Example, ...]:
+def _read(path: Path, root: Path, bad: BadExamples, way_out: str = "") -> tuple[NLVR2Example, ...]:
     """The good examples of a file; bad ones are reported."""
+    bad.new_file()
     read = list(_examples(path, root, bad))
     kept = bad.drop_broken(read, lambda example: example.images, lambda example: f"{path}: {example.identifier}")
-    bad.require(kept, f"the {path.stem} split ({path})")
+    bad.require(kept, f"the {path.stem} split ({path})", way_out)
     return tuple(kept)
 
 
@@ -179,22 +189,31 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number and content of every line that is not blank."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            content = line.removeprefix(b"\xef\xbb\xbf").strip()
+            content = line.removeprefix(codecs.BOM_UTF8).strip()
+            if number == 1:
+                _check_start(content, path)
             if content:
                 yield number, content
+
+
+def _check_start(line: bytes, path: Path) -> None:
+    """Refuse a file of which no line can be read, by its first."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in line:
+        raise ValueError(f"{path} is not text in UTF-8, but in UTF-16 or still packed: save it in UTF-8, or get it again")
+    if line.startswith(b"["):
+        raise ValueError(f"{path} begins with '[': this is one JSON list; the format is one object a line, without commas")
 
 
 def _read_line(line: bytes, fields: Fields, where: str) -> dict[str, Any]:
     """The entry of a line, checked."""
     try:
         entry = json.loads(line.decode("utf-8"))
-    except ValueError as error:  # JSON and UTF-8 errors both are
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
         raise ValueError(f"{where} is not whole JSON in UTF-8 ({error}); NLVR2's files have an object a line") from error
     check_fields(entry, fields, where)
     if entry["label"] not in LABELS:
         raise ValueError(f"{where} ({entry['identifier']}) has the label {entry['label']!r:.60}; it must be True or False")
-    if not entry["sentence"].strip():
-        raise ValueError(f"{where} ({entry['identifier']}) has an empty sentence; write the statement there")
+    check_text(entry["sentence"], f"{where} ({entry['identifier']}): sentence")
     return entry
 
 

@@ -1,10 +1,6 @@
-"""From an image file to the pixels that METER and ViLT read."""
+"""From a picture to the pixels that METER and ViLT read."""
 
 from __future__ import annotations
-
-import struct
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -25,78 +21,24 @@ VILT_ASPECT = 1333 / 800
 VILT_PATCH = 32
 """Side of ViLT-B/32's patches in pixels."""
 
-_UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # raised where warnings are errors
-)
-"""What PIL raises for a file that is not an image, is cut short, is damaged, or is far too large."""
-
-_WAY_OUT = 'pass on_bad_example="skip" where the data is loaded to leave its examples out'
+STRIP = 16
+"""Longer over shorter side from which on only the middle of an image is resampled."""
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Read an image file, fully decoded. Orientation is as stored: EXIF rotation is not applied.
-
-    Args:
-        path: A file in any format that PIL reads.
-
-    Returns:
-        The image, mode RGB.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, corrupt or no image.
-    """
-    try:
-        return decode_image(path, f"the image {path}")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no image {path}; put the file there, or {_WAY_OUT}") from None
-
-
-def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
-    """Read an image from a file or from bytes, as `load_image` does.
-
-    Args:
-        source: A path or an open file.
-        name: Names it in errors.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is truncated, corrupt or no image.
-    """
-    try:
-        with Image.open(source) as image:
-            return _as_rgb(image)
-    except FileNotFoundError:
-        raise
-    except _UNREADABLE as error:
-        raise ValueError(
-            f"{name} cannot be read ({type(error).__name__}: {error}); it is truncated, corrupt or no image: replace it "
-            f"with a whole copy, or {_WAY_OUT}"
-        ) from error
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Mode RGB. PIL alone would turn nearly every 16-bit gray white, and warn of a palette with alpha."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _resized(image: Image.Image, size: int) -> Image.Image:
-    """The image with its shorter side at `size`, the other rounded down, as torchvision's Resize has it."""
+def _centre(image: Image.Image, size: int) -> Image.Image:
+    """The central square of the image with its shorter side at `size`, the other rounded down, as torchvision has it."""
     width, height = image.size
-    if min(width, height) == size:
-        return image
     shape = (size, size * height // width) if width <= height else (size * width // height, size)
-    return image.resize(shape, Image.Resampling.BICUBIC)
+    left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
+    square = (left, top, left + size, top + size)
+    if min(width, height) == size:
+        return image.crop(square)
+    if max(shape) < STRIP * size:
+        return image.resize(shape, Image.Resampling.BICUBIC).crop(square)
+    # The same up to rounding, without the whole strip, which can take gigabytes
+    x, y = width / shape[0], height / shape[1]
+    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tensor:
@@ -118,11 +60,8 @@ def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tens
     _check_size(size)
     if patch < 1 or size % patch:
         raise ValueError(f"size={size} pixels cannot be cut into patches of {patch}; use a multiple of {patch}")
-    resized = _resized(image.convert("RGB"), size)
-    left, top = round((resized.width - size) / 2), round((resized.height - size) / 2)
-    cropped = resized.crop((left, top, left + size, top + size))
     mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
-    return ((_pixels(cropped) - mean) / std).contiguous()
+    return ((_pixels(_centre(image.convert("RGB"), size)) - mean) / std).contiguous()
 
 
 def vilt_transform(image: Image.Image, size: int, patch: int = VILT_PATCH) -> torch.Tensor:

@@ -8,7 +8,6 @@ the `v2_`, is read as well. What was read from large files is kept in the cache 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from das_gym.data.checks import BadExamples
-from das_gym.data.images import ImageFile
+from das_gym.data.images import ImageFile, files_in
 from das_gym.data.splits import Splits
 from das_gym.data.vqa_table import VQAExample, VQATable
 from das_gym.data.vqav2_cache import cached_columns
@@ -51,8 +50,7 @@ class CocoImages:
 
     def missing(self, places: Sequence[int]) -> list[int]:
         """Those that are not in the folder, by one listing of it."""
-        with os.scandir(self.folder) as listing:
-            there = {entry.name for entry in listing}
+        there = files_in(self.folder)
         return [place for place in places if self._name(place) not in there]
 
     def _name(self, image_id: int) -> str:
@@ -84,9 +82,9 @@ def load_vqav2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[V
     """
     bad = BadExamples(on_bad_example)
     train = read_vqav2(data_root, "train2014", bad)
-    check_answers(train, find_file(_root(data_root), "train2014", "annotations"))
-    reward, test = halves(read_vqav2(data_root, "val2014", bad), str(data_root))
-    return Splits(train, reward, test, bad.lines)
+    check_answers(train, find_file(_root(data_root), "train2014", "annotations"), bad)
+    reward, test = halves(read_vqav2(data_root, "val2014", bad), str(data_root), bad)
+    return Splits(train, reward, test, bad.lines, bad.count)
 
 
 def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None) -> VQATable:
@@ -107,6 +105,7 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
     if split not in SPLITS:
         raise ValueError(f"split={split!r}; the splits with public answers are {' and '.join(SPLITS)}")
     root, bad = _root(data_root), bad or BadExamples()
+    bad.new_file()
     files = PairOfFiles(find_file(root, split, "questions"), find_file(root, split, "annotations"), bad)
     columns = cached_columns([files.questions, files.annotations], bad, files.read)
     images = CocoImages(root / split, split)
@@ -127,22 +126,23 @@ def _root(data_root: str | Path) -> Path:
     return root
 
 
-def check_answers(train: VQATable, path: Path) -> None:
-    """Refuse training examples of one answer only, read from `path`."""
+def check_answers(train: VQATable, path: Path, bad: BadExamples) -> None:
+    """Refuse training examples of one answer only, read from `path`; `bad` knows what was left out of it."""
     answers = train.answer_counts()
     if len(answers) < 2:
         raise ValueError(
             f"{path}: every question has the answer {next(iter(answers))!r}; VQA needs at least two different answers "
-            "(multiple_choice_answer) to choose from"
+            f"(multiple_choice_answer) to choose from{bad.first_left_out}"
         )
 
 
-def halves(val: VQATable, source: str) -> tuple[VQATable, VQATable]:
+def halves(val: VQATable, source: str, bad: BadExamples) -> tuple[VQATable, VQATable]:
     """The reward and the test examples of val2014, by image.
 
     Args:
         val: All of val2014.
         source: Names the data in errors.
+        bad: Knows what was left out of val2014.
 
     Raises:
         ValueError: One of the two would be empty.
@@ -155,7 +155,7 @@ def halves(val: VQATable, source: str) -> tuple[VQATable, VQATable]:
         raise ValueError(
             f"{source}: the images of val2014 are divided between the reward and the test split by image_id, and all "
             f"{len(image_ids)} fall on one side, so the {empty} split is empty; add images to val2014 (twenty will nearly "
-            "always do)"
+            f"always do){bad.first_left_out}"
         )
     return val.take(in_reward), val.take(~in_reward)
 

@@ -17,7 +17,7 @@ from das_gym.data.checks import BadExamples
 from das_gym.data.vqa_columns import Texts, VQAColumns
 from das_gym.files import replacing
 
-READER = 1
+READER = 2
 """Version of the reader. Raise it with every change to what columns hold."""
 
 CACHED_BYTES = 4_000_000
@@ -39,13 +39,13 @@ def cached_columns(files: Sequence[Path], bad: BadExamples, read: Callable[[], V
     cache = _Cache.of(files)
     found = cache.load()
     if found is not None:
-        columns, lines = found
+        columns, lines, count = found
         if bad.skips or not lines:  # a cache made with entries left out serves only those who want that
-            bad.add_lines(lines)
+            bad.add_lines(lines, count)
             return columns
-    before = len(bad.lines)
+    lines_before, count_before = len(bad.lines), bad.count
     columns = read()
-    cache.save(columns, bad.lines[before:])
+    cache.save(columns, bad.lines[lines_before:], bad.count - count_before)
     return columns
 
 
@@ -72,8 +72,8 @@ class _Cache:
         wanted = sum(stat.st_size for stat in stats) >= CACHED_BYTES
         return cls(cache_folder() / "vqav2" / f"{name}.npz", stamp, wanted)
 
-    def load(self) -> tuple[VQAColumns, tuple[str, ...]] | None:
-        """Columns and a line for each entry that was left out; None if they are not there, out of date or damaged."""
+    def load(self) -> tuple[VQAColumns, tuple[str, ...], int] | None:
+        """Columns, and lines and number of what was left out; None if they are not there, out of date or damaged."""
         if not self.wanted:
             return None
         try:
@@ -85,15 +85,15 @@ class _Cache:
                     names=tuple(_texts(arrays, "names").to_list()),
                     **{name: arrays[name] for name in _ARRAYS},
                 )
-                return columns, tuple(_texts(arrays, "lines").to_list())
+                return columns, tuple(_texts(arrays, "lines").to_list()), int(arrays["count"])
         except _DAMAGED:
             return None
 
-    def save(self, columns: VQAColumns, lines: tuple[str, ...]) -> None:
-        """Keep columns and lines; a cache folder that cannot be written to costs reading the files again, no more."""
+    def save(self, columns: VQAColumns, lines: tuple[str, ...], count: int) -> None:
+        """Keep what `load` gives; a cache folder that cannot be written to costs reading the files again, no more."""
         if not self.wanted:
             return
-        arrays = {"stamp": np.frombuffer(self.stamp.encode(), np.uint8)}
+        arrays = {"stamp": np.frombuffer(self.stamp.encode(), np.uint8), "count": np.array(count)}
         texts = {"questions": columns.questions, "names": Texts.of(columns.names), "lines": Texts.of(lines)}
         for name, value in texts.items():
             arrays |= {name: value.data, f"{name}.ends": value.ends}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples, check_fields
+from das_gym.data.checks import BadExamples, check_characters, check_fields, check_text
 from das_gym.data.vqa_columns import ColumnsBuilder, VQAColumns
 
 SPLITS = ("train2014", "val2014")
@@ -22,6 +23,9 @@ _ANNOTATION_FIELDS: dict[str, type] = {
     "multiple_choice_answer": str,
     "answers": list,
 }
+
+_TEXTS = ("question", "multiple_choice_answer")
+"""What must not be empty."""
 
 Entries = dict[int, dict[str, Any]]
 """Entries of one file by question_id; the answers of an annotation are plain strings."""
@@ -75,6 +79,7 @@ class PairOfFiles:
     bad: BadExamples
     _left_out: set[int] = field(default_factory=set)
     _repeated: set[int] = field(default_factory=set)
+    _nameless: Counter[str] = field(default_factory=Counter)
 
     def read(self) -> VQAColumns:
         """The questions with their annotations, in the order of the questions file; places are image ids.
@@ -106,8 +111,7 @@ class PairOfFiles:
             try:
                 _check_entry(entry, fields, where)
             except ValueError as error:
-                self.bad.report(error)
-                self._remember(entry, entries)
+                self.bad.report(error, self._remember(entry, entries, key))
                 continue
             if entries.setdefault(entry["question_id"], entry) is not entry:
                 self._report_repeated(where, entry["question_id"], key)
@@ -119,11 +123,17 @@ class PairOfFiles:
             self.bad.report(ValueError(f"{where} repeats question_id {question_id}; every one must occur once: delete one"))
         self._repeated.add(question_id)
 
-    def _remember(self, entry: object, entries: Entries) -> None:
-        """So that the counterpart of an entry that is left out goes with it, without a line of its own."""
+    def _remember(self, entry: object, entries: Entries, key: str) -> int:
+        """How many examples go with a bad entry; its counterpart goes too, without a line of its own if it can be told."""
         question_id = entry.get("question_id") if isinstance(entry, dict) else None
-        if isinstance(question_id, int) and question_id not in entries:
-            self._left_out.add(question_id)
+        if type(question_id) is not int or not 0 <= question_id < 2**63:
+            self._nameless[key] += 1
+            return 1
+        if question_id in entries:
+            return 1
+        new = question_id not in self._left_out
+        self._left_out.add(question_id)
+        return int(new)
 
     def _drop_alone(
         self, name: str, path: Path, entries: Entries, other_name: str, other_path: Path, others: Entries
@@ -137,9 +147,16 @@ class PairOfFiles:
                     ValueError(
                         f"{path}: the {name} of question_id {question_id} has no {other_name} in {other_path}{counted}; "
                         f"add the {other_name}, or take the {name} out"
-                    )
+                    ),
+                    self._examples_alone(f"{other_name}s"),
                 )
             del entries[question_id]
+
+    def _examples_alone(self, others: str) -> int:
+        """1, or 0 if its counterpart may be a bad entry without an id, which was counted."""
+        counted = self._nameless[others] > 0
+        self._nameless[others] -= counted
+        return int(not counted)
 
     def _drop_torn(self, questions: Entries, annotations: Entries) -> None:
         """Takes out questions whose annotation is about another image."""
@@ -189,6 +206,8 @@ def _read_json(path: Path) -> object:
         raise ValueError(
             f"{path} is not text in UTF-8 ({error}); the file is damaged or still packed: get it again"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists in lists
+        raise ValueError(f"{path} is not whole JSON ({error}); the file is damaged: get it again") from error
 
 
 def _check_entry(entry: Any, fields: dict[str, type], where: str) -> None:
@@ -198,8 +217,10 @@ def _check_entry(entry: Any, fields: dict[str, type], where: str) -> None:
         value = entry[name]
         if isinstance(value, int) and not 0 <= value < 2**63:
             raise ValueError(f"{where} has {name}={value!r:.60}; it must be 0 or more and less than 2**63")
-        if isinstance(value, str):
-            _check_text(value, f"{where}: {name}")
+        if name in _TEXTS:
+            check_text(value, f"{where}: {name}")
+        elif isinstance(value, str):
+            check_characters(value, f"{where}: {name}")
     if "answers" in fields:
         _check_answers(entry["answers"], f"{where} (question_id {entry['question_id']})")
 
@@ -212,14 +233,4 @@ def _check_answers(answers: Sequence[object], where: str) -> None:
             raise ValueError(
                 f"{where}: answers[{number}] is {answer!r:.60}; it must be an object with a text named 'answer'"
             )
-        _check_text(answer, f"{where}: answers[{number}]")
-
-
-def _check_text(text: str, where: str) -> None:
-    """No half of a character that takes two in JSON, which no tokenizer can read."""
-    if text.isascii():
-        return
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where} is {text!a:.60}, which is no valid text ({error.reason})") from None
+        check_characters(answer, f"{where}: answers[{number}]")  # one of ten people may have left it empty

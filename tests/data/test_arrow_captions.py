@@ -49,17 +49,19 @@ def test_each_split_needs_its_table(folder: Path):
         load_arrow_captions(folder)
 
 
-BAD_ROWS: list[tuple[dict[str, Any], str, int]] = [
-    ({"image_id": None}, r"row 2 \(None\) has no image_id", 5),
-    ({"image_id": "train0.jpg"}, r"row 2 \(train0\.jpg\) repeats the image of .*train\.arrow: row 0 \(train0\.jpg\)", 5),
-    ({"caption": []}, r"row 2 \(x\.jpg\) has no captions", 5),
-    ({"caption": ["One.", " ", "Three."]}, r"row 2 \(x\.jpg\): caption\[1\] is empty", 3),
-    ({"image": b""}, r"image in row 2 of .* cannot be read", 5),
+# What is changed, what is said, how many examples there are less than usually, and how many were left out
+BAD_ROWS: list[tuple[dict[str, Any], str, int, int]] = [
+    ({"image_id": None}, r"row 2 \(None\) has no image_id", 5, 5),
+    ({"image_id": "train0.jpg"}, r"row 2 \(train0\.jpg\) repeats the image of .*train\.arrow: row 0 \(train0\.jpg\)", 5, 5),
+    ({"caption": []}, r"row 2 \(x\.jpg\) has no captions", 5, 1),
+    ({"caption": ["One.", " ", "Three."]}, r"row 2 \(x\.jpg\): caption\[1\] is empty", 3, 1),
+    ({"caption": ["", " "]}, r"row 2 \(x\.jpg\): caption\[0\] is empty", 5, 2),
+    ({"image": b""}, r"image in row 2 of .* cannot be read", 5, 5),
 ]
 
 
-@pytest.mark.parametrize(("changes", "message", "fewer"), BAD_ROWS)
-def test_a_bad_entry_is_named_or_left_out(folder: Path, changes: dict[str, Any], message: str, fewer: int):
+@pytest.mark.parametrize(("changes", "message", "fewer", "count"), BAD_ROWS)
+def test_a_bad_entry_is_named_or_left_out(folder: Path, changes: dict[str, Any], message: str, fewer: int, count: int):
     rows = [caption_row(f"v{n}") for n in range(6)]
     rows[2] = caption_row("x", **changes)
     write_table(folder / VAL, rows)
@@ -69,3 +71,4 @@ def test_a_bad_entry_is_named_or_left_out(folder: Path, changes: dict[str, Any],
     splits = load_arrow_captions(folder, on_bad_example="skip")
     assert re.search(message, splits.left_out[0])
     assert len(splits.reward) == 30 - fewer
+    assert splits.left_out_count == count

@@ -79,10 +79,25 @@ def test_a_bad_entry_is_named_or_left_out(folder: Path, changes: dict[str, Any],
     splits = load_arrow_nlvr2(folder, on_bad_example="skip")
     assert re.search(message, splits.left_out[0])
     assert len(splits.test) == 4 - left_out
+    assert splits.left_out_count == left_out
+
+
+def test_a_table_without_rows(folder: Path):
+    write_table(folder / "nlvr2_test1.arrow", [])
+    with pytest.raises(ValueError, match=r"nlvr2_test1\.arrow has no rows; .*: remove it, and nlvr2_dev\.arrow is used$"):
+        load_arrow_nlvr2(folder)
+    write_table(folder / "nlvr2_train.arrow", [])
+    with pytest.raises(
+        ValueError, match=r"nlvr2_train\.arrow has no rows; a split needs at least one: get or make it again"
+    ):
+        load_arrow_nlvr2(folder)
 
 
 def test_an_empty_table(folder: Path):
     schema_row = nlvr2_row("test1-0-0", questions=[], answers=["True"])
     write_table(folder / "nlvr2_test1.arrow", [nlvr2_row("test1-3-0", identifier="?"), schema_row | {"questions": ["", ""]}])
-    with pytest.raises(ValueError, match=r"nlvr2_test1\.arrow holds no usable example, .*the first of 2 left out"):
+    with pytest.raises(
+        ValueError,
+        match=r"nlvr2_test1\.arrow holds no usable .*remove it, and nlvr2_dev\.arrow is used; the first of 4 left out",
+    ):
         load_arrow_nlvr2(folder, on_bad_example="skip")

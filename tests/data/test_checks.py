@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from das_gym.data.cache import CACHE_VARIABLE
-from das_gym.data.checks import BadExamples
+from das_gym.data.checks import BadExamples, check_characters, check_text, require_readable
 from das_gym.data.images import ImageFile
 
 
@@ -62,9 +62,15 @@ def test_raise_adds_the_way_out_once_and_keeps_kind_and_cause():
 
 def test_skip_keeps_lines_in_order():
     bad = BadExamples("skip")
-    bad.report(ValueError("first"))
-    bad.add_lines(["second", "third"])
-    assert bad.lines == ("first", "second", "third")
+    bad.report(ValueError("first"), examples=5)
+    assert bad.first_left_out == "; the first of 5 left out: first"
+    bad.new_file()
+    assert bad.first_left_out == ""
+    bad.add_lines(["second", "third"], 4)
+    bad.report(ValueError("fourth"), examples=0)
+    assert bad.lines == ("first", "second", "third", "fourth")
+    assert bad.count == 9
+    assert bad.first_left_out == "; the first of 4 left out: second"
 
 
 @pytest.mark.parametrize("policy", ["ignore", "", "Raise"])
@@ -116,6 +122,48 @@ def test_a_readable_image_is_decoded_once_until_it_changes(tmp_path: Path, cache
     assert not BadExamples("skip").broken_images(images)
     assert [len(image.opened) for image in images] == [3, 2, 4]
     assert len(np.load(verdicts)) == 3
+
+
+def test_images_are_required_to_be_readable_and_decoded_once(tmp_path: Path):
+    images = [Counted(image) for image in write_images(tmp_path / "images", 4)]
+    require_readable([*images, *images])
+    require_readable(images)
+    assert [len(image.opened) for image in images] == [1, 1, 1, 1]
+    images[2].source.path.write_bytes(b"damaged")
+    message = r"the image .*2\.jpg cannot be read .*a stopped run goes on with resume=<id>, or .*on_bad_example=skip$"
+    with pytest.raises(ValueError, match=message):
+        require_readable(images)
+    images[2].source.path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no image .*2\.jpg; put the file there"):
+        require_readable(images)
+    assert [len(image.opened) for image in images] == [1, 1, 3, 1]
+
+
+@pytest.mark.parametrize("text", ["", "  \n", None])
+def test_empty_texts_are_refused(text: str | None):
+    with pytest.raises(ValueError, match=r"^line 3: sentence is empty; write the text there$"):
+        check_text(text, "line 3: sentence")
+
+
+def test_half_a_character_is_refused_and_a_whole_one_is_not():
+    check_text("two owls 🦉🦉", "line 3")
+    for check in (check_text, check_characters):
+        with pytest.raises(
+            ValueError, match=r"^line 3 is 'a \\ud83d b', which is no valid text \(surrogates not allowed\)$"
+        ):
+            check("a \ud83d b", "line 3")
+    check_characters("", "line 3")
+
+
+def test_folders_and_dangling_links_are_no_images(tmp_path: Path):
+    images = write_images(tmp_path / "images", 5)
+    for image in images[1:]:
+        image.path.unlink()
+    images[1].path.mkdir()
+    images[2].path.symlink_to(tmp_path / "nowhere")
+    images[3].path.symlink_to(images[0].path)
+    images[4].path.symlink_to(images[4].path)
+    assert list(BadExamples().broken_images(images)) == [images[n].key for n in (1, 2, 4)]
 
 
 def test_what_was_decoded_before_an_interruption_is_remembered(tmp_path: Path):

@@ -156,7 +156,13 @@ BAD: list[tuple[Callable[[list[Any]], Any], str, int]] = [
     (lambda es: es[1].update(filename="0.jpg"), r"images\[1\] \(0\.jpg\) repeats image .*0\.jpg of .*images\[0\]", 5),
     (lambda es: es[1].update(sentences=[]), r"images\[1\] \(1\.jpg\) has no captions", 5),
     (lambda es: es[1]["sentences"][2].pop("raw"), r"images\[1\] \(1\.jpg\): sentences\[2\] has no 'raw'", 1),
-    (lambda es: es[1]["sentences"][2].update(raw=" \n"), r"sentences\[2\] has an empty text 'raw'", 1),
+    (lambda es: es[1]["sentences"][2].update(raw=" \n"), r"sentences\[2\]: raw is empty", 1),
+    (lambda es: es[1]["sentences"][2].update(raw="a \ud83d b"), r"raw is 'a \\ud83d b', which is no valid text", 1),
+    (lambda es: es[1]["sentences"][2].update(hard_negatives=[" "]), r"sentences\[2\]: hard_negatives is empty", 1),
+    (lambda es: es[1]["sentences"][2].update(hard_negatives=["\ud83d"]), r"hard_negatives is '\\ud83d', which is no", 1),
+    (lambda es: es[1].update(filename=""), r"images\[1\]: filename is empty", 5),
+    (lambda es: es[1].update(filename="\ud83d"), r"images\[1\]: filename is '\\ud83d', which is no valid text", 5),
+    (lambda es: es[1].update(filepath="a\0b"), r"images\[1\] has filepath='a\\x00b', which nothing can be called", 5),
     (lambda es: es[1]["sentences"][2].update(sentid=0), r"sentences\[2\] repeats sentid 0 of .*images\[0\] \(0\.jpg\)", 1),
     (lambda es: es[1]["sentences"][2].update(hard_negatives="no"), r"sentences\[2\] has hard_negatives='no'", 1),
     (
@@ -176,8 +182,30 @@ def test_a_bad_entry_is_named_or_left_out(root: Path, edit: Callable[[list[Any]]
     assert 'on_bad_example="skip"' in str(caught.value)
     splits = load_flickr30k(root, "skip")
     assert len(splits.train) == 30 - fewer
+    unknown = "is 7" in message or "no captions" in message  # how many captions there were
+    assert splits.left_out_count == (1 if unknown else fewer)
     assert len(splits.left_out) == 1
     assert str(path) in splits.left_out[0]
+
+
+def test_a_broken_image_counts_all_its_captions(root: Path):
+    change(root, lambda entries: entries[1]["sentences"][0].update(raw=""))
+    for name in ("1.jpg", "2.jpg"):
+        (root / "flickr30k-images" / name).write_bytes(b"cut")
+    splits = load_flickr30k(root, "skip")
+    assert (len(splits.train), len(splits.left_out), splits.left_out_count) == (20, 3, 10)
+
+
+def test_a_data_root_may_be_relative(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(root.parent)
+    assert load_flickr30k(root.name).test[0].image == load_flickr30k(root).test[0].image
+
+
+def test_a_split_that_became_too_small_says_why(root: Path):
+    (root / "flickr30k-images" / "12.jpg").unlink()
+    message = r"has 3 images with 15 different .*add images with captions; the first of 5 left out: .*12\.jpg"
+    with pytest.raises(ValueError, match=message):
+        load_flickr30k(root, "skip")
 
 
 def test_missing_and_damaged_images(root: Path):
@@ -210,6 +238,9 @@ def test_file_errors(root: Path, tmp_path_factory: pytest.TempPathFactory):
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"dataset_flickr30k\.json is not whole JSON in UTF-8"):
+        load_flickr30k(root)
+    path.write_bytes(b"[" * 100_000)
+    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json is not whole JSON in UTF-8 \(maximum recursion depth"):
         load_flickr30k(root)
     path.write_bytes(b"[]")
     with pytest.raises(ValueError, match=r"not in Karpathy's format: .* a list named 'images'"):

@@ -171,7 +171,8 @@ BAD_ENTRIES: dict[str, tuple[Callable[[Entry], object], str]] = {
     "no identifier": (lambda e: e.pop("identifier"), "has no 'identifier'"),
     "label": (lambda e: e.update(label="true"), r"\(dev-2-0-0\) has the label 'true'; it must be True or False"),
     "label type": (lambda e: e.update(label=1), "has label=1; it must be of type str"),
-    "empty sentence": (lambda e: e.update(sentence=" \n"), r"\(dev-2-0-0\) has an empty sentence"),
+    "empty sentence": (lambda e: e.update(sentence=" \n"), r"\(dev-2-0-0\): sentence is empty"),
+    "half a character": (lambda e: e.update(sentence="a \ud83d b"), r"\(dev-2-0-0\): sentence is .*which is no valid text"),
     "sentence type": (lambda e: e.update(sentence=None), "has sentence=None; it must be of type str"),
     "identifier": (
         lambda e: e.update(identifier="dev-2-0"),
@@ -201,6 +202,7 @@ def test_a_bad_entry_is_named_and_can_be_left_out(root: Path, name: str):
     [
         (b'{"sentence": "half', r"dev.json: line 2 is not whole JSON in UTF-8 \(Unterminated string"),
         (b'{"sentence": "\xff\xfe"}', r"dev.json: line 2 is not whole JSON in UTF-8 \('utf-8' codec"),
+        (b'{"a": ' + b"[" * 100_000, r"dev.json: line 2 is not whole JSON in UTF-8 \(maximum recursion depth"),
         (b"[1, 2]", r"dev.json: line 2 is \[1, 2\]; it must be an object with identifier, sentence, label"),
     ],
 )
@@ -258,6 +260,41 @@ def test_an_empty_split(root: Path, split: str, policy: str):
     (root / f"{split}.json").write_text("\n\n")
     with pytest.raises(ValueError, match=rf"the {split} split \(.*{split}.json\) holds no usable example"):
         load_nlvr2(root, policy)
+
+
+def test_dev_is_a_way_out_of_an_unusable_test1(root: Path):
+    (root / "test1.json").write_text("")
+    with pytest.raises(ValueError, match=r"needs at least one; remove test1\.json, and dev\.json is used$"):
+        load_nlvr2(root)
+    (root / "dev.json").unlink()
+    with pytest.raises(ValueError, match=r"needs at least one$"):
+        load_nlvr2(root)
+
+
+def test_one_directory_left_says_what_was_left_out(root: Path):
+    for directory in DIRECTORIES[1:]:
+        shutil.rmtree(root / "images" / "train" / str(directory))
+    (root / "images" / "train" / str(DIRECTORIES[0]) / "train-0-0-img0.png").write_bytes(b"")
+    message = r"all entries have the directory '0'.*; the first of 18 left out: .*train-0-0-0: the image"
+    with pytest.raises(ValueError, match=message):
+        load_nlvr2(root, "skip")
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+@pytest.mark.parametrize(
+    ("rewrite", "message"),
+    [
+        (lambda text: f"[{text}]".encode(), "begins with '\\[': this is one JSON list; the format is one object a line"),
+        (lambda text: text.encode("utf-16"), r"is not text in UTF-8, but in UTF-16 or still packed: save it in UTF-8"),
+        (lambda text: text.encode("utf-16-be"), r"is not text in UTF-8, but in UTF-16 or still packed"),
+    ],
+)
+def test_a_file_of_which_no_line_can_be_read(root: Path, rewrite: Callable[[str], bytes], message: str, policy: str):
+    path = root / "train.json"
+    path.write_bytes(rewrite(path.read_text()))
+    with pytest.raises(ValueError, match=rf"train\.json {message}") as caught:
+        load_nlvr2(root, policy)
+    assert "on_bad_example" not in str(caught.value)
 
 
 def test_a_split_without_its_images(root: Path):

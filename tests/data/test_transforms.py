@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from das_gym.data.transforms import CLIP_MEAN, CLIP_STD, load_image, meter_transform, vilt_shape, vilt_transform
+from das_gym.data.transforms import CLIP_MEAN, CLIP_STD, STRIP, meter_transform, vilt_shape, vilt_transform
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -20,70 +18,6 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 def normalised(pixels: np.ndarray) -> np.ndarray:
     """The formula in float64, channels first."""
     return ((pixels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)).transpose(2, 0, 1)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "RGB"])
-def test_load_image_gives_rgb(tmp_path: Path, mode: str):
-    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    noise(20, 10).convert(mode).save(path)
-    image = load_image(str(path))
-    assert (image.mode, image.size) == ("RGB", (20, 10))
-
-
-def test_a_jpeg_may_call_itself_png(tmp_path: Path):
-    noise(20, 10).save(tmp_path / "image.png", format="JPEG")
-    assert load_image(tmp_path / "image.png").size == (20, 10)
-
-
-def test_16_bit_gray_keeps_its_shades(tmp_path: Path):
-    shades = np.linspace(0, 65535, 200, dtype=np.uint16).reshape(10, 20)
-    Image.fromarray(shades).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.png"))[..., 1], shades >> 8)
-
-
-def test_a_palette_with_alpha_does_not_warn(tmp_path: Path):
-    noise(20, 10).convert("P").save(tmp_path / "palette.png", transparency=bytes(range(256)))
-    assert load_image(tmp_path / "palette.png").mode == "RGB"
-
-
-def test_load_image_does_not_turn_by_exif(tmp_path: Path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    noise(20, 10).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg").size == (20, 10)
-
-
-@pytest.mark.parametrize("kept", [0, 3, 100, 2000])
-@pytest.mark.parametrize("kind", ["jpg", "png"])
-def test_a_truncated_image_is_named(tmp_path: Path, kind: str, kept: int):
-    path = tmp_path / f"COCO_val2014_000000000042.{kind}"
-    noise(64, 64).save(path)
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(
-        ValueError, match=r"the image .*COCO_val2014_000000000042\.\w+ cannot be read .*replace it with a whole copy"
-    ) as caught:
-        load_image(path)
-    assert caught.value.__cause__ is not None
-
-
-def test_text_and_folders_are_no_images(tmp_path: Path):
-    (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
-    with pytest.raises(ValueError, match=r"page\.jpg cannot be read \(UnidentifiedImageError"):
-        load_image(tmp_path / "page.jpg")
-    with pytest.raises(ValueError, match=r"cannot be read \(IsADirectoryError|cannot be read \(PermissionError"):
-        load_image(tmp_path)
-
-
-def test_a_decompression_bomb_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    noise(64, 64).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 3)
-    with pytest.raises(ValueError, match=r"bomb\.png cannot be read \(DecompressionBombError"):
-        load_image(tmp_path / "bomb.png")
-
-
-def test_a_missing_image_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"there is no image .*gone\.jpg; put the file there"):
-        load_image(tmp_path / "gone.jpg")
 
 
 def test_an_image_of_the_right_size_is_only_normalised():
@@ -121,6 +55,28 @@ def test_a_fitting_shorter_side_is_cropped_and_not_resampled():
     image = noise(31, 10)
     expected = normalised(np.asarray(image)[:, 10:20])  # (31 - 10) / 2 = 10.5 -> 10
     np.testing.assert_allclose(meter_transform(image, 10).numpy(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1000, 4), (3, 700), (1601, 100), (96, 12), (7 * STRIP + 1, 7)])
+def test_the_middle_of_a_strip_is_that_of_the_whole_strip(size: tuple[int, int]):
+    image, side = noise(*size).point(lambda value: 96 + value // 4), 24  # so that nothing overshoots and is cut
+    long = side * max(size) // min(size)
+    whole = image.resize((long, side) if size[0] > size[1] else (side, long), Image.Resampling.BICUBIC)
+    start = round((long - side) / 2)
+    box = (start, 0, start + side, side) if size[0] > size[1] else (0, start, side, start + side)
+    expected = normalised(np.asarray(whole.crop(box)))
+    levels = 2 / 255 / min(CLIP_STD)  # PIL rounds between its two passes, and chooses which comes first
+    np.testing.assert_allclose(meter_transform(image, side).numpy(), expected, rtol=0, atol=1.01 * levels)
+
+
+def test_a_strip_takes_no_memory_for_what_is_cut_off(monkeypatch: pytest.MonkeyPatch):
+    shapes: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, *a, **k: shapes.append(size) or resize(self, size, *a, **k)
+    )
+    assert meter_transform(noise(3000, 4), 384).shape == (3, 384, 384)
+    assert shapes == [(384, 384)]
 
 
 def test_gray_images_get_three_channels():

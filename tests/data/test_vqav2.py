@@ -344,6 +344,54 @@ def test_numbers_and_texts_that_cannot_be(root: Path):
         load_vqav2(root)
 
 
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_empty_texts(root: Path, text: str):
+    edit(root / TRAIN_ANNOTATIONS, lambda whole: whole["annotations"][0].update(multiple_choice_answer=text))
+    with pytest.raises(ValueError, match=r"annotations\[0\]: multiple_choice_answer is empty; write the text there"):
+        load_vqav2(root)
+    edit(root / TRAIN_QUESTIONS, lambda whole: whole["questions"][1].update(question=text))
+    with pytest.raises(ValueError, match=r"questions\[1\]: question is empty; write the text there"):
+        load_vqav2(root)
+
+
+def test_one_of_ten_answers_may_be_empty(root: Path):
+    edit(root / TRAIN_ANNOTATIONS, lambda whole: whole["annotations"][0]["answers"][4].update(answer=""))
+    assert read_vqav2(root, "train2014")[2].answers.count("") == 1
+
+
+def test_deeply_nested_json(root: Path):
+    (root / TRAIN_QUESTIONS).write_bytes(b"[" * 100_000)
+    with pytest.raises(ValueError, match=rf"{TRAIN_QUESTIONS} is not whole JSON \(maximum recursion depth.*get it again"):
+        load_vqav2(root)
+
+
+@pytest.mark.parametrize("bad_id", ["100000", True, 2**63, -1, None])
+@pytest.mark.parametrize("name", [VAL_QUESTIONS, VAL_ANNOTATIONS])
+def test_a_question_of_which_the_id_is_lost_counts_once(root: Path, kept_cache: Path, bad_id: object, name: str):
+    edit(root / name, lambda whole: next(v for v in whole.values() if isinstance(v, list))[0].update(question_id=bad_id))
+    for _ in range(2):  # the second time from the cache
+        splits = load_vqav2(root, "skip")
+        assert (len(splits.reward) + len(splits.test), splits.left_out_count, len(splits.left_out)) == (11, 1, 2)
+
+
+def test_what_is_bad_on_both_sides_counts_once(root: Path):
+    edit(root / VAL_QUESTIONS, lambda whole: whole["questions"].__setitem__(3, "no object"))
+    edit(root / VAL_QUESTIONS, lambda whole: whole["questions"][0].update(question=""))
+    edit(root / VAL_ANNOTATIONS, lambda whole: whole["annotations"][-1].update(answers=[]))
+    edit(root / VAL_QUESTIONS, lambda whole: whole["questions"].pop(5))
+    splits = load_vqav2(root, "skip")
+    assert (len(splits.reward) + len(splits.test), splits.left_out_count) == (9, 3)
+
+
+def test_a_half_that_became_empty_says_what_was_left_out(root: Path):
+    (root / "train2014" / "COCO_train2014_000000000009.jpg").write_bytes(b"")  # of another file: not told of
+    for number in range(100, 112):
+        if in_reward_split(number):
+            (root / "val2014" / f"COCO_val2014_{number:012d}.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"the reward split is empty; .*; the first of \d left out: .*val2014_questions"):
+        load_vqav2(root, "skip")
+
+
 def test_text_in_any_language(root: Path):
     edit(root / TRAIN_QUESTIONS, lambda whole: whole["questions"][1].update(question="灰色ですか 🐦"))
     assert read_vqav2(root, "train2014")[1].question == "灰色ですか 🐦"
@@ -378,7 +426,7 @@ def test_what_is_bad_is_left_out_with_a_line_each(root: Path):
         rf"{VAL_QUESTIONS}: question_id 106000: the image .*106\.jpg cannot be read \(OSError",
         rf"{VAL_QUESTIONS}: question_id 107000: the image .*107\.jpg cannot be read \(UnidentifiedImageError[^;]*$",
     ]
-    assert len(splits.left_out) == len(expected)
+    assert len(splits.left_out) == len(expected) == splits.left_out_count
     for line, pattern in zip(splits.left_out, expected, strict=True):
         assert re.search(pattern, line)
 

@@ -1,0 +1,132 @@
+"""From an image file to a picture: any format that PIL reads, in mode RGB, and errors that name the file.
+
+PIL's limit on the size of pictures is one for the whole process, and warns before it refuses. It is left as it is, and
+files are opened without it; the limits are those below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+WHOLE_PIXELS = 89_478_485
+"""A JPEG of more pixels is decoded at a half, a quarter or an eighth of its sides. Source: PIL's own limit."""
+
+SHORT_SIDE = 2048
+"""Pixels that the shorter side of such a JPEG keeps at least: several times what a model reads."""
+
+MAX_PIXELS = {"JPEG": 2**30, "MPO": 2**30, "PNG": 2**28, "BMP": 2**28}
+"""Most pixels of a picture, by format. Where it is decoded whole, 2^28 pixels take a gigabyte, and two for a moment; an
+progressive JPEG of 2^30 takes three. Other formats have PIL's own limit: they check it again while they are decoded."""
+
+OTHER_PIXELS = WHOLE_PIXELS
+"""That of other formats where PIL's own limit was switched off."""
+
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # raised where warnings are errors
+)
+"""What PIL raises for a file that is not an image, is cut short, is damaged, or is far too large."""
+
+_OTHER_FORMAT = (SyntaxError, IndexError, TypeError, struct.error)
+"""What the reader of one of PIL's formats raises for a file of another."""
+
+_REPLACE = "replace it with a whole copy, and a stopped run goes on with resume=<id>"
+
+_WAY_OUT = "or leave its examples out with on_bad_example=skip"
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read an image file, fully decoded. Orientation is as stored: EXIF rotation is not applied.
+
+    Args:
+        path: A file in any format that PIL reads.
+
+    Returns:
+        The image, mode RGB; a JPEG of more than WHOLE_PIXELS is scaled down.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is truncated, corrupt, no image, or has more than MAX_PIXELS.
+    """
+    try:
+        return decode_image(path, f"the image {path}")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"there is no image {path}; put the file there, and a stopped run goes on with resume=<id>, {_WAY_OUT}"
+        ) from None
+
+
+def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
+    """Read an image from a file or from bytes, as `load_image` does.
+
+    Args:
+        source: A path or an open file.
+        name: Names it in errors.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated, corrupt, no image, or too large.
+    """
+    try:
+        with _opened(source) as file, _identify(file) as image:
+            most = MAX_PIXELS.get(image.format or "") or Image.MAX_IMAGE_PIXELS or OTHER_PIXELS
+            size = image.size
+            if size[0] * size[1] <= most:
+                return _as_rgb(_drafted(image))
+    except FileNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{name} cannot be read ({type(error).__name__}: {error}); it is truncated, corrupt or no image: "
+            f"{_REPLACE}, {_WAY_OUT}"
+        ) from error
+    raise ValueError(f"{name} has {size[0]} x {size[1]} pixels, more than {most}; scale it down, {_WAY_OUT}")
+
+
+def _opened(source: str | Path | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    return Path(source).open("rb") if isinstance(source, str | Path) else contextlib.nullcontext(source)
+
+
+def _identify(file: BinaryIO) -> Image.Image:
+    """The picture in a file, not yet decoded: `PIL.Image.open` without its limit."""
+    prefix = file.read(16)
+    tried: set[str] = set()
+    for register in (Image.preinit, Image.init):  # the usual formats, then all
+        register()
+        for name in [name for name in Image.ID if name not in tried]:
+            tried.add(name)
+            factory, accept = Image.OPEN[name]
+            accepted = accept is None or accept(prefix)
+            if not accepted or isinstance(accepted, str):  # a text says what PIL lacks to read it
+                continue
+            with contextlib.suppress(*_OTHER_FORMAT):
+                file.seek(0)
+                return factory(file, "")
+    raise UnidentifiedImageError("in no format that PIL reads")
+
+
+def _drafted(image: Image.Image) -> Image.Image:
+    """The image, told to decode itself smaller if it is large; only JPEGs can."""
+    if image.width * image.height > WHOLE_PIXELS:
+        image.draft(None, (SHORT_SIDE, SHORT_SIDE))
+    return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Mode RGB. PIL alone would turn nearly every 16-bit gray white, and warn of a palette with alpha."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")

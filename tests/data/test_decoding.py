@@ -1,0 +1,126 @@
+"""Image files to pictures."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from das_gym.data import decoding
+from das_gym.data.decoding import decode_image, load_image
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "RGB"])
+def test_load_image_gives_rgb(tmp_path: Path, mode: str):
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    noise(20, 10).convert(mode).save(path)
+    image = load_image(str(path))
+    assert (image.mode, image.size) == ("RGB", (20, 10))
+
+
+def test_a_jpeg_may_call_itself_png(tmp_path: Path):
+    noise(20, 10).save(tmp_path / "image.png", format="JPEG")
+    assert load_image(tmp_path / "image.png").size == (20, 10)
+
+
+def test_16_bit_gray_keeps_its_shades(tmp_path: Path):
+    shades = np.linspace(0, 65535, 200, dtype=np.uint16).reshape(10, 20)
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.png"))[..., 1], shades >> 8)
+
+
+def test_a_palette_with_alpha_does_not_warn(tmp_path: Path):
+    noise(20, 10).convert("P").save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    assert load_image(tmp_path / "palette.png").mode == "RGB"
+
+
+def test_load_image_does_not_turn_by_exif(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    noise(20, 10).save(tmp_path / "turned.jpg", exif=exif)
+    assert load_image(tmp_path / "turned.jpg").size == (20, 10)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 100, 2000])
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_a_truncated_image_is_named(tmp_path: Path, kind: str, kept: int):
+    path = tmp_path / f"COCO_val2014_000000000042.{kind}"
+    noise(64, 64).save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(
+        ValueError,
+        match=r"the image .*COCO_val2014_000000000042\.\w+ cannot be read .*replace it with a whole copy, and a "
+        r"stopped run goes on with resume=<id>, or leave its examples out with on_bad_example=skip$",
+    ) as caught:
+        load_image(path)
+    assert caught.value.__cause__ is not None
+
+
+def test_text_and_folders_are_no_images(tmp_path: Path):
+    (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
+    with pytest.raises(ValueError, match=r"page\.jpg cannot be read \(UnidentifiedImageError"):
+        load_image(tmp_path / "page.jpg")
+    with pytest.raises(ValueError, match=r"cannot be read \(IsADirectoryError|cannot be read \(PermissionError"):
+        load_image(tmp_path)
+
+
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL refuses 2 x 1,000 pixels; here JPEGs above 1,000 are scaled down, and 8,000 are too many."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "WHOLE_PIXELS", 1000)
+    monkeypatch.setattr(decoding, "SHORT_SIDE", 10)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", dict.fromkeys(decoding.MAX_PIXELS, 8000))
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize(("size", "loaded"), [((40, 24), (40, 24)), ((80, 90), (10, 12)), ((133, 49), (34, 13))])
+def test_a_large_jpeg_is_scaled_down_and_does_not_warn(tmp_path: Path, size: tuple[int, int], loaded: tuple[int, int]):
+    Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "large.jpg")
+    image = load_image(tmp_path / "large.jpg")
+    assert (image.mode, image.size) == ("RGB", loaded)
+    np.testing.assert_allclose(np.asarray(image), np.broadcast_to((200, 100, 50), (*loaded[::-1], 3)), atol=2)
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("kind", ["png", "bmp"])
+def test_a_large_picture_of_another_format_is_read_whole(tmp_path: Path, kind: str):
+    picture = noise(60, 100)
+    picture.save(tmp_path / f"large.{kind}")
+    assert load_image(tmp_path / f"large.{kind}").tobytes() == picture.tobytes()
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize(("kind", "most"), [("png", 8000), ("jpg", 8000), ("tif", 1000), ("gif", 1000)])
+def test_a_picture_that_is_too_large_says_how_large_it_may_be(tmp_path: Path, kind: str, most: int):
+    Image.new("L", (81, 100)).save(tmp_path / f"huge.{kind}")
+    with pytest.raises(
+        ValueError, match=rf"huge\.{kind} has 81 x 100 pixels, more than {most}; scale it down, or .*on_bad_example=skip"
+    ):
+        load_image(tmp_path / f"huge.{kind}")
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_pils_own_limit_is_left_alone(tmp_path: Path):
+    noise(60, 100).save(tmp_path / "large.png")
+    load_image(tmp_path / "large.png")
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "large.png")
+
+
+def test_bytes_that_are_no_image_show_no_address_of_memory():
+    with pytest.raises(ValueError, match=r"^row 3 cannot be read \(UnidentifiedImageError: in no format that PIL reads\); "):
+        decode_image(io.BytesIO(b"<html>"), "row 3")
+
+
+def test_a_missing_image_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"there is no image .*gone\.jpg; put the file there"):
+        load_image(tmp_path / "gone.jpg")
