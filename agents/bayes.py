@@ -12,7 +12,8 @@
 7. No mask comes twice, so a small set of masks is exhausted in the end.
 8. Where the allowed masks are too many to list, candidates are random ones and what climbs in the posterior mean pass.
 9. The answer is the best mask told; of noisy rewards (`noisy=True`), the mask told whose posterior mean is highest.
-10. Nothing is assumed of a model: not which layers are alike, nor that skipping less is better.
+10. Under a budget by cost, where masks skip few layers or many, skipping nothing is taken to be better than any mask, and
+   skipping everything worse. Nothing else is assumed of a model, and not which layers are alike.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ LISTED = 5000
 
 CANDIDATES = 1000
 """Of all candidates, variances are computed for so many with the highest means."""
+
+NOTHING, EVERYTHING = 2.5, -8.0
+"""Scores that skipping nothing and everything are given under a budget by cost, in standard deviations of those told."""
 
 _POOL_DRAWS = 100
 _CLIMBS = 4
@@ -60,17 +64,16 @@ class Bayes(BestSeen):
         """(m, n_layers) masks that were not told before, m = n while so many are left."""
         if len(self.told) < DRAWN:
             return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.told)
-        scores = normal_scores(list(self.told.values()))
-        process, self.place = climb(self.told_masks(), scores, self.place)
-        return self._promising(n, process, scores.max())
+        masks, scores = self._known()
+        process, self.place = climb(masks, scores, self.place)
+        return self._promising(n, process, scores[: len(self.told)].max())
 
     def best(self) -> Masks:
         """The best mask told, or the one that the process holds for the best."""
         if not self.noisy or not self.told:
             return super().best()
         masks = self.told_masks()
-        process = MaskProcess(masks, normal_scores(list(self.told.values())), self.place)
-        return masks[process.mean(masks).argmax()].copy()
+        return masks[MaskProcess(*self._known(), self.place).mean(masks).argmax()].copy()
 
     def state_dict(self) -> dict[str, Any]:
         """As `BestSeen.state_dict`, with what was learned of the variances."""
@@ -80,6 +83,15 @@ class Bayes(BestSeen):
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
         self.place = list(state["place"])
+
+    def _known(self) -> tuple[Masks, Floats]:
+        """Masks told and their scores; after them the two ends, under a budget by cost, as far as they were not told."""
+        masks, scores = self.told_masks(), normal_scores(list(self.told.values()))
+        if self.space.skip_num is not None:
+            return masks, scores
+        ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
+        untold = [end.tobytes() not in self.told for end in ends]
+        return np.concatenate((masks, ends[untold])), np.concatenate((scores, np.array([NOTHING, EVERYTHING])[untold]))
 
     def _promising(self, n: int, process: MaskProcess, best: float) -> Masks:
         """(m, n_layers) candidates, m = n while so many are left; each is chosen as if the one before had been told."""
@@ -96,10 +108,9 @@ class Bayes(BestSeen):
         return candidates[chosen]
 
     def _candidates(self, process: MaskProcess) -> Masks:
-        """(m, n_layers) masks worth a closer look, none of which the process knows."""
+        """(m, n_layers) masks worth a closer look, none of which was told."""
         masks = self.space.masks if (self.space.size or LISTED + 1) <= LISTED else self._pool(process)
-        known = {mask.tobytes() for mask in process.masks}
-        fresh = masks[[mask.tobytes() not in known for mask in masks]]
+        fresh = masks[[mask.tobytes() not in self.told for mask in masks]]
         if len(fresh) > CANDIDATES:
             fresh = fresh[np.argsort(-process.mean(fresh), kind="stable")[:CANDIDATES]]
         return fresh
