@@ -113,7 +113,7 @@ def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
     subnet.backbone.vlp.freeze()
     rows = compare({"subnet": subnet}, splits, settings.rank_images)
     subnet.adaptation(**dataclasses.asdict(settings.pipeline())).save(folder / SUBNET_FILE)
-    _save_record(folder, settings, problem, [row.record() for row in rows])
+    _save_record(folder, settings, problem, [row.record() for row in rows], splits.left_out_count)
     for name in (SUBNET_FILE, RECORD):
         _run.add_artifact(folder / name)
     print_table(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
@@ -147,7 +147,9 @@ def _print_turn(turn: Turn) -> None:
     print(f"step {turn.step}: loss of skipping {scored}")
 
 
-def _save_record(folder: Path, settings: Settings, problem: ProblemConfig, models: Sequence[dict[str, Any]]) -> None:
+def _save_record(
+    folder: Path, settings: Settings, problem: ProblemConfig, models: Sequence[dict[str, Any]], left_out: int
+) -> None:
     record = {
         "format": "das_gym das 1",
         "problem": dataclasses.asdict(problem),
@@ -155,6 +157,7 @@ def _save_record(folder: Path, settings: Settings, problem: ProblemConfig, model
         "pipeline": dataclasses.asdict(settings.pipeline()),
         "search": read_json(folder / FOUND),
         "models": list(models),
+        "left_out": left_out,
         "versions": library_versions(),
     }
     write_json(folder / RECORD, record)

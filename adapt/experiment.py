@@ -21,6 +21,7 @@ from adapt.evaluate import RANKED_IMAGES, check_rank_images, evaluate
 from adapt.finetune import FinetuneConfig, finetune, load_subnet
 from adapt.report import Row, print_table
 from das_gym.config import build, part_of
+from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
@@ -28,6 +29,7 @@ from das_gym.latency import measure_latency
 from das_gym.problem import AdaptedModel, ProblemConfig, example_costs, find_supernet, load_splits
 from das_gym.registration import ENVIRONMENTS, find_environment
 from das_gym.runs import RUNS_DIR, find_run, library_versions
+from das_gym.tasks.base import Task
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
 SUBNET_FILE = "adapter.safetensors"
@@ -157,6 +159,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     find_supernet(problem)  # a mistake is told before data are read
     splits = load_splits(problem)
     subnets = {"subnet": load_subnet(problem, splits, mask), "unskipped": load_subnet(problem, splits, np.zeros_like(mask))}
+    check_test_images(subnets["subnet"].task, splits)
     for name, subnet in subnets.items():
 
         def log(metric: str, value: float, step: int, name: str = name) -> None:
@@ -164,7 +167,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
 
         finetune(subnet, splits, settings.finetuning(), f"fine-tuning the {name}", folder / f"{name}.pt", log)
     rows = compare(subnets, splits, settings.rank_images)
-    _save(folder, settings, problem, subnets, rows)
+    _save(folder, settings, problem, subnets, rows, splits.left_out_count)
     for name in (SUBNET_FILE, UNSKIPPED_FILE, RECORD):
         _run.add_artifact(folder / name)
     for row in rows:
@@ -175,6 +178,15 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     print_table(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
     print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
     return rows[0].evaluation.metric
+
+
+def check_test_images(task: Task, splits: Splits[Any]) -> None:
+    """Open every image that will be reported on, the first time: a damaged one is named before anything is trained.
+
+    Raises:
+        ValueError, FileNotFoundError: names the image.
+    """
+    require_readable(pair.image for pair in task.pairs(splits.test))
 
 
 def compare(subnets: Mapping[str, AdaptedModel], splits: Splits[Any], rank_images: int | None = RANKED_IMAGES) -> list[Row]:
@@ -208,7 +220,12 @@ def _row(name: str, subnet: AdaptedModel, splits: Splits[Any], latency_ms: float
 
 
 def _save(
-    folder: Path, settings: Settings, problem: ProblemConfig, subnets: Mapping[str, AdaptedModel], rows: list[Row]
+    folder: Path,
+    settings: Settings,
+    problem: ProblemConfig,
+    subnets: Mapping[str, AdaptedModel],
+    rows: list[Row],
+    left_out: int,
 ) -> None:
     """Adapters first, the record last: a record means that all is there."""
     info = dataclasses.asdict(settings.finetuning())
@@ -219,6 +236,7 @@ def _save(
         "problem": dataclasses.asdict(problem),
         "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
         "models": [row.record() for row in rows],
+        "left_out": left_out,
         "versions": library_versions(),
     }
     write_json(folder / RECORD, record)

@@ -16,15 +16,16 @@ class Splits(Generic[Example]):
     Attributes:
         train, reward, test: The examples.
         left_out: Lines about the bad entries that `on_bad_example="skip"` left out.
-        left_out_count: How many examples are missing for it; None counts one for each line.
+        left_out_examples: How many examples that comes to; None = one for each line.
     """
 
     train: Sequence[Example]
     reward: Sequence[Example]
     test: Sequence[Example]
     left_out: tuple[str, ...] = ()
-    left_out_count: int | None = None
+    left_out_examples: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.left_out_count is None:
-            object.__setattr__(self, "left_out_count", len(self.left_out))
+    @property
+    def left_out_count(self) -> int:
+        """How many examples were left out."""
+        return len(self.left_out) if self.left_out_examples is None else self.left_out_examples

@@ -162,6 +162,7 @@ def test_a_damaged_image_is_named_and_nothing_half_written_is_left(
     code, printed = run_command("adapt", "with", f"data_root={data}", f"supernet={random_supernet}", f"mask={MASK}", *QUICK)
     assert code == 1
     assert "COCO_val2014_" in printed
+    assert "fine-tuning" not in printed
     assert not list(tmp_path.glob("runs/*/adapt.json"))
     assert not list(tmp_path.glob("runs/*/adapter.safetensors"))
 
