@@ -105,7 +105,7 @@ class Settings(SearchConfig):
         if ":" not in self.agent:
             check_names([self.agent], (*AGENTS, *ALGORITHMS), "agent")
         for name in ("algo", "n_envs", "action", "start_from"):
-            if getattr(self, name):
+            if getattr(self, name) not in (None, {}):
                 raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
         super()._check_agent()
 
