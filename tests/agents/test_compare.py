@@ -114,7 +114,7 @@ def test_a_wrong_setting_is_found_before_anyone_plays(arena):
             "agent 'evolution' is told to begin on fewer examples",
         ),
         (["random", "ppo"], {"ppo": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
-        (["random", "ppo"], {"ppo": {"policy": "MlpPolcy"}}, "PPO cannot be made with"),
+        (["random", "ppo"], {"ppo": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'; did you mean 'MlpPolicy'"),
         (["random", "pppo"], {}, "unknown agent 'pppo'; did you mean 'ppo'"),
     ):
         with pytest.raises(ValueError, match=text):
