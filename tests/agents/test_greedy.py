@@ -11,7 +11,7 @@ from agents import Greedy, LeaveOneOut, MaskSpace
 
 def play(agent, n=3, most=1000):
     asked = np.zeros((0, agent.n_layers), bool)
-    while len(masks := agent.ask(min(n, most - len(asked)))) and len(asked) < most:
+    while len(asked) < most and len(masks := agent.ask(min(n, most - len(asked)))):
         agent.tell(masks, rewards(masks))
         asked = np.concatenate((asked, masks))
     return asked
