@@ -151,7 +151,7 @@ PAPER: dict[tuple[str, str], DASSettings] = {
 OURS: dict[str, tuple[Any, str]] = {
     "update_rate": (
         20.0,
-        "with 1, 5 % of searches of 80 turns end at the median mask or below (benchmarks.bandit_rate)",
+        "with 1, 3 % of searches of 80 turns end at the median mask or below (benchmarks.bandit_rate)",
     ),
     "reward_examples": (
         500,
