@@ -1,7 +1,7 @@
 """How long each algorithm of Stable-Baselines3 takes to search, as a person who types the command sees it.
 
     python -m benchmarks.sb3                              every algorithm, 500 masks each, on the table and live
-    python -m benchmarks.sb3 --where table ppo dqn        some of them, on the table alone
+    python -m benchmarks.sb3 ppo dqn --where table        some of them, on the table alone
     python -m benchmarks.sb3 --problem vilt_vqa --json sb3.json
 
 A time is that of the whole command, with imports, loading, SB3's own overhead, TensorBoard's and Sacred's files.
