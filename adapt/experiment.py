@@ -26,7 +26,7 @@ from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.latency import measure_latency
-from das_gym.problem import AdaptedModel, ProblemConfig, example_costs, find_supernet, load_splits
+from das_gym.problem import AdaptedModel, ProblemConfig, changed_settings, example_costs, find_supernet, load_splits
 from das_gym.registration import ENVIRONMENTS, find_environment
 from das_gym.runs import RUNS_DIR, find_run, library_versions
 from das_gym.tasks.base import Task
@@ -108,14 +108,8 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     except MISTAKES as error:
         raise RunError(str(error)) from error
     env_id = find_environment(settings.model, settings.task).id
-    own = {name: value for name, value in _told(settings).items() if name not in ("model", "task")}
+    own = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
     return {"env_id": env_id, "runs_dir": settings.runs_dir, "seed": settings.seed, **own, **settings.search}
-
-
-def _told(settings: Settings) -> dict[str, Any]:
-    """Settings of model and data that are not the default."""
-    values = {f.name: (getattr(settings, f.name), f.default) for f in dataclasses.fields(ProblemConfig)}
-    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 ex = AdaptExperiment("adapt", save_git_info=False)
@@ -146,7 +140,7 @@ def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
     entry = ENVIRONMENTS[record["env_id"]]
     from_search = {"model": entry.model, "task": entry.task}
     from_search |= {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
-    return np.array(record["mask"], dtype=bool), ProblemConfig(**{**from_search, **_told(settings)})
+    return np.array(record["mask"], dtype=bool), ProblemConfig(**{**from_search, **changed_settings(settings)})
 
 
 @ex.main

@@ -312,9 +312,14 @@ def _supernet_command(config: ProblemConfig) -> str:
     return f"python -m adapt supernet with {problem_words(config)}"
 
 
+def changed_settings(config: ProblemConfig) -> dict[str, Any]:
+    """The fields of `ProblemConfig` that are not the default, whatever other fields a subclass has."""
+    return {f.name: getattr(config, f.name) for f in fields(ProblemConfig) if getattr(config, f.name) != f.default}
+
+
 def problem_words(config: ProblemConfig, *more: str) -> str:
     """Model and data as a person types them behind `with`: the named config, settings that are not the default, and more."""
-    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    changed = changed_settings(config)
     given = [f"{name}={value}" for name, value in changed.items() if name not in ("model", "task", "supernet")]
     return " ".join([find_environment(config.model, config.task).short, *given, *more])
 
@@ -347,7 +352,7 @@ def new_head(backbone: Backbone, task: Task) -> nn.Module:
 
 def build_problem(config: ProblemConfig) -> Problem:
     """Load everything anew, sharing nothing with other problems; raises what `load_supernet` raises."""
-    find_supernet(config)
+    find_supernet(config)  # a mistake is told before data are read
     splits = load_splits(config)
     supernet = load_supernet(config, splits)
     backbone, head, task = supernet.backbone, supernet.head, supernet.task

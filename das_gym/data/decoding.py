@@ -21,7 +21,7 @@ SHORT_SIDE = 2048
 """Pixels that the shorter side of such a JPEG keeps at least: several times what a model reads."""
 
 MAX_PIXELS = {"JPEG": 2**30, "MPO": 2**30, "PNG": 2**28, "BMP": 2**28}
-"""Most pixels of a picture, by format. Where it is decoded whole, 2^28 pixels take a gigabyte, and two for a moment; an
+"""Most pixels of a picture, by format. Where it is decoded whole, 2^28 pixels take a gigabyte, and two for a moment; a
 progressive JPEG of 2^30 takes three. Other formats have PIL's own limit: they check it again while they are decoded."""
 
 OTHER_PIXELS = WHOLE_PIXELS
