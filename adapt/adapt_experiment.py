@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images, evaluate
+from das_gym.adapt.finetune import FinetuneConfig, finetune, load_subnet
+from das_gym.adapt.report import Row, print_table
 
-from adapt.evaluate import RANKED_IMAGES, check_rank_images, evaluate
-from adapt.finetune import FinetuneConfig, finetune, load_subnet
-from adapt.report import Row, print_table
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
-from das_gym.latency import measure_latency
-from das_gym.problem import AdaptedModel, ProblemConfig, changed_settings, example_costs, find_supernet, load_splits
+from das_gym.problem.latency import measure_latency
+from das_gym.problem.loading import AdaptedModel, ProblemConfig, changed_settings, example_costs, find_supernet, load_splits
 from das_gym.registration import ENVIRONMENTS, find_environment
 from das_gym.runs import RUNS_DIR, find_run, library_versions
 from das_gym.tasks.base import Task

@@ -1,4 +1,4 @@
-"""`python -m das_gym.vlp convert IN OUT`: any checkpoint to safetensors."""
+"""`python -m das_gym.models convert IN OUT`: any checkpoint to safetensors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_gym.vlp.checkpoints import load_checkpoint, save_checkpoint
+from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 
 HEADS = ("num_heads", "text_heads", "vision_heads")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m das_gym.vlp", description="Checkpoints of vision-language models.")
+    parser = argparse.ArgumentParser(prog="python -m das_gym.models", description="Checkpoints of vision-language models.")
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser(
         "convert",

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from das_gym.adapt.objective import Objective
+from das_gym.adapt.paper import DASSettings
+from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, polynomial_decay
 
-from adapt.objective import Objective
-from adapt.training import Group, Log, StepResult, Trainer, adamw, polynomial_decay
 from das_gym.data.splits import Splits
-from das_gym.evaluation.engine import Evaluator
-from das_gym.paper import DASSettings
-from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, new_head, shuffled, task_class
+from das_gym.engine.evaluator import Evaluator
+from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, new_head, shuffled, task_class
 
 
 class Chooser(Protocol):

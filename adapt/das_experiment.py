@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.adapt_experiment import SUBNET_FILE, compare
+from das_gym.adapt.das import Chooser, Training, Turn, finetune_found, joint_search, new_model
+from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
+from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
+from das_gym.adapt.report import print_table
+from das_gym.adapt.training import Log, prefixed
 
-from adapt.das import Chooser, Training, Turn, finetune_found, joint_search, new_model
-from adapt.evaluate import RANKED_IMAGES, check_rank_images
-from adapt.experiment import SUBNET_FILE, compare
-from adapt.report import print_table
-from adapt.training import Log, prefixed
 from das_gym.config import build, part_of
 from das_gym.data.splits import Splits
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
-from das_gym.paper import RECIPES, DASSettings, das_settings
-from das_gym.problem import ProblemConfig, load_splits
+from das_gym.problem.loading import ProblemConfig, load_splits
 from das_gym.runs import RUNS_DIR, library_versions
 
 RECORD = "das.json"
@@ -42,8 +42,8 @@ class Settings(ProblemConfig):
     """The settings of `python -m adapt das`: those of model and data, these, and in `das` those of the pipeline.
 
     Attributes:
-        recipe: `das_gym` or `paper` (named config `paper`): what settings that `das` leaves out are, see `das_gym.paper`.
-        das: Fields of `das_gym.paper.DASSettings` to change, as in `das.search_epochs=1`.
+        recipe: `das_gym` or `paper` (named config `paper`): settings that `das` leaves out, see `das_gym.adapt.paper`.
+        das: Fields of `das_gym.adapt.paper.DASSettings` to change, as in `das.search_epochs=1`.
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
         seed: Of new parameters, order of examples, masks and dropout.
         save_every: Steps between checkpoints.

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.evaluation.ranking import gallery, rank, recalls
-from das_gym.problem import AdaptedModel
+from das_gym.engine.ranking import gallery, rank, recalls
+from das_gym.problem.loading import AdaptedModel
 from das_gym.runs import progress
-from das_gym.tasks.retrieval import RetrievalTask
+from das_gym.tasks.retrieval.task import RetrievalTask
 
 
 @dataclass(frozen=True)

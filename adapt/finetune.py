@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.objective import LearningRates, Objective
+from das_gym.adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
 
-from adapt.objective import LearningRates, Objective
-from adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
-from das_gym.adaptation import Adaptation
 from das_gym.data.splits import Splits
-from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_supernet, restore
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, load_supernet, restore
 
 PAIRS_PER_STEP = 64
 """Pairs of text and image that a step trains on, unless told otherwise."""
@@ -55,7 +55,7 @@ def load_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) -
     """The subnet of a mask with the supernet's parameters, in memory of its own, its skipped layers removed.
 
     Raises:
-        ValueError: a mask of another width, or what `das_gym.problem.load_supernet` refuses.
+        ValueError: a mask of another width, or what `das_gym.problem.loading.load_supernet` refuses.
     """
     subnet = load_supernet(problem, splits)
     subnet.backbone.vlp.settle(mask)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.training import Group, StepResult
 from torch import Tensor, nn
 
-from adapt.training import Group, StepResult
-from das_gym.evaluation.encoded import EncoderCache
-from das_gym.problem import Backbone
+from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.problem.loading import Backbone
 from das_gym.tasks.base import Task
 
 

@@ -1,7 +1,7 @@
 """The settings of the paper's pipeline (DAS, arXiv 2309.01479), each with its source, and ours.
 
-`python -m das_gym.paper` prints them, and where the paper, its scripts and its code differ. `python -m adapt das with paper`
-runs with them. Not reproduced: the image-text-matching loss (weight 0.5) that the code adds to retrieval's ranking loss.
+`python -m das_gym.adapt.paper` prints them, and where the paper, its scripts and its code differ.
+`python -m adapt das with paper` runs with them. Not reproduced: the image-text-matching loss (weight 0.5) that the code adds to retrieval's ranking loss.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    argparse.ArgumentParser(prog="python -m das_gym.paper", description=main.__doc__).parse_args(arguments)
+    argparse.ArgumentParser(prog="python -m das_gym.adapt.paper", description=main.__doc__).parse_args(arguments)
     table = Table(title="Settings of the paper's pipeline, and ours", title_justify="left")
     for name in ("setting", *(f"{model} {task}" for model, task in PAPER), "ours", "source"):
         table.add_column(name)

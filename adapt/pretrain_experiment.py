@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.pretrain import CHECKPOINTS, PretrainConfig, pretrain
+from das_gym.adapt.pretrain.recipe import CHECKPOINTS, PretrainConfig, pretrain
+
 from das_gym.config import build
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.runs import RUNS_DIR

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adapt.evaluate import Evaluation
+from das_gym.adapt.evaluate import Evaluation
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """What is shown beside the metric, where the task reports it."""

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.objective import LearningRates, Objective
+from das_gym.adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
 
-from adapt.objective import LearningRates, Objective
-from adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
-from das_gym.data.processor import Processor
 from das_gym.data.splits import Splits
-from das_gym.data.vqav2 import read_vocabulary
-from das_gym.problem import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head, task_class
+from das_gym.models.inputs import Processor
+from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head, task_class
 from das_gym.tasks.base import Task
+from das_gym.tasks.vqa.vqav2 import read_vocabulary
 
 PAIRS_PER_STEP = 96
 """Pairs of text and image that a step trains on, unless told otherwise."""
@@ -39,10 +39,10 @@ class SupernetConfig:
         warmup: Share of the steps.
         weight_decay: Of matrices.
         most_skipped: Each step skips 0..most_skipped layers, every number as likely.
-        vocabulary: File with the answer vocabulary of VQA, as `das_gym.data.vqav2.write_vocabulary` writes it and
+        vocabulary: File with the answer vocabulary of VQA, as `das_gym.tasks.vqa.vqav2.write_vocabulary` writes it and
             every run leaves it; None chooses one from train.
         min_answer_count: Answers that occur at least so often in train make the vocabulary; None decides
-            by `das_gym.data.vqav2.answer_vocabulary`.
+            by `das_gym.tasks.vqa.vqav2.answer_vocabulary`.
         save_every: Steps between checkpoints.
     """
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.supernet import SupernetConfig, train_supernet
-from das_gym.adaptation import Adaptation
+from das_gym.adapt.supernet import SupernetConfig, train_supernet
+
 from das_gym.config import build, part_of
-from das_gym.data.vqav2 import write_vocabulary
 from das_gym.experiment import RunsExperiment, required_folder
-from das_gym.problem import ProblemConfig, problem_words
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.loading import ProblemConfig, problem_words
 from das_gym.runs import RUNS_DIR
+from das_gym.tasks.vqa.vqav2 import write_vocabulary
 
 VOCABULARY = "vocabulary.json"
 

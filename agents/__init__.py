@@ -1,19 +1,20 @@
 """Who chooses masks: agents, and the search loop that lets them."""
 
-from agents.bandit import Bandit
-from agents.base import AGENTS, Agent, make_agent
-from agents.bayes import Bayes
-from agents.best_seen import BestSeen, OneMask
-from agents.cross_entropy import CrossEntropy
-from agents.evolution import Evolution
-from agents.exhaustive import Exhaustive
-from agents.greedy import Greedy, LeaveOneOut
-from agents.one_shot import OneShot
-from agents.random_search import RandomSearch
-from agents.record import SearchResult, Turn
-from agents.search import SearchConfig, search
-from agents.space import MaskSpace
-from agents.uniform import Uniform
+from das_gym.agents.ask_tell.bandit import Bandit
+from das_gym.agents.ask_tell.base import AGENTS, Agent, make_agent
+from das_gym.agents.ask_tell.bayes import Bayes
+from das_gym.agents.ask_tell.best_seen import BestSeen, OneMask
+from das_gym.agents.ask_tell.cross_entropy import CrossEntropy
+from das_gym.agents.ask_tell.evolution import Evolution
+from das_gym.agents.ask_tell.exhaustive import Exhaustive
+from das_gym.agents.ask_tell.greedy import Greedy, LeaveOneOut
+from das_gym.agents.ask_tell.one_shot import OneShot
+from das_gym.agents.ask_tell.random_search import RandomSearch
+from das_gym.agents.ask_tell.uniform import Uniform
+from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.agents.searching.record import SearchResult, Turn
+
+from das_gym.problem.mask_space import MaskSpace
 
 __all__ = [
     "AGENTS",

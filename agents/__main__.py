@@ -1,50 +1,5 @@
-"""`python -m agents` and its commands."""
+"""`python -m agents`, in a clone and as `das_gym.agents`."""
 
-from __future__ import annotations
+from das_gym.agents.commands import main
 
-import sys
-
-HELP = """\
-python -m agents [with ...]            search which layers a task does not need
-python -m agents table [with ...]      score every mask: ground truth for searches
-python -m agents compare [with ...]    agents against each other on a table: regret and rank against evaluations
-python -m agents leaderboard [...]     all agents on all bundled tables: writes LEADERBOARD.md
-python -m agents validate FILE         replay a result record and compare
-python -m agents list                  environments, agents, rewards, statistics
-`with name=value ...` sets, `print_config` shows settings; the others take --help.
-"""
-
-
-def main(argv: list[str]) -> None:
-    """Run the command that the arguments name."""
-    command = argv[1] if len(argv) > 1 else ""
-    if command in ("-h", "--help", "help"):
-        print(HELP, end="")
-    elif command == "table":
-        from agents.table_experiment import ex
-
-        ex.run_commandline([argv[0], *argv[2:]])
-    elif command == "compare":
-        from agents.compare_experiment import ex
-
-        ex.run_commandline([argv[0], *argv[2:]])
-    elif command == "leaderboard":
-        from agents.leaderboard import main as leaderboard
-
-        sys.exit(leaderboard(argv[2:]))
-    elif command == "validate":
-        from agents.validate import main as validate
-
-        sys.exit(validate(argv[2:]))
-    elif command == "list":
-        from agents.listing import main as list_all
-
-        list_all()
-    else:
-        from agents.experiment import ex
-
-        ex.run_commandline(argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv)
+main()

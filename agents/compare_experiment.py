@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.compare.oracle import Arena, make_arena
+from das_gym.agents.compare.plots import plot_comparison
+from das_gym.agents.compare.results import TOLERANCE, Standing, compare, quantile
+from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
+from das_gym.agents.sb3.config import sb3_config
+from das_gym.agents.searching.loop import SearchConfig
 from rich.console import Console
 from rich.table import Table
 
-from agents.arena import Arena, make_arena
-from agents.base import AGENTS
-from agents.compare import TOLERANCE, Standing, compare, quantile
-from agents.plots import plot_comparison
-from agents.sb3_algorithms import ALGORITHMS, is_algorithm
-from agents.sb3_config import sb3_config
-from agents.search import SearchConfig
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json

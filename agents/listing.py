@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 
+from das_gym.agents.ask_tell.base import AGENTS, agent_class
+from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.searching.loop import SEARCH_DEFAULTS
 from rich.console import Console
 from rich.table import Table
 
-from agents.base import AGENTS, agent_class
-from agents.sb3_algorithms import ALGORITHMS
-from agents.search import SEARCH_DEFAULTS
 from das_gym.envs.tabular_env import bundled_table, load_table
+from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
+from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ENVIRONMENTS, EnvEntry
-from das_gym.rewards import PRICE_FORMULA, REWARDS
-from das_gym.statistics import STATISTICS
 
 NARROWEST = 120
 """Columns of text at least; a narrower terminal wraps the lines itself."""

@@ -5,7 +5,7 @@
     python -m agents with vilt_nlvr2 bayes macs_saved=0.12          our own agent, ViLT, at least 12 % of the MACs saved
     python -m agents with meter_vqa_table random evaluations=100    random search, on the table instead of the model
     python -m agents with agent_kwargs.learning_rate=10             a setting of the agent
-    python -m agents with meter_vqa ppo algo.learning_rate=1e-3     an algorithm of Stable-Baselines3: agents.sb3_experiment
+    python -m agents with meter_vqa ppo algo.learning_rate=1e-3     an algorithm of Stable-Baselines3
     python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
     python -m agents with resume=3                                  go on with run 3, which was stopped
 
@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.compare.ground_truth import against_truth
+from das_gym.agents.compare.plots import plot_skip_probabilities
+from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
+from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, sb3_config
+from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
-from agents.base import AGENTS
-from agents.plots import plot_skip_probabilities
-from agents.record import RECORD, SearchResult, Turn, best_row
-from agents.sb3_algorithms import ALGORITHMS, is_algorithm
-from agents.sb3_config import SB3_DEFAULTS, SB3Config, sb3_config
-from agents.search import SearchConfig, search
-from agents.truth import against_truth
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.problem import PATH_SETTINGS
+from das_gym.problem.loading import PATH_SETTINGS
 from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, progress
 
@@ -66,7 +66,7 @@ class Settings(SearchConfig):
         precision: Of the masked part.
         eval_batch_size: Examples scored at a time.
         encoder_cache: Folder of encoder outputs.
-        algo: From here on for algorithms of Stable-Baselines3, see `agents.sb3_config`: hyper-parameters by name.
+        algo: From here on for algorithms of Stable-Baselines3, see `das_gym.agents.sb3.config`: hyper-parameters by name.
         n_envs: Environments side by side; None = `masks_per_turn`.
         action: Action space; None = what suits the algorithm.
         start_from: Agent to train further, or None.
@@ -151,7 +151,7 @@ def search_mask(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kw
     log = _Log(_run, config)
     try:
         if isinstance(config, SB3Config):
-            from agents.sb3_experiment import search_with_sb3
+            from das_gym.agents.sb3.experiment import search_with_sb3
 
             result = search_with_sb3(config, _run, folder, log, settings.resume is not None)
         else:

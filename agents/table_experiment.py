@@ -6,7 +6,7 @@ python -m agents table with meter_vqa reward_examples=500 test_examples=1000
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
 python -m agents table with resume=3                       go on with run 3, which was stopped
 
-`das_gym.evaluation.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
+`das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from das_gym.config import build, part_of
-from das_gym.evaluation.ranks import spearman
-from das_gym.evaluation.spending import Spending
-from das_gym.evaluation.table import SubnetTable
+from das_gym.engine.spending import Spending
 from das_gym.experiment import Run, RunsExperiment, required_folder
 from das_gym.files import write_json
-from das_gym.problem import Problem, ProblemConfig, load_problem
+from das_gym.problem.loading import Problem, ProblemConfig, load_problem
 from das_gym.registration import EnvEntry, find_environment
 from das_gym.runs import RUNS_DIR, progress
-from das_gym.tabulation import build_table, table_examples
+from das_gym.tables.build import build_table, table_examples
+from das_gym.tables.ranks import spearman
+from das_gym.tables.table import SubnetTable
 
 TABLE = "table.npz"
 RECORD = "table.json"

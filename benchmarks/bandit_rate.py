@@ -12,11 +12,11 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from das_gym.agents.ask_tell.bandit import Bandit
 
-from agents.bandit import Bandit
-from agents.space import MaskSpace
-from das_gym.evaluation.table import SubnetTable
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ASSETS
+from das_gym.tables.table import SubnetTable
 
 RATES = (1.0, 3.0, 10.0, 20.0, 50.0)
 SEEDS = 60

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from das_gym.evaluation.precision import bfloat16_hardware
+from das_gym.engine.precision import bfloat16_hardware
 from das_gym.runs import library_versions
 
 

@@ -35,10 +35,10 @@ from benchmarks.machine import describe_machine
 from benchmarks.memory import compare_peaks
 from benchmarks.models import FOUR, SETS, SIZES, TURN, Subject, load_subject, mask_sets
 from benchmarks.prediction import predict
-from das_gym.evaluation.engine import Evaluator
-from das_gym.evaluation.precision import PRECISIONS, bfloat16_hardware
-from das_gym.evaluation.ranks import spearman
+from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.precision import PRECISIONS, bfloat16_hardware
 from das_gym.files import write_json
+from das_gym.tables.ranks import spearman
 
 Json = dict[str, Any]
 

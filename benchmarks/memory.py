@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.machine import memory_mib, restart_peak
 from benchmarks.models import ALL, SETS, SIZES, TURN, load_subject, mask_sets
-from das_gym.evaluation.engine import Evaluator
+from das_gym.engine.evaluator import Evaluator
 
 Json = dict[str, Any]
 

@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from das_gym.data.processor import Processor, load_tokenizer
-from das_gym.data.transforms import meter_transform
-from das_gym.data.vqav2 import VQAExample
-from das_gym.problem import ProblemConfig, load_problem
+from das_gym.models.base import VLP, State
+from das_gym.models.inputs import Processor, load_tokenizer
+from das_gym.models.meter.inputs import meter_transform
+from das_gym.models.meter.model import METER
+from das_gym.problem.loading import ProblemConfig, load_problem
 from das_gym.registration import ASSETS
 from das_gym.tasks.base import Task
-from das_gym.tasks.vqa import VQATask
-from das_gym.vlp.base import VLP, State
-from das_gym.vlp.meter import METER
+from das_gym.tasks.vqa.task import VQATask
+from das_gym.tasks.vqa.vqav2 import VQAExample
 
 SIZES = ("mini", "base")
 EXAMPLES = {"mini": 64, "base": 2}

@@ -18,7 +18,7 @@ import torch
 from benchmarks.machine import describe_machine
 from benchmarks.models import SIZES, load_subject
 from das_gym.files import write_json
-from das_gym.latency import measure_latency
+from das_gym.problem.latency import measure_latency
 
 REPEATS = {"mini": 30, "base": 12}
 """Timed forwards of each kind, by size."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from das_gym.evaluation.macs import OWN, layer_macs, pool_macs
-from das_gym.vlp.base import VLP
+from das_gym.engine.macs import OWN, layer_macs, pool_macs
+from das_gym.models.base import VLP
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.machine import describe_machine
-from das_gym.costs import count_costs
 from das_gym.data.images import ImageSource
-from das_gym.data.processor import Pair
-from das_gym.evaluation.macs import OWN, layer_macs, pool_macs
-from das_gym.evaluation.ranking import Gallery, gallery, rank
+from das_gym.engine.macs import OWN, layer_macs, pool_macs
+from das_gym.engine.ranking import Gallery, gallery, rank
 from das_gym.files import write_json
-from das_gym.problem import Backbone, ProblemConfig, load_backbone, new_head
-from das_gym.tasks.retrieval import RetrievalTask
-from das_gym.vlp.base import VLP
-from das_gym.vlp.meter import METER
+from das_gym.models.base import VLP
+from das_gym.models.inputs import Pair
+from das_gym.models.meter.model import METER
+from das_gym.problem.costs import count_costs
+from das_gym.problem.loading import Backbone, ProblemConfig, load_backbone, new_head
+from das_gym.tasks.retrieval.task import RetrievalTask
 
 BATCH_SIZES = (16, 32, 64, 128)
 KINDS = ("everything", "kept inputs", "reference")

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.sb3_algorithms import ALGORITHMS
+from das_gym.agents.sb3.algorithms import ALGORITHMS
+
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.registration import ENVIRONMENTS

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.finetune import load_subnet
 
-from adapt.evaluate import evaluate, mean_image
-from adapt.finetune import load_subnet
-from das_gym.evaluation.table import every_mask
 from das_gym.files import write_json
-from das_gym.problem import ProblemConfig, load_problem, shuffled
+from das_gym.problem.loading import ProblemConfig, load_problem, shuffled
 from das_gym.registration import ENVIRONMENTS
+from das_gym.tables.table import every_mask
 
 PAIRS_FOR_MASKS = 4000
 """All masks are scored on as many test examples as come to so many pairs of text and image."""

@@ -23,9 +23,9 @@ class ModelEntry:
 
     Attributes:
         name: How ids and settings name it.
-        vlp: Its class, a `das_gym.vlp.base.VLP`, or that class's "module:name"; the next two likewise.
+        vlp: Its class, a `das_gym.models.base.VLP`, or that class's "module:name"; the next two likewise.
         load: Takes the path of a checkpoint and `generator=`, gives something with `vlp`, the model, and `heads`, the
-            tensors of each head that came with it by the head's name; see `das_gym.vlp.checkpoints.Loaded`.
+            tensors of each head that came with it by the head's name; see `das_gym.models.checkpoints.Loaded`.
         transform: Takes an RGB picture, a size and a patch size in pixels, gives (3, height, width) float32.
         max_text_length: Longest text in tokens, unless one is asked for.
         spare_positions: Text positions of the model that no token uses.
@@ -35,7 +35,7 @@ class ModelEntry:
     name: str
     vlp: Any
     transform: Any
-    load: Any = "das_gym.vlp.checkpoints:load_checkpoint"
+    load: Any = "das_gym.models.checkpoints:load_checkpoint"
     max_text_length: int = 50
     spare_positions: int = 0
     assets: Path | None = None
@@ -95,16 +95,16 @@ MODELS: dict[str, ModelEntry] = {
     for entry in (
         ModelEntry(
             "METER",
-            vlp="das_gym.vlp.meter:METER",
-            transform="das_gym.data.transforms:meter_transform",
+            vlp="das_gym.models.meter.model:METER",
+            transform="das_gym.models.meter.inputs:meter_transform",
             max_text_length=50,
             spare_positions=2,  # RoBERTa counts positions from 2 on
             assets=ASSETS / "meter_mini",
         ),
         ModelEntry(
             "ViLT",
-            vlp="das_gym.vlp.vilt:ViLT",
-            transform="das_gym.data.transforms:vilt_transform",
+            vlp="das_gym.models.vilt.model:ViLT",
+            transform="das_gym.models.meter.inputs:vilt_transform",
             max_text_length=40,
             assets=ASSETS / "vilt_mini",
         ),
@@ -115,10 +115,13 @@ MODELS: dict[str, ModelEntry] = {
 TASKS: dict[str, TaskEntry] = {
     entry.name: entry
     for entry in (
-        TaskEntry("vqa", "VQA", "das_gym.tasks.vqa:VQATask", "Shapes-VQA (bundled), VQAv2's files, arrow"),
-        TaskEntry("nlvr2", "NLVR2", "das_gym.tasks.nlvr2:NLVR2Task", "Shapes-NLVR2 (bundled), NLVR2's files, arrow"),
+        TaskEntry("vqa", "VQA", "das_gym.tasks.vqa.task:VQATask", "Shapes-VQA (bundled), VQAv2's files, arrow"),
+        TaskEntry("nlvr2", "NLVR2", "das_gym.tasks.nlvr2.task:NLVR2Task", "Shapes-NLVR2 (bundled), NLVR2's files, arrow"),
         TaskEntry(
-            "f30k", "F30K", "das_gym.tasks.retrieval:RetrievalTask", "Shapes captions (bundled), Karpathy's files, arrow"
+            "f30k",
+            "F30K",
+            "das_gym.tasks.retrieval.task:RetrievalTask",
+            "Shapes captions (bundled), Karpathy's, arrow",
         ),
     )
 }

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from das_gym.adaptation import Adaptation
-from das_gym.data.shapes import write_shapes
-from das_gym.data.vqav2 import answer_vocabulary, load_vqav2
-from das_gym.evaluation.table import SubnetTable
-from das_gym.problem import Problem, ProblemConfig, build_problem, load_backbone
+from das_gym.models.checkpoints import save_checkpoint
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.loading import Problem, ProblemConfig, build_problem, load_backbone
 from das_gym.registration import ASSETS
-from das_gym.tabulation import build_table
-from das_gym.tasks.vqa import VQATask
-from das_gym.vlp.checkpoints import save_checkpoint
-from das_gym.vlp.meter import METER, METERConfig
+from das_gym.shapes.vqa import write_shapes
+from das_gym.tables.build import build_table
+from das_gym.tables.table import SubnetTable
+from das_gym.tasks.vqa.task import VQATask
+from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
 
 torch.set_num_threads(1)
 

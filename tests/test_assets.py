@@ -7,16 +7,16 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.finetune import load_subnet
+from das_gym.agents.searching.loop import SearchConfig, search
 
-from adapt.evaluate import evaluate, mean_image
-from adapt.finetune import load_subnet
-from agents.search import SearchConfig, search
+from das_gym.engine.ranking import gallery, rank, recalls
 from das_gym.envs.tabular_env import bundled_table
-from das_gym.evaluation.ranking import gallery, rank, recalls
-from das_gym.evaluation.table import SubnetTable
-from das_gym.problem import ProblemConfig, load_problem
+from das_gym.problem.loading import ProblemConfig, load_problem
 from das_gym.registration import ASSETS, ENVIRONMENTS, MODELS, EnvEntry
-from das_gym.tabulation import check_table
+from das_gym.tables.build import check_table
+from das_gym.tables.table import SubnetTable
 
 pytestmark = pytest.mark.slow
 

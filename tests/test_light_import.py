@@ -16,7 +16,7 @@ def test_registering_twice_is_quiet():
 
 def test_packages_point_one_way():
     code = (
-        "import das_gym.envs, das_gym.problem, das_gym.experiment, sys;"
+        "import das_gym.envs, das_gym.problem.loading, das_gym.experiment, sys;"
         "print([m for m in sys.modules if m.split('.')[0] in ('agents', 'adapt')])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

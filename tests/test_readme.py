@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from agents.sb3_algorithms import ALGORITHMS
+from das_gym.agents.sb3.algorithms import ALGORITHMS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 ACTIONS = ("mask", "sequence", "scores")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from das_gym.adapt.pretrain.batches import IGNORE, CaptionBatch, ImageBatch
+from das_gym.adapt.training import StepResult
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from adapt.pretrain_batches import IGNORE, CaptionBatch, ImageBatch
-from adapt.training import StepResult
-from das_gym.data.scenes import COLORS, SHAPES
+from das_gym.shapes.scenes import COLORS, SHAPES
 
 LOSS_WEIGHTS = {
     "words": 1.0,

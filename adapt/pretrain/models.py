@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from das_gym.adapt.pretrain.losses import Features
+from das_gym.adapt.pretrain.tokenizer import BERT, ROBERTA, SpecialTokens
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from adapt.pretrain_losses import Features
-from adapt.tokenizer import BERT, ROBERTA, SpecialTokens
-from das_gym.data.scenes import IMAGE_SIZE
-from das_gym.data.transforms import CLIP_MEAN, CLIP_STD, VILT_MEAN, VILT_STD
-from das_gym.vlp.base import VLP, State
-from das_gym.vlp.meter import METER, METERConfig
-from das_gym.vlp.vilt import ViLT, ViLTConfig
+from das_gym.models.base import VLP, State
+from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD, VILT_MEAN, VILT_STD
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.shapes.scenes import IMAGE_SIZE
 
 PATCH_SIZE = 16
 HEADS = 4

@@ -15,13 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from adapt.pretrain_batches import CaptionBatches, image_batch
-from adapt.pretrain_losses import PretrainHeads, caption_losses, image_losses
-from adapt.pretrain_models import HEADS, PATCH_SIZE, PRETRAIN_MODELS, PretrainModel
-from adapt.tokenizer import tokenizer_files, train_tokenizer
-from adapt.training import (
+from das_gym.adapt.pretrain.batches import CaptionBatches, image_batch
+from das_gym.adapt.pretrain.losses import PretrainHeads, caption_losses, image_losses
+from das_gym.adapt.pretrain.models import HEADS, PATCH_SIZE, PRETRAIN_MODELS, PretrainModel
+from das_gym.adapt.pretrain.tokenizer import tokenizer_files, train_tokenizer
+from das_gym.adapt.training import (
     POSITIVE,
     TRAINING_RANGES,
     Group,
@@ -33,9 +31,11 @@ from adapt.training import (
     polynomial_decay,
     prefixed,
 )
+from torch import nn
+
 from das_gym.config import check_names
-from das_gym.vlp.base import VLP
-from das_gym.vlp.checkpoints import save_checkpoint
+from das_gym.models.base import VLP
+from das_gym.models.checkpoints import save_checkpoint
 
 CHECKPOINTS = ("image.pt", "fusion.pt")
 """Names of the intermediate checkpoints of both parts."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from das_gym.data.scene_language import CAPTION_FAMILIES, QUESTION_FAMILIES
-from das_gym.data.scenes import sample_scene
+from das_gym.shapes.scene_language import CAPTION_FAMILIES, QUESTION_FAMILIES
+from das_gym.shapes.scenes import sample_scene
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.base import Agent
 
-from agents.base import Agent
-from agents.space import Masks
+from das_gym.problem.mask_space import Masks
 
 
 def ask(agent: Agent, name: str, n: int) -> Masks:

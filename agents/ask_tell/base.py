@@ -12,21 +12,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from agents.space import Floats, Masks, MaskSpace
 from das_gym.config import check_names
+from das_gym.problem.mask_space import Floats, Masks, MaskSpace
 from das_gym.registration import find_class
 
 AGENTS = {
-    "bandit": "agents.bandit:Bandit",
-    "bayes": "agents.bayes:Bayes",
-    "cross_entropy": "agents.cross_entropy:CrossEntropy",
-    "evolution": "agents.evolution:Evolution",
-    "exhaustive": "agents.exhaustive:Exhaustive",
-    "greedy": "agents.greedy:Greedy",
-    "leave_one_out": "agents.greedy:LeaveOneOut",
-    "one_shot": "agents.one_shot:OneShot",
-    "random": "agents.random_search:RandomSearch",
-    "uniform": "agents.uniform:Uniform",
+    "bandit": "das_gym.agents.ask_tell.bandit:Bandit",
+    "bayes": "das_gym.agents.ask_tell.bayes:Bayes",
+    "cross_entropy": "das_gym.agents.ask_tell.cross_entropy:CrossEntropy",
+    "evolution": "das_gym.agents.ask_tell.evolution:Evolution",
+    "exhaustive": "das_gym.agents.ask_tell.exhaustive:Exhaustive",
+    "greedy": "das_gym.agents.ask_tell.greedy:Greedy",
+    "leave_one_out": "das_gym.agents.ask_tell.greedy:LeaveOneOut",
+    "one_shot": "das_gym.agents.ask_tell.one_shot:OneShot",
+    "random": "das_gym.agents.ask_tell.random_search:RandomSearch",
+    "uniform": "das_gym.agents.ask_tell.uniform:Uniform",
 }
 """Name to "module:class". An agent outside this table is named by its "module:class" itself."""
 

@@ -2,7 +2,7 @@
 
 1. Rewards are replaced by the normal scores of their ranks: exp(-loss), -loss and any other rising function of them give
    the same search, and one bad mask bends nothing.
-2. A Gaussian process explains the scores by effects of single layers, pairs and triples (`agents.gaussian_process`):
+2. A Gaussian process explains the scores by effects of single layers, pairs and triples (`gaussian_process` beside this):
    skipping is nearly additive, not quite, and which mask is best depends on the rest.
 3. How much each order counts, and noise, is learned: at each ask, one step on a grid up the marginal likelihood.
 4. The first masks are random ones that skip no more than the budget asks for. From then on it asks for the allowed mask
@@ -23,10 +23,10 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.best_seen import BestSeen
+from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, climb, expected_improvement
 
-from agents.best_seen import BestSeen
-from agents.gaussian_process import START, MaskProcess, climb, expected_improvement
-from agents.space import Floats, Masks, MaskSpace
+from das_gym.problem.mask_space import Floats, Masks, MaskSpace
 
 DRAWN = 6
 """So many masks are drawn at random before the process chooses."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from das_gym.agents.ask_tell.base import Agent
 
-from agents.base import Agent
-from agents.space import Floats, Masks, MaskSpace
+from das_gym.problem.mask_space import Floats, Masks, MaskSpace
 
 
 class BestSeen(Agent):

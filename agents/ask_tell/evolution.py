@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.base import check_number
+from das_gym.agents.ask_tell.best_seen import BestSeen
 
-from agents.base import check_number
-from agents.best_seen import BestSeen
-from agents.space import Floats, Masks, MaskSpace
+from das_gym.problem.mask_space import Floats, Masks, MaskSpace
 
 
 class Evolution(BestSeen):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
+from das_gym.agents.ask_tell.best_seen import BestSeen
 
-from agents.best_seen import BestSeen
-from agents.space import Masks, MaskSpace
+from das_gym.problem.mask_space import Masks, MaskSpace
 
 
 class Exhaustive(BestSeen):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from das_gym.agents.ask_tell.best_seen import OneMask
 
-from agents.best_seen import OneMask
-from agents.space import Floats, Masks, MaskSpace
 from das_gym.config import check_names
+from das_gym.problem.mask_space import Floats, Masks, MaskSpace
 
 SKIPS = ("lowest", "highest")
 
@@ -17,7 +17,7 @@ class OneShot(OneMask):
     """The layers where a statistic of the unskipped model is lowest: one mask.
 
     The statistics are those that the environment observes, so they cost no evaluation here; `leave_one_out` has its
-    environment score n_layers + 1 masks at the first reset. (`agents.greedy.LeaveOneOut` counts them.)
+    environment score n_layers + 1 masks at the first reset. (`das_gym.agents.ask_tell.greedy.LeaveOneOut` counts them.)
 
     Args:
         space: The masks to choose from.

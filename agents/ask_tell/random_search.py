@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from agents.best_seen import BestSeen
-from agents.space import Masks
+from das_gym.agents.ask_tell.best_seen import BestSeen
+
+from das_gym.problem.mask_space import Masks
 
 
 class RandomSearch(BestSeen):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from das_gym.agents.ask_tell.best_seen import OneMask
 
-from agents.best_seen import OneMask
-from agents.space import Masks
+from das_gym.problem.mask_space import Masks
 
 
 class Uniform(OneMask):

@@ -1,0 +1,1 @@
+"""Agents against each other: on tables, which know every mask, or live."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-from agents.arena import is_tabular, make_scored
+from das_gym.agents.compare.oracle import is_tabular, make_scored
 
 
 @dataclass(frozen=True)

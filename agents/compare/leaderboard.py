@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.base import agent_class
+from das_gym.agents.compare.oracle import TableArena
+from das_gym.agents.compare.results import TOLERANCE, Standing, compare, quantile
+from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
+from das_gym.agents.listing import first_line
 
-from agents.arena import TableArena
-from agents.base import agent_class
-from agents.compare import TOLERANCE, Standing, compare, quantile
-from agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
-from agents.listing import first_line
 from das_gym.envs.tabular_env import bundled_table
 from das_gym.files import write_text
 from das_gym.registration import ENVIRONMENTS
@@ -111,7 +111,7 @@ Which agent finds the best mask, and after how many evaluations? Written by
     python -m agents leaderboard --seeds {seeds}
 
 on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same numbers.
-Add an agent: one file in `agents/`, one line in `agents.base.AGENTS`, and run the command again.
+Add an agent: one file in `agents/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
 `python -m agents compare with meter_vqa` plays on one table and draws a picture.
 
 - {seeds} seeds, {EVALUATIONS} evaluations each, 3 masks a turn. Agents see rewards, exp(-loss), of the reward split alone.

@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import numpy.typing as npt
+from das_gym.agents.searching.environment import observed_statistics
 
-from agents.environment import observed_statistics
-from agents.space import Floats, Masks, MaskSpace
 from das_gym.envs.scored_env import ScoredEnv
+from das_gym.problem.mask_space import Floats, Masks, MaskSpace
 from das_gym.registration import ENVIRONMENTS
 
 

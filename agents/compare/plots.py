@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from das_gym.agents.compare.results import QUARTILES, Standing, quantile
 
-from agents.compare import QUARTILES, Standing, quantile
-from agents.space import Floats, Masks
 from das_gym.files import replacing
+from das_gym.problem.mask_space import Floats, Masks
 
 _KEPT = "0.7"
 

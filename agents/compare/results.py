@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from das_gym.agents.compare.oracle import Arena
+from das_gym.agents.compare.traces import Played, play, try_out
 
-from agents.arena import Arena
-from agents.playing import Played, play, try_out
-from agents.space import Floats, Masks
+from das_gym.problem.mask_space import Floats, Masks
 
 TOLERANCE = 0.001
 """A mask within this share of the best mask's reward counts as found."""
@@ -117,11 +117,11 @@ def compare(
 
     Args:
         arena: Where.
-        agents: Their names, those of Stable-Baselines3's algorithms among them; see `agents.playing.play`.
-        seeds: Each searches once a seed, and draws as it would in `agents.search.search` with that seed.
+        agents: Their names, those of Stable-Baselines3's algorithms among them; see `das_gym.agents.compare.traces.play`.
+        seeds: Each searches once a seed, and draws as it would in `das_gym.agents.searching.loop.search` with that seed.
         evaluations: Budget of a search.
         masks_per_turn: Masks between two answers.
-        agent_kwargs: Hyper-parameters by agent; `agents.search.SEARCH_DEFAULTS` are filled in.
+        agent_kwargs: Hyper-parameters by agent; `das_gym.agents.searching.loop.SEARCH_DEFAULTS` are filled in.
         on_agent: Called with the name of each agent when it is done.
 
     Returns:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from das_gym.agents.ask_tell.asking import answer, ask
+from das_gym.agents.ask_tell.base import AGENTS, Agent, agent_class, make_agent
+from das_gym.agents.compare.oracle import Arena
+from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
+from das_gym.agents.searching.loop import SEARCH_DEFAULTS, agent_generator
 
-from agents.arena import Arena
-from agents.asking import answer, ask
-from agents.base import AGENTS, Agent, agent_class, make_agent
-from agents.sb3_algorithms import ALGORITHMS, is_algorithm
-from agents.search import SEARCH_DEFAULTS, agent_generator
-from agents.space import Floats, Masks
 from das_gym.config import check_names
+from das_gym.problem.mask_space import Floats, Masks
 
 NO_ANSWER = -np.inf
 """The reward of the answer of an agent that has none yet."""
@@ -46,7 +46,7 @@ def play(
 
     Args:
         arena: Where.
-        agent: A key of `agents.base.AGENTS` or of `agents.sb3_algorithms.ALGORITHMS`, or "module:class" of either kind.
+        agent: A key of `AGENTS` or of `ALGORITHMS`, or "module:class" of either kind.
         seeds: Of the searches.
         evaluations: Budget of a search.
         masks_per_turn: Masks between two answers.
@@ -114,7 +114,7 @@ def _train_once(
 
     On the way its answer is the best mask scored so far, at the end that or the policy's own, whichever is better.
     """
-    from agents.sb3 import train_sb3
+    from das_gym.agents.sb3.train import train_sb3
 
     space = arena.space
     result = train_sb3(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.record import FORMAT, Turn
-from agents.sb3_config import BY_SB3S_NAMES, SB3Config
+from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config
+from das_gym.agents.searching.record import FORMAT, Turn
+
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 

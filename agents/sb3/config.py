@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.base import check_number
-from agents.sb3_algorithms import choose_action, find_algorithm, hyper_parameters
-from agents.search import SearchConfig
+from das_gym.agents.ask_tell.base import check_number
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, hyper_parameters
+from das_gym.agents.searching.loop import SearchConfig
 
 SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 500, "checkpoint_every": 25}
 """Where a search with an algorithm of SB3 differs from other searches unless it is told otherwise."""
@@ -22,7 +22,7 @@ BY_SB3S_NAMES = {"agent": "algorithm", "agent_kwargs": "algo", "masks_per_turn":
 class SB3Config(SearchConfig):
     """What to search, with which algorithm, for how long.
 
-    The fields of `SearchConfig`, where `agent` is a key of `agents.sb3_algorithms.ALGORITHMS` or "module:class",
+    The fields of `SearchConfig`, where `agent` is a key of `das_gym.agents.sb3.algorithms.ALGORITHMS` or "module:class",
     `agent_kwargs` are its hyper-parameters (`algo` of `train_sb3` and the command), and `masks_per_turn` environments
     (`n_envs`) run side by side: what one engine call scores. `skip_num=None` without `macs_saved` allows any number of
     layers.

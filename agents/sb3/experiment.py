@@ -19,12 +19,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from das_gym.agents.sb3.config import SB3Config
+from das_gym.agents.sb3.policy import AGENT
+from das_gym.agents.sb3.train import train_sb3
+from das_gym.agents.searching.record import SearchResult, Turn
 from stable_baselines3.common.logger import HumanOutputFormat, KVWriter
 
-from agents.record import SearchResult, Turn
-from agents.sb3 import train_sb3
-from agents.sb3_config import SB3Config
-from agents.sb3_policy import AGENT
 from das_gym.experiment import Run
 
 

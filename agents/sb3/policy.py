@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
+from das_gym.agents.sb3.algorithms import find_algorithm, reads_masks
+from das_gym.agents.sb3.config import with_action
+from das_gym.agents.sb3.recorder import with_effect
 from gymnasium import spaces
 
-from agents.sb3_algorithms import find_algorithm, reads_masks
-from agents.sb3_config import with_action
-from agents.sb3_recorder import with_effect
 from das_gym.files import read_json
 
 if TYPE_CHECKING:

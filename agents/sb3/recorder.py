@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.agents.searching.record import SCORES, Turn
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from agents.record import SCORES, Turn
 from das_gym.envs.actions import STEPS_PER_LAYER
 
 

@@ -1,6 +1,6 @@
 """Any algorithm of Stable-Baselines3 as a search for masks.
 
-    from agents.sb3 import train_sb3
+    from das_gym.agents.sb3.train import train_sb3
 
     trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", skip_num=4, evaluations=500)
     trained = train_sb3(MyAlgorithm, action="sequence", algo={"learning_rate": 1e-3})     # a class of one's own
@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
+from das_gym.agents.ask_tell.base import check_number
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, hyper_parameters, make_model, reads_masks
+from das_gym.agents.sb3.checkpoint import Checkpoint
+from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config, with_action
+from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
+from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, number, torch_threads
+from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn
 
-from agents.base import check_number
-from agents.record import FORMAT, SCORES, SearchResult, Turn
-from agents.sb3_algorithms import choose_action, find_algorithm, hyper_parameters, make_model, reads_masks
-from agents.sb3_checkpoint import Checkpoint
-from agents.sb3_config import BY_SB3S_NAMES, SB3Config, with_action
-from agents.sb3_policy import AGENT, DESCRIPTION, agent_file, policy_mask
-from agents.sb3_recorder import BudgetSpentError, Recorder, number, torch_threads
 from das_gym.config import build, check_names
 from das_gym.files import write_bytes, write_json
 from das_gym.runs import library_versions
@@ -88,7 +88,7 @@ def train_sb3(
     """Train an algorithm of SB3 until the budget of evaluations is spent, and score its answer.
 
     Args:
-        algorithm: A key of `agents.sb3_algorithms.ALGORITHMS`, "module:class", or a subclass of SB3's BaseAlgorithm.
+        algorithm: A key of `das_gym.agents.sb3.algorithms.ALGORITHMS`, "module:class", or a subclass of SB3's BaseAlgorithm.
         folder: Where everything is kept; None keeps nothing.
         algo: Its hyper-parameters by name, JSON-able.
         n_envs: Environments side by side, whose masks are scored in one engine call.

@@ -1,6 +1,6 @@
 """The engine: many masks of one frozen model, fast and exact."""
 
-from das_gym.evaluation.engine import Evaluator, Scores
-from das_gym.evaluation.spending import Spending
+from das_gym.engine.evaluator import Evaluator, Scores
+from das_gym.engine.spending import Spending
 
 __all__ = ["Evaluator", "Scores", "Spending"]

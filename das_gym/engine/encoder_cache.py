@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.adaptation import fingerprint
 from das_gym.data.images import ImageSource
-from das_gym.data.processor import Pair, Processor, padded_length
-from das_gym.evaluation.macs import encode_macs
+from das_gym.engine.macs import encode_macs
 from das_gym.files import write_bytes
-from das_gym.vlp.base import VLP, State
+from das_gym.models.base import VLP, State, fingerprint
+from das_gym.models.inputs import Pair, Processor, padded_length
 
 BLOCK = 8
 """Texts or images that go through their encoder at a time."""

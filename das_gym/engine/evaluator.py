@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.evaluation.encoded import EncoderCache
-from das_gym.evaluation.macs import head_macs
-from das_gym.evaluation.memory import Score, ScoreMemory
-from das_gym.evaluation.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
-from das_gym.evaluation.spending import Spending
-from das_gym.evaluation.tree import MaskTree
+from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.engine.macs import head_macs
+from das_gym.engine.memory import Score, ScoreMemory
+from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
+from das_gym.engine.spending import Spending
+from das_gym.engine.tree import MaskTree
+from das_gym.models.base import VLP
 from das_gym.tasks.base import Task
-from das_gym.vlp.base import VLP
 
 
 @dataclass(frozen=True)

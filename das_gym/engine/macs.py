@@ -1,6 +1,6 @@
 """MACs of what the engine runs, at the shapes at which it runs.
 
-`das_gym.costs` counts a whole subnet for one example with every token a query. Here a layer is counted by parts, as
+`das_gym.problem.costs` counts a whole subnet for one example with every token a query. Here a layer is counted by parts, as
 the engine shares them, and with the pooled token as the only query where no other is computed. Of a model other than
 METER and ViLT the engine knows what `count_costs` knows: whole layers, an upper bound of what ran.
 """
@@ -12,10 +12,10 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
-from das_gym.costs import adapter_macs, count_costs, transformer_macs
-from das_gym.vlp.base import VLP
-from das_gym.vlp.meter import METER, METERConfig
-from das_gym.vlp.vilt import ViLT, ViLTConfig
+from das_gym.models.base import VLP
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.problem.costs import adapter_macs, count_costs, transformer_macs
 
 OWN = "own"
 """The part of a layer that is computed at each run; all others bear the name that the layer gives its memo."""

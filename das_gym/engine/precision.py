@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from das_gym.vlp.base import VLP
+from das_gym.models.base import VLP
 
 PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
 """What an `Evaluator` takes.

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.data.captions import RetrievalExample
 from das_gym.data.images import ImageSource
-from das_gym.data.processor import Processor, padded_length
-from das_gym.evaluation.encoded import EncoderCache
-from das_gym.vlp.base import VLP, State
+from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.models.base import VLP, State
+from das_gym.models.inputs import Processor, padded_length
+from das_gym.tasks.retrieval.captions import RetrievalExample
 
 LEVELS = (1, 5, 10)
 """Recall is measured among this many of the best."""

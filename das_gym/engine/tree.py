@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from das_gym.evaluation.macs import OWN, layer_macs, pool_macs
-from das_gym.evaluation.precision import autocast
-from das_gym.evaluation.spending import Spending
-from das_gym.vlp.base import VLP, State
+from das_gym.engine.macs import OWN, layer_macs, pool_macs
+from das_gym.engine.precision import autocast
+from das_gym.engine.spending import Spending
+from das_gym.models.base import VLP, State
 
 
 class MaskTree:

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from das_gym.config import check_names
-from das_gym.rewards import Budget, LayerMacs
+from das_gym.problem.rewards import Budget, LayerMacs
 
 STEPS_PER_LAYER = 4
 """A sequence is cut off after this many steps a layer: no episode of no-ops goes on for ever."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from das_gym.config import check_names
-from das_gym.problem import Problem, shuffled_order
-from das_gym.rewards import Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
-from das_gym.statistics import Measurements, check_statistics, compute_statistics, measure_activity
+from das_gym.problem.loading import Problem, shuffled_order
+from das_gym.problem.rewards import Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
+from das_gym.problem.statistics import Measurements, check_statistics, compute_statistics, measure_activity
 
 REWARD_BATCHES = ("fixed", "cycle", "resample")
 INFO_KEYS = ("loss", "metric", "macs", "macs_saved", "n_skipped", "feasible", "evaluations")

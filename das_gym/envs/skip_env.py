@@ -8,8 +8,8 @@ from typing import Any
 from das_gym.config import build, check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
-from das_gym.problem import ProblemConfig, load_problem
-from das_gym.statistics import STATISTICS, statistic_names
+from das_gym.problem.loading import ProblemConfig, load_problem
+from das_gym.problem.statistics import STATISTICS, statistic_names
 
 
 class SkipEnv(ScoredEnv):
@@ -76,15 +76,15 @@ class SkipEnv(ScoredEnv):
             is given.
         macs_saved: Budget: least share of MACs to save, such as 0.12, instead of `skip_num`.
         action: `mask`, `sequence` or `scores`.
-        reward: Name of the reward, see `das_gym.rewards.REWARDS`.
+        reward: Name of the reward, see `das_gym.problem.rewards.REWARDS`.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward.
-        statistics: Names of the statistics to observe, or one name, see `das_gym.statistics.STATISTICS`; None observes all.
+        statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None is all.
         reward_examples: Examples that score a mask; None is the task's own number, 500, or 64 of retrieval's 16 pairs each.
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
             the reward split) or `resample` (drawn anew from `np_random`).
         model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
         task: `vqa`, `nlvr2`, `f30k`, or another key of `das_gym.registration.TASKS`; the id sets it.
-        settings: Model and data otherwise: the fields of `das_gym.problem.ProblemConfig`, such as `checkpoint`,
+        settings: Model and data otherwise: the fields of `das_gym.problem.loading.ProblemConfig`, such as `checkpoint`,
             `supernet`, `data_root`, `tokenizer`, `device`, `on_bad_example`.
         render_mode: `ansi` or None.
 

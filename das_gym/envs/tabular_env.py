@@ -12,11 +12,11 @@ import numpy as np
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import Scorer
-from das_gym.evaluation.table import SCORES, SPLITS, SubnetTable
-from das_gym.problem import ProblemConfig
+from das_gym.problem.loading import ProblemConfig
+from das_gym.problem.rewards import Measured, Objective, find_reward, pick_budget
+from das_gym.problem.statistics import statistic_names
 from das_gym.registration import MODELS, TASKS, find_environment
-from das_gym.rewards import Measured, Objective, find_reward, pick_budget
-from das_gym.statistics import statistic_names
+from das_gym.tables.table import SCORES, SPLITS, SubnetTable
 
 LIVE_SETTINGS = ("reward_examples", "reward_batches", *ProblemConfig.__dataclass_fields__)
 """What only `SkipEnv` takes, `model` and `task` aside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -220,3 +221,13 @@ class VLP(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the model lies."""
         return next(self.parameters()).device
+
+
+def fingerprint(vlp: VLP) -> str:
+    """16 hex digits that change with any frozen parameter; take it before `settle` removes some."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(vlp.named_parameters()):
+        if not any(part in name for part in vlp.tunable):
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.vlp.base import VLP
-from das_gym.vlp.derived import derive
-from das_gym.vlp.meter import METER, METERConfig
-from das_gym.vlp.names import FORMATS, HEADS, SEARCH, Format
-from das_gym.vlp.sizes import MODELS, infer_config
-from das_gym.vlp.tensor_files import TensorFile, read_tensors, write_folder, write_tensors
-from das_gym.vlp.vilt import ViLT
+from das_gym.models.base import VLP
+from das_gym.models.derived import derive
+from das_gym.models.formats import FORMATS, HEADS, SEARCH, Format
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.sizes import MODELS, infer_config
+from das_gym.models.tensor_files import TensorFile, read_tensors, write_folder, write_tensors
+from das_gym.models.vilt.model import ViLT
 
 Heads = Mapping[str, Mapping[str, Tensor]]
 

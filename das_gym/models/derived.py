@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.vlp.meter import METERConfig
-from das_gym.vlp.sizes import Config, grid_side
+from das_gym.models.meter.model import METERConfig
+from das_gym.models.sizes import Config, grid_side
 
 METER_POSITIONS = "image_encoder.embeddings.position_embedding.weight"
 FIRST_TOKEN = "first_text_token"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from das_gym.vlp.sizes import Shapes, meter_sizes, transformers_sizes, vilt_sizes
+from das_gym.models.sizes import Shapes, meter_sizes, transformers_sizes, vilt_sizes
 
 Target = str | tuple[str, ...] | None
 

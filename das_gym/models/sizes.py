@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from das_gym.vlp.meter import METER, METERConfig
-from das_gym.vlp.vilt import ViLT, ViLTConfig
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.model import ViLT, ViLTConfig
 
 if TYPE_CHECKING:
-    from das_gym.vlp.names import Format
-    from das_gym.vlp.tensor_files import TensorFile
+    from das_gym.models.formats import Format
+    from das_gym.models.tensor_files import TensorFile
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = METERConfig | ViLTConfig

@@ -6,7 +6,6 @@ one mask) are both such a file: tunable parameters and head as safetensors, the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,19 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.files import write_bytes
-from das_gym.vlp.base import VLP
+from das_gym.models.base import VLP
 
 FORMAT = "das_gym adaptation 1"
-
-
-def fingerprint(vlp: VLP) -> str:
-    """16 hex digits that change with any frozen parameter; take it before `settle` removes some."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(vlp.named_parameters()):
-        if not any(part in name for part in vlp.tunable):
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

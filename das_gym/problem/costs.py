@@ -5,7 +5,7 @@ print as "FLOPs". (das_gym itself runs less: in the last stage only the pooled t
 MACs are multiply-accumulates of matrix products, attention's included; biases, LayerNorms, softmax
 and activations are not counted.
 
-`python -m das_gym.costs` prints the table of the DAS paper.
+`python -m das_gym.problem.costs` prints the table of the DAS paper.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
-from das_gym.vlp.base import VLP
-from das_gym.vlp.meter import METER, METERConfig
-from das_gym.vlp.vilt import ViLT, ViLTConfig
+from das_gym.models.base import VLP
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.model import ViLT, ViLTConfig
 
 Mask = Sequence[bool] | np.ndarray
 
@@ -252,7 +252,7 @@ def count_costs(vlp: VLP, text_tokens: int, head: nn.Module | None = None, passe
 
 
 def paper_table(image_size: int = 384, text_tokens: int = 40, num_answers: int = 3129) -> list[dict[str, float | str]]:
-    """The rows of `python -m das_gym.costs`: METER-base without adapters, with them, and DAS with four layers skipped.
+    """The paper's table: METER-base without adapters, with them, and DAS with four layers skipped.
 
     Args:
         image_size: Side of the image, pixels.
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from rich.table import Table
 
     parser = argparse.ArgumentParser(
-        prog="python -m das_gym.costs", description="MACs of METER-base on VQA, and what DAS saves."
+        prog="python -m das_gym.problem.costs", description="MACs of METER-base on VQA, and what DAS saves."
     )
     parser.add_argument("--image-size", type=int, default=384, help="side of the image, pixels (default 384)")
     parser.add_argument("--text-tokens", type=int, default=40, help="length of the text (default 40)")

@@ -1,4 +1,4 @@
-"""Measured latency: what a clock says, beside the MACs that `das_gym.costs` counts."""
+"""Measured latency: what a clock says, beside the MACs that `das_gym.problem.costs` counts."""
 
 from __future__ import annotations
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.adaptation import Adaptation, fingerprint
 from das_gym.config import check_names
-from das_gym.costs import Costs, count_costs
-from das_gym.data.processor import Processor, load_tokenizer
 from das_gym.data.splits import Splits
-from das_gym.evaluation.engine import Evaluator
+from das_gym.engine.evaluator import Evaluator
+from das_gym.models.base import VLP, fingerprint
+from das_gym.models.inputs import Processor, load_tokenizer
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import MODELS, TASKS, find_class, find_environment
 from das_gym.tasks.base import Task
-from das_gym.vlp.base import VLP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

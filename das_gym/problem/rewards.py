@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from das_gym.config import check_names
-from das_gym.costs import Costs
+from das_gym.problem.costs import Costs
 
 MAX_LOSS = 1e4
 """Losses and divergences beyond count as this many nats where a reward would otherwise be unbounded."""

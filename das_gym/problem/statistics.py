@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from das_gym.config import check_names
-from das_gym.costs import Costs
-from das_gym.evaluation.engine import Evaluator
-from das_gym.vlp.base import State
+from das_gym.engine.evaluator import Evaluator
+from das_gym.models.base import State
+from das_gym.problem.costs import Costs
 
 
 @dataclass(frozen=True)

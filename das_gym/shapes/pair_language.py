@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from das_gym.data.scene_language import OPPOSITES, RELATION_MARGIN
-from das_gym.data.scenes import (
+from das_gym.shapes.scene_language import OPPOSITES, RELATION_MARGIN
+from das_gym.shapes.scenes import (
     COLORS,
     MAX_OBJECTS,
     MIN_OBJECTS,

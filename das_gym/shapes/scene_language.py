@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from das_gym.data.scenes import COLORS, SHAPES, Scene, SceneObject
+from das_gym.shapes.scenes import COLORS, SHAPES, Scene, SceneObject
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Exhaustive tables: what every mask of a model scores."""

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from das_gym.evaluation.spending import Spending
-from das_gym.evaluation.table import SCORES, SPLITS, SubnetTable, TableMeta, every_mask
+from das_gym.engine.spending import Spending
 from das_gym.files import write_bytes
-from das_gym.problem import Problem, shuffled
-from das_gym.rewards import LayerMacs, Measured
+from das_gym.problem.loading import Problem, shuffled
+from das_gym.problem.rewards import LayerMacs, Measured
+from das_gym.problem.statistics import STATISTICS, Measurements, compute_statistics, measure_activity
 from das_gym.runs import library_versions
-from das_gym.statistics import STATISTICS, Measurements, compute_statistics, measure_activity
+from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta, every_mask
 from das_gym.tasks.base import Task
 
 CHECKPOINT_FORMAT = "das_gym table checkpoint 1"

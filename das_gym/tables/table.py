@@ -21,7 +21,7 @@ import numpy as np
 
 from das_gym.config import build, check_names
 from das_gym.files import write_bytes
-from das_gym.rewards import REWARDS, Budget, LayerMacs, Measured
+from das_gym.problem.rewards import REWARDS, Budget, LayerMacs, Measured
 
 FORMAT = "das_gym table 1"
 SPLITS = ("reward", "test")
@@ -75,7 +75,7 @@ class TableMeta:
 class SubnetTable:
     """Scores of every mask on the reward and the test split.
 
-    Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats) or the name of a reward of `das_gym.rewards`
+    Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats) or the name of a reward
     (`metric`, `exp_neg_loss`, ...); `split` is `reward` or `test`; and `skip_num` (exactly so many layers skipped) or
     `macs_saved` (at least that share of MACs saved) is the budget within which masks compete, without either all do.
 
@@ -221,7 +221,7 @@ class SubnetTable:
         """Refuse a table of something else.
 
         Args:
-            hashes: Those of the problem at hand, see `das_gym.tabulation.problem_hashes`.
+            hashes: Those of the problem at hand, see `das_gym.tables.build.problem_hashes`.
 
         Raises:
             ValueError: names what differs.

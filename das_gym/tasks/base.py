@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from das_gym.data.processor import Pair, Processor
 from das_gym.data.splits import Splits
+from das_gym.models.inputs import Pair, Processor
 
 
 class Example(Protocol):

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.evaluate import evaluate, mean_image
+from das_gym.adapt.finetune import load_subnet, reload_subnet
 
-from adapt.evaluate import evaluate, mean_image
-from adapt.finetune import load_subnet, reload_subnet
-from das_gym.adaptation import Adaptation, fingerprint
-from das_gym.data.shapes import write_shapes
-from das_gym.problem import ProblemConfig, load_backbone, load_splits
+from das_gym.models.base import fingerprint
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.loading import ProblemConfig, load_backbone, load_splits
+from das_gym.shapes.vqa import write_shapes
 
 pytestmark = pytest.mark.slow
 

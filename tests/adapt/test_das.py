@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.commands import paper_bandit
+from das_gym.adapt.das import Training, joint_search, new_model, reward_examples
+from das_gym.adapt.das_experiment import ex
+from das_gym.adapt.paper import DASSettings, das_settings
 
-from adapt.__main__ import paper_bandit
-from adapt.das import Training, joint_search, new_model, reward_examples
-from adapt.das_experiment import ex
 from das_gym.experiment import RunError
 from das_gym.files import read_json
-from das_gym.paper import DASSettings, das_settings
-from das_gym.problem import ProblemConfig, load_splits
+from das_gym.problem.loading import ProblemConfig, load_splits
 
 TINY = {"batch_size": 16, "reward_examples": 8}
 

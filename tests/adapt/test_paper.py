@@ -3,8 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-
-from das_gym.paper import DIFFERENCES, OURS, PAPER, DASSettings, das_settings, main, sources
+from das_gym.adapt.paper import DIFFERENCES, OURS, PAPER, DASSettings, das_settings, main, sources
 
 FIELDS = {f.name for f in dataclasses.fields(DASSettings)}
 

@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.pretrain.batches import IGNORE, CaptionBatches, image_batch
+from das_gym.adapt.pretrain.losses import PretrainHeads, caption_losses, image_losses
+from das_gym.adapt.pretrain.models import PRETRAIN_MODELS
+from das_gym.adapt.pretrain.recipe import CHECKPOINTS, PretrainConfig, pretrain
+from das_gym.adapt.pretrain.tokenizer import BERT, ROBERTA, train_tokenizer
 from torch.nn import functional as F  # noqa: N812
 
-from adapt.pretrain import CHECKPOINTS, PretrainConfig, pretrain
-from adapt.pretrain_batches import IGNORE, CaptionBatches, image_batch
-from adapt.pretrain_losses import PretrainHeads, caption_losses, image_losses
-from adapt.pretrain_models import PRETRAIN_MODELS
-from adapt.tokenizer import BERT, ROBERTA, train_tokenizer
-from das_gym.data.processor import load_tokenizer
-from das_gym.data.scenes import COLORS, SHAPES, render, sample_scene
-from das_gym.data.transforms import meter_transform, vilt_transform
+from das_gym.models.checkpoints import load_checkpoint
+from das_gym.models.inputs import load_tokenizer
+from das_gym.models.meter.inputs import meter_transform, vilt_transform
 from das_gym.registration import ASSETS, MODELS
-from das_gym.vlp.checkpoints import load_checkpoint
+from das_gym.shapes.scenes import COLORS, SHAPES, render, sample_scene
 
 
 @pytest.fixture(scope="module")

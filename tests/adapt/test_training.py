@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from das_gym.adapt.training import Group, Trainer, adamw, polynomial_decay
 from torch import nn
-
-from adapt.training import Group, Trainer, adamw, polynomial_decay
 
 
 def trainer(checkpoint: Path | None, steps: int = 12, size: int = 3) -> tuple[nn.Linear, Trainer]:

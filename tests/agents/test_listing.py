@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 import pytest
+from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.listing import NARROWEST, algorithms, environments, rewards, statistics
+from das_gym.agents.listing import agents as agents_table
+from das_gym.agents.sb3.algorithms import ALGORITHMS
 from rich.console import Console
 
-from agents.base import AGENTS
-from agents.listing import NARROWEST, algorithms, environments, rewards, statistics
-from agents.listing import agents as agents_table
-from agents.sb3_algorithms import ALGORITHMS
 from das_gym import ENVIRONMENTS
-from das_gym.rewards import REWARDS
-from das_gym.statistics import STATISTICS
+from das_gym.problem.rewards import REWARDS
+from das_gym.problem.statistics import STATISTICS
 
 ENTRIES = [(entry.id, entry.tabular_id, entry.short, entry.model, entry.task) for entry in ENVIRONMENTS.values()]
 

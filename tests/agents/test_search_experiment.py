@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from das_gym.agents.search_experiment import Settings, ex, run_search
 from synthetic import ENV_ID
 
-from agents.experiment import Settings, ex, run_search
 from das_gym.experiment import RunError
 
 ROOT = Path(__file__).parents[2]

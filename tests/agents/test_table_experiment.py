@@ -11,11 +11,11 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from das_gym.agents.table_experiment import Settings, ex, run_table, summary
 
-from agents.table_experiment import Settings, ex, run_table, summary
-from das_gym.evaluation.spending import Spending
-from das_gym.evaluation.table import SubnetTable
+from das_gym.engine.spending import Spending
 from das_gym.experiment import RunError
+from das_gym.tables.table import SubnetTable
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import retrieval
-from das_gym.costs import count_costs
-from das_gym.data.shapes_captions import write_shapes_captions
-from das_gym.vlp.checkpoints import load_vlp
+from das_gym.models.checkpoints import load_vlp
+from das_gym.problem.costs import count_costs
+from das_gym.shapes.captions import write_shapes_captions
 
 
 def test_a_few_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

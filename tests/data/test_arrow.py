@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from das_gym.data.arrow import ArrowFolder, ArrowImage, ArrowRows, is_arrow, open_table, read_rows
-from das_gym.problem import task_class
-from tests.data.arrow_tables import caption_row, jpeg, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
+from das_gym.problem.loading import task_class
+from tests.arrow_tables import caption_row, jpeg, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
 
 COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
 

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from das_gym.data.processor import Processor, load_tokenizer
-from das_gym.data.transforms import meter_transform, vilt_transform
-from das_gym.data.vqav2 import VQAExample
-from das_gym.evaluation import Evaluator
-from das_gym.tasks.vqa import VQATask
-from das_gym.vlp import METER, METERConfig, ViLT, ViLTConfig
-from das_gym.vlp.base import VLP
+from das_gym.engine import Evaluator
+from das_gym.models.base import VLP
+from das_gym.models.inputs import Processor, load_tokenizer
+from das_gym.models.meter.inputs import meter_transform, vilt_transform
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.tasks.vqa.task import VQATask
+from das_gym.tasks.vqa.vqav2 import VQAExample
 
 PATCH = 16
 LABELS = ("red", "blue", "two", "yes", "no")

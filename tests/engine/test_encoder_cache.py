@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from das_gym.data.processor import Pair
-from das_gym.evaluation.encoded import EncoderCache
-from das_gym.problem import Problem
+from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.models.inputs import Pair
+from das_gym.problem.loading import Problem
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from das_gym.vlp.base import VLP
+from das_gym.models.base import VLP
 
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))
 UNSKIPPED = np.zeros((1, 12), dtype=bool)

@@ -10,11 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.prediction import predict
-from das_gym.costs import count_costs, meter_costs, vilt_costs
-from das_gym.evaluation import Evaluator
-from das_gym.evaluation.macs import OWN, _meter_layer, encode_macs, head_macs, layer_macs, pool_macs
-from das_gym.vlp import METERConfig, ViLTConfig
-from das_gym.vlp.base import VLP, Layer, SkippableLayer, State
+from das_gym.engine import Evaluator
+from das_gym.engine.macs import OWN, _meter_layer, encode_macs, head_macs, layer_macs, pool_macs
+from das_gym.models.base import VLP, Layer, SkippableLayer, State
+from das_gym.models.meter.model import METERConfig
+from das_gym.models.vilt.model import ViLTConfig
+from das_gym.problem.costs import count_costs, meter_costs, vilt_costs
 
 MASKS = np.random.default_rng(3).random((7, 12)) < 0.5
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))

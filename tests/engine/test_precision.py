@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.evaluation import precision as room
-from das_gym.evaluation.precision import PRECISIONS, bfloat16_hardware, cpu_flags, resolve_precision
+from das_gym.engine import precision as room
+from das_gym.engine.precision import PRECISIONS, bfloat16_hardware, cpu_flags, resolve_precision
 
 MASKS = np.eye(12, dtype=bool)
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.data.captions import RetrievalExample
-from das_gym.data.processor import Pair
-from das_gym.evaluation import ranking
-from das_gym.evaluation.ranking import gallery, rank, recalls
-from das_gym.tasks.retrieval import build_rank_head
-from das_gym.vlp import METER
-from tests.evaluation.conftest import Painting, World
+from das_gym.engine import ranking
+from das_gym.engine.ranking import gallery, rank, recalls
+from das_gym.models.inputs import Pair
+from das_gym.models.meter.model import METER
+from das_gym.tasks.retrieval.captions import RetrievalExample
+from das_gym.tasks.retrieval.task import build_rank_head
+from tests.engine.conftest import Painting, World
 
 IMAGES = (Painting(0, 40, 40), Painting(1, 50, 32), Painting(2, 32, 64), Painting(3, 32, 32))
 TEXTS = (

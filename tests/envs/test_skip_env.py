@@ -12,8 +12,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from das_gym import ENVIRONMENTS
 from das_gym.envs.scoring import INFO_KEYS
-from das_gym.rewards import REWARDS
-from das_gym.statistics import STATISTICS
+from das_gym.problem.rewards import REWARDS
+from das_gym.problem.statistics import STATISTICS
 
 IDS = [entry.id for entry in ENVIRONMENTS.values() if entry.bundled]
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=np.int8)

@@ -17,10 +17,10 @@ from das_gym import ENVIRONMENTS
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import INFO_KEYS, MaskScorer
 from das_gym.envs.tabular_env import TableScorer
-from das_gym.evaluation.table import SubnetTable
-from das_gym.problem import Problem
-from das_gym.rewards import REWARDS, Measured
-from das_gym.statistics import STATISTICS
+from das_gym.problem.loading import Problem
+from das_gym.problem.rewards import REWARDS, Measured
+from das_gym.problem.statistics import STATISTICS
+from das_gym.tables.table import SubnetTable
 
 ID = "DAS-METER-VQA-Tabular-v0"
 BUDGETS = [{"skip_num": 2}, {"skip_num": None}, {"skip_num": None, "macs_saved": 0.1}]
@@ -83,7 +83,7 @@ def test_no_model_is_loaded(table_path: str, monkeypatch: pytest.MonkeyPatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("the tabular environment has loaded a model")
 
-    monkeypatch.setattr("das_gym.problem.load_backbone", refuse)
+    monkeypatch.setattr("das_gym.problem.loading.load_backbone", refuse)
     monkeypatch.setattr("torch.nn.Module.__call__", refuse)
     env = gymnasium.make(ID, table=table_path, skip_num=2)
     env.reset(seed=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.data.scenes import render, sample_scene
+from das_gym.shapes.scenes import render, sample_scene
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 QUICK: dict[str, dict] = {

@@ -13,7 +13,10 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.vlp import METER, Loaded, State, ViLT, load_checkpoint
+from das_gym.models.base import State
+from das_gym.models.checkpoints import Loaded, load_checkpoint
+from das_gym.models.meter.model import METER
+from das_gym.models.vilt.model import ViLT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HEADS = {"meter": {"num_heads": 4, "text_heads": 4}, "vilt": {"num_heads": 4}}

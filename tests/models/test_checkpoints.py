@@ -10,16 +10,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.convert import main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from das_gym.vlp import METER, METERConfig, ViLT, ViLTConfig, load_checkpoint, load_vlp, save_checkpoint
-from das_gym.vlp.__main__ import main
-from das_gym.vlp.checkpoints import assemble
-from das_gym.vlp.names import HEADS, METER_FORMAT
-from das_gym.vlp.tensor_files import TensorFile, read_tensors, write_folder
-from tests.vlp import golden_cases as golden
+from das_gym.models.checkpoints import assemble, load_checkpoint, load_vlp, save_checkpoint
+from das_gym.models.formats import HEADS, METER_FORMAT
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.tensor_files import TensorFile, read_tensors, write_folder
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from tests.models import golden_cases as golden
 
 METER_LEFT_OVERS = {
     "text_transformer.embeddings.position_ids",
@@ -349,7 +350,7 @@ def test_convert_as_a_command_reports_errors(tmp_path):
         "-W",
         "error",
         "-m",
-        "das_gym.vlp",
+        "das_gym.adapt.convert",
         "convert",
         str(tmp_path / "none.ckpt"),
         str(tmp_path / "out"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from das_gym.data.processor import Pair, Processor, load_tokenizer
-from das_gym.data.transforms import vilt_transform
+from das_gym.models.inputs import Pair, Processor, load_tokenizer
+from das_gym.models.meter.inputs import vilt_transform
 
 
 class Counted:

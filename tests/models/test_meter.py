@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from das_gym.vlp import METERConfig
-from das_gym.vlp.names import HEADS, METER_FORMAT
-from tests.vlp import golden_cases as golden
+from das_gym.models.formats import HEADS, METER_FORMAT
+from das_gym.models.meter.model import METERConfig
+from tests.models import golden_cases as golden
 
 
 @pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.vlp import ViLT, ViLTConfig
-from das_gym.vlp.names import HEADS, VILT_FORMAT
-from tests.vlp import golden_cases as golden
+from das_gym.models.formats import HEADS, VILT_FORMAT
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from tests.models import golden_cases as golden
 
 
 def padded_batch(case: golden.Recorded) -> dict[str, torch.Tensor]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.adaptation import Adaptation, fingerprint
-from das_gym.problem import ProblemConfig, load_backbone
+from das_gym.models.base import fingerprint
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.loading import ProblemConfig, load_backbone
 
 
 @pytest.fixture

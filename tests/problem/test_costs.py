@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from das_gym.costs import count_costs, main, meter_costs, paper_table, vilt_costs
-from das_gym.vlp import METER, METERConfig, ViLT, ViLTConfig
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.problem.costs import count_costs, main, meter_costs, paper_table, vilt_costs
 
 SPLITS = ((0, 0), (2, 2), (4, 0), (0, 4))
 RECORDED = {  # image px, text tokens: GMACs without adapters, with them, and with text and image layers skipped as in SPLITS

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import das_gym.problem
+import das_gym.problem.loading
 from das_gym.data.splits import Splits
-from das_gym.problem import ProblemConfig, build_problem, load_backbone, load_problem, load_splits, problem_words
+from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_problem, load_splits, problem_words
 from das_gym.registration import MODELS
 
 
@@ -76,7 +76,7 @@ def test_splits_share_no_image(tiny_kwargs: dict[str, str]):
 
 
 def test_a_supernet_is_missed_before_data_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(das_gym.problem, "load_splits", lambda config: pytest.fail("data were read"))
+    monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
     monkeypatch.setitem(MODELS, "METER", replace(MODELS["METER"], assets=tmp_path))
     advice = "train one with `python -m adapt supernet with meter_nlvr2 image_size=64`, then pass supernet="
     with pytest.raises(ValueError, match=advice):
@@ -86,7 +86,7 @@ def test_a_supernet_is_missed_before_data_are_read(monkeypatch: pytest.MonkeyPat
 def test_a_supernet_for_another_task_is_refused_before_data_are_read(
     monkeypatch: pytest.MonkeyPatch, tiny_kwargs: dict[str, str]
 ):
-    monkeypatch.setattr(das_gym.problem, "load_splits", lambda config: pytest.fail("data were read"))
+    monkeypatch.setattr(das_gym.problem.loading, "load_splits", lambda config: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="is for task 'vqa', not 'nlvr2'"):
         build_problem(ProblemConfig(task="nlvr2", supernet=tiny_kwargs["supernet"]))
 

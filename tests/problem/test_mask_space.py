@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from landscapes import SAVINGS, SPACES
+from das_gym.agents import MaskSpace
 
-from agents import MaskSpace
+from tests.agents.landscapes import SAVINGS, SPACES
 
 COST = SPACES["cost"]
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from das_gym.costs import meter_costs, vilt_costs
-from das_gym.evaluation.table import every_mask
-from das_gym.rewards import REWARDS, Budget, LayerMacs, Measured, Objective, Reward, find_reward, pick_budget
-from das_gym.vlp.meter import METERConfig
-from das_gym.vlp.vilt import ViLTConfig
+from das_gym.models.meter.model import METERConfig
+from das_gym.models.vilt.model import ViLTConfig
+from das_gym.problem.costs import meter_costs, vilt_costs
+from das_gym.problem.rewards import REWARDS, Budget, LayerMacs, Measured, Objective, Reward, find_reward, pick_budget
+from das_gym.tables.table import every_mask
 
 MACS = LayerMacs(full=100, unskipped=104, savings=np.array([5, 20, 0, -1]))  # the last two layers save nothing
 MASKS = every_mask(4)

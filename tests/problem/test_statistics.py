@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from das_gym.problem import Problem
-from das_gym.statistics import STATISTICS, Measurements, compute_statistics, measure_activity
+from das_gym.problem.loading import Problem
+from das_gym.problem.statistics import STATISTICS, Measurements, compute_statistics, measure_activity
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from das_gym.data.caption_language import (
+from das_gym.shapes.caption_language import (
     Counted,
     Name,
     Related,
@@ -14,7 +14,7 @@ from das_gym.data.caption_language import (
     sample_false,
     sample_scene_caption,
 )
-from das_gym.data.scenes import Scene, SceneObject, sample_scene
+from das_gym.shapes.scenes import Scene, SceneObject, sample_scene
 
 RED, BLUE, GREEN = Name("red", "circle"), Name("blue", "star"), Name("green", "cross")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.data import shapes_captions
-from das_gym.data.captions import NUM_TEXTS
-from das_gym.data.flickr30k import load_flickr30k
-from das_gym.data.processor import load_tokenizer
-from das_gym.data.scenes import COLORS, SHAPES
-from das_gym.data.shapes_captions import _draw_split, shapes_captions_root, write_shapes_captions
-from das_gym.data.writing import NewPictures
+from das_gym.models.inputs import load_tokenizer
+from das_gym.shapes import captions as shapes_captions
+from das_gym.shapes.captions import _draw_split, shapes_captions_root, write_shapes_captions
+from das_gym.shapes.scenes import COLORS, SHAPES
+from das_gym.shapes.writing import NewPictures
+from das_gym.tasks.retrieval.captions import NUM_TEXTS
+from das_gym.tasks.retrieval.karpathy import load_flickr30k
 
 FEW = {"train": 12, "val": 30, "test": 20}
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from das_gym.data import shapes_nlvr2
-from das_gym.data.nlvr2 import NLVR2Example, load_nlvr2
-from das_gym.data.pair_language import STATEMENT_FAMILIES
-from das_gym.data.shapes_nlvr2 import shapes_nlvr2_root, write_shapes_nlvr2
+from das_gym.shapes import nlvr2 as shapes_nlvr2
+from das_gym.shapes.nlvr2 import shapes_nlvr2_root, write_shapes_nlvr2
+from das_gym.shapes.pair_language import STATEMENT_FAMILIES
+from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 
 TEXT_OF_VERSION = {1: "2558a45961de38bd"}
 """Digest of the statements and labels of a small set, by shapes_nlvr2.VERSION."""

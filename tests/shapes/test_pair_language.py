@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.data.pair_language import STATEMENT_FAMILIES, ScenePair, StatementSet, sample_set
-from das_gym.data.processor import load_tokenizer
-from das_gym.data.scene_language import CAPTION_FAMILIES, OPPOSITES, QUESTION_FAMILIES, RELATION_MARGIN
-from das_gym.data.scenes import Scene, SceneObject, sample_scene
+from das_gym.models.inputs import load_tokenizer
+from das_gym.shapes.pair_language import STATEMENT_FAMILIES, ScenePair, StatementSet, sample_set
+from das_gym.shapes.scene_language import CAPTION_FAMILIES, OPPOSITES, QUESTION_FAMILIES, RELATION_MARGIN
+from das_gym.shapes.scenes import Scene, SceneObject, sample_scene
 
 PER_FAMILY = 200
 

@@ -11,7 +11,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from das_gym.data.scene_language import (
+from das_gym.shapes.scene_language import (
     CAPTION_FAMILIES,
     NEAREST_RATIO,
     OPPOSITES,
@@ -22,7 +22,7 @@ from das_gym.data.scene_language import (
     Question,
     sample_caption,
 )
-from das_gym.data.scenes import COLORS, SHAPES, Scene, SceneObject, sample_scene
+from das_gym.shapes.scenes import COLORS, SHAPES, Scene, SceneObject, sample_scene
 
 N_SCENES = 400
 ANSWER_TYPES = {"attribute": "other", "existence": "yes/no", "count": "number", "relation": "yes/no", "nearest": "other"}

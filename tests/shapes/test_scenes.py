@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from das_gym.data.scenes import (
+from das_gym.shapes.scenes import (
     COLORS,
     IMAGE_SIZE,
     MAX_OBJECTS,

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from das_gym.data import shapes
 from das_gym.data.cache import cache_folder
-from das_gym.data.scene_language import QUESTION_FAMILIES
-from das_gym.data.shapes import shapes_root, write_shapes
-from das_gym.data.vqav2 import load_vqav2
-from das_gym.data.writing import NewPictures, written_once
+from das_gym.shapes import vqa as shapes
+from das_gym.shapes.scene_language import QUESTION_FAMILIES
+from das_gym.shapes.vqa import shapes_root, write_shapes
+from das_gym.shapes.writing import NewPictures, written_once
+from das_gym.tasks.vqa.vqav2 import load_vqav2
 
 SPLITS = ("train2014", "val2014")
 REPOSITORY = Path(__file__).parents[2]
@@ -187,7 +187,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_killed_half_way_leaves_no_folder_and_the_next_run_sweeps_up(tmp_path: Path):
     folder = tmp_path / "shapes"
-    child = in_python("import sys; from das_gym.data.shapes import write_shapes; write_shapes(sys.argv[1])", str(folder))
+    child = in_python("import sys; from das_gym.shapes.vqa import write_shapes; write_shapes(sys.argv[1])", str(folder))
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob(".shapes-partial-*/shapes/train2014/*")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -202,7 +202,7 @@ def test_killed_half_way_leaves_no_folder_and_the_next_run_sweeps_up(tmp_path: P
 
 def test_two_processes_at_once_write_it_once(tmp_path: Path):
     code = (
-        "import sys, pathlib; from das_gym.data.shapes import write_shapes; from das_gym.data.writing import written_once; "
+        "import sys, pathlib; from das_gym.shapes.vqa import write_shapes; from das_gym.shapes.writing import written_once; "
         "print(written_once(pathlib.Path(sys.argv[1]), lambda path: write_shapes(path, 0, 400, 20), 'Shapes-VQA'))"
     )
     folder = tmp_path / "cache" / "shapes"

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.evaluation.table import SubnetTable
-from das_gym.problem import Problem, ProblemConfig, build_problem
-from das_gym.statistics import STATISTICS
-from das_gym.tabulation import build_table, check_table, problem_hashes, table_examples
+from das_gym.problem.loading import Problem, ProblemConfig, build_problem
+from das_gym.problem.statistics import STATISTICS
+from das_gym.tables.build import build_table, check_table, problem_hashes, table_examples
+from das_gym.tables.table import SubnetTable
 
 ENV_ID = "DAS-METER-VQA-v0"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from das_gym.evaluation.ranks import average_ranks, spearman
+from das_gym.tables.ranks import average_ranks, spearman
 
 
 def test_equal_values_share_their_ranks():

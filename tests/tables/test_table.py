@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.evaluation.table import SubnetTable, TableMeta, every_mask
-from das_gym.rewards import Measured
+from das_gym.problem.rewards import Measured
+from das_gym.tables.table import SubnetTable, TableMeta, every_mask
 
 LOSSES = np.array([0.5, 0.4, 0.9, 0.7, 0.6, 0.6, 1.0, np.inf])
 METRICS = np.array([0.8, 0.8, 0.5, 0.6, 0.7, 0.7, 0.4, 0.0])

@@ -1,0 +1,1 @@
+"""METER: the model, its inputs, its checkpoints."""

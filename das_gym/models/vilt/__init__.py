@@ -1,0 +1,1 @@
+"""ViLT: the model, its inputs, its checkpoints."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.vlp.adapters import SkipAdapter, parallel_adapter
-from das_gym.vlp.attention import Attention
-from das_gym.vlp.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
+from das_gym.models.adapters import SkipAdapter, parallel_adapter
+from das_gym.models.attention import Attention
+from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 
 
 @dataclass(frozen=True)

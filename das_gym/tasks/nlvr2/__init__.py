@@ -1,0 +1,1 @@
+"""NLVR2: the task, its readers, its metric."""

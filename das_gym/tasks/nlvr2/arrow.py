@@ -18,8 +18,8 @@ from typing import Any
 
 from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
 from das_gym.data.checks import BadExamples, check_text
-from das_gym.data.nlvr2 import LABELS, TEST_SPLITS, NLVR2Example, divided
 from das_gym.data.splits import Splits
+from das_gym.tasks.nlvr2.files import LABELS, TEST_SPLITS, NLVR2Example, divided
 
 IMAGES = ("image_0", "image_1")
 """Columns of the left and the right image."""

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.arrow import is_arrow
-from das_gym.data.arrow_nlvr2 import load_arrow_nlvr2
-from das_gym.data.nlvr2 import NLVR2Example, load_nlvr2
-from das_gym.data.processor import Pair
-from das_gym.data.shapes_nlvr2 import shapes_nlvr2_root
 from das_gym.data.splits import Splits
+from das_gym.models.inputs import Pair
+from das_gym.shapes.nlvr2 import shapes_nlvr2_root
 from das_gym.tasks.base import Task
+from das_gym.tasks.nlvr2.arrow import load_arrow_nlvr2
+from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 
 
 def build_nlvr2_head(feature_size: int, hidden_size: int) -> nn.Sequential:

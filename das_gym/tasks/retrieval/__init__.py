@@ -1,0 +1,1 @@
+"""Image-text retrieval: the task and its readers."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
-from das_gym.data.captions import CaptionedImage, RetrievalExample, retrieval_examples
 from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.splits import Splits
+from das_gym.tasks.retrieval.captions import CaptionedImage, RetrievalExample, retrieval_examples
 
 _COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.captions import CaptionedImage, RetrievalExample, retrieval_examples
 from das_gym.data.checks import BadExamples, check_fields, check_text
 from das_gym.data.images import ImageFile, files_in
 from das_gym.data.splits import Splits
+from das_gym.tasks.retrieval.captions import CaptionedImage, RetrievalExample, retrieval_examples
 
 SPLITS = {"train": "train", "restval": "train", "val": "reward", "test": "test"}
 """Karpathy's splits, and ours."""

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.arrow import is_arrow
-from das_gym.data.arrow_captions import load_arrow_captions
-from das_gym.data.captions import NUM_TEXTS, RetrievalExample
-from das_gym.data.flickr30k import load_flickr30k
-from das_gym.data.processor import Pair
-from das_gym.data.shapes_captions import shapes_captions_root
 from das_gym.data.splits import Splits
+from das_gym.models.inputs import Pair
+from das_gym.shapes.captions import shapes_captions_root
 from das_gym.tasks.base import Task
+from das_gym.tasks.retrieval.arrow import load_arrow_captions
+from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
+from das_gym.tasks.retrieval.karpathy import load_flickr30k
 
 
 def build_rank_head(feature_size: int) -> nn.Sequential:
@@ -31,7 +31,7 @@ class RetrievalTask(Task):
     """Retrieval as METER and ViLT train for it: rank a true text before 15 false ones.
 
     Logits are scores of the 16 texts, the true one first. How well one text is found among thousands is measured by
-    `das_gym.evaluation.ranking`, with the same head.
+    `das_gym.engine.ranking`, with the same head.
     """
 
     name = "f30k"
@@ -64,7 +64,7 @@ class RetrievalTask(Task):
 
         Args:
             head: One of `build_head`; stays as it is where the checkpoint has nothing for it.
-            heads: `das_gym.vlp.checkpoints.Loaded.heads`; its `rank_output` is the checkpoint's own, or the row of its
+            heads: `das_gym.models.checkpoints.Loaded.heads`; its `rank_output` is the checkpoint's own, or the row of its
                 image-text-matching head that stands for a match.
         """
         if "rank_output" in heads:

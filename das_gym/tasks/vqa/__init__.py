@@ -1,0 +1,1 @@
+"""Visual question answering: the task, its readers, its metric."""

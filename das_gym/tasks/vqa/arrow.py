@@ -23,10 +23,10 @@ import numpy as np
 from das_gym.data.arrow import ArrowFolder, ArrowRows, open_table, read_rows
 from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.splits import Splits
-from das_gym.data.vqa_columns import ColumnsBuilder, VQAColumns
-from das_gym.data.vqa_table import VQAExample, VQATable
-from das_gym.data.vqav2 import check_answers, drop_broken, halves
-from das_gym.data.vqav2_cache import cached_columns
+from das_gym.tasks.vqa.columns import ColumnsBuilder, VQAColumns
+from das_gym.tasks.vqa.examples import VQAExample, VQATable
+from das_gym.tasks.vqa.vqav2 import check_answers, drop_broken, halves
+from das_gym.tasks.vqa.vqav2_cache import cached_columns
 
 N_ANSWERS = 10
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from das_gym.data.vqa_accuracy import normalize_answer
+from das_gym.tasks.vqa.accuracy import normalize_answer
 
 
 @dataclass(frozen=True, slots=True)

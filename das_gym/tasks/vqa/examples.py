@@ -10,7 +10,7 @@ from typing import Protocol, overload
 import numpy as np
 
 from das_gym.data.images import ImageSource
-from das_gym.data.vqa_columns import VQAColumns
+from das_gym.tasks.vqa.columns import VQAColumns
 
 
 @dataclass(frozen=True, slots=True)

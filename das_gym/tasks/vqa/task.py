@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.arrow import is_arrow
-from das_gym.data.arrow_vqa import load_arrow_vqa
-from das_gym.data.processor import Pair, Processor
-from das_gym.data.shapes import shapes_root
 from das_gym.data.splits import Splits
-from das_gym.data.vqa_accuracy import soft_score, vqa_accuracy
-from das_gym.data.vqa_table import VQAExample
-from das_gym.data.vqav2 import load_vqav2, splits_vocabulary
+from das_gym.models.inputs import Pair, Processor
+from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.base import Task
+from das_gym.tasks.vqa.accuracy import soft_score, vqa_accuracy
+from das_gym.tasks.vqa.arrow import load_arrow_vqa
+from das_gym.tasks.vqa.examples import VQAExample
+from das_gym.tasks.vqa.vqav2 import load_vqav2, splits_vocabulary
 
 
 def build_vqa_head(feature_size: int, num_answers: int, head_size: int | None = None) -> nn.Sequential:
@@ -55,7 +55,7 @@ class VQATask(Task):
 
     @classmethod
     def choose_labels(cls, splits: Splits[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
-        """The frequent answers, see `das_gym.data.vqav2.splits_vocabulary`."""
+        """The frequent answers, see `das_gym.tasks.vqa.vqav2.splits_vocabulary`."""
         return splits_vocabulary(splits, min_count)
 
     def pairs(self, examples: Sequence[VQAExample]) -> list[Pair]:

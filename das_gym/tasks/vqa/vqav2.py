@@ -18,10 +18,10 @@ import numpy as np
 from das_gym.data.checks import BadExamples
 from das_gym.data.images import ImageFile, files_in
 from das_gym.data.splits import Splits
-from das_gym.data.vqa_table import VQAExample, VQATable
-from das_gym.data.vqav2_cache import cached_columns
-from das_gym.data.vqav2_files import SPLITS, PairOfFiles, find_file, some
 from das_gym.files import read_json, write_json
+from das_gym.tasks.vqa.examples import VQAExample, VQATable
+from das_gym.tasks.vqa.vqav2_cache import cached_columns
+from das_gym.tasks.vqa.vqav2_files import SPLITS, PairOfFiles, find_file, some
 
 VQAV2_MIN_COUNT = 9
 """VQAv2's answer vocabulary holds the answers given to at least nine questions."""

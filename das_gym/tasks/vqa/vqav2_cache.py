@@ -14,8 +14,8 @@ import numpy as np
 
 from das_gym.data.cache import cache_folder
 from das_gym.data.checks import BadExamples
-from das_gym.data.vqa_columns import Texts, VQAColumns
 from das_gym.files import replacing
+from das_gym.tasks.vqa.columns import Texts, VQAColumns
 
 READER = 2
 """Version of the reader. Raise it with every change to what columns hold."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.checks import BadExamples, check_characters, check_fields, check_text
-from das_gym.data.vqa_columns import ColumnsBuilder, VQAColumns
+from das_gym.tasks.vqa.columns import ColumnsBuilder, VQAColumns
 
 SPLITS = ("train2014", "val2014")
 

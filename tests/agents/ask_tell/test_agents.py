@@ -6,10 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from das_gym.agents import AGENTS, MaskSpace, make_agent
+from das_gym.agents.ask_tell.base import agent_class
 from landscapes import SPACES, rewards, statistics
-
-from agents import AGENTS, MaskSpace, make_agent
-from agents.base import agent_class
 
 SMALL = {
     "none": MaskSpace(5, 0),

@@ -4,10 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+from das_gym.agents import AGENTS, Agent, MaskSpace, SearchConfig, make_agent, search
+from das_gym.agents.ask_tell.asking import answer, ask
 from synthetic import ENV_ID
-
-from agents import AGENTS, Agent, MaskSpace, SearchConfig, make_agent, search
-from agents.asking import answer, ask
 
 SPACE = MaskSpace(6, 2)
 GOOD = SPACE.masks[:3]

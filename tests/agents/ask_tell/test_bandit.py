@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from das_gym.agents import Bandit, MaskSpace
 from safetensors.numpy import load_file
-
-from agents import Bandit, MaskSpace
 
 GOLDEN = load_file(Path(__file__).parent / "golden_bandit.safetensors")
 

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from das_gym.agents import Bayes, RandomSearch
+from das_gym.agents.ask_tell.bayes import normal_scores
 from landscapes import SPACES, rewards
-
-from agents import Bayes, RandomSearch
-from agents.bayes import normal_scores
 
 
 def search(agent, evaluations, value=rewards, noise=0.0):

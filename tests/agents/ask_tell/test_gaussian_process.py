@@ -6,9 +6,8 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from das_gym.agents.ask_tell.gaussian_process import GRID, MaskProcess, climb, expected_improvement, order_polynomials
 from landscapes import SPACES, rewards
-
-from agents.gaussian_process import GRID, MaskProcess, climb, expected_improvement, order_polynomials
 
 MASKS = SPACES["count"].masks
 

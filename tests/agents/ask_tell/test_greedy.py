@@ -4,9 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from das_gym.agents import Greedy, LeaveOneOut, MaskSpace
 from landscapes import SPACES, rewards
-
-from agents import Greedy, LeaveOneOut, MaskSpace
 
 
 def play(agent, n=3, most=1000):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from das_gym.agents import MaskSpace, OneShot, Uniform
 from landscapes import SPACES
-
-from agents import MaskSpace, OneShot, Uniform
 
 
 @pytest.mark.parametrize(

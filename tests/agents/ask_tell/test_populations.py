@@ -6,9 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from das_gym.agents import CrossEntropy, Evolution, MaskSpace
 from landscapes import SPACES, rewards
-
-from agents import CrossEntropy, Evolution, MaskSpace
 
 SPACE = SPACES["count"]
 

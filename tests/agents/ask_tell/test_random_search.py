@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from agents import MaskSpace, RandomSearch
+from das_gym.agents import MaskSpace, RandomSearch
 
 
 def test_no_mask_comes_twice_and_all_come():

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from das_gym.agents.compare.ground_truth import against_truth
+from das_gym.agents.search_experiment import run_search
 from synthetic import ENV_ID
 
-from agents.experiment import run_search
-from agents.truth import against_truth
-from das_gym.evaluation.table import SubnetTable
+from das_gym.tables.table import SubnetTable
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 

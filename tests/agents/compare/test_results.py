@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from das_gym.agents import AGENTS, MaskSpace
+from das_gym.agents.compare.leaderboard import main as leaderboard
+from das_gym.agents.compare.oracle import LiveArena, TableArena, make_arena
+from das_gym.agents.compare.plots import plot_comparison
+from das_gym.agents.compare.results import Standing, compare, judge, quantile
+from das_gym.agents.compare.traces import Played
+from das_gym.agents.compare_experiment import Settings, cells, ex, print_standings
 
-from agents import AGENTS, MaskSpace
-from agents.arena import LiveArena, TableArena, make_arena
-from agents.compare import Standing, compare, judge, quantile
-from agents.compare_experiment import Settings, cells, ex, print_standings
-from agents.leaderboard import main as leaderboard
-from agents.playing import Played
-from agents.plots import plot_comparison
-from das_gym.evaluation.table import SubnetTable
 from das_gym.experiment import RunError
+from das_gym.tables.table import SubnetTable
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 

@@ -6,14 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from das_gym.agents import Agent
+from das_gym.agents.compare.oracle import TableArena, make_arena
+from das_gym.agents.compare.results import compare
+from das_gym.agents.compare.traces import play
+from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.sb3.train import train_sb3
 from landscapes import write_table
-
-from agents import Agent
-from agents.arena import TableArena, make_arena
-from agents.compare import compare
-from agents.playing import play
-from agents.sb3 import train_sb3
-from agents.sb3_algorithms import ALGORITHMS
 
 TABULAR = "DAS-METER-VQA-Tabular-v0"
 
@@ -161,8 +160,8 @@ def test_a_policy_that_never_keeps_its_budget_has_no_answer(tmp_path, monkeypatc
 def test_sb3_is_imported_when_it_is_asked_for(made_up_table):
     code = f"""if True:
         import sys
-        from agents.arena import TableArena
-        from agents.compare import compare
+        from das_gym.agents.compare.oracle import TableArena
+        from das_gym.agents.compare.results import compare
         arena = TableArena({TABULAR!r}, {{"skip_num": 4}}, {{"table": {str(made_up_table)!r}}})
         compare(arena, ["random"], range(1), 3)
         sys.exit("stable_baselines3" in sys.modules)"""

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from das_gym.agents.sb3.policy import load_sb3
+from das_gym.agents.search_experiment import run_search
 from landscapes import write_table
 
-from agents.experiment import run_search
-from agents.sb3_policy import load_sb3
 from das_gym.experiment import RunError
 
 
@@ -86,7 +86,7 @@ def test_a_stopped_run_resumes(small: dict):
         raise OSError("the disk is full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.record.SearchResult.save", interrupted)
+        patch.setattr("das_gym.agents.searching.record.SearchResult.save", interrupted)
         with pytest.raises(RunError, match="the disk is full"):
             run_search(update, ["meter_vqa_table", "ppo"])
     run_id, folder, result = run_search({"resume": 1})

@@ -7,20 +7,19 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from das_gym.agents.sb3.algorithms import ALGORITHMS, find_algorithm, is_algorithm
+from das_gym.agents.sb3.checkpoint import CHECKPOINT
+from das_gym.agents.sb3.policy import load_sb3, policy_mask
+from das_gym.agents.sb3.recorder import Recorder, with_effect
+from das_gym.agents.sb3.train import train_sb3
+from das_gym.agents.searching.record import SearchResult
+from das_gym.agents.searching.validate import validate
 from gymnasium.wrappers.vector import TransformReward
 from landscapes import rewards, write_table
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
-
-from agents.record import SearchResult
-from agents.sb3 import train_sb3
-from agents.sb3_algorithms import ALGORITHMS, find_algorithm, is_algorithm
-from agents.sb3_checkpoint import CHECKPOINT
-from agents.sb3_policy import load_sb3, policy_mask
-from agents.sb3_recorder import Recorder, with_effect
-from agents.validate import validate
 
 ID = "DAS-METER-VQA-Tabular-v0"
 
@@ -138,7 +137,7 @@ def test_a_class_of_ones_own(env_kwargs: dict):
     trained = train(Patient, env_kwargs, algo={"patience": 2, "n_epochs": 1})
     assert isinstance(trained.model, Patient)
     assert (trained.model.patience, trained.model.n_epochs, trained.model.n_steps) == (2, 1, 8)
-    assert trained.result.agent.endswith("test_sb3:Patient")
+    assert trained.result.agent.endswith("test_train:Patient")
     with pytest.raises(ValueError, match=r"unknown setting of .*Patient, 'patienc'; did you mean 'patience'"):
         train(Patient, env_kwargs, algo={"patienc": 2})
 
@@ -194,7 +193,7 @@ def test_agents_of_ours_are_no_algorithms():
     assert is_algorithm("ppo")
     assert is_algorithm("sb3_contrib:TRPO")
     assert not is_algorithm("bandit")
-    assert not is_algorithm("agents.bandit:Bandit")
+    assert not is_algorithm("das_gym.agents.ask_tell.bandit:Bandit")
     assert find_algorithm(PPO)[1].actions == ALGORITHMS["ppo"].actions
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from das_gym.data.arrow import ArrowImage
-from das_gym.data.arrow_nlvr2 import load_arrow_nlvr2
 from das_gym.data.cache import CACHE_VARIABLE
-from das_gym.data.nlvr2 import NLVR2Example
-from tests.data.arrow_tables import nlvr2_row, write_nlvr2, write_table
+from das_gym.tasks.nlvr2.arrow import load_arrow_nlvr2
+from das_gym.tasks.nlvr2.files import NLVR2Example
+from tests.arrow_tables import nlvr2_row, write_nlvr2, write_table
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from das_gym.data.images import ImageFile
-from das_gym.data.nlvr2 import load_nlvr2, reward_buckets
+from das_gym.tasks.nlvr2.files import load_nlvr2, reward_buckets
 
 Entry = dict[str, Any]
 DIRECTORIES = (0, 7, 12)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from das_gym.data.images import ImageFile
-from das_gym.data.nlvr2 import NLVR2Example
-from das_gym.data.shapes_nlvr2 import write_shapes_nlvr2
-from das_gym.problem import ProblemConfig, load_backbone
-from das_gym.tasks.nlvr2 import NLVR2Task, build_nlvr2_head
-from tests.vlp import golden_cases as golden
+from das_gym.problem.loading import ProblemConfig, load_backbone
+from das_gym.shapes.nlvr2 import write_shapes_nlvr2
+from das_gym.tasks.nlvr2.files import NLVR2Example
+from das_gym.tasks.nlvr2.task import NLVR2Task, build_nlvr2_head
+from tests.models import golden_cases as golden
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from das_gym.data.arrow import ArrowImage
-from das_gym.data.arrow_captions import load_arrow_captions
 from das_gym.data.cache import CACHE_VARIABLE
-from das_gym.data.captions import NUM_TEXTS
-from tests.data.arrow_tables import caption_row, write_captions, write_table
+from das_gym.tasks.retrieval.arrow import load_arrow_captions
+from das_gym.tasks.retrieval.captions import NUM_TEXTS
+from tests.arrow_tables import caption_row, write_captions, write_table
 
 VAL = "f30k_caption_karpathy_val.arrow"
 

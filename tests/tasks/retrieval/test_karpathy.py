@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from das_gym.data.captions import NUM_TEXTS, CaptionedImage, retrieval_examples
-from das_gym.data.flickr30k import load_flickr30k
 from das_gym.data.images import ImageFile
+from das_gym.tasks.retrieval.captions import NUM_TEXTS, CaptionedImage, retrieval_examples
+from das_gym.tasks.retrieval.karpathy import load_flickr30k
 
 SIZES = {"train": 5, "restval": 1, "val": 4, "test": 4}
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.costs import count_costs
-from das_gym.data.captions import NUM_TEXTS, RetrievalExample
 from das_gym.data.images import ImageFile
-from das_gym.data.shapes_captions import write_shapes_captions
-from das_gym.tasks.retrieval import RetrievalTask, build_rank_head
-from das_gym.vlp.checkpoints import load_checkpoint, save_checkpoint
-from tests.data.arrow_tables import write_captions
-from tests.vlp import golden_cases as golden
+from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
+from das_gym.problem.costs import count_costs
+from das_gym.shapes.captions import write_shapes_captions
+from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
+from das_gym.tasks.retrieval.task import RetrievalTask, build_rank_head
+from tests.arrow_tables import write_captions
+from tests.models import golden_cases as golden
 
 
 @pytest.fixture

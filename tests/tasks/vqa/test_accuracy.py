@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from das_gym.data.vqa_accuracy import CONTRACTIONS, NUMBER_WORDS, PUNCTUATION, normalize_answer, soft_score, vqa_accuracy
+from das_gym.tasks.vqa.accuracy import CONTRACTIONS, NUMBER_WORDS, PUNCTUATION, normalize_answer, soft_score, vqa_accuracy
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from das_gym.data.arrow import ArrowImage
-from das_gym.data.arrow_vqa import OUT_OF_VOCABULARY, load_arrow_vqa
 from das_gym.data.cache import CACHE_VARIABLE
-from das_gym.data.vqa_accuracy import normalize_answer, soft_score, vqa_accuracy
-from das_gym.data.vqa_table import VQAExample
-from das_gym.data.vqav2 import answer_vocabulary, in_reward_split
-from tests.data.arrow_tables import vqa_row, write_table, write_vqa
+from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
+from das_gym.tasks.vqa.arrow import OUT_OF_VOCABULARY, load_arrow_vqa
+from das_gym.tasks.vqa.examples import VQAExample
+from das_gym.tasks.vqa.vqav2 import answer_vocabulary, in_reward_split
+from tests.arrow_tables import vqa_row, write_table, write_vqa
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_test_table_has_no_answers(folder: Path):
 
 
 def test_large_tables_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("das_gym.data.vqav2_cache.CACHED_BYTES", 0)
+    monkeypatch.setattr("das_gym.tasks.vqa.vqav2_cache.CACHED_BYTES", 0)
     first = load_arrow_vqa(folder)
-    monkeypatch.setattr("das_gym.data.arrow_vqa.read_rows", None)
+    monkeypatch.setattr("das_gym.tasks.vqa.arrow.read_rows", None)
     assert list(load_arrow_vqa(folder).reward) == list(first.reward)

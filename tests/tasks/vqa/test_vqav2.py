@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from das_gym.data import vqav2_cache
 from das_gym.data.cache import CACHE_VARIABLE
 from das_gym.data.images import ImageFile
-from das_gym.data.shapes import write_shapes
 from das_gym.data.splits import Splits
-from das_gym.data.vqa_table import VQAExample
-from das_gym.data.vqav2 import (
+from das_gym.shapes.vqa import write_shapes
+from das_gym.tasks.vqa import vqav2_cache
+from das_gym.tasks.vqa.examples import VQAExample
+from das_gym.tasks.vqa.vqav2 import (
     answer_vocabulary,
     in_reward_split,
     load_vqav2,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from das_gym.agents import MaskSpace
 
-from agents import MaskSpace
-from das_gym.evaluation.table import SubnetTable, TableMeta, every_mask
-from das_gym.rewards import Measured
+from das_gym.problem.rewards import Measured
+from das_gym.tables.table import SubnetTable, TableMeta, every_mask
 
 SAVINGS = np.repeat([0.02, 0.07], 6)
 SPACES = {

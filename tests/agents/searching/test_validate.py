@@ -6,10 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from das_gym.agents import SearchConfig, SearchResult, search
+from das_gym.agents.searching.validate import main, validate
 from synthetic import ENV_ID
-
-from agents import SearchConfig, SearchResult, search
-from agents.validate import main, validate
 
 
 def found(tmp_path, **settings):

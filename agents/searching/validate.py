@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.base import AGENTS, check_number
+from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
+from das_gym.agents.searching.record import SCORES, SearchResult, best_row, keeps_budget
 
-from agents.base import AGENTS, check_number
-from agents.environment import fewer_examples, find_scorer, make_env
-from agents.record import SCORES, SearchResult, best_row, keeps_budget
-from agents.sb3_algorithms import ALGORITHMS
-from agents.space import Masks
 from das_gym.config import check_names
 from das_gym.experiment import MISTAKES
+from das_gym.problem.mask_space import Masks
 from das_gym.runs import library_versions
 
 TOLERANCE = 1e-4

@@ -132,7 +132,7 @@ class SearchResult:
         preferences: The agent's at the end; None if it has none.
         skip_probabilities: The agent's at the end; None if it has none.
         versions: Of Python and the libraries.
-        free_budget: Whether the agent was also scored on masks off the budget, see `agents.base.Agent`; False in records
+        free_budget: Whether the agent was also scored on masks off the budget, see `Agent`; False in records
             of earlier versions.
         history: Every turn; not in `search.json` but in `search_history.json`.
 

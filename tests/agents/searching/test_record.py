@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import pytest
-
-from agents.record import Turn, best_row, keeps_budget
+from das_gym.agents.searching.record import Turn, best_row, keeps_budget
 
 
 def turn(masks, rewards, share=1.0):

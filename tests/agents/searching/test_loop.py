@@ -13,13 +13,13 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from das_gym.agents import AGENTS, Agent, MaskSpace, OneMask, SearchConfig, SearchResult, make_agent, search
+from das_gym.agents.ask_tell.base import agent_class
 from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
 
-from agents import AGENTS, Agent, MaskSpace, OneMask, SearchConfig, SearchResult, make_agent, search
-from agents.base import agent_class
 from das_gym.files import read_json
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class StopError(Exception):
@@ -119,11 +119,11 @@ def test_a_resumed_search_ends_as_an_undisturbed_one(agent, reward_batches, stop
 def test_kill_9_and_resume_give_the_same_bytes(tmp_path):
     code = f"""if True:
         import sys
-        from agents import SearchConfig, search
+        from das_gym.agents import SearchConfig, search
         env_kwargs = {{"reward_batches": "resample", "seconds": 0.01}}
         config = SearchConfig(env_id={ENV_ID!r}, evaluations=150, env_kwargs=env_kwargs)
         search(config, sys.argv[1], resume=True)"""
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])
     command = [sys.executable, "-c", code]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, tmp_path / "whole"], env=environment, check=True)

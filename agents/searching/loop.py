@@ -13,14 +13,14 @@ from typing import Any, Literal, cast
 
 import gymnasium
 import numpy as np
+from das_gym.agents.ask_tell.asking import answer, ask
+from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
+from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env, observed_statistics
+from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row
 
-from agents.asking import answer, ask
-from agents.base import Agent, agent_class, make_agent
-from agents.environment import fewer_examples, find_scorer, make_env, observed_statistics
-from agents.record import FORMAT, SCORES, SearchResult, Turn, best_row
-from agents.space import Masks, MaskSpace
 from das_gym.config import build
 from das_gym.files import read_json, write_json
+from das_gym.problem.mask_space import Masks, MaskSpace
 from das_gym.runs import library_versions
 
 CHECKPOINT = "checkpoint.json"
@@ -42,7 +42,7 @@ class SearchConfig:
     Attributes:
         env_id: Id of the environment.
         env_kwargs: Its keyword arguments, JSON-able, without those that are settings of the search.
-        agent: A name in `agents.base.AGENTS`, or "module:class".
+        agent: A name in `das_gym.agents.ask_tell.base.AGENTS`, or "module:class".
         agent_kwargs: The agent's own hyper-parameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
         skip_num: Budget by count: how many layers to skip, at least 0. "auto" is 4, or None where `macs_saved` is given.
         macs_saved: Budget by cost: the least share of the full model's MACs to save, 0..1, such as 0.12; or None.

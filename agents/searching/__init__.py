@@ -1,0 +1,1 @@
+"""The search loop, its record, and replaying a record."""
