@@ -192,7 +192,7 @@ def compare(subnets: Mapping[str, AdaptedModel], splits: Splits[Any], rank_image
 def _one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Any:
     task, vlp = subnet.task, subnet.backbone.vlp
     batch = {name: tensor.to(vlp.device) for name, tensor in task.processor(task.pairs(splits.test[:1])).items()}
-    return lambda: subnet.head(task.gather(vlp(batch)))
+    return lambda: subnet.head(task.group_features(vlp(batch)))
 
 
 def _row(name: str, subnet: AdaptedModel, splits: Splits[Any], latency_ms: float, rank_images: int | None) -> Row:

@@ -226,7 +226,7 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
 def finetune_found(
     training: Training, checkpoint: Path | None = None, log: Log | None = None, save_every: int = 100
 ) -> None:
-    """Train a settled model for the settings' epochs."""
+    """Train a pruned model for the settings' epochs."""
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
     training.trainer(steps, checkpoint, save_every).run(training.objective, "fine-tuning the found subnet", log)

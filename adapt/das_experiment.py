@@ -107,7 +107,7 @@ def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
     splits = load_splits(problem)
     mask = _search(settings, problem, splits, folder, _run.log_scalar)
     subnet = new_model(problem, splits, settings.pipeline(), settings.seed)
-    subnet.backbone.vlp.settle(mask)
+    subnet.backbone.vlp.prune(mask)
     training = Training(subnet, splits, settings.pipeline(), settings.seed)
     finetune_found(training, folder / "finetune.pt", prefixed("finetune", _run.log_scalar), settings.save_every)
     subnet.backbone.vlp.freeze()

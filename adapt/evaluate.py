@@ -73,7 +73,7 @@ def evaluate(
     """Solve examples by plain forward passes; retrieval also ranks all texts and images against each other.
 
     Args:
-        subnet: A settled model with its head.
+        subnet: A pruned model with its head.
         examples: At least one.
         title: Of the progress bar.
         pairs: At most so many go through the model at a time.
@@ -91,7 +91,7 @@ def evaluate(
             if blind is not None:
                 batch["image"] = blind.expand(len(batch["image"]), -1, -1, -1)
             targets = {name: t.to(vlp.device) for name, t in task.targets(chunk).items()}
-            logits = subnet.head(task.gather(vlp({name: t.to(vlp.device) for name, t in batch.items()})))
+            logits = subnet.head(task.group_features(vlp({name: t.to(vlp.device) for name, t in batch.items()})))
             losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
             rows += zip(losses.tolist(), metrics.tolist(), strict=True)
             bar.update(len(chunk))

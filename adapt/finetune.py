@@ -58,7 +58,7 @@ def load_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) -
         ValueError: a mask of another width, or what `das_gym.problem.loading.load_supernet` refuses.
     """
     subnet = load_supernet(problem, splits)
-    subnet.backbone.vlp.settle(mask)
+    subnet.backbone.vlp.prune(mask)
     return subnet
 
 
@@ -78,7 +78,7 @@ def finetune(
     """Train the subnet in place on the train split.
 
     Args:
-        subnet: A settled model.
+        subnet: A pruned model.
         splits: The data.
         config: Settings.
         title: Of the progress bar.

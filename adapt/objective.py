@@ -72,7 +72,7 @@ class Objective:
         self.encoder = EncoderCache(backbone.vlp, task.processor)
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
-        """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the settled one)."""
+        """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
         examples = batch_at(self.examples, self.batch_size, self.seed, step)
         logits, targets = self.logits(examples, mask, (self.seed, step) if self.augment else None), self.targets(examples)
         with torch.no_grad():
@@ -87,7 +87,7 @@ class Objective:
         else:
             batch = self.task.processor(pairs, augment)
             pooled = self.vlp({name: tensor.to(self.vlp.device) for name, tensor in batch.items()}, mask)
-        return self.head(self.task.gather(pooled))
+        return self.head(self.task.group_features(pooled))
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """The task's targets, where the model lies."""

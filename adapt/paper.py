@@ -1,7 +1,8 @@
 """The settings of the paper's pipeline (DAS, arXiv 2309.01479), each with its source, and ours.
 
 `python -m das_gym.adapt.paper` prints them, and where the paper, its scripts and its code differ.
-`python -m adapt das with paper` runs with them. Not reproduced: the image-text-matching loss (weight 0.5) that the code adds to retrieval's ranking loss.
+`python -m adapt das with paper` runs with them. Not reproduced: the image-text-matching loss (weight 0.5) that the code
+adds to retrieval's ranking loss.
 """
 
 from __future__ import annotations
@@ -139,12 +140,14 @@ PAPER: dict[tuple[str, str], DASSettings] = {
         reward_split="train",
         train_on_reward=False,
     ),
-    ("METER", "f30k"): replace(METER_VQA, learning_rate=5e-5, head_multiplier=5.0, max_text_length=40, reward_examples=2),
+    ("METER", "retrieval"): replace(
+        METER_VQA, learning_rate=5e-5, head_multiplier=5.0, max_text_length=40, reward_examples=2
+    ),
     ("ViLT", "vqa"): replace(_VILT, learning_rate=1e-4, head_multiplier=10.0, batch_size=256, train_on_reward=False),
     ("ViLT", "nlvr2"): replace(
         _VILT, learning_rate=5e-4, head_multiplier=1.0, batch_size=128, reward_split="train", train_on_reward=False
     ),
-    ("ViLT", "f30k"): replace(_VILT, learning_rate=5e-4, head_multiplier=1.0, batch_size=256, reward_examples=4),
+    ("ViLT", "retrieval"): replace(_VILT, learning_rate=5e-4, head_multiplier=1.0, batch_size=256, reward_examples=4),
 }
 """The reference's settings by model and task."""
 
@@ -190,7 +193,7 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
 
     Args:
         model: `METER` or `ViLT`; others get METER's.
-        task: `vqa`, `nlvr2` or `f30k`; others get VQA's.
+        task: `vqa`, `nlvr2` or `retrieval`; others get VQA's.
         recipe: `paper`, or `das_gym`: the same with `OURS`.
         **changes: Fields of `DASSettings`.
 

@@ -38,7 +38,7 @@ class SupernetConfig:
         head_learning_rate: Peak, of the head.
         warmup: Share of the steps.
         weight_decay: Of matrices.
-        most_skipped: Each step skips 0..most_skipped layers, every number as likely.
+        max_skipped: Each step skips 0..max_skipped layers, every number as likely.
         vocabulary: File with the answer vocabulary of VQA, as `das_gym.tasks.vqa.vqav2.write_vocabulary` writes it and
             every run leaves it; None chooses one from train.
         min_answer_count: Answers that occur at least so often in train make the vocabulary; None decides
@@ -53,19 +53,19 @@ class SupernetConfig:
     head_learning_rate: float = 2e-3
     warmup: float = 0.05
     weight_decay: float = 0.01
-    most_skipped: int = 8
+    max_skipped: int = 8
     vocabulary: str | None = None
     min_answer_count: int | None = None
     save_every: int = 250
 
     def __post_init__(self) -> None:
-        check_ranges(self, **TRAINING_RANGES, most_skipped=(0, math.inf), min_answer_count=(1, math.inf))
+        check_ranges(self, **TRAINING_RANGES, max_skipped=(0, math.inf), min_answer_count=(1, math.inf))
 
 
-def random_mask(seed: int, step: int, n_layers: int, most_skipped: int) -> np.ndarray:
-    """(n_layers,) bool: the mask of a step, with 0..most_skipped layers skipped."""
+def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.ndarray:
+    """(n_layers,) bool: the mask of a step, with 0..max_skipped layers skipped."""
     rng = np.random.default_rng([seed, step])
-    count = rng.integers(min(most_skipped, n_layers) + 1)
+    count = rng.integers(min(max_skipped, n_layers) + 1)
     mask = np.zeros(n_layers, dtype=bool)
     mask[rng.choice(n_layers, count, replace=False)] = True
     return mask
@@ -105,7 +105,7 @@ def train_supernet(
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)
     trainer = Trainer({"vlp": backbone.vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
     n_layers = len(backbone.vlp.layers)
-    trainer.run(lambda step: objective(step, random_mask(config.seed, step, n_layers, config.most_skipped)), "supernet", log)
+    trainer.run(lambda step: objective(step, random_mask(config.seed, step, n_layers, config.max_skipped)), "supernet", log)
     AdaptedModel(backbone, head, task).adaptation(kind="supernet", **vars(config)).save(out)
     return out
 
@@ -118,7 +118,7 @@ def _labelled(
     task = kind(processor, labels or chosen)
     if labels and not chosen:
         raise ValueError(f"vocabulary={config.vocabulary} is given, but the task {kind.name} has no answers; leave it out")
-    if labels and not task.fits(splits.train):
+    if labels and not task.covers_labels(splits.train):
         raise ValueError(
             f"fewer than half of the training examples have an answer that {config.vocabulary} knows: give a vocabulary of "
             "these data, in normalised spelling (lower case, no articles, digits), or none to have one chosen"

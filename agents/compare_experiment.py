@@ -1,7 +1,7 @@
 """Compare agents on the truth: many seeds, equal budgets, search on the reward split, report on the test split.
 
     python -m agents compare with meter_vqa                          every agent, 50 seeds, 120 of 495 masks of k = 4
-    python -m agents compare with vilt_f30k macs_saved=0.12          at least 12 % of the MACs saved
+    python -m agents compare with vilt_retrieval macs_saved=0.12          at least 12 % of the MACs saved
     python -m agents compare with meter_vqa 'agents=["bayes", "random", "my_module:MyAgent"]' seeds=100
     python -m agents compare with meter_vqa 'agents=["bayes", "ppo"]' seeds=5   Stable-Baselines3's are slower
     python -m agents compare with meter_vqa agent_kwargs.bandit.learning_rate=5

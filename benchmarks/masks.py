@@ -74,7 +74,7 @@ class Comparison:
             batch = subject.batch()
             subject.vlp.encode(batch)
             self.encode_seconds = seconds_of(lambda: subject.vlp.encode(batch), 3)
-            state = subject.vlp.begin(self.encoded)
+            state = subject.vlp.embed(self.encoded)
         self.tokens = {stream: hidden.shape[1] for stream, hidden in state.hidden.items()}
         self.rows = len(batch["input_ids"])
 

@@ -69,11 +69,11 @@ class Subject:
 
     def logits(self, encoded: State, mask: np.ndarray) -> Tensor:
         """A plain forward of the masked part: nothing is shared, every token is a query in the last stage too."""
-        state = self.vlp.begin(encoded)
+        state = self.vlp.embed(encoded)
         for stage in self.vlp.stages:
             new = {self.vlp.layers[i].stream: self.vlp.run_layer(i, state, bool(mask[i])) for i in stage}
             state = state.with_hidden({**state.hidden, **new})
-        return self.head(self.task.gather(self.vlp.pool(state)))
+        return self.head(self.task.group_features(self.vlp.pool(state)))
 
 
 def load_subject(size: str, examples: int | None = None) -> Subject:

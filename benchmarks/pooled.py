@@ -30,7 +30,7 @@ def measure(size: str, examples: int | None, repeats: int | None) -> dict[str, A
     batch, mask = subject.batch(), np.zeros(len(subject.vlp.layers), dtype=bool)
 
     def pooled() -> torch.Tensor:
-        return subject.head(subject.task.gather(subject.vlp(batch, mask)))
+        return subject.head(subject.task.group_features(subject.vlp(batch, mask)))
 
     def every() -> torch.Tensor:
         return subject.logits(subject.vlp.encode(batch), mask)

@@ -51,7 +51,7 @@ MASKS = {"nothing skipped": (), "k = 4: text 0, 1 and image 0, 1": (0, 1, 6, 7)}
 
 def plain_features(vlp: VLP, batch: Mapping[str, Tensor], mask: np.ndarray) -> Tensor:
     """Pooled features as the reference computes them: every token a query in the last stage too."""
-    state = vlp.begin(vlp.encode(batch))
+    state = vlp.embed(vlp.encode(batch))
     for stage in vlp.stages:
         new = {vlp.layers[i].stream: vlp.run_layer(i, state, bool(mask[i])) for i in stage}
         state = state.with_hidden({**state.hidden, **new})
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     machine = describe_machine()
     torch.set_num_threads(1)
-    backbone = load_backbone(ProblemConfig(task="f30k", device="cpu"))
+    backbone = load_backbone(ProblemConfig(task="retrieval", device="cpu"))
     head = new_head(backbone, RetrievalTask(backbone.processor)).eval()
     ranked = gallery(RetrievalTask.load_splits(options.data_root).test, options.images)
     contest = Contest(backbone, head, ranked, PlainForwards(backbone, head, ranked, options.plain), options.repeats)

@@ -1,7 +1,7 @@
 """What a bundled supernet scores on the test split: what `das_gym/assets/README.md` says, measured again.
 
     python -m benchmarks.supernet
-    python -m benchmarks.supernet vilt_f30k --no-masks --json supernet.json
+    python -m benchmarks.supernet vilt_retrieval --no-masks --json supernet.json
 
 What the unskipped model scores, by group of examples where the task has such, the same with every image replaced by the mean
 image, and the metric over all masks of k = 4 (for retrieval of 250 examples). One to five minutes on two cores.

@@ -118,7 +118,7 @@ TASKS: dict[str, TaskEntry] = {
         TaskEntry("vqa", "VQA", "das_gym.tasks.vqa.task:VQATask", "Shapes-VQA (bundled), VQAv2's files, arrow"),
         TaskEntry("nlvr2", "NLVR2", "das_gym.tasks.nlvr2.task:NLVR2Task", "Shapes-NLVR2 (bundled), NLVR2's files, arrow"),
         TaskEntry(
-            "f30k",
+            "retrieval",
             "F30K",
             "das_gym.tasks.retrieval.task:RetrievalTask",
             "Shapes captions (bundled), Karpathy's, arrow",

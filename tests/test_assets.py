@@ -38,7 +38,7 @@ def test_every_environment_has_a_table_of_its_supernet(entry: EnvEntry):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_retrieval_is_ten_times_better_than_chance(model: str):
-    problem, images = load_problem(ProblemConfig(model=model, task="f30k")), 40
+    problem, images = load_problem(ProblemConfig(model=model, task="retrieval")), 40
     ranked = gallery(problem.splits.test, images)
     scores = rank(problem.vlp, problem.head, problem.task.processor, ranked.images, ranked.texts)
     found = recalls(scores, ranked.image_of_text)

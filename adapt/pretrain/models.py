@@ -139,7 +139,7 @@ def run_stages(model: VLP, state: State, stages: range) -> State:
 def meter_features(model: METER, batch: Mapping[str, Tensor]) -> Features:
     """Early is what the encoders put out."""
     encoded = model.encode(batch)
-    state = run_stages(model, model.begin(encoded), range(len(model.stages)))
+    state = run_stages(model, model.embed(encoded), range(len(model.stages)))
     return Features(
         text=encoded.hidden["text"],
         patches=encoded.hidden["image"][:, 1:],
@@ -151,7 +151,7 @@ def meter_features(model: METER, batch: Mapping[str, Tensor]) -> Features:
 
 def vilt_features(model: ViLT, batch: Mapping[str, Tensor]) -> Features:
     """Early is after VILT_EARLY blocks."""
-    early = run_stages(model, model.begin(model.encode(batch)), range(VILT_EARLY))
+    early = run_stages(model, model.embed(model.encode(batch)), range(VILT_EARLY))
     state = run_stages(model, early, range(VILT_EARLY, len(model.stages)))
     early_hidden, hidden = _normed(early), model.final_norm(state.hidden["joint"])
     tokens = batch["input_ids"].shape[1]
@@ -167,7 +167,7 @@ def vilt_features(model: ViLT, batch: Mapping[str, Tensor]) -> Features:
 def vilt_early_patches(model: ViLT, image: Tensor) -> Tensor:
     """The patches after VILT_EARLY blocks beside a text of nothing but its first and last token."""
     ids = torch.tensor([BERT.first, BERT.last]).expand(len(image), 2)
-    state = model.begin(model.encode({"image": image, "input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    state = model.embed(model.encode({"image": image, "input_ids": ids, "attention_mask": torch.ones_like(ids)}))
     return _normed(run_stages(model, state, range(VILT_EARLY)))[:, 3:]
 
 

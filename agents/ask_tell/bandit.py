@@ -31,7 +31,7 @@ class Bandit(Agent):
         ValueError: a number outside its range.
     """
 
-    least_masks: ClassVar[int] = 2  # one mask is its own baseline: nothing would be learned
+    min_masks: ClassVar[int] = 2  # one mask is its own baseline: nothing would be learned
     preferences: Floats
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, learning_rate: float = 1.0) -> None:

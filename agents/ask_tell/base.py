@@ -43,7 +43,7 @@ class Agent(ABC):
         seed: Seed, or the generator to draw from.
 
     Attributes:
-        least_masks: The fewest masks a turn that this agent learns from.
+        min_masks: The fewest masks a turn that this agent learns from.
         free_budget: Whether it also asks for masks off the budget on its way (greedy removal does). They cost an
             evaluation like any other; its answer keeps the budget.
         examples_share: Share (0..1] of the reward examples on which the masks of the last ask are to be scored. Such a
@@ -52,7 +52,7 @@ class Agent(ABC):
         preferences: (n_layers,) float64, the larger the rather skipped; None for an agent that has none.
     """
 
-    least_masks: ClassVar[int] = 1
+    min_masks: ClassVar[int] = 1
     free_budget: ClassVar[bool] = False
     draws: ClassVar[bool] = True
     examples_share: float = 1.0
@@ -136,7 +136,7 @@ class Agent(ABC):
 def _from_one_on(ask: Callable[[Any, int], Masks]) -> Callable[[Any, int], Masks]:
     @functools.wraps(ask)
     def checked(self: Any, n: int) -> Masks:
-        check_number("n", n, least=1, whole=True)
+        check_number("n", n, minimum=1, whole=True)
         return ask(self, n)
 
     return checked
@@ -187,15 +187,20 @@ def make_agent(
 
 
 def check_number(
-    name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float | None = None, whole: bool = False
+    name: str,
+    value: Any,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    above: float | None = None,
+    whole: bool = False,
 ) -> None:
     """Refuse a hyper-parameter outside its range.
 
     Raises:
-        ValueError: `value` is no finite (whole) number from `least` to `most`, ends included, or not above `above`.
+        ValueError: `value` is no finite (whole) number from `minimum` to `maximum`, ends included, or not above `above`.
     """
     fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or not least <= value <= most or (above is not None and value <= above):
-        ends = [f"from {least:g}"] if math.isfinite(least) else [] if above is None else [f"above {above:g}"]
-        ends += [f"to {most:g}"] if math.isfinite(most) else []
+    if not fits or not math.isfinite(value) or not minimum <= value <= maximum or (above is not None and value <= above):
+        ends = [f"from {minimum:g}"] if math.isfinite(minimum) else [] if above is None else [f"above {above:g}"]
+        ends += [f"to {maximum:g}"] if math.isfinite(maximum) else []
         raise ValueError(f"{name}={value!r} is not allowed; give a {'whole ' if whole else ''}number {' '.join(ends)}")

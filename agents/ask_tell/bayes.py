@@ -62,17 +62,17 @@ class Bayes(BestSeen):
 
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks that were not told before, m = n while so many are left."""
-        if len(self.told) < DRAWN:
-            return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.told)
+        if len(self.reported) < DRAWN:
+            return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.reported)
         masks, scores = self._known()
         process, self.place = climb(masks, scores, self.place)
-        return self._promising(n, process, scores[: len(self.told)].max())
+        return self._promising(n, process, scores[: len(self.reported)].max())
 
     def best(self) -> Masks:
         """The best mask told, or the one that the process holds for the best."""
-        if not self.noisy or not self.told:
+        if not self.noisy or not self.reported:
             return super().best()
-        masks = self.told_masks()
+        masks = self.reported_masks()
         return masks[MaskProcess(*self._known(), self.place).mean(masks).argmax()].copy()
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,11 +86,11 @@ class Bayes(BestSeen):
 
     def _known(self) -> tuple[Masks, Floats]:
         """Masks told and their scores; after them the two ends, under a budget by cost, as far as they were not told."""
-        masks, scores = self.told_masks(), normal_scores(list(self.told.values()))
+        masks, scores = self.reported_masks(), normal_scores(list(self.reported.values()))
         if self.space.skip_num is not None:
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
-        untold = [end.tobytes() not in self.told for end in ends]
+        untold = [end.tobytes() not in self.reported for end in ends]
         return np.concatenate((masks, ends[untold])), np.concatenate((scores, np.array([NOTHING, EVERYTHING])[untold]))
 
     def _promising(self, n: int, process: MaskProcess, best: float) -> Masks:
@@ -110,17 +110,17 @@ class Bayes(BestSeen):
     def _candidates(self, process: MaskProcess) -> Masks:
         """(m, n_layers) masks worth a closer look, none of which was told."""
         masks = self.space.masks if (self.space.size or LISTED + 1) <= LISTED else self._pool(process)
-        fresh = masks[[mask.tobytes() not in self.told for mask in masks]]
+        fresh = masks[[mask.tobytes() not in self.reported for mask in masks]]
         if len(fresh) > CANDIDATES:
             fresh = fresh[np.argsort(-process.mean(fresh), kind="stable")[:CANDIDATES]]
         return fresh
 
     def _pool(self, process: MaskProcess) -> Masks:
         """Candidates where the allowed masks are too many: random ones, and what climbs from them and the best told pass."""
-        told, rewards = self.told_masks(), np.array(list(self.told.values()))
+        told, rewards = self.reported_masks(), np.array(list(self.reported.values()))
         allowed = self.space.contains(told)
         starts = told[allowed][np.argsort(-rewards[allowed], kind="stable")[:_CLIMBS]]
-        drawn = self.space.distinct(_POOL_DRAWS, lambda: self.space.sample(self.rng), self.rng, self.told)
+        drawn = self.space.distinct(_POOL_DRAWS, lambda: self.space.sample(self.rng), self.rng, self.reported)
         found = [drawn]
         for mask in (*starts, *drawn[np.argsort(-process.mean(drawn), kind="stable")[:_CLIMBS]]):
             height = -np.inf

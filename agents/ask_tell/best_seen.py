@@ -24,16 +24,16 @@ class BestSeen(Agent):
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(space, seed)
-        self.told: dict[bytes, float] = {}
+        self.reported: dict[bytes, float] = {}
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
         """Remember the rewards."""
         masks, rewards = self._check_told(masks, rewards)
-        self.told.update(zip((mask.tobytes() for mask in masks), rewards.tolist(), strict=True))
+        self.reported.update(zip((mask.tobytes() for mask in masks), rewards.tolist(), strict=True))
 
-    def told_masks(self) -> Masks:
+    def reported_masks(self) -> Masks:
         """(m, n_layers) masks told so far, in the order in which they were first told."""
-        return np.frombuffer(b"".join(self.told), dtype=bool).reshape(len(self.told), self.n_layers)
+        return np.frombuffer(b"".join(self.reported), dtype=bool).reshape(len(self.reported), self.n_layers)
 
     def best(self) -> Masks:
         """The best allowed mask told so far.
@@ -41,21 +41,21 @@ class BestSeen(Agent):
         Raises:
             ValueError: none was told yet.
         """
-        masks = self.told_masks()
-        rewards = np.where(self.space.contains(masks), list(self.told.values()), -np.inf)
+        masks = self.reported_masks()
+        rewards = np.where(self.space.contains(masks), list(self.reported.values()), -np.inf)
         if not np.isfinite(rewards).any():
             raise ValueError("no mask that keeps the budget was scored yet; call tell(masks, rewards) before best()")
         return masks[rewards.argmax()].copy()
 
     def state_dict(self) -> dict[str, Any]:
         """As `Agent.state_dict`, with the masks told, each a text of 0 and 1, and their rewards."""
-        told = {"".join("01"[bit] for bit in mask): reward for mask, reward in self.told.items()}
+        told = {"".join("01"[bit] for bit in mask): reward for mask, reward in self.reported.items()}
         return {**super().state_dict(), "told": told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self.told = {bytes(map(int, bits)): reward for bits, reward in state["told"].items()}
+        self.reported = {bytes(map(int, bits)): reward for bits, reward in state["told"].items()}
 
 
 class OneMask(BestSeen):
@@ -66,4 +66,4 @@ class OneMask(BestSeen):
     def ask(self, n: int) -> Masks:
         """(1, n_layers) the answer; (0, n_layers) once it was told."""
         del n
-        return np.zeros((0, self.n_layers), dtype=bool) if self.told else self.best()[None]
+        return np.zeros((0, self.n_layers), dtype=bool) if self.reported else self.best()[None]

@@ -11,7 +11,7 @@ from das_gym.agents.ask_tell.best_seen import BestSeen
 
 from das_gym.problem.mask_space import Floats, Masks, MaskSpace
 
-LEAST_PROBABILITY = 0.01
+MIN_PROBABILITY = 0.01
 
 
 class CrossEntropy(BestSeen):
@@ -41,9 +41,9 @@ class CrossEntropy(BestSeen):
         smoothing: float = 0.5,
     ) -> None:
         super().__init__(space, seed)
-        check_number("population", population, least=1, whole=True)
-        check_number("elite", elite, least=1, whole=True)
-        check_number("smoothing", smoothing, least=0, most=1)
+        check_number("population", population, minimum=1, whole=True)
+        check_number("elite", elite, minimum=1, whole=True)
+        check_number("smoothing", smoothing, minimum=0, maximum=1)
         self.population, self.elite, self.smoothing = population, elite, smoothing
         expected = np.mean([space.sample(np.random.default_rng(i)) for i in range(100)], axis=0)
         self.probabilities = self._bounded(np.full(self.n_layers, expected.mean()))
@@ -57,7 +57,7 @@ class CrossEntropy(BestSeen):
         """(m, n_layers) masks that were not told before."""
         odds = np.log(self.probabilities) - np.log1p(-self.probabilities)
         return self.space.distinct(
-            n, lambda: self.space.top(odds + self.rng.gumbel(size=self.n_layers)), self.rng, self.told
+            n, lambda: self.space.top(odds + self.rng.gumbel(size=self.n_layers)), self.rng, self.reported
         )
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
@@ -65,8 +65,8 @@ class CrossEntropy(BestSeen):
         super().tell(masks, rewards)
         self._since_move += len(masks)
         if self._since_move >= self.population:
-            order = np.argsort(-np.array(list(self.told.values())), kind="stable")
-            target = self.told_masks()[order[: self.elite]].mean(axis=0)
+            order = np.argsort(-np.array(list(self.reported.values())), kind="stable")
+            target = self.reported_masks()[order[: self.elite]].mean(axis=0)
             self.probabilities = self._bounded(self.probabilities + self.smoothing * (target - self.probabilities))
             self._since_move = 0
 
@@ -82,4 +82,4 @@ class CrossEntropy(BestSeen):
 
     @staticmethod
     def _bounded(probabilities: Floats) -> Floats:
-        return np.clip(probabilities, LEAST_PROBABILITY, 1.0 - LEAST_PROBABILITY)
+        return np.clip(probabilities, MIN_PROBABILITY, 1.0 - MIN_PROBABILITY)

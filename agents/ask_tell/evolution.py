@@ -44,10 +44,10 @@ class Evolution(BestSeen):
         stages: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__(space, seed)
-        check_number("offspring", offspring, least=1, whole=True)
-        check_number("max_swaps", max_swaps, least=1, whole=True)
+        check_number("offspring", offspring, minimum=1, whole=True)
+        check_number("max_swaps", max_swaps, minimum=1, whole=True)
         for share in stages if isinstance(stages, (list, tuple)) else ():
-            check_number("stages", share, above=0, most=1)
+            check_number("stages", share, above=0, maximum=1)
         if not isinstance(stages, (list, tuple)) or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
             raise ValueError(f"stages={stages!r} is not allowed; give rising shares that end with 1, such as [0.1, 1]")
         self.offspring, self.max_swaps = offspring, max_swaps
@@ -66,7 +66,7 @@ class Evolution(BestSeen):
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks, no more than the generation still wants in this stage."""
         if self._stage == 0:
-            seen = {**self.told, **self._rejected, **self._scored}
+            seen = {**self.reported, **self._rejected, **self._scored}
             fresh = self.space.distinct(min(n, self.offspring - len(self._scored)), self._draw, self.rng, seen)
             if len(fresh) or not self._scored or len(self.stages) == 1:
                 return fresh
@@ -86,7 +86,7 @@ class Evolution(BestSeen):
     def best(self) -> Masks:
         """As `BestSeen.best`; before any mask was scored on all examples, the best of the stage."""
         keys = self._waiting or sorted(self._scored, key=lambda key: -self._scored[key])
-        return super().best() if self.told or not keys else self._as_masks(keys[:1])[0].copy()
+        return super().best() if self.reported or not keys else self._as_masks(keys[:1])[0].copy()
 
     def state_dict(self) -> dict[str, Any]:
         """As `BestSeen.state_dict`, with the parent and where its generation is."""

@@ -29,4 +29,4 @@ class Exhaustive(BestSeen):
 
     def ask(self, n: int) -> Masks:
         """The next (m, n_layers) masks, m < n at the end."""
-        return self._masks[len(self.told) : len(self.told) + n].copy()
+        return self._masks[len(self.reported) : len(self.reported) + n].copy()

@@ -49,7 +49,7 @@ class Greedy(BestSeen):
         if self.done:
             return
         for layer in np.flatnonzero(~self.current).tolist():
-            reward = self.told.get(self._with(layer).tobytes())
+            reward = self.reported.get(self._with(layer).tobytes())
             self._scores[layer] = self._scores[layer] if reward is None else reward
         if len(self._missing()) == 0:
             self.rounds_done += 1
@@ -57,7 +57,7 @@ class Greedy(BestSeen):
 
     def best(self) -> Masks:
         """The best allowed mask told, or the one that the layers scored best so far would make of the current one."""
-        if self.space.contains(self.current[None])[0] and self.told:
+        if self.space.contains(self.current[None])[0] and self.reported:
             return super().best()
         return self.space.top(np.where(self.current, np.inf, self._scores))
 
@@ -81,7 +81,9 @@ class Greedy(BestSeen):
 
     def _missing(self) -> Masks:
         masks = [self._with(layer) for layer in np.flatnonzero(~self.current).tolist()]
-        return np.array([mask for mask in masks if mask.tobytes() not in self.told], dtype=bool).reshape(-1, self.n_layers)
+        return np.array([mask for mask in masks if mask.tobytes() not in self.reported], dtype=bool).reshape(
+            -1, self.n_layers
+        )
 
 
 class LeaveOneOut(Greedy):

@@ -19,4 +19,4 @@ class RandomSearch(BestSeen):
 
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks that were not told before, m = n while so many are left."""
-        return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.told)
+        return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.reported)

@@ -30,7 +30,7 @@ EVALUATIONS = 120
 SEEDS = 100
 OURS, BASELINE = "bayes", "random"
 HALFWAY = 60
-LEAST_FOUND, MOST_REGRET = 0.9, 0.2
+MIN_FOUND, MAX_REGRET = 0.9, 0.2
 """What our agent is to reach: this share of seeds, and this share of the baseline's regret."""
 
 
@@ -91,7 +91,7 @@ def verdict(standings: Mapping[str, Sequence[Standing]]) -> str:
         rival = min(others, key=lambda agent: others[agent])
         halfway = [float(quantile(each.regret[:, HALFWAY - 1], 50)) for each in (ours, baseline)]
         found = ours.found[:, -1].mean()
-        reached = found >= LEAST_FOUND and halfway[0] <= MOST_REGRET * halfway[1]
+        reached = found >= MIN_FOUND and halfway[0] <= MAX_REGRET * halfway[1]
         lines.append(
             f"| {name} | {100 * found:.0f} % | {needed[0]:.0f} ({needed[1]:.0f}) | {halfway[0]:.4f} | {halfway[1]:.4f} | "
             f"{'yes' if reached else 'no'} | {rival}: {others[rival]:.0f} |"
@@ -130,7 +130,7 @@ Add an agent: one file in `agents/`, one line in `das_gym.agents.ask_tell.base.A
 ## Ours against what it must reach
 
 `{OURS}` (`agents/bayes.py` says how) is to find the best mask, or one {found}, in at
-least {100 * LEAST_FOUND:.0f} % of the seeds, with a median regret at {HALFWAY} evaluations of at most {MOST_REGRET:g} of
+least {100 * MIN_FOUND:.0f} % of the seeds, with a median regret at {HALFWAY} evaluations of at most {MAX_REGRET:g} of
 random search's.
 
 {summary}

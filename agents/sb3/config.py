@@ -88,7 +88,7 @@ def sb3_config(
         given_twice = f"algo.{name}={algo[name]} is given, and agent_kwargs.{name}={agent_kwargs[name]} too"
         raise ValueError(f"{given_twice}; give one of them")
     if n_envs is not None:
-        check_number("n_envs", n_envs, least=1, whole=True)
+        check_number("n_envs", n_envs, minimum=1, whole=True)
     turn = fields["masks_per_turn"] if n_envs is None else n_envs
     given = {**fields, "agent_kwargs": {**agent_kwargs, **algo}, "masks_per_turn": turn}
     start_from = None if start_from is None else str(Path(start_from).expanduser().absolute())

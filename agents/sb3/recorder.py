@@ -62,12 +62,12 @@ class Recorder(VectorWrapper[Any, Any, Any]):
         self.on_turn = on_turn
         base: Any = env.unwrapped
         self.n_layers = len(base.layer_names)
-        self.most_steps = evaluations * STEPS_PER_LAYER * self.n_layers
+        self.max_steps = evaluations * STEPS_PER_LAYER * self.n_layers
 
     @property
     def starved(self) -> bool:
         """Whether the search ends for want of masks within the environment's budget: nearly none of many steps gave one."""
-        return self.steps >= self.most_steps and self.evaluations < self.budget
+        return self.steps >= self.max_steps and self.evaluations < self.budget
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """As the environments'; the first one goes on with the examples that come next, if a search goes on."""
@@ -85,7 +85,7 @@ class Recorder(VectorWrapper[Any, Any, Any]):
             BudgetSpentError: the budget is spent, or so many steps gave so few masks that it never would be.
             ValueError: a reward is not a number.
         """
-        if self.evaluations >= self.budget or self.steps >= self.most_steps:
+        if self.evaluations >= self.budget or self.steps >= self.max_steps:
             raise BudgetSpentError
         if self.redirects:
             actions = with_effect(actions, self.env.unwrapped.action_masks())  # type: ignore[attr-defined]

@@ -102,7 +102,7 @@ def train_sb3(
         ValueError: a setting that the environment or the algorithm refuses; a reward that is not a number.
     """
     cls, known = find_algorithm(algorithm)
-    check_number("n_envs", n_envs, least=1, whole=True)
+    check_number("n_envs", n_envs, minimum=1, whole=True)
     check_names(settings, SETTINGS)
     given = {"agent": known.name, "agent_kwargs": dict(algo or {}), "masks_per_turn": n_envs}
     config = build(SB3Config, {**given, **settings})

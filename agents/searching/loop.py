@@ -82,7 +82,7 @@ class SearchConfig:
         self._check_agent()
 
     def _check_agent(self) -> None:
-        least = agent_class(self.agent).least_masks
+        least = agent_class(self.agent).min_masks
         if self.masks_per_turn < least:
             raise ValueError(
                 f"masks_per_turn={self.masks_per_turn} teaches agent {self.agent!r} nothing; use {least} or more"

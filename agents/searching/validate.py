@@ -70,7 +70,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE) -> list[Check]:
         ValueError: a record that its environment does not take, that lacks the turns it takes to replay it, or whose
             agent there is not.
     """
-    check_number("tolerance", tolerance, least=0)
+    check_number("tolerance", tolerance, minimum=0)
     if ":" not in result.agent:
         check_names([result.agent], (*AGENTS, *ALGORITHMS), "agent")
     changing = result.env_kwargs.get("reward_batches", "fixed") != "fixed"
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tolerance(text: str) -> float:
     try:
         value = float(text)
-        check_number("tolerance", value, least=0)
+        check_number("tolerance", value, minimum=0)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a finite number from 0 on, such as 1e-3") from error
     return value

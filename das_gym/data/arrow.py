@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import pyarrow
     from PIL.Image import Image
 
-TABLES = {"vqa": ("vqav2",), "nlvr2": ("nlvr2",), "f30k": ("f30k_caption_karpathy", "coco_caption_karpathy")}
+TABLES = {"vqa": ("vqav2",), "nlvr2": ("nlvr2",), "retrieval": ("f30k_caption_karpathy", "coco_caption_karpathy")}
 """How the files of each task begin; then follow `_`, the split and `.arrow`."""
 
 RAW = {
     "vqa": ("*_questions.json",),
     "nlvr2": ("train.json", "data/train.json", "nlvr2/data/train.json", "nlvr/nlvr2/data/train.json"),
-    "f30k": ("dataset*.json", "karpathy/dataset*.json"),
+    "retrieval": ("dataset*.json", "karpathy/dataset*.json"),
 }
 """Files of each task's own format."""
 
@@ -40,7 +40,7 @@ def is_arrow(data_root: str | Path, task: str) -> bool:
 
     Args:
         data_root: A folder, or a table.
-        task: `vqa`, `nlvr2` or `f30k`.
+        task: `vqa`, `nlvr2` or `retrieval`.
 
     Raises:
         ValueError: It holds both arrow tables and files of the task's own format.

@@ -218,7 +218,7 @@ class Evaluator:
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
-            state = self.vlp.begin(self.encoder(self.task.pairs(chunk)))
+            state = self.vlp.embed(self.encoder(self.task.pairs(chunk)))
             full = None if full_logits is None else full_logits[number]
             for rows, features in tree.leaves(state):
                 logits = self._logits(features)
@@ -236,7 +236,7 @@ class Evaluator:
 
     def _logits(self, features: Tensor) -> Tensor:
         """What the head says of (batch * passes, feature_size) pooled features."""
-        gathered = self.task.gather(features)
+        gathered = self.task.group_features(features)
         if gathered.shape not in self._head_macs:
             self._head_macs[gathered.shape] = head_macs(self.head, gathered)
         self._spent.macs += self._head_macs[gathered.shape]

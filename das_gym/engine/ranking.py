@@ -87,7 +87,7 @@ def rank(
         processor: Makes the model's batches.
         images: One or more.
         texts: One or more.
-        mask: (n_layers,) bool, True = skipped; None is the settled mask, or nothing skipped.
+        mask: (n_layers,) bool, True = skipped; None is the pruned mask, or nothing skipped.
         batch_size: Pairs that go through the model at a time: one image with so many texts.
         max_bytes: How much to keep of the texts, and of the images, in memory. Images that do not fit are encoded again
             for every lot of texts that does.
@@ -131,7 +131,7 @@ class _Side:
         self.attend = attend
         self.hidden = hidden
         if vlp.streams_apart:  # what the other stream holds makes no difference
-            self.hidden = vlp.begin(State({"text": hidden, "image": hidden}, {})).hidden[stream]
+            self.hidden = vlp.embed(State({"text": hidden, "image": hidden}, {})).hidden[stream]
         self._own = {id(self.hidden)}
         self._found: dict[tuple, Any] = {}
 
@@ -152,7 +152,7 @@ def _pooled(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tensor:
     rows = len(texts.hidden)
     state = State({"text": texts.hidden, "image": image.hidden}, {"text": texts.attend, "image": image.attend})
     if not vlp.streams_apart:
-        state = vlp.begin(state.with_hidden({"text": texts.hidden, "image": image.hidden.expand(rows, -1, -1)}))
+        state = vlp.embed(state.with_hidden({"text": texts.hidden, "image": image.hidden.expand(rows, -1, -1)}))
 
     def memo(key: tuple, compute: Callable[[], Any]) -> Any:
         for side in (texts, image):

@@ -54,14 +54,14 @@ class State:
 
 
 class SkippableLayer(nn.Module):
-    """A layer and the skip adapter that stands in for it; `settle` keeps one of the two for good."""
+    """A layer and the skip adapter that stands in for it; `prune` keeps one of the two for good."""
 
     def __init__(self, layer: nn.Module, skip_adapter: nn.Module) -> None:
         super().__init__()
         self.layer: nn.Module | None = layer
         self.skip_adapter: nn.Module | None = skip_adapter
 
-    def settle(self, skipped: bool) -> None:
+    def prune(self, skipped: bool) -> None:
         """Remove the layer (skipped) or its skip adapter (kept).
 
         Raises:
@@ -77,12 +77,12 @@ class SkippableLayer(nn.Module):
         """The module that runs.
 
         Raises:
-            ValueError: that module was removed by `settle`.
+            ValueError: that module was removed by `prune`.
         """
         module = self.skip_adapter if skipped else self.layer
         if module is None:
             removed, kept = ("skip adapter", "layer") if skipped else ("layer", "skip adapter")
-            raise ValueError(f"this {removed} was removed by settle(); only its {kept} is left: use the settled mask")
+            raise ValueError(f"this {removed} was removed by prune(); only its {kept} is left: use the pruned mask")
         return module
 
 
@@ -96,7 +96,7 @@ class VLP(nn.Module, ABC):
         layers: The skippable layers, in mask order.
         feature_size: Width of the pooled features.
         head_size: Width inside the heads of VQA and NLVR2: twice the hidden size, in METER and ViLT.
-        settled_mask: The mask whose other choices were removed, or None while all are there.
+        pruned_mask: The mask whose other choices were removed, or None while all are there.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
         streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
     """
@@ -109,7 +109,7 @@ class VLP(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.settled_mask: np.ndarray | None = None
+        self.pruned_mask: np.ndarray | None = None
         self.frozen = False
 
     @abstractmethod
@@ -130,7 +130,7 @@ class VLP(nn.Module, ABC):
         )
 
     @abstractmethod
-    def begin(self, encoded: State) -> State:
+    def embed(self, encoded: State) -> State:
         """Encoder outputs to the state before stage 0."""
 
     @abstractmethod
@@ -177,30 +177,30 @@ class VLP(nn.Module, ABC):
     def forward_encoded(self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
         """As `forward`, from encoder outputs."""
         mask = self.check_mask(mask)
-        state = self.begin(encoded)
+        state = self.embed(encoded)
         for stage in range(len(self.stages)):
             state = self.advance(state, stage, mask)
         return self.pool(state)
 
     def check_mask(self, mask: Sequence[bool] | np.ndarray | None) -> np.ndarray:
-        """The mask as an array; None means the settled mask, or nothing skipped.
+        """The mask as an array; None means the pruned mask, or nothing skipped.
 
         Raises:
             ValueError: the mask does not have one entry a layer.
         """
         if mask is None:
-            return self.settled_mask if self.settled_mask is not None else np.zeros(len(self.layers), bool)
+            return self.pruned_mask if self.pruned_mask is not None else np.zeros(len(self.layers), bool)
         array = np.asarray(mask, dtype=bool)
         if array.shape != (len(self.layers),):
             raise ValueError(f"mask of shape {array.shape}: this model has {len(self.layers)} layers, give one bool each")
         return array
 
-    def settle(self, mask: Sequence[bool] | np.ndarray) -> None:
+    def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
         """Remove skipped layers, and the skip adapters of kept ones: the model really is smaller."""
         array = self.check_mask(mask)
         for index, skipped in enumerate(array):
-            self.skippable(index).settle(bool(skipped))
-        self.settled_mask = array
+            self.skippable(index).prune(bool(skipped))
+        self.pruned_mask = array
 
     def freeze(self, dropout: bool = False) -> None:
         """Freeze every parameter that is not tunable, and stay in eval mode from now on, unless `dropout` is wanted."""
@@ -224,7 +224,7 @@ class VLP(nn.Module, ABC):
 
 
 def fingerprint(vlp: VLP) -> str:
-    """16 hex digits that change with any frozen parameter; take it before `settle` removes some."""
+    """16 hex digits that change with any frozen parameter; take it before `prune` removes some."""
     digest = hashlib.sha256()
     for name, parameter in sorted(vlp.named_parameters()):
         if not any(part in name for part in vlp.tunable):

@@ -118,7 +118,7 @@ def save_checkpoint(
 
     Args:
         path: A folder, or a file that ends in `.safetensors`. A folder holds config.json and model.safetensors.
-        vlp: METER or ViLT, settled or not.
+        vlp: METER or ViLT, pruned or not.
         heads: Tensors of each head by the head's name, for example `{"vqa_classifier": head.state_dict()}`.
         files: More text files for the folder, for example `{"tokenizer.json": ...}`.
         search: As `Loaded.search`.
@@ -134,8 +134,8 @@ def save_checkpoint(
     if name is None or not isinstance(vlp, METER | ViLT):
         raise TypeError(f"a {type(vlp).__name__} cannot be saved; give one of {', '.join(MODELS)}")
     config: dict[str, Any] = {"model": name, "config": dataclasses.asdict(vlp.config)}
-    if vlp.settled_mask is not None:
-        config["settled_mask"] = vlp.settled_mask.tolist()
+    if vlp.pruned_mask is not None:
+        config["settled_mask"] = vlp.pruned_mask.tolist()
     tensors = {key: tensor for key, tensor in vlp.state_dict().items() if key not in set(leave_out)}
     for head, parts in (heads or {}).items():
         tensors.update({f"{HEADS}{head}.{key}": tensor for key, tensor in parts.items()})
@@ -174,7 +174,7 @@ def assemble(
     with torch.device("meta"):
         vlp: METER | ViLT = METER(config) if isinstance(config, METERConfig) else ViLT(config)
     if file.config.get("settled_mask") is not None:
-        vlp.settle(np.asarray(file.config["settled_mask"], dtype=bool))
+        vlp.prune(np.asarray(file.config["settled_mask"], dtype=bool))
     _fill(vlp, named, sources, generator, report)
     report.missing += [head for head in heads if head not in found_heads]
     return Loaded(vlp.eval(), found_heads, search, report)

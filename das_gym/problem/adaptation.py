@@ -21,6 +21,9 @@ from das_gym.models.base import VLP
 
 FORMAT = "das_gym adaptation 1"
 
+OLD_TASKS = {"f30k": "retrieval"}
+"""What files of das_gym 0.1.0 call a task, and its name now."""
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -47,7 +50,7 @@ class Adaptation:
         """What `vlp` and `head` hold now."""
         tensors = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
         tensors |= {f"head.{name}": p for name, p in head.named_parameters()}
-        mask = None if vlp.settled_mask is None else tuple(vlp.settled_mask.astype(int).tolist())
+        mask = None if vlp.pruned_mask is None else tuple(vlp.pruned_mask.astype(int).tolist())
         detached = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         return cls(tensors=detached, mask=mask, **fields)
 
@@ -93,7 +96,7 @@ class Adaptation:
         mask = described["mask"]
         return cls(
             tensors=tensors,
-            task=described["task"],
+            task=OLD_TASKS.get(described["task"], described["task"]),
             answers=tuple(described["answers"]),
             base=described["base"],
             mask=None if mask is None else tuple(mask),
@@ -101,7 +104,7 @@ class Adaptation:
         )
 
     def apply(self, vlp: VLP, head: nn.Module, base: str) -> None:
-        """Put the parameters into a model with fingerprint `base`; a subnet's mask is settled.
+        """Put the parameters into a model with fingerprint `base`; a subnet's mask is pruned.
 
         Raises:
             ValueError: trained on another model, or parameters that do not fit.
@@ -112,7 +115,7 @@ class Adaptation:
                 "use the checkpoint (and image size) it was trained on, or train it anew"
             )
         if self.mask is not None:
-            vlp.settle(np.array(self.mask, dtype=bool))
+            vlp.prune(np.array(self.mask, dtype=bool))
         wanted = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
         wanted |= {f"head.{name}": p for name, p in head.named_parameters()}
         if wanted.keys() != self.tensors.keys():

@@ -75,7 +75,7 @@ class Costs:
         return 1 - self.macs(mask) / self.macs_full
 
     def parameters(self, mask: Mask) -> int:
-        """Parameters of the settled subnet and head."""
+        """Parameters of the pruned subnet and head."""
         kept = self.layer_parameters + self.parallel_parameters
         return self.base_parameters + self.head_parameters + self._choose(mask, kept, self.skip_parameters)
 
@@ -217,7 +217,7 @@ def vilt_costs(
 
 
 def count_costs(vlp: VLP, text_tokens: int, head: nn.Module | None = None, passes: int = 1) -> Costs:
-    """Costs of one example through a model, settled or not, and any head made of linear layers.
+    """Costs of one example through a model, pruned or not, and any head made of linear layers.
 
     Args:
         vlp: METER, ViLT, or a model with a method `count_costs(text_tokens) -> Costs`.

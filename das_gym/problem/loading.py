@@ -136,7 +136,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model with trained adapters, a head and a task: a supernet, or a subnet once its model is settled.
+    """A model with trained adapters, a head and a task: a supernet, or a subnet once its model is pruned.
 
     Attributes:
         backbone: The model.
@@ -299,7 +299,7 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
     """
     path, supernet = find_supernet(config)
     model = restore(load_backbone(config), supernet, config.task, path)
-    if not model.task.fits(splits.reward):
+    if not model.task.covers_labels(splits.reward):
         raise ValueError(
             f"fewer than half of the reward examples in {config.data_root or 'the bundled data'} have an answer that "
             f"{path} knows: train a supernet on this data with `{_supernet_command(config)}`, "

@@ -66,7 +66,7 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
     totals = np.zeros((3, len(vlp.layers)))
     for start in range(0, len(examples), evaluator.batch_size):
         chunk = examples[start : start + evaluator.batch_size]
-        state = vlp.begin(evaluator.encoder(evaluator.task.pairs(chunk)))
+        state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
         for stage in vlp.stages:
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:

@@ -26,7 +26,7 @@ COORDINATES: dict[str, Callable[[SceneObject, SceneObject], float]] = {
 }
 """By how many pixels each relation holds between objects a and b; negative where it does not."""
 
-MOST_COUNTED = 5
+MAX_COUNTED = 5
 """Largest number that a caption says."""
 
 
@@ -107,7 +107,7 @@ class Counted:
 
     def changed(self) -> Iterator[Counted]:
         """The same with one word changed."""
-        yield from (replace(self, number=n) for n in range(2, MOST_COUNTED + 1) if n != self.number)
+        yield from (replace(self, number=n) for n in range(2, MAX_COUNTED + 1) if n != self.number)
         if self.color is not None:
             yield from (replace(self, color=color) for color in COLORS if color != self.color)
         else:

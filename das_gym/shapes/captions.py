@@ -28,8 +28,8 @@ SCENES = {"train": 3000, "val": 300, "test": 300}
 
 CAPTIONS = 5
 HARD_NEGATIVES = 3
-LEAST_SCENES = 4
-LEAST_OBJECTS = 3
+MIN_SCENES = 4
+MIN_OBJECTS = 3
 """Two objects leave too little to say."""
 
 FILE = "dataset_shapes.json"
@@ -94,7 +94,7 @@ def _draw_split(rng: np.random.Generator, count: int, alone: bool, pictures: New
     drawn = 0
     while drawn < count:
         scene = sample_scene(rng)
-        if len(scene.objects) < LEAST_OBJECTS or (shelf and shelf.fits_caption(scene)):
+        if len(scene.objects) < MIN_OBJECTS or (shelf and shelf.fits_caption(scene)):
             continue
         captions = _captions(rng, scene, shelf)
         if captions is not None and pictures.add(content := jpeg(render(scene))):
@@ -140,8 +140,8 @@ def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str
     folder = new_folder(folder)
     if seed < 0:
         raise ValueError(f"seed={seed}; a seed is 0 or more")
-    if set(scenes) != set(SCENES) or min(scenes.values()) < LEAST_SCENES:
-        raise ValueError(f"scenes={dict(scenes)}; give {', '.join(SCENES)}, {LEAST_SCENES} or more of each")
+    if set(scenes) != set(SCENES) or min(scenes.values()) < MIN_SCENES:
+        raise ValueError(f"scenes={dict(scenes)}; give {', '.join(SCENES)}, {MIN_SCENES} or more of each")
     entries: list[dict[str, Any]] = []
     pictures = NewPictures()
     with whole_folder(folder) as partial, progress(sum(scenes.values()), "drawing Shapes-captions", unit="scene") as bar:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 Name = tuple[str | None, str | None]
 """Colour and shape of an object; None = any."""
 
-MOST_COUNTED = 3
+MAX_COUNTED = 3
 """Most objects of a counted kind in one scene."""
 
 LARGEST_TOTAL = 5
@@ -110,7 +110,7 @@ def _say_attribute(rng: np.random.Generator) -> Statement:
 
 def _say_count(rng: np.random.Generator) -> Statement:
     total = int(rng.integers(2, LARGEST_TOTAL + 1))
-    lefts = [n for n in range(MOST_COUNTED + 1) if 0 <= total - n <= MOST_COUNTED]
+    lefts = [n for n in range(MAX_COUNTED + 1) if 0 <= total - n <= MAX_COUNTED]
     first, second = rng.choice(lefts, 2, replace=False).tolist()
     if rng.random() < 0.5:
         known: Name = (_pick(rng, list(COLORS)), None)

@@ -26,7 +26,7 @@ from das_gym.problem.rewards import REWARDS, Budget, LayerMacs, Measured
 FORMAT = "das_gym table 1"
 SPLITS = ("reward", "test")
 SCORES = ("losses", "metrics", "divergences")
-MOST_LAYERS = 16
+MAX_LAYERS = 16
 """Tables of more layers would have more than 65,536 rows."""
 
 
@@ -34,11 +34,11 @@ def every_mask(n_layers: int) -> np.ndarray:
     """(2^n_layers, n_layers) bool: every mask, in the order of a table's rows.
 
     Raises:
-        ValueError: more than `MOST_LAYERS` layers.
+        ValueError: more than `MAX_LAYERS` layers.
     """
-    if not 1 <= n_layers <= MOST_LAYERS:
+    if not 1 <= n_layers <= MAX_LAYERS:
         raise ValueError(
-            f"an exhaustive table of {n_layers} layers has 2^{n_layers} rows; tables are for 1..{MOST_LAYERS} layers, "
+            f"an exhaustive table of {n_layers} layers has 2^{n_layers} rows; tables are for 1..{MAX_LAYERS} layers, "
             "search larger models instead"
         )
     return (np.arange(2**n_layers)[:, None] >> np.arange(n_layers) & 1).astype(bool)

@@ -74,7 +74,7 @@ class Task(ABC):
     def pairs(self, examples: Sequence[Any]) -> list[Pair]:
         """`len(examples) * passes` rows for the VLP, example by example."""
 
-    def gather(self, pooled: Tensor) -> Tensor:
+    def group_features(self, pooled: Tensor) -> Tensor:
         """What the head reads.
 
         Args:
@@ -91,7 +91,7 @@ class Task(ABC):
 
     @abstractmethod
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
-        """A new head from what `gather` gives to logits.
+        """A new head from what `group_features` gives to logits.
 
         Args:
             feature_size: Width of the pooled features of one pass.
@@ -125,7 +125,7 @@ class Task(ABC):
         del examples
         return {self.metric_name: float(metrics.mean()), "loss": float(losses.mean())}
 
-    def fits(self, examples: Sequence[Any]) -> bool:
+    def covers_labels(self, examples: Sequence[Any]) -> bool:
         """Whether these labels can say anything about the examples."""
         del examples
         return True

@@ -89,7 +89,7 @@ def test_skipped_layers_are_removed(tiny_kwargs: dict[str, str]):
     assert not any(name.startswith("text_layers.0.layer.") for name in names)
     assert any(name.startswith("text_layers.0.skip_adapter.") for name in names)
     assert not any(name.startswith("text_layers.1.skip_adapter.") for name in names)
-    with pytest.raises(ValueError, match="use the settled mask"):
+    with pytest.raises(ValueError, match="use the pruned mask"):
         subnet.backbone.vlp.skippable(0).chosen(skipped=False)
 
 
@@ -208,11 +208,11 @@ def test_adapters_of_one_mask_are_no_supernet(adapted: Path, tiny_kwargs: dict[s
         load_subnet(problem, load_splits(problem), np.zeros(12, bool))
 
 
-def test_a_settled_model_is_not_settled_otherwise(tiny_kwargs: dict[str, str]):
+def test_a_pruned_model_is_not_pruned_otherwise(tiny_kwargs: dict[str, str]):
     problem = ProblemConfig(**tiny_kwargs)
     vlp = load_subnet(problem, load_splits(problem), np.array(MASK, bool)).backbone.vlp
-    with pytest.raises(ValueError, match="was removed by settle"):
-        vlp.settle(~np.array(MASK, bool))
+    with pytest.raises(ValueError, match="was removed by prune"):
+        vlp.prune(~np.array(MASK, bool))
 
 
 def test_paths_are_recorded_whole(adapted: Path):

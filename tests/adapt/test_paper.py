@@ -19,12 +19,12 @@ def test_published_settings():
     assert {key: settings.reward_examples for key, settings in PAPER.items()} == {
         ("METER", "vqa"): 32,
         ("METER", "nlvr2"): 32,
-        ("METER", "f30k"): 2,
+        ("METER", "retrieval"): 2,
         ("ViLT", "vqa"): 64,
         ("ViLT", "nlvr2"): 64,
-        ("ViLT", "f30k"): 4,
+        ("ViLT", "retrieval"): 4,
     }
-    assert {PAPER["ViLT", task].skip_num for task in ("vqa", "nlvr2", "f30k")} == {1}
+    assert {PAPER["ViLT", task].skip_num for task in ("vqa", "nlvr2", "retrieval")} == {1}
     assert {task for (_, task), settings in PAPER.items() if settings.reward_split == "train"} == {"nlvr2"}
 
 
@@ -41,7 +41,7 @@ def test_every_setting_has_a_source_and_every_difference_of_ours_a_reason():
 
 
 def test_recipes():
-    assert das_settings("ViLT", "f30k", "paper") == PAPER["ViLT", "f30k"]
+    assert das_settings("ViLT", "retrieval", "paper") == PAPER["ViLT", "retrieval"]
     ours = das_settings("METER", "vqa")
     assert not ours.reward_dropout
     assert not ours.train_on_reward
@@ -51,10 +51,10 @@ def test_recipes():
 
 def test_our_sizes_count_pairs_of_text_and_image():
     sizes = {}
-    for task in ("vqa", "nlvr2", "f30k"):
+    for task in ("vqa", "nlvr2", "retrieval"):
         settings = das_settings("ViLT", task)
         sizes[task] = (settings.reward_examples, settings.batch_size)
-    assert sizes == {"vqa": (500, 64), "nlvr2": (500, 32), "f30k": (64, 4)}
+    assert sizes == {"vqa": (500, 64), "nlvr2": (500, 32), "retrieval": (64, 4)}
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_wrong_setting_begins_no_run(small: dict, update: dict, text: str):
 
 
 def test_every_problem_has_its_named_config():
-    for name in ("meter_vqa", "meter_nlvr2", "meter_f30k", "vilt_vqa", "vilt_nlvr2", "vilt_f30k"):
+    for name in ("meter_vqa", "meter_nlvr2", "meter_retrieval", "vilt_vqa", "vilt_nlvr2", "vilt_retrieval"):
         model, _, task = name.partition("_")
         settings = Settings(**ex.named_configs[name]())
         assert (settings.model.lower(), settings.task) == (model, task)

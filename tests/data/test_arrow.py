@@ -21,18 +21,18 @@ def test_formats_are_told_apart_by_looking(tmp_path: Path):
     write_vqa(tmp_path)
     assert is_arrow(tmp_path, "vqa")
     assert not is_arrow(tmp_path, "nlvr2")
-    assert not is_arrow(tmp_path, "f30k")
+    assert not is_arrow(tmp_path, "retrieval")
     write_nlvr2(tmp_path)
     write_captions(tmp_path, "coco_caption_karpathy")
     assert is_arrow(str(tmp_path), "nlvr2")
-    assert is_arrow(tmp_path, "f30k")
+    assert is_arrow(tmp_path, "retrieval")
     assert is_arrow(tmp_path / "vqav2_val.arrow", "vqa")
     assert not is_arrow(tmp_path / "nowhere", "vqa")
 
 
-@pytest.mark.parametrize("task", ["vqa", "nlvr2", "f30k"])
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
 def test_tasks_read_tables_where_they_find_them(tmp_path: Path, task: str):
-    {"vqa": write_vqa, "nlvr2": write_nlvr2, "f30k": write_captions}[task](tmp_path)
+    {"vqa": write_vqa, "nlvr2": write_nlvr2, "retrieval": write_captions}[task](tmp_path)
     cls = task_class(task)
     splits = cls.load_splits(tmp_path)
     pairs = cls(None, ("yes", "no")).pairs(splits.reward[:1])
@@ -45,11 +45,11 @@ def test_tasks_read_tables_where_they_find_them(tmp_path: Path, task: str):
     [
         ("vqa", "v2_OpenEnded_mscoco_train2014_questions.json"),
         ("nlvr2", "data/train.json"),
-        ("f30k", "dataset_flickr30k.json"),
+        ("retrieval", "dataset_flickr30k.json"),
     ],
 )
 def test_both_formats_in_a_folder_are_refused(tmp_path: Path, task: str, name: str):
-    {"vqa": write_vqa, "nlvr2": write_nlvr2, "f30k": write_captions}[task](tmp_path)
+    {"vqa": write_vqa, "nlvr2": write_nlvr2, "retrieval": write_captions}[task](tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     message = rf"holds the data of {task} twice, as arrow tables \(\w+\.arrow, \.\.\.\) and in its own format \({name}, "
@@ -63,8 +63,8 @@ def test_two_data_sets_in_a_folder_are_told_apart_by_a_table(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"holds the tables of f30k\w+ and coco\w+; name one table as the data root, such as .*/coco_"
     ):
-        ArrowFolder.find(tmp_path, "f30k")
-    tables = ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", "f30k")
+        ArrowFolder.find(tmp_path, "retrieval")
+    tables = ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", "retrieval")
     assert tables.require("val") == tmp_path / "coco_caption_karpathy_val.arrow"
     with pytest.raises(ValueError, match=r"data_root='.*coco.*' is no table of vqa: its name must be vqav2_<split>\.arrow"):
         ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", "vqa")

@@ -62,11 +62,11 @@ class World:
     @torch.inference_mode()
     def plain_logits(self, mask: np.ndarray, examples: tuple[VQAExample, ...]) -> torch.Tensor:
         """A forward of its own: nothing kept, nothing shared, every token a query in the last stage too."""
-        state = self.vlp.begin(self.vlp.encode(self.task.processor(self.task.pairs(examples))))
+        state = self.vlp.embed(self.vlp.encode(self.task.processor(self.task.pairs(examples))))
         for stage in self.vlp.stages:
             outputs = {self.vlp.layers[i].stream: self.vlp.run_layer(i, state, bool(mask[i])) for i in stage}
             state = state.with_hidden({**state.hidden, **outputs})
-        return self.head(self.task.gather(self.vlp.pool(state)))
+        return self.head(self.task.group_features(self.vlp.pool(state)))
 
     def plain(self, masks: np.ndarray, examples: tuple[VQAExample, ...]) -> np.ndarray:
         """(3, m) losses, metrics and divergences by a plain forward per mask."""

@@ -48,7 +48,7 @@ def test_the_masks_alone_foretell_it(worlds, model, masks):
     evaluator.forget()
     evaluator.reset_spent()
     evaluator.losses(masks, world.examples[:2])
-    state = world.vlp.begin(evaluator.encoder(world.task.pairs(world.examples[:2])))
+    state = world.vlp.embed(evaluator.encoder(world.task.pairs(world.examples[:2])))
     tokens = {stream: hidden.shape[1] for stream, hidden in state.hidden.items()}
     predicted = predict(world.vlp, world.head, masks, tokens, rows=2)
     assert (evaluator.spent.layer_runs, evaluator.spent.macs) == (predicted.layer_runs, predicted.macs)
@@ -106,7 +106,7 @@ class Other(VLP):
     def image_stream(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         return batch["image"].mean((2, 3))[:, None, :1].expand(-1, 1, 4), None
 
-    def begin(self, encoded: State) -> State:
+    def embed(self, encoded: State) -> State:
         return encoded
 
     def skippable(self, index: int) -> SkippableLayer:

@@ -48,7 +48,7 @@ def plain_scores(world: World, head: torch.nn.Module, mask: np.ndarray) -> np.nd
     rows = []
     for image in IMAGES:
         batch = world.task.processor([Pair(text, image) for text in TEXTS])
-        state = world.vlp.begin(world.vlp.encode(batch))
+        state = world.vlp.embed(world.vlp.encode(batch))
         for stage in world.vlp.stages:
             outputs = {world.vlp.layers[i].stream: world.vlp.run_layer(i, state, bool(mask[i])) for i in stage}
             state = state.with_hidden({**state.hidden, **outputs})
@@ -115,11 +115,11 @@ def test_memory_bound_changes_no_score(meter: World, monkeypatch: pytest.MonkeyP
     assert lots == [1, 1, 1, 1]
 
 
-def test_settled_model_and_progress(new_world: Callable[..., World]):
+def test_pruned_model_and_progress(new_world: Callable[..., World]):
     world = calm(new_world())
     head, mask = head_for(world), np.isin(np.arange(12), (0, 1, 6, 7))
     expected = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, mask)
-    world.vlp.settle(mask)
+    world.vlp.prune(mask)
     done: list[int] = []
     got = rank(world.vlp, head, world.task.processor, IMAGES, TEXTS, batch_size=4, progress=done.append)
     np.testing.assert_allclose(got, expected, atol=1e-5)

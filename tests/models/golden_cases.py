@@ -97,7 +97,7 @@ class Recorded:
         encoded = self.vlp.encode(batch)
         rows = []
         for mask in self.masks:
-            state = self.vlp.begin(encoded)
+            state = self.vlp.embed(encoded)
             for stage in range(len(self.vlp.stages)):
                 state = self.vlp.advance(state, stage, mask)
             rows.append(self.vlp.pool(state))

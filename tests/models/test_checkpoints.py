@@ -196,13 +196,13 @@ def test_saved_model_is_equal(make, single, tmp_path):
 
 
 @pytest.mark.parametrize("make", [tiny_meter, tiny_vilt])
-def test_settled_model_stays_settled(make, tmp_path):
+def test_pruned_model_stays_pruned(make, tmp_path):
     vlp = make().eval()
     mask = np.arange(len(vlp.layers)) % 2 == 0
-    vlp.settle(mask)
+    vlp.prune(mask)
     save_checkpoint(tmp_path / "model", vlp)
     again = load_vlp(tmp_path / "model")
-    assert again.settled_mask.tolist() == mask.tolist()
+    assert again.pruned_mask.tolist() == mask.tolist()
     with torch.no_grad():
         assert torch.equal(again(batch()), vlp(batch()))
 

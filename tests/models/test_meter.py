@@ -26,7 +26,7 @@ def test_hidden_states(which):
     batch = {"image": case.given("image"), "input_ids": case.given("text_ids"), "attention_mask": case.given("text_masks")}
     with torch.no_grad():
         encoded = case.vlp.encode(batch)
-        states = golden.run_full(case.vlp, case.vlp.begin(encoded), mask)
+        states = golden.run_full(case.vlp, case.vlp.embed(encoded), mask)
         short = case.vlp.forward_encoded(encoded, mask)
         torch.testing.assert_close(case.vlp.pool(states[-1]), short, atol=2e-6, rtol=0)
     if which == "none":
@@ -80,7 +80,7 @@ def test_both_streams_read_the_state_before_the_stage():
     case = golden.Recorded("meter", torch.float32)
     batch = {"image": case.given("image"), "input_ids": case.given("text_ids"), "attention_mask": case.given("text_masks")}
     with torch.no_grad():
-        state = vlp.begin(vlp.encode(batch))
+        state = vlp.embed(vlp.encode(batch))
         other = state.with_hidden({**state.hidden, "text": torch.randn(state.hidden["text"].shape, generator=generator)})
         after, changed = vlp.advance(state, 0, [False] * 12), vlp.advance(state, 0, [True] * 6 + [False] * 6)
         assert torch.equal(after.hidden["image"], changed.hidden["image"])

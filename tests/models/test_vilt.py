@@ -31,7 +31,7 @@ def test_hidden_states(which):
     mask = [which == "mix" and i in (1, 4, 7, 10) for i in range(12)]
     with torch.no_grad():
         encoded = case.vlp.encode(padded_batch(case))
-        states = golden.run_full(case.vlp, case.vlp.begin(encoded), mask)
+        states = golden.run_full(case.vlp, case.vlp.embed(encoded), mask)
         torch.testing.assert_close(case.vlp.pool(states[-1]), case.vlp.forward_encoded(encoded, mask), atol=2e-6, rtol=0)
     text = encoded.hidden["text"].shape[1]
     for depth, state in enumerate(states[1:]):
@@ -110,15 +110,15 @@ def test_layers_and_stages():
     assert {layer.stream for layer in vlp.layers} == {"joint"}
 
 
-def test_settled_model_has_equal_features():
+def test_pruned_model_has_equal_features():
     vlp, case = golden.fresh("vilt"), golden.Recorded("vilt", torch.float32)
     mask = np.isin(np.arange(12), (1, 4, 7, 10))
     with torch.no_grad():
         before, size = vlp(padded_batch(case), mask), sum(p.numel() for p in vlp.parameters())
-        vlp.settle(mask)
+        vlp.prune(mask)
         assert torch.equal(before, vlp(padded_batch(case)))
     assert sum(p.numel() for p in vlp.parameters()) < size
-    with pytest.raises(ValueError, match=r"this layer was removed by settle\(\); only its skip adapter is left"):
+    with pytest.raises(ValueError, match=r"this layer was removed by prune\(\); only its skip adapter is left"):
         vlp(padded_batch(case), np.zeros(12, bool))
 
 

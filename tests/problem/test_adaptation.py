@@ -74,9 +74,9 @@ def test_an_adaptation_of_a_mask_settles_the_model(saved: Adaptation, tiny_probl
     mask = np.arange(12) % 3 == 0
     head = tiny_problem.task.build_head(backbone.vlp.feature_size)
     saved.apply(backbone.vlp, head, backbone.base)
-    backbone.vlp.settle(mask)
+    backbone.vlp.prune(mask)
     subnet = Adaptation.of(backbone.vlp, head, task="vqa", answers=saved.answers, base=backbone.base)
     assert subnet.mask == tuple(mask.astype(int))
     fresh = load_backbone(ProblemConfig())
     subnet.apply(fresh.vlp, tiny_problem.task.build_head(fresh.vlp.feature_size), fresh.base)
-    np.testing.assert_array_equal(fresh.vlp.settled_mask, mask)
+    np.testing.assert_array_equal(fresh.vlp.pruned_mask, mask)

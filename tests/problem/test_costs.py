@@ -75,7 +75,7 @@ def flops(vlp: METER | ViLT, head: nn.Module, mask: list[bool]) -> int:
     ids = torch.arange(TEXT)[None] + 2
     batch = {"image": torch.ones(1, 3, IMAGE, IMAGE), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        state = vlp.begin(vlp.encode(batch))
+        state = vlp.embed(vlp.encode(batch))
         for stage in vlp.stages:
             new = {vlp.layers[i].stream: vlp.run_layer(i, state, mask[i]) for i in stage}
             state = state.with_hidden({**state.hidden, **new})
@@ -104,12 +104,12 @@ def test_baseline_is_the_model_without_adapters(name):
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"{sum(mask)} skipped")
 @pytest.mark.parametrize("bottleneck", [8, 0])
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_parameters_are_those_of_the_settled_model(name, bottleneck, mask):
+def test_parameters_are_those_of_the_pruned_model(name, bottleneck, mask):
     vlp = tiny(name)
     vlp = type(vlp)(dataclasses.replace(vlp.config, bottleneck=bottleneck))
     head = vqa_head(vlp.feature_size, 11)
     costs = count_costs(vlp, TEXT, head)
-    vlp.settle(mask)
+    vlp.prune(mask)
     vlp.freeze()
     modules = nn.ModuleList([vlp, head])
     assert costs.parameters(mask) == sum(p.numel() for p in modules.parameters())

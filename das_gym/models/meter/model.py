@@ -218,7 +218,7 @@ class METER(VLP):
         """Outputs of the image encoder, before token types."""
         return self.encode_image(batch["image"]), None
 
-    def begin(self, encoded: State) -> State:
+    def embed(self, encoded: State) -> State:
         """Puts in the first text token and adds token types."""
         text, image = encoded.hidden["text"], encoded.hidden["image"]
         text = torch.cat((self.first_text_token.expand(len(text), -1, -1), text[:, 1:]), dim=1)

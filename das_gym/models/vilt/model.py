@@ -207,7 +207,7 @@ class ViLT(VLP):
         image, seen = self.embed_image(batch["image"])
         return image, seen[:, None, None]
 
-    def begin(self, encoded: State) -> State:
+    def embed(self, encoded: State) -> State:
         """Adds token types and joins text and image."""
         types = self.token_types.weight
         text = self.dropout(self.text_norm(encoded.hidden["text"] + self.text_token_types.weight[0]))

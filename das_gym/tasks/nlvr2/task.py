@@ -50,7 +50,7 @@ class NLVR2Task(Task):
         """Each sentence with its left image (type 1), then with its right one (type 2)."""
         return [Pair(e.sentence, image, image_type) for e in examples for image_type, image in enumerate(e.images, start=1)]
 
-    def gather(self, pooled: Tensor) -> Tensor:
+    def group_features(self, pooled: Tensor) -> Tensor:
         """(batch, 2 * feature_size): the features of both passes side by side, the left image's first."""
         return pooled.unflatten(0, (-1, self.passes)).flatten(1)
 

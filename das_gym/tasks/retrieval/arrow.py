@@ -37,7 +37,7 @@ def load_arrow_captions(data_root: str | Path, on_bad_example: str = "raise") ->
         FileNotFoundError: The folder or a table is missing.
         ValueError: A table or an entry is damaged, an image is in two tables, or a split is empty or too small.
     """
-    tables, bad = ArrowFolder.find(data_root, "f30k"), BadExamples(on_bad_example)
+    tables, bad = ArrowFolder.find(data_root, "retrieval"), BadExamples(on_bad_example)
     train, reward, test = (tables.require(split) for split in ("train", "val", "test"))
     restval = [path for path in [tables.path("restval")] if path.is_file()]
     reader = _Reader(bad)

@@ -34,7 +34,7 @@ class RetrievalTask(Task):
     `das_gym.engine.ranking`, with the same head.
     """
 
-    name = "f30k"
+    name = "retrieval"
     metric_name = "ranked_first"
     passes = NUM_TEXTS
     reward_examples = 64  # 1,024 pairs
@@ -43,7 +43,7 @@ class RetrievalTask(Task):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
         """Karpathy's files, or arrow tables; None is Shapes-captions."""
         root = shapes_captions_root() if data_root is None else data_root
-        load = load_arrow_captions if is_arrow(root, "f30k") else load_flickr30k
+        load = load_arrow_captions if is_arrow(root, "retrieval") else load_flickr30k
         return load(root, on_bad_example)
 
     def pairs(self, examples: Sequence[RetrievalExample]) -> list[Pair]:

@@ -103,7 +103,7 @@ class VQATask(Task):
         means = {name: sum(values) / len(values) for name, values in sorted(groups.items())}
         return {**super().summary(examples, losses, metrics), **means}
 
-    def fits(self, examples: Sequence[VQAExample]) -> bool:
+    def covers_labels(self, examples: Sequence[VQAExample]) -> bool:
         """Whether at least half of the examples have an answer in the vocabulary."""
         known = sum(any(answer in self._index for answer in e.answers) for e in examples)
         return 2 * known >= len(examples)

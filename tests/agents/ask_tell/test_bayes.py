@@ -34,7 +34,7 @@ def test_of_too_many_masks_it_finds_a_better_one_than_twenty_times_as_many_rando
 def test_rising_functions_of_the_reward_make_no_difference():
     one = search(Bayes(SPACES["count"], 3), 45)
     other = search(Bayes(SPACES["count"], 3), 45, value=lambda masks: 100.0 + 5.0 * np.log(rewards(masks)))
-    assert list(one.told) == list(other.told)
+    assert list(one.reported) == list(other.reported)
 
 
 def test_the_first_masks_skip_no_more_than_the_budget_asks_for():
@@ -46,7 +46,7 @@ def test_the_first_masks_skip_no_more_than_the_budget_asks_for():
             assert space.contains(mask[None]).all()
             assert not space.contains(fewer).any()
         agent.tell(masks, rewards(masks))
-    assert len(agent.told) == 6
+    assert len(agent.reported) == 6
 
 
 def test_noisy_is_yes_or_no():
@@ -56,7 +56,7 @@ def test_noisy_is_yes_or_no():
 
 def test_equal_rewards_do_no_harm():
     agent = search(Bayes(SPACES["count"], 0), 60, value=lambda masks: np.zeros(len(masks)))
-    assert len(agent.told) == 60
+    assert len(agent.reported) == 60
 
 
 def test_of_noisy_rewards_the_answer_is_no_lucky_mask():

@@ -8,9 +8,9 @@ from das_gym.agents import Greedy, LeaveOneOut, MaskSpace
 from landscapes import SPACES, rewards
 
 
-def play(agent, n=3, most=1000):
+def play(agent, n=3, maximum=1000):
     asked = np.zeros((0, agent.n_layers), bool)
-    while len(asked) < most and len(masks := agent.ask(min(n, most - len(asked)))):
+    while len(asked) < maximum and len(masks := agent.ask(min(n, maximum - len(asked)))):
         agent.tell(masks, rewards(masks))
         asked = np.concatenate((asked, masks))
     return asked
@@ -43,11 +43,11 @@ def test_greedy_by_cost_ends_when_the_budget_is_kept():
 def test_a_round_cut_short_is_made_up_for():
     space = SPACES["count"]
     agent = Greedy(space)
-    play(agent, most=12)
+    play(agent, maximum=12)
     singles = rewards(np.eye(12, dtype=bool))
     assert (agent.best() == space.top(singles)).all()
     agent = Greedy(space)
-    play(agent, most=5)  # of the first round
+    play(agent, maximum=5)  # of the first round
     assert (agent.best() == space.top(np.where(np.arange(12) < 5, singles, -np.inf))).all()
 
 

@@ -40,7 +40,7 @@ def test_a_staged_generation_is_halved_from_stage_to_stage():
     assert (asked[1] == asked[0][order[:4]]).all()
     assert (asked[2] == asked[0][order[:2]]).all()
     assert (agent.best() == asked[0][order[0]]).all()
-    assert len(agent.told) == 2  # those scored on all examples
+    assert len(agent.reported) == 2  # those scored on all examples
     assert len(np.unique(np.concatenate((asked[0], asked[3])), axis=0)) == 16
 
 

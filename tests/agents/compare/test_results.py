@@ -217,7 +217,7 @@ def test_the_leaderboard_from_one_command(made_up_table, tmp_path, capsys):
     assert text.count("\n| bayes |") == text.count("\n| random |") == 2
     (line,) = [line for line in text.splitlines() if line.startswith("| DAS-METER-VQA-v0, k = 4 (70 masks) |")]
     assert line.split(" | ")[-2] in ("yes", "no")
-    assert "without a table, and so left out: meter_nlvr2, meter_f30k, vilt_vqa" in capsys.readouterr().out
+    assert "without a table, and so left out: meter_nlvr2, meter_retrieval, vilt_vqa" in capsys.readouterr().out
     assert leaderboard(["--tables", str(tmp_path)]) == 1
     assert "no tables in" in capsys.readouterr().err
 
@@ -225,5 +225,5 @@ def test_the_leaderboard_from_one_command(made_up_table, tmp_path, capsys):
 def test_the_list_names_everything(tmp_path):
     listed = command("list", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
-    for name in (*AGENTS, "DAS-METER-VQA-v0", "vilt_f30k", "exp_neg_loss", "block_influence_tokens", "maskable_ppo"):
+    for name in (*AGENTS, "DAS-METER-VQA-v0", "vilt_retrieval", "exp_neg_loss", "block_influence_tokens", "maskable_ppo"):
         assert name in listed.stdout

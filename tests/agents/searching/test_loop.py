@@ -230,7 +230,7 @@ class FirstLayers(Agent):
         return np.arange(self.n_layers)[None] < self.space.skip_num
 
     def tell(self, masks, rewards):
-        self.told = (masks, rewards)
+        self.reported = (masks, rewards)
 
     def best(self):
         return self.ask(1)[0]

@@ -32,8 +32,8 @@ def test_each_example_is_two_pairs_with_token_types_1_and_2(task: NLVR2Task):
 
 def test_the_head_reads_both_passes_side_by_side(task: NLVR2Task):
     pooled = torch.arange(12.0).reshape(4, 3)
-    assert task.gather(pooled).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
-    assert task.build_head(3)(task.gather(pooled)).shape == (2, 2)
+    assert task.group_features(pooled).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert task.build_head(3)(task.group_features(pooled)).shape == (2, 2)
 
 
 def test_loss_is_cross_entropy_and_metric_is_accuracy(task: NLVR2Task):
@@ -67,7 +67,7 @@ def test_the_references_numbers_through_gather_and_head(task: NLVR2Task, name: s
     targets = {"label": case.given("answers")}
     with torch.no_grad():
         encoded = case.vlp.encode(batch)
-        logits = torch.stack([head(task.gather(case.vlp.forward_encoded(encoded, mask))) for mask in case.masks])
+        logits = torch.stack([head(task.group_features(case.vlp.forward_encoded(encoded, mask))) for mask in case.masks])
         losses = torch.stack([task.losses(row, targets).mean() for row in logits])
     case.check(logits, "nlvr2/logits")
     case.check(losses, "nlvr2/loss")
@@ -95,7 +95,7 @@ def test_shapes_through_the_bundled_model(tmp_path: Path):
     examples = splits.test[:3]
     with torch.no_grad():
         pooled = backbone.vlp(backbone.processor(task.pairs(examples)))
-        logits = task.build_head(backbone.vlp.feature_size)(task.gather(pooled))
+        logits = task.build_head(backbone.vlp.feature_size)(task.group_features(pooled))
     assert logits.shape == (3, 2)
     assert task.losses(logits, task.targets(examples)).shape == (3,)
     assert task.divergences(logits, logits).tolist() == pytest.approx([0.0] * 3, abs=1e-6)

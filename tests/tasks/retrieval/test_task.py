@@ -43,7 +43,7 @@ def test_the_head_scores_each_text(task: RetrievalTask):
         head[0].weight.copy_(torch.tensor([[1.0, -2.0]]))
         head[0].bias.fill_(0.5)
     pooled = torch.arange(4.0 * NUM_TEXTS).reshape(-1, 2)  # two examples
-    logits = head(task.gather(pooled))
+    logits = head(task.group_features(pooled))
     assert logits.shape == (2, NUM_TEXTS)
     assert logits[1, 3].item() == pooled[NUM_TEXTS + 3, 0] - 2 * pooled[NUM_TEXTS + 3, 1] + 0.5
     torch.testing.assert_close(head(pooled), logits.flatten())  # as the full ranking uses it
@@ -96,7 +96,7 @@ def test_the_references_numbers_through_gather_and_head(name: str, dtype: torch.
     head.to(dtype)
     with torch.no_grad():
         encoded = case.vlp.encode({"image": images, "input_ids": ids, "attention_mask": masks})
-        logits = torch.stack([head(task.gather(case.vlp.forward_encoded(encoded, mask))) for mask in case.masks])
+        logits = torch.stack([head(task.group_features(case.vlp.forward_encoded(encoded, mask))) for mask in case.masks])
         targets = task.targets([example()] * logits.shape[1])
         losses = torch.stack([task.losses(row, targets).mean() for row in logits])
     case.check(logits, "irtr/score")

@@ -42,8 +42,8 @@ def test_metric_is_the_accuracy_of_the_likeliest_answer(task: VQATask):
 
 
 def test_fits_where_half_have_a_known_answer(task: VQATask):
-    assert task.fits([example("yes"), example("blue"), example("blue", "red"), example("green")])
-    assert not task.fits([example("yes"), example("blue"), example("green")])
+    assert task.covers_labels([example("yes"), example("blue"), example("blue", "red"), example("green")])
+    assert not task.covers_labels([example("yes"), example("blue"), example("green")])
 
 
 def test_divergence_is_that_of_bernoullis(task: VQATask):
