@@ -66,13 +66,16 @@ name = "local"
 """
 
 
-def keep_some(session: Path, limit: int) -> None:
-    """Leave `limit` edits in a session, drawn with a fixed seed."""
+def choose(session: Path, limit: int | None) -> None:
+    """Drop edits of `|`, which stands in annotations, and leave `limit` of the others, drawn with a fixed seed."""
     with sqlite3.connect(session) as database:
-        jobs = sorted(job for (job,) in database.execute("select job_id from work_items"))
-        for job in set(jobs) - set(random.Random(0).sample(jobs, min(limit, len(jobs)))):
-            for table in ("mutation_specs", "work_items"):
-                database.execute(f"delete from {table} where job_id = ?", (job,))
+        chosen = "select job_id from mutation_specs where operator_name not like 'core/ReplaceBinaryOperator_BitOr_%'"
+        jobs = sorted(job for (job,) in database.execute(chosen))
+        kept = set(jobs if limit is None else random.Random(0).sample(jobs, min(limit, len(jobs))))
+        for (job,) in database.execute("select job_id from work_items").fetchall():
+            if job not in kept:
+                for table in ("mutation_specs", "work_items"):
+                    database.execute(f"delete from {table} where job_id = ?", (job,))
 
 
 def survivors(session: Path) -> tuple[int, list[str]]:
@@ -90,8 +93,7 @@ def run(room: Room, clone: Path, limit: int | None) -> tuple[int, list[str]]:
     session.unlink(missing_ok=True)
     config.write_text(CONFIG.format(module=room.module, timeout=SLOWEST, python=sys.executable, tests=tests))
     subprocess.run([*COSMIC_RAY, "init", config, session], check=True, cwd=clone)
-    if limit is not None:
-        keep_some(session, limit)
+    choose(session, limit)
     subprocess.run([*COSMIC_RAY, "baseline", config], check=True, cwd=clone)
     subprocess.run([*COSMIC_RAY, "exec", config, session], check=True, cwd=clone)
     return survivors(session)
