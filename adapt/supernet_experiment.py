@@ -20,7 +20,7 @@ from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.config import build, part_of
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import ProblemConfig, problem_words
+from das_gym.problem.config import ProblemConfig, problem_words
 from das_gym.runs import RUNS_DIR
 from das_gym.tasks.vqa.vqav2 import write_vocabulary
 

@@ -12,7 +12,7 @@ import numpy as np
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import Scorer
-from das_gym.problem.loading import ProblemConfig
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.rewards import Measured, Objective, find_reward, pick_budget
 from das_gym.problem.statistics import statistic_names
 from das_gym.registration import MODELS, TASKS, find_environment
