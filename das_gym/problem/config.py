@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.config import check_names
-from das_gym.registration import MODELS, TASKS, find_environment
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 
 SIZES = ("mini", "base")
 
@@ -36,8 +36,8 @@ class ProblemConfig:
         encoder_cache: Folder to keep encoder outputs in; None keeps them in memory alone.
     """
 
-    model: str = "METER"
-    task: str = "vqa"
+    model: str = DEFAULT_MODEL
+    task: str = DEFAULT_TASK
     size: str | None = None
     checkpoint: str | None = None
     supernet: str | None = None
