@@ -25,8 +25,9 @@ from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
+from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.latency import measure_latency
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, changed_settings, example_costs, find_supernet, load_splits
+from das_gym.problem.loading import AdaptedModel, example_costs, find_supernet, load_splits
 from das_gym.registration import ENVIRONMENTS, find_environment
 from das_gym.runs import RUNS_DIR, find_run, library_versions
 from das_gym.tasks.base import Task

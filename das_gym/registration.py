@@ -127,6 +127,8 @@ TASKS: dict[str, TaskEntry] = {
 }
 """Every task by name."""
 
+DEFAULT_MODEL, DEFAULT_TASK, DEFAULT_ENV = "METER", "vqa", "DAS-METER-VQA-v0"
+"""What a person gets who names none."""
 
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task, by id; `register_all` fills it."""
