@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.base import VLP, State
-from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD, VILT_MEAN, VILT_STD
+from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD
 from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.inputs import VILT_MEAN, VILT_STD
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from das_gym.shapes.scenes import IMAGE_SIZE
 
