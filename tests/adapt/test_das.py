@@ -9,7 +9,7 @@ import pytest
 import torch
 from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, joint_search, new_model, reward_examples
-from das_gym.adapt.das_experiment import ex
+from das_gym.adapt.das_experiment import DASExperiment
 from das_gym.adapt.paper import DASSettings, das_settings
 
 from das_gym.experiment import RunError
@@ -87,7 +87,7 @@ def test_training_examples(problem: ProblemConfig):
     splits = load_splits(problem)
     for recipe, count in (("paper", len(splits.train) + len(splits.reward)), ("das_gym", len(splits.train))):
         training, _ = new_training(problem, settings_of(recipe))
-        assert len(training.objective.examples) == count
+        assert len(training.step_loss.examples) == count
 
 
 def test_learning_rates(problem: ProblemConfig):
@@ -120,13 +120,12 @@ def test_a_stopped_search_goes_on_exactly(problem: ProblemConfig, tmp_path: Path
 
 
 def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    ex.new_chooser = paper_bandit
     updates = {
         "data_root": problem.data_root,
         "runs_dir": str(tmp_path),
         "das": {**TINY, "search_epochs": 2, "finetune_epochs": 1, "steps_per_turn": 3},
     }
-    run = ex.run(config_updates=updates, named_configs=["meter_vqa", "paper"])
+    run = DASExperiment(paper_bandit).run(config_updates=updates, named_configs=["meter_vqa", "paper"])
     record = read_json(tmp_path / "1" / "das.json")
     assert run.result == record["models"][0]["evaluation"]["metric"]
     assert record["pipeline"]["reward_dropout"] is True
@@ -144,6 +143,7 @@ def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureF
     [({"das": {"search_epoch": 1}}, "did you mean 'search_epochs'"), ({"das": {"skip_num": 13}}, "use 0..12")],
 )
 def test_wrong_settings(updates: dict, text: str, problem: ProblemConfig, tmp_path: Path):
-    ex.new_chooser = paper_bandit
     with pytest.raises(RunError, match=text):
-        ex.run(config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)})
+        DASExperiment(paper_bandit).run(
+            config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)}
+        )
