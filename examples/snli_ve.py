@@ -13,7 +13,7 @@ from das_gym import TaskEntry, register_task
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
-from das_gym.problem.loading import ProblemConfig
+from das_gym.problem.config import ProblemConfig
 from das_gym.tasks.base import Task
 from das_gym.tasks.vqa.task import build_vqa_head
 
