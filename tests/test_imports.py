@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "envs", "agents", "adapt")
 """From the ground up: a package imports itself and those before it; adapt leaves agents out but for its commands."""
 
-LEAVES = ("config", "files", "lazy", "runs")
+LEAVES = ("commandline", "config", "files", "lazy", "runs")
 """Modules at the top that everybody may import; they import each other alone."""
 
 REGISTRATION_FROM = "problem"
-"""`registration` is for this layer and those above; it imports none of them."""
+"""`registration` is for this layer and those above; it imports those below, to check what is registered."""
 
 COMMAND = re.compile(r"(experiment|commands?|__main__)$")
 """Ends of the names of commands: they alone import `das_gym.experiment`, and those of adapt import agents."""
@@ -95,8 +95,12 @@ def allowed(name: str, target: str) -> bool:
     own, other = layer(name), layer(target)
     if other in LEAVES or (not other and own not in LAYERS[:-2]):  # das_gym itself: its version, its registrations
         return True
-    if own in (*LEAVES, "registration"):
+    if own in LEAVES:
         return False
+    if own == "registration":
+        return other in LAYERS[: LAYERS.index(REGISTRATION_FROM)]
+    if own == "experiment" and other in LAYERS:
+        return other not in ("agents", "adapt")
     if other == "registration":
         return own in ("", "experiment", *LAYERS[LAYERS.index(REGISTRATION_FROM) :])
     if other == "experiment":

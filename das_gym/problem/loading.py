@@ -21,7 +21,7 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import MODELS, TASKS, find_class
-from das_gym.tasks.base import Task
+from das_gym.tasks.base import Task, check_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,8 +167,14 @@ def _find_tokenizer(config: ProblemConfig, checkpoint: Path, vocab_size: int) ->
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of the task of that name."""
-    return find_class(TASKS[name].task)
+    """The class of the task of that name.
+
+    Raises:
+        TypeError: it lacks something that a task has to offer.
+    """
+    task = find_class(TASKS[name].task)
+    check_task(task, name)
+    return task
 
 
 def load_splits(config: ProblemConfig) -> Splits[Any]:

@@ -160,3 +160,16 @@ class Task(ABC):
         """Whether these labels can say anything about the examples."""
         del examples
         return True
+
+
+def check_task(task: object, name: str) -> None:
+    """Refuse what cannot be the task of that name.
+
+    Raises:
+        TypeError: it is no class of tasks, or lacks something; the text names all of it.
+    """
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise TypeError(f"task={task!r} is no class of tasks; give a subclass of das_gym.Task, or its 'module:name'")
+    lacks = [*([] if getattr(task, "name", None) == name else [f"name = {name!r}"]), *sorted(task.__abstractmethods__)]
+    if lacks:
+        raise TypeError(f"{task.__name__} cannot be the task {name!r}: it lacks {', '.join(lacks)}; see das_gym.Task")
