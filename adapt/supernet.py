@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.objective import LearningRates, Objective
+from das_gym.adapt.step_loss import LearningRates, StepLoss
 from das_gym.adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
 
 from das_gym.data.splits import Splits
@@ -100,12 +100,12 @@ def train_supernet(
     torch.manual_seed(config.seed)
     head = new_head(backbone, task)
     batch_size = min(config.batch_size or task.examples_of(PAIRS_PER_STEP), len(splits.train))
-    objective = Objective(backbone, head, task, splits.train, batch_size, config.seed)
-    optimizer = adamw(objective.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
+    step_loss = StepLoss(backbone, head, task, splits.train, batch_size, config.seed)
+    optimizer = adamw(step_loss.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)
     trainer = Trainer({"vlp": backbone.vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
     n_layers = len(backbone.vlp.layers)
-    trainer.run(lambda step: objective(step, random_mask(config.seed, step, n_layers, config.max_skipped)), "supernet", log)
+    trainer.run(lambda step: step_loss(step, random_mask(config.seed, step, n_layers, config.max_skipped)), "supernet", log)
     AdaptedModel(backbone, head, task).adaptation(kind="supernet", **vars(config)).save(out)
     return out
 

@@ -158,7 +158,7 @@ def record(settings: Settings, arena: Arena, standings: Sequence[Standing]) -> d
         "format": FORMAT,
         "settings": dataclasses.asdict(settings),
         "env_id": arena.env_id,
-        "budget": arena.space.budget,
+        "budget": arena.space.budget.as_dict(),
         "masks": arena.space.size,
         "best_reward": arena.best_reward,
         "tolerance": TOLERANCE,

@@ -175,12 +175,13 @@ class RunsExperiment(Experiment):
 def _logger() -> logging.Logger:
     """Sacred's messages on standard error; left alone, Sacred would turn up the messages of every library.
 
-    Its warning of a new entry is left out: settings are checked by us, and a mapping such as `env_kwargs` may get some.
+    Two are left out: its warning of a new entry (settings are checked by us, and a mapping such as `env_kwargs` may get
+    some), and the bare number it calls the result (commands print a conclusion).
     """
     logger = logging.getLogger("das_gym.experiment")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
-    handler.addFilter(lambda record: not record.getMessage().startswith("Added new config entry"))
+    handler.addFilter(lambda record: not record.getMessage().startswith(("Added new config entry", "Result: ")))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)

@@ -105,7 +105,7 @@ MODELS: dict[str, ModelEntry] = {
         ModelEntry(
             "ViLT",
             vlp="das_gym.models.vilt.model:ViLT",
-            transform="das_gym.models.meter.inputs:vilt_transform",
+            transform="das_gym.models.vilt.inputs:vilt_transform",
             max_text_length=40,
             assets=ASSETS / "vilt_mini",
         ),

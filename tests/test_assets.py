@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.adapt.finetune import load_subnet
+from das_gym.adapt.finetune import cut_subnet
 from das_gym.agents.searching.loop import SearchConfig, search
 
 from das_gym.engine.ranking import rank, recalls
@@ -47,7 +47,7 @@ def test_retrieval_is_ten_times_better_than_chance(model: str):
 
 def test_the_model_answers_and_needs_the_image():
     problem = load_problem(ProblemConfig())
-    subnet, test = load_subnet(ProblemConfig(), problem.splits, np.zeros(12, bool)), problem.splits.test
+    subnet, test = cut_subnet(ProblemConfig(), problem.splits, np.zeros(12, bool)), problem.splits.test
     seen = evaluate(subnet, test, "unskipped")
     blinded = evaluate(subnet, test, "blinded", blind=mean_image(subnet, test))
     assert seen.metric >= 0.75

@@ -48,12 +48,16 @@ class Backbone:
         processor: Makes its batches.
         base: Its fingerprint.
         heads: What tasks may begin their heads from, of the heads that came with the checkpoint.
+        config: What it was loaded from; None for one put together by hand.
+        settings: The settings of the model that it was loaded with beside that.
     """
 
     vlp: VLP
     processor: Processor
     base: str
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    config: ProblemConfig | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
         config: What to load.
         **settings: Of the model, where they are not the checkpoint's own: `dropout`, `bottleneck`, `skip_bottleneck`.
     """
-    entry = MODELS[config.model]
+    entry, asked = MODELS[config.model], dict(settings)
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
     if config.image_size is not None:
         settings["image_size"] = config.image_size
@@ -153,7 +157,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     )
     base = fingerprint(vlp)
     heads = {name: head for name, head in loaded.heads.items() if name in STARTING_HEADS}
-    return Backbone(vlp.to(pick_device(config.device)), processor, base, heads)
+    return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, asked)
 
 
 def _find_tokenizer(config: ProblemConfig, checkpoint: Path, vocab_size: int) -> PreTrainedTokenizerBase:
