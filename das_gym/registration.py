@@ -208,7 +208,7 @@ def _check_entry(entry: object, wanted: type[ModelEntry] | type[TaskEntry]) -> N
     """Refuse what is not the entry that a function registers."""
     if not isinstance(entry, wanted):
         kinds = {ModelEntry: "register_model", TaskEntry: "register_task"}
-        other = kinds.get(type(entry), kinds[wanted])  # type: ignore[call-overload]
+        other = kinds.get(type(entry), kinds[wanted])
         way_out = f"pass it to {other}" if other != kinds[wanted] else f"pass a das_gym.{wanted.__name__}"
         raise TypeError(f"{kinds[wanted]} takes a {wanted.__name__}, not a {type(entry).__name__}: {way_out}")
 
