@@ -133,7 +133,7 @@ def test_imports_point_one_way():
         "das_gym",
         "das_gym.agents",
         "das_gym.adapt",
-    )  # what they offer is imported when asked for, and by type checkers
+    )  # which import when asked, and for type checkers
     wrong = {
         f"{name} -> {target}"
         for name in MODULES
