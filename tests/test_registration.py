@@ -47,5 +47,11 @@ def test_a_bad_task_is_refused_and_leaves_nothing_behind(entry: TaskEntry, text:
 
 def test_a_model_without_a_name_for_ids_is_refused():
     with pytest.raises(ValueError, match="name='My-Model' cannot be part of an id"):
-        register_model(ModelEntry("My-Model", vlp="x:X", transform="x:x"))
+        register_model(ModelEntry("My-Model", vlp="x:X", load="x:x"))
     assert "My-Model" not in registration.MODELS
+
+
+def test_a_class_that_is_no_model_is_refused_and_leaves_nothing_behind():
+    with pytest.raises(TypeError, match="object is no model: derive it from .*; it lacks embed, image_stream, inputs, pool"):
+        register_model(ModelEntry("Mine", vlp=object, load="x:x"))
+    assert "Mine" not in registration.MODELS
