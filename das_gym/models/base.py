@@ -95,8 +95,8 @@ class SkippableLayer(nn.Module):
 class VLP(nn.Module, ABC):
     """A vision-language pre-trained model whose layers can be skipped.
 
-    What a model of one's own offers: `layers`, `feature_size` and `tunable`; the methods that are abstract here; and, for
-    `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and `check_model` say
+    What a model of one's own offers: `layers`, `feature_size` and `tunable`; the methods that are abstract here; `inputs`; and,
+    for `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and `check_model` say
     what is missing, all of it at once.
 
     `forward(batch, mask)` is `encode`, `begin`, one `advance` a stage, and `pool` in a row. Within a stage
@@ -141,7 +141,6 @@ class VLP(nn.Module, ABC):
             extras={name: batch[name] for name in ("image_types",) if name in batch},
         )
 
-    @abstractmethod
     def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
         """What makes batches of texts and images for this model.
 
@@ -152,6 +151,9 @@ class VLP(nn.Module, ABC):
         Raises:
             ValueError, FileNotFoundError: the folder's tokenizer is missing, or is not this model's.
         """
+        raise NotImplementedError(
+            f"{type(self).__name__} makes no batches: write its method inputs(folder, max_text_length)"
+        )
 
     @abstractmethod
     def embed(self, encoded: State) -> State:
@@ -275,9 +277,9 @@ def check_class(kind: Any) -> None:
     """
     if not isinstance(kind, type) or not issubclass(kind, VLP):
         named = getattr(kind, "__name__", repr(kind))
-        lacks = [name for name in sorted(VLP.__abstractmethods__) if not callable(getattr(kind, name, None))]
+        lacks = [name for name in sorted({*VLP.__abstractmethods__, "inputs"}) if not callable(getattr(kind, name, None))]
         raise TypeError(f"{named} is no model: derive it from das_gym.models.base.VLP; it lacks {', '.join(lacks)}")
-    lacks = sorted(kind.__abstractmethods__)
+    lacks = sorted({*kind.__abstractmethods__, *(["inputs"] if kind.inputs is VLP.inputs else [])})
     if not hasattr(kind, "tunable"):
         lacks.append("tunable (parts of the names of parameters that train)")
     if lacks:
