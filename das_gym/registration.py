@@ -24,21 +24,16 @@ class ModelEntry:
 
     Attributes:
         name: How ids and settings name it.
-        vlp: Its class, a `das_gym.models.base.VLP`, or that class's "module:name"; the next two likewise.
-        load: Takes the path of a checkpoint and `generator=`, gives something with `vlp`, the model, and `heads`, the
-            tensors of each head that came with it by the head's name; see `das_gym.models.checkpoints.Loaded`.
-        transform: Takes an RGB picture, a size and a patch size in pixels, gives (3, height, width) float32.
-        max_text_length: Longest text in tokens, unless one is asked for.
-        spare_positions: Text positions of the model that no token uses.
+        vlp: Its class, a `das_gym.models.base.VLP`, or that class's "module:name"; `load` likewise.
+        load: Takes the path of a checkpoint, `generator=` for what the checkpoint lacks, and those of `image_size`,
+            `dropout`, `bottleneck` and `skip_bottleneck` that are not the checkpoint's own. Gives the model, or what
+            holds it as `vlp`, with the `heads` that came with it and a `report`; see `das_gym.models.checkpoints.Loaded`.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
     """
 
     name: str
     vlp: Any
-    transform: Any
     load: Any = "das_gym.models.checkpoints:load_checkpoint"
-    max_text_length: int = 50
-    spare_positions: int = 0
     assets: Path | None = None
 
 
@@ -94,24 +89,11 @@ class EnvEntry:
 MODELS: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
-        ModelEntry(
-            "METER",
-            vlp="das_gym.models.meter.model:METER",
-            transform="das_gym.models.meter.inputs:meter_transform",
-            max_text_length=50,
-            spare_positions=2,  # RoBERTa counts positions from 2 on
-            assets=ASSETS / "meter_mini",
-        ),
-        ModelEntry(
-            "ViLT",
-            vlp="das_gym.models.vilt.model:ViLT",
-            transform="das_gym.models.vilt.inputs:vilt_transform",
-            max_text_length=40,
-            assets=ASSETS / "vilt_mini",
-        ),
+        ModelEntry("METER", vlp="das_gym.models.meter.model:METER", assets=ASSETS / "meter_mini"),
+        ModelEntry("ViLT", vlp="das_gym.models.vilt.model:ViLT", assets=ASSETS / "vilt_mini"),
     )
 }
-"""Every model by name. Longest texts are those of the released scripts (VQA)."""
+"""Every model by name."""
 
 TASKS: dict[str, TaskEntry] = {
     entry.name: entry
@@ -162,12 +144,17 @@ def register_model(entry: ModelEntry) -> None:
     """Add a model, or replace the one of that name, with an environment for every task.
 
     Raises:
-        TypeError: it is no `ModelEntry`.
+        TypeError: it is no `ModelEntry`, or its class does not offer what a model has to; the text names all that it
+            lacks. A class given as "module:name" is checked when it is loaded.
         ValueError: its name cannot be part of an id, or differs from another model's in case alone.
     """
     _check_entry(entry, ModelEntry)
     _check_word("name", entry.name)
     _check_distinct("name", entry, MODELS)
+    if not isinstance(entry.vlp, str):
+        from das_gym.models.base import check_class  # importing das_gym does not import torch
+
+        check_class(entry.vlp)
     MODELS[entry.name] = entry
     register_all()
 

@@ -56,8 +56,16 @@ def test_a_bad_task_is_refused_and_leaves_nothing_behind(entry: TaskEntry, text:
 
 def test_a_model_without_a_name_for_ids_is_refused():
     with pytest.raises(ValueError, match="name='My-Model' cannot be part of an id"):
-        register_model(ModelEntry("My-Model", vlp="x:X", transform="x:x"))
+        register_model(ModelEntry("My-Model", vlp="x:X", load="x:x"))
     assert "My-Model" not in registration.MODELS
+
+
+def test_a_class_that_is_no_model_is_refused_and_leaves_nothing_behind():
+    with pytest.raises(
+        TypeError, match=r"object is no model: derive it from .*; it lacks embed, image_stream, inputs, pool"
+    ):
+        register_model(ModelEntry("Mine", vlp=object, load="x:x"))
+    assert "Mine" not in registration.MODELS
 
 
 def test_a_model_with_the_name_of_another_in_other_letters_is_refused():
@@ -127,7 +135,7 @@ LACKS = (
         (type("Vqa", (VQATask,), {}), r"Vqa cannot be the task 'tiny': it lacks name = 'tiny'; see"),
     ],
 )
-def test_all_that_an_own_task_lacks_is_named_at_once(monkeypatch: pytest.MonkeyPatch, task, text: str):
+def test_all_that_an_own_task_lacks_is_named_at_once(task, text: str):
     with pytest.raises(TypeError, match=text):
         register_task(TaskEntry("tiny", "Tiny", task, "nothing"))
     assert "tiny" not in registration.TASKS

@@ -11,7 +11,7 @@ import das_gym.problem.loading
 from das_gym.data.splits import Splits
 from das_gym.problem.config import ProblemConfig, problem_words
 from das_gym.problem.loading import build_problem, load_backbone, load_problem, load_splits
-from das_gym.registration import MODELS
+from das_gym.registration import ASSETS, MODELS
 
 
 def test_the_frozen_part_is_frozen_and_in_eval_mode():
@@ -55,7 +55,7 @@ def test_data_that_the_supernet_cannot_answer(tiny_kwargs: dict[str, str], shape
 
 
 def test_a_size_that_is_not_the_checkpoints(mini_folder: Path):
-    with pytest.raises(ValueError, match="has hidden size 64; leave size out"):
+    with pytest.raises(ValueError, match="is of the size 'mini'; leave size out"):
         load_backbone(ProblemConfig(size="base", checkpoint=str(mini_folder)))
 
 
@@ -65,6 +65,22 @@ def test_a_checkpoint_without_a_tokenizer(mini_folder: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="name its folder with tokenizer="):
         load_backbone(ProblemConfig(checkpoint=str(tmp_path)))
     assert load_backbone(ProblemConfig(checkpoint=str(tmp_path), tokenizer=str(mini_folder))).base
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "text"),
+    [
+        ("METER", "vilt_mini", "pads with token 0, not 1, begins texts with token 2, not 0, ends texts with token 3, not 2"),
+        (
+            "ViLT",
+            "meter_mini",
+            "pads with token 1, not 0: it is not this model's; name the folder of the right",
+        ),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(model: str, other: str, text: str):
+    with pytest.raises(ValueError, match=text):
+        load_backbone(ProblemConfig(model=model, tokenizer=str(ASSETS / other)))
 
 
 def test_splits_share_no_image(tiny_kwargs: dict[str, str]):
