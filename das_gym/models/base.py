@@ -96,8 +96,8 @@ class VLP(nn.Module, ABC):
     """A vision-language pre-trained model whose layers can be skipped.
 
     What a model of one's own offers: `layers`, `feature_size` and `tunable`; the methods that are abstract here; `inputs`;
-    and for `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and `check_model` say
-    what is missing, all of it at once.
+    and for `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and
+    `check_model` say what is missing, all of it at once.
 
     `forward(batch, mask)` is `encode`, `begin`, one `advance` a stage, and `pool` in a row. Within a stage
     every layer reads the state before the stage.

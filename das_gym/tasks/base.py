@@ -69,8 +69,9 @@ class Task(ABC):
         """The examples of a data set in the task's format; None is the bundled one.
 
         Args:
-            data_root: Folder of the data set.
-            on_bad_example: `raise`, or `skip`: leave bad examples out and tell of them in `Splits.left_out`.
+            data_root: Folder of the data set, or one of its arrow tables.
+            on_bad_example: `raise`, or `skip`: leave bad examples out and tell of them in `Splits.left_out`; then every
+                image is decoded once, to see that it can be.
 
         Raises:
             ValueError, FileNotFoundError: names the file and the entry.
