@@ -96,7 +96,7 @@ class VLP(nn.Module, ABC):
     """A vision-language pre-trained model whose layers can be skipped.
 
     What a model of one's own offers: `layers`, `feature_size` and `tunable`; the methods that are abstract here; `inputs`;
-    and for `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and
+    and, for `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and
     `check_model` say what is missing, all of it at once.
 
     `forward(batch, mask)` is `encode`, `begin`, one `advance` a stage, and `pool` in a row. Within a stage
@@ -151,9 +151,7 @@ class VLP(nn.Module, ABC):
         Raises:
             ValueError, FileNotFoundError: the folder's tokenizer is missing, or is not this model's.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} makes no batches: write its method inputs(folder, max_text_length)"
-        )
+        raise NotImplementedError(f"{type(self).__name__} makes no batches: write inputs(folder, max_text_length)")
 
     @abstractmethod
     def embed(self, encoded: State) -> State:

@@ -23,9 +23,6 @@ from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import MODELS, TASKS, find_class
 from das_gym.tasks.base import Task, check_task
 
-STARTING_HEADS = ("rank_output",)
-"""Which heads of a checkpoint are kept for tasks to begin from."""
-
 SHOWN_BAD_EXAMPLES = 3
 """How many of the examples left out are told of."""
 
@@ -125,9 +122,14 @@ def pick_device(device: str) -> torch.device:
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     """The frozen model of a configuration, in memory of its own.
 
+    Warns of what the checkpoint lacks (its adapters excepted), and of what in it is not used.
+
     Args:
         config: What to load.
         **settings: Of the model, where they are not the checkpoint's own: `dropout`, `bottleneck`, `skip_bottleneck`.
+
+    Raises:
+        ValueError: a checkpoint or tokenizer of another model, or one that is not whole.
     """
     entry, asked = MODELS[config.model], dict(settings)
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
@@ -141,13 +143,17 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
             f"or choose model={type(vlp).__name__}"
         )
     check_model(vlp)
+    report = getattr(loaded, "report", None)
+    doubts = report and report.doubts("adapter")
+    if doubts:
+        warnings.warn(f"{checkpoint}: {doubts}", stacklevel=2)
     if config.size is not None and vlp.size not in (None, config.size):
         raise ValueError(f"size={config.size!r}, but {checkpoint} is of the size {vlp.size!r}; leave size out")
     vlp.freeze()
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     processor = vlp.inputs(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
     base = fingerprint(vlp)
-    heads = {name: head for name, head in getattr(loaded, "heads", {}).items() if name in STARTING_HEADS}
+    heads = getattr(loaded, "heads", {})
     return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, asked)
 
 

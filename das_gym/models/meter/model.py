@@ -19,6 +19,7 @@ from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.inputs import Processor, find_tokenizer
 from das_gym.models.meter.inputs import meter_transform
+from das_gym.models.sizes import check_sizes
 
 SPARE_POSITIONS = 2
 """Text positions that no token uses: RoBERTa counts from 2 on."""
@@ -64,6 +65,7 @@ class METERConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_sizes(self, may_be_zero=("bottleneck",))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         for name, width, heads in (

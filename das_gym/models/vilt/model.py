@@ -18,6 +18,7 @@ from das_gym.models.adapters import SkipAdapter, parallel_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.inputs import Processor, find_tokenizer
+from das_gym.models.sizes import check_sizes
 from das_gym.models.vilt.inputs import vilt_transform
 
 USUAL_TEXT = 40
@@ -59,6 +60,7 @@ class ViLTConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_sizes(self, may_be_zero=("bottleneck",), may_be_none=("position_grid",))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.hidden_size % self.num_heads:
