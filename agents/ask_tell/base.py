@@ -36,8 +36,8 @@ class Agent(ABC):
     """Chooses masks that keep a budget.
 
     A search is `masks = ask(n)`, `tell(masks, rewards)`, again and again, and then `best()`.
-    A subclass takes its own hyper-parameters as keyword arguments after `seed`; one that is named `statistics` is no
-    hyper-parameter but gets what the environment observes: statistic name to (n_layers,) values.
+    A subclass takes its own hyperparameters as keyword arguments after `seed`; one that is named `statistics` is no
+    hyperparameter but gets what the environment observes: statistic name to (n_layers,) values.
 
     Args:
         space: The masks to choose from.
@@ -181,11 +181,11 @@ def make_agent(
         name: A key of `AGENTS`, or "module:class" of one's own.
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
-        agent_kwargs: The agent's own hyper-parameters.
+        agent_kwargs: The agent's own hyperparameters.
         statistics: Layer statistics, name to (n_layers,), for an agent that reads them.
 
     Raises:
-        ValueError: no such agent, or a hyper-parameter it does not have.
+        ValueError: no such agent, or a hyperparameter it does not have.
     """
     cls = agent_class(name)
     own = list(inspect.signature(cls).parameters)[2:]  # after space, seed
@@ -202,7 +202,7 @@ def check_number(
     above: float | None = None,
     whole: bool = False,
 ) -> None:
-    """Refuse a hyper-parameter outside its range.
+    """Refuse a hyperparameter outside its range.
 
     Raises:
         ValueError: `value` is no finite (whole) number from `minimum` to `maximum`, ends included, or not above `above`.
