@@ -51,7 +51,7 @@ class Chooser(Protocol):
 
 
 @dataclass(frozen=True)
-class Turn:
+class JointTurn:
     """Masks that were scored on the same examples.
 
     Attributes:
@@ -153,13 +153,13 @@ class _Turns:
     """The turns so far, kept with the trainer's checkpoints."""
 
     def __init__(self) -> None:
-        self.history: list[Turn] = []
+        self.history: list[JointTurn] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": [vars(turn) for turn in self.history]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.history = [Turn(**turn) for turn in state["history"]]
+        self.history = [JointTurn(**turn) for turn in state["history"]]
 
 
 def reward_examples(splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:
@@ -175,9 +175,9 @@ def joint_search(
     chooser: Chooser,
     checkpoint: Path | None = None,
     log: Log | None = None,
-    on_turn: Callable[[Turn], Any] | None = None,
+    on_turn: Callable[[JointTurn], Any] | None = None,
     save_every: int = 100,
-) -> tuple[np.ndarray, list[Turn]]:
+) -> tuple[np.ndarray, list[JointTurn]]:
     """Search while training.
 
     Args:
@@ -212,7 +212,7 @@ def joint_search(
     return chooser.best(), turns.history
 
 
-def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> Turn:
+def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> JointTurn:
     masks = chooser.ask(training.settings.masks_per_turn)
     losses = training.losses(masks, examples)
     if not np.isfinite(losses).all():
@@ -220,7 +220,7 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
     rewards = np.exp(-losses)
     chooser.tell(masks, rewards)
     preferences = None if chooser.preferences is None else chooser.preferences.tolist()
-    return Turn(step, masks.astype(int).tolist(), losses.tolist(), rewards.tolist(), preferences)
+    return JointTurn(step, masks.astype(int).tolist(), losses.tolist(), rewards.tolist(), preferences)
 
 
 def finetune_found(

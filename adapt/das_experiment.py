@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import SUBNET_FILE, compare
-from das_gym.adapt.das import Chooser, Training, Turn, finetune_found, joint_search, new_model
+from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import print_table
@@ -141,7 +141,7 @@ def _search(settings: Settings, problem: ProblemConfig, splits: Splits[Any], fol
     return np.array(found["mask"], dtype=bool)
 
 
-def _print_turn(turn: Turn) -> None:
+def _print_turn(turn: JointTurn) -> None:
     skipped = ["+".join(map(str, np.flatnonzero(mask))) for mask in turn.masks]
     scored = ", ".join(f"{layers or 'none'}: {loss:.4f}" for layers, loss in zip(skipped, turn.losses, strict=True))
     print(f"step {turn.step}: loss of skipping {scored}")

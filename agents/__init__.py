@@ -1,7 +1,7 @@
 """Who chooses masks: agents, and the search loop that lets them."""
 
 from das_gym.agents.ask_tell.bandit import Bandit
-from das_gym.agents.ask_tell.base import AGENTS, Agent, make_agent
+from das_gym.agents.ask_tell.base import AGENTS, Agent, make_agent, register_agent
 from das_gym.agents.ask_tell.bayes import Bayes
 from das_gym.agents.ask_tell.best_seen import BestSeen, OneMask
 from das_gym.agents.ask_tell.cross_entropy import CrossEntropy
@@ -14,6 +14,7 @@ from das_gym.agents.ask_tell.uniform import Uniform
 from das_gym.agents.searching.loop import SearchConfig, search
 from das_gym.agents.searching.record import SearchResult, Turn
 
+from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import MaskSpace
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Bandit",
     "Bayes",
     "BestSeen",
+    "Budget",
     "CrossEntropy",
     "Evolution",
     "Exhaustive",
@@ -36,5 +38,6 @@ __all__ = [
     "Turn",
     "Uniform",
     "make_agent",
+    "register_agent",
     "search",
 ]

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.config import check_names
+from das_gym.config import add_entry, check_names
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class
 
-AGENTS = {
+AGENTS: dict[str, str | type[Agent]] = {
     "bandit": "das_gym.agents.ask_tell.bandit:Bandit",
     "bayes": "das_gym.agents.ask_tell.bayes:Bayes",
     "cross_entropy": "das_gym.agents.ask_tell.cross_entropy:CrossEntropy",
@@ -29,7 +29,7 @@ AGENTS = {
     "random": "das_gym.agents.ask_tell.random_search:RandomSearch",
     "uniform": "das_gym.agents.ask_tell.uniform:Uniform",
 }
-"""Name to "module:class". An agent outside this table is named by its "module:class" itself."""
+"""Name to class or "module:class". An agent outside this table is named by its "module:class" itself."""
 
 
 class Agent(ABC):
@@ -148,6 +148,25 @@ def _from_one_on(ask: Callable[[Any, int], Masks]) -> Callable[[Any, int], Masks
         return ask(self, n)
 
     return checked
+
+
+def register_agent(name: str, agent: str | type[Agent]) -> None:
+    """Add an agent of one's own: searches, comparisons and commands then take its name.
+
+    Args:
+        name: As which it is asked for.
+        agent: Its class, or that class's "module:class", which is imported when it is asked for.
+
+    Raises:
+        TypeError: neither.
+        ValueError: a name that is not allowed or taken.
+    """
+    from das_gym.agents.sb3.algorithms import ALGORITHMS
+
+    is_path = isinstance(agent, str) and all(agent.partition(":"))
+    if not (is_path or (isinstance(agent, type) and issubclass(agent, Agent))):
+        raise TypeError(f"register_agent({name!r}, {agent!r}): give a subclass of das_gym.agents.Agent, or 'module:class'")
+    add_entry(AGENTS, name, agent, "agent", ALGORITHMS)
 
 
 def agent_class(name: str) -> type[Agent]:

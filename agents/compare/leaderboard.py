@@ -111,7 +111,7 @@ Which agent finds the best mask, and after how many evaluations? Written by
     python -m agents leaderboard --seeds {seeds}
 
 on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same numbers.
-Add an agent: one file in `agents/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
+Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
 `python -m agents compare with meter_vqa` plays on one table and draws a picture.
 
 - {seeds} seeds, {EVALUATIONS} evaluations each, 3 masks a turn. Agents see rewards, exp(-loss), of the reward split alone.
@@ -129,7 +129,7 @@ Add an agent: one file in `agents/`, one line in `das_gym.agents.ask_tell.base.A
 
 ## Ours against what it must reach
 
-`{OURS}` (`agents/bayes.py` says how) is to find the best mask, or one {found}, in at
+`{OURS}` (`agents/ask_tell/bayes.py` says how) is to find the best mask, or one {found}, in at
 least {100 * MIN_FOUND:.0f} % of the seeds, with a median regret at {HALFWAY} evaluations of at most {MAX_REGRET:g} of
 random search's.
 
