@@ -75,6 +75,7 @@ class Comparison:
             subject.vlp.encode(batch)
             self.encode_seconds = seconds_of(lambda: subject.vlp.encode(batch), 3)
             state = subject.vlp.embed(self.encoded)
+        self.state = state
         self.tokens = {stream: hidden.shape[1] for stream, hidden in state.hidden.items()}
         self.rows = len(batch["input_ids"])
 
@@ -108,7 +109,7 @@ class Comparison:
         for masks in sets:
             evaluator.forget()
             losses.append(evaluator.losses(masks, subject.examples))
-            predicted.append(predict(subject.vlp, subject.head, masks, self.tokens, self.rows))
+            predicted.append(predict(subject.vlp, subject.head, masks, self.state))
         spent = evaluator.spent
         plain_seconds, rows, plain_losses = self.plain_forwards(name, np.concatenate(sets))
         count = len(sets[0])

@@ -34,14 +34,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.machine import describe_machine
 from das_gym.data.images import ImageSource
-from das_gym.engine.macs import OWN, layer_macs, pool_macs
 from das_gym.engine.ranking import rank
 from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.models.inputs import Pair
+from das_gym.models.macs import OWN, MacCounter
 from das_gym.models.meter.model import METER
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.costs import count_costs
+from das_gym.problem.costs import count_costs, meta_batch
 from das_gym.problem.loading import Backbone, load_backbone, new_head
 from das_gym.tasks.base import Gallery
 from das_gym.tasks.retrieval.task import RetrievalTask
@@ -62,15 +62,16 @@ def plain_features(vlp: VLP, batch: Mapping[str, Tensor], mask: np.ndarray) -> T
 
 def pair_macs(vlp: METER, mask: np.ndarray, text_tokens: int) -> int:
     """MACs that the engine spends on a pair: layers, without what depends on the text or on the image alone."""
-    tokens = {"text": text_tokens, "image": vlp.config.image_tokens}
-    alone, macs = {"text", "image"}, pool_macs(vlp)
+    counter = MacCounter(vlp)
+    state = counter.embed(counter.encode(meta_batch(text_tokens, (3, vlp.config.image_size, vlp.config.image_size)))[0])[0]
+    alone, macs = {"text", "image"}, counter.pool(state)
     for stage, layers in enumerate(vlp.stages):
         met = set()
         for index in layers:
             stream = vlp.layers[index].stream
             other = "text" if stream == "image" else "image"
             read = {OWN: False, "self": stream in alone, "skip": stream in alone, "cross": other in alone}
-            parts = layer_macs(vlp, index, tokens, bool(mask[index]), pooled_only=stage == len(vlp.stages) - 1)
+            parts = counter.layer(index, state, bool(mask[index]), pooled_only=stage == len(vlp.stages) - 1)
             macs += sum(count for part, count in parts.items() if not read[part])
             if not mask[index]:
                 met.add(stream)
@@ -176,7 +177,8 @@ class Contest:
         seconds, size = best_of(lambda size: plain(kind, size, mask), len(plain.pairs), self.repeats)
         difference = float(np.abs(plain(kind, size, mask) - scores[tuple(np.array(plain.at).T)]).max())
         tokens = processor.max_text_length if kind == "reference" else plain.tokens
-        macs = count_costs(self.backbone.vlp, tokens).macs(mask)
+        batch = meta_batch(tokens, processor.square().shape)
+        macs = count_costs(self.backbone.vlp, batch, counting="paper").macs(mask)
         print(
             f"  {kind:12s} {seconds / each:5.2f} times as long ({1000 * seconds:.3f} ms a pair, in batches of {size}), "
             f"{macs / own:.2f} times the MACs, scores differ by at most {difference:.1e}",

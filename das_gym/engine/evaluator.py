@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.engine.macs import head_macs
 from das_gym.engine.memory import Score, ScoreMemory
 from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
 from das_gym.engine.spending import Spending
 from das_gym.engine.tree import MaskTree
 from das_gym.models.base import VLP
+from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
 
 
@@ -86,7 +86,8 @@ class Evaluator:
         self.task = task
         self.batch_size = batch_size
         self.precision = resolve_precision(precision, vlp.device)
-        self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder)
+        self.counter = MacCounter(vlp)
+        self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
         self._head_macs: dict[torch.Size, int] = {}
         self._spent = Spending()
@@ -213,12 +214,14 @@ class Evaluator:
         sums = np.zeros((3, len(masks)))
         if self._runner is None:
             self._runner = self.vlp if self.precision == "float32" else with_bfloat16_layers(self.vlp)
-        tree = MaskTree(self.vlp, masks, self._spent, self.precision, self._runner)
+        tree = MaskTree(self.vlp, masks, self._spent, self.precision, self._runner, self.counter)
         kept: list[Tensor] = []
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
-            state = self.vlp.embed(self.encoder(self.task.pairs(chunk)))
+            encoded = self.encoder(self.task.pairs(chunk))
+            state = self.vlp.embed(encoded)
+            self._spent.macs += self.counter.embed(encoded)[1]
             full = None if full_logits is None else full_logits[number]
             for rows, features in tree.leaves(state):
                 logits = self._logits(features)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from das_gym.engine.macs import OWN, layer_macs, pool_macs
 from das_gym.engine.precision import autocast
 from das_gym.engine.spending import Spending
 from das_gym.models.base import VLP, State
+from das_gym.models.macs import OWN, MacCounter
 
 
 class MaskTree:
@@ -27,14 +27,18 @@ class MaskTree:
         spent: Where to count runs and MACs.
         precision: Of the layers; one that `resolve_precision` gives.
         runner: Whose layers run: `vlp`, or its `with_bfloat16_layers`.
+        counter: Counts what runs.
     """
 
-    def __init__(self, vlp: VLP, masks: np.ndarray, spent: Spending, precision: str, runner: VLP) -> None:
+    def __init__(
+        self, vlp: VLP, masks: np.ndarray, spent: Spending, precision: str, runner: VLP, counter: MacCounter
+    ) -> None:
         self.vlp = vlp
         self.masks = masks
         self.spent = spent
         self.precision = precision
         self.runner = runner
+        self.counter = counter
         self._stages = vlp.stages
         self._device = vlp.device
 
@@ -59,7 +63,7 @@ class MaskTree:
         """
         if stage == len(self._stages):
             features = self.vlp.pool(state)
-            self.spent.macs += len(features) * pool_macs(self.vlp)
+            self.spent.macs += self.counter.pool(state)
             yield rows, features
             return
         layers = sorted(self._stages[stage], key=lambda index: -state.hidden[self.vlp.layers[index].stream].shape[1])
@@ -94,9 +98,8 @@ class MaskTree:
         last = self.vlp.layers[index].stage == len(self._stages) - 1
         with autocast(self.precision, self._device):
             hidden = self.runner.run_layer(index, state, skipped, memo, pooled_only=last)
-        tokens = {stream: tensor.shape[1] for stream, tensor in state.hidden.items()}
-        parts = layer_macs(self.vlp, index, tokens, skipped, pooled_only=last)
-        macs = len(hidden) * sum(count for part, count in parts.items() if part in ran)
+        parts = self.counter.layer(index, state, skipped, pooled_only=last)
+        macs = sum(count for part, count in parts.items() if part in ran)
         self.spent.macs += macs
         self.spent.layer_runs += not skipped
         self.spent.adapter_runs += skipped and macs > 0

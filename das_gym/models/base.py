@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from das_gym.models.macs import meta_twin
+
 if TYPE_CHECKING:
     from das_gym.models.inputs import Processor
 
@@ -66,6 +68,7 @@ class SkippableLayer(nn.Module):
         super().__init__()
         self.layer: nn.Module | None = layer
         self.skip_adapter: nn.Module | None = skip_adapter
+        self.removed: dict[str, nn.Module] = {}
 
     def prune(self, skipped: bool) -> None:
         """Remove the layer (skipped) or its skip adapter (kept).
@@ -74,10 +77,15 @@ class SkippableLayer(nn.Module):
             ValueError: the one to keep was removed before.
         """
         self.chosen(skipped)
-        if skipped:
-            self.layer = None
-        else:
-            self.skip_adapter = None
+        name = "layer" if skipped else "skip_adapter"
+        if getattr(self, name) is not None:
+            self.removed = {name: meta_twin(getattr(self, name))}
+            setattr(self, name, None)
+
+    def put_back(self) -> None:
+        """Have again what `prune` removed, without its content: for counting what it cost."""
+        for name, module in self.removed.items():
+            setattr(self, name, module)
 
     def chosen(self, skipped: bool) -> nn.Module:
         """The module that runs.

@@ -70,6 +70,12 @@ class Processor:
             picture = randaugment(picture, augment)
         return self.transform(picture, self.image_size, self.patch_size)
 
+    def square(self) -> Tensor:
+        """(3, height, width) float32: a black square picture, as the model sees it."""
+        from PIL import Image
+
+        return self.transform(Image.new("RGB", (self.image_size, self.image_size)), self.image_size, self.patch_size)
+
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (batch, tokens) int64, padded to `padded_length` of the longest text."""
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_length)["input_ids"]

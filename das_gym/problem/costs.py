@@ -1,28 +1,26 @@
-"""MACs and parameters of every part of a model, counted from its sizes.
+"""What a model costs, part by part: MACs counted by running it without content, parameters by looking at it.
 
-One example, every token a query in every stage, also in the last one: what the papers of this field
-print as "FLOPs". (das_gym itself runs less: in the last stage only the pooled token is a query.)
-MACs are multiply-accumulates of matrix products, attention's included; biases, LayerNorms, softmax
-and activations are not counted.
-
-`python -m das_gym.problem.costs` prints the table of the DAS paper.
+MACs are multiply-accumulates of one example's matrix products (`das_gym.models.macs`), as das_gym runs them: in the last
+stage the token that is read is the only query. The papers of this field count every token there, and print the number as
+"FLOPs": that is `counting="paper"`.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from das_gym.config import check_names
 from das_gym.models.base import VLP
-from das_gym.models.meter.model import METER, METERConfig
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.macs import MacCounter, head_macs
 
 Mask = Sequence[bool] | np.ndarray
+
+COUNTINGS = ("runs", "paper")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +34,13 @@ class Costs:
         parallel_macs: Each layer's parallel adapters.
         skip_macs: Each layer's skip adapter.
         base_parameters: As `base_macs`.
-        base_trainable: Those of `base_parameters` that train: poolers, token types, METER's first text token.
+        base_trainable: Those of `base_parameters` that train: poolers, token types and the like.
         head_parameters: As `head_macs`; all of them train.
         layer_parameters: As `layer_macs`.
-        parallel_parameters: As `parallel_macs`, LayerNorms included; all of them train.
-        skip_parameters: As `skip_macs`, LayerNorms included; all of them train.
+        parallel_parameters: As `parallel_macs`, LayerNorms included.
+        skip_parameters: As `skip_macs`, LayerNorms included.
+        kept_trainable: Parameters of each kept layer, adapters included, that train.
+        skip_trainable: Those of each skip adapter.
     """
 
     base_macs: int
@@ -54,6 +54,8 @@ class Costs:
     layer_parameters: np.ndarray
     parallel_parameters: np.ndarray
     skip_parameters: np.ndarray
+    kept_trainable: np.ndarray
+    skip_trainable: np.ndarray
 
     @property
     def macs_full(self) -> int:
@@ -81,9 +83,7 @@ class Costs:
 
     def trainable_parameters(self, mask: Mask) -> int:
         """Those of `parameters(mask)` that train."""
-        return (
-            self.base_trainable + self.head_parameters + self._choose(mask, self.parallel_parameters, self.skip_parameters)
-        )
+        return self.base_trainable + self.head_parameters + self._choose(mask, self.kept_trainable, self.skip_trainable)
 
     def _choose(self, mask: Mask, kept: np.ndarray, skipped: np.ndarray) -> int:
         array = np.asarray(mask, dtype=bool)
@@ -92,238 +92,91 @@ class Costs:
         return int(np.where(array, skipped, kept).sum())
 
 
-def linear(inputs: int, outputs: int) -> int:
-    """Parameters of a linear layer with bias; its MACs for a token are `inputs * outputs`."""
-    return inputs * outputs + outputs
-
-
-def adapter_macs(width: int, bottleneck: int) -> int:
-    """MACs of an adapter for a token."""
-    return 2 * width * bottleneck
-
-
-def adapter_parameters(width: int, bottleneck: int) -> int:
-    """Parameters of an adapter, its LayerNorm included; 0 for none."""
-    return linear(width, bottleneck) + linear(bottleneck, width) + 2 * width if bottleneck else 0
-
-
-def transformer_macs(width: int, tokens: int) -> int:
-    """MACs of self-attention and a feed-forward of four times the width."""
-    return 12 * tokens * width**2 + 2 * tokens**2 * width
-
-
-def transformer_parameters(width: int) -> int:
-    """Parameters of self-attention, a feed-forward of four times the width, and two LayerNorms."""
-    return 4 * linear(width, width) + linear(width, 4 * width) + linear(4 * width, width) + 4 * width
-
-
-def answer_head(features: int, hidden: int, answers: int | None) -> tuple[int, int]:
-    """MACs and parameters of Linear, LayerNorm, GELU, Linear; 0 and 0 without answers."""
-    if answers is None:
-        return 0, 0
-    return features * hidden + hidden * answers, linear(features, hidden) + 2 * hidden + linear(hidden, answers)
-
-
-def _check_length(text_tokens: int) -> None:
-    if text_tokens < 1:
-        raise ValueError(f"text_tokens={text_tokens}: a text has at least one token")
-
-
-def meter_costs(config: METERConfig, text_tokens: int, num_answers: int | None = None) -> Costs:
-    """Costs of METER, with its VQA head where `num_answers` is given.
+def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor]:
+    """A batch of one text and one image, without content.
 
     Args:
-        config: Sizes.
-        text_tokens: Length of the text.
-        num_answers: Outputs of the VQA head; None leaves the head out.
+        text_tokens: Length of the text, at least 1.
+        image_shape: (3, height, width) of the image, pixels.
 
     Raises:
         ValueError: a text without tokens.
     """
-    _check_length(text_tokens)
-    text, image, width = text_tokens, config.image_tokens, config.hidden_size
-    pixels = 3 * config.patch_size**2
-    head_macs, head_parameters = answer_head(2 * width, 2 * width, num_answers)
-    layers = config.fusion_layers
-    per_stream = [
-        transformer_macs(width, own) + 2 * own * width**2 + 2 * other * width**2 + 2 * own * other * width
-        for own, other in ((text, image), (image, text))
-    ]
-    tokens = np.repeat(np.array([text, image], dtype=np.int64), layers)
-    every = np.ones(2 * layers, dtype=np.int64)
-    trainable = 2 * linear(width, width) + 3 * width + width
-    return Costs(
-        base_macs=(image - 1) * pixels * config.vision_width
-        + config.vision_layers * transformer_macs(config.vision_width, image)
-        + config.text_layers * transformer_macs(config.text_width, text)
-        + (text * config.text_width + image * config.vision_width) * width
-        + 2 * width**2,
-        head_macs=head_macs,
-        layer_macs=np.repeat(np.array(per_stream, dtype=np.int64), layers),
-        parallel_macs=tokens * 3 * adapter_macs(width, config.bottleneck),
-        skip_macs=tokens * adapter_macs(width, config.skip_bottleneck),
-        base_parameters=_meter_encoder_parameters(config) + trainable,
-        base_trainable=trainable,
-        head_parameters=head_parameters,
-        layer_parameters=every * (transformer_parameters(width) + 4 * linear(width, width) + 2 * width),
-        parallel_parameters=every * 3 * adapter_parameters(width, config.bottleneck),
-        skip_parameters=every * adapter_parameters(width, config.skip_bottleneck),
-    )
+    if text_tokens < 1:
+        raise ValueError(f"text_tokens={text_tokens}: a text has at least one token")
+    ids = torch.empty(1, text_tokens, dtype=torch.long, device="meta")
+    return {"image": torch.empty(1, *image_shape, device="meta"), "input_ids": ids, "attention_mask": ids}
 
 
-def _meter_encoder_parameters(config: METERConfig) -> int:
-    """Parameters of both encoders and of the projections to the fusion layers: all frozen."""
-    vision, text = config.vision_width, config.text_width
-    patches = 3 * config.patch_size**2 * vision
-    image = patches + vision + config.image_tokens * vision + 4 * vision
-    words = (config.vocab_size + config.max_positions + 1) * text + 2 * text
-    blocks = config.vision_layers * transformer_parameters(vision) + config.text_layers * transformer_parameters(text)
-    return image + words + blocks + linear(vision, config.hidden_size) + linear(text, config.hidden_size)
-
-
-def vilt_costs(
-    config: ViLTConfig, text_tokens: int, num_answers: int | None = None, image_tokens: int | None = None
+def count_costs(
+    vlp: VLP,
+    batch: Mapping[str, Tensor],
+    head: nn.Module | None = None,
+    head_input: Tensor | None = None,
+    passes: int = 1,
+    counting: str = "runs",
 ) -> Costs:
-    """Costs of ViLT, with its VQA head where `num_answers` is given.
+    """Costs of one example.
 
     Args:
-        config: Sizes.
-        text_tokens: Length of the text.
-        num_answers: Outputs of the VQA head; None leaves the head out.
-        image_tokens: Patches and the class token; None = those of a square image of `config.image_size`.
-    """
-    _check_length(text_tokens)
-    image = config.image_tokens if image_tokens is None else image_tokens
-    width, tokens = config.hidden_size, text_tokens + image
-    pixels = 3 * config.patch_size**2
-    head_macs, head_parameters = answer_head(width, 2 * width, num_answers)
-    every = np.ones(config.num_layers, dtype=np.int64)
-    trainable = linear(width, width) + (2 + 3) * width
-    words = (config.vocab_size + config.max_positions) * width + 2 * width
-    patches = linear(pixels, width) + width + (config.grid**2 + 1) * width
-    return Costs(
-        base_macs=(image - 1) * pixels * width + width**2,
-        head_macs=head_macs,
-        layer_macs=every * transformer_macs(width, tokens),
-        parallel_macs=every * tokens * 2 * adapter_macs(width, config.bottleneck),
-        skip_macs=every * tokens * adapter_macs(width, config.skip_bottleneck),
-        base_parameters=words + patches + 2 * width + trainable,
-        base_trainable=trainable,
-        head_parameters=head_parameters,
-        layer_parameters=every * transformer_parameters(width),
-        parallel_parameters=every * 2 * adapter_parameters(width, config.bottleneck),
-        skip_parameters=every * adapter_parameters(width, config.skip_bottleneck),
-    )
-
-
-def count_costs(vlp: VLP, text_tokens: int, head: nn.Module | None = None, passes: int = 1) -> Costs:
-    """Costs of one example through a model, pruned or not, and any head made of linear layers.
-
-    Args:
-        vlp: METER, ViLT, or a model with a method `count_costs(text_tokens) -> Costs`.
-        text_tokens: Length of the text.
-        head: From pooled features to logits; None counts none. It runs once a pass, or once where its first layer
-            reads all passes side by side.
+        vlp: The model, pruned or not.
+        batch: One row of what it reads; only shapes count, see `meta_batch`.
+        head: From features to logits; None counts none.
+        head_input: What the head reads of one example; None = (1, feature_size).
         passes: How often the model runs for an example.
+        counting: `runs`: the last stage computes what is read; `paper`: it computes every token.
 
     Raises:
-        TypeError: another model.
+        ValueError: another way of counting.
+        TypeError: a model whose MACs cannot be counted.
     """
-    if isinstance(vlp, METER):
-        costs = meter_costs(vlp.config, text_tokens)
-    elif isinstance(vlp, ViLT):
-        costs = vilt_costs(vlp.config, text_tokens)
-    elif hasattr(vlp, "count_costs"):
-        costs = cast(Any, vlp).count_costs(text_tokens)
-    else:
-        raise TypeError(
-            f"the costs of a {type(vlp).__name__} are not known; count METER or ViLT, or give it a method "
-            "count_costs(text_tokens) that returns Costs"
-        )
-    if passes > 1:
-        per_pass = ("base_macs", "layer_macs", "parallel_macs", "skip_macs")
-        costs = replace(costs, **{name: getattr(costs, name) * passes for name in per_pass})
-    if head is None:
-        return costs
-    layers = [part for part in head.modules() if isinstance(part, nn.Linear)]
-    runs = passes if layers and layers[0].in_features == vlp.feature_size else 1
-    macs = runs * sum(layer.in_features * layer.out_features for layer in layers)
-    return replace(costs, head_macs=macs, head_parameters=sum(p.numel() for p in head.parameters()))
-
-
-def paper_table(image_size: int = 384, text_tokens: int = 40, num_answers: int = 3129) -> list[dict[str, float | str]]:
-    """The paper's table: METER-base without adapters, with them, and DAS with four layers skipped.
-
-    Args:
-        image_size: Side of the image, pixels.
-        text_tokens: Length of the text.
-        num_answers: Outputs of the VQA head.
-
-    Returns:
-        `what`, `macs`, `change` (MACs, against no adapters), `percent` (the same), and the parameters of the
-        adapters that run, without (`adapters`) and with (`adapters_and_norms`) their LayerNorms.
-    """
-    config = METERConfig(image_size=image_size)
-    costs = meter_costs(config, text_tokens, num_answers)
-    layers, width = config.fusion_layers, config.hidden_size
-    rows: list[dict[str, float | str]] = [
-        {"what": "no adapters", "macs": costs.macs_full, "change": 0, "percent": 0.0, "adapters": 0, "adapters_and_norms": 0}
-    ]
-    for text, image in ((0, 0), (4, 0), (3, 1), (2, 2), (1, 3), (0, 4)):
-        mask = np.array([i < text for i in range(layers)] + [i < image for i in range(layers)])
-        with_norms = int(np.where(mask, costs.skip_parameters, costs.parallel_parameters).sum())
-        norms = int(np.where(mask, 1, 3).sum()) * 2 * width
-        macs = costs.macs(mask)
-        rows.append(
-            {
-                "what": f"DAS, {text} text + {image} image" if text + image else "adapters, no skipping",
-                "macs": macs,
-                "change": macs - costs.macs_full,
-                "percent": -100 * costs.macs_saved(mask),
-                "adapters": with_norms - norms,
-                "adapters_and_norms": with_norms,
-            }
-        )
-    return rows
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the paper's table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    parser = argparse.ArgumentParser(
-        prog="python -m das_gym.problem.costs", description="MACs of METER-base on VQA, and what DAS saves."
+    check_names([counting], COUNTINGS, "counting")
+    with_adapters, bare = MacCounter(vlp), MacCounter(vlp, adapters=False)
+    encoded, encoder_macs = with_adapters.encode(batch)
+    state, embed_macs = with_adapters.embed(encoded)
+    kept, plain, skip = (np.zeros(len(vlp.layers), dtype=np.int64) for _ in range(3))
+    for stage, indices in enumerate(vlp.stages):
+        pooled_only = counting == "runs" and stage == len(vlp.stages) - 1
+        hidden = dict(state.hidden)
+        for index in indices:
+            hidden[vlp.layers[index].stream], parts = with_adapters.run_layer(index, state, False, pooled_only)
+            kept[index] = sum(parts.values())
+            plain[index] = sum(bare.layer(index, state, False, pooled_only).values())
+            skip[index] = sum(with_adapters.layer(index, state, True, pooled_only).values())
+        state = state.with_hidden(hidden)
+    features = torch.empty(1, vlp.feature_size, device="meta") if head_input is None else head_input
+    return Costs(
+        base_macs=passes * (encoder_macs + embed_macs + with_adapters.pool(state)),
+        head_macs=0 if head is None else head_macs(head, features),
+        layer_macs=passes * plain,
+        parallel_macs=passes * (kept - plain),
+        skip_macs=passes * skip,
+        head_parameters=0 if head is None else _count(head.parameters()),
+        **_parameters(with_adapters.twin, bare.twin),
     )
-    parser.add_argument("--image-size", type=int, default=384, help="side of the image, pixels (default 384)")
-    parser.add_argument("--text-tokens", type=int, default=40, help="length of the text (default 40)")
-    parser.add_argument("--answers", type=int, default=3129, help="outputs of the VQA head (default 3129)")
-    options = parser.parse_args(arguments)
-    try:
-        rows = paper_table(options.image_size, options.text_tokens, options.answers)
-    except ValueError as error:
-        parser.error(str(error))
-    title = f"METER-base, {options.image_size} px, {options.text_tokens} text tokens, {options.answers} answers, one example"
-    table = Table(title=title, caption="The paper: DAS with k = 4 saves 11.97 % (fvcore's count, with LayerNorms).")
-    for column in ("", "MACs\n(G)", "change\n(G)", "change\n(%)", "adapters\n(M)", "and norms\n(M)"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for row in rows:
-        giga, mega = (
-            [float(row[k]) / 1e9 for k in ("macs", "change")],
-            [float(row[k]) / 1e6 for k in ("adapters", "adapters_and_norms")],
-        )
-        table.add_row(
-            str(row["what"]),
-            f"{giga[0]:.3f}",
-            f"{giga[1]:+.3f}",
-            f"{row['percent']:+.2f}",
-            f"{mega[0]:.2f}",
-            f"{mega[1]:.2f}",
-        )
-    console = Console()
-    console.width = max(console.width, 80)
-    console.print(table)
 
 
-if __name__ == "__main__":
-    main()
+def _parameters(twin: VLP, bare: VLP) -> dict[str, int | np.ndarray]:
+    """The fields of `Costs` that count the model's parameters."""
+    layers = range(len(twin.layers))
+    tunable = {id(p) for p in twin.tunable_state().values()}
+
+    def each(model: VLP, part: str, chosen: set[int] | None = None) -> np.ndarray:
+        modules = [getattr(model.skippable(index), part) for index in layers]
+        return np.array([_count(module.parameters(), chosen) for module in modules], dtype=np.int64)
+
+    plain, kept, skip = each(bare, "layer"), each(twin, "layer"), each(twin, "skip_adapter")
+    kept_trainable, skip_trainable = each(twin, "layer", tunable), each(twin, "skip_adapter", tunable)
+    return {
+        "base_parameters": _count(twin.parameters()) - int((kept + skip).sum()),
+        "base_trainable": _count(twin.parameters(), tunable) - int((kept_trainable + skip_trainable).sum()),
+        "layer_parameters": plain,
+        "parallel_parameters": kept - plain,
+        "skip_parameters": skip,
+        "kept_trainable": kept_trainable,
+        "skip_trainable": skip_trainable,
+    }
+
+
+def _count(parameters: Iterable[Tensor], chosen: set[int] | None = None) -> int:
+    return sum(p.numel() for p in parameters if chosen is None or id(p) in chosen)

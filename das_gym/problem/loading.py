@@ -19,7 +19,7 @@ from das_gym.models.base import VLP, check_model, fingerprint
 from das_gym.models.inputs import Processor
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
-from das_gym.problem.costs import Costs, count_costs
+from das_gym.problem.costs import Costs, count_costs, meta_batch
 from das_gym.registration import MODELS, TASKS, find_class
 from das_gym.tasks.base import Task, check_task
 
@@ -184,8 +184,11 @@ def text_tokens(task: Task, splits: Splits[Any]) -> int:
 
 
 def example_costs(model: AdaptedModel, splits: Splits[Any]) -> Costs:
-    """MACs and parameters of one example through the model and its head, at the longest text."""
-    return count_costs(model.backbone.vlp, text_tokens(model.task, splits), model.head, model.task.passes)
+    """MACs and parameters of one example through the model and its head: at the longest text, with a square image."""
+    vlp, task = model.backbone.vlp, model.task
+    batch = meta_batch(text_tokens(task, splits), task.processor.square().shape)
+    head_input = task.group_features(torch.empty(task.passes, vlp.feature_size, device="meta"))
+    return count_costs(vlp, batch, model.head, head_input, task.passes)
 
 
 def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation]:

@@ -6,13 +6,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.paper_costs import paper_table
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.vilt.model import ViLT, ViLTConfig
-from das_gym.problem.costs import count_costs, main, meter_costs, paper_table, vilt_costs
+from das_gym.problem.costs import Costs, count_costs, meta_batch
+from das_gym.tasks.vqa.task import build_vqa_head
+from tests.problem.closed_formulas import meter_costs, vilt_costs
 
 SPLITS = ((0, 0), (2, 2), (4, 0), (0, 4))
 RECORDED = {  # image px, text tokens: GMACs without adapters, with them, and with text and image layers skipped as in SPLITS
@@ -36,20 +39,59 @@ def tiny(name: str) -> METER | ViLT:
     return ViLT(ViLTConfig(IMAGE, 16, 2, 32, 4, 12, 50, 12, bottleneck=8, skip_bottleneck=16)).eval()
 
 
+def tiny_costs(vlp: METER | ViLT, head: nn.Module | None = None, counting: str = "paper") -> Costs:
+    return count_costs(vlp, meta_batch(TEXT, (3, IMAGE, IMAGE)), head, counting=counting)
+
+
 def vqa_head(features: int, answers: int) -> nn.Sequential:
     hidden = 2 * features if features == 32 else features  # ViLT's is twice as wide as its features
     return nn.Sequential(nn.Linear(features, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, answers))
 
 
+def on_meta(config: METERConfig | ViLTConfig) -> METER | ViLT:
+    with torch.device("meta"):
+        return (METER if isinstance(config, METERConfig) else ViLT)(config).eval()
+
+
+def whole(config: METERConfig | ViLTConfig, text: int = 40, answers: int | None = None, counting: str = "paper") -> Costs:
+    """Costs of a model of that size, with its VQA head where `answers` is given."""
+    vlp = on_meta(config)
+    with torch.device("meta"):
+        head = None if answers is None else build_vqa_head(vlp.feature_size, answers, vlp.head_size)
+    return count_costs(vlp, meta_batch(text, (3, config.image_size, config.image_size)), head, counting=counting)
+
+
+@pytest.mark.parametrize(
+    ("config", "formulas"),
+    [(METERConfig(), meter_costs), (METERConfig(image_size=288), meter_costs), (ViLTConfig(), vilt_costs)],
+)
+def test_what_is_counted_is_what_the_closed_formulas_say(config, formulas):
+    witness, counted = formulas(config, 40, 3129), whole(config, answers=3129)
+    for name, value in witness.items():
+        np.testing.assert_array_equal(getattr(counted, name), value, err_msg=name)
+
+
+def test_what_runs_in_the_last_stage_is_the_pooled_token_alone():
+    """Skipping before the last stage saves more than the paper's count says, in it less."""
+    paper, runs = (whole(METERConfig(), answers=3129, counting=counting) for counting in ("paper", "runs"))
+    early, late = np.zeros((2, 12), dtype=bool)
+    early[[0, 1, 6, 7]] = late[[4, 5, 10, 11]] = True
+    assert [round(100 * paper.macs_saved(mask), 1) for mask in (early, late)] == [12.0, 12.0]
+    assert [round(100 * runs.macs_saved(mask), 1) for mask in (early, late)] == [13.2, 5.9]
+    assert np.array_equal(paper.layer_macs[[0, 4, 6, 10]], runs.layer_macs[[0, 4, 6, 10]])
+    with pytest.raises(ValueError, match="unknown counting 'papers'; did you mean 'paper'"):
+        whole(METERConfig(), counting="papers")
+
+
 @pytest.mark.parametrize("size", RECORDED, ids=str)
 def test_paper_table(size):
-    costs = meter_costs(METERConfig(image_size=size[0]), size[1], 3129)
+    costs = whole(METERConfig(image_size=size[0]), size[1], 3129)
     found = [costs.macs_full, *(costs.macs(text_image_mask(*split)) for split in SPLITS)]
     assert [round(macs / 1e9, 3) for macs in found] == list(RECORDED[size])
 
 
 def test_figures_of_the_design():
-    costs = meter_costs(METERConfig(), 40, 3129)
+    costs = whole(METERConfig(), 40, 3129)
     encoders = costs.base_macs
     assert encoders / 1e9 == pytest.approx(54, abs=1)
     assert costs.layer_macs[[0, 6]] / 1e9 == pytest.approx([1.05, 5.36], abs=0.005)
@@ -64,10 +106,11 @@ def test_published_parameters():
     rows = {row["what"]: row for row in paper_table()}
     assert rows["adapters, no skipping"]["adapters"] / 1e6 == pytest.approx(5.34, abs=0.005)
     assert rows["adapters, no skipping"]["adapters_and_norms"] / 1e6 == pytest.approx(5.39, abs=0.005)
-    costs = meter_costs(METERConfig(), 40, 3129)
+    costs = whole(METERConfig(), 40, 3129)
     assert costs.parameters_full / 1e6 == pytest.approx(323.31 + 0.5, abs=5)
-    assert vilt_costs(ViLTConfig(), 40, 3129).parallel_parameters.sum() / 1e6 == pytest.approx(3.56, abs=0.05)
-    assert vilt_costs(ViLTConfig(), 40, 3129).parallel_macs.sum() / 1e9 == pytest.approx(0.86, abs=0.25)
+    vilt = whole(ViLTConfig(), 40, 3129)
+    assert vilt.parallel_parameters.sum() / 1e6 == pytest.approx(3.56, abs=0.05)
+    assert vilt.parallel_macs.sum() / 1e9 == pytest.approx(0.86, abs=0.25)
 
 
 def flops(vlp: METER | ViLT, head: nn.Module, mask: list[bool]) -> int:
@@ -89,7 +132,7 @@ def test_macs_agree_with_torch(name, mask):
     vlp = tiny(name)
     head = vqa_head(vlp.feature_size, 11)
     counted = flops(vlp, head, mask) / 2
-    assert count_costs(vlp, TEXT, head).macs(mask) == pytest.approx(counted, rel=1e-3)
+    assert tiny_costs(vlp, head).macs(mask) == pytest.approx(counted, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["meter", "vilt"])
@@ -97,8 +140,8 @@ def test_baseline_is_the_model_without_adapters(name):
     vlp = tiny(name)
     bare = type(vlp)(dataclasses.replace(vlp.config, bottleneck=0)).eval()
     counted = flops(bare, nn.Identity(), [False] * 12) / 2
-    assert count_costs(vlp, TEXT).macs_full == pytest.approx(counted, rel=1e-3)
-    assert count_costs(bare, TEXT).macs([False] * 12) == count_costs(vlp, TEXT).macs_full
+    assert tiny_costs(vlp).macs_full == pytest.approx(counted, rel=1e-3)
+    assert tiny_costs(bare).macs([False] * 12) == tiny_costs(vlp).macs_full
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"{sum(mask)} skipped")
@@ -108,7 +151,7 @@ def test_parameters_are_those_of_the_pruned_model(name, bottleneck, mask):
     vlp = tiny(name)
     vlp = type(vlp)(dataclasses.replace(vlp.config, bottleneck=bottleneck))
     head = vqa_head(vlp.feature_size, 11)
-    costs = count_costs(vlp, TEXT, head)
+    costs = tiny_costs(vlp, head)
     vlp.prune(mask)
     vlp.freeze()
     modules = nn.ModuleList([vlp, head])
@@ -117,16 +160,38 @@ def test_parameters_are_those_of_the_pruned_model(name, bottleneck, mask):
 
 
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_heads_by_number_of_answers_and_by_module(name):
+def test_a_pruned_model_still_knows_what_was_removed(name):
     vlp = tiny(name)
-    by_module = count_costs(vlp, TEXT, vqa_head(vlp.feature_size, 11))
-    by_number = (meter_costs if name == "meter" else vilt_costs)(vlp.config, TEXT, 11)
-    for field in dataclasses.fields(by_module):
-        assert np.array_equal(getattr(by_module, field.name), getattr(by_number, field.name)), field.name
+    before = tiny_costs(vlp)
+    vlp.prune(MASKS[2])
+    for field in dataclasses.fields(before):
+        np.testing.assert_array_equal(getattr(tiny_costs(vlp), field.name), getattr(before, field.name), err_msg=field.name)
+
+
+class LoRA(nn.Module):
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.linear = linear
+        self.down, self.up = (
+            nn.Linear(linear.in_features, rank, bias=False),
+            nn.Linear(rank, linear.out_features, bias=False),
+        )
+
+    def forward(self, x):
+        return self.linear(x) + self.up(self.down(x))
+
+
+def test_what_is_put_into_a_layer_counts_itself():
+    vlp = tiny("vilt")
+    before = tiny_costs(vlp)
+    block = vlp.blocks[3].layer
+    block.mlp_in = LoRA(block.mlp_in, 2)
+    more = tiny_costs(vlp).layer_macs - before.layer_macs
+    assert more.tolist() == [0, 0, 0, (TEXT + 10) * 2 * (32 + 128), *[0] * 8]
 
 
 def test_arrays_are_int64_and_add_up():
-    costs = meter_costs(METERConfig(), 40, 3129)
+    costs = whole(METERConfig(), 40, 3129)
     arrays = [
         getattr(costs, f"{part}_{what}")
         for part, what in itertools.product(("layer", "parallel", "skip"), ("macs", "parameters"))
@@ -138,26 +203,28 @@ def test_arrays_are_int64_and_add_up():
 
 
 def test_vilt_image_of_another_shape():
-    config = ViLTConfig()
-    assert vilt_costs(config, 40, image_tokens=145).macs_full == vilt_costs(config, 40).macs_full
-    assert vilt_costs(config, 40, image_tokens=12 * 20 + 1).macs_full > vilt_costs(config, 40).macs_full
+    vlp = on_meta(ViLTConfig())
+    wide = count_costs(vlp, meta_batch(40, (3, 384, 640)), counting="paper")
+    assert wide.macs_full == vilt_costs_full(image_tokens=12 * 20 + 1)
+
+
+def vilt_costs_full(image_tokens: int) -> int:
+    witness = vilt_costs(ViLTConfig(), 40, image_tokens=image_tokens)
+    return witness["base_macs"] + int(witness["layer_macs"].sum())
 
 
 def test_errors():
-    costs = meter_costs(METERConfig(), 40)
+    costs = tiny_costs(tiny("meter"))
     with pytest.raises(ValueError, match=r"mask of shape \(3,\): this model has 12 layers, give one bool each"):
         costs.macs([True] * 3)
     with pytest.raises(ValueError, match="text_tokens=0: a text has at least one token"):
-        vilt_costs(ViLTConfig(), 0)
-    with pytest.raises(TypeError, match="the costs of a Linear are not known; count METER or ViLT"):
-        count_costs(nn.Linear(1, 1), 40)
+        meta_batch(0, (3, 8, 8))
 
 
-def test_command_prints_the_table(capsys):
-    main([])
-    printed = capsys.readouterr().out
-    for figure in ("93.132", "94.770", "5.34", "5.39", "81.955", "-11.177", "-12.00", "90.574", "73.335", "11.97"):
-        assert figure in printed
-    with pytest.raises(SystemExit):
-        main(["--image-size", "100"])
-    assert "image_size=100 is not a multiple of patch_size=16" in capsys.readouterr().err
+def test_a_model_that_looks_at_what_it_reads_is_told_so():
+    class Looks(ViLT):
+        def text_stream(self, batch):
+            return super().text_stream({**batch, "n": int(batch["input_ids"].max())})
+
+    with pytest.raises(TypeError, match="encode of a Looks looks at what tensors hold"):
+        count_costs(Looks(ViLTConfig(IMAGE, 16, 2, 32, 4, 12, 50, 12)), meta_batch(TEXT, (3, IMAGE, IMAGE)))

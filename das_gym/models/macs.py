@@ -1,0 +1,168 @@
+"""MACs of a model's parts, counted by running a copy without content, once a shape.
+
+The copy lies on torch's `meta` device, where nothing is computed, and torch's `FlopCounterMode` counts its matrix products,
+attention's included; biases, LayerNorms, softmax and activations are not counted. So whatever stands in a layer (adapters,
+LoRA, prompts) counts itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from das_gym.models.adapters import Adapter, NoAdapter, SkipAdapter
+
+if TYPE_CHECKING:
+    from das_gym.models.base import VLP, State
+
+OWN = "own"
+"""The part of a layer that is computed at each run; all others bear the name that the layer gives its memo."""
+
+Module = TypeVar("Module", bound=nn.Module)
+Result = TypeVar("Result")
+
+
+def meta_twin(module: Module) -> Module:
+    """A copy whose parameters and buffers have shapes and no content."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in module.parameters()
+    }
+    memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
+    return copy.deepcopy(module, memo)
+
+
+def without_adapters(module: Module) -> Module:
+    """The module with nothing in the place of its parallel adapters, changed in place."""
+    for part in list(module.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, Adapter) and not isinstance(child, SkipAdapter):
+                setattr(part, name, NoAdapter())
+    return module
+
+
+def counted(function: Callable[[], Result]) -> tuple[Result, int]:
+    """What the function returns, and the MACs of the matrix products that it ran."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        result = function()
+    return result, counter.get_total_flops() // 2
+
+
+def head_macs(head: nn.Module, features: Tensor) -> int:
+    """MACs of a head that reads features of that shape."""
+    return counted(lambda: meta_twin(head)(torch.empty_like(features, device="meta")))[1]
+
+
+class MacCounter:
+    """Counts the parts of one model at the shapes at which they run; each shape is run once.
+
+    Args:
+        vlp: The model, pruned or not: what `prune` removed counts as well.
+        adapters: Whether its parallel adapters are there.
+    """
+
+    def __init__(self, vlp: VLP, adapters: bool = True) -> None:
+        self.twin = meta_twin(vlp)
+        for index in range(len(vlp.layers)):
+            self.twin.skippable(index).put_back()
+        if not adapters:
+            without_adapters(self.twin)
+        self.twin.eval()
+        self._found: dict[tuple, Any] = {}
+
+    def encoder(self, stream: str, batch: Mapping[str, Tensor]) -> int:
+        """MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch.
+
+        Raises:
+            TypeError: the encoder looks at what its input holds, so that it cannot be counted.
+        """
+        return self._once(("encode", stream), batch, getattr(self.twin, f"{stream}_stream"))[1]
+
+    def encode(self, batch: Mapping[str, Tensor]) -> tuple[State, int]:
+        """The encoder outputs of a batch, without content, and their MACs."""
+        return self._once(("encode", ""), batch, self.twin.encode)
+
+    def embed(self, encoded: State) -> tuple[State, int]:
+        """The state before stage 0, without content, and the MACs of `embed`."""
+        return self._once(("embed",), encoded, self.twin.embed)
+
+    def pool(self, state: State) -> int:
+        """MACs of `pool`."""
+        return self._once(("pool",), state, self.twin.pool)[1]
+
+    def layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> dict[str, int]:
+        """MACs of one run of a layer, part by part.
+
+        Args:
+            index: Which layer, in mask order.
+            state: The state before the layer's stage; only shapes count.
+            skipped: Whether the skip adapter runs instead of the layer.
+            pooled_only: Whether the pooled token is the only query.
+
+        Returns:
+            `OWN`, what every run computes, and the MACs of each part that runs can share: its name is the second entry of
+            the key that the layer gives its memo.
+        """
+        return self.run_layer(index, state, skipped, pooled_only)[1]
+
+    def run_layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> tuple[Tensor, dict[str, int]]:
+        """As `layer`, with the layer's output, without content."""
+        key = ("layer", index, skipped, pooled_only, *_shapes(state))
+        if key not in self._found:
+            self._found[key] = self._run_layer(index, self._meta(state), skipped, pooled_only)
+        return self._found[key]
+
+    def _run_layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> tuple[Tensor, dict[str, int]]:
+        parts: dict[str, int] = {}
+
+        def memo(key: tuple, compute: Callable[[], Any]) -> Any:
+            result, macs = counted(compute)
+            parts[key[1]] = parts.get(key[1], 0) + macs
+            return result
+
+        hidden, whole = counted(lambda: self.twin.run_layer(index, state, skipped, memo, pooled_only))
+        return hidden, {OWN: whole - sum(parts.values()), **parts}
+
+    def _once(self, what: tuple, given: Any, function: Callable[[Any], Any]) -> tuple[Any, int]:
+        key = (*what, *_shapes(given))
+        if key not in self._found:
+            try:
+                self._found[key] = counted(lambda: function(self._meta(given)))
+            except (NotImplementedError, RuntimeError) as error:
+                raise TypeError(
+                    f"{what[0]} of a {type(self.twin).__name__} looks at what tensors hold, so they cannot be counted on "
+                    f"the meta device ({error}); take another way there where a tensor's is_meta is true"
+                ) from error
+        return self._found[key]
+
+    def _meta(self, given: Any) -> Any:
+        """Tensors without content, of the model's own floating point type."""
+        dtype = next(self.twin.parameters()).dtype
+        return _mapped(
+            given,
+            lambda t: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="meta"),
+        )
+
+
+def _parts(given: Any) -> Any:
+    """A state as a tree of plain mappings."""
+    return given if isinstance(given, Mapping) else {"hidden": given.hidden, "attend": given.attend, "extras": given.extras}
+
+
+def _shapes(given: Any) -> tuple:
+    """What tells two batches or states apart for counting."""
+    tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in _parts(given).items()}
+    return tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(tree))
+
+
+def _mapped(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch or state with each tensor changed."""
+    tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in _parts(given).items()}
+    changed = tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
+    return changed if isinstance(given, Mapping) else type(given)(**changed)
