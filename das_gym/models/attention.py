@@ -39,14 +39,20 @@ class Attention(nn.Module):
         """(batch, 1, hidden_size): as `forward` of the one query `x` over the tokens of `y`, without their keys and values.
 
         One query is cheaper to take through the key matrix than all tokens, and so is one mix of tokens through the
-        value matrix. The bias of the keys adds the same to every score and falls out of the softmax.
+        value matrix. The bias of the keys adds the same to every score and falls out of the softmax. Where keys or values
+        are made by something else than a plain linear layer (LoRA), it is asked for them.
         """
+        if type(self.key) is not nn.Linear or type(self.value) is not nn.Linear:
+            return self(x, self.keys_values(y), attend)
         key, value = (part.weight.unflatten(0, (self.num_heads, -1)) for part in (self.key, self.value))
         query = self._split(self.query(x)).squeeze(2)
         scores = torch.einsum("bhd,hdw->bhw", query, key) @ y.mT * query.shape[-1] ** -0.5
         if attend is not None:
-            scores = scores.masked_fill(~attend[:, 0], -torch.inf)
-        weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
+            scores = scores.masked_fill(~attend[:, 0], torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        if attend is not None:
+            weights = weights.masked_fill(~attend[:, 0], 0.0)  # nothing to attend to: zero, as in `forward`, and no NaN
+        weights = F.dropout(weights, self.dropout, self.training)
         mixed = torch.einsum("bhw,hdw->bhd", weights.to(y.dtype) @ y, value)
         mixed = mixed + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, (self.num_heads, -1))
         return self.out(mixed.flatten(1)[:, None])

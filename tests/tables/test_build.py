@@ -10,7 +10,7 @@ import torch
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.tables.build import build_table, check_table, problem_hashes, table_examples
+from das_gym.tables.build import _digest, build_table, check_table, problem_hashes, table_examples
 from das_gym.tables.table import SubnetTable
 
 ENV_ID = "DAS-METER-VQA-v0"
@@ -140,3 +140,10 @@ def test_the_cost_survives_a_checkpoint(small_problem: Problem, tmp_path: Path):
     again = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
     assert asdict(again) == asdict(first)
     assert first.seconds > 0
+
+
+def test_digest_tells_bfloat16_tensors_apart():
+    tensors = [{"a": torch.tensor([1.0, value], dtype=torch.bfloat16)} for value in (2.0, 3.0)]
+    assert _digest([], tensors[0]) != _digest([], tensors[1])
+    assert _digest([], tensors[0]) == _digest([], {"a": tensors[0]["a"].clone()})
+    assert _digest([], {"a": torch.tensor(1)})

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from das_gym.models.attention import Attention
+
+
+class LoRA(nn.Module):
+    """As peft's `lora.Linear`: a linear layer beside a low-rank update, with the layer's own `weight`."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor:
+        return self.base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.fixture
+def attention() -> Attention:
+    torch.manual_seed(0)
+    return Attention(16, 4, 0.0).double().eval()
+
+
+@pytest.mark.parametrize("part", [None, "key", "value"])
+def test_the_pooled_token_reads_what_stands_in_for_a_projection(attention, part):
+    y = torch.randn(3, 5, 16, dtype=torch.float64)
+    attend = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
+    if part is not None:
+        setattr(attention, part, LoRA(getattr(attention, part)).double())
+    plain = attention(y, attention.keys_values(y), attend)[:, :1]
+    assert torch.allclose(attention.pooled(y[:, :1], y, attend), plain, rtol=0, atol=1e-12)
+
+
+def test_a_row_with_nothing_to_attend_to_is_no_nan(attention):
+    y = torch.randn(2, 5, 16, dtype=torch.float64)
+    attend = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)[:, None, None]
+    plain = attention(y, attention.keys_values(y), attend)[:, :1]
+    pooled = attention.pooled(y[:, :1], y, attend)
+    assert pooled.isfinite().all()
+    assert torch.allclose(pooled, plain, rtol=0, atol=1e-12)
