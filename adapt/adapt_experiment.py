@@ -26,7 +26,8 @@ from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json
-from das_gym.problem.loading import ProblemConfig, changed_settings, find_supernet, load_splits
+from das_gym.problem.config import ProblemConfig, changed_settings
+from das_gym.problem.loading import find_supernet, load_splits
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import RUNS_DIR, find_run
 from das_gym.tasks.base import Task

@@ -41,9 +41,10 @@ def paper_bandit(n_layers: int, skip_num: int, seed: int, update_rate: float) ->
     """The paper's agent."""
     from das_gym.agents.ask_tell.bandit import Bandit
 
+    from das_gym.problem.budget import Budget
     from das_gym.problem.mask_space import MaskSpace
 
-    return Bandit(MaskSpace(n_layers, skip_num=skip_num), seed, learning_rate=update_rate)
+    return Bandit(MaskSpace(Budget(n_layers, skip_num)), seed, learning_rate=update_rate)
 
 
 def main(argv: list[str] | None = None) -> None:

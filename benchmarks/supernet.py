@@ -19,8 +19,8 @@ from das_gym.adapt.finetune import cut_subnet
 
 from das_gym.files import write_json
 from das_gym.problem.loading import ProblemConfig, load_problem, shuffled
+from das_gym.problem.mask_space import every_mask
 from das_gym.registration import ENVIRONMENTS
-from das_gym.tables.table import every_mask
 
 PAIRS_FOR_MASKS = 4000
 """All masks are scored on as many test examples as come to so many pairs of text and image."""

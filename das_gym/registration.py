@@ -104,7 +104,7 @@ MODELS: dict[str, ModelEntry] = {
         ModelEntry(
             "ViLT",
             vlp="das_gym.models.vilt.model:ViLT",
-            transform="das_gym.models.meter.inputs:vilt_transform",
+            transform="das_gym.models.vilt.inputs:vilt_transform",
             max_text_length=40,
             assets=ASSETS / "vilt_mini",
         ),
@@ -127,6 +127,8 @@ TASKS: dict[str, TaskEntry] = {
 }
 """Every task by name."""
 
+DEFAULT_MODEL, DEFAULT_TASK, DEFAULT_ENV = "METER", "vqa", "DAS-METER-VQA-v0"
+"""What a person gets who names none."""
 
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task, by id; `register_all` fills it."""

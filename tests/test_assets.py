@@ -11,7 +11,7 @@ from das_gym.adapt.evaluate import evaluate, mean_image
 from das_gym.adapt.finetune import cut_subnet
 from das_gym.agents.searching.loop import SearchConfig, search
 
-from das_gym.engine.ranking import gallery, rank, recalls
+from das_gym.engine.ranking import rank, recalls
 from das_gym.envs.tabular_env import bundled_table
 from das_gym.problem.loading import ProblemConfig, load_problem
 from das_gym.registration import ASSETS, ENVIRONMENTS, MODELS, EnvEntry
@@ -39,7 +39,7 @@ def test_every_environment_has_a_table_of_its_supernet(entry: EnvEntry):
 @pytest.mark.parametrize("model", MODELS)
 def test_retrieval_is_ten_times_better_than_chance(model: str):
     problem, images = load_problem(ProblemConfig(model=model, task="retrieval")), 40
-    ranked = gallery(problem.splits.test, images)
+    ranked = problem.task.gallery(problem.splits.test, images)
     scores = rank(problem.vlp, problem.head, problem.task.processor, ranked.images, ranked.texts)
     found = recalls(scores, ranked.image_of_text)
     assert min(found["tr_r1"], found["ir_r1"]) >= 10 / images

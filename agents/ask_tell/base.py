@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from das_gym.config import check_names
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class
 
 AGENTS = {
@@ -42,6 +43,9 @@ class Agent(ABC):
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
 
+    Raises:
+        TypeError: no `MaskSpace`.
+
     Attributes:
         min_masks: The fewest masks a turn that this agent learns from.
         free_budget: Whether it also asks for masks off the budget on its way (greedy removal does). They cost an
@@ -59,6 +63,10 @@ class Agent(ABC):
     preferences: Floats | None = None
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        if not isinstance(space, MaskSpace):
+            name = type(self).__name__
+            example = f"{name}(MaskSpace(Budget(n_layers=12, skip_num=4)))"
+            raise TypeError(f"{name}({space!r}): give the masks to choose from, such as {example}")
         self.space = space
         self.n_layers = space.n_layers
         self.rng = np.random.default_rng(seed)
@@ -108,7 +116,7 @@ class Agent(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while searching, the generator included, in plain JSON values."""
-        return {**self.space.budget, "rng": self.rng.bit_generator.state}
+        return {**self.space.budget.as_dict(), "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken.
@@ -116,7 +124,7 @@ class Agent(ABC):
         Raises:
             ValueError: the state is of an agent with another budget.
         """
-        for name, mine in self.space.budget.items():
+        for name, mine in self.space.budget.as_dict().items():
             if state[name] != mine:
                 raise ValueError(f"the saved agent has {name}={state[name]}, this one {mine}; make it with the saved one's")
         self.rng.bit_generator.state = state["rng"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from das_gym.problem.mask_space import Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 
 PAIRS = (0.01, 0.03, 0.1, 0.3, 1.0)
 TRIPLES = (0.001, 0.01, 0.03, 0.1, 0.3)

@@ -41,10 +41,13 @@ def against_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int
     if not is_tabular(env_id):
         return None
     env = make_scored(env_id, {}, env_kwargs)
-    scored = env.scorer.score(env.table.masks, np.random.default_rng(0))
-    kept, row = scored.info["feasible"], int(env.table.index(np.array(mask)))
-    if not kept[row]:
+    table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
+    if not scorer.budget.keeps(chosen[None])[0]:
         return None
-    rewards, reward = scored.rewards[kept], float(scored.rewards[row])
-    best = float(rewards.max())
-    return Truth(1 + int((rewards > reward).sum()), len(rewards), best - reward, best)
+    competing = scorer.budget.keeps(table.masks)
+    return Truth(
+        rank=int(table.rank(chosen, scorer.objective, scorer.split)),
+        masks=int(competing.sum()),
+        regret=float(table.regret(chosen, scorer.objective, scorer.split)),
+        best_reward=float(table.values(scorer.objective, scorer.split)[competing].max()),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,8 @@ import numpy.typing as npt
 from das_gym.agents.searching.environment import observed_statistics
 
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.problem.budget import Budget, Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS
 
 
@@ -60,12 +62,12 @@ class TableArena(Arena):
         self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
         env = make_scored(env_id, budget, self.env_kwargs)
         self.table = env.table
-        self.space = MaskSpace(self.table.n_layers, **budget, savings=env.scorer.macs.saved)
+        self.space = MaskSpace(env.scorer.budget)
         self.statistics = observed_statistics(env, env.reset()[0])
-        env = make_scored(env_id, {"skip_num": None}, self.env_kwargs)
-        self._rewards = env.scorer.score(self.table.masks, np.random.default_rng(0)).rewards
-        self._allowed = np.sort(self._rewards[self.space.contains(self.table.masks)])
-        self.best_reward = float(self._allowed[-1])
+        self._objective, self._split = env.scorer.objective, env.scorer.split
+        anywhere = replace(self._objective, budget=Budget(self.table.n_layers))
+        self._rewards = self.table.values(anywhere, self._split)
+        self.best_reward = float(self._rewards[self.space.contains(self.table.masks)].max())
 
     def rewards(self, masks: Masks) -> Floats:
         """As `Arena.rewards`."""
@@ -77,7 +79,7 @@ class TableArena(Arena):
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
         """As `Arena.ranks`."""
-        return 1 + len(self._allowed) - np.searchsorted(self._allowed, rewards, side="right")
+        return self.table.rank_of_values(rewards, self._objective, self._split)
 
 
 class LiveArena(Arena):
@@ -98,7 +100,7 @@ class LiveArena(Arena):
         if changing != "fixed":
             raise ValueError(f"reward_batches={changing!r} gives a mask now this reward, now that; compare with 'fixed'")
         env = make_scored(env_id, budget, self.env_kwargs)
-        self.space = MaskSpace(env.n_layers, **budget, savings=env.scorer.macs.saved)
+        self.space = MaskSpace(env.scorer.budget)
         self.statistics = observed_statistics(env, env.reset()[0])
         self._scorer = make_scored(env_id, {"skip_num": None}, self.env_kwargs).scorer
         self._rng = np.random.default_rng(0)

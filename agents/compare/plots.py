@@ -9,7 +9,7 @@ import numpy as np
 from das_gym.agents.compare.results import QUARTILES, Standing, quantile
 
 from das_gym.files import replacing
-from das_gym.problem.mask_space import Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 
 _KEPT = "0.7"
 

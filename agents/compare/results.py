@@ -11,7 +11,7 @@ import numpy.typing as npt
 from das_gym.agents.compare.oracle import Arena
 from das_gym.agents.compare.traces import Played, play, try_out
 
-from das_gym.problem.mask_space import Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 
 TOLERANCE = 0.001
 """A mask within this share of the best mask's reward counts as found."""

@@ -15,7 +15,7 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.searching.loop import SEARCH_DEFAULTS, agent_generator
 
 from das_gym.config import check_names
-from das_gym.problem.mask_space import Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 
 NO_ANSWER = -np.inf
 """The reward of the answer of an agent that has none yet."""

@@ -10,6 +10,7 @@ from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
 from das_gym.problem.loading import ProblemConfig, load_problem
 from das_gym.problem.statistics import STATISTICS, statistic_names
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK
 
 
 class SkipEnv(ScoredEnv):
@@ -103,8 +104,8 @@ class SkipEnv(ScoredEnv):
         statistics: str | Iterable[str] | None = None,
         reward_examples: int | None = None,
         reward_batches: str = "fixed",
-        model: str = "METER",
-        task: str = "vqa",
+        model: str = DEFAULT_MODEL,
+        task: str = DEFAULT_TASK,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -128,3 +129,14 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             "put the tokenizer of the checkpoint there, or name its folder with tokenizer="
         )
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def check_size(size: int) -> None:
+    """Refuse an image side of less than a pixel."""
+    if size < 1:
+        raise ValueError(f"size={size} pixels; pass the side of the model's image, 1 or more")
+
+
+def pixels(image: Image) -> Tensor:
+    """(3, height, width) float32, 0..1."""
+    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255

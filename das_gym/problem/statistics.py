@@ -32,7 +32,7 @@ class Activity:
 
 
 @dataclass(frozen=True)
-class Measurements:
+class StatisticInputs:
     """All that a statistic is computed from: one model on one set of examples."""
 
     evaluator: Evaluator
@@ -49,14 +49,14 @@ class Statistic:
         name: How it is asked for.
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
-        compute: (n_layers,) float values from the measurements. Every statistic is deterministic.
+        compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
     """
 
     name: str
     formula: str
     low: float
     high: float
-    compute: Callable[[Measurements], np.ndarray]
+    compute: Callable[[StatisticInputs], np.ndarray]
 
 
 @torch.inference_mode()
@@ -90,22 +90,22 @@ def _changes(state: State, outputs: dict[str, Tensor], stream: str) -> tuple[flo
     )
 
 
-def leave_one_out(measurements: Measurements) -> np.ndarray:
+def leave_one_out(inputs: StatisticInputs) -> np.ndarray:
     """(n_layers,) loss with that layer alone skipped, minus the loss of the unskipped model, in nats."""
-    count = len(measurements.evaluator.vlp.layers)
+    count = len(inputs.evaluator.vlp.layers)
     masks = np.concatenate((np.zeros((1, count), bool), np.eye(count, dtype=bool)))
-    losses = measurements.evaluator.losses(masks, measurements.examples)
+    losses = inputs.evaluator.losses(masks, inputs.examples)
     return losses[1:] - losses[0]
 
 
-def _stream(measurements: Measurements) -> np.ndarray:
-    layers = measurements.evaluator.vlp.layers
+def _stream(inputs: StatisticInputs) -> np.ndarray:
+    layers = inputs.evaluator.vlp.layers
     streams = sorted({layer.stream for layer in layers}, reverse=True)
     return np.array([streams.index(layer.stream) for layer in layers], dtype=float)
 
 
-def _depth(measurements: Measurements) -> np.ndarray:
-    vlp = measurements.evaluator.vlp
+def _depth(inputs: StatisticInputs) -> np.ndarray:
+    vlp = inputs.evaluator.vlp
     return np.array([layer.stage / max(len(vlp.stages) - 1, 1) for layer in vlp.layers])
 
 
@@ -175,7 +175,7 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
     return tuple(STATISTICS[name] for name in names)
 
 
-def compute_statistics(statistics: Sequence[Statistic], measurements: Measurements) -> np.ndarray:
+def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:
     """(n_layers, n_statistics) float32 within the bounds of each statistic."""
-    columns = [np.clip(np.nan_to_num(s.compute(measurements)), s.low, s.high) for s in statistics]
+    columns = [np.clip(np.nan_to_num(s.compute(inputs)), s.low, s.high) for s in statistics]
     return np.stack(columns, axis=1).astype(np.float32)

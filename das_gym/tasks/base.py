@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
+from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 
@@ -21,6 +23,21 @@ class Example(Protocol):
     def key(self) -> str:
         """Unique in the data set."""
         ...
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images and texts that are ranked against each other.
+
+    Attributes:
+        images: The images.
+        texts: The texts.
+        image_of_text: (n_texts,) int64, the index of each text's image; every image has a text.
+    """
+
+    images: tuple[ImageSource, ...]
+    texts: tuple[str, ...]
+    image_of_text: np.ndarray
 
 
 class Task(ABC):
@@ -124,6 +141,20 @@ class Task(ABC):
         """
         del examples
         return {self.metric_name: float(metrics.mean()), "loss": float(losses.mean())}
+
+    @classmethod
+    def gallery(cls, examples: Sequence[Any], max_images: int | None = None) -> Gallery | None:
+        """What the evaluation of a split ranks besides, with a head of one logit a pair; None: the task ranks nothing.
+
+        Args:
+            examples: The split.
+            max_images: At most so many images, from the first on; None takes all.
+
+        Raises:
+            ValueError: `max_images` is less than 1.
+        """
+        del examples, max_images
+        return None
 
     def covers_labels(self, examples: Sequence[Any]) -> bool:
         """Whether these labels can say anything about the examples."""

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from das_gym.models.checkpoints import assemble, load_checkpoint, load_vlp, save_checkpoint
-from das_gym.models.formats import HEADS, METER_FORMAT
+from das_gym.models.formats import HEADS
+from das_gym.models.meter.checkpoint import METER_FORMAT
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.tensor_files import TensorFile, read_tensors, write_folder
 from das_gym.models.vilt.model import ViLT, ViLTConfig
@@ -157,6 +159,39 @@ def test_other_precisions_become_float32(tmp_path):
     torch.testing.assert_close(vlp.pooler.weight, state["pooler.dense.weight"].half().float())
 
 
+def test_a_file_that_lost_the_layers_of_one_stream_is_refused():
+    tensors = {k: v for k, v in official("meter", 0).items() if not k.startswith("cross_modal_image_layers.5.")}
+    with pytest.raises(ValueError, match="6 text and 5 image fusion layers: the file is not whole"):
+        assemble(TensorFile(golden.GOLDEN, tensors, {}))
+
+
+@pytest.mark.parametrize(
+    ("model", "lost", "said"),
+    [
+        (
+            "meter",
+            r"cross_modal_\w+_layers\.5\.|adapter_list_.\.5",
+            "fusion_layers=5, METER of that width has 6: the file may lack",
+        ),
+        (
+            "meter",
+            r"text_transformer\.encoder\.layer\.11\.",
+            "text_layers=11, METER of that width has 12: the file may lack",
+        ),
+        (
+            "vilt",
+            r"transformer\.blocks\.11\.|adapter_list\.11",
+            "num_layers=11, ViLT of that width has 12: the file may lack",
+        ),
+    ],
+)
+def test_a_file_that_lost_its_last_layers_says_so(model, lost, said):
+    tensors = {name: tensor for name, tensor in official(model, 1).items() if not re.match(lost, name)}
+    report = assemble(TensorFile(golden.GOLDEN, tensors, {})).report
+    assert said in report.doubts()
+    assert said in str(report)
+
+
 # ---- our own files
 
 
@@ -290,6 +325,15 @@ def test_transformers_folder_has_the_same_numbers(tmp_path):
         torch.testing.assert_close(head(features), theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_transformers_epsilon_is_that_of_every_layer_norm(tmp_path):
+    model = save_transformers("ViltModel", tmp_path / "vilt")
+    config = {**json.loads((tmp_path / "vilt/config.json").read_text()), "layer_norm_eps": 1e-2}
+    (tmp_path / "vilt/config.json").write_text(json.dumps(config))
+    found = load_checkpoint(tmp_path / "vilt").vlp
+    assert {m.eps for n, m in found.named_modules() if isinstance(m, torch.nn.LayerNorm) and "adapter" not in n} == {1e-2}
+    assert model.embeddings.text_embeddings.LayerNorm.eps == 1e-12
+
+
 @pytest.mark.parametrize(
     ("kind", "heads"),
     [
@@ -316,7 +360,7 @@ def test_other_transformers_models_are_refused(tmp_path):
     config = json.loads((tmp_path / "vilt/config.json").read_text())
     (tmp_path / "vilt/config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
     with pytest.raises(
-        ValueError, match="vilt holds a vilt model with relu; of transformers' models only ViLT with gelu is read"
+        ValueError, match="vilt: it holds a vilt model with relu; of transformers' models only ViLT with gelu is read"
     ):
         load_checkpoint(tmp_path / "vilt")
 
@@ -357,7 +401,7 @@ def test_convert_as_a_command_reports_errors(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"error: no checkpoint at {tmp_path / 'none.ckpt'}; give a .ckpt file of METER or ViLT")
+    assert done.stderr.startswith(f"error: no checkpoint at {tmp_path / 'none.ckpt'}; give an official .ckpt file")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -486,6 +530,16 @@ def test_any_damage_is_a_value_error_or_harmless(small_files, name, place, flip)
         assert torch.equal(tensors["a"].flatten(), torch.arange(64.0))
 
 
+def test_a_record_marked_as_a_folder_is_damage(tmp_path):
+    path = tmp_path / "marked.ckpt"
+    torch.save({"state_dict": {"a": torch.arange(64.0)}}, path)
+    whole = bytearray(path.read_bytes())
+    name = whole.rindex(b"marked/data/0")
+    whole[name - 46 + 38] ^= 0x10  # the external attributes in its entry of the directory
+    path.write_bytes(whole)
+    refused(path, "is damaged: record marked/data/0 is marked as a folder")
+
+
 def changed(tmp_path, **tensors):
     state = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"]
     for name, tensor in tensors.items():
@@ -547,7 +601,7 @@ def test_settings(tmp_path):
 
 
 def test_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing; give a \.ckpt file of METER or ViLT"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing; give an official \.ckpt file"):
         load_checkpoint(tmp_path / "nothing")
     needed = r"needs config\.json and one of model\.safetensors, pytorch_model\.bin; it holds nothing"
     with pytest.raises(FileNotFoundError, match=needed):

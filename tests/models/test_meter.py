@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from das_gym.models.formats import HEADS, METER_FORMAT
+from das_gym.models.formats import HEADS
+from das_gym.models.meter.checkpoint import METER_FORMAT
 from das_gym.models.meter.model import METERConfig
 from tests.models import golden_cases as golden
 

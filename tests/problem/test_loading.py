@@ -9,7 +9,8 @@ import pytest
 
 import das_gym.problem.loading
 from das_gym.data.splits import Splits
-from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_problem, load_splits, problem_words
+from das_gym.problem.config import ProblemConfig, problem_words
+from das_gym.problem.loading import build_problem, load_backbone, load_problem, load_splits
 from das_gym.registration import MODELS
 
 

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from das_gym.problem.loading import Problem
-from das_gym.problem.statistics import STATISTICS, Measurements, compute_statistics, measure_activity
+from das_gym.problem.statistics import STATISTICS, StatisticInputs, compute_statistics, measure_activity
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_problem: Problem) -> Measurements:
+def measured(tiny_problem: Problem) -> StatisticInputs:
     examples = tiny_problem.splits.reward[:12]
     activity = measure_activity(tiny_problem.evaluator, examples)
-    return Measurements(tiny_problem.evaluator, tiny_problem.costs, examples, activity)
+    return StatisticInputs(tiny_problem.evaluator, tiny_problem.costs, examples, activity)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_within_its_bounds_and_the_same_again(measured: Measurements, name: str):
+def test_within_its_bounds_and_the_same_again(measured: StatisticInputs, name: str):
     statistic = STATISTICS[name]
     raw = np.asarray(statistic.compute(measured))
     assert raw.shape == (12,)
@@ -25,7 +25,7 @@ def test_within_its_bounds_and_the_same_again(measured: Measurements, name: str)
     assert statistic.formula
 
 
-def test_clipped_to_its_bounds(measured: Measurements):
+def test_clipped_to_its_bounds(measured: StatisticInputs):
     from dataclasses import replace
 
     wild = replace(STATISTICS["depth"], compute=lambda _: np.array([-5.0, *range(10), np.inf]))
@@ -35,13 +35,13 @@ def test_clipped_to_its_bounds(measured: Measurements):
     assert values.max() == 1
 
 
-def test_shares_are_of_the_whole_model(measured: Measurements):
+def test_shares_are_of_the_whole_model(measured: StatisticInputs):
     macs = STATISTICS["macs_share"].compute(measured)
     assert 0 < macs.sum() < 1
     assert len(set(macs[:6].tolist())) == 1
 
 
-def test_leave_one_out_is_a_difference_of_losses(measured: Measurements):
+def test_leave_one_out_is_a_difference_of_losses(measured: StatisticInputs):
     masks = np.zeros((2, 12), bool)
     masks[1, 7] = True
     full, without = measured.evaluator.losses(masks, measured.examples)

@@ -34,6 +34,7 @@ class ViLTConfig:
         bottleneck: Width of the parallel adapters; 0 leaves them out.
         skip_bottleneck: Width of the skip adapters.
         norm_eps: Epsilon of the blocks' LayerNorms (1e-6; models saved by transformers say 1e-12).
+        text_norm_eps: Epsilon of the text embeddings' LayerNorm.
         dropout: Dropout of embeddings and sub-layers, 0..1; acts in train mode only.
     """
 
@@ -48,6 +49,7 @@ class ViLTConfig:
     bottleneck: int = 96
     skip_bottleneck: int = 192
     norm_eps: float = 1e-6
+    text_norm_eps: float = 1e-12
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ class ViLT(VLP):
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
         self.text_positions = nn.Embedding(config.max_positions, size)
         self.text_token_types = nn.Embedding(2, size)
-        self.text_norm = nn.LayerNorm(size, eps=1e-12)
+        self.text_norm = nn.LayerNorm(size, eps=config.text_norm_eps)
         self.patch_embedding = nn.Conv2d(3, size, config.patch_size, config.patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, size))
         self.image_positions = nn.Parameter(torch.empty(1, config.grid**2 + 1, size))
