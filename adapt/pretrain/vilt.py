@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.base import State
-from das_gym.models.meter.inputs import VILT_MEAN, VILT_STD
+from das_gym.models.vilt.inputs import VILT_MEAN, VILT_STD
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 
 EARLY = 4
