@@ -1,19 +1,15 @@
 """Who trains: supernets, fine-tuning, the pipeline of the paper, pre-training of the bundled models."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from typing import TYPE_CHECKING, Any
+from das_gym.lazy import lazy
+
+_PLACES = {"load_subnet": "das_gym.adapt.subnets", "save": "das_gym.adapt.subnets"}
 
 if TYPE_CHECKING:
-    from das_gym.adapt.subnets import load_subnet, save
+    from das_gym.adapt.subnets import load_subnet as load_subnet
+    from das_gym.adapt.subnets import save as save
+else:
+    __getattr__, __dir__ = lazy(__name__, _PLACES)
 
-__all__ = ["load_subnet", "save"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for only then: torch is heavy."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    from das_gym.adapt import subnets
-
-    return getattr(subnets, name)
+__all__ = list(_PLACES)

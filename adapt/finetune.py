@@ -12,7 +12,8 @@ from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_supernet
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_supernet
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from das_gym.lazy import lazy
 from das_gym.registration import ENVIRONMENTS, ModelEntry, TaskEntry, register_all, register_model, register_task
 
 _PLACES = {
-    "Budget": "das_gym.problem.rewards",
+    "Budget": "das_gym.problem.budget",
     "Pair": "das_gym.models.inputs",
     "ProblemConfig": "das_gym.problem.config",
     "SkipEnv": "das_gym.envs.skip_env",
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from das_gym.envs.tabular_env import TabularEnv as TabularEnv
     from das_gym.models.base import VLP as VLP
     from das_gym.models.inputs import Pair as Pair
+    from das_gym.problem.budget import Budget as Budget
     from das_gym.problem.config import ProblemConfig as ProblemConfig
     from das_gym.problem.loading import load_problem as load_problem
-    from das_gym.problem.rewards import Budget as Budget
     from das_gym.tables.table import SubnetTable as SubnetTable
     from das_gym.tasks.base import Task as Task
 else:

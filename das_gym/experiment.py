@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from sacred.utils import SacredError, get_by_dotted_path, iterate_flattened
 
 from das_gym.files import read_json, write_text
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import named_environments
 from das_gym.runs import RUNS_DIR, find_run
 
 MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
@@ -118,8 +118,8 @@ class RunsExperiment(Experiment):
 
     def add_problems(self) -> None:
         """Named configs `meter_vqa`, ...: the settings `model` and `task` of every environment."""
-        for entry in ENVIRONMENTS.values():
-            self.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
+        for name, entry in named_environments().items():
+            self.add_named_config(name, {"model": entry.model, "task": entry.task})
 
     def run_commandline(self, argv: Sequence[str] | None = None) -> Run | None:
         """As Sacred's own; Ctrl-C ends with exit code 130 and says how to go on."""

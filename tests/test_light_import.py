@@ -6,15 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import das_gym.adapt
 import das_gym.agents
 import pytest
 
 import das_gym
 
-DOORS = (das_gym, das_gym.agents)
+DOORS = (das_gym, das_gym.agents, das_gym.adapt)
 
 
-@pytest.mark.parametrize("package", ["das_gym", "das_gym.agents", "das_gym.problem.config"])
+@pytest.mark.parametrize("package", ["das_gym", "das_gym.agents", "das_gym.adapt", "das_gym.problem.config"])
 def test_importing_the_package_is_light(package: str):
     heavy = ("torch", "transformers", "sacred", "matplotlib", "stable_baselines3", "pyarrow")
     code = f"import sys, {package}; print([m for m in {heavy} if m in sys.modules])"

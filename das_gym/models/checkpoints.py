@@ -289,7 +289,8 @@ def _infer_heads(file: TensorFile, name: str, width_name: str, width: int, alway
     if width % HEAD_WIDTH == 0 and (width >= USUAL_WIDTH or always):
         return width // HEAD_WIDTH
     raise ValueError(
-        f"{file.path}: {width_name}={width} does not tell the number of attention heads; give {name}= (a divisor of {width})"
+        f"{file.path}: {width_name}={width} does not tell the number of attention heads: give load_checkpoint {name}= "
+        f"(a divisor of {width}), or write a copy that tells it by das_gym.adapt.convert, with --{name.replace('_', '-')}"
     )
 
 
@@ -335,10 +336,16 @@ def _fill(
     """Give a model on the meta device its parameters and buffers.
 
     Raises:
-        ValueError: a shape does not fit, or a frozen parameter is missing.
+        ValueError: a shape does not fit, a frozen parameter is missing, or a layer of the file would be dropped.
     """
     expected = vlp.state_dict()
     device = next(iter(named.values())).device if named else torch.device("cpu")
+    lost = [sources.get(name, name) for name in named if name not in expected and re.search(r"\.\d+\.", name)]
+    if lost:
+        raise ValueError(
+            f"{report.path} holds {_short(lost)}, for which a model of these sizes has no place: leave out bottleneck= and "
+            "skip_bottleneck= if they are given, or the file is not whole"
+        )
     report.unknown += [sources.get(name, name) for name in named if name not in expected]
     state, frozen = {}, []
     for name, wanted in expected.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.config import check_names
-from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, TASKS, find_environment
 
 SIZES = ("mini", "base")
 
@@ -21,7 +21,7 @@ class ProblemConfig:
 
     Attributes:
         model: Name of the model, a key of `das_gym.registration.MODELS`.
-        task: Name of the task, a key of `das_gym.registration.TASKS`.
+        task: Name of the task, a key of `das_gym.registration.TASKS`; `f30k`, as 0.1.0 has it, is `retrieval`.
         size: `mini` (bundled) or `base` (needs `checkpoint`); None follows the checkpoint.
         checkpoint: Path of pre-trained weights: a folder of ours, or an official file.
         supernet: Path of the supernet's adaptation file.
@@ -52,6 +52,7 @@ class ProblemConfig:
     encoder_cache: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "task", OLD_TASKS.get(self.task, self.task))
         check_names([self.model], MODELS, "model")
         check_names([self.task], TASKS, "task")
         if self.size not in (None, *SIZES):

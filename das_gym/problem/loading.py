@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +15,13 @@ from torch import Tensor, nn
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import VLP, fingerprint
-from das_gym.models.inputs import Processor, load_tokenizer
+from das_gym.models.base import VLP, check_model, fingerprint
+from das_gym.models.inputs import Processor
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import MODELS, TASKS, find_class
-from das_gym.tasks.base import Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-STARTING_HEADS = ("rank_output",)
-"""Which heads of a checkpoint are kept for tasks to begin from."""
+from das_gym.tasks.base import Task, check_task
 
 SHOWN_BAD_EXAMPLES = 3
 """How many of the examples left out are told of."""
@@ -128,51 +122,50 @@ def pick_device(device: str) -> torch.device:
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     """The frozen model of a configuration, in memory of its own.
 
+    Warns of what the checkpoint lacks (its adapters excepted), and of what in it is not used.
+
     Args:
         config: What to load.
         **settings: Of the model, where they are not the checkpoint's own: `dropout`, `bottleneck`, `skip_bottleneck`.
+
+    Raises:
+        ValueError: a checkpoint or tokenizer of another model, or one that is not whole.
     """
     entry, asked = MODELS[config.model], dict(settings)
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
     if config.image_size is not None:
         settings["image_size"] = config.image_size
     loaded = find_class(entry.load)(checkpoint, generator=torch.Generator().manual_seed(0), **settings)
-    vlp = loaded.vlp
+    vlp = loaded if isinstance(loaded, VLP) else loaded.vlp
     if not isinstance(vlp, find_class(entry.vlp)):
         raise ValueError(
             f"{checkpoint} holds a {type(vlp).__name__}; this environment needs a {entry.name} checkpoint, "
             f"or choose model={type(vlp).__name__}"
         )
-    if config.size is not None and (vlp.config.hidden_size == 768) != (config.size == "base"):
-        raise ValueError(f"size={config.size!r}, but {checkpoint} has hidden size {vlp.config.hidden_size}; leave size out")
+    check_model(vlp)
+    report = getattr(loaded, "report", None)
+    doubts = report and report.doubts("adapter")
+    if doubts:
+        warnings.warn(f"{checkpoint}: {doubts}", stacklevel=2)
+    if config.size is not None and vlp.size not in (None, config.size):
+        raise ValueError(f"size={config.size!r}, but {checkpoint} is of the size {vlp.size!r}; leave size out")
     vlp.freeze()
-    processor = Processor(
-        tokenizer=_find_tokenizer(config, checkpoint, vlp.config.vocab_size),
-        transform=find_class(entry.transform),
-        image_size=vlp.config.image_size,
-        patch_size=vlp.config.patch_size,
-        max_text_length=min(
-            config.max_text_length or entry.max_text_length, vlp.config.max_positions - entry.spare_positions
-        ),
-    )
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    processor = vlp.inputs(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
     base = fingerprint(vlp)
-    heads = {name: head for name, head in loaded.heads.items() if name in STARTING_HEADS}
+    heads = getattr(loaded, "heads", {})
     return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, asked)
 
 
-def _find_tokenizer(config: ProblemConfig, checkpoint: Path, vocab_size: int) -> PreTrainedTokenizerBase:
-    folder = Path(config.tokenizer) if config.tokenizer else checkpoint if checkpoint.is_dir() else checkpoint.parent
-    tokenizer = load_tokenizer(folder)
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocab_size}: they do not belong together"
-        )
-    return tokenizer
-
-
 def task_class(name: str) -> type[Task]:
-    """The class of the task of that name."""
-    return find_class(TASKS[name].task)
+    """The class of the task of that name.
+
+    Raises:
+        TypeError: it lacks something that a task has to offer.
+    """
+    task = find_class(TASKS[name].task)
+    check_task(task, name)
+    return task
 
 
 def load_splits(config: ProblemConfig) -> Splits[Any]:

@@ -14,7 +14,7 @@ from das_gym.data.arrow import is_arrow
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.captions import shapes_captions_root
-from das_gym.tasks.base import Gallery, Task
+from das_gym.tasks.base import Gallery, Task, load_head
 from das_gym.tasks.retrieval.arrow import FILES, load_arrow_captions
 from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
 from das_gym.tasks.retrieval.karpathy import load_flickr30k
@@ -69,7 +69,7 @@ class RetrievalTask(Task):
                 image-text-matching head that stands for a match.
         """
         if "rank_output" in heads:
-            head.load_state_dict({f"0.{name}": tensor for name, tensor in heads["rank_output"].items()})
+            load_head(head, "rank_output", {f"0.{name}": tensor for name, tensor in heads["rank_output"].items()})
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) cross-entropy of the true text among the 16, in nats: METER's and ViLT's ranking loss."""

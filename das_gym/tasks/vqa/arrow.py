@@ -49,14 +49,7 @@ _COLUMNS = {
 
 
 def load_arrow_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQAExample]:
-    """Read VQAv2 from arrow tables; which part is which stands at the top of this module.
-
-    Args:
-        data_root: The folder of the tables, or one of them.
-        on_bad_example: `raise`, or `skip` to leave bad entries out; then every image is decoded once, to see that it can be.
-
-    Returns:
-        The three splits, each in the order of its table.
+    """Read VQAv2 from arrow tables, as `Task.load_splits` asks; which part is which stands at the top of this module.
 
     Raises:
         ImportError: pyarrow is not installed.
