@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images, evaluate
 from das_gym.adapt.finetune import FinetuneConfig, finetune, load_subnet
 from das_gym.adapt.report import Row, print_table
 
+from das_gym.commandline import typed, use
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
-from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
+from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.latency import measure_latency
 from das_gym.problem.loading import AdaptedModel, ProblemConfig, changed_settings, example_costs, find_supernet, load_splits
 from das_gym.registration import ENVIRONMENTS, find_environment
-from das_gym.runs import RUNS_DIR, find_run, library_versions
+from das_gym.runs import find_run, library_versions
 from das_gym.tasks.base import Task
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
@@ -38,7 +39,7 @@ RECORD = "adapt.json"
 
 
 @dataclass(frozen=True)
-class Settings(FinetuneConfig, ProblemConfig):
+class AdaptSettings(FinetuneConfig, ProblemSettings):
     """The settings of `python -m adapt`: those of fine-tuning, of model and data (a search run brings its own), and these.
 
     Attributes:
@@ -47,29 +48,21 @@ class Settings(FinetuneConfig, ProblemConfig):
         search: Settings of `python -m agents` for the search that comes first where neither a run nor a mask is
             given, as in `search.evaluations=100`.
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all.
-        runs_dir: Folder of all runs.
-        resume: Id of a stopped run to go on with, or None.
     """
 
     search_run: int | None = None
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = field(default_factory=dict)
     rank_images: int | None = RANKED_IMAGES
-    runs_dir: str = RUNS_DIR
-    resume: int | None = None
 
     def __post_init__(self) -> None:
         FinetuneConfig.__post_init__(self)
-        ProblemConfig.__post_init__(self)
+        ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
         if self.mask is not None and self.search_run is not None:
             raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
         if self.mask is not None and not set(self.mask) <= {0, 1}:
             raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (skip)")
-
-    def problem(self) -> ProblemConfig:
-        """Model and data."""
-        return part_of(ProblemConfig, self)
 
     def finetuning(self) -> FinetuneConfig:
         """The settings of fine-tuning alone."""
@@ -87,14 +80,19 @@ class AdaptExperiment(RunsExperiment):
     search_first: Callable[[dict[str, Any]], int] | None = None
 
     def run(
-        self, command_name: str | None = None, config_updates: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
+        self,
+        command_name: str | None = None,
+        config_updates: Mapping[str, Any] | None = None,
+        named_configs: Sequence[str] = (),
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """As `RunsExperiment.run`, after a search if one is needed."""
-        given = dict(config_updates or {})
+        given = self.prepared(config_updates, named_configs)
         told = any(given.get(name) is not None for name in ("mask", "search_run", "resume"))
         if self.search_first is not None and command_name in (None, self.default_command) and not told:
-            given["search_run"] = self.search_first(_search_settings(given))
-        return super().run(command_name, given, *args, **kwargs)
+            given["search_run"] = self.search_first(_search_settings({**self.named_settings(named_configs), **given}))
+        return super().run(command_name, given, named_configs, *args, **kwargs)
 
 
 def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,21 +102,34 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         RunError: a setting that is refused, before anything is searched.
     """
     try:
-        settings = build(Settings, given)
+        settings = build(AdaptSettings, given)
     except MISTAKES as error:
         raise RunError(str(error)) from error
     env_id = find_environment(settings.model, settings.task).id
     own = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
-    return {"env_id": env_id, "runs_dir": settings.runs_dir, "seed": settings.seed, **own, **settings.search}
+    return {
+        "env_id": env_id,
+        "runs_dir": settings.runs_dir,
+        "use": settings.use,
+        "seed": settings.seed,
+        **own,
+        **settings.search,
+    }
+
+
+def check(settings: AdaptSettings) -> None:
+    """Refuse a search run or a supernet that is not there, before a run begins."""
+    if settings.search_run is not None or settings.mask is not None:
+        find_supernet(chosen(settings)[1])
 
 
 ex = AdaptExperiment("adapt", save_git_info=False)
-ex.add_config(dataclasses.asdict(Settings()))
+ex.add_config(dataclasses.asdict(AdaptSettings()))
 ex.add_problems()
-ex.check_settings(lambda config: build(Settings, config))
+ex.check_settings(lambda config: check(build(AdaptSettings, config)))
 
 
-def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
+def chosen(settings: AdaptSettings) -> tuple[np.ndarray, ProblemConfig]:
     """The mask to fine-tune and the model and data it is for.
 
     Raises:
@@ -134,9 +145,10 @@ def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there: run {settings.search_run} is no search, or one that did not end "
-            f"(`python -m agents with resume={settings.search_run}` goes on with a search)"
+            f"(`{typed('agents', f'resume={settings.search_run}')}` goes on with a search)"
         )
     record = read_json(path)
+    use(record.get("use", ()))
     entry = ENVIRONMENTS[record["env_id"]]
     from_search = {"model": entry.model, "task": entry.task}
     from_search |= {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
@@ -147,10 +159,9 @@ def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     """Fine-tune, evaluate and save; the test metric of the subnet is the result."""
     del search  # named so that Sacred lets it hold keys of its own
-    settings = build(Settings, _config)
+    settings = build(AdaptSettings, _config)
     mask, problem = chosen(settings)
     folder = required_folder(_run)
-    find_supernet(problem)  # a mistake is told before data are read
     splits = load_splits(problem)
     subnets = {"subnet": load_subnet(problem, splits, mask), "unskipped": load_subnet(problem, splits, np.zeros_like(mask))}
     check_test_images(subnets["subnet"].task, splits)
@@ -215,7 +226,7 @@ def _row(name: str, subnet: AdaptedModel, splits: Splits[Any], latency_ms: float
 
 def _save(
     folder: Path,
-    settings: Settings,
+    settings: AdaptSettings,
     problem: ProblemConfig,
     subnets: Mapping[str, AdaptedModel],
     rows: list[Row],

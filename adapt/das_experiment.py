@@ -23,12 +23,12 @@ from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import print_table
 from das_gym.adapt.training import Log, prefixed
 
-from das_gym.config import build, part_of
+from das_gym.config import build
 from das_gym.data.splits import Splits
-from das_gym.experiment import RunsExperiment, required_folder
+from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.loading import ProblemConfig, load_splits
-from das_gym.runs import RUNS_DIR, library_versions
+from das_gym.runs import library_versions
 
 RECORD = "das.json"
 FOUND = "found.json"
@@ -38,7 +38,7 @@ NewChooser = Callable[[int, int, int, float], Chooser]
 
 
 @dataclass(frozen=True)
-class Settings(ProblemConfig):
+class JointSearchSettings(ProblemSettings):
     """The settings of `python -m adapt das`: those of model and data, these, and in `das` those of the pipeline.
 
     Attributes:
@@ -47,8 +47,6 @@ class Settings(ProblemConfig):
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
         seed: Of new parameters, order of examples, masks and dropout.
         save_every: Steps between checkpoints.
-        runs_dir: Folder of all runs.
-        resume: Id of a stopped run to go on with, or None.
     """
 
     recipe: str = "das_gym"
@@ -56,8 +54,6 @@ class Settings(ProblemConfig):
     rank_images: int | None = RANKED_IMAGES
     seed: int = 0
     save_every: int = 100
-    runs_dir: str = RUNS_DIR
-    resume: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +71,7 @@ class Settings(ProblemConfig):
         """Model and data; the recipe's image size is for a checkpoint of one's own."""
         das = self.pipeline()
         return dataclasses.replace(
-            part_of(ProblemConfig, self),
+            super().problem(),
             max_text_length=self.max_text_length or das.max_text_length,
             image_size=self.image_size or (das.image_size if self.checkpoint else None),
         )
@@ -92,17 +88,17 @@ class DASExperiment(RunsExperiment):
 
 
 ex = DASExperiment("adapt das", save_git_info=False)
-ex.add_config(dataclasses.asdict(Settings()))
+ex.add_config(dataclasses.asdict(JointSearchSettings()))
 ex.add_problems()
 ex.add_named_config(RECIPES[1], {"recipe": RECIPES[1], "rank_images": None})
-ex.check_settings(lambda config: build(Settings, config))
+ex.check_settings(lambda config: build(JointSearchSettings, config))
 
 
 @ex.main
 def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
     """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
     del das  # named so that Sacred lets it hold keys of its own
-    settings = build(Settings, _config)
+    settings = build(JointSearchSettings, _config)
     folder, problem = required_folder(_run), settings.problem()
     splits = load_splits(problem)
     mask = _search(settings, problem, splits, folder, _run.log_scalar)
@@ -121,7 +117,9 @@ def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
     return rows[0].evaluation.metric
 
 
-def _search(settings: Settings, problem: ProblemConfig, splits: Splits[Any], folder: Path, log: Log) -> np.ndarray:
+def _search(
+    settings: JointSearchSettings, problem: ProblemConfig, splits: Splits[Any], folder: Path, log: Log
+) -> np.ndarray:
     """The found mask, from this run's file if it was found before the run was stopped."""
     das = settings.pipeline()
     if not (folder / FOUND).is_file():
@@ -148,7 +146,7 @@ def _print_turn(turn: Turn) -> None:
 
 
 def _save_record(
-    folder: Path, settings: Settings, problem: ProblemConfig, models: Sequence[dict[str, Any]], left_out: int
+    folder: Path, settings: JointSearchSettings, problem: ProblemConfig, models: Sequence[dict[str, Any]], left_out: int
 ) -> None:
     record = {
         "format": "das_gym das 1",

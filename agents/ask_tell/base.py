@@ -180,10 +180,19 @@ def make_agent(
         ValueError: no such agent, or a hyper-parameter it does not have.
     """
     cls = agent_class(name)
-    own = list(inspect.signature(cls).parameters)[2:]  # after space, seed
-    check_names(agent_kwargs or {}, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
-    observed = {"statistics": statistics or {}} if "statistics" in own else {}
+    check_agent_kwargs(name, agent_kwargs or {})
+    observed = {"statistics": statistics or {}} if "statistics" in inspect.signature(cls).parameters else {}
     return cls(space, seed, **observed, **(agent_kwargs or {}))
+
+
+def check_agent_kwargs(name: str, agent_kwargs: Mapping[str, Any]) -> None:
+    """Refuse a hyper-parameter that the agent called `name` does not have.
+
+    Raises:
+        ValueError: no such agent, or no such hyper-parameter of it.
+    """
+    own = list(inspect.signature(agent_class(name)).parameters)[2:]  # after space, seed
+    check_names(agent_kwargs, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
 
 
 def check_number(

@@ -2,7 +2,7 @@
 
 SB3's own defaults are for millions of steps: PPO's 2,048 steps a rollout would end a search of 500 masks before its first
 update. The settings here update every 32 to 64 steps, do not discount (a mask is rewarded at its end alone) and keep
-networks small. Any of them is changed by name, `algo.learning_rate=...`.
+networks small. Any of them is changed by name, `hyperparameters.learning_rate=...`.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ class SB3Config(SearchConfig):
     """What to search, with which algorithm, for how long.
 
     The fields of `SearchConfig`, where `agent` is a key of `das_gym.agents.sb3.algorithms.ALGORITHMS` or "module:class",
-    `agent_kwargs` are its hyper-parameters (`algo` of `train_sb3` and the command), and `masks_per_turn` environments
-    (`n_envs`) run side by side: what one engine call scores. `skip_num=None` without `macs_saved` allows any number of
-    layers.
+    `agent_kwargs` are its hyper-parameters (`algo` of `train_sb3`, `hyperparameters` of the command), and
+    `masks_per_turn` environments (`n_envs`) run side by side: what one engine call scores. `skip_num=None` without
+    `macs_saved` allows any number of layers.
 
     Attributes:
         action: `mask`, `sequence` or `scores`; None = the first that the algorithm takes.
@@ -69,13 +69,17 @@ def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:
 
 
 def sb3_config(
-    fields: Mapping[str, Any], algo: Mapping[str, Any], n_envs: int | None, action: str | None, start_from: str | None
+    fields: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
+    n_envs: int | None,
+    action: str | None,
+    start_from: str | None,
 ) -> SB3Config:
     """The settings of a search from those of `python -m agents`, checked.
 
     Args:
         fields: Those of `SearchConfig`.
-        algo: More hyper-parameters, beside `agent_kwargs`.
+        hyperparameters: More of them, beside `agent_kwargs`.
         n_envs: `masks_per_turn` by SB3's name; None leaves that.
         action: As in `SB3Config`.
         start_from: As in `SB3Config`.
@@ -84,13 +88,15 @@ def sb3_config(
         ValueError: a hyper-parameter that is given twice, or what `SB3Config` refuses.
     """
     agent_kwargs = fields["agent_kwargs"]
-    for name in agent_kwargs.keys() & algo.keys():
-        given_twice = f"algo.{name}={algo[name]} is given, and agent_kwargs.{name}={agent_kwargs[name]} too"
+    for name in agent_kwargs.keys() & hyperparameters.keys():
+        given_twice = (
+            f"hyperparameters.{name}={hyperparameters[name]} is given, and agent_kwargs.{name}={agent_kwargs[name]} too"
+        )
         raise ValueError(f"{given_twice}; give one of them")
     if n_envs is not None:
         check_number("n_envs", n_envs, minimum=1, whole=True)
     turn = fields["masks_per_turn"] if n_envs is None else n_envs
-    given = {**fields, "agent_kwargs": {**agent_kwargs, **algo}, "masks_per_turn": turn}
+    given = {**fields, "agent_kwargs": {**agent_kwargs, **hyperparameters}, "masks_per_turn": turn}
     start_from = None if start_from is None else str(Path(start_from).expanduser().absolute())
     config = SB3Config(**given, action=action, start_from=start_from)
     config.check_algorithm()

@@ -48,7 +48,7 @@ def read_tensors(path: str | Path) -> TensorFile:
     if not path.exists():
         raise FileNotFoundError(
             f"no checkpoint at {path}; give a .ckpt file of METER or ViLT, a transformers ViLT folder, "
-            "or a folder or .safetensors file that `python -m das_gym.models convert IN OUT` wrote"
+            "or a folder or .safetensors file that `python -m adapt convert with source=IN out=OUT` wrote"
         )
     if path.is_dir():
         weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)

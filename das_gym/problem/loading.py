@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from das_gym.commandline import typed
 from das_gym.config import check_names
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
@@ -309,7 +310,7 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
 
 
 def _supernet_command(config: ProblemConfig) -> str:
-    return f"python -m adapt supernet with {problem_words(config)}"
+    return typed("adapt supernet", problem_words(config))
 
 
 def changed_settings(config: ProblemConfig) -> dict[str, Any]:

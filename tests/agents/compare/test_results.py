@@ -14,7 +14,7 @@ from das_gym.agents.compare.oracle import LiveArena, TableArena, make_arena
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import Standing, compare, judge, quantile
 from das_gym.agents.compare.traces import Played
-from das_gym.agents.compare_experiment import Settings, cells, ex, print_standings
+from das_gym.agents.compare_experiment import CompareSettings, cells, ex, print_standings
 
 from das_gym.experiment import RunError
 from das_gym.tables.table import SubnetTable
@@ -199,7 +199,7 @@ def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):
 
 
 def test_every_agent_but_the_truth_is_compared():
-    assert set(Settings().agents) == set(AGENTS) - {"exhaustive"}
+    assert set(CompareSettings().agents) == set(AGENTS) - {"exhaustive"}
 
 
 def command(*words, cwd):
