@@ -49,3 +49,9 @@ def test_a_model_without_a_name_for_ids_is_refused():
     with pytest.raises(ValueError, match="name='My-Model' cannot be part of an id"):
         register_model(ModelEntry("My-Model", vlp="x:X", transform="x:x"))
     assert "My-Model" not in registration.MODELS
+
+
+@pytest.mark.parametrize("name", ["no_such_module:Name", "json:nothing", "my-module:Name", ""])
+def test_a_name_that_cannot_be_imported_is_told(name):
+    with pytest.raises(ValueError, match=f"'{name}' cannot be imported"):
+        registration.find_class(name)

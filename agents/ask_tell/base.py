@@ -153,10 +153,10 @@ def agent_class(name: str) -> type[Agent]:
     allowed = f"give one of {', '.join(AGENTS)}, or 'module:class' of your own"
     try:
         cls = find_class(AGENTS.get(name, name))
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"agent {name!r} cannot be imported ({error}); {allowed}") from error
+    except ValueError as error:
+        raise ValueError(f"agent {error}; {allowed}") from error
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
-        raise ValueError(f"agent {name!r} is not a subclass of agents.Agent; {allowed}")
+        raise ValueError(f"agent {name!r} is not a subclass of das_gym.agents.Agent; {allowed}")
     return cls
 
 

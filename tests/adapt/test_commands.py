@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.adapt_experiment import ex as adapt_experiment
 from das_gym.adapt.evaluate import evaluate, mean_image
 from das_gym.adapt.finetune import load_subnet, reload_subnet
 
+from das_gym.experiment import RunError
 from das_gym.models.base import fingerprint
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.loading import ProblemConfig, load_backbone, load_splits
@@ -54,6 +57,19 @@ def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
     assert unskipped["macs_saved"] < 0 < subnet["macs_saved"]
     assert subnet["parameters"] < unskipped["parameters"]
     assert set(record["versions"]) >= {"torch", "transformers", "gymnasium"}
+
+
+def test_the_search_that_comes_first_has_the_named_configs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    told: list[dict[str, Any]] = []
+
+    def search_first(settings: dict[str, Any]) -> int:
+        told.append(settings)
+        return 1
+
+    monkeypatch.setattr(adapt_experiment, "search_first", search_first)
+    with pytest.raises(RunError, match="no run 1 in"):
+        adapt_experiment.run(config_updates={"runs_dir": str(tmp_path)}, named_configs=["vilt_nlvr2"])
+    assert told[0]["env_id"] == "DAS-ViLT-NLVR2-v0"
 
 
 def test_adapt_prints_one_table(adapted: Path):
