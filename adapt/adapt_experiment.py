@@ -24,10 +24,10 @@ from das_gym.commandline import typed, use
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
-from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, required_folder
+from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.latency import measure_latency
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, changed_settings, example_costs, find_supernet, load_splits
+from das_gym.problem.loading import AdaptedModel, ProblemConfig, changed_settings, example_costs, load_splits
 from das_gym.registration import ENVIRONMENTS, find_environment
 from das_gym.runs import find_run, library_versions
 from das_gym.tasks.base import Task
@@ -118,9 +118,9 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(settings: AdaptSettings) -> None:
-    """Refuse a search run or a supernet that is not there, before a run begins."""
+    """Refuse a search run, a supernet or a device that is not there, before a run begins."""
     if settings.search_run is not None or settings.mask is not None:
-        find_supernet(chosen(settings)[1])
+        check_problem(chosen(settings)[1])
 
 
 ex = AdaptExperiment("adapt", save_git_info=False)

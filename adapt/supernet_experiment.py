@@ -21,7 +21,7 @@ from das_gym.commandline import typed
 from das_gym.config import build, part_of
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import problem_words
+from das_gym.problem.loading import pick_device, problem_words
 from das_gym.tasks.vqa.vqav2 import write_vocabulary
 
 VOCABULARY = "vocabulary.json"
@@ -51,7 +51,7 @@ class SupernetSettings(SupernetConfig, ProblemSettings):
 ex = RunsExperiment("adapt supernet", save_git_info=False)
 ex.add_config(dataclasses.asdict(SupernetSettings()))
 ex.add_problems()
-ex.check_settings(lambda config: build(SupernetSettings, config).problem())
+ex.check_settings(lambda config: pick_device(build(SupernetSettings, config).device))
 
 
 @ex.main

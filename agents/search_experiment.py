@@ -34,8 +34,8 @@ from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.commandline import typed
 from das_gym.config import build, check_names
 from das_gym.envs.tabular_env import bundled_table, load_table
-from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.problem.loading import PATH_SETTINGS, ProblemConfig, find_supernet
+from das_gym.experiment import Run, RunsExperiment, check_problem, run_folder
+from das_gym.problem.loading import PATH_SETTINGS, ProblemConfig
 from das_gym.registration import ENVIRONMENTS, MODELS, EnvEntry
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
 
@@ -145,7 +145,7 @@ def check_environment(config: SearchConfig) -> None:
     """Refuse what the environment would refuse, as far as that is told without loading model or data.
 
     Raises:
-        ValueError: a budget of more layers than there are, or what `ProblemConfig` and `find_supernet` refuse.
+        ValueError: a budget of more layers than there are, or what `ProblemConfig` and `check_problem` refuse.
         FileNotFoundError: a path that is not there.
         gymnasium.error.Error: no such environment.
     """
@@ -160,7 +160,7 @@ def check_environment(config: SearchConfig) -> None:
         own = {f.name for f in dataclasses.fields(ProblemConfig)}
         given = {name: value for name, value in settings.items() if name in own}
         problem = build(ProblemConfig, {**given, "model": entry.model, "task": entry.task})
-        find_supernet(problem)
+        check_problem(problem)
         if problem.checkpoint is None and has_bundled_table(entry):
             table = bundled_table(entry.model, entry.task)
     else:

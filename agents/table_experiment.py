@@ -21,9 +21,9 @@ import numpy as np
 
 from das_gym.config import build
 from das_gym.engine.spending import Spending
-from das_gym.experiment import ProblemSettings, Run, RunsExperiment, required_folder
+from das_gym.experiment import ProblemSettings, Run, RunsExperiment, check_problem, required_folder
 from das_gym.files import write_json
-from das_gym.problem.loading import Problem, find_supernet, load_problem
+from das_gym.problem.loading import Problem, load_problem
 from das_gym.registration import EnvEntry, find_environment
 from das_gym.runs import progress
 from das_gym.tables.build import build_table, table_examples
@@ -69,7 +69,7 @@ class TableSettings(ProblemSettings):
 ex = RunsExperiment("agents table", save_git_info=False)
 ex.add_config(dataclasses.asdict(TableSettings()))
 ex.add_problems()
-ex.check_settings(lambda config: find_supernet(build(TableSettings, config).problem()))
+ex.check_settings(lambda config: check_problem(build(TableSettings, config).problem()))
 
 
 @ex.main

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 from das_gym.commandline import meant, typed, use
 from das_gym.config import check_names, part_of
 from das_gym.files import read_json, write_text
-from das_gym.problem.loading import ProblemConfig
+from das_gym.problem.loading import ProblemConfig, find_supernet, pick_device
 from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import MISTAKES, RUNS_DIR, ResumableSettings, find_run, runs_dir_words
 
@@ -38,6 +38,17 @@ class ProblemSettings(ResumableSettings, ProblemConfig):
     def problem(self) -> ProblemConfig:
         """Model and data."""
         return part_of(ProblemConfig, self)
+
+
+def check_problem(problem: ProblemConfig) -> None:
+    """Refuse a problem without a supernet or on a device that is not there, before a run begins and data are read.
+
+    Raises:
+        ValueError: what is missing, and how to get it.
+        FileNotFoundError: a path that is not there.
+    """
+    find_supernet(problem)
+    pick_device(problem.device)
 
 
 class RunError(SacredError):
@@ -204,7 +215,7 @@ class RunsExperiment(Experiment):
 
     def get_usage(self, program_name: str | None = None) -> tuple[str, str, str]:
         """As Sacred's own, with the command as it is typed."""
-        short, whole, internal = super().get_usage(program_name)
+        short, whole, internal = super().get_usage(program_name or str(Path(self.base_dir) / "__main__.py"))
         command = typed(self.path)
         return short.replace("__main__.py", command), whole.replace("__main__.py", command), internal
 
