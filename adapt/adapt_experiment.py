@@ -20,7 +20,7 @@ from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images, evaluate
 from das_gym.adapt.finetune import FinetuneConfig, finetune, load_subnet
 from das_gym.adapt.report import Row, print_table
 
-from das_gym.commandline import typed, use
+from das_gym.commandline import typed, use, used
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
@@ -239,7 +239,7 @@ def _save(
     record = {
         "format": "das_gym adapt 1",
         "problem": dataclasses.asdict(problem),
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "models": [row.record() for row in rows],
         "left_out": left_out,
         "versions": library_versions(),

@@ -23,6 +23,7 @@ from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import print_table
 from das_gym.adapt.training import Log, prefixed
 
+from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
@@ -151,7 +152,7 @@ def _save_record(
     record = {
         "format": "das_gym das 1",
         "problem": dataclasses.asdict(problem),
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "pipeline": dataclasses.asdict(settings.pipeline()),
         "search": read_json(folder / FOUND),
         "models": list(models),

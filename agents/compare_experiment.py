@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.oracle import Arena, make_arena
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, Standing, compare, quantile
@@ -98,6 +98,7 @@ class CompareSettings(RunSettings):
             return sb3_config(fields, hyperparameters={}, n_envs=None, action=None, start_from=None)
         if ":" not in agent:
             check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
+        check_agent_kwargs(agent, fields["agent_kwargs"])
         return SearchConfig(**fields)
 
     def arena(self) -> Arena:
@@ -108,10 +109,16 @@ class CompareSettings(RunSettings):
         return make_arena(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
 
 
+def check(settings: CompareSettings) -> None:
+    """Refuse a table that is not there, or a budget that it does not have, before a run begins."""
+    if not settings.live:
+        settings.arena()
+
+
 ex = RunsExperiment("agents compare", save_git_info=False)
 ex.add_config(dataclasses.asdict(CompareSettings()))
 ex.add_named_configs(lambda: {entry.short: {"env_id": entry.id} for entry in ENVIRONMENTS.values()})
-ex.check_settings(lambda config: build(CompareSettings, config))
+ex.check_settings(lambda config: check(build(CompareSettings, config)))
 
 
 @ex.main

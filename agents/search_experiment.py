@@ -28,6 +28,7 @@ from das_gym.agents.compare.ground_truth import against_truth
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, sb3_config
+from das_gym.agents.sb3.policy import agent_file
 from das_gym.agents.searching.loop import SearchConfig, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
@@ -149,6 +150,8 @@ def check_environment(config: SearchConfig) -> None:
         FileNotFoundError: a path that is not there.
         gymnasium.error.Error: no such environment.
     """
+    if isinstance(config, SB3Config) and config.start_from is not None:
+        agent_file(config.start_from)
     if ":" in config.env_id:  # its module is imported when it is made
         return
     gymnasium.spec(config.env_id)

@@ -106,6 +106,7 @@ def test_settings_of_the_environment_reach_it():
         ({"env_id": "DAS-METER-VQA-v0", "skip_num": 13}, "skip_num=13: the model has 12 skippable layers; use 0..12"),
         ({"env_id": "DAS-METER-VQA-Tabular-v0", "skip_num": 13}, "the model has 12 skippable layers; use 0..12"),
         ({"env_id": "DAS-METER-VQA-v0", "supernet": "none.safetensors"}, r"supernet=.*none\.safetensors: no such file"),
+        ({"agent": "ppo", "start_from": "none"}, r"no agent at .*none; give the agent\.zip of an earlier run"),
         ({"env_id": "DAS-METER-VQA-v0", "device": "gpu"}, "device='gpu' cannot be used here"),
         ({"env_id": "DAS-METER-VQA-v0", "env_kwargs": {"data_root": "none"}}, "data_root=none: no such file or folder"),
     ],

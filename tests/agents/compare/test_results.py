@@ -196,6 +196,7 @@ def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):
     update = {**update, "table": str(made_up_table)} if update.get("table") == "small" else update
     with pytest.raises(RunError, match=text):
         ex.run(config_updates={"seeds": 1, **update})
+    assert not (tmp_path / "runs").exists()
 
 
 def test_every_agent_but_the_truth_is_compared():
