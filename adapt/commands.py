@@ -23,30 +23,42 @@ def search_first(settings: dict[str, Any]) -> int:
         raise
 
 
+def searching_agents() -> dict[str, dict[str, Any]]:
+    """Name of every agent to the settings of `python -m agents` that its name alone stands for."""
+    from das_gym.agents.ask_tell.base import AGENTS
+    from das_gym.agents.sb3.algorithms import ALGORITHMS
+    from das_gym.agents.sb3.config import SB3_DEFAULTS
+
+    return {name: {"agent": name, **(SB3_DEFAULTS if name in ALGORITHMS else {})} for name in (*AGENTS, *ALGORITHMS)}
+
+
 def paper_bandit(n_layers: int, skip_num: int, seed: int, update_rate: float) -> Any:
     """The paper's agent."""
     from das_gym.agents.ask_tell.bandit import Bandit
 
+    from das_gym.problem.budget import Budget
     from das_gym.problem.mask_space import MaskSpace
 
-    return Bandit(MaskSpace(n_layers, skip_num=skip_num), seed, learning_rate=update_rate)
+    return Bandit(MaskSpace(Budget(n_layers, skip_num)), seed, learning_rate=update_rate)
+
+
+def _main_experiment() -> Any:
+    from das_gym.adapt.adapt_experiment import AdaptExperiment
+
+    return AdaptExperiment(search_first, searching_agents)
+
+
+def _das_experiment() -> Any:
+    from das_gym.adapt.das_experiment import DASExperiment
+
+    return DASExperiment(paper_bandit)
 
 
 PROGRAM = Program(
     "adapt",
     {
-        "run": Command(
-            "das_gym.adapt.adapt_experiment:ex",
-            "[with ...]",
-            "search a mask, fine-tune it, set it beside the unskipped model",
-            prepare=lambda ex: setattr(ex, "search_first", search_first),
-        ),
-        "das": Command(
-            "das_gym.adapt.das_experiment:ex",
-            "[with ...]",
-            "the paper's pipeline: search while adapters train, then fine-tune",
-            prepare=lambda ex: setattr(ex, "new_chooser", paper_bandit),
-        ),
+        "run": Command(_main_experiment, "[with ...]", "search a mask, fine-tune it, set it beside the unskipped model"),
+        "das": Command(_das_experiment, "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
         "pretrain": Command("das_gym.adapt.pretrain_experiment:ex", "[with ...]", "pre-train METER-mini or ViLT-mini"),
         "supernet": Command(
             "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"

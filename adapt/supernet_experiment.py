@@ -21,8 +21,9 @@ from das_gym.commandline import typed
 from das_gym.config import build, part_of
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import pick_device, problem_words
-from das_gym.tasks.vqa.vqav2 import write_vocabulary
+from das_gym.problem.config import problem_words
+from das_gym.problem.loading import pick_device
+from das_gym.tasks.labels import write_labels
 
 VOCABULARY = "vocabulary.json"
 
@@ -63,6 +64,6 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
     answers = Adaptation.load(out).answers
     if answers:
-        write_vocabulary(folder / VOCABULARY, answers)
+        write_labels(folder / VOCABULARY, answers)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     print(f"supernet: {out}\nNext: {typed('agents', problem_words(settings.problem()), f'supernet={out}')}")

@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
-from das_gym.agents.compare.oracle import Arena, make_arena
+from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
-from das_gym.agents.compare.results import TOLERANCE, Standing, compare, quantile
+from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import sb3_config
 from das_gym.agents.searching.loop import SearchConfig
@@ -34,7 +34,7 @@ from rich.table import Table
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions, progress
 
 FORMAT = 1
@@ -62,7 +62,7 @@ class CompareSettings(RunSettings):
         masks_per_turn: Masks scored between two answers, at least 1.
     """
 
-    env_id: str = "DAS-METER-VQA-v0"
+    env_id: str = DEFAULT_ENV
     live: bool = False
     table: str | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -101,12 +101,12 @@ class CompareSettings(RunSettings):
         check_agent_kwargs(agent, fields["agent_kwargs"])
         return SearchConfig(**fields)
 
-    def arena(self) -> Arena:
+    def arena(self) -> Oracle:
         """Where agents play."""
         entry = ENVIRONMENTS.get(self.env_id)
         env_id = self.env_id if self.live or entry is None else entry.tabular_id
         table = {} if self.table is None else {"table": str(Path(self.table).expanduser().absolute())}
-        return make_arena(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
+        return make_oracle(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
 
 
 def check(settings: CompareSettings) -> None:
@@ -117,7 +117,7 @@ def check(settings: CompareSettings) -> None:
 
 ex = RunsExperiment("agents compare", save_git_info=False)
 ex.add_config(dataclasses.asdict(CompareSettings()))
-ex.add_named_configs(lambda: {entry.short: {"env_id": entry.id} for entry in ENVIRONMENTS.values()})
+ex.add_named_configs(lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()})
 ex.check_settings(lambda config: check(build(CompareSettings, config)))
 
 
@@ -144,25 +144,25 @@ def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent
         plot_comparison(folder / PICTURE, standings, title)
         for name in (RECORD, PICTURE):
             _run.add_artifact(folder / name)
-    print_standings(standings, title)
+    print_results(standings, title)
     if folder is not None:
         print(f"record: {folder / RECORD}, picture: {folder / PICTURE}")
 
 
-def describe_budget(arena: Arena) -> str:
+def describe_budget(arena: Oracle) -> str:
     """The budget in words, and how many masks keep it."""
     space = arena.space
     budget = f"k = {space.skip_num}" if space.macs_saved is None else f"at least {100 * space.macs_saved:g} % of MACs saved"
     return budget if space.size is None else f"{budget} ({space.size:,} masks)"
 
 
-def record(settings: CompareSettings, arena: Arena, standings: Sequence[Standing]) -> dict[str, Any]:
+def record(settings: CompareSettings, arena: Oracle, standings: Sequence[AgentResult]) -> dict[str, Any]:
     """What is kept in `compare.json`."""
     return {
         "format": FORMAT,
         "settings": dataclasses.asdict(settings),
         "env_id": arena.env_id,
-        "budget": arena.space.budget,
+        "budget": arena.space.budget.as_dict(),
         "masks": arena.space.size,
         "best_reward": arena.best_reward,
         "tolerance": TOLERANCE,
@@ -176,7 +176,7 @@ def checkpoints(evaluations: int) -> list[int]:
     return sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
 
 
-def print_standings(standings: Sequence[Standing], title: str) -> None:
+def print_results(standings: Sequence[AgentResult], title: str) -> None:
     """A table for a person, the agent with the lowest mean regret first."""
     evaluations = standings[0].regret.shape[1]
     table = Table(
@@ -187,14 +187,14 @@ def print_standings(standings: Sequence[Standing], title: str) -> None:
         table.add_column(f"regret at {count}", justify="right", no_wrap=True)
     for name in ("rank", "found", "needed", "used", "test metric"):
         table.add_column(name, justify="right")
-    for standing in sorted(standings, key=Standing.mean_regret):
+    for standing in sorted(standings, key=AgentResult.mean_regret):
         table.add_row(standing.agent, *cells(standing))
     console = Console()
     console.width = max(console.width, 150)
     console.print(table)
 
 
-def cells(standing: Standing) -> list[str]:
+def cells(standing: AgentResult) -> list[str]:
     """A row of numbers: regrets, rank, found, needed, used, test metric; "-" where there is none."""
     return [
         *(_spread(standing.regret[:, count - 1]) for count in checkpoints(standing.regret.shape[1])),

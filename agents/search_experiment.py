@@ -24,7 +24,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
-from das_gym.agents.compare.ground_truth import against_truth
+from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, sb3_config
@@ -36,8 +36,8 @@ from das_gym.commandline import typed
 from das_gym.config import build, check_names
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.experiment import Run, RunsExperiment, check_problem, run_folder
-from das_gym.problem.loading import PATH_SETTINGS, ProblemConfig
-from das_gym.registration import ENVIRONMENTS, MODELS, EnvEntry
+from das_gym.problem.config import PATH_SETTINGS, ProblemConfig
+from das_gym.registration import ENVIRONMENTS, MODELS, EnvEntry, named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
 
 PICTURE = "skip_probabilities.png"
@@ -133,10 +133,10 @@ class SearchSettings(ResumableSettings, SearchConfig):
 
 def named_configs() -> dict[str, dict[str, Any]]:
     """Settings by the word that stands for them: environments, their tables, agents, algorithms."""
-    entries = ENVIRONMENTS.values()
+    entries = named_environments()
     return {
-        **{entry.short: {"env_id": entry.id} for entry in entries},
-        **{f"{entry.short}_table": {"env_id": entry.tabular_id} for entry in entries},
+        **{name: {"env_id": entry.id} for name, entry in entries.items()},
+        **{f"{name}_table": {"env_id": entry.tabular_id} for name, entry in entries.items()},
         **{name: {"agent": name} for name in AGENTS},
         **{name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS},
     }
@@ -248,7 +248,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def summary(result: SearchResult, folder: Path | None) -> str:
-    """What a search found, in a few lines for a person; on a table, how that stands against the truth."""
+    """What a search found, in a few lines for a person; on a table, how that stands against the ground truth."""
 
     def shown(value: float | None) -> str:
         return "not finite" if value is None else f"{value:.4f}"
@@ -259,10 +259,10 @@ def summary(result: SearchResult, folder: Path | None) -> str:
         f"  reward {shown(result.reward)}, loss {shown(result.loss)}, metric {shown(result.metric)}",
         f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (the whole model: {result.macs_full:,})",
     ]
-    truth = against_truth(result.env_id, result.env_kwargs, result.mask)
+    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
     if truth is not None:
         lines.append(
-            f"  against the truth: rank {truth.rank:,} of {truth.masks:,} masks, regret {truth.regret:.4f} "
+            f"  against the ground truth: rank {truth.rank:,} of {truth.masks:,} masks, regret {truth.regret:.4f} "
             f"(the best reward is {truth.best_reward:.4f})"
         )
     if folder is not None:

@@ -25,23 +25,19 @@ class Command:
 
     Attributes:
         target: "module:name" of a function that takes the words behind the sub-command and returns its exit code or
-            None, or of a `das_gym.experiment.RunsExperiment`. It is imported when the command runs.
+            None, or of a `das_gym.experiment.RunsExperiment`; it is imported when the command runs. Or what makes
+            such an experiment.
         words: What may follow, as the help shows it.
         about: What it does.
-        prepare: Called with the experiment before it runs.
     """
 
-    target: str
+    target: str | Callable[[], Any]
     words: str
     about: str
-    prepare: Callable[[Any], None] | None = None
 
     def load(self) -> Any:
         """The function or experiment, ready to run."""
-        target = pkgutil.resolve_name(self.target)
-        if self.prepare is not None:
-            self.prepare(target)
-        return target
+        return pkgutil.resolve_name(self.target) if isinstance(self.target, str) else self.target()
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ with warnings.catch_warnings():
 from das_gym.commandline import meant, typed, use
 from das_gym.config import check_names, part_of
 from das_gym.files import read_json, write_text
-from das_gym.problem.loading import ProblemConfig, find_supernet, pick_device
-from das_gym.registration import ENVIRONMENTS
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import find_supernet, pick_device
+from das_gym.registration import named_environments
 from das_gym.runs import MISTAKES, RUNS_DIR, ResumableSettings, find_run, runs_dir_words
 
 NamedConfigs = Callable[[], Mapping[str, Mapping[str, Any]]]
@@ -191,7 +192,9 @@ class RunsExperiment(Experiment):
 
     def add_problems(self) -> None:
         """Named configs `meter_vqa`, ...: the settings `model` and `task` of every environment."""
-        self.add_named_configs(lambda: {e.short: {"model": e.model, "task": e.task} for e in ENVIRONMENTS.values()})
+        self.add_named_configs(
+            lambda: {name: {"model": entry.model, "task": entry.task} for name, entry in named_environments().items()}
+        )
 
     def run_commandline(self, argv: Sequence[str] | None = None) -> Run | None:
         """As Sacred's own; words that cannot be read end with exit code 2, Ctrl-C with 130 and how to go on."""
@@ -255,12 +258,13 @@ class RunsExperiment(Experiment):
 def _logger() -> logging.Logger:
     """Sacred's messages on standard error; left alone, Sacred would turn up the messages of every library.
 
-    Its warning of a new entry is left out: settings are checked by us, and a mapping such as `env_kwargs` may get some.
+    Two are left out: its warning of a new entry (settings are checked by us, and a mapping such as `env_kwargs` may get
+    some), and the bare number it calls the result (commands print a conclusion).
     """
     logger = logging.getLogger("das_gym.experiment")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
-    handler.addFilter(lambda record: not record.getMessage().startswith("Added new config entry"))
+    handler.addFilter(lambda record: not record.getMessage().startswith(("Added new config entry", "Result: ")))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)

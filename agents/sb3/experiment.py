@@ -66,7 +66,7 @@ def search_with_sb3(
     trained = train_sb3(
         config.agent,
         folder,
-        algo=config.agent_kwargs,
+        hyperparameters=config.agent_kwargs,
         n_envs=config.masks_per_turn,
         on_turn=on_turn,
         writers=(HumanOutputFormat(sys.stdout), SacredWriter(run)),

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.config import check_names
+from das_gym.config import add_entry, check_names
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import State
 from das_gym.problem.costs import Costs
+from das_gym.problem.rewards import check_bounds
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Activity:
     """How much each layer changes what passes through it, averaged over examples.
 
     Attributes:
-        influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token, 0..2.
+        influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token (`VLP.pooled_tokens`), 0..2.
         influence_tokens: (n_layers,) the same, averaged over real tokens.
         residual_norm: (n_layers,) |h_out - h_in| / |h_in|, averaged over real tokens.
     """
@@ -32,7 +33,7 @@ class Activity:
 
 
 @dataclass(frozen=True)
-class Measurements:
+class StatisticInputs:
     """All that a statistic is computed from: one model on one set of examples."""
 
     evaluator: Evaluator
@@ -49,14 +50,14 @@ class Statistic:
         name: How it is asked for.
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
-        compute: (n_layers,) float values from the measurements. Every statistic is deterministic.
+        compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
     """
 
     name: str
     formula: str
     low: float
     high: float
-    compute: Callable[[Measurements], np.ndarray]
+    compute: Callable[[StatisticInputs], np.ndarray]
 
 
 @torch.inference_mode()
@@ -70,42 +71,43 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
         for stage in vlp.stages:
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:
-                totals[:, index] += _changes(state, outputs, vlp.layers[index].stream)
+                stream = vlp.layers[index].stream
+                totals[:, index] += _changes(state, outputs, stream, vlp.pooled_tokens(state, stream))
             state = state.with_hidden({**state.hidden, **outputs})
     return Activity(*(totals / len(examples)))
 
 
-def _changes(state: State, outputs: dict[str, Tensor], stream: str) -> tuple[float, float, float]:
+def _changes(state: State, outputs: dict[str, Tensor], stream: str, pooled: Tensor) -> tuple[float, float, float]:
     """The three numbers of `Activity` for one layer, summed over the batch."""
     before, after = state.hidden[stream].double(), outputs[stream].double()
     attend = state.attend[stream]
-    real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, 0].double()
+    real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, -1].double()
     influence = 1 - torch.cosine_similarity(before, after, dim=-1)
     residual = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
     tokens = real.sum(dim=1)
     return (
-        float(influence[:, 0].sum()),
+        float(influence.gather(1, pooled[:, None]).sum()),
         float(((influence * real).sum(dim=1) / tokens).sum()),
         float(((residual * real).sum(dim=1) / tokens).sum()),
     )
 
 
-def leave_one_out(measurements: Measurements) -> np.ndarray:
+def leave_one_out(inputs: StatisticInputs) -> np.ndarray:
     """(n_layers,) loss with that layer alone skipped, minus the loss of the unskipped model, in nats."""
-    count = len(measurements.evaluator.vlp.layers)
+    count = len(inputs.evaluator.vlp.layers)
     masks = np.concatenate((np.zeros((1, count), bool), np.eye(count, dtype=bool)))
-    losses = measurements.evaluator.losses(masks, measurements.examples)
+    losses = inputs.evaluator.losses(masks, inputs.examples)
     return losses[1:] - losses[0]
 
 
-def _stream(measurements: Measurements) -> np.ndarray:
-    layers = measurements.evaluator.vlp.layers
+def _stream(inputs: StatisticInputs) -> np.ndarray:
+    layers = inputs.evaluator.vlp.layers
     streams = sorted({layer.stream for layer in layers}, reverse=True)
     return np.array([streams.index(layer.stream) for layer in layers], dtype=float)
 
 
-def _depth(measurements: Measurements) -> np.ndarray:
-    vlp = measurements.evaluator.vlp
+def _depth(inputs: StatisticInputs) -> np.ndarray:
+    vlp = inputs.evaluator.vlp
     return np.array([layer.stage / max(len(vlp.stages) - 1, 1) for layer in vlp.layers])
 
 
@@ -154,7 +156,23 @@ STATISTICS: dict[str, Statistic] = {
         ),
     )
 }
-"""Every layer statistic by name, in the order of the default observation."""
+"""Every layer statistic by name."""
+
+DEFAULT_STATISTICS = tuple(STATISTICS)
+"""What environments observe unless they are told otherwise, in this order; registered ones are asked for by name."""
+
+
+def register_statistic(statistic: Statistic) -> None:
+    """Add a layer statistic of one's own: environments observe it when asked, tables made from now on hold it.
+
+    Raises:
+        TypeError: no `Statistic`.
+        ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
+    """
+    if not isinstance(statistic, Statistic):
+        raise TypeError(f"register_statistic({statistic!r}): give a Statistic(name, formula, low, high, compute)")
+    check_bounds("statistic", statistic.name, statistic.low, statistic.high)
+    add_entry(STATISTICS, statistic.name, statistic, "statistic")
 
 
 def statistic_names(statistics: str | Iterable[str]) -> tuple[str, ...]:
@@ -175,7 +193,7 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
     return tuple(STATISTICS[name] for name in names)
 
 
-def compute_statistics(statistics: Sequence[Statistic], measurements: Measurements) -> np.ndarray:
+def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:
     """(n_layers, n_statistics) float32 within the bounds of each statistic."""
-    columns = [np.clip(np.nan_to_num(s.compute(measurements)), s.low, s.high) for s in statistics]
+    columns = [np.clip(np.nan_to_num(s.compute(inputs)), s.low, s.high) for s in statistics]
     return np.stack(columns, axis=1).astype(np.float32)
