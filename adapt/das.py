@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from das_gym.adapt.objective import Objective
 from das_gym.adapt.paper import DASSettings
+from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, polynomial_decay
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, new_head, shuffled, task_class
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
 
 
 class Chooser(Protocol):
@@ -91,7 +92,7 @@ class Training:
         seed: Of the order of examples and of augmentation.
 
     Attributes:
-        objective: The loss of a step.
+        step_loss: The loss of a step.
     """
 
     def __init__(self, model: AdaptedModel, splits: Splits[Any], settings: DASSettings, seed: int) -> None:
@@ -100,13 +101,13 @@ class Training:
         examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
         batch_size = min(settings.batch_size, len(examples))
         backbone, head, task = model.backbone, model.head, model.task
-        self.objective = Objective(backbone, head, task, examples, batch_size, seed, settings.augment)
+        self.step_loss = StepLoss(backbone, head, task, examples, batch_size, seed, settings.augment)
         self.evaluator = Evaluator(backbone.vlp, head, task)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the training examples."""
-        return len(self.objective.examples) // self.objective.batch_size
+        return len(self.step_loss.examples) // self.step_loss.batch_size
 
     @torch.no_grad()
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
@@ -114,9 +115,9 @@ class Training:
         if not self.settings.reward_dropout:
             with self._evaluating():
                 return self.evaluator.losses(masks, examples)
-        objective, task = self.objective, self.model.task
-        targets = objective.targets(examples)
-        rows = [task.losses(objective.logits(examples, mask), targets).double().mean() for mask in masks]
+        step_loss, task = self.step_loss, self.model.task
+        targets = step_loss.targets(examples)
+        rows = [task.losses(step_loss.logits(examples, mask), targets).double().mean() for mask in masks]
         return np.array([float(row) for row in rows])
 
     def trainer(self, steps: int, checkpoint: Path | None, save_every: int, **companions: Any) -> Trainer:
@@ -204,7 +205,7 @@ def joint_search(
             turns.history.append(_take_turn(training, chooser, index, examples))
             if on_turn is not None:
                 on_turn(turns.history[-1])
-        return training.objective(index, chooser.ask(1)[0])
+        return training.step_loss(index, chooser.ask(1)[0])
 
     training.model.head.train()
     steps = settings.search_epochs * training.steps_per_epoch
@@ -229,4 +230,4 @@ def finetune_found(
     """Train a pruned model for the settings' epochs."""
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
-    training.trainer(steps, checkpoint, save_every).run(training.objective, "fine-tuning the found subnet", log)
+    training.trainer(steps, checkpoint, save_every).run(training.step_loss, "fine-tuning the found subnet", log)

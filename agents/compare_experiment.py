@@ -34,7 +34,7 @@ from rich.table import Table
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, library_versions, progress
 
 FORMAT = 1
@@ -63,7 +63,7 @@ class Settings:
         runs_dir: Folder of all runs.
     """
 
-    env_id: str = "DAS-METER-VQA-v0"
+    env_id: str = DEFAULT_ENV
     live: bool = False
     table: str | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -31,7 +31,7 @@ from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.problem.loading import PATH_SETTINGS
+from das_gym.problem.config import PATH_SETTINGS
 from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, progress
 

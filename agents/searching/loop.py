@@ -22,6 +22,7 @@ from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.problem.budget import DEFAULT_SKIP_NUM, Budget, Masks, check_budget
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.registration import DEFAULT_ENV
 from das_gym.runs import library_versions
 
 CHECKPOINT = "checkpoint.json"
@@ -52,7 +53,7 @@ class SearchConfig:
         checkpoint_every: Turns between checkpoints, at least 1.
     """
 
-    env_id: str = "DAS-METER-VQA-v0"
+    env_id: str = DEFAULT_ENV
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     agent: str = "bandit"
     agent_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -56,7 +56,8 @@ class EncoderCache:
         hidden_text, attend_text = _stack([texts[pair.text] for pair in pairs])
         hidden_image, attend_image = _stack([images[pair.image.key] for pair in pairs])
         types = torch.tensor([pair.image_type for pair in pairs], device=hidden_image.device)
-        return State({"text": hidden_text, "image": hidden_image}, {"text": attend_text, "image": attend_image}, types)
+        attend = {"text": attend_text, "image": attend_image}
+        return State({"text": hidden_text, "image": hidden_image}, attend, {"image_types": types})
 
     def stream(self, stream: str, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
         """(tokens, hidden_size) of each text or image, from memory, disk, or its encoder.

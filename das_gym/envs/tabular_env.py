@@ -14,10 +14,10 @@ from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import Scorer
 from das_gym.problem.budget import pick_budget
-from das_gym.problem.loading import ProblemConfig
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistics import statistic_names
-from das_gym.registration import MODELS, TASKS, find_environment
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 from das_gym.tables.table import SCORES, SubnetTable
 
 LIVE_SETTINGS = ("reward_examples", "reward_batches", *ProblemConfig.__dataclass_fields__)
@@ -139,8 +139,8 @@ class TabularEnv(ScoredEnv):
         statistics: str | Iterable[str] | None = None,
         split: str = "reward",
         table: str | None = None,
-        model: str = "METER",
-        task: str = "vqa",
+        model: str = DEFAULT_MODEL,
+        task: str = DEFAULT_TASK,
         render_mode: str | None = None,
         **others: Any,
     ) -> None:

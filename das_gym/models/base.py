@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from das_gym.models.inputs import Processor
 
 Stream = tuple[Tensor, Tensor | None]
 """Hidden vectors (batch, tokens, hidden_size) and what to attend to, (batch, 1, 1, tokens) bool or None = all."""
@@ -27,11 +31,12 @@ def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Layer:
-    """One skippable unit: its name, the stream it updates and the stage it belongs to."""
+    """One skippable unit: its name, the stream it updates, the stage it belongs to, and what kind of layer it is."""
 
     name: str
     stream: str
     stage: int
+    kind: str = "layer"
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,14 @@ class State:
 
     Attributes:
         hidden: Per stream, (batch, tokens, hidden_size) float.
-        attend: Per stream, (batch, 1, 1, tokens) bool, True = a token to attend to; None = all.
-        image_types: (batch,) int64 token type of each image, 2 = NLVR2's second image; None = 1 everywhere.
+        attend: Per stream, bool, True = a token to attend to: (batch, 1, 1, tokens) where only padding is left out,
+            (batch, 1, tokens, tokens) where a token sees those before it; None = all.
+        extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings.
     """
 
     hidden: Mapping[str, Tensor]
     attend: Mapping[str, Tensor | None]
-    image_types: Tensor | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     def with_hidden(self, hidden: Mapping[str, Tensor]) -> State:
         """The same state with other hidden vectors."""
@@ -89,13 +95,18 @@ class SkippableLayer(nn.Module):
 class VLP(nn.Module, ABC):
     """A vision-language pre-trained model whose layers can be skipped.
 
+    What a model of one's own offers: `layers`, `feature_size` and `tunable`; the methods that are abstract here; `inputs`;
+    and, for `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and
+    `check_model` say what is missing, all of it at once.
+
     `forward(batch, mask)` is `encode`, `begin`, one `advance` a stage, and `pool` in a row. Within a stage
     every layer reads the state before the stage.
 
     Attributes:
         layers: The skippable layers, in mask order.
         feature_size: Width of the pooled features.
-        head_size: Width inside the heads of VQA and NLVR2: twice the hidden size, in METER and ViLT.
+        head_size: Width inside heads that have an inside; None = `feature_size`.
+        size: What `ProblemConfig.size` calls a model of this size, `mini` or `base`; None fits either.
         pruned_mask: The mask whose other choices were removed, or None while all are there.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
         streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
@@ -103,7 +114,8 @@ class VLP(nn.Module, ABC):
 
     layers: tuple[Layer, ...]
     feature_size: int
-    head_size: int
+    head_size: int | None = None
+    size: str | None = None
     tunable: ClassVar[tuple[str, ...]]
     streams_apart: ClassVar[bool] = False
 
@@ -126,12 +138,28 @@ class VLP(nn.Module, ABC):
         return State(
             hidden={"text": text[0], "image": image[0]},
             attend={"text": text[1], "image": image[1]},
-            image_types=batch.get("image_types"),
+            extras={name: batch[name] for name in ("image_types",) if name in batch},
         )
+
+    def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
+        """What makes batches of texts and images for this model.
+
+        Args:
+            folder: The checkpoint's, or that of its tokenizer where a person names another.
+            max_text_length: Longest text in tokens, longer ones are cut; None = the usual one.
+
+        Raises:
+            ValueError, FileNotFoundError: the folder's tokenizer is missing, or is not this model's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} makes no batches: write inputs(folder, max_text_length)")
 
     @abstractmethod
     def embed(self, encoded: State) -> State:
-        """Encoder outputs to the state before stage 0."""
+        """Encoder outputs to the state before stage 0.
+
+        Encoder outputs are padded with zeros, `extras` hold the `image_types` (batch,) int64 of the batch, where it has
+        any: 2 is NLVR2's second image.
+        """
 
     @abstractmethod
     def skippable(self, index: int) -> SkippableLayer:
@@ -145,7 +173,8 @@ class VLP(nn.Module, ABC):
             index: Which layer, in mask order.
             state: The state before the layer's stage.
             skipped: Whether the skip adapter runs instead of the layer.
-            memo: Shares work between states that have a hidden tensor in common.
+            memo: Shares work between states that have a hidden tensor in common; its keys are the layer's index, a word
+                for the part, and the `id` of every hidden tensor that the part reads.
             pooled_only: Compute the pooled token alone; allowed in the last stage.
 
         Returns:
@@ -155,6 +184,11 @@ class VLP(nn.Module, ABC):
     @abstractmethod
     def pool(self, state: State) -> Tensor:
         """(batch, feature_size) features that heads read, from the state after the last stage."""
+
+    def pooled_tokens(self, state: State, stream: str) -> Tensor:
+        """(batch,) int64: the token of a stream that statistics look at, usually the one that `pool` reads."""
+        hidden = state.hidden[stream]
+        return torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
 
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
@@ -231,3 +265,48 @@ def fingerprint(vlp: VLP) -> str:
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_class(kind: Any) -> None:
+    """Refuse a class that does not offer what a model has to.
+
+    Raises:
+        TypeError: names all that is missing.
+    """
+    if not isinstance(kind, type) or not issubclass(kind, VLP):
+        named = getattr(kind, "__name__", repr(kind))
+        lacks = [name for name in sorted({*VLP.__abstractmethods__, "inputs"}) if not callable(getattr(kind, name, None))]
+        raise TypeError(f"{named} is no model: derive it from das_gym.models.base.VLP; it lacks {', '.join(lacks)}")
+    lacks = sorted({*kind.__abstractmethods__, *(["inputs"] if kind.inputs is VLP.inputs else [])})
+    if not hasattr(kind, "tunable"):
+        lacks.append("tunable (parts of the names of parameters that train)")
+    if lacks:
+        raise TypeError(f"{kind.__name__} lacks {', '.join(lacks)}; das_gym.models.base.VLP says what each is")
+
+
+def check_model(vlp: VLP) -> None:
+    """Refuse a model that cannot be skipped, or trained, as it is.
+
+    Raises:
+        TypeError: its class lacks something.
+        ValueError: names all that is wrong with it.
+    """
+    check_class(type(vlp))
+    layers = getattr(vlp, "layers", ())
+    wrong = []
+    if not layers or not all(isinstance(layer, Layer) for layer in layers):
+        wrong.append("layers is not a tuple of one Layer or more, in mask order")
+    else:
+        stages = sorted({layer.stage for layer in layers})
+        if stages != list(range(len(stages))):
+            wrong.append(f"its layers have the stages {stages}; number them 0, 1, 2, ... without a gap")
+        if len({layer.name for layer in layers}) < len(layers):
+            wrong.append("two layers have the same name")
+        if not all(isinstance(vlp.skippable(index), SkippableLayer) for index in range(len(layers))):
+            wrong.append("skippable(index) does not give a SkippableLayer for every layer")
+    if not isinstance(getattr(vlp, "feature_size", None), int):
+        wrong.append("feature_size (width of what pool gives) is not set to a whole number")
+    if not vlp.tunable_state():
+        wrong.append(f"no parameter has one of tunable={vlp.tunable} in its name: nothing could train")
+    if wrong:
+        raise ValueError(f"this {type(vlp).__name__} cannot be used: {'; '.join(wrong)}")

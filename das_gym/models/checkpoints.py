@@ -1,12 +1,15 @@
-"""Checkpoints to models and back: official METER and ViLT files, transformers' ViLT folders, and our own."""
+"""Checkpoints to models and back, of every family that has formats: official files, transformers' folders, and our own."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,28 @@ import torch
 from torch import Tensor
 
 from das_gym.models.base import VLP
-from das_gym.models.derived import derive
-from das_gym.models.formats import FORMATS, HEADS, SEARCH, Format
-from das_gym.models.meter.model import METER, METERConfig
-from das_gym.models.sizes import MODELS, infer_config
+from das_gym.models.formats import HEADS, SEARCH, Family, Format
 from das_gym.models.tensor_files import TensorFile, read_tensors, write_folder, write_tensors
-from das_gym.models.vilt.model import ViLT
 
 Heads = Mapping[str, Mapping[str, Tensor]]
+
+FAMILIES = ("das_gym.models.meter.checkpoint:FAMILY", "das_gym.models.vilt.checkpoint:FAMILY")
+"""Every family that has formats, as "module:name": loaded when a file is read or written."""
+
+ADAPTER_FIELDS = ("bottleneck", "skip_bottleneck")
+"""Config fields that size adapters: they may differ from a file's that holds none."""
+
+FREE_FIELDS = ("dropout", *ADAPTER_FIELDS)
+"""Config fields that may differ from a file's; its trained adapters are never dropped for it."""
+
+HEAD_WIDTH, USUAL_WIDTH = 64, 512
+"""Units an attention head has where no file says otherwise, in models at least so wide."""
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every family that has formats, by the name that config.json says."""
+    return {family.name: family for family in map(pkgutil.resolve_name, FAMILIES)}
 
 
 @dataclass
@@ -36,6 +53,7 @@ class LoadReport:
         derived: Tensors that were computed from others of the file, each with how.
         unused: Its tensors that the reference never uses either.
         unknown: Its tensors that have no place in the model.
+        odd: What is unusual about it, in words.
     """
 
     path: Path
@@ -44,17 +62,35 @@ class LoadReport:
     derived: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         """One line a group; names that differ in a number, or in weight and bias, are written once."""
-        lines = [f"{self.path}: {self.title}"]
-        for what in ("missing", "derived", "unused", "unknown"):
-            names: list[str] = getattr(self, what)
-            short = dict.fromkeys(
-                re.sub(r"\.\d+\.|\.(?:weight|bias)$", lambda m: ".*." if m[0][1:2].isdigit() else ".*", n) for n in names
-            )
-            lines.append(f"{what} ({len(names)}): {', '.join(short) or '-'}")
-        return "\n".join(lines)
+        groups = {what: getattr(self, what) for what in ("missing", "derived", "unused", "unknown")}
+        lines = [f"{what} ({len(names)}): {_short(names) or '-'}" for what, names in groups.items()]
+        return "\n".join([f"{self.path}: {self.title}", *lines, *self.odd])
+
+    def doubts(self, *expected: str) -> str | None:
+        """What a person has to know before using the model, in a line; None if all is well.
+
+        Args:
+            expected: Parts of names that may be missing.
+        """
+        missing = [name for name in self.missing if not any(part in name for part in expected)]
+        parts = [
+            f"it lacks {_short(missing)}, which start untrained" if missing else "",
+            f"nothing is known of its {_short(self.unknown)}, which are not used" if self.unknown else "",
+            *self.odd,
+        ]
+        return "; ".join(part for part in parts if part) or None
+
+
+def _short(names: Sequence[str]) -> str:
+    """The names; those that differ in a number, or in weight and bias, once."""
+    pattern = r"\.\d+\.|\.(?:weight|bias)$"
+    return ", ".join(
+        dict.fromkeys(re.sub(pattern, lambda m: ".*." if m[0][1:2].isdigit() else ".*", name) for name in names)
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +105,7 @@ class Loaded:
         report: What became of every name.
     """
 
-    vlp: METER | ViLT
+    vlp: VLP
     heads: dict[str, dict[str, Tensor]]
     search: dict[str, Tensor]
     report: LoadReport
@@ -86,13 +122,14 @@ def load_checkpoint(
     """Load a checkpoint of any known kind; sizes come from the shapes of its tensors.
 
     Args:
-        path: METER's or ViLT's `.ckpt`, a transformers ViLT folder, or our own folder or `.safetensors` file.
-        image_size: Side of the images to come, in pixels; None = as in the file. METER's position embeddings are
-            resized here (bicubic), ViLT resizes its own as it runs.
+        path: A file or folder in a format of one of the families, or our own folder or `.safetensors` file.
+        image_size: Side of the images to come, in pixels; None = as in the file. Position embeddings are resized here,
+            unless the model does so as it runs.
         heads: Heads that the caller needs; those that the file lacks are reported as missing.
         generator: Draws the adapters that a pre-training checkpoint lacks; None = torch's global one.
-        **settings: Config fields that shapes do not tell: `num_heads`, `text_heads`, `vision_heads`, `dropout`.
-            Heads are taken to be 64 wide where a width is 512 or more (and in CLIP); smaller models need them.
+        **settings: Config fields that shapes do not tell: numbers of attention heads, `dropout`, and widths of adapters
+            that the file lacks. Attention heads are taken to be 64 wide where a width is 512 or more; smaller models
+            need them.
 
     Raises:
         FileNotFoundError: nothing to load there.
@@ -101,7 +138,7 @@ def load_checkpoint(
     return assemble(read_tensors(path), image_size=image_size, heads=heads, generator=generator, settings=settings)
 
 
-def load_vlp(path: str | Path, **settings: Any) -> METER | ViLT:
+def load_vlp(path: str | Path, **settings: Any) -> VLP:
     """The model of a checkpoint alone; see `load_checkpoint`."""
     return load_checkpoint(path, **settings).vlp
 
@@ -118,21 +155,21 @@ def save_checkpoint(
 
     Args:
         path: A folder, or a file that ends in `.safetensors`. A folder holds config.json and model.safetensors.
-        vlp: METER or ViLT, pruned or not.
+        vlp: A model of one of the families, pruned or not.
         heads: Tensors of each head by the head's name, for example `{"vqa_classifier": head.state_dict()}`.
         files: More text files for the folder, for example `{"tokenizer.json": ...}`.
         search: As `Loaded.search`.
         leave_out: Names of parameters to leave out; they count as missing when the file is loaded.
 
     Raises:
-        TypeError: the model is neither METER nor ViLT.
+        TypeError: the model is of no family that has formats.
         ValueError: `files` for a single file.
         FileExistsError: the folder exists and is no checkpoint.
     """
     path = Path(path).expanduser()
-    name = next((name for name, (model, _) in MODELS.items() if isinstance(vlp, model)), None)
-    if name is None or not isinstance(vlp, METER | ViLT):
-        raise TypeError(f"a {type(vlp).__name__} cannot be saved; give one of {', '.join(MODELS)}")
+    name = next((name for name, family in families().items() if isinstance(vlp, family.model)), None)
+    if name is None:
+        raise TypeError(f"a {type(vlp).__name__} cannot be saved; give one of {', '.join(families())}")
     config: dict[str, Any] = {"model": name, "config": dataclasses.asdict(vlp.config)}
     if vlp.pruned_mask is not None:
         config["settled_mask"] = vlp.pruned_mask.tolist()
@@ -164,15 +201,15 @@ def assemble(
     settings: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """The second half of `load_checkpoint`: from tensors (which it takes out of `file`) to a model."""
-    form = _recognise(file)
-    report = LoadReport(file.path, form.title)
-    config = infer_config(file, form, image_size, settings or {})
+    family, form = _recognise(file)
+    config = _infer_config(file, family, form, image_size, settings or {})
+    report = LoadReport(file.path, form.title, odd=family.oddities(config))
     named, sources = _rename(file, form, report)
     found_heads = _take_heads(named)
     search = {name.removeprefix(SEARCH): named.pop(name) for name in list(named) if name.startswith(SEARCH)}
-    report.derived += derive(named, found_heads, config)
+    report.derived += family.derive(named, found_heads, config)
     with torch.device("meta"):
-        vlp: METER | ViLT = METER(config) if isinstance(config, METERConfig) else ViLT(config)
+        vlp: VLP = family.model(config)
     if file.config.get("settled_mask") is not None:
         vlp.prune(np.asarray(file.config["settled_mask"], dtype=bool))
     _fill(vlp, named, sources, generator, report)
@@ -180,27 +217,80 @@ def assemble(
     return Loaded(vlp.eval(), found_heads, search, report)
 
 
-def _recognise(file: TensorFile) -> Format:
-    """The format of the file.
+def _recognise(file: TensorFile) -> tuple[Family, Format]:
+    """The family and the format of the file.
 
     Raises:
         ValueError: none is known.
     """
+    known = families()
     if "model" in file.config:
         model, config = file.config["model"], file.config.get("config")
-        if model not in MODELS or not isinstance(config, dict):
-            raise ValueError(
-                f"{file.path} holds the model {model!r} with the config {config}; known are {', '.join(MODELS)}"
-            )
-        return Format("das_gym checkpoint", model, (), ((r"(.+)", r"\1"),), lambda _: dict(config))
-    for form in FORMATS:
-        names = {name.removeprefix(form.prefix) for name in file.tensors}
-        if names.issuperset(form.marks):
-            return form
+        if model not in known or not isinstance(config, dict):
+            raise ValueError(f"{file.path} holds the model {model!r} with the config {config}; known are {', '.join(known)}")
+        return known[model], Format("das_gym checkpoint", (), ((r"(.+)", r"\1"),), lambda shapes, _: dict(config))
+    formats = [(family, form) for family in known.values() for form in family.formats]
+    for family, form in formats:
+        if {name.removeprefix(form.prefix) for name in file.tensors}.issuperset(form.marks):
+            return family, form
     first = ", ".join(list(file.tensors)[:3])
+    kind = f" (config.json says {file.config['model_type']})" if "model_type" in file.config else ""
     raise ValueError(
-        f"{file.path} is of no known kind (its tensors: {first}, ...); known are METER with a CLIP-ViT image encoder, "
-        "ViLT, transformers' ViLT with its config.json, and our own"
+        f"{file.path} is of no known kind{kind} (its tensors: {first}, ...); known are "
+        f"{', '.join(form.title for _, form in formats)}, and our own"
+    )
+
+
+def _infer_config(
+    file: TensorFile, family: Family, form: Format, image_size: int | None, settings: Mapping[str, Any]
+) -> Any:
+    """The config of a file's model.
+
+    Raises:
+        ValueError: a tensor is missing, or a setting is unknown, missing or contradicts the file.
+    """
+    shapes = {name.removeprefix(form.prefix): tuple(tensor.shape) for name, tensor in file.tensors.items()}
+    try:
+        told = form.sizes(shapes, file.config)
+    except KeyError as error:
+        raise ValueError(f"{file.path} lacks the tensor {error}; it is not a whole {form.title}") from error
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{file.path}: {error}") from error
+    _check_settings(file, family.config, told, settings)
+    fields = {**told, **settings}
+    for name, width in family.head_fields.items():
+        if name not in fields and width in fields:
+            fields[name] = _infer_heads(file, name, width, fields[width], name in family.always_told)
+    if image_size is not None:
+        if image_size < 1:
+            raise ValueError(f"image_size={image_size} is no size; give a multiple of the patch size, in pixels")
+        fields["image_size"] = image_size
+    try:
+        return family.config(**fields)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{file.path}: {error}") from error
+
+
+def _check_settings(file: TensorFile, kind: type[Any], told: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name in (*settings, *told):
+        if name not in known:
+            near = (difflib.get_close_matches(name, known, 1) or [", ".join(known)])[0]
+            raise ValueError(f"{file.path}: unknown config field {name!r}; did you mean {near}?")
+    for name, value in (*settings.items(), *told.items()):
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"{file.path}: {name}={value!r} is no number; give one")
+    for name, value in settings.items():
+        if name in told and name not in FREE_FIELDS and told[name] != value:
+            raise ValueError(f"{name}={value} contradicts {file.path}, whose {name} is {told[name]}; leave it out")
+
+
+def _infer_heads(file: TensorFile, name: str, width_name: str, width: int, always: bool) -> int:
+    if width % HEAD_WIDTH == 0 and (width >= USUAL_WIDTH or always):
+        return width // HEAD_WIDTH
+    raise ValueError(
+        f"{file.path}: {width_name}={width} does not tell the number of attention heads: give load_checkpoint {name}= "
+        f"(a divisor of {width}), or write a copy that tells it by das_gym.adapt.convert, with --{name.replace('_', '-')}"
     )
 
 
@@ -237,7 +327,7 @@ def _take_heads(named: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def _fill(
-    vlp: METER | ViLT,
+    vlp: VLP,
     named: dict[str, Tensor],
     sources: Mapping[str, str],
     generator: torch.Generator | None,
@@ -246,10 +336,16 @@ def _fill(
     """Give a model on the meta device its parameters and buffers.
 
     Raises:
-        ValueError: a shape does not fit, or a frozen parameter is missing.
+        ValueError: a shape does not fit, a frozen parameter is missing, or a layer of the file would be dropped.
     """
     expected = vlp.state_dict()
     device = next(iter(named.values())).device if named else torch.device("cpu")
+    lost = [sources.get(name, name) for name in named if name not in expected and re.search(r"\.\d+\.", name)]
+    if lost:
+        raise ValueError(
+            f"{report.path} holds {_short(lost)}, for which a model of these sizes has no place: leave out bottleneck= and "
+            "skip_bottleneck= if they are given, or the file is not whole"
+        )
     report.unknown += [sources.get(name, name) for name in named if name not in expected]
     state, frozen = {}, []
     for name, wanted in expected.items():

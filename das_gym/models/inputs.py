@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -128,3 +129,50 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             "put the tokenizer of the checkpoint there, or name its folder with tokenizer="
         )
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def check_size(size: int) -> None:
+    """Refuse an image side of less than a pixel."""
+    if size < 1:
+        raise ValueError(f"size={size} pixels; pass the side of the model's image, 1 or more")
+
+
+def pixels(image: Image) -> Tensor:
+    """(3, height, width) float32, 0..1."""
+    return torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255
+
+
+def find_tokenizer(
+    folder: str | Path, vocab_size: int, pad: int, first: int | None = None, last: int | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, if it is one of the model's kind.
+
+    Args:
+        folder: Where its files are.
+        vocab_size: Tokens of the model.
+        pad: Id of its padding.
+        first: Id of what every text begins with; None = any special token.
+        last: Id of what it ends with, likewise.
+
+    Raises:
+        FileNotFoundError: the folder holds no tokenizer that transformers can read.
+        ValueError: it is another model's.
+    """
+    tokenizer = load_tokenizer(folder)
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocab_size}: they do not belong together"
+        )
+    ids, special = tokenizer("a")["input_ids"], set(tokenizer.all_special_ids)
+    wanted = {
+        "pads with": (tokenizer.pad_token_id, {pad}),
+        "begins texts with": (ids[0], special if first is None else {first}),
+        "ends texts with": (ids[-1], special if last is None else {last}),
+    }
+    wrong = [f"{what} token {id}, not {min(known)}" for what, (id, known) in wanted.items() if known and id not in known]
+    if wrong or not special:
+        raise ValueError(
+            f"the tokenizer in {folder} {', '.join(wrong) or 'has no special tokens'}: it is not this model's; "
+            "name the folder of the right one with tokenizer="
+        )
+    return tokenizer

@@ -47,8 +47,8 @@ def read_tensors(path: str | Path) -> TensorFile:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"no checkpoint at {path}; give a .ckpt file of METER or ViLT, a transformers ViLT folder, "
-            "or a folder or .safetensors file that `python -m das_gym.models convert IN OUT` wrote"
+            f"no checkpoint at {path}; give an official .ckpt file, a transformers folder, "
+            "or a folder or .safetensors file of ours (das_gym.adapt.convert writes one)"
         )
     if path.is_dir():
         weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
@@ -119,6 +119,8 @@ def _check_archive(path: Path) -> None:
             for record in archive.infolist():
                 if record.compress_type != zipfile.ZIP_STORED:
                     raise zipfile.BadZipFile(f"record {record.filename} is compressed, as torch.save never does")
+                if record.external_attr & 0x10:  # torch reads nothing of what is marked as a folder
+                    raise zipfile.BadZipFile(f"record {record.filename} is marked as a folder")
                 if record.CRC == 0:  # written with torch.serialization.set_crc32_options(False)
                     continue
                 with archive.open(record) as stream:

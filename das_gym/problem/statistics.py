@@ -22,7 +22,7 @@ class Activity:
     """How much each layer changes what passes through it, averaged over examples.
 
     Attributes:
-        influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token, 0..2.
+        influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token (`VLP.pooled_tokens`), 0..2.
         influence_tokens: (n_layers,) the same, averaged over real tokens.
         residual_norm: (n_layers,) |h_out - h_in| / |h_in|, averaged over real tokens.
     """
@@ -71,21 +71,22 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
         for stage in vlp.stages:
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:
-                totals[:, index] += _changes(state, outputs, vlp.layers[index].stream)
+                stream = vlp.layers[index].stream
+                totals[:, index] += _changes(state, outputs, stream, vlp.pooled_tokens(state, stream))
             state = state.with_hidden({**state.hidden, **outputs})
     return Activity(*(totals / len(examples)))
 
 
-def _changes(state: State, outputs: dict[str, Tensor], stream: str) -> tuple[float, float, float]:
+def _changes(state: State, outputs: dict[str, Tensor], stream: str, pooled: Tensor) -> tuple[float, float, float]:
     """The three numbers of `Activity` for one layer, summed over the batch."""
     before, after = state.hidden[stream].double(), outputs[stream].double()
     attend = state.attend[stream]
-    real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, 0].double()
+    real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, -1].double()
     influence = 1 - torch.cosine_similarity(before, after, dim=-1)
     residual = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
     tokens = real.sum(dim=1)
     return (
-        float(influence[:, 0].sum()),
+        float(influence.gather(1, pooled[:, None]).sum()),
         float(((influence * real).sum(dim=1) / tokens).sum()),
         float(((residual * real).sum(dim=1) / tokens).sum()),
     )

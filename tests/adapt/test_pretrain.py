@@ -14,7 +14,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.inputs import load_tokenizer
-from das_gym.models.meter.inputs import meter_transform, vilt_transform
+from das_gym.models.meter.inputs import meter_transform
+from das_gym.models.vilt.inputs import vilt_transform
 from das_gym.registration import ASSETS, MODELS
 from das_gym.shapes.scenes import COLORS, SHAPES, render, sample_scene
 

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from das_gym.models.checkpoints import assemble, load_checkpoint, load_vlp, save_checkpoint
-from das_gym.models.formats import HEADS, METER_FORMAT
+from das_gym.models.formats import HEADS
+from das_gym.models.meter.checkpoint import METER_FORMAT
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.tensor_files import TensorFile, read_tensors, write_folder
 from das_gym.models.vilt.model import ViLT, ViLTConfig
@@ -157,6 +159,39 @@ def test_other_precisions_become_float32(tmp_path):
     torch.testing.assert_close(vlp.pooler.weight, state["pooler.dense.weight"].half().float())
 
 
+def test_a_file_that_lost_the_layers_of_one_stream_is_refused():
+    tensors = {k: v for k, v in official("meter", 0).items() if not k.startswith("cross_modal_image_layers.5.")}
+    with pytest.raises(ValueError, match="6 text and 5 image fusion layers: the file is not whole"):
+        assemble(TensorFile(golden.GOLDEN, tensors, {}))
+
+
+@pytest.mark.parametrize(
+    ("model", "lost", "said"),
+    [
+        (
+            "meter",
+            r"cross_modal_\w+_layers\.5\.|adapter_list_.\.5",
+            "fusion_layers=5, METER of that width has 6: the file may lack",
+        ),
+        (
+            "meter",
+            r"text_transformer\.encoder\.layer\.11\.",
+            "text_layers=11, METER of that width has 12: the file may lack",
+        ),
+        (
+            "vilt",
+            r"transformer\.blocks\.11\.|adapter_list\.11",
+            "num_layers=11, ViLT of that width has 12: the file may lack",
+        ),
+    ],
+)
+def test_a_file_that_lost_its_last_layers_says_so(model, lost, said):
+    tensors = {name: tensor for name, tensor in official(model, 1).items() if not re.match(lost, name)}
+    report = assemble(TensorFile(golden.GOLDEN, tensors, {})).report
+    assert said in report.doubts()
+    assert said in str(report)
+
+
 # ---- our own files
 
 
@@ -290,6 +325,15 @@ def test_transformers_folder_has_the_same_numbers(tmp_path):
         torch.testing.assert_close(head(features), theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_transformers_epsilon_is_that_of_every_layer_norm(tmp_path):
+    model = save_transformers("ViltModel", tmp_path / "vilt")
+    config = {**json.loads((tmp_path / "vilt/config.json").read_text()), "layer_norm_eps": 1e-2}
+    (tmp_path / "vilt/config.json").write_text(json.dumps(config))
+    found = load_checkpoint(tmp_path / "vilt").vlp
+    assert {m.eps for n, m in found.named_modules() if isinstance(m, torch.nn.LayerNorm) and "adapter" not in n} == {1e-2}
+    assert model.embeddings.text_embeddings.LayerNorm.eps == 1e-12
+
+
 @pytest.mark.parametrize(
     ("kind", "heads"),
     [
@@ -316,7 +360,7 @@ def test_other_transformers_models_are_refused(tmp_path):
     config = json.loads((tmp_path / "vilt/config.json").read_text())
     (tmp_path / "vilt/config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
     with pytest.raises(
-        ValueError, match="vilt holds a vilt model with relu; of transformers' models only ViLT with gelu is read"
+        ValueError, match="vilt: it holds a vilt model with relu; of transformers' models only ViLT with gelu is read"
     ):
         load_checkpoint(tmp_path / "vilt")
 
@@ -357,7 +401,7 @@ def test_convert_as_a_command_reports_errors(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"error: no checkpoint at {tmp_path / 'none.ckpt'}; give a .ckpt file of METER or ViLT")
+    assert done.stderr.startswith(f"error: no checkpoint at {tmp_path / 'none.ckpt'}; give an official .ckpt file")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -486,6 +530,16 @@ def test_any_damage_is_a_value_error_or_harmless(small_files, name, place, flip)
         assert torch.equal(tensors["a"].flatten(), torch.arange(64.0))
 
 
+def test_a_record_marked_as_a_folder_is_damage(tmp_path):
+    path = tmp_path / "marked.ckpt"
+    torch.save({"state_dict": {"a": torch.arange(64.0)}}, path)
+    whole = bytearray(path.read_bytes())
+    name = whole.rindex(b"marked/data/0")
+    whole[name - 46 + 38] ^= 0x10  # the external attributes in its entry of the directory
+    path.write_bytes(whole)
+    refused(path, "is damaged: record marked/data/0 is marked as a folder")
+
+
 def changed(tmp_path, **tensors):
     state = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"]
     for name, tensor in tensors.items():
@@ -528,7 +582,11 @@ BLOCKS = "transformer.blocks"
         ("transformer.pos_embed", torch.ones(1, 16, 64), "16 image positions are not a square grid and a class token"),
         ("transformer.pos_embed", torch.ones(1), "tuple index out of range"),
         ("transformer.patch_embed.proj.weight", None, r"lacks the tensor 'transformer\.patch_embed\.proj\.weight'"),
-        ("transformer.patch_embed.proj.weight", torch.ones(64, 3, 16, 0), "division by zero|modulo by zero"),
+        (
+            "transformer.patch_embed.proj.weight",
+            torch.ones(64, 3, 16, 0),
+            "image_size=0 is not allowed",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(name, tensor, match, tmp_path):
@@ -537,7 +595,10 @@ def test_tensors_that_do_not_fit(name, tensor, match, tmp_path):
 
 def test_settings(tmp_path):
     path = golden.GOLDEN / "meter_tiny.ckpt"
-    refused(path, r"hidden_size=64 does not tell the number of attention heads; give num_heads= \(a divisor of 64\)")
+    refused(
+        path,
+        r"does not tell the number of attention heads: give load_checkpoint num_heads= \(a divisor of 64\)",
+    )
     refused(path, "unknown config field 'num_head'; did you mean num_heads", num_head=4)
     refused(path, "hidden_size=32 contradicts .* whose hidden_size is 64; leave it out", hidden_size=32)
     refused(path, "image_size=50 is not a multiple of patch_size=16", num_heads=4, text_heads=4, image_size=50)
@@ -546,8 +607,42 @@ def test_settings(tmp_path):
     assert load_vlp(path, num_heads=4, text_heads=2, dropout=0.0).config.text_heads == 2
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "text"),
+    [
+        ("bottleneck", -3, "bottleneck=-3 is not allowed; use a whole number, 0..16777216"),
+        ("bottleneck", 8.5, "bottleneck=8.5 is not allowed; use a whole number"),
+        ("skip_bottleneck", 0, "skip_bottleneck=0 is not allowed; use a whole number, 1.."),
+        ("bottleneck", 0, "adapter.*, for which a model of these sizes has no place: leave out bottleneck="),
+        ("bottleneck", 5, r"adapter.* is \(\d+.*but the model's"),
+        ("dropout", float("nan"), "dropout=nan is not allowed; use 0..1"),
+        ("dropout", 1.5, "dropout=1.5 is not allowed; use 0..1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["meter", "vilt"])
+def test_settings_that_no_model_has(name, setting, value, text):
+    refused(golden.GOLDEN / f"{name}_tiny.ckpt", text, **golden.HEADS[name], **{setting: value})
+
+
+@pytest.mark.parametrize(("name", "field"), [("meter", "fusion_layers"), ("vilt", "num_layers")])
+def test_a_config_that_would_build_for_ever(name, field, tmp_path):
+    save_checkpoint(tmp_path / "model", tiny_meter() if name == "meter" else tiny_vilt())
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["config"][field] = 300_000
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    refused(tmp_path / "model", f"{field}=300000 is not allowed; use a whole number, 1..512")
+
+
+def test_a_config_with_fewer_layers_than_its_file(tmp_path):
+    save_checkpoint(tmp_path / "model", tiny_vilt())
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["config"]["num_layers"] = 2
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    refused(tmp_path / "model", "holds blocks.*layer.*, for which a model of these sizes has no place")
+
+
 def test_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing; give a \.ckpt file of METER or ViLT"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing; give an official \.ckpt file"):
         load_checkpoint(tmp_path / "nothing")
     needed = r"needs config\.json and one of model\.safetensors, pytorch_model\.bin; it holds nothing"
     with pytest.raises(FileNotFoundError, match=needed):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from das_gym.models.inputs import Pair, Processor, load_tokenizer
-from das_gym.models.meter.inputs import vilt_transform
+from das_gym.models.vilt.inputs import vilt_transform
 
 
 class Counted:

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from das_gym.models.formats import HEADS, METER_FORMAT
+from das_gym.models.formats import HEADS
+from das_gym.models.meter.checkpoint import METER_FORMAT
 from das_gym.models.meter.model import METERConfig
 from tests.models import golden_cases as golden
 
@@ -92,3 +93,15 @@ def test_config_errors():
         METERConfig(image_size=100)
     with pytest.raises(ValueError, match="vision_width=100 cannot be split over 12 heads"):
         METERConfig(vision_width=100)
+
+
+def test_a_text_longer_than_the_positions():
+    vlp = golden.loaded("meter").vlp
+    longest = vlp.config.max_positions - 2
+    ids = torch.full((1, longest + 1), 5)
+    with pytest.raises(
+        ValueError, match=f"input_ids of {longest + 1} tokens: this METER has {longest} text positions; shorten"
+    ):
+        vlp.encode_text(ids, torch.ones_like(ids))
+    with torch.no_grad():
+        assert vlp.encode_text(ids[:, 1:], torch.ones_like(ids[:, 1:])).shape[1] == longest

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD, STRIP, meter_transform, vilt_shape, vilt_transform
+from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD, STRIP, meter_transform
+from das_gym.models.vilt.inputs import vilt_shape, vilt_transform
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.models.formats import HEADS, VILT_FORMAT
+from das_gym.models.formats import HEADS
+from das_gym.models.vilt.checkpoint import VILT_FORMAT
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from tests.models import golden_cases as golden
 

@@ -6,11 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import das_gym.problem.loading
 from das_gym.data.splits import Splits
-from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_problem, load_splits, problem_words
-from das_gym.registration import MODELS
+from das_gym.models.checkpoints import save_checkpoint
+from das_gym.models.tensor_files import read_tensors, write_tensors
+from das_gym.problem.config import ProblemConfig, problem_words
+from das_gym.problem.loading import build_problem, load_backbone, load_problem, load_splits, new_head, task_class
+from das_gym.registration import ASSETS, MODELS
 
 
 def test_the_frozen_part_is_frozen_and_in_eval_mode():
@@ -54,7 +58,7 @@ def test_data_that_the_supernet_cannot_answer(tiny_kwargs: dict[str, str], shape
 
 
 def test_a_size_that_is_not_the_checkpoints(mini_folder: Path):
-    with pytest.raises(ValueError, match="has hidden size 64; leave size out"):
+    with pytest.raises(ValueError, match="is of the size 'mini'; leave size out"):
         load_backbone(ProblemConfig(size="base", checkpoint=str(mini_folder)))
 
 
@@ -64,6 +68,22 @@ def test_a_checkpoint_without_a_tokenizer(mini_folder: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="name its folder with tokenizer="):
         load_backbone(ProblemConfig(checkpoint=str(tmp_path)))
     assert load_backbone(ProblemConfig(checkpoint=str(tmp_path), tokenizer=str(mini_folder))).base
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "text"),
+    [
+        ("METER", "vilt_mini", "pads with token 0, not 1, begins texts with token 2, not 0, ends texts with token 3, not 2"),
+        (
+            "ViLT",
+            "meter_mini",
+            "pads with token 1, not 0: it is not this model's; name the folder of the right",
+        ),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(model: str, other: str, text: str):
+    with pytest.raises(ValueError, match=text):
+        load_backbone(ProblemConfig(model=model, tokenizer=str(ASSETS / other)))
 
 
 def test_splits_share_no_image(tiny_kwargs: dict[str, str]):
@@ -111,3 +131,31 @@ def test_the_warning_counts_examples(shapes_folder: Path, tmp_path: Path, monkey
 def test_splits_count_their_lines_unless_told_otherwise():
     assert Splits((), (), (), ("a", "b")).left_out_count == 2
     assert Splits((), (), (), ("a", "b"), 6).left_out_count == 6
+
+
+def test_what_a_checkpoint_lacks_or_nobody_knows_is_told(mini_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(mini_folder, tmp_path / "model")
+    file = read_tensors(folder / "model.safetensors")
+    del file.tensors["text_pooler.weight"], file.tensors["token_types.weight"]
+    write_tensors(folder / "model.safetensors", {**file.tensors, "gamma": torch.ones(2)}, file.config)
+    text = "it lacks token_types.*, text_pooler.*, which start untrained; nothing is known of its gamma, which are not used"
+    with pytest.warns(UserWarning, match=text.replace("*", r"\*")):
+        load_backbone(ProblemConfig(checkpoint=str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("task", "head"), [("vqa", "vqa_classifier"), ("nlvr2", "nlvr2_classifier"), ("retrieval", "rank_output")]
+)
+def test_a_task_begins_from_the_checkpoints_head(task: str, head: str, mini_folder: Path, tmp_path: Path):
+    bare = load_backbone(ProblemConfig())
+    vlp, labels = bare.vlp, ("red", "blue", "two")
+    tuned = task_class(task)(bare.processor, labels).build_head(vlp.feature_size, vlp.head_size)
+    tensors = {name.removeprefix("0.") if task == "retrieval" else name: t for name, t in tuned.state_dict().items()}
+    tokenizer = {path.name: path.read_text() for path in mini_folder.glob("token*.json")}
+    save_checkpoint(tmp_path / "model", vlp, {head: tensors}, files=tokenizer)
+    backbone = load_backbone(ProblemConfig(checkpoint=str(tmp_path / "model")))
+    begun = new_head(backbone, task_class(task)(backbone.processor, labels))
+    assert all(torch.equal(tensor, tuned.state_dict()[name]) for name, tensor in begun.state_dict().items())
+    if task == "vqa":
+        with pytest.warns(UserWarning, match=r"vqa_classifier has 3.weight of shape \(3, 128\), this task's of \(2, 128\)"):
+            new_head(backbone, task_class(task)(backbone.processor, labels[:2]))

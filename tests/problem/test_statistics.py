@@ -70,6 +70,18 @@ def test_activity_does_not_depend_on_padding(tiny_problem: Problem):
         np.testing.assert_allclose(getattr(together, name), np.mean([getattr(a, name) for a in apart], axis=0), rtol=1e-4)
 
 
+@torch.no_grad()
+def test_the_pooled_token_is_the_one_that_the_model_says(tiny_problem: Problem, monkeypatch: pytest.MonkeyPatch):
+    """Each example's own last token, say: a causal model's first one has seen nothing."""
+    vlp, examples = tiny_problem.vlp, tiny_problem.splits.reward[:3]
+    state = vlp.embed(tiny_problem.evaluator.encoder(tiny_problem.task.pairs(examples)))
+    after = vlp.run_layer(0, state, skipped=False)
+    monkeypatch.setattr(type(vlp), "pooled_tokens", lambda self, state, stream: torch.tensor([2, 1, 3]))
+    rows = [torch.cosine_similarity(state.hidden["text"][i, at], after[i, at], dim=0) for i, at in enumerate((2, 1, 3))]
+    found = measure_activity(tiny_problem.evaluator, examples).influence_pooled[0]
+    assert found == pytest.approx(1 - float(torch.stack(rows).mean()), abs=1e-5)
+
+
 class TwoLayers:
     """Two layers of one stream, whose outputs are written down: a stand-in for a model and its evaluator."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,15 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.models.adapters import SkipAdapter, parallel_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
+from das_gym.models.inputs import Processor, find_tokenizer
+from das_gym.models.meter.inputs import meter_transform
+from das_gym.models.sizes import check_sizes
+
+SPARE_POSITIONS = 2
+"""Text positions that no token uses: RoBERTa counts from 2 on."""
+
+USUAL_TEXT = 50
+"""Longest text in tokens, unless told otherwise. Source: METER's released scripts (VQA)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class METERConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_sizes(self, may_be_zero=("bottleneck",))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         for name, width, heads in (
@@ -134,7 +145,7 @@ class METER(VLP):
         self.config = config = config or METERConfig()
         self.feature_size = self.head_size = 2 * config.hidden_size
         self.layers = tuple(
-            Layer(f"{stream}.{stage}", stream, stage)
+            Layer(f"{stream}.{stage}", stream, stage, "fusion")
             for stream in ("text", "image")
             for stage in range(config.fusion_layers)
         )
@@ -178,6 +189,18 @@ class METER(VLP):
         self.image_pooler = nn.Linear(size, size)
         self._init_own_weights()
 
+    @property
+    def size(self) -> str:  # type: ignore[override]
+        """`base` by the width of the fusion layers, else `mini`."""
+        return "base" if self.config.hidden_size == METERConfig.hidden_size else "mini"
+
+    def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
+        """RoBERTa's tokens, in whose positions padding has id 1, and METER's pixels; see `VLP.inputs`."""
+        config = self.config
+        tokenizer = find_tokenizer(folder, config.vocab_size, pad=1, first=0, last=2)
+        longest = min(max_text_length or USUAL_TEXT, config.max_positions - SPARE_POSITIONS)
+        return Processor(tokenizer, meter_transform, config.image_size, config.patch_size, longest)
+
     def _fusion_layers(self) -> nn.ModuleList:
         size, bottleneck = self.config.hidden_size, self.config.skip_bottleneck
         return nn.ModuleList(
@@ -200,8 +223,16 @@ class METER(VLP):
         return cast(SkippableLayer, (self.text_layers if layer.stream == "text" else self.image_layers)[layer.stage])
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, tokens, hidden_size), before type embeddings."""
-        hidden = self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+        """(batch, tokens, hidden_size), before type embeddings.
+
+        Raises:
+            ValueError: the text is longer than the model has positions.
+        """
+        length, longest = input_ids.shape[1], self.config.max_positions - SPARE_POSITIONS
+        if length > longest:
+            raise ValueError(f"input_ids of {length} tokens: this METER has {longest} text positions; shorten the text")
+        real = None if attention_mask.is_meta else attention_mask  # transformers looks into masks
+        hidden = self.text_encoder(input_ids, attention_mask=real).last_hidden_state
         return self.text_transform(hidden)
 
     def encode_image(self, image: Tensor) -> Tensor:
@@ -222,8 +253,8 @@ class METER(VLP):
         """Puts in the first text token and adds token types."""
         text, image = encoded.hidden["text"], encoded.hidden["image"]
         text = torch.cat((self.first_text_token.expand(len(text), -1, -1), text[:, 1:]), dim=1)
-        types = self.token_types.weight
-        image_types = types[1] if encoded.image_types is None else types[encoded.image_types, None]
+        types, image_types = self.token_types.weight, encoded.extras.get("image_types")
+        image_types = types[1] if image_types is None else types[image_types, None]
         return encoded.with_hidden({"text": text + types[0], "image": image + image_types})
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -16,6 +17,12 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.models.adapters import SkipAdapter, parallel_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
+from das_gym.models.inputs import Processor, find_tokenizer
+from das_gym.models.sizes import check_sizes
+from das_gym.models.vilt.inputs import vilt_transform
+
+USUAL_TEXT = 40
+"""Longest text in tokens, unless told otherwise. Source: ViLT's released scripts."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class ViLTConfig:
         bottleneck: Width of the parallel adapters; 0 leaves them out.
         skip_bottleneck: Width of the skip adapters.
         norm_eps: Epsilon of the blocks' LayerNorms (1e-6; models saved by transformers say 1e-12).
+        text_norm_eps: Epsilon of the text embeddings' LayerNorm.
         dropout: Dropout of embeddings and sub-layers, 0..1; acts in train mode only.
     """
 
@@ -48,9 +56,11 @@ class ViLTConfig:
     bottleneck: int = 96
     skip_bottleneck: int = 192
     norm_eps: float = 1e-6
+    text_norm_eps: float = 1e-12
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        check_sizes(self, may_be_zero=("bottleneck",), may_be_none=("position_grid",))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.hidden_size % self.num_heads:
@@ -119,11 +129,11 @@ class ViLT(VLP):
         self.config = config = config or ViLTConfig()
         size = self.feature_size = config.hidden_size
         self.head_size = 2 * size
-        self.layers = tuple(Layer(f"block.{i}", "joint", i) for i in range(config.num_layers))
+        self.layers = tuple(Layer(f"block.{i}", "joint", i, "block") for i in range(config.num_layers))
         self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=0)
         self.text_positions = nn.Embedding(config.max_positions, size)
         self.text_token_types = nn.Embedding(2, size)
-        self.text_norm = nn.LayerNorm(size, eps=1e-12)
+        self.text_norm = nn.LayerNorm(size, eps=config.text_norm_eps)
         self.patch_embedding = nn.Conv2d(3, size, config.patch_size, config.patch_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, size))
         self.image_positions = nn.Parameter(torch.empty(1, config.grid**2 + 1, size))
@@ -145,6 +155,18 @@ class ViLT(VLP):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.class_token, std=0.02)
         nn.init.trunc_normal_(self.image_positions, std=0.02)
+
+    @property
+    def size(self) -> str:  # type: ignore[override]
+        """`base` by the width of the blocks, else `mini`."""
+        return "base" if self.config.hidden_size == ViLTConfig.hidden_size else "mini"
+
+    def inputs(self, folder: Path, max_text_length: int | None = None) -> Processor:
+        """BERT's tokens, whose padding has id 0, and ViLT's pixels; see `VLP.inputs`."""
+        config = self.config
+        tokenizer = find_tokenizer(folder, config.vocab_size, pad=0)
+        longest = min(max_text_length or USUAL_TEXT, config.max_positions)
+        return Processor(tokenizer, vilt_transform, config.image_size, config.patch_size, longest)
 
     def skippable(self, index: int) -> SkippableLayer:
         """The module of block `index`."""
@@ -177,9 +199,10 @@ class ViLT(VLP):
         if image.ndim != 4 or image.shape[-1] % side or image.shape[-2] % side:
             raise ValueError(f"image of shape {tuple(image.shape)}: both sides must be multiples of {side}; pad with zeros")
         seen = image[:, :, ::side, ::side].sum(1) != 0
+        most = seen[0].numel() if seen.is_meta else int(seen.flatten(1).sum(1).max())  # without content, all are seen
         patches = self.patch_embedding(image) + self._positions(seen)
         patches, seen = patches.flatten(2).mT, seen.flatten(1)
-        order = (~seen).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(seen.sum(1).max())]
+        order = (~seen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
         patches = patches.take_along_dim(order[..., None], dim=1)
         first = (self.class_token + self.image_positions[:, :1]).expand(len(image), -1, -1)
         always = seen.new_ones(len(image), 1)
@@ -188,8 +211,10 @@ class ViLT(VLP):
     def _positions(self, seen: Tensor) -> Tensor:
         """(batch, hidden_size, rows, columns): each image's own grid of positions, zero outside."""
         grid = self.image_positions[:, 1:].mT.unflatten(-1, (self.config.grid, self.config.grid))
-        sizes = torch.stack((seen[:, :, 0].sum(1), seen[:, 0].sum(1)), dim=1).clamp(min=1).tolist()
         rows, columns = seen.shape[1:]
+        sizes = [[rows, columns]] * len(seen)
+        if not seen.is_meta:
+            sizes = torch.stack((seen[:, :, 0].sum(1), seen[:, 0].sum(1)), dim=1).clamp(min=1).tolist()
         stretched = {
             (h, w): F.pad(
                 F.interpolate(grid, size=(h, w), mode="bilinear", align_corners=True), (0, columns - w, 0, rows - h)
@@ -209,10 +234,10 @@ class ViLT(VLP):
 
     def embed(self, encoded: State) -> State:
         """Adds token types and joins text and image."""
-        types = self.token_types.weight
+        types, image_types = self.token_types.weight, encoded.extras.get("image_types")
         text = self.dropout(self.text_norm(encoded.hidden["text"] + self.text_token_types.weight[0]))
         image = self.dropout(encoded.hidden["image"])
-        image_types = types[1] if encoded.image_types is None else types[encoded.image_types, None]
+        image_types = types[1] if image_types is None else types[image_types, None]
         joint = torch.cat((text + types[0], image + image_types), dim=1)
         return State(hidden={"joint": joint}, attend={"joint": self._join_attend(encoded)})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from das_gym.data.arrow import is_arrow
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.nlvr2 import shapes_nlvr2_root
-from das_gym.tasks.base import Task
-from das_gym.tasks.nlvr2.arrow import load_arrow_nlvr2
+from das_gym.tasks.base import Task, load_head
+from das_gym.tasks.nlvr2.arrow import FILES, load_arrow_nlvr2
 from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 
 
@@ -43,7 +43,7 @@ class NLVR2Task(Task):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
         """NLVR2's files, or arrow tables; None is Shapes-NLVR2."""
         root = shapes_nlvr2_root() if data_root is None else data_root
-        load = load_arrow_nlvr2 if is_arrow(root, "nlvr2") else load_nlvr2
+        load = load_arrow_nlvr2 if is_arrow(root, FILES) else load_nlvr2
         return load(root, on_bad_example)
 
     def pairs(self, examples: Sequence[NLVR2Example]) -> list[Pair]:
@@ -61,6 +61,11 @@ class NLVR2Task(Task):
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """A new head on both passes."""
         return build_nlvr2_head(feature_size, head_size or feature_size)
+
+    def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Start from the checkpoint's `nlvr2_classifier`."""
+        if "nlvr2_classifier" in heads:
+            load_head(head, "nlvr2_classifier", heads["nlvr2_classifier"])
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) cross-entropy, in nats."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from das_gym.data.arrow import is_arrow
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.shapes.vqa import shapes_root
-from das_gym.tasks.base import Task
+from das_gym.tasks.base import Task, load_head
 from das_gym.tasks.vqa.accuracy import soft_score, vqa_accuracy
-from das_gym.tasks.vqa.arrow import load_arrow_vqa
+from das_gym.tasks.vqa.arrow import FILES, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
 from das_gym.tasks.vqa.vqav2 import load_vqav2, splits_vocabulary
 
@@ -50,7 +50,7 @@ class VQATask(Task):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[VQAExample]:
         """VQAv2's files, or arrow tables; None is Shapes-VQA."""
         root = shapes_root() if data_root is None else data_root
-        load = load_arrow_vqa if is_arrow(root, "vqa") else load_vqav2
+        load = load_arrow_vqa if is_arrow(root, FILES) else load_vqav2
         return load(root, on_bad_example)
 
     @classmethod
@@ -77,6 +77,11 @@ class VQATask(Task):
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """A new head for this answer vocabulary."""
         return build_vqa_head(feature_size, len(self.labels), head_size)
+
+    def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Start from the checkpoint's `vqa_classifier`, whose answers are taken to be those of this vocabulary, in order."""
+        if "vqa_classifier" in heads:
+            load_head(head, "vqa_classifier", heads["vqa_classifier"])
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) binary cross-entropy summed over answers, in nats: METER's VQA loss before its mean."""

@@ -1,0 +1,190 @@
+"""METER's checkpoints: official names, sizes, and what the reference computes when it loads a pre-training file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from das_gym.models.formats import (
+    REFERENCE_RULES,
+    Family,
+    Format,
+    Heads,
+    Shapes,
+    Target,
+    adapter_rules,
+    bottlenecks,
+    count,
+    derive_rank_output,
+    derive_second_image,
+    grid_side,
+    linear_rules,
+)
+from das_gym.models.meter.model import METER, METERConfig
+
+POSITIONS = "image_encoder.embeddings.position_embedding.weight"
+FIRST_TOKEN = "first_text_token"
+
+
+def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields that the shapes of an official METER checkpoint tell."""
+    del config
+    text, image = shapes["cross_modal_text_transform.weight"], shapes["cross_modal_image_transform.weight"]
+    patch = shapes["vit_model.visual.conv1.weight"][-1]
+    layers = {stream: count(shapes, f"cross_modal_{stream}_layers") for stream in ("text", "image")}
+    if layers["text"] != layers["image"]:
+        raise ValueError(f"{layers['text']} text and {layers['image']} image fusion layers: the file is not whole")
+    embeddings = "text_transformer.embeddings"
+    return {
+        "image_size": patch * grid_side(shapes["vit_model.visual.positional_embedding"][0]),
+        "patch_size": patch,
+        "hidden_size": text[0],
+        "fusion_layers": layers["text"],
+        "vision_width": image[1],
+        "vision_layers": count(shapes, "vit_model.visual.transformer.resblocks"),
+        "text_width": text[1],
+        "text_layers": count(shapes, "text_transformer.encoder.layer"),
+        "vocab_size": shapes[f"{embeddings}.word_embeddings.weight"][0],
+        "max_positions": shapes[f"{embeddings}.position_embeddings.weight"][0],
+        **bottlenecks(shapes, "cross_modal_text_layers.0.adapter.down_proj.weight", "adapter_list_l.0.0.down_proj.weight"),
+    }
+
+
+def _fusion_rules(stream: str, letter: str) -> tuple[tuple[str, Target], ...]:
+    theirs, ours = rf"cross_modal_{stream}_layers\.(\d+)", rf"{stream}_layers.\1.layer"
+    return (
+        *linear_rules(
+            theirs,
+            ours,
+            {
+                **{f"attention.self.{part}": f"self_attention.{part}" for part in ("query", "key", "value")},
+                **{f"crossattention.self.{part}": f"cross_attention.{part}" for part in ("query", "key", "value")},
+                "attention.output.dense": "self_attention.out",
+                "attention.output.LayerNorm": "self_norm",
+                "crossattention.output.dense": "cross_attention.out",
+                "crossattention.output.LayerNorm": "cross_norm",
+                "intermediate.dense": "feed_in",
+                "output.dense": "feed_out",
+                "output.LayerNorm": "feed_norm",
+            },
+        ),
+        *adapter_rules(rf"{theirs}\.attention\.output\.adapter", f"{ours}.self_adapter"),
+        *adapter_rules(rf"{theirs}\.crossattention\.output\.adapter", f"{ours}.cross_adapter"),
+        *adapter_rules(rf"{theirs}\.adapter", f"{ours}.feed_adapter"),
+        *adapter_rules(rf"adapter_list_{letter}\.(\d+)\.0", rf"{stream}_layers.\1.skip_adapter"),
+        (rf"cross_modal_{stream}_transform\.(weight|bias)", rf"{stream}_transform.\1"),
+        (rf"cross_modal_{stream}_pooler\.dense\.(weight|bias)", rf"{stream}_pooler.\1"),
+    )
+
+
+_CLIP = r"vit_model\.visual"
+_CLIP_BLOCK, _OUR_CLIP_BLOCK = rf"{_CLIP}\.transformer\.resblocks\.(\d+)", r"image_encoder.encoder.layers.\1"
+
+METER_FORMAT = Format(
+    title="METER checkpoint",
+    marks=("cross_modal_text_transform.weight", "vit_model.visual.conv1.weight"),
+    rules=(
+        (r"token4classifier", "first_text_token"),
+        *REFERENCE_RULES,
+        *_fusion_rules("text", "l"),
+        *_fusion_rules("image", "v"),
+        (rf"{_CLIP}\.class_embedding", "image_encoder.embeddings.class_embedding"),
+        (rf"{_CLIP}\.positional_embedding", "image_encoder.embeddings.position_embedding.weight"),
+        (rf"{_CLIP}\.conv1\.weight", "image_encoder.embeddings.patch_embedding.weight"),
+        (rf"{_CLIP}\.ln_pre\.(weight|bias)", r"image_encoder.pre_layrnorm.\1"),
+        (rf"{_CLIP}\.ln_post\.(weight|bias)", r"image_encoder.post_layernorm.\1"),
+        (
+            rf"{_CLIP_BLOCK}\.attn\.in_proj_(weight|bias)",
+            tuple(rf"{_OUR_CLIP_BLOCK}.self_attn.{part}_proj.\2" for part in "qkv"),
+        ),
+        *linear_rules(
+            _CLIP_BLOCK,
+            _OUR_CLIP_BLOCK,
+            {
+                "attn.out_proj": "self_attn.out_proj",
+                "mlp.c_fc": "mlp.fc1",
+                "mlp.c_proj": "mlp.fc2",
+                "ln_1": "layer_norm1",
+                "ln_2": "layer_norm2",
+            },
+        ),
+        (r"vit_model\.(?:positional_embedding|ln_final\.(?:weight|bias))", None),
+        (r"text_transformer\.(?:embeddings\.position_ids|pooler\.dense\.(?:weight|bias))", None),
+        (r"text_transformer\.(embeddings\..+|encoder\.layer\..+)", r"text_encoder.\1"),
+    ),
+    sizes=meter_sizes,
+)
+
+
+def derive(named: dict[str, Tensor], heads: Heads, config: METERConfig) -> list[str]:
+    """Add what the reference derives; returns what was, and how."""
+    positions, first = _derive_positions(named, config), _derive_first_token(named, config)
+    return [*derive_second_image(named), *positions, *first, *derive_rank_output(heads)]
+
+
+def _derive_positions(named: dict[str, Tensor], config: METERConfig) -> list[str]:
+    positions = named.get(POSITIONS)
+    if positions is None or positions.ndim != 2 or len(positions) == config.image_tokens:
+        return []
+    named[POSITIONS] = resize_positions(positions, config.image_size // config.patch_size)
+    return [f"{POSITIONS}: resized to {config.image_size} px"]
+
+
+def _derive_first_token(named: dict[str, Tensor], config: METERConfig) -> list[str]:
+    """METER's first text token starts as the text encoder's embedding of the token 0 at the first position, 2."""
+    prefix = "text_encoder.embeddings"
+    parts = [f"{prefix}.{part}_embeddings.weight" for part in ("word", "position", "token_type")]
+    norm = [f"{prefix}.LayerNorm.{part}" for part in ("weight", "bias")]
+    width = config.hidden_size
+    fits = all(name in named and named[name].shape[-1:] == (width,) for name in parts + norm)
+    if FIRST_TOKEN in named or not fits or config.max_positions < 3:
+        return []
+    word, position, kind = (named[name] for name in parts)
+    weight, bias = (named[name].float() for name in norm)
+    start = (word[0] + position[2] + kind[0]).float()
+    named[FIRST_TOKEN] = F.layer_norm(start, (width,), weight, bias, eps=1e-5)[None, None]
+    return [f"{FIRST_TOKEN}: the text encoder's embedding of its start token"]
+
+
+def resize_positions(positions: Tensor, side: int) -> Tensor:
+    """(1 + side ** 2, width) position embeddings from those of another square grid; bicubic, as METER does.
+
+    Args:
+        positions: (1 + n ** 2, width) float, the class token's first.
+        side: Patches a side of the new grid, at least 1.
+    """
+    old = grid_side(len(positions))
+    grid = positions[1:].float().T.reshape(1, -1, old, old)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat((positions[:1].float(), grid.flatten(2)[0].T))
+
+
+def _oddities(config: METERConfig) -> list[str]:
+    """What METER-base does not have."""
+    base = METERConfig()
+    same_width = (
+        ("fusion_layers", config.hidden_size == base.hidden_size),
+        ("vision_layers", config.vision_width == base.vision_width),
+        ("text_layers", config.text_width == base.text_width),
+    )
+    return [
+        f"{name}={getattr(config, name)}, METER of that width has {getattr(base, name)}: the file may lack its last layers"
+        for name, same in same_width
+        if same and getattr(config, name) != getattr(base, name)
+    ]
+
+
+FAMILY = Family(
+    name="meter",
+    model=METER,
+    config=METERConfig,
+    formats=(METER_FORMAT,),
+    derive=derive,
+    head_fields={"num_heads": "hidden_size", "vision_heads": "vision_width", "text_heads": "text_width"},
+    always_told=("vision_heads",),
+    oddities=_oddities,
+)
