@@ -1,4 +1,4 @@
-"""Compare agents on the truth: many seeds, equal budgets, search on the reward split, report on the test split.
+"""Compare agents with the ground truth: many seeds, equal budgets, search on the reward split, report on the test split.
 
     python -m agents compare with meter_vqa                          every agent, 50 seeds, 120 of 495 masks of k = 4
     python -m agents compare with vilt_retrieval macs_saved=0.12          at least 12 % of the MACs saved
@@ -41,7 +41,7 @@ FORMAT = 1
 RECORD = "compare.json"
 PICTURE = "compare.png"
 COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
-"""Every agent but the one that finds the truth by scoring everything; Stable-Baselines3's are compared if named."""
+"""Every agent but the one that finds the best mask by scoring everything; Stable-Baselines3's are compared if named."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class CompareSettings(RunSettings):
         check_agent_kwargs(agent, fields["agent_kwargs"])
         return SearchConfig(**fields)
 
-    def arena(self) -> Oracle:
+    def oracle(self) -> Oracle:
         """Where agents play."""
         entry = ENVIRONMENTS.get(self.env_id)
         env_id = self.env_id if self.live or entry is None else entry.tabular_id
@@ -112,7 +112,7 @@ class CompareSettings(RunSettings):
 def check(settings: CompareSettings) -> None:
     """Refuse a table that is not there, or a budget that it does not have, before a run begins."""
     if not settings.live:
-        settings.arena()
+        settings.oracle()
 
 
 ex = RunsExperiment("agents compare", save_git_info=False)
@@ -126,10 +126,10 @@ def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent
     """Compare, print and keep."""
     del env_kwargs, agent_kwargs  # named so that Sacred lets them hold keys of their own
     settings = build(CompareSettings, _config)
-    arena = settings.arena()
+    oracle = settings.oracle()
     with progress(len(settings.agents), "comparing", unit="agent") as bar:
-        standings = compare(
-            arena,
+        results = compare(
+            oracle,
             settings.agents,
             range(settings.seed, settings.seed + settings.seeds),
             settings.evaluations,
@@ -137,37 +137,37 @@ def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent
             settings.agent_kwargs,
             on_agent=lambda agent: bar.update(),
         )
-    title = f"{arena.env_id}, {describe_budget(arena)}, {settings.seeds} seeds"
+    title = f"{oracle.env_id}, {describe_budget(oracle)}, {settings.seeds} seeds"
     folder = run_folder(_run)
     if folder is not None:
-        write_json(folder / RECORD, record(settings, arena, standings))
-        plot_comparison(folder / PICTURE, standings, title)
+        write_json(folder / RECORD, record(settings, oracle, results))
+        plot_comparison(folder / PICTURE, results, title)
         for name in (RECORD, PICTURE):
             _run.add_artifact(folder / name)
-    print_results(standings, title)
+    print_results(results, title)
     if folder is not None:
         print(f"record: {folder / RECORD}, picture: {folder / PICTURE}")
 
 
-def describe_budget(arena: Oracle) -> str:
+def describe_budget(oracle: Oracle) -> str:
     """The budget in words, and how many masks keep it."""
-    space = arena.space
+    space = oracle.space
     budget = f"k = {space.skip_num}" if space.macs_saved is None else f"at least {100 * space.macs_saved:g} % of MACs saved"
     return budget if space.size is None else f"{budget} ({space.size:,} masks)"
 
 
-def record(settings: CompareSettings, arena: Oracle, standings: Sequence[AgentResult]) -> dict[str, Any]:
+def record(settings: CompareSettings, oracle: Oracle, results: Sequence[AgentResult]) -> dict[str, Any]:
     """What is kept in `compare.json`."""
     return {
         "format": FORMAT,
         "settings": dataclasses.asdict(settings),
-        "env_id": arena.env_id,
-        "budget": arena.space.budget.as_dict(),
-        "masks": arena.space.size,
-        "best_reward": arena.best_reward,
+        "env_id": oracle.env_id,
+        "budget": oracle.space.budget.as_dict(),
+        "masks": oracle.space.size,
+        "best_reward": oracle.best_reward,
         "tolerance": TOLERANCE,
         "versions": library_versions(),
-        "agents": [standing.record() for standing in standings],
+        "agents": [result.record() for result in results],
     }
 
 
@@ -176,9 +176,9 @@ def checkpoints(evaluations: int) -> list[int]:
     return sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
 
 
-def print_results(standings: Sequence[AgentResult], title: str) -> None:
+def print_results(results: Sequence[AgentResult], title: str) -> None:
     """A table for a person, the agent with the lowest mean regret first."""
-    evaluations = standings[0].regret.shape[1]
+    evaluations = results[0].regret.shape[1]
     table = Table(
         title=title, caption=f"found: within {100 * TOLERANCE:g} % of the best reward; median (quartiles) over seeds"
     )
@@ -187,22 +187,22 @@ def print_results(standings: Sequence[AgentResult], title: str) -> None:
         table.add_column(f"regret at {count}", justify="right", no_wrap=True)
     for name in ("rank", "found", "needed", "used", "test metric"):
         table.add_column(name, justify="right")
-    for standing in sorted(standings, key=AgentResult.mean_regret):
-        table.add_row(standing.agent, *cells(standing))
+    for result in sorted(results, key=AgentResult.mean_regret):
+        table.add_row(result.agent, *cells(result))
     console = Console()
     console.width = max(console.width, 150)
     console.print(table)
 
 
-def cells(standing: AgentResult) -> list[str]:
+def cells(result: AgentResult) -> list[str]:
     """A row of numbers: regrets, rank, found, needed, used, test metric; "-" where there is none."""
     return [
-        *(_spread(standing.regret[:, count - 1]) for count in checkpoints(standing.regret.shape[1])),
-        "-" if standing.rank is None else _whole(float(quantile(standing.rank[:, -1], 50))),
-        f"{100 * standing.found[:, -1].mean():.0f} %",
-        _whole(float(quantile(standing.needed(), 50))),
-        f"{quantile(standing.evaluations, 50):.0f}",
-        f"{np.nanmean(standing.test_metrics):.4f}" if np.isfinite(standing.test_metrics).any() else "-",
+        *(_spread(result.regret[:, count - 1]) for count in checkpoints(result.regret.shape[1])),
+        "-" if result.rank is None else _whole(float(quantile(result.rank[:, -1], 50))),
+        f"{100 * result.found[:, -1].mean():.0f} %",
+        _whole(float(quantile(result.needed(), 50))),
+        f"{quantile(result.evaluations, 50):.0f}",
+        f"{np.nanmean(result.test_metrics):.4f}" if np.isfinite(result.test_metrics).any() else "-",
     ]
 
 

@@ -42,9 +42,9 @@ def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[i
         return None
     env = make_scored(env_id, {}, env_kwargs)
     table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
-    if not scorer.budget.keeps(chosen[None])[0]:
+    if not scorer.budget.is_kept_by(chosen[None])[0]:
         return None
-    competing = scorer.budget.keeps(table.masks)
+    competing = scorer.budget.is_kept_by(table.masks)
     return GroundTruth(
         rank=int(table.rank(chosen, scorer.objective, scorer.split)),
         masks=int(competing.sum()),

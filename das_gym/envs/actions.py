@@ -147,7 +147,7 @@ class MaskMode(ActionMode):
 
 
 class ScoreMode(ActionMode):
-    """`Box(-1, 1, (n_layers,))`: layers are skipped from the highest score down, see `Budget.highest`.
+    """`Box(-1, 1, (n_layers,))`: layers are skipped from the highest score down, see `Budget.skip_highest`.
 
     Every mask keeps its budget. An episode is one step.
     """
@@ -165,7 +165,7 @@ class ScoreMode(ActionMode):
             raise ValueError(f"action of shape {array.shape}; give scores of shape {shape}: one number a layer")
         if np.isnan(array).any():
             raise ValueError(f"action {array.tolist()} holds a score that is not a number")
-        return self._whole(self.budget.highest(array.reshape(self.rows, self.n_layers)))
+        return self._whole(self.budget.skip_highest(array.reshape(self.rows, self.n_layers)))
 
 
 class SequenceMode(ActionMode):
@@ -262,11 +262,11 @@ class SequenceMode(ActionMode):
         """(m,) bool: no more layers are to be skipped."""
         if self.can_stop:
             return self.masks.sum(axis=1) == self.n_layers
-        return self.budget.keeps(self.masks)
+        return self.budget.is_kept_by(self.masks)
 
     def _choices(self) -> np.ndarray:
         """(m, n_choices) bool: actions that change anything."""
-        choices = ~self.masks & ~self._complete()[:, None] & self.budget.serving
+        choices = ~self.masks & ~self._complete()[:, None] & self.budget.useful_layers
         return np.concatenate((choices, np.ones((self.rows, 1), dtype=bool)), axis=1) if self.can_stop else choices
 
 

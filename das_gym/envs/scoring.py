@@ -120,7 +120,7 @@ class Scorer(ABC):
             Their rewards and info. What is not scored has loss inf and metric 0. Where nothing is, no examples are drawn.
         """
         ended = np.ones(len(masks), dtype=bool) if ended is None else ended
-        feasible = self.budget.keeps(masks)
+        feasible = self.budget.is_kept_by(masks)
         scored = feasible & ended
         losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
         if scored.any():
@@ -136,7 +136,7 @@ class Scorer(ABC):
     def unskipped(self) -> Outcome:
         """The full model, which is what `reset` tells; not counted as an evaluation."""
         mask = np.zeros((1, self.n_layers), dtype=bool)
-        scores, feasible = self.measure_unskipped(), self.budget.keeps(mask)
+        scores, feasible = self.measure_unskipped(), self.budget.is_kept_by(mask)
         return Outcome(
             self.objective.rewards(mask, scores), self._info(mask, scores, feasible, np.array([self.evaluations]))
         )

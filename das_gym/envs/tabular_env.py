@@ -54,7 +54,7 @@ class TableScorer(Scorer):
         budget = pick_budget(table.n_layers, skip_num, macs_saved, macs)
         objective = Objective(budget, find_reward(reward), macs, macs_price)
         super().__init__(table.meta.layer_names, objective, table.meta.statistics if statistics is None else statistics)
-        self.table, self.split, self._scores = table, split, table.wide_scores(split)
+        self.table, self.split, self._scores = table, split, table.float64_scores(split)
         names = [statistic.name for statistic in self.statistics]
         check_names(names, table.meta.statistics, "statistic of this table")
         columns = [table.meta.statistics.index(name) for name in names]

@@ -121,7 +121,7 @@ class Budget:
             return np.clip(self.macs_saved - self.macs.saved(masks), 0.0, 1.0)
         return np.zeros(len(masks))
 
-    def keeps(self, masks: np.ndarray) -> Masks:
+    def is_kept_by(self, masks: np.ndarray) -> Masks:
         """(m,) bool: which of (m, n_layers) masks satisfy it."""
         return self.violations(masks) == 0
 
@@ -133,13 +133,13 @@ class Budget:
         return np.maximum(count - masks.sum(axis=1), 0) / self.n_layers
 
     @property
-    def serving(self) -> Masks:
+    def useful_layers(self) -> Masks:
         """(n_layers,) bool: layers that serve the budget: all, but under `macs_saved` those that save anything."""
         if self.macs_saved is not None and self.macs is not None:
             return self.macs.saves
         return np.ones(self.n_layers, dtype=bool)
 
-    def highest(self, scores: np.ndarray) -> Masks:
+    def skip_highest(self, scores: np.ndarray) -> Masks:
         """(m, n_layers) masks of (m, n_layers) scores: layers are skipped from the highest down, of equal ones the first.
 
         With `skip_num` so many; with `macs_saved` as many as reach the saving, of those that save anything; without a
@@ -147,12 +147,12 @@ class Budget:
         """
         if self.is_free:
             return scores > 0
-        order = np.lexsort((-scores, np.broadcast_to(~self.serving, scores.shape)), axis=1)
+        order = np.lexsort((-scores, np.broadcast_to(~self.useful_layers, scores.shape)), axis=1)
         ranks = np.argsort(order, axis=1)
         if self.skip_num is not None:
             return ranks < self.skip_num
         prefixes = ranks[:, None] < np.arange(self.n_layers + 1)[:, None]  # the 0, 1, ..., n highest of each row
-        kept = self.keeps(prefixes.reshape(-1, self.n_layers)).reshape(len(scores), -1)
+        kept = self.is_kept_by(prefixes.reshape(-1, self.n_layers)).reshape(len(scores), -1)
         return prefixes[np.arange(len(scores)), kept.argmax(axis=1)]
 
     def describe(self) -> str:

@@ -100,7 +100,7 @@ class MaskSpace:
 
     def contains(self, masks: Masks) -> Masks:
         """(m,) bool: which of the (m, n_layers) masks are allowed."""
-        return self.budget.keeps(np.asarray(masks, dtype=bool))
+        return self.budget.is_kept_by(np.asarray(masks, dtype=bool))
 
     def top(self, values: Floats) -> Masks:
         """The mask of the layers with the largest of (n_layers,) `values`, of equal ones the first.
@@ -108,7 +108,7 @@ class MaskSpace:
         By cost: layers are skipped from the largest value down until the budget is kept; then those that it does
         not need are kept again, from the smallest value up.
         """
-        mask = self.budget.highest(np.asarray(values)[None])[0]
+        mask = self.budget.skip_highest(np.asarray(values)[None])[0]
         if self.skip_num is not None:
             return mask
         for layer in np.argsort(-values, kind="stable")[::-1]:

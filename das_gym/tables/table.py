@@ -123,7 +123,7 @@ class SubnetTable:
             raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
         return array.astype(np.int64) @ (1 << np.arange(self.n_layers))
 
-    def wide_scores(self, split: str) -> Scores:
+    def float64_scores(self, split: str) -> Scores:
         """Those of a split in float64, as rewards are computed from them.
 
         Raises:
@@ -138,7 +138,7 @@ class SubnetTable:
         Raises:
             ValueError: an unknown name.
         """
-        scores = self.wide_scores(split)
+        scores = self.float64_scores(split)
         if isinstance(by, Objective):
             return by.rewards(self.masks, scores)
         check_names([by], ("loss", "divergence", *REWARDS), "value")
@@ -152,7 +152,7 @@ class SubnetTable:
         Raises:
             ValueError: no mask can, or both budgets are given.
         """
-        return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).keeps(self.masks)
+        return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).is_kept_by(self.masks)
 
     def best(
         self,
@@ -280,7 +280,7 @@ class SubnetTable:
 
     def _competing(self, by: str | Objective, skip_num: int | None, macs_saved: float | None) -> np.ndarray:
         if isinstance(by, Objective) and skip_num is None and macs_saved is None:
-            return by.budget.keeps(self.masks)
+            return by.budget.is_kept_by(self.masks)
         return self.within(skip_num, macs_saved)
 
     def _goodness(self, by: str | Objective, split: str) -> np.ndarray:
