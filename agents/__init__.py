@@ -10,6 +10,7 @@ _PLACES = {
     "Bandit": "das_gym.agents.ask_tell.bandit",
     "Bayes": "das_gym.agents.ask_tell.bayes",
     "BestSeen": "das_gym.agents.ask_tell.best_seen",
+    "Budget": "das_gym.problem.budget",
     "CrossEntropy": "das_gym.agents.ask_tell.cross_entropy",
     "Evolution": "das_gym.agents.ask_tell.evolution",
     "Exhaustive": "das_gym.agents.ask_tell.exhaustive",
@@ -24,6 +25,7 @@ _PLACES = {
     "Turn": "das_gym.agents.searching.record",
     "Uniform": "das_gym.agents.ask_tell.uniform",
     "make_agent": "das_gym.agents.ask_tell.base",
+    "register_agent": "das_gym.agents.ask_tell.base",
     "search": "das_gym.agents.searching.loop",
 }
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.base import AGENTS as AGENTS
     from das_gym.agents.ask_tell.base import Agent as Agent
     from das_gym.agents.ask_tell.base import make_agent as make_agent
+    from das_gym.agents.ask_tell.base import register_agent as register_agent
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
     from das_gym.agents.ask_tell.best_seen import BestSeen as BestSeen
     from das_gym.agents.ask_tell.best_seen import OneMask as OneMask
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from das_gym.agents.searching.record import SearchResult as SearchResult
     from das_gym.agents.searching.record import Turn as Turn
 
+    from das_gym.problem.budget import Budget as Budget
     from das_gym.problem.mask_space import MaskSpace as MaskSpace
 else:
     __getattr__, __dir__ = lazy(__name__, _PLACES)

@@ -30,7 +30,7 @@ class CrossEntropy(BestSeen):
         smoothing: 0..1, 1 = all the way.
 
     Raises:
-        ValueError: a hyper-parameter outside its range.
+        ValueError: a hyperparameter outside its range.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class Evolution(BestSeen):
         stages: Rising shares of the reward examples, the last 1.
 
     Raises:
-        ValueError: a hyper-parameter outside its range.
+        ValueError: a hyperparameter outside its range.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How a found mask stands against the truth, where a table knows it."""
+"""How a found mask stands among all that keep its budget, where a table knows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from das_gym.agents.compare.oracle import is_tabular, make_scored
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """A mask among all that keep the budget.
 
     Attributes:
@@ -27,7 +27,7 @@ class Truth:
     best_reward: float
 
 
-def against_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> Truth | None:
+def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> GroundTruth | None:
     """Where a mask stands, by the environment's own reward, price of MACs included.
 
     Args:
@@ -45,7 +45,7 @@ def against_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int
     if not scorer.budget.keeps(chosen[None])[0]:
         return None
     competing = scorer.budget.keeps(table.masks)
-    return Truth(
+    return GroundTruth(
         rank=int(table.rank(chosen, scorer.objective, scorer.split)),
         masks=int(competing.sum()),
         regret=float(table.regret(chosen, scorer.objective, scorer.split)),

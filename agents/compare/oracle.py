@@ -1,4 +1,4 @@
-"""Where agents are compared: a table, which knows the truth, or a live environment."""
+"""What answers the agents that are compared: a table, which knows the ground truth, or a live environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS
 
 
-class Arena(ABC):
+class Oracle(ABC):
     """Rewards on the reward split, and what agents may not see: scores on the test split.
 
     Attributes:
@@ -49,7 +49,7 @@ class Arena(ABC):
         return None
 
 
-class TableArena(Arena):
+class TableOracle(Oracle):
     """An exhaustive table.
 
     Args:
@@ -70,19 +70,19 @@ class TableArena(Arena):
         self.best_reward = float(self._rewards[self.space.contains(self.table.masks)].max())
 
     def rewards(self, masks: Masks) -> Floats:
-        """As `Arena.rewards`."""
+        """As `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """As `Arena.test_metrics`."""
+        """As `Oracle.test_metrics`."""
         return self.table.values("metric", "test")[self.table.index(masks)]
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
-        """As `Arena.ranks`."""
+        """As `Oracle.ranks`."""
         return self.table.rank_of_values(rewards, self._objective, self._split)
 
 
-class LiveArena(Arena):
+class LiveOracle(Oracle):
     """An environment with its model; it remembers scores, so that a mask costs time once however many agents ask for it.
 
     Args:
@@ -106,11 +106,11 @@ class LiveArena(Arena):
         self._rng = np.random.default_rng(0)
 
     def rewards(self, masks: Masks) -> Floats:
-        """As `Arena.rewards`."""
+        """As `Oracle.rewards`."""
         return self._scorer.score(masks, self._rng).rewards
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """As `Arena.test_metrics`."""
+        """As `Oracle.test_metrics`."""
         problem = self._scorer.problem
         return problem.evaluator.evaluate(masks, problem.splits.test).metrics
 
@@ -127,9 +127,9 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
     return env
 
 
-def make_arena(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> Arena:
-    """The arena of an environment: of its table where the id is a tabular one."""
-    return (TableArena if is_tabular(env_id) else LiveArena)(env_id, budget, env_kwargs)
+def make_oracle(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
+    """The oracle of an environment: of its table where the id is a tabular one."""
+    return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget, env_kwargs)
 
 
 def is_tabular(env_id: str) -> bool:

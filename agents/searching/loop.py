@@ -44,7 +44,7 @@ class SearchConfig:
         env_id: Id of the environment.
         env_kwargs: Its keyword arguments, JSON-able, without those that are settings of the search.
         agent: A name in `das_gym.agents.ask_tell.base.AGENTS`, or "module:class".
-        agent_kwargs: The agent's own hyper-parameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
+        agent_kwargs: The agent's own hyperparameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
         skip_num: Budget by count: how many layers to skip, at least 0. "auto" is 4, or None where `macs_saved` is given.
         macs_saved: Budget by cost: the least share of the full model's MACs to save, 0..1, such as 0.12; or None.
         seed: Seed of the agent and the environment, 0..2^32 - 1.
@@ -103,7 +103,7 @@ class SearchConfig:
         return {"skip_num": DEFAULT_SKIP_NUM if self.skip_num == "auto" else self.skip_num}
 
     def agent_settings(self) -> dict[str, Any]:
-        """The agent's hyper-parameters, defaults of a search filled in."""
+        """The agent's hyperparameters, defaults of a search filled in."""
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 

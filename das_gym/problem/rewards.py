@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from das_gym.config import check_names
+from das_gym.config import add_entry, check_names
 from das_gym.problem.budget import Budget, LayerMacs, is_from_zero
 
 if TYPE_CHECKING:
@@ -95,6 +95,29 @@ REWARDS: dict[str, Reward] = {
     )
 }
 """Every reward by name; each may have a price per MAC beside it, see `PRICE_FORMULA`."""
+
+
+def register_reward(reward: Reward) -> None:
+    """Add a reward of one's own: environments, tables and commands then take its name.
+
+    Raises:
+        TypeError: no `Reward`.
+        ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
+    """
+    if not isinstance(reward, Reward):
+        raise TypeError(f"register_reward({reward!r}): give a Reward(name, low, high, compute)")
+    check_bounds("reward", reward.name, reward.low, reward.high)
+    add_entry(REWARDS, reward.name, reward, "reward")
+
+
+def check_bounds(what: str, name: str, low: float, high: float) -> None:
+    """Refuse bounds that are not finite, or not rising.
+
+    Raises:
+        ValueError: names what has them.
+    """
+    if not -np.inf < low < high < np.inf:
+        raise ValueError(f"{what} {name!r} has low={low}, high={high}; give finite numbers, low below high")
 
 
 def find_reward(name: str) -> Reward:

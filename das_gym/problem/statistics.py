@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.config import check_names
+from das_gym.config import add_entry, check_names
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import State
 from das_gym.problem.costs import Costs
+from das_gym.problem.rewards import check_bounds
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,23 @@ STATISTICS: dict[str, Statistic] = {
         ),
     )
 }
-"""Every layer statistic by name, in the order of the default observation."""
+"""Every layer statistic by name."""
+
+DEFAULT_STATISTICS = tuple(STATISTICS)
+"""What environments observe unless they are told otherwise, in this order; registered ones are asked for by name."""
+
+
+def register_statistic(statistic: Statistic) -> None:
+    """Add a layer statistic of one's own: environments observe it when asked, tables made from now on hold it.
+
+    Raises:
+        TypeError: no `Statistic`.
+        ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
+    """
+    if not isinstance(statistic, Statistic):
+        raise TypeError(f"register_statistic({statistic!r}): give a Statistic(name, formula, low, high, compute)")
+    check_bounds("statistic", statistic.name, statistic.low, statistic.high)
+    add_entry(STATISTICS, statistic.name, statistic, "statistic")
 
 
 def statistic_names(statistics: str | Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from das_gym.engine.evaluator import Scores
+from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import every_mask
+from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.tables.table import SubnetTable, TableMeta
 
 LOSSES = np.array([0.5, 0.4, 0.9, 0.7, 0.6, 0.6, 1.0, np.inf])
@@ -209,3 +211,26 @@ def test_a_table_of_something_else_is_refused(table: SubnetTable):
     older = make_table(meta=replace(table.meta, hashes={}))
     with pytest.raises(ValueError, match="model is None there"):
         older.check_hashes(table.meta.hashes)
+
+
+def test_an_objective_ranks_as_its_environment_rewards(table: SubnetTable):
+    """Price and budget are the objective's; another budget may be given beside it."""
+    objective = Objective(Budget(3, 1), REWARDS["metric"], table.layer_macs, macs_price=2.0)
+    rewards = table.values("metric") + 2.0 * table.layer_macs.saved(table.masks)
+    within = table.masks.sum(axis=1) == 1
+    np.testing.assert_allclose(table.values(objective)[within], rewards[within])
+    assert (table.values(objective)[~within] < rewards[within].min()).all()
+    best = table.best(objective)
+    assert best.sum() == 1
+    assert rewards[table.index(best)] == rewards[within].max()
+    expected = [1 + (rewards[within] > reward).sum() for reward in rewards[within]]
+    assert table.rank(table.masks[within], objective).tolist() == expected
+    assert table.rank_of_values(rewards[within], objective).tolist() == expected
+    assert table.rank_of_values(np.array([-np.inf, np.inf]), objective).tolist() == [4, 1]
+    np.testing.assert_allclose(table.regret(table.masks[within], objective), rewards[within].max() - rewards[within])
+    assert table.rank(np.ones(3, bool), objective, skip_num=3) == 1
+
+
+def test_values_are_ranked_in_the_unit_of_what_they_are(table: SubnetTable):
+    assert table.rank_of_values(np.array([LOSSES.min(), LOSSES.max()]), "loss").tolist() == [1, 8]
+    assert table.rank_of_values(np.exp(-np.array([LOSSES.min(), LOSSES.max()])) * [2, 0], "exp_neg_loss").tolist() == [1, 8]

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents import AGENTS, MaskSpace, make_agent
+from das_gym.agents import AGENTS, BestSeen, MaskSpace, RandomSearch, make_agent, register_agent
 from das_gym.agents.ask_tell.base import agent_class
 from landscapes import SPACES, rewards, statistics
 
@@ -157,3 +157,41 @@ def test_any_number_of_layers(name, n_layers, by):
     for masks in play(agent, 4):
         assert agent.free_budget or space.contains(masks).all()
     assert space.contains(agent.best()[None])[0]
+
+
+class OwnAgent(BestSeen):
+    def __init__(self, space, seed=None, size=3):
+        super().__init__(space, seed)
+        self.size = size
+
+    def ask(self, n):
+        return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng)
+
+
+def test_an_agent_of_ones_own_is_asked_for_by_name(monkeypatch):
+    for name, agent in (("own", OwnAgent), ("own_by_path", "das_gym.agents:RandomSearch")):
+        monkeypatch.setitem(AGENTS, name, agent)
+        del AGENTS[name]  # restored to nothing at the end
+        register_agent(name, agent)
+    assert make("own", SPACES["count"], size=5).size == 5
+    assert type(make("own_by_path", SPACES["count"])) is RandomSearch
+    with pytest.raises(ValueError, match="unknown setting of agent 'own', 'siz'; did you mean 'size'"):
+        make("own", SPACES["count"], siz=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "agent", "refusal", "text"),
+    [
+        ("bandit", OwnAgent, ValueError, "agent 'bandit' is there already; give yours another name"),
+        ("ppo", OwnAgent, ValueError, "agent 'ppo' is there already"),
+        ("my agent", OwnAgent, ValueError, "agent name 'my agent' is not allowed; use letters, digits and _"),
+        (5, OwnAgent, ValueError, "agent name 5 is not allowed"),
+        ("own", MaskSpace, TypeError, "give a subclass of das_gym.agents.Agent, or 'module:class'"),
+        ("own", "das_gym.agents", TypeError, "or 'module:class'"),
+    ],
+)
+def test_what_is_no_new_agent_is_refused(name, agent, refusal, text):
+    before = dict(AGENTS)
+    with pytest.raises(refusal, match=text):
+        register_agent(name, agent)
+    assert before == AGENTS
