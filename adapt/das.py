@@ -21,7 +21,8 @@ from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, polyn
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, new_head, shuffled, task_class
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
 
 
 class Chooser(Protocol):

@@ -27,7 +27,8 @@ from das_gym.config import build, part_of
 from das_gym.data.splits import Splits
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
-from das_gym.problem.loading import ProblemConfig, load_splits
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits
 from das_gym.runs import RUNS_DIR
 
 FOUND = "found.json"

@@ -14,7 +14,8 @@ from das_gym.adapt.step_loss import LearningRates, StepLoss
 from das_gym.adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
 
 from das_gym.data.splits import Splits
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_supernet
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_supernet
 
 PAIRS_PER_STEP = 64
 """Pairs of text and image that a step trains on, unless told otherwise."""

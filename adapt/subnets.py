@@ -11,7 +11,8 @@ from typing import Any
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, restore
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_backbone, restore
 from das_gym.runs import library_versions
 
 SUBNET_FILE = "adapter.safetensors"

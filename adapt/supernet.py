@@ -18,7 +18,8 @@ from das_gym.adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_r
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Processor
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head, task_class
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, task_class
 from das_gym.tasks.base import Task
 from das_gym.tasks.labels import read_labels
 

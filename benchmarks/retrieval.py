@@ -40,8 +40,9 @@ from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.models.inputs import Pair
 from das_gym.models.meter.model import METER
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.costs import count_costs
-from das_gym.problem.loading import Backbone, ProblemConfig, load_backbone, new_head
+from das_gym.problem.loading import Backbone, load_backbone, new_head
 from das_gym.tasks.base import Gallery
 from das_gym.tasks.retrieval.task import RetrievalTask
 

@@ -18,7 +18,8 @@ from das_gym.adapt.evaluate import evaluate, mean_image
 from das_gym.adapt.finetune import cut_subnet
 
 from das_gym.files import write_json
-from das_gym.problem.loading import ProblemConfig, load_problem, shuffled
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_problem, shuffled
 from das_gym.problem.mask_space import every_mask
 from das_gym.registration import ENVIRONMENTS
 

@@ -13,7 +13,8 @@ from das_gym.agents.searching.loop import SearchConfig, search
 
 from das_gym.engine.ranking import rank, recalls
 from das_gym.envs.tabular_env import bundled_table
-from das_gym.problem.loading import ProblemConfig, load_problem
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_problem
 from das_gym.registration import ASSETS, ENVIRONMENTS, MODELS, EnvEntry
 from das_gym.tables.build import check_table
 from das_gym.tables.table import SubnetTable

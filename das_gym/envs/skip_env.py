@@ -8,7 +8,8 @@ from typing import Any
 from das_gym.config import build, check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
-from das_gym.problem.loading import ProblemConfig, load_problem
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_problem
 from das_gym.problem.statistics import DEFAULT_STATISTICS, statistic_names
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK
 

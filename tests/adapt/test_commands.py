@@ -20,7 +20,8 @@ from das_gym.adapt.finetune import cut_subnet
 
 from das_gym.models.base import fingerprint
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import ProblemConfig, load_backbone, load_splits
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_backbone, load_splits
 from das_gym.shapes.vqa import write_shapes
 
 pytestmark = pytest.mark.slow

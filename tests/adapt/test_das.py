@@ -17,7 +17,8 @@ from torch import nn
 from das_gym.experiment import RunError
 from das_gym.files import read_json
 from das_gym.models.attention import Attention
-from das_gym.problem.loading import ProblemConfig, load_splits
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits
 
 TINY = {"batch_size": 16, "reward_examples": 8}
 

@@ -17,7 +17,8 @@ from das_gym.adapt.subnets import JOINT_RECORD, RECORD, SUBNET_FILE
 
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_splits
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_splits
 
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=bool)
 

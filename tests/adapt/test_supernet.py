@@ -8,7 +8,7 @@ from das_gym.adapt import supernet
 from das_gym.adapt.supernet import SupernetConfig, random_mask, train_supernet
 
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import ProblemConfig
+from das_gym.problem.config import ProblemConfig
 
 
 def test_every_number_of_skipped_layers_is_as_likely_and_every_layer_too():
