@@ -21,15 +21,16 @@ from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 
+from das_gym.commandline import typed, use, used
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
-from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
+from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
 from das_gym.files import read_json
 from das_gym.problem.config import ProblemConfig, changed_settings
-from das_gym.problem.loading import find_supernet, load_splits
+from das_gym.problem.loading import load_splits
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
-from das_gym.runs import RUNS_DIR, find_run
+from das_gym.runs import find_run
 from das_gym.tasks.base import Task
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
@@ -43,7 +44,7 @@ SearchFirst = Callable[[dict[str, Any]], int]
 
 
 @dataclass(frozen=True)
-class AdaptSettings(FinetuneConfig, ProblemConfig):
+class AdaptSettings(FinetuneConfig, ProblemSettings):
     """The settings of `python -m adapt`: those of fine-tuning, of model and data (a search run brings its own), and these.
 
     Attributes:
@@ -52,29 +53,21 @@ class AdaptSettings(FinetuneConfig, ProblemConfig):
         search: Settings of `python -m agents` for the search that comes first where neither a run nor a mask is
             given, as in `search.evaluations=100`; an agent's name alone is `search.agent`.
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all.
-        runs_dir: Folder of all runs.
-        resume: Id of a stopped run to go on with, or None.
     """
 
     search_run: int | None = None
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = field(default_factory=dict)
     rank_images: int | None = RANKED_IMAGES
-    runs_dir: str = RUNS_DIR
-    resume: int | None = None
 
     def __post_init__(self) -> None:
         FinetuneConfig.__post_init__(self)
-        ProblemConfig.__post_init__(self)
+        ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
         if self.mask is not None and self.search_run is not None:
             raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
         if self.mask is not None and not set(self.mask) <= {0, 1}:
             raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (skip)")
-
-    def problem(self) -> ProblemConfig:
-        """Model and data."""
-        return part_of(ProblemConfig, self)
 
     def finetuning(self) -> FinetuneConfig:
         """The settings of fine-tuning alone."""
@@ -112,9 +105,10 @@ def choose(settings: AdaptSettings) -> Choice:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there: run {settings.search_run} is no search, or one that did not end "
-            f"(`python -m agents with resume={settings.search_run}` goes on with a search)"
+            f"(`{typed('agents', f'resume={settings.search_run}')}` goes on with a search)"
         )
     record = read_json(path)
+    use(record.get("use", ()))
     entry = _environment(record["env_id"], settings.search_run)
     from_search = {"model": entry.model, "task": entry.task}
     from_search |= {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
@@ -160,18 +154,17 @@ class AdaptExperiment(RunsExperiment):
 
     Args:
         search_first: Runs the search, since this package knows nothing of agents; None = none is run.
-        agents: Name to the settings of `python -m agents` that the name alone stands for.
+        agents: Gives the names of agents, each with the settings of `python -m agents` that it stands for.
     """
 
     def __init__(
-        self, search_first: SearchFirst | None = None, agents: Mapping[str, Mapping[str, Any]] | None = None
+        self, search_first: SearchFirst | None = None, agents: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
     ) -> None:
         super().__init__("adapt", save_git_info=False)
         self.search_first = search_first
         self.add_config(dataclasses.asdict(AdaptSettings()))
         self.add_problems()
-        for name, search in (agents or {}).items():
-            self.add_named_config(name, {"search": dict(search)})
+        self.add_named_configs(lambda: {name: {"search": dict(search)} for name, search in agents().items()})
         self.check_settings(_check)
         self.main(adapt)
 
@@ -184,13 +177,12 @@ class AdaptExperiment(RunsExperiment):
         **kwargs: Any,
     ) -> Any:
         """As `RunsExperiment.run`, after a search if one is needed."""
-        given = dict(config_updates or {})
+        given = self.prepared(config_updates, named_configs)
         whole: dict[str, Any] = {"search": {}}
         for part in (*(self.named_configs[name]() for name in named_configs if name in self.named_configs), given):
             whole |= {**part, "search": {**whole["search"], **part.get("search", {})}}
         chosen = any(whole.get(name) is not None for name in ("mask", "search_run", "resume"))
-        known = set(named_configs) <= set(self.named_configs)  # Sacred refuses others
-        if self.search_first is not None and command_name in (None, self.default_command) and known and not chosen:
+        if self.search_first is not None and command_name in (None, self.default_command) and not chosen:
             given["search_run"] = self.search_first(_search_settings(whole))
         return super().run(command_name, given, named_configs, *args, **kwargs)
 
@@ -207,14 +199,14 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         raise RunError(str(error)) from error
     env_id = find_environment(settings.model, settings.task).id
     own = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
-    plain = {"env_id": env_id, "agent": SEARCH_AGENT, "runs_dir": settings.runs_dir, "seed": settings.seed}
-    return {**plain, **own, **settings.search}
+    plain = {name: getattr(settings, name) for name in ("runs_dir", "use", "seed")}
+    return {"env_id": env_id, "agent": SEARCH_AGENT, **plain, **own, **settings.search}
 
 
 def _check(config: Mapping[str, Any]) -> None:
     settings = build(AdaptSettings, config)
-    if settings.search_run is not None:
-        choose(settings)
+    if settings.search_run is not None or settings.mask is not None:
+        check_problem(choose(settings).problem)
 
 
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
@@ -226,7 +218,6 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         print(choice.remark)
     mask, problem = choice.mask, choice.problem
     folder = required_folder(_run)
-    find_supernet(problem)  # a mistake is told before data are read
     splits = load_splits(problem)
     subnets = {SUBNET: cut_subnet(problem, splits, mask), UNSKIPPED: cut_subnet(problem, splits, np.zeros_like(mask))}
     check_test_images(subnets[SUBNET].task, splits)
@@ -240,7 +231,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     info = dataclasses.asdict(settings.finetuning())
     subnets[UNSKIPPED].adaptation(**info).save(folder / UNSKIPPED_FILE)
     record = {
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "models": [rows[name].record() for name in subnets],
         "baseline": rows[BASELINE].record(),
         "left_out": splits.left_out_count,

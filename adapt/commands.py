@@ -1,17 +1,12 @@
-"""`python -m adapt`, and its commands `das`, `pretrain` and `supernet`."""
+"""`python -m adapt` and its sub-commands."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-HELP = """\
-python -m adapt [with ...]             search a mask, fine-tune it, set it beside the unskipped model
-python -m adapt das [with ...]         the paper's pipeline: search while adapters train, then fine-tune
-python -m adapt pretrain [with ...]    pre-train METER-mini or ViLT-mini
-python -m adapt supernet [with ...]    train adapters and head over random masks
-Each takes `with name=value ...`, and shows its settings after `print_config`.
-"""
+from das_gym.commandline import Command, Program, typed
 
 
 def search_first(settings: dict[str, Any]) -> int:
@@ -23,8 +18,8 @@ def search_first(settings: dict[str, Any]) -> int:
     except KeyboardInterrupt:
         if ex.current_run is not None and ex.current_run._id is not None:
             run = ex.current_run._id
-            print(f"Stopped. Go on with: python -m agents with resume={run}", file=sys.stderr)
-            print(f"and then: python -m adapt with search_run={run}", file=sys.stderr)
+            print(f"Stopped. Go on with: {typed('agents', f'resume={run}')}", file=sys.stderr)
+            print(f"and then: {typed('adapt', f'search_run={run}')}", file=sys.stderr)
         raise
 
 
@@ -47,25 +42,36 @@ def paper_bandit(n_layers: int, skip_num: int, seed: int, update_rate: float) ->
     return Bandit(MaskSpace(Budget(n_layers, skip_num)), seed, learning_rate=update_rate)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command that the arguments name."""
-    argv = sys.argv if argv is None else argv
-    command = argv[1] if len(argv) > 1 else ""
-    if command in ("-h", "--help", "help"):
-        print(HELP, end="")
-    elif command == "das":
-        from das_gym.adapt.das_experiment import DASExperiment
+def _main_experiment() -> Any:
+    from das_gym.adapt.adapt_experiment import AdaptExperiment
 
-        DASExperiment(paper_bandit).run_commandline([argv[0], *argv[2:]])
-    elif command == "pretrain":
-        from das_gym.adapt.pretrain_experiment import ex
+    return AdaptExperiment(search_first, searching_agents)
 
-        ex.run_commandline([argv[0], *argv[2:]])
-    elif command == "supernet":
-        from das_gym.adapt.supernet_experiment import ex
 
-        ex.run_commandline([argv[0], *argv[2:]])
-    else:
-        from das_gym.adapt.adapt_experiment import AdaptExperiment
+def _das_experiment() -> Any:
+    from das_gym.adapt.das_experiment import DASExperiment
 
-        AdaptExperiment(search_first, searching_agents()).run_commandline(argv)
+    return DASExperiment(paper_bandit)
+
+
+PROGRAM = Program(
+    "adapt",
+    {
+        "run": Command(_main_experiment, "[with ...]", "search a mask, fine-tune it, set it beside the unskipped model"),
+        "das": Command(_das_experiment, "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
+        "pretrain": Command("das_gym.adapt.pretrain_experiment:ex", "[with ...]", "pre-train METER-mini or ViLT-mini"),
+        "supernet": Command(
+            "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
+        ),
+        "convert": Command("das_gym.adapt.convert:main", "with source=... out=...", "write any checkpoint as safetensors"),
+        "costs": Command("das_gym.adapt.costs_table:main", "[with ...]", "the paper's table of MACs, for METER-base"),
+        "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings, ours, and where they come from"),
+    },
+    main="run",
+    alone=True,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the sub-command that the arguments name, and end with its exit code."""
+    sys.exit(PROGRAM.run((sys.argv if argv is None else argv)[1:]))

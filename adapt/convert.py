@@ -1,61 +1,50 @@
-"""`python -m das_gym.models convert IN OUT`: any checkpoint to safetensors."""
+"""Any checkpoint as safetensors.
+
+python -m adapt convert with source=meter_clip16_288_roberta_pretrain.ckpt out=meter
+python -m adapt convert with source=small.ckpt out=small.safetensors num_heads=4
+"""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from das_gym.commandline import HELP, parse
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 
-HEADS = ("num_heads", "text_heads", "vision_heads")
 
+@dataclass(frozen=True)
+class ConvertSettings:
+    """The settings of `python -m adapt convert`.
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m das_gym.models", description="Checkpoints of vision-language models.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser(
-        "convert",
-        help="write a checkpoint as safetensors",
-        description="Read a METER or ViLT checkpoint (.ckpt, a transformers ViLT folder, or ours) and write it "
-        "as safetensors. Nothing in the file is executed. Adapters that it lacks are not written.",
-    )
-    convert.add_argument("source", metavar="IN", help="a .ckpt or .safetensors file, or a folder")
-    convert.add_argument("target", metavar="OUT", help="a folder, or a file that ends in .safetensors")
-    convert.add_argument("--image-size", type=int, help="side of the images to come, pixels; default: as in the file")
-    for name in HEADS:
-        option = f"--{name.replace('_', '-')}"
-        convert.add_argument(option, type=int, help="attention heads, where a small model's shapes do not tell them")
-    return parser
-
-
-def convert(source: str, target: str, settings: Mapping[str, Any]) -> str:
-    """Write the checkpoint `source` to `target`; returns what became of every name.
-
-    Args:
-        source: What to read.
-        target: A folder, or a file that ends in `.safetensors`.
-        settings: Arguments for `load_checkpoint`.
+    Attributes:
+        source: A METER or ViLT checkpoint: a .ckpt or .safetensors file, or a folder, transformers' ViLT's or ours.
+            Nothing in the file is executed.
+        out: A folder, or a file that ends in .safetensors. Adapters that the source lacks are not written.
+        image_size: Side of the images to come, pixels; None = as in the file.
+        num_heads, text_heads, vision_heads: Attention heads, where a small model's shapes do not tell them.
     """
-    loaded = load_checkpoint(source, **settings)
-    save_checkpoint(target, loaded.vlp, loaded.heads, search=loaded.search, leave_out=loaded.report.missing)
-    return f"{loaded.report}\nwritten to {Path(target).absolute()}"
+
+    source: str
+    out: str
+    image_size: int | None = None
+    num_heads: int | None = None
+    text_heads: int | None = None
+    vision_heads: int | None = None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    options = build_parser().parse_args(arguments)
-    given = {name: getattr(options, name) for name in ("image_size", *HEADS)}
-    try:
-        print(convert(options.source, options.target, {name: value for name, value in given.items() if value is not None}))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def convert(settings: ConvertSettings) -> str:
+    """Write the checkpoint; returns what became of every name."""
+    sizes = {name: value for name, value in vars(settings).items() if name not in ("source", "out") and value is not None}
+    loaded = load_checkpoint(settings.source, **sizes)
+    save_checkpoint(settings.out, loaded.vlp, loaded.heads, search=loaded.search, leave_out=loaded.report.missing)
+    return f"{loaded.report}\nwritten to {Path(settings.out).absolute()}"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(words: Sequence[str]) -> None:
+    """Convert as the words behind `python -m adapt convert` say."""
+    if words and words[0] in HELP:
+        print(f"{__doc__}\n{ConvertSettings.__doc__}")
+    else:
+        print(convert(parse(ConvertSettings, words, "adapt convert")))

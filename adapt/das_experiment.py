@@ -23,13 +23,13 @@ from das_gym.adapt.report import SUBNET, compare, print_report
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, prefixed
 
-from das_gym.config import build, part_of
+from das_gym.commandline import used
+from das_gym.config import build
 from das_gym.data.splits import Splits
-from das_gym.experiment import RunsExperiment, required_folder
+from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
-from das_gym.runs import RUNS_DIR
 
 FOUND = "found.json"
 
@@ -38,7 +38,7 @@ NewChooser = Callable[[int, int, int, float], Chooser]
 
 
 @dataclass(frozen=True)
-class JointSearchSettings(ProblemConfig):
+class JointSearchSettings(ProblemSettings):
     """The settings of `python -m adapt das`: those of model and data, these, and in `das` those of the pipeline.
 
     Attributes:
@@ -47,8 +47,6 @@ class JointSearchSettings(ProblemConfig):
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
         seed: Of new parameters, order of examples, masks and dropout.
         save_every: Steps between checkpoints.
-        runs_dir: Folder of all runs.
-        resume: Id of a stopped run to go on with, or None.
     """
 
     recipe: str = "das_gym"
@@ -56,8 +54,6 @@ class JointSearchSettings(ProblemConfig):
     rank_images: int | None = RANKED_IMAGES
     seed: int = 0
     save_every: int = 100
-    runs_dir: str = RUNS_DIR
-    resume: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +71,7 @@ class JointSearchSettings(ProblemConfig):
         """Model and data; the recipe's image size is for a checkpoint of one's own."""
         das = self.pipeline()
         return dataclasses.replace(
-            part_of(ProblemConfig, self),
+            super().problem(),
             max_text_length=self.max_text_length or das.max_text_length,
             image_size=self.image_size or (das.image_size if self.checkpoint else None),
         )
@@ -115,7 +111,7 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     rows = compare({SUBNET: subnet}, splits, settings.rank_images)
     record = {
         "format": "das_gym das 1",
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "pipeline": dataclasses.asdict(settings.pipeline()),
         "search": read_json(folder / FOUND),
         "models": [rows[SUBNET].record()],

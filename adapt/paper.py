@@ -1,6 +1,6 @@
 """The settings of the paper's pipeline (DAS, arXiv 2309.01479), each with its source, and ours.
 
-`python -m das_gym.adapt.paper` prints them, and where the paper, its scripts and its code differ.
+`python -m adapt paper` prints them, and where the paper, its scripts and its code differ.
 `python -m adapt das with paper` runs with them. Not reproduced: the image-text-matching loss (weight 0.5) that the code
 adds to retrieval's ranking loss.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from das_gym.commandline import typed
 from das_gym.config import check_names
 from das_gym.registration import TASKS, find_class
 
@@ -215,14 +216,13 @@ def sources() -> dict[str, str]:
     return {f.name: f.metadata["source"] for f in fields(DASSettings)}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] = ()) -> None:
     """Print the paper's settings for every model and task, ours, their sources and the differences."""
-    import argparse
-
     from rich.console import Console
     from rich.table import Table
 
-    argparse.ArgumentParser(prog="python -m das_gym.adapt.paper", description=main.__doc__).parse_args(arguments)
+    if words:
+        raise ValueError(f"`{typed('adapt paper')}` takes no settings; leave {' '.join(words)!r} out")
     table = Table(title="Settings of the paper's pipeline, and ours", title_justify="left")
     for name in ("setting", *(f"{model} {task}" for model, task in PAPER), "ours", "source"):
         table.add_column(name)
@@ -237,7 +237,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print("Where the paper, its scripts and its code differ:")
     for name, what in DIFFERENCES:
         console.print(f"  {name}: {what}")
-
-
-if __name__ == "__main__":
-    main()

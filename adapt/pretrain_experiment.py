@@ -16,38 +16,35 @@ from typing import Any
 
 from das_gym.adapt.pretrain.recipe import CHECKPOINTS, PretrainConfig, pretrain
 
+from das_gym.commandline import typed
 from das_gym.config import build
 from das_gym.experiment import RunsExperiment, required_folder
-from das_gym.runs import RUNS_DIR
+from das_gym.runs import ResumableSettings
 
 
 @dataclass(frozen=True)
-class Settings(PretrainConfig):
+class PretrainSettings(ResumableSettings, PretrainConfig):
     """The settings of `python -m adapt pretrain`.
 
     Attributes:
         out: Folder to write the checkpoint to; None is `meter_mini` or `vilt_mini` in the run's folder.
-        runs_dir: Folder of all runs.
-        resume: Id of a stopped run to go on with, or None.
     """
 
     out: str | None = None
-    runs_dir: str = RUNS_DIR
-    resume: int | None = None
 
 
 ex = RunsExperiment("adapt pretrain", save_git_info=False)
-ex.add_config(dataclasses.asdict(Settings()))
-ex.check_settings(lambda config: build(Settings, config))
+ex.add_config(dataclasses.asdict(PretrainSettings()))
+ex.check_settings(lambda config: build(PretrainSettings, config))
 
 
 @ex.main
 def main(_run: Any, _config: Mapping[str, Any]) -> None:
     """Pre-train and write the checkpoint."""
-    settings = build(Settings, _config)
+    settings = build(PretrainSettings, _config)
     folder = required_folder(_run)
     out = Path(settings.out) if settings.out else folder / f"{settings.model.lower()}_mini"
     pretrain(settings, out, folder, _run.log_scalar)
     for name in CHECKPOINTS:
         (folder / name).unlink(missing_ok=True)
-    print(f"checkpoint: {out}\nNext: python -m adapt supernet with {settings.model.lower()}_vqa checkpoint={out}")
+    print(f"checkpoint: {out}\nNext: {typed('adapt supernet', f'{settings.model.lower()}_vqa', f'checkpoint={out}')}")

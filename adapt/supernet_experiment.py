@@ -17,39 +17,32 @@ from typing import Any
 
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
+from das_gym.commandline import typed
 from das_gym.config import build, part_of
-from das_gym.experiment import RunsExperiment, required_folder
+from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, problem_words
-from das_gym.runs import RUNS_DIR
+from das_gym.problem.config import problem_words
+from das_gym.problem.loading import pick_device
 from das_gym.tasks.labels import write_labels
 
 VOCABULARY = "vocabulary.json"
 
 
 @dataclass(frozen=True)
-class Settings(SupernetConfig, ProblemConfig):
+class SupernetSettings(SupernetConfig, ProblemSettings):
     """The settings of `python -m adapt supernet`: those of training, of model and data, and these.
 
     Attributes:
         out: File to write; None is `supernet.safetensors` in the run's folder.
-        runs_dir: Folder of all runs.
-        resume: Id of a stopped run to go on with, or None.
     """
 
     out: str | None = None
-    runs_dir: str = RUNS_DIR
-    resume: int | None = None
 
     def __post_init__(self) -> None:
         SupernetConfig.__post_init__(self)
-        ProblemConfig.__post_init__(self)
+        ProblemSettings.__post_init__(self)
         if self.supernet is not None:
             raise ValueError(f"supernet={self.supernet}: this command trains one anew; leave supernet out, or see out=")
-
-    def problem(self) -> ProblemConfig:
-        """Model and data."""
-        return part_of(ProblemConfig, self)
 
     def training(self) -> SupernetConfig:
         """The settings of training alone."""
@@ -57,15 +50,15 @@ class Settings(SupernetConfig, ProblemConfig):
 
 
 ex = RunsExperiment("adapt supernet", save_git_info=False)
-ex.add_config(dataclasses.asdict(Settings()))
+ex.add_config(dataclasses.asdict(SupernetSettings()))
 ex.add_problems()
-ex.check_settings(lambda config: build(Settings, config).problem())
+ex.check_settings(lambda config: pick_device(build(SupernetSettings, config).device))
 
 
 @ex.main
 def main(_run: Any, _config: Mapping[str, Any]) -> None:
     """Train and write the supernet."""
-    settings = build(Settings, _config)
+    settings = build(SupernetSettings, _config)
     folder = required_folder(_run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
@@ -73,4 +66,4 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     if answers:
         write_labels(folder / VOCABULARY, answers)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    print(f"supernet: {out}\nNext: python -m agents with {problem_words(settings.problem(), f'supernet={out}')}")
+    print(f"supernet: {out}\nNext: {typed('agents', problem_words(settings.problem()), f'supernet={out}')}")

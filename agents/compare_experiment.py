@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
@@ -34,8 +34,8 @@ from rich.table import Table
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
-from das_gym.runs import RUNS_DIR, library_versions, progress
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
+from das_gym.runs import RunSettings, library_versions, progress
 
 FORMAT = 1
 RECORD = "compare.json"
@@ -45,7 +45,7 @@ COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 
 
 @dataclass(frozen=True)
-class Settings:
+class CompareSettings(RunSettings):
     """The settings of `python -m agents compare`.
 
     Attributes:
@@ -60,7 +60,6 @@ class Settings:
         seeds: How many searches an agent makes, at least 1; their seeds are `seed`, `seed` + 1, ...
         evaluations: Masks that a search may score, at least 1.
         masks_per_turn: Masks scored between two answers, at least 1.
-        runs_dir: Folder of all runs.
     """
 
     env_id: str = DEFAULT_ENV
@@ -75,7 +74,6 @@ class Settings:
     seeds: int = 50
     evaluations: int = 120
     masks_per_turn: int = 3
-    runs_dir: str = RUNS_DIR
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -100,6 +98,7 @@ class Settings:
             return sb3_config(fields, hyperparameters={}, n_envs=None, action=None, start_from=None)
         if ":" not in agent:
             check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
+        check_agent_kwargs(agent, fields["agent_kwargs"])
         return SearchConfig(**fields)
 
     def arena(self) -> Oracle:
@@ -110,18 +109,23 @@ class Settings:
         return make_oracle(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
 
 
+def check(settings: CompareSettings) -> None:
+    """Refuse a table that is not there, or a budget that it does not have, before a run begins."""
+    if not settings.live:
+        settings.arena()
+
+
 ex = RunsExperiment("agents compare", save_git_info=False)
-ex.add_config(dataclasses.asdict(Settings()))
-for entry in ENVIRONMENTS.values():
-    ex.add_named_config(entry.short, {"env_id": entry.id})
-ex.check_settings(lambda config: build(Settings, config))
+ex.add_config(dataclasses.asdict(CompareSettings()))
+ex.add_named_configs(lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()})
+ex.check_settings(lambda config: check(build(CompareSettings, config)))
 
 
 @ex.main
 def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any) -> None:
     """Compare, print and keep."""
     del env_kwargs, agent_kwargs  # named so that Sacred lets them hold keys of their own
-    settings = build(Settings, _config)
+    settings = build(CompareSettings, _config)
     arena = settings.arena()
     with progress(len(settings.agents), "comparing", unit="agent") as bar:
         standings = compare(
@@ -152,7 +156,7 @@ def describe_budget(arena: Oracle) -> str:
     return budget if space.size is None else f"{budget} ({space.size:,} masks)"
 
 
-def record(settings: Settings, arena: Oracle, standings: Sequence[AgentResult]) -> dict[str, Any]:
+def record(settings: CompareSettings, arena: Oracle, standings: Sequence[AgentResult]) -> dict[str, Any]:
     """What is kept in `compare.json`."""
     return {
         "format": FORMAT,

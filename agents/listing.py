@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from das_gym.agents.ask_tell.base import AGENTS, agent_class
 from das_gym.agents.sb3.algorithms import ALGORITHMS
@@ -10,6 +12,7 @@ from das_gym.agents.searching.loop import SEARCH_DEFAULTS
 from rich.console import Console
 from rich.table import Table
 
+from das_gym.commandline import parse, use
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
@@ -57,7 +60,7 @@ def agents() -> Table:
 
 def algorithms() -> Table:
     """Algorithms of Stable-Baselines3 with their class and action spaces."""
-    title = "algorithms of SB3: python -m agents with <name> algo.<setting>=..."
+    title = "algorithms of SB3: python -m agents with <name> hyperparameters.<setting>=..."
     table = _table(title, "name", "class", "action spaces", whole=3)
     for algorithm in ALGORITHMS.values():
         table.add_row(algorithm.name, algorithm.path, ", ".join(algorithm.actions))
@@ -94,8 +97,20 @@ def _table(title: str, *columns: str, whole: int = 1) -> Table:
     return table
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class ListSettings:
+    """The settings of `python -m agents list`.
+
+    Attributes:
+        use: Modules of one's own to import first, or their names in a text behind commas.
+    """
+
+    use: tuple[str, ...] | str = ()
+
+
+def main(words: Sequence[str] = ()) -> None:
     """Print all, wide enough that nothing wraps where no terminal reads it."""
+    use(parse(ListSettings, words, "agents list").use)
     console = Console()
     console.width = max(console.width, NARROWEST if console.is_terminal else WIDE)
     for table in (environments(), agents(), algorithms(), rewards(), statistics()):

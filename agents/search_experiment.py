@@ -1,12 +1,13 @@
 """Search which layers a task does not need.
 
-    python -m agents                                                the paper's bandit, 4 of METER's layers, the bundled task
+    python -m agents search                                         the paper's bandit, 4 of METER's layers, the bundled task
     python -m agents with meter_vqa bandit skip_num=4 seed=1        the same, spelt out, with another seed
     python -m agents with vilt_nlvr2 bayes macs_saved=0.12          our own agent, ViLT, at least 12 % of the MACs saved
     python -m agents with meter_vqa_table random evaluations=100    random search, on the table instead of the model
     python -m agents with agent_kwargs.learning_rate=10             a setting of the agent
-    python -m agents with meter_vqa ppo algo.learning_rate=1e-3     an algorithm of Stable-Baselines3
+    python -m agents with meter_vqa ppo hyperparameters.learning_rate=1e-3      of Stable-Baselines3
     python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
+    python -m agents with my_model_vqa use=my_module                what my_module.py registers
     python -m agents with resume=3                                  go on with run 3, which was stopped
 
 A run is kept in runs/<id>/: the found mask in search.json, its turns in search_history.json and skip_probabilities.png.
@@ -20,20 +21,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, sb3_config
+from das_gym.agents.sb3.policy import agent_file
 from das_gym.agents.searching.loop import SearchConfig, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
+from das_gym.commandline import typed
 from das_gym.config import build, check_names
-from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.problem.config import PATH_SETTINGS
-from das_gym.registration import ENVIRONMENTS
-from das_gym.runs import RUNS_DIR, progress
+from das_gym.envs.tabular_env import bundled_table, load_table
+from das_gym.experiment import Run, RunsExperiment, check_problem, run_folder
+from das_gym.problem.config import PATH_SETTINGS, ProblemConfig
+from das_gym.registration import ENVIRONMENTS, MODELS, EnvEntry, named_environments
+from das_gym.runs import ResumableSettings, progress, runs_dir_words
 
 PICTURE = "skip_probabilities.png"
 ENV_SETTINGS = (
@@ -44,12 +49,10 @@ ENV_SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Settings(SearchConfig):
-    """The settings of `python -m agents`: those of a search, where its run goes, and what the environment loads.
+class SearchSettings(ResumableSettings, SearchConfig):
+    """The settings of `python -m agents search`: those of a search, where its run goes, and what the environment loads.
 
     Attributes:
-        runs_dir: Folder of all runs.
-        resume: Id of a stopped run to go on with, or None.
         reward: Here and below: the setting of the environment of that name, None = its default.
         macs_price: What saving all MACs would be worth.
         reward_examples: How many examples score a mask.
@@ -66,14 +69,12 @@ class Settings(SearchConfig):
         precision: Of the masked part.
         eval_batch_size: Examples scored at a time.
         encoder_cache: Folder of encoder outputs.
-        algo: From here on for algorithms of Stable-Baselines3, see `das_gym.agents.sb3.config`: hyper-parameters by name.
+        hyperparameters: From here on for algorithms of Stable-Baselines3, see `das_gym.agents.sb3.config`: theirs by name.
         n_envs: Environments side by side; None = `masks_per_turn`.
         action: Action space; None = what suits the algorithm.
         start_from: Agent to train further, or None.
     """
 
-    runs_dir: str = RUNS_DIR
-    resume: int | None = None
     reward: str | None = None
     macs_price: float | None = None
     reward_examples: int | None = None
@@ -90,7 +91,7 @@ class Settings(SearchConfig):
     precision: str | None = None
     eval_batch_size: int | None = None
     encoder_cache: str | None = None
-    algo: dict[str, Any] = field(default_factory=dict)
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
     n_envs: int | None = None
     action: str | None = None
     start_from: str | None = None
@@ -104,10 +105,11 @@ class Settings(SearchConfig):
             return
         if ":" not in self.agent:
             check_names([self.agent], (*AGENTS, *ALGORITHMS), "agent")
-        for name in ("algo", "n_envs", "action", "start_from"):
+        for name in ("hyperparameters", "n_envs", "action", "start_from"):
             if getattr(self, name) not in (None, {}):
                 raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
         super()._check_agent()
+        check_agent_kwargs(self.agent, self.agent_kwargs)
 
     def search_config(self) -> SearchConfig:
         """The search that they ask for.
@@ -125,27 +127,74 @@ class Settings(SearchConfig):
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
         fields["env_kwargs"] = env_kwargs
         if is_algorithm(self.agent):
-            return sb3_config(fields, self.algo, self.n_envs, self.action, self.start_from)
+            return sb3_config(fields, self.hyperparameters, self.n_envs, self.action, self.start_from)
         return SearchConfig(**fields)
 
 
+def named_configs() -> dict[str, dict[str, Any]]:
+    """Settings by the word that stands for them: environments, their tables, agents, algorithms."""
+    entries = named_environments()
+    return {
+        **{name: {"env_id": entry.id} for name, entry in entries.items()},
+        **{f"{name}_table": {"env_id": entry.tabular_id} for name, entry in entries.items()},
+        **{name: {"agent": name} for name in AGENTS},
+        **{name: {"agent": name, **SB3_DEFAULTS} for name in ALGORITHMS},
+    }
+
+
+def check_environment(config: SearchConfig) -> None:
+    """Refuse what the environment would refuse, as far as that is told without loading model or data.
+
+    Raises:
+        ValueError: a budget of more layers than there are, or what `ProblemConfig` and `check_problem` refuse.
+        FileNotFoundError: a path that is not there.
+        gymnasium.error.Error: no such environment.
+    """
+    if isinstance(config, SB3Config) and config.start_from is not None:
+        agent_file(config.start_from)
+    if ":" in config.env_id:  # its module is imported when it is made
+        return
+    gymnasium.spec(config.env_id)
+    entry = next((e for e in ENVIRONMENTS.values() if config.env_id in (e.id, e.tabular_id)), None)
+    if entry is None:
+        return
+    settings, table = dict(config.env_kwargs), None
+    if config.env_id == entry.id:
+        own = {f.name for f in dataclasses.fields(ProblemConfig)}
+        given = {name: value for name, value in settings.items() if name in own}
+        problem = build(ProblemConfig, {**given, "model": entry.model, "task": entry.task})
+        check_problem(problem)
+        if problem.checkpoint is None and has_bundled_table(entry):
+            table = bundled_table(entry.model, entry.task)
+    else:
+        table = settings.get("table") or bundled_table(entry.model, entry.task)
+    skip_num = config.budget["skip_num"]
+    if table is not None and skip_num is not None:
+        n_layers = load_table(Path(table)).n_layers
+        if skip_num > n_layers:
+            raise ValueError(f"skip_num={skip_num}: the model has {n_layers} skippable layers; use 0..{n_layers}")
+
+
+def has_bundled_table(entry: EnvEntry) -> bool:
+    """Whether a table of it comes with das_gym."""
+    folder = MODELS[entry.model].assets
+    return folder is not None and (folder / f"{entry.task}_table.npz").is_file()
+
+
 ex = RunsExperiment("agents", save_git_info=False)  # git refuses folders of other owners; the sources are kept anyway
-ex.add_config(dataclasses.asdict(Settings()))
-for entry in ENVIRONMENTS.values():
-    ex.add_named_config(entry.short, {"env_id": entry.id})
-    ex.add_named_config(f"{entry.short}_table", {"env_id": entry.tabular_id})
-for name in AGENTS:
-    ex.add_named_config(name, {"agent": name})
-for name in ALGORITHMS:
-    ex.add_named_config(name, {"agent": name, **SB3_DEFAULTS})
-ex.check_settings(lambda config: build(Settings, config).search_config())
+ex.renamed = {"algo": "hyperparameters"}
+ex.add_config(dataclasses.asdict(SearchSettings()))
+ex.add_named_configs(named_configs)
+ex.check_settings(lambda config: check_environment(build(SearchSettings, config).search_config()))
 
 
 @ex.main
-def search_mask(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any, algo: Any) -> float | None:
+def search_mask(
+    _run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent_kwargs: Any, hyperparameters: Any
+) -> float | None:
     """Search a mask; the reward of the mask found is the result."""
-    del env_kwargs, agent_kwargs, algo  # named so that Sacred lets them hold keys of their own
-    settings = build(Settings, _config)
+    del env_kwargs, agent_kwargs, hyperparameters  # named so that Sacred lets them hold keys of their own
+    settings = build(SearchSettings, _config)
     config = settings.search_config()
     folder = run_folder(_run)
     log = _Log(_run, config)
@@ -217,8 +266,8 @@ def summary(result: SearchResult, folder: Path | None) -> str:
             f"(the best reward is {truth.best_reward:.4f})"
         )
     if folder is not None:
-        runs_dir = "" if folder.parent == Path(RUNS_DIR) else f" runs_dir={folder.parent}"
-        lines += [f"  record: {folder / RECORD}", f"Next: python -m adapt with search_run={folder.name}{runs_dir}"]
+        following = typed("adapt", f"search_run={folder.name}", runs_dir_words(folder))
+        lines += [f"  record: {folder / RECORD}", f"Next: {following}"]
     return "\n".join(lines)
 
 
@@ -228,7 +277,7 @@ def run_search(
     """Run the experiment as `python -m agents with ...` does.
 
     Args:
-        config_updates: Settings, see `Settings`.
+        config_updates: Settings, see `SearchSettings`.
         named_configs: Names such as "meter_vqa", "bandit".
 
     Returns:

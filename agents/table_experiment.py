@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import build, part_of
+from das_gym.config import build
 from das_gym.engine.spending import Spending
-from das_gym.experiment import Run, RunsExperiment, required_folder
+from das_gym.experiment import ProblemSettings, Run, RunsExperiment, check_problem, required_folder
 from das_gym.files import write_json
-from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.registration import EnvEntry, find_environment
-from das_gym.runs import RUNS_DIR, progress
+from das_gym.runs import progress
 from das_gym.tables.build import build_table, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
@@ -39,7 +38,7 @@ SUMMARY_SKIP_NUM = 4
 
 
 @dataclass(frozen=True)
-class Settings(ProblemConfig):
+class TableSettings(ProblemSettings):
     """The settings of `python -m agents table`: those of model and data, and these.
 
     Attributes:
@@ -47,16 +46,12 @@ class Settings(ProblemConfig):
         test_examples: The same of the test split.
         out: File to write; None is `table.npz` in the run's folder.
         seed: Kept by Sacred with every run; nothing here is drawn.
-        runs_dir: Folder of all runs.
-        resume: Id of a stopped run to go on with, or None.
     """
 
     reward_examples: int | None = None
     test_examples: int | None = None
     out: str | None = None
     seed: int = 0
-    runs_dir: str = RUNS_DIR
-    resume: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,25 +61,21 @@ class Settings(ProblemConfig):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None for the whole split")
 
-    def problem(self) -> ProblemConfig:
-        """Model and data."""
-        return part_of(ProblemConfig, self)
-
     def entry(self) -> EnvEntry:
         """The environment whose masks are scored."""
         return find_environment(self.model, self.task)
 
 
 ex = RunsExperiment("agents table", save_git_info=False)
-ex.add_config(dataclasses.asdict(Settings()))
+ex.add_config(dataclasses.asdict(TableSettings()))
 ex.add_problems()
-ex.check_settings(lambda config: build(Settings, config).problem())
+ex.check_settings(lambda config: check_problem(build(TableSettings, config).problem()))
 
 
 @ex.main
 def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
     """Build, write and summarise the table."""
-    settings = build(Settings, _config)
+    settings = build(TableSettings, _config)
     folder = required_folder(_run)
     out = Path(settings.out).expanduser() if settings.out else folder / TABLE
     problem = load_problem(settings.problem())
@@ -147,7 +138,7 @@ def run_table(config_updates: Mapping[str, Any] | None = None, named_configs: Se
     """Run the experiment as `python -m agents table with ...` does.
 
     Args:
-        config_updates: Settings, see `Settings`.
+        config_updates: Settings, see `TableSettings`.
         named_configs: Names such as "meter_vqa".
 
     Raises:

@@ -81,6 +81,13 @@ def part_of(cls: type[Config], whole: Any) -> Config:
     return cls(**{field.name: getattr(whole, field.name) for field in dataclasses.fields(cast(Any, cls))})
 
 
+def near_miss(name: str, known: Iterable[str]) -> str | None:
+    """The name in `known` that `name` is most like, upper and lower case being the same; None if it is like none."""
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return by_lower[near[0]] if near else None
+
+
 def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting") -> None:
     """Refuse a name in `given` that is not `known`.
 
@@ -90,8 +97,8 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting
     known = list(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            near = near_miss(str(name), known)
+            hint = f"did you mean {near!r}? " if near is not None else ""
             raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(known) or 'none'}")
 
 

@@ -7,10 +7,10 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-
-import gymnasium
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
@@ -21,12 +21,35 @@ with warnings.catch_warnings():
     from sacred.serializer import flatten, restore
     from sacred.utils import SacredError, get_by_dotted_path, iterate_flattened
 
+from das_gym.commandline import meant, typed, use
+from das_gym.config import check_names, part_of
 from das_gym.files import read_json, write_text
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import find_supernet, pick_device
 from das_gym.registration import named_environments
-from das_gym.runs import RUNS_DIR, find_run
+from das_gym.runs import MISTAKES, RUNS_DIR, ResumableSettings, find_run, runs_dir_words
 
-MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
-"""What a wrong setting or a broken file raises: told in one paragraph, without a traceback."""
+NamedConfigs = Callable[[], Mapping[str, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class ProblemSettings(ResumableSettings, ProblemConfig):
+    """The settings of a command about one model and its data."""
+
+    def problem(self) -> ProblemConfig:
+        """Model and data."""
+        return part_of(ProblemConfig, self)
+
+
+def check_problem(problem: ProblemConfig) -> None:
+    """Refuse a problem without a supernet or on a device that is not there, before a run begins and data are read.
+
+    Raises:
+        ValueError: what is missing, and how to get it.
+        FileNotFoundError: a path that is not there.
+    """
+    find_supernet(problem)
+    pick_device(problem.device)
 
 
 class RunError(SacredError):
@@ -49,11 +72,19 @@ class RunFolder(FileStorageObserver):
         self.reopen = reopen
 
     def _make_run_dir(self, _id: str | None) -> None:
-        if self.reopen is None:
-            super()._make_run_dir(_id)
-        else:
-            self.dir = str(self.reopen)
-            (self.reopen / "metrics.json").unlink(missing_ok=True)  # the run logs them again
+        try:
+            if self.reopen is None:
+                super()._make_run_dir(_id)
+            else:
+                (self.reopen / "metrics.json").unlink(missing_ok=True)  # the run logs them again
+                self.dir = str(self.reopen)
+        except OSError as error:
+            raise RunError(f"runs_dir={self.basedir} cannot be written to ({error.strerror}); give another folder") from None
+
+    def failed_event(self, fail_time: Any, fail_trace: Any) -> None:
+        """As Sacred's own, if there is a folder to tell it in."""
+        if self.dir is not None:
+            super().failed_event(fail_time, fail_trace)
 
     def save_json(self, obj: Any, filename: str) -> None:
         """Write one of Sacred's own files, atomically."""
@@ -63,13 +94,20 @@ class RunFolder(FileStorageObserver):
 class RunsExperiment(Experiment):
     """A Sacred experiment whose runs are kept in the folder `runs_dir` and can be resumed.
 
-    Its config has the keys `runs_dir` (text) and, if its commands can go on with a stopped run, `resume` (run id or
-    None). `resume=3` takes every setting from run 3 and writes into its folder; the command finds there what it
+    Its config has the keys of `das_gym.runs.RunSettings` and, if its commands can go on with a stopped run, `resume` (run
+    id or None). `resume=3` takes every setting from run 3 and writes into its folder; the command finds there what it
     needs to go on. Output is captured from Python's streams, progress bars (`progress`) are left out.
+
+    Attributes:
+        siblings: Words that may stand in place of `with`: the program's other sub-commands.
+        renamed: Today's names of settings by those of earlier versions, whose runs resume.
     """
 
     observers: list[RunObserver]
     current_run: Run | None
+    siblings: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = MappingProxyType({})
+    _named: tuple[NamedConfigs, ...] = ()
 
     def run(
         self,
@@ -85,10 +123,10 @@ class RunsExperiment(Experiment):
         Raises:
             RunError: a wrong setting, file or run id; its text says what to do.
         """
-        given = dict(config_updates or {})
         observers = self.observers
         self.current_run = None
         try:
+            given = self.prepared(config_updates, named_configs)
             runs_dir = Path(given.get("runs_dir", RUNS_DIR))
             reopen = None
             if given.get("resume") is not None:
@@ -107,6 +145,32 @@ class RunsExperiment(Experiment):
         finally:
             self.observers = observers
 
+    def prepared(self, config_updates: Mapping[str, Any] | None, named_configs: Sequence[str] = ()) -> dict[str, Any]:
+        """The given settings, once the modules of `use` are imported, a resumed run's among them.
+
+        Raises:
+            RunError: a module that cannot be imported, a named config or a setting that is not there, or no such run.
+        """
+        given = dict(config_updates or {})
+        try:
+            if given.get("resume") is not None:
+                config = find_run(given.get("runs_dir", RUNS_DIR), given["resume"]) / "config.json"
+                given = {"use": restore(read_json(config)).get("use", ()), **given}
+            if given.get("use"):
+                given["use"] = use(given["use"])
+                for named in self._named:
+                    self._add_named(named)
+            for old in given.keys() & self.renamed.keys():
+                raise ValueError(f"unknown setting {old!r}; did you mean {self.renamed[old]!r}?")
+            check_names((n for n in named_configs if not Path(n).is_file()), self.named_configs, "named config")
+        except MISTAKES as error:
+            raise RunError(str(error)) from error
+        return {name: value for name, value in given.items() if name != "use" or value}
+
+    def named_settings(self, named_configs: Sequence[str]) -> dict[str, Any]:
+        """What the named configs set, later ones over earlier ones."""
+        return {k: v for name in named_configs if name in self.named_configs for k, v in self.named_configs[name]().items()}
+
     def check_settings(self, check: Callable[[dict[str, Any]], object]) -> None:
         """Have `check` raise for wrong settings before a run begins."""
 
@@ -116,42 +180,61 @@ class RunsExperiment(Experiment):
             check(config)
             return {}
 
+    def add_named_configs(self, named: NamedConfigs) -> None:
+        """Add the named configs that `named` returns: now, and what it has more once a person's modules are imported."""
+        self._named = (*self._named, named)
+        self._add_named(named)
+
+    def _add_named(self, named: NamedConfigs) -> None:
+        for name, settings in named().items():
+            if name not in self.named_configs:
+                self.add_named_config(name, dict(settings))
+
     def add_problems(self) -> None:
         """Named configs `meter_vqa`, ...: the settings `model` and `task` of every environment."""
-        for name, entry in named_environments().items():
-            self.add_named_config(name, {"model": entry.model, "task": entry.task})
+        self.add_named_configs(
+            lambda: {name: {"model": entry.model, "task": entry.task} for name, entry in named_environments().items()}
+        )
 
     def run_commandline(self, argv: Sequence[str] | None = None) -> Run | None:
-        """As Sacred's own; Ctrl-C ends with exit code 130 and says how to go on."""
+        """As Sacred's own; words that cannot be read end with exit code 2, Ctrl-C with 130 and how to go on."""
+        words = list(sys.argv if argv is None else argv)
+        wrong = meant(words[1:], self.path, (*self.siblings, *self.commands), self.named_configs)
+        if wrong is not None:
+            print(f"error: {wrong}", file=sys.stderr)
+            sys.exit(2)
         try:
-            return super().run_commandline(argv)
+            return super().run_commandline(words)
         except KeyboardInterrupt:
             run = self.current_run
             if run is not None and run._id is not None and "resume" in run.config:
                 print(f"Stopped. Go on with: {self._resume_command(run)}", file=sys.stderr)
             sys.exit(130)
+        except SystemExit as end:
+            if not isinstance(end.code, str):  # docopt's usage, of a program called "dummy"
+                raise
+            print(f"error: cannot read {' '.join(words[1:])!r}; `{typed(self.path)} --help` says how", file=sys.stderr)
+            sys.exit(2)
 
     def get_usage(self, program_name: str | None = None) -> tuple[str, str, str]:
         """As Sacred's own, with the command as it is typed."""
-        short, whole, internal = super().get_usage(program_name)
-        typed = f"python -m {self.path}"
-        return short.replace("__main__.py", typed), whole.replace("__main__.py", typed), internal
+        short, whole, internal = super().get_usage(program_name or str(Path(self.base_dir) / "__main__.py"))
+        command = typed(self.path)
+        return short.replace("__main__.py", command), whole.replace("__main__.py", command), internal
 
     def _resumed(self, folder: Path, command: str, given: dict[str, Any], named_configs: Sequence[str]) -> dict[str, Any]:
         """All settings of the run in `folder`; refuses a run that cannot be resumed by `command` with what is `given`."""
         known = read_json(folder / "run.json")
-        begun = f"python -m {known['experiment']['name']} {known['command']}"
+        begun = typed(f"{known['experiment']['name']} {known['command']}")
         if (known["experiment"]["name"], known["command"]) != (self.path, command):
             raise RunError(
-                f"run {folder.name} was begun by `{begun}`: resume it by that, not by `python -m {self.path} {command}`"
+                f"run {folder.name} was begun by `{begun}`: resume it by that, not by `{typed(f'{self.path} {command}')}`"
             )
         if known["status"] == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
-        settings = restore(read_json(folder / "config.json"))
-        asked = dict(iterate_flattened({k: v for k, v in given.items() if k not in ("resume", "runs_dir")}))
-        for name in named_configs:
-            if name in self.named_configs:
-                asked = {**dict(iterate_flattened(self.named_configs[name]())), **asked}
+        settings = {self.renamed.get(k, k): v for k, v in restore(read_json(folder / "config.json")).items()}
+        asked = dict(iterate_flattened({k: v for k, v in given.items() if k not in ("resume", "runs_dir", "use")}))
+        asked = {**dict(iterate_flattened(self.named_settings(named_configs))), **asked}
         for key, value in asked.items():
             stored = get_by_dotted_path(settings, key)
             if stored != value and key.partition(".")[0] in settings:  # an unknown key is refused as in any run
@@ -163,8 +246,8 @@ class RunsExperiment(Experiment):
 
     def _resume_command(self, run: Run) -> str:
         command, runs_dir = run.meta_info["command"], run.config["runs_dir"]
-        words = [f"python -m {self.path}", *([] if command == self.default_command else [command]), f"with resume={run._id}"]
-        return " ".join([*words, *([] if runs_dir == RUNS_DIR else [f"runs_dir={runs_dir}"])])
+        path = self.path if command == self.default_command else f"{self.path} {command}"
+        return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)))
 
     def _trace_hint(self) -> str:
         run = self.current_run

@@ -6,7 +6,7 @@ Classes are named by "module:name", so that importing das_gym imports none of th
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,11 +133,15 @@ def named_environments() -> dict[str, EnvEntry]:
 
 
 def find_class(name: str | Any) -> Any:
-    """What "module:name" names; what is no text stays what it is."""
-    if not isinstance(name, str):
-        return name
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """What "module:name" names; what is no text stays what it is.
+
+    Raises:
+        ValueError: the text has another form, or there is no such module or name in it.
+    """
+    try:
+        return pkgutil.resolve_name(name) if isinstance(name, str) else name
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name!r} cannot be imported ({error})") from error
 
 
 def register_model(entry: ModelEntry) -> None:

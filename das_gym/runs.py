@@ -5,14 +5,48 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import gymnasium
 from tqdm import tqdm
 
 import das_gym
 
 RUNS_DIR = "runs"
+MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
+"""What a wrong setting or a broken file raises: told in one paragraph, without a traceback."""
+
 LIBRARIES = ("torch", "transformers", "gymnasium", "stable_baselines3", "numpy", "sacred")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the settings of all commands that keep runs have in common.
+
+    Attributes:
+        runs_dir: Folder of all runs.
+        use: Modules of one's own to import first, for what they register.
+    """
+
+    runs_dir: str = RUNS_DIR
+    use: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ResumableSettings(RunSettings):
+    """Those of commands that can go on with a stopped run.
+
+    Attributes:
+        resume: Id of a stopped run to go on with, or None.
+    """
+
+    resume: int | None = None
+
+
+def runs_dir_words(folder: Path) -> str:
+    """The setting `runs_dir` as it is typed to find the run in `folder`; empty for the usual place."""
+    return "" if folder.parent == Path(RUNS_DIR) else f"runs_dir={folder.parent}"
 
 
 def find_run(runs_dir: str | Path, run_id: int | str) -> Path:

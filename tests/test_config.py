@@ -91,6 +91,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
         build(Outer, {"count": 1, "inner": {"rat": 1}})
     with pytest.raises(ValueError, match=r"^unknown agent 'zzz'; known: bandit$"):
         check_names(["zzz"], ["bandit"], "agent")
+    with pytest.raises(ValueError, match="unknown model 'meter'; did you mean 'METER'"):
+        check_names(["meter"], ["METER", "ViLT"], "model")
 
 
 def test_a_missing_field_is_named():

@@ -39,7 +39,6 @@ TASK = re.compile(r"das_gym\.tasks\.(?!base|labels)\w+|^\w+Task$")
 
 EXCEPTIONS = {
     "import: das_gym.engine.macs -> das_gym.problem.costs": "costs are counted below the engine once formulas are gone",
-    "import: das_gym.agents.searching.validate -> das_gym.experiment": "it is a command by another name",
     "family: das_gym.engine.macs": "formulas of each family, until MACs are counted",
     "family: das_gym.problem.costs": "formulas of each family, until MACs are counted",
     "family: das_gym.models.checkpoints": "until each family's folder has its own",

@@ -22,6 +22,16 @@ def test_importing_the_package_is_light(package: str):
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+def test_only_commands_import_sacred():
+    code = (
+        "import sys, das_gym.agents, das_gym.adapt.finetune, das_gym.runs, das_gym.commandline, gymnasium\n"
+        "import das_gym.agents.searching.validate, das_gym.agents.listing\n"
+        "gymnasium.make('DAS-METER-VQA-Tabular-v0').reset(seed=0)\n"
+        "print('sacred' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
 def test_registering_twice_is_quiet():
     code = "import das_gym; das_gym.register_all(); import importlib; importlib.reload(das_gym)"
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True).returncode == 0

@@ -113,6 +113,53 @@ def test_ctrl_c_says_how_to_go_on(experiment, tmp_path, capsys):
     assert status(tmp_path / "1") == "INTERRUPTED"
 
 
+@pytest.mark.parametrize("runs_dir", ["file/runs", "file"])
+def test_a_folder_that_cannot_be_written_to_is_told_in_a_line(experiment, tmp_path, monkeypatch, capsys, runs_dir):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        experiment.run_commandline(["trial", "with", f"runs_dir={runs_dir}"])
+    error = capsys.readouterr().err
+    assert f"RunError: runs_dir={runs_dir} cannot be written to" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["two"], 2, "error: settings stand behind `with`; did you mean `python -m trial with two`?"),
+        (["number=3"], 2, "did you mean `python -m trial with number=3`?"),
+        (["wiht", "number=3"], 2, "unknown sub-command 'wiht'; did you mean `python -m trial with number=3`?"),
+        (["cuont"], 2, "unknown sub-command 'cuont'; did you mean `python -m trial count`?"),
+        (["count", "number=3"], 2, "did you mean `python -m trial count with number=3`?"),
+        (["xyz"], 2, "unknown sub-command 'xyz'; known: "),
+        (["with"], 2, "nothing stands behind `with`"),
+        (["--foo"], 2, "cannot read '--foo'"),
+        (["with", "tow"], 1, "unknown named config 'tow'; did you mean 'two'?"),
+        (["with", "old=3"], 1, "unknown setting 'old'; did you mean 'number'?"),
+    ],
+)
+def test_mistyped_words_say_what_was_meant(experiment, tmp_path, monkeypatch, capsys, words, code, text):
+    monkeypatch.chdir(tmp_path)
+    experiment.renamed = {"old": "number"}
+    with pytest.raises(SystemExit) as end:
+        experiment.run_commandline(["trial", *words])
+    said = capsys.readouterr()
+    assert end.value.code == code
+    assert text in said.err
+    assert "Usage" not in said.out + said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_an_earlier_version_resumes(experiment, tmp_path):
+    with pytest.raises(RunError):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True, "number": 5})
+    path = tmp_path / "1" / "config.json"
+    path.write_text(path.read_text().replace('"number"', '"old"').replace("true", "false"))
+    experiment.renamed = {"old": "number"}
+    assert experiment.run(config_updates={"runs_dir": str(tmp_path), "resume": 1}).result == 5.0
+
+
 def test_find_run_lists_what_there_is(tmp_path):
     for name in ("2", "10", "1", "_sources", "7"):
         (tmp_path / name).mkdir()

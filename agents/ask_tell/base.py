@@ -180,10 +180,10 @@ def agent_class(name: str) -> type[Agent]:
     allowed = f"give one of {', '.join(AGENTS)}, or 'module:class' of your own"
     try:
         cls = find_class(AGENTS.get(name, name))
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"agent {name!r} cannot be imported ({error}); {allowed}") from error
+    except ValueError as error:
+        raise ValueError(f"agent {error}; {allowed}") from error
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
-        raise ValueError(f"agent {name!r} is not a subclass of agents.Agent; {allowed}")
+        raise ValueError(f"agent {name!r} is not a subclass of das_gym.agents.Agent; {allowed}")
     return cls
 
 
@@ -207,10 +207,19 @@ def make_agent(
         ValueError: no such agent, or a hyperparameter it does not have.
     """
     cls = agent_class(name)
-    own = list(inspect.signature(cls).parameters)[2:]  # after space, seed
-    check_names(agent_kwargs or {}, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
-    observed = {"statistics": statistics or {}} if "statistics" in own else {}
+    check_agent_kwargs(name, agent_kwargs or {})
+    observed = {"statistics": statistics or {}} if "statistics" in inspect.signature(cls).parameters else {}
     return cls(space, seed, **observed, **(agent_kwargs or {}))
+
+
+def check_agent_kwargs(name: str, agent_kwargs: Mapping[str, Any]) -> None:
+    """Refuse a hyper-parameter that the agent called `name` does not have.
+
+    Raises:
+        ValueError: no such agent, or no such hyper-parameter of it.
+    """
+    own = list(inspect.signature(agent_class(name)).parameters)[2:]  # after space, seed
+    check_names(agent_kwargs, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
 
 
 def check_number(

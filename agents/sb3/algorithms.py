@@ -127,9 +127,9 @@ def import_algorithm(path: str) -> type[BaseAlgorithm]:
 
     try:
         cls = find_class(path)
-    except (ImportError, AttributeError) as error:
+    except ValueError as error:
         hint = "; pip install 'das_gym[sb3]'" if path.startswith("sb3_contrib") else ""
-        raise ValueError(f"algorithm {path!r} cannot be imported ({error}){hint}") from error
+        raise ValueError(f"algorithm {error}{hint}") from error
     if not (isinstance(cls, type) and issubclass(cls, BaseAlgorithm)):
         raise ValueError(f"algorithm {path!r} is not a subclass of stable_baselines3's BaseAlgorithm")
     return cls

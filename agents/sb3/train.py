@@ -42,6 +42,7 @@ from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mas
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, number, torch_threads
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn
 
+from das_gym.commandline import used
 from das_gym.config import build, check_names
 from das_gym.files import write_bytes, write_json
 from das_gym.runs import library_versions
@@ -289,6 +290,7 @@ class _Training:
             preferences=None,
             skip_probabilities=None,
             versions=library_versions(),
+            use=used(),
             history=tuple(recorder.turns),
             **answer,
         )

@@ -18,6 +18,7 @@ from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env, observed_statistics
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row
 
+from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.problem.budget import DEFAULT_SKIP_NUM, Budget, Masks, check_budget
@@ -232,6 +233,7 @@ class _Loop:
             skip_probabilities=_values(self.agent.skip_probabilities()),
             versions=library_versions(),
             free_budget=self.agent.free_budget,
+            use=used(),
             history=tuple(self.history),
             **scored,
         )

@@ -134,6 +134,7 @@ class SearchResult:
         versions: Of Python and the libraries.
         free_budget: Whether the agent was also scored on masks off the budget, see `Agent`; False in records
             of earlier versions.
+        use: Modules to import before the environment can be made: what registers it.
         history: Every turn; not in `search.json` but in `search_history.json`.
 
     Raises:
@@ -163,6 +164,7 @@ class SearchResult:
     skip_probabilities: list[float] | None
     versions: dict[str, str]
     free_budget: bool = False
+    use: tuple[str, ...] = ()
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:

@@ -28,10 +28,10 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
 from das_gym.agents.searching.record import SCORES, SearchResult, best_row, keeps_budget
 
+from das_gym.commandline import use
 from das_gym.config import check_names
-from das_gym.experiment import MISTAKES
 from das_gym.problem.budget import Masks
-from das_gym.runs import library_versions
+from das_gym.runs import MISTAKES, library_versions
 
 TOLERANCE = 1e-4
 EXACT = ("macs",)
@@ -178,6 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         result = SearchResult.load(options.file)
+        use(result.use)
         checks = validate(result, options.tolerance)
     except MISTAKES as error:
         print(f"cannot validate {options.file}: {error}", file=sys.stderr)

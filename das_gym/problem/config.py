@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from das_gym.commandline import typed
 from das_gym.config import check_names
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, TASKS, find_environment
 
@@ -103,4 +104,4 @@ def problem_words(config: ProblemConfig, *more: str) -> str:
 
 def supernet_command(config: ProblemConfig) -> str:
     """The command that trains a supernet for a configuration."""
-    return f"python -m adapt supernet with {problem_words(config)}"
+    return typed("adapt supernet", problem_words(config))

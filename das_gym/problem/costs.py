@@ -5,12 +5,11 @@ print as "FLOPs". (das_gym itself runs less: in the last stage only the pooled t
 MACs are multiply-accumulates of matrix products, attention's included; biases, LayerNorms, softmax
 and activations are not counted.
 
-`python -m das_gym.problem.costs` prints the table of the DAS paper.
+`python -m adapt costs` prints the table of the DAS paper.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -285,45 +284,3 @@ def paper_table(image_size: int = 384, text_tokens: int = 40, num_answers: int =
             }
         )
     return rows
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the paper's table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    parser = argparse.ArgumentParser(
-        prog="python -m das_gym.problem.costs", description="MACs of METER-base on VQA, and what DAS saves."
-    )
-    parser.add_argument("--image-size", type=int, default=384, help="side of the image, pixels (default 384)")
-    parser.add_argument("--text-tokens", type=int, default=40, help="length of the text (default 40)")
-    parser.add_argument("--answers", type=int, default=3129, help="outputs of the VQA head (default 3129)")
-    options = parser.parse_args(arguments)
-    try:
-        rows = paper_table(options.image_size, options.text_tokens, options.answers)
-    except ValueError as error:
-        parser.error(str(error))
-    title = f"METER-base, {options.image_size} px, {options.text_tokens} text tokens, {options.answers} answers, one example"
-    table = Table(title=title, caption="The paper: DAS with k = 4 saves 11.97 % (fvcore's count, with LayerNorms).")
-    for column in ("", "MACs\n(G)", "change\n(G)", "change\n(%)", "adapters\n(M)", "and norms\n(M)"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for row in rows:
-        giga, mega = (
-            [float(row[k]) / 1e9 for k in ("macs", "change")],
-            [float(row[k]) / 1e6 for k in ("adapters", "adapters_and_norms")],
-        )
-        table.add_row(
-            str(row["what"]),
-            f"{giga[0]:.3f}",
-            f"{giga[1]:+.3f}",
-            f"{row['percent']:+.2f}",
-            f"{mega[0]:.2f}",
-            f"{mega[1]:.2f}",
-        )
-    console = Console()
-    console.width = max(console.width, 80)
-    console.print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -102,5 +102,5 @@ def test_what_the_search_is_told(names: tuple[str, ...], given: dict[str, Any], 
         raise SearchedError
 
     with pytest.raises(SearchedError):
-        AdaptExperiment(search_first, searching_agents()).run(config_updates=given, named_configs=names)
+        AdaptExperiment(search_first, searching_agents).run(config_updates=given, named_configs=names)
     assert asked.items() <= told.items()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from das_gym.agents.search_experiment import Settings, ex, run_search
+from das_gym.agents.search_experiment import SearchSettings, ex, run_search
 from synthetic import ENV_ID
 
 from das_gym.experiment import RunError
@@ -81,10 +81,10 @@ def test_runs_are_numbered_and_can_go_elsewhere(small, tmp_path, capsys):
 
 
 def test_settings_of_the_environment_reach_it():
-    settings = Settings(data_root="/data", size="base", env_kwargs={"reward": "metric"})
+    settings = SearchSettings(data_root="/data", size="base", env_kwargs={"reward": "metric"})
     assert settings.search_config().env_kwargs == {"reward": "metric", "data_root": "/data", "size": "base"}
     with pytest.raises(ValueError, match=r"data_root=/a is given, and env_kwargs\.data_root=/b too; give one of them"):
-        Settings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
+        SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,19 @@ def test_settings_of_the_environment_reach_it():
         ({"seed": -1}, "seed=-1 is not allowed"),
         ({"agent": "bandi"}, "unknown agent 'bandi'; did you mean 'bandit'"),
         ({"resume": "x"}, "no run 'x' in .*it holds no runs"),
+        ({"algo": {"gamma": 1.0}}, "unknown setting 'algo'; did you mean 'hyperparameters'"),
+        ({"use": "no_such_module"}, "use=no_such_module cannot be imported .ModuleNotFoundError"),
+        (
+            {"agent_kwargs": {"learning_rat": 1}},
+            "unknown setting of agent 'bandit', 'learning_rat'; did you mean 'learning_rate'",
+        ),
+        ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist. Did you mean: `DAS-METER-VQA`"),
+        ({"env_id": "DAS-METER-VQA-v0", "skip_num": 13}, "skip_num=13: the model has 12 skippable layers; use 0..12"),
+        ({"env_id": "DAS-METER-VQA-Tabular-v0", "skip_num": 13}, "the model has 12 skippable layers; use 0..12"),
+        ({"env_id": "DAS-METER-VQA-v0", "supernet": "none.safetensors"}, r"supernet=.*none\.safetensors: no such file"),
+        ({"agent": "ppo", "start_from": "none"}, r"no agent at .*none; give the agent\.zip of an earlier run"),
+        ({"env_id": "DAS-METER-VQA-v0", "device": "gpu"}, "device='gpu' cannot be used here"),
+        ({"env_id": "DAS-METER-VQA-v0", "env_kwargs": {"data_root": "none"}}, "data_root=none: no such file or folder"),
     ],
 )
 def test_a_wrong_setting_begins_no_run(small, update, text):
@@ -108,11 +121,6 @@ def test_a_wrong_setting_begins_no_run(small, update, text):
     ("update", "text"),
     [
         ({"skip_num": 13}, "skip_num=13: the model has 12 skippable layers; use 0..12"),
-        (
-            {"agent_kwargs": {"learning_rat": 1}},
-            "unknown setting of agent 'bandit', 'learning_rat'; did you mean 'learning_rate'",
-        ),
-        ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist. Did you mean: `DAS-METER-VQA`"),
         ({"env_kwargs": {"broken_from": 5}}, "images/0007.png is gone; put it back"),
     ],
 )

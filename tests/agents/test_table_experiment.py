@@ -11,7 +11,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
-from das_gym.agents.table_experiment import Settings, ex, run_table, summary
+from das_gym.agents.table_experiment import TableSettings, ex, run_table, summary
 
 from das_gym.engine.spending import Spending
 from das_gym.experiment import RunError
@@ -87,7 +87,7 @@ def test_a_wrong_setting_begins_no_run(small: dict, update: dict, text: str):
 def test_every_problem_has_its_named_config():
     for name in ("meter_vqa", "meter_nlvr2", "meter_retrieval", "vilt_vqa", "vilt_nlvr2", "vilt_retrieval"):
         model, _, task = name.partition("_")
-        settings = Settings(**ex.named_configs[name]())
+        settings = TableSettings(**ex.named_configs[name]())
         assert (settings.model.lower(), settings.task) == (model, task)
         assert settings.entry().short == name
 

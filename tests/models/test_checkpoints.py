@@ -369,8 +369,7 @@ def test_other_transformers_models_are_refused(tmp_path):
 
 
 def test_convert(tmp_path, capsys):
-    source = str(golden.GOLDEN / "vilt_tiny.ckpt")
-    assert main(["convert", source, str(tmp_path / "vilt"), "--num-heads", "4"]) == 0
+    main(["with", f"source={golden.GOLDEN / 'vilt_tiny.ckpt'}", f"out={tmp_path / 'vilt'}", "num_heads=4"])
     assert "unused (1): text_embeddings.position_ids\nunknown (0): -\nwritten to" in capsys.readouterr().out
     found, original = load_checkpoint(tmp_path / "vilt"), golden.loaded("vilt")
     assert (found.report.missing, found.heads.keys()) == ([], ALL_HEADS)
@@ -380,9 +379,9 @@ def test_convert(tmp_path, capsys):
 
 def test_converted_pretraining_file_still_lacks_its_adapters(tmp_path):
     source = str(golden.GOLDEN / "meter_pretrain_tiny.ckpt")
-    heads = ["--num-heads", "4", "--text-heads", "4"]
+    heads = ["num_heads=4", "text_heads=4"]
     for target in ("first.safetensors", "second.safetensors"):
-        assert main(["convert", source, str(tmp_path / target), *heads]) == 0
+        main(["with", f"source={source}", f"out={tmp_path / target}", *heads])
         source, heads = str(tmp_path / target), []
     assert (tmp_path / "first.safetensors").read_bytes() == (tmp_path / "second.safetensors").read_bytes()
     assert len(load_checkpoint(tmp_path / "second.safetensors").report.missing) == 288
@@ -394,10 +393,11 @@ def test_convert_as_a_command_reports_errors(tmp_path):
         "-W",
         "error",
         "-m",
-        "das_gym.adapt.convert",
+        "adapt",
         "convert",
-        str(tmp_path / "none.ckpt"),
-        str(tmp_path / "out"),
+        "with",
+        f"source={tmp_path / 'none.ckpt'}",
+        f"out={tmp_path / 'out'}",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")

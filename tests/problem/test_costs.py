@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.vilt.model import ViLT, ViLTConfig
-from das_gym.problem.costs import count_costs, main, meter_costs, paper_table, vilt_costs
+from das_gym.problem.costs import count_costs, meter_costs, paper_table, vilt_costs
 
 SPLITS = ((0, 0), (2, 2), (4, 0), (0, 4))
 RECORDED = {  # image px, text tokens: GMACs without adapters, with them, and with text and image layers skipped as in SPLITS
@@ -151,13 +151,3 @@ def test_errors():
         vilt_costs(ViLTConfig(), 0)
     with pytest.raises(TypeError, match="the costs of a Linear are not known; count METER or ViLT"):
         count_costs(nn.Linear(1, 1), 40)
-
-
-def test_command_prints_the_table(capsys):
-    main([])
-    printed = capsys.readouterr().out
-    for figure in ("93.132", "94.770", "5.34", "5.39", "81.955", "-11.177", "-12.00", "90.574", "73.335", "11.97"):
-        assert figure in printed
-    with pytest.raises(SystemExit):
-        main(["--image-size", "100"])
-    assert "image_size=100 is not a multiple of patch_size=16" in capsys.readouterr().err

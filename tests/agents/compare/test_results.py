@@ -14,7 +14,7 @@ from das_gym.agents.compare.oracle import LiveOracle, TableOracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import AgentResult, agent_results, compare, quantile
 from das_gym.agents.compare.traces import Trace
-from das_gym.agents.compare_experiment import Settings, cells, ex, print_results
+from das_gym.agents.compare_experiment import CompareSettings, cells, ex, print_results
 
 from das_gym.experiment import RunError
 from das_gym.tables.table import SubnetTable
@@ -197,10 +197,11 @@ def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):
     update = {**update, "table": str(made_up_table)} if update.get("table") == "small" else update
     with pytest.raises(RunError, match=text):
         ex.run(config_updates={"seeds": 1, **update})
+    assert not (tmp_path / "runs").exists()
 
 
 def test_every_agent_but_the_truth_is_compared():
-    assert set(Settings().agents) == set(AGENTS) - {"exhaustive"}
+    assert set(CompareSettings().agents) == set(AGENTS) - {"exhaustive"}
 
 
 def command(*words, cwd):

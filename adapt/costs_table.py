@@ -1,0 +1,59 @@
+"""The paper's table of MACs: METER-base on VQA without adapters, with them, and with four layers skipped.
+
+python -m adapt costs
+python -m adapt costs with image_size=576 text_tokens=50
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from das_gym.commandline import HELP, parse
+from das_gym.problem.costs import paper_table
+
+
+@dataclass(frozen=True)
+class CostsSettings:
+    """The settings of `python -m adapt costs`.
+
+    Attributes:
+        image_size: Side of the image, pixels, at least 1.
+        text_tokens: Length of the text, at least 1.
+        answers: Outputs of the VQA head, at least 1.
+    """
+
+    image_size: int = 384
+    text_tokens: int = 40
+    answers: int = 3129
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name}={value} is not allowed; use 1 or more")
+
+
+def main(words: Sequence[str]) -> None:
+    """Print the table that the words behind `python -m adapt costs` ask for."""
+    if words and words[0] in HELP:
+        print(f"{__doc__}\n{CostsSettings.__doc__}")
+        return
+    settings = parse(CostsSettings, words, "adapt costs")
+    rows = paper_table(settings.image_size, settings.text_tokens, settings.answers)
+    sizes = f"{settings.image_size} px, {settings.text_tokens} text tokens, {settings.answers} answers"
+    table = Table(
+        title=f"METER-base, {sizes}, one example",
+        caption="The paper: DAS with k = 4 saves 11.97 % (fvcore's count, with LayerNorms).",
+    )
+    units = {"macs": 1e9, "change": 1e9, "percent": 1.0, "adapters": 1e6, "adapters_and_norms": 1e6}
+    shown = {"macs": ".3f", "change": "+.3f", "percent": "+.2f", "adapters": ".2f", "adapters_and_norms": ".2f"}
+    for column in ("", "MACs\n(G)", "change\n(G)", "change\n(%)", "adapters\n(M)", "and norms\n(M)"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(str(row["what"]), *(f"{float(row[name]) / units[name]:{shown[name]}}" for name in units))
+    console = Console()
+    console.width = max(console.width, 80)
+    console.print(table)

@@ -1,0 +1,203 @@
+"""Command lines: sub-commands, `with name=value`, what a mistyped word was meant to be, and modules of a person's own."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from das_gym.config import build, near_miss
+from das_gym.runs import MISTAKES
+
+Config = TypeVar("Config")
+HELP = ("-h", "--help", "help")
+_used: list[str] = []
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        target: "module:name" of a function that takes the words behind the sub-command and returns its exit code or
+            None, or of a `das_gym.experiment.RunsExperiment`; it is imported when the command runs. Or what makes
+            such an experiment.
+        words: What may follow, as the help shows it.
+        about: What it does.
+    """
+
+    target: str | Callable[[], Any]
+    words: str
+    about: str
+
+    def load(self) -> Any:
+        """The function or experiment, ready to run."""
+        return pkgutil.resolve_name(self.target) if isinstance(self.target, str) else self.target()
+
+
+@dataclass(frozen=True)
+class Program:
+    """`python -m <name>` and its sub-commands.
+
+    Attributes:
+        name: `agents` or `adapt`.
+        commands: By the word that names them.
+        main: The one that takes `with ...` behind the program's name; an experiment.
+        alone: Whether the program's name alone runs `main`; else it shows the help.
+    """
+
+    name: str
+    commands: Mapping[str, Command]
+    main: str
+    alone: bool = False
+
+    def run(self, arguments: Sequence[str]) -> int:
+        """Run the command that the words behind the program's name ask for; the exit code."""
+        word, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
+        if word in HELP or (not arguments and not self.alone):
+            print(self.help(), end="")
+            return 0
+        if word in self.commands:
+            return self._start(self.commands[word], rest)
+        experiment = self.commands[self.main].load()
+        experiment.siblings = tuple(self.commands)
+        experiment.run_commandline([self.name, *arguments])
+        return 0
+
+    def _start(self, command: Command, words: list[str]) -> int:
+        target = command.load()
+        if hasattr(target, "run_commandline"):
+            target.run_commandline([self.name, *words])
+            return 0
+        try:
+            return target(words) or 0
+        except MISTAKES as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    def help(self) -> str:
+        """All sub-commands, a line each."""
+        rows = [(f"{typed(f'{self.name} {name}')} {each.words}", each.about) for name, each in self.commands.items()]
+        width = max(len(words) for words, _ in rows)
+        lines = [f"{words:<{width}}   {about}" for words, about in rows]
+        without = f"{typed(self.name)} {'[with ...]' if self.alone else 'with ...'}"
+        lines += [
+            f"Where no sub-command is named, `{self.main}` is meant: {without}",
+            "`with` takes name=value and named configs; `<sub-command> print_config` shows all settings.",
+            "`use=my_module` imports a module of yours first, for what it registers.",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def typed(program: str, *words: str) -> str:
+    """A command as a person types it here: `python -m agents with resume=3 use=my_module`.
+
+    Args:
+        program: `agents`, `adapt`, with a sub-command where there is one: "agents table".
+        words: Settings; none leaves `with` out. Modules that came in by `use=` are added to them.
+    """
+    name, _, command = program.partition(" ")
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if Path(sys.argv[0]).stem == f"das-{name}":
+        start = f"das-{name}"
+    else:
+        start = f"python -m {'das_gym.' if spec is not None and spec.name.startswith('das_gym.') else ''}{name}"
+    given = [word for word in words if word]
+    if given and _used:
+        given.append(f"use={','.join(_used)}")
+    return " ".join([start, *([command] if command else []), *(["with", *given] if given else [])])
+
+
+def use(modules: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Import modules of a person's own, so that their `register_model`, `register_task`, ... take effect.
+
+    They are looked for in the working folder, too.
+
+    Args:
+        modules: Their names; a text holds several behind commas.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: a module that cannot be imported, or whose registrations are refused.
+    """
+    names = tuple(modules.split(",") if isinstance(modules, str) else modules or ())
+    if names and not {"", str(Path.cwd())} & set(sys.path):  # console scripts leave it out
+        sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ValueError(
+                f"use={name} cannot be imported ({type(error).__name__}: {error}); name a module of the working folder or "
+                "an installed one, without .py"
+            ) from error
+        if name not in _used:
+            _used.append(name)
+    return names
+
+
+def used() -> tuple[str, ...]:
+    """Modules that `use` brought in."""
+    return tuple(_used)
+
+
+def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
+    """A `cls` from `with name=value ...`.
+
+    Args:
+        cls: A dataclass.
+        words: What stands behind the command.
+        command: The command, as in `typed`.
+
+    Raises:
+        ValueError: words that are no settings; the message says what was meant.
+        TypeError: a value of the wrong type.
+    """
+    given = list(words)
+    if given and given.pop(0) != "with":
+        raise ValueError(f"settings stand behind `with`; did you mean `{typed(command, *words)}`?")
+    values: dict[str, Any] = {}
+    for word in given:
+        name, sign, value = word.partition("=")
+        if not sign:
+            raise ValueError(f"{word!r} is no setting; give name=value, as in `{typed(command, f'{word}=...')}`")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value
+    return build(cls, values)
+
+
+def meant(words: Sequence[str], command: str, commands: Iterable[str], named_configs: Iterable[str]) -> str | None:
+    """What is wrong with the words behind an experiment's name, and what was meant; None where they can be read.
+
+    Args:
+        words: The words.
+        command: The experiment's command, as in `typed`.
+        commands: Words that may stand first, beside `with` and options.
+        named_configs: Words that may stand behind `with`.
+    """
+    commands, named_configs = list(commands), list(named_configs)
+    word = words[0] if words else "with"
+    if word == "with":
+        return None if words != ["with"] else f"nothing stands behind `with`: `{typed(command, 'name=value')} ...`"
+    if word.startswith("-") or word in HELP:
+        return None
+    if word in commands:
+        return meant(words[1:], f"{command} {word}", (), named_configs)
+    if "=" in word or word in named_configs:
+        return f"settings stand behind `with`; did you mean `{typed(command, *words)}`?"
+    near = near_miss(word, [*commands, "with"])
+    if near is not None:
+        return f"unknown sub-command {word!r}; did you mean `{' '.join([typed(command), near, *words[1:]])}`?"
+    near = near_miss(word, named_configs)
+    if near is not None:
+        return f"unknown word {word!r}; did you mean `{typed(command, near, *words[1:])}`?"
+    return f"unknown sub-command {word!r}; known: {', '.join([*commands, 'with'])}; `{typed(command)} --help` says more"

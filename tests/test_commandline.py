@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from das_gym.commandline import Command, Program, parse, typed, use
+
+REPOSITORY = Path(__file__).parents[1]
+MODULE = """
+import dataclasses
+import das_gym
+from das_gym.registration import MODELS
+
+das_gym.register_model(dataclasses.replace(MODELS["METER"], name="Mine"))
+"""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    one: int = 1
+    two: float | None = None
+
+
+def command(folder, *words):
+    """Runs `python -m ...` in a folder; returns its exit code and all that it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_settings_behind_with():
+    assert parse(Numbers, [], "adapt costs") == Numbers()
+    assert parse(Numbers, ["with", "one=3", "two=0.5"], "adapt costs") == Numbers(3, 0.5)
+    with pytest.raises(TypeError, match=r"one='x' .str. is not allowed; give a whole number"):
+        parse(Numbers, ["with", "one=x"], "adapt costs")
+
+
+def test_a_command_as_it_is_typed(monkeypatch):
+    assert typed("agents table") == "python -m agents table"
+    assert typed("agents", "resume=3", "") == "python -m agents with resume=3"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/das-agents"])
+    assert typed("agents table", "resume=3") == "das-agents table with resume=3"
+    assert typed("adapt") == "python -m adapt"
+
+
+def test_a_module_that_fails_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fails_here.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match=r"use=fails_here cannot be imported \(ZeroDivisionError: division by zero\)"):
+        use("fails_here")
+    assert use(None) == use(()) == ()
+
+
+def test_a_program_without_words_shows_its_help_and_returns_exit_codes(capsys):
+    commands = {"parse": Command("test_commandline_target:main", "[with ...]", "as told")}
+    program = Program("agents", commands, main="parse")
+    assert program.run([]) == program.run(["--help"]) == program.run(["help", "parse"]) == 0
+    assert "python -m agents parse [with ...]   as told" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["agents"], 0, "python -m agents search [with ...]"),
+        (["adapt", "--help"], 0, "python -m adapt costs [with ...]"),
+        (["agents", "meter_vqa", "bandit"], 2, "did you mean `python -m agents with meter_vqa bandit`?"),
+        (["adapt", "supernt"], 2, "did you mean `python -m adapt supernet`?"),
+        (["adapt", "with", "model=meter"], 1, "unknown model 'meter'; did you mean 'METER'?"),
+        (["adapt", "with", "search_run=99"], 1, "no run 99 in"),
+        (["adapt", "costs", "with", "answers=-1"], 1, "error: answers=-1 is not allowed"),
+    ],
+)
+def test_what_a_person_types_first(tmp_path, words, code, says):
+    found, printed = command(tmp_path, *words)
+    assert found == code, printed
+    assert says in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_modules_of_ones_own_are_used_and_remembered(tmp_path):
+    (tmp_path / "my_module.py").write_text(MODULE)
+    code, printed = command(tmp_path, "agents", "list", "with", "use=my_module")
+    assert code == 0, printed
+    assert "DAS-Mine-VQA-v0" in printed
+    words = ["random", "evaluations=3", "reward_examples=8", "device=cpu"]
+    code, printed = command(tmp_path, "agents", "search", "with", "use=my_module", "mine_vqa", *words)
+    assert code == 0, printed
+    assert "Next: python -m adapt with search_run=1 use=my_module\n" in printed
+    assert json.loads((tmp_path / "runs/1/search.json").read_text())["use"] == ["my_module"]
+    code, printed = command(tmp_path, "agents", "validate", "runs/1")
+    assert code == 0, printed
+    code, printed = command(tmp_path, "adapt", "run", "print_config", "with", "search_run=1")
+    assert code == 0, printed
+    code, printed = command(tmp_path, "adapt", "print_config", "with", "use=my_module", "mine_vqa")
+    assert code == 0, printed
+    code, printed = command(tmp_path, "agents", "with", "mine_vqa")
+    assert "unknown named config 'mine_vqa'" in printed
