@@ -1,4 +1,4 @@
-"""`python -m das_gym.models convert IN OUT`: any checkpoint to safetensors."""
+"""`python -m das_gym.adapt.convert convert IN OUT`: any checkpoint to safetensors."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
-
-HEADS = ("num_heads", "text_heads", "vision_heads")
+from das_gym.models.checkpoints import families, load_checkpoint, save_checkpoint
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m das_gym.models", description="Checkpoints of vision-language models.")
+    parser = argparse.ArgumentParser(
+        prog="python -m das_gym.adapt.convert", description="Checkpoints of vision-language models."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser(
         "convert",
         help="write a checkpoint as safetensors",
-        description="Read a METER or ViLT checkpoint (.ckpt, a transformers ViLT folder, or ours) and write it "
-        "as safetensors. Nothing in the file is executed. Adapters that it lacks are not written.",
+        description="Read a checkpoint (an official .ckpt, a transformers folder, or ours) and write it as safetensors. "
+        "Nothing in the file is executed. Adapters that it lacks are not written.",
     )
     convert.add_argument("source", metavar="IN", help="a .ckpt or .safetensors file, or a folder")
     convert.add_argument("target", metavar="OUT", help="a folder, or a file that ends in .safetensors")
     convert.add_argument("--image-size", type=int, help="side of the images to come, pixels; default: as in the file")
-    for name in HEADS:
+    for name in _head_fields():
         option = f"--{name.replace('_', '-')}"
         convert.add_argument(option, type=int, help="attention heads, where a small model's shapes do not tell them")
     return parser
+
+
+def _head_fields() -> list[str]:
+    """Numbers of attention heads, which the shapes of small models do not tell."""
+    return list(dict.fromkeys(name for family in families().values() for name in family.head_fields))
 
 
 def convert(source: str, target: str, settings: Mapping[str, Any]) -> str:
@@ -48,7 +53,7 @@ def convert(source: str, target: str, settings: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     options = build_parser().parse_args(arguments)
-    given = {name: getattr(options, name) for name in ("image_size", *HEADS)}
+    given = {name: getattr(options, name) for name in ("image_size", *_head_fields())}
     try:
         print(convert(options.source, options.target, {name: value for name, value in given.items() if value is not None}))
     except (OSError, ValueError) as error:
