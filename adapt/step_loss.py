@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.training import Group, StepResult
+from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, polynomial_decay
 from torch import Tensor, nn
 
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.problem.loading import Backbone
+from das_gym.problem.loading import AdaptedModel, Backbone
 from das_gym.tasks.base import Task
-
-
-@dataclass(frozen=True)
-class LearningRates:
-    """Peak learning rates: of adapters, poolers and token types, and of the head."""
-
-    adapters: float
-    head: float
 
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
@@ -93,7 +86,23 @@ class StepLoss:
         """The task's targets, where the model lies."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
 
-    def groups(self, rates: LearningRates) -> Iterable[Group]:
-        """What trains, with its learning rates."""
-        adapters = [p for p in self.vlp.parameters() if p.requires_grad]
-        return Group(adapters, rates.adapters), Group(list(self.head.parameters()), rates.head)
+
+def set_up(
+    model: AdaptedModel, examples: Sequence[Any], config: TrainingConfig, checkpoint: Path | None
+) -> tuple[StepLoss, Trainer]:
+    """The loss of a step and what runs the steps.
+
+    Args:
+        model: What trains, in place: what is tunable in its frozen model, and its head.
+        examples: What to train on.
+        config: Settings.
+        checkpoint: File for intermediate checkpoints, as for `Trainer`.
+    """
+    vlp, head, task = model.backbone.vlp, model.head, model.task
+    batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
+    tunable = [p for p in vlp.parameters() if p.requires_grad]
+    groups = Group(tunable, config.learning_rate), Group(list(head.parameters()), config.head_learning_rate)
+    schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)
+    optimizer = adamw(groups, config.weight_decay)
+    trainer = Trainer({"vlp": vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
+    return StepLoss(model.backbone, head, task, examples, batch_size, config.seed), trainer

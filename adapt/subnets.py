@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from das_gym.commandline import use, used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
@@ -36,7 +37,8 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     Raises:
         TypeError: `path` is no path.
         FileNotFoundError: no record or no adapter file is there, or the recorded checkpoint is gone.
-        ValueError: the file holds a supernet, or belongs to another model.
+        ValueError: the file holds a supernet, or belongs to another model; or a module of one's own that the run was given
+            by `use=` cannot be imported.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"load_subnet takes the folder of a fine-tuned run, not a {type(path).__name__}")
@@ -54,7 +56,9 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
         raise FileNotFoundError(
             f"there is no {missing} in {folder}: give the folder of a run of `python -m adapt` that ended"
         )
-    problem, settings = _recorded(read_json(record), changes)
+    content = read_json(record)
+    use(content.get("use", ()))
+    problem, settings = _recorded(content, changes)
     subnet = restore(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
     return subnet
@@ -111,6 +115,7 @@ def save(
         "problem": dataclasses.asdict(backbone.config),
         "model_settings": dict(backbone.settings),
         **(record or {}),
+        "use": used(),
         "versions": library_versions(),
     }
     write_json(folder / name, described)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from das_gym.adapt.step_loss import LearningRates, StepLoss
-from das_gym.adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
+from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.training import Log, TrainingConfig, check_ranges
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Processor
@@ -23,44 +22,33 @@ from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, ne
 from das_gym.tasks.base import Task
 from das_gym.tasks.labels import read_labels
 
-PAIRS_PER_STEP = 96
-"""Pairs of text and image that a step trains on, unless told otherwise."""
-
 
 @dataclass(frozen=True)
-class SupernetConfig:
-    """Settings of supernet training; the defaults made the shipped supernet.
+class SupernetConfig(TrainingConfig):
+    """Settings of supernet training: those of `TrainingConfig`, whose defaults here made the shipped supernets, and these.
 
     Attributes:
-        seed: Of new parameters, order of examples and masks.
-        steps: Training steps.
-        batch_size: Examples a step, at most as many as there are; None is as many as come to 96 pairs of text and image.
-        learning_rate: Peak, of adapters, poolers and token types.
-        head_learning_rate: Peak, of the head.
-        warmup: Share of the steps.
-        weight_decay: Of matrices.
         max_skipped: Each step skips 0..max_skipped layers, every number as likely.
         vocabulary: File with the task's labels, such as VQA's answers, as `das_gym.tasks.labels.write_labels` writes it
             and every run leaves it; None chooses them from train.
         min_answer_count: Answers that occur at least so often in train make the vocabulary; None decides
             by `Task.choose_labels`.
-        save_every: Steps between checkpoints.
     """
 
-    seed: int = 0
+    pairs_per_step: ClassVar[int] = 96
+
     steps: int = 4000
-    batch_size: int | None = None
     learning_rate: float = 2e-3
     head_learning_rate: float = 2e-3
     warmup: float = 0.05
-    weight_decay: float = 0.01
+    save_every: int = 250
     max_skipped: int = 8
     vocabulary: str | None = None
     min_answer_count: int | None = None
-    save_every: int = 250
 
     def __post_init__(self) -> None:
-        check_ranges(self, **TRAINING_RANGES, max_skipped=(0, math.inf), min_answer_count=(1, math.inf))
+        super().__post_init__()
+        check_ranges(self, max_skipped=(0, math.inf), min_answer_count=(1, math.inf))
 
 
 def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.ndarray:
@@ -99,15 +87,11 @@ def train_supernet(
     splits = load_splits(problem)
     task = _labelled(task_class(problem.task), backbone.processor, splits, labels, config)
     torch.manual_seed(config.seed)
-    head = new_head(backbone, task)
-    batch_size = min(config.batch_size or task.examples_of(PAIRS_PER_STEP), len(splits.train))
-    step_loss = StepLoss(backbone, head, task, splits.train, batch_size, config.seed)
-    optimizer = adamw(step_loss.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
-    schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)
-    trainer = Trainer({"vlp": backbone.vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
+    model = AdaptedModel(backbone, new_head(backbone, task), task)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint)
     n_layers = len(backbone.vlp.layers)
     trainer.run(lambda step: step_loss(step, random_mask(config.seed, step, n_layers, config.max_skipped)), "supernet", log)
-    AdaptedModel(backbone, head, task).adaptation(kind="supernet", **vars(config)).save(out)
+    model.adaptation(kind="supernet", **vars(config)).save(out)
     return out
 
 

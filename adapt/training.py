@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,39 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
         if value is not None and (not least <= value <= most or math.isinf(value)):
             allowed = "more than 0" if (least, most) == POSITIVE else f"{least:g}..{most:g}"
             raise ValueError(f"{name}={value} is not allowed; give {allowed}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of training adapters and head; the defaults are those of fine-tuning.
+
+    Attributes:
+        seed: Of the order of examples, and of what else is drawn.
+        steps: Training steps.
+        batch_size: Examples a step, at most as many as there are; None is as many as come to `pairs_per_step` pairs of
+            text and image.
+        learning_rate: Peak, of adapters, poolers and token types.
+        head_learning_rate: Peak, of the head.
+        warmup: Share of the steps.
+        weight_decay: Of matrices.
+        power: Of the polynomial decay.
+        save_every: Steps between checkpoints.
+    """
+
+    pairs_per_step: ClassVar[int] = 64
+
+    seed: int = 0
+    steps: int = 300
+    batch_size: int | None = None
+    learning_rate: float = 1e-3
+    head_learning_rate: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    power: float = 1.0
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf))
 
 
 @dataclass(frozen=True)

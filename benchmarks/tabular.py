@@ -11,8 +11,6 @@ The live environment scores masks that it has not seen, on 500 examples, with it
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import gymnasium
 import numpy as np
 
 import das_gym
+from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 
 ACTIONS = ("mask", "sequence", "scores")
@@ -84,13 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     records = measure(entries[arguments.problem], arguments)
     if arguments.json:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "numpy": np.__version__,
-            "gymnasium": gymnasium.__version__,
-        }
-        write_json(arguments.json, {"problem": arguments.problem, "machine": machine, "records": records})
+        write_json(arguments.json, {"problem": arguments.problem, "machine": describe_machine(), "records": records})
 
 
 if __name__ == "__main__":

@@ -122,7 +122,9 @@ def test_everything_drops_out_while_training_by_the_papers_recipe(problem: Probl
     assert [(module.training, module.dropout) for module in attention] == [(True, 0.1)] * 24
 
 
-@pytest.mark.parametrize("skipped", [[], [*range(5), *range(6, 11)]], ids=["every layer", "the last stage alone"])
+@pytest.mark.parametrize(
+    "skipped", [[5, 11], [*range(5), *range(6, 11)]], ids=["before the last stage", "in the last stage"]
+)
 def test_attention_drops_out_too(problem: ProblemConfig, skipped: list[int]):
     training, _ = new_training(problem, settings_of("paper"))
     mask = np.isin(np.arange(12), skipped)

@@ -95,6 +95,14 @@ def test_what_0_1_0_called_f30k_is_retrieval(tmp_path: Path):
     assert load_subnet(folder).task.name == "retrieval"
 
 
+def test_modules_of_ones_own_are_imported_again(folder: Path):
+    record = read_json(folder / RECORD)
+    assert record["use"] == []
+    write_json(folder / RECORD, {**record, "use": ["no_such_module"]})
+    with pytest.raises(ValueError, match="use=no_such_module cannot be imported"):
+        load_subnet(folder)
+
+
 def test_fields_may_be_changed(folder: Path):
     assert load_subnet(folder, max_text_length=7).task.processor.max_text_length == 7
     with pytest.raises(ValueError, match="did you mean 'device'"):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.adapt import supernet
+from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.supernet import SupernetConfig, random_mask, train_supernet
+from das_gym.adapt.training import StepResult
 
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
@@ -32,13 +33,20 @@ def test_a_model_of_few_layers_may_lose_all_of_them():
 def test_each_step_trains_through_a_mask_of_its_own(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[np.ndarray] = []
 
-    class Watched(supernet.StepLoss):
-        def __call__(self, step, mask=None):
-            seen.append(mask)
-            return super().__call__(step, mask)
+    whole = StepLoss.__call__
 
-    monkeypatch.setattr(supernet, "StepLoss", Watched)
+    def watched(self: StepLoss, step: int, mask: np.ndarray) -> StepResult:
+        seen.append(mask)
+        return whole(self, step, mask)
+
+    monkeypatch.setattr(StepLoss, "__call__", watched)
     config = SupernetConfig(seed=5, steps=4, batch_size=4, max_skipped=6)
     out = train_supernet(config, ProblemConfig(data_root=str(shapes_folder)), tmp_path / "supernet.safetensors")
     assert [m.tolist() for m in seen] == [random_mask(5, step, 12, 6).tolist() for step in range(4)]
     assert Adaptation.load(out).mask is None
+
+
+def test_a_number_outside_its_range_is_refused():
+    for name, value in (("max_skipped", -1), ("min_answer_count", 0), ("steps", 0), ("power", -1.0)):
+        with pytest.raises(ValueError, match=f"{name}={value} is not allowed"):
+            SupernetConfig(**{name: value})
