@@ -9,15 +9,19 @@ _PLACES = {
     "Budget": "das_gym.problem.budget",
     "Pair": "das_gym.models.inputs",
     "ProblemConfig": "das_gym.problem.config",
+    "Reward": "das_gym.problem.rewards",
     "SkipEnv": "das_gym.envs.skip_env",
     "SkipVectorEnv": "das_gym.envs.skip_vector_env",
     "Splits": "das_gym.data.splits",
+    "Statistic": "das_gym.problem.statistics",
     "SubnetTable": "das_gym.tables.table",
     "TabularEnv": "das_gym.envs.tabular_env",
     "Task": "das_gym.tasks.base",
     "VLP": "das_gym.models.base",
     "load_problem": "das_gym.problem.loading",
     "make_sb3_vec_env": "das_gym.envs.sb3_vec_env",
+    "register_reward": "das_gym.problem.rewards",
+    "register_statistic": "das_gym.problem.statistics",
 }
 
 if TYPE_CHECKING:
@@ -31,6 +35,10 @@ if TYPE_CHECKING:
     from das_gym.problem.budget import Budget as Budget
     from das_gym.problem.config import ProblemConfig as ProblemConfig
     from das_gym.problem.loading import load_problem as load_problem
+    from das_gym.problem.rewards import Reward as Reward
+    from das_gym.problem.rewards import register_reward as register_reward
+    from das_gym.problem.statistics import Statistic as Statistic
+    from das_gym.problem.statistics import register_statistic as register_statistic
     from das_gym.tables.table import SubnetTable as SubnetTable
     from das_gym.tasks.base import Task as Task
 else:

@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 from das_gym.agents import SearchConfig, search
 
-from das_gym.problem.rewards import Reward, register_reward
+from das_gym import Reward, register_reward
 
 CHANCE = 0.2
 

@@ -4,8 +4,7 @@ import gymnasium
 import numpy as np
 from das_gym.agents import SearchConfig, search
 
-import das_gym  # noqa: F401 - registers the environments
-from das_gym.problem.statistics import Statistic, register_statistic
+from das_gym import Statistic, register_statistic
 
 
 def influence_per_mac(inputs):

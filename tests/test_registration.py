@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import gymnasium
 import numpy as np
 import pytest
+from das_gym.adapt import supernet_experiment
+from das_gym.agents import search_experiment
 
 import das_gym.registration as registration
 from das_gym import ENVIRONMENTS, ModelEntry, ProblemConfig, Task, TaskEntry, register_model, register_task
@@ -151,3 +153,5 @@ def test_what_a_task_was_called_before_is_understood():
     named = registration.named_environments()
     assert named["meter_f30k"] is named["meter_retrieval"]
     assert named["vilt_f30k"].id == "DAS-ViLT-F30K-v0"
+    assert supernet_experiment.ex.named_configs["vilt_f30k"]() == {"model": "ViLT", "task": "retrieval"}
+    assert search_experiment.ex.named_configs["vilt_f30k_table"]() == {"env_id": "DAS-ViLT-F30K-Tabular-v0"}

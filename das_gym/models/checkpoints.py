@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -170,7 +170,7 @@ def save_checkpoint(
     name = next((name for name, family in families().items() if isinstance(vlp, family.model)), None)
     if name is None:
         raise TypeError(f"a {type(vlp).__name__} cannot be saved; give one of {', '.join(families())}")
-    config: dict[str, Any] = {"model": name, "config": dataclasses.asdict(vlp.config)}
+    config: dict[str, Any] = {"model": name, "config": dataclasses.asdict(cast(Any, vlp).config)}
     if vlp.pruned_mask is not None:
         config["settled_mask"] = vlp.pruned_mask.tolist()
     tensors = {key: tensor for key, tensor in vlp.state_dict().items() if key not in set(leave_out)}
@@ -289,8 +289,8 @@ def _infer_heads(file: TensorFile, name: str, width_name: str, width: int, alway
     if width % HEAD_WIDTH == 0 and (width >= USUAL_WIDTH or always):
         return width // HEAD_WIDTH
     raise ValueError(
-        f"{file.path}: {width_name}={width} does not tell the number of attention heads: give load_checkpoint {name}= "
-        f"(a divisor of {width}), or write a copy that tells it by das_gym.adapt.convert, with --{name.replace('_', '-')}"
+        f"{file.path}: {width_name}={width} does not tell the number of attention heads: give load_checkpoint "
+        f"{name}= (a divisor of {width}), or write a copy by `python -m adapt convert with source=IN out=OUT {name}=N`"
     )
 
 

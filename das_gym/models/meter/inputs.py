@@ -36,6 +36,9 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
 def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tensor:
     """METER's input pixels: shorter side to `size` (bicubic), centre crop, CLIP's mean and standard deviation.
 
+    Not transformers' image processor for CLIP: it rounds odd crops down where torchvision, and so METER, rounds to even,
+    which shifts every pixel; elsewhere it gives the same pixels.
+
     Args:
         image: An image of any size and mode.
         size: Side of the result in pixels, 1 or more. An image of that size is not resampled.

@@ -212,16 +212,17 @@ class ViLT(VLP):
         """(batch, hidden_size, rows, columns): each image's own grid of positions, zero outside."""
         grid = self.image_positions[:, 1:].mT.unflatten(-1, (self.config.grid, self.config.grid))
         rows, columns = seen.shape[1:]
-        sizes = [[rows, columns]] * len(seen)
+        sizes = [(rows, columns)] * len(seen)
         if not seen.is_meta:
-            sizes = torch.stack((seen[:, :, 0].sum(1), seen[:, 0].sum(1)), dim=1).clamp(min=1).tolist()
+            counts = torch.stack((seen[:, :, 0].sum(1), seen[:, 0].sum(1)), dim=1).clamp(min=1)
+            sizes = [(height, width) for height, width in counts.tolist()]
         stretched = {
             (h, w): F.pad(
                 F.interpolate(grid, size=(h, w), mode="bilinear", align_corners=True), (0, columns - w, 0, rows - h)
             )
-            for h, w in {tuple(size) for size in sizes}
+            for h, w in set(sizes)
         }
-        return torch.cat([stretched[tuple(size)] for size in sizes])
+        return torch.cat([stretched[size] for size in sizes])
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Word embeddings with positions, before token types and the text's LayerNorm (its input trains)."""

@@ -1,0 +1,116 @@
+"""A model of transformers that is no family of ours, by what `VLP` asks for alone: `examples/own_model.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.finetune import FinetuneConfig, finetune, load_subnet, reload_subnet
+from das_gym.adapt.supernet import SupernetConfig, train_supernet
+
+import das_gym.registration as registration
+from das_gym import ModelEntry, register_model
+from das_gym.models.base import check_model
+from das_gym.models.vilt.model import ViLTConfig
+from das_gym.problem.costs import vilt_costs
+from das_gym.problem.loading import ProblemConfig, build_problem, load_splits
+from tests.models.bridge_tower import save_bridge_tower
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
+ID = "DAS-BridgeTower-VQA-v0"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, mini_folder: Path) -> Iterator[SimpleNamespace]:
+    """The example's module, registered, and a checkpoint for it."""
+    tables = [(table, dict(table)) for table in (registration.MODELS, registration.ENVIRONMENTS)]
+    known = set(registration.registry)
+    example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
+    example.checkpoint = save_bridge_tower(tmp_path_factory.mktemp("bridge") / "model", mini_folder)
+    if importlib.util.find_spec("das_gym.models.macs") is None:  # until the costs of any model are counted
+        small = ViLTConfig(32, 16, 2, 64, 4, 12, 512, 64, bottleneck=8, skip_bottleneck=8)
+        example.BridgeTower.count_costs = lambda self, tokens: vilt_costs(small, tokens)
+    register_model(ModelEntry("BridgeTower", vlp=example.BridgeTower, load=example.load))
+    yield example
+    for table, content in tables:
+        table.clear()
+        table.update(content)
+    for id in set(registration.registry) - known:
+        del registration.registry[id]
+
+
+@pytest.fixture(scope="module")
+def settings(own, shapes_folder: Path) -> dict[str, str]:
+    return {"checkpoint": str(own.checkpoint), "data_root": str(shapes_folder)}
+
+
+@pytest.fixture(scope="module")
+def supernet(settings, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("bridge_supernet") / "supernet.safetensors"
+    training = SupernetConfig(steps=3, batch_size=4, min_answer_count=1)
+    return train_supernet(training, ProblemConfig(model="BridgeTower", **settings), out)
+
+
+def test_it_is_what_transformers_computes(own):
+    from transformers import BridgeTowerModel
+
+    plain = BridgeTowerModel.from_pretrained(own.checkpoint, attn_implementation="eager").eval()
+    vlp = own.load(own.checkpoint)
+    check_model(vlp)
+    ids = torch.arange(12).reshape(2, 6) + 5
+    real = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    image = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs = plain(input_ids=ids, attention_mask=real, pixel_values=image).pooler_output
+        ours = vlp({"input_ids": ids, "attention_mask": real, "image": image})
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert ours.std() > 0.1
+
+
+def test_the_engine_equals_plain_forwards(settings, supernet):
+    problem = build_problem(ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings))
+    vlp, task, examples = problem.vlp, problem.task, problem.splits.reward[:6]
+    with torch.no_grad():
+        for parameter in vlp.tunable_state().values():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    masks = np.random.default_rng(0).random((6, 12)) < 0.4
+    masks[0] = False
+    batch, targets = task.processor(task.pairs(examples)), task.targets(examples)
+    with torch.no_grad():
+        plain = [float(task.losses(problem.head(vlp(batch, mask)), targets).mean()) for mask in masks]
+    np.testing.assert_allclose(problem.evaluator.losses(masks, examples), plain, rtol=1e-5)
+    assert len({round(loss, 3) for loss in plain}) == len(masks)
+
+
+def test_its_environment(settings, supernet):
+    env = gymnasium.make(ID, skip_num=4, supernet=str(supernet), reward_examples=8, **settings)
+    observation, info = env.reset(seed=0)
+    assert observation.shape[0] == 12 or observation.size % 12 == 0
+    mask = np.array([1, 0, 0] * 4)
+    reward, told = env.step(mask)[1::3]
+    assert np.isfinite(reward)
+    assert 0 < told["macs_saved"] < 1
+    assert info["loss"] != told["loss"]
+
+
+def test_it_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
+    config = ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings)
+    mask = np.arange(12) % 3 == 0
+    splits = load_splits(config)
+    tuned, path = load_subnet(config, splits, mask), tmp_path / "subnet.safetensors"
+    finetune(tuned, splits, FinetuneConfig(steps=2, batch_size=4), "fine-tuning")
+    tuned.adaptation().save(path)
+    again = reload_subnet(config, path)
+    assert again.backbone.vlp.pruned_mask.tolist() == mask.tolist()
+    assert not any(part.layer for part, skipped in zip(again.backbone.vlp.parts, mask, strict=True) if skipped)
+    ids = torch.arange(8)[None] + 5
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image": torch.ones(1, 3, 32, 32)}
+    with torch.no_grad():
+        assert torch.equal(tuned.backbone.vlp.eval()(batch), again.backbone.vlp.eval()(batch))
