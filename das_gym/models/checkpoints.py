@@ -288,9 +288,10 @@ def _check_settings(file: TensorFile, kind: type[Any], told: Mapping[str, Any], 
 def _infer_heads(file: TensorFile, name: str, width_name: str, width: int, always: bool) -> int:
     if width % HEAD_WIDTH == 0 and (width >= USUAL_WIDTH or always):
         return width // HEAD_WIDTH
+    command = f"python -m das_gym.adapt.convert convert IN OUT --{name.replace('_', '-')} N"
     raise ValueError(
-        f"{file.path}: {width_name}={width} does not tell the number of attention heads: give load_checkpoint {name}= (a divisor "
-        f"of {width}), or write a copy by `python -m das_gym.adapt.convert convert IN OUT --{name.replace('_', '-')} N`"
+        f"{file.path}: {width_name}={width} does not tell the number of attention heads: give load_checkpoint {name}= "
+        f"(a divisor of {width}), or write a copy by `{command}`"
     )
 
 
