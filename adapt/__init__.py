@@ -1,1 +1,15 @@
 """Who trains: supernets, fine-tuning, the pipeline of the paper, pre-training of the bundled models."""
+
+from typing import TYPE_CHECKING
+
+from das_gym.lazy import lazy
+
+_PLACES = {"load_subnet": "das_gym.adapt.subnets", "save": "das_gym.adapt.subnets"}
+
+if TYPE_CHECKING:
+    from das_gym.adapt.subnets import load_subnet as load_subnet
+    from das_gym.adapt.subnets import save as save
+else:
+    __getattr__, __dir__ = lazy(__name__, _PLACES)
+
+__all__ = list(_PLACES)

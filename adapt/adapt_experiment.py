@@ -1,6 +1,7 @@
 """Fine-tune the configuration that a search found, and set it beside the unskipped model.
 
 python -m adapt                                        searches first, with the bundled model and data
+python -m adapt with vilt_nlvr2 bandit                 another model and task, another agent
 python -m adapt with search_run=3                      the mask, model and data of that search
 python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a mask of one's own
 python -m adapt with resume=4                          go on with run 4, which was stopped
@@ -10,42 +11,46 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images, evaluate
-from das_gym.adapt.finetune import FinetuneConfig, finetune, load_subnet
-from das_gym.adapt.report import Row, print_table
+from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
+from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report
+from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
-from das_gym.files import read_json, write_json
-from das_gym.problem.latency import measure_latency
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, changed_settings, example_costs, find_supernet, load_splits
-from das_gym.registration import ENVIRONMENTS, find_environment
-from das_gym.runs import RUNS_DIR, find_run, library_versions
+from das_gym.files import read_json
+from das_gym.problem.config import ProblemConfig, changed_settings
+from das_gym.problem.loading import find_supernet, load_splits
+from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
+from das_gym.runs import RUNS_DIR, find_run
 from das_gym.tasks.base import Task
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
-SUBNET_FILE = "adapter.safetensors"
 UNSKIPPED_FILE = "unskipped_adapter.safetensors"
-RECORD = "adapt.json"
+
+SEARCH_AGENT = "bayes"
+"""Who searches first unless another agent is named: on the bundled tables it ends at the best mask (LEADERBOARD.md)."""
+
+SearchFirst = Callable[[dict[str, Any]], int]
+"""Runs a search with settings of `python -m agents` and returns its run id."""
 
 
 @dataclass(frozen=True)
-class Settings(FinetuneConfig, ProblemConfig):
+class AdaptSettings(FinetuneConfig, ProblemConfig):
     """The settings of `python -m adapt`: those of fine-tuning, of model and data (a search run brings its own), and these.
 
     Attributes:
         search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
         mask: A mask of one's own: 0 or 1 a layer, 1 = skipped.
         search: Settings of `python -m agents` for the search that comes first where neither a run nor a mask is
-            given, as in `search.evaluations=100`.
+            given, as in `search.evaluations=100`; an agent's name alone is `search.agent`.
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all.
         runs_dir: Folder of all runs.
         resume: Id of a stopped run to go on with, or None.
@@ -76,57 +81,30 @@ class Settings(FinetuneConfig, ProblemConfig):
         return part_of(FinetuneConfig, self)
 
 
-class AdaptExperiment(RunsExperiment):
-    """Searches before its own run where neither a mask nor a search run is given.
+@dataclass(frozen=True)
+class Choice:
+    """What is fine-tuned.
 
     Attributes:
-        search_first: Runs a search with settings of `python -m agents` and returns its run id. The command sets
-            it, since this package knows nothing of agents.
+        mask: (n_layers,) bool, True = skipped.
+        problem: The model and data it is for.
+        remark: Why it is not the search's answer, where it is not; else empty.
     """
 
-    search_first: Callable[[dict[str, Any]], int] | None = None
-
-    def run(
-        self, command_name: str | None = None, config_updates: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As `RunsExperiment.run`, after a search if one is needed."""
-        given = dict(config_updates or {})
-        told = any(given.get(name) is not None for name in ("mask", "search_run", "resume"))
-        if self.search_first is not None and command_name in (None, self.default_command) and not told:
-            given["search_run"] = self.search_first(_search_settings(given))
-        return super().run(command_name, given, *args, **kwargs)
+    mask: np.ndarray
+    problem: ProblemConfig
+    remark: str = ""
 
 
-def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the search is told of the settings given to `python -m adapt`.
-
-    Raises:
-        RunError: a setting that is refused, before anything is searched.
-    """
-    try:
-        settings = build(Settings, given)
-    except MISTAKES as error:
-        raise RunError(str(error)) from error
-    env_id = find_environment(settings.model, settings.task).id
-    own = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
-    return {"env_id": env_id, "runs_dir": settings.runs_dir, "seed": settings.seed, **own, **settings.search}
-
-
-ex = AdaptExperiment("adapt", save_git_info=False)
-ex.add_config(dataclasses.asdict(Settings()))
-ex.add_problems()
-ex.check_settings(lambda config: build(Settings, config))
-
-
-def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
-    """The mask to fine-tune and the model and data it is for.
+def choose(settings: AdaptSettings) -> Choice:
+    """The mask to fine-tune, one's own or a search's.
 
     Raises:
         FileNotFoundError: no such search run, or one that is not finished.
-        ValueError: neither a mask nor a run.
+        ValueError: neither a mask nor a run, or a search of an environment that is not registered.
     """
     if settings.mask is not None:
-        return np.array(settings.mask, dtype=bool), settings.problem()
+        return Choice(np.array(settings.mask, dtype=bool), settings.problem())
     if settings.search_run is None:
         raise ValueError("give search_run=<id> or mask=[...]; `python -m adapt` alone searches first")
     folder = find_run(settings.runs_dir, settings.search_run)
@@ -137,23 +115,121 @@ def chosen(settings: Settings) -> tuple[np.ndarray, ProblemConfig]:
             f"(`python -m agents with resume={settings.search_run}` goes on with a search)"
         )
     record = read_json(path)
-    entry = ENVIRONMENTS[record["env_id"]]
+    entry = _environment(record["env_id"], settings.search_run)
     from_search = {"model": entry.model, "task": entry.task}
     from_search |= {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
-    return np.array(record["mask"], dtype=bool), ProblemConfig(**{**from_search, **changed_settings(settings)})
+    mask, remark = best_mask(record)
+    return Choice(mask, ProblemConfig(**{**from_search, **changed_settings(settings)}), remark)
 
 
-@ex.main
+def _environment(env_id: str, run: int) -> EnvEntry:
+    for entry in ENVIRONMENTS.values():
+        if env_id in (entry.id, entry.tabular_id):
+            return entry
+    raise ValueError(
+        f"run {run} searched {env_id}, which is not registered here: load the module that registers its model and task "
+        "(use=<module>, as the search did), or give mask=[...] with model= and task="
+    )
+
+
+def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
+    """The mask of a search's record: the agent's answer, or what it saw if that has the higher reward and keeps the budget.
+
+    Args:
+        record: The content of `search.json`.
+
+    Returns:
+        (n_layers,) bool, and a line that says so where it is not the answer; else an empty text.
+    """
+    seen, budget = record["best_seen"], record["env_kwargs"]
+    answer, best = (-np.inf if row["reward"] is None else row["reward"] for row in (record, seen))
+    count, share = budget.get("skip_num"), budget.get("macs_saved")
+    keeps = count in (None, sum(seen["mask"])) and (share is None or seen["macs_saved"] >= share)
+    same_examples = budget.get("reward_batches", "fixed") == "fixed"
+    if not (best > answer and keeps and same_examples):
+        return np.array(record["mask"], dtype=bool), ""
+    remark = (
+        f"{record['agent']}'s answer has the reward {answer:.4f}; a mask that its search saw has {best:.4f} "
+        f"and is taken instead: skip {', '.join(seen['skipped_layers']) or 'nothing'}"
+    )
+    return np.array(seen["mask"], dtype=bool), remark
+
+
+class AdaptExperiment(RunsExperiment):
+    """`python -m adapt`: searches before its own run where neither a mask nor a search run is given.
+
+    Args:
+        search_first: Runs the search, since this package knows nothing of agents; None = none is run.
+        agents: Name to the settings of `python -m agents` that the name alone stands for.
+    """
+
+    def __init__(
+        self, search_first: SearchFirst | None = None, agents: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        super().__init__("adapt", save_git_info=False)
+        self.search_first = search_first
+        self.add_config(dataclasses.asdict(AdaptSettings()))
+        self.add_problems()
+        for name, search in (agents or {}).items():
+            self.add_named_config(name, {"search": dict(search)})
+        self.check_settings(_check)
+        self.main(adapt)
+
+    def run(
+        self,
+        command_name: str | None = None,
+        config_updates: Mapping[str, Any] | None = None,
+        named_configs: Sequence[str] = (),
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `RunsExperiment.run`, after a search if one is needed."""
+        given = dict(config_updates or {})
+        whole: dict[str, Any] = {"search": {}}
+        for part in (*(self.named_configs[name]() for name in named_configs if name in self.named_configs), given):
+            whole |= {**part, "search": {**whole["search"], **part.get("search", {})}}
+        chosen = any(whole.get(name) is not None for name in ("mask", "search_run", "resume"))
+        known = set(named_configs) <= set(self.named_configs)  # Sacred refuses others
+        if self.search_first is not None and command_name in (None, self.default_command) and known and not chosen:
+            given["search_run"] = self.search_first(_search_settings(whole))
+        return super().run(command_name, given, named_configs, *args, **kwargs)
+
+
+def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the search is told of the settings given to `python -m adapt`.
+
+    Raises:
+        RunError: a setting that is refused, before anything is searched.
+    """
+    try:
+        settings = build(AdaptSettings, given)
+    except MISTAKES as error:
+        raise RunError(str(error)) from error
+    env_id = find_environment(settings.model, settings.task).id
+    own = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
+    plain = {"env_id": env_id, "agent": SEARCH_AGENT, "runs_dir": settings.runs_dir, "seed": settings.seed}
+    return {**plain, **own, **settings.search}
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    settings = build(AdaptSettings, config)
+    if settings.search_run is not None:
+        choose(settings)
+
+
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     """Fine-tune, evaluate and save; the test metric of the subnet is the result."""
     del search  # named so that Sacred lets it hold keys of its own
-    settings = build(Settings, _config)
-    mask, problem = chosen(settings)
+    settings = build(AdaptSettings, _config)
+    choice = choose(settings)
+    if choice.remark:
+        print(choice.remark)
+    mask, problem = choice.mask, choice.problem
     folder = required_folder(_run)
     find_supernet(problem)  # a mistake is told before data are read
     splits = load_splits(problem)
-    subnets = {"subnet": load_subnet(problem, splits, mask), "unskipped": load_subnet(problem, splits, np.zeros_like(mask))}
-    check_test_images(subnets["subnet"].task, splits)
+    subnets = {SUBNET: cut_subnet(problem, splits, mask), UNSKIPPED: cut_subnet(problem, splits, np.zeros_like(mask))}
+    check_test_images(subnets[SUBNET].task, splits)
     for name, subnet in subnets.items():
 
         def log(metric: str, value: float, step: int, name: str = name) -> None:
@@ -161,17 +237,25 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
 
         finetune(subnet, splits, settings.finetuning(), f"fine-tuning the {name}", folder / f"{name}.pt", log)
     rows = compare(subnets, splits, settings.rank_images)
-    _save(folder, settings, problem, subnets, rows, splits.left_out_count)
+    info = dataclasses.asdict(settings.finetuning())
+    subnets[UNSKIPPED].adaptation(**info).save(folder / UNSKIPPED_FILE)
+    record = {
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "models": [rows[name].record() for name in subnets],
+        "baseline": rows[BASELINE].record(),
+        "left_out": splits.left_out_count,
+    }
+    save(subnets[SUBNET], folder, info, record)  # the record last: it means that all is there
+    for name in subnets:
+        (folder / f"{name}.pt").unlink(missing_ok=True)
     for name in (SUBNET_FILE, UNSKIPPED_FILE, RECORD):
         _run.add_artifact(folder / name)
-    for row in rows:
-        for key in ("macs", "macs_saved", "latency_ms", "trainable_parameters"):
-            _run.log_scalar(f"{row.name}.{key}", float(getattr(row, key)))
-        for key, value in row.evaluation.numbers.items():
-            _run.log_scalar(f"{row.name}.test.{key}", value)
-    print_table(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
+    for row in rows.values():
+        for key, value in row.scalars().items():
+            _run.log_scalar(f"{row.name}.{key}", value)
+    print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
     print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
-    return rows[0].evaluation.metric
+    return rows[SUBNET].metric
 
 
 def check_test_images(task: Task, splits: Splits[Any]) -> None:
@@ -181,58 +265,3 @@ def check_test_images(task: Task, splits: Splits[Any]) -> None:
         ValueError, FileNotFoundError: names the image.
     """
     require_readable(pair.image for pair in task.pairs(splits.test))
-
-
-def compare(subnets: Mapping[str, AdaptedModel], splits: Splits[Any], rank_images: int | None = RANKED_IMAGES) -> list[Row]:
-    """Evaluate each subnet on the test split and measure it."""
-    latencies = measure_latency({name: _one_example(subnet, splits) for name, subnet in subnets.items()})
-    return [_row(name, subnet, splits, latencies[name], rank_images) for name, subnet in subnets.items()]
-
-
-def _one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Any:
-    task, vlp = subnet.task, subnet.backbone.vlp
-    batch = {name: tensor.to(vlp.device) for name, tensor in task.processor(task.pairs(splits.test[:1])).items()}
-    return lambda: subnet.head(task.group_features(vlp(batch)))
-
-
-def _row(name: str, subnet: AdaptedModel, splits: Splits[Any], latency_ms: float, rank_images: int | None) -> Row:
-    vlp = subnet.backbone.vlp
-    mask = vlp.check_mask(None)
-    costs = example_costs(subnet, splits)
-    parameters = [*vlp.parameters(), *subnet.head.parameters()]
-    return Row(
-        name=name,
-        mask=tuple(mask.astype(int).tolist()),
-        skipped_layers=tuple(layer.name for layer, skipped in zip(vlp.layers, mask, strict=True) if skipped),
-        evaluation=evaluate(subnet, splits.test, f"evaluating the {name}", rank_images=rank_images),
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-        parameters=sum(p.numel() for p in parameters),
-        macs=costs.macs(mask),
-        macs_saved=costs.macs_saved(mask),
-        latency_ms=latency_ms,
-    )
-
-
-def _save(
-    folder: Path,
-    settings: Settings,
-    problem: ProblemConfig,
-    subnets: Mapping[str, AdaptedModel],
-    rows: list[Row],
-    left_out: int,
-) -> None:
-    """Adapters first, the record last: a record means that all is there."""
-    info = dataclasses.asdict(settings.finetuning())
-    subnets["subnet"].adaptation(**info).save(folder / SUBNET_FILE)
-    subnets["unskipped"].adaptation(**info).save(folder / UNSKIPPED_FILE)
-    record = {
-        "format": "das_gym adapt 1",
-        "problem": dataclasses.asdict(problem),
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
-        "models": [row.record() for row in rows],
-        "left_out": left_out,
-        "versions": library_versions(),
-    }
-    write_json(folder / RECORD, record)
-    for name in subnets:
-        (folder / f"{name}.pt").unlink(missing_ok=True)

@@ -28,13 +28,23 @@ def search_first(settings: dict[str, Any]) -> int:
         raise
 
 
+def searching_agents() -> dict[str, dict[str, Any]]:
+    """Name of every agent to the settings of `python -m agents` that its name alone stands for."""
+    from das_gym.agents.ask_tell.base import AGENTS
+    from das_gym.agents.sb3.algorithms import ALGORITHMS
+    from das_gym.agents.sb3.config import SB3_DEFAULTS
+
+    return {name: {"agent": name, **(SB3_DEFAULTS if name in ALGORITHMS else {})} for name in (*AGENTS, *ALGORITHMS)}
+
+
 def paper_bandit(n_layers: int, skip_num: int, seed: int, update_rate: float) -> Any:
     """The paper's agent."""
     from das_gym.agents.ask_tell.bandit import Bandit
 
+    from das_gym.problem.budget import Budget
     from das_gym.problem.mask_space import MaskSpace
 
-    return Bandit(MaskSpace(n_layers, skip_num=skip_num), seed, learning_rate=update_rate)
+    return Bandit(MaskSpace(Budget(n_layers, skip_num)), seed, learning_rate=update_rate)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,10 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
     elif command == "das":
-        from das_gym.adapt.das_experiment import ex as das
+        from das_gym.adapt.das_experiment import DASExperiment
 
-        das.new_chooser = paper_bandit
-        das.run_commandline([argv[0], *argv[2:]])
+        DASExperiment(paper_bandit).run_commandline([argv[0], *argv[2:]])
     elif command == "pretrain":
         from das_gym.adapt.pretrain_experiment import ex
 
@@ -57,7 +66,6 @@ def main(argv: list[str] | None = None) -> None:
 
         ex.run_commandline([argv[0], *argv[2:]])
     else:
-        from das_gym.adapt.adapt_experiment import ex
+        from das_gym.adapt.adapt_experiment import AdaptExperiment
 
-        ex.search_first = search_first
-        ex.run_commandline(argv)
+        AdaptExperiment(search_first, searching_agents()).run_commandline(argv)

@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from das_gym.adapt.objective import Objective
 from das_gym.adapt.paper import DASSettings
+from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, polynomial_decay
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, new_head, shuffled, task_class
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
 
 
 class Chooser(Protocol):
@@ -51,7 +52,7 @@ class Chooser(Protocol):
 
 
 @dataclass(frozen=True)
-class Turn:
+class JointTurn:
     """Masks that were scored on the same examples.
 
     Attributes:
@@ -91,7 +92,7 @@ class Training:
         seed: Of the order of examples and of augmentation.
 
     Attributes:
-        objective: The loss of a step.
+        step_loss: The loss of a step.
     """
 
     def __init__(self, model: AdaptedModel, splits: Splits[Any], settings: DASSettings, seed: int) -> None:
@@ -100,13 +101,13 @@ class Training:
         examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
         batch_size = min(settings.batch_size, len(examples))
         backbone, head, task = model.backbone, model.head, model.task
-        self.objective = Objective(backbone, head, task, examples, batch_size, seed, settings.augment)
+        self.step_loss = StepLoss(backbone, head, task, examples, batch_size, seed, settings.augment)
         self.evaluator = Evaluator(backbone.vlp, head, task)
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the training examples."""
-        return len(self.objective.examples) // self.objective.batch_size
+        return len(self.step_loss.examples) // self.step_loss.batch_size
 
     @torch.no_grad()
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
@@ -114,9 +115,9 @@ class Training:
         if not self.settings.reward_dropout:
             with self._evaluating():
                 return self.evaluator.losses(masks, examples)
-        objective, task = self.objective, self.model.task
-        targets = objective.targets(examples)
-        rows = [task.losses(objective.logits(examples, mask), targets).double().mean() for mask in masks]
+        step_loss, task = self.step_loss, self.model.task
+        targets = step_loss.targets(examples)
+        rows = [task.losses(step_loss.logits(examples, mask), targets).double().mean() for mask in masks]
         return np.array([float(row) for row in rows])
 
     def trainer(self, steps: int, checkpoint: Path | None, save_every: int, **companions: Any) -> Trainer:
@@ -153,13 +154,13 @@ class _Turns:
     """The turns so far, kept with the trainer's checkpoints."""
 
     def __init__(self) -> None:
-        self.history: list[Turn] = []
+        self.history: list[JointTurn] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": [vars(turn) for turn in self.history]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.history = [Turn(**turn) for turn in state["history"]]
+        self.history = [JointTurn(**turn) for turn in state["history"]]
 
 
 def reward_examples(splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:
@@ -175,9 +176,9 @@ def joint_search(
     chooser: Chooser,
     checkpoint: Path | None = None,
     log: Log | None = None,
-    on_turn: Callable[[Turn], Any] | None = None,
+    on_turn: Callable[[JointTurn], Any] | None = None,
     save_every: int = 100,
-) -> tuple[np.ndarray, list[Turn]]:
+) -> tuple[np.ndarray, list[JointTurn]]:
     """Search while training.
 
     Args:
@@ -204,7 +205,7 @@ def joint_search(
             turns.history.append(_take_turn(training, chooser, index, examples))
             if on_turn is not None:
                 on_turn(turns.history[-1])
-        return training.objective(index, chooser.ask(1)[0])
+        return training.step_loss(index, chooser.ask(1)[0])
 
     training.model.head.train()
     steps = settings.search_epochs * training.steps_per_epoch
@@ -212,7 +213,7 @@ def joint_search(
     return chooser.best(), turns.history
 
 
-def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> Turn:
+def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> JointTurn:
     masks = chooser.ask(training.settings.masks_per_turn)
     losses = training.losses(masks, examples)
     if not np.isfinite(losses).all():
@@ -220,7 +221,7 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
     rewards = np.exp(-losses)
     chooser.tell(masks, rewards)
     preferences = None if chooser.preferences is None else chooser.preferences.tolist()
-    return Turn(step, masks.astype(int).tolist(), losses.tolist(), rewards.tolist(), preferences)
+    return JointTurn(step, masks.astype(int).tolist(), losses.tolist(), rewards.tolist(), preferences)
 
 
 def finetune_found(
@@ -229,4 +230,4 @@ def finetune_found(
     """Train a pruned model for the settings' epochs."""
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
-    training.trainer(steps, checkpoint, save_every).run(training.objective, "fine-tuning the found subnet", log)
+    training.trainer(steps, checkpoint, save_every).run(training.step_loss, "fine-tuning the found subnet", log)

@@ -10,27 +10,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.adapt_experiment import SUBNET_FILE, compare
-from das_gym.adapt.das import Chooser, Training, Turn, finetune_found, joint_search, new_model
+from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import print_table
+from das_gym.adapt.report import SUBNET, compare, print_report
+from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, prefixed
 
 from das_gym.config import build, part_of
 from das_gym.data.splits import Splits
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
-from das_gym.problem.loading import ProblemConfig, load_splits
-from das_gym.runs import RUNS_DIR, library_versions
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits
+from das_gym.runs import RUNS_DIR
 
-RECORD = "das.json"
 FOUND = "found.json"
 
 NewChooser = Callable[[int, int, int, float], Chooser]
@@ -38,7 +38,7 @@ NewChooser = Callable[[int, int, int, float], Chooser]
 
 
 @dataclass(frozen=True)
-class Settings(ProblemConfig):
+class JointSearchSettings(ProblemConfig):
     """The settings of `python -m adapt das`: those of model and data, these, and in `das` those of the pipeline.
 
     Attributes:
@@ -82,54 +82,66 @@ class Settings(ProblemConfig):
 
 
 class DASExperiment(RunsExperiment):
-    """Needs a chooser from outside, since this package knows nothing of agents.
+    """`python -m adapt das`.
 
-    Attributes:
-        new_chooser: Makes it; the command sets it.
+    Args:
+        new_chooser: Makes who chooses masks, since this package knows nothing of agents.
     """
 
-    new_chooser: NewChooser
+    def __init__(self, new_chooser: NewChooser) -> None:
+        super().__init__("adapt das", save_git_info=False)
+        self.add_config(dataclasses.asdict(JointSearchSettings()))
+        self.add_problems()
+        self.add_named_config(RECIPES[1], {"recipe": RECIPES[1], "rank_images": None})
+        self.check_settings(lambda config: build(JointSearchSettings, config))
+
+        @self.main
+        def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
+            """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
+            del das  # named so that Sacred lets it hold keys of its own
+            return run_pipeline(build(JointSearchSettings, _config), new_chooser, _run)
 
 
-ex = DASExperiment("adapt das", save_git_info=False)
-ex.add_config(dataclasses.asdict(Settings()))
-ex.add_problems()
-ex.add_named_config(RECIPES[1], {"recipe": RECIPES[1], "rank_images": None})
-ex.check_settings(lambda config: build(Settings, config))
-
-
-@ex.main
-def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
-    """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
-    del das  # named so that Sacred lets it hold keys of its own
-    settings = build(Settings, _config)
-    folder, problem = required_folder(_run), settings.problem()
+def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: Any) -> float:
+    """The whole pipeline in the folder of a Sacred run; returns the test metric of the subnet."""
+    folder, problem = required_folder(run), settings.problem()
     splits = load_splits(problem)
-    mask = _search(settings, problem, splits, folder, _run.log_scalar)
+    mask = _search(settings, new_chooser, splits, folder, run.log_scalar)
     subnet = new_model(problem, splits, settings.pipeline(), settings.seed)
     subnet.backbone.vlp.prune(mask)
     training = Training(subnet, splits, settings.pipeline(), settings.seed)
-    finetune_found(training, folder / "finetune.pt", prefixed("finetune", _run.log_scalar), settings.save_every)
+    finetune_found(training, folder / "finetune.pt", prefixed("finetune", run.log_scalar), settings.save_every)
     subnet.backbone.vlp.freeze()
-    rows = compare({"subnet": subnet}, splits, settings.rank_images)
-    subnet.adaptation(**dataclasses.asdict(settings.pipeline())).save(folder / SUBNET_FILE)
-    _save_record(folder, settings, problem, [row.record() for row in rows], splits.left_out_count)
-    for name in (SUBNET_FILE, RECORD):
-        _run.add_artifact(folder / name)
-    print_table(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
-    print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
-    return rows[0].evaluation.metric
+    rows = compare({SUBNET: subnet}, splits, settings.rank_images)
+    record = {
+        "format": "das_gym das 1",
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
+        "pipeline": dataclasses.asdict(settings.pipeline()),
+        "search": read_json(folder / FOUND),
+        "models": [rows[SUBNET].record()],
+        "left_out": splits.left_out_count,
+    }
+    path = save(subnet, folder, dataclasses.asdict(settings.pipeline()), record, JOINT_RECORD)
+    for name in ("search.pt", "finetune.pt"):
+        (folder / name).unlink(missing_ok=True)
+    for artifact in (folder / SUBNET_FILE, path):
+        run.add_artifact(artifact)
+    print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
+    print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
+    return rows[SUBNET].metric
 
 
-def _search(settings: Settings, problem: ProblemConfig, splits: Splits[Any], folder: Path, log: Log) -> np.ndarray:
+def _search(
+    settings: JointSearchSettings, new_chooser: NewChooser, splits: Splits[Any], folder: Path, log: Log
+) -> np.ndarray:
     """The found mask, from this run's file if it was found before the run was stopped."""
     das = settings.pipeline()
     if not (folder / FOUND).is_file():
-        training = Training(new_model(problem, splits, das, settings.seed), splits, das, settings.seed)
+        training = Training(new_model(settings.problem(), splits, das, settings.seed), splits, das, settings.seed)
         layers = training.model.backbone.vlp.layers
         if das.skip_num > len(layers):
             raise ValueError(f"das.skip_num={das.skip_num}: the model has {len(layers)} layers; use 0..{len(layers)}")
-        chooser = ex.new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)
+        chooser = new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)
         mask, turns = joint_search(
             training, splits, chooser, folder / "search.pt", prefixed("search", log), _print_turn, settings.save_every
         )
@@ -141,25 +153,7 @@ def _search(settings: Settings, problem: ProblemConfig, splits: Splits[Any], fol
     return np.array(found["mask"], dtype=bool)
 
 
-def _print_turn(turn: Turn) -> None:
+def _print_turn(turn: JointTurn) -> None:
     skipped = ["+".join(map(str, np.flatnonzero(mask))) for mask in turn.masks]
     scored = ", ".join(f"{layers or 'none'}: {loss:.4f}" for layers, loss in zip(skipped, turn.losses, strict=True))
     print(f"step {turn.step}: loss of skipping {scored}")
-
-
-def _save_record(
-    folder: Path, settings: Settings, problem: ProblemConfig, models: Sequence[dict[str, Any]], left_out: int
-) -> None:
-    record = {
-        "format": "das_gym das 1",
-        "problem": dataclasses.asdict(problem),
-        "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
-        "pipeline": dataclasses.asdict(settings.pipeline()),
-        "search": read_json(folder / FOUND),
-        "models": list(models),
-        "left_out": left_out,
-        "versions": library_versions(),
-    }
-    write_json(folder / RECORD, record)
-    for name in ("search.pt", "finetune.pt"):
-        (folder / name).unlink(missing_ok=True)

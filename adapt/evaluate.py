@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.engine.ranking import gallery, rank, recalls
+from das_gym.engine.ranking import rank, recalls
 from das_gym.problem.loading import AdaptedModel
 from das_gym.runs import progress
-from das_gym.tasks.retrieval.task import RetrievalTask
+from das_gym.tasks.base import Gallery
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> Tensor:
 
 
 RANKED_IMAGES = 100
-"""Images that retrieval ranks, with all of their texts, unless more are asked for; the field's test sets have 1,000."""
+"""Images that are ranked, with all of their texts, unless more are asked for; the field's test sets have 1,000."""
 
 
 def check_rank_images(rank_images: int | None) -> None:
@@ -70,7 +70,7 @@ def evaluate(
     blind: Tensor | None = None,
     rank_images: int | None = RANKED_IMAGES,
 ) -> Evaluation:
-    """Solve examples by plain forward passes; retrieval also ranks all texts and images against each other.
+    """Solve examples by plain forward passes; a task with a gallery also ranks its texts and images.
 
     Args:
         subnet: A pruned model with its head.
@@ -78,7 +78,7 @@ def evaluate(
         title: Of the progress bar.
         pairs: At most so many go through the model at a time.
         blind: (3, height, width) image to show instead of every image, or None.
-        rank_images: Most images that retrieval ranks, None = all; nothing is ranked blind.
+        rank_images: Most images that are ranked, None = all; nothing is ranked blind.
     """
     subnet.head.eval()
     task, vlp = subnet.task, subnet.backbone.vlp
@@ -97,17 +97,15 @@ def evaluate(
             bar.update(len(chunk))
     losses, metrics = np.array(rows).T
     numbers = task.summary(examples, losses, metrics)
-    if isinstance(task, RetrievalTask) and blind is None:
-        numbers |= ranked(subnet, examples, rank_images, title)
+    gallery = None if blind is not None else task.gallery(examples, rank_images)
+    if gallery is not None:
+        numbers |= ranked(subnet, gallery, title)
     return Evaluation(numbers[task.metric_name], task.metric_name, numbers["loss"], numbers, len(rows))
 
 
-def ranked(subnet: AdaptedModel, examples: Sequence[Any], most: int | None, title: str) -> dict[str, float]:
+def ranked(subnet: AdaptedModel, gallery: Gallery, title: str) -> dict[str, float]:
     """Recall at 1, 5 and 10 both ways (`tr_r1`, ..., `ir_r10`, 0..1) and `ranked_images`, how many images were ranked."""
-    images = len({example.image_id for example in examples})
-    whole = gallery(examples, images if most is None else min(most, images))
-    with progress(len(whole.images) * len(whole.texts), f"{title}, ranking", unit="pair") as bar:
-        scores = rank(
-            subnet.backbone.vlp, subnet.head, subnet.task.processor, whole.images, whole.texts, progress=bar.update
-        )
-    return {**recalls(scores, whole.image_of_text), "ranked_images": float(len(whole.images))}
+    images, texts = gallery.images, gallery.texts
+    with progress(len(images) * len(texts), f"{title}, ranking", unit="pair") as bar:
+        scores = rank(subnet.backbone.vlp, subnet.head, subnet.task.processor, images, texts, progress=bar.update)
+    return {**recalls(scores, gallery.image_of_text), "ranked_images": float(len(images))}

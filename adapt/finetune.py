@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.objective import LearningRates, Objective
+from das_gym.adapt.step_loss import LearningRates, StepLoss
 from das_gym.adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
 
 from das_gym.data.splits import Splits
-from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, load_supernet, restore
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_supernet
 
 PAIRS_PER_STEP = 64
 """Pairs of text and image that a step trains on, unless told otherwise."""
@@ -51,20 +51,19 @@ class FinetuneConfig:
         check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf))
 
 
-def load_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) -> AdaptedModel:
+def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) -> AdaptedModel:
     """The subnet of a mask with the supernet's parameters, in memory of its own, its skipped layers removed.
 
     Raises:
+        TypeError: arguments in another order.
         ValueError: a mask of another width, or what `das_gym.problem.loading.load_supernet` refuses.
     """
+    if not isinstance(problem, ProblemConfig) or not isinstance(splits, Splits):
+        given = f"{type(problem).__name__}, {type(splits).__name__}, {type(mask).__name__}"
+        raise TypeError(f"cut_subnet takes a ProblemConfig, its Splits and a mask, in this order; given: {given}")
     subnet = load_supernet(problem, splits)
     subnet.backbone.vlp.prune(mask)
     return subnet
-
-
-def reload_subnet(problem: ProblemConfig, path: str | Path) -> AdaptedModel:
-    """A fine-tuned subnet from the frozen model and its adaptation file."""
-    return restore(load_backbone(problem), Adaptation.load(path), problem.task, path)
 
 
 def finetune(
@@ -87,8 +86,8 @@ def finetune(
     """
     torch.manual_seed(config.seed)
     batch_size = min(config.batch_size or subnet.task.examples_of(PAIRS_PER_STEP), len(splits.train))
-    objective = Objective(subnet.backbone, subnet.head, subnet.task, splits.train, batch_size, config.seed)
-    optimizer = adamw(objective.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
+    step_loss = StepLoss(subnet.backbone, subnet.head, subnet.task, splits.train, batch_size, config.seed)
+    optimizer = adamw(step_loss.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)
     modules = {"vlp": subnet.backbone.vlp, "head": subnet.head}
-    Trainer(modules, optimizer, config.steps, schedule, checkpoint, config.save_every).run(objective, title, log)
+    Trainer(modules, optimizer, config.steps, schedule, checkpoint, config.save_every).run(step_loss, title, log)

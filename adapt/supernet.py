@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.objective import LearningRates, Objective
+from das_gym.adapt.step_loss import LearningRates, StepLoss
 from das_gym.adapt.training import TRAINING_RANGES, Log, Trainer, adamw, check_ranges, polynomial_decay
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Processor
-from das_gym.problem.loading import AdaptedModel, ProblemConfig, load_backbone, load_splits, new_head, task_class
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, task_class
 from das_gym.tasks.base import Task
-from das_gym.tasks.vqa.vqav2 import read_vocabulary
+from das_gym.tasks.labels import read_labels
 
 PAIRS_PER_STEP = 96
 """Pairs of text and image that a step trains on, unless told otherwise."""
@@ -39,10 +40,10 @@ class SupernetConfig:
         warmup: Share of the steps.
         weight_decay: Of matrices.
         max_skipped: Each step skips 0..max_skipped layers, every number as likely.
-        vocabulary: File with the answer vocabulary of VQA, as `das_gym.tasks.vqa.vqav2.write_vocabulary` writes it and
-            every run leaves it; None chooses one from train.
+        vocabulary: File with the task's labels, such as VQA's answers, as `das_gym.tasks.labels.write_labels` writes it
+            and every run leaves it; None chooses them from train.
         min_answer_count: Answers that occur at least so often in train make the vocabulary; None decides
-            by `das_gym.tasks.vqa.vqav2.answer_vocabulary`.
+            by `Task.choose_labels`.
         save_every: Steps between checkpoints.
     """
 
@@ -93,19 +94,19 @@ def train_supernet(
     Raises:
         ValueError: a setting that model or data refuse; `load_splits` says what data.
     """
-    labels = read_vocabulary(config.vocabulary) if config.vocabulary else None
+    labels = read_labels(config.vocabulary) if config.vocabulary else None
     backbone = load_backbone(problem)
     splits = load_splits(problem)
     task = _labelled(task_class(problem.task), backbone.processor, splits, labels, config)
     torch.manual_seed(config.seed)
     head = new_head(backbone, task)
     batch_size = min(config.batch_size or task.examples_of(PAIRS_PER_STEP), len(splits.train))
-    objective = Objective(backbone, head, task, splits.train, batch_size, config.seed)
-    optimizer = adamw(objective.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
+    step_loss = StepLoss(backbone, head, task, splits.train, batch_size, config.seed)
+    optimizer = adamw(step_loss.groups(LearningRates(config.learning_rate, config.head_learning_rate)), config.weight_decay)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup)
     trainer = Trainer({"vlp": backbone.vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
     n_layers = len(backbone.vlp.layers)
-    trainer.run(lambda step: objective(step, random_mask(config.seed, step, n_layers, config.max_skipped)), "supernet", log)
+    trainer.run(lambda step: step_loss(step, random_mask(config.seed, step, n_layers, config.max_skipped)), "supernet", log)
     AdaptedModel(backbone, head, task).adaptation(kind="supernet", **vars(config)).save(out)
     return out
 

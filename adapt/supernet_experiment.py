@@ -20,9 +20,9 @@ from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.config import build, part_of
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import ProblemConfig, problem_words
+from das_gym.problem.config import ProblemConfig, problem_words
 from das_gym.runs import RUNS_DIR
-from das_gym.tasks.vqa.vqav2 import write_vocabulary
+from das_gym.tasks.labels import write_labels
 
 VOCABULARY = "vocabulary.json"
 
@@ -71,6 +71,6 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
     answers = Adaptation.load(out).answers
     if answers:
-        write_vocabulary(folder / VOCABULARY, answers)
+        write_labels(folder / VOCABULARY, answers)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     print(f"supernet: {out}\nNext: python -m agents with {problem_words(settings.problem(), f'supernet={out}')}")

@@ -1,40 +1,59 @@
 """Who chooses masks: agents, and the search loop that lets them."""
 
-from das_gym.agents.ask_tell.bandit import Bandit
-from das_gym.agents.ask_tell.base import AGENTS, Agent, make_agent
-from das_gym.agents.ask_tell.bayes import Bayes
-from das_gym.agents.ask_tell.best_seen import BestSeen, OneMask
-from das_gym.agents.ask_tell.cross_entropy import CrossEntropy
-from das_gym.agents.ask_tell.evolution import Evolution
-from das_gym.agents.ask_tell.exhaustive import Exhaustive
-from das_gym.agents.ask_tell.greedy import Greedy, LeaveOneOut
-from das_gym.agents.ask_tell.one_shot import OneShot
-from das_gym.agents.ask_tell.random_search import RandomSearch
-from das_gym.agents.ask_tell.uniform import Uniform
-from das_gym.agents.searching.loop import SearchConfig, search
-from das_gym.agents.searching.record import SearchResult, Turn
+from typing import TYPE_CHECKING
 
-from das_gym.problem.mask_space import MaskSpace
+from das_gym.lazy import lazy
 
-__all__ = [
-    "AGENTS",
-    "Agent",
-    "Bandit",
-    "Bayes",
-    "BestSeen",
-    "CrossEntropy",
-    "Evolution",
-    "Exhaustive",
-    "Greedy",
-    "LeaveOneOut",
-    "MaskSpace",
-    "OneMask",
-    "OneShot",
-    "RandomSearch",
-    "SearchConfig",
-    "SearchResult",
-    "Turn",
-    "Uniform",
-    "make_agent",
-    "search",
-]
+_PLACES = {
+    "AGENTS": "das_gym.agents.ask_tell.base",
+    "Agent": "das_gym.agents.ask_tell.base",
+    "Bandit": "das_gym.agents.ask_tell.bandit",
+    "Bayes": "das_gym.agents.ask_tell.bayes",
+    "BestSeen": "das_gym.agents.ask_tell.best_seen",
+    "Budget": "das_gym.problem.budget",
+    "CrossEntropy": "das_gym.agents.ask_tell.cross_entropy",
+    "Evolution": "das_gym.agents.ask_tell.evolution",
+    "Exhaustive": "das_gym.agents.ask_tell.exhaustive",
+    "Greedy": "das_gym.agents.ask_tell.greedy",
+    "LeaveOneOut": "das_gym.agents.ask_tell.greedy",
+    "MaskSpace": "das_gym.problem.mask_space",
+    "OneMask": "das_gym.agents.ask_tell.best_seen",
+    "OneShot": "das_gym.agents.ask_tell.one_shot",
+    "RandomSearch": "das_gym.agents.ask_tell.random_search",
+    "SearchConfig": "das_gym.agents.searching.loop",
+    "SearchResult": "das_gym.agents.searching.record",
+    "Turn": "das_gym.agents.searching.record",
+    "Uniform": "das_gym.agents.ask_tell.uniform",
+    "make_agent": "das_gym.agents.ask_tell.base",
+    "register_agent": "das_gym.agents.ask_tell.base",
+    "search": "das_gym.agents.searching.loop",
+}
+
+if TYPE_CHECKING:
+    from das_gym.agents.ask_tell.bandit import Bandit as Bandit
+    from das_gym.agents.ask_tell.base import AGENTS as AGENTS
+    from das_gym.agents.ask_tell.base import Agent as Agent
+    from das_gym.agents.ask_tell.base import make_agent as make_agent
+    from das_gym.agents.ask_tell.base import register_agent as register_agent
+    from das_gym.agents.ask_tell.bayes import Bayes as Bayes
+    from das_gym.agents.ask_tell.best_seen import BestSeen as BestSeen
+    from das_gym.agents.ask_tell.best_seen import OneMask as OneMask
+    from das_gym.agents.ask_tell.cross_entropy import CrossEntropy as CrossEntropy
+    from das_gym.agents.ask_tell.evolution import Evolution as Evolution
+    from das_gym.agents.ask_tell.exhaustive import Exhaustive as Exhaustive
+    from das_gym.agents.ask_tell.greedy import Greedy as Greedy
+    from das_gym.agents.ask_tell.greedy import LeaveOneOut as LeaveOneOut
+    from das_gym.agents.ask_tell.one_shot import OneShot as OneShot
+    from das_gym.agents.ask_tell.random_search import RandomSearch as RandomSearch
+    from das_gym.agents.ask_tell.uniform import Uniform as Uniform
+    from das_gym.agents.searching.loop import SearchConfig as SearchConfig
+    from das_gym.agents.searching.loop import search as search
+    from das_gym.agents.searching.record import SearchResult as SearchResult
+    from das_gym.agents.searching.record import Turn as Turn
+
+    from das_gym.problem.budget import Budget as Budget
+    from das_gym.problem.mask_space import MaskSpace as MaskSpace
+else:
+    __getattr__, __dir__ = lazy(__name__, _PLACES)
+
+__all__ = list(_PLACES)

@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.oracle import Arena, make_arena
+from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
-from das_gym.agents.compare.results import TOLERANCE, Standing, compare, quantile
+from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import sb3_config
 from das_gym.agents.searching.loop import SearchConfig
@@ -34,7 +34,7 @@ from rich.table import Table
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, library_versions, progress
 
 FORMAT = 1
@@ -63,7 +63,7 @@ class Settings:
         runs_dir: Folder of all runs.
     """
 
-    env_id: str = "DAS-METER-VQA-v0"
+    env_id: str = DEFAULT_ENV
     live: bool = False
     table: str | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -97,17 +97,17 @@ class Settings:
         fields = {**shared, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "agent": agent}
         fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
         if is_algorithm(agent):
-            return sb3_config(fields, algo={}, n_envs=None, action=None, start_from=None)
+            return sb3_config(fields, hyperparameters={}, n_envs=None, action=None, start_from=None)
         if ":" not in agent:
             check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
         return SearchConfig(**fields)
 
-    def arena(self) -> Arena:
+    def arena(self) -> Oracle:
         """Where agents play."""
         entry = ENVIRONMENTS.get(self.env_id)
         env_id = self.env_id if self.live or entry is None else entry.tabular_id
         table = {} if self.table is None else {"table": str(Path(self.table).expanduser().absolute())}
-        return make_arena(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
+        return make_oracle(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
 
 
 ex = RunsExperiment("agents compare", save_git_info=False)
@@ -140,25 +140,25 @@ def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent
         plot_comparison(folder / PICTURE, standings, title)
         for name in (RECORD, PICTURE):
             _run.add_artifact(folder / name)
-    print_standings(standings, title)
+    print_results(standings, title)
     if folder is not None:
         print(f"record: {folder / RECORD}, picture: {folder / PICTURE}")
 
 
-def describe_budget(arena: Arena) -> str:
+def describe_budget(arena: Oracle) -> str:
     """The budget in words, and how many masks keep it."""
     space = arena.space
     budget = f"k = {space.skip_num}" if space.macs_saved is None else f"at least {100 * space.macs_saved:g} % of MACs saved"
     return budget if space.size is None else f"{budget} ({space.size:,} masks)"
 
 
-def record(settings: Settings, arena: Arena, standings: Sequence[Standing]) -> dict[str, Any]:
+def record(settings: Settings, arena: Oracle, standings: Sequence[AgentResult]) -> dict[str, Any]:
     """What is kept in `compare.json`."""
     return {
         "format": FORMAT,
         "settings": dataclasses.asdict(settings),
         "env_id": arena.env_id,
-        "budget": arena.space.budget,
+        "budget": arena.space.budget.as_dict(),
         "masks": arena.space.size,
         "best_reward": arena.best_reward,
         "tolerance": TOLERANCE,
@@ -172,7 +172,7 @@ def checkpoints(evaluations: int) -> list[int]:
     return sorted({max(1, round(evaluations * share)) for share in (0.25, 0.5, 1.0)})
 
 
-def print_standings(standings: Sequence[Standing], title: str) -> None:
+def print_results(standings: Sequence[AgentResult], title: str) -> None:
     """A table for a person, the agent with the lowest mean regret first."""
     evaluations = standings[0].regret.shape[1]
     table = Table(
@@ -183,14 +183,14 @@ def print_standings(standings: Sequence[Standing], title: str) -> None:
         table.add_column(f"regret at {count}", justify="right", no_wrap=True)
     for name in ("rank", "found", "needed", "used", "test metric"):
         table.add_column(name, justify="right")
-    for standing in sorted(standings, key=Standing.mean_regret):
+    for standing in sorted(standings, key=AgentResult.mean_regret):
         table.add_row(standing.agent, *cells(standing))
     console = Console()
     console.width = max(console.width, 150)
     console.print(table)
 
 
-def cells(standing: Standing) -> list[str]:
+def cells(standing: AgentResult) -> list[str]:
     """A row of numbers: regrets, rank, found, needed, used, test metric; "-" where there is none."""
     return [
         *(_spread(standing.regret[:, count - 1]) for count in checkpoints(standing.regret.shape[1])),

@@ -23,7 +23,8 @@ from das_gym.config import build, part_of
 from das_gym.engine.spending import Spending
 from das_gym.experiment import Run, RunsExperiment, required_folder
 from das_gym.files import write_json
-from das_gym.problem.loading import Problem, ProblemConfig, load_problem
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, load_problem
 from das_gym.registration import EnvEntry, find_environment
 from das_gym.runs import RUNS_DIR, progress
 from das_gym.tables.build import build_table, table_examples

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from das_gym.agents.ask_tell.bandit import Bandit
 
+from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
@@ -27,7 +28,7 @@ SKIP_NUM = 4
 
 def found_by(table: SubnetTable, rewards: np.ndarray, seed: int, rate: float) -> int:
     """The index of the mask that a search ends at."""
-    agent = Bandit(MaskSpace(table.n_layers, SKIP_NUM), seed, learning_rate=rate)
+    agent = Bandit(MaskSpace(Budget(table.n_layers, SKIP_NUM)), seed, learning_rate=rate)
     for _ in range(EVALUATIONS // MASKS_PER_TURN):
         masks = agent.ask(MASKS_PER_TURN)
         agent.tell(masks, rewards[table.index(masks)])

@@ -35,13 +35,15 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.machine import describe_machine
 from das_gym.data.images import ImageSource
 from das_gym.engine.macs import OWN, layer_macs, pool_macs
-from das_gym.engine.ranking import Gallery, gallery, rank
+from das_gym.engine.ranking import rank
 from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.models.inputs import Pair
 from das_gym.models.meter.model import METER
+from das_gym.problem.config import ProblemConfig
 from das_gym.problem.costs import count_costs
-from das_gym.problem.loading import Backbone, ProblemConfig, load_backbone, new_head
+from das_gym.problem.loading import Backbone, load_backbone, new_head
+from das_gym.tasks.base import Gallery
 from das_gym.tasks.retrieval.task import RetrievalTask
 
 BATCH_SIZES = (16, 32, 64, 128)
@@ -203,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     backbone = load_backbone(ProblemConfig(task="retrieval", device="cpu"))
     head = new_head(backbone, RetrievalTask(backbone.processor)).eval()
-    ranked = gallery(RetrievalTask.load_splits(options.data_root).test, options.images)
+    ranked = RetrievalTask.gallery(RetrievalTask.load_splits(options.data_root).test, options.images)
     contest = Contest(backbone, head, ranked, PlainForwards(backbone, head, ranked, options.plain), options.repeats)
     records = [contest.measure(name, np.isin(np.arange(12), skipped)) for name, skipped in MASKS.items()]
     if options.json:

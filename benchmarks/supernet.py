@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.adapt.finetune import load_subnet
+from das_gym.adapt.finetune import cut_subnet
 
 from das_gym.files import write_json
-from das_gym.problem.loading import ProblemConfig, load_problem, shuffled
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_problem, shuffled
+from das_gym.problem.mask_space import every_mask
 from das_gym.registration import ENVIRONMENTS
-from das_gym.tables.table import every_mask
 
 PAIRS_FOR_MASKS = 4000
 """All masks are scored on as many test examples as come to so many pairs of text and image."""
@@ -30,7 +31,7 @@ def unskipped_and_blinded(config: ProblemConfig) -> dict[str, Any]:
     """Evaluations of the unskipped supernet, seeing and blinded."""
     problem = load_problem(config)
     test = problem.splits.test
-    subnet = load_subnet(config, problem.splits, np.zeros(len(problem.layer_names), dtype=bool))
+    subnet = cut_subnet(config, problem.splits, np.zeros(len(problem.layer_names), dtype=bool))
     blind = mean_image(subnet, test)
     return {
         "unskipped": vars(evaluate(subnet, test, "unskipped")),

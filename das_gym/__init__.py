@@ -1,9 +1,44 @@
 """das_gym: which layers of a vision-language model can a task do without? A Gymnasium environment package."""
 
+from typing import TYPE_CHECKING
+
+from das_gym.lazy import lazy
 from das_gym.registration import ENVIRONMENTS, ModelEntry, TaskEntry, register_all, register_model, register_task
+
+_PLACES = {
+    "Budget": "das_gym.problem.budget",
+    "Pair": "das_gym.models.inputs",
+    "ProblemConfig": "das_gym.problem.config",
+    "SkipEnv": "das_gym.envs.skip_env",
+    "SkipVectorEnv": "das_gym.envs.skip_vector_env",
+    "Splits": "das_gym.data.splits",
+    "SubnetTable": "das_gym.tables.table",
+    "TabularEnv": "das_gym.envs.tabular_env",
+    "Task": "das_gym.tasks.base",
+    "VLP": "das_gym.models.base",
+    "load_problem": "das_gym.problem.loading",
+    "make_sb3_vec_env": "das_gym.envs.sb3_vec_env",
+}
+
+if TYPE_CHECKING:
+    from das_gym.data.splits import Splits as Splits
+    from das_gym.envs.sb3_vec_env import make_sb3_vec_env as make_sb3_vec_env
+    from das_gym.envs.skip_env import SkipEnv as SkipEnv
+    from das_gym.envs.skip_vector_env import SkipVectorEnv as SkipVectorEnv
+    from das_gym.envs.tabular_env import TabularEnv as TabularEnv
+    from das_gym.models.base import VLP as VLP
+    from das_gym.models.inputs import Pair as Pair
+    from das_gym.problem.budget import Budget as Budget
+    from das_gym.problem.config import ProblemConfig as ProblemConfig
+    from das_gym.problem.loading import load_problem as load_problem
+    from das_gym.tables.table import SubnetTable as SubnetTable
+    from das_gym.tasks.base import Task as Task
+else:
+    __getattr__, __dir__ = lazy(__name__, _PLACES)
 
 __version__ = "0.1.0"
 __all__ = [
+    *_PLACES,
     "ENVIRONMENTS",
     "ModelEntry",
     "TaskEntry",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -13,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 import numpy as np
 
 Config = TypeVar("Config")
+Entry = TypeVar("Entry")
 
 _NAMES = {
     bool: "True or False",
@@ -52,6 +54,26 @@ def build(cls: type[Config], values: Mapping[str, Any], what: str = "setting") -
         raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
     kinds = get_type_hints(cls)
     return cls(**{name: _convert(name, value, kinds[name]) for name, value in values.items()})
+
+
+def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, taken: Iterable[str] = ()) -> None:
+    """Add a person's own entry to a table of names.
+
+    Args:
+        registry: The table.
+        name: As which it is asked for: letters, digits and _.
+        entry: What it stands for.
+        what: The word for an entry in error messages.
+        taken: More names that are somebody else's.
+
+    Raises:
+        ValueError: no such name, or one that is taken.
+    """
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)):
+        raise ValueError(f"{what} name {name!r} is not allowed; use letters, digits and _, a letter first")
+    if name in registry or name in set(taken):
+        raise ValueError(f"{what} {name!r} is there already; give yours another name")
+    registry[name] = entry
 
 
 def part_of(cls: type[Config], whole: Any) -> Config:

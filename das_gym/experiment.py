@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from sacred.utils import SacredError, get_by_dotted_path, iterate_flattened
 
 from das_gym.files import read_json, write_text
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import named_environments
 from das_gym.runs import RUNS_DIR, find_run
 
 MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
@@ -118,8 +118,8 @@ class RunsExperiment(Experiment):
 
     def add_problems(self) -> None:
         """Named configs `meter_vqa`, ...: the settings `model` and `task` of every environment."""
-        for entry in ENVIRONMENTS.values():
-            self.add_named_config(entry.short, {"model": entry.model, "task": entry.task})
+        for name, entry in named_environments().items():
+            self.add_named_config(name, {"model": entry.model, "task": entry.task})
 
     def run_commandline(self, argv: Sequence[str] | None = None) -> Run | None:
         """As Sacred's own; Ctrl-C ends with exit code 130 and says how to go on."""
@@ -175,12 +175,13 @@ class RunsExperiment(Experiment):
 def _logger() -> logging.Logger:
     """Sacred's messages on standard error; left alone, Sacred would turn up the messages of every library.
 
-    Its warning of a new entry is left out: settings are checked by us, and a mapping such as `env_kwargs` may get some.
+    Two are left out: its warning of a new entry (settings are checked by us, and a mapping such as `env_kwargs` may get
+    some), and the bare number it calls the result (commands print a conclusion).
     """
     logger = logging.getLogger("das_gym.experiment")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
-    handler.addFilter(lambda record: not record.getMessage().startswith("Added new config entry"))
+    handler.addFilter(lambda record: not record.getMessage().startswith(("Added new config entry", "Result: ")))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ TASKS: dict[str, TaskEntry] = {
 }
 """Every task by name."""
 
+DEFAULT_MODEL, DEFAULT_TASK, DEFAULT_ENV = "METER", "vqa", "DAS-METER-VQA-v0"
+"""What a person gets who names none."""
+
+OLD_TASKS = {"f30k": "retrieval"}
+"""What version 0.1.0 called a task: settings, named configs and files that say so are understood."""
 
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task, by id; `register_all` fills it."""
@@ -117,6 +123,13 @@ ENVIRONMENTS: dict[str, EnvEntry] = {}
 def find_environment(model: str, task: str) -> EnvEntry:
     """The environment of a model and a task, keys of `MODELS` and `TASKS`."""
     return ENVIRONMENTS[f"DAS-{model}-{TASKS[task].title}-v0"]
+
+
+def named_environments() -> dict[str, EnvEntry]:
+    """Every environment by the name of its named configs, `meter_vqa`, and by what 0.1.0 called it."""
+    entries = list(ENVIRONMENTS.values())
+    old = {f"{e.model.lower()}_{old}": e for e in entries for old, task in OLD_TASKS.items() if e.task == task}
+    return old | {entry.short: entry for entry in entries}
 
 
 def find_class(name: str | Any) -> Any:
@@ -131,11 +144,13 @@ def register_model(entry: ModelEntry) -> None:
     """Add a model, or replace the one of that name, with an environment for every task.
 
     Raises:
-        ValueError: its name cannot be part of an id.
-        TypeError: its class does not offer what a model has to; the text names all that is missing. A class given as
-            "module:name" is checked when it is loaded.
+        TypeError: it is no `ModelEntry`, or its class does not offer what a model has to; the text names all that it
+            lacks. A class given as "module:name" is checked when it is loaded.
+        ValueError: its name cannot be part of an id, or differs from another model's in case alone.
     """
+    _check_entry(entry, ModelEntry)
     _check_word("name", entry.name)
+    _check_distinct("name", entry, MODELS)
     if not isinstance(entry.vlp, str):
         from das_gym.models.base import check_class  # importing das_gym does not import torch
 
@@ -148,20 +163,55 @@ def register_task(entry: TaskEntry) -> None:
     """Add a task, or replace the one of that name, with an environment for every model.
 
     Raises:
-        ValueError: its name or title cannot be part of an id, or its title is another task's.
+        TypeError: it is no `TaskEntry`, or its class does not offer what a task has to; the text names all that it lacks.
+            A class given as "module:name" is checked when it is loaded.
+        ValueError: its name or title cannot be part of an id, its title is another task's, or it is an old name of one.
     """
-    _check_word("name", entry.name)
-    _check_word("title", entry.title)
-    other = next((other for other in TASKS.values() if other.title == entry.title and other.name != entry.name), None)
-    if other is not None:
-        raise ValueError(f"title={entry.title!r} is that of the task {other.name!r}; give {entry.name!r} another")
+    _check_entry(entry, TaskEntry)
+    for field in ("name", "title"):
+        _check_word(field, getattr(entry, field))
+        _check_distinct(field, entry, TASKS)
+    if entry.name in OLD_TASKS:
+        raise ValueError(f"name={entry.name!r} is an old name of the task {OLD_TASKS[entry.name]!r}; give another")
+    if not isinstance(entry.task, str):
+        from das_gym.tasks.base import check_task  # importing das_gym does not import torch
+
+        check_task(entry.task, entry.name)
+    if entry.name in TASKS and TASKS[entry.name].title != entry.title:
+        _forget(entry.name)
     TASKS[entry.name] = entry
     register_all()
 
 
-def _check_word(field: str, word: str) -> None:
+def _forget(task: str) -> None:
+    """Take back the ids of a task."""
+    for entry in [entry for entry in ENVIRONMENTS.values() if entry.task == task]:
+        del ENVIRONMENTS[entry.id]
+        for id in (entry.id, entry.tabular_id):
+            registry.pop(id, None)
+
+
+def _check_entry(entry: object, wanted: type[ModelEntry] | type[TaskEntry]) -> None:
+    """Refuse what is not the entry that a function registers."""
+    if not isinstance(entry, wanted):
+        kinds = {ModelEntry: "register_model", TaskEntry: "register_task"}
+        other = kinds.get(type(entry), kinds[wanted])
+        way_out = f"pass it to {other}" if other != kinds[wanted] else f"pass a das_gym.{wanted.__name__}"
+        raise TypeError(f"{kinds[wanted]} takes a {wanted.__name__}, not a {type(entry).__name__}: {way_out}")
+
+
+def _check_distinct(field: str, entry: ModelEntry | TaskEntry, table: Mapping[str, Any]) -> None:
+    """Refuse an entry whose field differs from that of another one in case alone, or not at all."""
+    word = getattr(entry, field)
+    for other in table.values():
+        if other.name != entry.name and getattr(other, field).lower() == word.lower():
+            kind = type(entry).__name__.removesuffix("Entry").lower()
+            raise ValueError(f"{field}={word!r} is that of the {kind} {other.name!r}; give {entry.name!r} another")
+
+
+def _check_word(field: str, word: object) -> None:
     """Refuse what an id cannot hold."""
-    if not re.fullmatch(r"\w+", word, re.ASCII):
+    if not isinstance(word, str) or not re.fullmatch(r"\w+", word, re.ASCII):
         raise ValueError(f"{field}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
 
 

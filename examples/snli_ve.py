@@ -9,12 +9,8 @@ import gymnasium
 import torch
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
-from das_gym import TaskEntry, register_task
+from das_gym import Pair, ProblemConfig, Splits, Task, TaskEntry, register_task
 from das_gym.data.images import ImageFile
-from das_gym.data.splits import Splits
-from das_gym.models.inputs import Pair
-from das_gym.problem.loading import ProblemConfig
-from das_gym.tasks.base import Task
 from das_gym.tasks.vqa.task import build_vqa_head
 
 LABELS = ("entailment", "neutral", "contradiction")

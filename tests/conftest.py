@@ -11,7 +11,8 @@ import torch
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import Problem, ProblemConfig, build_problem, load_backbone
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, build_problem, load_backbone
 from das_gym.registration import ASSETS
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.build import build_table

@@ -8,12 +8,13 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.adapt.finetune import load_subnet
+from das_gym.adapt.finetune import cut_subnet
 from das_gym.agents.searching.loop import SearchConfig, search
 
-from das_gym.engine.ranking import gallery, rank, recalls
+from das_gym.engine.ranking import rank, recalls
 from das_gym.envs.tabular_env import bundled_table
-from das_gym.problem.loading import ProblemConfig, load_problem
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_problem
 from das_gym.registration import ASSETS, ENVIRONMENTS, MODELS, EnvEntry
 from das_gym.tables.build import check_table
 from das_gym.tables.table import SubnetTable
@@ -39,7 +40,7 @@ def test_every_environment_has_a_table_of_its_supernet(entry: EnvEntry):
 @pytest.mark.parametrize("model", MODELS)
 def test_retrieval_is_ten_times_better_than_chance(model: str):
     problem, images = load_problem(ProblemConfig(model=model, task="retrieval")), 40
-    ranked = gallery(problem.splits.test, images)
+    ranked = problem.task.gallery(problem.splits.test, images)
     scores = rank(problem.vlp, problem.head, problem.task.processor, ranked.images, ranked.texts)
     found = recalls(scores, ranked.image_of_text)
     assert min(found["tr_r1"], found["ir_r1"]) >= 10 / images
@@ -47,7 +48,7 @@ def test_retrieval_is_ten_times_better_than_chance(model: str):
 
 def test_the_model_answers_and_needs_the_image():
     problem = load_problem(ProblemConfig())
-    subnet, test = load_subnet(ProblemConfig(), problem.splits, np.zeros(12, bool)), problem.splits.test
+    subnet, test = cut_subnet(ProblemConfig(), problem.splits, np.zeros(12, bool)), problem.splits.test
     seen = evaluate(subnet, test, "unskipped")
     blinded = evaluate(subnet, test, "blinded", blind=mean_image(subnet, test))
     assert seen.metric >= 0.75

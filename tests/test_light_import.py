@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
+
+import das_gym.adapt
+import das_gym.agents
+import pytest
+
+import das_gym
+
+DOORS = (das_gym, das_gym.agents, das_gym.adapt)
 
 
-def test_importing_the_package_is_light():
-    code = "import sys, das_gym; print([m for m in ('torch', 'transformers', 'sacred', 'matplotlib') if m in sys.modules])"
+@pytest.mark.parametrize("package", ["das_gym", "das_gym.agents", "das_gym.adapt", "das_gym.problem.config"])
+def test_importing_the_package_is_light(package: str):
+    heavy = ("torch", "transformers", "sacred", "matplotlib", "stable_baselines3", "pyarrow")
+    code = f"import sys, {package}; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -14,9 +27,34 @@ def test_registering_twice_is_quiet():
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True).returncode == 0
 
 
-def test_packages_point_one_way():
+@pytest.mark.parametrize("door", DOORS)
+def test_the_front_door_offers_what_it_says(door):
+    assert set(door.__all__) <= set(dir(door))
+    for name in door.__all__:
+        assert getattr(door, name) is not None
+    for name, place in door._PLACES.items():
+        assert getattr(door, name) is getattr(importlib.import_module(place), name)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_type_checkers_are_told_the_same_places(door):
+    tree = ast.parse(Path(door.__file__).read_text(encoding="utf-8"))
+    guard = next(node for node in tree.body if isinstance(node, ast.If))
+    told = {alias.asname: node.module for node in guard.body for alias in node.names}
+    assert told == door._PLACES
+
+
+def test_a_name_is_kept_once_it_was_asked_for():
     code = (
-        "import das_gym.envs, das_gym.problem.loading, das_gym.experiment, sys;"
-        "print([m for m in sys.modules if m.split('.')[0] in ('agents', 'adapt')])"
+        "import das_gym; assert 'SkipEnv' in dir(das_gym) and 'SkipEnv' not in vars(das_gym); from das_gym import SkipEnv;"
+        "assert vars(das_gym)['SkipEnv'] is SkipEnv; from das_gym.agents import search; print(callable(search))"
     )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_name_that_is_not_there(door):
+    with pytest.raises(AttributeError, match=f"module '{door.__name__}' has no attribute 'Skipping'"):
+        door.Skipping  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'Skipping'"):
+        exec(f"from {door.__name__} import Skipping")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -23,3 +24,8 @@ def test_table_of_action_spaces_is_that_of_the_algorithms():
         taken = ALGORITHMS[name].actions
         assert {action for action, cell in zip(ACTIONS, cells, strict=True) if cell != "-"} == set(taken)
         assert [action for action, cell in zip(ACTIONS, cells, strict=True) if cell.startswith("**")] == [taken[0]]
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^from das_gym.* import .*$", README, re.MULTILINE))))
+def test_what_the_readme_imports_is_there(line: str):
+    exec(line)

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
+import gymnasium
+import numpy as np
 import pytest
 
 import das_gym.registration as registration
-from das_gym import ENVIRONMENTS, ModelEntry, TaskEntry, register_model, register_task
+from das_gym import ENVIRONMENTS, ModelEntry, ProblemConfig, Task, TaskEntry, register_model, register_task
+from das_gym.problem.loading import load_splits, task_class
+from das_gym.tasks.vqa.task import VQATask
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +40,10 @@ def test_a_task_gives_an_environment_for_every_model():
         (TaskEntry("tiny", "My Task", "x:X", "nothing"), "title='My Task' cannot be part of an id such as DAS-METER-VQA-v0"),
         (TaskEntry("my/tiny", "Tiny", "x:X", "nothing"), "name='my/tiny' cannot be part of an id"),
         (TaskEntry("vqa2", "VQA", "x:X", "nothing"), "title='VQA' is that of the task 'vqa'; give 'vqa2' another"),
+        (TaskEntry("vqa2", "Vqa", "x:X", "nothing"), "title='Vqa' is that of the task 'vqa'; give 'vqa2' another"),
+        (TaskEntry("VQA", "Other", "x:X", "nothing"), "name='VQA' is that of the task 'vqa'; give 'VQA' another"),
+        (TaskEntry("f30k", "Other", "x:X", "nothing"), "name='f30k' is an old name of the task 'retrieval'; give another"),
+        (TaskEntry(None, "Other", "x:X", "nothing"), "name=None cannot be part of an id"),
     ],
 )
 def test_a_bad_task_is_refused_and_leaves_nothing_behind(entry: TaskEntry, text: str):
@@ -55,3 +64,90 @@ def test_a_class_that_is_no_model_is_refused_and_leaves_nothing_behind():
     with pytest.raises(TypeError, match=r"object is no model: derive it from .*; it lacks embed, image_stream, inputs"):
         register_model(ModelEntry("Mine", vlp=object, load="x:x"))
     assert "Mine" not in registration.MODELS
+
+
+def test_a_model_with_the_name_of_another_in_other_letters_is_refused():
+    with pytest.raises(ValueError, match="name='Vilt' is that of the model 'ViLT'; give 'Vilt' another"):
+        register_model(ModelEntry(**{**vars(registration.MODELS["ViLT"]), "name": "Vilt"}))
+
+
+@pytest.mark.parametrize(
+    ("register", "entry", "text"),
+    [
+        (
+            register_task,
+            registration.MODELS["METER"],
+            "register_task takes a TaskEntry, not a ModelEntry: pass it to register_model",
+        ),
+        (
+            register_model,
+            registration.TASKS["vqa"],
+            "register_model takes a ModelEntry, not a TaskEntry: pass it to register_task",
+        ),
+        (register_task, VQATask, "register_task takes a TaskEntry, not a ABCMeta: pass a das_gym.TaskEntry"),
+    ],
+)
+def test_another_kind_of_entry_is_refused(register, entry, text: str):
+    with pytest.raises(TypeError, match=text):
+        register(entry)
+
+
+def test_a_model_gives_an_environment_for_every_task_that_scores_like_any():
+    register_model(dataclasses.replace(registration.MODELS["METER"], name="Toy"))
+    assert {"DAS-Toy-VQA-v0", "DAS-Toy-NLVR2-v0", "DAS-Toy-F30K-v0"} <= ENVIRONMENTS.keys()
+    mask = np.array([1, 0] * 4 + [0] * 4, np.int8)
+    rewards = []
+    for name in ("Toy", "METER"):
+        env = gymnasium.make(f"DAS-{name}-VQA-v0", skip_num=4, reward_examples=8)
+        env.reset(seed=0)
+        rewards.append(env.step(mask)[1])
+    assert rewards[0] == rewards[1] > 0
+
+
+def test_a_task_under_a_new_title_gives_its_old_ids_back():
+    register_task(TaskEntry("tiny", "Tiny", "tests.nowhere:Tiny", "nothing"))
+    register_task(TaskEntry("tiny", "Small", "tests.nowhere:Tiny", "nothing"))
+    assert "DAS-ViLT-Small-v0" in ENVIRONMENTS
+    assert not [id for id in (*ENVIRONMENTS, *registration.registry) if "Tiny" in id]
+
+
+class Unfinished(Task):
+    metric_name = "hits"
+
+    def pairs(self, examples):
+        return []
+
+
+LACKS = (
+    "Unfinished cannot be the task 'tiny': it lacks name = 'tiny', build_head, load_splits, losses, metrics, targets; "
+    "see das_gym.Task"
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        (Unfinished, LACKS),
+        (dict, "task=<class 'dict'> is no class of tasks; give a subclass of das_gym.Task, or its 'module:name'"),
+        (None, "task=None is no class of tasks"),
+        (type("Vqa", (VQATask,), {}), r"Vqa cannot be the task 'tiny': it lacks name = 'tiny'; see"),
+    ],
+)
+def test_all_that_an_own_task_lacks_is_named_at_once(task, text: str):
+    with pytest.raises(TypeError, match=text):
+        register_task(TaskEntry("tiny", "Tiny", task, "nothing"))
+    assert "tiny" not in registration.TASKS
+
+
+def test_a_task_named_by_its_module_is_checked_when_it_is_loaded():
+    register_task(TaskEntry("tiny", "Tiny", "tests.test_registration:Unfinished", "nothing"))
+    with pytest.raises(TypeError, match=LACKS):
+        task_class("tiny")
+
+
+def test_what_a_task_was_called_before_is_understood():
+    assert ProblemConfig(task="f30k") == ProblemConfig(task="retrieval")
+    assert len(load_splits(ProblemConfig(task="f30k")).reward) > 0
+    named = registration.named_environments()
+    assert named["meter_f30k"] is named["meter_retrieval"]
+    assert named["vilt_f30k"].id == "DAS-ViLT-F30K-v0"

@@ -1,10 +1,10 @@
-"""Pre-training METER-mini and ViLT-mini on captioned scenes: the shipped checkpoints come from here.
+"""Pre-training the mini models on captioned scenes: the shipped checkpoints come from here.
 
 First the layers that read the image alone learn to name colour and shape at every patch; then the whole model
 learns masked language modelling, image-text matching, which patches a colour or shape word points at
 (before fusion, as in GLIP), which patches show what the sentence is about (after fusion, as in MDETR), and where
-everything is. Without the dense losses fusion stays at the language prior for a very long time. ViLT has no
-encoders: its first blocks stand in for them, in the first part beside an empty text.
+everything is. Without the dense losses fusion stays at the language prior for a very long time. Where a family has no
+encoders, its first blocks stand in for them, in the first part beside an empty text.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 from das_gym.adapt.pretrain.batches import CaptionBatches, image_batch
+from das_gym.adapt.pretrain.family import HEADS, PATCH_SIZE, PretrainModel
 from das_gym.adapt.pretrain.losses import PretrainHeads, caption_losses, image_losses
-from das_gym.adapt.pretrain.models import HEADS, PATCH_SIZE, PRETRAIN_MODELS, PretrainModel
+from das_gym.adapt.pretrain.models import PRETRAIN_MODELS
 from das_gym.adapt.pretrain.tokenizer import tokenizer_files, train_tokenizer
 from das_gym.adapt.training import (
     POSITIVE,
@@ -46,7 +47,7 @@ class PretrainConfig:
     """Settings of pre-training; the defaults made the shipped checkpoints.
 
     Attributes:
-        model: `METER` or `ViLT`.
+        model: A key of `PRETRAIN_MODELS`.
         seed: Of weights, scenes and captions.
         hidden_size: Width of all layers.
         bottleneck, skip_bottleneck: Adapters that the checkpoint will be given.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent
 
-from das_gym.problem.mask_space import Masks
+from das_gym.problem.budget import Masks
 
 
 def ask(agent: Agent, name: str, n: int) -> Masks:
@@ -63,7 +63,7 @@ def _check_budget(agent: Agent, masks: Masks, what: str, otherwise: str) -> None
     off = ~agent.space.contains(masks)
     if off.any():
         skipped = np.flatnonzero(masks[off][0]).tolist()
-        budget = {name: value for name, value in agent.space.budget.items() if value is not None}
+        budget = {name: value for name, value in agent.space.budget.as_dict().items() if value is not None}
         raise ValueError(
             f"{what} gave the mask that skips layers {skipped}, which is off the budget {budget}; "
             f"choose masks that space.contains, {otherwise}"

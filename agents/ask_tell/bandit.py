@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, check_number
 
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 
 
 class Bandit(Agent):

@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.config import check_names
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.config import add_entry, check_names
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class
 
-AGENTS = {
+AGENTS: dict[str, str | type[Agent]] = {
     "bandit": "das_gym.agents.ask_tell.bandit:Bandit",
     "bayes": "das_gym.agents.ask_tell.bayes:Bayes",
     "cross_entropy": "das_gym.agents.ask_tell.cross_entropy:CrossEntropy",
@@ -28,19 +29,22 @@ AGENTS = {
     "random": "das_gym.agents.ask_tell.random_search:RandomSearch",
     "uniform": "das_gym.agents.ask_tell.uniform:Uniform",
 }
-"""Name to "module:class". An agent outside this table is named by its "module:class" itself."""
+"""Name to class or "module:class". An agent outside this table is named by its "module:class" itself."""
 
 
 class Agent(ABC):
     """Chooses masks that keep a budget.
 
     A search is `masks = ask(n)`, `tell(masks, rewards)`, again and again, and then `best()`.
-    A subclass takes its own hyper-parameters as keyword arguments after `seed`; one that is named `statistics` is no
-    hyper-parameter but gets what the environment observes: statistic name to (n_layers,) values.
+    A subclass takes its own hyperparameters as keyword arguments after `seed`; one that is named `statistics` is no
+    hyperparameter but gets what the environment observes: statistic name to (n_layers,) values.
 
     Args:
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
+
+    Raises:
+        TypeError: no `MaskSpace`.
 
     Attributes:
         min_masks: The fewest masks a turn that this agent learns from.
@@ -59,6 +63,10 @@ class Agent(ABC):
     preferences: Floats | None = None
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        if not isinstance(space, MaskSpace):
+            name = type(self).__name__
+            example = f"{name}(MaskSpace(Budget(n_layers=12, skip_num=4)))"
+            raise TypeError(f"{name}({space!r}): give the masks to choose from, such as {example}")
         self.space = space
         self.n_layers = space.n_layers
         self.rng = np.random.default_rng(seed)
@@ -108,7 +116,7 @@ class Agent(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while searching, the generator included, in plain JSON values."""
-        return {**self.space.budget, "rng": self.rng.bit_generator.state}
+        return {**self.space.budget.as_dict(), "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken.
@@ -116,7 +124,7 @@ class Agent(ABC):
         Raises:
             ValueError: the state is of an agent with another budget.
         """
-        for name, mine in self.space.budget.items():
+        for name, mine in self.space.budget.as_dict().items():
             if state[name] != mine:
                 raise ValueError(f"the saved agent has {name}={state[name]}, this one {mine}; make it with the saved one's")
         self.rng.bit_generator.state = state["rng"]
@@ -140,6 +148,25 @@ def _from_one_on(ask: Callable[[Any, int], Masks]) -> Callable[[Any, int], Masks
         return ask(self, n)
 
     return checked
+
+
+def register_agent(name: str, agent: str | type[Agent]) -> None:
+    """Add an agent of one's own: searches, comparisons and commands then take its name.
+
+    Args:
+        name: As which it is asked for.
+        agent: Its class, or that class's "module:class", which is imported when it is asked for.
+
+    Raises:
+        TypeError: neither.
+        ValueError: a name that is not allowed or taken.
+    """
+    from das_gym.agents.sb3.algorithms import ALGORITHMS
+
+    is_path = isinstance(agent, str) and all(agent.partition(":"))
+    if not (is_path or (isinstance(agent, type) and issubclass(agent, Agent))):
+        raise TypeError(f"register_agent({name!r}, {agent!r}): give a subclass of das_gym.agents.Agent, or 'module:class'")
+    add_entry(AGENTS, name, agent, "agent", ALGORITHMS)
 
 
 def agent_class(name: str) -> type[Agent]:
@@ -173,11 +200,11 @@ def make_agent(
         name: A key of `AGENTS`, or "module:class" of one's own.
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
-        agent_kwargs: The agent's own hyper-parameters.
+        agent_kwargs: The agent's own hyperparameters.
         statistics: Layer statistics, name to (n_layers,), for an agent that reads them.
 
     Raises:
-        ValueError: no such agent, or a hyper-parameter it does not have.
+        ValueError: no such agent, or a hyperparameter it does not have.
     """
     cls = agent_class(name)
     own = list(inspect.signature(cls).parameters)[2:]  # after space, seed
@@ -194,7 +221,7 @@ def check_number(
     above: float | None = None,
     whole: bool = False,
 ) -> None:
-    """Refuse a hyper-parameter outside its range.
+    """Refuse a hyperparameter outside its range.
 
     Raises:
         ValueError: `value` is no finite (whole) number from `minimum` to `maximum`, ends included, or not above `above`.

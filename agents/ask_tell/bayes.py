@@ -26,7 +26,8 @@ import numpy as np
 from das_gym.agents.ask_tell.best_seen import BestSeen
 from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, climb, expected_improvement
 
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 
 DRAWN = 6
 """So many masks are drawn at random before the process chooses."""

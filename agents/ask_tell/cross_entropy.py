@@ -9,7 +9,8 @@ import numpy as np
 from das_gym.agents.ask_tell.base import check_number
 from das_gym.agents.ask_tell.best_seen import BestSeen
 
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 
 MIN_PROBABILITY = 0.01
 
@@ -29,7 +30,7 @@ class CrossEntropy(BestSeen):
         smoothing: 0..1, 1 = all the way.
 
     Raises:
-        ValueError: a hyper-parameter outside its range.
+        ValueError: a hyperparameter outside its range.
     """
 
     def __init__(

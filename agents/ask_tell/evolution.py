@@ -9,7 +9,8 @@ import numpy as np
 from das_gym.agents.ask_tell.base import check_number
 from das_gym.agents.ask_tell.best_seen import BestSeen
 
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 
 
 class Evolution(BestSeen):
@@ -32,7 +33,7 @@ class Evolution(BestSeen):
         stages: Rising shares of the reward examples, the last 1.
 
     Raises:
-        ValueError: a hyper-parameter outside its range.
+        ValueError: a hyperparameter outside its range.
     """
 
     def __init__(

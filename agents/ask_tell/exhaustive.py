@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.best_seen import BestSeen
 
-from das_gym.problem.mask_space import Masks, MaskSpace
+from das_gym.problem.budget import Masks
+from das_gym.problem.mask_space import MaskSpace
 
 
 class Exhaustive(BestSeen):

@@ -8,7 +8,8 @@ import numpy as np
 from das_gym.agents.ask_tell.best_seen import OneMask
 
 from das_gym.config import check_names
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 
 SKIPS = ("lowest", "highest")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from das_gym.agents.ask_tell.best_seen import BestSeen
 
-from das_gym.problem.mask_space import Masks
+from das_gym.problem.budget import Masks
 
 
 class RandomSearch(BestSeen):

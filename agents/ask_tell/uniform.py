@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from das_gym.agents.ask_tell.best_seen import OneMask
 
-from das_gym.problem.mask_space import Masks
+from das_gym.problem.budget import Masks
 
 
 class Uniform(OneMask):

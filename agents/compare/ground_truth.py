@@ -1,4 +1,4 @@
-"""How a found mask stands against the truth, where a table knows it."""
+"""How a found mask stands among all that keep its budget, where a table knows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from das_gym.agents.compare.oracle import is_tabular, make_scored
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """A mask among all that keep the budget.
 
     Attributes:
@@ -27,7 +27,7 @@ class Truth:
     best_reward: float
 
 
-def against_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> Truth | None:
+def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> GroundTruth | None:
     """Where a mask stands, by the environment's own reward, price of MACs included.
 
     Args:
@@ -41,10 +41,13 @@ def against_truth(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int
     if not is_tabular(env_id):
         return None
     env = make_scored(env_id, {}, env_kwargs)
-    scored = env.scorer.score(env.table.masks, np.random.default_rng(0))
-    kept, row = scored.info["feasible"], int(env.table.index(np.array(mask)))
-    if not kept[row]:
+    table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
+    if not scorer.budget.keeps(chosen[None])[0]:
         return None
-    rewards, reward = scored.rewards[kept], float(scored.rewards[row])
-    best = float(rewards.max())
-    return Truth(1 + int((rewards > reward).sum()), len(rewards), best - reward, best)
+    competing = scorer.budget.keeps(table.masks)
+    return GroundTruth(
+        rank=int(table.rank(chosen, scorer.objective, scorer.split)),
+        masks=int(competing.sum()),
+        regret=float(table.regret(chosen, scorer.objective, scorer.split)),
+        best_reward=float(table.values(scorer.objective, scorer.split)[competing].max()),
+    )

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
-from das_gym.agents.compare.oracle import TableArena
-from das_gym.agents.compare.results import TOLERANCE, Standing, compare, quantile
+from das_gym.agents.compare.oracle import TableOracle
+from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
 from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
 from das_gym.agents.listing import first_line
 
@@ -50,18 +50,18 @@ def find_tables(folder: Path | None) -> dict[str, Path]:
     return tables
 
 
-def section(arena: TableArena, standings: Sequence[Standing]) -> str:
+def section(oracle: TableOracle, results: Sequence[AgentResult]) -> str:
     """One table of results, the agent with the lowest mean regret first."""
-    meta = arena.table.meta
-    best, test = arena.table.masks, arena.table.values("metric", "test")
-    allowed = arena.space.contains(best)
+    meta = oracle.table.meta
+    best, test = oracle.table.masks, oracle.table.values("metric", "test")
+    allowed = oracle.space.contains(best)
     head = ["agent", *(f"regret at {count}" for count in checkpoints(EVALUATIONS))]
     head += ["rank", "found", "needed", "used", f"test {meta.metric_name}"]
-    rows = [[standing.agent, *cells(standing)] for standing in sorted(standings, key=Standing.mean_regret)]
+    rows = [[result.agent, *cells(result)] for result in sorted(results, key=AgentResult.mean_regret)]
     lines = [
-        f"### {meta.env_id}, {describe_budget(arena)}",
+        f"### {meta.env_id}, {describe_budget(oracle)}",
         "",
-        f"Best reward {arena.best_reward:.4f}; test {meta.metric_name} of the median allowed mask "
+        f"Best reward {oracle.best_reward:.4f}; test {meta.metric_name} of the median allowed mask "
         f"{np.median(test[allowed]):.4f}, of the best {test[allowed].max():.4f}, of the unskipped model {test[0]:.4f}.",
         "",
         "| " + " | ".join(head) + " |",
@@ -71,7 +71,7 @@ def section(arena: TableArena, standings: Sequence[Standing]) -> str:
     return "\n".join(lines)
 
 
-def verdict(standings: Mapping[str, Sequence[Standing]]) -> str:
+def verdict(results: Mapping[str, Sequence[AgentResult]]) -> str:
     """How our agent does against what it must reach, a line for every table."""
     head = (
         "table",
@@ -83,8 +83,8 @@ def verdict(standings: Mapping[str, Sequence[Standing]]) -> str:
         "fewest needed besides",
     )
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for name, all_agents in standings.items():
-        by_name = {standing.agent: standing for standing in all_agents}
+    for name, all_agents in results.items():
+        by_name = {result.agent: result for result in all_agents}
         ours, baseline = by_name[OURS], by_name[BASELINE]
         needed = [float(quantile(ours.needed(), percent)) for percent in (50, 90)]
         others = {s.agent: float(quantile(s.needed(), 50)) for s in all_agents if s.agent != OURS}
@@ -111,7 +111,7 @@ Which agent finds the best mask, and after how many evaluations? Written by
     python -m agents leaderboard --seeds {seeds}
 
 on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same numbers.
-Add an agent: one file in `agents/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
+Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
 `python -m agents compare with meter_vqa` plays on one table and draws a picture.
 
 - {seeds} seeds, {EVALUATIONS} evaluations each, 3 masks a turn. Agents see rewards, exp(-loss), of the reward split alone.
@@ -129,7 +129,7 @@ Add an agent: one file in `agents/`, one line in `das_gym.agents.ask_tell.base.A
 
 ## Ours against what it must reach
 
-`{OURS}` (`agents/bayes.py` says how) is to find the best mask, or one {found}, in at
+`{OURS}` (`agents/ask_tell/bayes.py` says how) is to find the best mask, or one {found}, in at
 least {100 * MIN_FOUND:.0f} % of the seeds, with a median regret at {HALFWAY} evaluations of at most {MAX_REGRET:g} of
 random search's.
 
@@ -154,15 +154,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"--seeds {options.seeds}: give 1 or more" if tables else f"no tables in {options.tables or 'the assets'}"
         print(f"{what}; `python -m agents table with meter_vqa` makes a table", file=sys.stderr)
         return 1
-    sections, standings = [], {}
+    sections, results = [], {}
     with progress(len(tables) * len(BUDGETS) * len(COMPARED), "playing", unit="agent") as bar:
         for budget in BUDGETS:
             for env_id, path in tables.items():
-                arena = TableArena(env_id, budget, {"table": str(path)})
-                found = compare(arena, COMPARED, range(options.seeds), EVALUATIONS, on_agent=lambda agent: bar.update())
-                sections.append(section(arena, found))
-                standings[f"{arena.table.meta.env_id}, {describe_budget(arena)}"] = found
-    write_text(options.out, document(sections, verdict(standings), options.seeds))
+                oracle = TableOracle(env_id, budget, {"table": str(path)})
+                found = compare(oracle, COMPARED, range(options.seeds), EVALUATIONS, on_agent=lambda agent: bar.update())
+                sections.append(section(oracle, found))
+                results[f"{oracle.table.meta.env_id}, {describe_budget(oracle)}"] = found
+    write_text(options.out, document(sections, verdict(results), options.seeds))
     print(f"{len(tables)} tables, {len(BUDGETS)} budgets, {options.seeds} seeds: {options.out}")
     missing = [entry.short for entry in ENVIRONMENTS.values() if entry.tabular_id not in tables]
     if missing:

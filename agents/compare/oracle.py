@@ -1,9 +1,10 @@
-"""Where agents are compared: a table, which knows the truth, or a live environment."""
+"""What answers the agents that are compared: a table, which knows the ground truth, or a live environment."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -12,11 +13,12 @@ import numpy.typing as npt
 from das_gym.agents.searching.environment import observed_statistics
 
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.problem.mask_space import Floats, Masks, MaskSpace
+from das_gym.problem.budget import Budget, Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS
 
 
-class Arena(ABC):
+class Oracle(ABC):
     """Rewards on the reward split, and what agents may not see: scores on the test split.
 
     Attributes:
@@ -47,7 +49,7 @@ class Arena(ABC):
         return None
 
 
-class TableArena(Arena):
+class TableOracle(Oracle):
     """An exhaustive table.
 
     Args:
@@ -60,27 +62,27 @@ class TableArena(Arena):
         self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
         env = make_scored(env_id, budget, self.env_kwargs)
         self.table = env.table
-        self.space = MaskSpace(self.table.n_layers, **budget, savings=env.scorer.macs.saved)
+        self.space = MaskSpace(env.scorer.budget)
         self.statistics = observed_statistics(env, env.reset()[0])
-        env = make_scored(env_id, {"skip_num": None}, self.env_kwargs)
-        self._rewards = env.scorer.score(self.table.masks, np.random.default_rng(0)).rewards
-        self._allowed = np.sort(self._rewards[self.space.contains(self.table.masks)])
-        self.best_reward = float(self._allowed[-1])
+        self._objective, self._split = env.scorer.objective, env.scorer.split
+        anywhere = replace(self._objective, budget=Budget(self.table.n_layers))
+        self._rewards = self.table.values(anywhere, self._split)
+        self.best_reward = float(self._rewards[self.space.contains(self.table.masks)].max())
 
     def rewards(self, masks: Masks) -> Floats:
-        """As `Arena.rewards`."""
+        """As `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """As `Arena.test_metrics`."""
+        """As `Oracle.test_metrics`."""
         return self.table.values("metric", "test")[self.table.index(masks)]
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
-        """As `Arena.ranks`."""
-        return 1 + len(self._allowed) - np.searchsorted(self._allowed, rewards, side="right")
+        """As `Oracle.ranks`."""
+        return self.table.rank_of_values(rewards, self._objective, self._split)
 
 
-class LiveArena(Arena):
+class LiveOracle(Oracle):
     """An environment with its model; it remembers scores, so that a mask costs time once however many agents ask for it.
 
     Args:
@@ -98,17 +100,17 @@ class LiveArena(Arena):
         if changing != "fixed":
             raise ValueError(f"reward_batches={changing!r} gives a mask now this reward, now that; compare with 'fixed'")
         env = make_scored(env_id, budget, self.env_kwargs)
-        self.space = MaskSpace(env.n_layers, **budget, savings=env.scorer.macs.saved)
+        self.space = MaskSpace(env.scorer.budget)
         self.statistics = observed_statistics(env, env.reset()[0])
         self._scorer = make_scored(env_id, {"skip_num": None}, self.env_kwargs).scorer
         self._rng = np.random.default_rng(0)
 
     def rewards(self, masks: Masks) -> Floats:
-        """As `Arena.rewards`."""
+        """As `Oracle.rewards`."""
         return self._scorer.score(masks, self._rng).rewards
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """As `Arena.test_metrics`."""
+        """As `Oracle.test_metrics`."""
         problem = self._scorer.problem
         return problem.evaluator.evaluate(masks, problem.splits.test).metrics
 
@@ -125,9 +127,9 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
     return env
 
 
-def make_arena(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> Arena:
-    """The arena of an environment: of its table where the id is a tabular one."""
-    return (TableArena if is_tabular(env_id) else LiveArena)(env_id, budget, env_kwargs)
+def make_oracle(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
+    """The oracle of an environment: of its table where the id is a tabular one."""
+    return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget, env_kwargs)
 
 
 def is_tabular(env_id: str) -> bool:

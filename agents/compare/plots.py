@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from das_gym.agents.compare.results import QUARTILES, Standing, quantile
+from das_gym.agents.compare.results import QUARTILES, AgentResult, quantile
 
 from das_gym.files import replacing
-from das_gym.problem.mask_space import Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 
 _KEPT = "0.7"
 
@@ -62,33 +62,33 @@ def _spread(heights: Floats, low: float, high: float) -> Floats:
     return placed
 
 
-def plot_comparison(path: str | os.PathLike[str], standings: Sequence[Standing], title: str = "") -> None:
+def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult], title: str = "") -> None:
     """A PNG of regret and, where it is known, rank against evaluations: median of each agent, and its quartiles as a band.
 
     Args:
         path: Where the PNG goes.
-        standings: One an agent.
+        results: One an agent.
         title: Title of the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = ["regret"] if standings[0].rank is None else ["regret", "rank"]
+    panels = ["regret"] if results[0].rank is None else ["regret", "rank"]
     figure = Figure(figsize=(6.0 * len(panels) + 1.5, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for index, standing in enumerate(standings):
-            values = getattr(standing, panel)
+        for index, result in enumerate(results):
+            values = getattr(result, panel)
             low, median, high = (_drawn(quantile(values, percent)) for percent in QUARTILES)
             evaluations = np.arange(1, values.shape[1] + 1)
-            (line,) = axes.plot(evaluations, median, label=standing.agent, color=f"C{index % 10}", linewidth=2.0)
+            (line,) = axes.plot(evaluations, median, label=result.agent, color=f"C{index % 10}", linewidth=2.0)
             axes.fill_between(evaluations, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
         if panel == "regret":
-            every = np.concatenate([standing.regret.ravel() for standing in standings])
+            every = np.concatenate([result.regret.ravel() for result in results])
             positive = every[(every > 0) & np.isfinite(every)]
             axes.set_yscale("symlog", linthresh=float(positive.min()) if len(positive) else 1.0, linscale=0.3)
             axes.set_ylim(bottom=0.0)
-        elif any(np.isfinite(getattr(standing, panel)).any() for standing in standings):  # nothing has no logarithm
+        elif any(np.isfinite(getattr(result, panel)).any() for result in results):  # nothing has no logarithm
             axes.set_yscale("log")
         axes.set_xlabel("evaluations")
         axes.set_ylabel({"regret": "regret of the answer (reward split)", "rank": "rank of the answer, 1 = best"}[panel])

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.compare.oracle import Arena
-from das_gym.agents.compare.traces import Played, play, try_out
+from das_gym.agents.compare.oracle import Oracle
+from das_gym.agents.compare.traces import Trace, check_agent, trace_agent
 
-from das_gym.problem.mask_space import Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 
 TOLERANCE = 0.001
 """A mask within this share of the best mask's reward counts as found."""
@@ -20,13 +20,13 @@ QUARTILES = (25, 50, 75)
 
 
 @dataclass(frozen=True, eq=False)
-class Standing:
+class AgentResult:
     """How well an agent did.
 
     Attributes:
         agent: Its name.
         regret: (seeds, evaluations) the best mask's reward minus its answer's; inf while it has no answer.
-        rank: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None where the truth is not known.
+        rank: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None where the ground truth is not known.
         found: (seeds, evaluations) bool: the regret is within `TOLERANCE` of the best reward.
         evaluations: (seeds,) how many it used.
         answers: (seeds, n_layers) its final answers.
@@ -85,58 +85,58 @@ def quantile(values: npt.NDArray[Any], percent: float) -> npt.NDArray[Any]:
     return np.percentile(values, percent, axis=0, method="inverted_cdf")
 
 
-def judge(arena: Arena, played: Sequence[Played]) -> list[Standing]:
-    """Regrets, ranks and test scores; where the truth is not known, the best answer of all stands for it."""
-    best = arena.best_reward
+def agent_results(oracle: Oracle, traces: Sequence[Trace]) -> list[AgentResult]:
+    """Regrets, ranks and test scores; where the ground truth is not known, the best answer of all stands for it."""
+    best = oracle.best_reward
     if best is None:
-        best = max(float(each.rewards.max()) for each in played)
+        best = max(float(each.rewards.max()) for each in traces)
         best = best if np.isfinite(best) else 0.0  # nobody ever had an answer
-    standings = []
-    for each in played:
+    results = []
+    for each in traces:
         regret = np.maximum(best - each.rewards, 0.0)
-        known = arena.ranks(each.rewards)
+        known = oracle.ranks(each.rewards)
         ranks = None if known is None else np.where(np.isfinite(each.rewards), known, np.inf)
         found = regret <= TOLERANCE * abs(best)
-        tests = np.where(np.isfinite(each.rewards[:, -1]), arena.test_metrics(each.answers), np.nan)
-        standings.append(
-            Standing(each.agent, regret, ranks, found, each.evaluations, each.answers, each.rewards[:, -1], tests)
+        tests = np.where(np.isfinite(each.rewards[:, -1]), oracle.test_metrics(each.answers), np.nan)
+        results.append(
+            AgentResult(each.agent, regret, ranks, found, each.evaluations, each.answers, each.rewards[:, -1], tests)
         )
-    return standings
+    return results
 
 
 def compare(
-    arena: Arena,
+    oracle: Oracle,
     agents: Sequence[str],
     seeds: Sequence[int] = range(50),
     evaluations: int = 120,
     masks_per_turn: int = 3,
     agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
     on_agent: Callable[[str], Any] | None = None,
-) -> list[Standing]:
+) -> list[AgentResult]:
     """Compare agents.
 
     Args:
-        arena: Where.
-        agents: Their names, those of Stable-Baselines3's algorithms among them; see `das_gym.agents.compare.traces.play`.
+        oracle: Answers what masks are worth.
+        agents: Their names, those of Stable-Baselines3's algorithms among them; see `trace_agent`.
         seeds: Each searches once a seed, and draws as it would in `das_gym.agents.searching.loop.search` with that seed.
         evaluations: Budget of a search.
         masks_per_turn: Masks between two answers.
-        agent_kwargs: Hyper-parameters by agent; `das_gym.agents.searching.loop.SEARCH_DEFAULTS` are filled in.
+        agent_kwargs: Hyperparameters by agent; `das_gym.agents.searching.loop.SEARCH_DEFAULTS` are filled in.
         on_agent: Called with the name of each agent when it is done.
 
     Returns:
-        One standing an agent, in the order of `agents`.
+        One result an agent, in the order of `agents`.
 
     Raises:
-        ValueError: no such agent, or a hyper-parameter that it refuses, which is found before any agent plays; masks that
+        ValueError: no such agent, or a hyperparameter that it refuses, which is found before any agent searches; masks that
             an agent should not have asked for.
     """
     settings = {agent: (agent_kwargs or {}).get(agent, {}) for agent in agents}
     for agent in agents:
-        try_out(arena, agent, settings[agent], masks_per_turn)
-    played = []
+        check_agent(oracle, agent, settings[agent], masks_per_turn)
+    traces = []
     for agent in agents:
-        played.append(play(arena, agent, seeds, evaluations, masks_per_turn, settings[agent]))
+        traces.append(trace_agent(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]))
         if on_agent is not None:
             on_agent(agent)
-    return judge(arena, played)
+    return agent_results(oracle, traces)

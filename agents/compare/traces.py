@@ -1,4 +1,4 @@
-"""One agent on an arena: a search for every seed, and what its answer was worth after each evaluation."""
+"""One agent asking an oracle: a search for every seed, and what its answer was worth after each evaluation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from das_gym.agents.ask_tell.asking import answer, ask
 from das_gym.agents.ask_tell.base import AGENTS, Agent, agent_class, make_agent
-from das_gym.agents.compare.oracle import Arena
+from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.searching.loop import SEARCH_DEFAULTS, agent_generator
 
 from das_gym.config import check_names
-from das_gym.problem.mask_space import Floats, Masks
+from das_gym.problem.budget import Floats, Masks
 
 NO_ANSWER = -np.inf
 """The reward of the answer of an agent that has none yet."""
 
 
 @dataclass(frozen=True, eq=False)
-class Played:
+class Trace:
     """What one agent did over all seeds.
 
     Attributes:
@@ -39,76 +39,76 @@ class Played:
     evaluations: npt.NDArray[np.int64]
 
 
-def play(
-    arena: Arena, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> Played:
+def trace_agent(
+    oracle: Oracle, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> Trace:
     """Let an agent search once a seed; one that draws nothing at random searches once for all.
 
     Args:
-        arena: Where.
+        oracle: Answers what masks are worth.
         agent: A key of `AGENTS` or of `ALGORITHMS`, or "module:class" of either kind.
         seeds: Of the searches.
         evaluations: Budget of a search.
         masks_per_turn: Masks between two answers.
-        agent_kwargs: Hyper-parameters; `SEARCH_DEFAULTS` are filled in.
+        agent_kwargs: Hyperparameters; `SEARCH_DEFAULTS` are filled in.
 
     Raises:
-        ValueError: no such agent, a hyper-parameter that it refuses, or masks that it should not have asked for.
+        ValueError: no such agent, a hyperparameter that it refuses, or masks that it should not have asked for.
     """
     play_once = _train_once if is_algorithm(agent) else _search_once
     different = seeds if is_algorithm(agent) or agent_class(agent).draws else seeds[:1]
-    runs = [play_once(arena, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
+    runs = [play_once(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
     runs = runs if len(runs) == len(seeds) else runs * len(seeds)
     answers, rewards, used = zip(*runs, strict=True)
-    return Played(agent, np.array(answers), np.array(rewards), np.array(used))
+    return Trace(agent, np.array(answers), np.array(rewards), np.array(used))
 
 
-def try_out(arena: Arena, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:
-    """Make an agent and throw it away, so that a wrong name or hyper-parameter is found before anyone plays.
+def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:
+    """Make an agent and throw it away, so that a wrong name or hyperparameter is found before any searches.
 
     An algorithm of Stable-Baselines3 is made by a search of one mask.
 
     Raises:
-        ValueError: what `play` would.
+        ValueError: what `trace_agent` would.
     """
     if is_algorithm(agent):
-        _train_once(arena, agent, 0, 1, masks_per_turn, agent_kwargs)
+        _train_once(oracle, agent, 0, 1, masks_per_turn, agent_kwargs)
         return
     if ":" not in agent:
         check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
-    _make(arena, agent, 0, agent_kwargs)
+    _make(oracle, agent, 0, agent_kwargs)
 
 
-def _make(arena: Arena, name: str, seed: int, agent_kwargs: Mapping[str, Any]) -> Agent:
+def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any]) -> Agent:
     settings = {**SEARCH_DEFAULTS.get(name, {}), **agent_kwargs}
-    agent = make_agent(name, arena.space, agent_generator(seed), settings, arena.statistics)
+    agent = make_agent(name, oracle.space, agent_generator(seed), settings, oracle.statistics)
     if agent.examples_share != 1.0:
         raise ValueError(f"agent {name!r} is told to begin on fewer examples; comparisons score all: leave stages out")
     return agent
 
 
 def _search_once(
-    arena: Arena, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+    oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> tuple[Masks, Floats, int]:
     """Its answer, (evaluations,) rewards of its answers on the way, and how many evaluations it used."""
-    agent = _make(arena, name, seed, agent_kwargs)
+    agent = _make(oracle, name, seed, agent_kwargs)
     curve = np.full(evaluations, NO_ANSWER)
     used = 0
     while used < evaluations:
         masks = ask(agent, name, min(masks_per_turn, evaluations - used))
         if len(masks) == 0:
             break
-        agent.tell(masks, arena.rewards(masks))
+        agent.tell(masks, oracle.rewards(masks))
         used += len(masks)
-        curve[used - 1 :] = arena.rewards(answer(agent, name)[None])[0]
+        curve[used - 1 :] = oracle.rewards(answer(agent, name)[None])[0]
     final = answer(agent, name)
     if used == 0:  # the budget leaves one mask, and the agent knows
-        curve[:] = arena.rewards(final[None])[0]
+        curve[:] = oracle.rewards(final[None])[0]
     return final, curve, used
 
 
 def _train_once(
-    arena: Arena, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+    oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> tuple[Masks, Floats, int]:
     """As `_search_once`, with an algorithm of Stable-Baselines3 on `masks_per_turn` environments side by side.
 
@@ -116,13 +116,13 @@ def _train_once(
     """
     from das_gym.agents.sb3.train import train_sb3
 
-    space = arena.space
+    space = oracle.space
     result = train_sb3(
         name,
-        algo=agent_kwargs,
+        hyperparameters=agent_kwargs,
         n_envs=masks_per_turn,
-        env_id=arena.env_id,
-        env_kwargs=dict(arena.env_kwargs),
+        env_id=oracle.env_id,
+        env_kwargs=dict(oracle.env_kwargs),
         skip_num=space.skip_num,
         macs_saved=space.macs_saved,
         seed=seed,
@@ -131,10 +131,10 @@ def _train_once(
     curve = np.full(evaluations, NO_ANSWER)
     used = 0
     for turn in result.history:
-        reward = arena.rewards(np.array(turn.masks, dtype=bool)).max()
+        reward = oracle.rewards(np.array(turn.masks, dtype=bool)).max()
         used += len(turn.masks)
         curve[used - 1 :] = max(reward, curve[used - 1])
     final = np.array(result.mask, dtype=bool)
     if space.contains(final[None])[0]:  # a policy that never kept the budget has no answer
-        curve[max(used, 1) - 1 :] = arena.rewards(final[None])[0]
+        curve[max(used, 1) - 1 :] = oracle.rewards(final[None])[0]
     return final, curve, used

@@ -2,7 +2,7 @@
 
 SB3's own defaults are for millions of steps: PPO's 2,048 steps a rollout would end a search of 500 masks before its first
 update. The settings here update every 32 to 64 steps, do not discount (a mask is rewarded at its end alone) and keep
-networks small. Any of them is changed by name, `algo.learning_rate=...`.
+networks small. Any of them is changed by name, `hyperparameters.learning_rate=...`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
 OURS = ("self", "env", "seed", "verbose", "tensorboard_log", "monitor_wrapper", "_init_setup_model")
-"""Arguments of SB3's constructors that are no hyper-parameters: a search sets them itself."""
+"""Arguments of SB3's constructors that are no hyperparameters: a search sets them itself."""
 
 NET: dict[str, Any] = {"net_arch": [64]}
 ON_POLICY: dict[str, Any] = {"gamma": 1.0, "gae_lambda": 1.0, "policy_kwargs": NET}
@@ -192,7 +192,7 @@ def choose_action(known: Algorithm, action: str | None) -> tuple[str, ...]:
     return (action,)
 
 
-def hyper_parameters(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
+def with_defaults(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[str, Any], n_envs: int) -> dict[str, Any]:
     """All that the constructor gets: the defaults of a search, and over them what is given; plain values.
 
     Args:
@@ -216,6 +216,10 @@ def hyper_parameters(cls: type[BaseAlgorithm], known: Algorithm, given: Mapping[
     return {name: value for name, value in values.items() if name in names}
 
 
+class ActionSpaceError(ValueError):
+    """An algorithm does not take an action space."""
+
+
 def make_model(
     cls: type[BaseAlgorithm], settings: Mapping[str, Any], env: VecEnv, seed: int, own: Mapping[str, Any] | None = None
 ) -> BaseAlgorithm:
@@ -223,13 +227,14 @@ def make_model(
 
     Args:
         cls: Its class.
-        settings: What `hyper_parameters` gives. `action_noise` may be a number: the standard deviation of normal noise.
+        settings: What `with_defaults` gives. `action_noise` may be a number: the standard deviation of normal noise.
         env: Where it trains.
         seed: Of everything that it draws.
         own: More arguments of the constructor, which no file holds.
 
     Raises:
-        ValueError: the algorithm refuses its settings, or this action space.
+        ActionSpaceError: the algorithm does not take this action space.
+        ValueError: it refuses its settings.
     """
     from stable_baselines3.common.noise import NormalActionNoise
 
@@ -242,7 +247,9 @@ def make_model(
     try:
         return cls(env=env, seed=seed, **{**values, **(own or {})})
     except (AssertionError, TypeError, ValueError) as error:
-        raise ValueError(f"{cls.__name__} cannot be made with {dict(settings)} on {env.action_space}: {error}") from error
+        about_space = isinstance(error, AssertionError) and "action space" in str(error)  # as SB3's base class says it
+        refusal = ActionSpaceError if about_space else ValueError
+        raise refusal(f"{cls.__name__} cannot be made with {dict(settings)} on {env.action_space}: {error}") from error
 
 
 def _default_policy(aliases: Iterable[str]) -> str:
@@ -252,7 +259,7 @@ def _default_policy(aliases: Iterable[str]) -> str:
 
 
 def _setting_names(cls: type[BaseAlgorithm]) -> list[str]:
-    """Names of the hyper-parameters of a class; what it passes on to its parents by ** is looked for there."""
+    """Names of the hyperparameters of a class; what it passes on to its parents by ** is looked for there."""
     names: list[str] = []
     for parent in cls.__mro__:
         if "__init__" not in vars(parent):

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.agents.ask_tell.base import check_number
-from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, hyper_parameters
+from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, with_defaults
 from das_gym.agents.searching.loop import SearchConfig
 
 SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 500, "checkpoint_every": 25}
 """Where a search with an algorithm of SB3 differs from other searches unless it is told otherwise."""
 
-BY_SB3S_NAMES = {"agent": "algorithm", "agent_kwargs": "algo", "masks_per_turn": "n_envs"}
+BY_SB3S_NAMES = {"agent": "algorithm", "agent_kwargs": "hyperparameters", "masks_per_turn": "n_envs"}
 """Fields of `SB3Config` that `train_sb3` takes under the names that users of SB3 know."""
 
 
@@ -23,7 +23,7 @@ class SB3Config(SearchConfig):
     """What to search, with which algorithm, for how long.
 
     The fields of `SearchConfig`, where `agent` is a key of `das_gym.agents.sb3.algorithms.ALGORITHMS` or "module:class",
-    `agent_kwargs` are its hyper-parameters (`algo` of `train_sb3` and the command), and `masks_per_turn` environments
+    `agent_kwargs` are its hyperparameters (so `train_sb3` and the command call them), and `masks_per_turn` environments
     (`n_envs`) run side by side: what one engine call scores. `skip_num=None` without `macs_saved` allows any number of
     layers.
 
@@ -40,14 +40,14 @@ class SB3Config(SearchConfig):
     start_from: str | None = None
 
     def check_algorithm(self) -> None:
-        """Refuse an algorithm that is not there, an action space it does not take, a hyper-parameter it does not have.
+        """Refuse an algorithm that is not there, an action space it does not take, a hyperparameter it does not have.
 
         Raises:
             ValueError: names what there is.
         """
         cls, known = find_algorithm(self.agent)
         choose_action(known, self.action)
-        hyper_parameters(cls, known, self.agent_kwargs, self.masks_per_turn)
+        with_defaults(cls, known, self.agent_kwargs, self.masks_per_turn)
 
     def _check_agent(self) -> None:
         if "action" in self.env_kwargs:
@@ -69,28 +69,34 @@ def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:
 
 
 def sb3_config(
-    fields: Mapping[str, Any], algo: Mapping[str, Any], n_envs: int | None, action: str | None, start_from: str | None
+    fields: Mapping[str, Any],
+    hyperparameters: Mapping[str, Any],
+    n_envs: int | None,
+    action: str | None,
+    start_from: str | None,
 ) -> SB3Config:
     """The settings of a search from those of `python -m agents`, checked.
 
     Args:
         fields: Those of `SearchConfig`.
-        algo: More hyper-parameters, beside `agent_kwargs`.
+        hyperparameters: More hyperparameters, beside `agent_kwargs`.
         n_envs: `masks_per_turn` by SB3's name; None leaves that.
         action: As in `SB3Config`.
         start_from: As in `SB3Config`.
 
     Raises:
-        ValueError: a hyper-parameter that is given twice, or what `SB3Config` refuses.
+        ValueError: a hyperparameter that is given twice, or what `SB3Config` refuses.
     """
     agent_kwargs = fields["agent_kwargs"]
-    for name in agent_kwargs.keys() & algo.keys():
-        given_twice = f"algo.{name}={algo[name]} is given, and agent_kwargs.{name}={agent_kwargs[name]} too"
-        raise ValueError(f"{given_twice}; give one of them")
+    for name in agent_kwargs.keys() & hyperparameters.keys():
+        raise ValueError(
+            f"hyperparameters.{name}={hyperparameters[name]} is given, and agent_kwargs.{name}={agent_kwargs[name]} too; "
+            "give one of them"
+        )
     if n_envs is not None:
         check_number("n_envs", n_envs, minimum=1, whole=True)
     turn = fields["masks_per_turn"] if n_envs is None else n_envs
-    given = {**fields, "agent_kwargs": {**agent_kwargs, **algo}, "masks_per_turn": turn}
+    given = {**fields, "agent_kwargs": {**agent_kwargs, **hyperparameters}, "masks_per_turn": turn}
     start_from = None if start_from is None else str(Path(start_from).expanduser().absolute())
     config = SB3Config(**given, action=action, start_from=start_from)
     config.check_algorithm()

@@ -2,7 +2,7 @@
 
     python -m agents with meter_vqa ppo                              PPO, 4 of METER's layers, 500 masks
     python -m agents with meter_vqa_table maskable_ppo n_envs=8      on the table, eight environments side by side
-    python -m agents with sac macs_saved=0.12 algo.learning_rate=3e-4
+    python -m agents with sac macs_saved=0.12 hyperparameters.learning_rate=3e-4
     python -m agents with agent=sb3_contrib:CrossQ                   any class of SB3's kind
     python -m agents with ppo start_from=runs/3                      train further what run 3 kept
     python -m agents with resume=4                                   go on with run 4, which was stopped: see agents/sb3.py
@@ -66,7 +66,7 @@ def search_with_sb3(
     trained = train_sb3(
         config.agent,
         folder,
-        algo=config.agent_kwargs,
+        hyperparameters=config.agent_kwargs,
         n_envs=config.masks_per_turn,
         on_turn=on_turn,
         writers=(HumanOutputFormat(sys.stdout), SacredWriter(run)),

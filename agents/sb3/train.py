@@ -3,7 +3,7 @@
     from das_gym.agents.sb3.train import train_sb3
 
     trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", skip_num=4, evaluations=500)
-    trained = train_sb3(MyAlgorithm, action="sequence", algo={"learning_rate": 1e-3})     # a class of one's own
+    trained = train_sb3(MyAlgorithm, action="sequence", hyperparameters={"learning_rate": 1e-3})     # a class of one's own
 
 What is kept in a run folder: `agent.zip`, which SB3's own `load` and our `load_sb3` read; `sb3.json`, which says whose it
 is; the record of the search, as every other agent leaves it; TensorBoard's files, where it is installed.
@@ -28,7 +28,14 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import check_number
-from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, hyper_parameters, make_model, reads_masks
+from das_gym.agents.sb3.algorithms import (
+    ActionSpaceError,
+    choose_action,
+    find_algorithm,
+    make_model,
+    reads_masks,
+    with_defaults,
+)
 from das_gym.agents.sb3.checkpoint import Checkpoint
 from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config, with_action
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
@@ -77,7 +84,7 @@ def train_sb3(
     algorithm: str | type[BaseAlgorithm],
     folder: str | os.PathLike[str] | None = None,
     *,
-    algo: Mapping[str, Any] | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
     n_envs: int = SB3Config.masks_per_turn,
     own: Mapping[str, Any] | None = None,
     on_turn: OnTurn | None = None,
@@ -90,7 +97,7 @@ def train_sb3(
     Args:
         algorithm: A key of `das_gym.agents.sb3.algorithms.ALGORITHMS`, "module:class", or a subclass of SB3's BaseAlgorithm.
         folder: Where everything is kept; None keeps nothing.
-        algo: Its hyper-parameters by name, JSON-able.
+        hyperparameters: Its hyperparameters by name, JSON-able.
         n_envs: Environments side by side, whose masks are scored in one engine call.
         own: More arguments of the algorithm's constructor, of any type; no record holds them.
         on_turn: Called after every step that scored masks, with them and the layer names.
@@ -104,11 +111,11 @@ def train_sb3(
     cls, known = find_algorithm(algorithm)
     check_number("n_envs", n_envs, minimum=1, whole=True)
     check_names(settings, SETTINGS)
-    given = {"agent": known.name, "agent_kwargs": dict(algo or {}), "masks_per_turn": n_envs}
+    given = {"agent": known.name, "agent_kwargs": dict(hyperparameters or {}), "masks_per_turn": n_envs}
     config = build(SB3Config, {**given, **settings})
     place = None if folder is None else Path(folder)
     before = Checkpoint.load(place, config) if resume and place is not None else Checkpoint()
-    parameters = hyper_parameters(cls, known, config.agent_kwargs, n_envs)
+    parameters = with_defaults(cls, known, config.agent_kwargs, n_envs)
     model, recorder, action = _make(config, cls, parameters, choose_action(known, config.action), before, own)
     try:
         source = place if before.turns else config.start_from
@@ -145,9 +152,12 @@ def _make(
         recorder = Recorder(env, config.evaluations, reads_masks(cls), before.turns, before.env)
         try:
             model = make_model(cls, parameters, VecMonitor(SB3VecEnv(recorder)), config.seed, own)
-        except ValueError as refusal:
+        except ActionSpaceError as refusal:
             recorder.close()
             refusals.append(refusal)
+        except BaseException:
+            recorder.close()
+            raise
         else:
             return model, recorder, action
     raise refusals[0]
@@ -161,7 +171,7 @@ class _Training:
         model: With what.
         recorder: Its environments.
         action: Their action space.
-        parameters: All hyper-parameters of the model.
+        parameters: All hyperparameters of the model.
         folder: Where everything is kept, or None.
     """
 
@@ -293,7 +303,7 @@ class _Training:
             "action": self.action,
             "evaluations": self.recorder.evaluations,
             "steps": int(self.model.num_timesteps),
-            "algo": self.parameters,
+            "hyperparameters": self.parameters,
             "policy": {**policy, "skipped_layers": self._skipped(policy)},
         }
 

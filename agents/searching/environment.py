@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 import das_gym  # noqa: F401  (registers the environments)
-from das_gym.problem.mask_space import Floats
+from das_gym.problem.budget import Floats
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bool) -> gymnasium.vector.VectorEnv:

@@ -20,11 +20,12 @@ from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, 
 
 from das_gym.config import build
 from das_gym.files import read_json, write_json
-from das_gym.problem.mask_space import Masks, MaskSpace
+from das_gym.problem.budget import DEFAULT_SKIP_NUM, Budget, Masks, check_budget
+from das_gym.problem.mask_space import MaskSpace
+from das_gym.registration import DEFAULT_ENV
 from das_gym.runs import library_versions
 
 CHECKPOINT = "checkpoint.json"
-DEFAULT_SKIP_NUM = 4
 
 SEARCH_DEFAULTS: dict[str, dict[str, Any]] = {"bandit": {"learning_rate": 20.0}}
 """Agent settings that a search of a few hundred masks wants unless it is told others.
@@ -43,7 +44,7 @@ class SearchConfig:
         env_id: Id of the environment.
         env_kwargs: Its keyword arguments, JSON-able, without those that are settings of the search.
         agent: A name in `das_gym.agents.ask_tell.base.AGENTS`, or "module:class".
-        agent_kwargs: The agent's own hyper-parameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
+        agent_kwargs: The agent's own hyperparameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
         skip_num: Budget by count: how many layers to skip, at least 0. "auto" is 4, or None where `macs_saved` is given.
         macs_saved: Budget by cost: the least share of the full model's MACs to save, 0..1, such as 0.12; or None.
         seed: Seed of the agent and the environment, 0..2^32 - 1.
@@ -52,7 +53,7 @@ class SearchConfig:
         checkpoint_every: Turns between checkpoints, at least 1.
     """
 
-    env_id: str = "DAS-METER-VQA-v0"
+    env_id: str = DEFAULT_ENV
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     agent: str = "bandit"
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -90,12 +91,9 @@ class SearchConfig:
 
     def _check_budget(self) -> None:
         skip_num, macs_saved = self.skip_num, self.macs_saved
-        if isinstance(skip_num, int) and skip_num < 0:
-            raise ValueError(f"skip_num={skip_num} is not allowed; give a whole number from 0 on")
-        if macs_saved is not None and not 0 <= macs_saved <= 1:
-            raise ValueError(f"macs_saved={macs_saved} is not allowed; give a share from 0 to 1, such as 0.12 for 12 %")
-        if (skip_num is None) == (macs_saved is None) and skip_num != "auto":
-            raise ValueError(f"skip_num={skip_num}, macs_saved={macs_saved}: give one of them; the other is None")
+        check_budget(None if skip_num == "auto" else skip_num, macs_saved)
+        if skip_num is None and macs_saved is None:
+            raise ValueError("skip_num=None, macs_saved=None: give one of them; agents need to know how much to skip")
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -105,7 +103,7 @@ class SearchConfig:
         return {"skip_num": DEFAULT_SKIP_NUM if self.skip_num == "auto" else self.skip_num}
 
     def agent_settings(self) -> dict[str, Any]:
-        """The agent's hyper-parameters, defaults of a search filled in."""
+        """The agent's hyperparameters, defaults of a search filled in."""
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 
@@ -169,8 +167,8 @@ class _Loop:
         self.history: list[Turn] = []
         observation, _ = env.reset(seed=config.seed)
         self.scorer = find_scorer(self.base)
-        savings = None if self.scorer is None else self.scorer.macs.saved
-        self.space = MaskSpace(len(self.layer_names), **config.budget, savings=savings)
+        macs = None if self.scorer is None else self.scorer.macs
+        self.space = MaskSpace(Budget(len(self.layer_names), **config.budget, macs=macs))
         statistics = observed_statistics(self.base, observation[0])
         self.agent: Agent = make_agent(
             config.agent, self.space, agent_generator(config.seed), config.agent_settings(), statistics

@@ -112,7 +112,7 @@ class SearchResult:
         env_id: The environment; `gymnasium.make(env_id, **env_kwargs)` makes it again.
         env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or `macs_saved` with `skip_num` None).
         agent: The agent's name.
-        agent_kwargs: Its hyper-parameters.
+        agent_kwargs: Its hyperparameters.
         seed: Seed of agent and environment.
         masks_per_turn: Masks a turn.
         mask: The agent's answer, 0/1 a layer.

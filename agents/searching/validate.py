@@ -30,7 +30,7 @@ from das_gym.agents.searching.record import SCORES, SearchResult, best_row, keep
 
 from das_gym.config import check_names
 from das_gym.experiment import MISTAKES
-from das_gym.problem.mask_space import Masks
+from das_gym.problem.budget import Masks
 from das_gym.runs import library_versions
 
 TOLERANCE = 1e-4

@@ -1,7 +1,7 @@
 """The pyarrow tables that ViLT's and METER's users have: finds them, opens them memory-mapped, and reads their images.
 
-A data root holds the tables of one or of all tasks under the names that ViLT's scripts give them (`TABLES`). A table may be
-named itself as the data root, which is needed where the folder holds two data sets for one task.
+A data root holds the tables of one or of all tasks under the names that ViLT's scripts give them. A table may be named
+itself as the data root, which is needed where the folder holds two data sets for one task.
 """
 
 from __future__ import annotations
@@ -20,27 +20,32 @@ if TYPE_CHECKING:
     import pyarrow
     from PIL.Image import Image
 
-TABLES = {"vqa": ("vqav2",), "nlvr2": ("nlvr2",), "retrieval": ("f30k_caption_karpathy", "coco_caption_karpathy")}
-"""How the files of each task begin; then follow `_`, the split and `.arrow`."""
-
-RAW = {
-    "vqa": ("*_questions.json",),
-    "nlvr2": ("train.json", "data/train.json", "nlvr2/data/train.json", "nlvr/nlvr2/data/train.json"),
-    "retrieval": ("dataset*.json", "karpathy/dataset*.json"),
-}
-"""Files of each task's own format."""
-
 BATCH_ROWS = 1024
 
 _MAKE_AGAIN = "get or make it again (ViLT's and METER's scripts write such tables)"
 
 
-def is_arrow(data_root: str | Path, task: str) -> bool:
+@dataclass(frozen=True, slots=True)
+class TaskFiles:
+    """How the files of a task are named.
+
+    Attributes:
+        task: The task.
+        tables: How its arrow tables begin; then follow `_`, the split and `.arrow`.
+        raw: Patterns of files of its own format, from the data root on.
+    """
+
+    task: str
+    tables: tuple[str, ...]
+    raw: tuple[str, ...]
+
+
+def is_arrow(data_root: str | Path, files: TaskFiles) -> bool:
     """Whether a data root holds arrow tables of a task; if not, it is for the reader of the task's own format.
 
     Args:
         data_root: A folder, or a table.
-        task: `vqa`, `nlvr2` or `retrieval`.
+        files: How the task's files are named.
 
     Raises:
         ValueError: It holds both arrow tables and files of the task's own format.
@@ -48,11 +53,11 @@ def is_arrow(data_root: str | Path, task: str) -> bool:
     root = Path(data_root).expanduser()
     if root.suffix == ".arrow":
         return True
-    tables = [path.name for prefix in TABLES[task] for path in sorted(root.glob(f"{prefix}_*.arrow"))]
-    raw = [str(path.relative_to(root)) for pattern in RAW[task] for path in sorted(root.glob(pattern))]
+    tables = [path.name for prefix in files.tables for path in sorted(root.glob(f"{prefix}_*.arrow"))]
+    raw = [str(path.relative_to(root)) for pattern in files.raw for path in sorted(root.glob(pattern))]
     if tables and raw:
         raise ValueError(
-            f"{root} holds the data of {task} twice, as arrow tables ({tables[0]}, ...) and in its own format "
+            f"{root} holds the data of {files.task} twice, as arrow tables ({tables[0]}, ...) and in its own format "
             f"({raw[0]}, ...); name a folder with one of them, or pass data_root={root / tables[0]} for the tables"
         )
     return bool(tables)
@@ -71,7 +76,7 @@ class ArrowFolder:
     prefix: str
 
     @classmethod
-    def find(cls, data_root: str | Path, task: str) -> ArrowFolder:
+    def find(cls, data_root: str | Path, files: TaskFiles) -> ArrowFolder:
         """The tables of a task in a data root.
 
         Raises:
@@ -79,13 +84,13 @@ class ArrowFolder:
             ValueError: There are two data sets, or the data root is a table of another task.
         """
         root = Path(data_root).expanduser().absolute()
-        patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in TABLES[task])
+        patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in files.tables)
         if root.suffix == ".arrow":
-            found = [prefix for prefix in TABLES[task] if root.name.startswith(f"{prefix}_")]
+            found = [prefix for prefix in files.tables if root.name.startswith(f"{prefix}_")]
             if not found:
-                raise ValueError(f"data_root={str(data_root)!r} is no table of {task}: its name must be {patterns}")
+                raise ValueError(f"data_root={str(data_root)!r} is no table of {files.task}: its name must be {patterns}")
             return cls(root.parent, found[0])
-        found = [prefix for prefix in TABLES[task] if any(root.glob(f"{prefix}_*.arrow"))]
+        found = [prefix for prefix in files.tables if any(root.glob(f"{prefix}_*.arrow"))]
         if len(found) > 1:
             first = next(root.glob(f"{found[1]}_*.arrow"))
             raise ValueError(

@@ -9,7 +9,6 @@ those of plain forwards, to float rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,50 +20,12 @@ from das_gym.data.images import ImageSource
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.base import VLP, State
 from das_gym.models.inputs import Processor, padded_length
-from das_gym.tasks.retrieval.captions import RetrievalExample
 
 LEVELS = (1, 5, 10)
 """Recall is measured among this many of the best."""
 
 SHARED_PARTS = 4
 """Kept for each text beside its encoder output, in units of it: hidden vectors, their self-attention, keys, values."""
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """What is ranked.
-
-    Attributes:
-        images: The images.
-        texts: The texts.
-        image_of_text: (n_texts,) int64, the index of each text's image.
-    """
-
-    images: tuple[ImageSource, ...]
-    texts: tuple[str, ...]
-    image_of_text: np.ndarray
-
-
-def gallery(examples: Sequence[RetrievalExample], n_images: int | None = None) -> Gallery:
-    """The images of the examples with all of their captions, in order.
-
-    Args:
-        examples: A split.
-        n_images: Take that many images, from the first on; None takes all.
-
-    Raises:
-        ValueError: there are fewer images.
-    """
-    found = {example.image_id: example for example in examples}
-    if n_images is not None and not 1 <= n_images <= len(found):
-        raise ValueError(f"n_images={n_images}: there are {len(found)} images; use 1..{len(found)}, or None for all")
-    chosen = list(found.values())[:n_images]
-    texts = [(number, text) for number, example in enumerate(chosen) for text in example.own]
-    return Gallery(
-        tuple(example.image for example in chosen),
-        tuple(text for _, text in texts),
-        np.array([number for number, _ in texts], dtype=np.int64),
-    )
 
 
 @torch.inference_mode()
@@ -83,7 +44,7 @@ def rank(
 
     Args:
         vlp: The frozen model.
-        head: From (n, feature_size) pooled features to (n,) scores: that of `RetrievalTask`.
+        head: From (n, feature_size) pooled features to (n,) scores: that of a task with a gallery, see `Task.gallery`.
         processor: Makes the model's batches.
         images: One or more.
         texts: One or more.

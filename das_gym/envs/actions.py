@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from das_gym.config import check_names
-from das_gym.problem.rewards import Budget, LayerMacs
+from das_gym.problem.budget import Budget, LayerMacs
 
 STEPS_PER_LAYER = 4
 """A sequence is cut off after this many steps a layer: no episode of no-ops goes on for ever."""
@@ -147,10 +147,9 @@ class MaskMode(ActionMode):
 
 
 class ScoreMode(ActionMode):
-    """`Box(-1, 1, (n_layers,))`: layers are skipped from the highest score down, of equal ones the first.
+    """`Box(-1, 1, (n_layers,))`: layers are skipped from the highest score down, see `Budget.highest`.
 
-    With `skip_num=k` the k highest; with `macs_saved` as many as reach the saving, of those whose skipping saves
-    anything; without a budget those above 0. Every mask keeps its budget. An episode is one step.
+    Every mask keeps its budget. An episode is one step.
     """
 
     name = "scores"
@@ -166,19 +165,7 @@ class ScoreMode(ActionMode):
             raise ValueError(f"action of shape {array.shape}; give scores of shape {shape}: one number a layer")
         if np.isnan(array).any():
             raise ValueError(f"action {array.tolist()} holds a score that is not a number")
-        return self._whole(self.highest(array.reshape(self.rows, self.n_layers)))
-
-    def highest(self, scores: np.ndarray) -> np.ndarray:
-        """(m, n_layers) bool masks of (m, n_layers) scores."""
-        if self.budget.skip_num is None and self.budget.macs_saved is None:
-            return scores > 0
-        if self.budget.macs_saved is not None:
-            scores = np.where(self.macs.saves, scores, -np.inf)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        ranks = np.argsort(order, axis=1)
-        prefixes = ranks[:, None] < np.arange(self.n_layers + 1)[:, None]  # the 0, 1, ..., n highest of each row
-        kept = self.budget.violations(prefixes.reshape(-1, self.n_layers)).reshape(len(scores), -1) == 0
-        return prefixes[np.arange(len(scores)), kept.argmax(axis=1)]
+        return self._whole(self.budget.highest(array.reshape(self.rows, self.n_layers)))
 
 
 class SequenceMode(ActionMode):
@@ -195,7 +182,7 @@ class SequenceMode(ActionMode):
 
     def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
         super().__init__(layer_names, budget, macs, rows)
-        self.can_stop = budget.skip_num is None and budget.macs_saved is None
+        self.can_stop = budget.is_free
         self.space = spaces.Discrete(self.n_layers + self.can_stop)
         self.feature_names = (*(f"{layer}/skipped" for layer in layer_names), "macs_saved", "budget_left")
         least, most = macs.range
@@ -275,13 +262,11 @@ class SequenceMode(ActionMode):
         """(m,) bool: no more layers are to be skipped."""
         if self.can_stop:
             return self.masks.sum(axis=1) == self.n_layers
-        return self.budget.violations(self.masks) == 0
+        return self.budget.keeps(self.masks)
 
     def _choices(self) -> np.ndarray:
         """(m, n_choices) bool: actions that change anything."""
-        choices = ~self.masks & ~self._complete()[:, None]
-        if self.budget.macs_saved is not None:
-            choices &= self.macs.saves
+        choices = ~self.masks & ~self._complete()[:, None] & self.budget.serving
         return np.concatenate((choices, np.ones((self.rows, 1), dtype=bool)), axis=1) if self.can_stop else choices
 
 

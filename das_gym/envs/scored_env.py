@@ -117,7 +117,10 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Arguments and state: the model is loaded again, from the process-wide cache if it is there."""
+        """Arguments and state: the model is loaded again, from the process-wide cache if it is there.
+
+        Gymnasium's EzPickle keeps the arguments alone: generator, examples and an episode under way would begin anew.
+        """
         return {"arguments": self._arguments, "state": self.get_state(), "spec": self.spec, "last": self._last}
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:

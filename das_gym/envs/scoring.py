@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 
 from das_gym.config import check_names
+from das_gym.engine.evaluator import Scores
+from das_gym.problem.budget import Budget, LayerMacs, pick_budget
 from das_gym.problem.loading import Problem, shuffled_order
-from das_gym.problem.rewards import Budget, LayerMacs, Measured, Objective, find_reward, pick_budget
-from das_gym.problem.statistics import Measurements, check_statistics, compute_statistics, measure_activity
+from das_gym.problem.rewards import Objective, find_reward
+from das_gym.problem.statistics import StatisticInputs, check_statistics, compute_statistics, measure_activity
 
 REWARD_BATCHES = ("fixed", "cycle", "resample")
 INFO_KEYS = ("loss", "metric", "macs", "macs_saved", "n_skipped", "feasible", "evaluations")
 
 
 @dataclass(frozen=True)
-class ScoredMasks:
-    """Rewards of m masks and what `info` says of them.
+class Outcome:
+    """What m masks get from an environment: rewards, and what `info` says of their `Scores`.
 
     Attributes:
         rewards: (m,) float64.
@@ -56,11 +58,11 @@ class Scorer(ABC):
         self.position = 0
 
     @abstractmethod
-    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Measured:
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """Losses, metrics and divergences of (m, n_layers) bool masks, m >= 0, on the examples of the next step."""
 
     @abstractmethod
-    def measure_unskipped(self) -> Measured:
+    def measure_unskipped(self) -> Scores:
         """Those of the full model, alone, as `reset` tells them."""
 
     @abstractmethod
@@ -106,7 +108,7 @@ class Scorer(ABC):
         self.evaluations = state["evaluations"]
         self.position = state["position"]
 
-    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> ScoredMasks:
+    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
         """Rewards of the masks whose episodes have ended, from one call of `measure`.
 
         Args:
@@ -118,32 +120,33 @@ class Scorer(ABC):
             Their rewards and info. What is not scored has loss inf and metric 0. Where nothing is, no examples are drawn.
         """
         ended = np.ones(len(masks), dtype=bool) if ended is None else ended
-        feasible = self.budget.violations(masks) == 0
+        feasible = self.budget.keeps(masks)
         scored = feasible & ended
-        measured = Measured(np.full(len(masks), np.inf), np.zeros(len(masks)), np.full(len(masks), np.inf))
+        losses, metrics, divergences = (np.full(len(masks), value) for value in (np.inf, 0.0, np.inf))
         if scored.any():
             found = self.measure(masks[scored], rng)
-            measured.losses[scored], measured.metrics[scored] = found.losses, found.metrics
-            measured.divergences[scored] = found.divergences
-        rewards = np.where(ended, self.objective.rewards(masks, measured), 0.0)
+            losses[scored], metrics[scored] = found.losses, found.metrics
+            divergences[scored] = np.nan if found.divergences is None else found.divergences
+        scores = Scores(losses, metrics, divergences)
+        rewards = np.where(ended, self.objective.rewards(masks, scores), 0.0)
         evaluations = self.evaluations + np.cumsum(scored)
         self.evaluations = int(evaluations[-1])
-        return ScoredMasks(rewards, self._info(masks, measured, feasible, evaluations))
+        return Outcome(rewards, self._info(masks, scores, feasible, evaluations))
 
-    def unskipped(self) -> ScoredMasks:
+    def unskipped(self) -> Outcome:
         """The full model, which is what `reset` tells; not counted as an evaluation."""
         mask = np.zeros((1, self.n_layers), dtype=bool)
-        measured, feasible = self.measure_unskipped(), self.budget.violations(mask) == 0
-        return ScoredMasks(
-            self.objective.rewards(mask, measured), self._info(mask, measured, feasible, np.array([self.evaluations]))
+        scores, feasible = self.measure_unskipped(), self.budget.keeps(mask)
+        return Outcome(
+            self.objective.rewards(mask, scores), self._info(mask, scores, feasible, np.array([self.evaluations]))
         )
 
     def _info(
-        self, masks: np.ndarray, measured: Measured, feasible: np.ndarray, evaluations: np.ndarray
+        self, masks: np.ndarray, scores: Scores, feasible: np.ndarray, evaluations: np.ndarray
     ) -> dict[str, np.ndarray]:
         return {
-            "loss": measured.losses,
-            "metric": measured.metrics,
+            "loss": scores.losses,
+            "metric": scores.metrics,
             "macs": self.macs.macs(masks),
             "macs_saved": self.macs.saved(masks),
             "n_skipped": masks.sum(axis=1).astype(np.int64),
@@ -217,20 +220,17 @@ class MaskScorer(Scorer):
         if self._observation is None:
             evaluator = self.problem.evaluator
             activity = measure_activity(evaluator, self.fixed_examples)
-            measured = Measurements(evaluator, self.problem.costs, self.fixed_examples, activity)
-            self._observation = compute_statistics(self.statistics, measured).reshape(-1)
+            inputs = StatisticInputs(evaluator, self.problem.costs, self.fixed_examples, activity)
+            self._observation = compute_statistics(self.statistics, inputs).reshape(-1)
         return self._observation.copy()
 
-    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Measured:
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """As `Scorer.measure`, in one engine call."""
         return self._evaluate(masks, self.next_examples(rng))
 
-    def measure_unskipped(self) -> Measured:
+    def measure_unskipped(self) -> Scores:
         """As `Scorer.measure_unskipped`, on the fixed examples."""
         return self._evaluate(np.zeros((1, self.n_layers), dtype=bool), self.fixed_examples)
 
-    def _evaluate(self, masks: np.ndarray, examples: tuple) -> Measured:
-        asked = self.objective.reward.needs_divergences
-        scores = self.problem.evaluator.evaluate(masks, examples, divergences=asked)
-        divergences = np.full(len(masks), np.nan) if scores.divergences is None else scores.divergences
-        return Measured(scores.losses, scores.metrics, divergences)
+    def _evaluate(self, masks: np.ndarray, examples: tuple) -> Scores:
+        return self.problem.evaluator.evaluate(masks, examples, divergences=self.objective.reward.needs_divergences)

@@ -8,8 +8,10 @@ from typing import Any
 from das_gym.config import build, check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
-from das_gym.problem.loading import ProblemConfig, load_problem
-from das_gym.problem.statistics import STATISTICS, statistic_names
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_problem
+from das_gym.problem.statistics import DEFAULT_STATISTICS, statistic_names
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK
 
 
 class SkipEnv(ScoredEnv):
@@ -78,7 +80,8 @@ class SkipEnv(ScoredEnv):
         action: `mask`, `sequence` or `scores`.
         reward: Name of the reward, see `das_gym.problem.rewards.REWARDS`.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward.
-        statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None is all.
+        statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None is all
+            that das_gym brings.
         reward_examples: Examples that score a mask; None is the task's own number, 500, or 64 of retrieval's 16 pairs each.
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
             the reward split) or `resample` (drawn anew from `np_random`).
@@ -103,12 +106,12 @@ class SkipEnv(ScoredEnv):
         statistics: str | Iterable[str] | None = None,
         reward_examples: int | None = None,
         reward_batches: str = "fixed",
-        model: str = "METER",
-        task: str = "vqa",
+        model: str = DEFAULT_MODEL,
+        task: str = DEFAULT_TASK,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        statistics = statistic_names(STATISTICS if statistics is None else statistics)
+        statistics = statistic_names(DEFAULT_STATISTICS if statistics is None else statistics)
         own = {name: value for name, value in locals().items() if name not in ("self", "__class__", "settings")}
         arguments = {**own, **settings}
         check_names(settings, [*own, *ProblemConfig.__dataclass_fields__], "environment argument")

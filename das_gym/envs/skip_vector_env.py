@@ -10,7 +10,7 @@ from gymnasium.vector.utils import batch_space
 
 from das_gym.envs.actions import find_action_mode
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import ScoredMasks
+from das_gym.envs.scoring import Outcome
 from das_gym.envs.skip_env import SkipEnv
 
 
@@ -51,7 +51,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = self.template.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._last: tuple[np.ndarray, ScoredMasks] | None = None
+        self._last: tuple[np.ndarray, Outcome] | None = None
 
     @property
     def n_layers(self) -> int:

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from das_gym.config import check_names
+from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import Scorer
-from das_gym.problem.loading import ProblemConfig
-from das_gym.problem.rewards import Measured, Objective, find_reward, pick_budget
+from das_gym.problem.budget import pick_budget
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistics import statistic_names
-from das_gym.registration import MODELS, TASKS, find_environment
-from das_gym.tables.table import SCORES, SPLITS, SubnetTable
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
+from das_gym.tables.table import SCORES, SubnetTable
 
 LIVE_SETTINGS = ("reward_examples", "reward_batches", *ProblemConfig.__dataclass_fields__)
 """What only `SkipEnv` takes, `model` and `task` aside."""
@@ -52,22 +54,20 @@ class TableScorer(Scorer):
         budget = pick_budget(table.n_layers, skip_num, macs_saved, macs)
         objective = Objective(budget, find_reward(reward), macs, macs_price)
         super().__init__(table.meta.layer_names, objective, table.meta.statistics if statistics is None else statistics)
-        check_names([split], SPLITS, "split")
-        self.table = table
+        self.table, self.split, self._scores = table, split, table.wide_scores(split)
         names = [statistic.name for statistic in self.statistics]
         check_names(names, table.meta.statistics, "statistic of this table")
         columns = [table.meta.statistics.index(name) for name in names]
         self._observation = table.statistics[:, columns].reshape(-1)
-        self._scores = Measured(*(getattr(table.scores[split], name).astype(np.float64) for name in SCORES))
-        if self.objective.reward.needs_divergences and np.isnan(self._scores.divergences).any():
+        if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
             raise ValueError(f"reward={reward!r} needs divergences, which this table lacks; choose another reward")
 
-    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Measured:
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """As `Scorer.measure`; nothing is drawn."""
         del rng
         return self._rows(masks @ (1 << np.arange(self.n_layers)))
 
-    def measure_unskipped(self) -> Measured:
+    def measure_unskipped(self) -> Scores:
         """As `Scorer.measure_unskipped`."""
         return self._rows(np.zeros(1, dtype=np.int64))
 
@@ -75,9 +75,8 @@ class TableScorer(Scorer):
         """As `Scorer.observation`: what was measured on the examples of the table."""
         return self._observation.copy()
 
-    def _rows(self, rows: np.ndarray) -> Measured:
-        scores = self._scores
-        return Measured(scores.losses[rows], scores.metrics[rows], scores.divergences[rows])
+    def _rows(self, rows: np.ndarray) -> Scores:
+        return Scores(*(getattr(self._scores, name)[rows] for name in SCORES))
 
 
 class TabularEnv(ScoredEnv):
@@ -140,8 +139,8 @@ class TabularEnv(ScoredEnv):
         statistics: str | Iterable[str] | None = None,
         split: str = "reward",
         table: str | None = None,
-        model: str = "METER",
-        task: str = "vqa",
+        model: str = DEFAULT_MODEL,
+        task: str = DEFAULT_TASK,
         render_mode: str | None = None,
         **others: Any,
     ) -> None:

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from das_gym.files import write_bytes
 from das_gym.models.base import VLP
+from das_gym.registration import OLD_TASKS
 
 FORMAT = "das_gym adaptation 1"
-
-OLD_TASKS = {"f30k": "retrieval"}
-"""What files of das_gym 0.1.0 call a task, and its name now."""
 
 
 @dataclass(frozen=True)

@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 
-WARMUP = 3
+BLOCKS = 15
+"""Timed blocks of each call: they take turns, so that whatever else the machine does weighs on all calls alike."""
+
+RUNS = 4
+"""Runs in a block; torch makes two more before them that are not counted."""
+
+
+class Spread(NamedTuple):
+    """Median and quartiles of what was measured."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Spread:
+        """Those of (n,) values."""
+        low, median, high = np.percentile(values, (25, 50, 75)).tolist()
+        return cls(median, low, high)
 
 
 @torch.inference_mode()
-def measure_latency(calls: Mapping[str, Callable[[], object]], repeats: int = 30) -> dict[str, float]:
-    """Median wall-clock time of each call, in milliseconds.
-
-    The calls take turns, so that whatever else the machine does weighs on all of them alike.
+def measure_latency(
+    calls: Mapping[str, Callable[[], object]], blocks: int = BLOCKS, runs: int = RUNS
+) -> dict[str, np.ndarray]:
+    """Wall-clock time of each call by `torch.utils.benchmark`, on as many threads as torch uses.
 
     Args:
         calls: Name to a function that runs the model once.
-        repeats: Timed runs of each, after three that are not counted.
+        blocks: Timed blocks of each, at least 1; call after call, then the next block.
+        runs: Runs in a block, at least 1.
+
+    Returns:
+        Name to (blocks,) float64, milliseconds a run; entries of one index were measured one after the other.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(WARMUP + repeats):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat >= WARMUP:
-                times[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(values) for name, values in times.items()}
+    threads = torch.get_num_threads()
+    timers = {name: Timer("call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()}
+    times = [[1000 * timer.timeit(runs).mean for timer in timers.values()] for _ in range(blocks)]
+    return dict(zip(timers, np.array(times).T, strict=True))
+
+
+def speedup(of: np.ndarray, over: np.ndarray) -> Spread:
+    """How many times as fast as `over` a call is, block by block; both as `measure_latency` gives them."""
+    return Spread.of(over / of)

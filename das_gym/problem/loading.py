@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.config import check_names
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, check_model, fingerprint
 from das_gym.models.inputs import Processor
 from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
-from das_gym.registration import MODELS, TASKS, find_class, find_environment
-from das_gym.tasks.base import Task
-
-SIZES = ("mini", "base")
-
-PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
-"""Fields of `ProblemConfig` that are paths."""
+from das_gym.registration import MODELS, TASKS, find_class
+from das_gym.tasks.base import Task, check_task
 
 SHOWN_BAD_EXAMPLES = 3
 """How many of the examples left out are told of."""
@@ -39,79 +34,6 @@ COST_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
-class ProblemConfig:
-    """What to load; every field left out stands for the bundled model or data.
-
-    Attributes:
-        model: Name of the model, a key of `das_gym.registration.MODELS`.
-        task: Name of the task, a key of `das_gym.registration.TASKS`.
-        size: `mini` (bundled) or `base` (needs `checkpoint`); None follows the checkpoint.
-        checkpoint: Path of pre-trained weights: a folder of ours, or an official file.
-        supernet: Path of the supernet's adaptation file.
-        data_root: Folder in one of the task's formats.
-        tokenizer: Folder of the tokenizer, where the checkpoint's folder holds none.
-        image_size: Pixels; position embeddings are resized. None is the checkpoint's own.
-        max_text_length: Longest text in tokens, longer ones are cut; None is the model's usual one.
-        on_bad_example: `raise` at the first bad example, or `skip` it and warn.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: Of the masked part, see `Evaluator`.
-        eval_batch_size: Examples scored at a time; None chooses by how many pairs an example takes.
-        encoder_cache: Folder to keep encoder outputs in; None keeps them in memory alone.
-    """
-
-    model: str = "METER"
-    task: str = "vqa"
-    size: str | None = None
-    checkpoint: str | None = None
-    supernet: str | None = None
-    data_root: str | None = None
-    tokenizer: str | None = None
-    image_size: int | None = None
-    max_text_length: int | None = None
-    on_bad_example: str = "raise"
-    device: str = "auto"
-    precision: str = "float32"
-    eval_batch_size: int | None = None
-    encoder_cache: str | None = None
-
-    def __post_init__(self) -> None:
-        check_names([self.model], MODELS, "model")
-        check_names([self.task], TASKS, "task")
-        if self.size not in (None, *SIZES):
-            raise ValueError(f"size={self.size!r} is unknown; choose one of {', '.join(SIZES)}")
-        if self.size == "base" and self.checkpoint is None:
-            raise ValueError(
-                f"size='base' has no bundled weights: pass checkpoint= (an official {self.model} file or a folder of ours)"
-            )
-        for name in ("image_size", "max_text_length", "eval_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None")
-        for name in PATH_SETTINGS:
-            value = getattr(self, name)
-            if value is None:
-                continue
-            object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
-            if name != "encoder_cache" and not Path(getattr(self, name)).exists():
-                raise FileNotFoundError(
-                    f"{name}={value}: no such file or folder; check the path, or leave {name} out for the bundled one"
-                )
-
-    def bundled(self, file: str) -> Path:
-        """A file that comes with das_gym for this model.
-
-        Raises:
-            ValueError: nothing is bundled for it.
-        """
-        folder = MODELS[self.model].assets
-        if folder is None or not (folder / file).exists():
-            needed = (
-                "pass checkpoint=" if folder is None else f"train one with `{_supernet_command(self)}`, then pass supernet="
-            )
-            raise ValueError(f"nothing called {file!r} is bundled for {self.model}: {needed}")
-        return folder / file
-
-
-@dataclass(frozen=True)
 class Backbone:
     """A pre-trained model as loaded: frozen, with untrained adapters.
 
@@ -120,12 +42,16 @@ class Backbone:
         processor: Makes its batches.
         base: Its fingerprint.
         heads: What tasks may begin their heads from, of the heads that came with the checkpoint.
+        config: What it was loaded from; None for one put together by hand.
+        settings: The settings of the model that it was loaded with beside that.
     """
 
     vlp: VLP
     processor: Processor
     base: str
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    config: ProblemConfig | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -205,7 +131,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     Raises:
         ValueError: a checkpoint or tokenizer of another model, or one that is not whole.
     """
-    entry = MODELS[config.model]
+    entry, asked = MODELS[config.model], dict(settings)
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
     if config.image_size is not None:
         settings["image_size"] = config.image_size
@@ -227,12 +153,19 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     processor = vlp.inputs(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
     base = fingerprint(vlp)
-    return Backbone(vlp.to(pick_device(config.device)), processor, base, getattr(loaded, "heads", {}))
+    heads = getattr(loaded, "heads", {})
+    return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, asked)
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of the task of that name."""
-    return find_class(TASKS[name].task)
+    """The class of the task of that name.
+
+    Raises:
+        TypeError: it lacks something that a task has to offer.
+    """
+    task = find_class(TASKS[name].task)
+    check_task(task, name)
+    return task
 
 
 def load_splits(config: ProblemConfig) -> Splits[Any]:
@@ -263,14 +196,14 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation]:
     """
     if config.supernet is None and config.checkpoint is not None:
         raise ValueError(
-            f"checkpoint={config.checkpoint} comes without a supernet: train one with `{_supernet_command(config)}`, "
+            f"checkpoint={config.checkpoint} comes without a supernet: train one with `{supernet_command(config)}`, "
             "then pass supernet=<the file it writes>"
         )
     path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
     supernet = Adaptation.load(path)
     if supernet.mask is not None:
         raise ValueError(
-            f"{path} holds the adapters of one mask, not a supernet: train one with `{_supernet_command(config)}`"
+            f"{path} holds the adapters of one mask, not a supernet: train one with `{supernet_command(config)}`"
         )
     _check_task(supernet, config.task, path)
     return path, supernet
@@ -288,26 +221,10 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
     if not model.task.covers_labels(splits.reward):
         raise ValueError(
             f"fewer than half of the reward examples in {config.data_root or 'the bundled data'} have an answer that "
-            f"{path} knows: train a supernet on this data with `{_supernet_command(config)}`, "
+            f"{path} knows: train a supernet on this data with `{supernet_command(config)}`, "
             "then pass supernet=<the file it writes>"
         )
     return model
-
-
-def _supernet_command(config: ProblemConfig) -> str:
-    return f"python -m adapt supernet with {problem_words(config)}"
-
-
-def changed_settings(config: ProblemConfig) -> dict[str, Any]:
-    """The fields of `ProblemConfig` that are not the default, whatever other fields a subclass has."""
-    return {f.name: getattr(config, f.name) for f in fields(ProblemConfig) if getattr(config, f.name) != f.default}
-
-
-def problem_words(config: ProblemConfig, *more: str) -> str:
-    """Model and data as a person types them behind `with`: the named config, settings that are not the default, and more."""
-    changed = changed_settings(config)
-    given = [f"{name}={value}" for name, value in changed.items() if name not in ("model", "task", "supernet")]
-    return " ".join([find_environment(config.model, config.task).short, *given, *more])
 
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:

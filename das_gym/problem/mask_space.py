@@ -1,4 +1,4 @@
-"""Which masks an agent may choose: exactly `skip_num` layers, or at least a share of the MACs saved."""
+"""The masks that keep a budget, and the moves among them: what agents choose from."""
 
 from __future__ import annotations
 
@@ -6,97 +6,80 @@ import itertools
 import math
 from collections.abc import Callable, Container
 from functools import cached_property
-from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Masks = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
-Savings = Callable[[Masks], Floats]
+from das_gym.problem.budget import Budget, Floats, Masks
 
-ENUMERABLE_LAYERS = 16
-ENUMERABLE_MASKS = 2**17
+MAX_LISTED = 2**16
+"""So many masks are listed at most; nothing else here depends on how many there are."""
+
 _DRAWS = 200
 
 
+def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
+    """(m, n_layers) bool, True = skipped: every mask, or every one of `skip_num` layers.
+
+    Mask number `sum(mask[i] << i)` is in the row of that number, as in tables; those of `skip_num` layers come in
+    lexicographic order of the layers skipped.
+
+    Raises:
+        ValueError: they are more than `MAX_LISTED`.
+    """
+    count = 2**n_layers if skip_num is None else math.comb(n_layers, skip_num)
+    if n_layers < 1 or count > MAX_LISTED:
+        which = f"2^{n_layers} masks" if skip_num is None else f"{count:,} masks of {skip_num}"
+        raise ValueError(
+            f"{which} of {n_layers} layers cannot be listed (1 layer at least, {MAX_LISTED:,} masks at most); search them "
+            "with an agent that samples, such as bayes"
+        )
+    if skip_num is None:
+        return (np.arange(count)[:, None] >> np.arange(n_layers) & 1).astype(bool)
+    chosen = np.array(list(itertools.combinations(range(n_layers), skip_num)), dtype=np.intp)
+    masks = np.zeros((count, n_layers), dtype=bool)
+    np.put_along_axis(masks, chosen, True, axis=1)
+    return masks
+
+
 class MaskSpace:
-    """The masks that keep one budget, and the moves among them.
+    """The masks that keep a budget, and the moves among them, for any number of layers.
 
     A budget by count allows exactly `skip_num` layers. A budget by cost allows every mask that saves at least
     `macs_saved`: also masks that skip more than they need to, though `top` and `sample` give none of those.
 
     Args:
-        n_layers: Number of skippable layers, at least 1.
-        skip_num: How many layers a mask skips, 0..n_layers; None for a budget by cost.
-        macs_saved: Least share of the MACs to save; None for a budget by count.
-        savings: Needed with `macs_saved`: what masks save. Either (n_layers,) shares that add up, or a function
-            from (m, n_layers) masks to (m,) shares.
+        budget: By count or by cost.
 
     Raises:
-        ValueError: a number outside its range, a saving that no mask reaches, or not exactly one budget.
+        TypeError: no `Budget`.
+        ValueError: a budget that binds nothing: agents have no way to say how much to skip.
     """
 
-    def __init__(
-        self,
-        n_layers: int,
-        skip_num: int | None = None,
-        macs_saved: float | None = None,
-        savings: Savings | Floats | None = None,
-    ) -> None:
-        if not _is_whole(n_layers) or n_layers < 1:
-            raise ValueError(f"n_layers={n_layers!r} is not allowed; give a whole number, at least 1 skippable layer")
-        if (skip_num is None) == (macs_saved is None):
+    def __init__(self, budget: Budget) -> None:
+        if not isinstance(budget, Budget):
+            raise TypeError(f"MaskSpace({budget!r}): give a Budget, such as Budget(n_layers=12, skip_num=4)")
+        if budget.is_free:
             raise ValueError(
-                f"skip_num={skip_num}, macs_saved={macs_saved}: give exactly one of them (macs_saved=0 allows every mask "
-                "that costs no more than the full model)"
+                "a budget that binds nothing; give it skip_num or macs_saved (0 = no dearer than the full model)"
             )
-        if skip_num is not None and not (_is_whole(skip_num) and 0 <= skip_num <= n_layers):
-            raise ValueError(
-                f"skip_num={skip_num!r} is not allowed with {n_layers} skippable layers; use 0..{n_layers}, a whole number"
-            )
-        if macs_saved is not None and (isinstance(macs_saved, bool) or not isinstance(macs_saved, Real)):
-            raise ValueError(f"macs_saved={macs_saved!r} is not allowed; give a share of the MACs, such as 0.12")
-        self.n_layers = int(n_layers)
-        self.skip_num = None if skip_num is None else int(skip_num)
-        self.macs_saved = macs_saved
-        if macs_saved is not None:
-            self._savings: Savings = _as_function(n_layers, savings)
-            self._check_reach(macs_saved)
-
-    def _check_reach(self, macs_saved: float) -> None:
-        masks = self._all if self.n_layers <= ENUMERABLE_LAYERS else self._full[None]
-        saved = self._savings(masks)
-        if not saved.max() >= macs_saved:
-            raise ValueError(
-                f"macs_saved={macs_saved} is out of reach: no mask of these {self.n_layers} layers saves more than "
-                f"{saved.max():.4f}; give that or less"
-            )
-
-    @cached_property
-    def _all(self) -> Masks:
-        """All 2^n masks, mask number `sum(mask[i] << i)` in row of that number."""
-        numbers = np.arange(2**self.n_layers)
-        return (numbers[:, None] >> np.arange(self.n_layers)) & 1 == 1
-
-    @cached_property
-    def _full(self) -> Masks:
-        """The mask of all layers that save something on their own."""
-        single = self._savings(np.eye(self.n_layers, dtype=bool)) - self._savings(np.zeros((1, self.n_layers), dtype=bool))
-        return single > 0
+        self.budget = budget
+        self.n_layers = int(budget.n_layers)
 
     @property
-    def budget(self) -> dict[str, Any]:
-        """What the space is, in plain values: `n_layers`, `skip_num`, `macs_saved`."""
-        return {"n_layers": self.n_layers, "skip_num": self.skip_num, "macs_saved": self.macs_saved}
+    def skip_num(self) -> int | None:
+        """The budget's."""
+        return self.budget.skip_num
+
+    @property
+    def macs_saved(self) -> float | None:
+        """The budget's."""
+        return self.budget.macs_saved
 
     @cached_property
     def enumerable(self) -> bool:
         """Whether all masks are few enough to be listed."""
-        if self.skip_num is not None:
-            return math.comb(self.n_layers, self.skip_num) <= ENUMERABLE_MASKS
-        return self.n_layers <= ENUMERABLE_LAYERS
+        count = 2**self.n_layers if self.skip_num is None else math.comb(self.n_layers, self.skip_num)
+        return count <= MAX_LISTED
 
     @cached_property
     def masks(self) -> Masks:
@@ -105,16 +88,8 @@ class MaskSpace:
         Raises:
             ValueError: they are too many.
         """
-        if not self.enumerable:
-            raise ValueError(
-                f"the masks of {self.budget} are too many to list; use an agent that samples them, such as bayes"
-            )
-        if self.skip_num is None:
-            return self._all[self.contains(self._all)]
-        chosen = np.array(list(itertools.combinations(range(self.n_layers), self.skip_num)), dtype=np.intp)
-        masks = np.zeros((len(chosen), self.n_layers), dtype=bool)
-        np.put_along_axis(masks, chosen, True, axis=1)
-        return masks
+        masks = every_mask(self.n_layers, self.skip_num)
+        return masks[self.contains(masks)]
 
     @property
     def size(self) -> int | None:
@@ -123,12 +98,9 @@ class MaskSpace:
             return math.comb(self.n_layers, self.skip_num)
         return len(self.masks) if self.enumerable else None
 
-    def contains(self, masks: Masks) -> npt.NDArray[np.bool_]:
+    def contains(self, masks: Masks) -> Masks:
         """(m,) bool: which of the (m, n_layers) masks are allowed."""
-        masks = np.asarray(masks, dtype=bool)
-        if self.macs_saved is None:
-            return masks.sum(axis=1) == self.skip_num
-        return self._savings(masks) >= self.macs_saved
+        return self.budget.keeps(np.asarray(masks, dtype=bool))
 
     def top(self, values: Floats) -> Masks:
         """The mask of the layers with the largest of (n_layers,) `values`, of equal ones the first.
@@ -136,28 +108,14 @@ class MaskSpace:
         By cost: layers are skipped from the largest value down until the budget is kept; then those that it does
         not need are kept again, from the smallest value up.
         """
-        order = np.argsort(-values, kind="stable")
+        mask = self.budget.highest(np.asarray(values)[None])[0]
         if self.skip_num is not None:
-            mask = np.zeros(self.n_layers, dtype=bool)
-            mask[order[: self.skip_num]] = True
             return mask
-        prefixes = np.zeros((self.n_layers + 1, self.n_layers), dtype=bool)
-        for count, layer in enumerate(order):
-            prefixes[count + 1 :, layer] = True
-        allowed = np.flatnonzero(self.contains(prefixes))
-        mask = prefixes[allowed[0]] if len(allowed) else self._largest(values)
-        for layer in order[::-1]:
+        for layer in np.argsort(-values, kind="stable")[::-1]:
             if mask[layer]:
                 mask[layer] = False
                 mask[layer] = not self.contains(mask[None])[0]
         return mask
-
-    def _largest(self, values: Floats) -> Masks:
-        """An allowed mask where skipping in order finds none: that of the largest sum of ranks, if all are known."""
-        if not self.enumerable:
-            return self._full.copy()
-        ranks = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-        return self.masks[np.argmax(self.masks @ ranks)].copy()
 
     def sample(self, rng: np.random.Generator) -> Masks:
         """(n_layers,) a random mask: layers skipped in random order until the budget is kept."""
@@ -216,20 +174,3 @@ class MaskSpace:
             return mask
         more = mask | (rng.random(self.n_layers) < rng.random())
         return more if self.contains(more[None])[0] else mask
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _as_function(n_layers: int, savings: Savings | Floats | None) -> Savings:
-    if callable(savings):
-        return savings
-    if savings is None:
-        raise ValueError("macs_saved needs to know what masks save: give savings, (n_layers,) shares or a function of masks")
-    shares = np.asarray(savings, dtype=np.float64)
-    if shares.shape != (n_layers,):
-        raise ValueError(
-            f"savings of shape {shares.shape}; give ({n_layers},), the share that each layer saves, or a function"
-        )
-    return lambda masks: masks @ shares

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.config import check_names
+from das_gym.config import add_entry, check_names
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import State
 from das_gym.problem.costs import Costs
+from das_gym.problem.rewards import check_bounds
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Activity:
 
 
 @dataclass(frozen=True)
-class Measurements:
+class StatisticInputs:
     """All that a statistic is computed from: one model on one set of examples."""
 
     evaluator: Evaluator
@@ -49,14 +50,14 @@ class Statistic:
         name: How it is asked for.
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
-        compute: (n_layers,) float values from the measurements. Every statistic is deterministic.
+        compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
     """
 
     name: str
     formula: str
     low: float
     high: float
-    compute: Callable[[Measurements], np.ndarray]
+    compute: Callable[[StatisticInputs], np.ndarray]
 
 
 @torch.inference_mode()
@@ -91,22 +92,22 @@ def _changes(state: State, outputs: dict[str, Tensor], stream: str, pooled: Tens
     )
 
 
-def leave_one_out(measurements: Measurements) -> np.ndarray:
+def leave_one_out(inputs: StatisticInputs) -> np.ndarray:
     """(n_layers,) loss with that layer alone skipped, minus the loss of the unskipped model, in nats."""
-    count = len(measurements.evaluator.vlp.layers)
+    count = len(inputs.evaluator.vlp.layers)
     masks = np.concatenate((np.zeros((1, count), bool), np.eye(count, dtype=bool)))
-    losses = measurements.evaluator.losses(masks, measurements.examples)
+    losses = inputs.evaluator.losses(masks, inputs.examples)
     return losses[1:] - losses[0]
 
 
-def _stream(measurements: Measurements) -> np.ndarray:
-    layers = measurements.evaluator.vlp.layers
+def _stream(inputs: StatisticInputs) -> np.ndarray:
+    layers = inputs.evaluator.vlp.layers
     streams = sorted({layer.stream for layer in layers}, reverse=True)
     return np.array([streams.index(layer.stream) for layer in layers], dtype=float)
 
 
-def _depth(measurements: Measurements) -> np.ndarray:
-    vlp = measurements.evaluator.vlp
+def _depth(inputs: StatisticInputs) -> np.ndarray:
+    vlp = inputs.evaluator.vlp
     return np.array([layer.stage / max(len(vlp.stages) - 1, 1) for layer in vlp.layers])
 
 
@@ -155,7 +156,23 @@ STATISTICS: dict[str, Statistic] = {
         ),
     )
 }
-"""Every layer statistic by name, in the order of the default observation."""
+"""Every layer statistic by name."""
+
+DEFAULT_STATISTICS = tuple(STATISTICS)
+"""What environments observe unless they are told otherwise, in this order; registered ones are asked for by name."""
+
+
+def register_statistic(statistic: Statistic) -> None:
+    """Add a layer statistic of one's own: environments observe it when asked, tables made from now on hold it.
+
+    Raises:
+        TypeError: no `Statistic`.
+        ValueError: a name that is not allowed or taken, or bounds that are not finite and rising.
+    """
+    if not isinstance(statistic, Statistic):
+        raise TypeError(f"register_statistic({statistic!r}): give a Statistic(name, formula, low, high, compute)")
+    check_bounds("statistic", statistic.name, statistic.low, statistic.high)
+    add_entry(STATISTICS, statistic.name, statistic, "statistic")
 
 
 def statistic_names(statistics: str | Iterable[str]) -> tuple[str, ...]:
@@ -176,7 +193,7 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
     return tuple(STATISTICS[name] for name in names)
 
 
-def compute_statistics(statistics: Sequence[Statistic], measurements: Measurements) -> np.ndarray:
+def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:
     """(n_layers, n_statistics) float32 within the bounds of each statistic."""
-    columns = [np.clip(np.nan_to_num(s.compute(measurements)), s.low, s.high) for s in statistics]
+    columns = [np.clip(np.nan_to_num(s.compute(inputs)), s.low, s.high) for s in statistics]
     return np.stack(columns, axis=1).astype(np.float32)

@@ -158,15 +158,5 @@ def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str
 
 
 def shapes_captions_root(cache: str | Path | None = None) -> Path:
-    """The bundled Shapes-captions, written on first use (some seconds, about 15 MB); safe with many processes at once.
-
-    Args:
-        cache: The cache folder; None is `cache_folder()`.
-
-    Returns:
-        A folder to pass on as `data_root`.
-
-    Raises:
-        ValueError: The cache folder cannot be written to.
-    """
+    """The bundled Shapes-captions, a `data_root`, written on first use (some seconds, about 15 MB); see `bundled_root`."""
     return bundled_root(f"shapes-captions-{VERSION}", write_shapes_captions, "Shapes-captions", cache)

@@ -95,15 +95,5 @@ def _entries(name: str, directory: str, drawn: StatementSet) -> Iterator[dict[st
 
 
 def shapes_nlvr2_root(cache: str | Path | None = None) -> Path:
-    """The bundled Shapes-NLVR2, written on first use (less than a minute); safe with many processes at once.
-
-    Args:
-        cache: The cache folder; None is `cache_folder()`.
-
-    Returns:
-        A folder to pass on as `data_root`.
-
-    Raises:
-        ValueError: The cache folder cannot be written to.
-    """
+    """The bundled Shapes-NLVR2, a `data_root`, written on first use (less than a minute); see `bundled_root`."""
     return bundled_root(f"shapes-nlvr2-{VERSION}", write_shapes_nlvr2, "Shapes-NLVR2", cache)

@@ -131,15 +131,5 @@ def _told(scenes: Iterator[tuple[Scene, bytes]], bar: tqdm) -> Iterator[tuple[Sc
 
 
 def shapes_root(cache: str | Path | None = None) -> Path:
-    """The bundled Shapes-VQA, written on first use (a few seconds, about 40 MB); safe with many processes at once.
-
-    Args:
-        cache: The cache folder; None is `cache_folder()`.
-
-    Returns:
-        A folder to pass on as `data_root`.
-
-    Raises:
-        ValueError: The cache folder cannot be written to.
-    """
+    """The bundled Shapes-VQA, a `data_root`, written on first use (a few seconds, about 40 MB); see `bundled_root`."""
     return bundled_root(f"shapes-vqa-{VERSION}", write_shapes, "Shapes-VQA", cache)

@@ -81,7 +81,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def bundled_root(name: str, write: Callable[[Path], object], what: str, cache: str | Path | None = None) -> Path:
-    """The folder of a bundled data set, written on first use.
+    """The folder of a bundled data set, written on first use; safe with many processes at once.
 
     Args:
         name: Of the folder.

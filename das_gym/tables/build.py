@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from das_gym.engine.evaluator import Scores
 from das_gym.engine.spending import Spending
 from das_gym.files import write_bytes
+from das_gym.problem.budget import LayerMacs
 from das_gym.problem.loading import Problem, shuffled
-from das_gym.problem.rewards import LayerMacs, Measured
-from das_gym.problem.statistics import STATISTICS, Measurements, compute_statistics, measure_activity
+from das_gym.problem.mask_space import every_mask
+from das_gym.problem.statistics import STATISTICS, StatisticInputs, compute_statistics, measure_activity
 from das_gym.runs import library_versions
-from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta, every_mask
+from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 from das_gym.tasks.base import Task
 
 CHECKPOINT_FORMAT = "das_gym table checkpoint 1"
@@ -212,14 +214,15 @@ def _score(problem: Problem, masks: np.ndarray, chunk: Sequence[Any], spent: Spe
     return np.stack([getattr(scores, name) for name in SCORES]) * len(chunk)
 
 
-def _means(means: np.ndarray) -> Measured:
+def _means(means: np.ndarray) -> Scores:
     """As float32; a mask with a broken batch is broken."""
     broken = ~np.isfinite(means[0])
     losses, metrics, divergences = np.where(broken, np.array([[np.inf], [0.0], [np.inf]]), means).astype(np.float32)
-    return Measured(losses, metrics, divergences)
+    return Scores(losses, metrics, divergences)
 
 
 def _statistics(problem: Problem, examples: Sequence[Any]) -> np.ndarray:
     """(n_layers, n_statistics) float32: what the environment observes on these examples."""
     activity = measure_activity(problem.evaluator, examples)
-    return compute_statistics(tuple(STATISTICS.values()), Measurements(problem.evaluator, problem.costs, examples, activity))
+    inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity)
+    return compute_statistics(tuple(STATISTICS.values()), inputs)

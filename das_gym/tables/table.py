@@ -20,28 +20,15 @@ from typing import Any
 import numpy as np
 
 from das_gym.config import build, check_names
+from das_gym.engine.evaluator import Scores
 from das_gym.files import write_bytes
-from das_gym.problem.rewards import REWARDS, Budget, LayerMacs, Measured
+from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.mask_space import every_mask
+from das_gym.problem.rewards import REWARDS, Objective
 
 FORMAT = "das_gym table 1"
 SPLITS = ("reward", "test")
 SCORES = ("losses", "metrics", "divergences")
-MAX_LAYERS = 16
-"""Tables of more layers would have more than 65,536 rows."""
-
-
-def every_mask(n_layers: int) -> np.ndarray:
-    """(2^n_layers, n_layers) bool: every mask, in the order of a table's rows.
-
-    Raises:
-        ValueError: more than `MAX_LAYERS` layers.
-    """
-    if not 1 <= n_layers <= MAX_LAYERS:
-        raise ValueError(
-            f"an exhaustive table of {n_layers} layers has 2^{n_layers} rows; tables are for 1..{MAX_LAYERS} layers, "
-            "search larger models instead"
-        )
-    return (np.arange(2**n_layers)[:, None] >> np.arange(n_layers) & 1).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -75,9 +62,10 @@ class TableMeta:
 class SubnetTable:
     """Scores of every mask on the reward and the test split.
 
-    Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats) or the name of a reward
-    (`metric`, `exp_neg_loss`, ...); `split` is `reward` or `test`; and `skip_num` (exactly so many layers skipped) or
-    `macs_saved` (at least that share of MACs saved) is the budget within which masks compete, without either all do.
+    Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats), the name of a reward (`metric`,
+    `exp_neg_loss`, ...) or an `Objective` (an environment's `scorer.objective`: reward, price and budget); `split` is
+    `reward` or `test`; and `skip_num` (exactly so many layers skipped) or `macs_saved` (at least that share of MACs saved)
+    is the budget within which masks compete. Without either an objective's own budget counts, and otherwise none.
 
     Attributes:
         meta: Where it comes from.
@@ -90,7 +78,7 @@ class SubnetTable:
     """
 
     meta: TableMeta
-    scores: Mapping[str, Measured]
+    scores: Mapping[str, Scores]
     macs: np.ndarray
     statistics: np.ndarray
 
@@ -135,19 +123,28 @@ class SubnetTable:
             raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
         return array.astype(np.int64) @ (1 << np.arange(self.n_layers))
 
-    def values(self, by: str = "loss", split: str = "reward") -> np.ndarray:
+    def wide_scores(self, split: str) -> Scores:
+        """Those of a split in float64, as rewards are computed from them.
+
+        Raises:
+            ValueError: an unknown split.
+        """
+        check_names([split], SPLITS, "split")
+        return Scores(*(getattr(self.scores[split], name).astype(np.float64) for name in SCORES))
+
+    def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
         """(2^n_layers,) float64: losses and divergences in nats (smaller is better), rewards (larger is better).
 
         Raises:
             ValueError: an unknown name.
         """
-        check_names([split], SPLITS, "split")
+        scores = self.wide_scores(split)
+        if isinstance(by, Objective):
+            return by.rewards(self.masks, scores)
         check_names([by], ("loss", "divergence", *REWARDS), "value")
-        scores = self.scores[split]
         if by in REWARDS:
-            wide = Measured(*(getattr(scores, name).astype(np.float64) for name in SCORES))
-            return REWARDS[by].compute(wide)
-        return getattr(scores, {"loss": "losses", "divergence": "divergences"}[by]).astype(np.float64)
+            return REWARDS[by].compute(scores)
+        return getattr(scores, {"loss": "losses", "divergence": "divergences"}[by])
 
     def within(self, skip_num: int | None = None, macs_saved: float | None = None) -> np.ndarray:
         """(2^n_layers,) bool: masks that keep the budget.
@@ -155,20 +152,24 @@ class SubnetTable:
         Raises:
             ValueError: no mask can, or both budgets are given.
         """
-        return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).violations(self.masks) == 0
+        return Budget(self.n_layers, skip_num, macs_saved, self.layer_macs).keeps(self.masks)
 
     def best(
-        self, by: str = "loss", split: str = "reward", skip_num: int | None = None, macs_saved: float | None = None
+        self,
+        by: str | Objective = "loss",
+        split: str = "reward",
+        skip_num: int | None = None,
+        macs_saved: float | None = None,
     ) -> np.ndarray:
         """(n_layers,) bool: the best mask within the budget; of equals the one with the fewest MACs."""
-        rows = np.flatnonzero(self.within(skip_num, macs_saved))
+        rows = np.flatnonzero(self._competing(by, skip_num, macs_saved))
         order = np.lexsort((self.macs[rows], -self._goodness(by, split)[rows]))
         return self.masks[rows[order[0]]].copy()
 
     def rank(
         self,
         masks: np.ndarray,
-        by: str = "loss",
+        by: str | Objective = "loss",
         split: str = "reward",
         skip_num: int | None = None,
         macs_saved: float | None = None,
@@ -178,15 +179,25 @@ class SubnetTable:
         Raises:
             ValueError: a mask that breaks the budget.
         """
-        within, goodness = self.within(skip_num, macs_saved), self._goodness(by, split)
-        rows = self._rows_within(masks, within)
-        ordered = np.sort(goodness[within])
-        return 1 + len(ordered) - np.searchsorted(ordered, goodness[rows], side="right")
+        within, goodness = self._competing(by, skip_num, macs_saved), self._goodness(by, split)
+        return _ranks(goodness[within], goodness[self._rows_within(masks, within)])
+
+    def rank_of_values(
+        self,
+        values: np.ndarray,
+        by: str | Objective = "loss",
+        split: str = "reward",
+        skip_num: int | None = None,
+        macs_saved: float | None = None,
+    ) -> np.ndarray:
+        """(...) int64: 1 + how many masks within the budget are better than each of (...) values, in the unit of `by`."""
+        within, goodness = self._competing(by, skip_num, macs_saved), self._goodness(by, split)
+        return _ranks(goodness[within], values if _larger_is_better(by) else -values)
 
     def regret(
         self,
         masks: np.ndarray,
-        by: str = "loss",
+        by: str | Objective = "loss",
         split: str = "reward",
         skip_num: int | None = None,
         macs_saved: float | None = None,
@@ -196,11 +207,11 @@ class SubnetTable:
         Raises:
             ValueError: a mask that breaks the budget.
         """
-        within, goodness = self.within(skip_num, macs_saved), self._goodness(by, split)
+        within, goodness = self._competing(by, skip_num, macs_saved), self._goodness(by, split)
         rows = self._rows_within(masks, within)
         return goodness[within].max() - goodness[rows]
 
-    def pareto_front(self, by: str = "metric", split: str = "test") -> np.ndarray:
+    def pareto_front(self, by: str | Objective = "metric", split: str = "test") -> np.ndarray:
         """(p, n_layers) bool: masks that none beats in value without more MACs, from the fewest MACs up."""
         goodness = self._goodness(by, split)
         order = np.lexsort((-goodness, self.macs))
@@ -264,18 +275,33 @@ class SubnetTable:
         meta = json.loads(str(arrays["meta"]))
         if meta.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
-        scores = {split: Measured(*(arrays[f"{split}_{name}"] for name in SCORES)) for split in SPLITS}
+        scores = {split: Scores(*(arrays[f"{split}_{name}"] for name in SCORES)) for split in SPLITS}
         return cls(build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"])
 
-    def _goodness(self, by: str, split: str) -> np.ndarray:
+    def _competing(self, by: str | Objective, skip_num: int | None, macs_saved: float | None) -> np.ndarray:
+        if isinstance(by, Objective) and skip_num is None and macs_saved is None:
+            return by.budget.keeps(self.masks)
+        return self.within(skip_num, macs_saved)
+
+    def _goodness(self, by: str | Objective, split: str) -> np.ndarray:
         """`values`, larger = better."""
         values = self.values(by, split)
         if np.isnan(values).any():
             raise ValueError(f"this table holds no {by} of the {split} split; make it again with `python -m agents table`")
-        return values if by in REWARDS else -values
+        return values if _larger_is_better(by) else -values
 
     def _rows_within(self, masks: np.ndarray, within: np.ndarray) -> np.ndarray:
         rows = self.index(masks)
         if not within[rows].all():
             raise ValueError("a mask breaks the budget that it is compared within; compare it without, or within its own")
         return rows
+
+
+def _larger_is_better(by: str | Objective) -> bool:
+    return isinstance(by, Objective) or by in REWARDS
+
+
+def _ranks(competing: np.ndarray, goodness: np.ndarray) -> np.ndarray:
+    """(...) int64: 1 + how many of (m,) competing are larger than each of (...) values."""
+    ordered = np.sort(competing)
+    return 1 + len(ordered) - np.searchsorted(ordered, goodness, side="right")

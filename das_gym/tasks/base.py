@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
+from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 
@@ -22,6 +24,21 @@ class Example(Protocol):
     def key(self) -> str:
         """Unique in the data set."""
         ...
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images and texts that are ranked against each other.
+
+    Attributes:
+        images: The images.
+        texts: The texts.
+        image_of_text: (n_texts,) int64, the index of each text's image; every image has a text.
+    """
+
+    images: tuple[ImageSource, ...]
+    texts: tuple[str, ...]
+    image_of_text: np.ndarray
 
 
 class Task(ABC):
@@ -53,8 +70,9 @@ class Task(ABC):
         """The examples of a data set in the task's format; None is the bundled one.
 
         Args:
-            data_root: Folder of the data set.
-            on_bad_example: `raise`, or `skip`: leave bad examples out and tell of them in `Splits.left_out`.
+            data_root: Folder of the data set, or one of its arrow tables.
+            on_bad_example: `raise`, or `skip`: leave bad examples out and tell of them in `Splits.left_out`; then every
+                image is decoded once, to see that it can be.
 
         Raises:
             ValueError, FileNotFoundError: names the file and the entry.
@@ -129,10 +147,37 @@ class Task(ABC):
         del examples
         return {self.metric_name: float(metrics.mean()), "loss": float(losses.mean())}
 
+    @classmethod
+    def gallery(cls, examples: Sequence[Any], max_images: int | None = None) -> Gallery | None:
+        """What the evaluation of a split ranks besides, with a head of one logit a pair; None: the task ranks nothing.
+
+        Args:
+            examples: The split.
+            max_images: At most so many images, from the first on; None takes all.
+
+        Raises:
+            ValueError: `max_images` is less than 1.
+        """
+        del examples, max_images
+        return None
+
     def covers_labels(self, examples: Sequence[Any]) -> bool:
         """Whether these labels can say anything about the examples."""
         del examples
         return True
+
+
+def check_task(task: object, name: str) -> None:
+    """Refuse what cannot be the task of that name.
+
+    Raises:
+        TypeError: it is no class of tasks, or lacks something; the text names all of it.
+    """
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise TypeError(f"task={task!r} is no class of tasks; give a subclass of das_gym.Task, or its 'module:name'")
+    lacks = [*([] if getattr(task, "name", None) == name else [f"name = {name!r}"]), *sorted(task.__abstractmethods__)]
+    if lacks:
+        raise TypeError(f"{task.__name__} cannot be the task {name!r}: it lacks {', '.join(lacks)}; see das_gym.Task")
 
 
 def load_head(head: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:

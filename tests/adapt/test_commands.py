@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt import load_subnet
 from das_gym.adapt.evaluate import evaluate, mean_image
-from das_gym.adapt.finetune import load_subnet, reload_subnet
+from das_gym.adapt.finetune import cut_subnet
 
 from das_gym.models.base import fingerprint
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import ProblemConfig, load_backbone, load_splits
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_backbone, load_splits
 from das_gym.shapes.vqa import write_shapes
 
 pytestmark = pytest.mark.slow
@@ -38,7 +40,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory, tiny_kwargs: dict[str, str
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder / "printed.txt").write_text(done.stdout)
+    (folder / "printed.txt").write_text(done.stdout + done.stderr)
     return folder
 
 
@@ -53,19 +55,32 @@ def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
     assert unskipped["mask"] == [0] * 12
     assert unskipped["macs_saved"] < 0 < subnet["macs_saved"]
     assert subnet["parameters"] < unskipped["parameters"]
+    assert record["baseline"]["macs"] == search["macs_full"]
+    assert record["baseline"]["macs_saved"] == 0
+    assert subnet["speedup_quartiles"][0] <= subnet["speedup"] <= subnet["speedup_quartiles"][1]
     assert set(record["versions"]) >= {"torch", "transformers", "gymnasium"}
 
 
-def test_adapt_prints_one_table(adapted: Path):
+def test_adapt_prints_one_table_and_a_conclusion(adapted: Path):
     printed = (adapted / "printed.txt").read_text()
     for line in (
         "accuracy on test, %",
         "trainable parameters",
         "MACs saved, %",
-        "latency of one example, ms",
+        "latency, ms (quartiles)",
+        "times as fast (quartiles)",
         "skipped layers",
     ):
         assert printed.count(line) == 1
+    assert "times as fast as the unskipped model, and scores" in " ".join(printed.split())
+    assert "Result:" not in printed
+    assert "no adapters" in printed
+    own = printed[printed.index("┏") : printed.index("record: runs/2")].splitlines()
+    assert all(len(line) <= 100 for line in own)
+
+
+def test_adapt_searches_with_bayes(adapted: Path):
+    assert json.loads((adapted / "runs/1/search.json").read_text())["agent"] == "bayes"
 
 
 def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
@@ -75,7 +90,7 @@ def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
     assert path.stat().st_size < (mini_folder / "model.safetensors").stat().st_size / 4
     problem = ProblemConfig(**tiny_kwargs)
     splits = load_splits(problem)
-    evaluations = [evaluate(reload_subnet(problem, path), splits.test, "again") for _ in range(2)]
+    evaluations = [evaluate(load_subnet(where), splits.test, "again") for where in (path, path.parent)]
     record = json.loads((adapted / "runs/2/adapt.json").read_text())["models"][0]["evaluation"]
     assert evaluations[0] == evaluations[1]
     assert evaluations[0].metric == record["metric"]
@@ -84,7 +99,7 @@ def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
 
 def test_skipped_layers_are_removed(tiny_kwargs: dict[str, str]):
     problem = ProblemConfig(**tiny_kwargs)
-    subnet = load_subnet(problem, load_splits(problem), np.array(MASK, bool))
+    subnet = cut_subnet(problem, load_splits(problem), np.array(MASK, bool))
     names = [name for name, _ in subnet.backbone.vlp.named_parameters()]
     assert not any(name.startswith("text_layers.0.layer.") for name in names)
     assert any(name.startswith("text_layers.0.skip_adapter.") for name in names)
@@ -98,7 +113,7 @@ def test_the_frozen_part_does_not_change_by_a_bit(run_command, tmp_path: Path, t
     code, printed = run_command("adapt", "with", *words, *QUICK, f"mask={MASK}")
     assert code == 0, printed
     before = load_backbone(ProblemConfig())
-    after = reload_subnet(ProblemConfig(**tiny_kwargs), tmp_path / "runs/1/adapter.safetensors").backbone
+    after = load_subnet(tmp_path / "runs/1").backbone
     assert after.base == before.base == fingerprint(before.vlp)
     trained = Adaptation.load(tmp_path / "runs/1/adapter.safetensors").tensors
     old = before.vlp.state_dict()
@@ -151,6 +166,7 @@ def test_a_mistake_is_told_in_a_paragraph(run_command, tmp_path: Path, arguments
     assert says in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.rglob("adapt.json"))
+    assert "search_run" not in "".join(arguments) or not list(tmp_path.rglob("config.json"))
 
 
 def test_a_damaged_image_is_named_and_nothing_half_written_is_left(
@@ -193,7 +209,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_result(tmp_path: Path, tiny_kw
 def test_blinding_takes_the_image_away(tiny_kwargs: dict[str, str]):
     problem = ProblemConfig(**tiny_kwargs)
     splits = load_splits(problem)
-    subnet = load_subnet(problem, splits, np.zeros(12, bool))
+    subnet = cut_subnet(problem, splits, np.zeros(12, bool))
     examples = splits.test[:20]
     blind = mean_image(subnet, examples)
     assert blind.shape == (3, 96, 96)
@@ -205,12 +221,12 @@ def test_blinding_takes_the_image_away(tiny_kwargs: dict[str, str]):
 def test_adapters_of_one_mask_are_no_supernet(adapted: Path, tiny_kwargs: dict[str, str]):
     problem = ProblemConfig(**{**tiny_kwargs, "supernet": str(adapted / "runs/2/adapter.safetensors")})
     with pytest.raises(ValueError, match="holds the adapters of one mask, not a supernet"):
-        load_subnet(problem, load_splits(problem), np.zeros(12, bool))
+        cut_subnet(problem, load_splits(problem), np.zeros(12, bool))
 
 
 def test_a_pruned_model_is_not_pruned_otherwise(tiny_kwargs: dict[str, str]):
     problem = ProblemConfig(**tiny_kwargs)
-    vlp = load_subnet(problem, load_splits(problem), np.array(MASK, bool)).backbone.vlp
+    vlp = cut_subnet(problem, load_splits(problem), np.array(MASK, bool)).backbone.vlp
     with pytest.raises(ValueError, match="was removed by prune"):
         vlp.prune(~np.array(MASK, bool))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 import torch
 from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, joint_search, new_model, reward_examples
-from das_gym.adapt.das_experiment import ex
+from das_gym.adapt.das_experiment import DASExperiment
 from das_gym.adapt.paper import DASSettings, das_settings
+from torch import nn
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
-from das_gym.problem.loading import ProblemConfig, load_splits
+from das_gym.models.attention import Attention
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits
 
 TINY = {"batch_size": 16, "reward_examples": 8}
 
@@ -87,13 +91,46 @@ def test_training_examples(problem: ProblemConfig):
     splits = load_splits(problem)
     for recipe, count in (("paper", len(splits.train) + len(splits.reward)), ("das_gym", len(splits.train))):
         training, _ = new_training(problem, settings_of(recipe))
-        assert len(training.objective.examples) == count
+        assert len(training.step_loss.examples) == count
 
 
 def test_learning_rates(problem: ProblemConfig):
     training, _ = new_training(problem, settings_of("paper"))
-    rates = {group["initial_lr"] for group in training.trainer(10, None, 100).optimizer.param_groups}
-    assert rates == {2.5e-5, 5 * 2.5e-5, 50 * 2.5e-5}
+    groups = training.trainer(10, None, 100).optimizer.param_groups
+    rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    named = {f"vlp.{n}": p for n, p in training.model.backbone.vlp.named_parameters() if p.requires_grad}
+    named |= {f"head.{n}": p for n, p in training.model.head.named_parameters()}
+    assert rates.keys() == {id(p) for p in named.values()}
+    for name, parameter in named.items():
+        times = 50 if name.startswith("head.") else 5 if "adapter" in name or "pooler" in name else 1
+        assert rates[id(parameter)] == times * 2.5e-5, name
+    assert {"vlp.token_types.weight", "vlp.text_pooler.weight"} <= named.keys()
+
+
+def test_everything_drops_out_while_training_by_the_papers_recipe(problem: ProblemConfig):
+    training, _ = new_training(problem, settings_of("paper"))
+    vlp = training.model.backbone.vlp
+    places = {name: module for name, module in vlp.named_modules() if isinstance(module, nn.Dropout)}
+    runs: Counter[str] = Counter()
+    for name, module in places.items():
+        module.register_forward_hook(lambda m, _, __, name=name: runs.update([name] if m.training and m.p == 0.1 else []))
+    training.step_loss(0, np.zeros(12, dtype=bool))
+    sub_layers = {f"{stream}_layers.{i}.layer.dropout": 3 for stream in ("text", "image") for i in range(6)}
+    assert {name: count for name, count in runs.items() if "encoder" not in name} == sub_layers
+    assert sum("text_encoder" in name for name in runs) >= 5
+    attention = [module for module in vlp.modules() if isinstance(module, Attention)]
+    assert [(module.training, module.dropout) for module in attention] == [(True, 0.1)] * 24
+
+
+@pytest.mark.parametrize("skipped", [[], [*range(5), *range(6, 11)]], ids=["every layer", "the last stage alone"])
+def test_attention_drops_out_too(problem: ProblemConfig, skipped: list[int]):
+    training, _ = new_training(problem, settings_of("paper"))
+    mask = np.isin(np.arange(12), skipped)
+    for module in training.model.backbone.vlp.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    losses = [float(training.step_loss(0, mask)["loss"].detach()) for _ in range(2)]
+    assert losses[0] != losses[1]
 
 
 def test_a_stopped_search_goes_on_exactly(problem: ProblemConfig, tmp_path: Path):
@@ -120,13 +157,12 @@ def test_a_stopped_search_goes_on_exactly(problem: ProblemConfig, tmp_path: Path
 
 
 def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    ex.new_chooser = paper_bandit
     updates = {
         "data_root": problem.data_root,
         "runs_dir": str(tmp_path),
         "das": {**TINY, "search_epochs": 2, "finetune_epochs": 1, "steps_per_turn": 3},
     }
-    run = ex.run(config_updates=updates, named_configs=["meter_vqa", "paper"])
+    run = DASExperiment(paper_bandit).run(config_updates=updates, named_configs=["meter_vqa", "paper"])
     record = read_json(tmp_path / "1" / "das.json")
     assert run.result == record["models"][0]["evaluation"]["metric"]
     assert record["pipeline"]["reward_dropout"] is True
@@ -144,6 +180,7 @@ def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureF
     [({"das": {"search_epoch": 1}}, "did you mean 'search_epochs'"), ({"das": {"skip_num": 13}}, "use 0..12")],
 )
 def test_wrong_settings(updates: dict, text: str, problem: ProblemConfig, tmp_path: Path):
-    ex.new_chooser = paper_bandit
     with pytest.raises(RunError, match=text):
-        ex.run(config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)})
+        DASExperiment(paper_bandit).run(
+            config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)}
+        )

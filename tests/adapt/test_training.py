@@ -3,6 +3,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from das_gym.adapt.training import Group, Trainer, adamw, polynomial_decay
@@ -70,3 +71,27 @@ def test_biases_and_vectors_are_not_decayed():
     optimizer = adamw([Group(list(model.parameters()), 0.1)], weight_decay=0.5)
     decayed = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert [decayed[id(p)] for p in model.parameters()] == [0.5, 0, 0, 0]
+
+
+def test_the_optimizer_is_meters():
+    optimizer = adamw([Group([nn.Parameter(torch.zeros(2, 2))], 0.1), Group([nn.Parameter(torch.zeros(2))], 0.2)], 0.01)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [(g["lr"], g["betas"], g["eps"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (0.1, (0.9, 0.98), 1e-8, 0.01),
+        (0.2, (0.9, 0.98), 1e-8, 0.0),
+    ]
+
+
+def test_gradients_are_clipped_together():
+    model, clipped = trainer(None, steps=1)
+    clipped.run(lambda _: {"loss": 3e3 * model.weight.sum() + 4e3 * model.bias.sum()}, "clipped")
+    norms = [float(p.grad.norm()) for p in model.parameters() if p.grad is not None]
+    assert np.hypot(*norms) == pytest.approx(1.0, rel=1e-4)
+    assert norms[0] / norms[1] == pytest.approx(3**1.5 / 4, rel=1e-4)
+
+
+def test_gradients_below_the_norm_are_left_alone():
+    model, calm = trainer(None, steps=1)
+    calm.run(lambda _: {"loss": 0.1 * model.bias.sum()}, "calm")
+    assert model.bias.grad is not None
+    assert float(model.bias.grad) == pytest.approx(0.1)

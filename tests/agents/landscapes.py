@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 from das_gym.agents import MaskSpace
 
-from das_gym.problem.rewards import Measured
-from das_gym.tables.table import SubnetTable, TableMeta, every_mask
+from das_gym.engine.evaluator import Scores
+from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.mask_space import every_mask
+from das_gym.tables.table import SubnetTable, TableMeta
 
 SAVINGS = np.repeat([0.02, 0.07], 6)
+MACS = LayerMacs(full=100, unskipped=100, savings=np.repeat([2, 7], 6))
 SPACES = {
-    "count": MaskSpace(12, 4),
-    "cost": MaskSpace(12, macs_saved=0.15, savings=SAVINGS),
-    "many, by count": MaskSpace(24, 8),
-    "many, by cost": MaskSpace(24, macs_saved=0.3, savings=np.repeat([0.02, 0.07], 12)),
+    "count": MaskSpace(Budget(12, 4)),
+    "cost": MaskSpace(Budget(12, macs_saved=0.15, macs=MACS)),
+    "many, by count": MaskSpace(Budget(24, 8)),
+    "many, by cost": MaskSpace(Budget(24, macs_saved=0.3, macs=LayerMacs(100, 100, np.repeat([2, 7], 12)))),
 }
 
 
@@ -46,7 +49,7 @@ def write_table(path, n_layers=8, env_id="DAS-METER-VQA-v0"):
         hashes={},
         versions={},
     )
-    scores = {split: Measured(loss, np.exp(-loss), loss) for split, loss in losses.items()}
+    scores = {split: Scores(loss, np.exp(-loss), loss) for split, loss in losses.items()}
     macs = 1020 - masks.astype(np.int64) @ np.repeat([30, 60], n_layers // 2)
     statistics = np.stack((np.linspace(0, 1, n_layers), np.linspace(1, 0.1, n_layers)), axis=1).astype(np.float32)
     SubnetTable(meta, scores, macs, statistics).save(path)

@@ -12,22 +12,26 @@ import pytest
 
 from das_gym.data.arrow import ArrowFolder, ArrowImage, ArrowRows, is_arrow, open_table, read_rows
 from das_gym.problem.loading import task_class
+from das_gym.tasks.nlvr2 import arrow as nlvr2
+from das_gym.tasks.retrieval import arrow as retrieval
+from das_gym.tasks.vqa import arrow as vqa
 from tests.arrow_tables import caption_row, jpeg, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
 
+FILES = {module.FILES.task: module.FILES for module in (vqa, nlvr2, retrieval)}
 COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
 
 
 def test_formats_are_told_apart_by_looking(tmp_path: Path):
     write_vqa(tmp_path)
-    assert is_arrow(tmp_path, "vqa")
-    assert not is_arrow(tmp_path, "nlvr2")
-    assert not is_arrow(tmp_path, "retrieval")
+    assert is_arrow(tmp_path, FILES["vqa"])
+    assert not is_arrow(tmp_path, FILES["nlvr2"])
+    assert not is_arrow(tmp_path, FILES["retrieval"])
     write_nlvr2(tmp_path)
     write_captions(tmp_path, "coco_caption_karpathy")
-    assert is_arrow(str(tmp_path), "nlvr2")
-    assert is_arrow(tmp_path, "retrieval")
-    assert is_arrow(tmp_path / "vqav2_val.arrow", "vqa")
-    assert not is_arrow(tmp_path / "nowhere", "vqa")
+    assert is_arrow(str(tmp_path), FILES["nlvr2"])
+    assert is_arrow(tmp_path, FILES["retrieval"])
+    assert is_arrow(tmp_path / "vqav2_val.arrow", FILES["vqa"])
+    assert not is_arrow(tmp_path / "nowhere", FILES["vqa"])
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
@@ -54,7 +58,7 @@ def test_both_formats_in_a_folder_are_refused(tmp_path: Path, task: str, name: s
     (tmp_path / name).write_text("{}")
     message = rf"holds the data of {task} twice, as arrow tables \(\w+\.arrow, \.\.\.\) and in its own format \({name}, "
     with pytest.raises(ValueError, match=message):
-        is_arrow(tmp_path, task)
+        is_arrow(tmp_path, FILES[task])
 
 
 def test_two_data_sets_in_a_folder_are_told_apart_by_a_table(tmp_path: Path):
@@ -63,11 +67,11 @@ def test_two_data_sets_in_a_folder_are_told_apart_by_a_table(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"holds the tables of f30k\w+ and coco\w+; name one table as the data root, such as .*/coco_"
     ):
-        ArrowFolder.find(tmp_path, "retrieval")
-    tables = ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", "retrieval")
+        ArrowFolder.find(tmp_path, FILES["retrieval"])
+    tables = ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", FILES["retrieval"])
     assert tables.require("val") == tmp_path / "coco_caption_karpathy_val.arrow"
     with pytest.raises(ValueError, match=r"data_root='.*coco.*' is no table of vqa: its name must be vqav2_<split>\.arrow"):
-        ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", "vqa")
+        ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", FILES["vqa"])
 
 
 def test_a_missing_table_is_named_beside_what_is_there(tmp_path: Path):
@@ -75,9 +79,9 @@ def test_a_missing_table_is_named_beside_what_is_there(tmp_path: Path):
     with pytest.raises(
         FileNotFoundError, match=r"no table .*vqav2_test\.arrow; of vqav2 there is: vqav2_train\.arrow, vqav2_val\.arrow"
     ):
-        ArrowFolder.find(tmp_path, "vqa").require("test")
+        ArrowFolder.find(tmp_path, FILES["vqa"]).require("test")
     with pytest.raises(FileNotFoundError, match=r"holds no table nlvr2_<split>\.arrow"):
-        ArrowFolder.find(tmp_path, "nlvr2")
+        ArrowFolder.find(tmp_path, FILES["nlvr2"])
     with pytest.raises(FileNotFoundError, match=r"there is no table .*gone\.arrow"):
         open_table(tmp_path / "gone.arrow")
 

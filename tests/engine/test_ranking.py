@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from das_gym.engine import ranking
-from das_gym.engine.ranking import gallery, rank, recalls
+from das_gym.engine.ranking import rank, recalls
 from das_gym.models.inputs import Pair
 from das_gym.models.meter.model import METER
-from das_gym.tasks.retrieval.captions import RetrievalExample
 from das_gym.tasks.retrieval.task import build_rank_head
 from tests.engine.conftest import Painting, World
 
@@ -185,20 +184,3 @@ def test_recalls_of_sorted_and_of_equal_scores():
 def test_recalls_refuse(scores: np.ndarray, owner: list[int], message: str):
     with pytest.raises(ValueError, match=message):
         recalls(scores, owner)
-
-
-def test_gallery_holds_each_image_once_with_all_its_captions():
-    examples = [
-        RetrievalExample(
-            f"{number}{k}", Painting(number, 8, 8), number, f"caption {number}{k}", (f"caption {number}0", "same")
-        )
-        for number in (5, 3)
-        for k in (0, 1)
-    ]
-    found = gallery(examples)
-    assert [image.seed for image in found.images] == [5, 3]
-    assert found.texts == ("caption 50", "same", "caption 30", "same")
-    assert found.image_of_text.tolist() == [0, 0, 1, 1]
-    assert gallery(examples, 1).texts == ("caption 50", "same")
-    with pytest.raises(ValueError, match=r"n_images=3: there are 2 images; use 1\.\.2"):
-        gallery(examples, 3)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from das_gym.envs.actions import ACTION_MODES, MaskMode, ScoreMode, SequenceMode, find_action_mode
-from das_gym.problem.rewards import Budget, LayerMacs
-from das_gym.tables.table import every_mask
+from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.mask_space import every_mask
 
 NAMES = ("text.0", "text.1", "image.0", "image.1")
 MACS = LayerMacs(full=100, unskipped=104, savings=np.array([5, 20, 30, -1]))

@@ -14,11 +14,12 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 
 from das_gym import ENVIRONMENTS
+from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import INFO_KEYS, MaskScorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
-from das_gym.problem.rewards import REWARDS, Measured
+from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.table import SubnetTable
 
@@ -144,7 +145,7 @@ def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
 
 def test_a_reward_that_the_table_cannot_answer(small_table: SubnetTable):
     unknown = np.full(64, np.nan)
-    scores = {s: Measured(m.losses, m.metrics, unknown) for s, m in small_table.scores.items()}
+    scores = {s: Scores(m.losses, m.metrics, unknown) for s, m in small_table.scores.items()}
     with pytest.raises(ValueError, match="reward='neg_kl' needs divergences, which this table lacks"):
         TableScorer(replace(small_table, scores=scores), 2, reward="neg_kl")
 
@@ -179,7 +180,7 @@ def test_a_table_made_anew_is_loaded_anew(small_table: SubnetTable, tmp_path: Pa
     path = tmp_path / "table.npz"
     rewards = []
     for shift in (0, 1):
-        scores = {s: Measured(m.losses + np.float32(shift), m.metrics, m.divergences) for s, m in small_table.scores.items()}
+        scores = {s: Scores(m.losses + np.float32(shift), m.metrics, m.divergences) for s, m in small_table.scores.items()}
         replace(small_table, scores=scores).save(path)
         env = gymnasium.make(ID, table=str(path), skip_num=None, reward="neg_loss")
         env.reset()

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from das_gym.agents import AGENTS
 
+from das_gym.problem.rewards import REWARDS
+from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
 from das_gym.shapes.scenes import render, sample_scene
 from tests.models.bridge_tower import save_bridge_tower
@@ -14,6 +18,9 @@ from tests.models.bridge_tower import save_bridge_tower
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 QUICK: dict[str, dict] = {
     "own_model": {"checkpoint": "bridge_tower", "steps": 2, "reward_examples": 8},
+    "own_agent": {"evaluations": 30, "seeds": 2},
+    "own_reward": {"evaluations": 30},
+    "own_statistic": {"reward_examples": 10},
     "own_task": {"steps": 2},
     "policy_gradient": {"env_id": "DAS-METER-VQA-Tabular-v0", "num_updates": 3},
     "random_masks": {"steps": 3},
@@ -27,7 +34,18 @@ CASES = [(path, QUICK[path.stem]) for path in EXAMPLES]
 CASES += [(path, {**QUICK["policy_gradient"], "macs_saved": 0.3}) for path in EXAMPLES if path.stem == "policy_gradient"]
 
 
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What an example registers is forgotten after it."""
+    before = [(registry, dict(registry)) for registry in (AGENTS, REWARDS, STATISTICS)]
+    yield
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(("path", "arguments"), CASES, ids=lambda value: getattr(value, "stem", ""))
 def test_runs(path: Path, arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len([line for line in path.read_text().splitlines() if line]) < 80

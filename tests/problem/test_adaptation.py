@@ -8,7 +8,8 @@ import torch
 
 from das_gym.models.base import fingerprint
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.loading import ProblemConfig, load_backbone
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_backbone
 
 
 @pytest.fixture

@@ -12,16 +12,8 @@ import das_gym.problem.loading
 from das_gym.data.splits import Splits
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.tensor_files import read_tensors, write_tensors
-from das_gym.problem.loading import (
-    ProblemConfig,
-    build_problem,
-    load_backbone,
-    load_problem,
-    load_splits,
-    new_head,
-    problem_words,
-    task_class,
-)
+from das_gym.problem.config import ProblemConfig, problem_words
+from das_gym.problem.loading import build_problem, load_backbone, load_problem, load_splits, new_head, task_class
 from das_gym.registration import ASSETS, MODELS
 
 

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from das_gym.agents import MaskSpace
 
-from tests.agents.landscapes import SAVINGS, SPACES
+from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.mask_space import every_mask
+from tests.agents.landscapes import MACS, SAVINGS, SPACES
 
 COST = SPACES["cost"]
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))
 
 
 def test_every_mask_of_k():
-    space = MaskSpace(6, 2)
+    space = MaskSpace(Budget(6, 2))
     assert space.size == 15
     assert space.masks.shape == (15, 6)
     assert (space.masks.sum(axis=1) == 2).all()
@@ -28,23 +30,37 @@ def test_every_mask_that_saves_enough():
     assert COST.size == len(expected)
 
 
-def test_savings_need_not_add_up():
-    def squares(masks):
-        return (masks.sum(axis=1) / 4) ** 2
-
-    space = MaskSpace(4, macs_saved=0.5, savings=squares)
-    assert space.size == 5  # 3 or 4 of 4
-    assert space.top(np.array([0.1, 0.4, 0.3, 0.2])).tolist() == [False, True, True, True]
-
-
-def test_a_saving_that_skipping_more_undoes():
-    def only_the_middle(masks):
-        return np.where((masks == [False, True, True, False]).all(axis=1), 0.3, 0.0)
-
-    space = MaskSpace(4, macs_saved=0.2, savings=only_the_middle)
-    assert space.size == 1
+def test_by_cost_nothing_is_skipped_that_saves_nothing():
+    macs = LayerMacs(full=100, unskipped=104, savings=np.array([5, -3, 20, 0]))
+    space = MaskSpace(Budget(4, macs_saved=0.2, macs=macs))
+    assert space.size == 2  # both of the layers that save, and the one that costs nothing either way
     for values in np.random.default_rng(0).random((20, 4)):
-        assert space.top(values).tolist() == [False, True, True, False]
+        assert space.top(values).tolist() == [True, False, True, False]
+    assert space.top(np.full(4, -np.inf)).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("n_layers", [36, 72])
+@pytest.mark.parametrize("by", ["count", "cost"])
+def test_any_number_of_layers(n_layers, by):
+    """Nothing of 2^36 masks is listed on the way: this would not end."""
+    macs = LayerMacs(1000, 1000, np.arange(n_layers) % 7 + 1)
+    budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, macs_saved=0.1, macs=macs)
+    space, rng = MaskSpace(budget), np.random.default_rng(0)
+    assert not space.enumerable
+    masks = space.distinct(100, lambda: space.sample(rng), rng)
+    assert len(np.unique(masks, axis=0)) == 100
+    assert space.contains(masks).all()
+    assert space.contains(space.neighbours(masks[0])).all()
+    assert space.contains(space.mutate(masks[0], 3, rng)[None])[0]
+    with pytest.raises(ValueError, match="cannot be listed"):
+        _ = space.masks
+
+
+def test_listed_in_the_order_of_tables_and_of_combinations():
+    assert every_mask(2).tolist() == [[False, False], [True, False], [False, True], [True, True]]
+    assert [np.flatnonzero(mask).tolist() for mask in every_mask(3, 2)] == [[0, 1], [0, 2], [1, 2]]
+    with pytest.raises(ValueError, match="735,471 masks of 8 of 24 layers cannot be listed"):
+        every_mask(24, 8)
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
@@ -60,7 +76,7 @@ def test_moves_keep_the_budget(space):
 
 def test_neighbours_by_count_are_all_swaps():
     mask = np.arange(6) < 2
-    found = {tuple(np.flatnonzero(other)) for other in MaskSpace(6, 2).neighbours(mask)}
+    found = {tuple(np.flatnonzero(other)) for other in MaskSpace(Budget(6, 2)).neighbours(mask)}
     assert found == {(kept, new) for kept in (0, 1) for new in (2, 3, 4, 5)}
 
 
@@ -76,13 +92,13 @@ def test_neighbours_by_cost_differ_in_one_layer_or_swap_two():
 
 def test_a_mutant_differs_by_as_many_swaps_at_most():
     rng = np.random.default_rng(0)
-    space, mask = MaskSpace(12, 4), np.arange(12) % 3 == 0
+    space, mask = MaskSpace(Budget(12, 4)), np.arange(12) % 3 == 0
     kept = [int((space.mutate(mask, strength, rng) & mask).sum()) for strength in (1, 2, 3, 4) for _ in range(30)]
     assert kept == [3] * 30 + [2] * 30 + [1] * 30 + [0] * 30
 
 
 def test_top_by_count_takes_the_first_of_equal_values():
-    assert np.flatnonzero(MaskSpace(6, 3).top(np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0]))).tolist() == [0, 1, 3]
+    assert np.flatnonzero(MaskSpace(Budget(6, 3)).top(np.array([0.0, 1.0, 0.0, 1.0, 0.0, 0.0]))).tolist() == [0, 1, 3]
 
 
 def test_top_by_cost_skips_no_layer_that_it_need_not():
@@ -95,7 +111,7 @@ def test_top_by_cost_skips_no_layer_that_it_need_not():
 
 
 def test_distinct_masks_end_when_there_are_no_more():
-    space, rng = MaskSpace(6, 2), np.random.default_rng(0)
+    space, rng = MaskSpace(Budget(6, 2)), np.random.default_rng(0)
     masks = space.distinct(10, lambda: space.masks[0], rng)  # a draw that finds one mask only
     assert len(np.unique(masks, axis=0)) == 10
     seen = {mask.tobytes() for mask in masks}
@@ -107,7 +123,7 @@ def test_distinct_masks_end_when_there_are_no_more():
 def test_many_layers_are_not_listed():
     space = SPACES["many, by cost"]
     assert space.size is None
-    with pytest.raises(ValueError, match="are too many to list; use an agent that samples them, such as bayes"):
+    with pytest.raises(ValueError, match=r"cannot be listed .* search them with an agent that samples, such as bayes"):
         _ = space.masks
     assert SPACES["many, by count"].size == 735_471
     masks = space.distinct(50, lambda: space.sample(np.random.default_rng(0)), np.random.default_rng(1))
@@ -118,25 +134,27 @@ def test_many_layers_are_not_listed():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"skip_num": 13}, r"skip_num=13 is not allowed with 12 skippable layers; use 0\.\.12"),
-        ({"skip_num": 2.5}, r"skip_num=2\.5 is not allowed with 12 skippable layers; use 0\.\.12, a whole number"),
-        ({"skip_num": True}, "skip_num=True is not allowed"),
-        ({"skip_num": "4"}, "skip_num='4' is not allowed"),
+        ({"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
+        ({"skip_num": 2.5}, r"skip_num=2\.5: the model has 12 skippable layers; use 0\.\.12, a whole number"),
+        ({"skip_num": True}, "skip_num=True: the model has 12"),
+        ({"skip_num": "4"}, "skip_num='4': the model has 12"),
         ({"n_layers": 0, "skip_num": 0}, "n_layers=0 is not allowed"),
         ({"n_layers": 2.5, "skip_num": 0}, r"n_layers=2\.5 is not allowed; give a whole number"),
-        ({"macs_saved": True, "savings": SAVINGS}, "macs_saved=True is not allowed; give a share of the MACs"),
-        ({}, "skip_num=None, macs_saved=None: give exactly one of them"),
-        ({"skip_num": 1, "macs_saved": 0.1, "savings": SAVINGS}, "give exactly one of them"),
-        ({"macs_saved": 0.1}, "macs_saved needs to know what masks save: give savings"),
-        (
-            {"macs_saved": 0.6, "savings": SAVINGS},
-            r"macs_saved=0\.6 is out of reach.*saves more than 0\.5400; give that or less",
-        ),
-        ({"macs_saved": float("nan"), "savings": SAVINGS}, "macs_saved=nan is out of reach"),
-        ({"macs_saved": 0.1, "savings": SAVINGS[:5]}, r"savings of shape \(5,\); give \(12,\)"),
-        ({"n_layers": 24, "macs_saved": 0.6, "savings": np.full(24, 0.02)}, r"saves more than 0\.4800"),
+        ({"macs_saved": True, "macs": MACS}, "macs_saved=True is not allowed; give a share"),
+        ({}, "a budget that binds nothing"),
+        ({"skip_num": 1, "macs_saved": 0.1, "macs": MACS}, "are both given"),
+        ({"macs_saved": 0.1}, "needs to know what masks cost"),
+        ({"macs_saved": 0.6, "macs": MACS}, r"macs_saved=0\.6 is out of reach.*saves is 0\.5400 .*; ask for that or less"),
+        ({"macs_saved": float("nan"), "macs": MACS}, "macs_saved=nan is not allowed"),
+        ({"n_layers": 5, "macs_saved": 0.1, "macs": MACS}, "MACs of 12 layers; give those of the 5"),
+        ({"n_layers": 24, "macs_saved": 0.6, "macs": LayerMacs(100, 100, np.full(24, 2))}, r"saves is 0\.4800"),
     ],
 )
 def test_impossible_budgets(arguments, text):
     with pytest.raises(ValueError, match=text):
-        MaskSpace(**{"n_layers": 12, **arguments})
+        MaskSpace(Budget(**{"n_layers": 12, **arguments}))
+
+
+def test_a_space_is_made_of_a_budget():
+    with pytest.raises(TypeError, match=r"MaskSpace\(12\): give a Budget, such as Budget\(n_layers=12, skip_num=4\)"):
+        MaskSpace(12)

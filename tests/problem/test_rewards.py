@@ -6,19 +6,22 @@ import math
 import numpy as np
 import pytest
 
+import das_gym.problem.rewards as rewards_module
+from das_gym.engine.evaluator import Scores
 from das_gym.models.meter.model import METERConfig
 from das_gym.models.vilt.model import ViLTConfig
+from das_gym.problem.budget import Budget, LayerMacs, pick_budget
 from das_gym.problem.costs import meter_costs, vilt_costs
-from das_gym.problem.rewards import REWARDS, Budget, LayerMacs, Measured, Objective, Reward, find_reward, pick_budget
-from das_gym.tables.table import every_mask
+from das_gym.problem.mask_space import every_mask
+from das_gym.problem.rewards import REWARDS, Objective, Reward, find_reward, register_reward
 
 MACS = LayerMacs(full=100, unskipped=104, savings=np.array([5, 20, 0, -1]))  # the last two layers save nothing
 MASKS = every_mask(4)
 
 
-def measured(losses, metrics=None, divergences=None) -> Measured:
+def measured(losses, metrics=None, divergences=None) -> Scores:
     losses = np.asarray(losses, dtype=float)
-    return Measured(
+    return Scores(
         losses,
         np.full(len(losses), 0.5) if metrics is None else np.asarray(metrics, dtype=float),
         np.zeros(len(losses)) if divergences is None else np.asarray(divergences, dtype=float),
@@ -76,13 +79,13 @@ def test_what_is_left():
     [
         (5, None, r"skip_num=5: the model has 4 skippable layers; use 0\.\.4"),
         (-1, None, r"use 0\.\.4"),
-        (True, None, "not a whole number"),
-        ("4", None, "not a whole number"),
+        (True, None, r"use 0\.\.4, a whole number"),
+        ("4", None, r"use 0\.\.4, a whole number"),
         (None, 0.22, r"macs_saved=0\.22 is out of reach: the most that any mask of this model saves is 0\.2\d+"),
-        (None, 12, "a share, not a percentage"),
-        (None, -0.1, "no share of MACs"),
-        (None, math.nan, "no share of MACs"),
-        (None, "0.1", "no share of MACs"),
+        (None, 12, "give a share from 0 to 1, such as 0.12 for 12 %"),
+        (None, -0.1, "give a share from 0 to 1"),
+        (None, math.nan, "give a share from 0 to 1"),
+        (None, "0.1", "give a share from 0 to 1"),
         (2, 0.1, "are both given; a mask is bound by one budget"),
     ],
 )
@@ -169,5 +172,37 @@ def test_what_cannot_be_computed_earns_the_lowest():
     for reward in REWARDS.values():
         for losses in (nothing, np.array([np.inf])):
             metrics = np.zeros(1) if np.isinf(losses) else nothing
-            earned = Objective(Budget(4, 0), reward, MACS).rewards(MASKS[:1], Measured(losses, metrics, losses))
+            earned = Objective(Budget(4, 0), reward, MACS).rewards(MASKS[:1], Scores(losses, metrics, losses))
             assert earned.tolist() == [reward.low]
+
+
+def test_a_reward_of_ones_own(monkeypatch):
+    monkeypatch.setattr(rewards_module, "REWARDS", dict(REWARDS))
+    register_reward(Reward("half", 0.0, 0.5, lambda scores: scores.metrics / 2))
+    earned = Objective(Budget(4), find_reward("half"), MACS).rewards(MASKS, measured(np.zeros(16)))
+    assert earned.tolist() == [0.25] * 16
+    assert "half" not in REWARDS
+
+
+@pytest.mark.parametrize(
+    ("reward", "refusal", "says"),
+    [
+        (Reward("metric", 0.0, 1.0, abs), ValueError, "reward 'metric' is there already; give yours another name"),
+        (Reward("my reward", 0.0, 1.0, abs), ValueError, "reward name 'my reward' is not allowed"),
+        (
+            Reward("half", 1.0, 1.0, abs),
+            ValueError,
+            "reward 'half' has low=1.0, high=1.0; give finite numbers, low below high",
+        ),
+        (Reward("half", 0.0, math.inf, abs), ValueError, "give finite numbers"),
+        ("half", TypeError, r"give a Reward\(name, low, high, compute\)"),
+    ],
+)
+def test_what_is_no_new_reward_is_refused(reward, refusal, says: str):
+    with pytest.raises(refusal, match=says):
+        register_reward(reward)
+
+
+def test_divergences_that_nobody_measured_are_missed():
+    with pytest.raises(ValueError, match="neg_kl needs divergences, which were not measured"):
+        find_reward("neg_kl").compute(Scores(np.zeros(1), np.zeros(1)))

@@ -1,22 +1,35 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+import das_gym.problem.statistics as statistics_module
+from das_gym.models.base import Layer, State
 from das_gym.problem.loading import Problem
-from das_gym.problem.statistics import STATISTICS, Measurements, compute_statistics, measure_activity
+from das_gym.problem.statistics import (
+    DEFAULT_STATISTICS,
+    STATISTICS,
+    Statistic,
+    StatisticInputs,
+    check_statistics,
+    compute_statistics,
+    measure_activity,
+    register_statistic,
+)
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_problem: Problem) -> Measurements:
+def measured(tiny_problem: Problem) -> StatisticInputs:
     examples = tiny_problem.splits.reward[:12]
     activity = measure_activity(tiny_problem.evaluator, examples)
-    return Measurements(tiny_problem.evaluator, tiny_problem.costs, examples, activity)
+    return StatisticInputs(tiny_problem.evaluator, tiny_problem.costs, examples, activity)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_within_its_bounds_and_the_same_again(measured: Measurements, name: str):
+def test_within_its_bounds_and_the_same_again(measured: StatisticInputs, name: str):
     statistic = STATISTICS[name]
     raw = np.asarray(statistic.compute(measured))
     assert raw.shape == (12,)
@@ -26,7 +39,7 @@ def test_within_its_bounds_and_the_same_again(measured: Measurements, name: str)
     assert statistic.formula
 
 
-def test_clipped_to_its_bounds(measured: Measurements):
+def test_clipped_to_its_bounds(measured: StatisticInputs):
     from dataclasses import replace
 
     wild = replace(STATISTICS["depth"], compute=lambda _: np.array([-5.0, *range(10), np.inf]))
@@ -36,13 +49,13 @@ def test_clipped_to_its_bounds(measured: Measurements):
     assert values.max() == 1
 
 
-def test_shares_are_of_the_whole_model(measured: Measurements):
+def test_shares_are_of_the_whole_model(measured: StatisticInputs):
     macs = STATISTICS["macs_share"].compute(measured)
     assert 0 < macs.sum() < 1
     assert len(set(macs[:6].tolist())) == 1
 
 
-def test_leave_one_out_is_a_difference_of_losses(measured: Measurements):
+def test_leave_one_out_is_a_difference_of_losses(measured: StatisticInputs):
     masks = np.zeros((2, 12), bool)
     masks[1, 7] = True
     full, without = measured.evaluator.losses(masks, measured.examples)
@@ -67,3 +80,83 @@ def test_the_pooled_token_is_the_one_that_the_model_says(tiny_problem: Problem, 
     rows = [torch.cosine_similarity(state.hidden["text"][i, at], after[i, at], dim=0) for i, at in enumerate((2, 1, 3))]
     found = measure_activity(tiny_problem.evaluator, examples).influence_pooled[0]
     assert found == pytest.approx(1 - float(torch.stack(rows).mean()), abs=1e-5)
+
+
+class TwoLayers:
+    """Two layers of one stream, whose outputs are written down: a stand-in for a model and its evaluator."""
+
+    layers = (Layer("joint.0", "joint", 0), Layer("joint.1", "joint", 1))
+    stages = ((0,), (1,))
+    outputs = (((0.0, 1.0), (0.0, 4.0), (9.0, -9.0)), ((0.0, -1.0), (3.0, 4.0), (0.0, 0.0)))
+    batch_size = 1
+
+    def __init__(self):
+        self.vlp = self
+        self.task = SimpleNamespace(pairs=lambda examples: examples)
+
+    def encoder(self, real_tokens):
+        attend = torch.arange(3)[None, None, None] < torch.tensor(real_tokens)[:, None, None, None]
+        return State({"joint": torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])}, {"joint": attend})
+
+    def embed(self, encoded):
+        return encoded
+
+    def pooled_tokens(self, state, stream):
+        return torch.zeros(len(state.hidden[stream]), dtype=torch.long)
+
+    def run_layer(self, index, state, skipped):
+        assert not skipped
+        return torch.tensor([self.outputs[index]])
+
+    def losses(self, masks, examples):
+        return 1.0 + masks @ np.array([0.5, -0.25])
+
+
+def test_values_worked_out_by_hand():
+    """Token 0 turns by 90 degrees, then by 180; token 1 doubles, then turns to a cosine of 0.8; token 2 is padding.
+
+    One example has both tokens, the other only the first.
+    """
+    model, examples = TwoLayers(), (2, 1)
+    activity = measure_activity(model, examples)
+    np.testing.assert_allclose(activity.influence_pooled, [1.0, 2.0], atol=1e-7)
+    np.testing.assert_allclose(activity.influence_tokens, [((1 + 0) / 2 + 1) / 2, ((2 + 0.2) / 2 + 2) / 2], atol=1e-7)
+    root = np.sqrt(2.0)
+    np.testing.assert_allclose(activity.residual_norm, [((root + 1) / 2 + root) / 2, ((2 + 0.75) / 2 + 2) / 2], atol=1e-7)
+    costs = SimpleNamespace(
+        layer_macs=np.array([10, 30]), macs_full=100, layer_parameters=np.array([4, 6]), parameters_full=40
+    )
+    values = compute_statistics(tuple(STATISTICS.values()), StatisticInputs(model, costs, examples, activity))
+    expected = {
+        "stream": [0, 0],
+        "depth": [0, 1],
+        "macs_share": [0.1, 0.3],
+        "parameters_share": [0.1, 0.15],
+        "block_influence_pooled": [1, 2],
+        "block_influence_tokens": [0.75, 1.55],
+        "residual_norm": activity.residual_norm,
+        "leave_one_out": [0.5, -0.25],
+    }
+    assert list(expected) == list(STATISTICS)
+    np.testing.assert_allclose(values, np.stack(list(expected.values()), axis=1), rtol=1e-6, atol=1e-7)
+
+
+def test_a_statistic_of_ones_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statistics_module, "STATISTICS", dict(STATISTICS))
+    register_statistic(Statistic("ones", "1", 0.0, 2.0, lambda inputs: np.ones(2)))
+    assert [statistic.name for statistic in check_statistics(["ones", "depth"])] == ["ones", "depth"]
+    assert "ones" not in DEFAULT_STATISTICS  # the observation of everybody else stays
+
+
+@pytest.mark.parametrize(
+    ("statistic", "refusal", "says"),
+    [
+        (Statistic("depth", "1", 0, 1, abs), ValueError, "statistic 'depth' is there already; give yours another name"),
+        (Statistic("my/own", "1", 0, 1, abs), ValueError, "statistic name 'my/own' is not allowed"),
+        (Statistic("ones", "1", 1, 0, abs), ValueError, "statistic 'ones' has low=1, high=0"),
+        (abs, TypeError, r"give a Statistic\(name, formula, low, high, compute\)"),
+    ],
+)
+def test_what_is_no_new_statistic_is_refused(statistic, refusal, says: str):
+    with pytest.raises(refusal, match=says):
+        register_statistic(statistic)

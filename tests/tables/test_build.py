@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.problem.loading import Problem, ProblemConfig, build_problem
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.build import build_table, check_table, problem_hashes, table_examples
 from das_gym.tables.table import SubnetTable

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.problem.rewards import Measured
-from das_gym.tables.table import SubnetTable, TableMeta, every_mask
+from das_gym.engine.evaluator import Scores
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_space import every_mask
+from das_gym.problem.rewards import REWARDS, Objective
+from das_gym.tables.table import SubnetTable, TableMeta
 
 LOSSES = np.array([0.5, 0.4, 0.9, 0.7, 0.6, 0.6, 1.0, np.inf])
 METRICS = np.array([0.8, 0.8, 0.5, 0.6, 0.7, 0.7, 0.4, 0.0])
@@ -27,8 +30,8 @@ def make_table(**changes) -> SubnetTable:
         hashes={"model": "m", "supernet": "s", "reward_data": "r", "test_data": "t"},
         versions={"torch": "2"},
     )
-    reward = Measured(*(array.astype(np.float32) for array in (LOSSES, METRICS, LOSSES / 10)))
-    test = Measured(*(array.astype(np.float32) for array in (LOSSES[::-1], METRICS, LOSSES / 5)))
+    reward = Scores(*(array.astype(np.float32) for array in (LOSSES, METRICS, LOSSES / 10)))
+    test = Scores(*(array.astype(np.float32) for array in (LOSSES[::-1], METRICS, LOSSES / 5)))
     fields = {"meta": meta, "scores": {"reward": reward, "test": test}, "macs": MACS, "statistics": np.ones((3, 2), "f4")}
     return SubnetTable(**{**fields, **changes})
 
@@ -145,7 +148,7 @@ def test_layers_cost_what_masks_cost(table: SubnetTable):
 
 
 def test_what_was_not_measured_is_not_answered():
-    reward = Measured(LOSSES, METRICS, np.full(8, np.nan))
+    reward = Scores(LOSSES, METRICS, np.full(8, np.nan))
     table = make_table(scores={"reward": reward, "test": reward})
     with pytest.raises(ValueError, match="holds no divergence of the reward split"):
         table.best("divergence")
@@ -191,11 +194,13 @@ def test_arrays_must_fit():
     with pytest.raises(ValueError, match=r"macs has shape \(7,\); a table of 3 layers needs \(8,\)"):
         make_table(macs=MACS[:7])
     with pytest.raises(ValueError, match=r"reward_losses has shape \(4,\)"):
-        make_table(scores={split: Measured(LOSSES[:4], METRICS, METRICS) for split in ("reward", "test")})
+        make_table(scores={split: Scores(LOSSES[:4], METRICS, METRICS) for split in ("reward", "test")})
 
 
 def test_too_many_layers():
-    with pytest.raises(ValueError, match=r"17 layers has 2\^17 rows; tables are for 1\.\.16 layers"):
+    with pytest.raises(
+        ValueError, match=r"2\^17 masks of 17 layers cannot be listed \(1 layer at least, 65,536 masks at most\)"
+    ):
         every_mask(17)
 
 
@@ -206,3 +211,26 @@ def test_a_table_of_something_else_is_refused(table: SubnetTable):
     older = make_table(meta=replace(table.meta, hashes={}))
     with pytest.raises(ValueError, match="model is None there"):
         older.check_hashes(table.meta.hashes)
+
+
+def test_an_objective_ranks_as_its_environment_rewards(table: SubnetTable):
+    """Price and budget are the objective's; another budget may be given beside it."""
+    objective = Objective(Budget(3, 1), REWARDS["metric"], table.layer_macs, macs_price=2.0)
+    rewards = table.values("metric") + 2.0 * table.layer_macs.saved(table.masks)
+    within = table.masks.sum(axis=1) == 1
+    np.testing.assert_allclose(table.values(objective)[within], rewards[within])
+    assert (table.values(objective)[~within] < rewards[within].min()).all()
+    best = table.best(objective)
+    assert best.sum() == 1
+    assert rewards[table.index(best)] == rewards[within].max()
+    expected = [1 + (rewards[within] > reward).sum() for reward in rewards[within]]
+    assert table.rank(table.masks[within], objective).tolist() == expected
+    assert table.rank_of_values(rewards[within], objective).tolist() == expected
+    assert table.rank_of_values(np.array([-np.inf, np.inf]), objective).tolist() == [4, 1]
+    np.testing.assert_allclose(table.regret(table.masks[within], objective), rewards[within].max() - rewards[within])
+    assert table.rank(np.ones(3, bool), objective, skip_num=3) == 1
+
+
+def test_values_are_ranked_in_the_unit_of_what_they_are(table: SubnetTable):
+    assert table.rank_of_values(np.array([LOSSES.min(), LOSSES.max()]), "loss").tolist() == [1, 8]
+    assert table.rank_of_values(np.exp(-np.array([LOSSES.min(), LOSSES.max()])) * [2, 0], "exp_neg_loss").tolist() == [1, 8]

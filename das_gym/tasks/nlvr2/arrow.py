@@ -16,10 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
+from das_gym.data.arrow import ArrowFolder, ArrowImage, TaskFiles, read_rows
 from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.splits import Splits
 from das_gym.tasks.nlvr2.files import LABELS, TEST_SPLITS, NLVR2Example, divided
+
+FILES = TaskFiles(
+    "nlvr2",
+    tables=("nlvr2",),
+    raw=("train.json", "data/train.json", "nlvr2/data/train.json", "nlvr/nlvr2/data/train.json"),
+)
 
 IMAGES = ("image_0", "image_1")
 """Columns of the left and the right image."""
@@ -33,21 +39,14 @@ _COLUMNS = {
 
 
 def load_arrow_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
-    """Read NLVR2 from arrow tables; which part is which stands at the top of this module.
-
-    Args:
-        data_root: The folder of the tables, or one of them.
-        on_bad_example: `raise`, or `skip` to leave bad entries out; then every image is decoded once, to see that it can be.
-
-    Returns:
-        The three splits, each in the order of its table.
+    """Read NLVR2 from arrow tables, as `Task.load_splits` asks; which part is which stands at the top of this module.
 
     Raises:
         ImportError: pyarrow is not installed.
         FileNotFoundError: The folder or a table is missing.
         ValueError: A table or an entry is damaged, a split is empty, or all of train is of one image set.
     """
-    tables, bad = ArrowFolder.find(data_root, "nlvr2"), BadExamples(on_bad_example)
+    tables, bad = ArrowFolder.find(data_root, FILES), BadExamples(on_bad_example)
     train_path = tables.require("train")
     test_path = tables.require(next((split for split in TEST_SPLITS if tables.path(split).is_file()), TEST_SPLITS[0]))
     train = _read(train_path, bad)

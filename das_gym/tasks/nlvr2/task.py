@@ -16,7 +16,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.nlvr2 import shapes_nlvr2_root
 from das_gym.tasks.base import Task, load_head
-from das_gym.tasks.nlvr2.arrow import load_arrow_nlvr2
+from das_gym.tasks.nlvr2.arrow import FILES, load_arrow_nlvr2
 from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 
 
@@ -43,7 +43,7 @@ class NLVR2Task(Task):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
         """NLVR2's files, or arrow tables; None is Shapes-NLVR2."""
         root = shapes_nlvr2_root() if data_root is None else data_root
-        load = load_arrow_nlvr2 if is_arrow(root, "nlvr2") else load_nlvr2
+        load = load_arrow_nlvr2 if is_arrow(root, FILES) else load_nlvr2
         return load(root, on_bad_example)
 
     def pairs(self, examples: Sequence[NLVR2Example]) -> list[Pair]:

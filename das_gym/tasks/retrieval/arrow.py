@@ -13,10 +13,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.arrow import ArrowFolder, ArrowImage, read_rows
+from das_gym.data.arrow import ArrowFolder, ArrowImage, TaskFiles, read_rows
 from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.splits import Splits
 from das_gym.tasks.retrieval.captions import CaptionedImage, RetrievalExample, retrieval_examples
+
+FILES = TaskFiles(
+    "retrieval",
+    tables=("f30k_caption_karpathy", "coco_caption_karpathy"),
+    raw=("dataset*.json", "karpathy/dataset*.json"),
+)
 
 _COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
 
@@ -37,7 +43,7 @@ def load_arrow_captions(data_root: str | Path, on_bad_example: str = "raise") ->
         FileNotFoundError: The folder or a table is missing.
         ValueError: A table or an entry is damaged, an image is in two tables, or a split is empty or too small.
     """
-    tables, bad = ArrowFolder.find(data_root, "retrieval"), BadExamples(on_bad_example)
+    tables, bad = ArrowFolder.find(data_root, FILES), BadExamples(on_bad_example)
     train, reward, test = (tables.require(split) for split in ("train", "val", "test"))
     restval = [path for path in [tables.path("restval")] if path.is_file()]
     reader = _Reader(bad)

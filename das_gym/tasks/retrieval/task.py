@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -13,8 +14,8 @@ from das_gym.data.arrow import is_arrow
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.captions import shapes_captions_root
-from das_gym.tasks.base import Task, load_head
-from das_gym.tasks.retrieval.arrow import load_arrow_captions
+from das_gym.tasks.base import Gallery, Task, load_head
+from das_gym.tasks.retrieval.arrow import FILES, load_arrow_captions
 from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
 from das_gym.tasks.retrieval.karpathy import load_flickr30k
 
@@ -43,7 +44,7 @@ class RetrievalTask(Task):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[RetrievalExample]:
         """Karpathy's files, or arrow tables; None is Shapes-captions."""
         root = shapes_captions_root() if data_root is None else data_root
-        load = load_arrow_captions if is_arrow(root, "retrieval") else load_flickr30k
+        load = load_arrow_captions if is_arrow(root, FILES) else load_flickr30k
         return load(root, on_bad_example)
 
     def pairs(self, examples: Sequence[RetrievalExample]) -> list[Pair]:
@@ -78,3 +79,17 @@ class RetrievalTask(Task):
         """(batch,) 1 where the true text has a larger score than every other, else 0."""
         is_true = F.one_hot(targets["true"], logits.shape[-1]).bool()
         return (logits[is_true] > logits.masked_fill(is_true, -torch.inf).amax(-1)).to(logits)
+
+    @classmethod
+    def gallery(cls, examples: Sequence[RetrievalExample], max_images: int | None = None) -> Gallery:
+        """Each image of the examples once, with all of its captions, in order."""
+        if max_images is not None and max_images < 1:
+            raise ValueError(f"max_images={max_images} is not allowed; use 1 or more, or None for all images")
+        found = {example.image_id: example for example in examples}
+        chosen = list(found.values())[:max_images]
+        texts = [(number, text) for number, example in enumerate(chosen) for text in example.own]
+        return Gallery(
+            tuple(example.image for example in chosen),
+            tuple(text for _, text in texts),
+            np.array([number for number, _ in texts], dtype=np.int64),
+        )

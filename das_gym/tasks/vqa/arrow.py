@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.data.arrow import ArrowFolder, ArrowRows, open_table, read_rows
+from das_gym.data.arrow import ArrowFolder, ArrowRows, TaskFiles, open_table, read_rows
 from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa.columns import ColumnsBuilder, VQAColumns
 from das_gym.tasks.vqa.examples import VQAExample, VQATable
 from das_gym.tasks.vqa.vqav2 import check_answers, drop_broken, halves
 from das_gym.tasks.vqa.vqav2_cache import cached_columns
+
+FILES = TaskFiles("vqa", tables=("vqav2",), raw=("*_questions.json",))
 
 N_ANSWERS = 10
 
@@ -47,14 +49,7 @@ _COLUMNS = {
 
 
 def load_arrow_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Splits[VQAExample]:
-    """Read VQAv2 from arrow tables; which part is which stands at the top of this module.
-
-    Args:
-        data_root: The folder of the tables, or one of them.
-        on_bad_example: `raise`, or `skip` to leave bad entries out; then every image is decoded once, to see that it can be.
-
-    Returns:
-        The three splits, each in the order of its table.
+    """Read VQAv2 from arrow tables, as `Task.load_splits` asks; which part is which stands at the top of this module.
 
     Raises:
         ImportError: pyarrow is not installed.
@@ -62,7 +57,7 @@ def load_arrow_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Spli
         ValueError: A table or an entry is damaged, train has fewer than two different answers, or val has too few images
             to halve.
     """
-    tables, bad = ArrowFolder.find(data_root, "vqa"), BadExamples(on_bad_example)
+    tables, bad = ArrowFolder.find(data_root, FILES), BadExamples(on_bad_example)
     train_path = tables.require("train")
     train = _read((train_path,), "train2014", bad)
     check_answers(train, train_path, bad)

@@ -1,4 +1,8 @@
-"""The columns that VQA's questions are kept in, however many hundreds of thousands there are."""
+"""The columns that VQA's questions are kept in, however many hundreds of thousands there are.
+
+They are numpy's: pyarrow's would save some 80 lines and 0.2 of 0.3 s, and have everybody install the 170 MB that only
+those need who have arrow tables.
+"""
 
 from __future__ import annotations
 

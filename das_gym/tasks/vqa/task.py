@@ -17,7 +17,7 @@ from das_gym.models.inputs import Pair, Processor
 from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.base import Task, load_head
 from das_gym.tasks.vqa.accuracy import soft_score, vqa_accuracy
-from das_gym.tasks.vqa.arrow import load_arrow_vqa
+from das_gym.tasks.vqa.arrow import FILES, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
 from das_gym.tasks.vqa.vqav2 import load_vqav2, splits_vocabulary
 
@@ -50,7 +50,7 @@ class VQATask(Task):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[VQAExample]:
         """VQAv2's files, or arrow tables; None is Shapes-VQA."""
         root = shapes_root() if data_root is None else data_root
-        load = load_arrow_vqa if is_arrow(root, "vqa") else load_vqav2
+        load = load_arrow_vqa if is_arrow(root, FILES) else load_vqav2
         return load(root, on_bad_example)
 
     @classmethod

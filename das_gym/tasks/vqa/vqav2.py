@@ -18,7 +18,6 @@ import numpy as np
 from das_gym.data.checks import BadExamples
 from das_gym.data.images import ImageFile, files_in
 from das_gym.data.splits import Splits
-from das_gym.files import read_json, write_json
 from das_gym.tasks.vqa.examples import VQAExample, VQATable
 from das_gym.tasks.vqa.vqav2_cache import cached_columns
 from das_gym.tasks.vqa.vqav2_files import SPLITS, PairOfFiles, find_file, some
@@ -28,8 +27,6 @@ VQAV2_MIN_COUNT = 9
 
 KEPT_SHARE = 0.9
 """Least share of the questions that a vocabulary of the default threshold can answer."""
-
-VOCABULARY_FORMAT = "das_gym answer vocabulary 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,38 +244,3 @@ def _default_min_count(counts: Counter[str], most: int) -> int:
         if sum(count for count in counts.values() if count >= threshold) >= KEPT_SHARE * total:
             return threshold
     return 1
-
-
-def write_vocabulary(path: str | Path, answers: Sequence[str]) -> None:
-    """Write an answer vocabulary to a JSON file, to be used again with `read_vocabulary`.
-
-    Args:
-        path: Where to.
-        answers: The answers, each once, at least two; the index is the class.
-
-    Raises:
-        ValueError: `answers` is no vocabulary.
-    """
-    write_json(path, {"format": VOCABULARY_FORMAT, "answers": _checked_vocabulary(list(answers), "answers")})
-
-
-def read_vocabulary(path: str | Path) -> tuple[str, ...]:
-    """The answers of a file that `write_vocabulary` wrote, or of a JSON list of texts; the index is the class.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: It holds something else.
-    """
-    whole = read_json(path)
-    answers = whole.get("answers") if isinstance(whole, dict) and whole.get("format") == VOCABULARY_FORMAT else whole
-    return tuple(_checked_vocabulary(answers, str(path)))
-
-
-def _checked_vocabulary(answers: object, source: str) -> list[str]:
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"{source} is no answer vocabulary: it must be a list of texts, as write_vocabulary writes it")
-    repeated = [answer for answer, count in Counter(answers).items() if count > 1]
-    if repeated or len(answers) < 2:
-        what = f"{repeated[0]!r} occurs twice" if repeated else f"it has {len(answers)} answers"
-        raise ValueError(f"{source} is no answer vocabulary: {what}; it needs at least two, each once")
-    return answers

@@ -6,16 +6,18 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents import AGENTS, MaskSpace, make_agent
+from das_gym.agents import AGENTS, BestSeen, MaskSpace, RandomSearch, make_agent, register_agent
 from das_gym.agents.ask_tell.base import agent_class
 from landscapes import SPACES, rewards, statistics
 
+from das_gym.problem.budget import Budget, LayerMacs
+
 SMALL = {
-    "none": MaskSpace(5, 0),
-    "all": MaskSpace(5, 5),
-    "one of five": MaskSpace(5, 1),
-    "one layer": MaskSpace(1, 1),
-    "by cost": MaskSpace(5, macs_saved=0.25, savings=np.full(5, 0.1)),
+    "none": MaskSpace(Budget(5, 0)),
+    "all": MaskSpace(Budget(5, 5)),
+    "one of five": MaskSpace(Budget(5, 1)),
+    "one layer": MaskSpace(Budget(1, 1)),
+    "by cost": MaskSpace(Budget(5, macs_saved=0.25, macs=LayerMacs(100, 100, np.full(5, 10)))),
 }
 
 
@@ -85,7 +87,7 @@ def test_fewer_masks_than_asked_for_do_not_hang(name, space):
 
 @pytest.mark.parametrize("name", [name for name in AGENTS if name != "bandit"])
 def test_no_mask_comes_twice(name):
-    space = MaskSpace(8, 3)
+    space = MaskSpace(Budget(8, 3))
     asked = np.concatenate(play(make(name, space), 100))
     assert len(np.unique(asked, axis=0)) == len(asked)
     if name in ("random", "evolution", "cross_entropy", "bayes", "exhaustive"):
@@ -102,7 +104,7 @@ def test_what_is_told_is_checked(name):
     with pytest.raises(ValueError, match=r"reward of the mask that skips layers \[0, 1, 2, 4\] is not finite"):
         agent.tell(masks, np.array([0.0, np.nan, 1.0]))
     assert json.dumps(agent.state_dict()) == before
-    other = make(name, MaskSpace(12, 3))
+    other = make(name, MaskSpace(Budget(12, 3)))
     with pytest.raises(ValueError, match="the saved agent has skip_num=4, this one 3"):
         other.load_state_dict(agent.state_dict())
 
@@ -135,3 +137,61 @@ def test_settings_out_of_range_are_refused(name, settings):
 def test_an_unknown_agent():
     with pytest.raises(ValueError, match="unknown agent 'evolutoin'; did you mean 'evolution'"):
         agent_class("evolutoin")
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_an_agent_is_made_of_a_space(name):
+    with pytest.raises(TypeError, match=r"\(12\): give the masks to choose from, such as \w+\(MaskSpace\(Budget\("):
+        agent_class(name)(12)
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if name != "exhaustive"])
+@pytest.mark.parametrize("n_layers", [36, 72])
+@pytest.mark.parametrize("by", ["count", "cost"])
+def test_any_number_of_layers(name, n_layers, by):
+    """Where nothing can be listed, every agent asks for masks, learns from them and answers."""
+    macs = LayerMacs(1000, 1000, np.arange(n_layers) % 7 + 1)
+    budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, macs_saved=0.06, macs=macs)
+    space = MaskSpace(budget)
+    agent = make(name, space)
+    for masks in play(agent, 4):
+        assert agent.free_budget or space.contains(masks).all()
+    assert space.contains(agent.best()[None])[0]
+
+
+class OwnAgent(BestSeen):
+    def __init__(self, space, seed=None, size=3):
+        super().__init__(space, seed)
+        self.size = size
+
+    def ask(self, n):
+        return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng)
+
+
+def test_an_agent_of_ones_own_is_asked_for_by_name(monkeypatch):
+    for name, agent in (("own", OwnAgent), ("own_by_path", "das_gym.agents:RandomSearch")):
+        monkeypatch.setitem(AGENTS, name, agent)
+        del AGENTS[name]  # restored to nothing at the end
+        register_agent(name, agent)
+    assert make("own", SPACES["count"], size=5).size == 5
+    assert type(make("own_by_path", SPACES["count"])) is RandomSearch
+    with pytest.raises(ValueError, match="unknown setting of agent 'own', 'siz'; did you mean 'size'"):
+        make("own", SPACES["count"], siz=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "agent", "refusal", "text"),
+    [
+        ("bandit", OwnAgent, ValueError, "agent 'bandit' is there already; give yours another name"),
+        ("ppo", OwnAgent, ValueError, "agent 'ppo' is there already"),
+        ("my agent", OwnAgent, ValueError, "agent name 'my agent' is not allowed; use letters, digits and _"),
+        (5, OwnAgent, ValueError, "agent name 5 is not allowed"),
+        ("own", MaskSpace, TypeError, "give a subclass of das_gym.agents.Agent, or 'module:class'"),
+        ("own", "das_gym.agents", TypeError, "or 'module:class'"),
+    ],
+)
+def test_what_is_no_new_agent_is_refused(name, agent, refusal, text):
+    before = dict(AGENTS)
+    with pytest.raises(refusal, match=text):
+        register_agent(name, agent)
+    assert before == AGENTS

@@ -8,7 +8,9 @@ from das_gym.agents import AGENTS, Agent, MaskSpace, SearchConfig, make_agent, s
 from das_gym.agents.ask_tell.asking import answer, ask
 from synthetic import ENV_ID
 
-SPACE = MaskSpace(6, 2)
+from das_gym.problem.budget import Budget
+
+SPACE = MaskSpace(Budget(6, 2))
 GOOD = SPACE.masks[:3]
 
 

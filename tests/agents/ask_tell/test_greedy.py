@@ -7,6 +7,8 @@ import pytest
 from das_gym.agents import Greedy, LeaveOneOut, MaskSpace
 from landscapes import SPACES, rewards
 
+from das_gym.problem.budget import Budget, LayerMacs
+
 
 def play(agent, n=3, maximum=1000):
     asked = np.zeros((0, agent.n_layers), bool)
@@ -58,9 +60,9 @@ def test_leave_one_out_scores_every_layer_once():
 
 
 def test_greedy_in_a_trap_still_answers():
-    """Only one pair is allowed, and removing layers one by one passes it by."""
+    """Only one pair saves enough, and removing the others, which cost more skipped than kept, comes first."""
     pair = np.isin(np.arange(5), [0, 1])
-    space = MaskSpace(5, macs_saved=0.2, savings=lambda masks: np.where((masks == pair).all(axis=1), 0.3, 0.0))
+    space = MaskSpace(Budget(5, macs_saved=0.4, macs=LayerMacs(100, 100, np.where(pair, 20, -1))))
     agent = Greedy(space)
     while len(masks := agent.ask(3)):
         agent.tell(masks, masks @ np.arange(5.0))

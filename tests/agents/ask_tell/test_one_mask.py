@@ -7,13 +7,15 @@ import pytest
 from das_gym.agents import MaskSpace, OneShot, Uniform
 from landscapes import SPACES
 
+from das_gym.problem.budget import Budget
+
 
 @pytest.mark.parametrize(
     ("n_layers", "skip_num", "skipped"),
     [(12, 4, [1, 4, 7, 10]), (12, 1, [6]), (12, 0, []), (3, 3, [0, 1, 2]), (5, 2, [1, 3])],
 )
 def test_uniform_spreads(n_layers, skip_num, skipped):
-    agent = Uniform(MaskSpace(n_layers, skip_num))
+    agent = Uniform(MaskSpace(Budget(n_layers, skip_num)))
     assert np.flatnonzero(agent.best()).tolist() == skipped
     assert (agent.ask(3) == agent.best()).all()
     agent.tell(agent.ask(3), np.zeros(1))
@@ -27,7 +29,7 @@ def test_uniform_by_cost_takes_the_fewest_layers():
 
 def test_one_shot_ranks_by_the_statistic_asked_for():
     statistics = {"one": np.array([3.0, 1.0, 2.0, 4.0]), "other": np.array([1.0, 1.0, 5.0, 0.0])}
-    space = MaskSpace(4, 2)
+    space = MaskSpace(Budget(4, 2))
     assert np.flatnonzero(OneShot(space, statistics=statistics, statistic="one").best()).tolist() == [1, 2]
     assert np.flatnonzero(OneShot(space, statistics=statistics, statistic="other").best()).tolist() == [0, 3]
     highest = OneShot(space, statistics=statistics, statistic="other", skip="highest")
@@ -36,6 +38,6 @@ def test_one_shot_ranks_by_the_statistic_asked_for():
 
 def test_mistakes():
     with pytest.raises(ValueError, match="unknown statistic 'one'; did you mean 'ones'"):
-        OneShot(MaskSpace(4, 2), statistics={"ones": np.ones(4)}, statistic="one")
+        OneShot(MaskSpace(Budget(4, 2)), statistics={"ones": np.ones(4)}, statistic="one")
     with pytest.raises(ValueError, match="unknown value of skip, 'low'; did you mean 'lowest'"):
-        OneShot(MaskSpace(4, 2), statistics={"ones": np.ones(4)}, statistic="ones", skip="low")
+        OneShot(MaskSpace(Budget(4, 2)), statistics={"ones": np.ones(4)}, statistic="ones", skip="low")

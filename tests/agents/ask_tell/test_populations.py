@@ -9,6 +9,8 @@ import pytest
 from das_gym.agents import CrossEntropy, Evolution, MaskSpace
 from landscapes import SPACES, rewards
 
+from das_gym.problem.budget import Budget
+
 SPACE = SPACES["count"]
 
 
@@ -45,7 +47,7 @@ def test_a_staged_generation_is_halved_from_stage_to_stage():
 
 
 def test_a_staged_search_of_few_masks_ends():
-    agent, stages = Evolution(MaskSpace(4, 1), 0, offspring=3, stages=(0.5, 1)), []
+    agent, stages = Evolution(MaskSpace(Budget(4, 1)), 0, offspring=3, stages=(0.5, 1)), []
     while len(masks := agent.ask(2)):
         stages.append((agent.examples_share, len(masks)))
         agent.tell(masks, rewards(masks))

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from das_gym.agents import MaskSpace, RandomSearch
 
+from das_gym.problem.budget import Budget
+
 
 def test_no_mask_comes_twice_and_all_come():
-    agent = RandomSearch(MaskSpace(6, 2), seed=0)
+    agent = RandomSearch(MaskSpace(Budget(6, 2)), seed=0)
     asked = []
     for _ in range(5):
         asked.append(agent.ask(4))
@@ -20,7 +22,7 @@ def test_no_mask_comes_twice_and_all_come():
 
 @pytest.mark.parametrize("skip_num", [0, 6])
 def test_the_only_mask(skip_num):
-    agent = RandomSearch(MaskSpace(6, skip_num), seed=0)
+    agent = RandomSearch(MaskSpace(Budget(6, skip_num)), seed=0)
     masks = agent.ask(3)
     assert masks.shape == (1, 6)
     agent.tell(masks, np.array([0.5]))
@@ -28,13 +30,13 @@ def test_the_only_mask(skip_num):
 
 
 def test_every_layer_is_as_likely():
-    np.testing.assert_allclose(RandomSearch(MaskSpace(12, 4), seed=0).ask(495).mean(axis=0), 1 / 3)
-    shares = np.mean([RandomSearch(MaskSpace(12, 4), seed=seed).ask(3).mean(axis=0) for seed in range(500)], axis=0)
+    np.testing.assert_allclose(RandomSearch(MaskSpace(Budget(12, 4)), seed=0).ask(495).mean(axis=0), 1 / 3)
+    shares = np.mean([RandomSearch(MaskSpace(Budget(12, 4)), seed=seed).ask(3).mean(axis=0) for seed in range(500)], axis=0)
     assert np.abs(shares - 1 / 3).max() < 0.05
 
 
 def test_the_answer_is_the_best_and_of_equal_ones_the_first():
-    agent = RandomSearch(MaskSpace(12, 4), seed=0)
+    agent = RandomSearch(MaskSpace(Budget(12, 4)), seed=0)
     masks = agent.ask(5)
     agent.tell(masks[:3], np.array([0.1, 0.3, 0.2]))
     agent.tell(masks[3:], np.array([0.3, 0.05]))
@@ -45,4 +47,4 @@ def test_the_answer_is_the_best_and_of_equal_ones_the_first():
 
 def test_an_answer_needs_a_score():
     with pytest.raises(ValueError, match="no mask that keeps the budget was scored yet"):
-        RandomSearch(MaskSpace(12, 4)).best()
+        RandomSearch(MaskSpace(Budget(12, 4))).best()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents.compare.ground_truth import against_truth
+from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.search_experiment import run_search
 from synthetic import ENV_ID
 
@@ -17,7 +17,7 @@ def test_a_mask_stands_where_the_table_says(budget, made_up_table):
     within = {name: value for name, value in budget.items() if value is not None}
     allowed = table.masks[table.within(**within)]
     for mask in allowed[:: len(allowed) // 5]:
-        truth = against_truth(TABULAR, {"table": str(made_up_table), **budget}, mask.astype(int).tolist())
+        truth = ground_truth_of(TABULAR, {"table": str(made_up_table), **budget}, mask.astype(int).tolist())
         assert truth.rank == table.rank(mask, "exp_neg_loss", **within)
         assert truth.regret == pytest.approx(float(table.regret(mask, "exp_neg_loss", **within)), abs=1e-12)
         assert truth.masks == len(allowed)
@@ -25,15 +25,15 @@ def test_a_mask_stands_where_the_table_says(budget, made_up_table):
 
 def test_a_price_counts(made_up_table):
     env_kwargs = {"table": str(made_up_table), "skip_num": None, "macs_price": 100.0}
-    everything, nothing = (against_truth(TABULAR, env_kwargs, [bit] * 8) for bit in (1, 0))
+    everything, nothing = (ground_truth_of(TABULAR, env_kwargs, [bit] * 8) for bit in (1, 0))
     assert (everything.rank, everything.regret) == (1, 0.0)  # the most MACs saved
     assert nothing.rank == 256
     assert nothing.regret == pytest.approx(everything.best_reward - (np.exp(-0.3) - 2.0), abs=1e-6)
 
 
 def test_who_knows_no_truth_tells_none(made_up_table):
-    assert against_truth(ENV_ID, {"skip_num": 4}, [1] * 4 + [0] * 8) is None
-    assert against_truth(TABULAR, {"table": str(made_up_table), "skip_num": 4}, [1] * 8) is None
+    assert ground_truth_of(ENV_ID, {"skip_num": 4}, [1] * 4 + [0] * 8) is None
+    assert ground_truth_of(TABULAR, {"table": str(made_up_table), "skip_num": 4}, [1] * 8) is None
 
 
 @pytest.mark.parametrize("agent", ["exhaustive", "leave_one_out", "ppo"])
@@ -41,7 +41,7 @@ def test_a_search_on_a_table_tells_it(agent, made_up_table, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     settings = {"env_kwargs": {"table": str(made_up_table)}, "evaluations": 80 if agent == "exhaustive" else 12}
     result = run_search(settings, ["meter_vqa_table", agent])[2]
-    truth = against_truth(result.env_id, result.env_kwargs, result.mask)
+    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
     assert (truth.rank == 1) == (agent == "exhaustive")
-    line = f"  against the truth: rank {truth.rank} of 70 masks, regret {truth.regret:.4f} (the best reward is "
+    line = f"  against the ground truth: rank {truth.rank} of 70 masks, regret {truth.regret:.4f} (the best reward is "
     assert line in capsys.readouterr().out

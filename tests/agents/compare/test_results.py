@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.agents import AGENTS, MaskSpace
+from das_gym.agents import AGENTS
 from das_gym.agents.compare.leaderboard import main as leaderboard
-from das_gym.agents.compare.oracle import LiveArena, TableArena, make_arena
+from das_gym.agents.compare.oracle import LiveOracle, TableOracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
-from das_gym.agents.compare.results import Standing, compare, judge, quantile
-from das_gym.agents.compare.traces import Played
-from das_gym.agents.compare_experiment import Settings, cells, ex, print_standings
+from das_gym.agents.compare.results import AgentResult, agent_results, compare, quantile
+from das_gym.agents.compare.traces import Trace
+from das_gym.agents.compare_experiment import Settings, cells, ex, print_results
 
 from das_gym.experiment import RunError
 from das_gym.tables.table import SubnetTable
@@ -24,58 +24,59 @@ TABULAR = "DAS-METER-VQA-Tabular-v0"
 
 
 @pytest.fixture
-def arena(made_up_table):
-    return TableArena(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+def oracle(made_up_table):
+    return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
 
 
-def test_a_table_arena_tells_the_truth(arena, made_up_table):
+def test_a_table_oracle_tells_the_truth(oracle, made_up_table):
     table = SubnetTable.load(made_up_table)
-    assert arena.space.budget == {"n_layers": 8, "skip_num": 4, "macs_saved": None}
-    assert arena.statistics["depth"].tolist() == table.statistics[:, 0].tolist()
-    np.testing.assert_array_equal(arena.rewards(table.masks), table.values("exp_neg_loss"))  # also off the budget
+    assert oracle.space.budget.as_dict() == {"n_layers": 8, "skip_num": 4, "macs_saved": None}
+    assert oracle.statistics["depth"].tolist() == table.statistics[:, 0].tolist()
+    np.testing.assert_array_equal(oracle.rewards(table.masks), table.values("exp_neg_loss"))  # also off the budget
     best = table.best(skip_num=4)[None]
-    assert arena.rewards(best)[0] == arena.best_reward
-    masks = arena.space.masks
-    np.testing.assert_array_equal(arena.ranks(arena.rewards(masks)), table.rank(masks, "exp_neg_loss", skip_num=4))
-    np.testing.assert_array_equal(arena.test_metrics(masks), table.values("metric", "test")[table.index(masks)])
+    assert oracle.rewards(best)[0] == oracle.best_reward
+    masks = oracle.space.masks
+    np.testing.assert_array_equal(oracle.ranks(oracle.rewards(masks)), table.rank(masks, "exp_neg_loss", skip_num=4))
+    np.testing.assert_array_equal(oracle.test_metrics(masks), table.values("metric", "test")[table.index(masks)])
 
 
 def test_a_price_counts(made_up_table):
-    arena = TableArena(TABULAR, {"macs_saved": 0.1}, {"table": str(made_up_table), "macs_price": 100.0})
-    best = arena.space.masks[arena.rewards(arena.space.masks).argmax()]
+    oracle = TableOracle(TABULAR, {"macs_saved": 0.1}, {"table": str(made_up_table), "macs_price": 100.0})
+    best = oracle.space.masks[oracle.rewards(oracle.space.masks).argmax()]
     assert best.all()
 
 
 def test_what_was_needed_is_counted_to_the_last_miss():
-    def standing(*found):
-        return Standing("a", np.zeros((2, 4)), None, np.array(found, bool), *[np.zeros(2)] * 4)
+    def result(*found):
+        return AgentResult("a", np.zeros((2, 4)), None, np.array(found, bool), *[np.zeros(2)] * 4)
 
-    assert standing([0, 0, 1, 1], [0, 1, 0, 1]).needed().tolist() == [3, 4]
-    assert standing([1, 1, 1, 1], [1, 1, 1, 0]).needed().tolist() == [1, np.inf]
+    assert result([0, 0, 1, 1], [0, 1, 0, 1]).needed().tolist() == [3, 4]
+    assert result([1, 1, 1, 1], [1, 1, 1, 0]).needed().tolist() == [1, np.inf]
     assert quantile(np.array([1.0, np.inf, 2.0]), 50) == 2.0
     assert quantile(np.array([1.0, np.inf, np.inf]), 50) == np.inf
 
 
-def test_where_the_truth_is_unknown_the_best_answer_stands_for_it(arena):
-    arena.best_reward = None
-    masks = arena.space.masks[:2]
+def test_where_the_truth_is_unknown_the_best_answer_stands_for_it(oracle):
+    oracle.best_reward = None
+    masks = oracle.space.masks[:2]
     rewards = np.array([[0.2, 0.3], [0.1, 0.5]])
-    one, other = judge(arena, [Played("a", masks, rewards, np.full(2, 2)), Played("b", masks, rewards - 0.1, np.full(2, 2))])
+    traces = [Trace("a", masks, rewards, np.full(2, 2)), Trace("b", masks, rewards - 0.1, np.full(2, 2))]
+    one, other = agent_results(oracle, traces)
     np.testing.assert_allclose(one.regret, [[0.3, 0.2], [0.4, 0.0]])
     np.testing.assert_allclose(other.regret, [[0.4, 0.3], [0.5, 0.1]])
     assert one.found.tolist() == [[False, False], [False, True]]
 
 
-def test_before_its_first_answer_an_agent_has_none(arena, tmp_path):
+def test_before_its_first_answer_an_agent_has_none(oracle, tmp_path):
     """Three evaluations a turn, four altogether, two seeds; the third agent never answers."""
-    best, worst = np.sort(arena.rewards(arena.space.masks))[[-1, 0]]
-    answers, never = arena.space.masks[:2], -np.inf
-    played = [
-        Played("a", answers, np.array([[never, never, worst, best], [never, never, best, best]]), np.full(2, 4)),
-        Played("b", answers, np.array([[worst] * 4, [best] * 4]), np.full(2, 1)),
-        Played("c", answers, np.full((2, 4), never), np.full(2, 0)),
+    best, worst = np.sort(oracle.rewards(oracle.space.masks))[[-1, 0]]
+    answers, never = oracle.space.masks[:2], -np.inf
+    traces = [
+        Trace("a", answers, np.array([[never, never, worst, best], [never, never, best, best]]), np.full(2, 4)),
+        Trace("b", answers, np.array([[worst] * 4, [best] * 4]), np.full(2, 1)),
+        Trace("c", answers, np.full((2, 4), never), np.full(2, 0)),
     ]
-    one, other, none = judge(arena, played)
+    one, other, none = agent_results(oracle, traces)
     gap = best - worst
     assert one.regret.tolist() == [[np.inf, np.inf, gap, 0], [np.inf, np.inf, 0, 0]]
     assert one.rank.tolist() == [[np.inf, np.inf, 70, 1], [np.inf, np.inf, 1, 1]]
@@ -90,21 +91,21 @@ def test_before_its_first_answer_an_agent_has_none(arena, tmp_path):
     assert record["needed"] == [4, 3]
     record = json.loads(json.dumps(none.record(), allow_nan=False))
     assert record["test_metrics"] == record["rewards"] == record["needed"] == [None, None]
-    for standings in ([one, other, none], [none]):
-        print_standings(standings, "three agents")
-        plot_comparison(tmp_path / "compare.png", standings)
+    for results in ([one, other, none], [none]):
+        print_results(results, "three agents")
+        plot_comparison(tmp_path / "compare.png", results)
         assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert cells(none) == ["-", "-", "-", "-", "0 %", "-", "0", "-"]
 
 
-def test_where_nobody_ever_has_an_answer_and_the_truth_is_unknown(arena):
-    arena.best_reward = None
-    (none,) = judge(arena, [Played("a", arena.space.masks[:1], np.full((1, 2), -np.inf), np.zeros(1, int))])
+def test_where_nobody_ever_has_an_answer_and_the_truth_is_unknown(oracle):
+    oracle.best_reward = None
+    (none,) = agent_results(oracle, [Trace("a", oracle.space.masks[:1], np.full((1, 2), -np.inf), np.zeros(1, int))])
     assert (none.regret == np.inf).all()
     assert not none.found.any()
 
 
-def test_a_wrong_setting_is_found_before_anyone_plays(arena):
+def test_a_wrong_setting_is_found_before_anyone_plays(oracle):
     done = []
     for agents, settings, text in (
         (["random", "bandit"], {"bandit": {"rate": 1}}, "unknown setting of agent 'bandit', 'rate'"),
@@ -118,37 +119,37 @@ def test_a_wrong_setting_is_found_before_anyone_plays(arena):
         (["random", "pppo"], {}, "unknown agent 'pppo'; did you mean 'ppo'"),
     ):
         with pytest.raises(ValueError, match=text):
-            compare(arena, agents, range(1), 6, agent_kwargs=settings, on_agent=done.append)
+            compare(oracle, agents, range(1), 6, agent_kwargs=settings, on_agent=done.append)
     assert done == []
 
 
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.15}])
 def test_ours_beats_the_other_searches(budget, made_up_table):
-    arena = TableArena(TABULAR, budget, {"table": str(made_up_table)})
+    oracle = TableOracle(TABULAR, budget, {"table": str(made_up_table)})
     others = ["bandit", "cross_entropy", "evolution", "random"]
-    ours, *rest = compare(arena, ["bayes", *others], seeds=range(6), evaluations=30)
+    ours, *rest = compare(oracle, ["bayes", *others], seeds=range(6), evaluations=30)
     assert ours.found[:, -1].all()
     assert all(ours.mean_regret() < other.mean_regret() for other in rest)
 
 
 def test_live_agrees_with_the_environment(tiny_kwargs):
-    live = make_arena("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
-    assert isinstance(live, LiveArena)
+    live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
+    assert isinstance(live, LiveOracle)
     assert live.best_reward is None
-    assert live.space.budget == MaskSpace(12, 4).budget
-    (standing,) = compare(live, ["uniform"], seeds=range(2), evaluations=3)
-    assert standing.rank is None
-    assert (standing.regret == 0).all()
-    mask = standing.answers[:1]
+    assert live.space.budget.as_dict() == {"n_layers": 12, "skip_num": 4, "macs_saved": None}
+    (result,) = compare(live, ["uniform"], seeds=range(2), evaluations=3)
+    assert result.rank is None
+    assert (result.regret == 0).all()
+    mask = result.answers[:1]
     scorer = live._scorer
     loss = scorer.problem.evaluator.losses(mask, scorer.fixed_examples)
-    assert standing.rewards[0] == np.exp(-loss)[0]
-    assert standing.test_metrics[0] == scorer.problem.evaluator.evaluate(mask, scorer.problem.splits.test).metrics[0]
+    assert result.rewards[0] == np.exp(-loss)[0]
+    assert result.test_metrics[0] == scorer.problem.evaluator.evaluate(mask, scorer.problem.splits.test).metrics[0]
 
 
 def test_examples_that_change_are_refused():
     with pytest.raises(ValueError, match="reward_batches='cycle' gives a mask now this reward, now that"):
-        make_arena("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"})
+        make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"})
 
 
 def test_the_command_keeps_record_and_picture(made_up_table, tmp_path, monkeypatch, capsys):

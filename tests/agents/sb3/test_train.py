@@ -94,7 +94,7 @@ def test_a_run_folder_gives_the_agent_back(env_kwargs: dict, tmp_path: Path):
 
 def test_training_goes_on_from_a_kept_agent(env_kwargs: dict, tmp_path: Path):
     first = train("ppo", env_kwargs, tmp_path)
-    second = train("ppo", env_kwargs, evaluations=4, start_from=str(tmp_path), algo={"learning_rate": 0.0})
+    second = train("ppo", env_kwargs, evaluations=4, start_from=str(tmp_path), hyperparameters={"learning_rate": 0.0})
     for old, new in zip(first.model.policy.parameters(), second.model.policy.parameters(), strict=True):
         np.testing.assert_array_equal(old.detach(), new.detach())
     with pytest.raises(FileNotFoundError, match=r"no agent at .*give the agent\.zip of an earlier run"):
@@ -134,17 +134,32 @@ class Patient(PPO):
 
 
 def test_a_class_of_ones_own(env_kwargs: dict):
-    trained = train(Patient, env_kwargs, algo={"patience": 2, "n_epochs": 1})
+    trained = train(Patient, env_kwargs, hyperparameters={"patience": 2, "n_epochs": 1})
     assert isinstance(trained.model, Patient)
     assert (trained.model.patience, trained.model.n_epochs, trained.model.n_steps) == (2, 1, 8)
     assert trained.result.agent.endswith("test_train:Patient")
     with pytest.raises(ValueError, match=r"unknown setting of .*Patient, 'patienc'; did you mean 'patience'"):
-        train(Patient, env_kwargs, algo={"patienc": 2})
+        train(Patient, env_kwargs, hyperparameters={"patienc": 2})
+
+
+class Picky(PPO):
+    """Refuses a setting, not an action space; it would take whole masks by chance."""
+
+    def __init__(self, policy, env, n_steps=2, **kwargs) -> None:
+        if n_steps % 2 and isinstance(env.action_space, gymnasium.spaces.Box):
+            raise ValueError("n_steps has to be even")
+        super().__init__(policy, env, n_steps=n_steps, **kwargs)
+
+
+def test_a_refused_setting_is_not_taken_for_a_refused_action_space(env_kwargs: dict):
+    with pytest.raises(ValueError, match=r"Picky cannot be made with .*: n_steps has to be even"):
+        train(Picky, env_kwargs, hyperparameters={"n_steps": 3})
+    assert train(Picky, env_kwargs, hyperparameters={"n_steps": 2, "n_epochs": 1}).action == "scores"
 
 
 def test_a_class_that_no_table_knows(env_kwargs: dict):
-    assert train("sb3_contrib:CrossQ", env_kwargs, algo={"learning_starts": 8}).action == "scores"
-    trained = train(RecurrentPPO, env_kwargs, action="sequence", algo={"n_steps": 8})
+    assert train("sb3_contrib:CrossQ", env_kwargs, hyperparameters={"learning_starts": 8}).action == "scores"
+    trained = train(RecurrentPPO, env_kwargs, action="sequence", hyperparameters={"n_steps": 8})
     assert isinstance(trained.model.policy, RecurrentActorCriticPolicy)
     assert trained.result.n_skipped == 4
 
@@ -162,17 +177,21 @@ def test_a_policy_of_ones_own(env_kwargs: dict):
         ("pppo", {}, "unknown algorithm of SB3 .*'pppo'; did you mean 'ppo'"),
         ("json:JSONDecoder", {}, "not a subclass of stable_baselines3's BaseAlgorithm"),
         ("stable_baselines3:PPOO", {}, "cannot be imported"),
-        ("ppo", {"algo": {"learning_rat": 1}}, "unknown setting of ppo, 'learning_rat'; did you mean 'learning_rate'"),
-        ("ppo", {"algo": {"seed": 1}}, "unknown setting of ppo, 'seed'"),
-        ("ppo", {"algo": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'; did you mean 'MlpPolicy'"),
-        (RecurrentPPO, {"algo": {"policy": "MlpPolicy"}}, r"RecurrentPPO, 'MlpPolicy'; .*known: MlpLstmPolicy, "),
-        ("ppo", {"algo": {"clip_range": "wide"}}, "PPO cannot be made with"),
+        (
+            "ppo",
+            {"hyperparameters": {"learning_rat": 1}},
+            "setting of ppo, 'learning_rat'; did you mean 'learning_rate'",
+        ),
+        ("ppo", {"hyperparameters": {"seed": 1}}, "unknown setting of ppo, 'seed'"),
+        ("ppo", {"hyperparameters": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'; did you mean 'MlpPolicy'"),
+        (RecurrentPPO, {"hyperparameters": {"policy": "MlpPolicy"}}, r"RecurrentPPO, 'MlpPolicy'; .*known: MlpLstmPolicy, "),
+        ("ppo", {"hyperparameters": {"clip_range": "wide"}}, "PPO cannot be made with"),
         ("sac", {"action": "mask"}, "sac does not take action='mask'; it takes scores"),
         ("ppo", {"action": "score"}, "unknown action 'score'; did you mean 'scores'"),
         ("ppo", {"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
         ("ppo", {"macs_saved": 0.9}, "macs_saved=0.9 is out of reach"),
         ("ppo", {"evaluation": 9}, "unknown setting 'evaluation'; did you mean 'evaluations'"),
-        ("ppo", {"n_env": 3}, "unknown setting 'n_env'; did you mean 'n_envs'.*known: .*algo, .*n_envs, .*own"),
+        ("ppo", {"n_env": 3}, "unknown setting 'n_env'; did you mean 'n_envs'.*known: .*hyperparameters, .*n_envs, .*own"),
         ("ppo", {"masks_per_turn": 3}, "unknown setting 'masks_per_turn'; known: .*n_envs"),
         ("ppo", {"n_envs": 0}, "n_envs=0 is not allowed; give a whole number from 1"),
         ("ppo", {"n_envs": 2.5}, "n_envs=2.5 is not allowed; give a whole number from 1"),
@@ -222,7 +241,7 @@ def test_an_action_without_effect_stands_for_the_next():
 @pytest.mark.parametrize("action", ["mask", "sequence"])
 def test_a_record_replays_where_examples_change(small_kwargs: dict, batches: str, action: str):
     env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
-    settings = {"skip_num": 3, "evaluations": 8, "n_envs": 3, "algo": {"n_steps": 4, "n_epochs": 1}}
+    settings = {"skip_num": 3, "evaluations": 8, "n_envs": 3, "hyperparameters": {"n_steps": 4, "n_epochs": 1}}
     trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", env_kwargs=env_kwargs, action=action, **settings)
     assert all(check.agrees for check in validate(trained.result))
 
@@ -234,7 +253,7 @@ def test_the_record_of_a_resumed_search_replays_where_examples_change(
 ):
     env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
     settings = {"env_id": "DAS-METER-VQA-v0", "env_kwargs": env_kwargs, "action": action, "skip_num": 3, "evaluations": 12}
-    settings |= {"checkpoint_every": 1, "n_envs": 2, "algo": {"n_steps": 2, "n_epochs": 1}}
+    settings |= {"checkpoint_every": 1, "n_envs": 2, "hyperparameters": {"n_steps": 2, "n_epochs": 1}}
     told = []
 
     def stop(turn, layer_names):

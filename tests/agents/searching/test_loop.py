@@ -18,6 +18,7 @@ from das_gym.agents.ask_tell.base import agent_class
 from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
 
 from das_gym.files import read_json
+from das_gym.problem.budget import Budget
 
 ROOT = Path(__file__).parents[3]
 
@@ -203,7 +204,7 @@ def test_a_record_of_something_else_is_refused(tmp_path):
             "env_kwargs must not hold macs_saved; use the setting macs_saved",
         ),
         ({"macs_saved": 12.0}, "macs_saved=12.0 is not allowed; give a share from 0 to 1, such as 0.12 for 12 %"),
-        ({"macs_saved": 0.1, "skip_num": 4}, "skip_num=4, macs_saved=0.1: give one of them"),
+        ({"macs_saved": 0.1, "skip_num": 4}, "skip_num=4 and macs_saved=0.1 are both given"),
         ({"skip_num": None}, "skip_num=None, macs_saved=None: give one of them"),
         ({"env_kwargs": {"num_envs": 3}}, "env_kwargs must not hold num_envs; use the setting masks_per_turn of the search"),
     ],
@@ -220,7 +221,7 @@ def test_settings_that_are_not_json():
 
 def test_a_setting_the_agent_does_not_have():
     with pytest.raises(ValueError, match="unknown setting of agent 'bandit', 'lerning_rate'; did you mean 'learning_rate'"):
-        make_agent("bandit", MaskSpace(12, 4), 0, {"lerning_rate": 1})
+        make_agent("bandit", MaskSpace(Budget(12, 4)), 0, {"lerning_rate": 1})
 
 
 class FirstLayers(Agent):

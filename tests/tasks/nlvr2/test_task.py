@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from das_gym.data.images import ImageFile
-from das_gym.problem.loading import ProblemConfig, load_backbone
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_backbone
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.tasks.nlvr2.files import NLVR2Example
 from das_gym.tasks.nlvr2.task import NLVR2Task, build_nlvr2_head

@@ -115,3 +115,21 @@ def test_karpathys_files_and_arrow_tables(tmp_path: Path):
     assert len(RetrievalTask.load_splits(folder).test) == 20
     tables = write_captions(tmp_path / "tables")
     assert len(RetrievalTask.load_splits(tables).test) == 25
+
+
+def test_gallery_holds_each_image_once_with_all_its_captions():
+    examples = [
+        RetrievalExample(
+            f"{number}{k}", ImageFile(Path(f"{number}.png")), number, f"caption {number}{k}", (f"caption {number}0", "same")
+        )
+        for number in (5, 3)
+        for k in (0, 1)
+    ]
+    found = RetrievalTask.gallery(examples)
+    assert [image.key for image in found.images] == ["5.png", "3.png"]
+    assert found.texts == ("caption 50", "same", "caption 30", "same")
+    assert found.image_of_text.tolist() == [0, 0, 1, 1]
+    assert RetrievalTask.gallery(examples, 1).texts == ("caption 50", "same")
+    assert len(RetrievalTask.gallery(examples, 3).images) == 2
+    with pytest.raises(ValueError, match="max_images=0 is not allowed; use 1 or more, or None"):
+        RetrievalTask.gallery(examples, 0)

@@ -25,10 +25,8 @@ from das_gym.tasks.vqa.vqav2 import (
     answer_vocabulary,
     in_reward_split,
     load_vqav2,
-    read_vocabulary,
     read_vqav2,
     splits_vocabulary,
-    write_vocabulary,
 )
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
@@ -501,28 +499,6 @@ def test_tables_slice_take_and_iterate_like_tuples(root: Path):
 def test_the_vocabulary_of_a_table_is_that_of_its_examples(root: Path):
     table = read_vqav2(root, "train2014")
     assert answer_vocabulary(table, min_count=1) == answer_vocabulary(tuple(table), min_count=1) == ("heron", "yes", "2")
-
-
-def test_a_vocabulary_is_read_back(tmp_path: Path):
-    write_vocabulary(tmp_path / "answers.json", ("yes", "café", "2"))
-    assert read_vocabulary(tmp_path / "answers.json") == ("yes", "café", "2")
-    (tmp_path / "plain.json").write_text('["yes", "no"]')
-    assert read_vocabulary(tmp_path / "plain.json") == ("yes", "no")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"answers": ["a", "b"]}', "must be a list of texts"),
-        ("[1, 2]", "must be a list of texts"),
-        ('["a", "b", "a"]', "'a' occurs twice; it needs at least two, each once"),
-        ('["a"]', "it has 1 answers; it needs at least two"),
-    ],
-)
-def test_what_is_no_vocabulary(tmp_path: Path, text: str, message: str):
-    (tmp_path / "answers.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"answers\.json is no answer vocabulary: .*{message}"):
-        read_vocabulary(tmp_path / "answers.json")
 
 
 def examples_with(answers: list[str]) -> list[VQAExample]:

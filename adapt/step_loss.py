@@ -32,7 +32,7 @@ def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> 
     return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size]]
 
 
-class Objective:
+class StepLoss:
     """The task's loss of a frozen model with adapters, as a function of step and mask.
 
     Encoders run once per example and their outputs are kept, since nothing that trains touches them, unless dropout

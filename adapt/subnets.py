@@ -1,0 +1,117 @@
+"""Fine-tuned subnets on disk: a folder with `adapter.safetensors`, and a record that says which model it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from das_gym.config import build
+from das_gym.files import read_json, write_json
+from das_gym.problem.adaptation import OLD_TASKS, Adaptation
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_backbone, restore
+from das_gym.runs import library_versions
+
+SUBNET_FILE = "adapter.safetensors"
+RECORD = "adapt.json"
+JOINT_RECORD = "das.json"
+FORMAT = "das_gym adapt 1"
+
+NOT_NEEDED = ("supernet", "data_root", "encoder_cache")
+"""Paths that a fine-tuned subnet loads without."""
+
+
+def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
+    """A fine-tuned subnet, its skipped layers removed, in eval mode and in memory of its own.
+
+    Args:
+        path: The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote; or an adapter
+            file in it.
+        **changes: Fields of `ProblemConfig` that are not as recorded, such as `device="cpu"`, or `checkpoint=` where
+            that was moved.
+
+    Raises:
+        TypeError: `path` is no path.
+        FileNotFoundError: no record or no adapter file is there, or the recorded checkpoint is gone.
+        ValueError: the file holds a supernet, or belongs to another model.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"load_subnet takes the folder of a fine-tuned run, not a {type(path).__name__}")
+    path = Path(path).expanduser()
+    folder = path if path.is_dir() else path.parent
+    file = path if path.suffix == ".safetensors" else folder / SUBNET_FILE
+    adaptation = Adaptation.load(file) if file.is_file() else None
+    if adaptation is not None and adaptation.mask is None:
+        raise ValueError(
+            f"{file} holds a supernet, not a subnet; pass it as supernet=, or fine-tune a mask of it by `python -m adapt`"
+        )
+    record = next((folder / name for name in (RECORD, JOINT_RECORD) if (folder / name).is_file()), None)
+    if record is None or adaptation is None:
+        missing = f"{RECORD} or {JOINT_RECORD}" if record is None else file.name
+        raise FileNotFoundError(
+            f"there is no {missing} in {folder}: give the folder of a run of `python -m adapt` that ended"
+        )
+    problem, settings = _recorded(read_json(record), changes)
+    subnet = restore(load_backbone(problem, **settings), adaptation, problem.task, file)
+    subnet.head.eval()
+    return subnet
+
+
+def _recorded(record: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[ProblemConfig, dict[str, Any]]:
+    """Model and data of a record, and the model's own settings, such as its adapters' widths."""
+    problem = dict(record["problem"])
+    problem["task"] = OLD_TASKS.get(problem["task"], problem["task"])
+    problem |= {name: None for name in NOT_NEEDED if problem.get(name) and not Path(problem[name]).exists()}
+    settings = record.get("model_settings")
+    if settings is None:  # records of 0.1.0
+        widths = ("bottleneck", "skip_bottleneck") if "pipeline" in record and problem["checkpoint"] else ()
+        settings = {name: record["pipeline"][name] for name in widths}
+    return build(ProblemConfig, {**problem, **changes}), dict(settings)
+
+
+def save(
+    subnet: AdaptedModel,
+    folder: str | os.PathLike[str],
+    info: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+    name: str = RECORD,
+) -> Path:
+    """Write a subnet so that `load_subnet(folder)` gives it back: its adapter file, and then the record.
+
+    Args:
+        subnet: As `load_subnet`, `cut_subnet` or fine-tuning gives it.
+        folder: Where to; it is made if it is not there.
+        info: How it was made, plain JSON values, kept in the adapter file.
+        record: What the record says beyond model and data, plain JSON values.
+        name: Of the record, `adapt.json` or `das.json`.
+
+    Returns:
+        The record's path.
+
+    Raises:
+        TypeError: `subnet` is something else.
+        ValueError: nothing was pruned, so it is a supernet; or its model was not loaded by `load_backbone`.
+    """
+    if not isinstance(subnet, AdaptedModel):
+        raise TypeError(f"save takes a subnet and a folder, in this order; the first one is a {type(subnet).__name__}")
+    backbone, folder = subnet.backbone, Path(folder).expanduser()
+    if backbone.vlp.pruned_mask is None:
+        raise ValueError("no layer was removed from this model, so it is a supernet: write `subnet.adaptation().save(file)`")
+    if backbone.config is None:
+        raise ValueError(
+            "it is not known what this model was loaded from: load it by `das_gym.problem.loading.load_backbone`"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    subnet.adaptation(**(info or {})).save(folder / SUBNET_FILE)
+    described = {
+        "format": FORMAT,
+        "problem": dataclasses.asdict(backbone.config),
+        "model_settings": dict(backbone.settings),
+        **(record or {}),
+        "versions": library_versions(),
+    }
+    write_json(folder / name, described)
+    return folder / name

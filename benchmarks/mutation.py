@@ -1,0 +1,122 @@
+"""Which edits of the code would no test notice? Cosmic Ray edits one expression after another and runs the room's tests.
+
+python -m benchmarks.mutation bandit budget       those rooms; without names all of them, which takes hours
+python -m benchmarks.mutation bandit --limit 40   a sample of so many edits a room, drawn with a fixed seed
+
+Needs `pip install cosmic-ray`. It works in a clone of HEAD: nothing here is edited. Prints each survivor as a diff.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from das_gym.config import check_names
+
+REPOSITORY = Path(__file__).parents[1]
+COSMIC_RAY = (sys.executable, "-m", "cosmic_ray.cli")
+SLOWEST = 300.0
+"""Seconds that the tests of a room may take under an edit; one that takes longer counts as noticed."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """A file whose code is edited, and the tests that are to notice.
+
+    Attributes:
+        module: Path of the file, from the repository.
+        tests: Paths of the tests.
+    """
+
+    module: str
+    tests: tuple[str, ...]
+
+
+ROOMS = {
+    "bandit": Room("agents/ask_tell/bandit.py", ("tests/agents/ask_tell/test_bandit.py",)),
+    "budget": Room("das_gym/problem/budget.py", ("tests/problem/test_rewards.py", "tests/problem/test_budget.py")),
+    "rewards": Room("das_gym/problem/rewards.py", ("tests/problem/test_rewards.py",)),
+    "statistics": Room("das_gym/problem/statistics.py", ("tests/problem/test_statistics.py",)),
+    "tree": Room("das_gym/engine/tree.py", ("tests/engine",)),
+    "evaluator": Room("das_gym/engine/evaluator.py", ("tests/engine",)),
+    "encoder_cache": Room("das_gym/engine/encoder_cache.py", ("tests/engine",)),
+    "memory": Room("das_gym/engine/memory.py", ("tests/engine",)),
+    "supernet": Room("adapt/supernet.py", ("tests/adapt",)),
+    "training": Room("adapt/training.py", ("tests/adapt/test_training.py",)),
+}
+"""By the name to type."""
+
+CONFIG = """
+[cosmic-ray]
+module-path = "{module}"
+timeout = {timeout}
+excluded-modules = []
+test-command = "{python} -m pytest -x -q -n0 -p no:cacheprovider {tests}"
+
+[cosmic-ray.distributor]
+name = "local"
+"""
+
+
+def choose(session: Path, limit: int | None) -> None:
+    """Drop edits of `|`, which stands in annotations, and leave `limit` of the others, drawn with a fixed seed."""
+    with sqlite3.connect(session) as database:
+        chosen = "select job_id from mutation_specs where operator_name not like 'core/ReplaceBinaryOperator_BitOr_%'"
+        jobs = sorted(job for (job,) in database.execute(chosen))
+        kept = set(jobs if limit is None else random.Random(0).sample(jobs, min(limit, len(jobs))))
+        for (job,) in database.execute("select job_id from work_items").fetchall():
+            if job not in kept:
+                for table in ("mutation_specs", "work_items"):
+                    database.execute(f"delete from {table} where job_id = ?", (job,))
+
+
+def survivors(session: Path) -> tuple[int, list[str]]:
+    """How many edits were tried, and the diffs of those that no test noticed."""
+    dump = subprocess.run([*COSMIC_RAY, "dump", session], check=True, capture_output=True, text=True).stdout
+    results = [json.loads(line)[1] for line in dump.splitlines()]
+    tried = [result for result in results if result is not None]
+    return len(tried), [result["diff"] or "" for result in tried if result["test_outcome"] == "survived"]
+
+
+def run(room: Room, clone: Path, limit: int | None) -> tuple[int, list[str]]:
+    """Edit a room in a clone of the repository; returns what `survivors` does."""
+    tests = " ".join(test for test in room.tests if (clone / test).exists())
+    config, session = clone / "mutation.toml", clone / "mutation.sqlite"
+    session.unlink(missing_ok=True)
+    config.write_text(CONFIG.format(module=room.module, timeout=SLOWEST, python=sys.executable, tests=tests))
+    subprocess.run([*COSMIC_RAY, "init", config, session], check=True, cwd=clone)
+    choose(session, limit)
+    subprocess.run([*COSMIC_RAY, "baseline", config], check=True, cwd=clone)
+    subprocess.run([*COSMIC_RAY, "exec", config, session], check=True, cwd=clone)
+    return survivors(session)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Edit the rooms that are named and print what survives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; default all")
+    parser.add_argument("--limit", type=int, help="edits a room at most")
+    options = parser.parse_args(arguments)
+    check_names(options.rooms, ROOMS, "room")
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "das_gym"
+        subprocess.run(["git", "clone", "--quiet", REPOSITORY, clone], check=True)
+        for name in ("agents", "adapt"):  # the clone's own, and not those of an editable install
+            (clone / "das_gym" / name).symlink_to(clone / name)
+        for name in options.rooms or ROOMS:
+            tried, left = run(ROOMS[name], clone, options.limit)
+            print(f"{name}: {tried} edits, {len(left)} survive")
+            for diff in left:
+                print(diff)
+
+
+if __name__ == "__main__":
+    main()

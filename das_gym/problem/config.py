@@ -1,0 +1,106 @@
+"""Which problem: model, task and data as a person names them, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from das_gym.config import check_names
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, TASKS, find_environment
+
+SIZES = ("mini", "base")
+
+PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
+"""Fields of `ProblemConfig` that are paths."""
+
+
+@dataclass(frozen=True)
+class ProblemConfig:
+    """What to load; every field left out stands for the bundled model or data.
+
+    Attributes:
+        model: Name of the model, a key of `das_gym.registration.MODELS`.
+        task: Name of the task, a key of `das_gym.registration.TASKS`; `f30k`, as 0.1.0 has it, is `retrieval`.
+        size: `mini` (bundled) or `base` (needs `checkpoint`); None follows the checkpoint.
+        checkpoint: Path of pre-trained weights: a folder of ours, or an official file.
+        supernet: Path of the supernet's adaptation file.
+        data_root: Folder in one of the task's formats.
+        tokenizer: Folder of the tokenizer, where the checkpoint's folder holds none.
+        image_size: Pixels; position embeddings are resized. None is the checkpoint's own.
+        max_text_length: Longest text in tokens, longer ones are cut; None is the model's usual one.
+        on_bad_example: `raise` at the first bad example, or `skip` it and warn.
+        device: `auto`, `cpu`, `cuda`, ...
+        precision: Of the masked part, see `Evaluator`.
+        eval_batch_size: Examples scored at a time; None chooses by how many pairs an example takes.
+        encoder_cache: Folder to keep encoder outputs in; None keeps them in memory alone.
+    """
+
+    model: str = DEFAULT_MODEL
+    task: str = DEFAULT_TASK
+    size: str | None = None
+    checkpoint: str | None = None
+    supernet: str | None = None
+    data_root: str | None = None
+    tokenizer: str | None = None
+    image_size: int | None = None
+    max_text_length: int | None = None
+    on_bad_example: str = "raise"
+    device: str = "auto"
+    precision: str = "float32"
+    eval_batch_size: int | None = None
+    encoder_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", OLD_TASKS.get(self.task, self.task))
+        check_names([self.model], MODELS, "model")
+        check_names([self.task], TASKS, "task")
+        if self.size not in (None, *SIZES):
+            raise ValueError(f"size={self.size!r} is unknown; choose one of {', '.join(SIZES)}")
+        if self.size == "base" and self.checkpoint is None:
+            raise ValueError(
+                f"size='base' has no bundled weights: pass checkpoint= (an official {self.model} file or a folder of ours)"
+            )
+        for name in ("image_size", "max_text_length", "eval_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more, or None")
+        for name in PATH_SETTINGS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
+            if name != "encoder_cache" and not Path(getattr(self, name)).exists():
+                raise FileNotFoundError(
+                    f"{name}={value}: no such file or folder; check the path, or leave {name} out for the bundled one"
+                )
+
+    def bundled(self, file: str) -> Path:
+        """A file that comes with das_gym for this model.
+
+        Raises:
+            ValueError: nothing is bundled for it.
+        """
+        folder = MODELS[self.model].assets
+        if folder is None or not (folder / file).exists():
+            needed = (
+                "pass checkpoint=" if folder is None else f"train one with `{supernet_command(self)}`, then pass supernet="
+            )
+            raise ValueError(f"nothing called {file!r} is bundled for {self.model}: {needed}")
+        return folder / file
+
+
+def changed_settings(config: ProblemConfig) -> dict[str, Any]:
+    """The fields of `ProblemConfig` that are not the default, whatever other fields a subclass has."""
+    return {f.name: getattr(config, f.name) for f in fields(ProblemConfig) if getattr(config, f.name) != f.default}
+
+
+def problem_words(config: ProblemConfig, *more: str) -> str:
+    """Model and data as a person types them behind `with`: the named config, settings that are not the default, and more."""
+    changed = changed_settings(config)
+    given = [f"{name}={value}" for name, value in changed.items() if name not in ("model", "task", "supernet")]
+    return " ".join([find_environment(config.model, config.task).short, *given, *more])
+
+
+def supernet_command(config: ProblemConfig) -> str:
+    """The command that trains a supernet for a configuration."""
+    return f"python -m adapt supernet with {problem_words(config)}"

@@ -1,0 +1,106 @@
+"""Which mask `python -m adapt` takes, what it tells its search, and what it refuses before a run begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from das_gym.adapt.adapt_experiment import AdaptExperiment, AdaptSettings, best_mask, choose
+from das_gym.adapt.commands import searching_agents
+
+from das_gym.experiment import RunError
+from das_gym.files import write_json
+
+ANSWER, SEEN = [1, 1, 0, 0], [0, 1, 0, 1]
+
+
+def record_of(answer: float | None, best: float | None, macs_saved: float = 0.2, **env_kwargs: Any) -> dict[str, Any]:
+    """A search's record in all that adapt reads."""
+    seen = {"mask": SEEN, "reward": best, "macs_saved": macs_saved, "skipped_layers": ["b", "d"]}
+    budget = {"skip_num": 2, **env_kwargs}
+    return {"env_id": "DAS-METER-VQA-v0", "env_kwargs": budget, "agent": "bandit", "mask": ANSWER, "reward": answer} | {
+        "best_seen": seen
+    }
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """The folder of run 1 among runs in `tmp_path`."""
+    write_json(tmp_path / "1" / "run.json", {"status": "COMPLETED"})
+    return tmp_path / "1"
+
+
+def test_a_mask_that_the_search_saw_is_taken_where_the_answer_is_worse():
+    mask, remark = best_mask(record_of(0.796, 0.812))
+    assert mask.astype(int).tolist() == SEEN
+    assert remark == (
+        "bandit's answer has the reward 0.7960; a mask that its search saw has 0.8120 and is taken instead: skip b, d"
+    )
+    assert best_mask(record_of(None, 0.5))[0].astype(int).tolist() == SEEN
+    assert best_mask(record_of(0.5, 0.6, skip_num=None, macs_saved=0.2))[0].astype(int).tolist() == SEEN
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        record_of(0.8, 0.8),
+        record_of(0.8, 0.7),
+        record_of(0.8, None),
+        record_of(0.8, 0.9, skip_num=3),
+        record_of(0.8, 0.9, 0.1, skip_num=None) | {"env_kwargs": {"skip_num": None, "macs_saved": 0.2}},
+        record_of(0.8, 0.9, reward_batches="cycle"),
+    ],
+    ids=["equal", "better", "not finite", "off the count", "off the share", "other examples"],
+)
+def test_the_answer_is_taken_otherwise(record: dict[str, Any]):
+    mask, remark = best_mask(record)
+    assert mask.astype(int).tolist() == ANSWER
+    assert remark == ""
+
+
+def test_a_search_on_the_table_can_be_adapted(run_folder: Path):
+    write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-ViLT-NLVR2-Tabular-v0"})
+    choice = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
+    assert (choice.problem.model, choice.problem.task) == ("ViLT", "nlvr2")
+
+
+def test_a_search_of_an_environment_that_is_not_there_is_named(run_folder: Path):
+    write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-Mine-VQA-v0"})
+    with pytest.raises(ValueError, match=r"run 1 searched DAS-Mine-VQA-v0, which is not registered here.*use=<module>"):
+        choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
+
+
+def test_a_search_run_that_is_not_there_is_told_before_a_run_begins(run_folder: Path):
+    with pytest.raises(RunError, match="no run 99"):
+        AdaptExperiment().run(config_updates={"search_run": 99, "runs_dir": str(run_folder.parent)})
+    assert [path.name for path in run_folder.parent.iterdir()] == ["1"]
+
+
+class SearchedError(Exception):
+    """Ends a run after its search was asked for."""
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "asked"),
+    [
+        ((), {}, {"env_id": "DAS-METER-VQA-v0", "agent": "bayes", "runs_dir": "runs", "seed": 0}),
+        (("bandit",), {"seed": 3}, {"agent": "bandit", "seed": 3}),
+        (
+            ("vilt_nlvr2", "ppo"),
+            {"search": {"evaluations": 9}},
+            {"env_id": "DAS-ViLT-NLVR2-v0", "agent": "ppo", "evaluations": 9},
+        ),
+        (("bandit",), {"search": {"agent": "random"}, "device": "cpu"}, {"agent": "random", "device": "cpu"}),
+    ],
+)
+def test_what_the_search_is_told(names: tuple[str, ...], given: dict[str, Any], asked: dict[str, Any]):
+    told: dict[str, Any] = {}
+
+    def search_first(settings: dict[str, Any]) -> int:
+        told.update(settings)
+        raise SearchedError
+
+    with pytest.raises(SearchedError):
+        AdaptExperiment(search_first, searching_agents()).run(config_updates=given, named_configs=names)
+    assert asked.items() <= told.items()

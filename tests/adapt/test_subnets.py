@@ -1,0 +1,139 @@
+"""A fine-tuned subnet on disk, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt import load_subnet, save
+from das_gym.adapt.finetune import cut_subnet
+from das_gym.adapt.subnets import JOINT_RECORD, RECORD, SUBNET_FILE
+
+from das_gym.data.splits import Splits
+from das_gym.files import read_json, write_json
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, load_splits
+
+MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=bool)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_kwargs: dict[str, str]) -> ProblemConfig:
+    return ProblemConfig(**tiny_kwargs)
+
+
+@pytest.fixture(scope="module")
+def splits(config: ProblemConfig) -> Splits:
+    return load_splits(config)
+
+
+@pytest.fixture(scope="module")
+def subnet(config: ProblemConfig, splits: Splits) -> AdaptedModel:
+    return cut_subnet(config, splits, MASK)
+
+
+@pytest.fixture
+def folder(subnet: AdaptedModel, tmp_path: Path) -> Path:
+    return save(subnet, tmp_path / "mine").parent
+
+
+@torch.inference_mode()
+def logits(model: AdaptedModel, splits: Splits) -> torch.Tensor:
+    model.head.eval()
+    task = model.task
+    return model.head(task.group_features(model.backbone.vlp(task.processor(task.pairs(splits.test[:3])))))
+
+
+def test_what_is_saved_comes_back(subnet: AdaptedModel, splits: Splits, folder: Path):
+    for path in (folder, str(folder / SUBNET_FILE), folder / RECORD):
+        again = load_subnet(path)
+        np.testing.assert_array_equal(again.backbone.vlp.pruned_mask, MASK)
+        assert again.task.labels == subnet.task.labels
+        assert torch.equal(logits(again, splits), logits(subnet, splits))
+        assert again.backbone.config == subnet.backbone.config
+
+
+def test_saving_is_the_inverse_of_loading(folder: Path, tmp_path: Path):
+    save(load_subnet(folder), tmp_path / "copy")
+    for name in (SUBNET_FILE, RECORD):
+        assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_subnet_loads_without_the_data_and_the_supernet_it_came_from(folder: Path, splits: Splits, subnet: AdaptedModel):
+    record = read_json(folder / RECORD)
+    record["problem"] |= {"data_root": "/gone", "supernet": "/gone.safetensors"}
+    write_json(folder / RECORD, record)
+    assert torch.equal(logits(load_subnet(folder), splits), logits(subnet, splits))
+
+
+def test_records_of_das_gym_0_1_0_load(folder: Path):
+    record = read_json(folder / RECORD)
+    del record["model_settings"]
+    write_json(folder / RECORD, record)
+    assert load_subnet(folder).task.name == "vqa"
+    record["pipeline"] = {"bottleneck": 96, "skip_bottleneck": 288}  # of a checkpoint of one's own alone
+    (folder / RECORD).unlink()
+    write_json(folder / JOINT_RECORD, record)
+    assert load_subnet(folder).task.name == "vqa"
+
+
+def test_what_0_1_0_called_f30k_is_retrieval(tmp_path: Path):
+    config = ProblemConfig(task="retrieval")
+    model = cut_subnet(config, load_splits(config), MASK)
+    old = dataclasses.replace(model.adaptation(), task="f30k")
+    folder = save(model, tmp_path / "old").parent
+    record = read_json(folder / RECORD)
+    record["problem"]["task"] = "f30k"
+    write_json(folder / RECORD, record)
+    old.save(folder / SUBNET_FILE)
+    assert load_subnet(folder).task.name == "retrieval"
+
+
+def test_fields_may_be_changed(folder: Path):
+    assert load_subnet(folder, max_text_length=7).task.processor.max_text_length == 7
+    with pytest.raises(ValueError, match="did you mean 'device'"):
+        load_subnet(folder, devise="cpu")
+
+
+def test_a_supernet_is_no_subnet(random_supernet: Path, folder: Path):
+    with pytest.raises(ValueError, match="holds a supernet, not a subnet"):
+        load_subnet(random_supernet)
+    shutil.copy(random_supernet, folder / SUBNET_FILE)
+    with pytest.raises(ValueError, match="holds a supernet, not a subnet"):
+        load_subnet(folder)
+
+
+def test_what_is_not_there_is_named(tmp_path: Path, folder: Path):
+    with pytest.raises(FileNotFoundError, match=r"no adapt\.json or das\.json in .*that ended"):
+        load_subnet(tmp_path)
+    (folder / SUBNET_FILE).unlink()
+    with pytest.raises(FileNotFoundError, match=r"no adapter\.safetensors in"):
+        load_subnet(folder)
+
+
+def test_arguments_in_another_order_are_told(
+    config: ProblemConfig, splits: Splits, subnet: AdaptedModel, folder: Path, tiny_problem
+):
+    with pytest.raises(TypeError, match="takes a ProblemConfig, its Splits and a mask, in this order; given: Splits"):
+        cut_subnet(splits, config, MASK)
+    with pytest.raises(TypeError, match="a subnet and a folder, in this order; the first one is a PosixPath"):
+        save(folder, subnet)
+    with pytest.raises(TypeError, match="the folder of a fine-tuned run, not a ProblemConfig"):
+        load_subnet(config)
+    whole = AdaptedModel(tiny_problem.backbone, tiny_problem.head, tiny_problem.task)
+    with pytest.raises(ValueError, match="no layer was removed"):
+        save(whole, folder)
+
+
+def test_the_package_is_light():
+    code = (
+        "import sys, das_gym.adapt as a; assert 'torch' not in sys.modules; a.load_subnet; assert 'torch' in sys.modules;"
+        "assert not hasattr(a, 'load_supnet')"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from das_gym.adapt import supernet
+from das_gym.adapt.supernet import SupernetConfig, random_mask, train_supernet
+
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import ProblemConfig
+
+
+def test_every_number_of_skipped_layers_is_as_likely_and_every_layer_too():
+    masks = np.array([random_mask(0, step, 12, 8) for step in range(3600)])
+    counts = np.bincount(masks.sum(axis=1), minlength=13)
+    assert counts[9:].tolist() == [0] * 4
+    assert (abs(counts[:9] - 400) < 80).all()  # four standard deviations
+    assert (abs(masks.mean(axis=0) - 1 / 3) < 0.04).all()
+
+
+def test_a_mask_is_a_function_of_seed_and_step():
+    assert np.array_equal(random_mask(3, 7, 12, 8), random_mask(3, 7, 12, 8))
+    assert len({random_mask(seed, step, 12, 8).tobytes() for seed in (3, 4) for step in range(20)}) > 30
+
+
+def test_a_model_of_few_layers_may_lose_all_of_them():
+    assert {int(random_mask(0, step, 2, 8).sum()) for step in range(50)} == {0, 1, 2}
+    assert not any(random_mask(0, step, 12, 0).any() for step in range(20))
+
+
+def test_each_step_trains_through_a_mask_of_its_own(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[np.ndarray] = []
+
+    class Watched(supernet.StepLoss):
+        def __call__(self, step, mask=None):
+            seen.append(mask)
+            return super().__call__(step, mask)
+
+    monkeypatch.setattr(supernet, "StepLoss", Watched)
+    config = SupernetConfig(seed=5, steps=4, batch_size=4, max_skipped=6)
+    out = train_supernet(config, ProblemConfig(data_root=str(shapes_folder)), tmp_path / "supernet.safetensors")
+    assert [m.tolist() for m in seen] == [random_mask(5, step, 12, 6).tolist() for step in range(4)]
+    assert Adaptation.load(out).mask is None
