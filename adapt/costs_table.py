@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from das_gym.adapt.paper_costs import paper_table
 from rich.console import Console
 from rich.table import Table
 
 from das_gym.commandline import HELP, parse
-from das_gym.adapt.paper_costs import paper_table
 
 
 @dataclass(frozen=True)

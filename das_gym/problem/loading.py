@@ -243,7 +243,7 @@ def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | P
     """
     _check_task(adaptation, task, path)
     labelled = task_class(task)(backbone.processor, adaptation.answers)
-    head = new_head(backbone, labelled)
+    head = labelled.build_head(backbone.vlp.feature_size, backbone.vlp.head_size).to(backbone.vlp.device)
     adaptation.apply(backbone.vlp, head, backbone.base)
     return AdaptedModel(backbone, head, labelled)
 

@@ -12,15 +12,16 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.finetune import FinetuneConfig, finetune, load_subnet, reload_subnet
+from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 import das_gym.registration as registration
 from das_gym import ModelEntry, register_model
 from das_gym.models.base import check_model
 from das_gym.models.vilt.model import ViLTConfig
+from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.costs import vilt_costs
-from das_gym.problem.loading import ProblemConfig, build_problem, load_splits
+from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_splits, restore
 from tests.models.bridge_tower import save_bridge_tower
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
@@ -104,10 +105,10 @@ def test_it_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     config = ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings)
     mask = np.arange(12) % 3 == 0
     splits = load_splits(config)
-    tuned, path = load_subnet(config, splits, mask), tmp_path / "subnet.safetensors"
+    tuned, path = cut_subnet(config, splits, mask), tmp_path / "subnet.safetensors"
     finetune(tuned, splits, FinetuneConfig(steps=2, batch_size=4), "fine-tuning")
     tuned.adaptation().save(path)
-    again = reload_subnet(config, path)
+    again = restore(load_backbone(config), Adaptation.load(path), "vqa", path)
     assert again.backbone.vlp.pruned_mask.tolist() == mask.tolist()
     assert not any(part.layer for part, skipped in zip(again.backbone.vlp.parts, mask, strict=True) if skipped)
     ids = torch.arange(8)[None] + 5
