@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,7 @@ from das_gym.adapt.supernet import SupernetConfig, train_supernet
 import das_gym.registration as registration
 from das_gym import ModelEntry, register_model
 from das_gym.models.base import check_model
-from das_gym.models.vilt.model import ViLTConfig
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.costs import vilt_costs
 from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_splits, restore
 from tests.models.bridge_tower import save_bridge_tower
 
@@ -35,9 +32,6 @@ def own(tmp_path_factory, mini_folder: Path) -> Iterator[SimpleNamespace]:
     known = set(registration.registry)
     example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
     example.checkpoint = save_bridge_tower(tmp_path_factory.mktemp("bridge") / "model", mini_folder)
-    if importlib.util.find_spec("das_gym.models.macs") is None:  # until the costs of any model are counted
-        small = ViLTConfig(32, 16, 2, 64, 4, 12, 512, 64, bottleneck=8, skip_bottleneck=8)
-        example.BridgeTower.count_costs = lambda self, tokens: vilt_costs(small, tokens)
     register_model(ModelEntry("BridgeTower", vlp=example.BridgeTower, load=example.load))
     yield example
     for table, content in tables:
