@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import retrieval
 from das_gym.models.checkpoints import load_vlp
-from das_gym.problem.costs import count_costs
+from das_gym.problem.costs import count_costs, meta_batch
 from das_gym.shapes.captions import write_shapes_captions
 
 
@@ -32,7 +32,8 @@ def test_a_few_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
 
 def test_macs_of_a_pair_are_those_of_the_layers_alone(mini_folder: Path):
     vlp = load_vlp(mini_folder)
-    costs, nothing = count_costs(vlp, 16), np.zeros(12, dtype=bool)
+    batch = meta_batch(16, (3, vlp.config.image_size, vlp.config.image_size))
+    costs, nothing = count_costs(vlp, batch, counting="paper"), np.zeros(12, dtype=bool)
     kept = int((costs.layer_macs + costs.parallel_macs).sum())
     assert 0.7 * kept < retrieval.pair_macs(vlp, nothing, 16) < 5 / 6 * kept
     every = retrieval.pair_macs(vlp, ~nothing, 16)

@@ -11,15 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.prediction import predict
 from das_gym.engine import Evaluator
-from das_gym.engine.macs import OWN, _meter_layer, encode_macs, head_macs, layer_macs, pool_macs
 from das_gym.models.base import VLP, Layer, SkippableLayer, State
-from das_gym.models.meter.model import METERConfig
-from das_gym.models.vilt.model import ViLTConfig
-from das_gym.problem.costs import count_costs, meter_costs, vilt_costs
+from das_gym.models.macs import OWN, MacCounter, head_macs
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.problem.costs import count_costs, meta_batch
 
 MASKS = np.random.default_rng(3).random((7, 12)) < 0.5
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))
-PATCH = 16
 
 
 @pytest.mark.parametrize(("model", "divergences"), [("METER", True), ("ViLT", False)])
@@ -27,10 +25,9 @@ def test_all_that_runs_is_what_torch_counts(worlds, model, divergences):
     """Encoders, layers, poolers and head, in batches of two sizes."""
     world = worlds[model, torch.float32]
     evaluator = world.evaluator(batch_size=4)
-    evaluator.losses(MASKS[:1], world.examples)
-    head = evaluator._head_macs  # shapes of heads are counted by running them once, which torch would count too
-    evaluator = world.evaluator(batch_size=4)
-    evaluator._head_macs = head
+    evaluator.evaluate(MASKS, world.examples, divergences=divergences)
+    evaluator.forget()  # but not the MACs of each shape: they are counted by a run of their own, which torch would count
+    evaluator.reset_spent()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         evaluator.evaluate(MASKS, world.examples, divergences=divergences)
     assert 2 * evaluator.spent.macs == counter.get_total_flops()
@@ -49,37 +46,36 @@ def test_the_masks_alone_foretell_it(worlds, model, masks):
     evaluator.reset_spent()
     evaluator.losses(masks, world.examples[:2])
     state = world.vlp.embed(evaluator.encoder(world.task.pairs(world.examples[:2])))
-    tokens = {stream: hidden.shape[1] for stream, hidden in state.hidden.items()}
-    predicted = predict(world.vlp, world.head, masks, tokens, rows=2)
+    predicted = predict(world.vlp, world.head, masks, state)
     assert (evaluator.spent.layer_runs, evaluator.spent.macs) == (predicted.layer_runs, predicted.macs)
 
 
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
 def test_parts_add_up_to_the_costs_of_the_whole(worlds, model):
     vlp = worlds[model, torch.float32].vlp
-    batch = {"image": torch.zeros(1, 3, 32, 32), "input_ids": torch.zeros(1, 7, dtype=torch.long)}
-    costs = count_costs(vlp, 7)
-    assert encode_macs(vlp, batch) + pool_macs(vlp) == costs.base_macs
-    assert sum(encode_macs(vlp, {name: tensor}) for name, tensor in batch.items()) == encode_macs(vlp, batch)
-    image = vlp.config.image_tokens
-    tokens = {"text": 7, "image": image} if model == "METER" else {"joint": 7 + image}
+    batch, counter = meta_batch(7, (3, 32, 32)), MacCounter(vlp)
+    costs = count_costs(vlp, batch)
+    encoded, encoders = counter.encode(batch)
+    state, embedding = counter.embed(encoded)
+    assert encoders + embedding + counter.pool(state) == costs.base_macs
+    assert sum(counter.encoder(stream, batch) for stream in ("text", "image")) == encoders
     for index in range(12):
-        kept, skipped = (layer_macs(vlp, index, tokens, skipped, pooled_only=False) for skipped in (False, True))
+        last = index in vlp.stages[-1]
+        kept, skipped = (counter.layer(index, state, skipped, pooled_only=last) for skipped in (False, True))
         assert sum(kept.values()) == costs.layer_macs[index] + costs.parallel_macs[index]
         assert sum(skipped.values()) == costs.skip_macs[index]
 
 
 def test_the_pooled_token_alone_by_hand():
     """METER-base, text layer, 40 and 577 tokens: each of 12 heads reads whole tokens, everything else is of one."""
-    parts = _meter_layer(METERConfig(), 40, 577, skipped=False, pooled_only=True)
+    with torch.device("meta"):
+        vlp = METER(METERConfig())
+        hidden = {"text": torch.empty(1, 40, 768), "image": torch.empty(1, 577, 768)}
+    parts = MacCounter(vlp).layer(5, State(hidden, dict.fromkeys(hidden)), skipped=False, pooled_only=True)
     square, adapter = 768**2, 2 * 768 * 96
     assert parts["self"] == 4 * square + 2 * 12 * 40 * 768 + adapter
     assert parts[OWN] == 4 * square + 2 * 12 * 577 * 768 + 8 * square + 2 * adapter
     assert parts.keys() == {"self", OWN}
-
-
-def test_base_encoders_by_their_published_size():
-    assert meter_costs(METERConfig(), 40).base_macs / 1e9 == pytest.approx(54, abs=1)
 
 
 def test_a_head_is_counted_as_often_as_it_runs():
@@ -121,24 +117,10 @@ class Other(VLP):
         return state.hidden["text"][:, 0] + state.hidden["image"][:, 0]
 
 
-class OtherWithCosts(Other):
-    """It says what it costs."""
-
-    def count_costs(self, text_tokens: int):
-        return vilt_costs(ViLTConfig(32, PATCH, 2, 32, 4, 2, 50, 32, bottleneck=8, skip_bottleneck=16), text_tokens)
-
-
 def test_a_model_of_ones_own(meter):
     masks = np.array([[False, False], [False, True]])
     head = meter.task.build_head(4).eval()
-    vlp = OtherWithCosts()
-    evaluator = Evaluator(vlp, head, meter.task)
+    evaluator = Evaluator(Other(), head, meter.task)
     assert np.isfinite(evaluator.losses(masks, meter.examples[:1])).all()
-    tokens = int(evaluator.encoder(meter.task.pairs(meter.examples[:1])).hidden["text"].shape[1])
-    costs = vlp.count_costs(tokens)
-    kept = costs.layer_macs + costs.parallel_macs
-    linear = head_macs(head, torch.zeros(1, 4))
-    encoded = 8 * vlp.count_costs(16).base_macs  # a block of 8 rows, padded to 16 tokens
-    assert evaluator.spent.macs == encoded + kept[0] + kept[1] + costs.skip_macs[1] + 2 * linear
-    with pytest.raises(TypeError, match="give it a method count_costs"):
-        Evaluator(Other(), head, meter.task).losses(masks, meter.examples[:1])
+    layers = 3 * 4 * 4  # of one token each: a kept, which both masks share, b kept, b skipped
+    assert evaluator.spent.macs == layers + 2 * head_macs(head, torch.zeros(1, 4))

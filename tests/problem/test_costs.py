@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from das_gym.problem.costs import Costs, count_costs, meta_batch
-from das_gym.tasks.vqa.task import build_vqa_head
 from tests.problem.closed_formulas import meter_costs, vilt_costs
+from tests.problem.whole_models import on_meta, whole
 
 SPLITS = ((0, 0), (2, 2), (4, 0), (0, 4))
 RECORDED = {  # image px, text tokens: GMACs without adapters, with them, and with text and image layers skipped as in SPLITS
@@ -46,19 +46,6 @@ def tiny_costs(vlp: METER | ViLT, head: nn.Module | None = None, counting: str =
 def vqa_head(features: int, answers: int) -> nn.Sequential:
     hidden = 2 * features if features == 32 else features  # ViLT's is twice as wide as its features
     return nn.Sequential(nn.Linear(features, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, answers))
-
-
-def on_meta(config: METERConfig | ViLTConfig) -> METER | ViLT:
-    with torch.device("meta"):
-        return (METER if isinstance(config, METERConfig) else ViLT)(config).eval()
-
-
-def whole(config: METERConfig | ViLTConfig, text: int = 40, answers: int | None = None, counting: str = "paper") -> Costs:
-    """Costs of a model of that size, with its VQA head where `answers` is given."""
-    vlp = on_meta(config)
-    with torch.device("meta"):
-        head = None if answers is None else build_vqa_head(vlp.feature_size, answers, vlp.head_size)
-    return count_costs(vlp, meta_batch(text, (3, config.image_size, config.image_size)), head, counting=counting)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from das_gym.engine.evaluator import Scores
 from das_gym.models.meter.model import METERConfig
 from das_gym.models.vilt.model import ViLTConfig
 from das_gym.problem.budget import Budget, LayerMacs, pick_budget
-from das_gym.problem.costs import meter_costs, vilt_costs
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.rewards import REWARDS, Objective, Reward, find_reward, register_reward
+from tests.problem.whole_models import whole
 
 MACS = LayerMacs(full=100, unskipped=104, savings=np.array([5, 20, 0, -1]))  # the last two layers save nothing
 MASKS = every_mask(4)
@@ -28,7 +28,7 @@ def measured(losses, metrics=None, divergences=None) -> Scores:
     )
 
 
-@pytest.mark.parametrize("costs", [meter_costs(METERConfig(), 40, 3129), vilt_costs(ViLTConfig(), 40, 3129)])
+@pytest.mark.parametrize("costs", [whole(METERConfig(), answers=3129), whole(ViLTConfig(), answers=3129)])
 def test_macs_of_many_masks_are_those_of_each(costs):
     masks = every_mask(12)[::41]
     macs = LayerMacs.of(costs)
@@ -43,7 +43,7 @@ def test_the_range_of_savings_is_that_of_all_masks():
 
 
 def test_the_papers_saving_is_a_budget():
-    macs = LayerMacs.of(meter_costs(METERConfig(image_size=384), 40, 3129))
+    macs = LayerMacs.of(whole(METERConfig(image_size=384), answers=3129))
     masks = every_mask(12)
     feasible = Budget(12, macs_saved=0.12, macs=macs).violations(masks) == 0
     assert 0 < feasible.sum() < 4096

@@ -9,7 +9,7 @@ import torch
 
 from das_gym.data.images import ImageFile
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
-from das_gym.problem.costs import count_costs
+from das_gym.problem.costs import count_costs, meta_batch
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
 from das_gym.tasks.retrieval.task import RetrievalTask, build_rank_head
@@ -106,7 +106,8 @@ def test_the_references_numbers_through_gather_and_head(name: str, dtype: torch.
 def test_costs_count_every_pass(task: RetrievalTask):
     vlp = golden.loaded("meter").vlp
     head = task.build_head(vlp.feature_size)
-    one, all_passes = (count_costs(vlp, 12, head, passes) for passes in (1, task.passes))
+    batch = meta_batch(12, (3, vlp.config.image_size, vlp.config.image_size))
+    one, all_passes = (count_costs(vlp, batch, head, passes=passes) for passes in (1, task.passes))
     assert all_passes.base_macs == NUM_TEXTS * one.base_macs
 
 

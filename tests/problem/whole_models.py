@@ -1,0 +1,23 @@
+"""Models of any size without content, and what they cost."""
+
+from __future__ import annotations
+
+import torch
+
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.problem.costs import Costs, count_costs, meta_batch
+from das_gym.tasks.vqa.task import build_vqa_head
+
+
+def on_meta(config: METERConfig | ViLTConfig) -> METER | ViLT:
+    with torch.device("meta"):
+        return (METER if isinstance(config, METERConfig) else ViLT)(config).eval()
+
+
+def whole(config: METERConfig | ViLTConfig, text: int = 40, answers: int | None = None, counting: str = "paper") -> Costs:
+    """Costs of a model of that size, with its VQA head where `answers` is given."""
+    vlp = on_meta(config)
+    with torch.device("meta"):
+        head = None if answers is None else build_vqa_head(vlp.feature_size, answers, vlp.head_size)
+    return count_costs(vlp, meta_batch(text, (3, config.image_size, config.image_size)), head, counting=counting)
