@@ -4,6 +4,7 @@ python -m agents table with meter_vqa                      writes to runs/<id>/t
 python -m agents table with vilt_nlvr2 out=FILE            of another model, on another task, to a file of one's own
 python -m agents table with meter_vqa reward_examples=500 test_examples=1000
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
+python -m agents table with meter_vqa recount=FILE out=FILE  count the MACs of a table anew, its scores staying as they are
 python -m agents table with resume=3                       go on with run 3, which was stopped
 
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
@@ -26,7 +27,7 @@ from das_gym.files import write_json
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.registration import EnvEntry, find_environment
 from das_gym.runs import progress
-from das_gym.tables.build import build_table, table_examples
+from das_gym.tables.build import build_table, recount, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
 
@@ -45,12 +46,14 @@ class TableSettings(ProblemSettings):
         reward_examples: How many examples of the reward split to score masks on, None = all.
         test_examples: The same of the test split.
         out: File to write; None is `table.npz` in the run's folder.
+        recount: An existing table whose MACs are to be counted anew, its scores staying as they are; None scores all masks.
         seed: Kept by Sacred with every run; nothing here is drawn.
     """
 
     reward_examples: int | None = None
     test_examples: int | None = None
     out: str | None = None
+    recount: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +82,10 @@ def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
     folder = required_folder(_run)
     out = Path(settings.out).expanduser() if settings.out else folder / TABLE
     problem = load_problem(settings.problem())
+    if settings.recount is not None:
+        recount(SubnetTable.load(Path(settings.recount).expanduser()), problem).save(out)
+        print(f"table: {out}, its MACs counted anew")
+        return
     env_id, counts = settings.entry().id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         table, spent = build_table(problem, env_id, *counts, checkpoint=folder / CHECKPOINT, on_chunk=bar.update)

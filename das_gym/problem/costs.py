@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,7 +157,7 @@ def count_costs(
     )
 
 
-def _parameters(twin: VLP, bare: VLP) -> dict[str, int | np.ndarray]:
+def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:
     """The fields of `Costs` that count the model's parameters."""
     layers = range(len(twin.layers))
     tunable = {id(p) for p in twin.tunable_state().values()}

@@ -77,6 +77,19 @@ def check_table(table: SubnetTable, problem: Problem) -> None:
     table.check_hashes(problem_hashes(problem, reward, test))
 
 
+def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
+    """The table with MACs, and the statistics of them, counted anew; scores stay as they are.
+
+    Raises:
+        ValueError: it was not made from this problem.
+    """
+    check_table(table, problem)
+    statistics = table.statistics.copy()
+    statistics[:, table.meta.statistics.index("macs_share")] = problem.costs.layer_macs / problem.costs.macs_full
+    meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full)
+    return SubnetTable(meta, table.scores, LayerMacs.of(problem.costs).macs(table.masks), statistics)
+
+
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:
     measured = task.pairs(examples[:: max(len(examples) // EXAMPLES_MEASURED, 1)])
     words = [str(pair.image.open().size) for pair in measured]

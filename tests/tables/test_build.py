@@ -10,7 +10,7 @@ import torch
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
-from das_gym.tables.build import _digest, build_table, check_table, problem_hashes, table_examples
+from das_gym.tables.build import _digest, build_table, check_table, problem_hashes, recount, table_examples
 from das_gym.tables.table import SubnetTable
 
 ENV_ID = "DAS-METER-VQA-v0"
@@ -147,3 +147,18 @@ def test_digest_tells_bfloat16_tensors_apart():
     assert _digest([], tensors[0]) != _digest([], tensors[1])
     assert _digest([], tensors[0]) == _digest([], {"a": tensors[0]["a"].clone()})
     assert _digest([], {"a": torch.tensor(1)})
+
+
+def test_macs_are_counted_anew_and_scores_stay(small_problem: Problem, small_table: SubnetTable):
+    stale = replace(
+        small_table,
+        meta=replace(small_table.meta, macs_full=10),
+        macs=small_table.macs * 2,
+        statistics=small_table.statistics.copy(),
+    )
+    stale.statistics[:, stale.meta.statistics.index("macs_share")] = 0.0
+    fresh = recount(stale, small_problem)
+    assert fresh.meta == small_table.meta
+    np.testing.assert_array_equal(fresh.macs, small_table.macs)
+    np.testing.assert_array_equal(fresh.statistics, small_table.statistics)
+    assert fresh.scores is stale.scores
