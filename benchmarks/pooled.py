@@ -37,7 +37,8 @@ def measure(size: str, examples: int | None, repeats: int | None) -> dict[str, A
 
     with torch.inference_mode():
         difference = float((pooled() - every()).abs().max())
-    milliseconds = measure_latency({"pooled": pooled, "every": every}, repeats or REPEATS[size])
+    latencies = measure_latency({"pooled": pooled, "every": every}, repeats or REPEATS[size])
+    milliseconds = {name: float(np.median(values)) for name, values in latencies.items()}
     return {
         "size": size,
         "examples": len(subject.examples),

@@ -8,6 +8,7 @@ import torch
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.inputs import Pair
+from das_gym.models.macs import meta_twin
 from das_gym.problem.loading import Problem
 
 
@@ -110,3 +111,19 @@ class TestDisk:
         again = new_cache(tiny_problem, folder=tmp_path)
         again(pairs[:1])
         assert (again.texts, again.images) == (0, 0)
+
+
+def test_batches_go_where_the_model_lies(meter, monkeypatch):
+    """The model lies on `meta`, which refuses to mix with the CPU; its encoders are stand-ins that say where batches lie."""
+    vlp, seen = meta_twin(meter.vlp), []
+    outputs = {"text": "input_ids", "image": "image"}
+    for stream, name in outputs.items():
+
+        def encode(batch, name=name):
+            seen.append({tensor.device.type for tensor in batch.values()})
+            return torch.zeros(len(batch[name]), 1, 32), None
+
+        monkeypatch.setattr(vlp, f"{stream}_stream", encode)
+    EncoderCache(vlp, meter.task.processor)(meter.task.pairs(meter.examples[:2]))
+    assert seen
+    assert all(devices == {"meta"} for devices in seen)

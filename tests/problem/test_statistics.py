@@ -52,7 +52,8 @@ def test_clipped_to_its_bounds(measured: StatisticInputs):
 def test_shares_are_of_the_whole_model(measured: StatisticInputs):
     macs = STATISTICS["macs_share"].compute(measured)
     assert 0 < macs.sum() < 1
-    assert len(set(macs[:6].tolist())) == 1
+    assert len(set(macs[:5].tolist())) == 1
+    assert 0 < macs[5] < macs[4]  # the last stage computes its pooled token alone
 
 
 def test_leave_one_out_is_a_difference_of_losses(measured: StatisticInputs):

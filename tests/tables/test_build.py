@@ -162,3 +162,14 @@ def test_macs_are_counted_anew_and_scores_stay(small_problem: Problem, small_tab
     np.testing.assert_array_equal(fresh.macs, small_table.macs)
     np.testing.assert_array_equal(fresh.statistics, small_table.statistics)
     assert fresh.scores is stale.scores
+
+
+@pytest.mark.parametrize("model", ["METER", "ViLT"])
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
+def test_bundled_tables_cost_what_the_environment_says(model: str, task: str):
+    config = ProblemConfig(model=model, task=task)
+    table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)
+    fresh = recount(table, problem)
+    np.testing.assert_array_equal(table.macs, fresh.macs)
+    np.testing.assert_array_equal(table.statistics, fresh.statistics)
+    assert table.meta == fresh.meta

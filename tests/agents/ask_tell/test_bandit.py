@@ -118,3 +118,7 @@ def test_mistakes():
         agent.tell(np.eye(12, dtype=bool)[:3], np.array([0.0, 1.0, np.nan]))
     with pytest.raises(ValueError, match="the saved agent has skip_num=4, this one 3"):
         Bandit(MaskSpace(Budget(12, 3))).load_state_dict(agent.state_dict())
+
+
+def test_it_learns_from_two_masks_a_turn_on():
+    assert Bandit.min_masks == 2
