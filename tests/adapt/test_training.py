@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.training import Group, Trainer, adamw, polynomial_decay
+from das_gym.adapt.training import TRAINING_RANGES, Group, Trainer, adamw, check_ranges, polynomial_decay
 from torch import nn
 
 
@@ -95,3 +97,41 @@ def test_gradients_below_the_norm_are_left_alone():
     calm.run(lambda _: {"loss": 0.1 * model.bias.sum()}, "calm")
     assert model.bias.grad is not None
     assert float(model.bias.grad) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("seed", (0, 2**32 - 1), (-1, 2**32)),
+        ("warmup", (0.0, 1.0), (-0.1, 1.1)),
+        ("weight_decay", (0.0, 0.5), (-0.1, math.inf)),
+        ("steps", (1,), (0, math.inf)),
+    ],
+)
+def test_ranges_to_their_ends(name, allowed, refused):
+    for value in (*allowed, None):
+        check_ranges(SimpleNamespace(**{name: value}), **{name: TRAINING_RANGES[name]})
+    for value in refused:
+        with pytest.raises(ValueError, match=rf"^{name}={value} is not allowed; give (0\.\.|more than 0)"):
+            check_ranges(SimpleNamespace(**{name: value}), **{name: TRAINING_RANGES[name]})
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing():
+    factors = [polynomial_decay(step, 10, warmup=0.2, power=2.0) for step in range(11)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(0.25)
+    assert factors[10] == 0.0
+    assert polynomial_decay(0, 1, warmup=1.0) == 1.0
+
+
+def test_means_are_logged_every_fifty_steps_and_at_the_end():
+    parameter = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(parameter.parameters(), lr=0.0)
+    logged = []
+    trainer = Trainer({"m": parameter}, optimizer, 120, lambda step: 1.0)
+    trainer.run(
+        lambda step: {"loss": parameter.weight.sum() * 0 + step},
+        "testing",
+        lambda name, value, step: logged.append((step, value)),
+    )
+    assert logged == [(50, 24.5), (100, 74.5), (120, 109.5)]
