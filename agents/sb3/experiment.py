@@ -5,7 +5,7 @@
     python -m agents with sac macs_saved=0.12 hyperparameters.learning_rate=3e-4
     python -m agents with agent=sb3_contrib:CrossQ                   any class of SB3's kind
     python -m agents with ppo start_from=runs/3                      train further what run 3 kept
-    python -m agents with resume=4                                   go on with run 4, which was stopped: see agents/sb3.py
+    python -m agents with resume=4                                   go on with run 4, which stopped: agents/sb3/train.py
 
 SB3's metrics go to Sacred (`metrics.json`), to standard output and to TensorBoard (`tensorboard --logdir runs`).
 """

@@ -107,7 +107,7 @@ class VLP(nn.Module, ABC):
     and, for `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and
     `check_model` say what is missing, all of it at once.
 
-    `forward(batch, mask)` is `encode`, `begin`, one `advance` a stage, and `pool` in a row. Within a stage
+    `forward(batch, mask)` is `encode`, `embed`, one `advance` a stage, and `pool` in a row. Within a stage
     every layer reads the state before the stage.
 
     Attributes:
