@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from das_gym.models.encoding import meta_batch
 from das_gym.models.meter.model import METER, METERConfig
-from das_gym.problem.costs import count_costs, meta_batch
+from das_gym.problem.costs import count_costs
 from das_gym.tasks.vqa.task import build_vqa_head
 
 

@@ -50,7 +50,7 @@ def predict(vlp: VLP, head: nn.Module, masks: np.ndarray, state: State) -> Predi
                     macs += cost * len(np.unique(chosen[:, [*earlier, *read]], axis=0))
     rows = len(next(iter(state.hidden.values())))
     linear = sum(layer.in_features * layer.out_features for layer in head.modules() if isinstance(layer, nn.Linear))
-    return Prediction(layer_runs, macs + len(masks) * (counter.pool(state) + rows * linear))
+    return Prediction(layer_runs, macs + len(masks) * (counter.pool(state)[1] + rows * linear))
 
 
 def _reads(vlp: VLP, part: str, index: int, before: int) -> bool:

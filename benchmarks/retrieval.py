@@ -37,11 +37,12 @@ from das_gym.data.images import ImageSource
 from das_gym.engine.ranking import rank
 from das_gym.files import write_json
 from das_gym.models.base import VLP
+from das_gym.models.encoding import meta_batch
 from das_gym.models.inputs import Pair
 from das_gym.models.macs import OWN, MacCounter
 from das_gym.models.meter.model import METER
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.costs import count_costs, meta_batch
+from das_gym.problem.costs import count_costs
 from das_gym.problem.loading import Backbone, load_backbone, new_head
 from das_gym.tasks.base import Gallery
 from das_gym.tasks.retrieval.task import RetrievalTask
@@ -64,7 +65,7 @@ def pair_macs(vlp: METER, mask: np.ndarray, text_tokens: int) -> int:
     """MACs that the engine spends on a pair: layers, without what depends on the text or on the image alone."""
     counter = MacCounter(vlp)
     state = counter.embed(counter.encode(meta_batch(text_tokens, (3, vlp.config.image_size, vlp.config.image_size)))[0])[0]
-    alone, macs = {"text", "image"}, counter.pool(state)
+    alone, macs = {"text", "image"}, counter.pool(state)[1]
     for stage, layers in enumerate(vlp.stages):
         met = set()
         for index in layers:

@@ -29,12 +29,17 @@ class ModelEntry:
             `dropout`, `bottleneck` and `skip_bottleneck` that are not the checkpoint's own. Gives the model, or what
             holds it as `vlp`, with the `heads` that came with it and a `report`; see `das_gym.models.checkpoints.Loaded`.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
+        reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. Tasks say likewise what
+            they give; only those that agree make an environment.
+        options: Settings of `ProblemConfig` that `load` takes besides.
     """
 
     name: str
     vlp: Any
     load: Any = "das_gym.models.checkpoints:load_checkpoint"
     assets: Path | None = None
+    reads: str = "pairs"
+    options: tuple[str, ...] = ("image_size",)
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,14 @@ class TaskEntry:
         title: How ids name it.
         task: Its class, a `das_gym.tasks.base.Task`, or that class's "module:name".
         data: What its data are, in words.
+        gives: `pairs` or `prompts`, see `ModelEntry.reads`.
     """
 
     name: str
     title: str
     task: Any
     data: str
+    gives: str = "pairs"
 
 
 @dataclass(frozen=True)
@@ -117,11 +124,18 @@ OLD_TASKS = {"f30k": "retrieval"}
 """What version 0.1.0 called a task: settings, named configs and files that say so are understood."""
 
 ENVIRONMENTS: dict[str, EnvEntry] = {}
-"""Every pair of a model and a task, by id; `register_all` fills it."""
+"""Every pair of a model and a task that go together, by id; `register_all` fills it."""
 
 
 def find_environment(model: str, task: str) -> EnvEntry:
-    """The environment of a model and a task, keys of `MODELS` and `TASKS`."""
+    """The environment of a model and a task, keys of `MODELS` and `TASKS`.
+
+    Raises:
+        ValueError: they do not go together.
+    """
+    if MODELS[model].reads != TASKS[task].gives:
+        fitting = [name for name, other in TASKS.items() if other.gives == MODELS[model].reads]
+        raise ValueError(f"task={task!r} is none for {model}: choose one of {', '.join(fitting)}")
     return ENVIRONMENTS[f"DAS-{model}-{TASKS[task].title}-v0"]
 
 
@@ -145,7 +159,7 @@ def find_class(name: str | Any) -> Any:
 
 
 def register_model(entry: ModelEntry) -> None:
-    """Add a model, or replace the one of that name, with an environment for every task.
+    """Add a model, or replace the one of that name, with an environment for every task that it can be asked.
 
     Raises:
         TypeError: it is no `ModelEntry`, or its class does not offer what a model has to; the text names all that it
@@ -164,7 +178,7 @@ def register_model(entry: ModelEntry) -> None:
 
 
 def register_task(entry: TaskEntry) -> None:
-    """Add a task, or replace the one of that name, with an environment for every model.
+    """Add a task, or replace the one of that name, with an environment for every model that can be asked it.
 
     Raises:
         TypeError: it is no `TaskEntry`, or its class does not offer what a task has to; the text names all that it lacks.
@@ -221,7 +235,7 @@ def _check_word(field: str, word: object) -> None:
 
 def register_all() -> None:
     """Register every environment, with a model and from a table; calling it twice does no harm."""
-    pairs = ((model, task) for model in MODELS.values() for task in TASKS.values())
+    pairs = ((model, task) for model in MODELS.values() for task in TASKS.values() if model.reads == task.gives)
     for model, task in pairs:
         entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
         ENVIRONMENTS[entry.id] = entry

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.utils._pytree import tree_leaves
 
 from das_gym.data.images import ImageSource
 from das_gym.files import write_bytes
 from das_gym.models.base import VLP, State, fingerprint
-from das_gym.models.inputs import Pair, Processor, padded_length
+from das_gym.models.inputs import Processor
 from das_gym.models.macs import MacCounter
-
-BLOCK = 8
-"""Texts or images that go through their encoder at a time, at most."""
 
 
 class EncoderCache:
@@ -55,25 +52,19 @@ class EncoderCache:
         self.macs = 0
         self._counter = counter or MacCounter(vlp)
         self._bytes = 0
-        self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, Any], Any] = OrderedDict()
         self._disk = None if folder is None else _Disk(Path(folder), vlp, processor)
 
-    def __call__(self, pairs: Sequence[Pair]) -> State:
-        """The encoder outputs of the pairs as one batch, padded to the longest of it."""
-        texts = self.stream("text", {pair.text: pair.text for pair in pairs})
-        images = self.stream("image", {pair.image.key: pair.image for pair in pairs})
-        hidden_text, attend_text = _stack([texts[pair.text] for pair in pairs])
-        hidden_image, attend_image = _stack([images[pair.image.key] for pair in pairs])
-        types = torch.tensor([pair.image_type for pair in pairs], device=hidden_image.device)
-        attend = {"text": attend_text, "image": attend_image}
-        return State({"text": hidden_text, "image": hidden_image}, attend, {"image_types": types})
+    def __call__(self, pairs: Sequence[Any]) -> State:
+        """The encoder outputs of the pairs as one batch; see `VLP.gather`."""
+        return self.vlp.gather(self.processor, pairs, self.stream)
 
-    def stream(self, stream: str, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-        """(tokens, hidden_size) of each text or image, from memory, disk, or its encoder.
+    def stream(self, stream: str, wanted: Mapping[Any, Any]) -> dict[Any, Any]:
+        """What the model keeps of each text or image, from memory, disk, or its encoder.
 
         Args:
             stream: `text` or `image`.
-            wanted: The texts by themselves, or the images by their key.
+            wanted: What to encode, by key: texts by themselves, images by theirs.
         """
         found = {key: self._kept[stream, key] for key in wanted if (stream, key) in self._kept}
         missing = {key: item for key, item in wanted.items() if key not in found}
@@ -90,27 +81,19 @@ class EncoderCache:
         return found
 
     @torch.no_grad()
-    def _encode(self, stream: str, items: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Encode items of one shape together, so that an item's output depends on its company by rounding at most.
-
-        With float32 on the CPUs that we measured, batches of 1, 2, 4 and 8 give the same bits.
-        """
-        keys = list(items)
+    def _encode(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
+        """What `VLP.encode_items` makes of the items, counted."""
         if stream == "text":
-            self.texts += len(keys)
-            blocks, encode = _text_blocks(self.processor.texts(list(items.values()))), self.vlp.text_stream
+            self.texts += len(items)
         else:
-            self.images += len(keys)
-            blocks, encode = _image_blocks(self.processor, list(items.values())), self.vlp.image_stream
+            self.images += len(items)
         result = {}
-        for rows, batch in blocks:
-            hidden, attend = encode({name: tensor.to(self.vlp.device) for name, tensor in batch.items()})
-            self.macs += self._counter.encoder(stream, batch)
-            for position, row in enumerate(rows):
-                result[keys[row]] = _real_tokens(hidden[position], attend, position)
+        for key, part, macs in self.vlp.encode_items(self.processor, stream, items, self._counter):
+            result[key] = part
+            self.macs += macs
         return result
 
-    def _keep(self, key: tuple[str, str], part: Tensor) -> None:
+    def _keep(self, key: tuple[str, Any], part: Any) -> None:
         if key in self._kept:
             self._kept.move_to_end(key)
             return
@@ -155,52 +138,6 @@ class _Disk:
         return self.folder / stream / digest[:2] / f"{digest[:40]}.safetensors"
 
 
-def _blocks(rows: list[int]) -> Iterator[list[int]]:
-    """BLOCK rows at a time, the rest in powers of two, so that few shapes occur and nothing is computed twice."""
-    start = 0
-    while start < len(rows):
-        size = min(BLOCK, 1 << (len(rows) - start).bit_length() - 1)
-        yield rows[start : start + size]
-        start += size
-
-
-def _text_blocks(inputs: dict[str, Tensor]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yields rows and their batch, all of the same padded length."""
-    longest = inputs["input_ids"].shape[1]
-    lengths = [min(padded_length(int(real)), longest) for real in inputs["attention_mask"].sum(dim=1)]
-    for length in sorted(set(lengths)):
-        for rows in _blocks([row for row, other in enumerate(lengths) if other == length]):
-            yield rows, {name: tensor[rows, :length] for name, tensor in inputs.items()}
-
-
-def _image_blocks(processor: Processor, sources: list[ImageSource]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Yields rows and their batch, all of the same size; no more pictures than needed are held at a time."""
-    waiting: defaultdict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
-    for row, source in enumerate(sources):
-        image = processor.image(source)
-        same = waiting[image.shape]
-        same[row] = image
-        if len(same) == BLOCK:
-            yield list(same), {"image": torch.stack(list(same.values()))}
-            same.clear()
-    for same in waiting.values():
-        for rows in _blocks(list(same)):
-            yield rows, {"image": torch.stack([same[row] for row in rows])}
-
-
-def _size(part: Tensor) -> int:
-    return part.numel() * part.element_size()
-
-
-def _real_tokens(hidden: Tensor, attend: Tensor | None, row: int) -> Tensor:
-    """(tokens, hidden_size) without padding: a copy, so that the batch it came from can go."""
-    return (hidden if attend is None else hidden[attend[row, 0, 0]]).clone()
-
-
-def _stack(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """One batch of per-item outputs, zero where padded, and what to attend to: None where nothing is padded."""
-    lengths = [len(part) for part in parts]
-    longest = max(lengths)
-    hidden = torch.stack([F.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
-    real = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
-    return hidden, None if bool(real.all()) else real[:, None, None].to(hidden.device)
+def _size(part: Any) -> int:
+    """Bytes of a tensor, or of all tensors in a structure of them."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(part) if isinstance(leaf, Tensor))

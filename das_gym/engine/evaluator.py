@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from das_gym.engine.memory import Score, ScoreMemory
 from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
 from das_gym.engine.spending import Spending
 from das_gym.engine.tree import MaskTree
-from das_gym.models.base import VLP
+from das_gym.engine.trunk import TrunkMemory
+from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
 
@@ -63,6 +65,7 @@ class Evaluator:
         cache_bytes: How much encoder output to keep in memory, in bytes.
         cache_folder: Where to keep it on disk as well, see `EncoderCache`.
         remember: How many scores of masks to remember.
+        trunk_bytes: How much of what the unskipped model makes of the examples scored last to keep in memory, in bytes.
         precision: Of the layers: `float32` (the model's own), `bfloat16`, `auto` (bfloat16 where the hardware has it), or
             `bfloat16-emulated`. Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
 
@@ -79,6 +82,7 @@ class Evaluator:
         cache_bytes: int = 2**31,
         cache_folder: str | Path | None = None,
         remember: int = 100_000,
+        trunk_bytes: int = 0,
         precision: str = "float32",
     ) -> None:
         self.vlp = vlp
@@ -89,6 +93,7 @@ class Evaluator:
         self.counter = MacCounter(vlp)
         self.encoder = EncoderCache(vlp, task.processor, cache_bytes, cache_folder, self.counter)
         self._memory = ScoreMemory([*vlp.tunable_state().values(), *head.parameters(), *head.buffers()], remember)
+        self._trunk = TrunkMemory(trunk_bytes)
         self._head_macs: dict[torch.Size, int] = {}
         self._spent = Spending()
         self._runner: VLP | None = None
@@ -113,6 +118,7 @@ class Evaluator:
     def forget(self) -> None:
         """Forget scores; encoder outputs stay. Only writes that torch does not count (`parameter.data`) need this."""
         self._memory.forget()
+        self._trunk.forget()
         self._runner = None
 
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
@@ -145,6 +151,7 @@ class Evaluator:
         masks = self._check(masks, examples)
         if self._memory.refresh():
             self._runner = None
+            self._trunk.forget()
         signature = hash(tuple(e.key for e in examples))
         keys = [(signature, mask.tobytes()) for mask in masks]
         found = self._memory.find(keys, divergences)
@@ -186,6 +193,7 @@ class Evaluator:
             unskipped = np.zeros(len(self.vlp.layers), dtype=bool)
             todo.setdefault((signature, unskipped.tobytes()), unskipped)
         started = time.perf_counter()
+        self._trunk.start(hash((signature, self.batch_size)))
         try:
             means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
         finally:
@@ -219,23 +227,28 @@ class Evaluator:
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
-            encoded = self.encoder(self.task.pairs(chunk))
-            state = self.vlp.embed(encoded)
-            self._spent.macs += self.counter.embed(encoded)[1]
+            trunk = partial(self._trunk.of, number)
+            state: State = trunk(-1, partial(self._begin, chunk))
             full = None if full_logits is None else full_logits[number]
-            for rows, features in tree.leaves(state):
+            for rows, features in tree.leaves(state, trunk):
                 logits = self._logits(features)
                 full = logits if full is None else full  # the first leaf is the unskipped mask
                 with np.errstate(invalid="ignore"):  # an infinite loss may meet one of the other sign
                     sums[0, rows] += float(self.task.losses(logits, targets).double().sum())
                     sums[1, rows] += float(self.task.metrics(logits, targets).double().sum())
                     if divergences:
-                        sums[2, rows] += float(self.task.divergences(logits.double(), full.double()).sum())
+                        sums[2, rows] += float(self.task.divergences(logits.double(), full.double(), targets).sum())
             if divergences and full is not None:
                 kept.append(full)
             if progress is not None:
                 progress(len(chunk))
         return sums / len(examples), kept
+
+    def _begin(self, examples: Sequence[Any]) -> State:
+        """The state of some examples before stage 0."""
+        encoded = self.encoder(self.task.pairs(examples))
+        self._spent.macs += self.counter.embed(encoded)[1]
+        return self.vlp.embed(encoded)
 
     def _logits(self, features: Tensor) -> Tensor:
         """What the head says of (batch * passes, feature_size) pooled features."""

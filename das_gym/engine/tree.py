@@ -13,6 +13,8 @@ from das_gym.engine.spending import Spending
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import OWN, MacCounter
 
+Trunk = Callable[[int, Callable[[], Tensor]], Tensor]
+
 
 class MaskTree:
     """Masks that agree on their first stages share a path from the root; a leaf is a distinct mask.
@@ -42,28 +44,29 @@ class MaskTree:
         self._stages = vlp.stages
         self._device = vlp.device
 
-    def leaves(self, state: State) -> Iterator[tuple[np.ndarray, Tensor]]:
+    def leaves(self, state: State, trunk: Trunk | None = None) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Walk the tree depth first, so that memory grows with depth and not with the number of masks.
 
         Args:
             state: The state before stage 0.
+            trunk: `trunk(index, run)` returns what `run()` did the first time: the output of a layer of the unskipped model.
 
         Yields:
             Rows of `masks` that are the same mask, and its pooled features; the unskipped mask is first if it is there.
         """
-        return self._below(state, 0, np.arange(len(self.masks)), {})
+        return self._below(state, 0, np.arange(len(self.masks)), {}, trunk)
 
     def _below(
-        self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any]
+        self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any], trunk: Trunk | None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """The leaves below `state`, which is that before `stage` of all masks in `rows`.
 
         `memory` is shared by states with the same parent, which have hidden tensors in common; its keys hold ids of
-        those, so what was computed from a tensor goes with it.
+        those, so what was computed from a tensor goes with it. `trunk` is there while nothing was skipped.
         """
         if stage == len(self._stages):
             features = self.vlp.pool(state)
-            self.spent.macs += self.counter.pool(state)
+            self.spent.macs += self.counter.pool(state)[1]
             yield rows, features
             return
         layers = sorted(self._stages[stage], key=lambda index: -state.hidden[self.vlp.layers[index].stream].shape[1])
@@ -75,18 +78,21 @@ class MaskTree:
             hidden = dict(state.hidden)
             for index, skipped in zip(layers, choice.tolist(), strict=True):
                 if (index, skipped) not in outputs:
-                    outputs[index, skipped] = self._run(index, state, skipped, memory)
+                    outputs[index, skipped] = self._run(index, state, skipped, memory, trunk)
                 hidden[self.vlp.layers[index].stream] = outputs[index, skipped]
             same = rows[(bits == choice).all(axis=1)]
-            yield from self._below(state.with_hidden(hidden), stage + 1, same, below)
+            unskipped = None if choice.any() else trunk
+            yield from self._below(state.with_hidden(hidden), stage + 1, same, below, unskipped)
             needed = {key for later in choices[number + 1 :] for key in zip(layers, later.tolist(), strict=True)}
             for key in outputs.keys() - needed:
                 dead = id(outputs.pop(key))
                 for entry in [entry for entry in below if dead in entry[2:]]:
                     del below[entry]
 
-    def _run(self, index: int, state: State, skipped: bool, memory: dict[tuple, Any]) -> Tensor:
-        """Run a layer or its skip adapter, and count that."""
+    def _run(self, index: int, state: State, skipped: bool, memory: dict[tuple, Any], trunk: Trunk | None = None) -> Tensor:
+        """Run a layer or its skip adapter, and count that; or take what the trunk has."""
+        if trunk is not None and not skipped:
+            return trunk(index, lambda: self._run(index, state, skipped, memory))
         ran = {OWN}
 
         def memo(key: tuple, compute: Callable[[], Any]) -> Any:

@@ -46,6 +46,28 @@ class Pair:
     image_type: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A question with some images and its answer: a row of the batch that a model reads which answers in words.
+
+    Attributes:
+        question: What the user says, a mark `<image>` where a picture stands; pictures without one come first.
+        images: The pictures, in the order of the marks.
+        answer: What the model should say.
+        rounds: Earlier questions and answers.
+    """
+
+    question: str
+    images: tuple[ImageSource, ...]
+    answer: str
+    rounds: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def image_key(self) -> tuple[str, ...]:
+        """Tells its pictures from those of every other prompt."""
+        return tuple(image.key for image in self.images)
+
+
 @dataclass(frozen=True)
 class Processor:
     """Turns pairs into a batch.

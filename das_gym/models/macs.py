@@ -92,9 +92,9 @@ class MacCounter:
         """The state before stage 0, without content, and the MACs of `embed`."""
         return self._once(("embed",), encoded, self.twin.embed)
 
-    def pool(self, state: State) -> int:
-        """MACs of `pool`."""
-        return self._once(("pool",), state, self.twin.pool)[1]
+    def pool(self, state: State) -> tuple[Tensor, int]:
+        """The pooled features of a state, without content, and the MACs of `pool`."""
+        return self._once(("pool",), state, self.twin.pool)
 
     def layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> dict[str, int]:
         """MACs of one run of a layer, part by part.

@@ -47,7 +47,7 @@ class Adaptation:
     def of(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
         """What `vlp` and `head` hold now."""
         tensors = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
-        tensors |= {f"head.{name}": p for name, p in head.named_parameters()}
+        tensors |= _own_parameters(vlp, head)
         mask = None if vlp.pruned_mask is None else tuple(vlp.pruned_mask.astype(int).tolist())
         detached = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         return cls(tensors=detached, mask=mask, **fields)
@@ -115,7 +115,7 @@ class Adaptation:
         if self.mask is not None:
             vlp.prune(np.array(self.mask, dtype=bool))
         wanted = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
-        wanted |= {f"head.{name}": p for name, p in head.named_parameters()}
+        wanted |= _own_parameters(vlp, head)
         if wanted.keys() != self.tensors.keys():
             odd = sorted(wanted.keys() ^ self.tensors.keys())
             raise ValueError(
@@ -128,3 +128,9 @@ class Adaptation:
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(self.tensors[name])
+
+
+def _own_parameters(vlp: VLP, head: nn.Module) -> dict[str, nn.Parameter]:
+    """`head.<name>` to the parameters of a head, without those that are the model's: a language model's own head."""
+    models = {id(p) for p in vlp.parameters()}
+    return {f"head.{name}": p for name, p in head.named_parameters() if id(p) not in models}

@@ -12,6 +12,9 @@ from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS,
 
 SIZES = ("mini", "base")
 
+OPTIONS = ("image_size", "tokenizer", "units", "dtype", "device_map", "trust_remote_code")
+"""Fields of `ProblemConfig` that only some models take, see `ModelEntry.options`."""
+
 PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
 """Fields of `ProblemConfig` that are paths."""
 
@@ -27,7 +30,7 @@ class ProblemConfig:
         checkpoint: Path of pre-trained weights: a folder of ours, or an official file.
         supernet: Path of the supernet's adaptation file.
         data_root: Folder in one of the task's formats.
-        tokenizer: Folder of the tokenizer, where the checkpoint's folder holds none.
+        tokenizer: Folder of the tokenizer, or the processor, where the checkpoint's folder holds none.
         image_size: Pixels; position embeddings are resized. None is the checkpoint's own.
         max_text_length: Longest text in tokens, longer ones are cut; None is the model's usual one.
         on_bad_example: `raise` at the first bad example, or `skip` it and warn.
@@ -35,6 +38,10 @@ class ProblemConfig:
         precision: Of the masked part, see `Evaluator`.
         eval_batch_size: Examples scored at a time; None chooses by how many pairs an example takes.
         encoder_cache: Folder to keep encoder outputs in; None keeps them in memory alone.
+        units: `layers`, or `sublayers`: attention and MLP apart; for models that offer both, as the next three are.
+        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16`, ...
+        device_map: As for `from_pretrained` of transformers.
+        trust_remote_code: Whether code in the checkpoint's folder may run.
     """
 
     model: str = DEFAULT_MODEL
@@ -51,11 +58,17 @@ class ProblemConfig:
     precision: str = "float32"
     eval_batch_size: int | None = None
     encoder_cache: str | None = None
+    units: str | None = None
+    dtype: str | None = None
+    device_map: str | None = None
+    trust_remote_code: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", OLD_TASKS.get(self.task, self.task))
         check_names([self.model], MODELS, "model")
         check_names([self.task], TASKS, "task")
+        find_environment(self.model, self.task)
+        self._check_options()
         if self.size not in (None, *SIZES):
             raise ValueError(f"size={self.size!r} is unknown; choose one of {', '.join(SIZES)}")
         if self.size == "base" and self.checkpoint is None:
@@ -74,6 +87,21 @@ class ProblemConfig:
                 raise FileNotFoundError(
                     f"{name}={value}: no such file or folder; check the path, or leave {name} out for the bundled one"
                 )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of the settings that not every model takes, as far as they are given."""
+        values = {name: getattr(self, name) for name in OPTIONS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _check_options(self) -> None:
+        taken = MODELS[self.model].options
+        for name, value in self.options.items():
+            if name not in taken and name != "tokenizer":
+                others = [entry.name for entry in MODELS.values() if name in entry.options]
+                raise ValueError(f"{name}={value} is no setting of {self.model}, only of {', '.join(others)}: leave it out")
+        if "dtype" in taken and self.precision != "float32":
+            raise ValueError(f"precision={self.precision} is no setting of {self.model}: say dtype=bfloat16 instead")
 
     def bundled(self, file: str) -> Path:
         """A file that comes with das_gym for this model.

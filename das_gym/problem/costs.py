@@ -7,7 +7,7 @@ stage the token that is read is the only query. The papers of this field count e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import check_names
-from das_gym.models.base import VLP
+from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
 
 Mask = Sequence[bool] | np.ndarray
@@ -93,27 +93,11 @@ class Costs:
         return int(np.where(array, skipped, kept).sum())
 
 
-def meta_batch(text_tokens: int, image_shape: Sequence[int]) -> dict[str, Tensor]:
-    """A batch of one text and one image, without content.
-
-    Args:
-        text_tokens: Length of the text, at least 1.
-        image_shape: (3, height, width) of the image, pixels.
-
-    Raises:
-        ValueError: a text without tokens.
-    """
-    if text_tokens < 1:
-        raise ValueError(f"text_tokens={text_tokens}: a text has at least one token")
-    ids = torch.empty(1, text_tokens, dtype=torch.long, device="meta")
-    return {"image": torch.empty(1, *image_shape, device="meta"), "input_ids": ids, "attention_mask": ids}
-
-
 def count_costs(
     vlp: VLP,
-    batch: Mapping[str, Tensor],
+    batch: Mapping[str, Tensor] | tuple[State, int],
     head: nn.Module | None = None,
-    head_input: Tensor | None = None,
+    group_features: Callable[[Tensor], Tensor] = lambda pooled: pooled,
     passes: int = 1,
     counting: str = "runs",
 ) -> Costs:
@@ -121,9 +105,9 @@ def count_costs(
 
     Args:
         vlp: The model, pruned or not.
-        batch: One row of what it reads; only shapes count, see `meta_batch`.
+        batch: One row of what it reads (only shapes count, see `meta_batch`), or what `MacCounter.encode` gives of it.
         head: From features to logits; None counts none.
-        head_input: What the head reads of one example; None = (1, feature_size).
+        group_features: From the pooled features of all passes to what the head reads of one example.
         passes: How often the model runs for an example.
         counting: `runs`: the last stage computes what is read; `paper`: it computes every token.
 
@@ -133,7 +117,7 @@ def count_costs(
     """
     check_names([counting], COUNTINGS, "counting")
     with_adapters, bare = MacCounter(vlp), MacCounter(vlp, adapters=False)
-    encoded, encoder_macs = with_adapters.encode(batch)
+    encoded, encoder_macs = batch if isinstance(batch, tuple) else with_adapters.encode(batch)
     state, embed_macs = with_adapters.embed(encoded)
     kept, plain, skip = (np.zeros(len(vlp.layers), dtype=np.int64) for _ in range(3))
     for stage, indices in enumerate(vlp.stages):
@@ -145,14 +129,15 @@ def count_costs(
             plain[index] = sum(bare.layer(index, state, False, pooled_only).values())
             skip[index] = sum(with_adapters.layer(index, state, True, pooled_only).values())
         state = state.with_hidden(hidden)
-    features = torch.empty(1, vlp.feature_size, device="meta") if head_input is None else head_input
+    features, pool_macs = with_adapters.pool(state)
+    pooled = torch.cat([features] * passes)
     return Costs(
-        base_macs=passes * (encoder_macs + embed_macs + with_adapters.pool(state)),
-        head_macs=0 if head is None else head_macs(head, features),
+        base_macs=passes * (encoder_macs + embed_macs + pool_macs),
+        head_macs=0 if head is None else head_macs(head, group_features(pooled)),
         layer_macs=passes * plain,
         parallel_macs=passes * (kept - plain),
         skip_macs=passes * skip,
-        head_parameters=0 if head is None else _count(head.parameters()),
+        head_parameters=0 if head is None else _count(set(head.parameters()) - set(vlp.parameters())),
         **_parameters(with_adapters.twin, bare.twin),
     )
 

@@ -17,9 +17,10 @@ from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, check_model, fingerprint
 from das_gym.models.inputs import Processor
+from das_gym.models.macs import MacCounter, without_adapters
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
-from das_gym.problem.costs import Costs, count_costs, meta_batch
+from das_gym.problem.costs import Costs, count_costs
 from das_gym.registration import MODELS, TASKS, find_class
 from das_gym.tasks.base import Task, check_task
 
@@ -30,7 +31,7 @@ PAIRS_PER_BATCH = 128
 """Pairs that go through the tree of masks at a time, unless told otherwise."""
 
 COST_SAMPLE = 1000
-"""The longest of the texts of this many reward examples is the text length at which MACs are counted."""
+"""MACs are counted at the longest text of this many reward examples."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     """
     entry, asked = MODELS[config.model], dict(settings)
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
-    if config.image_size is not None:
-        settings["image_size"] = config.image_size
+    settings |= {name: value for name, value in config.options.items() if name in entry.options}
     loaded = find_class(entry.load)(checkpoint, generator=torch.Generator().manual_seed(0), **settings)
     vlp = loaded if isinstance(loaded, VLP) else loaded.vlp
     if not isinstance(vlp, find_class(entry.vlp)):
@@ -177,30 +177,30 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
     return splits
 
 
-def text_tokens(task: Task, splits: Splits[Any]) -> int:
-    """Longest of the first reward texts, in tokens: the text length at which MACs are counted."""
-    texts = {pair.text for pair in task.pairs(splits.reward[:COST_SAMPLE])}
-    return int(task.processor.texts(sorted(texts))["attention_mask"].sum(1).max())
-
-
 def example_costs(model: AdaptedModel, splits: Splits[Any]) -> Costs:
-    """MACs and parameters of one example through the model and its head: at the longest text, with a square image."""
+    """MACs and parameters of one example through the model and its head, see `VLP.sample`."""
     vlp, task = model.backbone.vlp, model.task
-    batch = meta_batch(text_tokens(task, splits), task.processor.square().shape)
-    head_input = task.group_features(torch.empty(task.passes, vlp.feature_size, device="meta"))
-    return count_costs(vlp, batch, model.head, head_input, task.passes)
+    encoded = vlp.sample(task.processor, task.pairs(splits.reward[:COST_SAMPLE]), MacCounter(vlp))
+    return count_costs(vlp, encoded, model.head, task.group_features, task.passes)
 
 
-def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation]:
+def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None:
     """The supernet's file and what it holds; quick, so that mistakes are told before data are read.
 
+    Returns:
+        None where a model is searched without one, as it came: it brings a head for the task.
+
     Raises:
-        ValueError: there is none, or it is for another task or of one mask.
+        ValueError: there is none and it is needed, or it is for another task or of one mask.
     """
+    if config.supernet is None and MODELS[config.model].reads == "prompts":
+        return None
     if config.supernet is None and config.checkpoint is not None:
+        if _own_heads(config):
+            return None
         raise ValueError(
-            f"checkpoint={config.checkpoint} comes without a supernet: train one with `{supernet_command(config)}`, "
-            "then pass supernet=<the file it writes>"
+            f"checkpoint={config.checkpoint} comes without a supernet, and without a head for {config.task}: train a "
+            f"supernet with `{supernet_command(config)}`, then pass supernet=<the file it writes>"
         )
     path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
     supernet = Adaptation.load(path)
@@ -219,7 +219,10 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
         ValueError: parts that do not belong together; the text says which.
         FileNotFoundError: a path that does not exist.
     """
-    path, supernet = find_supernet(config)
+    found = find_supernet(config)
+    if found is None:
+        return without_training(load_backbone(config), config.task, splits)
+    path, supernet = found
     model = restore(load_backbone(config), supernet, config.task, path)
     if not model.task.covers_labels(splits.reward):
         raise ValueError(
@@ -228,6 +231,32 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
             "then pass supernet=<the file it writes>"
         )
     return model
+
+
+def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:
+    """The model as it came, with a head of its own: skipped layers are left out, and nothing takes their place.
+
+    Raises:
+        ValueError: it has no head for the task.
+    """
+    kind, vlp = task_class(task), backbone.vlp
+    labelled = kind(backbone.processor, kind.choose_labels(splits))
+    head = _head(vlp, labelled)
+    if vlp.own_head() is None:
+        untrained = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        labelled.start_head(head, backbone.heads)
+        if all(torch.equal(tensor, untrained[name]) for name, tensor in head.state_dict().items()):
+            raise ValueError(f"this checkpoint has no head for {task} that fits these data: train a supernet for it first")
+    without_adapters(vlp)
+    for index in range(len(vlp.layers)):
+        vlp.skippable(index).skip_adapter = nn.Identity()
+    return AdaptedModel(backbone, head.to(vlp.device), labelled)
+
+
+def _own_heads(config: ProblemConfig) -> bool:
+    """Whether the checkpoint has a head that the task may begin from."""
+    heads = load_backbone(config).heads
+    return bool(heads) and task_class(config.task).start_head is not Task.start_head
 
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
@@ -243,17 +272,22 @@ def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | P
     """
     _check_task(adaptation, task, path)
     labelled = task_class(task)(backbone.processor, adaptation.answers)
-    head = labelled.build_head(backbone.vlp.feature_size, backbone.vlp.head_size).to(backbone.vlp.device)
+    head = _head(backbone.vlp, labelled).to(backbone.vlp.device)
     adaptation.apply(backbone.vlp, head, backbone.base)
     return AdaptedModel(backbone, head, labelled)
 
 
 def new_head(backbone: Backbone, task: Task) -> nn.Module:
-    """An untrained head for the model, where the model lies; begun from the checkpoint's own where the task can."""
-    vlp = backbone.vlp
-    head = task.build_head(vlp.feature_size, vlp.head_size)
+    """The model's own head, or an untrained one, begun from the checkpoint's where the task can; where the model lies."""
+    head = _head(backbone.vlp, task)
     task.start_head(head, backbone.heads)
-    return head.to(vlp.device)
+    return head.to(backbone.vlp.device)
+
+
+def _head(vlp: VLP, task: Task) -> nn.Module:
+    """The model's own head, or a new one of the task."""
+    own = vlp.own_head()
+    return task.build_head(vlp.feature_size, vlp.head_size) if own is None else own
 
 
 def build_problem(config: ProblemConfig) -> Problem:

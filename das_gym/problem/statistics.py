@@ -12,7 +12,7 @@ from torch import Tensor
 
 from das_gym.config import add_entry, check_names
 from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import State
+from das_gym.models.base import VLP, State
 from das_gym.problem.costs import Costs
 from das_gym.problem.rewards import check_bounds
 
@@ -72,15 +72,16 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:
                 stream = vlp.layers[index].stream
-                totals[:, index] += _changes(state, outputs, stream, vlp.pooled_tokens(state, stream))
+                totals[:, index] += _changes(vlp, state, outputs[stream], stream)
             state = state.with_hidden({**state.hidden, **outputs})
     return Activity(*(totals / len(examples)))
 
 
-def _changes(state: State, outputs: dict[str, Tensor], stream: str, pooled: Tensor) -> tuple[float, float, float]:
+def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[float, float, float]:
     """The three numbers of `Activity` for one layer, summed over the batch."""
-    before, after = state.hidden[stream].double(), outputs[stream].double()
-    attend = state.attend[stream]
+    rows, attend = vlp.rows_of(state, stream, state.hidden[stream])
+    before, after = rows.double(), vlp.rows_of(state, stream, output)[0].double()
+    pooled = vlp.pooled_tokens(state, stream)
     real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, -1].double()
     influence = 1 - torch.cosine_similarity(before, after, dim=-1)
     residual = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)

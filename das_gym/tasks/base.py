@@ -131,8 +131,9 @@ class Task(ABC):
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) metric of each example, 0..1, larger is better."""
 
-    def divergences(self, logits: Tensor, full_logits: Tensor) -> Tensor:
+    def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """(batch,) KL(full model || subnet) of the softmax over logits, in nats, 0 or more."""
+        del targets
         wanted, given = full_logits.log_softmax(-1), logits.log_softmax(-1)
         return (wanted.exp() * (wanted - given)).sum(-1)
 

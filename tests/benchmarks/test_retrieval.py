@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import retrieval
 from das_gym.models.checkpoints import load_vlp
-from das_gym.problem.costs import count_costs, meta_batch
+from das_gym.models.encoding import meta_batch
+from das_gym.problem.costs import count_costs
 from das_gym.shapes.captions import write_shapes_captions
 
 

@@ -79,7 +79,7 @@ class World:
             columns = (
                 self.task.losses(logits, targets),
                 self.task.metrics(logits, targets),
-                self.task.divergences(logits.double(), full.double()),
+                self.task.divergences(logits.double(), full.double(), targets),
             )
             means.append([float(column.double().mean()) for column in columns])
         return np.array(means, dtype=np.float64).reshape(len(masks), 3).T

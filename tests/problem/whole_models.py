@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from das_gym.models.encoding import meta_batch
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.vilt.model import ViLT, ViLTConfig
-from das_gym.problem.costs import Costs, count_costs, meta_batch
+from das_gym.problem.costs import Costs, count_costs
 from das_gym.tasks.vqa.task import build_vqa_head
 
 

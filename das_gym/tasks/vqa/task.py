@@ -91,8 +91,9 @@ class VQATask(Task):
         """(batch,) official VQA accuracy of the answer with the largest logit, 0..1."""
         return targets["accuracy"].to(logits).gather(-1, logits.argmax(-1, keepdim=True)).squeeze(-1)
 
-    def divergences(self, logits: Tensor, full_logits: Tensor) -> Tensor:
+    def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """(batch,) sum over answers of KL(full || subnet) between the two Bernoulli distributions, in nats."""
+        del targets
         wanted = full_logits.sigmoid()
         yes = F.logsigmoid(full_logits) - F.logsigmoid(logits)
         no = F.logsigmoid(-full_logits) - F.logsigmoid(-logits)

@@ -99,4 +99,4 @@ def test_shapes_through_the_bundled_model(tmp_path: Path):
         logits = task.build_head(backbone.vlp.feature_size)(task.group_features(pooled))
     assert logits.shape == (3, 2)
     assert task.losses(logits, task.targets(examples)).shape == (3,)
-    assert task.divergences(logits, logits).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
+    assert task.divergences(logits, logits, {}).tolist() == pytest.approx([0.0] * 3, abs=1e-6)

@@ -9,7 +9,8 @@ import torch
 
 from das_gym.data.images import ImageFile
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
-from das_gym.problem.costs import count_costs, meta_batch
+from das_gym.models.encoding import meta_batch
+from das_gym.problem.costs import count_costs
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
 from das_gym.tasks.retrieval.task import RetrievalTask, build_rank_head

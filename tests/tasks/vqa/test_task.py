@@ -50,8 +50,8 @@ def test_divergence_is_that_of_bernoullis(task: VQATask):
     full, other = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[1.0, 2.0, -2.0]])
     p, q = full.sigmoid(), other.sigmoid()
     by_hand = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(-1)
-    torch.testing.assert_close(task.divergences(other, full), by_hand)
-    assert task.divergences(full, full).tolist() == pytest.approx([0.0])
+    torch.testing.assert_close(task.divergences(other, full, {}), by_hand)
+    assert task.divergences(full, full, {}).tolist() == pytest.approx([0.0])
 
 
 def test_summary_tells_groups_apart(task: VQATask):

@@ -1,0 +1,67 @@
+"""The way down the unskipped model, kept from one call to the next: every mask starts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from das_gym.models.base import State
+
+
+class TrunkMemory:
+    """What the unskipped model makes of some examples, stage by stage, as far as memory allows.
+
+    What was kept first stays until `forget`: masks walk over the same examples again and again in the same order, and
+    dropping the least recently used would drop everything before it is wanted again.
+
+    Args:
+        max_bytes: How much to keep; 0 keeps nothing.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._kept: dict[tuple[int, int], Any] = {}
+        self._examples: int | None = None
+
+    def forget(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self.bytes = 0
+
+    def start(self, examples: int) -> None:
+        """Examples of that hash are scored from now on; what was kept of others goes.
+
+        Args:
+            examples: Their hash.
+        """
+        if examples != self._examples:
+            self.forget()
+        self._examples = examples
+
+    def of(self, batch: int, what: int, compute: Callable[[], Any]) -> Any:
+        """What `compute()` returned the first time, if there was room for it.
+
+        Args:
+            batch: Which batch of the examples.
+            what: Which layer; -1 = the state before stage 0.
+            compute: Gives a tensor or a `State`.
+        """
+        key = (batch, what)
+        if key in self._kept:
+            return self._kept[key]
+        result = compute()
+        size = _size(result)
+        if self.bytes + size <= self.max_bytes:
+            self._kept[key] = result
+            self.bytes += size
+        return result
+
+
+def _size(result: Any) -> int:
+    parts = (result.hidden, result.extras) if isinstance(result, State) else result
+    leaves = tree_leaves(tuple(map(dict, parts)) if isinstance(parts, tuple) else parts)
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))

@@ -1,0 +1,206 @@
+"""What is particular about a model of transformers, found out by trying it; what cannot be driven is refused, and why."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from das_gym.models.inputs import Prompt
+from das_gym.models.transformers import stack
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor
+from das_gym.models.transformers.model import VLM, Traits
+from das_gym.models.transformers.pruning import delete_layers, shell, what_differs
+
+REFUSED = {
+    "blip-2": "its query transformer counts layers by `cross_attention_frequency`, which a smaller configuration changes",
+    "blip_2": "its query transformer counts layers by `cross_attention_frequency`, which a smaller configuration changes",
+    "instructblip": "its query transformer counts layers by `cross_attention_frequency`, as BLIP-2's does",
+    "gemma3n": "its last layers take keys and values from earlier ones, which a layer by itself cannot",
+    "gemma3n_text": "its last layers take keys and values from earlier ones, which a layer by itself cannot",
+}
+"""Types of models that are known not to work, and why."""
+
+RELOADED_BYTES = 2**28
+"""Models of up to this size are saved without a layer and loaded again; larger ones are compared without content."""
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far logits may be apart, as a share of their largest."""
+
+QUESTIONS = ("How many circles are there?", "What is this?", "Is there anything else in it?")
+ANSWERS = ("two", "a red square", "no")
+
+
+@dataclass(frozen=True)
+class NoiseImage:
+    """A picture of noise, the same for the same seed."""
+
+    seed: int
+    width: int = 64
+    height: int = 48
+
+    @property
+    def key(self) -> str:
+        """Its seed."""
+        return f"noise {self.seed}"
+
+    def stamp(self) -> str:
+        """It never changes."""
+        return ""
+
+    def open(self) -> Any:
+        """The picture."""
+        from PIL import Image
+
+        values = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
+        return Image.fromarray(values)
+
+
+def find_traits(model: Any, processor: PromptProcessor) -> Traits:
+    """What the skipping of layers has to know about a model, from runs of it on two pictures of noise.
+
+    Args:
+        model: The model of transformers, in eval mode.
+        processor: Its own, as das_gym uses it.
+
+    Raises:
+        ValueError: a model whose layers cannot be skipped, with the reason.
+    """
+    return _Check(model, processor).traits()
+
+
+class _Check:
+    """One model under examination."""
+
+    def __init__(self, model: Any, processor: PromptProcessor) -> None:
+        self.model = model
+        self.processor = processor
+        self.name = type(model).__name__
+        kind = model.config.model_type
+        if kind in REFUSED:
+            raise ValueError(f"{self.name} ({kind}) is refused: {REFUSED[kind]}")
+        self.tolerance = TOLERANCES.get(next(model.parameters()).dtype, 0.1)
+
+    @torch.no_grad()
+    def traits(self) -> Traits:
+        """The examination, step by step: each needs what those before it found."""
+        plain = VLM(self.model)
+        self._note(plain)
+        traits = replace(Traits(), keeps_images=False, shares_prefix=False, keys_only=False)
+        recordings = [self._record(plain, self._prompts(rows, 0), extra) for rows, extra in ((2, 3), (3, 8))]
+        traits = replace(traits, axes=stack.learn_axes(recordings), adds=tuple(sorted(recordings[0].added)))
+        traits = replace(traits, answer_type=self._answer_type(plain))
+        self.processor = replace(self.processor, answer_type=traits.answer_type, _kept=type(self.processor._kept)())
+        reach = max(traits.adds, default=0)
+        why = "the model adds features of the picture behind it"
+        traits = replace(traits, protected=dict.fromkeys(range(reach), why))
+        self._check_replay(traits)
+        for feature in ("keeps_images", "shares_prefix", "keys_only"):
+            richer: Traits = replace(traits, **{feature: True})  # type: ignore[arg-type]
+            traits = richer if self._agrees(richer) else traits
+        self._check_deletion(traits)
+        return traits
+
+    def _prompts(self, count: int, offset: int) -> list[Prompt]:
+        """Questions on pictures of noise, two on the first."""
+        number = range(offset, offset + count)
+        images = [(NoiseImage(max(n - 1, 0)),) if self.processor.sees else () for n in number]
+        return [Prompt(QUESTIONS[n % 3], image, ANSWERS[n % 3]) for n, image in zip(number, images, strict=True)]
+
+    def _encodings(self, prompts: Sequence[Prompt]) -> list[Encoding]:
+        return [self.processor.encode(prompt, pixels=True) for prompt in prompts]
+
+    def _note(self, vlm: VLM) -> None:
+        stack.note_outputs(vlm.stack, lambda: vlm.run(self._encodings(self._prompts(1, 0))))
+
+    def _record(self, vlm: VLM, prompts: Sequence[Prompt], extra: int) -> stack.Recording:
+        """Of a batch with padding, so that the model has to say what may be attended to."""
+        encodings = self._encodings(prompts)
+        if len({tuple(t.shape[1:] for t in e.pixels.values()) for e in encodings}) > 1:
+            raise ValueError(f"{self.name} gives pictures of one size different forms: it cannot be driven")
+        return stack.record(vlm.stack, lambda: vlm.run(encodings, extra=extra))
+
+    def _answer_type(self, vlm: VLM) -> int | None:
+        """The token type under which an answer's tokens see only those before them."""
+        encoding = self._encodings(self._prompts(1, 0))[0]
+        if not encoding.types:
+            return None
+        for candidate in (None, 1, 0):
+            processor = replace(self.processor, answer_type=candidate, _kept=type(self.processor._kept)())
+            prompt = self._prompts(1, 0)[0]
+            longer = replace(prompt, answer=f"{prompt.answer} {ANSWERS[1]}")
+            firsts = [self._logits(vlm, [processor.encode(p, pixels=True)], 1) for p in (prompt, longer)]
+            if self._same(*firsts):
+                return candidate
+        raise ValueError(f"{self.name} lets the first word of an answer see those behind it: it cannot be scored")
+
+    def _logits(self, vlm: VLM, encodings: Sequence[Encoding], tokens: int | None = None) -> Tensor:
+        """(answer tokens, vocabulary) of the model's own forward, each prompt by itself."""
+        found = []
+        for encoding in encodings:
+            output = vlm.run([encoding], whole=True).logits[0]
+            found.append(output[encoding.answer - 1 : -1][:tokens])
+        return torch.cat(found)
+
+    def _same(self, one: Tensor, other: Tensor) -> bool:
+        scale = float(other.abs().max()) + 1e-6
+        return one.shape == other.shape and float((one - other).abs().max()) <= self.tolerance * scale
+
+    def _driven(self, traits: Traits, skipped: Sequence[int] = ()) -> Tensor:
+        """Logits of the layers run one by one."""
+        vlm = VLM(self.model, traits=traits)
+        prompts = self._prompts(3, 0)
+        state = vlm.gather(
+            self.processor, prompts, lambda _, items: {key: vlm.see(self.processor, one) for key, one in items.items()}
+        )
+        logits: Tensor = vlm.own_head()(vlm.forward_encoded(state, np.isin(vlm.places, list(skipped))))
+        return logits
+
+    def _check_replay(self, traits: Traits) -> None:
+        own = self._logits(VLM(self.model), self._encodings(self._prompts(3, 0)))
+        if not self._same(self._driven(traits), own):
+            raise ValueError(
+                f"{self.name} cannot be driven: its layers one by one do not give what its own forward gives, so it does "
+                "more between its layers, or behind them, than can be replayed"
+            )
+
+    def _check_deletion(self, traits: Traits) -> None:
+        """One layer deleted for real against its replay, and what comes back when that is saved and loaded."""
+        vlm = VLM(self.model, traits=traits)
+        if len(vlm.places) < 2:
+            raise ValueError(f"{self.name} has {len(vlm.places)} decoder layers that could be skipped: there is no choice")
+        gone = [vlm.places[len(vlm.places) // 2]]
+        skipped = self._driven(traits, gone)
+        smaller = delete_layers(shell(self.model), gone)
+        encodings = self._encodings(self._prompts(3, 0))
+        if not self._same(skipped, self._logits(VLM(smaller, traits=Traits()), encodings)):
+            raise ValueError(
+                f"{self.name} without layer {gone[0]} is not the same as with that layer skipped: its layers are tied to "
+                "their numbers in a way that das_gym does not know"
+            )
+        difference = what_differs(smaller)
+        if difference is not None:
+            raise ValueError(f"{self.name} without layer {gone[0]} would not load again as it was: {difference}")
+        if sum(p.numel() * p.element_size() for p in smaller.parameters()) <= RELOADED_BYTES:
+            self._check_reloading(smaller, gone[0], skipped, encodings)
+
+    def _check_reloading(self, smaller: Any, gone: int, skipped: Tensor, encodings: Sequence[Encoding]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            smaller.save_pretrained(folder)
+            dtype = next(smaller.parameters()).dtype
+            again = type(smaller).from_pretrained(folder, dtype=dtype, local_files_only=True).to(smaller.device).eval()
+        if not self._same(skipped, self._logits(VLM(again), encodings)):
+            raise ValueError(f"{self.name} saved without layer {gone} gives other logits when it is loaded again")
+
+    def _agrees(self, richer: Traits) -> bool:
+        """Whether a shorter way gives the same; what it cannot do it may say in any way."""
+        plain = replace(richer, keeps_images=False, shares_prefix=False, keys_only=False)
+        try:
+            return self._same(self._driven(richer), self._driven(plain))
+        except Exception:
+            return False

@@ -1,0 +1,107 @@
+"""A folder of weights, as people have it, to a model whose layers can be skipped; nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from das_gym.models.transformers.checks import find_traits
+from das_gym.models.transformers.inputs import load_processor
+from das_gym.models.transformers.model import UNITS, VLM
+
+QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
+
+
+def load_vlm(
+    checkpoint: str | Path,
+    *,
+    generator: torch.Generator | None = None,
+    units: str = UNITS[0],
+    dtype: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    tokenizer: str | Path | None = None,
+) -> VLM:
+    """Load a model of transformers from its folder and find out how its layers can be skipped.
+
+    Args:
+        checkpoint: The folder, as `save_pretrained` or a download left it.
+        generator: Not needed: a checkpoint that lacks weights is refused.
+        units: `layers`, or `sublayers`: the attention and the MLP of each.
+        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16`, ...
+        device_map: As for `from_pretrained`; needs accelerate.
+        trust_remote_code: Whether code in the folder may run.
+        tokenizer: Folder of the processor, where the checkpoint's holds none.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no processor in it.
+        ValueError: no model that can be driven layer by layer; the text says why.
+    """
+    del generator
+    folder = Path(checkpoint)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json: pass the folder of a model of transformers")
+    config = _config(folder, trust_remote_code)
+    _check_quantisation(config, folder)
+    processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
+    options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
+    if device_map is not None:
+        options["device_map"] = device_map
+    model = _load(folder, config, options)
+    vlm = VLM(model, units)
+    return VLM(model, units, find_traits(model, vlm.processor_of(processor)))
+
+
+def _config(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is of no model that transformers knows ({_first_line(error)}); a model with code "
+            "of its own needs trust_remote_code=True"
+        ) from error
+
+
+def _check_quantisation(config: Any, folder: Path) -> None:
+    how = getattr(config, "quantization_config", None)
+    if how is not None:
+        method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", how)
+        raise ValueError(f"{folder} holds quantised weights ({method}): {QUANTISED}; pass the folder of the full weights")
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return name
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={name!r} is no type of weights; use auto, float32, bfloat16 or float16")
+    return dtype
+
+
+def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
+    """The model; one whose weights do not fit its configuration is refused."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kinds = (AutoModelForImageTextToText, AutoModelForCausalLM)
+    auto = next((kind for kind in kinds if type(config) in kind._model_mapping or hasattr(config, "auto_map")), None)
+    if auto is None:
+        raise ValueError(f"{folder} holds a {config.model_type}, which writes no answers: pass a model that generates text")
+    try:
+        model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ValueError(f"{folder} does not load in transformers: {_first_line(error)}") from error
+    wrong = [*sorted(report["missing_keys"]), *sorted(str(one) for one in report["mismatched_keys"])]
+    if wrong:
+        raise ValueError(
+            f"the weights in {folder} do not fit its config.json: {len(wrong)} are missing or have other shapes, the first "
+            f"{wrong[0]}; download the folder again, or mend the configuration"
+        )
+    return model.eval()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

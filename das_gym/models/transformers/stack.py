@@ -1,0 +1,341 @@
+"""The layers inside a model of transformers: found, watched during its own forward, and run again one by one.
+
+A model is driven, not rewritten. Its own forward runs once a batch with every decoder layer replaced by one that returns
+zeros: what each layer was called with (attention mask, rotary embeddings, ...) is kept, and so is what the model adds
+between layers. Layers are then called with those arguments in whatever selection a mask asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_path
+
+CACHES = ("cache", "past_key_values", "past_key_value")
+"""What layers of this and earlier versions of transformers call the cache of keys and values."""
+
+LEFT_OUT = (*CACHES, "use_cache", "cache_position", "output_attentions", "output_hidden_states")
+"""Arguments of a layer that are not replayed: masks are scored without a cache, one output a layer."""
+
+ATTENTION_NAMES = ("self_attn", "cross_attn", "attn", "attention", "self_attention")
+MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+
+
+class Call(NamedTuple):
+    """What a layer was called with, besides its hidden vectors.
+
+    Attributes:
+        args: Positional arguments after the hidden vectors.
+        kwargs: Keyword arguments, without those in `LEFT_OUT`.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Recording(NamedTuple):
+    """What the model's own forward did around its layers.
+
+    Attributes:
+        embedded: (batch, tokens, hidden_size), the input of the first layer.
+        calls: Of each layer, in order.
+        added: Position of a layer -> (batch, tokens, hidden_size) that the model adds to the hidden vectors before it.
+    """
+
+    embedded: Tensor
+    calls: tuple[Call, ...]
+    added: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The decoder layers of a model.
+
+    Attributes:
+        owner: The module that runs them.
+        name: The name of their list in it.
+        norm: What follows them.
+    """
+
+    owner: nn.Module
+    name: str
+    norm: nn.Module
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers, in order."""
+        layers: nn.ModuleList = getattr(self.owner, self.name)
+        return layers
+
+
+def find_decoder(model: nn.Module) -> Stack:
+    """The decoder layers of a model of transformers, and the norm behind them.
+
+    Raises:
+        ValueError: they are not where transformers keeps them.
+    """
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    for _ in range(3):  # some wrap their language model, head included: BLIP-2's OPT
+        if isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+            break
+        decoder = next((inner for name in ("model", "decoder") if (inner := getattr(decoder, name, None)) is not None), None)
+    norm = next((part for name in NORM_NAMES if (part := getattr(decoder, name, None)) is not None), None)
+    if decoder is None or norm is None:
+        raise ValueError(
+            f"{type(model).__name__} keeps its decoder layers in no list `layers` with a norm behind it: "
+            "it cannot be driven layer by layer"
+        )
+    return Stack(decoder, "layers", norm)
+
+
+def child(layer: nn.Module, names: Sequence[str]) -> str | None:
+    """The first of the names under which the layer has a child."""
+    children = dict(layer.named_children())
+    return next((name for name in names if name in children), None)
+
+
+@contextmanager
+def replaced(parts: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Modules whose forward is another function for a while; hooks that others put on them stay."""
+    before = {module: module.__dict__.get("forward") for module in parts}
+    try:
+        for module, forward in parts.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, own in before.items():
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = own
+
+
+def record(stack: Stack, run: Callable[[], Any], adds: Sequence[int] | None = None) -> Recording:
+    """Watch a forward of the model, in which no layer is computed.
+
+    Args:
+        stack: Its layers.
+        run: Calls the model.
+        adds: Before which layers something is added; None finds out, which takes a look at each hidden vector.
+
+    Raises:
+        ValueError: the model did not call every layer once.
+    """
+    layers = list(stack.layers)
+    given: dict[int, tuple[Tensor, Call]] = {}
+
+    def stub(position: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            kept = {name: value for name, value in kwargs.items() if name not in LEFT_OUT}
+            given[position] = hidden, Call(tuple(args[1:]), kept)
+            return torch.zeros_like(hidden) if not gives_tuple(layers[position]) else (torch.zeros_like(hidden),)
+
+        return forward
+
+    with replaced({layer: stub(position) for position, layer in enumerate(layers)}):
+        run()
+    if sorted(given) != list(range(len(layers))):
+        raise ValueError(f"the model called {len(given)} of its {len(layers)} layers")
+    first = given[0][0]
+    look = range(1, len(layers)) if adds is None else adds
+    added = {at: given[at][0] for at in look if at in given and (adds is not None or bool(given[at][0].any()))}
+    return Recording(first, tuple(given[at][1] for at in range(len(layers))), added)
+
+
+def gives_tuple(layer: nn.Module) -> bool:
+    """Whether a layer returns a tuple that begins with the hidden vectors; `note_outputs` found out."""
+    return bool(getattr(layer, "_das_gives_tuple", False))
+
+
+def note_outputs(stack: Stack, run: Callable[[], Any]) -> None:
+    """Run the model once and note what its layers, and their attention and MLP, give back."""
+    handles = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        del inputs
+        module._das_gives_tuple = isinstance(output, tuple)  # type: ignore[assignment]
+        module._das_width = len(output) if isinstance(output, tuple) else 1  # type: ignore[assignment]
+
+    for layer in stack.layers:
+        parts = [layer, *(getattr(layer, name) for names in (ATTENTION_NAMES, MLP_NAMES) if (name := child(layer, names)))]
+        handles += [part.register_forward_hook(note) for part in parts]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def zeros(module: nn.Module) -> Callable[..., Any]:
+    """A forward that returns zeros in the form in which the module returns its output."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden: Tensor = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+        nothing = torch.zeros_like(hidden)
+        if not gives_tuple(module):
+            return nothing
+        return (nothing, *(None for _ in range(int(module._das_width) - 1)))  # type: ignore[arg-type]
+
+    return forward
+
+
+def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -> Tensor:
+    """The layer's output; `cache` stands in for transformers' own and is asked for keys and values."""
+    kwargs = dict(call.kwargs)
+    if cache is not None:
+        kwargs["cache" if takes_cache(layer) else CACHES[1]] = cache
+    output = layer(hidden, *call.args, **kwargs)
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    return result
+
+
+def takes_cache(layer: nn.Module) -> bool:
+    """Whether this version of transformers calls the cache `cache`."""
+    import inspect
+
+    return "cache" in inspect.signature(type(layer).forward).parameters
+
+
+class Axes(NamedTuple):
+    """Which axes of an argument count rows and tokens.
+
+    Attributes:
+        rows: The axis of rows; None = the same for every row.
+        tokens: The axes of tokens; queries before keys where there are two.
+    """
+
+    rows: int | None
+    tokens: tuple[int, ...]
+
+
+def leaves_of(call: Call) -> dict[str, Tensor]:
+    """The tensors among the arguments, by where they stand."""
+    found, _ = tree_flatten_with_path((call.args, call.kwargs))
+    return {f"{keystr(path)} {leaf.dim()}": leaf for path, leaf in found if isinstance(leaf, Tensor)}
+
+
+def learn_axes(recordings: Sequence[Recording]) -> dict[str, Axes]:
+    """Which axes count rows and tokens, by argument: those that change with the batch.
+
+    Args:
+        recordings: Of two batches or more, each of another number of rows and of tokens.
+    """
+    sizes = [recording.embedded.shape[:2] for recording in recordings]
+    seen: dict[str, list[torch.Size | None]] = {}
+    for number, recording in enumerate(recordings):
+        for name, leaf in (item for call in recording.calls for item in leaves_of(call).items()):
+            seen.setdefault(name, [None] * len(sizes))[number] = leaf.shape
+    axes = {}
+    for name, shapes in seen.items():
+        known = [(shape, size) for shape, size in zip(shapes, sizes, strict=True) if shape is not None]
+        if len(known) < 2:
+            continue
+        every = range(len(known[0][0]))
+        rows, tokens = ([axis for axis in every if all(shape[axis] == size[i] for shape, size in known)] for i in (0, 1))
+        axes[name] = Axes(rows[0] if rows else None, tuple(tokens))
+    return axes
+
+
+def cut(call: Call, rows: Tensor | slice, start: int, end: int, axes: Mapping[str, Axes]) -> Call:
+    """The arguments for some rows and for the positions from `start` to `end`, the positions before them as keys.
+
+    Args:
+        call: Arguments for a batch.
+        rows: Which rows.
+        start: The first position.
+        end: The one behind the last.
+        axes: What `learn_axes` found.
+    """
+
+    def narrowed(path: Any, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        along = axes.get(f"{keystr(path)} {value.dim()}", Axes(None, ()))
+        if along.rows is not None and value.shape[along.rows] > 1:
+            value = value[(slice(None),) * along.rows + (rows,)]
+        if along.tokens:
+            value = value.narrow(along.tokens[0], start, end - start)
+        return value.narrow(along.tokens[1], 0, end) if len(along.tokens) > 1 else value
+
+    args, kwargs = tree_map_with_path(narrowed, (call.args, call.kwargs))
+    return Call(args, kwargs)
+
+
+def with_mask(call: Call, start: int, end: int, device: torch.device) -> Call:
+    """The same arguments with a causal mask where the model left it to its attention.
+
+    A mask of None means "causal" to scaled dot product attention, where queries are as many as keys; with keys before
+    the queries it has to be written down.
+    """
+    if "attention_mask" not in call.kwargs or call.kwargs["attention_mask"] is not None:
+        return call
+    causal = torch.ones(end, end, dtype=torch.bool, device=device).tril()[None, None, start:]
+    return Call(call.args, {**call.kwargs, "attention_mask": causal})
+
+
+class LayerCache:
+    """Keys and values of the positions before the ones that a layer is called with.
+
+    Takes the place of transformers' cache for one call of one layer.
+
+    Args:
+        keys, values: (prefixes, heads, tokens, head_size), or None where nothing comes before.
+        owner: (rows,) int64, the prefix of each row; None = its own.
+    """
+
+    is_compileable = False
+
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, owner: Tensor | None = None) -> None:
+        self.keys = keys
+        self.values = values
+        self.owner = owner
+        self.is_initialized = keys is not None
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions; those of this call are kept where there were none."""
+        del args, kwargs
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+            return keys, values
+        before = (self.keys, self.values)
+        if self.owner is not None:
+            before = (before[0][self.owner], before[1][self.owner])
+        return torch.cat((before[0], keys), dim=2), torch.cat((before[1], values), dim=2)
+
+    def get_seq_length(self, *args: Any) -> int:
+        """How many positions come before."""
+        del args
+        return 0 if self.keys is None else self.keys.shape[2]
+
+
+class _KeysKnownError(Exception):
+    """Ends a layer's forward as soon as it has its keys and values."""
+
+
+class _KeysOnly(LayerCache):
+    """Takes keys and values, and stops the layer there."""
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        super().update(keys, values, *args, **kwargs)
+        raise _KeysKnownError
+
+
+def keys_and_values(layer: nn.Module, hidden: Tensor, call: Call) -> LayerCache:
+    """The keys and values of some positions; nothing else of the layer is computed.
+
+    Raises:
+        ValueError: the layer asks no cache.
+    """
+    cache = _KeysOnly()
+    try:
+        run_layer(layer, hidden, call, cache)
+    except _KeysKnownError:
+        return LayerCache(cache.keys, cache.values)
+    raise ValueError(f"{type(layer).__name__} keeps no keys and values")

@@ -1,0 +1,205 @@
+"""Every type of model against its own forward: masks, sublayers, deletion for real, MACs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from das_gym.models.inputs import Prompt
+from das_gym.models.macs import MacCounter
+from das_gym.models.transformers.checks import NoiseImage
+from das_gym.models.transformers.loading import load_vlm
+from das_gym.models.transformers.pruning import prune
+from tests.models.transformers import tiny
+from tests.models.transformers.conftest import Driven
+
+MARKS = list(range(3, len(tiny.SPECIAL)))
+"""Tokens that stand for pictures: a random model would say them, and then lack a picture."""
+
+every_type = pytest.mark.parametrize("name", tiny.WORKING)
+
+
+def masks_of(driven: Driven) -> np.ndarray:
+    """Nothing, first, last and all skipped, and three random ones."""
+    count = len(driven.vlm.layers)
+    random = np.random.default_rng(0).random((3, count)) < 0.5
+    return np.vstack((np.zeros((1, count)), np.eye(count)[[0, -1]], np.ones((1, count)), random)).astype(bool)
+
+
+@every_type
+@pytest.mark.parametrize("units", ["layers", "sublayers"])
+def test_every_mask_gives_what_a_plain_forward_gives(driven: Callable[..., Driven], name: str, units: str):
+    model = driven(name, units)
+    prompts = model.prompts()
+    found = [model.logits(prompts, mask) for mask in masks_of(model)]
+    for mask, logits in zip(masks_of(model), found, strict=True):
+        torch.testing.assert_close(logits, model.plain(prompts, mask), atol=1e-10, rtol=1e-10)
+    assert min(float((logits - found[0]).abs().max()) for logits in found[1:4]) > 1e-4  # each mask matters
+
+
+@every_type
+def test_deleted_for_real_saved_and_loaded_it_says_the_same(
+    driven: Callable[..., Driven], folder_of: Callable[[str], Path], name: str, tmp_path: Path
+):
+    """In transformers alone: same logits as the mask's, and the same text with and without a cache."""
+    model = driven(name)
+    gone = [model.vlm.places[0], model.vlm.places[-1]]
+    mask = np.isin(model.vlm.places, gone)
+    wanted = model.logits(model.prompts(), mask)
+    auto = AutoModelForCausalLM if name == "llama" else AutoModelForImageTextToText
+    whole = auto.from_pretrained(folder_of(name), dtype=torch.float64)
+    prune(whole, np.isin(np.arange(tiny.LAYERS), gone)).save_pretrained(tmp_path)
+    again = auto.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    plain = Driven.__new__(Driven)
+    plain.vlm, plain.processor = type(model.vlm)(again), model.processor
+    torch.testing.assert_close(plain.plain(model.prompts(), [0] * len(plain.vlm.layers)), wanted, atol=1e-10, rtol=1e-10)
+    assert _says(again, model, True) == _says(again, model, False)
+
+
+def _says(model: torch.nn.Module, driven: Driven, use_cache: bool) -> list[int]:
+    encoding = driven.processor.encode(driven.prompts()[0], pixels=True)
+    batch = {"input_ids": encoding.ids[None, : encoding.answer]} | encoding.pixels | encoding.sizes
+    batch |= {name: values[None, : encoding.answer] for name, values in encoding.types.items()}
+    batch = {n: t.double() if t.is_floating_point() else t for n, t in batch.items()}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    return model.generate(**batch, max_new_tokens=6, do_sample=False, use_cache=use_cache, suppress_tokens=MARKS)[0].tolist()
+
+
+@every_type
+def test_pruned_it_is_the_same_with_fewer_parameters(folder_of: Callable[[str], Path], name: str):
+    model = Driven(folder_of(name))
+    prompts, mask = model.prompts(), np.zeros(len(model.vlm.layers), dtype=bool)
+    mask[[0, -1]] = True
+    wanted, before = model.logits(prompts, mask), sum(p.numel() for p in model.vlm.parameters())
+    model.vlm.prune(mask)
+    torch.testing.assert_close(model.logits(prompts, mask), wanted, atol=0, rtol=0)
+    assert sum(p.numel() for p in model.vlm.parameters()) < before
+
+
+@every_type
+def test_macs_of_what_runs(driven: Callable[..., Driven], name: str):
+    """A layer costs its matrix products at every position, less at the end of the decoder, nothing where it is skipped."""
+    model = driven(name)
+    vlm, counter = model.vlm, MacCounter(model.vlm)
+    state, macs = vlm.sample(model.processor, model.prompts()[:1], counter)
+    assert (macs > 0) == model.processor.sees
+    state, _ = counter.embed(state)
+    last = len(vlm.layers) - 1
+    whole, answers, skipped = (
+        sum(counter.layer(last, state, skipped, pooled_only).values())
+        for skipped, pooled_only in ((False, False), (False, True), (True, True))
+    )
+    tokens = state.hidden["joint"].shape[1]
+    matrices = sum(p.numel() for p in vlm.skippable(last).layer.parameters() if p.dim() == 2)
+    assert whole >= tokens * matrices if name != "mllama" else whole > 0
+    assert 0 < answers < whole
+    assert skipped == 0
+
+
+def test_llama_by_hand(driven: Callable[..., Driven]):
+    """Matrix products of one layer: its weights at every token, and attention's two products over all pairs of tokens."""
+    model = driven("llama")
+    counter = MacCounter(model.vlm)
+    state, _ = model.vlm.sample(model.processor, model.prompts()[:1], counter)
+    tokens = len(model.processor.encode(model.prompts()[0]).ids)
+    weights = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48
+    assert sum(counter.layer(0, state, False, False).values()) == tokens * weights + 2 * tokens * tokens * 32
+
+
+def test_pictures_that_questions_share_run_once(driven: Callable[..., Driven]):
+    model = driven("llava")
+    seen = lambda _, items: {key: model.vlm.see(model.processor, one) for key, one in items.items()}  # noqa: E731
+    (block,) = model.vlm.gather(model.processor, model.prompts(), seen).extras["blocks"]
+    assert (block.prefixes, block.rows) == (2, 6)
+    assert block.prefix >= 17  # patches and class token
+    assert block.first > 0
+
+
+def test_a_model_that_looks_both_ways_shares_nothing(driven: Callable[..., Driven]):
+    traits = driven("paligemma").vlm.traits
+    assert not traits.shares_prefix
+    assert traits.answer_type == 1  # as its suffix in training: it sees what is before it alone
+
+
+def test_deepstack_is_replayed_and_its_layers_are_protected(driven: Callable[..., Driven]):
+    model = driven("qwen3_vl")
+    assert model.vlm.traits.adds == (1, 2)
+    assert [layer.name for layer in model.vlm.layers] == ["decoder.2", "decoder.3"]
+
+
+def test_several_pictures_and_earlier_rounds(driven: Callable[..., Driven]):
+    model = driven("smolvlm")
+    two = (NoiseImage(1), NoiseImage(2))
+    rounds = (("what is in <image>", "a square"),)
+    prompts = [Prompt("is it also in <image>", two, "no", rounds), Prompt("and here", two, "true")]
+    torch.testing.assert_close(model.logits(prompts, [0, 1, 0, 0]), model.plain(prompts, [0, 1, 0, 0]), atol=1e-10, rtol=0)
+    text = model.processor.tokenizer.decode(model.processor.encode(prompts[0]).ids)
+    assert text.index("what is in") < text.index("a square") < text.index("is it also in")
+
+
+class TestRefused:
+    def test_a_type_that_cannot_be(self, folder_of: Callable[[str], Path]):
+        with pytest.raises(ValueError, match=r"Blip2ForConditionalGeneration \(blip-2\) is refused: .*cross_attention_freq"):
+            load_vlm(folder_of("blip_2"))
+
+    def test_a_folder_without_a_processor(self, folder_of: Callable[[str], Path], tmp_path: Path):
+        shutil.copytree(folder_of("llava"), tmp_path / "model")
+        for name in ("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / "model" / name).unlink(missing_ok=True)
+        with pytest.raises(FileNotFoundError, match="holds no processor that transformers can read"):
+            load_vlm(tmp_path / "model")
+
+    def test_no_model_at_all(self, tmp_path: Path):
+        with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+            load_vlm(tmp_path)
+
+    def test_weights_that_do_not_fit(self, folder_of: Callable[[str], Path], tmp_path: Path):
+        shutil.copytree(folder_of("llava"), tmp_path / "model")
+        config = json.loads((tmp_path / "model/config.json").read_text())
+        config["text_config"]["num_hidden_layers"] += 1
+        (tmp_path / "model/config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"do not fit its config\.json: \d+ are missing"):
+            load_vlm(tmp_path / "model")
+
+    def test_quantised_weights(self, folder_of: Callable[[str], Path], tmp_path: Path):
+        shutil.copytree(folder_of("llava"), tmp_path / "model")
+        config = json.loads((tmp_path / "model/config.json").read_text())
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+        (tmp_path / "model/config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"holds quantised weights \(gptq\)"):
+            load_vlm(tmp_path / "model")
+
+    def test_a_type_of_weights_that_is_none(self, folder_of: Callable[[str], Path]):
+        with pytest.raises(ValueError, match="dtype='float31' is no type of weights"):
+            load_vlm(folder_of("llava"), dtype="float31")
+
+    @pytest.mark.parametrize(
+        ("mask", "text"),
+        [([0, 1], "this model has 4 decoder layers"), ([1, 1, 1, 1], "leave one at least"), ([0, 2, 0, 0], "one bool each")],
+    )
+    def test_a_mask_that_cannot_be_deleted(self, mask: list[int], text: str):
+        with pytest.raises(ValueError, match=text):
+            prune(tiny.make("llava")[0], mask)
+
+    @pytest.mark.parametrize(
+        ("prompt", "text"),
+        [
+            (Prompt("what <image> and <image>", (NoiseImage(0),), "red"), "has 2 marks <image> for 1 pictures"),
+            (Prompt("what", (NoiseImage(0),), "  "), "comes to no token"),
+            (Prompt("what " * 600, (NoiseImage(0),), "red"), "the model reads 512: leave it out"),
+        ],
+    )
+    def test_a_prompt_that_cannot_be(self, driven: Callable[..., Driven], prompt: Prompt, text: str):
+        with pytest.raises(ValueError, match=text):
+            driven("llava").processor.encode(prompt)
+
+    def test_a_picture_for_a_model_that_reads_text(self, driven: Callable[..., Driven]):
+        with pytest.raises(ValueError, match="this model reads text alone"):
+            driven("llama").processor.encode(Prompt("what", (NoiseImage(0),), "red"))

@@ -1,0 +1,448 @@
+"""Tiny random checkpoints of transformers' vision-language models, complete with processor files, made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as t
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+LAYERS = 4
+WIDTH = 32
+SIDE = 32
+"""Pixels of an image's side, where a model has a fixed one."""
+
+WORDS = "how many circles are there what colour is the square red green blue is it true user assistant answer 0 1 2"
+SPECIAL = [
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<image>",
+    "<video>",
+    "<end_of_utterance>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<|image|>",
+    "<|python_tag|>",
+    "<start_of_image>",
+    "<end_of_image>",
+    "<image_soft_token>",
+]
+
+TEMPLATE = """{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}\
+{% for c in m.content %}{% if c.type == 'image' %}MARK{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}
+{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
+
+
+def tokenizer(**names: str) -> t.PreTrainedTokenizerFast:
+    """A byte-level tokenizer with every model's marks; `names` are what transformers calls some of them."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator([WORDS], trainer)
+    return t.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens=names,
+    )
+
+
+def vocabulary() -> int:
+    """Tokens that the models have room for: more than the tokenizer has."""
+    return 512
+
+
+def _id(token: str) -> int:
+    return SPECIAL.index(token)
+
+
+def text(**more: Any) -> dict[str, Any]:
+    """Settings that decoders have in common."""
+    return dict(
+        vocab_size=vocabulary(),
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
+    )
+
+
+def tower(**more: Any) -> dict[str, Any]:
+    """Settings that vision towers have in common."""
+    settings = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 8,
+    }
+    return settings | more
+
+
+MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+
+
+def _llama() -> tuple[Any, Any]:
+    return t.LlamaForCausalLM(t.LlamaConfig(**text())), tokenizer()
+
+
+def _with_template(processor: Any, mark: str) -> Any:
+    processor.chat_template = TEMPLATE.replace("MARK", mark)
+    return processor
+
+
+def _clip_images(**more: Any) -> Any:
+    size = {"shortest_edge": SIDE}
+    return t.CLIPImageProcessor(size=size, crop_size={"height": SIDE, "width": SIDE}, **more)
+
+
+def _llava(decoder: Any = None) -> tuple[Any, Any]:
+    config = t.LlavaConfig(
+        vision_config=t.CLIPVisionConfig(**tower()),
+        text_config=decoder or t.LlamaConfig(**text()),
+        image_token_index=_id("<image>"),
+    )
+    processor = t.LlavaProcessor(
+        _clip_images(),
+        tokenizer(image_token="<image>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    return t.LlavaForConditionalGeneration(config), _with_template(processor, "<image>")
+
+
+def _llava_next() -> tuple[Any, Any]:
+    grid = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+    config = t.LlavaNextConfig(
+        vision_config=t.CLIPVisionConfig(**tower()),
+        text_config=t.LlamaConfig(**text()),
+        image_token_index=_id("<image>"),
+        image_grid_pinpoints=grid,
+    )
+    images = t.LlavaNextImageProcessor(
+        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=grid
+    )
+    processor = t.LlavaNextProcessor(
+        images,
+        tokenizer(image_token="<image>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    return t.LlavaNextForConditionalGeneration(config), _with_template(processor, "<image>")
+
+
+def _llava_onevision() -> tuple[Any, Any]:
+    grid = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
+    config = t.LlavaOnevisionConfig(
+        vision_config=t.SiglipVisionConfig(**tower(vision_use_head=False)),
+        text_config=t.Qwen2Config(**_without(text(), "head_dim")),
+        image_token_id=_id("<image>"),
+        video_token_id=_id("<video>"),
+        image_grid_pinpoints=grid,
+    )
+    processor = t.LlavaOnevisionProcessor(
+        t.LlavaOnevisionImageProcessor(size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=grid),
+        tokenizer(image_token="<image>", video_token="<video>"),
+        t.LlavaOnevisionVideoProcessor(size={"height": SIDE, "width": SIDE}),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+    )
+    return t.LlavaOnevisionForConditionalGeneration(config), _with_template(processor, "<image>")
+
+
+def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+IDEFICS_MARKS = {
+    "image_token": "<image>",
+    "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>",
+}
+
+
+def _smolvlm() -> tuple[Any, Any]:
+    config = t.SmolVLMConfig(
+        vision_config=t.SmolVLMVisionConfig(**tower()),
+        text_config=t.LlamaConfig(**text()),
+        image_token_id=_id("<image>"),
+        scale_factor=2,
+    )
+    images = t.SmolVLMImageProcessor(
+        size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE}, do_image_splitting=False
+    )
+    videos = t.SmolVLMVideoProcessor(size={"longest_edge": SIDE}, max_image_size={"longest_edge": SIDE})
+    processor = t.SmolVLMProcessor(images, tokenizer(**IDEFICS_MARKS), videos, image_seq_len=4)
+    return t.SmolVLMForConditionalGeneration(config), _with_template(processor, "<image>")
+
+
+def _idefics3() -> tuple[Any, Any]:
+    config = t.Idefics3Config(
+        vision_config=t.Idefics3VisionConfig(**tower()).to_dict(),
+        text_config=t.LlamaConfig(**text()),
+        image_token_id=_id("<image>"),
+        scale_factor=2,
+    )
+    images = t.Idefics3ImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE})
+    processor = t.Idefics3Processor(images, tokenizer(**IDEFICS_MARKS), image_seq_len=4)
+    return t.Idefics3ForConditionalGeneration(config), _with_template(processor, "<image>")
+
+
+QWEN_MARKS = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def _qwen_ids() -> dict[str, int]:
+    names = {
+        "image": "<|image_pad|>",
+        "video": "<|video_pad|>",
+        "vision_start": "<|vision_start|>",
+        "vision_end": "<|vision_end|>",
+    }
+    return {f"{name}_token_id": _id(token) for name, token in names.items()}
+
+
+def _qwen_images(patch_size: int = 8) -> dict[str, Any]:
+    return {
+        "size": {"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
+        "patch_size": patch_size,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+
+
+def _qwen2_vl() -> tuple[Any, Any]:
+    vision = {
+        "depth": 2,
+        "embed_dim": 24,
+        "hidden_size": WIDTH,
+        "num_heads": 2,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "mlp_ratio": 2,
+    }
+    config = t.Qwen2VLConfig(
+        vision_config=vision, text_config=_without(text(rope_parameters=MROPE), "head_dim"), **_qwen_ids()
+    )
+    processor = t.Qwen2VLProcessor(
+        t.Qwen2VLImageProcessor(**_qwen_images()), tokenizer(**QWEN_MARKS), t.Qwen2VLVideoProcessor(**_qwen_images())
+    )
+    return t.Qwen2VLForConditionalGeneration(config), _with_template(processor, QWEN_IMAGE)
+
+
+def _qwen2_5_vl() -> tuple[Any, Any]:
+    vision = {
+        "depth": 2,
+        "hidden_size": 24,
+        "out_hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "window_size": 32,
+        "fullatt_block_indexes": [1],
+    }
+    config = t.Qwen2_5_VLConfig(
+        vision_config=vision, text_config=_without(text(rope_parameters=MROPE), "head_dim"), **_qwen_ids()
+    )
+    processor = t.Qwen2_5_VLProcessor(
+        t.Qwen2VLImageProcessor(**_qwen_images()), tokenizer(**QWEN_MARKS), t.Qwen2VLVideoProcessor(**_qwen_images())
+    )
+    return t.Qwen2_5_VLForConditionalGeneration(config), _with_template(processor, QWEN_IMAGE)
+
+
+def _qwen3_vl() -> tuple[Any, Any]:
+    vision = {
+        "depth": 3,
+        "hidden_size": 24,
+        "out_hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    config = t.Qwen3VLConfig(vision_config=vision, text_config=text(rope_parameters=MROPE), **_qwen_ids())
+    images, videos = t.Qwen2VLImageProcessor(**_qwen_images()), t.Qwen3VLVideoProcessor(**_qwen_images())
+    processor = t.Qwen3VLProcessor(images, tokenizer(**QWEN_MARKS), videos)
+    return t.Qwen3VLForConditionalGeneration(config), _with_template(processor, QWEN_IMAGE)
+
+
+def _paligemma() -> tuple[Any, Any]:
+    config = t.PaliGemmaConfig(
+        vision_config=t.SiglipVisionConfig(**tower(vision_use_head=False, projection_dim=WIDTH)),
+        text_config=t.GemmaConfig(**text()),
+        image_token_index=_id("<image>"),
+        projection_dim=WIDTH,
+        hidden_size=WIDTH,
+    )
+    images = t.SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
+    images.image_seq_length = 16
+    return t.PaliGemmaForConditionalGeneration(config), t.PaliGemmaProcessor(images, tokenizer(image_token="<image>"))
+
+
+def _gemma3() -> tuple[Any, Any]:
+    config = t.Gemma3Config(
+        vision_config=t.SiglipVisionConfig(**tower(vision_use_head=False)),
+        text_config=t.Gemma3TextConfig(**text(sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2)),
+        mm_tokens_per_image=4,
+        boi_token_index=_id("<start_of_image>"),
+        eoi_token_index=_id("<end_of_image>"),
+        image_token_index=_id("<image_soft_token>"),
+    )
+    marks = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    images = t.Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE})
+    processor = t.Gemma3Processor(images, tokenizer(**marks), image_seq_length=4)
+    return t.Gemma3ForConditionalGeneration(config), _with_template(processor, "<start_of_image>")
+
+
+def _internvl() -> tuple[Any, Any]:
+    vision = tower(image_size=[SIDE, SIDE], patch_size=[8, 8])
+    config = t.InternVLConfig(
+        vision_config=t.InternVLVisionConfig(**vision),
+        text_config=t.Qwen2Config(**_without(text(), "head_dim")),
+        image_token_id=_id("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    marks = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    processor = t.InternVLProcessor(
+        t.GotOcr2ImageProcessor(size={"height": SIDE, "width": SIDE}),
+        tokenizer(**marks),
+        t.InternVLVideoProcessor(size={"height": SIDE, "width": SIDE}),
+        image_seq_length=4,
+    )
+    return t.InternVLForConditionalGeneration(config), _with_template(processor, "<IMG_CONTEXT>\n")
+
+
+def _mllama() -> tuple[Any, Any]:
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_global_layers": 1,
+        "attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 8,
+        "vision_output_dim": 48,
+        "max_num_tiles": 2,
+        "intermediate_layers_indices": [0],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
+    }
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = t.MllamaConfig(
+        vision_config=vision,
+        text_config=_without(text(cross_attention_layers=[1], rope_parameters=rope), "head_dim"),
+        image_token_index=_id("<|image|>"),
+    )
+    images = t.MllamaImageProcessor(size={"height": SIDE, "width": SIDE}, max_image_tiles=2)
+    processor = t.MllamaProcessor(images, tokenizer(image_token="<|image|>"))
+    return t.MllamaForConditionalGeneration(config), _with_template(processor, "<|image|>")
+
+
+def _blip_2() -> tuple[Any, Any]:
+    former = {
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "encoder_hidden_size": 24,
+    }
+    decoder = t.OPTConfig(
+        vocab_size=vocabulary(),
+        hidden_size=WIDTH,
+        ffn_dim=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        word_embed_proj_dim=WIDTH,
+        max_position_embeddings=256,
+    )
+    config = t.Blip2Config(
+        vision_config=t.Blip2VisionConfig(**tower()),
+        qformer_config=t.Blip2QFormerConfig(**former),
+        text_config=decoder,
+        num_query_tokens=4,
+        image_token_index=_id("<image>"),
+    )
+    images = t.BlipImageProcessor(size={"height": SIDE, "width": SIDE})
+    return t.Blip2ForConditionalGeneration(config), t.Blip2Processor(images, tokenizer(), num_query_tokens=4)
+
+
+MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "llama": _llama,
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "smolvlm": _smolvlm,
+    "idefics3": _idefics3,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "paligemma": _paligemma,
+    "gemma3": _gemma3,
+    "internvl": _internvl,
+    "mllama": _mllama,
+    "blip_2": _blip_2,
+}
+"""Model and processor by type of model; llama reads text alone."""
+
+WORKING = tuple(name for name in MAKERS if name != "blip_2")
+
+
+def make(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A random model of a type, the same each time, whose layers all do something."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)  # as `from_pretrained` has it: some buffers are computed when the model is made
+    try:
+        model, processor = MAKERS[name]()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+            if path.endswith(("attn_gate", "mlp_gate")):
+                parameter.fill_(0.7)
+    return model.eval(), processor
+
+
+def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """A folder as people have it."""
+    model, processor = make(name, dtype)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
