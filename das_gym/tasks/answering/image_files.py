@@ -1,0 +1,100 @@
+"""Finds the image files of a data set whose entries name them relative to a folder that nobody tells."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from das_gym.data.checks import check_text
+from das_gym.data.images import ImageFile, Listings
+
+IMAGE_FOLDERS = ("", "images", "imgs", "image", "img")
+"""Where images are looked for first, beside the file that names them, in the data root and one folder above the file."""
+
+DEPTH, MOST_FOLDERS = 2, 256
+"""Then in the folders of the data root, so deep and so many."""
+
+
+class ImageFinder:
+    """Where the images of some entries lie.
+
+    Args:
+        folder: The folder of the file that names them.
+        root: The data root.
+    """
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self._root = root
+        near = [base / name for base in (folder, root, folder.parent) for name in IMAGE_FOLDERS]
+        self._near = list(dict.fromkeys(near))
+        self._far: list[Path] | None = None
+        self._last: dict[Path, Path] = {}
+        self._latest: Path | None = None
+        self._listings = Listings()
+
+    def find(self, name: str, where: str) -> ImageFile:
+        """The image that an entry calls so; where there is none, the place where others lie, or it should.
+
+        Args:
+            name: Relative to some folder, or absolute.
+            where: Names file and entry, for errors.
+
+        Raises:
+            ValueError: No file can be called so.
+        """
+        check_text(name, f"{where}: image")
+        if "\0" in name:
+            raise ValueError(f"{where} has the image {name!r:.60}, which nothing can be called; write the name of a file")
+        if "://" in name:
+            raise ValueError(
+                f"{where} has the image {name!r:.60}, a web address; download it and write the name of the file"
+            )
+        inner = Path(name).parent
+        last = self._last.get(inner)
+        for base in (*([last] if last else []), *self._bases()):
+            if self._listings.has(path := _join(base, name)):
+                self._last[inner] = self._latest = base
+                return ImageFile(path)
+        should = [base for base in self._near if base.name in IMAGE_FOLDERS] + self._near
+        base = last or self._latest or next((base for base in should if base.is_dir()), self._root)
+        return ImageFile(_join(base, name))
+
+    def _bases(self) -> Iterator[Path]:
+        yield from self._near
+        if self._far is None:
+            self._far = list(folders_below(self._root))
+        yield from self._far
+
+
+def _join(base: Path, name: str) -> Path:
+    return Path(os.path.normpath(base / name))
+
+
+def plain_name(name: str) -> str:
+    """An image's name in one spelling: `./a//b.jpg` is `a/b.jpg`."""
+    return Path(os.path.normpath(name)).as_posix()
+
+
+def folders_below(root: Path, depth: int = DEPTH, most: int = MOST_FOLDERS) -> Iterator[Path]:
+    """The folders in a folder, then those in these, in order of their names; hidden ones are none.
+
+    Args:
+        root: The folder.
+        depth: How deep.
+        most: How many.
+    """
+    level, left = [root], most
+    for _ in range(depth):
+        level = [inner for folder in level for inner in subfolders(folder)][:left]
+        left -= len(level)
+        yield from level
+
+
+def subfolders(folder: Path) -> Sequence[Path]:
+    """The folders in a folder, by name, but for hidden ones."""
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(folder / entry.name for entry in listing if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        return []
