@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from das_gym.data.checks import check_text
-from das_gym.data.images import ImageFile, Listings
+from das_gym.data.images import ImageFile, files_in
 
 IMAGE_FOLDERS = ("", "images", "imgs", "image", "img")
 """Where images are looked for first, beside the file that names them, in the data root and one folder above the file."""
@@ -26,12 +26,10 @@ class ImageFinder:
 
     def __init__(self, folder: Path, root: Path) -> None:
         self._root = root
-        near = [base / name for base in (folder, root, folder.parent) for name in IMAGE_FOLDERS]
-        self._near = list(dict.fromkeys(near))
-        self._far: list[Path] | None = None
-        self._last: dict[Path, Path] = {}
+        self._near = tuple(dict.fromkeys(b / name for b in (folder, root, folder.parent) for name in IMAGE_FOLDERS))
+        self._found: dict[str, ImageFile] = {}
+        self._places: dict[tuple[str, bool], list[tuple[Path, Path, frozenset[str]]]] = {}
         self._latest: Path | None = None
-        self._listings = Listings()
 
     def find(self, name: str, where: str) -> ImageFile:
         """The image that an entry calls so; where there is none, the place where others lie, or it should.
@@ -43,28 +41,37 @@ class ImageFinder:
         Raises:
             ValueError: No file can be called so.
         """
-        check_text(name, f"{where}: image")
-        if "\0" in name:
-            raise ValueError(f"{where} has the image {name!r:.60}, which nothing can be called; write the name of a file")
-        if "://" in name:
-            raise ValueError(
-                f"{where} has the image {name!r:.60}, a web address; download it and write the name of the file"
-            )
-        inner = Path(name).parent
-        last = self._last.get(inner)
-        for base in (*([last] if last else []), *self._bases()):
-            if self._listings.has(path := _join(base, name)):
-                self._last[inner] = self._latest = base
-                return ImageFile(path)
-        should = [base for base in self._near if base.name in IMAGE_FOLDERS] + self._near
-        base = last or self._latest or next((base for base in should if base.is_dir()), self._root)
-        return ImageFile(_join(base, name))
+        if name not in self._found:
+            _check_name(name, where)
+            self._found[name] = ImageFile(self._path_of(name))
+        return self._found[name]
 
-    def _bases(self) -> Iterator[Path]:
-        yield from self._near
-        if self._far is None:
-            self._far = list(folders_below(self._root))
-        yield from self._far
+    def _path_of(self, name: str) -> Path:
+        inner, _, file = name.rpartition("/")
+        for far in (False, True):
+            for base, folder, names in self._places_of(inner or name[: -len(file)], far):
+                if file in names:
+                    self._latest = base
+                    return folder / file
+        should = [base for base in self._near if base.name in IMAGE_FOLDERS[1:]]
+        base = self._latest or next((base for base in should if base.is_dir()), self._root)
+        return _join(base, name)
+
+    def _places_of(self, inner: str, far: bool) -> list[tuple[Path, Path, frozenset[str]]]:
+        """Every base, the folder of that name in it, and the files in that, where there are some; each is listed once."""
+        if (inner, far) not in self._places:
+            bases = folders_below(self._root) if far else self._near
+            listed = [(base, folder, files_in(folder)) for base in bases if (folder := _join(base, inner)).is_dir()]
+            self._places[inner, far] = [place for place in listed if place[2]]
+        return self._places[inner, far]
+
+
+def _check_name(name: str, where: str) -> None:
+    check_text(name, f"{where}: image")
+    if "\0" in name:
+        raise ValueError(f"{where} has the image {name!r:.60}, which nothing can be called; write the name of a file")
+    if "://" in name:
+        raise ValueError(f"{where} has the image {name!r:.60}, a web address; download it and write the name of the file")
 
 
 def _join(base: Path, name: str) -> Path:

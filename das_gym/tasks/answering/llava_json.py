@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples, check_characters, check_fields, check_text
+from das_gym.data.checks import BadExamples, check_fields, check_text
 from das_gym.data.entries import read_entries
 from das_gym.data.images import ImageFile
 from das_gym.data.splits import Splits
@@ -133,7 +133,6 @@ def _turns(turns: Sequence[Any], where: str) -> Iterator[Turn]:
         if role == "gpt" and IMAGE_MARK in text:
             raise ValueError(f"{here} is an answer with a mark {IMAGE_MARK}; only what human says may have marks")
         check_text(text, f"{here}: value")
-        check_characters(text, f"{here}: value")
         yield role, text.strip()
 
 
