@@ -311,3 +311,16 @@ def test_train_that_has_no_image_of_its_own(root: Path):
     shutil.copy(root / "test.json", root / "train.json")
     with pytest.raises(ValueError, match=r"what .*train\.json holds besides the images of the other files holds no usable"):
         load_answers(root, "skip")
+
+
+def test_the_example_of_the_readme_is_read(tmp_path: Path):
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    root = llava_folder(tmp_path / "data", train=9)
+    (root / "test.json").write_text(block, encoding="utf-8")
+    draw(*(root / "images" / f"000{n}.jpg" for n in (1, 2, 3)))
+    first, second, third = load_answers(root).test
+    assert (first.answer, first.kind, len(first.images)) == ("Beagle", "OPEN", 1)
+    assert (second.answer, len(second.images)) == ("No", 2)
+    assert (third.question, third.answer, len(third.images)) == ("Which is the larger one?", "The second", 2)
+    assert third.rounds == (("<image><image>\nAre these of one breed?", "No"),)
