@@ -66,7 +66,11 @@ def hash_order(names: Iterable[str]) -> list[str]:
     Args:
         names: Several times the same is no harm.
     """
-    return sorted(set(names), key=lambda name: (hashlib.blake2b(name.encode(), digest_size=8).digest(), name))
+
+    def digest(name: str) -> bytes:
+        return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+    return sorted(set(names), key=lambda name: (digest(name), name))
 
 
 def share_of(share: float, count: int) -> int:

@@ -68,8 +68,8 @@ class ImageFinder:
 
 def _check_name(name: str, where: str) -> None:
     check_text(name, f"{where}: image")
-    if "\0" in name:
-        raise ValueError(f"{where} has the image {name!r:.60}, which nothing can be called; write the name of a file")
+    if any(letter < " " for letter in name):
+        raise ValueError(f"{where} has the image {name!r:.60}, with a control character; write the name of a file")
     if "://" in name:
         raise ValueError(f"{where} has the image {name!r:.60}, a web address; download it and write the name of the file")
 

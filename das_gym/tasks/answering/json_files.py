@@ -101,7 +101,7 @@ def _first_entries(path: Path) -> tuple[list[Any], str]:
     if len(entries) > 1 or (entries and KINDS["llava"] <= entries[0].keys()):
         return entries, f"has lines with {_keys(entries[0])}"
     names = list(entries[0]) if entries else re.findall(r'^\s*(?:\{\s*)?"([^"\n]{1,40})"\s*:', text, re.MULTILINE)
-    return entries, f"{ONE_OBJECT}, with {', '.join(names[:5]) or 'nothing'}, and no list of entries"
+    return entries, f"{ONE_OBJECT}, with {_some(names)}, and no list of entries"
 
 
 def _listed(text: str) -> Iterator[Any]:
@@ -128,7 +128,12 @@ def _lines(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _keys(entry: object) -> str:
-    return ", ".join(list(entry)[:5]) or "nothing" if isinstance(entry, dict) else f"{entry!r:.30}"
+    return _some(list(entry)) if isinstance(entry, dict) else f"{entry!r:.30}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, in one line."""
+    return " ".join(", ".join(names[:5]).split()) or "nothing"
 
 
 def data_sets(files: Sequence[DataFile]) -> list[dict[str, DataFile]]:

@@ -72,7 +72,7 @@ def _read(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
         own_id = _id_of(entry)
         unique = own_id and ids[own_id] == 1 and "#" not in own_id
         key = f"{path.name}/{own_id}" if unique else where.removeprefix(f"{path.parent}/")
-        where = f"{where} (id {own_id})" if own_id else where
+        where = f"{where} (id {own_id:.60})" if own_id else where
         try:
             read.append(_conversation(entry, key, where, finder))
         except ValueError as error:
@@ -85,7 +85,7 @@ def _read(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
 def _id_of(entry: object) -> str:
     """What an entry calls itself, or nothing."""
     own = entry.get("id") if isinstance(entry, dict) else None
-    return str(own).strip() if isinstance(own, str | int) else ""
+    return " ".join(str(own).split()) if isinstance(own, str | int) else ""
 
 
 def _turns_of(entry: object) -> object:

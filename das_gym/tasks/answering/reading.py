@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from das_gym.data.splits import Splits
@@ -82,12 +83,11 @@ def _find(root: Path) -> Found:
     """The one data set that a data root holds, or names."""
     if root.is_file():
         return _named(root)
-    levels = list(_levels(root))
-    found, files = _shallowest(_files_in, levels, root), list[DataFile]()
+    found, files = _shallowest(_files_in, root), list[DataFile]()
     if not found:
-        files = [file for level in levels[:2] for folder in level for file in json_files(folder)]
+        files = [file for level in islice(_levels(root), 2) for folder in level for file in json_files(folder)]
         if not any(file.part != ALL or file.entries for file in files):  # else these are what somebody meant
-            found = _shallowest(_classes_in, levels, root)
+            found = _shallowest(_classes_in, root)
     if not found:
         raise ValueError(f"{root} holds no data that is recognised{_seen(root, files)}; it may hold {_listed(RECOGNISED)}")
     if len(found) > 1:
@@ -96,9 +96,9 @@ def _find(root: Path) -> Found:
     return found[0]
 
 
-def _shallowest(look: Callable[[Path, Path], Iterator[Found]], levels: Sequence[Sequence[Path]], root: Path) -> list[Found]:
+def _shallowest(look: Callable[[Path, Path], Iterator[Found]], root: Path) -> list[Found]:
     """What is found in the first level that has anything."""
-    by_level = ([one for folder in level for one in look(folder, root)] for level in levels)
+    by_level = ([one for folder in level for one in look(folder, root)] for level in _levels(root))
     return next(filter(None, by_level), [])
 
 

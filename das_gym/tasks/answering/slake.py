@@ -52,7 +52,7 @@ def _read(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
 
 def _conversation(entry: Any, path: Path, where: str, finder: ImageFinder, seen: dict[str, str]) -> Conversation:
     check_fields(entry, _FIELDS, where)
-    own = str(entry.get("qid", "")).strip()
+    own = " ".join(str(entry.get("qid", "")).split())
     key = own if own and seen.setdefault(own, where) == where else where.removeprefix(f"{path.parent}/{path.name}: ")
     where = f"{where} (qid {own})" if own else where
     question, answer, image = entry["question"], str(entry["answer"]), entry["img_name"]

@@ -209,7 +209,7 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
     "a mark in an answer": ({"conversations": said("<image>\nWhat?", "<image>")}, r"conversations\[1\] is an answer with a"),
     "image no name": ({"image": {"bytes": "x"}}, r"has image=\{'bytes': 'x'\}; it must be the name of an image, or a list"),
     "empty name": ({"image": [""]}, r": image is empty; write the text there"),
-    "a zero": ({"image": "a\0.png"}, r"has the image 'a\\x00.png', which nothing can be called"),
+    "a zero": ({"image": "a\0.png"}, r"has the image 'a\\x00.png', with a control character; wr"),
     "a web address": ({"image": "https://a.b/c.png"}, r"has the image 'https://a.b/c.png', a web address; download it"),
     "a video": ({"video": "a.mp4"}, r"has a video, which cannot be read; take the entry out, or write frames of it"),
     "answer_type no text": ({"answer_type": 3}, r"has answer_type=3; it must be a text, such as OPEN"),

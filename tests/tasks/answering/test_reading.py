@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -479,3 +480,9 @@ def test_a_named_file_of_another_format(tmp_path: Path, name: str, content: str,
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=text):
         load_answers(tmp_path / name)
+
+
+def test_names_of_files_that_are_no_text(tmp_path: Path):
+    root = aid(tmp_path / "data")
+    shutil.copy(root / "Airport" / "0.jpg", os.fsencode(root / "Airport") + b"/\xff.jpg")
+    assert sum(sizes(root)) == 22
