@@ -186,9 +186,8 @@ def check_fields(entry: object, fields: Mapping[str, type | tuple[type, ...]], w
     for name, allowed in fields.items():
         kinds = allowed if isinstance(allowed, tuple) else (allowed,)
         if name not in entry:
-            raise ValueError(
-                f"{where} has no {name!r}; it needs {', '.join(fields)}, and has {', '.join(entry) or 'nothing'}"
-            )
+            has = " ".join(", ".join(entry).split()) or "nothing"
+            raise ValueError(f"{where} has no {name!r}; it needs {', '.join(fields)}, and has {has}")
         if type(entry[name]) not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{where} has {name}={entry[name]!r:.60}; it must be of type {wanted}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -69,3 +70,26 @@ def files_in(folder: str | Path) -> frozenset[str]:
             )
     except OSError:
         return frozenset()
+
+
+@dataclass(frozen=True)
+class Listings:
+    """Finds files among several places; each folder is listed once."""
+
+    _names: dict[Path, frozenset[str]] = field(default_factory=dict)
+
+    def has(self, path: Path) -> bool:
+        """Whether there is such a file."""
+        folder = path.parent
+        if folder not in self._names:
+            self._names[folder] = files_in(folder)
+        return path.name in self._names[folder]
+
+    def first_of(self, paths: Sequence[Path]) -> Path:
+        """The first file that is there; where none is, the first whose folder is, or the first.
+
+        Args:
+            paths: One or more.
+        """
+        there = (path for path in paths if self.has(path))
+        return next(there, next((path for path in paths if path.parent.is_dir()), paths[0]))

@@ -13,7 +13,6 @@ of NLVR2 advise; the others train. Test is `test1.json` where there is one, else
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.checks import BadExamples, check_fields, check_text
+from das_gym.data.entries import numbered_lines
 from das_gym.data.images import ImageFile, ImageSource
-from das_gym.data.splits import Splits
+from das_gym.data.splits import Splits, hash_order, share_of
 
 REWARD_SHARE = 0.1
 """Share of train's buckets that are the reward split."""
@@ -121,8 +121,8 @@ def reward_buckets(buckets: Iterable[str]) -> frozenset[str]:
     Args:
         buckets: Names of all buckets; several times the same is no harm.
     """
-    ranked = sorted(set(buckets), key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
-    return frozenset(ranked[: max(1, round(REWARD_SHARE * len(ranked)))])
+    ranked = hash_order(buckets)
+    return frozenset(ranked[: share_of(REWARD_SHARE, len(ranked))])
 
 
 def _search(root: Path, split: str) -> Path | None:
@@ -187,13 +187,10 @@ def _set_and_pair(identifier: str, split: str, where: str) -> tuple[str, str]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number and content of every line that is not blank."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            content = line.removeprefix(codecs.BOM_UTF8).strip()
-            if number == 1:
-                _check_start(content, path)
-            if content:
-                yield number, content
+    for number, content in numbered_lines(path):
+        if number == 1:
+            _check_start(content, path)
+        yield number, content
 
 
 def _check_start(line: bytes, path: Path) -> None:

@@ -12,13 +12,13 @@ Each of the three needs at least 4 images of 5 captions: an example has 15 capti
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from das_gym.data.checks import BadExamples, check_fields, check_text
-from das_gym.data.images import ImageFile, files_in
+from das_gym.data.entries import read_whole_json
+from das_gym.data.images import ImageFile, Listings
 from das_gym.data.splits import Splits
 from das_gym.tasks.retrieval.captions import CaptionedImage, RetrievalExample, retrieval_examples
 
@@ -136,10 +136,7 @@ def _captions_of(entry: object) -> int:
 
 def _read_entries(path: Path) -> list[Any]:
     """The list `images` of the file."""
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise ValueError(f"{path} is not whole JSON in UTF-8 ({error}); it is truncated or damaged: get it again") from error
+    whole = read_whole_json(path)
     if not isinstance(whole, dict) or not isinstance(whole.get("images"), list):
         raise ValueError(
             f"{path} is not in Karpathy's format: its outermost part must be an object with a list named 'images'"
@@ -197,20 +194,14 @@ class _Seen:
 
 
 class _Folders:
-    """Where images lie; each folder is listed once."""
+    """Where images lie."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._names: dict[Path, frozenset[str]] = {}
+        self._listings = Listings()
 
     def find(self, filename: str, inner: str) -> Path:
         """The image's path; where there is none, the path at which it is looked for first."""
         paths = [self.root / folder / inner / filename for folder in (FOLDERS[::-1] if inner else FOLDERS)]
         paths += [self.root / folder / filename for folder in FOLDERS if inner]
-        there = (path for path in paths if path.name in self._listed(path.parent))
-        return next(there, next((path for path in paths if path.parent.is_dir()), paths[0]))
-
-    def _listed(self, folder: Path) -> frozenset[str]:
-        if folder not in self._names:
-            self._names[folder] = files_in(folder)
-        return self._names[folder]
+        return self._listings.first_of(paths)

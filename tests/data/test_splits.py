@@ -1,0 +1,55 @@
+"""What examples share, and parts chosen by hashes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from das_gym.data.splits import Mapped, hash_order, linked_groups, share_of
+
+KEYS = st.lists(st.lists(st.sampled_from("abcdefghij"), max_size=3), max_size=20)
+
+
+def test_the_order_of_hashes_is_the_same_for_ever():
+    assert hash_order(["a", "b", "c", "d", "a"]) == hash_order(["d", "c", "b", "a"])
+    assert hash_order(map(str, range(8))) == ["6", "2", "4", "0", "5", "3", "7", "1"]
+
+
+def test_a_share_is_rounded_and_at_least_one():
+    assert [share_of(0.1, count) for count in (1, 2, 14, 16, 25, 100)] == [1, 1, 1, 2, 2, 10]
+
+
+def test_examples_are_linked_by_way_of_others():
+    groups = linked_groups([["a"], ["b"], ["c", "d"], ["b", "c"], [], [], ["a", "a"]])
+    assert groups[0] == groups[6]
+    assert groups[1] == groups[2] == groups[3]
+    assert len(set(groups)) == 4
+
+
+@given(KEYS)
+def test_groups_share_nothing_and_cannot_be_divided(keys: list[list[str]]):
+    groups = linked_groups(keys)
+    for first, one in enumerate(keys):
+        for second, other in enumerate(keys):
+            if set(one) & set(other):
+                assert groups[first] == groups[second]
+    for group in set(groups):
+        members = [set(own) for own, of in zip(keys, groups, strict=True) if of == group]
+        reached = members[0]
+        for _ in members:
+            reached = reached.union(*(own for own in members if own & reached))
+        assert len(members) == 1 or all(own & reached for own in members)
+
+
+def test_mapped_examples_are_made_when_asked_for():
+    made: list[int] = []
+
+    def make(item: int) -> str:
+        made.append(item)
+        return f"example {item}"
+
+    examples = Mapped(range(10), make)
+    assert (len(examples), len(examples[2:5]), made) == (10, 3, [])
+    assert (examples[3], examples[-1], list(examples[2:4])) == ("example 3", "example 9", ["example 2", "example 3"])
+    assert list(examples) == [f"example {n}" for n in range(10)]
+    assert "example 4" in examples

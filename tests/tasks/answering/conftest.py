@@ -1,0 +1,14 @@
+"""A cache folder of each test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from das_gym.data.cache import CACHE_VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))

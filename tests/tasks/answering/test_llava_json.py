@@ -1,0 +1,326 @@
+"""LLaVA's conversations: what is read of them, where images are found, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from das_gym.data.images import ImageFile
+from das_gym.tasks.answering.examples import AnswerExample
+from das_gym.tasks.answering.reading import load_answers
+from tests.tasks.answering.making import assert_disjoint, draw, entry, llava_folder, parts_of, said, write, write_lines
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return llava_folder(tmp_path / "mine", train=6, val=3, test=2)
+
+
+def change(path: Path, index: int, **changes: Any) -> Path:
+    """Change fields of an entry; None takes one out."""
+    entries = json.loads(path.read_text())
+    entries[index] = {key: value for key, value in (entries[index] | changes).items() if value is not None}
+    return write(path, entries)
+
+
+def test_an_entry_is_an_example(root: Path):
+    change(root / "test.json", 0, answer_type=" CLOSED ")
+    splits = load_answers(root)
+    assert splits.test[0] == AnswerExample(
+        key="test.json/9",
+        images=(ImageFile(root / "images" / "9.png"),),
+        question="<image>\nWhat is it?",
+        answer="thing 9",
+        kind="CLOSED",
+    )
+    assert [len(part) for part in parts_of(splits).values()] == [6, 3, 2]
+    assert splits.left_out == ()
+    assert_disjoint(splits)
+
+
+def test_every_answered_round_is_an_example_with_the_rounds_before_it(root: Path):
+    texts = ("<image>\nWhat is it? ", " A dog. ", "And <image> this?", "A cat.", "Both?", "No.", "Why?")
+    draw(root / "images" / "a.png", root / "images" / "b.png")
+    write(root / "test.json", [entry(50, *texts, image=["a.png", "b.png"])])
+    first, second, third = load_answers(root).test
+    a, b = (ImageFile(root / "images" / name) for name in ("a.png", "b.png"))
+    assert (first.key, first.images, first.rounds) == ("test.json/50#1", (a,), ())
+    assert (first.question, first.answer) == ("<image>\nWhat is it?", "A dog.")
+    assert (second.images, second.rounds) == ((a, b), (("<image>\nWhat is it?", "A dog."),))
+    assert (third.key, third.question, third.answer) == ("test.json/50#3", "Both?", "No.")
+    assert third.images == (a, b)
+    assert third.rounds == (("<image>\nWhat is it?", "A dog."), ("And <image> this?", "A cat."))
+
+
+@pytest.mark.parametrize("image", [None, [], "left out"])
+def test_questions_without_images(root: Path, image: object):
+    asked = entry(50, "How many legs has a dog?", "4", image=image)
+    if image == "left out":
+        del asked["image"]
+    write(root / "test.json", [asked])
+    (example,) = load_answers(root).test
+    assert (example.images, example.question, example.answer) == ((), "How many legs has a dog?", "4")
+
+
+def test_lines_whatever_the_name_and_a_byte_order_mark(root: Path):
+    for name, ending in (("train", "jsonl"), ("test", "json")):
+        entries = json.loads((root / f"{name}.json").read_text())
+        (root / f"{name}.json").unlink()
+        path = write_lines(root / f"{name}.{ending}", entries)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    splits = load_answers(root)
+    assert [len(part) for part in parts_of(splits).values()] == [6, 3, 2]
+    assert splits.test[0].key == "test.json/9"
+
+
+def test_ids_that_are_missing_or_occur_twice_are_replaced_by_the_place(root: Path):
+    entries = [entry("a"), entry("a"), entry(77), entry("x#1"), entry("y")]
+    del entries[4]["id"]
+    draw(*(root / "images" / f"{name}.png" for name in ("a", "77", "x#1", "y")))
+    write(root / "test.json", [dict(e, id=77) if e.get("id") == "77" else e for e in entries])
+    (root / "train.json").unlink()
+    keys = [example.key for example in load_answers(root).test]
+    assert keys == ["test.json: [0]", "test.json: [1]", "test.json/77", "test.json: [3]", "test.json: [4]"]
+
+
+@pytest.mark.parametrize("folder", ["", "images", "imgs", "mine", "data/Mine", "../images"])
+def test_images_are_found(tmp_path: Path, folder: str):
+    root = llava_folder(tmp_path / "mine", images=folder, train=4)
+    assert_disjoint(load_answers(root))
+
+
+def test_images_in_folders_of_their_own_and_by_absolute_names(tmp_path: Path):
+    root = tmp_path / "mine"
+    draw(*(root / "imgs" / f"x{n}" / "source.png" for n in range(4)), tmp_path / "far" / "a.png")
+    entries = [entry(n, image=f"x{n}/source.png") for n in range(4)]
+    write(root / "all.json", [*entries, entry(9, image=str(tmp_path / "far" / "a.png"))])
+    splits = load_answers(root)
+    found = {image.key for part in parts_of(splits).values() for e in part for image in e.images}
+    wanted = {str(root / "imgs" / f"x{n}" / "source.png") for n in range(4)}
+    assert found == wanted | {str(tmp_path / "far" / "a.png")}
+
+
+def test_the_folder_and_file_names_of_the_reference(tmp_path: Path):
+    """Slake and AID as LLaVA-DAS has them: two files, and one of questions alone."""
+    root = tmp_path / "slake"
+    texts = ("<image>\nWhere is the liver?\nAnswer the question using a single word or phrase.", "Right")
+    draw(*(root / "imgs" / f"xmlab{n}" / "source.jpg" for n in range(13)))
+    entries = [entry(n, *texts, image=f"xmlab{n}/source.jpg", answer_type="OPEN") for n in range(13)]
+    write(root / "train_llava_en.json", entries[:10])
+    write(root / "testval_llava_en.json", entries[10:])
+    questions = [{"question_id": e["id"], "image": e["image"], "text": texts[0]} for e in entries[10:]]
+    write_lines(root / "testval_llava_en_new.json", questions)
+    splits = load_answers(root)
+    assert [len(part) for part in parts_of(splits).values()] == [9, 1, 3]
+    assert splits.test[0].kind == "OPEN"
+    assert_disjoint(splits)
+
+
+def aid(root: Path) -> Path:
+    """Two data sets of classes in a folder, as LLaVA-DAS has AID's."""
+    names = [f"{folder}/{folder.lower()}_{n}.jpg" for n in range(8) for folder in ("Airport", "BareLand")]
+    draw(*(root / "data" / "AID" / name for name in names))
+    question = "<image>\nWhat is the label for this image?\nAnswer the question using a single word."
+    entries = [entry(n, question, name.split("/")[0].lower(), image=name) for n, name in enumerate(names)]
+    for share, count in ((20, 4), (50, 8)):
+        write(root / f"train{share}.json", entries[:count])
+        write(root / f"test{share}.json", entries[count:])
+        write_lines(root / f"test{share}_qs.json", [{"question_id": 1, "image": names[0], "text": question}])
+    return root
+
+
+def test_several_data_sets_are_told_apart_by_naming_a_file(tmp_path: Path):
+    root = aid(tmp_path / "aid")
+    with pytest.raises(ValueError, match=r"aid holds 2 data sets: .*train20\.json \(LLaVA.*train50\.json .*; pass one of"):
+        load_answers(root)
+    for name in ("train20.json", "test20.json"):
+        splits = load_answers(root / name)
+        assert [len(part) for part in parts_of(splits).values()] == [3, 1, 12]
+        assert_disjoint(splits)
+    assert len(load_answers(root / "train50.json").test) == 8
+
+
+def test_one_question_about_everything_makes_its_answers_options(tmp_path: Path):
+    root = aid(tmp_path / "aid")
+    assert {e.options for part in parts_of(load_answers(root / "train20.json")).values() for e in part} == {
+        ("airport", "bareland")
+    }
+    change(root / "test20.json", 0, conversations=said("<image>\nAnother question?", "airport"))
+    assert {e.options for part in parts_of(load_answers(root / "train20.json")).values() for e in part} == {()}
+
+
+def test_captions_are_no_classes(root: Path):
+    assert {example.options for example in load_answers(root).train} == {()}
+
+
+def test_options_of_an_entry(root: Path):
+    change(root / "test.json", 0, options=["thing 9", " another "])
+    assert load_answers(root).test[0].options == ("thing 9", "another")
+
+
+def test_the_misspelling_of_llava_med(root: Path):
+    text = (root / "test.json").read_text().replace("conversations", "conversatons")
+    (root / "test.json").write_text(text)
+    assert load_answers(root).test[0].answer == "thing 9"
+
+
+BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
+    "no conversations": ({"conversations": None}, r"has no 'conversations'; it needs conversations, and has id, image"),
+    "conversations no list": ({"conversations": "hello"}, r"has conversations='hello'; it must be of type list"),
+    "nothing said": ({"conversations": []}, r"has no answer of gpt in its conversations; write a turn of human and one"),
+    "no answer": ({"conversations": said("<image>\nWhat?")}, r"has no answer of gpt in its conversations"),
+    "gpt first": (
+        {"conversations": said("<image>", "b")[::-1]},
+        r"conversations\[0\] is from gpt and begins the conversation; human and gpt speak in turn, human first: take it out",
+    ),
+    "twice human": (
+        {"conversations": [*said("<image>\na"), *said("b", "c")]},
+        r"conversations\[1\] is from human and follows another of human; .*: put the two together, or take one out",
+    ),
+    "unknown role": (
+        {"conversations": [{"from": "system", "value": "Be kind."}, *said("<image>\na", "b")]},
+        r"conversations\[0\] is from 'system', which is unknown; turns are from human and from gpt",
+    ),
+    "no value": (
+        {"conversations": [{"from": "human"}]},
+        r"conversations\[0\] has no 'value'; it needs from, value, and has from",
+    ),
+    "value no text": (
+        {"conversations": [{"from": "human", "value": 3}]},
+        r"conversations\[0\] has value=3; it must be of type str",
+    ),
+    "empty answer": ({"conversations": said("<image>\nWhat?", " ")}, r"conversations\[1\]: value is empty; write the text"),
+    "empty question": ({"conversations": said("", "b")}, r"conversations\[0\]: value is empty; write the text there"),
+    "half a character": ({"conversations": said("<image>\n\ud83d", "b")}, r"conversations\[0\]: value is .*no valid text"),
+    "no mark": (
+        {"conversations": said("What?", "b")},
+        r"has 1 image and no marks <image> in what human says; write one mark where each image stands",
+    ),
+    "no image": ({"image": None}, r"has no images and 1 mark <image> in what human says"),
+    "fewer images": (
+        {"image": ["9.png"], "conversations": said("<image><image>\nWhat?", "b")},
+        r"has 1 image and 2 marks <image>",
+    ),
+    "a mark in an answer": ({"conversations": said("<image>\nWhat?", "<image>")}, r"conversations\[1\] is an answer with a"),
+    "image no name": ({"image": {"bytes": "x"}}, r"has image=\{'bytes': 'x'\}; it must be the name of an image, or a list"),
+    "empty name": ({"image": [""]}, r": image is empty; write the text there"),
+    "a zero": ({"image": "a\0.png"}, r"has the image 'a\\x00.png', with a control character; wr"),
+    "a web address": ({"image": "https://a.b/c.png"}, r"has the image 'https://a.b/c.png', a web address; download it"),
+    "a video": ({"video": "a.mp4"}, r"has a video, which cannot be read; take the entry out, or write frames of it"),
+    "answer_type no text": ({"answer_type": 3}, r"has answer_type=3; it must be a text, such as OPEN"),
+    "options no list": ({"options": "thing 9"}, r"has options='thing 9'; it must be a list of texts"),
+    "one option": ({"options": ["thing 9"]}, r"has the options \('thing 9',\); it needs two or more, each once"),
+    "not among the options": (
+        {"options": ["a", "b"]},
+        r"has the answer 'thing 9', which is not among its options \('a', 'b'\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "text"), BAD_ENTRIES.values(), ids=BAD_ENTRIES)
+def test_a_bad_entry_is_told_or_left_out(root: Path, changes: dict[str, Any], text: str):
+    change(root / "test.json", 0, **changes)
+    with pytest.raises(ValueError, match=text) as raised:
+        load_answers(root)
+    line = str(raised.value)
+    assert line.startswith(f"{root / 'test.json'}: [0] (id 9)")
+    assert line.endswith('; or pass on_bad_example="skip" to leave out what is bad')
+    assert "\n" not in line
+    splits = load_answers(root, "skip")
+    assert [example.key for example in splits.test] == ["test.json/10"]
+    assert len(splits.left_out) == 1
+    assert re.search(text, splits.left_out[0])
+
+
+@pytest.mark.parametrize("bad", ["text", 3, None, ["x"]])
+def test_an_entry_that_is_no_object(root: Path, bad: object):
+    write(root / "test.json", [entry(10), bad])
+    with pytest.raises(ValueError, match=r"test\.json: \[1\] is .*; it must be an object with conversations"):
+        load_answers(root)
+
+
+def test_a_bad_entry_counts_as_its_answers(root: Path):
+    write(root / "test.json", [entry(10), entry(9, "a", "b", "c", "d", image="9.png")])
+    assert load_answers(root, "skip").left_out_count == 2
+
+
+def test_a_missing_image_is_told_with_the_number_of_those(root: Path):
+    (root / "images" / "9.png").unlink()
+    (root / "images" / "10.png").unlink()
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"test\.json: \[0\] \(id 9\): there is no image .*images/9\.png \(2 of 2 images are missing\); put them there",
+    ):
+        load_answers(root)
+    draw(root / "images" / "9.png")
+    splits = load_answers(root, "skip")
+    assert (len(splits.test), splits.left_out_count) == (1, 1)
+    assert "there is no image" in splits.left_out[0]
+
+
+def test_an_unreadable_image_is_left_out(root: Path):
+    (root / "images" / "10.png").write_bytes(b"no image")
+    assert len(load_answers(root).test) == 2
+    splits = load_answers(root, "skip")
+    assert [example.key for example in splits.test] == ["test.json/9"]
+    assert re.search(r"test\.json: \[1\] \(id 10\): the image .*10\.png cannot be read", splits.left_out[0])
+
+
+def test_a_file_of_which_nothing_is_left(root: Path):
+    write(root / "test.json", [entry(9, "<image>\na", "")])
+    with pytest.raises(ValueError, match=r"test\.json holds no usable example, .*; the first of 1 left out: .*is empty"):
+        load_answers(root, "skip")
+
+
+def test_a_line_that_is_no_json(root: Path):
+    path = write_lines(root / "test.json", [entry(9), entry(10)])
+    path.write_text(path.read_text() + '{"id": "11", "conv\n')
+    with pytest.raises(ValueError, match=r"test\.json: line 3 is not whole JSON in UTF-8 \(.*write an object a line"):
+        load_answers(root)
+    assert load_answers(root, "skip").left_out_count == 1
+
+
+def test_a_truncated_file(root: Path):
+    path = root / "train.json"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"train\.json is not whole JSON in UTF-8 \(.*truncated or damaged: get it again"):
+        load_answers(root, "skip")
+
+
+def test_files_that_share_an_image(root: Path):
+    change(root / "train.json", 2, image="./9.png")
+    change(root / "train.json", 4, image="10.png")
+    with pytest.raises(
+        ValueError,
+        match=r"train\.json: \[2\] \(id 2\) is about .*/9\.png, and so is .*test\.json: \[0\] \(id 9\) "
+        r"\(as it is with 2 images\); no image may be in two splits: take it out of one of the files, or put all in one",
+    ):
+        load_answers(root)
+    splits = load_answers(root, "skip")
+    assert_disjoint(splits)
+    assert [example.key for example in splits.train] == ["train.json/0", "train.json/1", "train.json/3", "train.json/5"]
+    assert splits.left_out_count == 2
+
+
+def test_train_that_has_no_image_of_its_own(root: Path):
+    shutil.copy(root / "test.json", root / "train.json")
+    with pytest.raises(ValueError, match=r"what .*train\.json holds besides the images of the other files holds no usable"):
+        load_answers(root, "skip")
+
+
+def test_the_example_of_the_readme_is_read(tmp_path: Path):
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    root = llava_folder(tmp_path / "data", train=9)
+    (root / "test.json").write_text(block, encoding="utf-8")
+    draw(*(root / "images" / f"000{n}.jpg" for n in (1, 2, 3)))
+    first, second, third = load_answers(root).test
+    assert (first.answer, first.kind, len(first.images)) == ("Beagle", "OPEN", 1)
+    assert (second.answer, len(second.images)) == ("No", 2)
+    assert (third.question, third.answer, len(third.images)) == ("Which is the larger one?", "The second", 2)
+    assert third.rounds == (("<image><image>\nAre these of one breed?", "No"),)

@@ -1,0 +1,488 @@
+"""Which format a folder has, and how it is divided."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from das_gym.data.checks import BadExamples
+from das_gym.data.images import ImageFile
+from das_gym.shapes.nlvr2 import write_shapes_nlvr2
+from das_gym.tasks.answering import reading
+from das_gym.tasks.answering.conversations import Conversation, divided
+from das_gym.tasks.answering.json_files import part_of
+from das_gym.tasks.answering.prompts import SHORT_ANSWER
+from das_gym.tasks.answering.reading import load_answers
+from tests.arrow_tables import write_nlvr2, write_vqa
+from tests.tasks.answering.making import assert_disjoint, draw, entry, images_of, llava_folder, parts_of, write
+
+
+def sizes(root: Path) -> list[int]:
+    return [len(part) for part in parts_of(load_answers(root)).values()]
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [
+        ({"train": 30, "val": 6, "test": 4}, [30, 6, 4]),
+        ({"train": 30, "test": 4}, [27, 3, 4]),
+        ({"train": 30, "val": 6}, [30, 3, 3]),
+        ({"val": 6, "test": 4}, [3, 3, 4]),
+        ({"conversations": 30}, [24, 3, 3]),
+        ({"test": 30}, [24, 3, 3]),
+        ({"all": 3}, [1, 1, 1]),
+        ({"slake_train_en": 10, "slake_test_en": 4, "slake_validate_en": 2}, [10, 2, 4]),
+        ({"trainval": 10, "test-dev": 4}, [9, 1, 4]),
+    ],
+)
+def test_files_and_the_splits_that_come_of_them(tmp_path: Path, counts: dict[str, int], wanted: list[int]):
+    root = llava_folder(tmp_path / "data", **counts)
+    assert sizes(root) == wanted
+    assert_disjoint(load_answers(root))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "rest"),
+    [
+        ("train.json", "train", ()),
+        ("aid_train20.json", "train", ("aid", "20")),
+        ("SlakeTestEN.jsonl", "test", ("slake", "en")),
+        ("testval_llava_en.json", "test", ("llava", "en")),
+        ("validate.json", "val", ()),
+        ("my-dev.v2.json", "val", ("my", "v", "2")),
+        ("llava_v1_5_mix665k.json", "all", ("llava", "v", "1", "5", "mix", "665", "k")),
+        ("contest.json", "all", ("contest",)),
+        ("constraint.json", "all", ("constraint",)),
+    ],
+)
+def test_what_a_file_is_for_is_a_word_of_its_name(name: str, part: str, rest: tuple[str, ...]):
+    assert part_of(Path(name)) == (part, rest)
+
+
+def test_the_same_split_wherever_the_folder_lies_and_in_whatever_order(tmp_path: Path):
+    root = llava_folder(tmp_path / "here", everything=40)
+    moved = tmp_path / "there" / "deep"
+    shutil.copytree(root, moved / "data")
+    entries = json.loads((root / "everything.json").read_text())
+    write(moved / "data" / "everything.json", [dict(e, image=f"./{e['image']}") for e in reversed(entries)])
+    parts, moved_parts = (
+        {name: {Path(key).name for key in keys} for name, keys in images_of(load_answers(path)).items()}
+        for path in (root, moved)
+    )
+    assert parts == moved_parts
+    assert parts["reward"] == {"1.png", "15.png", "16.png", "35.png"}
+
+
+def test_all_questions_about_an_image_stay_together(tmp_path: Path):
+    root = tmp_path / "data"
+    draw(*(root / f"{n}.png" for n in range(20)))
+    write(root / "x.json", [entry(f"{n}-{m}", image=f"{n}.png") for m in range(3) for n in range(20)])
+    assert sizes(root) == [48, 6, 6]
+    assert_disjoint(load_answers(root))
+
+
+def test_texts_without_images_are_divided_by_what_is_asked(tmp_path: Path):
+    entries = [entry(f"{n}-{m}", f"What is {n}?", str(m), image=None) for n in range(20) for m in range(2)]
+    write(tmp_path / "data" / "x.json", entries)
+    splits = load_answers(tmp_path / "data")
+    asked = [{example.question for example in part} for part in parts_of(splits).values()]
+    assert [len(questions) for questions in asked] == [16, 2, 2]
+    assert len(set.union(*asked)) == 20
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_images_to_divide(tmp_path: Path, count: int):
+    root = llava_folder(tmp_path / "data", x=count)
+    with pytest.raises(
+        ValueError, match=rf"x\.json: its {count} conversations are about {count} different images, .*must be 3 or more: add"
+    ):
+        load_answers(root)
+
+
+IMAGES = st.lists(st.lists(st.integers(0, 30), max_size=3, unique=True), min_size=3, max_size=60)
+PARTS = st.lists(st.sampled_from(("train", "val", "test")), min_size=60, max_size=60)
+
+
+def conversations(numbers: list[list[int]]) -> list[Conversation]:
+    return [
+        Conversation(
+            where=f"x.json: [{index}]",
+            key=str(index),
+            images=tuple(ImageFile(Path(f"/images/{number}.png")) for number in own),
+            names=tuple(f"{number}.png" for number in own),
+            rounds=(("<image>" * len(own) + f"What is {index}?", "a"), ("And?", "b")),
+        )
+        for index, own in enumerate(numbers)
+    ]
+
+
+@given(IMAGES)
+def test_one_file_is_divided_so_that_no_image_is_in_two_splits(numbers: list[list[int]]):
+    made = conversations(numbers)
+    try:
+        splits = divided({"all": made}, "x.json", BadExamples())
+    except ValueError as error:
+        assert "there must be 3 or more" in str(error)  # noqa: PT017 - whether it raises depends on what was drawn
+        return
+    assert_disjoint(splits)
+    assert sum(map(len, parts_of(splits).values())) == 2 * len(made)
+
+
+@given(IMAGES, PARTS)
+def test_files_that_share_images_are_divided_or_refused(numbers: list[list[int]], names: list[str]):
+    made = conversations(numbers)
+    parts = {name: [c for c, part in zip(made, names, strict=False) if part == name] for name in ("train", "val", "test")}
+    parts = {name: part for name, part in parts.items() if part}
+    bad = BadExamples("skip")
+    try:
+        splits = divided(parts, "x.json", bad)
+    except ValueError as error:
+        assert re.search("must be . or more|holds no usable example", str(error))  # noqa: PT017
+        return
+    assert_disjoint(splits)
+    assert sum(map(len, parts_of(splits).values())) + splits.left_out_count == 2 * len(made)
+    assert {e.key for e in splits.test} >= {f"{c.key}#1" for c in parts.get("test", ())} or len(parts) == 1
+
+
+# --- what is recognised ---
+
+
+def test_vqav2_with_the_instruction_and_all_annotators(shapes_folder: Path):
+    splits = load_answers(shapes_folder)
+    example = splits.test[0]
+    assert example.question.endswith(f"?\n{SHORT_ANSWER}")
+    assert (example.rounds, example.options, len(example.images)) == ((), (), 1)
+    assert example.answers == (example.answer,) * 10
+    assert {"count", "exist"} & {e.kind for e in splits.train}
+    assert_disjoint(splits)
+
+
+def test_nothing_named_is_the_bundled_shapes(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reading, "shapes_root", lambda: shapes_folder)
+    assert list(load_answers(None).test) == list(load_answers(shapes_folder).test)
+
+
+def vqa_entries(shapes_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    root = tmp_path / "vqa"
+    shutil.copytree(shapes_folder, root)
+    return root, root / "v2_mscoco_train2014_annotations.json"
+
+
+def test_many_question_types_are_grouped_by_answer_type(shapes_folder: Path, tmp_path: Path):
+    root, path = vqa_entries(shapes_folder, tmp_path)
+    whole = json.loads(path.read_text())
+    for number, annotation in enumerate(whole["annotations"]):
+        annotation["question_type"] = f"how many {number % 25}"
+    write(path, whole)
+    assert {example.kind for example in load_answers(root).train} <= {"yes/no", "number", "other"}
+
+
+def test_answers_that_normalising_leaves_nothing_of(shapes_folder: Path, tmp_path: Path):
+    root, path = vqa_entries(shapes_folder, tmp_path)
+    whole = json.loads(path.read_text())
+    first, second = whole["annotations"][:2]
+    first["multiple_choice_answer"], first["answers"] = "a", [{"answer": "A"}, {"answer": "the"}]
+    second["multiple_choice_answer"], second["answers"] = "a", [{"answer": "a"}, {"answer": "A"}, {"answer": "heron"}]
+    write(path, whole)
+    before, splits = load_answers(shapes_folder), load_answers(root)
+    assert splits.train[0].answer == "heron"
+    assert len(splits.train) == len(before.train) - 1
+    assert splits.left_out == (f"{root}: 1 questions of the train split, whose every answer is empty when it is normalised",)
+    assert splits.left_out_count == 1
+
+
+def test_nlvr2_through_a_prompt(tmp_path: Path):
+    root = write_shapes_nlvr2(tmp_path / "nlvr2", directories=3, directory_sets=1, test_sets=1)
+    splits = load_answers(root)
+    example = splits.test[0]
+    assert [image.key.rpartition("-")[2] for image in example.images] == ["img0.png", "img1.png"]
+    assert re.fullmatch(r".+\nIs this true of the two images\? Answer with true or false\.", example.question)
+    assert example.options == ("true", "false")
+    assert {e.answer for e in splits.test} == {"true", "false"}
+    assert_disjoint(splits)
+    (root / "data").mkdir()
+    for path in root.glob("*.json"):
+        path.rename(root / "data" / path.name)
+    assert list(load_answers(root).test) == list(splits.test)
+    assert list(load_answers(tmp_path).train) == list(splits.train)
+
+
+def test_arrow_tables(tmp_path: Path):
+    vqa, nlvr2 = load_answers(write_vqa(tmp_path / "vqa")), load_answers(write_nlvr2(tmp_path / "nlvr2"))
+    assert vqa.train[0].answer == "heron"
+    assert vqa.train[0].answers.count("heron") == 4
+    assert nlvr2.train[0].options == ("true", "false")
+    for splits in (vqa, nlvr2):
+        assert_disjoint(splits)
+    assert list(load_answers(tmp_path / "nlvr2" / "nlvr2_train.arrow").test) == list(nlvr2.test)
+    assert list(load_answers(tmp_path / "vqa" / "vqav2_val.arrow").test) == list(vqa.test)
+
+
+def slake(root: Path, **changes: object) -> Path:
+    """Slake's ownles: four questions about each image, one of them Chinese."""
+    for name, images in (("train", range(12)), ("validate", range(12, 15)), ("test", range(15, 18))):
+        asked = [
+            {
+                "img_id": n,
+                "img_name": f"xmlab{n}/source.jpg",
+                "question": f"Question {m}?",
+                "answer": "Liver",
+                "q_lang": "zh" if m == 3 else "en",
+                "answer_type": "OPEN" if m else "CLOSED",
+                "qid": n * 10 + m,
+                **changes,
+            }
+            for n in images
+            for m in range(4)
+        ]
+        write(root / f"{name}.json", asked)
+        draw(*(root / "imgs" / f"xmlab{n}" / "source.jpg" for n in images))
+    return root
+
+
+def test_slakes_own_files(tmp_path: Path):
+    root = slake(tmp_path / "Slake1.0")
+    splits = load_answers(root)
+    assert [len(part) for part in parts_of(splits).values()] == [36, 9, 9]
+    example = splits.test[1]
+    assert (example.key, example.kind, example.answer) == ("test.json/151", "OPEN", "Liver")
+    assert example.question == f"Question 1?\n{SHORT_ANSWER}"
+    assert example.images == (ImageFile(root / "imgs" / "xmlab15" / "source.jpg"),)
+    assert_disjoint(splits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"answer": " "}, r"train\.json: \[0\] \(qid 0\): answer is empty; write the text there"),
+        ({"question": ""}, r"train\.json: \[0\] \(qid 0\): question is empty"),
+        ({"answer": None}, r"train\.json: \[0\] has answer=None; it must be of type str or int"),
+        ({"q_lang": "zh"}, r"train\.json \(questions with q_lang 'en'\) holds no usable example"),
+        ({"img_name": "gone.jpg"}, r"there is no image .*imgs/gone\.jpg \(1 of 1 images are missing\)"),
+    ],
+)
+def test_bad_entries_of_slake(tmp_path: Path, changes: dict[str, object], text: str):
+    root = slake(tmp_path / "Slake1.0", **changes)
+    with pytest.raises((ValueError, FileNotFoundError), match=text):
+        load_answers(root)
+
+
+def scienceqa(root: Path) -> Path:
+    """Problems with and without images, as the official repository has them."""
+    problems, pids = {}, {}
+    for split, numbers in (("train", range(1, 9)), ("val", range(9, 12)), ("test", range(12, 15))):
+        pids[split] = [str(n) for n in numbers]
+        for n in numbers:
+            problems[str(n)] = {
+                "question": f"Which is {n}?",
+                "choices": ["a cat", "a dog", "a heron"],
+                "answer": n % 3,
+                "hint": "Look." if n % 2 else "",
+                "image": "image.png" if n % 2 else None,
+                "subject": "natural science" if n % 2 else "language science",
+                "split": split,
+            }
+            if n % 2:
+                draw(root / "images" / split / str(n) / "image.png")
+    pids["minival"] = pids["val"][:1]
+    write(root / "problems.json", problems)
+    write(root / "pid_splits.json", pids)
+    return root
+
+
+@pytest.mark.parametrize("folder", ["", "data/scienceqa"])
+def test_scienceqa(tmp_path: Path, folder: str):
+    root = scienceqa(tmp_path / "ScienceQA" / folder)
+    splits = load_answers(tmp_path / "ScienceQA")
+    assert [len(part) for part in parts_of(splits).values()] == [8, 3, 3]
+    first, second, _ = splits.test
+    asked = "Which is 12?\nContext: N/A\nOptions: (A) a cat (B) a dog (C) a heron\nAnswer with the option's letter from the "
+    assert first.question.startswith(asked)
+    assert (first.key, first.answer, first.options, first.images) == ("test/12", "A", ("A", "B", "C"), ())
+    assert (second.answer, second.kind) == ("B", "natural science")
+    assert second.images == (ImageFile(root / "images" / "test" / "13" / "image.png"),)
+    assert "\nContext: Look.\n" in second.question
+    assert_disjoint(splits)
+    assert list(load_answers(root / "problems.json").test) == list(splits.test)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"answer": 3}, r"problems\.json: 13 has answer=3, which is none of its 3 choices; they count from 0"),
+        ({"answer": "A"}, r"problems\.json: 13 has answer='A'; it must be of type int"),
+        ({"choices": ["one"]}, r"problems\.json: 13 has choices=\['one'\]; it must be a list of 2 to 26 texts"),
+        ({"choices": ["one", ""]}, r"problems\.json: 13: choices is empty"),
+        ({"question": " "}, r"problems\.json: 13: question is empty"),
+        ({"hint": 3}, r"problems\.json: 13 has hint=3; it must be a text"),
+        ({"image": 3}, r"problems\.json: 13 has image=3; it must be the name of a file, or null"),
+        ({"image": "gone.png"}, r"problems\.json: 13: there is no image .*images/test/13/gone\.png"),
+    ],
+)
+def test_bad_problems(tmp_path: Path, changes: dict[str, object], text: str):
+    root = scienceqa(tmp_path / "sqa")
+    problems = json.loads((root / "problems.json").read_text())
+    problems["13"] |= changes
+    write(root / "problems.json", problems)
+    with pytest.raises((ValueError, FileNotFoundError), match=text):
+        load_answers(root)
+    splits = load_answers(root, "skip")
+    assert [example.key for example in splits.test] == ["test/12", "test/14"]
+    assert splits.left_out_count == 1
+
+
+def test_pids_that_do_not_fit(tmp_path: Path):
+    root = scienceqa(tmp_path / "sqa")
+    pids = json.loads((root / "pid_splits.json").read_text())
+    write(root / "pid_splits.json", pids | {"test": ["12", "99", "3"]})
+    with pytest.raises(ValueError, match=r"pid_splits\.json: test\[1\] is the problem 99, which is not in problems\.json"):
+        load_answers(root)
+    splits = load_answers(root, "skip")
+    assert [example.key for example in splits.test] == ["test/12"]
+    assert splits.left_out[1].endswith("test[2] is the problem 3, and so is train[2]; delete one")
+    write(root / "pid_splits.json", {"trains": []})
+    with pytest.raises(ValueError, match=r"pid_splits\.json has trains; it needs lists of ids: train, \.\.\."):
+        load_answers(root)
+
+
+def aid(root: Path, *parts: str) -> Path:
+    for part in parts or ("",):
+        draw(
+            *(root / part / folder / f"{n}.jpg" for folder in ("Airport", "BareLand", "rail_way-Station") for n in range(7))
+        )
+    (root / parts[0] if parts else root).joinpath("Airport", "notes.txt").touch()
+    return root
+
+
+@pytest.mark.parametrize("above", ["", "AID"])
+def test_class_folders(tmp_path: Path, above: str):
+    aid(tmp_path / "data" / above)
+    splits = load_answers(tmp_path / "data")
+    assert [len(part) for part in parts_of(splits).values()] == [17, 2, 2]
+    (example,) = [e for part in parts_of(splits).values() for e in part if e.key == "BareLand/3.jpg"]
+    assert example.question == f"What is the label for this image?\n{SHORT_ANSWER}"
+    assert (example.answer, example.options) == ("bare land", ("airport", "bare land", "rail way station"))
+    assert_disjoint(splits)
+
+
+def test_class_folders_in_folders_of_splits(tmp_path: Path):
+    assert sizes(aid(tmp_path / "data", "train", "test")) == [19, 2, 21]
+    assert sizes(aid(tmp_path / "data", "train", "valid", "test")) == [21, 21, 21]
+
+
+def test_classes_that_are_one_in_words_keep_the_names_of_their_folders(tmp_path: Path):
+    draw(*(tmp_path / "data" / folder / f"{n}.png" for folder in ("BareLand", "bare_land") for n in range(4)))
+    assert load_answers(tmp_path / "data").test[0].options == ("BareLand", "bare_land")
+
+
+def test_an_unreadable_image_in_a_class_folder(tmp_path: Path):
+    root = aid(tmp_path / "data")
+    (root / "Airport" / "3.jpg").write_bytes(b"no image")
+    assert load_answers(root, "skip").left_out_count == 1
+
+
+# --- what is not ---
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"data_root='.*gone' is not there; name a folder with LLaVA's"):
+        load_answers(tmp_path / "gone")
+
+
+def test_another_policy_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"on_bad_example='ignore' is unknown; choose one of raise, skip"):
+        load_answers(llava_folder(tmp_path / "data", x=9), "ignore")
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({}, r"holds no data that is recognised: there is nothing; it may hold LLaVA's conversations \(.*; or arrow tables"),
+        ({"notes.txt": "hello"}, r"is recognised: there is notes\.txt; it may hold"),
+        (
+            {"train.json": '{"data": [{"conversations": []}]}'},
+            r": train\.json is one object, with data, and no list of",
+        ),
+        ({"train.json": '{\n "data": [\n'}, r": train\.json is one object, with data, and no list of entries; it may"),
+        ({"train.json": "[]"}, r": train\.json is a list that is empty or damaged; it may hold"),
+        ({"train.json": ""}, r": train\.json is empty; it may hold"),
+        ({"train.json": "hello"}, r": train\.json is no JSON, or empty"),
+        ({"train.json": '[{"image": "a.png", "caption": "b"}]'}, r": train\.json is a list of entries with image, caption;"),
+        (
+            {"test_qs.jsonl": '{"question_id": 1, "image": "a.png", "text": "b"}\n' * 2},
+            r": test_qs\.jsonl has questions without answers; add the file with the answers of gpt, in 'conversations'; it",
+        ),
+    ],
+)
+def test_nothing_is_recognised(tmp_path: Path, files: dict[str, str], text: str):
+    root = tmp_path / "data"
+    root.mkdir()
+    for name, content in files.items():
+        (root / name).write_text(content)
+    with pytest.raises(ValueError, match=text) as raised:
+        load_answers(root)
+    assert "\n" not in str(raised.value)
+
+
+def test_images_beside_a_broken_file_are_no_classes(tmp_path: Path):
+    root = slake(tmp_path / "data")
+    for path in root.glob("*.json"):
+        write(path, {"data": []})
+    with pytest.raises(ValueError, match=r"data holds no data that is recognised: test\.json is one object, with data"):
+        load_answers(root)
+
+
+def test_a_part_that_cannot_be_read_is_not_overlooked(tmp_path: Path):
+    root = llava_folder(tmp_path / "data", train=9, test=3)
+    write(root / "test.json", {"data": json.loads((root / "test.json").read_text())})
+    with pytest.raises(ValueError, match=r"test\.json is one object, with data, .*; beside train\.json it should be the"):
+        load_answers(root)
+
+
+def test_two_files_for_one_part(tmp_path: Path):
+    root = llava_folder(tmp_path / "data", train=9, training=3)
+    with pytest.raises(ValueError, match=r"train\.json and .*training\.json are both for train; take one away, or pass"):
+        load_answers(root)
+
+
+def test_several_files_for_everything(tmp_path: Path):
+    root = llava_folder(tmp_path / "data", one=9, two=3)
+    with pytest.raises(ValueError, match=r"data holds 2 data sets: .*one\.json \(LLaVA's conversations\), .*two\.json"):
+        load_answers(root)
+    assert sizes(root / "two.json") == [1, 1, 1]
+
+
+def test_two_formats_in_a_folder(tmp_path: Path):
+    root = slake(tmp_path / "data")
+    llava_folder(root, train_llava=9, test_llava=3)
+    with pytest.raises(ValueError, match=r"holds 2 data sets: .*_llava\.json \(LLaVA's conversations\), .* \(Slake's own"):
+        load_answers(root)
+    assert sizes(root / "test_llava.json") == [8, 1, 3]
+    assert sizes(root / "validate.json") == [36, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("x.txt", "hello", r"x\.txt' does not end with \.json, \.jsonl or \.arrow; it may be a file of LLaVA's"),
+        ("x.json", '{"a": 1}', r"x\.json' is one object, with a, and no list of entries; it may be a file of"),
+        ("x.jsonl", '{"question_id": 1, "text": ""}\n' * 2, r"x\.jsonl' has questions without answers; add the file with"),
+    ],
+)
+def test_a_named_file_of_another_format(tmp_path: Path, name: str, content: str, text: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=text):
+        load_answers(tmp_path / name)
+
+
+def test_names_of_files_that_are_no_text(tmp_path: Path):
+    root = aid(tmp_path / "data")
+    shutil.copy(root / "Airport" / "0.jpg", os.fsencode(root / "Airport") + b"/\xff.jpg")
+    assert sum(sizes(root)) == 22
