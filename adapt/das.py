@@ -23,6 +23,7 @@ from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
+from das_gym.tasks.base import Task
 
 
 class Chooser(Protocol):
@@ -163,11 +164,11 @@ class _Turns:
         self.history = [JointTurn(**turn) for turn in state["history"]]
 
 
-def reward_examples(splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:
+def reward_examples(task: Task, splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:
     """What scores masks."""
     source = splits.reward if settings.reward_split == "reward" else splits.train
     count = settings.reward_examples
-    return shuffled(source, count) if settings.reward_shuffled else tuple(source[:count])
+    return shuffled(task, source, count) if settings.reward_shuffled else tuple(source[:count])
 
 
 def joint_search(
@@ -197,7 +198,7 @@ def joint_search(
         FloatingPointError: a loss that is not a number.
     """
     settings, turns = training.settings, _Turns()
-    examples = reward_examples(splits, settings)
+    examples = reward_examples(training.model.task, splits, settings)
     first_turn = settings.warmup_epochs * training.steps_per_epoch
 
     def step(index: int) -> StepResult:

@@ -98,6 +98,14 @@ MODELS: dict[str, ModelEntry] = {
     for entry in (
         ModelEntry("METER", vlp="das_gym.models.meter.model:METER", assets=ASSETS / "meter_mini"),
         ModelEntry("ViLT", vlp="das_gym.models.vilt.model:ViLT", assets=ASSETS / "vilt_mini"),
+        ModelEntry(
+            "VLM",
+            vlp="das_gym.models.transformers.model:VLM",
+            load="das_gym.models.transformers.loading:load_vlm",
+            assets=ASSETS / "smolvlm_mini",
+            reads="prompts",
+            options=("tokenizer", "units", "dtype", "device_map", "trust_remote_code"),
+        ),
     )
 }
 """Every model by name."""
@@ -112,6 +120,13 @@ TASKS: dict[str, TaskEntry] = {
             "F30K",
             "das_gym.tasks.retrieval.task:RetrievalTask",
             "Shapes captions (bundled), Karpathy's, arrow",
+        ),
+        TaskEntry(
+            "answering",
+            "Answering",
+            "das_gym.tasks.answering.task:AnsweringTask",
+            "Shapes-VQA (bundled), LLaVA's conversations, Slake, ScienceQA, AID, VQAv2's and NLVR2's files",
+            gives="prompts",
         ),
     )
 }

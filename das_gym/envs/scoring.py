@@ -12,7 +12,7 @@ import numpy as np
 from das_gym.config import check_names
 from das_gym.engine.evaluator import Scores
 from das_gym.problem.budget import Budget, LayerMacs, pick_budget
-from das_gym.problem.loading import Problem, shuffled_order
+from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistics import StatisticInputs, check_statistics, compute_statistics, measure_activity
 
@@ -191,7 +191,7 @@ class MaskScorer(Scorer):
         self.problem = problem
         self.reward_batches = reward_batches
         self.batch_size = min(reward_examples, len(problem.splits.reward))
-        self._order = shuffled_order(len(problem.splits.reward))
+        self._order = problem.task.order(problem.splits.reward)
         self._fixed = self._examples(np.arange(self.batch_size))
         self._observation: np.ndarray | None = None
 

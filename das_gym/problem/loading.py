@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -323,11 +322,6 @@ def load_problem(config: ProblemConfig) -> Problem:
     return _load_problem(config, tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None))
 
 
-def shuffled(examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:
-    """The examples, or the first `count` of them, in an order that is the same on every machine."""
-    return tuple(examples[i] for i in shuffled_order(len(examples))[:count].tolist())
-
-
-def shuffled_order(n: int) -> np.ndarray:
-    """(n,) int64: the order of `shuffled`."""
-    return np.random.default_rng(0).permutation(n)
+def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:
+    """The examples, or the first `count` of them, in `Task.order`."""
+    return tuple(examples[i] for i in task.order(examples)[:count].tolist())

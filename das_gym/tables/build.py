@@ -41,7 +41,7 @@ def table_examples(problem: Problem, split: str, count: int | None = None) -> tu
     """
     if count is not None and count < 1:
         raise ValueError(f"{split}_examples={count} is not allowed; use 1 or more, or None for the whole split")
-    return shuffled(getattr(problem.splits, split), count)
+    return shuffled(problem.task, getattr(problem.splits, split), count)
 
 
 def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:

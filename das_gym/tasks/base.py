@@ -162,6 +162,10 @@ class Task(ABC):
         del examples, max_images
         return None
 
+    def order(self, examples: Sequence[Any]) -> np.ndarray:
+        """(len(examples),) int64: an order that mixes the examples, the same on every machine; the first of it are used."""
+        return np.random.default_rng(0).permutation(len(examples))
+
     def covers_labels(self, examples: Sequence[Any]) -> bool:
         """Whether these labels can say anything about the examples."""
         del examples

@@ -70,19 +70,20 @@ def test_dropout_is_on_while_scoring_only_in_the_papers_recipe(problem: ProblemC
     mask = np.zeros((2, 12), dtype=bool)
     for recipe, same in (("paper", False), ("das_gym", True)):
         training, splits = new_training(problem, settings_of(recipe))
-        losses = training.losses(mask, reward_examples(splits, training.settings))
+        losses = training.losses(mask, reward_examples(training.model.task, splits, training.settings))
         assert (losses[0] == losses[1]) == same
     assert training.model.backbone.vlp.training is False
 
 
 def test_reward_examples(problem: ProblemConfig):
-    splits = load_splits(problem)
-    first = reward_examples(splits, settings_of("paper"))
+    training, splits = new_training(problem, settings_of("paper"))
+    task = training.model.task
+    first = reward_examples(task, splits, settings_of("paper"))
     assert [e.key for e in first] == [e.key for e in splits.reward[:8]]
-    assert [e.key for e in reward_examples(splits, settings_of("paper", reward_split="train"))] == [
+    assert [e.key for e in reward_examples(task, splits, settings_of("paper", reward_split="train"))] == [
         e.key for e in splits.train[:8]
     ]
-    drawn = reward_examples(splits, settings_of("das_gym"))
+    drawn = reward_examples(task, splits, settings_of("das_gym"))
     assert {e.key for e in drawn} <= {e.key for e in splits.reward}
     assert [e.key for e in drawn] != [e.key for e in first]
 

@@ -1,0 +1,233 @@
+"""How much cheaper masks of a causal vision-language model are in the engine than by plain forwards, as ratios of one run.
+
+    python -m benchmarks.decoder                          12 layers, 577 image positions, 4 images with 5 questions each
+    python -m benchmarks.decoder --hidden 512 --json decoder.json
+    python -m benchmarks.decoder --device cuda --dtype bfloat16 --hidden 4096 --layers 32 --heads 32   as LLaVA-1.5-7B
+
+The model is LLaVA's with random weights: a CLIP tower at 336 px whose 577 positions all enter a Llama decoder. Rivals:
+  (a) plain    the model's own forward for each mask and question, picture included, skipped layers left out
+  (b) batched  for each mask one forward of all questions together, with what the vision tower gave kept
+Both compute logits at the answers' tokens alone. Their time is that of `--plain` masks spread evenly over the set, times
+the size of the set. The engine's sets: a turn of 16 random masks of four of the layers (after a first turn, as in every
+turn of a search but the first), all masks of four, all masks. Losses are compared on the timed masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.machine import describe_machine, memory_mib, restart_peak
+from das_gym.engine.evaluator import Evaluator
+from das_gym.files import write_json
+from das_gym.models.inputs import Prompt
+from das_gym.models.transformers import stack
+from das_gym.models.transformers.checks import NoiseImage, find_traits
+from das_gym.models.transformers.inputs import PromptProcessor, batch_of
+from das_gym.models.transformers.model import VLM
+from das_gym.tasks.answering.examples import AnswerExample
+from das_gym.tasks.answering.task import AnsweringTask
+
+Json = dict[str, Any]
+
+SIDE, PATCH, SKIPPED = 336, 14, 4
+TURN = 16
+
+
+def build(options: argparse.Namespace) -> tuple[VLM, PromptProcessor]:
+    """The random model and its processor."""
+    import transformers as t
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: n for n, word in enumerate(("<pad>", "<s>", "</s>", "<image>", *map(str, range(2000))))}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = t.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    images = t.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    processor = t.LlavaProcessor(
+        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="full", num_additional_image_tokens=1
+    )
+    tower = t.CLIPVisionConfig(
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+    )
+    decoder = t.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=options.hidden,
+        intermediate_size=options.hidden * 43 // 16,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    config = t.LlavaConfig(vision_config=tower, text_config=decoder, image_token_id=3, vision_feature_select_strategy="full")
+    torch.manual_seed(0)
+    dtype = getattr(torch, options.dtype)
+    with torch.device(options.device):
+        torch.set_default_dtype(dtype)
+        model = t.LlavaForConditionalGeneration(config).eval()
+        torch.set_default_dtype(torch.float32)
+    plain = VLM(model)
+    traits = find_traits(model, plain.processor_of(processor))
+    vlm = VLM(model, traits=traits)
+    vlm.freeze()
+    return vlm, vlm.processor_of(processor)
+
+
+def questions(images: int, each: int) -> list[AnswerExample]:
+    """Questions of 12 to 16 words, with answers of one to three, on pictures of noise."""
+    rng = np.random.default_rng(0)
+    text = lambda low, high: " ".join(map(str, rng.integers(0, 2000, rng.integers(low, high + 1))))  # noqa: E731
+    pictures = [(NoiseImage(number, SIDE, SIDE),) for number in range(images)]
+    return [AnswerExample(f"{n} {q}", pictures[n], text(12, 16), text(1, 3)) for n in range(images) for q in range(each)]
+
+
+class Rivals:
+    """Plain forwards of the model on the same questions."""
+
+    def __init__(self, vlm: VLM, processor: PromptProcessor, examples: Sequence[AnswerExample]) -> None:
+        self.vlm = vlm
+        self.task = AnsweringTask(processor)  # type: ignore[arg-type]
+        self.prompts: list[Prompt] = self.task.pairs(examples)
+        self.encodings = [processor.encode(prompt, pixels=True) for prompt in self.prompts]
+        self.given = [vlm.see(processor, prompt) for prompt in self.prompts]
+        self.targets = {name: t.to(vlm.device) for name, t in self.task.targets(examples).items()}
+        self.head = vlm.own_head()
+
+    def plain(self, mask: np.ndarray) -> float:
+        """(a): mean loss, question by question."""
+        logits = [self._answers([e], ()) for e in self._skipping(mask, self.encodings)]
+        return self._loss(torch.cat(logits))
+
+    def batched(self, mask: np.ndarray) -> float:
+        """(b): mean loss, all questions at once."""
+        logits = [self._answers(all_of, self.given) for all_of in self._skipping(mask, [self.encodings])]
+        return self._loss(torch.cat(logits))
+
+    def _skipping(self, mask: np.ndarray, items: Sequence[Any]) -> Any:
+        layers = [self.vlm.stack.layers[place] for place, skipped in zip(self.vlm.places, mask, strict=True) if skipped]
+        with stack.replaced({layer: lambda hidden, *_, **__: hidden for layer in layers}):
+            yield from items
+
+    def _answers(self, encodings: Sequence[Any], given: Sequence[Any]) -> Tensor:
+        if not given:
+            batch = batch_of(encodings, 0) | {"pixel_values": torch.cat([e.pixels["pixel_values"] for e in encodings])}
+            dtype = self.vlm.model.dtype
+            placed = {n: t.to(self.vlm.device, dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
+            hidden = self.vlm.model.base_model(**placed, use_cache=False).last_hidden_state
+        else:
+            hidden = self.vlm.run(encodings, given).last_hidden_state
+        rows = [hidden[row, e.answer - 1 : len(e.ids) - 1] for row, e in enumerate(encodings)]
+        return self.head(torch.cat(rows))
+
+    def _loss(self, logits: Tensor) -> float:
+        return float(self.task.losses(logits, self.targets).double().mean())
+
+
+def timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
+    """Seconds, and what came of it."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+def mask_sets(layers: int, whole: bool) -> dict[str, np.ndarray]:
+    """The sets of masks by name; the turn comes first."""
+    fours = np.zeros((len(list(itertools.combinations(range(layers), SKIPPED))), layers), dtype=bool)
+    for row, chosen in enumerate(itertools.combinations(range(layers), SKIPPED)):
+        fours[row, list(chosen)] = True
+    turn = fours[np.random.default_rng(1).choice(len(fours), TURN, replace=False)]
+    sets = {"turn of 16": turn, f"all {len(fours)} of four": fours}
+    if whole:
+        every = np.array(list(itertools.product((False, True), repeat=layers)))
+        sets[f"all {len(every):,}"] = every
+    return sets
+
+
+@torch.inference_mode()
+def measure(options: argparse.Namespace) -> Json:
+    """Every set of masks, the engine against both rivals."""
+    vlm, processor = build(options)
+    examples = questions(options.images, options.questions)
+    rivals = Rivals(vlm, processor, examples)
+    print(
+        f"{len(examples)} questions on {options.images} images, {len(rivals.encodings[0].ids)} tokens in the first",
+        flush=True,
+    )
+    records = []
+    for name, masks in mask_sets(options.layers, options.layers <= 12 and not options.no_all).items():
+        sample = masks[np.linspace(0, len(masks) - 1, min(options.plain, len(masks))).astype(int)]
+        times: dict[str, list[float]] = {"plain": [], "batched": []}
+        losses = []
+        rivals.batched(sample[0])  # warm
+        for mask in sample:
+            for kind in times:
+                seconds, loss = timed(lambda kind=kind, mask=mask: getattr(rivals, kind)(mask), options.device)
+                times[kind].append(seconds)
+                losses.append(loss)
+        engine = Evaluator(vlm, rivals.head, rivals.task, batch_size=len(examples), trunk_bytes=options.trunk_mib * 2**20)
+        if name.startswith("turn"):  # the first turn of a search pays for the pictures
+            engine.evaluate(np.roll(masks, 1, axis=1), examples)
+        restart_peak()
+        before = memory_mib("VmRSS")
+        engine_seconds, scores = timed(lambda engine=engine, masks=masks: engine.evaluate(masks, examples), options.device)
+        peak = memory_mib("VmHWM") - before
+        at = [int(np.flatnonzero((masks == mask).all(axis=1))[0]) for mask in sample for _ in times]
+        difference = float(np.abs(scores.losses[at] - np.array(losses)).max())
+        ratios = {kind: statistics.mean(each) * len(masks) / engine_seconds for kind, each in times.items()}
+        print(
+            f"{name:14s} engine {engine_seconds:8.2f} s; {ratios['plain']:5.1f} times faster than (a) plain, "
+            f"{ratios['batched']:5.1f} than (b) batched; losses differ by at most {difference:.1e}; "
+            f"{peak:,.0f} MiB more at most",
+            flush=True,
+        )
+        records.append(
+            {"set": name, "masks": len(masks), "seconds": engine_seconds, "difference": difference, "peak_mib": peak}
+            | {f"ratio_{kind}": ratio for kind, ratio in ratios.items()}
+            | {f"seconds_{kind}": each for kind, each in times.items()}
+        )
+    return {"settings": {k: str(v) for k, v in vars(options).items()}, "machine": describe_machine(), "records": records}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"hidden": 256, "layers": 12, "heads": 8, "images": 4, "questions": 5, "plain": 6}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--trunk-mib", type=int, default=1024, help="memory for the unskipped model's hidden vectors")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--no-all", action="store_true", help="leave out the set of all masks")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    result = measure(options)
+    if options.json:
+        write_json(options.json, result)
+
+
+if __name__ == "__main__":
+    main()

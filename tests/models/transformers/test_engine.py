@@ -1,0 +1,87 @@
+"""The engine on models of transformers: equal to plain forwards for every type, and what it shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.engine.evaluator import Evaluator
+from das_gym.tasks.answering.examples import AnswerExample
+from das_gym.tasks.answering.task import AnsweringTask
+from tests.models.transformers import tiny
+from tests.models.transformers.conftest import Driven
+
+
+def examples_of(model: Driven) -> list[AnswerExample]:
+    return [AnswerExample(str(n), p.images, p.question, p.answer) for n, p in enumerate(model.prompts())]
+
+
+def evaluator_of(model: Driven, **settings: int) -> Evaluator:
+    return Evaluator(model.vlm, model.head, AnsweringTask(model.processor), **{"batch_size": 4, **settings})
+
+
+@pytest.mark.parametrize("name", tiny.WORKING)
+def test_losses_are_those_of_plain_forwards(driven: Callable[..., Driven], name: str):
+    model = driven(name)
+    examples, count = examples_of(model), len(model.vlm.layers)
+    masks = np.vstack((np.zeros(count), np.eye(count)[1], np.eye(count)[0], np.ones(count))).astype(bool)
+    evaluator = evaluator_of(model, trunk_bytes=2**20)
+    found = evaluator.evaluate(masks, examples, divergences=True)
+    targets = evaluator.task.targets(examples)
+    plain = [model.plain(model.prompts(), mask) for mask in masks]
+    losses = [float(evaluator.task.losses(logits, targets).mean()) for logits in plain]
+    apart = [float(evaluator.task.divergences(logits, plain[0], targets).mean()) for logits in plain]
+    np.testing.assert_allclose(found.losses, losses, atol=1e-10)
+    np.testing.assert_allclose(found.divergences, apart, atol=1e-10)
+
+
+def test_a_second_turn_starts_where_the_masks_part(driven: Callable[..., Driven]):
+    """What the unskipped model makes of the examples is kept: only layers behind the first skipped one run again."""
+    model = driven("llava")
+    examples, eye = examples_of(model), np.eye(4, dtype=bool)
+    scratch = evaluator_of(model).losses(eye[[2]], examples)
+    evaluator = evaluator_of(model, trunk_bytes=2**22)
+    evaluator.losses(eye[[3]], examples)  # runs layers 0 to 2
+    evaluator.reset_spent()
+    assert evaluator.losses(eye[[2]], examples) == scratch
+    assert evaluator.spent.layer_runs == 2  # layer 3 behind layer 2, on two batches
+    evaluator.forget()
+    evaluator.reset_spent()
+    evaluator.losses(eye[[1]], examples)
+    assert evaluator.spent.layer_runs == 2 * 3
+
+
+def test_the_trunk_keeps_within_its_bound(driven: Callable[..., Driven]):
+    model = driven("llava")
+    examples, eye = examples_of(model), np.eye(4, dtype=bool)
+    state = evaluator_of(model)._begin(examples[:4]).hidden["joint"]
+    bound = 3 * state.numel() * state.element_size()
+    evaluator = evaluator_of(model, trunk_bytes=bound)
+    losses = evaluator.losses(eye, examples)
+    assert 0 < evaluator._trunk.bytes <= bound
+    np.testing.assert_array_equal(losses, evaluator_of(model).losses(eye, examples))
+
+
+def test_pictures_are_seen_once(driven: Callable[..., Driven]):
+    model = driven("smolvlm")
+    evaluator = evaluator_of(model)
+    evaluator.losses(np.eye(4, dtype=bool)[:2], examples_of(model))
+    evaluator.losses(np.eye(4, dtype=bool)[2:], examples_of(model))
+    assert evaluator.spent.images == 2
+
+
+@torch.no_grad()
+def test_options_share_what_comes_before_them(driven: Callable[..., Driven]):
+    model = driven("qwen2_vl")
+    image = model.prompts()[0].images
+    examples = [AnswerExample("1", image, "which", "red green", options=("2", "red green", "true"))]
+    evaluator = evaluator_of(model)
+    mask = np.array([[False, True, False, False]])
+    plain = model.plain(evaluator.task.pairs(examples), mask[0])
+    targets = evaluator.task.targets(examples)
+    found = evaluator.evaluate(mask, examples)
+    assert found.losses[0] == pytest.approx(float(evaluator.task.losses(plain, targets)[0]), abs=1e-10)
+    assert found.metrics[0] == float(evaluator.task.metrics(plain, targets)[0])

@@ -1,0 +1,97 @@
+"""Losses, metrics and divergences of generated answers, by hand; prompts, order, targets."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.models.inputs import Prompt
+from das_gym.tasks.answering.examples import AnswerExample
+from das_gym.tasks.answering.task import AnsweringTask
+
+
+class Letters:
+    """A stand-in for a processor: every letter of the answer is a token, 0 to 4 for a to e."""
+
+    def encode(self, prompt: Prompt) -> SimpleNamespace:
+        ids = torch.tensor([9, *(ord(letter) - ord("a") for letter in prompt.answer)])
+        return SimpleNamespace(ids=ids, answer=1)
+
+
+def picture(key: str) -> SimpleNamespace:
+    return SimpleNamespace(key=key)
+
+
+TASK = AnsweringTask(Letters())
+OPEN = AnswerExample("1", (), "what", "ab")
+CHOICE = AnswerExample("2", (), "which", "b", options=("cd", "b", "a"))
+
+
+def test_an_example_is_a_prompt_or_one_an_option():
+    assert [prompt.answer for prompt in TASK.pairs([OPEN, CHOICE])] == ["ab", "cd", "b", "a"]
+
+
+def test_targets():
+    targets = {name: values.tolist() for name, values in TASK.targets([OPEN, CHOICE]).items()}
+    assert targets["labels"] == [0, 1, 2, 3, 1, 0]
+    assert targets["prompt"] == [0, 0, 1, 1, 2, 3]
+    assert targets["example"] == [0, 1, 1, 1]
+    assert targets["reference"] == [0, 2]
+
+
+def logits_of(*probabilities: float) -> torch.Tensor:
+    """Logits that give each label of `OPEN` and `CHOICE` its probability, the rest to token 4."""
+    labels = TASK.targets([OPEN, CHOICE])["labels"]
+    table = torch.full((len(labels), 5), 1e-9, dtype=torch.float64)
+    table[:, 4] = 1 - torch.tensor(probabilities, dtype=torch.float64)
+    table[torch.arange(len(labels)), labels] = torch.tensor(probabilities, dtype=torch.float64)
+    return table.log()
+
+
+def test_the_loss_is_the_mean_over_the_references_tokens():
+    losses = TASK.losses(logits_of(0.5, 0.25, 0.9, 0.9, 0.125, 0.9), TASK.targets([OPEN, CHOICE]))
+    assert losses.tolist() == pytest.approx([(math.log(2) + math.log(4)) / 2, math.log(8)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "right"),
+    [
+        ((0.6, 0.6, 0.5, 0.5, 0.3, 0.2), [1, 1]),  # 0.3 against 0.25 of two tokens and 0.2
+        ((0.6, 0.4, 0.9, 0.9, 0.3, 0.2), [0, 0]),  # greedy generation misses the second letter; 0.81 is likelier
+        ((0.4, 0.6, 0.1, 0.9, 0.1, 0.2), [0, 0]),
+    ],
+)
+def test_right_is_what_greedy_generation_says_or_the_likeliest_option(probabilities: tuple[float, ...], right: list[int]):
+    assert TASK.metrics(logits_of(*probabilities), TASK.targets([OPEN, CHOICE])).tolist() == right
+
+
+def test_a_divergence_is_the_mean_over_the_references_tokens():
+    targets = TASK.targets([OPEN, CHOICE])
+    full, other = logits_of(0.5, 0.5, 0.5, 0.5, 0.5, 0.5), logits_of(0.5, 0.25, 0.1, 0.1, 0.5, 0.1)
+    by_hand = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert TASK.divergences(other, full, targets).tolist() == pytest.approx([by_hand / 2, 0], abs=1e-6)
+
+
+def test_questions_on_the_same_pictures_stay_together_and_pictures_are_mixed():
+    examples = [AnswerExample(str(n), (picture(f"p{n % 10}"),), "what", "a") for n in range(50)]
+    order = TASK.order(examples)
+    assert sorted(order.tolist()) == list(range(50))
+    keys = [examples[i].images[0].key for i in order]
+    assert [keys[i] for i in range(0, 50, 5)] == list(dict.fromkeys(keys))
+    assert keys[::5] != [f"p{n}" for n in range(10)]
+    np.testing.assert_array_equal(order, TASK.order(examples))
+
+
+def test_a_summary_tells_kinds_apart():
+    examples = [AnswerExample("1", (), "q", "a", kind="OPEN"), AnswerExample("2", (), "q", "a", kind="CLOSED")]
+    summary = TASK.summary(examples, np.array([1.0, 3.0]), np.array([1.0, 0.0]))
+    assert summary == {"exact_match": 0.5, "loss": 2.0, "kind/OPEN": 1.0, "kind/CLOSED": 0.0}
+
+
+def test_no_head_can_be_built():
+    with pytest.raises(TypeError, match="the model's own head"):
+        TASK.build_head(8)
