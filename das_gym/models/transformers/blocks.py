@@ -11,7 +11,7 @@ from torch import Tensor
 
 from das_gym.models.inputs import Prompt, padded_length
 from das_gym.models.transformers.inputs import Encoding
-from das_gym.models.transformers.stack import Axes, Call, Recording, cut, with_mask
+from das_gym.models.transformers.stack import Axes, Call, Packing, Recording, with_mask
 
 SHORTEST_PREFIX = 8
 """Tokens that questions must have in common to be worth a pass of their own."""
@@ -21,39 +21,34 @@ class Plan(NamedTuple):
     """Which rows run together.
 
     Attributes:
-        rows: Indices of prompts, questions on the same pictures side by side.
-        owner: Of each row, the number of its prefix; empty where nothing is shared.
-        prefix: Tokens that the rows of a prefix have in common; 0 where nothing is shared.
+        rows: Indices of prompts, those with a beginning in common side by side.
+        each: How many have a beginning in common; 1 where nothing is shared.
+        prefix: Tokens that they have in common; 0 where nothing is shared.
     """
 
     rows: list[int]
-    owner: list[int]
+    each: int
     prefix: int
 
 
 class Block(NamedTuple):
     """Rows that run together, and what their layers are called with.
 
-    Hidden vectors lie flat: first those of the prefixes, (prefixes * prefix), then those of the rows, (rows * tokens).
+    Hidden vectors lie flat: first those of the beginnings, (groups * prefix), then those of the rows, (rows * tokens).
+    Rows of a group stand side by side in one row of a layer's batch, (groups, each * tokens).
 
     Attributes:
-        prefixes, prefix: How many prefixes, and their tokens; both 0 where nothing is shared.
-        rows, tokens: How many rows, and the tokens of each behind its prefix.
+        packing: How many rows, what they have in common, and their tokens behind that.
         first: The first of those tokens that anything is read at.
-        owner: (rows,) int64, the prefix of each row; None where nothing is shared.
         read: (n,) int64 row and (n,) int64 token, those that are read, row by row.
-        before: What each layer is called with for the prefixes; empty where nothing is shared.
+        before: What each layer is called with for the beginnings; empty where nothing is shared.
         calls: What each layer is called with for the rows.
         last: What the last layer is called with for the tokens before `first`, and for those from it on.
         added: Position of a layer -> (1, flat tokens, hidden_size) that the model adds before it.
     """
 
-    prefixes: int
-    prefix: int
-    rows: int
-    tokens: int
+    packing: Packing
     first: int
-    owner: Tensor | None
     read: tuple[Tensor, Tensor]
     before: tuple[Call, ...]
     calls: tuple[Call, ...]
@@ -61,19 +56,32 @@ class Block(NamedTuple):
     added: dict[int, Tensor]
 
     @property
+    def rows(self) -> int:
+        """How many."""
+        return self.packing.groups * self.packing.each
+
+    @property
+    def shared(self) -> int:
+        """Tokens of all beginnings."""
+        return self.packing.groups * self.packing.prefix
+
+    @property
     def flat(self) -> int:
-        """Tokens of prefixes and rows together."""
-        return self.prefixes * self.prefix + self.rows * self.tokens
+        """Tokens of beginnings and rows together."""
+        return self.shared + self.rows * self.packing.tokens
 
     def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, flat, hidden_size) as (prefixes, prefix, hidden_size) and (rows, tokens, hidden_size)."""
-        shared = self.prefixes * self.prefix
-        size = flat.shape[-1]
-        return flat[0, :shared].view(self.prefixes, self.prefix, size), flat[0, shared:].view(self.rows, -1, size)
+        """(1, flat, hidden_size) as (groups, prefix, hidden_size) and (groups, each * tokens, hidden_size)."""
+        size, groups = flat.shape[-1], self.packing.groups
+        return flat[0, : self.shared].view(groups, -1, size), flat[0, self.shared :].view(groups, -1, size)
+
+    def part(self, rows: Tensor, start: int, end: int | None) -> Tensor:
+        """(groups, each * (end - start), hidden_size): some tokens of every row."""
+        return rows.unflatten(1, (self.packing.each, self.packing.tokens))[:, :, start:end].flatten(1, 2)
 
     def answers(self, hidden: Tensor) -> Tensor:
-        """(n, hidden_size): what is read of (rows, tokens from `first` on, hidden_size)."""
-        return hidden[self.read[0], self.read[1] - self.first]
+        """(n, hidden_size): what is read of the tokens from `first` on, (groups, each * tokens, hidden_size)."""
+        return hidden.reshape(self.rows, -1, hidden.shape[-1])[self.read[0], self.read[1] - self.first]
 
 
 def join(before: Tensor, rows: Tensor) -> Tensor:
@@ -100,12 +108,10 @@ def plan(prompts: Sequence[Prompt], encodings: Sequence[Encoding], shares: bool)
         for group in groups:
             longest = max(len(encodings[row].ids) for row in group)
             kind = _kind(encodings[group[0]])
-            together[prefix, padded_length(longest - prefix), kind].append(group)
-    plans = []
-    for (prefix, _, _), groups in together.items():
-        owner = [number for number, group in enumerate(groups) for _ in group] if prefix else []
-        plans.append(Plan([row for group in groups for row in group], owner, prefix))
-    return plans
+            together[prefix, len(group), padded_length(longest - prefix), kind].append(group)
+    return [
+        Plan([row for group in groups for row in group], each, prefix) for (prefix, each, *_), groups in together.items()
+    ]
 
 
 def _kind(encoding: Encoding) -> tuple:
@@ -128,7 +134,7 @@ def _common(encodings: Sequence[Encoding]) -> int:
 
 
 def make_block(
-    plan: Plan, encodings: Sequence[Encoding], recording: Recording, axes: Mapping[str, Axes]
+    plan: Plan, encodings: Sequence[Encoding], recording: Recording, axes: Mapping[str, Axes], causal_by_itself: bool
 ) -> tuple[Block, Tensor]:
     """The block of a plan and its flat hidden vectors, from what the model's own forward did.
 
@@ -137,46 +143,35 @@ def make_block(
         encodings: Theirs, in the order of `plan.rows`.
         recording: Of their batch.
         axes: Of its arguments.
+        causal_by_itself: Whether the model's attention is causal where it is given no mask.
     """
-    embedded = recording.embedded
-    device, (rows, tokens) = embedded.device, embedded.shape[:2]
-    start = plan.prefix
-    every = slice(None)
-    firsts = torch.tensor(_first_of_each(plan.owner), device=device, dtype=torch.long)
+    embedded, start = recording.embedded, plan.prefix
+    rows, tokens = embedded.shape[:2]
+    packing = Packing(rows // plan.each, plan.each, start, tokens - start)
+    own, first = packing.tokens, min(e.answer for e in encodings) - 1 - start
     read = [(row, place - start) for row, e in enumerate(encodings) for place in range(e.answer - 1, len(e.ids) - 1)]
-    first = min(e.answer for e in encodings) - 1 - start
     distinct: dict[tuple[int, ...], tuple[Call, Call]] = {}
 
     def parts(call: Call) -> tuple[Call, Call]:
         key = tuple(id(value) for value in (*call.args, *call.kwargs.values()))
         if key not in distinct:
-            shared = cut(call, firsts, 0, start, axes) if start else call
-            own = with_mask(cut(call, every, start, tokens, axes), start, tokens, device) if start else call
-            distinct[key] = shared, own
+            given = with_mask(call, tokens, embedded.device) if start else call
+            shared = packing.shared(given, axes, causal_by_itself) if start else call
+            distinct[key] = shared, packing.pack(given, 0, own, [(0, own)], axes)
         return distinct[key]
 
     pairs = [parts(call) for call in recording.calls]
-    last, edge = recording.calls[-1], start + first
-    middle = cut(last, every, start, edge, axes)
+    last = with_mask(recording.calls[-1], tokens, embedded.device)
     block = Block(
-        prefixes=len(firsts),
-        prefix=start,
-        rows=rows,
-        tokens=tokens - start,
+        packing=packing,
         first=first,
-        owner=torch.tensor(plan.owner, device=device) if start else None,
-        read=(torch.tensor([row for row, _ in read], device=device), torch.tensor([at for _, at in read], device=device)),
+        read=tuple(torch.tensor(axis, device=embedded.device) for axis in zip(*read, strict=True)),  # type: ignore[arg-type]
         before=tuple(shared for shared, _ in pairs) if start else (),
-        calls=tuple(own for _, own in pairs),
+        calls=tuple(given for _, given in pairs),
         last=(
-            with_mask(middle, start, edge, device) if start else middle,
-            with_mask(cut(last, every, edge, tokens, axes), edge, tokens, device),
+            packing.pack(last, 0, first, [(0, first)], axes),
+            packing.pack(last, first, own, [(0, first), (first, own)], axes),
         ),
-        added={at: join(value[firsts, :start], value[:, start:]) for at, value in recording.added.items()},
+        added={at: join(value[:: plan.each, :start], value[:, start:]) for at, value in recording.added.items()},
     )
-    return block, join(embedded[firsts, :start], embedded[:, start:])
-
-
-def _first_of_each(owner: Sequence[int]) -> list[int]:
-    """The first row of each prefix."""
-    return [row for row, number in enumerate(owner) if row == 0 or owner[row - 1] != number]
+    return block, join(embedded[:: plan.each, :start], embedded[:, start:])

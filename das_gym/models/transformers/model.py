@@ -111,6 +111,11 @@ class VLM(VLP):
         """The configuration of its decoder."""
         return self.model.config.get_text_config(decoder=True)
 
+    @property
+    def causal_by_itself(self) -> bool:
+        """Whether its attention is causal where it is given no mask: scaled dot product attention is."""
+        return bool(self.text_config._attn_implementation == "sdpa")
+
     def _part(self, index: int) -> nn.Module:
         """The module that a unit's parameters are counted by."""
         layer, kind = self.stack.layers[self.places[index]], self.layers[index].kind
@@ -185,7 +190,7 @@ class VLM(VLP):
             own = [encodings[row] for row in chosen.rows]
             given = [seen[pairs[row].image_key] for row in chosen.rows if pairs[row].images] if images else []
             recording = stack.record(self.stack, partial(self.run, own, given), self.traits.adds)
-            block, flat = make_block(chosen, own, recording, self.traits.axes)
+            block, flat = make_block(chosen, own, recording, self.traits.axes, self.causal_by_itself)
             blocks.append(block)
             hidden.append(flat)
             order += [(row, place) for row, e in zip(chosen.rows, own, strict=True) for place in range(e.answer, len(e.ids))]
@@ -269,42 +274,40 @@ class VLM(VLP):
     @staticmethod
     def _pass(block: Block, before: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
         """What a skipped unit gives."""
-        return (before[:0], rows[:, block.first :]) if last else (before, rows)
+        return (before[:, :0], block.part(rows, block.first, None)) if last else (before, rows)
 
     def _run(
         self, layer: nn.Module, place: int, kind: str, last: bool, block: Block, before: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """A layer, or half of it, on prefixes and rows; `last`: only what answers are read from."""
         place = min(place, len(block.calls) - 1)  # a layer that prune() removed is still counted
+        shared, prefix = before[:, :0], block.packing.prefix
         if kind == MLP:
             if last:
-                return before[:0], stack.run_layer(layer, rows[:, block.first :], block.last[1])
-            shared = stack.run_layer(layer, before, block.before[place]) if block.prefix else before
+                return shared, stack.run_layer(layer, block.part(rows, block.first, None), block.last[1])
+            shared = stack.run_layer(layer, before, block.before[place]) if prefix else before
             return shared, stack.run_layer(layer, rows, block.calls[place])
         if last:
-            return before[:0], self._answers(layer, block, before, rows)
-        if not block.prefix:
+            return shared, self._answers(layer, block, before, rows)
+        if not prefix:
             return before, stack.run_layer(layer, rows, block.calls[place])
         cache = stack.LayerCache()
         shared = stack.run_layer(layer, before, block.before[place], cache)
-        cache = stack.LayerCache(cache.keys, cache.values, block.owner)
-        return shared, stack.run_layer(layer, rows, block.calls[place], cache)
+        return shared, stack.run_layer(layer, rows, block.calls[place], stack.LayerCache(cache.keys, cache.values))
 
     def _answers(self, layer: nn.Module, block: Block, before: Tensor, rows: Tensor) -> Tensor:
         """The last layer at the positions from which answers are read; of the others only keys and values are computed."""
         place = len(self.stack.layers) - 1
         if not self.traits.keys_only:
-            return self._run(layer, place, WHOLE, False, block, before, rows)[1][:, block.first :]
-        keys, values, owner = None, None, block.owner
-        if block.prefix:
-            cache = stack.keys_and_values(layer, before, block.before[place])
-            keys, values = cache.keys, cache.values
+            return block.part(self._run(layer, place, WHOLE, False, block, before, rows)[1], block.first, None)
+        known = stack.LayerCache()
+        if block.packing.prefix:
+            known = stack.keys_and_values(layer, before, block.before[place])
         if block.first:
-            middle = stack.keys_and_values(layer, rows[:, : block.first], block.last[0])
-            keys, values = stack.LayerCache(keys, values, owner).update(middle.keys, middle.values)  # type: ignore[arg-type]
-            owner = None
-        known = None if keys is None else stack.LayerCache(keys, values, owner)
-        return stack.run_layer(layer, rows[:, block.first :], block.last[1], known)
+            middle = stack.keys_and_values(layer, block.part(rows, 0, block.first), block.last[0])
+            known = stack.LayerCache(*known.update(middle.keys, middle.values))  # type: ignore[arg-type]
+        asking = block.part(rows, block.first, None)
+        return stack.run_layer(layer, asking, block.last[1], known if known.is_initialized else None)
 
     def pool(self, state: State) -> Tensor:
         """(tokens of all answers, feature_size): the final hidden vectors that the answers' tokens are predicted from.
@@ -313,27 +316,27 @@ class VLM(VLP):
         """
         blocks: tuple[Block, ...] = state.extras["blocks"]
         hidden = state.hidden["joint"]
-        short = [block.rows * (block.tokens - block.first) for block in blocks]
+        short = [block.rows * (block.packing.tokens - block.first) for block in blocks]
         whole = hidden.shape[1] != sum(short)
         parts = hidden.split([block.flat for block in blocks] if whole else short, dim=1)
         read = []
         for block, part in zip(blocks, parts, strict=True):
-            rows = block.split(part)[1][:, block.first :] if whole else part[0].view(block.rows, -1, part.shape[-1])
-            read.append(block.answers(rows))
+            read.append(block.answers(block.part(block.split(part)[1], block.first, None) if whole else part))
         features: Tensor = self.stack.norm(torch.cat(read)[state.extras["order"]])
         return features
 
     def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """(rows, tokens, hidden_size), each row behind its prefix, and which tokens are there."""
         blocks: tuple[Block, ...] = state.extras["blocks"]
-        longest = max(block.prefix + block.tokens for block in blocks)
+        longest = max(block.packing.prefix + block.packing.tokens for block in blocks)
         rows, there = [], []
         for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
             before, own = block.split(part)
-            whole = torch.cat((before[block.owner], own), dim=1) if block.owner is not None else own
+            own = own.reshape(block.rows, -1, own.shape[-1])
+            whole = torch.cat((before.repeat_interleave(block.packing.each, dim=0), own), dim=1)
             rows.append(nn.functional.pad(whole, (0, 0, 0, longest - whole.shape[1])))
             ends = torch.zeros(block.rows, dtype=torch.long, device=hidden.device)
-            ends = ends.scatter_reduce(0, block.read[0], block.read[1] + 2 + block.prefix, "amax")
+            ends = ends.scatter_reduce(0, block.read[0], block.read[1] + 2 + block.packing.prefix, "amax")
             there.append(torch.arange(longest, device=hidden.device) < ends[:, None])
         return torch.cat(rows), torch.cat(there)[:, None, None]
 
@@ -343,7 +346,7 @@ class VLM(VLP):
         firsts = []
         for block in state.extras["blocks"]:
             far = torch.full((block.rows,), 2**62, dtype=torch.long, device=block.read[0].device)
-            firsts.append(far.scatter_reduce(0, block.read[0], block.read[1] + block.prefix, "amin"))
+            firsts.append(far.scatter_reduce(0, block.read[0], block.read[1] + block.packing.prefix, "amin"))
         return torch.cat(firsts)
 
     @property

@@ -243,32 +243,108 @@ def learn_axes(recordings: Sequence[Recording]) -> dict[str, Axes]:
     return axes
 
 
-def cut(call: Call, rows: Tensor | slice, start: int, end: int, axes: Mapping[str, Axes]) -> Call:
-    """The arguments for some rows and for the positions from `start` to `end`, the positions before them as keys.
+@dataclass(frozen=True)
+class Packing:
+    """Rows with a beginning in common, several of them side by side in one row of a batch.
 
-    Args:
-        call: Arguments for a batch.
-        rows: Which rows.
-        start: The first position.
-        end: The one behind the last.
-        axes: What `learn_axes` found.
+    Attributes:
+        groups: How many beginnings.
+        each: Rows of each of them, one behind the other in the batch.
+        prefix: Tokens that they have in common.
+        tokens: Tokens of a row behind those.
     """
 
-    def narrowed(path: Any, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        along = axes.get(f"{keystr(path)} {value.dim()}", Axes(None, ()))
-        if along.rows is not None and value.shape[along.rows] > 1:
-            value = value[(slice(None),) * along.rows + (rows,)]
-        if along.tokens:
-            value = value.narrow(along.tokens[0], start, end - start)
-        return value.narrow(along.tokens[1], 0, end) if len(along.tokens) > 1 else value
+    groups: int
+    each: int
+    prefix: int
+    tokens: int
 
-    args, kwargs = tree_map_with_path(narrowed, (call.args, call.kwargs))
-    return Call(args, kwargs)
+    def pack(self, call: Call, start: int, end: int, keys: Sequence[tuple[int, int]], axes: Mapping[str, Axes]) -> Call:
+        """The arguments for some tokens of every row, those of a group side by side.
+
+        Args:
+            call: Arguments for the batch, all tokens of it.
+            start: The first of a row's own tokens that asks.
+            end: The one behind the last.
+            keys: Which of a row's own tokens are asked, part by part: behind the prefix stand the first parts of all rows
+                of a group, then the second ones.
+            axes: What `learn_axes` found.
+        """
+
+        def packed(path: Any, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            along = axes.get(f"{keystr(path)} {value.dim()}", Axes(None, ()))
+            if len(along.tokens) > 1:
+                return self._mask(value, start, end, keys)
+            return self._along(value, along, start, end)
+
+        args, kwargs = tree_map_with_path(packed, (call.args, call.kwargs))
+        return Call(args, kwargs)
+
+    def _along(self, value: Tensor, along: Axes, start: int, end: int) -> Tensor:
+        """Values of tokens, rows, both, or neither."""
+        by = along.rows if along.rows is not None and value.shape[along.rows] > 1 else None
+        if not along.tokens:
+            return value if by is None else value[(slice(None),) * by + (slice(None, None, self.each),)]
+        at = along.tokens[0]
+        value = value.narrow(at, self.prefix + start, end - start)
+        if by is None:
+            return value.repeat(*(self.each if axis == at else 1 for axis in range(value.dim())))
+        return value.unflatten(by, (self.groups, self.each)).movedim(by + 1, at).flatten(at, at + 1)
+
+    def _mask(self, mask: Tensor, start: int, end: int, keys: Sequence[tuple[int, int]]) -> Tensor:
+        """(groups, heads, each * asking, prefix + each * asked) of (rows, heads, tokens, tokens): rows do not see each other."""
+        if not self.prefix and self.each == 1:
+            asked = [mask.narrow(3, low, high - low) for low, high in keys]
+            return torch.cat(asked, dim=3).narrow(2, start, end - start)
+        own = mask.expand(self.groups * self.each, *mask.shape[1:]).unflatten(0, (self.groups, self.each))
+        own = own.narrow(3, self.prefix + start, end - start)
+        asking, asked = end - start, sum(high - low for low, high in keys)
+        size = (self.groups, mask.shape[1], self.each * asking, self.prefix + self.each * asked)
+        nothing = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        result = mask.new_full(size, nothing)
+        for row in range(self.each):
+            queries = result.narrow(2, row * asking, asking)
+            queries[..., : self.prefix] = own[:, row, ..., : self.prefix]
+            behind = self.prefix
+            for low, high in keys:
+                place = behind + row * (high - low)
+                part = own[:, row, ..., self.prefix + low : self.prefix + high]
+                queries[..., place : place + high - low] = part
+                behind += self.each * (high - low)
+        return result
+
+    def shared(self, call: Call, axes: Mapping[str, Axes], causal_by_itself: bool) -> Call:
+        """The arguments for what the rows of a group have in common.
+
+        Args:
+            call: Arguments for the batch.
+            axes: What `learn_axes` found.
+            causal_by_itself: Whether attention without a mask is causal.
+        """
+
+        def narrowed(path: Any, value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            along = axes.get(f"{keystr(path)} {value.dim()}", Axes(None, ()))
+            for axis in along.tokens:
+                value = value.narrow(axis, 0, self.prefix)
+            if along.rows is not None and value.shape[along.rows] > 1:
+                value = value[(slice(None),) * along.rows + (slice(None, None, self.each),)]
+            return None if len(along.tokens) > 1 and causal_by_itself and _is_causal(value) else value
+
+        args, kwargs = tree_map_with_path(narrowed, (call.args, call.kwargs))
+        return Call(args, kwargs)
 
 
-def with_mask(call: Call, start: int, end: int, device: torch.device) -> Call:
+def _is_causal(mask: Tensor) -> bool:
+    """Whether a mask lets each token see itself and those before it, and nothing else."""
+    allowed = mask if mask.dtype == torch.bool else mask == 0
+    return bool((allowed == torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril()).all())
+
+
+def with_mask(call: Call, tokens: int, device: torch.device) -> Call:
     """The same arguments with a causal mask where the model left it to its attention.
 
     A mask of None means "causal" to scaled dot product attention, where queries are as many as keys; with keys before
@@ -276,7 +352,7 @@ def with_mask(call: Call, start: int, end: int, device: torch.device) -> Call:
     """
     if "attention_mask" not in call.kwargs or call.kwargs["attention_mask"] is not None:
         return call
-    causal = torch.ones(end, end, dtype=torch.bool, device=device).tril()[None, None, start:]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
     return Call(call.args, {**call.kwargs, "attention_mask": causal})
 
 
@@ -286,16 +362,14 @@ class LayerCache:
     Takes the place of transformers' cache for one call of one layer.
 
     Args:
-        keys, values: (prefixes, heads, tokens, head_size), or None where nothing comes before.
-        owner: (rows,) int64, the prefix of each row; None = its own.
+        keys, values: (batch, heads, tokens, head_size), or None where nothing comes before.
     """
 
     is_compileable = False
 
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, owner: Tensor | None = None) -> None:
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
         self.keys = keys
         self.values = values
-        self.owner = owner
         self.is_initialized = keys is not None
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -304,10 +378,7 @@ class LayerCache:
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
             return keys, values
-        before = (self.keys, self.values)
-        if self.owner is not None:
-            before = (before[0][self.owner], before[1][self.owner])
-        return torch.cat((before[0], keys), dim=2), torch.cat((before[1], values), dim=2)
+        return torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
 
     def get_seq_length(self, *args: Any) -> int:
         """How many positions come before."""

@@ -117,8 +117,8 @@ def test_pictures_that_questions_share_run_once(driven: Callable[..., Driven]):
     model = driven("llava")
     seen = lambda _, items: {key: model.vlm.see(model.processor, one) for key, one in items.items()}  # noqa: E731
     (block,) = model.vlm.gather(model.processor, model.prompts(), seen).extras["blocks"]
-    assert (block.prefixes, block.rows) == (2, 6)
-    assert block.prefix >= 17  # patches and class token
+    assert (block.packing.groups, block.rows) == (2, 6)
+    assert block.packing.prefix >= 17  # patches and class token
     assert block.first > 0
 
 
