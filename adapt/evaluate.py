@@ -87,11 +87,10 @@ def evaluate(
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]
-            batch = task.processor(task.pairs(chunk))
-            if blind is not None:
-                batch["image"] = blind.expand(len(batch["image"]), -1, -1, -1)
+            pairs_of = task.pairs(chunk)
+            pooled = vlp.ready(task.processor, pairs_of)() if blind is None else _blind(subnet, pairs_of, blind)
             targets = {name: t.to(vlp.device) for name, t in task.targets(chunk).items()}
-            logits = subnet.head(task.group_features(vlp({name: t.to(vlp.device) for name, t in batch.items()})))
+            logits = subnet.head(task.group_features(pooled))
             losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
             rows += zip(losses.tolist(), metrics.tolist(), strict=True)
             bar.update(len(chunk))
@@ -101,6 +100,13 @@ def evaluate(
     if gallery is not None:
         numbers |= ranked(subnet, gallery, title)
     return Evaluation(numbers[task.metric_name], task.metric_name, numbers["loss"], numbers, len(rows))
+
+
+def _blind(subnet: AdaptedModel, pairs: Sequence[Any], image: Tensor) -> Tensor:
+    """Pooled features of pairs that all show one image."""
+    vlp, batch = subnet.backbone.vlp, subnet.task.processor(pairs)
+    batch["image"] = image.expand(len(batch["image"]), -1, -1, -1)
+    return vlp({name: tensor.to(vlp.device) for name, tensor in batch.items()})
 
 
 def ranked(subnet: AdaptedModel, gallery: Gallery, title: str) -> dict[str, float]:

@@ -101,8 +101,8 @@ def compare(
 
 def _one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
     task, vlp = subnet.task, subnet.backbone.vlp
-    batch = {name: tensor.to(vlp.device) for name, tensor in task.processor(task.pairs(splits.test[:1])).items()}
-    return lambda: subnet.head(task.group_features(vlp(batch)))
+    forward = vlp.ready(task.processor, task.pairs(splits.test[:1]))
+    return lambda: subnet.head(task.group_features(forward()))
 
 
 def _baseline(subnet: AdaptedModel, splits: Splits[Any]) -> Row:

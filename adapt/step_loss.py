@@ -78,8 +78,7 @@ class StepLoss:
         if self.vlp.frozen and augment is None:
             pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
         else:
-            batch = self.task.processor(pairs, augment)
-            pooled = self.vlp({name: tensor.to(self.vlp.device) for name, tensor in batch.items()}, mask)
+            pooled = self.vlp.ready(self.task.processor, pairs, augment)(mask)
         return self.head(self.task.group_features(pooled))
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:

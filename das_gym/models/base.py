@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
-from das_gym.models.macs import MacCounter, meta_twin
+from das_gym.models.macs import MacCounter, meta_twin, without_adapters
 
 if TYPE_CHECKING:
     from das_gym.models.inputs import Processor
@@ -28,6 +28,10 @@ Memo = Callable[[tuple, Callable[[], Any]], Any]
 
 Kept = Callable[[str, Mapping[Any, Any]], dict[Any, Any]]
 """`kept(stream, items)` returns what `VLP.encode_items` makes of each item, by key, from memory where it can."""
+
+
+Forward = Callable[..., Tensor]
+"""`forward(mask)` returns pooled features, (batch, feature_size), of some pairs under a mask; None = nothing skipped."""
 
 
 def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
@@ -129,7 +133,7 @@ class VLP(nn.Module, ABC):
     feature_size: int
     head_size: int | None = None
     size: str | None = None
-    tunable: ClassVar[tuple[str, ...]]
+    tunable: tuple[str, ...]
     streams_apart: ClassVar[bool] = False
 
     def __init__(self) -> None:
@@ -222,6 +226,17 @@ class VLP(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} makes no batches: write inputs(folder, max_text_length)")
 
+    def ready(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
+        """A plain forward of some pairs, encoders included, whose batch is made already: what latency is measured of.
+
+        Args:
+            processor: What `inputs` gave.
+            pairs: At least one.
+            augment: Seed and step from which each image draws its own augmentation; None for none.
+        """
+        batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
+        return lambda mask=None: self(batch, mask)
+
     @abstractmethod
     def embed(self, encoded: State) -> State:
         """Encoder outputs to the state before stage 0.
@@ -313,6 +328,12 @@ class VLP(nn.Module, ABC):
         for index, skipped in enumerate(array):
             self.skippable(index).prune(bool(skipped))
         self.pruned_mask = array
+
+    def remove_adapters(self) -> None:
+        """Have nothing in the place of adapters: kept layers are as they came, and skipped ones are left out."""
+        without_adapters(self)
+        for index in range(len(self.layers)):
+            self.skippable(index).skip_adapter = nn.Identity()
 
     def freeze(self, dropout: bool = False) -> None:
         """Freeze every parameter that is not tunable, and stay in eval mode from now on, unless `dropout` is wanted."""

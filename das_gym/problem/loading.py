@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import VLP, check_model, fingerprint
+from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor
-from das_gym.models.macs import MacCounter, without_adapters
+from das_gym.models.macs import MacCounter
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
@@ -28,6 +28,12 @@ SHOWN_BAD_EXAMPLES = 3
 
 PAIRS_PER_BATCH = 128
 """Pairs that go through the tree of masks at a time, unless told otherwise."""
+
+STATE_BYTES = 2**31
+"""Hidden vectors of prompts that the tree of masks holds at a time, at most, in bytes."""
+
+TRUNK_BYTES = 2**30
+"""Hidden vectors of the unskipped model that are kept from turn to turn where pairs are prompts, at most, in bytes."""
 
 COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
@@ -176,11 +182,34 @@ def load_splits(config: ProblemConfig) -> Splits[Any]:
     return splits
 
 
-def example_costs(model: AdaptedModel, splits: Splits[Any]) -> Costs:
-    """MACs and parameters of one example through the model and its head, see `VLP.sample`."""
+def example_costs(model: AdaptedModel, splits: Splits[Any], sample: tuple[State, int] | None = None) -> Costs:
+    """MACs and parameters of one example through the model and its head.
+
+    Args:
+        model: The model.
+        splits: The data.
+        sample: What `sample_of` gives of them, where it is known.
+    """
     vlp, task = model.backbone.vlp, model.task
-    encoded = vlp.sample(task.processor, task.pairs(splits.reward[:COST_SAMPLE]), MacCounter(vlp))
-    return count_costs(vlp, encoded, model.head, task.group_features, task.passes)
+    return count_costs(vlp, sample or sample_of(model, splits), model.head, task.group_features, task.passes)
+
+
+def sample_of(model: AdaptedModel, splits: Splits[Any]) -> tuple[State, int]:
+    """The encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.sample`."""
+    vlp, task = model.backbone.vlp, model.task
+    return vlp.sample(task.processor, task.pairs(splits.reward[:COST_SAMPLE]), MacCounter(vlp))
+
+
+def pairs_that_fit(vlp: VLP, sample: State) -> int:
+    """How many pairs go through the tree of masks at a time within `STATE_BYTES`, 1 to `PAIRS_PER_BATCH`.
+
+    Args:
+        vlp: The model.
+        sample: Encoder outputs of one pair.
+    """
+    hidden = sum(tensor.numel() * tensor.element_size() for tensor in sample.hidden.values())
+    held = 2 * len(vlp.stages) + 2  # on the way down the tree a stage holds its state and two outputs at most
+    return max(1, min(PAIRS_PER_BATCH, STATE_BYTES // (hidden * held)))
 
 
 def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None:
@@ -246,9 +275,7 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
         labelled.start_head(head, backbone.heads)
         if all(torch.equal(tensor, untrained[name]) for name, tensor in head.state_dict().items()):
             raise ValueError(f"this checkpoint has no head for {task} that fits these data: train a supernet for it first")
-    without_adapters(vlp)
-    for index in range(len(vlp.layers)):
-        vlp.skippable(index).skip_adapter = nn.Identity()
+    vlp.remove_adapters()
     return AdaptedModel(backbone, head.to(vlp.device), labelled)
 
 
@@ -296,15 +323,19 @@ def build_problem(config: ProblemConfig) -> Problem:
     supernet = load_supernet(config, splits)
     backbone, head, task = supernet.backbone, supernet.head, supernet.task
     head.eval().requires_grad_(False)
+    sample = sample_of(supernet, splits)
+    long = MODELS[config.model].reads == "prompts"  # a prompt may be a thousand times as long as a sentence
+    pairs = pairs_that_fit(backbone.vlp, sample[0]) if long else PAIRS_PER_BATCH
     evaluator = Evaluator(
         backbone.vlp,
         head,
         task,
-        batch_size=config.eval_batch_size or task.examples_of(PAIRS_PER_BATCH),
+        batch_size=config.eval_batch_size or task.examples_of(pairs),
         cache_folder=config.encoder_cache,
+        trunk_bytes=TRUNK_BYTES if long else 0,
         precision=config.precision,
     )
-    return Problem(backbone, head, task, splits, example_costs(supernet, splits), evaluator)
+    return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
 
 
 @lru_cache(maxsize=4)

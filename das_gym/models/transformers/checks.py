@@ -74,6 +74,22 @@ def find_traits(model: Any, processor: PromptProcessor) -> Traits:
     return _Check(model, processor).traits()
 
 
+def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
+    """Refuse a model whose layers are more than their attention and then their MLP.
+
+    Raises:
+        ValueError: a layer is not the one after the other.
+    """
+    check = _Check(vlm.model, processor)
+    with torch.no_grad():
+        whole, halves = (check.driven(VLM(vlm.model, units, vlm.traits)) for units in ("layers", "sublayers"))
+    if not check.same(halves, whole):
+        raise ValueError(
+            f"{check.name} computes attention and MLP side by side, or more than these: they cannot be skipped apart; "
+            "leave units out"
+        )
+
+
 class _Check:
     """One model under examination."""
 
@@ -135,7 +151,7 @@ class _Check:
             prompt = self._prompts(1, 0)[0]
             longer = replace(prompt, answer=f"{prompt.answer} {ANSWERS[1]}")
             firsts = [self._logits(vlm, [processor.encode(p, pixels=True)], 1) for p in (prompt, longer)]
-            if self._same(*firsts):
+            if self.same(*firsts):
                 return candidate
         raise ValueError(f"{self.name} lets the first word of an answer see those behind it: it cannot be scored")
 
@@ -147,13 +163,16 @@ class _Check:
             found.append(output[encoding.answer - 1 : -1][:tokens])
         return torch.cat(found)
 
-    def _same(self, one: Tensor, other: Tensor) -> bool:
+    def same(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two are equal up to rounding."""
         scale = float(other.abs().max()) + 1e-6
         return one.shape == other.shape and float((one - other).abs().max()) <= self.tolerance * scale
 
     def _driven(self, traits: Traits, skipped: Sequence[int] = ()) -> Tensor:
-        """Logits of the layers run one by one."""
-        vlm = VLM(self.model, traits=traits)
+        return self.driven(VLM(self.model, traits=traits), skipped)
+
+    def driven(self, vlm: VLM, skipped: Sequence[int] = ()) -> Tensor:
+        """Logits of the layers run one by one, without those at some places."""
         prompts = self._prompts(3, 0)
         state = vlm.gather(
             self.processor, prompts, lambda _, items: {key: vlm.see(self.processor, one) for key, one in items.items()}
@@ -163,7 +182,7 @@ class _Check:
 
     def _check_replay(self, traits: Traits) -> None:
         own = self._logits(VLM(self.model), self._encodings(self._prompts(3, 0)))
-        if not self._same(self._driven(traits), own):
+        if not self.same(self._driven(traits), own):
             raise ValueError(
                 f"{self.name} cannot be driven: its layers one by one do not give what its own forward gives, so it does "
                 "more between its layers, or behind them, than can be replayed"
@@ -178,7 +197,7 @@ class _Check:
         skipped = self._driven(traits, gone)
         smaller = delete_layers(shell(self.model), gone)
         encodings = self._encodings(self._prompts(3, 0))
-        if not self._same(skipped, self._logits(VLM(smaller, traits=Traits()), encodings)):
+        if not self.same(skipped, self._logits(VLM(smaller, traits=Traits()), encodings)):
             raise ValueError(
                 f"{self.name} without layer {gone[0]} is not the same as with that layer skipped: its layers are tied to "
                 "their numbers in a way that das_gym does not know"
@@ -194,13 +213,13 @@ class _Check:
             smaller.save_pretrained(folder)
             dtype = next(smaller.parameters()).dtype
             again = type(smaller).from_pretrained(folder, dtype=dtype, local_files_only=True).to(smaller.device).eval()
-        if not self._same(skipped, self._logits(VLM(again), encodings)):
+        if not self.same(skipped, self._logits(VLM(again), encodings)):
             raise ValueError(f"{self.name} saved without layer {gone} gives other logits when it is loaded again")
 
     def _agrees(self, richer: Traits) -> bool:
         """Whether a shorter way gives the same; what it cannot do it may say in any way."""
         plain = replace(richer, keeps_images=False, shares_prefix=False, keys_only=False)
         try:
-            return self._same(self._driven(richer), self._driven(plain))
+            return self.same(self._driven(richer), self._driven(plain))
         except Exception:
             return False

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from das_gym.models.transformers.checks import find_traits
+from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
+from das_gym.models.transformers.checks import check_sublayers, find_traits
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
 
@@ -23,23 +24,31 @@ def load_vlm(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: str | Path | None = None,
+    dropout: float | None = None,
+    bottleneck: int = BOTTLENECK,
+    skip_bottleneck: int = SKIP_BOTTLENECK,
 ) -> VLM:
     """Load a model of transformers from its folder and find out how its layers can be skipped.
 
     Args:
         checkpoint: The folder, as `save_pretrained` or a download left it.
-        generator: Not needed: a checkpoint that lacks weights is refused.
+        generator: Draws the adapters.
         units: `layers`, or `sublayers`: the attention and the MLP of each.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16`, ...
         device_map: As for `from_pretrained`; needs accelerate.
         trust_remote_code: Whether code in the folder may run.
         tokenizer: Folder of the processor, where the checkpoint's holds none.
+        dropout: 0 or None: such models have none.
+        bottleneck: Width of the adapters before attention and MLP; whole layers have them, until a search without
+            training takes them away.
+        skip_bottleneck: Width of skip adapters.
 
     Raises:
         FileNotFoundError: there is no such folder, or no processor in it.
         ValueError: no model that can be driven layer by layer; the text says why.
     """
-    del generator
+    if dropout:
+        raise ValueError(f"dropout={dropout}: models of transformers are adapted without; leave it out, or pass 0")
     folder = Path(checkpoint)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: pass the folder of a model of transformers")
@@ -49,9 +58,17 @@ def load_vlm(
     options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
     if device_map is not None:
         options["device_map"] = device_map
+    if device_map is None:
+        _check_room(folder, options["dtype"])
     model = _load(folder, config, options)
     vlm = VLM(model, units)
-    return VLM(model, units, find_traits(model, vlm.processor_of(processor)))
+    vlm = VLM(model, units, find_traits(model, vlm.processor_of(processor)))
+    vlm.source_processor = processor
+    if units == UNITS[0]:
+        vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
+    else:
+        check_sublayers(vlm, vlm.processor_of(processor))
+    return vlm
 
 
 def _config(folder: Path, trust_remote_code: bool) -> Any:
@@ -71,6 +88,35 @@ def _check_quantisation(config: Any, folder: Path) -> None:
     if how is not None:
         method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", how)
         raise ValueError(f"{folder} holds quantised weights ({method}): {QUANTISED}; pass the folder of the full weights")
+
+
+def _check_room(folder: Path, dtype: Any) -> None:
+    """Refuse weights that memory has no room for, before they are read."""
+    import psutil
+
+    files = {*folder.glob("*.safetensors")} or {*folder.glob("pytorch_model*.bin")}
+    needed = sum(path.stat().st_size for path in files)
+    if isinstance(dtype, torch.dtype):
+        needed = needed * dtype.itemsize // _itemsize(files)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"the weights in {folder} take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: use a smaller "
+            "dtype, such as dtype=bfloat16, or device_map=auto, which spreads them over devices and disk"
+        )
+
+
+def _itemsize(files: set[Path]) -> int:
+    """Bytes of a number in the first of the files."""
+    from safetensors import safe_open
+
+    first = min(files, default=None)
+    if first is None or first.suffix != ".safetensors":
+        return 4
+    with safe_open(first, "pt") as file:
+        name = next(iter(file.keys()))
+        size: int = file.get_slice(name)[:1].element_size()
+        return size
 
 
 def _dtype(name: str) -> Any:

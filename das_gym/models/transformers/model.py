@@ -14,18 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import check_names
-from das_gym.models.base import VLP, Kept, Layer, Memo, SkippableLayer, State, no_memo
+from das_gym.models.base import VLP, Forward, Kept, Layer, Memo, SkippableLayer, State, no_memo
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, counted
 from das_gym.models.transformers import features, stack
+from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, MLP_ADAPTER, Gone, insert_adapters, skip_unit
 from das_gym.models.transformers.blocks import Block, join, make_block, plan
-from das_gym.models.transformers.inputs import Encoding, PromptProcessor, batch_of
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor, batch_of, load_processor
 
 UNITS = ("layers", "sublayers")
 """What may be skipped: whole decoder layers, or the attention and the MLP of each."""
 
 WHOLE, ATTENTION, MLP = "layer", "attention", "mlp"
 """Kinds of units."""
+
+ADAPTERS = (ATTENTION_ADAPTER, MLP_ADAPTER, "skip_adapter.adapter")
+"""Parts of the names of what trains."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class VLM(VLP):
         ValueError: layers that cannot be found, or have no attention or MLP to skip apart.
     """
 
-    tunable = ()
+    tunable = ()  # until there are adapters
 
     def __init__(self, model: Any, units: str = "layers", traits: Traits = Traits()) -> None:
         super().__init__()
@@ -104,7 +108,35 @@ class VLM(VLP):
             SkippableLayer(self._part(index), nn.Identity()) for index in range(len(self.layers))
         )
         self.gone: frozenset[int] = frozenset()
+        self.source_processor: Any = None
         self.feature_size = int(self.text_config.hidden_size)
+
+    def insert_adapters(self, bottleneck: int, skip_bottleneck: int, generator: torch.Generator | None = None) -> None:
+        """Put adapters into every unit, and skip adapters in their places; see `das_gym.models.transformers.adapters`.
+
+        Args:
+            bottleneck: Width of those before attention and MLP, at least 1.
+            skip_bottleneck: Width of skip adapters, at least 1.
+            generator: Draws their weights.
+
+        Raises:
+            ValueError: a width below 1, units that are no whole layers, or layers without attention, MLP or norm.
+        """
+        for name, width in (("bottleneck", bottleneck), ("skip_bottleneck", skip_bottleneck)):
+            if width < 1:
+                raise ValueError(f"{name}={width}: an adapter is at least 1 wide")
+        if self.unit_kind != "layers":
+            raise ValueError("adapters stand in whole layers: leave units out")
+        for index, place in enumerate(self.places):
+            layer, size = self.stack.layers[place], self.feature_size
+            self.skippable(index).skip_adapter = skip_unit(layer, size, skip_bottleneck, generator)
+            insert_adapters(layer, size, bottleneck, generator)
+        self.tunable = ADAPTERS
+
+    def remove_adapters(self) -> None:
+        """As `VLP.remove_adapters`; then `prune` deletes layers for good."""
+        super().remove_adapters()
+        self.tunable = ()
 
     @property
     def text_config(self) -> Any:
@@ -127,9 +159,8 @@ class VLM(VLP):
 
     def inputs(self, folder: Path, max_text_length: int | None = None) -> PromptProcessor:  # type: ignore[override]
         """Its own processor, from the folder's files."""
-        from das_gym.models.transformers.inputs import load_processor
-
-        return self.processor_of(load_processor(folder), max_text_length)
+        processor = load_processor(folder) if self.source_processor is None else self.source_processor
+        return self.processor_of(processor, max_text_length)
 
     def processor_of(self, processor: Any, max_text_length: int | None = None) -> PromptProcessor:
         """A processor of transformers as das_gym uses it."""
@@ -157,7 +188,25 @@ class VLM(VLP):
 
     def see(self, processor: PromptProcessor, prompt: Prompt) -> dict[str, Any]:
         """What the vision tower and the projector make of a prompt's pictures; see `features.seen`."""
-        encoding = processor.encode(prompt, pixels=True)
+        return self._see(processor.encode(prompt, pixels=True))
+
+    def ready(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
+        """As `VLP.ready`: vision tower, decoder, and all between.
+
+        Raises:
+            ValueError: augmentation, which prompts have none of.
+        """
+        if augment is not None:
+            raise ValueError("pictures of prompts are not augmented: leave augment out")
+        encodings = {p.image_key: processor.encode(p, pixels=True) for p in pairs if p.images}
+
+        def forward(mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
+            state = self.gather(processor, pairs, lambda _, items: {key: self._see(encodings[key]) for key in items})
+            return self.forward_encoded(state, mask)
+
+        return forward
+
+    def _see(self, encoding: Encoding) -> dict[str, Any]:
         return features.seen(self.model, self._placed(encoding.pixels | encoding.sizes))
 
     def _placed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -356,13 +405,20 @@ class VLM(VLP):
         return device
 
     def prune(self, mask: Sequence[bool] | np.ndarray) -> None:
-        """Delete the skipped layers for good; see `das_gym.models.transformers.pruning.delete_layers`."""
+        """Delete the skipped layers for good; see `das_gym.models.transformers.pruning.delete_layers`.
+
+        Where there are adapters, a skipped layer's place stays, and its skip adapter runs there.
+        """
         from das_gym.models.transformers.pruning import delete_layers
 
         array = self.check_mask(mask)
         if self.unit_kind != "layers":
             raise ValueError("attention and MLP apart cannot be deleted from a model of transformers; search units=layers")
         super().prune(array)
+        if self.tunable:
+            for place in (place for place, skipped in zip(self.places, array, strict=True) if skipped):
+                self.stack.layers[place] = Gone(self.stack.layers[place])
+            return
         gone = [place for place, skipped in zip(self.places, array, strict=True) if skipped]
         self.model = delete_layers(self.model, gone)
         self.stack = stack.find_decoder(self.model)

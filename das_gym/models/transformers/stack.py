@@ -294,10 +294,10 @@ class Packing:
         return value.unflatten(by, (self.groups, self.each)).movedim(by + 1, at).flatten(at, at + 1)
 
     def _mask(self, mask: Tensor, start: int, end: int, keys: Sequence[tuple[int, int]]) -> Tensor:
-        """(groups, heads, each * asking, prefix + each * asked) of (rows, heads, tokens, tokens): rows do not see each other."""
+        """(groups, heads, each * asking, prefix + each * asked): the rows of a group do not see each other."""
         if not self.prefix and self.each == 1:
-            asked = [mask.narrow(3, low, high - low) for low, high in keys]
-            return torch.cat(asked, dim=3).narrow(2, start, end - start)
+            parts = [mask.narrow(3, low, high - low) for low, high in keys]
+            return torch.cat(parts, dim=3).narrow(2, start, end - start)
         own = mask.expand(self.groups * self.each, *mask.shape[1:]).unflatten(0, (self.groups, self.each))
         own = own.narrow(3, self.prefix + start, end - start)
         asking, asked = end - start, sum(high - low for low, high in keys)

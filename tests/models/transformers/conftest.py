@@ -37,6 +37,7 @@ class Driven:
 
     def __init__(self, folder: Path, units: str = "layers") -> None:
         self.vlm: VLM = load_vlm(folder, units=units)
+        self.vlm.remove_adapters()
         self.processor: PromptProcessor = self.vlm.inputs(folder)
         self.head = self.vlm.own_head()
 

@@ -1,0 +1,117 @@
+"""The adapters of DAS in a model of transformers, in the form that its authors gave them for LLaVA.
+
+A kept layer reads `x + A(x)` in the place of the normed input `x` of its attention, and of its MLP; a skipped layer is
+`h + A(norm(h))` with the norm before its attention. `A(x) = up(relu(down(x)))` has no norm of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from das_gym.models.adapters import Adapter
+from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child
+
+INPUT_NORMS = ("input_layernorm", "self_attn_layer_norm", "attention_norm", "ln_1", "norm1")
+"""What the norm before a layer's attention may be called."""
+
+ATTENTION_ADAPTER, MLP_ADAPTER = "attention_adapter", "mlp_adapter"
+
+BOTTLENECK, SKIP_BOTTLENECK = 64, 256
+"""Widths of the adapters before attention and MLP, and of skip adapters, of LLaVA-1.5 in the paper's code."""
+
+
+class InputAdapter(Adapter):
+    """`up(relu(down(x)))` without a norm; weights Xavier uniform, biases 0.
+
+    It computes in its own type of numbers, and gives back its input's.
+    """
+
+    def __init__(self, hidden_size: int, bottleneck: int, generator: torch.Generator | None = None) -> None:
+        super().__init__(hidden_size, bottleneck)
+        self.norm = nn.Identity()  # type: ignore[assignment]
+        for linear in (self.down, self.up):
+            nn.init.xavier_uniform_(linear.weight, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) to the same shape."""
+        return super().forward(x.to(self.down.weight.dtype)).to(x.dtype)
+
+
+class SkipUnit(nn.Module):
+    """What runs in the place of a skipped layer: `h + A(norm(h))`.
+
+    Args:
+        norm: The layer's own; copied, and frozen.
+        adapter: A.
+    """
+
+    def __init__(self, norm: nn.Module, adapter: InputAdapter) -> None:
+        super().__init__()
+        self.norm = copy.deepcopy(norm).requires_grad_(False)
+        self.adapter = adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) to the same shape."""
+        return x + self.adapter(self.norm(x))
+
+
+class Gone(nn.Module):
+    """Stands where a layer was removed, so that the model around it runs as before; its settings stay, its weights go."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(layer).items():
+            if isinstance(value, int | float | str | bool) and name not in vars(self):
+                setattr(self, name, value)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Its input."""
+        del args, kwargs
+        return hidden_states
+
+
+class _Before:
+    """A hook: a part of a layer reads its input plus what an adapter makes of it."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self.layer = layer
+        self.name = name
+
+    def __call__(self, part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+        del part
+        adapter = getattr(self.layer, self.name)
+        if args:
+            return (args[0] + adapter(args[0]), *args[1:]), kwargs
+        hidden = kwargs["hidden_states"]
+        return args, {**kwargs, "hidden_states": hidden + adapter(hidden)}
+
+
+def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
+    """Put adapters before attention and MLP of a layer.
+
+    Raises:
+        ValueError: it has no attention or no MLP by a known name.
+    """
+    for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
+        part = child(layer, names)
+        if part is None:
+            raise ValueError(f"a {type(layer).__name__} has no {name.removesuffix('_adapter')} to put an adapter before")
+        setattr(layer, name, InputAdapter(hidden_size, bottleneck, generator))
+        getattr(layer, part).register_forward_pre_hook(_Before(layer, name), with_kwargs=True)
+
+
+def skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkipUnit:
+    """What runs in the place of a layer.
+
+    Raises:
+        ValueError: it has no norm before its attention by a known name.
+    """
+    norm = child(layer, INPUT_NORMS)
+    if norm is None:
+        raise ValueError(f"a {type(layer).__name__} has no norm before its attention for a skip adapter to read")
+    return SkipUnit(getattr(layer, norm), InputAdapter(hidden_size, bottleneck, generator))
