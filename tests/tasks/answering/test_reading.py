@@ -80,6 +80,17 @@ def test_the_same_split_wherever_the_folder_lies_and_in_whatever_order(tmp_path:
     assert parts["reward"] == {"1.png", "15.png", "16.png", "35.png"}
 
 
+def test_a_folder_for_each_part(tmp_path: Path):
+    for part, count in (("train", 9), ("valid", 3), ("test", 2)):
+        llava_folder(tmp_path / "data" / part, images="", annotations=count)
+    splits = load_answers(tmp_path / "data")
+    assert [len(part) for part in parts_of(splits).values()] == [9, 3, 2]
+    assert splits.test[0].key == "test/annotations.json/0"
+    assert splits.test[0].images == (ImageFile(tmp_path / "data" / "test" / "0.png"),)
+    assert_disjoint(splits)
+    assert sizes(tmp_path / "data" / "train" / "annotations.json") == [7, 1, 1]
+
+
 def test_all_questions_about_an_image_stay_together(tmp_path: Path):
     root = tmp_path / "data"
     draw(*(root / f"{n}.png" for n in range(20)))
