@@ -186,13 +186,18 @@ def vqa_entries(shapes_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
     return root, root / "v2_mscoco_train2014_annotations.json"
 
 
-def test_many_question_types_are_grouped_by_answer_type(shapes_folder: Path, tmp_path: Path):
-    root, path = vqa_entries(shapes_folder, tmp_path)
-    whole = json.loads(path.read_text())
-    for number, annotation in enumerate(whole["annotations"]):
-        annotation["question_type"] = f"how many {number % 25}"
-    write(path, whole)
-    assert {example.kind for example in load_answers(root).train} <= {"yes/no", "number", "other"}
+@pytest.mark.parametrize(("count", "by_answer"), [(20, False), (21, True), (0, True)])
+def test_questions_are_grouped_by_few_question_types_or_by_answer_types(
+    shapes_folder: Path, tmp_path: Path, count: int, by_answer: bool
+):
+    root, _ = vqa_entries(shapes_folder, tmp_path)
+    for path in root.glob("*_annotations.json"):
+        whole = json.loads(path.read_text())
+        for number, annotation in enumerate(whole["annotations"]):
+            annotation["question_type"] = f"how many {number % count}" if count else ""
+        write(path, whole)
+    kinds = {example.kind for example in load_answers(root).train}
+    assert kinds == ({"yes/no", "number", "other"} if by_answer else {f"how many {n}" for n in range(count)})
 
 
 def test_answers_that_normalising_leaves_nothing_of(shapes_folder: Path, tmp_path: Path):
