@@ -427,6 +427,7 @@ def test_another_policy_is_refused(tmp_path: Path):
             r": train\.json is one object, with data, and no list of",
         ),
         ({"train.json": '{\n "data": [\n'}, r": train\.json is one object, with data, and no list of entries; it may"),
+        ({"train.json": '{\n"data": [\n{"conversations": []}\n]}'}, r": train\.json is one object, with data, conv"),
         ({"train.json": "[]"}, r": train\.json is a list that is empty or damaged; it may hold"),
         ({"train.json": ""}, r": train\.json is empty; it may hold"),
         ({"train.json": "hello"}, r": train\.json is no JSON, or empty"),
