@@ -47,9 +47,10 @@ class ImageFinder:
         return self._found[name]
 
     def _path_of(self, name: str) -> Path:
-        inner, _, file = name.rpartition("/")
+        file = name.rpartition("/")[2]
+        inner = name.removesuffix(file)
         for far in (False, True):
-            for base, folder, names in self._places_of(inner or name[: -len(file)], far):
+            for base, folder, names in self._places_of(inner, far):
                 if file in names:
                     self._latest = base
                     return folder / file

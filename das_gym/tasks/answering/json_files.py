@@ -7,9 +7,11 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from das_gym.tasks.answering.image_files import subfolders
 
 HEAD_BYTES = 1 << 20
 """So much of a file is looked at."""
@@ -65,9 +67,22 @@ class DataFile:
 
 
 def json_files(folder: Path) -> list[DataFile]:
-    """The files of a folder whose names end with `.json` or `.jsonl`, by name."""
+    """The files of a folder whose names end with `.json` or `.jsonl`, by name; then those of folders `train`, `val`, `test`.
+
+    What lies in such a folder is for that part, unless its own name says another.
+    """
+    files = [data_file(path) for path in _json_paths(folder)]
+    for inner in subfolders(folder):
+        part = _PART_OF.get(inner.name.lower())
+        if part:
+            found = map(data_file, _json_paths(inner))
+            files += [replace(file, part=part) if file.part == ALL else file for file in found]
+    return files
+
+
+def _json_paths(folder: Path) -> list[Path]:
     paths = sorted(path for suffix in ("*.json", "*.jsonl") for path in folder.glob(suffix))
-    return [data_file(path) for path in paths if path.is_file() and not path.name.startswith(".")]
+    return [path for path in paths if path.is_file() and not path.name.startswith(".")]
 
 
 def data_file(path: Path) -> DataFile:
@@ -116,7 +131,7 @@ def _listed(text: str) -> Iterator[Any]:
 
 def _lines(text: str) -> Iterator[dict[str, Any]]:
     """The first lines; nothing if the first is no object."""
-    for number, line in enumerate(text.splitlines()[:FIRST_ENTRIES]):
+    for number, line in enumerate(text.split("\n", FIRST_ENTRIES)[:FIRST_ENTRIES]):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):

@@ -41,29 +41,28 @@ MAX_CLASSES = 100
 Turn = tuple[str, str]
 
 
-def load_llava(
-    files: Mapping[str, Path], root: Path, on_bad_example: str = "raise", source: str = ""
-) -> Splits[AnswerExample]:
+def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "raise") -> Splits[AnswerExample]:
     """Read the files of one data set.
 
     Args:
         files: Files of `train`, `val` and `test`, or one of any name; see `conversations.divided`.
         root: The folder in which images are looked for.
         on_bad_example: `raise`, or `skip` to leave bad entries out; then every image is decoded once.
-        source: Names the data set in errors; empty = by its files.
 
     Raises:
         FileNotFoundError: An image is missing.
         ValueError: A file or an entry is damaged, or there are too few images to divide.
     """
     bad = BadExamples(on_bad_example)
-    parts = {name: _read(path, root, bad) for name, path in files.items()}
-    return divided(_with_classes(parts), source or " and ".join(map(str, files.values())), bad)
+    alike = len({path.name for path in files.values()}) < len(files)
+    parts = {name: _read(path, path.parent.parent if alike else path.parent, root, bad) for name, path in files.items()}
+    return divided(_with_classes(parts), " and ".join(map(str, files.values())), bad)
 
 
-def _read(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
-    """The good conversations of a file."""
+def _read(path: Path, above: Path, root: Path, bad: BadExamples) -> list[Conversation]:
+    """The good conversations of a file, with keys that begin with its name from a folder above it on."""
     bad.new_file()
+    name = path.relative_to(above).as_posix()
     finder = ImageFinder(path.parent, root)
     entries = list(read_entries(path, bad))
     ids = Counter(_id_of(entry) for _, entry in entries)
@@ -71,7 +70,7 @@ def _read(path: Path, root: Path, bad: BadExamples) -> list[Conversation]:
     for where, entry in entries:
         own_id = _id_of(entry)
         unique = own_id and ids[own_id] == 1 and "#" not in own_id
-        key = f"{path.name}/{own_id}" if unique else where.removeprefix(f"{path.parent}/")
+        key = f"{name}/{own_id}" if unique else name + where.removeprefix(str(path))
         where = f"{where} (id {own_id:.60})" if own_id else where
         try:
             read.append(_conversation(entry, key, where, finder))

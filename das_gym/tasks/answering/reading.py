@@ -152,7 +152,7 @@ def _files_in(folder: Path, root: Path, named: Path | None = None) -> Iterator[F
     pairs += sorted(folder.glob("nlvr2_*.arrow"))
     if pairs:
         yield Found("NLVR2", tuple(pairs), partial(load_prompted_nlvr2, base))
-    others = json_files(folder)
+    others = [file for file in json_files(folder) if named is None or file.path.parent == folder]
     for kind, what, load in (("llava", "LLaVA's conversations", load_llava), ("slake", "Slake's own files", load_slake)):
         for members in data_sets([file for file in others if file.kind == kind]):
             files = {part: file.path for part, file in members.items()}

@@ -80,6 +80,17 @@ def test_the_same_split_wherever_the_folder_lies_and_in_whatever_order(tmp_path:
     assert parts["reward"] == {"1.png", "15.png", "16.png", "35.png"}
 
 
+def test_a_folder_for_each_part(tmp_path: Path):
+    for part, count in (("train", 9), ("valid", 3), ("test", 2)):
+        llava_folder(tmp_path / "data" / part, images="", annotations=count)
+    splits = load_answers(tmp_path / "data")
+    assert [len(part) for part in parts_of(splits).values()] == [9, 3, 2]
+    assert splits.test[0].key == "test/annotations.json/0"
+    assert splits.test[0].images == (ImageFile(tmp_path / "data" / "test" / "0.png"),)
+    assert_disjoint(splits)
+    assert sizes(tmp_path / "data" / "train" / "annotations.json") == [7, 1, 1]
+
+
 def test_all_questions_about_an_image_stay_together(tmp_path: Path):
     root = tmp_path / "data"
     draw(*(root / f"{n}.png" for n in range(20)))
@@ -175,13 +186,18 @@ def vqa_entries(shapes_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
     return root, root / "v2_mscoco_train2014_annotations.json"
 
 
-def test_many_question_types_are_grouped_by_answer_type(shapes_folder: Path, tmp_path: Path):
-    root, path = vqa_entries(shapes_folder, tmp_path)
-    whole = json.loads(path.read_text())
-    for number, annotation in enumerate(whole["annotations"]):
-        annotation["question_type"] = f"how many {number % 25}"
-    write(path, whole)
-    assert {example.kind for example in load_answers(root).train} <= {"yes/no", "number", "other"}
+@pytest.mark.parametrize(("count", "by_answer"), [(20, False), (21, True), (0, True)])
+def test_questions_are_grouped_by_few_question_types_or_by_answer_types(
+    shapes_folder: Path, tmp_path: Path, count: int, by_answer: bool
+):
+    root, _ = vqa_entries(shapes_folder, tmp_path)
+    for path in root.glob("*_annotations.json"):
+        whole = json.loads(path.read_text())
+        for number, annotation in enumerate(whole["annotations"]):
+            annotation["question_type"] = f"how many {number % count}" if count else ""
+        write(path, whole)
+    kinds = {example.kind for example in load_answers(root).train}
+    assert kinds == ({"yes/no", "number", "other"} if by_answer else {f"how many {n}" for n in range(count)})
 
 
 def test_answers_that_normalising_leaves_nothing_of(shapes_folder: Path, tmp_path: Path):
@@ -411,6 +427,7 @@ def test_another_policy_is_refused(tmp_path: Path):
             r": train\.json is one object, with data, and no list of",
         ),
         ({"train.json": '{\n "data": [\n'}, r": train\.json is one object, with data, and no list of entries; it may"),
+        ({"train.json": '{\n"data": [\n{"conversations": []}\n]}'}, r": train\.json is one object, with data, conv"),
         ({"train.json": "[]"}, r": train\.json is a list that is empty or damaged; it may hold"),
         ({"train.json": ""}, r": train\.json is empty; it may hold"),
         ({"train.json": "hello"}, r": train\.json is no JSON, or empty"),
