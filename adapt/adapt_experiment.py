@@ -255,4 +255,4 @@ def check_test_images(task: Task, splits: Splits[Any]) -> None:
     Raises:
         ValueError, FileNotFoundError: names the image.
     """
-    require_readable(pair.image for pair in task.pairs(splits.test))
+    require_readable(image for pair in task.pairs(splits.test) for image in pair.images)

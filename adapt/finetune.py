@@ -13,7 +13,7 @@ from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_supernet
+from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, load_supernet, new_head, task_class
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class FinetuneConfig(TrainingConfig):
 
 
 def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) -> AdaptedModel:
-    """The subnet of a mask with the supernet's parameters, in memory of its own, its skipped layers removed.
+    """The subnet of a mask, in memory of its own, its skipped layers removed, ready to be fine-tuned.
+
+    It has the supernet's parameters, or new adapters and the model's own head where there is no supernet.
 
     Raises:
         TypeError: arguments in another order.
@@ -31,7 +33,14 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) ->
     if not isinstance(problem, ProblemConfig) or not isinstance(splits, Splits):
         given = f"{type(problem).__name__}, {type(splits).__name__}, {type(mask).__name__}"
         raise TypeError(f"cut_subnet takes a ProblemConfig, its Splits and a mask, in this order; given: {given}")
-    subnet = load_supernet(problem, splits)
+    if find_supernet(problem) is None:
+        torch.manual_seed(0)
+        backbone = load_backbone(problem)
+        kind = task_class(problem.task)
+        task = kind(backbone.processor, kind.choose_labels(splits))
+        subnet = AdaptedModel(backbone, new_head(backbone, task), task)
+    else:
+        subnet = load_supernet(problem, splits)
     subnet.backbone.vlp.prune(mask)
     return subnet
 

@@ -40,7 +40,7 @@ class DASSettings:
         dropout: Rate of dropout while training, 0..1.
         augment: Whether training images go through RandAugment(2, 9).
         bottleneck, skip_bottleneck: Widths of new adapters, for a checkpoint that has none.
-        image_size: Pixels, for a checkpoint of one's own.
+        image_size: Pixels, for a checkpoint of one's own; None is the checkpoint's.
         max_text_length: Tokens.
         batch_size: Examples a step; at most as many as there are.
         learning_rate: Peak, of token types and METER's first text token.
@@ -67,7 +67,7 @@ class DASSettings:
     augment: bool = _from("scripts: image keys with randaug")
     bottleneck: int = _from("paper, implementation details; code")
     skip_bottleneck: int = _from("code: 3 x 96 for METER, 2 x 96 for ViLT")
-    image_size: int = _from("scripts; METER's VQA config says 576")
+    image_size: int | None = _from("scripts; METER's VQA config says 576; LLaVA's processor decides")
     max_text_length: int = _from("code's configs")
     batch_size: int = _from("scripts")
     learning_rate: float = _from("scripts; ViLT's VQA has 1e-4 with randaug and 5e-4 without")
@@ -149,8 +149,31 @@ PAPER: dict[tuple[str, str], DASSettings] = {
         _VILT, learning_rate=5e-4, head_multiplier=1.0, batch_size=128, reward_split="train", train_on_reward=False
     ),
     ("ViLT", "retrieval"): replace(_VILT, learning_rate=5e-4, head_multiplier=1.0, batch_size=256, reward_examples=4),
+    ("VLM", "answering"): replace(
+        METER_VQA,
+        masks_per_turn=5,
+        update_rate=0.1,
+        search_epochs=20,
+        finetune_epochs=20,
+        reward_dropout=False,
+        dropout=0.0,
+        augment=False,
+        bottleneck=64,
+        skip_bottleneck=256,
+        image_size=None,
+        max_text_length=1536,
+        batch_size=128,
+        learning_rate=2e-4,
+        head_multiplier=1.0,
+        fusion_multiplier=1.0,
+        warmup=0.03,
+        weight_decay=0.0,
+    ),
 }
-"""The reference's settings by model and task."""
+"""The reference's settings by model and task; those of VLM are its scripts' for LLaVA-1.5-7B."""
+
+PUBLISHED_LAYERS = {"slake": (21, 24, 25, 26), "aid20": (7, 17, 23, 29), "aid50": (7, 8, 17, 23)}
+"""Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by data set."""
 
 OURS: dict[str, tuple[Any, str]] = {
     "update_rate": (
@@ -182,6 +205,7 @@ DIFFERENCES = (
     ("preferences", "the code's printed labels of METER's text and image layers are swapped; the update is not"),
     ("MACs", "the abstract has -11.97 %, counting gives -12.00 % (two text and two image layers skipped)"),
     ("found layers", "the code prints them to be pasted into the fine-tuning command, whose default skips layers 0-3"),
+    ("LLaVA", "6e-4 in fine-tuning and 2e-5 for the projector, which stays frozen here; cosine, here linear decay"),
     ("distinct masks", "the code draws for ever where fewer distinct masks exist than a turn wants; ours are fewer"),
 )
 """Where the paper, its scripts and its code differ, and what is done here."""

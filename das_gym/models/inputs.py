@@ -45,6 +45,11 @@ class Pair:
     image: ImageSource
     image_type: int = 1
 
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """The picture, as one of several."""
+        return (self.image,)
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -108,6 +113,10 @@ class Processor:
             input_ids[row, : len(text)] = torch.tensor(text)
             attention_mask[row, : len(text)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def tokens(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
+        """As `texts`, of the texts of some pairs."""
+        return self.texts([pair.text for pair in pairs])
 
     def __call__(self, pairs: Sequence[Pair], augment: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """The batch of some pairs.

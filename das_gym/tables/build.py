@@ -92,10 +92,10 @@ def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:
     measured = task.pairs(examples[:: max(len(examples) // EXAMPLES_MEASURED, 1)])
-    words = [str(pair.image.open().size) for pair in measured]
+    words = [str(image.open().size) for pair in measured for image in pair.images]
     for start in range(0, len(examples), EXAMPLES_HASHED):
         block = examples[start : start + EXAMPLES_HASHED]
-        tokens = task.processor.texts([pair.text for pair in task.pairs(block)])
+        tokens = task.processor.tokens(task.pairs(block))
         words.append(_digest([example.key for example in block], {**tokens, **task.targets(block)}))
     return _digest(words, {})
 

@@ -79,6 +79,10 @@ class PromptProcessor:
         template = getattr(self.processor, "chat_template", None)
         return hashlib.sha256(f"{seen} {words} {template} {self.max_length}".encode()).hexdigest()[:16]
 
+    def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, (prompts, tokens) int64, and what else there is a token, padded at the right."""
+        return batch_of([self.encode(prompt)._replace(sizes={}) for prompt in pairs], 0)
+
     def encode(self, prompt: Prompt, pixels: bool = False) -> Encoding:
         """The tokens of a prompt, remembered; with the pixels of its pictures where they are asked for.
 

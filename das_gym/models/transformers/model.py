@@ -94,7 +94,7 @@ class VLM(VLP):
         ValueError: layers that cannot be found, or have no attention or MLP to skip apart.
     """
 
-    tunable = ()  # until there are adapters
+    tunable: tuple[str, ...] = ()  # until there are adapters
 
     def __init__(self, model: Any, units: str = "layers", traits: Traits = Traits()) -> None:
         super().__init__()
