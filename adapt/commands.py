@@ -64,7 +64,7 @@ PROGRAM = Program(
             "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
         ),
         "convert": Command("das_gym.adapt.convert:main", "with source=... out=...", "write any checkpoint as safetensors"),
-        "costs": Command("das_gym.adapt.costs_table:main", "[with ...]", "the paper's table of MACs, for METER-base"),
+        "costs": Command("das_gym.adapt.costs_table:main", "[with ...]", "MACs of METER-base, the table of the paper"),
         "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings, ours, and where they come from"),
     },
     main="run",
