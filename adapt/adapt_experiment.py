@@ -99,7 +99,7 @@ def choose(settings: AdaptSettings) -> Choice:
     if settings.mask is not None:
         return Choice(np.array(settings.mask, dtype=bool), settings.problem())
     if settings.search_run is None:
-        raise ValueError("give search_run=<id> or mask=[...]; `python -m adapt` alone searches first")
+        raise ValueError(f"give search_run=<id> or mask=[...]; `{typed('adapt')}` alone searches first")
     folder = find_run(settings.runs_dir, settings.search_run)
     path = folder / "search.json"
     if not path.is_file():
@@ -162,10 +162,9 @@ class AdaptExperiment(RunsExperiment):
     ) -> None:
         super().__init__("adapt", save_git_info=False)
         self.search_first = search_first
-        self.add_config(dataclasses.asdict(AdaptSettings()))
+        self.add_settings(AdaptSettings, _check)
         self.add_problems()
         self.add_named_configs(lambda: {name: {"search": dict(search)} for name, search in agents().items()})
-        self.check_settings(_check)
         self.main(adapt)
 
     def run(
@@ -203,10 +202,9 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"env_id": env_id, "agent": SEARCH_AGENT, **plain, **own, **settings.search}
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    settings = build(AdaptSettings, config)
-    if settings.search_run is not None or settings.mask is not None:
-        check_problem(choose(settings).problem)
+def _check(settings: AdaptSettings) -> None:
+    choice = choose(settings)
+    check_problem(choice.problem, choice.mask)
 
 
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:

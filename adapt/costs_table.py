@@ -15,7 +15,7 @@ from das_gym.adapt.paper_costs import paper_table
 from rich.console import Console
 from rich.table import Table
 
-from das_gym.commandline import HELP, parse
+from das_gym.commandline import parse_or_help
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,9 @@ class CostsSettings:
 
 def main(words: Sequence[str]) -> None:
     """Print the table that the words behind `python -m adapt costs` ask for."""
-    if words and words[0] in HELP:
-        print(f"{__doc__}\n{CostsSettings.__doc__}")
+    settings = parse_or_help(CostsSettings, words, "adapt costs")
+    if settings is None:
         return
-    settings = parse(CostsSettings, words, "adapt costs")
     rows = paper_table(settings.image_size, settings.text_tokens, settings.answers, settings.counting)
     sizes = f"{settings.image_size} px, {settings.text_tokens} text tokens, {settings.answers} answers"
     counted = {

@@ -8,7 +8,6 @@ python -m adapt pretrain with resume=5                        go on with run 5, 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +33,7 @@ class PretrainSettings(ResumableSettings, PretrainConfig):
 
 
 ex = RunsExperiment("adapt pretrain", save_git_info=False)
-ex.add_config(dataclasses.asdict(PretrainSettings()))
-ex.check_settings(lambda config: build(PretrainSettings, config))
+ex.add_settings(PretrainSettings)
 
 
 @ex.main

@@ -25,6 +25,7 @@ from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
+from das_gym.agents.compare.traces import check_agent
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import sb3_config
 from das_gym.agents.searching.loop import SearchConfig
@@ -91,8 +92,11 @@ class CompareSettings(RunSettings):
 
     def search_config(self, agent: str) -> SearchConfig:
         """A search with that agent: what a comparison makes many of."""
-        shared = {name: getattr(self, name) for name in ("skip_num", "macs_saved", "seed", "evaluations", "masks_per_turn")}
-        fields = {**shared, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "agent": agent}
+        entry = ENVIRONMENTS.get(self.env_id)
+        table = {} if self.table is None else {"table": str(Path(self.table).expanduser().absolute())}
+        fields = {name: getattr(self, name) for name in ("skip_num", "macs_saved", "seed", "evaluations", "masks_per_turn")}
+        fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
+        fields |= {"env_kwargs": {**self.env_kwargs, **table}, "agent": agent}
         fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
         if is_algorithm(agent):
             return sb3_config(fields, hyperparameters={}, n_envs=None, action=None, start_from=None)
@@ -103,22 +107,20 @@ class CompareSettings(RunSettings):
 
     def oracle(self) -> Oracle:
         """Where agents play."""
-        entry = ENVIRONMENTS.get(self.env_id)
-        env_id = self.env_id if self.live or entry is None else entry.tabular_id
-        table = {} if self.table is None else {"table": str(Path(self.table).expanduser().absolute())}
-        return make_oracle(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
+        config = self.search_config(self.agents[0])
+        return make_oracle(config.env_id, config.budget, config.env_kwargs)
 
 
 def check(settings: CompareSettings) -> None:
-    """Refuse a table that is not there, or a budget that it does not have, before a run begins."""
-    if not settings.live:
-        settings.oracle()
+    """Refuse what the environment or one of the agents would refuse; all are made for that."""
+    oracle = settings.oracle()
+    for agent in settings.agents:
+        check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
 
 
 ex = RunsExperiment("agents compare", save_git_info=False)
-ex.add_config(dataclasses.asdict(CompareSettings()))
+ex.add_settings(CompareSettings, check)
 ex.add_named_configs(lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()})
-ex.check_settings(lambda config: check(build(CompareSettings, config)))
 
 
 @ex.main

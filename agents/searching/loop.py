@@ -157,6 +157,30 @@ def search(
     return result
 
 
+def check_search(config: SearchConfig) -> None:
+    """Make the environment and the agent of a search and throw them away: what they refuse is told before anything is kept.
+
+    Model and data are loaded by it; the search finds them in `load_problem`'s cache.
+
+    Raises:
+        ValueError: what `search` would before its first turn; FileNotFoundError and Gymnasium's errors likewise.
+    """
+    env = make_env(config.env_id, {**config.budget, **config.env_kwargs}, config.masks_per_turn, free=False)
+    try:
+        _new_agent(config, env.unwrapped, np.zeros(cast(Any, env.single_observation_space.shape)))
+    finally:
+        env.close()
+
+
+def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agent:
+    """The agent of a search in an environment that observes (n_features,) numbers."""
+    scorer = find_scorer(base)
+    budget = Budget(len(base.layer_names), **config.budget, macs=None if scorer is None else scorer.macs)
+    statistics = observed_statistics(base, observation)
+    generator = agent_generator(config.seed)
+    return make_agent(config.agent, MaskSpace(budget), generator, config.agent_settings(), statistics)
+
+
 class _Loop:
     """One search under way."""
 
@@ -168,12 +192,7 @@ class _Loop:
         self.history: list[Turn] = []
         observation, _ = env.reset(seed=config.seed)
         self.scorer = find_scorer(self.base)
-        macs = None if self.scorer is None else self.scorer.macs
-        self.space = MaskSpace(Budget(len(self.layer_names), **config.budget, macs=macs))
-        statistics = observed_statistics(self.base, observation[0])
-        self.agent: Agent = make_agent(
-            config.agent, self.space, agent_generator(config.seed), config.agent_settings(), statistics
-        )
+        self.agent = _new_agent(config, self.base, observation[0])
 
     @property
     def evaluations(self) -> float:
