@@ -10,9 +10,10 @@ from das_gym.commandline import Command, Program, typed
 
 
 def search_first(settings: dict[str, Any]) -> int:
-    """Run a search and return its run id; if it is interrupted, say how to go on."""
+    """Run a search as the first part of `python -m adapt` and return its run id; if it is interrupted, say how to go on."""
     from das_gym.agents.search_experiment import ex, run_search
 
+    ex.suggests = False
     try:
         return int(run_search(settings)[0])
     except KeyboardInterrupt:
@@ -21,6 +22,8 @@ def search_first(settings: dict[str, Any]) -> int:
             print(f"Stopped. Go on with: {typed('agents', f'resume={run}')}", file=sys.stderr)
             print(f"and then: {typed('adapt', f'search_run={run}')}", file=sys.stderr)
         raise
+    finally:
+        ex.suggests = True
 
 
 def searching_agents() -> dict[str, dict[str, Any]]:

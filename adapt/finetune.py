@@ -12,6 +12,7 @@ from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
+from das_gym.models.macs import without_adapters
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_supernet
 
@@ -21,8 +22,14 @@ class FinetuneConfig(TrainingConfig):
     """Settings of fine-tuning: those of `TrainingConfig`, with its defaults."""
 
 
-def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) -> AdaptedModel:
+def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
     """The subnet of a mask with the supernet's parameters, in memory of its own, its skipped layers removed.
+
+    Args:
+        problem: The model.
+        splits: Its data.
+        mask: (n_layers,) bool, True = skipped.
+        adapters: Whether kept layers have their parallel adapters.
 
     Raises:
         TypeError: arguments in another order.
@@ -33,6 +40,8 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) ->
         raise TypeError(f"cut_subnet takes a ProblemConfig, its Splits and a mask, in this order; given: {given}")
     subnet = load_supernet(problem, splits)
     subnet.backbone.vlp.prune(mask)
+    if not adapters:
+        without_adapters(subnet.backbone.vlp)
     return subnet
 
 

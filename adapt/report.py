@@ -32,12 +32,12 @@ class Row:
         name: What it is.
         mask: 0 or 1 a layer, 1 = skipped.
         skipped_layers: Their names.
-        trainable_parameters: Adapters, poolers, token types and head; 0 for the baseline, which nothing trains.
+        trainable_parameters: Adapters, poolers, token types and head; 0 where nothing was trained.
         parameters: All parameters of the model as it is now.
         macs: Of one example.
-        macs_saved: Share of the MACs of the baseline, the pre-trained model without adapters.
-        evaluation: On the test split; None for the baseline, whose head was never trained.
-        latency: Of one example, milliseconds; None for the baseline, here and below.
+        macs_saved: Share of the MACs of the baseline, the whole model without adapters.
+        evaluation: On the test split; None for a baseline that was not trained.
+        latency: Of one example, milliseconds; None for such a baseline.
         speedup: How many times as fast as the unskipped model with adapters; None where that was not measured beside it.
     """
 
@@ -84,7 +84,8 @@ def compare(
     """Evaluate each model on the test split and measure all of them, the baseline's costs beside them.
 
     Args:
-        subnets: The models by name; where `UNSKIPPED` is among them, the others' speed is told as a ratio to it.
+        subnets: The models by name; where `UNSKIPPED` is among them, the others' speed is told as a ratio to it. Where
+            `BASELINE` is not, its costs alone are told.
         splits: The data.
         rank_images: As for `evaluate`.
 
@@ -92,7 +93,7 @@ def compare(
         A row by name, `BASELINE` first.
     """
     times = measure_latency({name: _one_example(subnet, splits) for name, subnet in subnets.items()})
-    rows = {BASELINE: _baseline(next(iter(subnets.values())), splits)}
+    rows = {BASELINE: _untrained_baseline(next(iter(subnets.values())), splits)}
     for name, subnet in subnets.items():
         faster = speedup(times[name], times[UNSKIPPED]) if UNSKIPPED in times and name != UNSKIPPED else None
         rows[name] = _row(name, subnet, splits, Spread.of(times[name]), faster, rank_images)
@@ -105,7 +106,7 @@ def _one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]
     return lambda: subnet.head(task.group_features(vlp(batch)))
 
 
-def _baseline(subnet: AdaptedModel, splits: Splits[Any]) -> Row:
+def _untrained_baseline(subnet: AdaptedModel, splits: Splits[Any]) -> Row:
     costs, n_layers = example_costs(subnet, splits), len(subnet.backbone.vlp.layers)
     return Row(BASELINE, (0,) * n_layers, (), 0, costs.parameters_full, costs.macs_full, 0.0)
 
@@ -130,7 +131,7 @@ def _row(
         parameters=sum(p.numel() for p in parameters),
         macs=costs.macs(mask),
         macs_saved=costs.macs_saved(mask),
-        evaluation=evaluate(subnet, splits.test, f"evaluating the {name}", rank_images=rank_images),
+        evaluation=evaluate(subnet, splits.test, f"evaluating, {name}", rank_images=rank_images),
         latency=latency,
         speedup=faster,
     )

@@ -240,8 +240,9 @@ def summary(result: SearchResult, folder: Path | None) -> str:
             f"(the best reward is {truth.best_reward:.4f})"
         )
     if folder is not None:
-        following = typed("adapt", f"search_run={folder.name}", runs_dir_words(folder))
-        lines += [f"  record: {folder / RECORD}", f"Next: {following}"]
+        lines.append(f"  record: {folder / RECORD}")
+    if folder is not None and ex.suggests:
+        lines.append(f"Next: {typed('adapt', f'search_run={folder.name}', runs_dir_words(folder))}")
     return "\n".join(lines)
 
 

@@ -111,12 +111,14 @@ class RunsExperiment(Experiment):
     Attributes:
         siblings: Words that may stand in place of `with`: the program's other sub-commands.
         renamed: Today's names of settings by those of earlier versions, whose runs resume.
+        suggests: Whether its commands say what to type next; not where they run as a part of another command.
     """
 
     observers: list[RunObserver]
     current_run: Run | None
     siblings: tuple[str, ...] = ()
     renamed: Mapping[str, str] = MappingProxyType({})
+    suggests: bool = True
     _named: tuple[NamedConfigs, ...] = ()
 
     def run(

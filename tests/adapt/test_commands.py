@@ -55,8 +55,12 @@ def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
     assert unskipped["mask"] == [0] * 12
     assert unskipped["macs_saved"] < 0 < subnet["macs_saved"]
     assert subnet["parameters"] < unskipped["parameters"]
-    assert record["baseline"]["macs"] == search["macs_full"]
-    assert record["baseline"]["macs_saved"] == 0
+    baseline = record["baseline"]
+    assert baseline["macs"] == search["macs_full"]
+    assert baseline["macs_saved"] == 0
+    assert baseline["trainable_parameters"] < subnet["trainable_parameters"]
+    assert 0 < baseline["evaluation"]["metric"] <= 1
+    assert baseline["latency_ms"] > 0
     assert subnet["speedup_quartiles"][0] <= subnet["speedup"] <= subnet["speedup_quartiles"][1]
     assert set(record["versions"]) >= {"torch", "transformers", "gymnasium"}
 
@@ -75,6 +79,7 @@ def test_adapt_prints_one_table_and_a_conclusion(adapted: Path):
     assert "times as fast as the unskipped model, and scores" in " ".join(printed.split())
     assert "Result:" not in printed
     assert "no adapters" in printed
+    assert "Next: " not in printed  # what would follow the search follows by itself
     own = printed[printed.index("┏") : printed.index("record: runs/2")].splitlines()
     assert all(len(line) <= 100 for line in own)
 
