@@ -9,6 +9,7 @@ python -m adapt supernet with resume=5                         go on with run 5,
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,4 +72,4 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     if answers:
         write_labels(folder / VOCABULARY, answers)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    print(f"supernet: {out}\nNext: {typed('agents', problem_words(settings.problem()), f'supernet={out}')}")
+    print(f"supernet: {out}\nNext: {typed('agents', problem_words(settings.problem()), shlex.quote(f'supernet={out}'))}")

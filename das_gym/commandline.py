@@ -100,7 +100,7 @@ def typed(program: str, *words: str) -> str:
 
     Args:
         program: `agents`, `adapt`, with a sub-command where there is one: "agents table".
-        words: Settings; none leaves `with` out. Modules that came in by `use=` are added to them.
+        words: Settings, quoted where a shell needs that; none leaves `with` out. Modules that came in by `use=` are added.
     """
     name, _, command = program.partition(" ")
     spec = getattr(sys.modules["__main__"], "__spec__", None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -264,7 +265,7 @@ class SubnetTable:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no table at {path}; `{typed('agents table', f'out={path}')}` makes one")
+            raise FileNotFoundError(f"no table at {path}; `{typed('agents table', shlex.quote(f'out={path}'))}` makes one")
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 return cls._from_arrays(arrays)
