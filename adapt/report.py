@@ -11,6 +11,7 @@ import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
 
 from das_gym.data.splits import Splits
+from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs
 
@@ -93,10 +94,12 @@ def compare(
         A row by name, `BASELINE` first.
     """
     times = measure_latency({name: _one_example(subnet, splits) for name, subnet in subnets.items()})
-    rows = {BASELINE: _untrained_baseline(next(iter(subnets.values())), splits)}
+    first = next(subnet for name, subnet in subnets.items() if name != BASELINE)
+    costs, n_layers = example_costs(first, splits), len(first.backbone.vlp.layers)  # of any mask, pruned as it may be
+    rows = {BASELINE: Row(BASELINE, (0,) * n_layers, (), 0, costs.parameters_full, costs.macs_full, 0.0)}
     for name, subnet in subnets.items():
         faster = speedup(times[name], times[UNSKIPPED]) if UNSKIPPED in times and name != UNSKIPPED else None
-        rows[name] = _row(name, subnet, splits, Spread.of(times[name]), faster, rank_images)
+        rows[name] = _row(name, subnet, costs, splits, Spread.of(times[name]), faster, rank_images)
     return rows
 
 
@@ -106,14 +109,10 @@ def _one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]
     return lambda: subnet.head(task.group_features(vlp(batch)))
 
 
-def _untrained_baseline(subnet: AdaptedModel, splits: Splits[Any]) -> Row:
-    costs, n_layers = example_costs(subnet, splits), len(subnet.backbone.vlp.layers)
-    return Row(BASELINE, (0,) * n_layers, (), 0, costs.parameters_full, costs.macs_full, 0.0)
-
-
 def _row(
     name: str,
     subnet: AdaptedModel,
+    costs: Costs,
     splits: Splits[Any],
     latency: Spread,
     faster: Spread | None,
@@ -121,7 +120,6 @@ def _row(
 ) -> Row:
     vlp = subnet.backbone.vlp
     mask = vlp.check_mask(None)
-    costs = example_costs(subnet, splits)
     parameters = [*vlp.parameters(), *subnet.head.parameters()]
     return Row(
         name=name,
@@ -129,8 +127,8 @@ def _row(
         skipped_layers=tuple(vlp.layers[i].name for i in np.flatnonzero(mask)),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         parameters=sum(p.numel() for p in parameters),
-        macs=costs.macs(mask),
-        macs_saved=costs.macs_saved(mask),
+        macs=costs.macs_full if name == BASELINE else costs.macs(mask),
+        macs_saved=0.0 if name == BASELINE else costs.macs_saved(mask),
         evaluation=evaluate(subnet, splits.test, f"evaluating, {name}", rank_images=rank_images),
         latency=latency,
         speedup=faster,
