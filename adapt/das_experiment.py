@@ -30,6 +30,7 @@ from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits
+from das_gym.problem.mask_space import skipped_names
 
 FOUND = "found.json"
 
@@ -145,7 +146,7 @@ def _search(
         mask, turns = joint_search(
             training, splits, chooser, folder / "search.pt", prefixed("search", log), _print_turn, settings.save_every
         )
-        names = [layer.name for layer, skipped in zip(layers, mask, strict=True) if skipped]
+        names = skipped_names((layer.name for layer in layers), mask)
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
         write_json(folder / FOUND, found)
     found = read_json(folder / FOUND)

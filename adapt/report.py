@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
 
 from das_gym.data.splits import Splits
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs
+from das_gym.problem.mask_space import skipped_names
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """What is shown beside the metric, where the task reports it."""
@@ -124,7 +124,7 @@ def _row(
     return Row(
         name=name,
         mask=tuple(mask.astype(int).tolist()),
-        skipped_layers=tuple(vlp.layers[i].name for i in np.flatnonzero(mask)),
+        skipped_layers=tuple(skipped_names((layer.name for layer in vlp.layers), mask)),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         parameters=sum(p.numel() for p in parameters),
         macs=costs.macs_full if name == BASELINE else costs.macs(mask),

@@ -26,13 +26,13 @@ from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
 from das_gym.agents.compare.traces import check_agent
-from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.sb3.config import sb3_config
+from das_gym.agents.sb3.algorithms import is_algorithm
+from das_gym.agents.sb3.config import check_agent_name, sb3_config
 from das_gym.agents.searching.loop import SearchConfig
 from rich.console import Console
 from rich.table import Table
 
-from das_gym.config import build, check_names
+from das_gym.config import build
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
@@ -100,8 +100,7 @@ class CompareSettings(RunSettings):
         fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
         if is_algorithm(agent):
             return sb3_config(fields, hyperparameters={}, n_envs=None, action=None, start_from=None)
-        if ":" not in agent:
-            check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
+        check_agent_name(agent)
         check_agent_kwargs(agent, fields["agent_kwargs"])
         return SearchConfig(**fields)
 

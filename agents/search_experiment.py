@@ -26,14 +26,14 @@ from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, sb3_config
+from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name, sb3_config
 from das_gym.agents.sb3.policy import agent_file
 from das_gym.agents.searching.environment import make_env
 from das_gym.agents.searching.loop import SearchConfig, check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import typed
-from das_gym.config import build, check_names
+from das_gym.config import build
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.problem.config import PATH_SETTINGS
 from das_gym.registration import named_environments
@@ -102,8 +102,7 @@ class SearchSettings(ResumableSettings, SearchConfig):
     def _check_agent(self) -> None:
         if is_algorithm(self.agent):
             return
-        if ":" not in self.agent:
-            check_names([self.agent], (*AGENTS, *ALGORITHMS), "agent")
+        check_agent_name(self.agent)
         for name in ("hyperparameters", "n_envs", "action", "start_from"):
             if getattr(self, name) not in (None, {}):
                 raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")

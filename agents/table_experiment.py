@@ -25,7 +25,7 @@ from das_gym.engine.spending import Spending
 from das_gym.experiment import ProblemSettings, Run, RunsExperiment, required_folder
 from das_gym.files import write_json
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_space import every_mask
+from das_gym.problem.mask_space import every_mask, skipped_names
 from das_gym.registration import EnvEntry, find_environment
 from das_gym.runs import progress
 from das_gym.tables.build import build_table, check_table, recount, table_examples
@@ -149,7 +149,7 @@ def summary(table: SubnetTable, spent: Spending) -> str:
 def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
     told = table.describe(mask)
     metric = table.meta.metric_name
-    skipped = ", ".join(name for name, bit in zip(table.meta.layer_names, mask, strict=True) if bit)
+    skipped = ", ".join(skipped_names(table.meta.layer_names, mask))
     return (
         f"  {what:<14s} reward split: loss {told['reward_loss']:.4f}, {metric} {told['reward_metric']:.4f}; "
         f"test split: loss {told['test_loss']:.4f}, {metric} {told['test_metric']:.4f}; "

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS, check_number
-from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.ask_tell.base import check_number
+from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
 from das_gym.agents.searching.record import SCORES, SearchResult, best_row, keeps_budget
 
 from das_gym.commandline import HELP, parse_or_help, use
-from das_gym.config import check_names
 from das_gym.problem.budget import Masks
+from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import MISTAKES, library_versions
 
 TOLERANCE = 1e-4
@@ -69,8 +69,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE) -> list[Check]:
             agent there is not.
     """
     check_number("tolerance", tolerance, minimum=0)
-    if ":" not in result.agent:
-        check_names([result.agent], (*AGENTS, *ALGORITHMS), "agent")
+    check_agent_name(result.agent)
     changing = result.env_kwargs.get("reward_batches", "fixed") != "fixed"
     if changing and not _has_all_turns(result):
         raise ValueError(
@@ -119,18 +118,14 @@ def _derived(result: SearchResult) -> list[Check]:
     best = result.best_seen
     pairs = {
         "answer: n_skipped": (result.n_skipped, sum(result.mask)),
-        "answer: skipped_layers": (result.skipped_layers, _skipped(result, result.mask)),
-        "best seen: skipped_layers": (best["skipped_layers"], _skipped(result, best["mask"])),
+        "answer: skipped_layers": (result.skipped_layers, skipped_names(result.layer_names, result.mask)),
+        "best seen: skipped_layers": (best["skipped_layers"], skipped_names(result.layer_names, best["mask"])),
     }
     if result.history or result.evaluations == 0:
         row = best_row(result.history, result.env_kwargs) or {"mask": result.mask, **_claim(vars(result))}
         pairs["evaluations"] = (result.evaluations, math.ceil(sum(turn.cost for turn in result.history)))
         pairs |= {f"best seen, of all turns: {name}": (best[name], row[name]) for name in ("mask", "reward", *SCORES)}
     return [Check(what, claimed, found, claimed == found) for what, (claimed, found) in pairs.items()]
-
-
-def _skipped(result: SearchResult, mask: Sequence[int]) -> list[str]:
-    return [name for name, bit in zip(result.layer_names, mask, strict=True) if bit]
 
 
 def _score(env: Any, masks: Masks) -> list[dict[str, Any]]:
