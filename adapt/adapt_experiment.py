@@ -1,4 +1,4 @@
-"""Fine-tune the configuration that a search found, and set it beside the unskipped model.
+"""Fine-tune the configuration that a search found, and set it beside the unskipped model and the one without adapters.
 
 python -m adapt                                        searches first, with the bundled model and data
 python -m adapt with vilt_nlvr2 bandit                 another model and task, another agent
@@ -20,6 +20,7 @@ from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
+from das_gym.adapt.training import prefixed
 
 from das_gym.commandline import typed, use, used
 from das_gym.config import build, part_of
@@ -99,7 +100,7 @@ def choose(settings: AdaptSettings) -> Choice:
     if settings.mask is not None:
         return Choice(np.array(settings.mask, dtype=bool), settings.problem())
     if settings.search_run is None:
-        raise ValueError("give search_run=<id> or mask=[...]; `python -m adapt` alone searches first")
+        raise ValueError(f"give search_run=<id> or mask=[...]; `{typed('adapt')}` alone searches first")
     folder = find_run(settings.runs_dir, settings.search_run)
     path = folder / "search.json"
     if not path.is_file():
@@ -162,10 +163,9 @@ class AdaptExperiment(RunsExperiment):
     ) -> None:
         super().__init__("adapt", save_git_info=False)
         self.search_first = search_first
-        self.add_config(dataclasses.asdict(AdaptSettings()))
+        self.add_settings(AdaptSettings, _check)
         self.add_problems()
         self.add_named_configs(lambda: {name: {"search": dict(search)} for name, search in agents().items()})
-        self.check_settings(_check)
         self.main(adapt)
 
     def run(
@@ -203,10 +203,9 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"env_id": env_id, "agent": SEARCH_AGENT, **plain, **own, **settings.search}
 
 
-def _check(config: Mapping[str, Any]) -> None:
-    settings = build(AdaptSettings, config)
-    if settings.search_run is not None or settings.mask is not None:
-        check_problem(choose(settings).problem)
+def _check(settings: AdaptSettings) -> None:
+    choice = choose(settings)
+    check_problem(choice.problem, choice.mask)
 
 
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
@@ -219,20 +218,22 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     mask, problem = choice.mask, choice.problem
     folder = required_folder(_run)
     splits = load_splits(problem)
-    subnets = {SUBNET: cut_subnet(problem, splits, mask), UNSKIPPED: cut_subnet(problem, splits, np.zeros_like(mask))}
+    nothing = np.zeros_like(mask)
+    subnets = {
+        SUBNET: cut_subnet(problem, splits, mask),
+        UNSKIPPED: cut_subnet(problem, splits, nothing),
+        BASELINE: cut_subnet(problem, splits, nothing, adapters=False),
+    }
     check_test_images(subnets[SUBNET].task, splits)
     for name, subnet in subnets.items():
-
-        def log(metric: str, value: float, step: int, name: str = name) -> None:
-            _run.log_scalar(f"{name}.{metric}", value, step)
-
-        finetune(subnet, splits, settings.finetuning(), f"fine-tuning the {name}", folder / f"{name}.pt", log)
+        log = prefixed(name, _run.log_scalar)
+        finetune(subnet, splits, settings.finetuning(), f"fine-tuning, {name}", folder / f"{name}.pt", log)
     rows = compare(subnets, splits, settings.rank_images)
     info = dataclasses.asdict(settings.finetuning())
     subnets[UNSKIPPED].adaptation(**info).save(folder / UNSKIPPED_FILE)
     record = {
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
-        "models": [rows[name].record() for name in subnets],
+        "models": [rows[name].record() for name in (SUBNET, UNSKIPPED)],
         "baseline": rows[BASELINE].record(),
         "left_out": splits.left_out_count,
     }

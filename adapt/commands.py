@@ -10,9 +10,10 @@ from das_gym.commandline import Command, Program, typed
 
 
 def search_first(settings: dict[str, Any]) -> int:
-    """Run a search and return its run id; if it is interrupted, say how to go on."""
+    """Run a search as the first part of `python -m adapt` and return its run id; if it is interrupted, say how to go on."""
     from das_gym.agents.search_experiment import ex, run_search
 
+    ex.suggests = False
     try:
         return int(run_search(settings)[0])
     except KeyboardInterrupt:
@@ -21,6 +22,8 @@ def search_first(settings: dict[str, Any]) -> int:
             print(f"Stopped. Go on with: {typed('agents', f'resume={run}')}", file=sys.stderr)
             print(f"and then: {typed('adapt', f'search_run={run}')}", file=sys.stderr)
         raise
+    finally:
+        ex.suggests = True
 
 
 def searching_agents() -> dict[str, dict[str, Any]]:
@@ -64,7 +67,7 @@ PROGRAM = Program(
             "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
         ),
         "convert": Command("das_gym.adapt.convert:main", "with source=... out=...", "write any checkpoint as safetensors"),
-        "costs": Command("das_gym.adapt.costs_table:main", "[with ...]", "the paper's table of MACs, for METER-base"),
+        "costs": Command("das_gym.adapt.costs_table:main", "[with ...]", "MACs of METER-base, the table of the paper"),
         "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings, ours, and where they come from"),
     },
     main="run",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from das_gym.commandline import HELP, parse
+from das_gym.commandline import parse_or_help
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 
 
@@ -44,7 +44,6 @@ def convert(settings: ConvertSettings) -> str:
 
 def main(words: Sequence[str]) -> None:
     """Convert as the words behind `python -m adapt convert` say."""
-    if words and words[0] in HELP:
-        print(f"{__doc__}\n{ConvertSettings.__doc__}")
-    else:
-        print(convert(parse(ConvertSettings, words, "adapt convert")))
+    settings = parse_or_help(ConvertSettings, words, "adapt convert")
+    if settings is not None:
+        print(convert(settings))

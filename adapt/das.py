@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss
-from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, polynomial_decay
+from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, polynomial_decay
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
@@ -26,7 +26,7 @@ from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuff
 from das_gym.tasks.base import Task
 
 
-class Chooser(Protocol):
+class Chooser(Companion, Protocol):
     """Who draws masks and learns from rewards: the paper's bandit, or any ask/tell agent with preferences."""
 
     preferences: np.ndarray | None
@@ -41,14 +41,6 @@ class Chooser(Protocol):
 
     def best(self) -> np.ndarray:
         """(n_layers,) bool."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that changes, in plain JSON values."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
         ...
 
 

@@ -29,7 +29,8 @@ from das_gym.data.splits import Splits
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_splits
+from das_gym.problem.loading import load_backbone, load_splits
+from das_gym.problem.mask_space import skipped_names
 
 FOUND = "found.json"
 
@@ -86,16 +87,22 @@ class DASExperiment(RunsExperiment):
 
     def __init__(self, new_chooser: NewChooser) -> None:
         super().__init__("adapt das", save_git_info=False)
-        self.add_config(dataclasses.asdict(JointSearchSettings()))
+        self.add_settings(JointSearchSettings, _check)
         self.add_problems()
         self.add_named_config(RECIPES[1], {"recipe": RECIPES[1], "rank_images": None})
-        self.check_settings(lambda config: build(JointSearchSettings, config))
 
         @self.main
         def main(_run: Any, _config: Mapping[str, Any], das: Any) -> float:
             """Search, fine-tune, evaluate and save; the test metric of the subnet is the result."""
             del das  # named so that Sacred lets it hold keys of its own
             return run_pipeline(build(JointSearchSettings, _config), new_chooser, _run)
+
+
+def _check(settings: JointSearchSettings) -> None:
+    """Load the model, and refuse to skip more layers than it has."""
+    skip_num, n_layers = settings.pipeline().skip_num, len(load_backbone(settings.problem()).vlp.layers)
+    if skip_num > n_layers:
+        raise ValueError(f"das.skip_num={skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
 
 
 def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: Any) -> float:
@@ -135,13 +142,11 @@ def _search(
     if not (folder / FOUND).is_file():
         training = Training(new_model(settings.problem(), splits, das, settings.seed), splits, das, settings.seed)
         layers = training.model.backbone.vlp.layers
-        if das.skip_num > len(layers):
-            raise ValueError(f"das.skip_num={das.skip_num}: the model has {len(layers)} layers; use 0..{len(layers)}")
         chooser = new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)
         mask, turns = joint_search(
             training, splits, chooser, folder / "search.pt", prefixed("search", log), _print_turn, settings.save_every
         )
-        names = [layer.name for layer, skipped in zip(layers, mask, strict=True) if skipped]
+        names = skipped_names((layer.name for layer in layers), mask)
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
         write_json(folder / FOUND, found)
     found = read_json(folder / FOUND)

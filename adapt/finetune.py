@@ -12,6 +12,7 @@ from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
+from das_gym.models.macs import without_adapters
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, load_supernet, new_head, task_class
 
@@ -21,10 +22,16 @@ class FinetuneConfig(TrainingConfig):
     """Settings of fine-tuning: those of `TrainingConfig`, with its defaults."""
 
 
-def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) -> AdaptedModel:
+def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
     """The subnet of a mask, in memory of its own, its skipped layers removed, ready to be fine-tuned.
 
     It has the supernet's parameters, or new adapters and the model's own head where there is no supernet.
+
+    Args:
+        problem: The model.
+        splits: Its data.
+        mask: (n_layers,) bool, True = skipped.
+        adapters: Whether kept layers have their parallel adapters.
 
     Raises:
         TypeError: arguments in another order.
@@ -42,6 +49,8 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray) ->
     else:
         subnet = load_supernet(problem, splits)
     subnet.backbone.vlp.prune(mask)
+    if not adapters:
+        without_adapters(subnet.backbone.vlp)
     return subnet
 
 
@@ -63,6 +72,8 @@ def finetune(
         checkpoint: File for intermediate checkpoints; what lies there is gone on from.
         log: Called with name, value and step.
     """
+    if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
+        return  # a model that brings its head, without adapters: nothing is left to train
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, checkpoint)
     trainer.run(step_loss, title, log)

@@ -12,7 +12,7 @@ from das_gym.tasks.vqa.task import build_vqa_head
 
 
 def paper_table(
-    image_size: int = 384, text_tokens: int = 40, num_answers: int = 3129, counting: str = "paper"
+    image_size: int = 384, text_tokens: int = 40, num_answers: int = 3129, counting: str = "runs"
 ) -> list[dict[str, float | str]]:
     """The paper's table: METER-base without adapters, with them, and DAS with four layers skipped.
 
@@ -20,7 +20,7 @@ def paper_table(
         image_size: Side of the image, pixels.
         text_tokens: Length of the text.
         num_answers: Outputs of the VQA head, at least 1.
-        counting: `paper`, or `runs`: as das_gym runs them, see `das_gym.problem.costs`.
+        counting: `runs`, or `paper`, see `das_gym.problem.costs`.
 
     Returns:
         `what`, `macs`, `change` (MACs, against no adapters), `percent` (the same), and the parameters of the

@@ -8,7 +8,7 @@ python -m adapt pretrain with resume=5                        go on with run 5, 
 
 from __future__ import annotations
 
-import dataclasses
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,7 @@ class PretrainSettings(ResumableSettings, PretrainConfig):
 
 
 ex = RunsExperiment("adapt pretrain", save_git_info=False)
-ex.add_config(dataclasses.asdict(PretrainSettings()))
-ex.check_settings(lambda config: build(PretrainSettings, config))
+ex.add_settings(PretrainSettings)
 
 
 @ex.main
@@ -47,4 +46,5 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     pretrain(settings, out, folder, _run.log_scalar)
     for name in CHECKPOINTS:
         (folder / name).unlink(missing_ok=True)
-    print(f"checkpoint: {out}\nNext: {typed('adapt supernet', f'{settings.model.lower()}_vqa', f'checkpoint={out}')}")
+    following = typed("adapt supernet", f"{settings.model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))
+    print(f"checkpoint: {out}\nNext: {following}")

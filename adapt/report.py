@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
 
 from das_gym.data.splits import Splits
+from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs
+from das_gym.problem.mask_space import skipped_names
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """What is shown beside the metric, where the task reports it."""
@@ -32,12 +33,12 @@ class Row:
         name: What it is.
         mask: 0 or 1 a layer, 1 = skipped.
         skipped_layers: Their names.
-        trainable_parameters: Adapters, poolers, token types and head; 0 for the baseline, which nothing trains.
+        trainable_parameters: Adapters, poolers, token types and head; 0 where nothing was trained.
         parameters: All parameters of the model as it is now.
         macs: Of one example.
-        macs_saved: Share of the MACs of the baseline, the pre-trained model without adapters.
-        evaluation: On the test split; None for the baseline, whose head was never trained.
-        latency: Of one example, milliseconds; None for the baseline, here and below.
+        macs_saved: Share of the MACs of the baseline, the whole model without adapters.
+        evaluation: On the test split; None for a baseline that was not trained.
+        latency: Of one example, milliseconds; None for such a baseline.
         speedup: How many times as fast as the unskipped model with adapters; None where that was not measured beside it.
     """
 
@@ -84,7 +85,8 @@ def compare(
     """Evaluate each model on the test split and measure all of them, the baseline's costs beside them.
 
     Args:
-        subnets: The models by name; where `UNSKIPPED` is among them, the others' speed is told as a ratio to it.
+        subnets: The models by name; where `UNSKIPPED` is among them, the others' speed is told as a ratio to it. Where
+            `BASELINE` is not, its costs alone are told.
         splits: The data.
         rank_images: As for `evaluate`.
 
@@ -92,10 +94,12 @@ def compare(
         A row by name, `BASELINE` first.
     """
     times = measure_latency({name: _one_example(subnet, splits) for name, subnet in subnets.items()})
-    rows = {BASELINE: _baseline(next(iter(subnets.values())), splits)}
+    first = next(subnet for name, subnet in subnets.items() if name != BASELINE)
+    costs, n_layers = example_costs(first, splits), len(first.backbone.vlp.layers)  # of any mask, pruned as it may be
+    rows = {BASELINE: Row(BASELINE, (0,) * n_layers, (), 0, costs.parameters_full, costs.macs_full, 0.0)}
     for name, subnet in subnets.items():
         faster = speedup(times[name], times[UNSKIPPED]) if UNSKIPPED in times and name != UNSKIPPED else None
-        rows[name] = _row(name, subnet, splits, Spread.of(times[name]), faster, rank_images)
+        rows[name] = _row(name, subnet, costs, splits, Spread.of(times[name]), faster, rank_images)
     return rows
 
 
@@ -105,14 +109,10 @@ def _one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]
     return lambda: subnet.head(task.group_features(forward()))
 
 
-def _baseline(subnet: AdaptedModel, splits: Splits[Any]) -> Row:
-    costs, n_layers = example_costs(subnet, splits), len(subnet.backbone.vlp.layers)
-    return Row(BASELINE, (0,) * n_layers, (), 0, costs.parameters_full, costs.macs_full, 0.0)
-
-
 def _row(
     name: str,
     subnet: AdaptedModel,
+    costs: Costs,
     splits: Splits[Any],
     latency: Spread,
     faster: Spread | None,
@@ -120,17 +120,16 @@ def _row(
 ) -> Row:
     vlp = subnet.backbone.vlp
     mask = vlp.check_mask(None)
-    costs = example_costs(subnet, splits)
     parameters = [*vlp.parameters(), *subnet.head.parameters()]
     return Row(
         name=name,
         mask=tuple(mask.astype(int).tolist()),
-        skipped_layers=tuple(vlp.layers[i].name for i in np.flatnonzero(mask)),
+        skipped_layers=tuple(skipped_names((layer.name for layer in vlp.layers), mask)),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         parameters=sum(p.numel() for p in parameters),
-        macs=costs.macs(mask),
-        macs_saved=costs.macs_saved(mask),
-        evaluation=evaluate(subnet, splits.test, f"evaluating the {name}", rank_images=rank_images),
+        macs=costs.macs_full if name == BASELINE else costs.macs(mask),
+        macs_saved=0.0 if name == BASELINE else costs.macs_saved(mask),
+        evaluation=evaluate(subnet, splits.test, f"evaluating, {name}", rank_images=rank_images),
         latency=latency,
         speedup=faster,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from das_gym.commandline import use, used
+from das_gym.commandline import typed, use, used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
@@ -48,13 +48,13 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     adaptation = Adaptation.load(file) if file.is_file() else None
     if adaptation is not None and adaptation.mask is None:
         raise ValueError(
-            f"{file} holds a supernet, not a subnet; pass it as supernet=, or fine-tune a mask of it by `python -m adapt`"
+            f"{file} holds a supernet, not a subnet; pass it as supernet=, or fine-tune a mask of it by `{typed('adapt')}`"
         )
     record = next((folder / name for name in (RECORD, JOINT_RECORD) if (folder / name).is_file()), None)
     if record is None or adaptation is None:
         missing = f"{RECORD} or {JOINT_RECORD}" if record is None else file.name
         raise FileNotFoundError(
-            f"there is no {missing} in {folder}: give the folder of a run of `python -m adapt` that ended"
+            f"there is no {missing} in {folder}: give the folder of a run of `{typed('adapt')}` that ended"
         )
     content = read_json(record)
     use(content.get("use", ()))

@@ -9,7 +9,7 @@ python -m adapt supernet with resume=5                         go on with run 5,
 
 from __future__ import annotations
 
-import dataclasses
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ from das_gym.config import build, part_of
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import problem_words
-from das_gym.problem.loading import pick_device
-from das_gym.tasks.labels import write_labels
+from das_gym.problem.loading import load_backbone
+from das_gym.tasks.labels import read_labels, write_labels
 
 VOCABULARY = "vocabulary.json"
 
@@ -49,10 +49,16 @@ class SupernetSettings(SupernetConfig, ProblemSettings):
         return part_of(SupernetConfig, self)
 
 
+def check(settings: SupernetSettings) -> None:
+    """Load the model and the vocabulary, and refuse what is wrong with them."""
+    load_backbone(settings.problem())
+    if settings.vocabulary:
+        read_labels(settings.vocabulary)
+
+
 ex = RunsExperiment("adapt supernet", save_git_info=False)
-ex.add_config(dataclasses.asdict(SupernetSettings()))
+ex.add_settings(SupernetSettings, check)
 ex.add_problems()
-ex.check_settings(lambda config: pick_device(build(SupernetSettings, config).device))
 
 
 @ex.main
@@ -66,4 +72,4 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     if answers:
         write_labels(folder / VOCABULARY, answers)
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    print(f"supernet: {out}\nNext: {typed('agents', problem_words(settings.problem()), f'supernet={out}')}")
+    print(f"supernet: {out}\nNext: {typed('agents', problem_words(settings.problem()), shlex.quote(f'supernet={out}'))}")

@@ -14,9 +14,13 @@ PROGRAM = Program(
         "table": Command("das_gym.agents.table_experiment:ex", "[with ...]", "score every mask: ground truth for searches"),
         "compare": Command("das_gym.agents.compare_experiment:ex", "[with ...]", "agents against each other on a table"),
         "leaderboard": Command(
-            "das_gym.agents.compare.leaderboard:main", "[...]", "all agents on all bundled tables: writes LEADERBOARD.md"
+            "das_gym.agents.compare.leaderboard:main",
+            "[with ...]",
+            "all agents on all tables: writes LEADERBOARD.md",
         ),
-        "validate": Command("das_gym.agents.searching.validate:main", "FILE", "replay a result record and compare"),
+        "validate": Command(
+            "das_gym.agents.searching.validate:main", "with file=...", "replay the record of a search and compare"
+        ),
         "list": Command(
             "das_gym.agents.listing:main", "[with use=...]", "environments, agents, rewards, statistics, by name"
         ),

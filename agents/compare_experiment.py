@@ -25,13 +25,14 @@ from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
-from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.sb3.config import sb3_config
+from das_gym.agents.compare.traces import check_agent
+from das_gym.agents.sb3.algorithms import is_algorithm
+from das_gym.agents.sb3.config import check_agent_name, sb3_config
 from das_gym.agents.searching.loop import SearchConfig
 from rich.console import Console
 from rich.table import Table
 
-from das_gym.config import build, check_names
+from das_gym.config import build
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
@@ -91,34 +92,34 @@ class CompareSettings(RunSettings):
 
     def search_config(self, agent: str) -> SearchConfig:
         """A search with that agent: what a comparison makes many of."""
-        shared = {name: getattr(self, name) for name in ("skip_num", "macs_saved", "seed", "evaluations", "masks_per_turn")}
-        fields = {**shared, "env_id": self.env_id, "env_kwargs": self.env_kwargs, "agent": agent}
+        entry = ENVIRONMENTS.get(self.env_id)
+        table = {} if self.table is None else {"table": str(Path(self.table).expanduser().absolute())}
+        fields = {name: getattr(self, name) for name in ("skip_num", "macs_saved", "seed", "evaluations", "masks_per_turn")}
+        fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
+        fields |= {"env_kwargs": {**self.env_kwargs, **table}, "agent": agent}
         fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
         if is_algorithm(agent):
             return sb3_config(fields, hyperparameters={}, n_envs=None, action=None, start_from=None)
-        if ":" not in agent:
-            check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
+        check_agent_name(agent)
         check_agent_kwargs(agent, fields["agent_kwargs"])
         return SearchConfig(**fields)
 
     def oracle(self) -> Oracle:
         """Where agents play."""
-        entry = ENVIRONMENTS.get(self.env_id)
-        env_id = self.env_id if self.live or entry is None else entry.tabular_id
-        table = {} if self.table is None else {"table": str(Path(self.table).expanduser().absolute())}
-        return make_oracle(env_id, self.search_config(self.agents[0]).budget, {**self.env_kwargs, **table})
+        config = self.search_config(self.agents[0])
+        return make_oracle(config.env_id, config.budget, config.env_kwargs)
 
 
 def check(settings: CompareSettings) -> None:
-    """Refuse a table that is not there, or a budget that it does not have, before a run begins."""
-    if not settings.live:
-        settings.oracle()
+    """Refuse what the environment or one of the agents would refuse; all are made for that."""
+    oracle = settings.oracle()
+    for agent in settings.agents:
+        check_agent(oracle, agent, settings.agent_kwargs.get(agent, {}), settings.masks_per_turn)
 
 
 ex = RunsExperiment("agents compare", save_git_info=False)
-ex.add_config(dataclasses.asdict(CompareSettings()))
+ex.add_settings(CompareSettings, check)
 ex.add_named_configs(lambda: {name: {"env_id": entry.id} for name, entry in named_environments().items()})
-ex.check_settings(lambda config: check(build(CompareSettings, config)))
 
 
 @ex.main

@@ -12,7 +12,7 @@ from das_gym.agents.searching.loop import SEARCH_DEFAULTS
 from rich.console import Console
 from rich.table import Table
 
-from das_gym.commandline import parse, use
+from das_gym.commandline import parse_or_help, typed, use
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
@@ -27,7 +27,7 @@ WIDE = 200
 
 def environments() -> Table:
     """Ids with named config, model, task, layers of the bundled model as its table names them, and data."""
-    title = "environments: gymnasium.make(id), python -m agents with <short>"
+    title = f"environments: gymnasium.make(id), {typed('agents', '<short>')}"
     table = _table(title, "id", "from a table", "short", "model", "task", "layers", "data", whole=5)
     for entry in ENVIRONMENTS.values():
         table.add_row(entry.id, entry.tabular_id, entry.short, entry.model, entry.task, _layers(entry), entry.data)
@@ -48,7 +48,7 @@ def _layers(entry: EnvEntry) -> str:
 
 def agents() -> Table:
     """Names with hyper-parameters, what a search sets them to, and what the agent is."""
-    title = "agents: python -m agents with <name> agent_kwargs.<setting>=..."
+    title = f"agents: {typed('agents', '<name>', 'agent_kwargs.<setting>=...')}"
     table = _table(title, "name", "settings", "what it is", whole=2)
     for name in AGENTS:
         cls = agent_class(name)
@@ -60,7 +60,7 @@ def agents() -> Table:
 
 def algorithms() -> Table:
     """Algorithms of Stable-Baselines3 with their class and action spaces."""
-    title = "algorithms of SB3: python -m agents with <name> hyperparameters.<setting>=..."
+    title = f"algorithms of SB3: {typed('agents', '<name>', 'hyperparameters.<setting>=...')}"
     table = _table(title, "name", "class", "action spaces", whole=3)
     for algorithm in ALGORITHMS.values():
         table.add_row(algorithm.name, algorithm.path, ", ".join(algorithm.actions))
@@ -110,7 +110,10 @@ class ListSettings:
 
 def main(words: Sequence[str] = ()) -> None:
     """Print all, wide enough that nothing wraps where no terminal reads it."""
-    use(parse(ListSettings, words, "agents list").use)
+    settings = parse_or_help(ListSettings, words, "agents list")
+    if settings is None:
+        return
+    use(settings.use)
     console = Console()
     console.width = max(console.width, NARROWEST if console.is_terminal else WIDE)
     for table in (environments(), agents(), algorithms(), rewards(), statistics()):

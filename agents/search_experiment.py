@@ -21,23 +21,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, sb3_config
+from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name, sb3_config
 from das_gym.agents.sb3.policy import agent_file
-from das_gym.agents.searching.loop import SearchConfig, search
+from das_gym.agents.searching.environment import make_env
+from das_gym.agents.searching.loop import SearchConfig, check_search, search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import typed
-from das_gym.config import build, check_names
-from das_gym.envs.tabular_env import bundled_table, load_table
-from das_gym.experiment import Run, RunsExperiment, check_problem, run_folder
-from das_gym.problem.config import PATH_SETTINGS, ProblemConfig
-from das_gym.registration import ENVIRONMENTS, MODELS, EnvEntry, named_environments
+from das_gym.config import build
+from das_gym.experiment import Run, RunsExperiment, run_folder
+from das_gym.problem.config import PATH_SETTINGS
+from das_gym.registration import named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
 
 PICTURE = "skip_probabilities.png"
@@ -103,8 +102,7 @@ class SearchSettings(ResumableSettings, SearchConfig):
     def _check_agent(self) -> None:
         if is_algorithm(self.agent):
             return
-        if ":" not in self.agent:
-            check_names([self.agent], (*AGENTS, *ALGORITHMS), "agent")
+        check_agent_name(self.agent)
         for name in ("hyperparameters", "n_envs", "action", "start_from"):
             if getattr(self, name) not in (None, {}):
                 raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
@@ -142,50 +140,25 @@ def named_configs() -> dict[str, dict[str, Any]]:
     }
 
 
-def check_environment(config: SearchConfig) -> None:
-    """Refuse what the environment would refuse, as far as that is told without loading model or data.
+def check(settings: SearchSettings) -> None:
+    """Refuse what environment or agent would refuse; both are made for that, model and data loaded.
 
     Raises:
-        ValueError: a budget of more layers than there are, or what `ProblemConfig` and `check_problem` refuse.
-        FileNotFoundError: a path that is not there.
-        gymnasium.error.Error: no such environment.
+        ValueError, FileNotFoundError, gymnasium.error.Error: what there is to mend.
     """
-    if isinstance(config, SB3Config) and config.start_from is not None:
+    config = settings.search_config()
+    if not isinstance(config, SB3Config):
+        return check_search(config)
+    if config.start_from is not None:
         agent_file(config.start_from)
-    if ":" in config.env_id:  # its module is imported when it is made
-        return
-    gymnasium.spec(config.env_id)
-    entry = next((e for e in ENVIRONMENTS.values() if config.env_id in (e.id, e.tabular_id)), None)
-    if entry is None:
-        return
-    settings, table = dict(config.env_kwargs), None
-    if config.env_id == entry.id:
-        own = {f.name for f in dataclasses.fields(ProblemConfig)}
-        given = {name: value for name, value in settings.items() if name in own}
-        problem = build(ProblemConfig, {**given, "model": entry.model, "task": entry.task})
-        check_problem(problem)
-        if problem.checkpoint is None and has_bundled_table(entry):
-            table = bundled_table(entry.model, entry.task)
-    else:
-        table = settings.get("table") or bundled_table(entry.model, entry.task)
-    skip_num = config.budget["skip_num"]
-    if table is not None and skip_num is not None:
-        n_layers = load_table(Path(table)).n_layers
-        if skip_num > n_layers:
-            raise ValueError(f"skip_num={skip_num}: the model has {n_layers} skippable layers; use 0..{n_layers}")
-
-
-def has_bundled_table(entry: EnvEntry) -> bool:
-    """Whether a table of it comes with das_gym."""
-    folder = MODELS[entry.model].assets
-    return folder is not None and (folder / f"{entry.task}_table.npz").is_file()
+    make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False).close()
+    return None
 
 
 ex = RunsExperiment("agents", save_git_info=False)  # git refuses folders of other owners; the sources are kept anyway
 ex.renamed = {"algo": "hyperparameters"}
-ex.add_config(dataclasses.asdict(SearchSettings()))
+ex.add_settings(SearchSettings, check)
 ex.add_named_configs(named_configs)
-ex.check_settings(lambda config: check_environment(build(SearchSettings, config).search_config()))
 
 
 @ex.main
@@ -266,8 +239,9 @@ def summary(result: SearchResult, folder: Path | None) -> str:
             f"(the best reward is {truth.best_reward:.4f})"
         )
     if folder is not None:
-        following = typed("adapt", f"search_run={folder.name}", runs_dir_words(folder))
-        lines += [f"  record: {folder / RECORD}", f"Next: {following}"]
+        lines.append(f"  record: {folder / RECORD}")
+    if folder is not None and ex.suggests:
+        lines.append(f"Next: {typed('adapt', f'search_run={folder.name}', runs_dir_words(folder))}")
     return "\n".join(lines)
 
 

@@ -22,12 +22,13 @@ import numpy as np
 
 from das_gym.config import build
 from das_gym.engine.spending import Spending
-from das_gym.experiment import ProblemSettings, Run, RunsExperiment, check_problem, required_folder
+from das_gym.experiment import ProblemSettings, Run, RunsExperiment, required_folder
 from das_gym.files import write_json
 from das_gym.problem.loading import Problem, load_problem
+from das_gym.problem.mask_space import every_mask, skipped_names
 from das_gym.registration import EnvEntry, find_environment
 from das_gym.runs import progress
-from das_gym.tables.build import build_table, recount, table_examples
+from das_gym.tables.build import build_table, check_table, recount, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
 
@@ -68,11 +69,26 @@ class TableSettings(ProblemSettings):
         """The environment whose masks are scored."""
         return find_environment(self.model, self.task)
 
+    def recounted(self) -> SubnetTable | None:
+        """The table whose MACs are to be counted anew."""
+        return None if self.recount is None else SubnetTable.load(Path(self.recount).expanduser())
+
+    def check(self) -> None:
+        """Load model and data, and refuse what cannot be scored or counted.
+
+        Raises:
+            ValueError: too many layers, or a table of another problem.
+        """
+        problem, table = load_problem(self.problem()), self.recounted()
+        if table is None:
+            every_mask(len(problem.layer_names))
+        else:
+            check_table(table, problem)
+
 
 ex = RunsExperiment("agents table", save_git_info=False)
-ex.add_config(dataclasses.asdict(TableSettings()))
+ex.add_settings(TableSettings, lambda settings: settings.check())
 ex.add_problems()
-ex.check_settings(lambda config: check_problem(build(TableSettings, config).problem()))
 
 
 @ex.main
@@ -82,8 +98,8 @@ def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
     folder = required_folder(_run)
     out = Path(settings.out).expanduser() if settings.out else folder / TABLE
     problem = load_problem(settings.problem())
-    if settings.recount is not None:
-        recount(SubnetTable.load(Path(settings.recount).expanduser()), problem).save(out)
+    if (old := settings.recounted()) is not None:
+        recount(old, problem).save(out)
         print(f"table: {out}, its MACs counted anew")
         return
     env_id, counts = settings.entry().id, (settings.reward_examples, settings.test_examples)
@@ -133,7 +149,7 @@ def summary(table: SubnetTable, spent: Spending) -> str:
 def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:
     told = table.describe(mask)
     metric = table.meta.metric_name
-    skipped = ", ".join(name for name, bit in zip(table.meta.layer_names, mask, strict=True) if bit)
+    skipped = ", ".join(skipped_names(table.meta.layer_names, mask))
     return (
         f"  {what:<14s} reward split: loss {told['reward_loss']:.4f}, {metric} {told['reward_metric']:.4f}; "
         f"test split: loss {told['test_loss']:.4f}, {metric} {told['test_metric']:.4f}; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -99,7 +100,7 @@ def typed(program: str, *words: str) -> str:
 
     Args:
         program: `agents`, `adapt`, with a sub-command where there is one: "agents table".
-        words: Settings; none leaves `with` out. Modules that came in by `use=` are added to them.
+        words: Settings, quoted where a shell needs that; none leaves `with` out. Modules that came in by `use=` are added.
     """
     name, _, command = program.partition(" ")
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -167,12 +168,21 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
     for word in given:
         name, sign, value = word.partition("=")
         if not sign:
-            raise ValueError(f"{word!r} is no setting; give name=value, as in `{typed(command, f'{word}=...')}`")
+            example = typed(command, f"{word.lstrip('-')}=...")
+            raise ValueError(f"{word!r} is no setting; give name=value, as in `{example}`")
         try:
             values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             values[name] = value
     return build(cls, values)
+
+
+def parse_or_help(cls: type[Config], words: Sequence[str], command: str) -> Config | None:
+    """As `parse`; None where the words ask for help, which is printed: the settings' module and what each of them is."""
+    if words and words[0] in HELP:
+        print(f"{inspect.getdoc(sys.modules[cls.__module__])}\n\n{inspect.getdoc(cls)}")
+        return None
+    return parse(cls, words, command)
 
 
 def meant(words: Sequence[str], command: str, commands: Iterable[str], named_configs: Iterable[str]) -> str | None:

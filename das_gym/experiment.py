@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -10,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
@@ -22,13 +25,14 @@ with warnings.catch_warnings():
     from sacred.utils import SacredError, get_by_dotted_path, iterate_flattened
 
 from das_gym.commandline import meant, typed, use
-from das_gym.config import check_names, part_of
+from das_gym.config import build, check_names, part_of
 from das_gym.files import read_json, write_text
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import find_supernet, pick_device
+from das_gym.problem.loading import find_supernet, load_backbone, pick_device
 from das_gym.registration import named_environments
-from das_gym.runs import MISTAKES, RUNS_DIR, ResumableSettings, find_run, runs_dir_words
+from das_gym.runs import MISTAKES, RUNS_DIR, ResumableSettings, RunSettings, find_run, runs_dir_words
 
+Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
@@ -41,15 +45,21 @@ class ProblemSettings(ResumableSettings, ProblemConfig):
         return part_of(ProblemConfig, self)
 
 
-def check_problem(problem: ProblemConfig) -> None:
+def check_problem(problem: ProblemConfig, mask: Sequence[bool] | np.ndarray | None = None) -> None:
     """Refuse a problem without a supernet or on a device that is not there, before a run begins and data are read.
 
+    Args:
+        problem: Model and data.
+        mask: One that its model is to have; it is loaded to be asked.
+
     Raises:
-        ValueError: what is missing, and how to get it.
+        ValueError: what is missing, and how to get it; a mask of another width.
         FileNotFoundError: a path that is not there.
     """
     find_supernet(problem)
     pick_device(problem.device)
+    if mask is not None:
+        load_backbone(problem).vlp.check_mask(mask)
 
 
 class RunError(SacredError):
@@ -101,12 +111,14 @@ class RunsExperiment(Experiment):
     Attributes:
         siblings: Words that may stand in place of `with`: the program's other sub-commands.
         renamed: Today's names of settings by those of earlier versions, whose runs resume.
+        suggests: Whether its commands say what to type next; not where they run as a part of another command.
     """
 
     observers: list[RunObserver]
     current_run: Run | None
     siblings: tuple[str, ...] = ()
     renamed: Mapping[str, str] = MappingProxyType({})
+    suggests: bool = True
     _named: tuple[NamedConfigs, ...] = ()
 
     def run(
@@ -171,13 +183,22 @@ class RunsExperiment(Experiment):
         """What the named configs set, later ones over earlier ones."""
         return {k: v for name in named_configs if name in self.named_configs for k, v in self.named_configs[name]().items()}
 
-    def check_settings(self, check: Callable[[dict[str, Any]], object]) -> None:
-        """Have `check` raise for wrong settings before a run begins."""
+    def add_settings(self, cls: type[Settings], check: Callable[[Settings], object] | None = None) -> None:
+        """Take the settings of a dataclass, and refuse wrong ones before a run begins.
+
+        Args:
+            cls: The dataclass; every field has a default.
+            check: Raises for what it cannot know by itself. It may load model and data, and is not called where settings
+                are only printed.
+        """
+        self.add_config(dataclasses.asdict(cls()))
 
         @self.config_hook
         def _(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
-            del command_name, logger
-            check(config)
+            del logger
+            settings = build(cls, config)
+            if check is not None and command_name == self.default_command:
+                check(settings)
             return {}
 
     def add_named_configs(self, named: NamedConfigs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class ResumableSettings(RunSettings):
 
 def runs_dir_words(folder: Path) -> str:
     """The setting `runs_dir` as it is typed to find the run in `folder`; empty for the usual place."""
-    return "" if folder.parent == Path(RUNS_DIR) else f"runs_dir={folder.parent}"
+    return "" if folder.parent == Path(RUNS_DIR) else shlex.quote(f"runs_dir={folder.parent}")
 
 
 def find_run(runs_dir: str | Path, run_id: int | str) -> Path:

@@ -6,8 +6,8 @@ import numpy as np
 import das_gym  # noqa: F401 - registers the environments
 
 
-def main(steps: int = 20, seed: int = 0) -> float:
-    env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4)
+def main(steps: int = 20, seed: int = 0, **settings) -> float:
+    env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4, **settings)
     env.reset(seed=seed)
     rng = np.random.default_rng(seed)
     best_reward, best_mask = -np.inf, None

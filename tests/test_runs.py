@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
+from pathlib import Path
 
 import gymnasium
 import pytest
 
 import das_gym
+from das_gym.commandline import typed
 from das_gym.experiment import RunError, RunsExperiment, run_folder
-from das_gym.runs import find_run, library_versions, progress
+from das_gym.runs import find_run, library_versions, progress, runs_dir_words
 
 
 @pytest.fixture
@@ -91,6 +94,12 @@ def test_a_resumed_run_refuses_other_settings(experiment, tmp_path):
     ):
         other.run(config_updates=resume)
     assert (tmp_path / "1" / "run.json").read_bytes() == before
+
+
+def test_a_command_to_type_can_be_pasted_into_a_shell():
+    words = typed("agents", "resume=3", runs_dir_words(Path("my runs/3")))
+    assert shlex.split(words) == ["python", "-m", "agents", "with", "resume=3", "runs_dir=my runs"]
+    assert runs_dir_words(Path("runs/3")) == ""
 
 
 def test_a_complete_or_unknown_run_cannot_be_resumed(experiment, tmp_path):

@@ -28,6 +28,7 @@ from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, climb, 
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.tables.ranks import average_ranks
 
 DRAWN = 6
 """So many masks are drawn at random before the process chooses."""
@@ -134,6 +135,5 @@ class Bayes(BestSeen):
 
 def normal_scores(rewards: list[float]) -> Floats:
     """(m,) quantiles of the standard normal distribution at the ranks of (m,) rewards; equal rewards share theirs."""
-    _, which, counts = np.unique(rewards, return_inverse=True, return_counts=True)
-    middles = (np.cumsum(counts) - counts / 2) / len(rewards)
-    return np.array([NormalDist().inv_cdf(middle) for middle in middles])[which]
+    middles = (average_ranks(np.array(rewards)) + 0.5) / len(rewards)
+    return np.array([NormalDist().inv_cdf(middle) for middle in middles])

@@ -1,15 +1,14 @@
 """All agents on all bundled tables, by count and by cost: LEADERBOARD.md, from one command.
 
-python -m agents leaderboard                    100 seeds, 120 evaluations; about five minutes on one core
-python -m agents leaderboard --seeds 20 --out mine.md
-python -m agents leaderboard --tables FOLDER    tables elsewhere, named <short>_table.npz: meter_vqa_table.npz, ...
+python -m agents leaderboard                        100 seeds, 120 evaluations; about five minutes on one core
+python -m agents leaderboard with seeds=20 out=mine.md
+python -m agents leaderboard with tables=FOLDER     tables elsewhere, named <short>_table.npz: meter_vqa_table.npz, ...
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quan
 from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
 from das_gym.agents.listing import first_line
 
+from das_gym.commandline import parse_or_help, typed
 from das_gym.envs.tabular_env import bundled_table
 from das_gym.files import write_text
-from das_gym.registration import ENVIRONMENTS
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 from das_gym.runs import library_versions, progress
 
 BUDGETS: tuple[Mapping[str, Any], ...] = ({"skip_num": 4}, {"macs_saved": 0.12})
@@ -108,7 +108,7 @@ def document(sections: Sequence[str], summary: str, seeds: int) -> str:
 
 Which agent finds the best mask, and after how many evaluations? Written by
 
-    python -m agents leaderboard --seeds {seeds}
+    python -m agents leaderboard with seeds={seeds}
 
 on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same numbers.
 Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
@@ -140,31 +140,46 @@ random search's.
 {chr(10).join(part + chr(10) for part in sections)}"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Play, print where the time goes, write the file; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m agents leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"searches an agent makes (default {SEEDS})")
-    parser.add_argument("--out", type=Path, default=Path("LEADERBOARD.md"), help="file to write")
-    parser.add_argument("--tables", type=Path, help="folder of tables; the bundled ones by default")
-    options = parser.parse_args(arguments)
-    tables = find_tables(options.tables)
-    if options.seeds < 1 or not tables:
-        what = f"--seeds {options.seeds}: give 1 or more" if tables else f"no tables in {options.tables or 'the assets'}"
-        print(f"{what}; `python -m agents table with meter_vqa` makes a table", file=sys.stderr)
-        return 1
+@dataclass(frozen=True)
+class LeaderboardSettings:
+    """The settings of `python -m agents leaderboard`.
+
+    Attributes:
+        seeds: Searches that an agent makes, at least 1.
+        out: File to write.
+        tables: Folder of tables; None = the bundled ones.
+    """
+
+    seeds: int = SEEDS
+    out: str = "LEADERBOARD.md"
+    tables: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} is not allowed; give a whole number from 1 on")
+
+
+def main(words: Sequence[str] = ()) -> None:
+    """Play as the words behind `python -m agents leaderboard` say, print where the time goes, and write the file."""
+    settings = parse_or_help(LeaderboardSettings, words, "agents leaderboard")
+    if settings is None:
+        return
+    tables = find_tables(None if settings.tables is None else Path(settings.tables).expanduser())
+    if not tables:
+        raise ValueError(
+            f"no tables named <short>_table.npz in {settings.tables or 'the assets'}; "
+            f"`{typed('agents table', ENVIRONMENTS[DEFAULT_ENV].short)}` makes one"
+        )
     sections, results = [], {}
     with progress(len(tables) * len(BUDGETS) * len(COMPARED), "playing", unit="agent") as bar:
         for budget in BUDGETS:
             for env_id, path in tables.items():
                 oracle = TableOracle(env_id, budget, {"table": str(path)})
-                found = compare(oracle, COMPARED, range(options.seeds), EVALUATIONS, on_agent=lambda agent: bar.update())
+                found = compare(oracle, COMPARED, range(settings.seeds), EVALUATIONS, on_agent=lambda agent: bar.update())
                 sections.append(section(oracle, found))
                 results[f"{oracle.table.meta.env_id}, {describe_budget(oracle)}"] = found
-    write_text(options.out, document(sections, verdict(results), options.seeds))
-    print(f"{len(tables)} tables, {len(BUDGETS)} budgets, {options.seeds} seeds: {options.out}")
+    write_text(settings.out, document(sections, verdict(results), settings.seeds))
+    print(f"{len(tables)} tables, {len(BUDGETS)} budgets, {settings.seeds} seeds: {settings.out}")
     missing = [entry.short for entry in ENVIRONMENTS.values() if entry.tabular_id not in tables]
     if missing:
         print(f"without a table, and so left out: {', '.join(missing)}")
-    return 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from das_gym.agents.compare.results import QUARTILES, AgentResult, quantile
 
 from das_gym.files import replacing
 from das_gym.problem.budget import Floats, Masks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _KEPT = "0.7"
 
@@ -26,11 +30,7 @@ def plot_skip_probabilities(
         mask: (n_layers,) bool, the answer, True = skipped.
         title: Title of the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(8.0)
     axes = figure.add_subplot()
     turns = np.arange(1, len(probabilities) + 1)
     colours = {int(layer): f"C{i}" for i, layer in enumerate(np.flatnonzero(mask))}
@@ -45,8 +45,22 @@ def plot_skip_probabilities(
     axes.set_ylabel("skip probability")
     axes.set_xlim(1, max(2, len(turns)))
     axes.set_title(title)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    _save(figure, path)
+
+
+def _figure(width: float) -> Figure:
+    """An empty picture, `width` by 5 inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as part:
         figure.savefig(part, format="png", dpi=120)
 
@@ -70,12 +84,8 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         results: One an agent.
         title: Title of the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = ["regret"] if results[0].rank is None else ["regret", "rank"]
-    figure = Figure(figsize=(6.0 * len(panels) + 1.5, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(6.0 * len(panels) + 1.5)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, result in enumerate(results):
             values = getattr(result, panel)
@@ -92,12 +102,9 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
             axes.set_yscale("log")
         axes.set_xlabel("evaluations")
         axes.set_ylabel({"regret": "regret of the answer (reward split)", "rank": "rank of the answer, 1 = best"}[panel])
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
     figure.legend(handles=axes.get_lines(), loc="outside right upper", frameon=False)
     figure.suptitle(title)
-    with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=120)
+    _save(figure, path)
 
 
 def _drawn(values: Floats) -> Floats:

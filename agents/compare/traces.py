@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from das_gym.agents.ask_tell.asking import answer, ask
-from das_gym.agents.ask_tell.base import AGENTS, Agent, agent_class, make_agent
+from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
 from das_gym.agents.compare.oracle import Oracle
-from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
+from das_gym.agents.sb3.algorithms import is_algorithm
+from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.loop import SEARCH_DEFAULTS, agent_generator
 
-from das_gym.config import check_names
 from das_gym.problem.budget import Floats, Masks
 
 NO_ANSWER = -np.inf
@@ -74,8 +74,7 @@ def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], mas
     if is_algorithm(agent):
         _train_once(oracle, agent, 0, 1, masks_per_turn, agent_kwargs)
         return
-    if ":" not in agent:
-        check_names([agent], (*AGENTS, *ALGORITHMS), "agent")
+    check_agent_name(agent)
     _make(oracle, agent, 0, agent_kwargs)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config
-from das_gym.agents.searching.record import FORMAT, Turn
+from das_gym.agents.searching.record import FORMAT, Turn, check_checkpoint
 
 from das_gym.config import build
 from das_gym.files import read_json, write_json
@@ -48,12 +47,5 @@ class Checkpoint:
         if not path.is_file():
             return cls()
         state = read_json(path)
-        if state.get("format") != FORMAT or "env" not in state:
-            raise ValueError(f"{path} is no checkpoint of this version; begin a new search")
-        mine = json.loads(json.dumps(dataclasses.asdict(config)))
-        for name, value in state["config"].items():
-            if name != "checkpoint_every" and mine.get(name) != value:
-                asked, known_as = mine.get(name), BY_SB3S_NAMES.get(name, name)
-                claim = f"{path} is of a search with {known_as}={value!r}, not {asked!r}"
-                raise ValueError(f"{claim}; use that, or another folder")
+        check_checkpoint(path, state, config, BY_SB3S_NAMES)
         return cls(state["steps"], tuple(build(Turn, turn) for turn in state["turns"]), state["env"])

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.agents.ask_tell.base import check_number
-from das_gym.agents.sb3.algorithms import choose_action, find_algorithm, with_defaults
+from das_gym.agents.ask_tell.base import AGENTS, check_number
+from das_gym.agents.sb3.algorithms import ALGORITHMS, choose_action, find_algorithm, with_defaults
 from das_gym.agents.searching.loop import SearchConfig
+
+from das_gym.config import check_names
 
 SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 500, "checkpoint_every": 25}
 """Where a search with an algorithm of SB3 differs from other searches unless it is told otherwise."""
@@ -101,3 +103,13 @@ def sb3_config(
     config = SB3Config(**given, action=action, start_from=start_from)
     config.check_algorithm()
     return config
+
+
+def check_agent_name(name: str) -> None:
+    """Refuse a name that means neither an agent nor an algorithm; "module:class" may mean anything.
+
+    Raises:
+        ValueError: names the nearest.
+    """
+    if ":" not in name:
+        check_names([name], (*AGENTS, *ALGORITHMS), "agent")

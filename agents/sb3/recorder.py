@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.agents.searching.record import SCORES, Turn
+from das_gym.agents.searching.record import SCORES, Turn, plain_numbers
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 
@@ -113,7 +113,7 @@ class Recorder(VectorWrapper[Any, Any, Any]):
         rows = np.flatnonzero(ended & info["feasible"])[: self.budget - self.evaluations]
         if not len(rows):
             return
-        scores: dict[str, Any] = {name: [number(value) for value in info[name][rows]] for name in SCORES}
+        scores: dict[str, Any] = {name: plain_numbers(info[name][rows]) for name in SCORES}
         turn = Turn(
             masks=masks[rows].astype(int).tolist(),
             rewards=rewards[rows].tolist(),
@@ -153,8 +153,3 @@ def with_effect(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
     order = (np.asarray(actions).reshape(m, 1) + np.arange(n)) % n
     first = np.take_along_axis(action_masks, order, axis=1).argmax(axis=1)
     return order[np.arange(m), first]
-
-
-def number(value: Any) -> Any:
-    """A plain number; None for what JSON has no number for."""
-    return value.item() if np.isfinite(value) else None

@@ -39,13 +39,12 @@ from das_gym.agents.sb3.algorithms import (
 from das_gym.agents.sb3.checkpoint import Checkpoint
 from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config, with_action
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
-from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, number, torch_threads
-from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn
+from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
+from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, plain_numbers
 
-from das_gym.commandline import used
 from das_gym.config import build, check_names
 from das_gym.files import write_bytes, write_json
-from das_gym.runs import library_versions
+from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -264,35 +263,24 @@ class _Training:
             _, rewards, _, _, info = env.step(masks.astype(np.int8))
         finally:
             env.close()
-        columns = {"reward": rewards, **{name: np.asarray(info[name]) for name in SCORES}}
-        return [
-            {"mask": mask.astype(int).tolist(), **{name: number(values[row]) for name, values in columns.items()}}
-            for row, mask in enumerate(masks)
-        ]
+        columns = {"mask": masks.astype(int).tolist(), "reward": plain_numbers(rewards)}
+        columns |= {name: plain_numbers(np.asarray(info[name])) for name in SCORES}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _record(self, answer: dict[str, Any]) -> SearchResult:
         config, recorder = self.config, self.recorder
         rows = [turn.row(i) for turn in recorder.turns for i in range(len(turn.masks))]
         best = max(rows, key=_reward, default=answer)
-        return SearchResult(
-            env_id=config.env_id,
+        return SearchResult.of(
+            config,
+            self.base,
+            answer,
+            best,
+            recorder.turns,
             env_kwargs=config.mask_kwargs,
-            agent=config.agent,
             agent_kwargs=self.parameters,
-            seed=config.seed,
-            masks_per_turn=config.masks_per_turn,
-            layer_names=list(self.layer_names),
-            skipped_layers=self._skipped(answer),
-            n_skipped=sum(answer["mask"]),
-            macs_full=int(self.base.macs_full),
-            evaluations=recorder.evaluations,
-            best_seen={**best, "skipped_layers": self._skipped(best)},
             preferences=None,
             skip_probabilities=None,
-            versions=library_versions(),
-            use=used(),
-            history=tuple(recorder.turns),
-            **answer,
         )
 
     def _description(self, policy: dict[str, Any]) -> dict[str, Any]:
@@ -306,11 +294,8 @@ class _Training:
             "evaluations": self.recorder.evaluations,
             "steps": int(self.model.num_timesteps),
             "hyperparameters": self.parameters,
-            "policy": {**policy, "skipped_layers": self._skipped(policy)},
+            "policy": {**policy, "skipped_layers": skipped_names(self.layer_names, policy["mask"])},
         }
-
-    def _skipped(self, row: Mapping[str, Any]) -> list[str]:
-        return [name for name, bit in zip(self.layer_names, row["mask"], strict=True) if bit]
 
 
 def _tensorboard(folder: Path | None) -> list[KVWriter]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,15 +16,13 @@ import numpy as np
 from das_gym.agents.ask_tell.asking import answer, ask
 from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env, observed_statistics
-from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row
+from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row, check_checkpoint, plain_numbers
 
-from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.problem.budget import DEFAULT_SKIP_NUM, Budget, Masks, check_budget
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import DEFAULT_ENV
-from das_gym.runs import library_versions
 
 CHECKPOINT = "checkpoint.json"
 
@@ -157,6 +155,30 @@ def search(
     return result
 
 
+def check_search(config: SearchConfig) -> None:
+    """Make the environment and the agent of a search and throw them away: what they refuse is told before anything is kept.
+
+    Model and data are loaded by it; the search finds them in `load_problem`'s cache.
+
+    Raises:
+        ValueError: what `search` would before its first turn; FileNotFoundError and Gymnasium's errors likewise.
+    """
+    env = make_env(config.env_id, {**config.budget, **config.env_kwargs}, config.masks_per_turn, free=False)
+    try:
+        _new_agent(config, env.unwrapped, np.zeros(cast(Any, env.single_observation_space.shape)))
+    finally:
+        env.close()
+
+
+def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agent:
+    """The agent of a search in an environment that observes (n_features,) numbers."""
+    scorer = find_scorer(base)
+    budget = Budget(len(base.layer_names), **config.budget, macs=None if scorer is None else scorer.macs)
+    statistics = observed_statistics(base, observation)
+    generator = agent_generator(config.seed)
+    return make_agent(config.agent, MaskSpace(budget), generator, config.agent_settings(), statistics)
+
+
 class _Loop:
     """One search under way."""
 
@@ -168,12 +190,7 @@ class _Loop:
         self.history: list[Turn] = []
         observation, _ = env.reset(seed=config.seed)
         self.scorer = find_scorer(self.base)
-        macs = None if self.scorer is None else self.scorer.macs
-        self.space = MaskSpace(Budget(len(self.layer_names), **config.budget, macs=macs))
-        statistics = observed_statistics(self.base, observation[0])
-        self.agent: Agent = make_agent(
-            config.agent, self.space, agent_generator(config.seed), config.agent_settings(), statistics
-        )
+        self.agent = _new_agent(config, self.base, observation[0])
 
     @property
     def evaluations(self) -> float:
@@ -193,7 +210,7 @@ class _Loop:
         self.agent.tell(masks, rewards)
         turn = Turn(
             masks=masks.astype(int).tolist(),
-            rewards=_numbers(rewards),
+            rewards=plain_numbers(rewards),
             skip_probabilities=_values(self.agent.skip_probabilities()),
             preferences=_values(self.agent.preferences),
             examples_share=share,
@@ -208,34 +225,24 @@ class _Loop:
         actions = np.repeat(masks[:1], self.env.num_envs, axis=0)
         actions[:m] = masks
         _, rewards, _, _, info = self.env.step(actions.astype(np.int8))
-        return rewards[:m], {name: _numbers(info[name][:m]) for name in SCORES}
+        return rewards[:m], {name: plain_numbers(info[name][:m]) for name in SCORES}
 
     def result(self) -> SearchResult:
         config, mask = self.config, answer(self.agent, self.config.agent)
         rewards, scores = self.score(mask[None])
-        scored = {"reward": _numbers(rewards)[0], **{name: values[0] for name, values in scores.items()}}
+        scored = {"reward": plain_numbers(rewards)[0], **{name: values[0] for name, values in scores.items()}}
         best = best_row(self.history, config.budget) or {"mask": mask.astype(int).tolist(), **scored}
-        return SearchResult(
-            env_id=config.env_id,
+        return SearchResult.of(
+            config,
+            self.base,
+            {"mask": mask.astype(int).tolist(), **scored},
+            best,
+            self.history,
             env_kwargs={**config.budget, **config.env_kwargs},
-            agent=config.agent,
             agent_kwargs=config.agent_settings(),
-            seed=config.seed,
-            masks_per_turn=config.masks_per_turn,
-            mask=mask.astype(int).tolist(),
-            layer_names=list(self.layer_names),
-            skipped_layers=_names(self.layer_names, mask),
-            n_skipped=int(mask.sum()),
-            macs_full=int(self.base.macs_full),
-            evaluations=math.ceil(self.evaluations),
-            best_seen={**best, "skipped_layers": _names(self.layer_names, best["mask"])},
             preferences=_values(self.agent.preferences),
             skip_probabilities=_values(self.agent.skip_probabilities()),
-            versions=library_versions(),
             free_budget=self.agent.free_budget,
-            use=used(),
-            history=tuple(self.history),
-            **scored,
         )
 
     def state(self) -> dict[str, Any]:
@@ -250,13 +257,7 @@ class _Loop:
 
     def restore(self, state: Mapping[str, Any], path: Path) -> None:
         """Go on from `state()`, read back from the file `path`."""
-        if state.get("format") != FORMAT:
-            raise ValueError(f"{path} is no checkpoint of this version; begin a new search")
-        mine = json.loads(json.dumps(dataclasses.asdict(self.config)))
-        for name, value in state["config"].items():
-            if name != "checkpoint_every" and mine.get(name) != value:
-                asked = mine.get(name)
-                raise ValueError(f"{path} is of a search with {name}={value!r}, not {asked!r}; use that, or another folder")
+        check_checkpoint(path, state, self.config)
         self.agent.load_state_dict(state["agent"])
         if hasattr(self.base, "set_state"):
             self.base.set_state(state["env"])
@@ -266,15 +267,6 @@ class _Loop:
 def agent_generator(seed: int) -> np.random.Generator:
     """What the agent of a search draws from: a child of the seed, since the environment draws from the seed itself."""
     return np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
-
-
-def _names(layer_names: Sequence[str], mask: Masks | list[int]) -> list[str]:
-    return [name for name, skipped in zip(layer_names, mask, strict=True) if skipped]
-
-
-def _numbers(values: np.ndarray) -> list[Any]:
-    """Plain numbers; None for what JSON has no number for."""
-    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _values(values: np.ndarray | None) -> list[float] | None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
+from das_gym.problem.mask_space import skipped_names
+from das_gym.runs import library_versions
 
 FORMAT = 1
 RECORD = "search.json"
@@ -67,6 +74,34 @@ class Turn:
         """Mask number `index` of the turn and its scores."""
         scores = {name: getattr(self, name)[index] for name in SCORES}
         return {"mask": self.masks[index], "reward": self.rewards[index], **scores}
+
+
+def check_checkpoint(
+    path: Path, state: Mapping[str, Any], config: Any, names: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Refuse what a search cannot go on from.
+
+    Args:
+        path: Where it was read.
+        state: `format`, `env`, and `config`, the settings of its search.
+        config: The settings of this search, a dataclass.
+        names: What settings are called in errors, where it is not their field's name.
+
+    Raises:
+        ValueError: it is of another search, or of another version.
+    """
+    if state.get("format") != FORMAT or "env" not in state:
+        raise ValueError(f"{path} is no checkpoint of this version; begin a new search")
+    mine = json.loads(json.dumps(asdict(config)))
+    for name, value in state["config"].items():
+        if name != "checkpoint_every" and mine.get(name) != value:
+            claim = f"{path} is of a search with {names.get(name, name)}={value!r}, not {mine.get(name)!r}"
+            raise ValueError(f"{claim}; use that, or another folder")
+
+
+def plain_numbers(values: np.ndarray) -> list[Any]:
+    """(m,) values as plain numbers; None for what JSON has no number for."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _check_mask(name: str, mask: Any, n_layers: int) -> None:
@@ -186,6 +221,37 @@ class SearchResult:
         most = max((len(turn.masks) for turn in self.history), default=1)
         if self.masks_per_turn < most:
             raise ValueError(f"masks_per_turn={self.masks_per_turn} is not allowed; its turns have up to {most} masks")
+
+    @classmethod
+    def of(
+        cls, config: Any, base: Any, answer: Mapping[str, Any], best: Mapping[str, Any], turns: Sequence[Turn], **rest: Any
+    ) -> SearchResult:
+        """The result of a search.
+
+        Args:
+            config: Its settings, a `SearchConfig`.
+            base: Its environment.
+            answer: `mask`, `reward` and scores of the answer.
+            best: Those of the best mask seen.
+            turns: All turns.
+            rest: The other fields.
+        """
+        shared = {name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")}
+        names = list(base.layer_names)
+        return cls(
+            **shared,
+            **answer,
+            layer_names=names,
+            skipped_layers=skipped_names(names, answer["mask"]),
+            n_skipped=sum(answer["mask"]),
+            macs_full=int(base.macs_full),
+            evaluations=math.ceil(sum(turn.cost for turn in turns)),
+            best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
+            versions=library_versions(),
+            use=used(),
+            history=tuple(turns),
+            **rest,
+        )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `search_history.json` and then `search.json` into `folder`; returns the path of the latter."""

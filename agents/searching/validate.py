@@ -1,7 +1,7 @@
 """Replay a result record: are reward, loss and MACs what it claims?
 
-    python -m agents validate runs/3
-    python -m agents validate runs/3/search.json --tolerance 1e-3
+    python -m agents validate with file=runs/3                        or, shorter, validate runs/3
+    python -m agents validate with file=runs/3/search.json tolerance=1e-3
 
 The environment is made again and scores the answer and the best mask seen, both of which must keep the budget. Where the
 examples change from step to step, every turn is replayed in order (search_history.json). What follows from masks and turns
@@ -13,24 +13,22 @@ something differs.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import AGENTS, check_number
-from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.ask_tell.base import check_number
+from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
 from das_gym.agents.searching.record import SCORES, SearchResult, best_row, keeps_budget
 
-from das_gym.commandline import use
-from das_gym.config import check_names
+from das_gym.commandline import HELP, parse_or_help, use
 from das_gym.problem.budget import Masks
+from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import MISTAKES, library_versions
 
 TOLERANCE = 1e-4
@@ -71,8 +69,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE) -> list[Check]:
             agent there is not.
     """
     check_number("tolerance", tolerance, minimum=0)
-    if ":" not in result.agent:
-        check_names([result.agent], (*AGENTS, *ALGORITHMS), "agent")
+    check_agent_name(result.agent)
     changing = result.env_kwargs.get("reward_batches", "fixed") != "fixed"
     if changing and not _has_all_turns(result):
         raise ValueError(
@@ -121,18 +118,14 @@ def _derived(result: SearchResult) -> list[Check]:
     best = result.best_seen
     pairs = {
         "answer: n_skipped": (result.n_skipped, sum(result.mask)),
-        "answer: skipped_layers": (result.skipped_layers, _skipped(result, result.mask)),
-        "best seen: skipped_layers": (best["skipped_layers"], _skipped(result, best["mask"])),
+        "answer: skipped_layers": (result.skipped_layers, skipped_names(result.layer_names, result.mask)),
+        "best seen: skipped_layers": (best["skipped_layers"], skipped_names(result.layer_names, best["mask"])),
     }
     if result.history or result.evaluations == 0:
         row = best_row(result.history, result.env_kwargs) or {"mask": result.mask, **_claim(vars(result))}
         pairs["evaluations"] = (result.evaluations, math.ceil(sum(turn.cost for turn in result.history)))
         pairs |= {f"best seen, of all turns: {name}": (best[name], row[name]) for name in ("mask", "reward", *SCORES)}
     return [Check(what, claimed, found, claimed == found) for what, (claimed, found) in pairs.items()]
-
-
-def _skipped(result: SearchResult, mask: Sequence[int]) -> list[str]:
-    return [name for name, bit in zip(result.layer_names, mask, strict=True) if bit]
 
 
 def _score(env: Any, masks: Masks) -> list[dict[str, Any]]:
@@ -168,35 +161,39 @@ def _compare(what: str, claimed: float | None, found: float, tolerance: float) -
     return Check(what, claimed, shown, abs(claimed - shown) <= tolerance * max(1.0, abs(claimed)))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Validate the records named on the command line; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m agents validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", type=Path, help="search.json, or the folder that holds it")
-    parser.add_argument("--tolerance", type=_tolerance, default=TOLERANCE, help="largest difference (default 1e-4)")
-    options = parser.parse_args(arguments)
+@dataclass(frozen=True)
+class ValidateSettings:
+    """The settings of `python -m agents validate`.
+
+    Attributes:
+        file: The record, `search.json`, or the folder that holds it.
+        tolerance: Largest difference, relative or absolute, from 0 on.
+    """
+
+    file: str
+    tolerance: float = TOLERANCE
+
+    def __post_init__(self) -> None:
+        check_number("tolerance", self.tolerance, minimum=0)
+
+
+def main(words: Sequence[str]) -> int:
+    """Validate the record that the words behind `python -m agents validate` name; the exit code."""
+    if words and words[0] not in ("with", *HELP) and "=" not in words[0]:  # a path alone
+        words = ["with", f"file={words[0]}", *words[2 if words[1:2] == ["with"] else 1 :]]
+    settings = parse_or_help(ValidateSettings, words, "agents validate")
+    if settings is None:
+        return 0
     try:
-        result = SearchResult.load(options.file)
+        result = SearchResult.load(settings.file)
         use(result.use)
-        checks = validate(result, options.tolerance)
-    except MISTAKES as error:
-        print(f"cannot validate {options.file}: {error}", file=sys.stderr)
+        checks = validate(result, settings.tolerance)
+    except (*MISTAKES, ImportError, LookupError, AttributeError) as error:  # or an environment that tells no scores
+        told = str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
+        print(f"cannot validate {settings.file}: {told}", file=sys.stderr)
         return 1
-    except (ImportError, LookupError, AttributeError) as error:  # an environment that is not there, or tells no scores
-        print(f"cannot validate {options.file}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    print(report(options.file, result, checks, options.tolerance))
+    print(report(settings.file, result, checks, settings.tolerance))
     return 0 if all(check.agrees for check in checks) else 1
-
-
-def _tolerance(text: str) -> float:
-    try:
-        value = float(text)
-        check_number("tolerance", value, minimum=0)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; give a finite number from 0 on, such as 1e-3") from error
-    return value
 
 
 def report(file: str | os.PathLike[str], result: SearchResult, checks: Sequence[Check], tolerance: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ from gymnasium import spaces
 
 from das_gym.envs.actions import find_action_mode
 from das_gym.envs.scoring import Scorer
+from das_gym.problem.mask_space import skipped_names
 
 
 class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
@@ -28,6 +30,12 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - as in gymnasium.Env
 
+    n_layers = property(attrgetter("scorer.n_layers"), doc="How many layers can be skipped.")
+    layer_names = property(attrgetter("scorer.layer_names"), doc="Names of the layers, in mask order.")
+    skip_num = property(attrgetter("scorer.budget.skip_num"), doc="How many layers are to be skipped, or None.")
+    macs_saved = property(attrgetter("scorer.budget.macs_saved"), doc="The share of MACs that is to be saved, or None.")
+    macs_full = property(attrgetter("scorer.macs.full"), doc="MACs of one example without adapters: what savings refer to.")
+
     def __init__(self, scorer: Scorer, action: str, render_mode: str | None, arguments: dict[str, Any]) -> None:
         check_render_mode(render_mode)
         self._arguments = arguments
@@ -42,34 +50,9 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         self._last: tuple[np.ndarray, float, dict[str, Any]] | None = None
 
     @property
-    def n_layers(self) -> int:
-        """How many layers can be skipped."""
-        return self.scorer.n_layers
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers, in mask order."""
-        return self.scorer.layer_names
-
-    @property
     def feature_names(self) -> tuple[str, ...]:
         """What each entry of the observation is: `<layer>/<statistic>`, and what the action space adds."""
         return self.scorer.feature_names + self.mode.feature_names
-
-    @property
-    def skip_num(self) -> int | None:
-        """How many layers are to be skipped; None where the budget is another one."""
-        return self.scorer.budget.skip_num
-
-    @property
-    def macs_saved(self) -> float | None:
-        """The share of MACs that is to be saved; None where the budget is another one."""
-        return self.scorer.budget.macs_saved
-
-    @property
-    def macs_full(self) -> int:
-        """MACs of one example through the model without adapters: what savings refer to."""
-        return self.scorer.macs.full
 
     @property
     def last_mask(self) -> np.ndarray | None:
@@ -111,7 +94,7 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
 
     def describe(self, mask: np.ndarray, reward: float, info: dict[str, Any]) -> str:
         """One line on a scored mask."""
-        skipped = ", ".join(name for name, bit in zip(self.layer_names, mask, strict=True) if bit) or "nothing"
+        skipped = ", ".join(skipped_names(self.layer_names, mask)) or "nothing"
         return (
             f"skipped {skipped}: reward {reward:.4f}, loss {info['loss']:.4f}, MACs saved {100 * info['macs_saved']:.1f} %\n"
         )

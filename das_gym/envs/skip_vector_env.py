@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +35,13 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     metadata = {**SkipEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
     env_class: ClassVar[type[ScoredEnv]] = SkipEnv
 
+    n_layers = property(attrgetter("template.n_layers"), doc="How many layers can be skipped.")
+    layer_names = property(attrgetter("template.layer_names"), doc="Names of the layers, in mask order.")
+    feature_names = property(attrgetter("template.feature_names"), doc="What each entry of an observation is.")
+    skip_num = property(attrgetter("template.skip_num"), doc="How many layers are to be skipped, or None.")
+    macs_saved = property(attrgetter("template.macs_saved"), doc="The share of MACs that is to be saved, or None.")
+    macs_full = property(attrgetter("template.macs_full"), doc="MACs of one example through the model without adapters.")
+
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **kwargs: Any) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
@@ -52,36 +60,6 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._last: tuple[np.ndarray, Outcome] | None = None
-
-    @property
-    def n_layers(self) -> int:
-        """How many layers can be skipped."""
-        return self.template.n_layers
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the layers, in mask order."""
-        return self.template.layer_names
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """What each entry of an observation is."""
-        return self.template.feature_names
-
-    @property
-    def skip_num(self) -> int | None:
-        """How many layers are to be skipped; None where the budget is another one."""
-        return self.template.skip_num
-
-    @property
-    def macs_saved(self) -> float | None:
-        """The share of MACs that is to be saved; None where the budget is another one."""
-        return self.template.macs_saved
-
-    @property
-    def macs_full(self) -> int:
-        """MACs of one example through the model without adapters."""
-        return self.template.macs_full
 
     @property
     def last_masks(self) -> np.ndarray | None:

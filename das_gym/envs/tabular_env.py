@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from das_gym.commandline import typed
 from das_gym.config import check_names
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
@@ -179,8 +180,8 @@ def bundled_table(model: str, task: str) -> Path:
     path = None if folder is None else folder / f"{task}_table.npz"
     if path is None or not path.is_file():
         raise ValueError(
-            f"no table of {model} on {task} is bundled: make one with `python -m agents table with "
-            f"{model.lower()}_{task}` and pass table=<the file it writes>"
+            f"no table of {model} on {task} is bundled: make one with "
+            f"`{typed('agents table', find_environment(model, task).short)}` and pass table=<the file it writes>"
         )
     return path
 

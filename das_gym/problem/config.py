@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def changed_settings(config: ProblemConfig) -> dict[str, Any]:
 def problem_words(config: ProblemConfig, *more: str) -> str:
     """Model and data as a person types them behind `with`: the named config, settings that are not the default, and more."""
     changed = changed_settings(config)
-    given = [f"{name}={value}" for name, value in changed.items() if name not in ("model", "task", "supernet")]
+    given = [shlex.quote(f"{name}={value}") for name, value in changed.items() if name not in ("model", "task", "supernet")]
     return " ".join([find_environment(config.model, config.task).short, *given, *more])
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from functools import cached_property
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +43,11 @@ def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
     return masks
 
 
+def skipped_names(layer_names: Iterable[str], mask: Iterable[Any]) -> list[str]:
+    """Names of the layers that a mask (one truth a layer) skips."""
+    return [name for name, skipped in zip(layer_names, mask, strict=True) if skipped]
+
+
 class MaskSpace:
     """The masks that keep a budget, and the moves among them, for any number of layers.
 
@@ -65,15 +72,8 @@ class MaskSpace:
         self.budget = budget
         self.n_layers = int(budget.n_layers)
 
-    @property
-    def skip_num(self) -> int | None:
-        """The budget's."""
-        return self.budget.skip_num
-
-    @property
-    def macs_saved(self) -> float | None:
-        """The budget's."""
-        return self.budget.macs_saved
+    skip_num = property(attrgetter("budget.skip_num"), doc="The budget's, or None.")
+    macs_saved = property(attrgetter("budget.macs_saved"), doc="The budget's, or None.")
 
     @cached_property
     def enumerable(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from das_gym.commandline import typed
 from das_gym.config import build, check_names
 from das_gym.engine.evaluator import Scores
 from das_gym.files import write_bytes
@@ -242,7 +244,7 @@ class SubnetTable:
             told = "; ".join(f"{name} is {self.meta.hashes.get(name)} there and {hashes[name]} here" for name in differing)
             raise ValueError(
                 f"this table of {self.meta.env_id} was made from something else: {told}; "
-                "make one for yours with `python -m agents table with ...`"
+                f"make one for yours with `{typed('agents table', '...')}`"
             )
 
     def save(self, path: str | Path) -> None:
@@ -263,7 +265,7 @@ class SubnetTable:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no table at {path}; `python -m agents table with out={path}` makes one")
+            raise FileNotFoundError(f"no table at {path}; `{typed('agents table', shlex.quote(f'out={path}'))}` makes one")
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 return cls._from_arrays(arrays)
@@ -287,7 +289,7 @@ class SubnetTable:
         """`values`, larger = better."""
         values = self.values(by, split)
         if np.isnan(values).any():
-            raise ValueError(f"this table holds no {by} of the {split} split; make it again with `python -m agents table`")
+            raise ValueError(f"this table holds no {by} of the {split} split; make it again with `{typed('agents table')}`")
         return values if _larger_is_better(by) else -values
 
     def _rows_within(self, masks: np.ndarray, within: np.ndarray) -> np.ndarray:

@@ -1,24 +1,19 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).parents[2]
+from das_gym.adapt.commands import main
 
 
 @pytest.fixture
-def run_command(tmp_path: Path):
-    """Runs `python -m ...` in an empty folder; returns its exit code and all that it printed."""
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs `python -m adapt ...` in an empty folder and in this process; returns its exit code and all that it printed."""
+    monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> tuple[int, str]:
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
-        )
-        return done.returncode, done.stdout + done.stderr
+    def run(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            main(["adapt", *words])
+        return end.value.code or 0, "".join(capsys.readouterr())
 
     return run

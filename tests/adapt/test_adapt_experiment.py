@@ -77,6 +77,12 @@ def test_a_search_run_that_is_not_there_is_told_before_a_run_begins(run_folder: 
     assert [path.name for path in run_folder.parent.iterdir()] == ["1"]
 
 
+def test_a_mask_of_another_width_begins_no_run(tmp_path: Path):
+    with pytest.raises(RunError, match=r"mask of shape \(2,\): this model has 12 layers"):
+        AdaptExperiment().run(config_updates={"mask": [1, 0], "runs_dir": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
+
+
 class SearchedError(Exception):
     """Ends a run after its search was asked for."""
 

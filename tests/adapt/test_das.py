@@ -187,3 +187,4 @@ def test_wrong_settings(updates: dict, text: str, problem: ProblemConfig, tmp_pa
         DASExperiment(paper_bandit).run(
             config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)}
         )
+    assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ def evaluation(metric: float) -> Evaluation:
 
 
 ROWS = {
-    BASELINE: Row(BASELINE, (0, 0), (), 0, 900_000, 100, 0.0),
+    BASELINE: Row(BASELINE, (0, 0), (), 60, 900, 100, 0.0, evaluation(0.95), Spread(1.9, 1.8, 2.0), Spread(1.05, 1.0, 1.1)),
     UNSKIPPED: Row(UNSKIPPED, (0, 0), (), 90, 1_000, 106, -0.06, evaluation(0.975), Spread(2.0, 1.9, 2.1)),
     SUBNET: Row(
         SUBNET, (1, 0), ("text.1",), 80, 800, 83, 0.173, evaluation(0.969), Spread(1.6, 1.5, 1.7), Spread(1.25, 1.2, 1.3)
@@ -46,11 +46,21 @@ def test_the_table_names_its_baseline_and_fits(capsys: pytest.CaptureFixture[str
     assert all(len(line) <= WIDTH for line in lines)
     cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
     table = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
-    assert table["accuracy on test, %"] == ["-", "97.50", "96.90"]
+    assert table["accuracy on test, %"] == ["95.00", "97.50", "96.90"]
+    assert table["trainable parameters"] == ["60", "90", "80"]
     assert table["MACs saved, %"] == ["0.00", "-6.00", "17.30"]
-    assert table["latency, ms (quartiles)"] == ["-", "98765 (98700..98800)", "1.60 (1.50..1.70)"]
-    assert table["times as fast (quartiles)"] == ["-", "-", "1.25 (1.20..1.30)"]
+    assert table["latency, ms (quartiles)"] == ["1.90 (1.80..2.00)", "98765 (98700..98800)", "1.60 (1.50..1.70)"]
+    assert table["times as fast (quartiles)"] == ["1.05 (1.00..1.10)", "-", "1.25 (1.20..1.30)"]
     assert " ".join(lines[-2:]) == conclusion(ROWS)
+
+
+def test_a_baseline_that_was_not_trained_has_costs_alone(capsys: pytest.CaptureFixture[str]):
+    bare = dataclasses.replace(ROWS[BASELINE], trainable_parameters=0, evaluation=None, latency=None, speedup=None)
+    print_report({**ROWS, BASELINE: bare}, "1,000 test examples")
+    cells = [line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    table = {row[0].strip(): row[1].strip() for row in cells}
+    assert [table[f"{name} (quartiles)"] for name in ("latency, ms", "times as fast")] == ["-", "-"]
+    assert [table["accuracy on test, %"], table["trainable parameters"], table["parameters"]] == ["-", "-", "900"]
 
 
 def test_calls_take_turns():

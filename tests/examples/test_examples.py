@@ -21,9 +21,9 @@ QUICK: dict[str, dict] = {
     "own_reward": {"evaluations": 30},
     "own_statistic": {"reward_examples": 10},
     "own_model": {"checkpoint": "bridge_tower", "steps": 2, "reward_examples": 8},
-    "own_task": {"steps": 2},
+    "own_task": {"steps": 2, "data_root": "shapes"},
     "policy_gradient": {"env_id": "DAS-METER-VQA-Tabular-v0", "num_updates": 3},
-    "random_masks": {"steps": 3},
+    "random_masks": {"steps": 3, "reward_examples": 10},
     "snli_ve": {"data_root": "data", "steps": 2, "batch_size": 4},
     "sb3_maskable": {"env_id": "DAS-METER-VQA-Tabular-v0", "total_timesteps": 128},
     "sb3_ppo": {"total_timesteps": 64, "reward_examples": 10},
@@ -47,10 +47,11 @@ def registries() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize(("path", "arguments"), CASES, ids=lambda value: getattr(value, "stem", ""))
-def test_runs(path: Path, arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_runs(path: Path, arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_folder: Path):
     assert len([line for line in path.read_text().splitlines() if line]) < 80
     monkeypatch.chdir(tmp_path)
     write_snli_ve(tmp_path / "data")
+    (tmp_path / "shapes").symlink_to(shapes_folder)
     if path.stem == "own_model":
         save_bridge_tower(tmp_path / "bridge_tower", ASSETS / "meter_mini")
     result = runpy.run_path(str(path))["main"](**arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from das_gym.models.encoding import meta_batch
@@ -17,7 +19,12 @@ def on_meta(config: METERConfig | ViLTConfig) -> METER | ViLT:
 
 
 def whole(config: METERConfig | ViLTConfig, text: int = 40, answers: int | None = None, counting: str = "paper") -> Costs:
-    """Costs of a model of that size, with its VQA head where `answers` is given."""
+    """Costs of a model of that size, with its VQA head where `answers` is given; counted once."""
+    return _whole(config, text, answers, counting)
+
+
+@cache
+def _whole(config: METERConfig | ViLTConfig, text: int, answers: int | None, counting: str) -> Costs:
     vlp = on_meta(config)
     with torch.device("meta"):
         head = None if answers is None else build_vqa_head(vlp.feature_size, answers, vlp.head_size)

@@ -211,17 +211,21 @@ def command(*words, cwd):
 
 def test_the_leaderboard_from_one_command(made_up_table, tmp_path, capsys):
     out = tmp_path / "LEADERBOARD.md"
-    assert leaderboard(["--tables", str(made_up_table.parent), "--seeds", "1", "--out", str(out)]) == 0
+    leaderboard(["with", f"tables={made_up_table.parent}", "seeds=1", f"out={out}"])
     text = out.read_text()
-    assert "python -m agents leaderboard --seeds 1" in text
+    assert "python -m agents leaderboard with seeds=1" in text
     assert "### DAS-METER-VQA-v0, k = 4 (70 masks)" in text
     assert "### DAS-METER-VQA-v0, at least 12 % of MACs saved" in text
     assert text.count("\n| bayes |") == text.count("\n| random |") == 2
     (line,) = [line for line in text.splitlines() if line.startswith("| DAS-METER-VQA-v0, k = 4 (70 masks) |")]
     assert line.split(" | ")[-2] in ("yes", "no")
     assert "without a table, and so left out: meter_nlvr2, meter_retrieval, vilt_vqa" in capsys.readouterr().out
-    assert leaderboard(["--tables", str(tmp_path)]) == 1
-    assert "no tables in" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=r"no tables named <short>_table\.npz in .*`python -m agents table with meter_vqa` makes one"
+    ):
+        leaderboard(["with", f"tables={tmp_path / 'none'}"])
+    with pytest.raises(ValueError, match="seeds=0 is not allowed; give a whole number from 1 on"):
+        leaderboard(["with", "seeds=0"])
 
 
 def test_the_list_names_everything(tmp_path):

@@ -94,9 +94,9 @@ def test_the_command(tmp_path, capsys):
     assert "DIFFERS" in printed
     assert "made with torch 1.0 (here " in printed
     assert "1 of 23 values differ" in printed
-    assert main([str(tmp_path), "--tolerance", "0.1"]) == 0
+    assert main(["with", f"file={tmp_path}", "tolerance=0.1"]) == 0
     (tmp_path / "search_history.json").unlink()
-    assert main([str(tmp_path), "--tolerance", "0.1"]) == 0
+    assert main([str(tmp_path), "with", "tolerance=0.1"]) == 0
     assert "no search_history.json beside it: evaluations and the best mask seen are not compared" in capsys.readouterr().out
     assert main([str(tmp_path / "nowhere")]) == 1
     assert "cannot validate" in capsys.readouterr().err
@@ -192,12 +192,27 @@ def test_a_broken_record_is_told_in_words(change, text, tmp_path, capsys):
     assert re.search(text, error), error
 
 
-@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf", "much"])
-def test_a_tolerance_is_a_number_from_0_on(tolerance, tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([str(tmp_path), "--tolerance", tolerance])
-    assert ended.value.code == 2
-    assert f"'{tolerance}' is not allowed; give a finite number from 0 on" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["with", "file=x", "tolerance=-1"], "tolerance=-1.0 is not allowed; give a number from 0"),
+        (["with", "file=x", "tolerance=1e999"], "tolerance=inf is not allowed"),
+        (["with", "file=x", "tolerance=much"], "tolerance='much' .str. is not allowed; give a number"),
+        (["x", "--tolerance", "1e-3"], "'--tolerance' is no setting; .* `python -m agents validate with tolerance=...`"),
+        (["file=x"], "did you mean `python -m agents validate with file=x`"),
+        ([], "setting 'file' is missing"),
+    ],
+)
+def test_wrong_words_say_what_was_meant(words, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        main(words)
+
+
+def test_help_says_what_the_settings_are(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "Replay a result record" in printed
+    assert "tolerance: Largest difference" in printed
 
 
 def test_a_search_on_the_model_is_valid(tiny_kwargs, tmp_path):
