@@ -120,7 +120,7 @@ def _row(
 ) -> Row:
     vlp = subnet.backbone.vlp
     mask = vlp.check_mask(None)
-    parameters = [*vlp.parameters(), *subnet.head.parameters()]
+    parameters = {*vlp.parameters(), *subnet.head.parameters()}  # a head may be the model's own
     return Row(
         name=name,
         mask=tuple(mask.astype(int).tolist()),

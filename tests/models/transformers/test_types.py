@@ -1,0 +1,66 @@
+"""The table of types that work, in docs/models.md: `python -m tests.models.transformers.test_types` writes it anew."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from das_gym.models.transformers.loading import load_vlm
+from tests.models.transformers import tiny
+from tests.models.transformers.conftest import Driven
+
+PAGE = Path(__file__).parents[3] / "docs" / "models.md"
+START, END = "<!-- table -->", "<!-- end of table -->"
+
+COLUMNS = (
+    "type of model",
+    "class in transformers",
+    "layers that may be skipped",
+    "attention and MLP apart",
+    "questions share a picture's part",
+)
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def row_of(name: str, folder: Path, driven: Driven | None) -> str:
+    """A line of the table."""
+    title = type(tiny.make(name)[0]).__name__
+    if driven is None:
+        with pytest.raises(ValueError, match="refused") as error:
+            load_vlm(folder)
+        kind, why = AutoConfig.from_pretrained(folder).model_type, str(error.value).split("refused: ")[1]
+        return f"| {kind} | {title} | none: {why} | - | - |"
+    traits, kind = driven.vlm.traits, driven.vlm.model.config.model_type
+    layers = "all"
+    if traits.protected:
+        layers = f"all but the first {len(traits.protected)} ({next(iter(traits.protected.values()))})"
+    shares = "reads text alone" if not driven.processor.sees else "yes" if traits.shares_prefix else "no: it looks both ways"
+    return f"| {kind} | {title} | {layers} | yes | {shares} |"
+
+
+def test_the_page_says_what_the_types_do(folder_of: Callable[[str], Path], driven: Callable[..., Driven], tmp_path: Path):
+    rows = [row_of(name, folder_of(name), None if name == "blip_2" else driven(name)) for name in tiny.MAKERS]
+    for name in tiny.WORKING:
+        assert len(driven(name, "sublayers").vlm.layers) == 2 * len(driven(name).vlm.layers)
+    table = PAGE.read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
+    assert table == "\n".join([HEADER, *rows])
+
+
+def main() -> None:
+    """Write the table."""
+    rows = []
+    for name in tiny.MAKERS:
+        with tempfile.TemporaryDirectory() as folder:
+            tiny.save(name, Path(folder))
+            rows.append(row_of(name, Path(folder), None if name == "blip_2" else Driven(Path(folder))))
+    before, rest = PAGE.read_text(encoding="utf-8").split(START)
+    after = rest.split(END)[1]
+    PAGE.write_text("\n".join([f"{before}{START}", HEADER, *rows, f"{END}{after}"]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
