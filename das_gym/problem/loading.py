@@ -50,6 +50,7 @@ class Backbone:
         heads: What tasks may begin their heads from, of the heads that came with the checkpoint.
         config: What it was loaded from; None for one put together by hand.
         settings: The settings of the model that it was loaded with beside that.
+        untrained: Parameters that the checkpoint lacks, adapters aside.
     """
 
     vlp: VLP
@@ -58,6 +59,7 @@ class Backbone:
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     config: ProblemConfig | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    untrained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     processor = vlp.inputs(Path(config.tokenizer) if config.tokenizer else folder, config.max_text_length)
     base = fingerprint(vlp)
     heads = getattr(loaded, "heads", {})
-    return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, asked)
+    untrained = tuple(name for name in getattr(report, "missing", ()) if "adapter" not in name)
+    return Backbone(vlp.to(pick_device(config.device)), processor, base, heads, config, asked, untrained)
 
 
 def task_class(name: str) -> type[Task]:
@@ -265,9 +268,14 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
     """The model as it came, with a head of its own: skipped layers are left out, and nothing takes their place.
 
     Raises:
-        ValueError: it has no head for the task.
+        ValueError: it has no head for the task, or lacks parameters.
     """
     kind, vlp = task_class(task), backbone.vlp
+    if backbone.untrained:
+        raise ValueError(
+            f"this checkpoint lacks {', '.join(backbone.untrained[:3])}, so that its scores without training mean nothing: "
+            "train a supernet first, or use a whole checkpoint"
+        )
     labelled = kind(backbone.processor, kind.choose_labels(splits))
     head = _head(vlp, labelled)
     if vlp.own_head() is None:
@@ -281,8 +289,7 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
 
 def _own_heads(config: ProblemConfig) -> bool:
     """Whether the checkpoint has a head that the task may begin from."""
-    heads = load_backbone(config).heads
-    return bool(heads) and task_class(config.task).start_head is not Task.start_head
+    return task_class(config.task).own_head in load_backbone(config).heads
 
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:

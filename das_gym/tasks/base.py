@@ -52,12 +52,14 @@ class Task(ABC):
         name: How adaptation files and settings name it.
         metric_name: What `metrics` measures.
         passes: How many pairs an example takes.
+        own_head: What checkpoints call the head that the task begins from, or None.
         reward_examples: How many examples score a mask, unless a person asks for another number.
     """
 
     name: ClassVar[str]
     metric_name: ClassVar[str] = "accuracy"
     passes: ClassVar[int] = 1
+    own_head: ClassVar[str | None] = None
     reward_examples: ClassVar[int] = 500
 
     def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:

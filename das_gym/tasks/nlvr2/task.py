@@ -36,6 +36,7 @@ class NLVR2Task(Task):
     """
 
     name = "nlvr2"
+    own_head = "nlvr2_classifier"
     metric_name = "accuracy"
     passes = 2
 
@@ -64,8 +65,8 @@ class NLVR2Task(Task):
 
     def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Start from the checkpoint's `nlvr2_classifier`."""
-        if "nlvr2_classifier" in heads:
-            load_head(head, "nlvr2_classifier", heads["nlvr2_classifier"])
+        if self.own_head in heads:
+            load_head(head, self.own_head, heads[self.own_head])
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) cross-entropy, in nats."""

@@ -36,6 +36,7 @@ class RetrievalTask(Task):
     """
 
     name = "retrieval"
+    own_head = "rank_output"
     metric_name = "ranked_first"
     passes = NUM_TEXTS
     reward_examples = 64  # 1,024 pairs
@@ -68,8 +69,8 @@ class RetrievalTask(Task):
             heads: `das_gym.models.checkpoints.Loaded.heads`; its `rank_output` is the checkpoint's own, or the row of its
                 image-text-matching head that stands for a match.
         """
-        if "rank_output" in heads:
-            load_head(head, "rank_output", {f"0.{name}": tensor for name, tensor in heads["rank_output"].items()})
+        if self.own_head in heads:
+            load_head(head, self.own_head, {f"0.{name}": tensor for name, tensor in heads[self.own_head].items()})
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) cross-entropy of the true text among the 16, in nats: METER's and ViLT's ranking loss."""

@@ -41,6 +41,7 @@ class VQATask(Task):
     """
 
     name = "vqa"
+    own_head = "vqa_classifier"
 
     def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:
         super().__init__(processor, labels)
@@ -80,8 +81,8 @@ class VQATask(Task):
 
     def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Start from the checkpoint's `vqa_classifier`, whose answers are taken to be those of this vocabulary, in order."""
-        if "vqa_classifier" in heads:
-            load_head(head, "vqa_classifier", heads["vqa_classifier"])
+        if self.own_head in heads:
+            load_head(head, self.own_head, heads[self.own_head])
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) binary cross-entropy summed over answers, in nats: METER's VQA loss before its mean."""

@@ -1,0 +1,124 @@
+"""Problems without a supernet: a model is searched as it came, with a head of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
+from das_gym.models.tensor_files import read_tensors, write_tensors
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, build_problem
+from das_gym.registration import ASSETS
+from tests.models.transformers import tiny
+from tests.tasks.answering.making import llava_folder
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(mini_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """METER-mini with a head for VQA in its folder, as fine-tuned checkpoints have it."""
+    supernet = Adaptation.load(ASSETS / "meter_mini" / "vqa_supernet.safetensors")
+    head = {n.removeprefix("head."): t for n, t in supernet.tensors.items() if n.startswith("head.")}
+    folder = tmp_path_factory.mktemp("checkpoint") / "meter"
+    save_checkpoint(folder, load_checkpoint(mini_folder).vlp, heads={"vqa_classifier": head})
+    for file in mini_folder.glob("*token*"):
+        shutil.copy(file, folder)
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+        if (mini_folder / name).is_file():
+            shutil.copy(mini_folder / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def meter(fine_tuned: Path) -> Problem:
+    return build_problem(ProblemConfig(checkpoint=str(fine_tuned)))
+
+
+def test_a_skipped_layer_of_meter_is_left_out(meter: Problem):
+    vlp, examples = meter.vlp, meter.splits.reward[:6]
+    state = vlp.embed(meter.evaluator.encoder(meter.task.pairs(examples)))
+    with torch.no_grad():
+        assert torch.equal(vlp.run_layer(0, state, skipped=True), state.hidden["text"])
+    assert meter.costs.parallel_macs.sum() == meter.costs.skip_macs.sum() == 0
+    full, skipped = meter.evaluator.losses(np.vstack((np.zeros(12), np.eye(12)[3])).astype(bool), examples)
+    assert np.isfinite(full)
+    assert full != skipped
+
+
+def test_its_head_is_the_checkpoints(meter: Problem, fine_tuned: Path):
+    theirs = load_checkpoint(fine_tuned).heads["vqa_classifier"]
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in meter.head.state_dict().items())
+
+
+def test_a_checkpoint_with_gaps_is_refused(fine_tuned: Path, tmp_path: Path):
+    folder = shutil.copytree(fine_tuned, tmp_path / "model")
+    file = read_tensors(folder / "model.safetensors")
+    del file.tensors["text_pooler.weight"]
+    write_tensors(folder / "model.safetensors", file.tensors, file.config)
+    with (
+        pytest.warns(UserWarning, match="it lacks text_pooler"),
+        pytest.raises(ValueError, match=r"lacks text_pooler\.weight, so that its scores without training mean nothing"),
+    ):
+        build_problem(ProblemConfig(checkpoint=str(folder)))
+
+
+def test_a_checkpoint_without_a_head_needs_a_supernet(mini_folder: Path):
+    with pytest.raises(ValueError, match="comes without a supernet, and without a head for vqa: train a supernet with"):
+        build_problem(ProblemConfig(checkpoint=str(mini_folder)))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny LLaVA, and data in its format."""
+    folder = tmp_path_factory.mktemp("prompts")
+    tiny.save("llava", folder / "model")
+    llava_folder(folder / "data", train=12, test=4)
+    return {"checkpoint": str(folder / "model"), "data_root": str(folder / "data")}
+
+
+def test_a_model_of_transformers_as_an_environment(prompts: dict[str, str]):
+    env = gymnasium.make("DAS-VLM-Answering-v0", **prompts, skip_num=1)
+    observation, info = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert info["macs_saved"] == 0
+    mask = np.array([0, 1, 0, 0], dtype=np.int8)
+    _, reward, terminated, _, info = env.step(mask)
+    assert terminated
+    assert reward == pytest.approx(np.exp(-info["loss"]), rel=1e-6)
+    assert info["macs_saved"] > 0.1
+
+
+def test_sublayers_are_units(prompts: dict[str, str]):
+    problem = build_problem(ProblemConfig("VLM", "answering", **prompts, units="sublayers"))
+    assert problem.layer_names[:2] == ("decoder.0.attention", "decoder.0.mlp")
+    masks = np.eye(8, dtype=bool)[:2]
+    assert len(set(problem.evaluator.losses(masks, problem.splits.reward).tolist())) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"model": "METER", "task": "answering"}, "task='answering' is none for METER: choose one of vqa, nlvr2, retrieval"),
+        ({"model": "VLM", "task": "vqa"}, "task='vqa' is none for VLM: choose one of answering"),
+        ({"units": "sublayers"}, "units=sublayers is no setting of METER, only of VLM: leave it out"),
+        ({"model": "VLM", "task": "answering", "image_size": 64}, "image_size=64 is no setting of VLM"),
+        ({"model": "VLM", "task": "answering", "precision": "bfloat16"}, "say dtype=bfloat16 instead"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: dict[str, object], text: str):
+    with pytest.raises(ValueError, match=text):
+        ProblemConfig(**settings)
+
+
+def test_batches_are_as_large_as_memory_allows(prompts: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("das_gym.problem.loading.STATE_BYTES", 2**19)
+    problem = build_problem(ProblemConfig("VLM", "answering", **prompts))
+    hidden = 4 * tiny.WIDTH * 10 * (problem.evaluator.batch_size + 1) * 30  # about 30 tokens a prompt
+    assert 1 <= problem.evaluator.batch_size < 128
+    assert hidden > 2**18
