@@ -1,0 +1,66 @@
+"""Training with adapters in a model of transformers: supernet, a subnet, the paper's pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt import load_subnet, save
+from das_gym.adapt.commands import paper_bandit
+from das_gym.adapt.das import Training, joint_search, new_model
+from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.paper import das_settings
+from das_gym.adapt.supernet import SupernetConfig, train_supernet
+
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import build_problem, load_splits
+from tests.models.transformers import tiny
+from tests.tasks.answering.making import llava_folder
+
+MASK = np.array([0, 1, 0, 1], dtype=bool)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
+    folder = tmp_path_factory.mktemp("prompts")
+    tiny.save("llava", folder / "model")
+    llava_folder(folder / "data", train=12, test=4)
+    return ProblemConfig("VLM", "answering", checkpoint=str(folder / "model"), data_root=str(folder / "data"))
+
+
+def test_a_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp_path: Path):
+    out = train_supernet(SupernetConfig(steps=3, batch_size=4, max_skipped=2), config, tmp_path / "supernet.safetensors")
+    trained = build_problem(ProblemConfig(**{**vars(config), "supernet": str(out)}))
+    free = build_problem(config)
+    masks = np.stack((np.zeros(4, bool), MASK))
+    losses, others = (p.evaluator.losses(masks, p.splits.reward) for p in (trained, free))
+    assert (losses != others).all()
+    assert (trained.costs.skip_macs > 0).all()
+    assert out.stat().st_size < 2**20  # adapters alone: neither the model nor its head
+
+
+def test_a_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: Path):
+    splits = load_splits(config)
+    subnet = cut_subnet(config, splits, MASK)
+    before = evaluate(subnet, splits.train, "before")
+    finetune(subnet, splits, FinetuneConfig(steps=20, batch_size=8, learning_rate=1e-2), "fine-tuning")
+    after = evaluate(subnet, splits.train, "after")
+    assert after.loss < before.loss - 0.5
+    again = load_subnet(save(subnet, tmp_path / "mine").parent)
+    np.testing.assert_array_equal(again.backbone.vlp.pruned_mask, MASK)
+    assert evaluate(again, splits.train, "again").loss == pytest.approx(after.loss, abs=1e-6)
+
+
+def test_the_papers_pipeline(config: ProblemConfig):
+    settings = das_settings("VLM", "answering", batch_size=4, reward_examples=4, steps_per_turn=1, skip_num=1, bottleneck=4)
+    splits = load_splits(config)
+    training = Training(new_model(config, splits, settings, seed=0), splits, settings, seed=0)
+    frozen = {n: p.clone() for n, p in training.model.backbone.vlp.named_parameters() if not p.requires_grad}
+    mask, turns = joint_search(training, splits, paper_bandit(4, 1, 0, 1.0))
+    assert mask.sum() == 1
+    assert turns
+    now = dict(training.model.backbone.vlp.named_parameters())
+    assert all(torch.equal(tensor, now[name]) for name, tensor in frozen.items())
