@@ -25,7 +25,7 @@ from das_gym.engine.spending import Spending
 from das_gym.experiment import ProblemSettings, Run, RunsExperiment, required_folder
 from das_gym.files import write_json
 from das_gym.problem.loading import Problem, load_problem
-from das_gym.problem.mask_space import every_mask, skipped_names
+from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
 from das_gym.registration import EnvEntry, find_environment
 from das_gym.runs import progress
 from das_gym.tables.build import build_table, check_table, recount, table_examples
@@ -46,6 +46,7 @@ class TableSettings(ProblemSettings):
     Attributes:
         reward_examples: How many examples of the reward split to score masks on, None = all.
         test_examples: The same of the test split.
+        max_skipped: Masks of more skipped layers are left out; None scores every mask.
         out: File to write; None is `table.npz` in the run's folder.
         recount: An existing table whose MACs are to be counted anew, its scores staying as they are; None scores all masks.
         seed: Kept by Sacred with every run; nothing here is drawn.
@@ -53,6 +54,7 @@ class TableSettings(ProblemSettings):
 
     reward_examples: int | None = None
     test_examples: int | None = None
+    max_skipped: int | None = None
     out: str | None = None
     recount: str | None = None
     seed: int = 0
@@ -80,7 +82,9 @@ class TableSettings(ProblemSettings):
             ValueError: too many layers, or a table of another problem.
         """
         problem, table = load_problem(self.problem()), self.recounted()
-        if table is None:
+        if table is None and self.max_skipped is not None:
+            masks_up_to(len(problem.layer_names), self.max_skipped)
+        elif table is None:
             every_mask(len(problem.layer_names))
         else:
             check_table(table, problem)
@@ -104,7 +108,8 @@ def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
         return
     env_id, counts = settings.entry().id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
-        table, spent = build_table(problem, env_id, *counts, checkpoint=folder / CHECKPOINT, on_chunk=bar.update)
+        file, most = folder / CHECKPOINT, settings.max_skipped
+        table, spent = build_table(problem, env_id, *counts, max_skipped=most, checkpoint=file, on_chunk=bar.update)
     table.save(out)
     write_json(folder / RECORD, {"table": str(out.absolute()), **dataclasses.asdict(table.meta), "spent": spent.as_dict()})
     (folder / CHECKPOINT).unlink()

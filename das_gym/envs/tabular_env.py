@@ -53,6 +53,9 @@ class TableScorer(Scorer):
     ) -> None:
         macs = table.layer_macs
         budget = pick_budget(table.n_layers, skip_num, macs_saved, macs)
+        most = table.meta.max_skipped
+        if most is not None and (budget.skip_num is None or budget.skip_num > most):
+            raise ValueError(f"this table holds masks of up to {most} skipped layers: give skip_num=0..{most}")
         objective = Objective(budget, find_reward(reward), macs, macs_price)
         super().__init__(table.meta.layer_names, objective, table.meta.statistics if statistics is None else statistics)
         self.table, self.split, self._scores = table, split, table.float64_scores(split)
@@ -66,7 +69,7 @@ class TableScorer(Scorer):
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """As `Scorer.measure`; nothing is drawn."""
         del rng
-        return self._rows(masks @ (1 << np.arange(self.n_layers)))
+        return self._rows(self.table.rows(masks))
 
     def measure_unskipped(self) -> Scores:
         """As `Scorer.measure_unskipped`."""
@@ -77,7 +80,12 @@ class TableScorer(Scorer):
         return self._observation.copy()
 
     def _rows(self, rows: np.ndarray) -> Scores:
-        return Scores(*(getattr(self._scores, name)[rows] for name in SCORES))
+        scores = Scores(*(getattr(self._scores, name)[rows] for name in SCORES))
+        missing = rows < 0
+        if self.table.meta.max_skipped is not None and missing.any():
+            worst = zip(SCORES, (np.inf, 0.0, np.inf), strict=True)
+            return Scores(*(np.where(missing, value, getattr(scores, name)) for name, value in worst))
+        return scores
 
 
 class TabularEnv(ScoredEnv):

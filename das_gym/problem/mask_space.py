@@ -43,6 +43,23 @@ def every_mask(n_layers: int, skip_num: int | None = None) -> Masks:
     return masks
 
 
+def masks_up_to(n_layers: int, max_skipped: int) -> Masks:
+    """(m, n_layers) bool, True = skipped: every mask of 0, 1, ... `max_skipped` layers, in this order.
+
+    Raises:
+        ValueError: a number of layers that there is not, or more masks than `MAX_LISTED`.
+    """
+    if not 0 <= max_skipped <= n_layers:
+        raise ValueError(f"max_skipped={max_skipped}: use 0..{n_layers}")
+    count = sum(math.comb(n_layers, skipped) for skipped in range(max_skipped + 1))
+    if count > MAX_LISTED:
+        raise ValueError(
+            f"{count:,} masks of up to {max_skipped} of {n_layers} layers cannot be listed ({MAX_LISTED:,} at most): use a "
+            "smaller max_skipped"
+        )
+    return np.concatenate([every_mask(n_layers, skipped) for skipped in range(max_skipped + 1)])
+
+
 def skipped_names(layer_names: Iterable[str], mask: Iterable[Any]) -> list[str]:
     """Names of the layers that a mask (one truth a layer) skips."""
     return [name for name, skipped in zip(layer_names, mask, strict=True) if skipped]

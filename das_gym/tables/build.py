@@ -20,7 +20,7 @@ from das_gym.engine.spending import Spending
 from das_gym.files import write_bytes
 from das_gym.problem.budget import LayerMacs
 from das_gym.problem.loading import Problem, shuffled
-from das_gym.problem.mask_space import every_mask
+from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.statistics import STATISTICS, StatisticInputs, compute_statistics, measure_activity
 from das_gym.runs import library_versions
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
@@ -158,8 +158,9 @@ def build_table(
     test_examples: int | None = None,
     checkpoint: Path | None = None,
     on_chunk: Callable[[int], Any] | None = None,
+    max_skipped: int | None = None,
 ) -> tuple[SubnetTable, Spending]:
-    """Score every mask on the reward and the test split, one batch of the evaluator after another.
+    """Score every mask, or every one of few skipped layers, on the reward and the test split, batch by batch.
 
     Every batch walks the whole tree of masks once, so nothing is computed twice.
 
@@ -171,6 +172,7 @@ def build_table(
         checkpoint: File to write after every batch, and to go on from where there is one; the table is the same, bit
             for bit, as one that was not interrupted.
         on_chunk: Called with the number of examples done, first with those that the checkpoint holds.
+        max_skipped: Masks of more skipped layers are left out; None = none are.
 
     Returns:
         The table, and what it cost.
@@ -178,7 +180,8 @@ def build_table(
     Raises:
         ValueError: too many layers, or a checkpoint of another table.
     """
-    masks = every_mask(len(problem.layer_names))
+    width = len(problem.layer_names)
+    masks = every_mask(width) if max_skipped is None else masks_up_to(width, max_skipped)
     examples = {
         "reward": table_examples(problem, "reward", reward_examples),
         "test": table_examples(problem, "test", test_examples),
@@ -186,7 +189,8 @@ def build_table(
     hashes = problem_hashes(problem, examples["reward"], examples["test"])
     batch = problem.evaluator.batch_size
     progress = _Progress(
-        {"env_id": env_id, "batch_size": batch, **hashes}, {split: np.zeros((len(SCORES), len(masks))) for split in SPLITS}
+        {"env_id": env_id, "batch_size": batch, **hashes} | ({} if max_skipped is None else {"max_skipped": max_skipped}),
+        {split: np.zeros((len(SCORES), len(masks))) for split in SPLITS},
     )
     if checkpoint is not None and checkpoint.is_file():
         progress.restore(checkpoint)
@@ -211,6 +215,7 @@ def build_table(
         statistics=tuple(STATISTICS),
         hashes=hashes,
         versions=library_versions(),
+        max_skipped=max_skipped,
     )
     scores = {split: _means(progress.sums[split] / len(examples[split])) for split in SPLITS}
     macs = LayerMacs.of(problem.costs).macs(masks)

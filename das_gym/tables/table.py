@@ -25,7 +25,7 @@ from das_gym.config import build, check_names
 from das_gym.engine.evaluator import Scores
 from das_gym.files import write_bytes
 from das_gym.problem.budget import Budget, LayerMacs
-from das_gym.problem.mask_space import every_mask
+from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 
 FORMAT = "das_gym table 1"
@@ -47,6 +47,7 @@ class TableMeta:
         statistics: Names of the columns of `statistics`, which were measured on the reward examples.
         hashes: What must be the same for the table to hold: `model`, `supernet`, `reward_data`, `test_data`.
         versions: Of Python and the libraries that made it.
+        max_skipped: Masks of more skipped layers are not in it; None = every mask is.
     """
 
     env_id: str
@@ -58,11 +59,12 @@ class TableMeta:
     statistics: tuple[str, ...]
     hashes: dict[str, str]
     versions: dict[str, str]
+    max_skipped: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class SubnetTable:
-    """Scores of every mask on the reward and the test split.
+    """Scores of every mask, or of every one of few skipped layers, on the reward and the test split.
 
     Wherever a method takes `by`, that is `loss` (nats), `divergence` (nats), the name of a reward (`metric`,
     `exp_neg_loss`, ...) or an `Objective` (an environment's `scorer.objective`: reward, price and budget); `split` is
@@ -71,8 +73,8 @@ class SubnetTable:
 
     Attributes:
         meta: Where it comes from.
-        scores: By split, (2^n_layers,) float32 losses (inf where a loss was not a number), metrics and divergences.
-        macs: (2^n_layers,) int64 MACs of an example.
+        scores: By split, (n_masks,) float32 losses (inf where a loss was not a number), metrics and divergences.
+        macs: (n_masks,) int64 MACs of an example.
         statistics: (n_layers, n_statistics) float32, what the environment observes.
 
     Raises:
@@ -99,31 +101,52 @@ class SubnetTable:
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """(2^n_layers, n_layers) bool: every mask, in the order of rows."""
-        return every_mask(self.n_layers)
+        """(n_masks, n_layers) bool: the masks, in the order of rows."""
+        most = self.meta.max_skipped
+        return every_mask(self.n_layers) if most is None else masks_up_to(self.n_layers, most)
 
     @cached_property
     def layer_macs(self) -> LayerMacs:
         """What masks cost, as environments count it."""
-        return LayerMacs(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[1 << np.arange(self.n_layers)])
+        alone = self.index(np.eye(self.n_layers, dtype=bool))
+        return LayerMacs(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[alone])
 
     @cached_property
     def macs_saved(self) -> np.ndarray:
-        """(2^n_layers,) float64 share of `macs_full` that each mask saves."""
+        """(n_masks,) float64 share of `macs_full` that each mask saves."""
         return 1 - self.macs / self.meta.macs_full
 
     def index(self, masks: np.ndarray) -> np.ndarray:
         """Rows of masks: an int64 array of shape (...) for masks (..., n_layers) of bool or 0/1.
 
         Raises:
-            ValueError: another number of layers, or values other than 0 and 1.
+            ValueError: another number of layers, values other than 0 and 1, or a mask that is not in the table.
         """
         array = np.asarray(masks)
         if array.ndim == 0 or array.shape[-1] != self.n_layers:
             raise ValueError(f"masks of shape {array.shape}; this table has {self.n_layers} layers, give as many columns")
         if array.dtype != bool and not np.isin(array, (0, 1)).all():
             raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
-        return array.astype(np.int64) @ (1 << np.arange(self.n_layers))
+        rows = self.rows(array)
+        if (rows < 0).any():
+            raise ValueError(f"this table holds masks of up to {self.meta.max_skipped} skipped layers: give no others")
+        return rows
+
+    def rows(self, masks: np.ndarray) -> np.ndarray:
+        """As `index`, of masks that fit, unchecked; -1 for those that are not in the table."""
+        numbers: np.ndarray = masks.astype(np.int64) @ (1 << np.arange(self.n_layers))
+        if self.meta.max_skipped is None:
+            return numbers
+        known, rows = self._numbered
+        places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+        return np.where(known[places] == numbers, rows[places], -1)
+
+    @cached_property
+    def _numbered(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of masks in rising order, and the row of each."""
+        numbers = self.masks.astype(np.int64) @ (1 << np.arange(self.n_layers))
+        order = np.argsort(numbers)
+        return numbers[order], order
 
     def float64_scores(self, split: str) -> Scores:
         """Those of a split in float64, as rewards are computed from them.

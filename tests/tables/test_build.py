@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
@@ -173,3 +174,36 @@ def test_bundled_tables_cost_what_the_environment_says(model: str, task: str):
     np.testing.assert_array_equal(table.macs, fresh.macs)
     np.testing.assert_array_equal(table.statistics, fresh.statistics)
     assert table.meta == fresh.meta
+
+
+def test_a_table_of_few_skipped_layers(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
+    """It holds what the whole table holds of them, answers for them alone, and comes back from disk."""
+    build_table(small_problem, ENV_ID, 10, 6, max_skipped=2)[0].save(tmp_path / "few.npz")
+    few = SubnetTable.load(tmp_path / "few.npz")
+    count = few.n_layers
+    assert len(few.masks) == 1 + count + count * (count - 1) // 2
+    assert few.masks.sum(axis=1).max() == 2
+    whole = small_table.index(few.masks)
+    for split in ("reward", "test"):
+        np.testing.assert_allclose(few.scores[split].losses, small_table.scores[split].losses[whole], rtol=1e-6)
+    np.testing.assert_array_equal(few.macs, small_table.macs[whole])
+    np.testing.assert_array_equal(few.layer_macs.savings, small_table.layer_macs.savings)
+    np.testing.assert_array_equal(few.index(few.masks), np.arange(len(few.masks)))
+    with pytest.raises(ValueError, match="holds masks of up to 2 skipped layers: give no others"):
+        few.index(np.ones(count, dtype=bool))
+
+
+def test_an_environment_on_such_a_table(small_problem: Problem, tmp_path: Path):
+    build_table(small_problem, ENV_ID, 4, 4, max_skipped=2)[0].save(tmp_path / "few.npz")
+    env = TabularEnv(table=tmp_path / "few.npz", skip_num=2)
+    env.reset(seed=0)
+    few, many = np.zeros((2, env.action_space.n), dtype=np.int8)
+    few[:2], many[:5] = 1, 1
+    _, reward, _, _, info = env.step(few)
+    assert np.isfinite(info["loss"])
+    env.reset()
+    _, worse, _, _, info = env.step(many)
+    assert worse < reward
+    assert not info["feasible"]
+    with pytest.raises(ValueError, match=r"holds masks of up to 2 skipped layers: give skip_num=0\.\.2"):
+        TabularEnv(table=tmp_path / "few.npz", skip_num=3)
