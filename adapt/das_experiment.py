@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
-from das_gym.adapt.paper import RECIPES, DASSettings, das_settings
+from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import SUBNET, compare, print_report
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, prefixed
@@ -31,6 +31,7 @@ from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits
 from das_gym.problem.mask_space import skipped_names
+from das_gym.registration import named_environments
 
 FOUND = "found.json"
 
@@ -48,6 +49,8 @@ class JointSearchSettings(ProblemSettings):
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
         seed: Of new parameters, order of examples, masks and dropout.
         save_every: Steps between checkpoints.
+        published: Numbers of the layers that the paper's authors skip, told beside those that are found; the named configs
+            `llava_slake`, `llava_aid20` and `llava_aid50` set them.
     """
 
     recipe: str = "das_gym"
@@ -55,6 +58,7 @@ class JointSearchSettings(ProblemSettings):
     rank_images: int | None = RANKED_IMAGES
     seed: int = 0
     save_every: int = 100
+    published: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +92,7 @@ class DASExperiment(RunsExperiment):
     def __init__(self, new_chooser: NewChooser) -> None:
         super().__init__("adapt das", save_git_info=False)
         self.add_settings(JointSearchSettings, _check)
+        self.add_named_configs(_published)
         self.add_problems()
         self.add_named_config(RECIPES[1], {"recipe": RECIPES[1], "rank_images": None})
 
@@ -103,6 +108,15 @@ def _check(settings: JointSearchSettings) -> None:
     skip_num, n_layers = settings.pipeline().skip_num, len(load_backbone(settings.problem()).vlp.layers)
     if skip_num > n_layers:
         raise ValueError(f"das.skip_num={skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
+
+
+def _published() -> dict[str, dict[str, Any]]:
+    """The named configs of the data sets for which layers are published."""
+    entries = named_environments()
+    return {
+        name: {"model": entries[name].model, "task": entries[name].task, "published": list(layers)}
+        for name, layers in PUBLISHED_LAYERS.items()
+    }
 
 
 def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: Any) -> float:
@@ -130,6 +144,8 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     for artifact in (folder / SUBNET_FILE, path):
         run.add_artifact(artifact)
     print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
+    if settings.published:
+        print(f"the paper's authors skip the layers {', '.join(map(str, settings.published))} of LLaVA-1.5-7B")
     print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
     return rows[SUBNET].metric
 

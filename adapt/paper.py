@@ -172,8 +172,8 @@ PAPER: dict[tuple[str, str], DASSettings] = {
 }
 """The reference's settings by model and task; those of VLM are its scripts' for LLaVA-1.5-7B."""
 
-PUBLISHED_LAYERS = {"slake": (21, 24, 25, 26), "aid20": (7, 17, 23, 29), "aid50": (7, 8, 17, 23)}
-"""Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by data set."""
+PUBLISHED_LAYERS = {"llava_slake": (21, 24, 25, 26), "llava_aid20": (7, 17, 23, 29), "llava_aid50": (7, 8, 17, 23)}
+"""Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by named config."""
 
 OURS: dict[str, tuple[Any, str]] = {
     "update_rate": (

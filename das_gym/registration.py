@@ -138,6 +138,9 @@ DEFAULT_MODEL, DEFAULT_TASK, DEFAULT_ENV = "METER", "vqa", "DAS-METER-VQA-v0"
 OLD_TASKS = {"f30k": "retrieval"}
 """What version 0.1.0 called a task: settings, named configs and files that say so are understood."""
 
+DATA_SETS = dict.fromkeys(("llava_slake", "llava_aid20", "llava_aid50", "scienceqa"), "DAS-VLM-Answering-v0")
+"""Named configs after data sets of the paper's LLaVA and LaVIN, and the environment of each; `data_root` names the files."""
+
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task that go together, by id; `register_all` fills it."""
 
@@ -155,10 +158,11 @@ def find_environment(model: str, task: str) -> EnvEntry:
 
 
 def named_environments() -> dict[str, EnvEntry]:
-    """Every environment by the name of its named configs, `meter_vqa`, and by what 0.1.0 called it."""
+    """Every environment by the name of its named configs, `meter_vqa`, by what 0.1.0 called it, and by `DATA_SETS`."""
     entries = list(ENVIRONMENTS.values())
     old = {f"{e.model.lower()}_{old}": e for e in entries for old, task in OLD_TASKS.items() if e.task == task}
-    return old | {entry.short: entry for entry in entries}
+    data_sets = {name: ENVIRONMENTS[id] for name, id in DATA_SETS.items()}
+    return old | data_sets | {entry.short: entry for entry in entries}
 
 
 def find_class(name: str | Any) -> Any:

@@ -23,6 +23,7 @@ def test_published_settings():
         ("ViLT", "vqa"): 64,
         ("ViLT", "nlvr2"): 64,
         ("ViLT", "retrieval"): 4,
+        ("VLM", "answering"): 32,
     }
     assert {PAPER["ViLT", task].skip_num for task in ("vqa", "nlvr2", "retrieval")} == {1}
     assert {task for (_, task), settings in PAPER.items() if settings.reward_split == "train"} == {"nlvr2"}

@@ -10,6 +10,7 @@ import torch
 from das_gym.adapt import load_subnet, save
 from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, joint_search, new_model
+from das_gym.adapt.das_experiment import DASExperiment
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.paper import das_settings
@@ -17,6 +18,7 @@ from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits
+from das_gym.registration import named_environments
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder
 
@@ -64,3 +66,12 @@ def test_the_papers_pipeline(config: ProblemConfig):
     assert turns
     now = dict(training.model.backbone.vlp.named_parameters())
     assert all(torch.equal(tensor, now[name]) for name, tensor in frozen.items())
+
+
+def test_named_configs_of_the_papers_data_sets():
+    settings = DASExperiment(paper_bandit).named_settings(["llava_slake", "paper"])
+    assert settings["published"] == [21, 24, 25, 26]
+    assert (settings["model"], settings["task"], settings["recipe"]) == ("VLM", "answering", "paper")
+    assert named_environments()["scienceqa"].short == "vlm_answering"
+    paper = das_settings("VLM", "answering", "paper")
+    assert (paper.masks_per_turn, paper.bottleneck, paper.skip_bottleneck, paper.image_size) == (5, 64, 256, None)
