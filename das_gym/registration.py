@@ -83,9 +83,10 @@ class EnvEntry:
 
     @property
     def bundled(self) -> bool:
-        """Whether a supernet of it comes with das_gym."""
-        folder = MODELS[self.model].assets
-        return folder is not None and (folder / f"{self.task}_supernet.safetensors").is_file()
+        """Whether all that it needs comes with das_gym: a model that brings its head, or a supernet."""
+        entry = MODELS[self.model]
+        needed = "config.json" if entry.reads == "prompts" else f"{self.task}_supernet.safetensors"
+        return entry.assets is not None and (entry.assets / needed).is_file()
 
     @property
     def short(self) -> str:
