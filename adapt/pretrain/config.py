@@ -24,15 +24,16 @@ class Size:
 
     hidden_size: int
     image_steps: int
+    image_batch_size: int
     steps: int
     batch_size: int
     learning_rate: float
 
 
 SIZES = {
-    "METER": Size(hidden_size=64, image_steps=2000, steps=5000, batch_size=80, learning_rate=8e-4),
-    "ViLT": Size(hidden_size=64, image_steps=2000, steps=5000, batch_size=80, learning_rate=1e-3),
-    "VLM": Size(hidden_size=80, image_steps=400, steps=3200, batch_size=16, learning_rate=1.5e-3),
+    "METER": Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=8e-4),
+    "ViLT": Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=1e-3),
+    "VLM": Size(hidden_size=80, image_steps=3000, image_batch_size=16, steps=6000, batch_size=10, learning_rate=1e-3),
 }
 """By model: with these the shipped checkpoints were made."""
 
@@ -60,7 +61,7 @@ class PretrainConfig:
     bottleneck: int = 16
     skip_bottleneck: int = 48
     image_steps: int | None = None
-    image_batch_size: int = 64
+    image_batch_size: int | None = None
     image_learning_rate: float = 2e-3
     steps: int | None = None
     batch_size: int | None = None

@@ -68,7 +68,7 @@ def _train_images(config: PretrainConfig, model: VLP, heads: PretrainHeads, chec
     recipe = PRETRAIN_MODELS[config.model]
 
     def step(index: int) -> StepResult:
-        batch = image_batch(config.seed, index, config.image_batch_size, PATCH_SIZE, recipe.normalise)
+        batch = image_batch(config.seed, index, config.size.image_batch_size, PATCH_SIZE, recipe.normalise)
         return image_losses(heads, recipe.early_patches(model, batch.image), batch)
 
     parts = {**recipe.image_parts(model), "heads": heads.dense()}

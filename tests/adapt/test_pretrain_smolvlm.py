@@ -9,7 +9,7 @@ import torch
 from das_gym.adapt.pretrain.batches import IGNORE
 from das_gym.adapt.pretrain.config import CHECKPOINTS, SIZES, PretrainConfig
 from das_gym.adapt.pretrain.recipe import pretrain
-from das_gym.adapt.pretrain.smolvlm.batches import ConversationBatches
+from das_gym.adapt.pretrain.smolvlm.batches import ConversationBatches, picture_batch
 from das_gym.adapt.pretrain.smolvlm.language import INSTRUCTION, describe, mentions, questions, target
 from das_gym.adapt.pretrain.smolvlm.losses import ConversationHeads, conversation_losses, features
 from das_gym.adapt.pretrain.smolvlm.model import build, grid_positions, initialise
@@ -84,11 +84,11 @@ def test_a_batch_is_what_the_processor_makes_of_the_same_questions(batches: Conv
         first = int(answered.nonzero()[0]) + 1  # of the answer
         own = batch.input_ids[index, : int(batch.attention_mask[index].sum()) - batch.prefix_ids.shape[1]]
         text = processor.tokenizer.decode(own[:first]).split("\n")[0].strip()
-        pixels = ((batch.scenes.image[row] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        pixels = ((batch.pictures.scenes.image[row] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
         prompt = processor.apply_chat_template(messages(text + INSTRUCTION), add_generation_prompt=True)
         made = processor(text=[prompt], images=[[pixels]], return_tensors="pt")
         assert torch.equal(made["input_ids"][0], torch.cat((batch.prefix_ids[row], own[:first])))
-        assert torch.allclose(made["pixel_values"][0, 0], batch.scenes.image[row], atol=1e-6)
+        assert torch.allclose(made["pixel_values"][0, 0], batch.pictures.scenes.image[row], atol=1e-6)
         assert own[-1] == processor.tokenizer.eos_token_id
         assert torch.equal(batch.labels[index][answered], own[first:])
 
@@ -100,7 +100,7 @@ def test_questions_on_one_copy_of_the_picture_read_as_they_do_alone(batches: Con
     for index in range(0, len(batch.rows), 7):
         row, length = int(batch.rows[index]), int(batch.attention_mask[index].sum()) - batch.prefix_ids.shape[1]
         ids = torch.cat((batch.prefix_ids[row], batch.input_ids[index, :length]))[None]
-        alone = model(input_ids=ids, pixel_values=batch.scenes.image[row][None, None]).logits[0, -length:]
+        alone = model(input_ids=ids, pixel_values=batch.pictures.scenes.image[row][None, None]).logits[0, -length:]
         assert torch.allclose(model.lm_head(together[index, :length]), alone, atol=1e-4)
 
 
@@ -120,10 +120,19 @@ def test_every_loss_teaches_and_the_words_are_the_plain_cross_entropy(batches: C
 
 def test_batches_are_a_function_of_seed_and_step(batches: ConversationBatches, tokenizer):
     one, again, other = batches(3, True), batches(3, True), batches(4, True)
-    assert torch.equal(one.scenes.image, again.scenes.image)
+    another_seed = ConversationBatches(tokenizer, 1, 6, normalise)(3, True)
+    assert torch.equal(one.pictures.scenes.image, again.pictures.scenes.image)
     assert torch.equal(one.input_ids, again.input_ids)
-    assert not torch.equal(one.scenes.image, other.scenes.image)
-    assert not torch.equal(one.scenes.image, ConversationBatches(tokenizer, 1, 6, normalise)(3, True).scenes.image)
+    assert not torch.equal(one.pictures.scenes.image, other.pictures.scenes.image)
+    assert not torch.equal(one.pictures.scenes.image, another_seed.pictures.scenes.image)
+
+
+def test_silhouettes_show_where_the_objects_are():
+    batch = picture_batch([SCENE], normalise)
+    grid = batch.silhouettes.view(6, 6, 16, 16).transpose(1, 2).reshape(96, 96).bool()
+    background = ((batch.scenes.image[0] + 1) * 127.5).round() == SCENE.background
+    assert torch.equal(grid, ~background.all(0))
+    assert 800 < grid.sum() < 1000  # two circles of radius 10 and a star
 
 
 def test_the_first_positions_are_alike_where_patches_are_near():

@@ -15,7 +15,7 @@ from das_gym.adapt.pretrain.smolvlm.processor import AROUND_IMAGE, END, GLOBAL_I
 from torch import Tensor
 
 from das_gym.shapes.scene_language import Question
-from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, patch_owners, sample_scene
+from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, patch_owners, pixel_owners, sample_scene
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,11 +30,40 @@ CAPITALISED = 0.1
 
 
 @dataclass(frozen=True)
+class PictureBatch:
+    """Pictures and what each image token shows of them.
+
+    Attributes:
+        scenes: The pictures, with colour, shape and centre at every token.
+        silhouettes: (pictures, image tokens, pixels) float32: 1 where a pixel of the token shows an object, else 0.
+    """
+
+    scenes: ImageBatch
+    silhouettes: Tensor
+
+
+def picture_batch(scenes: Sequence[Scene], normalise: Normalise) -> PictureBatch:
+    """The pictures of scenes."""
+    owners = [patch_owners(scene, TOKEN_SIZE) for scene in scenes]
+    shown = np.stack([pixel_owners(scene) >= 0 for scene in scenes])
+    side = IMAGE_SIZE // TOKEN_SIZE
+    cells = shown.reshape(-1, side, TOKEN_SIZE, side, TOKEN_SIZE).swapaxes(2, 3)
+    silhouettes = torch.from_numpy(cells.reshape(len(scenes), IMAGE_TOKENS, -1).astype(np.float32))
+    return PictureBatch(pictures(scenes, owners, normalise), silhouettes)
+
+
+def drawn_pictures(seed: int, step: int, batch_size: int, normalise: Normalise) -> PictureBatch:
+    """Scenes alone, for the first part."""
+    rng = np.random.default_rng([seed, 0, step])
+    return picture_batch([sample_scene(rng) for _ in range(batch_size)], normalise)
+
+
+@dataclass(frozen=True)
 class ConversationBatch:
     """Pictures, and several questions with answers on each: (questions, tokens) from right after the picture on.
 
     Attributes:
-        scenes: The pictures.
+        pictures: The pictures.
         prefix_ids: (pictures, prefix tokens) int64: what the template writes before the text, the picture in it.
         rows: (questions,) int64: index of the picture that each is about.
         input_ids: (questions, tokens) int64, padded on the right.
@@ -46,7 +75,7 @@ class ConversationBatch:
             is, or NaN.
     """
 
-    scenes: ImageBatch
+    pictures: PictureBatch
     prefix_ids: Tensor
     rows: Tensor
     input_ids: Tensor
@@ -120,6 +149,5 @@ class ConversationBatches:
         prefix = np.tile(self.prefix, (len(scenes), 1))
         rows = np.array([row for row, _ in asked])
         mask = np.concatenate((np.ones_like(prefix)[rows], encoded["attention_mask"]), axis=1)
-        owners = [patch_owners(scene, TOKEN_SIZE) for scene in scenes]
         arrays = (prefix, rows, ids, mask, labels, counts, places, targets)
-        return ConversationBatch(pictures(scenes, owners, self.normalise), *map(torch.from_numpy, arrays))
+        return ConversationBatch(picture_batch(scenes, self.normalise), *map(torch.from_numpy, arrays))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from das_gym.adapt.pretrain.batches import IGNORE
 from das_gym.adapt.pretrain.losses import PretrainHeads, masked_mse, patch_losses
-from das_gym.adapt.pretrain.smolvlm.batches import ConversationBatch
+from das_gym.adapt.pretrain.smolvlm.batches import ConversationBatch, PictureBatch
+from das_gym.adapt.pretrain.smolvlm.model import TOKEN_SIZE
 from das_gym.adapt.training import StepResult
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 MENTION_LAYER, TARGET_LAYER = 5, 9
 """Decoder layers after which named objects, and the object that is the answer, are looked for."""
 
-LOSS_WEIGHTS = {"words": 1.0, "counts": 0.3, "places": 5.0, "targets": 5.0, "color": 0.3, "shape": 0.3, "center": 3.0}
+PICTURE_WEIGHTS = {"color": 1.0, "shape": 1.0, "center": 10.0, "silhouette": 3.0}
+WEIGHTS = {"words": 1.0, "counts": 0.3, "places": 5.0, "targets": 5.0, "picture": 0.5}
+"""Of the losses of pictures, and of those of conversations."""
 
 
 class ConversationHeads(nn.Module):
@@ -30,9 +34,14 @@ class ConversationHeads(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.patches = PretrainHeads(size, size, 1)
+        self.silhouette = nn.Linear(size, TOKEN_SIZE**2)
         self.count = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, MAX_OBJECTS + 1))
         self.place = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2))
         self.target = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2))
+
+    def dense(self) -> nn.Module:
+        """The heads of `picture_losses`."""
+        return nn.ModuleList((self.patches.dense(), self.silhouette))
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ def image_tokens(model: SmolVLMForConditionalGeneration, image: Tensor) -> Tenso
 
 def features(model: SmolVLMForConditionalGeneration, batch: ConversationBatch) -> ConversationFeatures:
     """One pass of the decoder over the pictures, and one over all that is asked about them."""
-    patches = image_tokens(model, batch.scenes.image)
+    patches = image_tokens(model, batch.pictures.scenes.image)
     decoder, embeddings = model.model.text_model, model.get_input_embeddings()
     prefix = embeddings(batch.prefix_ids)
     is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
@@ -75,6 +84,19 @@ def features(model: SmolVLMForConditionalGeneration, batch: ConversationBatch) -
     return ConversationFeatures(patches, states[MENTION_LAYER], states[TARGET_LAYER], output.last_hidden_state)
 
 
+def picture_losses(heads: ConversationHeads, patches: Tensor, batch: PictureBatch) -> StepResult:
+    """What and where the object at every image token is, and which of the token's pixels show one; as `loss` the sum."""
+    losses = {
+        "silhouette": F.binary_cross_entropy_with_logits(heads.silhouette(patches), batch.silhouettes),
+        **patch_losses(heads.patches, patches, batch.scenes),
+    }
+    return {"loss": _weighted(losses, PICTURE_WEIGHTS), **losses}
+
+
+def _weighted(losses: StepResult, weights: Mapping[str, float]) -> Tensor:
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
 def conversation_losses(
     model: SmolVLMForConditionalGeneration, heads: ConversationHeads, batch: ConversationBatch
 ) -> StepResult:
@@ -82,13 +104,13 @@ def conversation_losses(
     read = features(model, batch)
     said, named = batch.labels != IGNORE, batch.counts != IGNORE
     logits = model.lm_head(read.last[said])
+    seen = picture_losses(heads, read.patches, batch.pictures)
     losses = {
         "words": F.cross_entropy(logits, batch.labels[said]),
         "counts": F.cross_entropy(heads.count(read.mentions[named]), batch.counts[named]),
         "places": masked_mse(heads.place(read.mentions), batch.places),
         "targets": masked_mse(heads.target(read.targets), batch.targets),
-        **patch_losses(heads.patches, read.patches, batch.scenes),
+        "picture": seen.pop("loss"),
     }
-    loss = torch.stack([LOSS_WEIGHTS[name] * value for name, value in losses.items()]).sum()
     right = (logits.detach().argmax(-1) == batch.labels[said]).float().mean()
-    return {"loss": loss, **losses, "right": right}
+    return {"loss": _weighted(losses, WEIGHTS), **losses, **seen, "right": right}

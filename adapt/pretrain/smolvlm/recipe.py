@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from das_gym.adapt.pretrain.batches import image_batch
 from das_gym.adapt.pretrain.config import CHECKPOINTS, PretrainConfig, make_trainer
-from das_gym.adapt.pretrain.losses import image_losses
-from das_gym.adapt.pretrain.smolvlm.batches import ConversationBatches
-from das_gym.adapt.pretrain.smolvlm.losses import ConversationHeads, conversation_losses, image_tokens
-from das_gym.adapt.pretrain.smolvlm.model import TOKEN_SIZE, build, initialise
+from das_gym.adapt.pretrain.smolvlm.batches import ConversationBatches, drawn_pictures
+from das_gym.adapt.pretrain.smolvlm.losses import ConversationHeads, conversation_losses, image_tokens, picture_losses
+from das_gym.adapt.pretrain.smolvlm.model import build, initialise
 from das_gym.adapt.pretrain.smolvlm.processor import make_processor, train_tokenizer
 from das_gym.adapt.training import Log, StepResult, prefixed
 from torch import Tensor, nn
@@ -58,13 +56,13 @@ def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
     heads = ConversationHeads(size.hidden_size)
 
     def look(index: int) -> StepResult:
-        batch = image_batch(config.seed, index, config.image_batch_size, TOKEN_SIZE, normalise)
-        return image_losses(heads.patches, image_tokens(model, batch.image), batch)
+        batch = drawn_pictures(config.seed, index, config.size.image_batch_size, normalise)
+        return picture_losses(heads, image_tokens(model, batch.scenes.image), batch)
 
     eyes: dict[str, nn.Module] = {
         "vision": model.model.vision_model,
         "connector": model.model.connector,
-        "heads": heads.patches.dense(),
+        "heads": heads.dense(),
     }
     make_trainer(config, eyes, size.image_steps, config.image_learning_rate, checkpoints / CHECKPOINTS[0]).run(
         look, "images", prefixed("image", log)
