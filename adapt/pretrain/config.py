@@ -33,7 +33,7 @@ class Size:
 SIZES = {
     "METER": Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=8e-4),
     "ViLT": Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=1e-3),
-    "VLM": Size(hidden_size=80, image_steps=3000, image_batch_size=16, steps=6000, batch_size=10, learning_rate=1e-3),
+    "VLM": Size(hidden_size=80, image_steps=3000, image_batch_size=16, steps=4800, batch_size=10, learning_rate=1e-3),
 }
 """By model: with these the shipped checkpoints were made."""
 

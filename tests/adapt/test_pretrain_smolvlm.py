@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import Scene, SceneObject, render, sample_scene
+from das_gym.tasks.answering.prompts import instructed
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,10 @@ def test_the_tokens_of_every_prompt_are_one_each_and_words_have_one_id(tokenizer
     assert tokenizer("red")["input_ids"] == tokenizer(" red")["input_ids"]
     for answer in ("yes", "no", "0", "5", "red", "purple", "triangle", "cross"):
         assert len(tokenizer(answer)["input_ids"]) == 1
+
+
+def test_questions_are_put_as_the_answering_task_puts_them():
+    assert instructed("is it red?") == f"is it red?{INSTRUCTION}"
 
 
 def test_an_answer_continues_the_prompt_as_the_chat_template_writes_it(processor, tokenizer):
@@ -200,6 +205,7 @@ def test_the_training_stops_goes_on_and_writes_a_folder_that_answers(tmp_path: P
     inputs = processor(text=prompts, images=[[render(SCENE)]] * 2, padding=True, return_tensors="pt")
     said = model.generate(**inputs, do_sample=False, max_new_tokens=3)
     assert said.shape[0] == 2
+    assert json.loads((whole / "tokenizer.json").read_text())["padding"] is None
     assert json.loads((whole / "config.json").read_text())["text_config"]["num_hidden_layers"] == 12
 
 

@@ -1,9 +1,9 @@
 """Pre-training SmolVLM-mini on questions about scenes: the shipped model comes from here.
 
-First the vision tower and the connector learn to name colour and shape, and where they are, at every image token; then
-the whole model answers questions and describes scenes, and in the end answers alone. Beside the answers' words it is
-taught, half-way up the decoder, how many objects a name in the question fits and where the one lies, and further up
-where the object lies that is the answer: from words alone it stays at the answers' prior for a very long time.
+First the vision tower and the connector learn, at every image token, the colour, shape and centre of what it shows and
+which of its pixels show it; then the whole model answers questions and describes scenes, and in the end answers alone.
+Beside the answers' words it is taught, half-way up the decoder, how many objects a name in the question fits and where
+the one lies, and further up where the object lies that is the answer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
     heads = ConversationHeads(size.hidden_size)
 
     def look(index: int) -> StepResult:
-        batch = drawn_pictures(config.seed, index, config.size.image_batch_size, normalise)
+        batch = drawn_pictures(config.seed, index, size.image_batch_size, normalise)
         return picture_losses(heads, image_tokens(model, batch.scenes.image), batch)
 
     eyes: dict[str, nn.Module] = {
@@ -85,4 +85,5 @@ def save(model: SmolVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerF
     model.half().save_pretrained(out)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     write_json(out / "config.json", config | {"dtype": "float32"})
+    tokenizer.backend_tokenizer.no_padding()  # of the last batch
     make_processor(tokenizer).save_pretrained(out)
