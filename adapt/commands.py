@@ -62,7 +62,9 @@ PROGRAM = Program(
     {
         "run": Command(_main_experiment, "[with ...]", "search a mask, fine-tune it, set it beside the unskipped model"),
         "das": Command(_das_experiment, "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
-        "pretrain": Command("das_gym.adapt.pretrain_experiment:ex", "[with ...]", "pre-train METER-mini or ViLT-mini"),
+        "pretrain": Command(
+            "das_gym.adapt.pretrain_experiment:ex", "[with ...]", "pre-train one of the bundled mini models"
+        ),
         "supernet": Command(
             "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
         ),

@@ -1,7 +1,8 @@
-"""Pre-train METER-mini or ViLT-mini.
+"""Pre-train METER-mini, ViLT-mini or SmolVLM-mini.
 
 python -m adapt pretrain                                      METER-mini; writes to runs/<id>/meter_mini
 python -m adapt pretrain with model=ViLT                      ViLT-mini; writes to runs/<id>/vilt_mini
+python -m adapt pretrain with model=VLM                       SmolVLM-mini; writes to runs/<id>/vlm_mini
 python -m adapt pretrain with model=ViLT out=my_folder        to a folder of your choice
 python -m adapt pretrain with resume=5                        go on with run 5, which was stopped
 """
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.pretrain.recipe import CHECKPOINTS, PretrainConfig, pretrain
+from das_gym.adapt.pretrain.config import CHECKPOINTS, PretrainConfig
+from das_gym.adapt.pretrain.recipe import pretrain
 
 from das_gym.commandline import typed
 from das_gym.config import build
@@ -27,7 +29,7 @@ class PretrainSettings(ResumableSettings, PretrainConfig):
     """The settings of `python -m adapt pretrain`.
 
     Attributes:
-        out: Folder to write the checkpoint to; None is `meter_mini` or `vilt_mini` in the run's folder.
+        out: Folder to write the checkpoint to; None is `meter_mini`, `vilt_mini` or `vlm_mini` in the run's folder.
     """
 
     out: str | None = None
@@ -46,5 +48,11 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     pretrain(settings, out, folder, _run.log_scalar)
     for name in CHECKPOINTS:
         (folder / name).unlink(missing_ok=True)
-    following = typed("adapt supernet", f"{settings.model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))
-    print(f"checkpoint: {out}\nNext: {following}")
+    print(f"checkpoint: {out}\nNext: {_next(settings.model, out)}")
+
+
+def _next(model: str, out: Path) -> str:
+    """What to do with the checkpoint."""
+    if model == "VLM":
+        return f"AutoModelForImageTextToText.from_pretrained({str(out)!r})"
+    return typed("adapt supernet", f"{model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,10 +86,11 @@ def image_batch(seed: int, step: int, batch_size: int, patch_size: int, normalis
     """Scenes alone, for the first part."""
     rng = np.random.default_rng([seed, 0, step])
     scenes = [sample_scene(rng) for _ in range(batch_size)]
-    return _pictures(scenes, [patch_owners(scene, patch_size) for scene in scenes], normalise)
+    return pictures(scenes, [patch_owners(scene, patch_size) for scene in scenes], normalise)
 
 
-def _pictures(scenes: list[Scene], owners: list[np.ndarray], normalise: Normalise) -> ImageBatch:
+def pictures(scenes: Sequence[Scene], owners: Sequence[np.ndarray], normalise: Normalise) -> ImageBatch:
+    """Scenes whose patches' owners are known."""
     pixels = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2)
     color_names, shape_names = list(COLORS), list(SHAPES)
     colors = [
@@ -206,7 +207,7 @@ class CaptionBatches:
         places = np.stack([_places(*pair, *named) for pair, *named in zip(pairs, colors, shapes, strict=True)])
         offsets = np.stack([_offset(*pair) for pair in pairs])
         return CaptionBatch(
-            scenes=_pictures([scene for scene, _ in pairs], owners, self.normalise),
+            scenes=pictures([scene for scene, _ in pairs], owners, self.normalise),
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(encoded["attention_mask"]),
             words=torch.from_numpy(words),

@@ -32,7 +32,6 @@ class PretrainModel:
         features: From the model and a batch to what the losses of the second part read.
         mean, std: Of its pixels, red, green and blue.
         special_tokens: Of its tokenizer.
-        learning_rate: Peak, of the second part.
     """
 
     build: Callable[[int, int, int, int], VLP]
@@ -43,7 +42,6 @@ class PretrainModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     special_tokens: SpecialTokens
-    learning_rate: float
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) pixels, 0..1, as the model reads them."""

@@ -67,5 +67,4 @@ METER_MINI = PretrainModel(
     mean=CLIP_MEAN,
     std=CLIP_STD,
     special_tokens=ROBERTA,
-    learning_rate=8e-4,
 )

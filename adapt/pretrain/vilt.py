@@ -77,5 +77,4 @@ VILT_MINI = PretrainModel(
     mean=(VILT_MEAN,) * 3,
     std=(VILT_STD,) * 3,
     special_tokens=BERT,
-    learning_rate=1e-3,
 )

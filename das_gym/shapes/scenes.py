@@ -148,6 +148,15 @@ def render(scene: Scene) -> Image.Image:
     return image
 
 
+def pixel_owners(scene: Scene) -> np.ndarray:
+    """(96, 96) int64: which object each pixel shows, an index into `scene.objects`, or -1 for background."""
+    ids = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 0)
+    draw = ImageDraw.Draw(ids)
+    for index, item in enumerate(scene.objects):
+        _paint(draw, item, index + 1)
+    return np.asarray(ids, dtype=np.int64) - 1
+
+
 def patch_owners(scene: Scene, patch_size: int, min_share: float = 0.15) -> np.ndarray:
     """Which object each patch shows.
 
@@ -159,12 +168,8 @@ def patch_owners(scene: Scene, patch_size: int, min_share: float = 0.15) -> np.n
     Returns:
         (n_patches,) int64 in raster order: an index into `scene.objects`, or -1 for background.
     """
-    ids = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 0)
-    draw = ImageDraw.Draw(ids)
-    for index, item in enumerate(scene.objects):
-        _paint(draw, item, index + 1)
     side = IMAGE_SIZE // patch_size
-    cells = np.asarray(ids).reshape(side, patch_size, side, patch_size)
-    numbers = np.arange(1, len(scene.objects) + 1).reshape(-1, 1, 1, 1, 1)
+    cells = pixel_owners(scene).reshape(side, patch_size, side, patch_size)
+    numbers = np.arange(len(scene.objects)).reshape(-1, 1, 1, 1, 1)
     share = (cells[None] == numbers).mean(axis=(2, 4)).reshape(len(scene.objects), -1)
     return np.where(share.max(axis=0) >= min_share, share.argmax(axis=0), -1)

@@ -1,0 +1,1 @@
+"""How the bundled SmolVLM-mini was made."""

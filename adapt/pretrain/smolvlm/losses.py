@@ -1,0 +1,116 @@
+"""The losses that teach SmolVLM-mini: the answers' words, and beside them where that which is asked about lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from das_gym.adapt.pretrain.batches import IGNORE
+from das_gym.adapt.pretrain.losses import PretrainHeads, masked_mse, patch_losses
+from das_gym.adapt.pretrain.smolvlm.batches import ConversationBatch, PictureBatch
+from das_gym.adapt.pretrain.smolvlm.model import TOKEN_SIZE
+from das_gym.adapt.training import StepResult
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from das_gym.shapes.scenes import MAX_OBJECTS
+
+if TYPE_CHECKING:
+    from transformers import SmolVLMForConditionalGeneration
+
+MENTION_LAYER, TARGET_LAYER = 5, 9
+"""Decoder layers after which named objects, and the object that is the answer, are looked for."""
+
+PICTURE_WEIGHTS = {"color": 1.0, "shape": 1.0, "center": 10.0, "silhouette": 3.0}
+WEIGHTS = {"words": 1.0, "counts": 0.3, "places": 5.0, "targets": 5.0, "picture": 0.5}
+"""Of the losses of pictures, and of those of conversations."""
+
+
+class ConversationHeads(nn.Module):
+    """The heads that only pre-training needs."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.patches = PretrainHeads(size, size, 1)
+        self.silhouette = nn.Linear(size, TOKEN_SIZE**2)
+        self.count = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, MAX_OBJECTS + 1))
+        self.place = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2))
+        self.target = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2))
+
+    def dense(self) -> nn.Module:
+        """The heads of `picture_losses`."""
+        return nn.ModuleList((self.patches.dense(), self.silhouette))
+
+
+@dataclass(frozen=True)
+class ConversationFeatures:
+    """What the losses read.
+
+    Attributes:
+        patches: (batch, image tokens, size): the picture as the decoder gets it.
+        mentions, targets, last: (batch, tokens, size): after MENTION_LAYER, after TARGET_LAYER, and what the language
+            modelling head reads.
+    """
+
+    patches: Tensor
+    mentions: Tensor
+    targets: Tensor
+    last: Tensor
+
+
+def image_tokens(model: SmolVLMForConditionalGeneration, image: Tensor) -> Tensor:
+    """(batch, image tokens, hidden_size) from (batch, 3, 96, 96) pixels."""
+    return torch.stack(model.get_image_features(image[:, None]).pooler_output)
+
+
+def features(model: SmolVLMForConditionalGeneration, batch: ConversationBatch) -> ConversationFeatures:
+    """One pass of the decoder over the pictures, and one over all that is asked about them."""
+    patches = image_tokens(model, batch.pictures.scenes.image)
+    decoder, embeddings = model.model.text_model, model.get_input_embeddings()
+    prefix = embeddings(batch.prefix_ids)
+    is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
+    cache = decoder(inputs_embeds=prefix.masked_scatter(is_image, patches), use_cache=True).cache
+    cache.batch_select_indices(batch.rows)
+    output = decoder(
+        inputs_embeds=embeddings(batch.input_ids),
+        attention_mask=batch.attention_mask,
+        cache=cache,
+        use_cache=True,
+        output_hidden_states=True,
+    )
+    states = output.hidden_states
+    return ConversationFeatures(patches, states[MENTION_LAYER], states[TARGET_LAYER], output.last_hidden_state)
+
+
+def picture_losses(heads: ConversationHeads, patches: Tensor, batch: PictureBatch) -> StepResult:
+    """What and where the object at every image token is, and which of the token's pixels show one; as `loss` the sum."""
+    losses = {
+        "silhouette": F.binary_cross_entropy_with_logits(heads.silhouette(patches), batch.silhouettes),
+        **patch_losses(heads.patches, patches, batch.scenes),
+    }
+    return {"loss": _weighted(losses, PICTURE_WEIGHTS), **losses}
+
+
+def _weighted(losses: StepResult, weights: Mapping[str, float]) -> Tensor:
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
+def conversation_losses(
+    model: SmolVLMForConditionalGeneration, heads: ConversationHeads, batch: ConversationBatch
+) -> StepResult:
+    """All losses, their weighted sum as `loss`, and the share of answers' tokens that come out right as `right`."""
+    read = features(model, batch)
+    said, named = batch.labels != IGNORE, batch.counts != IGNORE
+    logits = model.lm_head(read.last[said])
+    seen = picture_losses(heads, read.patches, batch.pictures)
+    losses = {
+        "words": F.cross_entropy(logits, batch.labels[said]),
+        "counts": F.cross_entropy(heads.count(read.mentions[named]), batch.counts[named]),
+        "places": masked_mse(heads.place(read.mentions), batch.places),
+        "targets": masked_mse(heads.target(read.targets), batch.targets),
+        "picture": seen.pop("loss"),
+    }
+    right = (logits.detach().argmax(-1) == batch.labels[said]).float().mean()
+    return {"loss": _weighted(losses, WEIGHTS), **losses, **seen, "right": right}
