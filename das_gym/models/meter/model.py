@@ -252,7 +252,8 @@ class METER(VLP):
     def embed(self, encoded: State) -> State:
         """Puts in the first text token and adds token types."""
         text, image = encoded.hidden["text"], encoded.hidden["image"]
-        text = torch.cat((self.first_text_token.expand(len(text), -1, -1), text[:, 1:]), dim=1)
+        place = torch.arange(text.shape[1], device=text.device)[:, None]
+        text = torch.where(place == 0, self.first_text_token, text)
         types, image_types = self.token_types.weight, encoded.extras.get("image_types")
         image_types = types[1] if image_types is None else types[image_types, None]
         return encoded.with_hidden({"text": text + types[0], "image": image + image_types})
