@@ -42,6 +42,19 @@ class NoAdapter(nn.Module):
         return x.new_zeros(())
 
 
+class PassOn(nn.Module):
+    """Its input: what stands in the place of a skipped layer in a model built with skip_bottleneck 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same."""
+        return x
+
+
+def skip_adapter(hidden_size: int, bottleneck: int) -> nn.Module:
+    """A skip adapter, or what passes its input on where the bottleneck is 0."""
+    return SkipAdapter(hidden_size, bottleneck) if bottleneck else PassOn()
+
+
 def parallel_adapter(hidden_size: int, bottleneck: int) -> nn.Module:
     """An adapter, or nothing where the bottleneck is 0."""
     return Adapter(hidden_size, bottleneck) if bottleneck else NoAdapter()

@@ -42,6 +42,11 @@ def families() -> dict[str, Family]:
     return {family.name: family for family in map(pkgutil.resolve_name, FAMILIES)}
 
 
+def family_of(vlp: VLP) -> Family | None:
+    """The family of a model; None where it is of none that has formats."""
+    return next((family for family in families().values() if isinstance(vlp, family.model)), None)
+
+
 @dataclass
 class LoadReport:
     """What became of every name.
@@ -167,10 +172,10 @@ def save_checkpoint(
         FileExistsError: the folder exists and is no checkpoint.
     """
     path = Path(path).expanduser()
-    name = next((name for name, family in families().items() if isinstance(vlp, family.model)), None)
-    if name is None:
+    family = family_of(vlp)
+    if family is None:
         raise TypeError(f"a {type(vlp).__name__} cannot be saved; give one of {', '.join(families())}")
-    config: dict[str, Any] = {"model": name, "config": dataclasses.asdict(cast(Any, vlp).config)}
+    config: dict[str, Any] = {"model": family.name, "config": dataclasses.asdict(cast(Any, vlp).config)}
     if vlp.pruned_mask is not None:
         config["settled_mask"] = vlp.pruned_mask.tolist()
     tensors = {key: tensor for key, tensor in vlp.state_dict().items() if key not in set(leave_out)}
@@ -210,8 +215,9 @@ def assemble(
     report.derived += family.derive(named, found_heads, config)
     with torch.device("meta"):
         vlp: VLP = family.model(config)
-    if file.config.get("settled_mask") is not None:
-        vlp.prune(np.asarray(file.config["settled_mask"], dtype=bool))
+    mask = form.mask(file.config)
+    if mask is not None:
+        vlp.prune(np.asarray(mask, dtype=bool))
     _fill(vlp, named, sources, generator, report)
     report.missing += [head for head in heads if head not in found_heads]
     return Loaded(vlp.eval(), found_heads, search, report)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.adapters import SkipAdapter, parallel_adapter
+from das_gym.models.adapters import parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.inputs import Processor, find_tokenizer
@@ -43,7 +43,7 @@ class METERConfig:
         vocab_size: Tokens of the text encoder.
         max_positions: Position embeddings of the text encoder, two more than its longest text.
         bottleneck: Width of the parallel adapters; 0 builds none, as for pre-training.
-        skip_bottleneck: Width of the skip adapters.
+        skip_bottleneck: Width of the skip adapters; 0 passes the input of a skipped layer on.
         dropout: Dropout of encoders and fusion layers, 0..1; acts in train mode only.
     """
 
@@ -65,7 +65,7 @@ class METERConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        check_sizes(self, may_be_zero=("bottleneck",))
+        check_sizes(self, may_be_zero=("bottleneck", "skip_bottleneck"))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         for name, width, heads in (
@@ -204,7 +204,8 @@ class METER(VLP):
     def _fusion_layers(self) -> nn.ModuleList:
         size, bottleneck = self.config.hidden_size, self.config.skip_bottleneck
         return nn.ModuleList(
-            SkippableLayer(FusionLayer(self.config), SkipAdapter(size, bottleneck)) for _ in range(self.config.fusion_layers)
+            SkippableLayer(FusionLayer(self.config), skip_adapter(size, bottleneck))
+            for _ in range(self.config.fusion_layers)
         )
 
     def _init_own_weights(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.adapters import SkipAdapter, parallel_adapter
+from das_gym.models.adapters import parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.inputs import Processor, find_tokenizer
@@ -39,7 +39,7 @@ class ViLTConfig:
         vocab_size: Tokens of the text embeddings.
         max_positions: Longest text.
         bottleneck: Width of the parallel adapters; 0 leaves them out.
-        skip_bottleneck: Width of the skip adapters.
+        skip_bottleneck: Width of the skip adapters; 0 passes the input of a skipped layer on.
         norm_eps: Epsilon of the blocks' LayerNorms (1e-6; models saved by transformers say 1e-12).
         text_norm_eps: Epsilon of the text embeddings' LayerNorm.
         dropout: Dropout of embeddings and sub-layers, 0..1; acts in train mode only.
@@ -60,7 +60,7 @@ class ViLTConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        check_sizes(self, may_be_zero=("bottleneck",), may_be_none=("position_grid",))
+        check_sizes(self, may_be_zero=("bottleneck", "skip_bottleneck"), may_be_none=("position_grid",))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.hidden_size % self.num_heads:
@@ -164,7 +164,7 @@ class ViLT(VLP):
         self.token_types = nn.Embedding(3, size)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            SkippableLayer(ViLTBlock(config), SkipAdapter(size, config.skip_bottleneck)) for _ in range(config.num_layers)
+            SkippableLayer(ViLTBlock(config), skip_adapter(size, config.skip_bottleneck)) for _ in range(config.num_layers)
         )
         self.final_norm = nn.LayerNorm(size, eps=config.norm_eps)
         self.pooler = nn.Linear(size, size)
