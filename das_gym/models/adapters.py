@@ -42,17 +42,9 @@ class NoAdapter(nn.Module):
         return x.new_zeros(())
 
 
-class PassOn(nn.Module):
-    """Its input: what stands in the place of a skipped layer in a model built with skip_bottleneck 0."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The same."""
-        return x
-
-
 def skip_adapter(hidden_size: int, bottleneck: int) -> nn.Module:
-    """A skip adapter, or what passes its input on where the bottleneck is 0."""
-    return SkipAdapter(hidden_size, bottleneck) if bottleneck else PassOn()
+    """A skip adapter, or nothing where the bottleneck is 0: a skipped layer's input passes on."""
+    return SkipAdapter(hidden_size, bottleneck) if bottleneck else nn.Identity()
 
 
 def parallel_adapter(hidden_size: int, bottleneck: int) -> nn.Module:

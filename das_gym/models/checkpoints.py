@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -146,6 +146,26 @@ def load_checkpoint(
 def load_vlp(path: str | Path, **settings: Any) -> VLP:
     """The model of a checkpoint alone; see `load_checkpoint`."""
     return load_checkpoint(path, **settings).vlp
+
+
+class Pretrained:
+    """What a model of one of the families has of transformers' models."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
+        """The model in a checkpoint of any known kind, exported folders among them; see `load_checkpoint`.
+
+        Raises:
+            ValueError: it holds another model.
+        """
+        vlp = load_vlp(path, **settings)
+        if not isinstance(vlp, cls):
+            raise ValueError(f"{path} holds a {type(vlp).__name__}: load it by {type(vlp).__name__}.from_pretrained")
+        return vlp
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the model, pruned or not, as a folder that `from_pretrained` reads; see `save_checkpoint`."""
+        save_checkpoint(path, cast(VLP, self))
 
 
 def save_checkpoint(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from das_gym.models.adapters import PassOn
+from das_gym.models.adapters import Adapter, SkipAdapter
 from das_gym.models.base import VLP
 
 LAYER, ADAPTER, NOTHING = "layer", "adapter", "nothing"
@@ -100,9 +100,14 @@ def layer_kinds(vlp: VLP) -> tuple[str, ...]:
         raise ValueError("this model is not pruned; call vlp.prune(mask) first (a mask of zeros keeps every layer)")
     found = []
     for index, skipped in enumerate(vlp.pruned_mask.tolist()):
-        nothing = isinstance(vlp.skippable(index).skip_adapter, PassOn)
+        nothing = isinstance(vlp.skippable(index).skip_adapter, nn.Identity)
         found.append(LAYER if not skipped else NOTHING if nothing else ADAPTER)
     return tuple(found)
+
+
+def parallel_bottleneck(vlp: VLP, built: int) -> int:
+    """Width of the parallel adapters that a model still has: as it was built, or 0 where they were taken out."""
+    return built if any(isinstance(m, Adapter) and not isinstance(m, SkipAdapter) for m in vlp.modules()) else 0
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

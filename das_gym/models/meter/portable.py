@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD
 from das_gym.models.meter.model import METER, FusionLayer
-from das_gym.models.portable import Portable, PortableHead, layer_kinds, plain_names
+from das_gym.models.portable import NOTHING, Portable, PortableHead, layer_kinds, parallel_bottleneck, plain_names
 
 CODE = "das_gym.models.meter.modeling_meter_subnet"
 
@@ -27,8 +27,8 @@ def to_portable(vlp: METER, head: PortableHead) -> Portable:
             "num_attention_heads": config.num_heads,
             "text_layers": kinds[: config.fusion_layers],
             "image_layers": kinds[config.fusion_layers :],
-            "bottleneck": config.bottleneck,
-            "skip_bottleneck": config.skip_bottleneck,
+            "bottleneck": parallel_bottleneck(vlp, config.bottleneck),
+            "skip_bottleneck": 0 if NOTHING in kinds else config.skip_bottleneck,
             "num_images": head.num_images,
             "head_width": head.width,
             "hidden_dropout_prob": config.dropout,

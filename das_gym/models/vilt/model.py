@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.models.adapters import parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
+from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
 from das_gym.models.sizes import check_sizes
 from das_gym.models.vilt.inputs import vilt_transform
@@ -132,7 +133,7 @@ def _stretch(counts: Tensor, places: int, points: int, dtype: torch.dtype) -> tu
     return low, (low + 1).clamp(max=points - 1), (reached % last).to(dtype) / last.to(dtype)
 
 
-class ViLT(VLP):
+class ViLT(Pretrained, VLP):
     """ViLT with parallel adapters in its blocks and a skip adapter for each.
 
     Layers 0-11 are the blocks. A batch holds `image` (batch, 3, height, width) float, both sides multiples

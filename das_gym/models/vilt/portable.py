@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from das_gym.models.portable import LAYER, NOTHING, Portable, PortableHead, layer_kinds, plain_names
+from das_gym.models.portable import LAYER, NOTHING, Portable, PortableHead, layer_kinds, parallel_bottleneck, plain_names
 from das_gym.models.vilt.inputs import VILT_MEAN, VILT_STD
 from das_gym.models.vilt.model import ViLT
 
@@ -42,7 +42,8 @@ def to_portable(vlp: ViLT, head: PortableHead) -> Portable:
     """A pruned ViLT and its head: transformers' own class where nothing is left of adapters, else `modeling_vilt_subnet`."""
     config, kinds, kind = vlp.config, layer_kinds(vlp), _plain_head(vlp, head)
     one_epsilon = config.norm_eps == config.text_norm_eps or (config.norm_eps > 0 and config.text_norm_eps > 0)
-    if config.bottleneck == 0 and set(kinds) <= {LAYER, NOTHING} and kind is not None and one_epsilon:
+    bare = parallel_bottleneck(vlp, config.bottleneck) == 0
+    if bare and set(kinds) <= {LAYER, NOTHING} and kind is not None and one_epsilon:
         return _plain(vlp, head, kinds, *kind)
     return _with_code(vlp, head, kinds)
 
@@ -95,8 +96,8 @@ def _with_code(vlp: ViLT, head: PortableHead, kinds: tuple[str, ...]) -> Portabl
             "image_size": config.image_size,
             "patch_size": config.patch_size,
             "position_grid": config.grid,
-            "bottleneck": config.bottleneck,
-            "skip_bottleneck": config.skip_bottleneck,
+            "bottleneck": parallel_bottleneck(vlp, config.bottleneck),
+            "skip_bottleneck": 0 if NOTHING in kinds else config.skip_bottleneck,
             "num_images": head.num_images,
             "head_width": head.width,
             "hidden_dropout_prob": config.dropout,

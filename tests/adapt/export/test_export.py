@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from das_gym.models.checkpoints import load_vlp
+from das_gym.models.macs import without_adapters
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.portable import portable_head
 from das_gym.models.vilt.model import ViLT, ViLTConfig
@@ -143,6 +144,20 @@ def test_what_is_skipped_is_gone_and_what_was_made_is_told(tmp_path):
         assert words in card
     files = ["README.md", "config.json", "model.safetensors", "modeling_meter_subnet.py", "preprocessor_config.json"]
     assert {path.name for path in written.folder.iterdir()} == {*files, "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("model", ["METER", "ViLT"])
+def test_a_model_that_nothing_was_trained_for(model, tmp_path):
+    """As `without_training` leaves it: the config still tells the widths of adapters that are not there."""
+    subnet = build(model, "vqa")
+    vlp = without_adapters(subnet.backbone.vlp)
+    for index in range(4):
+        vlp.skippable(index).skip_adapter = nn.Identity() if vlp.pruned_mask[index] else None
+    batch = probe(subnet, 1)
+    written = export(subnet, tmp_path / "out")
+    assert bool(list(written.folder.glob("*.py"))) is (model == "METER")
+    again = load_subnet(written.folder, device="cpu")
+    torch.testing.assert_close(subnet_logits(again, batch), subnet_logits(subnet, batch), atol=1e-5, rtol=1e-5)
 
 
 def test_a_written_model_trains(tmp_path):
