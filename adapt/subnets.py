@@ -11,7 +11,7 @@ from typing import Any
 from das_gym.adapt.export.loading import is_exported, load_exported
 
 from das_gym.commandline import typed, use, used
-from das_gym.config import build
+from das_gym.config import build, check_names
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
 from das_gym.problem.config import ProblemConfig
@@ -46,6 +46,7 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
         raise TypeError(f"load_subnet takes the folder of a fine-tuned run, not a {type(path).__name__}")
     path = Path(path).expanduser()
     if is_exported(path):
+        check_names(changes, ("device", "max_text_length"), "setting")
         return load_exported(path, **changes)
     folder = path if path.is_dir() else path.parent
     file = path if path.suffix == ".safetensors" else folder / SUBNET_FILE

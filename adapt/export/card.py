@@ -67,19 +67,21 @@ def _exactness(exported: Exported) -> str:
 def _loading(portable: Portable, exported: Exported, num_images: int) -> str:
     trust = "" if portable.code is None else ", trust_remote_code=True"
     kind = portable.model.partition(":")[2] if portable.code is None else "AutoModel"
-    images, names = "[[first, second]]" if num_images > 1 else "[picture]", sorted({"AutoProcessor", kind})
-    if portable.image_processor.get("processor_class") is None:
-        names = sorted({"AutoImageProcessor", "AutoTokenizer", kind})
+    whole = num_images == 1 and portable.image_processor.get("processor_class") is not None
+    names = sorted({kind, *(("AutoProcessor",) if whole else ("AutoImageProcessor", "AutoTokenizer"))})
     lines = [f"from transformers import {', '.join(names)}", "", f'folder = "{exported.folder.name}"']
     lines += [f"model = {kind}.from_pretrained(folder{trust}).eval()"]
-    if "AutoProcessor" in names:
+    if whole:
         lines += [f"processor = AutoProcessor.from_pretrained(folder{trust})"]
-        lines += [f'batch = processor({images}, ["..."], padding=True, truncation=True, return_tensors="pt")']
+        lines += ['batch = processor([picture], ["..."], padding=True, truncation=True, return_tensors="pt")']
     else:
+        pictures = "picture" if num_images == 1 else ", ".join(f"picture_{i + 1}" for i in range(num_images))
         lines += [f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})"]
         lines += [f"image_processor = AutoImageProcessor.from_pretrained(folder{trust})"]
-        lines += ['batch = tokenizer(["..."], padding=True, truncation=True, return_tensors="pt")']
-        lines += [f'batch |= image_processor({images}, return_tensors="pt")']
+        lines += ['batch = dict(tokenizer(["..."], padding=True, truncation=True, return_tensors="pt"))']
+        lines += [f'images = image_processor([{pictures}], return_tensors="pt")']
+        together = "images" if num_images == 1 else "{name: t[None] for name, t in images.items()}  # all are of one example"
+        lines += [f"batch |= {together}"]
     return "\n".join([*lines, "logits = model(**batch).logits  # model.config.id2label names them"])
 
 

@@ -20,6 +20,7 @@ from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.loading import quiet_loading
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 
+from das_gym.commandline import used
 from das_gym.models.checkpoints import family_of
 from das_gym.models.portable import DAS_GYM, Portable, portable_head
 from das_gym.models.tensor_files import write_folder
@@ -131,6 +132,7 @@ def _about(subnet: AdaptedModel, num_images: int) -> dict[str, Any]:
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "num_images": num_images,
+        "use": list(used()),
         "version": library_versions()["das_gym"],
     }
 

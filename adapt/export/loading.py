@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from das_gym.commandline import use
+from das_gym.files import read_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.portable import DAS_GYM
@@ -30,7 +31,11 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     Raises:
         ValueError, FileNotFoundError: it is damaged, or of a task that is not registered.
     """
-    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))[DAS_GYM]
+    about = read_json(folder / "config.json")[DAS_GYM]
+    lacks = [name for name in ("task", "labels", "image_size", "max_text_length") if name not in about]
+    if lacks:
+        raise ValueError(f"{folder / 'config.json'} lacks {', '.join(lacks)} under {DAS_GYM!r}; export the run again")
+    use(about.get("use", ()))
     loaded = load_checkpoint(folder, image_size=about["image_size"])
     vlp = loaded.vlp
     vlp.freeze()
@@ -38,8 +43,15 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
         processor = vlp.inputs(folder, max_text_length or about["max_text_length"])
     task = task_class(about["task"])(processor, about["labels"])
     head = task.build_head(vlp.feature_size, vlp.head_size)
-    tensors = next(iter(loaded.heads.values()))
-    head.load_state_dict({name if name[0].isdigit() else f"0.{name}": tensor for name, tensor in tensors.items()})
+    tensors = next(iter(loaded.heads.values()), {})
+    named = {name if name[0].isdigit() else f"0.{name}": tensor for name, tensor in tensors.items()}
+    shapes = [{name: tuple(tensor.shape) for name, tensor in some.items()} for some in (head.state_dict(), named)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{folder} holds a head of {shapes[1] or 'nothing'}, the task {task.name} has one of {shapes[0]}: it is "
+            "damaged, or the task was changed; export the run again"
+        )
+    head.load_state_dict(named)
     place, base = pick_device(device), fingerprint(vlp)
     return AdaptedModel(Backbone(vlp.to(place), processor, base, loaded.heads), head.to(place).eval(), task)
 

@@ -280,7 +280,7 @@ def _infer_config(
         told = form.sizes(shapes, file.config)
     except KeyError as error:
         raise ValueError(f"{file.path} lacks the tensor {error}; it is not a whole {form.title}") from error
-    except (ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{file.path}: {error}") from error
     _check_settings(file, family.config, told, settings)
     fields = {**told, **settings}

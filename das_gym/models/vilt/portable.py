@@ -10,6 +10,12 @@ from das_gym.models.portable import LAYER, NOTHING, Portable, PortableHead, laye
 from das_gym.models.vilt.inputs import VILT_MEAN, VILT_STD
 from das_gym.models.vilt.model import ViLT
 
+PIXELS = (
+    'das_gym\'s own pixels are those of `AutoImageProcessor.from_pretrained(folder, backend="pil")`; where torchvision is '
+    "installed, transformers resizes with that, and single pixels differ by 1/127 or so."
+)
+"""What a folder's reader has to know of its image processor."""
+
 CODE = "das_gym.models.vilt.modeling_vilt_subnet"
 
 _EMBEDDINGS = {
@@ -108,6 +114,7 @@ def _with_code(vlp: ViLT, head: PortableHead, kinds: tuple[str, ...]) -> Portabl
         image_processor=_image_processor(vlp),
         model=f"{CODE}:ViltSubnet",
         code=CODE,
+        notes=(PIXELS,),
     )
 
 
@@ -147,7 +154,7 @@ def _plain(vlp: ViLT, head: PortableHead, kinds: tuple[str, ...], architecture: 
         tensors={f"vilt.{name}": t for name, t in tensors.items()} | {f"{head_name}.{name}": t for name, t in heads.items()},
         image_processor=_image_processor(vlp),
         model=f"transformers:{architecture}",
-        notes=notes,
+        notes=(*notes, PIXELS),
     )
 
 

@@ -31,5 +31,9 @@ for argument in sys.argv[1:]:
     image_processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, backend="pil")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 77, 3), dtype=np.uint8))
     found["pixels"] = image_processor([picture], return_tensors="pt")["pixel_values"]
+    code = (Path(folder) / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    known = dict.fromkeys(("picture", "picture_1", "picture_2"), picture)
+    exec(code, known)
+    found["told"] = known["logits"]
     torch.save(found, Path(folder) / "found.pt")
 assert "das_gym" not in sys.modules

@@ -94,6 +94,7 @@ def test_a_fresh_process_without_das_gym_says_the_same(tmp_path):
         torch.testing.assert_close(found["float64"].reshape(-1), in_double(subnet, batch), atol=1e-10, rtol=0)
         expected = processor.transform(picture, processor.image_size, processor.patch_size)
         torch.testing.assert_close(found["pixels"][0], expected, atol=1e-6, rtol=0)
+        assert found["told"].shape == (1, portable_head(subnet.head, subnet.backbone.vlp.feature_size).num_labels)
         assert found["ids"].tolist() == [processor.tokenizer("what is this")["input_ids"]]
 
 
@@ -125,6 +126,21 @@ def test_das_gym_loads_the_folder_without_its_code(model, task, adapters, tmp_pa
     torch.testing.assert_close(subnet_logits(again, batch), subnet_logits(subnet, batch), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(in_double(again, batch), in_double(subnet, batch), atol=1e-10, rtol=0)
     assert load_vlp(written.folder).config == again.backbone.vlp.config
+
+
+def test_a_damaged_folder_is_told(tmp_path):
+    folder = export(build("ViLT", "vqa"), tmp_path / "out").folder
+    with pytest.raises(ValueError, match="did you mean 'device'"):
+        load_subnet(folder, devise="cpu")
+    whole = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"das_gym": {"task": "vqa"}}, "lacks labels, image_size, max_text_length under 'das_gym'; export the run again"),
+        ({"das_gym": {**whole["das_gym"], "labels": ["no", "yes"]}}, "holds a head of .* the task vqa has one of"),
+        ({"blocks": None}, "out: .*NoneType"),
+    ):
+        (folder / "config.json").write_text(json.dumps(whole | change))
+        with pytest.raises(ValueError, match=message):
+            load_subnet(folder)
 
 
 def test_what_is_skipped_is_gone_and_what_was_made_is_told(tmp_path):
