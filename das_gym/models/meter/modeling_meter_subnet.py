@@ -5,7 +5,7 @@ This file needs torch and transformers alone, and lies beside the weights it was
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
     image_processor = AutoImageProcessor.from_pretrained(FOLDER, trust_remote_code=True)
     texts = tokenizer(["what is left of the cube?"], padding=True, truncation=True, return_tensors="pt")
     logits = model(**texts, **image_processor(pictures, return_tensors="pt")).logits

@@ -5,7 +5,7 @@ This file needs torch and transformers alone, and lies beside the weights it was
     from transformers import AutoModel, AutoProcessor
 
     model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
-    processor = AutoProcessor.from_pretrained(FOLDER)
+    processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
     batch = processor(pictures, ["what is left of the cube?"], padding=True, truncation=True, return_tensors="pt")
     logits = model(**batch).logits
 
