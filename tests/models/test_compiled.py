@@ -27,6 +27,7 @@ def tiny_vilt() -> ViLT:
     return ViLT(ViLTConfig(**SIZES, num_layers=3, max_positions=16))
 
 
+pytestmark = pytest.mark.slow
 MASKS = {METER: (True, False, False, False), ViLT: (False, True, False)}
 
 

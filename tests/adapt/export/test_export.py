@@ -244,6 +244,7 @@ def test_the_command(run_folder, tmp_path):
         run_export(ExportSettings(run=8, out=str(tmp_path / "out")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "task"), [("METER", "nlvr2"), ("ViLT", "vqa")])
 def test_onnx(model, task, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
