@@ -68,6 +68,11 @@ PROGRAM = Program(
         "supernet": Command(
             "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
         ),
+        "export": Command(
+            "das_gym.adapt.export.command:main",
+            "with run=... out=...",
+            "write a fine-tuned subnet for transformers, or as ONNX",
+        ),
         "convert": Command("das_gym.adapt.convert:main", "with source=... out=...", "write any checkpoint as safetensors"),
         "costs": Command("das_gym.adapt.costs_table:main", "[with ...]", "MACs of METER-base, the table of the paper"),
         "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings, ours, and where they come from"),

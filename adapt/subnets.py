@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from das_gym.adapt.export.loading import is_exported, load_exported
+
 from das_gym.commandline import typed, use, used
-from das_gym.config import build
+from das_gym.config import build, check_names
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
 from das_gym.problem.config import ProblemConfig
@@ -30,9 +32,9 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
 
     Args:
         path: The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote; or an adapter
-            file in it.
+            file in it; or a folder that `python -m adapt export` wrote, none of whose code is run.
         **changes: Fields of `ProblemConfig` that are not as recorded, such as `device="cpu"`, or `checkpoint=` where
-            that was moved.
+            that was moved. An exported folder has `device` and `max_text_length` alone.
 
     Raises:
         TypeError: `path` is no path.
@@ -43,6 +45,9 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"load_subnet takes the folder of a fine-tuned run, not a {type(path).__name__}")
     path = Path(path).expanduser()
+    if is_exported(path):
+        check_names(changes, ("device", "max_text_length"), "setting")
+        return load_exported(path, **changes)
     folder = path if path.is_dir() else path.parent
     file = path if path.suffix == ".safetensors" else folder / SUBNET_FILE
     adaptation = Adaptation.load(file) if file.is_file() else None

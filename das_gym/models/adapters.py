@@ -42,6 +42,11 @@ class NoAdapter(nn.Module):
         return x.new_zeros(())
 
 
+def skip_adapter(hidden_size: int, bottleneck: int) -> nn.Module:
+    """A skip adapter, or nothing where the bottleneck is 0: a skipped layer's input passes on."""
+    return SkipAdapter(hidden_size, bottleneck) if bottleneck else nn.Identity()
+
+
 def parallel_adapter(hidden_size: int, bottleneck: int) -> nn.Module:
     """An adapter, or nothing where the bottleneck is 0."""
     return Adapter(hidden_size, bottleneck) if bottleneck else NoAdapter()

@@ -29,8 +29,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], attend: Tensor | None) -> Tensor:
         """(batch, queries, hidden_size) of the queries `x` over what they may attend to; a batch of 1 fits any."""
         queries, (keys, values) = self._split(self.query(x)), keys_values
-        rows = max(len(queries), len(keys))
-        queries, keys, values = (part.expand(rows, -1, -1, -1) for part in (queries, keys, values))
+        if queries.shape[0] != keys.shape[0]:
+            rows = max(queries.shape[0], keys.shape[0])
+            queries, keys, values = (part.expand(rows, -1, -1, -1) for part in (queries, keys, values))
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(queries, keys, values, attend, dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))

@@ -139,6 +139,7 @@ class VLP(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.pruned_mask: np.ndarray | None = None
+        self._pruned: tuple[bool, ...] | None = None
         self.frozen = False
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
@@ -303,11 +304,19 @@ class VLP(nn.Module, ABC):
 
     def forward_encoded(self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
         """As `forward`, from encoder outputs."""
-        mask = self.check_mask(mask)
+        skips = self._skips(mask)
         state = self.embed(encoded)
         for stage in range(len(self.stages)):
-            state = self.advance(state, stage, mask)
+            state = self.advance(state, stage, skips)
         return self.pool(state)
+
+    def _skips(self, mask: Sequence[bool] | np.ndarray | None) -> tuple[bool, ...]:
+        """As `check_mask`, in plain values, which compilers take for constants: they trace arrays as tensors."""
+        if mask is None:
+            return self._pruned or (False,) * len(self.layers)
+        if isinstance(mask, list | tuple) and len(mask) == len(self.layers):
+            return tuple(bool(skipped) for skipped in mask)
+        return tuple(self.check_mask(mask).tolist())
 
     def check_mask(self, mask: Sequence[bool] | np.ndarray | None) -> np.ndarray:
         """The mask as an array; None means the pruned mask, or nothing skipped.
@@ -328,6 +337,7 @@ class VLP(nn.Module, ABC):
         for index, skipped in enumerate(array):
             self.skippable(index).prune(bool(skipped))
         self.pruned_mask = array
+        self._pruned = tuple(array.tolist())
 
     def remove_adapters(self) -> None:
         """Have nothing in the place of adapters: kept layers are as they came, and skipped ones are left out."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,11 @@ HEAD_WIDTH, USUAL_WIDTH = 64, 512
 def families() -> dict[str, Family]:
     """Every family that has formats, by the name that config.json says."""
     return {family.name: family for family in map(pkgutil.resolve_name, FAMILIES)}
+
+
+def family_of(vlp: VLP) -> Family | None:
+    """The family of a model; None where it is of none that has formats."""
+    return next((family for family in families().values() if isinstance(vlp, family.model)), None)
 
 
 @dataclass
@@ -143,6 +148,26 @@ def load_vlp(path: str | Path, **settings: Any) -> VLP:
     return load_checkpoint(path, **settings).vlp
 
 
+class Pretrained:
+    """What a model of one of the families has of transformers' models."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **settings: Any) -> Self:
+        """The model in a checkpoint of any known kind, exported folders among them; see `load_checkpoint`.
+
+        Raises:
+            ValueError: it holds another model.
+        """
+        vlp = load_vlp(path, **settings)
+        if not isinstance(vlp, cls):
+            raise ValueError(f"{path} holds a {type(vlp).__name__}: load it by {type(vlp).__name__}.from_pretrained")
+        return vlp
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the model, pruned or not, as a folder that `from_pretrained` reads; see `save_checkpoint`."""
+        save_checkpoint(path, cast(VLP, self))
+
+
 def save_checkpoint(
     path: str | Path,
     vlp: VLP,
@@ -167,10 +192,10 @@ def save_checkpoint(
         FileExistsError: the folder exists and is no checkpoint.
     """
     path = Path(path).expanduser()
-    name = next((name for name, family in families().items() if isinstance(vlp, family.model)), None)
-    if name is None:
+    family = family_of(vlp)
+    if family is None:
         raise TypeError(f"a {type(vlp).__name__} cannot be saved; give one of {', '.join(families())}")
-    config: dict[str, Any] = {"model": name, "config": dataclasses.asdict(cast(Any, vlp).config)}
+    config: dict[str, Any] = {"model": family.name, "config": dataclasses.asdict(cast(Any, vlp).config)}
     if vlp.pruned_mask is not None:
         config["settled_mask"] = vlp.pruned_mask.tolist()
     tensors = {key: tensor for key, tensor in vlp.state_dict().items() if key not in set(leave_out)}
@@ -210,8 +235,9 @@ def assemble(
     report.derived += family.derive(named, found_heads, config)
     with torch.device("meta"):
         vlp: VLP = family.model(config)
-    if file.config.get("settled_mask") is not None:
-        vlp.prune(np.asarray(file.config["settled_mask"], dtype=bool))
+    mask = form.mask(file.config)
+    if mask is not None:
+        vlp.prune(np.asarray(mask, dtype=bool))
     _fill(vlp, named, sources, generator, report)
     report.missing += [head for head in heads if head not in found_heads]
     return Loaded(vlp.eval(), found_heads, search, report)
@@ -254,7 +280,7 @@ def _infer_config(
         told = form.sizes(shapes, file.config)
     except KeyError as error:
         raise ValueError(f"{file.path} lacks the tensor {error}; it is not a whole {form.title}") from error
-    except (ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{file.path}: {error}") from error
     _check_settings(file, family.config, told, settings)
     fields = {**told, **settings}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from das_gym.models.portable import ToPortable
 
 Target = str | tuple[str, ...] | None
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,6 +34,7 @@ class Format:
             None means that the original never uses it either. The first match counts.
         sizes: Config fields that shapes and config.json (empty = none) tell; raises ValueError for what it cannot read.
         prefix: What some files put before every name; marks, rules and sizes do without it.
+        mask: The skipped layers that config.json tells of, one bool a layer; None where nothing was removed.
     """
 
     title: str
@@ -39,6 +42,7 @@ class Format:
     rules: tuple[tuple[str, Target], ...]
     sizes: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]
     prefix: str = ""
+    mask: Callable[[Mapping[str, Any]], Sequence[bool] | None] = lambda config: config.get("settled_mask")
 
     def our_names(self, name: str) -> tuple[str, ...] | None:
         """Our names for a tensor of the file: none where it is a known left-over; None where no rule knows it."""
@@ -63,6 +67,7 @@ class Family:
         head_fields: Config fields that no shape tells, and the width that each divides into heads.
         always_told: Those of `head_fields` whose heads are 64 wide in small models too.
         oddities: What is unusual about a config, in words: a file that may have lost something.
+        portable: Puts a pruned model and its head into transformers' conventions; None where nobody wrote that.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Family:
     head_fields: Mapping[str, str]
     always_told: tuple[str, ...] = ()
     oddities: Callable[[Any], list[str]] = lambda config: []
+    portable: ToPortable | None = None
 
 
 def adapter_rules(theirs: str, ours: str) -> tuple[tuple[str, Target], ...]:

@@ -165,7 +165,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt, or vocab.txt); "
             "put the tokenizer of the checkpoint there, or name its folder with tokenizer="
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def check_size(size: int) -> None:

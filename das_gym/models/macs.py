@@ -39,12 +39,23 @@ def meta_twin(module: Module) -> Module:
 
 
 def without_adapters(module: Module) -> Module:
-    """The module with nothing in the place of its parallel adapters, changed in place."""
+    """The module with nothing in the place of its parallel adapters, changed in place.
+
+    What peft put around a layer (LoRA and the like, with a `base_layer` inside) is taken off, too.
+    """
     for part in list(module.modules()):
         for name, child in part.named_children():
             if isinstance(child, Adapter) and not isinstance(child, SkipAdapter):
                 setattr(part, name, NoAdapter())
+            elif isinstance(getattr(child, "base_layer", None), nn.Module):
+                setattr(part, name, _innermost(child))
     return module
+
+
+def _innermost(layer: Any) -> nn.Module:
+    while isinstance(getattr(layer, "base_layer", None), nn.Module):
+        layer = layer.base_layer
+    return layer
 
 
 def counted(function: Callable[[], Result]) -> tuple[Result, int]:

@@ -42,6 +42,8 @@ class Costs:
         skip_parameters: As `skip_macs`, LayerNorms included.
         kept_trainable: Parameters of each kept layer, adapters included, that train.
         skip_trainable: Those of each skip adapter.
+        base_added_macs: Those of `base_macs` that something put into the encoders takes, such as LoRA.
+        base_added_parameters: Likewise.
     """
 
     base_macs: int
@@ -57,16 +59,19 @@ class Costs:
     skip_parameters: np.ndarray
     kept_trainable: np.ndarray
     skip_trainable: np.ndarray
+    base_added_macs: int = 0
+    base_added_parameters: int = 0
 
     @property
     def macs_full(self) -> int:
         """MACs of the pre-trained model and head: nothing skipped, no adapters. The baseline of every saving."""
-        return self.base_macs + self.head_macs + int(self.layer_macs.sum())
+        return self.base_macs - self.base_added_macs + self.head_macs + int(self.layer_macs.sum())
 
     @property
     def parameters_full(self) -> int:
         """Parameters of the pre-trained model and head: nothing skipped, no adapters."""
-        return self.base_parameters + self.head_parameters + int(self.layer_parameters.sum())
+        base = self.base_parameters - self.base_added_parameters
+        return base + self.head_parameters + int(self.layer_parameters.sum())
 
     def macs(self, mask: Mask) -> int:
         """MACs of the subnet with its adapters, under a (n_layers,) mask, True = skipped."""
@@ -133,6 +138,7 @@ def count_costs(
     pooled = torch.cat([features] * passes)
     return Costs(
         base_macs=passes * (encoder_macs + embed_macs + pool_macs),
+        base_added_macs=0 if isinstance(batch, tuple) else passes * (encoder_macs - bare.encode(batch)[1]),
         head_macs=0 if head is None else head_macs(head, group_features(pooled)),
         layer_macs=passes * plain,
         parallel_macs=passes * (kept - plain),
@@ -152,9 +158,12 @@ def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:
         return np.array([_count(module.parameters(), chosen) for module in modules], dtype=np.int64)
 
     plain, kept, skip = each(bare, "layer"), each(twin, "layer"), each(twin, "skip_adapter")
+    bare_base = _count(bare.parameters()) - int((plain + each(bare, "skip_adapter")).sum())
     kept_trainable, skip_trainable = each(twin, "layer", tunable), each(twin, "skip_adapter", tunable)
+    base = _count(twin.parameters()) - int((kept + skip).sum())
     return {
-        "base_parameters": _count(twin.parameters()) - int((kept + skip).sum()),
+        "base_parameters": base,
+        "base_added_parameters": base - bare_base,
         "base_trainable": _count(twin.parameters(), tunable) - int((kept_trainable + skip_trainable).sum()),
         "layer_parameters": plain,
         "parallel_parameters": kept - plain,

@@ -612,7 +612,7 @@ def test_settings(tmp_path):
     [
         ("bottleneck", -3, "bottleneck=-3 is not allowed; use a whole number, 0..16777216"),
         ("bottleneck", 8.5, "bottleneck=8.5 is not allowed; use a whole number"),
-        ("skip_bottleneck", 0, "skip_bottleneck=0 is not allowed; use a whole number, 1.."),
+        ("skip_bottleneck", -1, "skip_bottleneck=-1 is not allowed; use a whole number, 0.."),
         ("bottleneck", 0, "adapter.*, for which a model of these sizes has no place: leave out bottleneck="),
         ("bottleneck", 5, r"adapter.* is \(\d+.*but the model's"),
         ("dropout", float("nan"), "dropout=nan is not allowed; use 0..1"),
@@ -673,3 +673,17 @@ def test_rules_know_every_name_once():
     flat = [name for group in names if group for name in group]
     assert len(flat) == len(set(flat))
     assert sum(name.startswith(HEADS) for name in flat) == 6
+
+
+@pytest.mark.parametrize("name", ["meter", "vilt"])
+def test_saving_and_loading_as_transformers_has_it(name, tmp_path):
+    vlp = golden.fresh(name)
+    vlp.prune([index in (1, 7) for index in range(12)])
+    vlp.save_pretrained(tmp_path / "mine")
+    again = type(vlp).from_pretrained(tmp_path / "mine")
+    assert again.pruned_mask.tolist() == vlp.pruned_mask.tolist()
+    for key, tensor in vlp.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor)
+    other = {"meter": ViLT, "vilt": METER}[name]
+    with pytest.raises(ValueError, match=f"holds a {type(vlp).__name__}: load it by {type(vlp).__name__}.from_pretrained"):
+        other.from_pretrained(tmp_path / "mine")

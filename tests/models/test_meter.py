@@ -7,7 +7,7 @@ import torch
 
 from das_gym.models.formats import HEADS
 from das_gym.models.meter.checkpoint import METER_FORMAT
-from das_gym.models.meter.model import METERConfig
+from das_gym.models.meter.model import METERConfig, QuickGELU, gelu
 from tests.models import golden_cases as golden
 
 
@@ -105,3 +105,18 @@ def test_a_text_longer_than_the_positions():
         vlp.encode_text(ids, torch.ones_like(ids))
     with torch.no_grad():
         assert vlp.encode_text(ids[:, 1:], torch.ones_like(ids[:, 1:])).shape[1] == longest
+
+
+def test_activations_are_those_of_clip_and_overwrite_nothing_that_trains():
+    x = torch.randn(3, 5)
+    expected, kept = x * torch.sigmoid(1.702 * x), x.clone()
+    assert torch.equal(QuickGELU()(x), expected)
+    assert torch.equal(x, kept)
+    x.requires_grad_()
+    for activation, plain in ((QuickGELU(), lambda t: t * torch.sigmoid(1.702 * t)), (gelu, torch.nn.functional.gelu)):
+        (ours,) = torch.autograd.grad(activation(x).sum(), x)
+        (theirs,) = torch.autograd.grad(plain(x).sum(), x)
+        assert torch.equal(ours, theirs)
+    assert torch.equal(x.detach(), kept)
+    with torch.no_grad():
+        assert torch.equal(gelu(x.clone()), torch.nn.functional.gelu(x))

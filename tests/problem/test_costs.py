@@ -179,6 +179,24 @@ def test_what_is_put_into_a_layer_counts_itself():
     assert more.tolist() == [0, 0, 0, (TEXT + 10) * 2 * (32 + 128), *[0] * 8]
 
 
+@pytest.mark.parametrize("name", ["meter", "vilt"])
+def test_the_baseline_has_no_lora(name):
+    peft = pytest.importorskip("peft")
+    vlp = tiny(name)
+    before = tiny_costs(vlp, counting="runs")
+    targets = ["query", "value", "q_proj"]  # of layers, of RoBERTa, of CLIP
+    vlp = peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=targets), vlp)
+    after = tiny_costs(vlp, counting="runs")
+    assert after.macs_full == before.macs_full
+    assert after.parameters_full == before.parameters_full
+    np.testing.assert_array_equal(after.layer_macs, before.layer_macs)
+    kept = [False] * 12
+    assert after.macs(kept) > before.macs(kept)
+    added = sum(p.numel() for name, p in vlp.named_parameters() if "lora" in name)
+    assert after.parameters(kept) == before.parameters(kept) + added
+    assert (after.base_added_parameters > 0) is (name == "meter")
+
+
 def test_arrays_are_int64_and_add_up():
     costs = whole(METERConfig(), 40, 3129)
     arrays = [

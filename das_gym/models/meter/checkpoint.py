@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.formats import (
+    HEADS,
     REFERENCE_RULES,
     Family,
     Format,
@@ -25,9 +26,14 @@ from das_gym.models.formats import (
     linear_rules,
 )
 from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.meter.portable import to_portable
+from das_gym.models.portable import LAYER
 
 POSITIONS = "image_encoder.embeddings.position_embedding.weight"
 FIRST_TOKEN = "first_text_token"
+
+_ENCODER_FIELDS = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
+"""What we call the sizes of an encoder, and what transformers does."""
 
 
 def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,6 +126,40 @@ METER_FORMAT = Format(
 )
 
 
+def exported_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields that the config.json of an exported subnet tells."""
+    del shapes
+    vision, text = config["vision_config"], config["text_config"]
+    return {
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "hidden_size": config["hidden_size"],
+        "num_heads": config["num_attention_heads"],
+        "fusion_layers": len(config["text_layers"]),
+        **{f"vision_{ours}": vision[theirs] for ours, theirs in _ENCODER_FIELDS.items()},
+        **{f"text_{ours}": text[theirs] for ours, theirs in _ENCODER_FIELDS.items()},
+        "vocab_size": text["vocab_size"],
+        "max_positions": text["max_position_embeddings"],
+        "bottleneck": config["bottleneck"],
+        "skip_bottleneck": config["skip_bottleneck"],
+        "dropout": config["hidden_dropout_prob"],
+    }
+
+
+EXPORTED_FORMAT = Format(
+    title="exported METER subnet",
+    marks=("first_text_token", "text_encoder.embeddings.word_embeddings.weight"),
+    rules=(
+        (r"(classifier\..+)", rf"{HEADS}\1"),
+        (r"(text_layers|image_layers)\.(\d+)\.((?:norm|down|up)\..+)", r"\1.\2.skip_adapter.\3"),
+        (r"(text_layers|image_layers)\.(\d+)\.(.+)", r"\1.\2.layer.\3"),
+        (r"(.+)", r"\1"),
+    ),
+    sizes=exported_sizes,
+    mask=lambda config: [kind != LAYER for kind in (*config["text_layers"], *config["image_layers"])],
+)
+
+
 def derive(named: dict[str, Tensor], heads: Heads, config: METERConfig) -> list[str]:
     """Add what the reference derives; returns what was, and how."""
     positions, first = _derive_positions(named, config), _derive_first_token(named, config)
@@ -182,9 +222,10 @@ FAMILY = Family(
     name="meter",
     model=METER,
     config=METERConfig,
-    formats=(METER_FORMAT,),
+    formats=(METER_FORMAT, EXPORTED_FORMAT),
     derive=derive,
     head_fields={"num_heads": "hidden_size", "vision_heads": "vision_width", "text_heads": "text_width"},
     always_told=("vision_heads",),
     oddities=_oddities,
+    portable=to_portable,
 )

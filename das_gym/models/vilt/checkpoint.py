@@ -23,7 +23,9 @@ from das_gym.models.formats import (
     grid_side,
     linear_rules,
 )
+from das_gym.models.portable import DAS_GYM, LAYER
 from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.vilt.portable import to_portable
 
 _TRANSFORMERS_FIELDS = {
     "num_heads": "num_attention_heads",
@@ -78,7 +80,23 @@ def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, A
         "vocab_size": words[0],
         "max_positions": shapes["embeddings.text_embeddings.position_embeddings.weight"][0],
         **{ours: config[theirs] for ours, theirs in _TRANSFORMERS_FIELDS.items() if theirs in config},
+        **({"bottleneck": 0, "skip_bottleneck": 0} if DAS_GYM in config else {}),
     }
+
+
+def exported_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields that the config.json of an exported subnet tells."""
+    del shapes
+    same = ("image_size", "patch_size", "position_grid", "hidden_size", "vocab_size", "bottleneck", "skip_bottleneck")
+    other = {
+        "num_heads": "num_attention_heads",
+        "max_positions": "max_position_embeddings",
+        "norm_eps": "layer_norm_eps",
+        "text_norm_eps": "text_norm_eps",
+        "dropout": "hidden_dropout_prob",
+    }
+    fields = {name: config[name] for name in same} | {ours: config[theirs] for ours, theirs in other.items()}
+    return {**fields, "num_layers": len(config["blocks"])}
 
 
 VILT_FORMAT = Format(
@@ -144,6 +162,20 @@ TRANSFORMERS_FORMAT = Format(
     ),
     sizes=transformers_sizes,
     prefix="vilt.",
+    mask=lambda config: [False] * config["num_hidden_layers"] if DAS_GYM in config else None,
+)
+
+EXPORTED_FORMAT = Format(
+    title="exported ViLT subnet",
+    marks=("word_embeddings.weight", "image_positions"),
+    rules=(
+        (r"(classifier\..+)", rf"{HEADS}\1"),
+        (r"blocks\.(\d+)\.((?:norm|down|up)\..+)", r"blocks.\1.skip_adapter.\2"),
+        (r"blocks\.(\d+)\.(.+)", r"blocks.\1.layer.\2"),
+        (r"(.+)", r"\1"),
+    ),
+    sizes=exported_sizes,
+    mask=lambda config: [kind != LAYER for kind in config["blocks"]],
 )
 
 
@@ -172,8 +204,9 @@ FAMILY = Family(
     name="vilt",
     model=ViLT,
     config=ViLTConfig,
-    formats=(VILT_FORMAT, TRANSFORMERS_FORMAT),
+    formats=(VILT_FORMAT, TRANSFORMERS_FORMAT, EXPORTED_FORMAT),
     derive=derive,
     head_fields={"num_heads": "hidden_size"},
     oddities=_oddities,
+    portable=to_portable,
 )

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.adapters import SkipAdapter, parallel_adapter
+from das_gym.models.adapters import parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
+from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
 from das_gym.models.sizes import check_sizes
 from das_gym.models.vilt.inputs import vilt_transform
@@ -39,7 +40,7 @@ class ViLTConfig:
         vocab_size: Tokens of the text embeddings.
         max_positions: Longest text.
         bottleneck: Width of the parallel adapters; 0 leaves them out.
-        skip_bottleneck: Width of the skip adapters.
+        skip_bottleneck: Width of the skip adapters; 0 passes the input of a skipped layer on.
         norm_eps: Epsilon of the blocks' LayerNorms (1e-6; models saved by transformers say 1e-12).
         text_norm_eps: Epsilon of the text embeddings' LayerNorm.
         dropout: Dropout of embeddings and sub-layers, 0..1; acts in train mode only.
@@ -60,7 +61,7 @@ class ViLTConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        check_sizes(self, may_be_zero=("bottleneck",), may_be_none=("position_grid",))
+        check_sizes(self, may_be_zero=("bottleneck", "skip_bottleneck"), may_be_none=("position_grid",))
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.hidden_size % self.num_heads:
@@ -108,7 +109,31 @@ class ViLTBlock(nn.Module):
         return x + self.dropout(update) + self.mlp_adapter(x)
 
 
-class ViLT(VLP):
+def _first(counts: Tensor, places: int) -> Tensor:
+    """(batch, places) bool, True for the first `counts` (batch,) int64 of each row."""
+    return torch.arange(places, device=counts.device) < counts[:, None]
+
+
+def _stretch(counts: Tensor, places: int, points: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Where places along a side lie between stored points, the first on the first, and the last on the last.
+
+    Args:
+        counts: (batch,) int64, 1 or more: how many places are used; what the others get has no meaning.
+        places: How many there are.
+        points: How many points are stored.
+        dtype: Of the third result.
+
+    Returns:
+        The point before and the point behind each place, (batch, places) int64, and how far it is from the first to the
+        second, 0..1, of `dtype`.
+    """
+    last = (counts[:, None] - 1).clamp(min=1)
+    reached = torch.arange(places, device=counts.device) * (points - 1)
+    low = (reached // last).clamp(max=points - 1)
+    return low, (low + 1).clamp(max=points - 1), (reached % last).to(dtype) / last.to(dtype)
+
+
+class ViLT(Pretrained, VLP):
     """ViLT with parallel adapters in its blocks and a skip adapter for each.
 
     Layers 0-11 are the blocks. A batch holds `image` (batch, 3, height, width) float, both sides multiples
@@ -140,7 +165,7 @@ class ViLT(VLP):
         self.token_types = nn.Embedding(3, size)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            SkippableLayer(ViLTBlock(config), SkipAdapter(size, config.skip_bottleneck)) for _ in range(config.num_layers)
+            SkippableLayer(ViLTBlock(config), skip_adapter(size, config.skip_bottleneck)) for _ in range(config.num_layers)
         )
         self.final_norm = nn.LayerNorm(size, eps=config.norm_eps)
         self.pooler = nn.Linear(size, size)
@@ -199,30 +224,40 @@ class ViLT(VLP):
         if image.ndim != 4 or image.shape[-1] % side or image.shape[-2] % side:
             raise ValueError(f"image of shape {tuple(image.shape)}: both sides must be multiples of {side}; pad with zeros")
         seen = image[:, :, ::side, ::side].sum(1) != 0
-        most = seen[0].numel() if seen.is_meta else int(seen.flatten(1).sum(1).max())  # without content, all are seen
-        patches = self.patch_embedding(image) + self._positions(seen)
-        patches, seen = patches.flatten(2).mT, seen.flatten(1)
+        patches = (self.patch_embedding(image) + self._positions(seen)).flatten(2).mT
+        patches, seen = self._seen_first(patches, seen.flatten(1))
+        first = (self.class_token + self.image_positions[:, :1]).expand(image.shape[0], -1, -1)
+        always = seen.new_ones(image.shape[0], 1)
+        return torch.cat((first, patches), dim=1), torch.cat((always, seen), dim=1)
+
+    @staticmethod
+    def _seen_first(patches: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Seen patches in front, and as many as the image with the most has.
+
+        How many that is depends on what the images hold. Where that is not to be known, as in a graph for images to come,
+        all patches stay in their places: what is not seen is not attended to.
+        """
+        if seen.is_meta or torch.compiler.is_compiling() or bool(seen.all()):
+            return patches, seen
+        most = int(seen.sum(1).max())
         order = (~seen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        patches = patches.take_along_dim(order[..., None], dim=1)
-        first = (self.class_token + self.image_positions[:, :1]).expand(len(image), -1, -1)
-        always = seen.new_ones(len(image), 1)
-        return torch.cat((first, patches), dim=1), torch.cat((always, seen.take_along_dim(order, dim=1)), dim=1)
+        return patches.take_along_dim(order[..., None], dim=1), seen.take_along_dim(order, dim=1)
 
     def _positions(self, seen: Tensor) -> Tensor:
-        """(batch, hidden_size, rows, columns): each image's own grid of positions, zero outside."""
-        grid = self.image_positions[:, 1:].mT.unflatten(-1, (self.config.grid, self.config.grid))
-        rows, columns = seen.shape[1:]
-        sizes = [(rows, columns)] * len(seen)
-        if not seen.is_meta:
-            counts = torch.stack((seen[:, :, 0].sum(1), seen[:, 0].sum(1)), dim=1).clamp(min=1)
-            sizes = [(height, width) for height, width in counts.tolist()]
-        stretched = {
-            (h, w): F.pad(
-                F.interpolate(grid, size=(h, w), mode="bilinear", align_corners=True), (0, columns - w, 0, rows - h)
-            )
-            for h, w in set(sizes)
-        }
-        return torch.cat([stretched[size] for size in sizes])
+        """(batch, hidden_size, rows, columns): each image's own grid of positions, zero outside.
+
+        The stored grid is stretched over the rows and columns that are seen, bilinearly, corner on corner.
+        """
+        side = self.config.grid
+        grid = self.image_positions[0, 1:].unflatten(0, (side, side))
+        height, width = (edge.sum(1).clamp(min=1) for edge in (seen[:, :, 0], seen[:, 0]))
+        low, high, part = _stretch(height, seen.shape[1], side, grid.dtype)
+        rows = torch.lerp(grid[low], grid[high], part[:, :, None, None])
+        low, high, part = (t[:, None, :, None] for t in _stretch(width, seen.shape[2], side, grid.dtype))
+        low, high = (index.expand(-1, rows.shape[1], -1, rows.shape[3]) for index in (low, high))
+        whole = torch.lerp(rows.gather(2, low), rows.gather(2, high), part)
+        inside = _first(height, seen.shape[1])[:, :, None] & _first(width, seen.shape[2])[:, None]
+        return torch.where(inside[..., None], whole, 0.0).permute(0, 3, 1, 2)
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Word embeddings with positions, before token types and the text's LayerNorm (its input trains)."""

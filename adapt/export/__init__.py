@@ -1,0 +1,1 @@
+"""Fine-tuned subnets for other programs: folders in transformers' conventions, and ONNX."""

@@ -1,0 +1,125 @@
+"""The model card of an exported subnet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from das_gym.models.portable import Portable, layer_kinds
+from das_gym.problem.loading import AdaptedModel
+from das_gym.runs import library_versions
+
+if TYPE_CHECKING:
+    from das_gym.adapt.export.folder import Exported
+
+MEASURED = (
+    ("trainable parameters", "trainable_parameters", "{:,}"),
+    ("parameters", "parameters", "{:,}"),
+    ("MACs of one example", "macs", "{:,}"),
+    ("MACs saved", "macs_saved", "{:.1%}"),
+    ("loss on test, nats", "loss", "{:.4f}"),
+    ("latency of one example, ms", "latency_ms", "{:.1f}"),
+)
+"""What a record may say of a model, and how it is written."""
+
+
+def model_card(
+    subnet: AdaptedModel, portable: Portable, exported: Exported, record: Mapping[str, Any], num_images: int
+) -> str:
+    """The text of the folder's README.md.
+
+    Args:
+        subnet: What was written.
+        portable: As it was written.
+        exported: Where, and how exactly.
+        record: The content of the run's record; may be empty.
+        num_images: Images of an example.
+    """
+    vlp = subnet.backbone.vlp
+    kinds, mask = layer_kinds(vlp), vlp.check_mask(None).astype(int).tolist()
+    rows = [f"| {layer.name} | {kind} |" for layer, kind in zip(vlp.layers, kinds, strict=True)]
+    tags = ", ".join(["layer-skipping", str(portable.config["model_type"]), subnet.task.name])
+    code = _loading(portable, exported, num_images)
+    parts = [
+        f"---\nlibrary_name: transformers\ntags: [{tags}]\n---",
+        f"# {type(vlp).__name__} without {sum(mask)} of its {len(kinds)} skippable layers, for {subnet.task.name}",
+        "Made by `python -m adapt export` of das_gym: Dynamic Architecture Skipping (arXiv 2309.01479) freezes a "
+        "vision-language model, takes out the layers that a task does not need, puts bottleneck adapters in their place and "
+        "beside the sub-layers of the others, and trains those and the head.",
+        f"## Loading\n\n```python\n{code}\n```\n\n{' '.join([_how(portable, exported), *portable.notes])}",
+        "\n".join([f"## Layers\n\nMask: `{mask}`, 1 = skipped.\n", "| layer | what stands there |", "|---|---|", *rows]),
+        f"## Made from\n\n{_source(subnet, record)}",
+        f"## Result\n\n{_result(record)}\n\n{_exactness(exported)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _exactness(exported: Exported) -> str:
+    versions, onnx = library_versions(), exported.onnx_difference
+    installed = ", ".join(f"{name} {versions[name]}" for name in ("das_gym", "torch", "transformers"))
+    also = "" if onnx is None else f", those of `model.onnx` by {onnx:.1e}"
+    return (
+        f"On a few made-up examples the logits of this folder and of the masked model differ by at most "
+        f"{exported.difference:.1e}{also} ({exported.parameters:,} parameters; {installed})."
+    )
+
+
+def _loading(portable: Portable, exported: Exported, num_images: int) -> str:
+    trust = "" if portable.code is None else ", trust_remote_code=True"
+    kind = portable.model.partition(":")[2] if portable.code is None else "AutoModel"
+    whole = num_images == 1 and portable.image_processor.get("processor_class") is not None
+    names = sorted({kind, *(("AutoProcessor",) if whole else ("AutoImageProcessor", "AutoTokenizer"))})
+    lines = [f"from transformers import {', '.join(names)}", "", f'folder = "{exported.folder.name}"']
+    lines += [f"model = {kind}.from_pretrained(folder{trust}).eval()"]
+    if whole:
+        lines += [f"processor = AutoProcessor.from_pretrained(folder{trust})"]
+        lines += ['batch = processor([picture], ["..."], padding=True, truncation=True, return_tensors="pt")']
+    else:
+        pictures = "picture" if num_images == 1 else ", ".join(f"picture_{i + 1}" for i in range(num_images))
+        lines += [f"tokenizer = AutoTokenizer.from_pretrained(folder{trust})"]
+        lines += [f"image_processor = AutoImageProcessor.from_pretrained(folder{trust})"]
+        lines += ['batch = dict(tokenizer(["..."], padding=True, truncation=True, return_tensors="pt"))']
+        lines += [f'images = image_processor([{pictures}], return_tensors="pt")']
+        together = "images" if num_images == 1 else "{name: t[None] for name, t in images.items()}  # all are of one example"
+        lines += [f"batch |= {together}"]
+    return "\n".join([*lines, "logits = model(**batch).logits  # model.config.id2label names them"])
+
+
+def _how(portable: Portable, exported: Exported) -> str:
+    if portable.code is None:
+        return f"This is a plain `{exported.loads_with}`, with fewer blocks."
+    return f"`{exported.loads_with}` is all the code there is, and needs torch and transformers alone."
+
+
+def _source(subnet: AdaptedModel, record: Mapping[str, Any]) -> str:
+    problem = record.get("problem", {})
+    lines = {
+        "checkpoint": problem.get("checkpoint") or "das_gym's bundled one",
+        "its fingerprint": f"`{subnet.backbone.base}`",
+        "task": subnet.task.name,
+        "data": problem.get("data_root") or "das_gym's bundled",
+        "supernet": problem.get("supernet") or "das_gym's bundled one",
+    }
+    if not problem:
+        lines = {name: value for name, value in lines.items() if name in ("its fingerprint", "task")}
+    return "\n".join(f"- {name}: {value}" for name, value in lines.items())
+
+
+def _result(record: Mapping[str, Any]) -> str:
+    given = [model for model in (record.get("baseline"), *record.get("models", ())) if model]
+    models = [{**model, **(model.get("evaluation") or {})} for model in given]
+    if not models:
+        return "No result came with the run."
+    columns = [str(model.get("name", "?")) for model in models]
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for title, key, form in (*_metrics(models), *MEASURED):
+        values = [model.get(key) for model in models]
+        if any(isinstance(value, int | float) for value in values):
+            cells = [form.format(value) if isinstance(value, int | float) else "-" for value in values]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _metrics(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    name = next((model["metric_name"] for model in models if model.get("metric_name")), "metric")
+    return [(f"{name.replace('_', ' ')} on test", "metric", "{:.1%}")]

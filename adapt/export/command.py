@@ -1,0 +1,76 @@
+"""A fine-tuned subnet as a folder that transformers loads, and as ONNX.
+
+python -m adapt export with run=2 out=smaller
+python -m adapt export with run=2 out=smaller onnx=True
+python -m adapt export with run=/elsewhere/runs/2 out=smaller
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das_gym.adapt.export.folder import Exported, check_out, export
+from das_gym.adapt.export.graph import FILE, require_onnx
+from das_gym.adapt.subnets import JOINT_RECORD, RECORD, load_subnet
+
+from das_gym.commandline import HELP, parse, use
+from das_gym.files import read_json
+from das_gym.runs import RUNS_DIR, find_run
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """The settings of `python -m adapt export`.
+
+    Attributes:
+        run: Id of a run of `python -m adapt` or `adapt das` that ended, or the folder of one.
+        out: The folder to write; it must not exist.
+        onnx: Whether to write model.onnx besides, checked by onnxruntime; needs `pip install 'das_gym[export]'`.
+        runs_dir: Folder of all runs.
+        checkpoint: The model that the run adapted, where that was moved.
+        use: Modules of one's own to import first; those of the run come by themselves.
+    """
+
+    run: int | str
+    out: str
+    onnx: bool = False
+    runs_dir: str = RUNS_DIR
+    checkpoint: str | None = None
+    use: str | None = None
+
+
+def run_export(settings: ExportSettings) -> Exported:
+    """Write the folder.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or what cannot be written.
+        FileExistsError: `out` exists.
+    """
+    check_out(settings.out)
+    if settings.onnx:
+        require_onnx()
+    use(settings.use)
+    folder = Path(str(settings.run)).expanduser()
+    if not folder.is_dir() or str(settings.run).isdecimal():
+        folder = find_run(settings.runs_dir, settings.run)
+    moved: dict[str, Any] = {} if settings.checkpoint is None else {"checkpoint": settings.checkpoint}
+    subnet = load_subnet(folder, device="cpu", **moved)
+    record: dict[str, Any] = next(
+        (read_json(folder / name) for name in (RECORD, JOINT_RECORD) if (folder / name).is_file()), {}
+    )
+    return export(subnet, settings.out, settings.onnx, record)
+
+
+def main(words: Sequence[str]) -> None:
+    """Export as the words behind `python -m adapt export` say."""
+    if words and words[0] in HELP:
+        print(f"{__doc__}\n{ExportSettings.__doc__}")
+        return
+    written = run_export(parse(ExportSettings, words, "adapt export"))
+    print(f"{written.folder}: {written.parameters:,} parameters, loads with {written.loads_with}")
+    print(f"logits of the folder and of the masked model differ by at most {written.difference:.1e}")
+    if written.onnx_difference is not None:
+        print(f"{FILE}: any batch and text length; onnxruntime's logits differ by at most {written.onnx_difference:.1e}")

@@ -1,0 +1,132 @@
+"""A subnet as an ONNX file, for any batch and text length."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
+from torch import Tensor, nn
+
+from das_gym.problem.loading import AdaptedModel
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+FILE = "model.onnx"
+OPSET = 20
+
+MOST_IN_ONE_FILE = 1_500_000_000
+"""Bytes of weights from which on they get a file of their own: a graph's file holds less than 2 GiB."""
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit that is let pass."""
+
+
+def require_onnx() -> None:
+    """Refuse where a package is missing.
+
+    Raises:
+        ValueError: names what to install.
+    """
+    missing = []
+    for name in NEEDED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise ValueError(f"onnx=True needs {', '.join(missing)}: pip install 'das_gym[export]', or leave onnx out")
+
+
+class SubnetGraph(nn.Module):
+    """A subnet and its head, with the inputs that transformers' models have.
+
+    Args:
+        subnet: The subnet.
+        num_images: Images that the head reads side by side.
+    """
+
+    def __init__(self, subnet: AdaptedModel, num_images: int) -> None:
+        super().__init__()
+        self.vlp, self.num_images = subnet.backbone.vlp, num_images
+        parts = subnet.head if isinstance(subnet.head, nn.Sequential) else [subnet.head]
+        self.head = nn.Sequential(*(part for part in parts if not isinstance(part, nn.Flatten)))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
+        """(batch, num_labels) logits."""
+        count, types = self.num_images, dict[str, Tensor]()
+        if count > 1:
+            input_ids, attention_mask = (t.repeat_interleave(count, dim=0) for t in (input_ids, attention_mask))
+            numbers = torch.arange(1, 1 + count, device=pixel_values.device)
+            types = {"image_types": numbers.expand(pixel_values.shape[0], -1).flatten()}
+            pixel_values = pixel_values.flatten(0, 1)
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "image": pixel_values, **types}
+        return self.head(self.vlp(batch).unflatten(0, (-1, count)).flatten(1))
+
+
+def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
+    """Write the graph, and run it at another batch and text length.
+
+    Args:
+        subnet: A pruned model with its head, float32.
+        num_images: Images that the head reads side by side.
+        path: The file.
+
+    Returns:
+        The largest difference of a logit between onnxruntime's and the subnet's.
+
+    Raises:
+        ValueError: they differ by more than `TOLERANCE`.
+    """
+    import onnxruntime
+
+    names = ("input_ids", "attention_mask", "pixel_values")
+    processor, traced = subnet.task.processor, probe(subnet, num_images, rows=2)
+    batch = as_transformers(traced, num_images)
+    size, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=processor.max_text_length)
+    image: dict[int, Any] = {0: size}
+    if traced["image"].shape[-1] != traced["image"].shape[-2]:  # pictures keep their shapes
+        sides = (torch.export.Dim("rows"), torch.export.Dim("columns"))
+        image |= {batch["pixel_values"].ndim - 2 + i: processor.patch_size * side for i, side in enumerate(sides)}
+    shapes = ({0: size, 1: tokens}, {0: size, 1: tokens}, image)
+    given = tuple(batch[name] for name in names)
+    with torch.no_grad(), quiet():
+        program: Any = torch.onnx.export(
+            SubnetGraph(subnet, num_images).eval(),
+            given,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=names,
+            output_names=["logits"],
+            opset_version=OPSET,
+        )
+        weights = sum(p.numel() * p.element_size() for p in subnet.backbone.vlp.parameters())
+        program.save(path, external_data=weights > MOST_IN_ONE_FILE)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    differences = []
+    for rows, square in ((1, True), (6, False)):
+        batch = probe(subnet, num_images, rows, square)
+        named = as_transformers(batch, num_images)
+        named |= {name: named[name][:, : int(named["attention_mask"].sum(1).max())] for name in names[:2]}
+        found = torch.from_numpy(session.run(["logits"], {name: named[name].cpu().numpy() for name in names})[0])
+        differences.append(float((found.reshape(-1) - subnet_logits(subnet, batch).cpu()).abs().max()))
+    if not max(differences) <= TOLERANCE:
+        raise ValueError(
+            f"onnxruntime's logits differ from the subnet's by {max(differences):.1e}, more than {TOLERANCE:g}: nothing was "
+            "written; leave onnx out, and tell the versions of torch, onnxscript and onnxruntime where you report this"
+        )
+    return max(differences)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What the exporter tells of its progress is not printed."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,72 @@
+"""Load a folder that `python -m adapt export` wrote, without its code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from das_gym.commandline import use
+from das_gym.files import read_json
+from das_gym.models.base import fingerprint
+from das_gym.models.checkpoints import load_checkpoint
+from das_gym.models.portable import DAS_GYM
+from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether `export` wrote the folder."""
+    config = folder / "config.json"
+    return config.is_file() and f'"{DAS_GYM}":' in config.read_text(encoding="utf-8")
+
+
+def load_exported(folder: Path, device: str = "auto", max_text_length: int | None = None) -> AdaptedModel:
+    """The subnet in a folder that `export` wrote; none of the folder's code is run.
+
+    Args:
+        folder: The folder.
+        device: Where the model goes; `auto` is a GPU where there is one.
+        max_text_length: Longest text in tokens; None = as in the run.
+
+    Raises:
+        ValueError, FileNotFoundError: it is damaged, or of a task that is not registered.
+    """
+    about = read_json(folder / "config.json")[DAS_GYM]
+    lacks = [name for name in ("task", "labels", "image_size", "max_text_length") if name not in about]
+    if lacks:
+        raise ValueError(f"{folder / 'config.json'} lacks {', '.join(lacks)} under {DAS_GYM!r}; export the run again")
+    use(about.get("use", ()))
+    loaded = load_checkpoint(folder, image_size=about["image_size"])
+    vlp = loaded.vlp
+    vlp.freeze()
+    with quiet_loading():  # transformers does not know the model's type, and says so when it looks for the tokenizer
+        processor = vlp.inputs(folder, max_text_length or about["max_text_length"])
+    task = task_class(about["task"])(processor, about["labels"])
+    head = task.build_head(vlp.feature_size, vlp.head_size)
+    tensors = next(iter(loaded.heads.values()), {})
+    named = {name if name[0].isdigit() else f"0.{name}": tensor for name, tensor in tensors.items()}
+    shapes = [{name: tuple(tensor.shape) for name, tensor in some.items()} for some in (head.state_dict(), named)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{folder} holds a head of {shapes[1] or 'nothing'}, the task {task.name} has one of {shapes[0]}: it is "
+            "damaged, or the task was changed; export the run again"
+        )
+    head.load_state_dict(named)
+    place, base = pick_device(device), fingerprint(vlp)
+    return AdaptedModel(Backbone(vlp.to(place), processor, base, loaded.heads), head.to(place).eval(), task)
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars and warnings of transformers."""
+    from transformers.utils import logging
+
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,81 @@
+"""A few made-up examples, and what a subnet and its written form say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from das_gym.models.inputs import Pair
+from das_gym.problem.loading import AdaptedModel
+
+WORDS = ("one", "what is this", "the picture shows all that is said here", "red")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A picture of random pixels.
+
+    Attributes:
+        seed: Of the pixels.
+        width, height: Pixels.
+    """
+
+    seed: int
+    width: int
+    height: int
+
+    @property
+    def key(self) -> str:
+        """Its seed and size."""
+        return f"noise {self.seed} {self.width} {self.height}"
+
+    def stamp(self) -> str:
+        """It never changes."""
+        return ""
+
+    def open(self) -> Image.Image:
+        """The picture."""
+        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+
+def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:
+    """A batch as das_gym reads it: `passes` pairs an example, on the subnet's device.
+
+    Args:
+        subnet: Whose task and processor make it.
+        num_images: Images that the head reads side by side; where it is 1, all pairs stand alone.
+        rows: Examples.
+        square: Whether all images are square; else every second one is wider.
+    """
+    task, side = subnet.task, subnet.task.processor.image_size
+    pairs = []
+    for row in range(rows):
+        width = side if square or row % 2 else 3 * side // 2
+        for number in range(task.passes):
+            word = WORDS[(row if num_images > 1 else row + number) % len(WORDS)]
+            pairs.append(Pair(f"{word} {row}", Noise(task.passes * row + number, width, side), 1 + number % num_images))
+    dtype = next(subnet.backbone.vlp.parameters()).dtype
+    batch = {name: tensor.to(subnet.backbone.vlp.device) for name, tensor in task.processor(pairs).items()}
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
+
+
+def as_transformers(batch: Mapping[str, Tensor], num_images: int) -> dict[str, Tensor]:
+    """The same batch as transformers' models name it: several images of an example lie side by side, its text once."""
+    image = batch["image"]
+    if num_images > 1:
+        image = image.unflatten(0, (-1, num_images))
+    texts = {name: batch[name][::num_images] for name in ("input_ids", "attention_mask")}
+    return {**texts, "pixel_values": image, "pixel_mask": (image.sum(-3) != 0).long()}
+
+
+@torch.no_grad()
+def subnet_logits(subnet: AdaptedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the subnet says of a batch that `probe` made, flat."""
+    subnet.head.eval()
+    return subnet.head(subnet.task.group_features(subnet.backbone.vlp(batch))).reshape(-1)

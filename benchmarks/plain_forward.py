@@ -1,0 +1,184 @@
+"""How fast one plain forward of METER is beside a forward written as METER's own code writes it, on the same weights.
+
+    python -m benchmarks.plain_forward               METER-base, batches of 1, 2 and 8, about 5 minutes on 2 quiet cores
+    python -m benchmarks.plain_forward --batch 1 --json plain_forward.json
+
+The other side spells attention of text and fusion layers out (scores, additive mask, softmax, dropout that does nothing),
+packs query, key and value of the vision encoder as `nn.MultiheadAttention` does, and computes every token in the last stage.
+Adapters are there on both sides, nothing is skipped, nothing is kept, and both give the same features. The two take turns;
+ratios are of neighbours in time, medians with quartiles. `--cpu` counts the time of one thread's processor and not of the
+clock, for machines that do other things besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from benchmarks.machine import describe_machine
+from das_gym.files import write_json
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.problem.latency import Spread
+
+TEXT = 40
+"""Tokens of a text."""
+
+WARM = 2
+"""Forwards of each that are not counted."""
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """Attention in words: (batch, n, width) each; `mask` is added to the scores."""
+    query, key, value = (t.view(*t.shape[:2], heads, -1).permute(0, 2, 1, 3) for t in (query, key, value))
+    scores = torch.matmul(query, key.transpose(-1, -2)) / query.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores + mask
+    weights = F.dropout(scores.softmax(-1), 0.1, training=False)
+    return torch.matmul(weights, value).permute(0, 2, 1, 3).contiguous().flatten(2)
+
+
+class ReferenceLike:
+    """METER's forward, as its own code goes about it.
+
+    Args:
+        vlp: Whose weights are used; in eval mode.
+    """
+
+    def __init__(self, vlp: METER) -> None:
+        self.vlp = vlp
+        self.packed = [
+            tuple(
+                torch.cat([getattr(getattr(layer.self_attn, f"{part}_proj"), kind) for part in "qkv"])
+                for kind in ("weight", "bias")
+            )
+            for layer in vlp.image_encoder.encoder.layers
+        ]
+
+    def text(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """RoBERTa, layer by layer."""
+        encoder = self.vlp.text_encoder
+        hidden = encoder.embeddings(input_ids=input_ids)
+        for layer in encoder.encoder.layer:
+            inner = layer.attention.self
+            mixed = attention(inner.query(hidden), inner.key(hidden), inner.value(hidden), self.vlp.config.text_heads, mask)
+            hidden = layer.attention.output(mixed, hidden)
+            hidden = layer.output(layer.intermediate(hidden), hidden)
+        return self.vlp.text_transform(hidden)
+
+    def image(self, image: Tensor) -> Tensor:
+        """CLIP-ViT, tokens first, as its authors have it."""
+        encoder = self.vlp.image_encoder
+        hidden = encoder.pre_layrnorm(encoder.embeddings(image)).permute(1, 0, 2)
+        for layer, (weight, bias) in zip(encoder.encoder.layers, self.packed, strict=True):
+            normed, out = layer.layer_norm1(hidden), layer.self_attn.out_proj
+            mixed, _ = F.multi_head_attention_forward(
+                normed, normed, normed, normed.shape[-1], self.vlp.config.vision_heads, weight, bias, None, None, False, 0.0,
+                out.weight, out.bias, training=False, need_weights=False,
+            )  # fmt: skip
+            hidden = hidden + mixed
+            inner = layer.mlp.fc1(layer.layer_norm2(hidden))
+            hidden = hidden + layer.mlp.fc2(inner * torch.sigmoid(1.702 * inner))
+        return self.vlp.image_transform(encoder.post_layernorm(hidden.permute(1, 0, 2)))
+
+    def fusion(self, layer: Any, x: Tensor, y: Tensor, x_mask: Tensor, y_mask: Tensor) -> Tensor:
+        """A fusion layer, all tokens."""
+        for part, other, mask, norm, adapter in (
+            (layer.self_attention, None, x_mask, layer.self_norm, layer.self_adapter),
+            (layer.cross_attention, y, y_mask, layer.cross_norm, layer.cross_adapter),
+        ):
+            other = x if other is None else other
+            mixed = attention(part.query(x), part.key(other), part.value(other), part.num_heads, mask)
+            x = norm(layer.dropout(part.out(mixed)) + x + adapter(x))
+        update = layer.dropout(layer.feed_out(F.gelu(layer.feed_in(x))))
+        return layer.feed_norm(update + x) + layer.feed_adapter(x)
+
+    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
+        """(batch, 2 * hidden_size) features."""
+        vlp = self.vlp
+        text_mask = (1.0 - batch["attention_mask"][:, None, None].float()) * -10000.0
+        text, image = self.text(batch["input_ids"], text_mask), self.image(batch["image"])
+        image_mask = torch.zeros(len(image), 1, 1, image.shape[1])
+        text = torch.cat((vlp.first_text_token.expand(len(text), -1, -1), text[:, 1:]), dim=1)
+        types = vlp.token_types
+        text = text + types(torch.zeros(text.shape[:2], dtype=torch.long))
+        image = image + types(torch.ones(image.shape[:2], dtype=torch.long))
+        for text_layer, image_layer in zip(vlp.text_layers, vlp.image_layers, strict=True):
+            text, image = (
+                self.fusion(text_layer.layer, text, image, text_mask, image_mask),
+                self.fusion(image_layer.layer, image, text, image_mask, text_mask),
+            )
+        pooled = torch.tanh(vlp.text_pooler(text[:, 0])), torch.tanh(vlp.image_pooler(image[:, 0]))
+        return torch.cat(pooled, dim=-1)
+
+
+def make_batch(config: METERConfig, rows: int) -> dict[str, Tensor]:
+    """Random pictures, and texts of `TEXT` tokens."""
+    generator = torch.Generator().manual_seed(rows)
+    ids = torch.randint(5, config.vocab_size, (rows, TEXT), generator=generator)
+    image = torch.randn(rows, 3, config.image_size, config.image_size, generator=generator)
+    return {"image": image, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.inference_mode()
+def measure(vlp: METER, rows: int, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """The record of one batch size."""
+    batch, theirs = make_batch(vlp.config, rows), ReferenceLike(vlp)
+    difference = float((vlp(batch) - theirs(batch)).abs().max())
+    calls: dict[str, Callable[[], Tensor]] = {"ours": lambda: vlp(batch), "reference-like": lambda: theirs(batch)}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(WARM + repeats):
+        for name, call in calls.items():
+            started = clock()
+            call()
+            if turn >= WARM:
+                seconds[name].append(clock() - started)
+    ratio = Spread.of(np.array(seconds["reference-like"]) / np.array(seconds["ours"]))
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return {"batch": rows, "faster": ratio._asdict(), "seconds": medians, "largest_difference": difference}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plain_forward", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 8])
+    parser.add_argument("--repeats", type=int, default=9, help="timed forwards of each (default 9)")
+    parser.add_argument("--cpu", action="store_true", help="count processor time of one thread")
+    parser.add_argument("--mini", action="store_true", help="a small model, to see that it runs")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.cpu:
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    small = {"image_size": 64, "fusion_layers": 2, "vision_layers": 1, "text_layers": 1} if options.mini else {}
+    vlp = METER(METERConfig(**small))
+    for module in vlp.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.normal_(module.bias, std=0.02)
+    vlp.freeze()
+    records, machine = [], describe_machine()
+    for rows in options.batch:
+        record = measure(vlp, rows, options.repeats, time.thread_time if options.cpu else time.perf_counter)
+        ratio, seconds = record["faster"], record["seconds"]
+        print(
+            f"batch {rows}: {ratio['median']:.3f} times as fast ({ratio['low']:.3f}..{ratio['high']:.3f}); "
+            f"{seconds['ours']:.2f} s for {seconds['reference-like']:.2f} s; features differ by at most "
+            f"{record['largest_difference']:.1e}",
+            flush=True,
+        )
+        records.append(record)
+    if options.json:
+        write_json(options.json, {"machine": machine, "cpu_time": options.cpu, "records": records})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""A subnet as a folder in transformers' conventions: loaded where das_gym is not, and by das_gym."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt import load_subnet, save
+from das_gym.adapt.export import folder as writing
+from das_gym.adapt.export.command import ExportSettings, run_export
+from das_gym.adapt.export.folder import export
+from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
+from PIL import Image
+from torch import Tensor, nn
+
+from das_gym.models.checkpoints import load_vlp
+from das_gym.models.macs import without_adapters
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.portable import portable_head
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, task_class
+from das_gym.registration import ASSETS
+
+SIZES = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_heads": 2}
+LABELS = {"vqa": ("no", "yes", "two"), "nlvr2": (), "retrieval": ()}
+MASKS = {"METER": (1, 0, 0, 1), "ViLT": (0, 1, 0, 1)}
+FRESH = Path(__file__).with_name("load_fresh.py")
+
+
+def build(model: str, task: str, **adapters: int) -> AdaptedModel:
+    """A small random subnet; in half precision's place, weights are large enough to tell layers apart."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "bottleneck": 4, "skip_bottleneck": 6, **adapters}
+    assets = ASSETS / f"{model.lower()}_mini"
+    vocab = json.loads((assets / "config.json").read_text())["config"]["vocab_size"]
+    if model == "METER":
+        encoders = {f"{part}_{what}": n for part in ("text", "vision") for what, n in (("width", 64), ("layers", 1))}
+        heads = {"text_heads": 2, "vision_heads": 1}
+        vlp = METER(METERConfig(**sizes, **encoders, **heads, vocab_size=vocab, fusion_layers=2, max_positions=34))
+    else:
+        vlp = ViLT(ViLTConfig(**sizes, num_layers=4, vocab_size=vocab, max_positions=32))
+    vlp.freeze()
+    processor = vlp.inputs(assets)
+    of_task = task_class(task)(processor, LABELS[task])
+    head = of_task.build_head(vlp.feature_size, vlp.head_size)
+    for parameter in (*vlp.parameters(), *head.parameters()):
+        nn.init.normal_(parameter, std=0.2)
+    vlp.prune(np.array(MASKS[model], dtype=bool))
+    return AdaptedModel(Backbone(vlp, processor, "0" * 16), head.eval(), of_task)
+
+
+def images_of(subnet: AdaptedModel) -> int:
+    return portable_head(subnet.head, subnet.backbone.vlp.feature_size).num_images
+
+
+def in_double(subnet: AdaptedModel, batch: dict[str, Tensor]) -> Tensor:
+    subnet.backbone.vlp.double()
+    subnet.head.double()
+    return subnet_logits(subnet, {name: t.double() if t.is_floating_point() else t for name, t in batch.items()})
+
+
+def load_fresh(folders: dict[str, str], work: Path) -> dict[str, dict[str, Tensor]]:
+    """What a process without das_gym gets from folders in `work`, each by its auto class."""
+    environment = {**os.environ, "HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-I", str(FRESH), *(f"{folder}:{automatic}" for folder, automatic in folders.items())]
+    done = subprocess.run(words, env=environment, cwd=work, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return {folder: torch.load(work / folder / "found.pt") for folder in folders}
+
+
+def test_a_fresh_process_without_das_gym_says_the_same(tmp_path):
+    subnets = {
+        "first": build("METER", "vqa"),
+        "second": build("ViLT", "nlvr2"),
+        "plain": build("ViLT", "vqa", bottleneck=0, skip_bottleneck=0),
+    }
+    for name, subnet in subnets.items():
+        export(subnet, tmp_path / name)
+        torch.save(as_transformers(probe(subnet, images_of(subnet)), images_of(subnet)), tmp_path / name / "batch.pt")
+    classes = {"first": "AutoModel", "second": "AutoModel", "plain": "AutoModelForVisualQuestionAnswering"}
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 77, 3), dtype=np.uint8))
+    for name, found in load_fresh(classes, tmp_path).items():
+        subnet, processor = subnets[name], subnets[name].task.processor
+        batch = probe(subnet, images_of(subnet))
+        torch.testing.assert_close(found["float32"].reshape(-1), subnet_logits(subnet, batch), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found["float64"].reshape(-1), in_double(subnet, batch), atol=1e-10, rtol=0)
+        expected = processor.transform(picture, processor.image_size, processor.patch_size)
+        torch.testing.assert_close(found["pixels"][0], expected, atol=1e-6, rtol=0)
+        assert found["told"].shape == (1, portable_head(subnet.head, subnet.backbone.vlp.feature_size).num_labels)
+        assert found["ids"].tolist() == [processor.tokenizer("what is this")["input_ids"]]
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "adapters"),
+    [
+        ("METER", "vqa", {}),
+        ("METER", "nlvr2", {"skip_bottleneck": 0}),
+        ("METER", "retrieval", {"bottleneck": 0, "skip_bottleneck": 0}),
+        ("ViLT", "vqa", {"skip_bottleneck": 0}),
+        ("ViLT", "retrieval", {}),
+        *(("ViLT", task, {"bottleneck": 0, "skip_bottleneck": 0}) for task in LABELS),
+    ],
+)
+def test_das_gym_loads_the_folder_without_its_code(model, task, adapters, tmp_path):
+    subnet = build(model, task, **adapters)
+    batch = probe(subnet, images_of(subnet))
+    written = export(subnet, tmp_path / "out")
+    plain = model == "ViLT" and adapters == {"bottleneck": 0, "skip_bottleneck": 0}
+    code = list(written.folder.glob("*.py"))
+    assert bool(code) is not plain
+    for file in code:
+        file.write_text("raise RuntimeError('this was run')")
+    again = load_subnet(written.folder, device="cpu")
+    assert again.task.labels == subnet.task.labels
+    assert again.backbone.processor.max_text_length == subnet.backbone.processor.max_text_length
+    assert again.backbone.processor.texts(["red"])["input_ids"].equal(subnet.backbone.processor.texts(["red"])["input_ids"])
+    assert (again.backbone.vlp.pruned_mask.sum() == sum(MASKS[model])) is not plain
+    torch.testing.assert_close(subnet_logits(again, batch), subnet_logits(subnet, batch), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_double(again, batch), in_double(subnet, batch), atol=1e-10, rtol=0)
+    assert load_vlp(written.folder).config == again.backbone.vlp.config
+
+
+def test_a_damaged_folder_is_told(tmp_path):
+    folder = export(build("ViLT", "vqa"), tmp_path / "out").folder
+    with pytest.raises(ValueError, match="did you mean 'device'"):
+        load_subnet(folder, devise="cpu")
+    whole = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"das_gym": {"task": "vqa"}}, "lacks labels, image_size, max_text_length under 'das_gym'; export the run again"),
+        ({"das_gym": {**whole["das_gym"], "labels": ["no", "yes"]}}, "holds a head of .* the task vqa has one of"),
+        ({"blocks": None}, "out: .*NoneType"),
+    ):
+        (folder / "config.json").write_text(json.dumps(whole | change))
+        with pytest.raises(ValueError, match=message):
+            load_subnet(folder)
+
+
+def test_what_is_skipped_is_gone_and_what_was_made_is_told(tmp_path):
+    subnet = build("METER", "vqa")
+    evaluation = {"metric": 0.812, "metric_name": "accuracy", "loss": 1.5}
+    row = {"name": "subnet", "evaluation": evaluation, "macs": 12345, "macs_saved": 0.1}
+    written = export(subnet, tmp_path / "out", record={"models": [row]})
+    vlp = subnet.backbone.vlp
+    assert written.parameters == sum(p.numel() for p in (*vlp.parameters(), *subnet.head.parameters()))
+    config = json.loads((written.folder / "config.json").read_text())
+    assert config["text_layers"] == ["adapter", "layer"]
+    assert config["image_layers"] == ["layer", "adapter"]
+    assert config["id2label"] == {"0": "no", "1": "yes", "2": "two"}
+    assert config["das_gym"]["skipped_layers"] == ["text.0", "image.1"]
+    card = (written.folder / "README.md").read_text()
+    for words in ("without 2 of its 4", "| text.0 | adapter |", "accuracy on test | 81.2%", "12,345", "trust_remote_code"):
+        assert words in card
+    files = ["README.md", "config.json", "model.safetensors", "modeling_meter_subnet.py", "preprocessor_config.json"]
+    assert {path.name for path in written.folder.iterdir()} == {*files, "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("model", ["METER", "ViLT"])
+def test_a_model_that_nothing_was_trained_for(model, tmp_path):
+    """As `without_training` leaves it: the config still tells the widths of adapters that are not there."""
+    subnet = build(model, "vqa")
+    vlp = without_adapters(subnet.backbone.vlp)
+    for index in range(4):
+        vlp.skippable(index).skip_adapter = nn.Identity() if vlp.pruned_mask[index] else None
+    batch = probe(subnet, 1)
+    written = export(subnet, tmp_path / "out")
+    assert bool(list(written.folder.glob("*.py"))) is (model == "METER")
+    again = load_subnet(written.folder, device="cpu")
+    torch.testing.assert_close(subnet_logits(again, batch), subnet_logits(subnet, batch), atol=1e-5, rtol=1e-5)
+
+
+def test_a_written_model_trains(tmp_path):
+    from das_gym.models.vilt.modeling_vilt_subnet import ViltSubnet
+
+    subnet = build("ViLT", "vqa")
+    model = ViltSubnet.from_pretrained(export(subnet, tmp_path / "out").folder)
+    batch = as_transformers(probe(subnet, 1), 1)
+    labels = torch.tensor([[0.0, 1.0, 0.3]] * 3)
+    output = model.train()(**batch, labels=labels)
+    expected = nn.functional.binary_cross_entropy_with_logits(output.logits, labels) * 3
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "positions" not in name)
+    loss, logits = model.eval()(**batch, labels=torch.tensor([1, 0, 2]), return_dict=False)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, torch.tensor([1, 0, 2])))
+    with pytest.raises(ValueError, match="pixel_values is missing"):
+        model(batch["input_ids"])
+
+
+def test_nothing_is_half_written(tmp_path, monkeypatch):
+    subnet = build("ViLT", "vqa")
+    monkeypatch.setattr(writing, "TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match=r"the folder's logits differ from the subnet's by .*nothing was written"):
+        export(subnet, tmp_path / "deep" / "out")
+    monkeypatch.setattr(writing, "model_card", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(writing, "TOLERANCE", 1e-5)
+    with pytest.raises(OSError, match="No space left"):
+        export(subnet, tmp_path / "deep" / "out")
+    assert not list((tmp_path / "deep").iterdir())
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
+    subnet = build("ViLT", "vqa")
+    with pytest.raises(FileExistsError, match="exists; give a folder that does not"):
+        export(subnet, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file is a file; give another folder"):
+        export(subnet, tmp_path / "file" / "out")
+    odd = nn.Sequential(nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="this head cannot be exported: it is Linear, Tanh, Linear"):
+        export(dataclasses.replace(subnet, head=odd), tmp_path / "out")
+    subnet.backbone.vlp.pruned_mask = None
+    with pytest.raises(ValueError, match=r"this model is not pruned; call vlp\.prune\(mask\) first"):
+        export(subnet, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """What `save` leaves of a subnet of the bundled ViLT."""
+    backbone = load_backbone(ProblemConfig(model="ViLT", task="retrieval", device="cpu"))
+    backbone.vlp.prune(np.isin(np.arange(12), (2, 5)))
+    task = task_class("retrieval")(backbone.processor, ())
+    head = task.build_head(backbone.vlp.feature_size, backbone.vlp.head_size)
+    return save(AdaptedModel(backbone, head, task), tmp_path_factory.mktemp("runs") / "7").parent
+
+
+def test_the_command(run_folder, tmp_path):
+    (run_folder / "run.json").write_text("{}")
+    written = run_export(ExportSettings(run=7, out=str(tmp_path / "out"), runs_dir=str(run_folder.parent)))
+    assert written.difference < 1e-4
+    assert load_subnet(tmp_path / "out").backbone.vlp.pruned_mask.sum() == 2
+    assert run_export(ExportSettings(run=str(run_folder), out=str(tmp_path / "other"))).parameters == written.parameters
+    with pytest.raises(FileNotFoundError, match="no run 8 in"):
+        run_export(ExportSettings(run=8, out=str(tmp_path / "new"), runs_dir=str(run_folder.parent)))
+    with pytest.raises(FileExistsError, match="out exists"):
+        run_export(ExportSettings(run=8, out=str(tmp_path / "out")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "task"), [("METER", "nlvr2"), ("ViLT", "vqa")])
+def test_onnx(model, task, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import onnxruntime
+
+    subnet = build(model, task)
+    written = export(subnet, tmp_path / "out", onnx=True)
+    assert written.onnx_difference <= 1e-4
+    assert "those of `model.onnx`" in (written.folder / "README.md").read_text()
+    session = onnxruntime.InferenceSession(written.folder / "model.onnx")
+    for rows, length in ((9, 5), (6, 11)):
+        batch = probe(subnet, images_of(subnet), rows)
+        batch |= {name: batch[name][:, :length].contiguous() for name in ("input_ids", "attention_mask")}
+        given = as_transformers(batch, images_of(subnet))
+        (logits,) = session.run(None, {i.name: given[i.name].numpy() for i in session.get_inputs()})
+        torch.testing.assert_close(torch.from_numpy(logits).reshape(-1), subnet_logits(subnet, batch), atol=1e-4, rtol=0)
+
+
+def test_onnx_names_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ValueError, match=r"onnx=True needs .*onnxscript.*pip install 'das_gym\[export\]'"):
+        export(build("ViLT", "vqa"), tmp_path / "out", onnx=True)
+    assert not list(tmp_path.iterdir())

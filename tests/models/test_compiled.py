@@ -1,0 +1,85 @@
+"""METER and ViLT as one graph: compiled and exported, at batches and text lengths that were not traced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from das_gym.models.base import VLP
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+
+SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_heads": 2, "vocab_size": 20}
+SIZES |= {"bottleneck": 4, "skip_bottleneck": 4}
+OTHERS = ((6, 5), (9, 11), (1, 3))
+"""Batch and text length, beside the traced (2, 8)."""
+
+
+def tiny_meter() -> METER:
+    encoders = {f"{part}_{what}": size for part in ("text", "vision") for what, size in (("width", 64), ("layers", 1))}
+    heads = {"text_heads": 1, "vision_heads": 1}
+    return METER(METERConfig(**SIZES, **encoders, **heads, fusion_layers=2, max_positions=18))
+
+
+def tiny_vilt() -> ViLT:
+    return ViLT(ViLTConfig(**SIZES, num_layers=3, max_positions=16))
+
+
+pytestmark = pytest.mark.slow
+MASKS = {METER: (True, False, False, False), ViLT: (False, True, False)}
+
+
+@pytest.fixture(params=[tiny_meter, tiny_vilt], ids=["meter", "vilt"])
+def vlp(request) -> VLP:
+    torch.manual_seed(0)
+    vlp = request.param().eval().requires_grad_(False)
+    for parameter in vlp.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return vlp
+
+
+def batch_of(vlp: VLP, rows: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts of different lengths; for ViLT, images of different sizes."""
+    generator = torch.Generator().manual_seed(rows)
+    ids = torch.randint(4, 20, (rows, tokens), generator=generator)
+    lengths = torch.arange(tokens, tokens - rows, -1).clamp(min=2)
+    image = torch.rand(rows, 3, 32, 32, generator=generator) + 0.1
+    if isinstance(vlp, ViLT):
+        image[-1] = F.pad(image[-1, :, :16, :24], (0, 8, 0, 16))
+    return ids, (torch.arange(tokens) < lengths[:, None]).long(), image
+
+
+class Plain(nn.Module):
+    """The model with its batch spread out."""
+
+    def __init__(self, vlp: VLP) -> None:
+        super().__init__()
+        self.vlp = vlp
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, image: Tensor) -> Tensor:
+        return self.vlp({"input_ids": input_ids, "attention_mask": attention_mask, "image": image})
+
+
+@torch.no_grad()
+def test_it_compiles_without_a_break(vlp):
+    torch.compiler.reset()
+    mask: tuple[bool, ...] | None = MASKS[type(vlp)]
+    if isinstance(vlp, METER):  # the one with its layers removed, the other with a mask of plain values
+        vlp.prune(mask)
+        mask = None
+    compiled = torch.compile(vlp, fullgraph=True, backend="eager", dynamic=True)
+    for rows, tokens in ((2, 8), (6, 5)):
+        batch = dict(zip(("input_ids", "attention_mask", "image"), batch_of(vlp, rows, tokens), strict=True))
+        torch.testing.assert_close(compiled(batch, mask), vlp(batch, mask), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_an_exported_program_takes_other_batches_and_texts(vlp):
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=16)
+    shapes = ({0: batch, 1: tokens}, {0: batch, 1: tokens}, {0: batch})
+    program = torch.export.export(Plain(vlp), batch_of(vlp, 2, 8), dynamic_shapes=shapes).module()
+    for rows, length in OTHERS:
+        given = batch_of(vlp, rows, length)
+        torch.testing.assert_close(program(*given), Plain(vlp)(*given), atol=1e-5, rtol=1e-5)
