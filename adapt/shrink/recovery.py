@@ -125,6 +125,7 @@ class Teacher:
 
     def __init__(self, vlm: VLM, task: Task, examples: Sequence[Any], used: Iterable[int], batch_size: int) -> None:
         self.head = vlm.own_head()
+        self.dtype = vlm.model.dtype
         self._kept: dict[str, Tensor] = {}
         rows = sorted(set(used))
         with torch.no_grad(), progress(len(rows), "asking the whole model", unit="example") as bar:
@@ -144,7 +145,7 @@ class Teacher:
     def logits(self, features: Tensor) -> Tensor:
         """(tokens, vocabulary): the head does not train, so that nothing else need be kept."""
         with torch.no_grad():
-            return self.head(features)
+            return self.head(features.to(self.dtype))
 
 
 def projector_of(model: Any) -> dict[str, nn.Module]:
@@ -296,7 +297,7 @@ class Recovery:
 def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> StepResult:
     """`loss`, what is minimised, and its parts in nats: `divergence`, `cross_entropy`, and `hidden` where asked for."""
     features = answer_features(student, task, examples)
-    wanted = teacher.features(examples).to(features)
+    wanted = teacher.features(examples)
     targets = {name: t.to(features.device) for name, t in task.targets(examples).items()}
     logits = student.own_head()(features)
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -306,7 +307,7 @@ def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence
     }
     loss = config.distillation * parts["divergence"] + config.cross_entropy * parts["cross_entropy"]
     if config.hidden != "none":
-        parts["hidden"] = hidden_distance(features, wanted, config.hidden)
+        parts["hidden"] = hidden_distance(features, wanted.to(features), config.hidden)
         loss = loss + config.hidden_weight * parts["hidden"]
     return {"loss": loss, **parts}
 

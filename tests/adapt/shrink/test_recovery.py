@@ -26,7 +26,8 @@ from das_gym.adapt.training import Trainer
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.loading import Problem
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, load_problem
 from tests.adapt.shrink.conftest import MASK
 from tests.models.transformers import tiny
 
@@ -140,6 +141,23 @@ def test_a_stopped_training_goes_on_as_if_undisturbed(
     monkeypatch.setattr(Trainer, "_one", original)
     resumed = state_of(recover(problem, tmp_path / "recovery.pt").model)
     assert all(torch.equal(value, resumed[key]) for key, value in undisturbed.items())
+
+
+@pytest.mark.parametrize("how", ["lora", "full"])
+def test_weights_of_16_bits_learn_small_steps(data: Path, tmp_path: Path, how: str):
+    """A step of 1e-5 is lost in bfloat16: what trains has 32 bits, and the model its own type again at the end."""
+    source = tiny.save("llava", tmp_path / "llava", torch.bfloat16)
+    given = {"checkpoint": str(source), "data_root": str(data), "device": "cpu"}
+    problem = load_problem(ProblemConfig(model="VLM", task="answering", **given))
+    seen: set[torch.dtype] = set()
+    student = cut(problem.vlp, MASK)
+    config = RecoveryConfig(recover=how, steps=2, batch_size=2, hidden="cosine")  # type: ignore[arg-type]
+    recovery = Recovery(student, problem.vlp, problem.task, problem.splits.train, config)
+    prepare = recovery._prepare
+    recovery._prepare = lambda dtype: [seen.add(p.dtype) or p for p in prepare(dtype)]  # type: ignore[method-assign, func-returns-value]
+    recovery.run()
+    assert seen == {torch.float32}
+    assert {p.dtype for p in student.model.parameters()} == {torch.bfloat16}
 
 
 def test_none_trains_nothing(problem_of: Callable[[str], Problem]):
