@@ -157,6 +157,10 @@ def check_place(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     out = Path(settings.out) if settings.out is not None else Path(settings.runs_dir) / "new" / "model"
     check_out(out, source, room)
     check_units(problem.units)
+    if problem.device_map is not None:
+        raise ValueError(
+            f"device_map={problem.device_map}: a model is shrunk on one device; leave device_map out, or pass device="
+        )
     check_problem(problem)
     if problem.dtype in (None, "auto"):
         check_dtype(source_dtype(source), pick_device(problem.device), source)

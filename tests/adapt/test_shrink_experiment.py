@@ -153,6 +153,7 @@ def never(settings: dict[str, Any]) -> int:
         ({"mask": (0, 1, 0, 0), "search_run": 3}, "both mask and search_run=3 are given; give one of them"),
         ({"search_run": 3}, "no run 3 in"),
         ({"units": "sublayers"}, "attention or MLP alone cannot be deleted"),
+        ({"device_map": "auto"}, "a model is shrunk on one device; leave device_map out"),
         ({"recover": "adapters"}, "recover='adapters' .* is not allowed; give one of 'lora', 'full', 'none'"),
         ({"steps": 0}, "steps=0 is not allowed"),
         ({"test_examples": 0}, "test_examples=0 is not allowed; use 1 or more"),
