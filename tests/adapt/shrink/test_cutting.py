@@ -80,3 +80,10 @@ def test_half_layers_are_refused():
     check_units(None)
     with pytest.raises(ValueError, match=r"units=sublayers: attention or MLP alone cannot be deleted.*units=layers"):
         check_units("sublayers")
+
+
+def test_nothing_is_left_of_das_adapters_in_a_model_that_is_cut(problem_of: Callable[[str], Problem]):
+    """They would be saved with it, and their hooks would run."""
+    model, (plain, _) = problem_of("llava").vlp.model, tiny.make("llava")
+    assert {name for name, _ in model.named_modules()} == {name for name, _ in plain.named_modules()}
+    assert not [name for name, module in model.named_modules() if module._forward_pre_hooks]
