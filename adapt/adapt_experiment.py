@@ -101,20 +101,35 @@ def choose(settings: AdaptSettings) -> Choice:
         return Choice(np.array(settings.mask, dtype=bool), settings.problem())
     if settings.search_run is None:
         raise ValueError(f"give search_run=<id> or mask=[...]; `{typed('adapt')}` alone searches first")
-    folder = find_run(settings.runs_dir, settings.search_run)
+    return searched(settings.runs_dir, settings.search_run, changed_settings(settings))
+
+
+def searched(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
+    """What a search found.
+
+    Args:
+        runs_dir: Folder of all runs.
+        run: Its id.
+        given: Fields of `ProblemConfig` that differ from the search's.
+
+    Raises:
+        FileNotFoundError: no such search run, or one that is not finished.
+        ValueError: a search of an environment that is not registered.
+    """
+    folder = find_run(runs_dir, run)
     path = folder / "search.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not there: run {settings.search_run} is no search, or one that did not end "
-            f"(`{typed('agents', f'resume={settings.search_run}')}` goes on with a search)"
+            f"{path} is not there: run {run} is no search, or one that did not end "
+            f"(`{typed('agents', f'resume={run}')}` goes on with a search)"
         )
     record = read_json(path)
     use(record.get("use", ()))
-    entry = _environment(record["env_id"], settings.search_run)
+    entry = _environment(record["env_id"], run)
     from_search = {"model": entry.model, "task": entry.task}
     from_search |= {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
     mask, remark = best_mask(record)
-    return Choice(mask, ProblemConfig(**{**from_search, **changed_settings(settings)}), remark)
+    return Choice(mask, ProblemConfig(**{**from_search, **given}), remark)
 
 
 def _environment(env_id: str, run: int) -> EnvEntry:
@@ -150,23 +165,32 @@ def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     return np.array(seen["mask"], dtype=bool), remark
 
 
-class AdaptExperiment(RunsExperiment):
-    """`python -m adapt`: searches before its own run where neither a mask nor a search run is given.
+class SearchingExperiment(RunsExperiment):
+    """An experiment that searches before its own run where neither a mask nor a search run is given."""
 
-    Args:
-        search_first: Runs the search, since this package knows nothing of agents; None = none is run.
-        agents: Gives the names of agents, each with the settings of `python -m agents` that it stands for.
-    """
+    search_first: SearchFirst | None = None
 
-    def __init__(
-        self, search_first: SearchFirst | None = None, agents: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
-    ) -> None:
-        super().__init__("adapt", save_git_info=False)
+    def search_with(self, search_first: SearchFirst | None, agents: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        """Say how to search.
+
+        Args:
+            search_first: Runs the search, since this package knows nothing of agents; None = none is run.
+            agents: Gives the names of agents, each with the settings of `python -m agents` that it stands for.
+        """
         self.search_first = search_first
-        self.add_settings(AdaptSettings, _check)
         self.add_problems()
         self.add_named_configs(lambda: {name: {"search": dict(search)} for name, search in agents().items()})
-        self.main(adapt)
+
+    def search_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the search is told of the settings given to this command.
+
+        Raises:
+            RunError: a setting that is refused, before anything is searched.
+        """
+        return _search_settings(given)
+
+    def check_first(self, given: Mapping[str, Any]) -> None:
+        """Raise for whatever can be told before a run begins, however long it takes to find out."""
 
     def run(
         self,
@@ -181,10 +205,30 @@ class AdaptExperiment(RunsExperiment):
         whole: dict[str, Any] = {"search": {}}
         for part in (*(self.named_configs[name]() for name in named_configs if name in self.named_configs), given):
             whole |= {**part, "search": {**whole["search"], **part.get("search", {})}}
-        chosen = any(whole.get(name) is not None for name in ("mask", "search_run", "resume"))
-        if self.search_first is not None and command_name in (None, self.default_command) and not chosen:
-            given["search_run"] = self.search_first(_search_settings(whole))
+        begins = command_name in (None, self.default_command) and whole.get("resume") is None
+        chosen = any(whole.get(name) is not None for name in ("mask", "search_run"))
+        if begins:
+            self.check_first(whole)
+        if self.search_first is not None and begins and not chosen:
+            given["search_run"] = self.search_first(self.search_settings(whole))
         return super().run(command_name, given, named_configs, *args, **kwargs)
+
+
+class AdaptExperiment(SearchingExperiment):
+    """`python -m adapt`.
+
+    Args:
+        search_first: As for `SearchingExperiment.search_with`.
+        agents: Likewise.
+    """
+
+    def __init__(
+        self, search_first: SearchFirst | None = None, agents: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
+    ) -> None:
+        super().__init__("adapt", save_git_info=False)
+        self.add_settings(AdaptSettings, _check)
+        self.search_with(search_first, agents)
+        self.main(adapt)
 
 
 def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from das_gym.commandline import Command, Program, typed
 
 
-def search_first(settings: dict[str, Any]) -> int:
-    """Run a search as the first part of `python -m adapt` and return its run id; if it is interrupted, say how to go on."""
+def search_first(settings: dict[str, Any], then: str = "adapt") -> int:
+    """Run a search as the first part of the command `then` and return its run id; if it is interrupted, say how to go on."""
     from das_gym.agents.search_experiment import ex, run_search
 
     ex.suggests = False
@@ -20,7 +21,7 @@ def search_first(settings: dict[str, Any]) -> int:
         if ex.current_run is not None and ex.current_run._id is not None:
             run = ex.current_run._id
             print(f"Stopped. Go on with: {typed('agents', f'resume={run}')}", file=sys.stderr)
-            print(f"and then: {typed('adapt', f'search_run={run}')}", file=sys.stderr)
+            print(f"and then: {typed(then, f'search_run={run}')}", file=sys.stderr)
         raise
     finally:
         ex.suggests = True
@@ -51,6 +52,12 @@ def _main_experiment() -> Any:
     return AdaptExperiment(search_first, searching_agents)
 
 
+def _shrink_experiment() -> Any:
+    from das_gym.adapt.shrink_experiment import ShrinkExperiment
+
+    return ShrinkExperiment(partial(search_first, then="adapt shrink"), searching_agents)
+
+
 def _das_experiment() -> Any:
     from das_gym.adapt.das_experiment import DASExperiment
 
@@ -62,6 +69,11 @@ PROGRAM = Program(
     {
         "run": Command(_main_experiment, "[with ...]", "search a mask, fine-tune it, set it beside the unskipped model"),
         "das": Command(_das_experiment, "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
+        "shrink": Command(
+            _shrink_experiment,
+            "with checkpoint=... out=...",
+            "delete layers of a model of transformers, recover, save a folder",
+        ),
         "pretrain": Command(
             "das_gym.adapt.pretrain_experiment:ex", "[with ...]", "pre-train one of the bundled mini models"
         ),

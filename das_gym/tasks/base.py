@@ -150,6 +150,22 @@ class Task(ABC):
         del examples
         return {self.metric_name: float(metrics.mean()), "loss": float(losses.mean())}
 
+    def open_ended(self, examples: Sequence[Any]) -> list[Any]:
+        """The examples with nothing to choose from: each is one pair, and what a model says to it is free.
+
+        Raises:
+            TypeError: the task is not answered in words.
+        """
+        raise TypeError(f"{self.name} is not answered in words of the model's own: nothing can be generated for it")
+
+    def score_text(self, example: Any, text: str) -> float:
+        """How right a generated text is as the answer to an example, 0..1.
+
+        Raises:
+            TypeError: the task is not answered in words.
+        """
+        raise TypeError(f"{self.name} is not answered in words of the model's own: {text!r} is no answer to {example!r}")
+
     @classmethod
     def gallery(cls, examples: Sequence[Any], max_images: int | None = None) -> Gallery | None:
         """What the evaluation of a split ranks besides, with a head of one logit a pair; None: the task ranks nothing.

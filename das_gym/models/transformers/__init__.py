@@ -1,1 +1,20 @@
 """Any vision-language model of transformers."""
+
+from typing import TYPE_CHECKING
+
+from das_gym.lazy import lazy
+
+_PLACES = {
+    "VLM": "das_gym.models.transformers.model",
+    "load_vlm": "das_gym.models.transformers.loading",
+    "prune": "das_gym.models.transformers.pruning",
+}
+
+if TYPE_CHECKING:
+    from das_gym.models.transformers.loading import load_vlm as load_vlm
+    from das_gym.models.transformers.model import VLM as VLM
+    from das_gym.models.transformers.pruning import prune as prune
+else:
+    __getattr__, __dir__ = lazy(__name__, _PLACES)
+
+__all__ = list(_PLACES)

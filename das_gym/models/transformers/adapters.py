@@ -105,6 +105,18 @@ def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generat
         getattr(layer, part).register_forward_pre_hook(_Before(layer, name), with_kwargs=True)
 
 
+def strip_adapters(layer: nn.Module) -> None:
+    """Take what `insert_adapters` put into a layer out of it again: nothing is left of it."""
+    for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
+        if not hasattr(layer, name):
+            continue
+        delattr(layer, name)
+        part = getattr(layer, child(layer, names) or "")
+        for key in [key for key, hook in part._forward_pre_hooks.items() if isinstance(hook, _Before)]:
+            del part._forward_pre_hooks[key]
+            part._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 def skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkipUnit:
     """What runs in the place of a layer.
 

@@ -18,7 +18,14 @@ from das_gym.models.base import VLP, Forward, Kept, Layer, Memo, SkippableLayer,
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, counted
 from das_gym.models.transformers import features, stack
-from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, MLP_ADAPTER, Gone, insert_adapters, skip_unit
+from das_gym.models.transformers.adapters import (
+    ATTENTION_ADAPTER,
+    MLP_ADAPTER,
+    Gone,
+    insert_adapters,
+    skip_unit,
+    strip_adapters,
+)
 from das_gym.models.transformers.blocks import Block, join, make_block, plan
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, batch_of, load_processor
 
@@ -136,6 +143,8 @@ class VLM(VLP):
     def remove_adapters(self) -> None:
         """As `VLP.remove_adapters`; then `prune` deletes layers for good."""
         super().remove_adapters()
+        for layer in self.stack.layers:
+            strip_adapters(layer)
         self.tunable = ()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.metrics import summary_by_kind
+from das_gym.tasks.answering.metrics import score_answer, summary_by_kind
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.base import Task
 
@@ -76,6 +77,14 @@ class AnsweringTask(Task):
         """Share of right answers over all, and of each kind that the data set knows (`kind/CLOSED`); mean loss."""
         kinds = {name: mean for name, mean in summary_by_kind(examples, metrics).items() if name != "overall"}
         return {**super().summary(examples, losses, metrics), **kinds}
+
+    def open_ended(self, examples: Sequence[AnswerExample]) -> list[AnswerExample]:
+        """The examples without their options."""
+        return [replace(e, options=()) for e in examples]
+
+    def score_text(self, example: AnswerExample, text: str) -> float:
+        """Whether it is the reference, or names the right option; VQA's accuracy where annotators answered."""
+        return score_answer(example, text)
 
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """There is none to be built: the model's own says words.

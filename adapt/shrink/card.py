@@ -1,0 +1,124 @@
+"""The README.md of a shrunk folder: what was done, from what, with which result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.shrink.report import Comparison, conclusion, lines_of
+from das_gym.adapt.shrink.verifying import Verified
+
+from das_gym.runs import library_versions
+
+TASKS_OF_CLASSES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says.
+
+    Attributes:
+        source: The folder that the model comes from.
+        auto: The class of transformers that loads it.
+        drawn: Which layers went, see `cutting.drawn`.
+        gone: Their positions.
+        budget: What was asked for, in words.
+        recovery: How it was trained.
+        trained: How many parameters trained, and on how many examples.
+        data: What it was searched, trained and scored on.
+        comparison: The result.
+        verified: What was checked.
+        command: What a person typed.
+    """
+
+    source: Path
+    auto: str
+    drawn: str
+    gone: Sequence[int]
+    budget: str
+    recovery: RecoveryConfig
+    trained: tuple[int, int]
+    data: str
+    comparison: Comparison
+    verified: Verified
+    command: str
+
+    def text(self) -> str:
+        """The card."""
+        name = self.source.name
+        versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+        return "\n".join(
+            [
+                *self._front(),
+                f"# {name}, without {len(self.gone)} of its {len(self.drawn)} decoder layers",
+                "",
+                f"Made from `{name}` by das_gym: decoder layers {', '.join(map(str, self.gone))} (counted from 0) were "
+                f"deleted ({self.budget}). {self._training()}",
+                "",
+                f"    {self.drawn}",
+                "",
+                conclusion(self.comparison),
+                "",
+                *self._table(),
+                "",
+                f"Scored on {self.data}, greedily. Whatever else the model could do before was not measured.",
+                "",
+                "```python",
+                f"from transformers import {self.auto}, AutoProcessor",
+                "",
+                f'model = {self.auto}.from_pretrained("path/of/this/folder", dtype="auto")',
+                'processor = AutoProcessor.from_pretrained("path/of/this/folder")',
+                "```",
+                "",
+                "Checked when it was saved: loaded by transformers alone, its logits are those of the full model with these "
+                f"layers skipped (apart at most {self.verified.logits_apart:.1e} of the largest), and so is what it "
+                f"generates {', '.join(self.verified.ways)}.",
+                "",
+                f"Command: `{self.command}`",
+                "",
+                f"Versions: {versions}.",
+                "",
+            ]
+        )
+
+    def _front(self) -> list[str]:
+        lines = ["---", "library_name: transformers", f"pipeline_tag: {TASKS_OF_CLASSES[self.auto]}"]
+        lines += [*_of_source(self.source, ("license", "license_name", "license_link", "base_model")), "tags:"]
+        return [*lines, "- das_gym", "- pruned", "---", ""]
+
+    def _training(self) -> str:
+        config = self.recovery
+        if config.recover == "none":
+            return "Nothing was trained."
+        how = (
+            f"LoRA (rank {config.rank}, alpha {config.alpha:g}, merged)"
+            if config.recover == "lora"
+            else "all their parameters"
+        )
+        hidden = "" if config.hidden == "none" else f" + {config.hidden_weight:g} {config.hidden} of the last hidden vectors"
+        return (
+            f"What is left, and the projector, was trained for {config.steps} steps of "
+            f"{min(config.batch_size, self.trained[1])} examples: {how}, {self.trained[0]:,} parameters, on "
+            f"{self.trained[1]:,} training examples; loss "
+            f"{config.distillation:g} KL(full || this) + {config.cross_entropy:g} cross-entropy{hidden}."
+        )
+
+    def _table(self) -> list[str]:
+        names = list(self.comparison.rows)
+        lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+        return [*lines, *(f"| {name.strip()} | {' | '.join(cells)} |" for name, cells in lines_of(self.comparison))]
+
+
+def _of_source(source: Path, names: Sequence[str]) -> list[str]:
+    """Plain lines of the front matter of the source's own card."""
+    path = source / "README.md"
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    front: Any = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    lines = front.group(1).splitlines() if front else []
+    return [line for line in lines if re.match(rf"({'|'.join(names)}): \S", line)]

@@ -1,0 +1,114 @@
+"""Layers deleted from a model, the whole one staying as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.pruning import delete_layers, shell, what_differs
+from das_gym.models.transformers.stack import find_decoder
+
+KEPT, GONE = "■", "□"
+
+
+def gone_layers(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> list[int]:
+    """Positions of the decoder layers that a mask skips."""
+    array = vlm.check_mask(mask)
+    return [place for place, skipped in zip(vlm.places, array, strict=True) if skipped]
+
+
+def drawn(n_layers: int, gone: Sequence[int]) -> str:
+    """Which layers went, in a line: `■■□■`."""
+    return "".join(GONE if place in gone else KEPT for place in range(n_layers))
+
+
+def cut(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
+    """A model of its own without the skipped layers; it shares every parameter that is left with the whole one.
+
+    Args:
+        vlm: The whole model, frozen and without adapters; it stays as it is.
+        mask: (n_layers,) bool, True = deleted.
+
+    Raises:
+        ValueError: half layers, or what is left would not load again as it is.
+    """
+    check_units(vlm.unit_kind)
+    model = delete_layers(shell(vlm.model), gone_layers(vlm, mask))
+    difference = what_differs(model)
+    if difference is not None:
+        raise ValueError(f"{type(model).__name__} without these layers would not load again as it was: {difference}")
+    smaller = VLM(model, traits=vlm.traits)
+    smaller.freeze()
+    return smaller
+
+
+def check_units(units: str | None) -> None:
+    """Refuse halves of layers.
+
+    Raises:
+        ValueError: other units than whole layers.
+    """
+    if units not in (None, "layers"):
+        raise ValueError(
+            f"units={units}: attention or MLP alone cannot be deleted from a folder of weights; use units=layers"
+        )
+
+
+def check_shared(model: Any) -> None:
+    """Refuse layers that have a parameter in common with each other, or with anything outside them.
+
+    Args:
+        model: A model of transformers, with or without content.
+
+    Raises:
+        ValueError: names the first such parameter.
+    """
+    layers = list(find_decoder(model).layers)
+    owners: dict[int, int] = {}
+    inside = {id(p) for layer in layers for p in layer.parameters()}
+    for number, layer in enumerate(layers):
+        for name, parameter in layer.named_parameters():
+            first = owners.setdefault(id(parameter), number)
+            if first != number:
+                raise ValueError(
+                    f"decoder layers {first} and {number} share {name}: a model whose layers share their weights gets no "
+                    "smaller without one of them"
+                )
+    prefixes = {id(module) for layer in layers for module in layer.modules()}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in inside and id(module) not in prefixes:
+                raise ValueError(f"{path}.{name} is tied to a decoder layer: that layer cannot be deleted without it")
+
+
+def with_parameters_of(whole: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
+    """The whole model with the parameters of the smaller one wherever that has them, sharing them: to be masked.
+
+    Args:
+        whole: The model before anything was deleted.
+        smaller: What `cut` made of it, trained or not.
+        mask: (n_layers,) bool, what was deleted.
+    """
+    model = shell(whole.model)
+    layers, left = find_decoder(model).layers, find_decoder(smaller.model).layers
+    gone = gone_layers(whole, mask)
+    kept = [place for place in range(len(layers)) if place not in gone]
+    pairs = [(layers[place], left[number]) for number, place in enumerate(kept)]
+    within = {id(module) for stack in (layers, left) for module in stack.modules()}
+    others = dict(smaller.model.named_modules())
+    pairs += [(module, others[name]) for name, module in model.named_modules() if id(module) not in within]
+    for target, source in pairs:
+        deep = id(target) in within
+        parts = zip(target.modules(), source.modules(), strict=True) if deep else [(target, source)]
+        for mine, its in parts:
+            _share(mine, its)
+    return VLM(model, traits=whole.traits)
+
+
+def _share(target: nn.Module, source: nn.Module) -> None:
+    for name in target._parameters:
+        target._parameters[name] = source._parameters[name]

@@ -1,0 +1,256 @@
+"""Answers that a model really says, and how right they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor
+from das_gym.models.transformers.model import VLM
+from das_gym.runs import progress
+from das_gym.tasks.base import Task
+
+SPARE_TOKENS = 8
+"""How many tokens more than the longest reference a model may say."""
+
+PICTURE_WORDS = ("image", "video", "vision", "boi", "eoi")
+"""Parts of the settings that name tokens which stand for pictures."""
+
+Z = 1.959964
+"""Of a normal distribution, 95 % lies within so many standard deviations."""
+
+PADDING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+"""How far logits may be apart under padding, as a share of their largest."""
+
+
+def form_of(encoding: Encoding) -> tuple[Any, ...]:
+    """What has to be the same for prompts to go through a model together: which pictures it has, and of what shape."""
+    parts = encoding.pixels | encoding.sizes
+    return tuple((name, tuple(value.shape[1:])) for name, value in sorted(parts.items()))
+
+
+def batches_of(encodings: Sequence[Encoding], size: int) -> Iterator[list[int]]:
+    """Numbers of prompts that go through together: of one form, of similar length, at most `size`."""
+    rows = sorted(range(len(encodings)), key=lambda row: (str(form_of(encodings[row])), len(encodings[row].ids), row))
+    group: list[int] = []
+    for row in rows:
+        if group and (len(group) == size or form_of(encodings[row]) != form_of(encodings[group[0]])):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 0) -> dict[str, Tensor]:
+    """The questions of some prompts of one form as `generate` takes them, padded at the left.
+
+    Args:
+        encodings: With their pixels.
+        pad: Id of padding.
+        vlm: Where they go, and in which type.
+        extra: Padding before the longest.
+    """
+    longest = max(e.answer for e in encodings) + extra
+    rows = [F.pad(e.ids[: e.answer], (longest - e.answer, 0), value=pad) for e in encodings]
+    starts = torch.tensor([longest - e.answer for e in encodings])
+    batch = {"input_ids": torch.stack(rows), "attention_mask": (torch.arange(longest) >= starts[:, None]).long()}
+    for name in encodings[0].types:
+        values = [e.types[name][: e.answer] for e in encodings]
+        batch[name] = torch.stack([torch.cat((v.new_zeros(longest - len(v), *v.shape[1:]), v)) for v in values])
+    for part in ("pixels", "sizes"):
+        for name in getattr(encodings[0], part):
+            batch[name] = torch.cat([getattr(e, part)[name] for e in encodings])
+    dtype = vlm.model.dtype
+    return {name: t.to(vlm.device, dtype if t.is_floating_point() else t.dtype) for name, t in batch.items()}
+
+
+def pad_token(vlm: VLM, processor: PromptProcessor) -> int:
+    """What fills a row: where it lies nothing looks."""
+    ids = (processor.tokenizer.pad_token_id, vlm.text_config.pad_token_id, processor.ends[0])
+    return next(int(token) for token in ids if token is not None)
+
+
+def picture_tokens(model: Any) -> list[int]:
+    """Ids of the tokens that stand for pictures: an answer has none."""
+    configs = (model.config, model.config.get_text_config(decoder=True))
+    named = {n: v for config in configs for n, v in vars(config).items() if n.endswith(("_token_id", "_token_index"))}
+    return sorted({v for n, v in named.items() if isinstance(v, int) and any(word in n for word in PICTURE_WORDS)})
+
+
+@contextmanager
+def greedily(model: Any, settings: Mapping[str, Any]) -> Iterator[None]:
+    """The model without the generation settings that came with it: greedy, and nothing forbidden or forced but by us."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig(**settings)
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def greedy_settings(vlm: VLM, processor: PromptProcessor, new_tokens: int, least: int | None = None) -> dict[str, Any]:
+    """Plain settings of `GenerationConfig`.
+
+    Args:
+        vlm: The model.
+        processor: Its own.
+        new_tokens: Most tokens to say.
+        least: Fewest, or None.
+    """
+    suppressed = picture_tokens(vlm.model)
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": new_tokens,
+        "eos_token_id": list(processor.ends),
+        "pad_token_id": pad_token(vlm, processor),
+        **({"suppress_tokens": suppressed} if suppressed else {}),
+        **({"min_new_tokens": least} if least is not None else {}),
+    }
+
+
+@torch.no_grad()
+def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
+    """Whether the model gives the same next token's logits to a prompt that is padded at the left.
+
+    Args:
+        vlm: The model.
+        encodings: A few, with their pixels.
+        pad: Id of padding.
+    """
+    tolerance = PADDING_TOLERANCE.get(vlm.model.dtype, 0.1)
+    for encoding in encodings:
+        with greedily(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
+            plain, padded = (
+                vlm.model.generate(
+                    **left_padded([encoding], pad, vlm, extra), output_logits=True, return_dict_in_generate=True
+                ).logits[0]
+                for extra in (0, 5)
+            )
+        if float((plain - padded).abs().max()) > tolerance * (float(plain.abs().max()) + 1e-6):
+            return False
+    return True
+
+
+def longest_answer(encodings: Sequence[Encoding]) -> int:
+    """Tokens of the longest reference, and some to spare."""
+    return max(len(e.ids) - e.answer for e in encodings) + SPARE_TOKENS
+
+
+def say(
+    vlm: VLM,
+    processor: PromptProcessor,
+    encodings: Sequence[Encoding],
+    settings: Mapping[str, Any],
+    ends: Sequence[int] | None = None,
+    extra: int = 0,
+    **more: Any,
+) -> list[list[int]]:
+    """What `generate` of transformers says to prompts of one form that go through together: tokens up to the end.
+
+    Args:
+        vlm: The model, nothing in it skipped: its layers are deleted or all there.
+        processor: Its own.
+        encodings: With their pixels.
+        settings: As `greedy_settings` gives them.
+        ends: Tokens that end an answer; None = the processor's.
+        extra: Padding before the longest.
+        more: For `generate`.
+    """
+    batch = left_padded(encodings, pad_token(vlm, processor), vlm, extra)
+    with greedily(vlm.model, settings), torch.no_grad():
+        tokens = vlm.model.generate(**batch, **more)[:, batch["input_ids"].shape[1] :]
+    return [cut_at_end(row, processor.ends if ends is None else ends) for row in tokens.tolist()]
+
+
+def cut_at_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the first that ends an answer."""
+    place = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
+    return list(tokens[:place])
+
+
+def generate(
+    vlm: VLM,
+    processor: PromptProcessor,
+    prompts: Sequence[Any],
+    title: str,
+    batch_size: int = 8,
+    new_tokens: int | None = None,
+) -> list[str]:
+    """The model's own answer to each prompt, greedy.
+
+    Args:
+        vlm: The model, nothing in it skipped: its layers are deleted or all there.
+        processor: Its own.
+        prompts: At least one.
+        title: Of the progress bar.
+        batch_size: Prompts at a time, where the model can be padded at the left.
+        new_tokens: Most tokens to say; None = the longest reference's, and a few.
+    """
+    encodings = [processor.encode(prompt) for prompt in prompts]
+    settings = greedy_settings(vlm, processor, new_tokens or longest_answer(encodings))
+    probe = [processor.encode(prompt, pixels=True) for prompt in prompts[:2]]
+    size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
+    said: dict[int, str] = {}
+    chunk = max(size * 4, 1)  # so many prompts have their pixels in memory
+    with progress(len(prompts), title, unit="answer") as bar:
+        for start in range(0, len(prompts), chunk):
+            here = [processor.encode(prompt, pixels=True) for prompt in prompts[start : start + chunk]]
+            for rows in batches_of(here, size):
+                for row, tokens in zip(rows, say(vlm, processor, [here[r] for r in rows], settings), strict=True):
+                    said[start + row] = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                bar.update(len(rows))
+    return [said[number] for number in range(len(prompts))]
+
+
+def scored(task: Task, examples: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+    """(len(examples),) float64, 0..1: how right each text is."""
+    return np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
+
+
+def interval(scores: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean score: Wilson's where each is right or wrong, else by 2,000 bootstrap samples.
+
+    Args:
+        scores: (n,) 0..1, at least one.
+    """
+    count, mean = len(scores), float(scores.mean())
+    if np.isin(scores, (0, 1)).all():
+        width = Z * math.sqrt(mean * (1 - mean) / count + Z**2 / (4 * count**2))
+        middle, scale = mean + Z**2 / (2 * count), 1 + Z**2 / count
+        return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
+    return bootstrap(scores)
+
+
+def bootstrap(values: np.ndarray, samples: int = 2000) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean of (n,) values, the same each time."""
+    draws = np.random.default_rng(0).integers(0, len(values), (samples, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), (2.5, 97.5)).tolist()
+    return low, high
+
+
+def difference_interval(apart: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean difference of scores on the same examples.
+
+    By Agresti and Min (2005, half a pair added to each kind of pairs) where each score is right or wrong, so that a handful
+    of pairs without a difference is no proof that there is none; else by 2,000 bootstrap samples.
+
+    Args:
+        apart: (n,) -1..1, at least one.
+    """
+    if not np.isin(apart, (-1, 0, 1)).all():
+        return bootstrap(apart)
+    better, worse, count = (apart == 1).sum() + 0.5, (apart == -1).sum() + 0.5, len(apart) + 2
+    middle = (better - worse) / count
+    width = Z * math.sqrt(better + worse - (better - worse) ** 2 / count) / count
+    return float(max(-1.0, middle - width)), float(min(1.0, middle + width))

@@ -1,0 +1,319 @@
+"""What is left after layers are deleted learns to do without them: by LoRA or in full, with the whole model as its teacher.
+
+The loss is KL(teacher || student) of the answer's tokens at temperature 1 (Hinton et al., arXiv 1503.02531; alone in
+Minitron, arXiv 2407.14679), plus cross-entropy with the reference answer, plus, where asked for, the distance of the last
+hidden vectors (cosine as in Minitron, mean squares as in VLMCompression, IJCV 2026). LoRA is peft's (arXiv 2106.09685),
+merged at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from das_gym.adapt.shrink.generation import batches_of
+from das_gym.adapt.step_loss import batch_at
+from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from das_gym.models.transformers.model import VLM
+from das_gym.runs import progress
+from das_gym.tasks.base import Task
+
+PROJECTORS = (
+    *("multi_modal_projector", "connector", "merger", "deepstack_merger_list"),
+    *("projector", "aligner", "embed_vision"),
+)
+"""What models of transformers call the module between vision tower and decoder."""
+
+HIDDEN_LOSSES = ("none", "cosine", "mse")
+LARGE_TEACHER = 2**30
+"""Bytes of a teacher's kept outputs above which they are kept in 16 bits."""
+
+
+@dataclass(frozen=True)
+class RecoveryConfig:
+    """Settings of the training that follows a deletion.
+
+    Attributes:
+        recover: `lora`, `full` (all parameters of the kept decoder layers and the projector), or `none`.
+        seed: Of the order of examples and of LoRA's start.
+        steps: Training steps.
+        batch_size: Examples a step, at most as many as there are.
+        learning_rate: Peak.
+        warmup: Share of the steps; a cosine to 0 follows.
+        weight_decay: Of matrices.
+        rank: LoRA's.
+        alpha: LoRA's; what is learnt counts `alpha / rank` times.
+        distillation: Weight of KL(teacher || student).
+        cross_entropy: Weight of the reference answer's cross-entropy.
+        hidden: Distance of the last hidden vectors: `none`, `cosine` or `mse`.
+        hidden_weight: Its weight.
+        save_every: Steps between checkpoints.
+    """
+
+    recover: Literal["lora", "full", "none"] = "lora"
+    seed: int = 0
+    steps: int = 300
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    rank: int = 16
+    alpha: int = 32
+    distillation: float = 1.0
+    cross_entropy: float = 0.5
+    hidden: Literal["none", "cosine", "mse"] = "none"
+    hidden_weight: float = 1.0
+    save_every: int = 100
+
+    def __post_init__(self) -> None:
+        weights = dict.fromkeys(("distillation", "cross_entropy", "hidden_weight"), (0.0, math.inf))
+        check_ranges(self, **TRAINING_RANGES, rank=POSITIVE, alpha=POSITIVE, **weights)
+        if not (self.distillation or self.cross_entropy or (self.hidden != "none" and self.hidden_weight)):
+            raise ValueError(
+                "distillation=0, cross_entropy=0 and no hidden loss: there is nothing to learn; give one a weight"
+            )
+
+
+def cosine_decay(step: int, steps: int, warmup: float) -> float:
+    """Factor of the learning rate: linear warm-up over a share of the steps, then a cosine to 0."""
+    first = max(1, round(steps * warmup))
+    if step < first:
+        return (step + 1) / first
+    return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
+
+
+def answer_features(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
+    """(tokens of all answers, hidden_size): the final hidden vectors that answers' tokens are predicted from.
+
+    By the model's own forward, pictures included.
+
+    Args:
+        vlm: The model, nothing in it skipped.
+        task: Answered in words.
+        examples: Each of one pair, see `Task.open_ended`.
+    """
+    processor: Any = task.processor
+    encodings = [processor.encode(prompt, pixels=True) for prompt in task.pairs(examples)]
+    found: dict[int, Tensor] = {}
+    for rows in batches_of(encodings, len(encodings)):
+        hidden = vlm.run([encodings[row] for row in rows]).last_hidden_state
+        for number, row in enumerate(rows):
+            e = encodings[row]
+            found[row] = hidden[number, e.answer - 1 : len(e.ids) - 1]
+    return torch.cat([found[row] for row in range(len(encodings))])
+
+
+class Teacher:
+    """What the whole model says to each example, computed once and kept: the hidden vectors that its head reads.
+
+    Args:
+        vlp: The whole model.
+        task: Answered in words.
+        examples: Each of one pair.
+        used: Numbers of those that will be asked for.
+        batch_size: Examples at a time.
+    """
+
+    def __init__(self, vlm: VLM, task: Task, examples: Sequence[Any], used: Iterable[int], batch_size: int) -> None:
+        self.head = vlm.own_head()
+        self.dtype = vlm.model.dtype
+        self._kept: dict[str, Tensor] = {}
+        rows = sorted(set(used))
+        with torch.no_grad(), progress(len(rows), "asking the whole model", unit="example") as bar:
+            for start in range(0, len(rows), batch_size):
+                chunk = [examples[row] for row in rows[start : start + batch_size]]
+                features = answer_features(vlm, task, chunk)
+                counts = torch.bincount(task.targets(chunk)["prompt"]).tolist()
+                large = features.numel() * 4 * len(rows) > LARGE_TEACHER * len(chunk)
+                for example, part in zip(chunk, features.split(counts), strict=True):
+                    self._kept[example.key] = part.half() if large and part.dtype == torch.float32 else part.clone()
+                bar.update(len(chunk))
+
+    def features(self, examples: Sequence[Any]) -> Tensor:
+        """(tokens of all answers, hidden_size)."""
+        return torch.cat([self._kept[e.key] for e in examples])
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(tokens, vocabulary): the head does not train, so that nothing else need be kept."""
+        with torch.no_grad():
+            return self.head(features.to(self.dtype))
+
+
+def projector_of(model: Any) -> dict[str, nn.Module]:
+    """The modules between vision tower and decoder, by name; empty where there is none under a known name."""
+    found = {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in PROJECTORS}
+    return {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
+
+
+def decoder_path(vlm: VLM) -> str:
+    """The name of its list of decoder layers."""
+    return next(name for name, module in vlm.model.named_modules() if module is vlm.stack.layers)
+
+
+def own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Give a module parameters of its own, copies of those that it shared, which train; they are returned."""
+    own: list[nn.Parameter] = []
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                copied = nn.Parameter(parameter.detach().clone())
+                part._parameters[name] = copied
+                own.append(copied)
+    return own
+
+
+def add_lora(vlm: VLM, rank: int, alpha: int) -> list[nn.Parameter]:
+    """LoRA on every linear layer of decoder and projector; what trains is returned.
+
+    Raises:
+        ValueError: there is no linear layer.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    places = (decoder_path(vlm), *projector_of(vlm.model))
+    names = [
+        name
+        for name, module in vlm.model.named_modules()
+        if isinstance(module, nn.Linear) and any(name == p or name.startswith(f"{p}.") for p in places)
+    ]
+    if not names:
+        raise ValueError(f"{type(vlm.model).__name__} has no linear layers in its decoder: use recover=full or recover=none")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), vlm.model)
+    trained = [p for n, p in vlm.model.named_parameters() if "lora_" in n]
+    for parameter in trained:
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return trained
+
+
+def merge_lora(model: Any) -> None:
+    """Add what LoRA learnt to weights of the model's own, and leave nothing else of it.
+
+    Raises:
+        FloatingPointError: it is not finite.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            base: Any = module.get_base_layer()
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            try:
+                module.merge(safe_merge=True)
+            except ValueError as error:
+                raise FloatingPointError(f"what LoRA learnt at {name} is not finite: try a lower learning_rate") from error
+            model.set_submodule(name, base)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+@dataclass
+class Recovery:
+    """The training of a model after deletion.
+
+    Attributes:
+        student: What `cutting.cut` made; it is trained in place, and the whole model stays as it is.
+        whole: The whole model.
+        task: Answered in words.
+        examples: The train split.
+        config: Settings.
+        checkpoint: File to save to, and to go on from.
+    """
+
+    student: VLM
+    whole: VLM
+    task: Task
+    examples: Sequence[Any]
+    config: RecoveryConfig
+    checkpoint: Path | None = None
+    trained: int = field(default=0, init=False)
+    """Parameters that trained."""
+
+    def run(self, log: Log | None = None) -> None:
+        """Train, and merge what was learnt.
+
+        Raises:
+            ValueError: no examples.
+            FloatingPointError: the loss is not a number any more.
+        """
+        config = self.config
+        if config.recover == "none":
+            return
+        if not len(self.examples):
+            raise ValueError("there are no training examples to recover with: use recover=none, or data with a train split")
+        torch.manual_seed(config.seed)
+        size = min(config.batch_size, len(self.examples))
+        dtype = self.student.model.dtype
+        parameters = self._prepare(dtype)
+        self.trained = sum(p.numel() for p in parameters)
+        schedule = partial(cosine_decay, steps=config.steps, warmup=config.warmup)
+        optimizer = adamw([Group(parameters, config.learning_rate)], config.weight_decay)
+        modules: dict[str, nn.Module] = {"student": self.student.model}
+        trainer = Trainer(modules, optimizer, config.steps, schedule, self.checkpoint, config.save_every)
+        numbers = range(len(self.examples))
+        used = {row for step in range(config.steps) for row in batch_at(numbers, size, config.seed, step)}
+        teacher = Teacher(self.whole, self.task, self._open(numbers), used, size)
+        trainer.run(partial(self._step, teacher, size), f"recovering ({config.recover})", log)
+        self._finish(dtype)
+
+    def _open(self, rows: Iterable[int]) -> Sequence[Any]:
+        return self.task.open_ended([self.examples[row] for row in rows])
+
+    def _prepare(self, dtype: torch.dtype) -> list[nn.Parameter]:
+        """What trains; in full in 32 bits at least, since steps of 1e-4 are lost in 16."""
+        if self.config.recover == "lora":
+            return add_lora(self.student, self.config.rank, self.config.alpha)
+        if dtype in (torch.float16, torch.bfloat16):
+            self._become(copy.deepcopy(self.student.model).float())
+        parts = [*self.student.stack.layers, *projector_of(self.student.model).values()]
+        return [p for part in parts for p in own_parameters(part)]
+
+    def _become(self, model: Any) -> None:
+        """The student with other parameters."""
+        self.student.__init__(model, traits=self.student.traits)  # type: ignore[misc]
+
+    def _finish(self, dtype: torch.dtype) -> None:
+        if self.config.recover == "lora":
+            merge_lora(self.student.model)
+        elif self.student.model.dtype != dtype:
+            self._become(self.student.model.to(dtype))
+        self.student.freeze()
+
+    def _step(self, teacher: Teacher, size: int, step: int) -> StepResult:
+        rows = batch_at(range(len(self.examples)), size, self.config.seed, step)
+        return recovery_loss(self.student, teacher, self.task, self._open(rows), self.config)
+
+
+def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> StepResult:
+    """`loss`, what is minimised, and its parts in nats: `divergence`, `cross_entropy`, and `hidden` where asked for."""
+    features = answer_features(student, task, examples)
+    wanted = teacher.features(examples)
+    targets = {name: t.to(features.device) for name, t in task.targets(examples).items()}
+    logits = student.own_head()(features)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    parts = {
+        "divergence": task.divergences(logits, teacher.logits(wanted).to(logits), targets).mean(),
+        "cross_entropy": task.losses(logits, targets).mean(),
+    }
+    loss = config.distillation * parts["divergence"] + config.cross_entropy * parts["cross_entropy"]
+    if config.hidden != "none":
+        parts["hidden"] = hidden_distance(features, wanted.to(features), config.hidden)
+        loss = loss + config.hidden_weight * parts["hidden"]
+    return {"loss": loss, **parts}
+
+
+def hidden_distance(given: Tensor, wanted: Tensor, kind: str) -> Tensor:
+    """Mean over tokens of 1 - cosine (`cosine`), or mean square of the difference (`mse`), of (tokens, width) vectors."""
+    if kind == "cosine":
+        return (1 - F.cosine_similarity(given, wanted, dim=-1)).mean()
+    return F.mse_loss(given, wanted)

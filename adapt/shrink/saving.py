@@ -1,0 +1,167 @@
+"""A model written as a folder that transformers loads, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import shutil
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from das_gym.files import read_json
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5", ".npz")
+"""Ends of the names of files that hold weights."""
+
+NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json")
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+INDEX = "model.safetensors.index.json"
+WHOLE = "1000GB"
+"""Shard size of a model that was in one file."""
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
+"""Of a disk that does not take any more."""
+
+SPARE_BYTES = 2**26
+"""Room on the disk beside the weights: tokenizer, processor, run folder."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads weights from: safetensors, or else torch's own."""
+    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
+    return found or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def source_dtype(folder: Path) -> torch.dtype:
+    """The type that most of the weights of a folder have; of files that are not safetensors, what its configuration says."""
+    counts: Counter[str] = Counter()
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            for entry in _tensors_of(path):
+                counts[entry["dtype"]] += entry["data_offsets"][1] - entry["data_offsets"][0]
+    counts = Counter({name: count for name, count in counts.items() if name in DTYPES})
+    if counts:
+        return DTYPES[counts.most_common(1)[0][0]]
+    config = read_json(folder / "config.json")
+    places = (config, config.get("text_config") or {})
+    named = next((p[key] for p in places for key in ("dtype", "torch_dtype") if p.get(key)), "float32")
+    return getattr(torch, named, torch.float32)
+
+
+def _tensors_of(path: Path) -> list[dict[str, Any]]:
+    """What a file of safetensors says of each tensor; nothing else of it is read."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return [entry for name, entry in header.items() if name != "__metadata__"]
+
+
+def shard_size(folder: Path) -> str:
+    """The size of a folder's largest shard, as `save_pretrained` takes it; enough for one file where there is one."""
+    if not (folder / INDEX).is_file():
+        return WHOLE
+    sizes = [max(entry["data_offsets"][1] for entry in _tensors_of(path)) for path in weight_files(folder)]
+    return f"{-(-max(sizes) // 1000)}KB"
+
+
+def saved_dtype(source: torch.dtype, computed: torch.dtype) -> torch.dtype:
+    """The type to save in: the source's, unless what was computed in has fewer bits."""
+    return source if source.itemsize <= computed.itemsize else computed
+
+
+def check_out(out: Path, checkpoint: Path, room: int) -> None:
+    """Refuse a place that a folder cannot be written to.
+
+    Args:
+        out: The folder to write.
+        checkpoint: The folder that it comes from.
+        room: Bytes that it may take.
+
+    Raises:
+        ValueError: it is there, it lies in the checkpoint's folder, or the disk is too full.
+    """
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"out={out} is there already, and nothing is ever written over: give a new folder")
+    if checkpoint.resolve() in out.resolve().parents:
+        raise ValueError(f"out={out} lies in checkpoint={checkpoint}: give a folder outside it")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"out={out} cannot be made: {there} is no folder that can be written to; give another")
+    free = shutil.disk_usage(there).free
+    if free < room + SPARE_BYTES:
+        raise ValueError(
+            f"out={out} may take {_mib(room + SPARE_BYTES)} and its disk has {_mib(free)} left: make room, or give a folder "
+            "on another disk"
+        )
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that takes its place when the block ends without an error; else nothing is left.
+
+    Raises:
+        ValueError: it cannot be written, or `out` has come to be there.
+    """
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if out.exists():
+            raise ValueError(
+                f"out={out} has come to be there meanwhile, and nothing is ever written over: give a new folder"
+            )
+        part.rename(out)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+            raise
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"out={out} could not be written ({why}); nothing is left of it: make room and resume") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def rounded(model: Any, dtype: torch.dtype) -> None:
+    """Round a model's parameters, in place, to what they are once saved in `dtype`; those that are it already stay."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or not parameter.is_floating_point():
+                continue
+            value = parameter.detach().to(dtype).to(parameter.dtype)
+            if not torch.equal(value, parameter):
+                module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
+
+
+def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype) -> None:
+    """Write configuration, weights, and everything else that lay beside the source's weights.
+
+    Args:
+        model: A model of transformers.
+        folder: An empty folder.
+        source: The folder that it comes from.
+        processor: The folder of its processor, mostly the same.
+        dtype: Of the saved weights.
+    """
+    plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+    plain.save_pretrained(folder, max_shard_size=shard_size(source))
+    for origin in dict.fromkeys((source, processor)):  # byte for byte: nothing of tokens or pictures may change
+        for path in sorted(origin.iterdir()):
+            if path.is_file() and _is_copied(path) and (origin == processor or not (folder / path.name).exists()):
+                shutil.copyfile(path, folder / path.name)
+
+
+def _is_copied(path: Path) -> bool:
+    name = path.name.lower()
+    return not (name.startswith(".") or name in NOT_COPIED or name.endswith((*WEIGHTS, ".index.json")))

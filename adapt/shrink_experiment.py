@@ -1,0 +1,442 @@
+"""From a folder of weights to a smaller folder that transformers loads by itself, with the loss told.
+
+python -m adapt shrink with checkpoint=DIR data_root=DIR macs_saved=0.2 out=NEW     search, delete, recover, save, check
+python -m adapt shrink with checkpoint=DIR data_root=DIR skip_num=3 recover=none    3 layers deleted, nothing trained
+python -m adapt shrink with search_run=3 out=NEW                                    the mask, model and data of that search
+python -m adapt shrink with checkpoint=DIR data_root=DIR 'mask=[0,1,0,0]'           a mask of one's own
+python -m adapt shrink with resume=4                                                go on with run 4, which was stopped
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from das_gym.adapt.adapt_experiment import SEARCH_AGENT, Choice, SearchFirst, SearchingExperiment, searched
+from das_gym.adapt.shrink.card import Card
+from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
+from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring, print_report
+from das_gym.adapt.shrink.saving import check_out, new_folder, rounded, save, saved_dtype, source_dtype, weight_files
+from das_gym.adapt.shrink.verifying import Questions, ask_fresh, auto_class, check_generates, questions, verify
+
+from das_gym.commandline import typed, used
+from das_gym.config import build, part_of
+from das_gym.data.checks import require_readable
+from das_gym.engine.precision import bfloat16_hardware
+from das_gym.experiment import MISTAKES, ProblemSettings, RunError, check_problem, required_folder
+from das_gym.files import write_json, write_text
+from das_gym.models.transformers.model import VLM
+from das_gym.problem.budget import LayerMacs, check_budget, pick_budget
+from das_gym.problem.config import ProblemConfig, changed_settings, problem_words
+from das_gym.problem.loading import Problem, load_problem, pick_device, shuffled
+from das_gym.registration import MODELS, find_environment
+from das_gym.runs import library_versions
+
+RECORD = "shrink.json"
+CHECKPOINT = "recovery.pt"
+
+SHARE = 0.2
+"""Share of the MACs to save where nobody says how much."""
+
+IN_ENV_KWARGS = ("units", "dtype", "device_map", "trust_remote_code")
+"""Settings that a search takes as its environment's alone."""
+
+
+@dataclass(frozen=True)
+class ShrinkSettings(RecoveryConfig, ProblemSettings):
+    """The settings of `python -m adapt shrink`: of recovery, of model and data (a search run brings its own), and these.
+
+    Attributes:
+        out: The folder to write; None is `model` in the run's folder.
+        macs_saved: Budget of the search: least share of the full model's MACs to save; None without `skip_num` is 0.2. A
+            mask that is given has to keep it, too.
+        skip_num: Or exactly how many layers to delete.
+        search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
+        mask: A mask of one's own: 0 or 1 a layer, 1 = deleted.
+        search: Settings of `python -m agents` for the search that comes first, as in `search.evaluations=100`.
+        test_examples: Most test examples that are answered and scored; None = all.
+        generate_batch_size: Prompts that are answered at a time.
+        latency_blocks: Timed blocks of each model.
+        peak_memory: Whether the full model's memory is measured, too, in a process of its own.
+    """
+
+    model: str = "VLM"
+    task: str = "answering"
+    out: str | None = None
+    macs_saved: float | None = None
+    skip_num: int | None = None
+    search_run: int | None = None
+    mask: tuple[int, ...] | None = None
+    search: dict[str, Any] = field(default_factory=dict)
+    test_examples: int | None = 500
+    generate_batch_size: int = 8
+    latency_blocks: int = 9
+    peak_memory: bool = True
+
+    def __post_init__(self) -> None:
+        RecoveryConfig.__post_init__(self)
+        ProblemSettings.__post_init__(self)
+        check_budget(self.skip_num, self.macs_saved)
+        for name in ("test_examples", "generate_batch_size", "latency_blocks"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more")
+        if self.mask is not None and self.search_run is not None:
+            raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
+        if self.mask is not None and not set(self.mask) <= {0, 1}:
+            raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (delete)")
+        if MODELS[self.model].reads != "prompts":
+            others = [name for name, entry in MODELS.items() if entry.reads == "prompts"]
+            raise ValueError(
+                f"model={self.model} answers in no words: shrink is for {', '.join(others)}; see `adapt` itself"
+            )
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The budget as a search takes it."""
+        if self.skip_num is not None:
+            return {"skip_num": self.skip_num}
+        return {"macs_saved": SHARE if self.macs_saved is None else self.macs_saved}
+
+    def recovery(self) -> RecoveryConfig:
+        """The settings of recovery alone."""
+        return part_of(RecoveryConfig, self)
+
+    def choice(self) -> Choice | None:
+        """What to delete, and from what; None while it is not searched yet.
+
+        Raises:
+            ValueError: a search of another kind of model.
+            FileNotFoundError: no such search.
+        """
+        if self.mask is not None:
+            return Choice(np.array(self.mask, dtype=bool), self.problem())
+        if self.search_run is None:
+            return None
+        own = {name: value for name, value in changed_settings(self).items() if name not in ("model", "task")}
+        choice = searched(self.runs_dir, self.search_run, own)
+        if MODELS[choice.problem.model].reads != "prompts":
+            raise ValueError(
+                f"run {self.search_run} searched {choice.problem.model}, which answers in no words: shrink cannot"
+            )
+        return choice
+
+
+def source_of(problem: ProblemConfig) -> Path:
+    """The folder of the weights.
+
+    Raises:
+        ValueError: none is given and none is bundled.
+        FileNotFoundError: it is none of transformers.
+    """
+    if problem.checkpoint is not None:
+        if not (Path(problem.checkpoint) / "config.json").is_file():
+            raise FileNotFoundError(f"{problem.checkpoint} holds no config.json: pass the folder of a model of transformers")
+        return Path(problem.checkpoint)
+    folder = MODELS[problem.model].assets
+    if folder is None or not (folder / "config.json").is_file():
+        raise ValueError(f"no {problem.model} is bundled here: pass checkpoint=<the folder of a model of transformers>")
+    return folder
+
+
+def check_place(settings: ShrinkSettings, problem: ProblemConfig) -> None:
+    """What can be told without loading the model: where it goes, room on the disk, whether this machine has its type.
+
+    Raises:
+        ValueError: the reason.
+    """
+    source = source_of(problem)
+    room = sum(path.stat().st_size for path in weight_files(source))
+    out = Path(settings.out) if settings.out is not None else Path(settings.runs_dir) / "new" / "model"
+    check_out(out, source, room)
+    check_units(problem.units)
+    if problem.device_map is not None:
+        raise ValueError(
+            f"device_map={problem.device_map}: a model is shrunk on one device; leave device_map out, or pass device="
+        )
+    check_problem(problem)
+    if problem.dtype in (None, "auto"):
+        check_dtype(source_dtype(source), pick_device(problem.device), source)
+
+
+def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
+    """Refuse weights of a type for which this machine has no instructions; `dtype=` computes in another one.
+
+    Raises:
+        ValueError: it has none.
+    """
+    lacks = device.type == "cpu" and (
+        dtype == torch.float16 or (dtype == torch.bfloat16 and bfloat16_hardware(device) is None)
+    )
+    if lacks or (dtype == torch.bfloat16 and device.type == "cuda" and bfloat16_hardware(device) is None):
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the weights in {source} are {name}, for which this {device.type} has no instructions: pass dtype=float32 to "
+            f"compute in that (the new folder is saved in {name} all the same), or dtype={name} to compute in it slowly"
+        )
+
+
+def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | None) -> None:
+    """What needs the model: shared weights, a budget or a mask that it does not allow.
+
+    Raises:
+        ValueError: the reason.
+    """
+    vlm = as_vlm(problem)
+    check_shared(vlm.model)
+    macs = LayerMacs.of(problem.costs)
+    if mask is None:
+        pick_budget(len(vlm.layers), settings.budget.get("skip_num"), settings.budget.get("macs_saved"), macs)
+        return
+    if not vlm.check_mask(mask).any():
+        raise ValueError("the mask skips nothing: there is nothing to delete; give one with a 1, or macs_saved=")
+    budget = pick_budget(len(vlm.layers), settings.skip_num, settings.macs_saved, macs)
+    if not budget.is_kept_by(mask[None])[0]:
+        raise ValueError(
+            f"the mask skips {mask.sum()} layers, {100 * macs.saved(mask[None])[0]:.1f} % of the MACs, and not "
+            f"{budget.describe()}: leave skip_num and macs_saved out, or the mask"
+        )
+    check_generates(cut(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
+
+
+def check(settings: ShrinkSettings) -> None:
+    """Refuse whatever can be told before a search or a run begins; the model is loaded, and stays so.
+
+    Raises:
+        ValueError, FileNotFoundError: the reason.
+    """
+    choice = settings.choice()
+    problem = settings.problem() if choice is None else choice.problem
+    check_place(settings, problem)
+    check_loaded(settings, load_problem(problem), None if choice is None else choice.mask)
+
+
+def as_vlm(problem: Problem) -> VLM:
+    """Its model.
+
+    Raises:
+        TypeError: another family's.
+    """
+    if not isinstance(problem.vlp, VLM):
+        raise TypeError(f"shrink needs a model of transformers, not a {type(problem.vlp).__name__}")
+    return problem.vlp
+
+
+class ShrinkExperiment(SearchingExperiment):
+    """`python -m adapt shrink`.
+
+    Args:
+        search_first: As for `SearchingExperiment.search_with`.
+        agents: Likewise.
+    """
+
+    def __init__(
+        self, search_first: SearchFirst | None = None, agents: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
+    ) -> None:
+        super().__init__("adapt shrink", save_git_info=False)
+        self.add_settings(ShrinkSettings, check)
+        self.search_with(search_first, agents)
+        self.main(shrink)
+
+    def check_first(self, given: Mapping[str, Any]) -> None:
+        """Raise for whatever can be told before a search or a run begins; the model is loaded, and stays so.
+
+        Raises:
+            RunError: the reason.
+        """
+        try:
+            check(build(ShrinkSettings, given))
+        except MISTAKES as error:
+            raise RunError(str(error)) from error
+
+    def search_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the search is told."""
+        settings = build(ShrinkSettings, given)
+        env_id = find_environment(settings.model, settings.task).id
+        changed = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
+        own = {name: value for name, value in changed.items() if name not in IN_ENV_KWARGS}
+        env_kwargs = {name: value for name, value in changed.items() if name in IN_ENV_KWARGS}
+        plain = {name: getattr(settings, name) for name in ("runs_dir", "use", "seed")}
+        asked = {"env_id": env_id, "agent": SEARCH_AGENT, **plain, **own, **settings.budget, **settings.search}
+        if env_kwargs or "env_kwargs" in settings.search:
+            asked["env_kwargs"] = {**env_kwargs, **settings.search.get("env_kwargs", {})}
+        return asked
+
+
+def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
+    """Delete, recover, save, check and compare; the saved model's score is the result."""
+    del search  # named so that Sacred lets it hold keys of its own
+    settings = build(ShrinkSettings, _config)
+    choice = settings.choice()
+    if choice is None:
+        raise ValueError(f"give search_run=<id> or mask=[...]; `{typed('adapt shrink')}` alone searches first")
+    if choice.remark:
+        print(choice.remark)
+    folder = required_folder(_run)
+    out = Path(settings.out) if settings.out is not None else folder / "model"
+    problem = load_problem(choice.problem)
+    work = Work(settings, choice, problem, out)
+    comparison = work.run(folder / CHECKPOINT, _run.log_scalar)
+    write_json(folder / RECORD, work.record(comparison))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    _run.add_artifact(folder / RECORD)
+    for row in comparison.rows.values():
+        for name in ("score", "loss", "parameters", "macs"):
+            _run.log_scalar(f"{row.name}.{name}", float(getattr(row, name)))
+    print_report(comparison, work.title, work.drawn)
+    print(f"record: {folder / RECORD}, model: {out}")
+    return comparison.final.score
+
+
+@dataclass
+class Work:
+    """One model on its way.
+
+    Attributes:
+        settings: The command's.
+        choice: What is deleted, from what.
+        problem: The whole model with its data; it stays as it is.
+        out: The folder to write.
+    """
+
+    settings: ShrinkSettings
+    choice: Choice
+    problem: Problem
+    out: Path
+
+    def __post_init__(self) -> None:
+        self.whole = as_vlm(self.problem)
+        self.gone = gone_layers(self.whole, self.choice.mask)
+        self.drawn = drawn(len(self.whole.stack.layers), self.gone)
+        self.source = source_of(self.choice.problem)
+        self.dtype = saved_dtype(source_dtype(self.source), self.whole.model.dtype)
+        self.test = shuffled(self.problem.task, self.problem.splits.test, self.settings.test_examples)
+
+    @property
+    def title(self) -> str:
+        """What was scored on."""
+        root = self.choice.problem.data_root
+        return f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
+
+    def run(self, checkpoint: Path, log: Callable[[str, float, int], None]) -> Comparison:
+        """From deletion to the saved folder."""
+        task, mask = self.problem.task, self.choice.mask
+        pairs: list[Any] = list(task.pairs(task.open_ended(self.test)))
+        require_readable(image for prompt in pairs for image in prompt.images)
+        models = {FULL: self.whole, SHRUNK: cut(self.whole, mask)}
+        rounded(models[SHRUNK].model, self.dtype)
+        final = cut(self.whole, mask)
+        recovery = Recovery(final, self.whole, task, self.problem.splits.train, self.settings.recovery(), checkpoint)
+        recovery.run(log)
+        rounded(final.model, self.dtype)  # what is measured is what is saved
+        if self.settings.recover != "none":
+            models[RECOVERED] = final
+        asked = questions(self.whole, task, self.test)
+        with new_folder(self.out) as part:
+            tokenizer = self.choice.problem.tokenizer
+            save(final.model, part, self.source, Path(tokenizer) if tokenizer else self.source, self.dtype)
+            verified = verify(part, final, mask, asked, self.dtype)
+            comparison = self._measuring().compare(models)
+            comparison = comparison.with_peaks(
+                {FULL: self._peak(asked, tokenizer), comparison.final.name: verified.peak_bytes}
+            )
+            card = self._card(comparison, recovery.trained, verified)
+            write_text(part / "README.md", card.text())
+        self.verified = verified
+        return comparison
+
+    def _measuring(self) -> Measuring:
+        settings = self.settings
+        return Measuring(
+            self.problem.task,
+            self.test,
+            self.problem.costs,
+            self.choice.mask,
+            self.dtype,
+            settings.generate_batch_size,
+            settings.latency_blocks,
+        )
+
+    def _peak(self, asked: Questions, tokenizer: str | None) -> int | None:
+        """Memory that the full model takes in a process of its own, which needs its processor in the same folder."""
+        if not self.settings.peak_memory or tokenizer is not None:
+            return None
+        return int(ask_fresh(self.source, asked.given())["peak_bytes"])
+
+    def _card(self, comparison: Comparison, trained: int, verified: Any) -> Card:
+        settings = self.settings
+        return Card(
+            source=self.source,
+            auto=auto_class(self.whole.model),
+            drawn=self.drawn,
+            gone=self.gone,
+            budget=self._budget(),
+            recovery=settings.recovery(),
+            trained=(trained, len(self.problem.splits.train)),
+            data=self.title,
+            comparison=comparison,
+            verified=verified,
+            command=self.command,
+        )
+
+    def _budget(self) -> str:
+        if self.settings.search_run is None:
+            return "a mask that was given"
+        return f"found by search run {self.settings.search_run}"
+
+    @property
+    def command(self) -> str:
+        """What does the same again."""
+        default = ShrinkSettings()
+        skipped = {f.name for f in dataclasses.fields(ProblemConfig)} | {
+            "runs_dir",
+            "use",
+            "resume",
+            "search",
+            "mask",
+            "search_run",
+        }
+        changed = {
+            f.name: getattr(self.settings, f.name)
+            for f in dataclasses.fields(ShrinkSettings)
+            if f.name not in skipped and getattr(self.settings, f.name) != getattr(default, f.name)
+        }
+        mask = json.dumps(self.choice.mask.astype(int).tolist(), separators=(",", ":"))
+        more = [shlex.quote(f"{name}={value}") for name, value in changed.items() if name not in ("macs_saved", "skip_num")]
+        return typed("adapt shrink", problem_words(self.choice.problem, shlex.quote(f"mask={mask}"), *more))
+
+    def record(self, comparison: Comparison) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        task = self.problem.task
+        questions_of = [prompt.question for prompt in task.pairs(task.open_ended(self.test))]  # type: ignore[attr-defined]
+        answers = [
+            {"key": e.key, "question": q, **{name: texts[n] for name, texts in comparison.texts.items()}}
+            for n, (e, q) in enumerate(zip(self.test, questions_of, strict=True))
+        ]
+        apart, low, high = comparison.difference()
+        return {
+            "settings": json.loads(json.dumps({**dataclasses.asdict(self.settings), "use": used()})),
+            "problem": dataclasses.asdict(self.choice.problem),
+            "source": str(self.source),
+            "out": str(self.out.absolute()),
+            "mask": self.choice.mask.astype(int).tolist(),
+            "layers": list(self.problem.layer_names),
+            "deleted": self.gone,
+            "drawn": self.drawn,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "models": [row.record() for row in comparison.rows.values()],
+            "difference": {"score": apart, "low": low, "high": high},
+            "loss_regained": comparison.regained(),
+            "verified": dataclasses.asdict(self.verified),
+            "answers": answers,
+            "left_out": self.problem.splits.left_out_count,
+            "command": self.command,
+            "versions": library_versions(),
+        }

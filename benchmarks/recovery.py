@@ -1,0 +1,188 @@
+"""How much of what deletion lost recovery brings back, by its settings, on held-out examples.
+
+    python -m benchmarks.recovery                                       the bundled model and data, 20 % of the MACs
+    python -m benchmarks.recovery --checkpoint DIR --data-root DIR --macs-saved 0.2 --json recovery.json
+    python -m benchmarks.recovery --recover lora full --learning-rates 1e-4 1e-3 --steps 300 1000 --hidden none cosine
+
+One search (bayes) finds the mask, unless one is given; every setting then starts from the same deletion. Settings are
+compared on the reward split, and the test split is asked once at the end, for the best of them: loss (nats), and score of
+generated answers. The share regained is (shrunk - recovered) / (shrunk - full) of the loss, and likewise of the score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from das_gym.adapt.shrink.cutting import cut, drawn, gone_layers
+from das_gym.adapt.shrink.generation import generate, interval, scored
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
+from das_gym.adapt.shrink.report import loss_of
+from das_gym.agents.searching.loop import SearchConfig, search
+
+from benchmarks.machine import describe_machine
+from das_gym.files import write_json
+from das_gym.models.transformers.model import VLM
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, load_problem, shuffled
+from das_gym.registration import find_environment
+
+BATCH = 8
+
+
+def find_mask(options: argparse.Namespace, config: ProblemConfig) -> np.ndarray:
+    """(n_layers,) bool: the one that is given, or what a search finds."""
+    if options.mask is not None:
+        return np.array(options.mask, dtype=bool)
+    given = {
+        name: getattr(config, name) for name in ("checkpoint", "data_root", "dtype") if getattr(config, name) is not None
+    }
+    asked = SearchConfig(
+        find_environment(config.model, config.task).id,
+        env_kwargs=given,
+        agent="bayes",
+        macs_saved=options.macs_saved,
+        evaluations=options.evaluations,
+    )
+    return np.array(search(asked).mask, dtype=bool)
+
+
+def whole_model(problem: Problem) -> VLM:
+    """Its model."""
+    if not isinstance(problem.vlp, VLM):
+        raise TypeError(f"{type(problem.vlp).__name__} is no model of transformers")
+    return problem.vlp
+
+
+class Subject:
+    """A model, its deletion, and what both come to on held-out examples.
+
+    Args:
+        problem: The whole model with its data.
+        mask: What is deleted.
+        examples: Most examples of the reward split, and of the test split.
+    """
+
+    def __init__(self, problem: Problem, mask: np.ndarray, examples: int) -> None:
+        self.problem, self.task, self.mask = problem, problem.task, mask
+        self.whole = whole_model(problem)
+        self.held_out = shuffled(problem.task, problem.splits.reward, examples)
+        self.test = shuffled(problem.task, problem.splits.test, examples)
+
+    def loss(self, vlm: VLM, examples: Sequence[Any]) -> float:
+        """Mean, in nats."""
+        return loss_of(vlm, self.task, self.task.open_ended(examples), BATCH, "loss")
+
+    def score(self, vlm: VLM) -> np.ndarray:
+        """(n,) scores of generated answers to test examples."""
+        prompts = self.task.pairs(self.task.open_ended(self.test))
+        return scored(self.task, self.test, generate(vlm, self.task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
+
+    def recovered(self, config: RecoveryConfig) -> tuple[VLM, float]:
+        """A model trained after the deletion, and the seconds that took."""
+        student, started = cut(self.whole, self.mask), time.perf_counter()
+        Recovery(student, self.whole, self.task, self.problem.splits.train, config).run()
+        return student, time.perf_counter() - started
+
+
+def regained(full: float, shrunk: float, recovered: float) -> float | None:
+    """Share of what was lost that is back; None where nothing was lost."""
+    return None if shrunk == full else (shrunk - recovered) / (shrunk - full)
+
+
+def settings_of(options: argparse.Namespace) -> list[RecoveryConfig]:
+    """Every combination that is asked for."""
+    every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden)
+    return [
+        RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, batch_size=options.batch_size, seed=options.seed)
+        for r, s, rate, h in every
+    ]
+
+
+def words(config: RecoveryConfig) -> str:
+    """The settings that were varied."""
+    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {config.hidden}"
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The record of one model."""
+    config = ProblemConfig(
+        model="VLM", task="answering", checkpoint=options.checkpoint, data_root=options.data_root, dtype=options.dtype
+    )
+    mask = find_mask(options, config)
+    subject = Subject(load_problem(config), mask, options.examples)
+    shrunk = cut(subject.whole, mask)
+    held = {name: subject.loss(vlm, subject.held_out) for name, vlm in (("full", subject.whole), ("shrunk", shrunk))}
+    saved = subject.problem.costs.macs_saved(mask)
+    layers = drawn(len(subject.whole.stack.layers), gone_layers(subject.whole, mask))
+    print(f"{layers}, {100 * saved:.1f} % of the MACs saved; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
+    rows, best = [], (float("inf"), shrunk)
+    for settings in settings_of(options):
+        student, seconds = subject.recovered(settings)
+        loss = subject.loss(student, subject.held_out)
+        share = regained(held["full"], held["shrunk"], loss)
+        rows.append({"settings": words(settings), "loss": loss, "loss_regained": share, "seconds": seconds})
+        told = "nothing was lost" if share is None else f"{100 * share:.0f} % regained"
+        print(f"  {words(settings)}: held-out loss {loss:.4f}, {told}, {seconds:.0f} s")
+        best = min(best, (loss, student), key=lambda pair: pair[0])
+    models = {"full": subject.whole, "shrunk": shrunk, "recovered": best[1]}
+    scores = {name: subject.score(vlm) for name, vlm in models.items()}
+    test = {
+        name: {
+            "score": float(scores[name].mean()),
+            "interval": interval(scores[name]),
+            "loss": subject.loss(vlm, subject.test),
+        }
+        for name, vlm in models.items()
+    }
+    return {"mask": mask.astype(int).tolist(), "macs_saved": saved, "held_out": held, "rows": rows, "test": test}
+
+
+def report(record: dict[str, Any]) -> str:
+    """What the test split says."""
+    lines = [
+        f"  {name:<9} score {100 * row['score']:.1f} % ({100 * row['interval'][0]:.1f}..{100 * row['interval'][1]:.1f}), "
+        f"loss {row['loss']:.4f}"
+        for name, row in record["test"].items()
+    ]
+    full, shrunk, back = (record["test"][name] for name in ("full", "shrunk", "recovered"))
+    for name in ("score", "loss"):
+        share = regained(full[name], shrunk[name], back[name])
+        lines.append(f"  of the {name} {'nothing was lost' if share is None else f'{100 * share:.0f} % regained'}")
+    return "\n".join(["on test, with the settings of the least held-out loss:", *lines])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.recovery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", help="folder of a model of transformers; default the bundled one")
+    parser.add_argument("--data-root")
+    parser.add_argument("--dtype")
+    parser.add_argument("--macs-saved", type=float, default=0.2)
+    parser.add_argument("--mask", type=int, nargs="+", help="0 or 1 a layer, 1 = deleted; default a search")
+    parser.add_argument("--evaluations", type=int, default=120, help="of the search")
+    parser.add_argument("--recover", nargs="+", choices=("lora", "full"), default=["lora", "full"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[300])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--hidden", nargs="+", choices=("none", "cosine", "mse"), default=["none"])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--examples", type=int, default=500, help="most of each split that is held out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    machine = describe_machine()
+    record = {**measure(options), "machine": machine}
+    print(report(record))
+    if options.json is not None:
+        write_json(options.json, record)
+
+
+if __name__ == "__main__":
+    main()

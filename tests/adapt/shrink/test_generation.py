@@ -1,0 +1,150 @@
+"""Generated answers: batched and padded they are those of transformers' own generate, one by one; intervals by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.shrink.cutting import cut
+from das_gym.adapt.shrink.generation import (
+    batches_of,
+    bootstrap,
+    cut_at_end,
+    difference_interval,
+    form_of,
+    generate,
+    greedily,
+    greedy_settings,
+    interval,
+    left_padded,
+    pads_left,
+    picture_tokens,
+    say,
+    scored,
+)
+
+from das_gym.models.inputs import Prompt
+from das_gym.models.transformers.checks import NoiseImage
+from das_gym.problem.loading import Problem
+from das_gym.tasks.answering.examples import AnswerExample
+from tests.adapt.shrink.conftest import MASK
+
+ASKED = (("how many circles are there", "2"), ("what", "red green"), ("is the square blue or is it red", "true"))
+
+
+def prompts_of() -> list[Prompt]:
+    sizes = ((32, 32), (64, 32))
+    return [Prompt(q, (NoiseImage(n, *sizes[n % 2]),), a) for n, (q, a) in enumerate(ASKED)]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_batched_and_padded_it_is_what_each_prompt_gets_alone(problem_of: Callable[[str], Problem], name: str):
+    problem = problem_of(name)
+    vlm, processor = cut(problem.vlp, MASK), problem.task.processor
+    encodings = [processor.encode(prompt, pixels=True) for prompt in prompts_of()]
+    assert len({e.answer for e in encodings}) > 1
+    assert pads_left(vlm, encodings[:2], 0)
+    settings = greedy_settings(vlm, processor, 6)
+    alone = []
+    for prompt in prompts_of():  # as a person does it, by processor and generate
+        content = [{"type": "image", "image": prompt.images[0].open()}, {"type": "text", "text": prompt.question}]
+        inputs = processor.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
+        with greedily(vlm.model, settings), torch.no_grad():
+            tokens = vlm.model.generate(**inputs)[0, inputs["input_ids"].shape[1] :].tolist()
+        alone.append(cut_at_end(tokens, processor.ends))
+    assert say(vlm, processor, encodings, settings) == alone
+    words = [processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in alone]
+    assert generate(vlm, processor, prompts_of(), "answers", 2, new_tokens=6) == words
+    assert any(alone)
+
+
+def test_left_padding_is_on_the_left_and_without_the_answer(problem_of: Callable[[str], Problem]):
+    problem = problem_of("llava")
+    encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
+    batch = left_padded(encodings, 0, problem.vlp)
+    for row, encoding in enumerate(encodings):
+        start = batch["input_ids"].shape[1] - encoding.answer
+        assert batch["input_ids"][row, start:].tolist() == encoding.ids[: encoding.answer].tolist()
+        assert batch["attention_mask"][row].tolist() == [0] * start + [1] * encoding.answer
+
+
+def test_a_model_that_minds_padding_is_noticed(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
+    problem = problem_of("llava")
+    vlm = cut(problem.vlp, MASK)
+    encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()[:1]]
+    original = vlm.model.generate
+    blind = lambda attention_mask, **rest: original(attention_mask=torch.ones_like(attention_mask), **rest)  # noqa: E731
+    monkeypatch.setattr(vlm.model, "generate", blind)
+    assert not pads_left(vlm, encodings, 0)
+
+
+def test_prompts_of_one_form_go_together(problem_of: Callable[[str], Problem]):
+    problem = problem_of("llava")
+    encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
+    other = encodings[0]._replace(pixels={"pixel_values": torch.zeros(1, 3, 8, 8)})
+    groups = list(batches_of([*encodings, other, *encodings], 2))
+    assert sorted(row for group in groups for row in group) == list(range(7))
+    assert all(len(group) <= 2 for group in groups)
+    every = [*encodings, other, *encodings]
+    assert all(len({form_of(every[row]) for row in group}) == 1 for group in groups)
+
+
+def test_generation_settings_of_the_model_come_back(problem_of: Callable[[str], Problem]):
+    model = problem_of("llava").vlp.model
+    before = model.generation_config
+    with greedily(model, {"max_new_tokens": 3}):
+        assert model.generation_config.max_new_tokens == 3
+    assert model.generation_config is before
+
+
+def test_tokens_of_pictures(problem_of: Callable[[str], Problem]):
+    assert picture_tokens(problem_of("llava").vlp.model) == [3]
+    assert picture_tokens(problem_of("qwen2_vl").vlp.model) == [8, 9, 10, 11]
+
+
+def test_an_answer_ends_before_the_first_end():
+    assert cut_at_end([5, 6, 2, 7, 2], (2, 9)) == [5, 6]
+    assert cut_at_end([5, 6], (2,)) == [5, 6]
+
+
+def test_answers_are_scored_as_the_task_has_it(problem_of: Callable[[str], Problem]):
+    examples: list[Any] = [
+        AnswerExample("1", (), "what", "Two dogs"),
+        AnswerExample("2", (), "which", "B", options=("A", "B")),
+        AnswerExample("3", (), "who", "cat", answers=("cat", "cat", "dog", *["bird"] * 7)),
+    ]
+    task = problem_of("llava").task
+    assert scored(task, examples, ["two dogs.", "(B)", "cat"]).tolist() == pytest.approx([1, 1, 0.6])
+    assert scored(task, examples, ["dogs", "A", ""]).tolist() == [0, 0, 0]
+    assert [e.options for e in task.open_ended(examples)] == [(), (), ()]
+
+
+def test_wilsons_interval():
+    low, high = interval(np.array([1.0] * 8 + [0.0] * 2))
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # R: prop.test(8, 10, correct=FALSE)
+    assert interval(np.zeros(6))[0] == 0.0
+    assert interval(np.zeros(6))[1] == pytest.approx(0.3903, abs=1e-4)
+
+
+def test_fractions_are_resampled():
+    values = np.array([0.3, 0.6, 1.0, 0.0] * 50)
+    low, high = interval(values)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
+    assert (low, high) == bootstrap(values)
+
+
+def test_a_difference_of_pairs():
+    apart = np.array([1.0] * 4 + [-1.0] * 10 + [0.0] * 86)
+    low, high = difference_interval(apart)
+    assert (low, high) == pytest.approx((-0.13236, 0.01472), abs=1e-5)  # -6 / 102, 1.96 sqrt(15 - 36 / 102) / 102
+    assert difference_interval(np.zeros(6)) == pytest.approx((-0.2450, 0.2450), abs=1e-4)

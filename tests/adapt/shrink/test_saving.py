@@ -1,0 +1,127 @@
+"""Folders: whole or not at all, in the source's type and shards, with what lay beside the weights; bad places refused."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from das_gym.adapt.shrink.saving import (
+    check_out,
+    new_folder,
+    rounded,
+    save,
+    saved_dtype,
+    shard_size,
+    source_dtype,
+    weight_files,
+)
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from das_gym.models.transformers import prune
+from tests.models.transformers import tiny
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bfloat16 model in several files, with a card and a licence."""
+    folder = tmp_path_factory.mktemp("source")
+    model, processor = tiny.make("llava")
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="60KB")
+    processor.save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
+    (folder / "LICENSE").write_text("MIT")
+    (folder / "training_args.bin").write_bytes(b"x")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(source: Path):
+    return AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
+
+
+def test_what_a_source_is_like(source: Path):
+    assert len(weight_files(source)) > 1
+    assert source_dtype(source) == torch.bfloat16
+    assert shard_size(source) == "60KB"
+    assert saved_dtype(torch.bfloat16, torch.float32) == torch.bfloat16
+    assert saved_dtype(torch.float32, torch.bfloat16) == torch.bfloat16
+    assert saved_dtype(torch.float32, torch.float64) == torch.float32
+
+
+def test_a_smaller_folder_is_like_its_source(source: Path, model: torch.nn.Module, tmp_path: Path):
+    smaller = prune(model, [0, 1, 0, 0])
+    rounded(smaller, torch.bfloat16)
+    with new_folder(tmp_path / "out") as part:
+        save(smaller, part, source, source, torch.bfloat16)
+    out = tmp_path / "out"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert source_dtype(out) == torch.bfloat16
+    assert len(weight_files(out)) > 1
+    assert int(shard_size(out)[:-2]) <= int(shard_size(source)[:-2])
+    kept = {path.name for path in out.iterdir()}
+    assert {"LICENSE", "tokenizer.json", "processor_config.json", "generation_config.json", "config.json"} <= kept
+    assert not {"README.md", "training_args.bin"} & kept
+    for name in ("tokenizer.json", "chat_template.jinja", "processor_config.json", "generation_config.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    again = AutoModelForImageTextToText.from_pretrained(out)
+    assert again.dtype == torch.bfloat16
+    assert again.config.text_config.num_hidden_layers == 3
+    assert smaller.dtype == torch.float32  # it is not touched
+    assert all(torch.equal(p.float(), q) for p, q in zip(again.parameters(), smaller.parameters(), strict=True))
+    AutoProcessor.from_pretrained(out)
+
+
+def test_rounding_gives_parameters_of_its_own_where_it_changes_something():
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.bias, 0.5)
+    weight, bias = layer.weight, layer.bias
+    rounded(layer, torch.bfloat16)
+    assert layer.bias is bias
+    assert layer.weight is not weight
+    assert torch.equal(layer.weight, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_is_left_of_a_folder_that_was_not_finished(tmp_path: Path, error: BaseException):
+    def fill() -> None:
+        with new_folder(tmp_path / "out") as part:
+            (part / "model.safetensors").write_bytes(b"half")
+            raise error
+
+    if isinstance(error, OSError):
+        with pytest.raises(ValueError, match=r"out=.*out could not be written \(No space left on device\); nothing is left"):
+            fill()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            fill()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_picture_is_not_taken_for_a_full_disk(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"1\.png"), new_folder(tmp_path / "out"):
+        raise FileNotFoundError("1.png is not there")
+
+
+def test_a_folder_that_came_to_be_there_is_not_written_over(tmp_path: Path):
+    with pytest.raises(ValueError, match="has come to be there meanwhile"), new_folder(tmp_path / "out"):
+        (tmp_path / "out").mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_bad_places(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check_out(tmp_path / "a" / "b", source, 1000)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"out=.*file is there already, and nothing is ever written over"):
+        check_out(tmp_path / "file", source, 1000)
+    with pytest.raises(ValueError, match=r"out=.*inner lies in checkpoint=.*: give a folder outside it"):
+        check_out(source / "inner", source, 1000)
+    with pytest.raises(ValueError, match=r"out=.*file/inner cannot be made: .*file is no folder"):
+        check_out(tmp_path / "file" / "inner", source, 1000)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    with pytest.raises(ValueError, match=r"may take 1,088 MiB and its disk has 1 MiB left: make room"):
+        check_out(tmp_path / "new", source, 2**30)

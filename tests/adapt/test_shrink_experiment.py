@@ -1,0 +1,227 @@
+"""`python -m adapt shrink`: from a folder to a smaller one, and what is refused before anything is searched or written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from das_gym.adapt import shrink_experiment
+from das_gym.adapt.adapt_experiment import SearchFirst
+from das_gym.adapt.commands import search_first, searching_agents
+from das_gym.adapt.shrink import verifying
+from das_gym.adapt.shrink.verifying import NotTheSameError
+from das_gym.adapt.shrink_experiment import ShrinkExperiment, ShrinkSettings, check_dtype
+from das_gym.adapt.training import Trainer
+
+from das_gym.experiment import RunError, run_folder
+from das_gym.files import read_json, write_json
+from tests.models.transformers import tiny
+from tests.tasks.answering import making
+
+QUICK = {"steps": 3, "latency_blocks": 1, "peak_memory": False, "save_every": 1, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A tiny model and tiny data."""
+    place = tmp_path_factory.mktemp("given")
+    making.llava_folder(place / "data", train=12, val=6, test=6)
+    tiny.save("llava", place / "llava")
+    (place / "llava" / "README.md").write_text("---\nlicense: mit\ntags:\n- mine\n---\n# Mine\n")
+    return {"checkpoint": str(place / "llava"), "data_root": str(place / "data")}
+
+
+@pytest.fixture
+def shrink(given: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
+    """Runs the experiment in an empty folder."""
+
+    def run(search_by: SearchFirst | None = None, /, **settings: Any) -> Any:
+        updates = {**given, **QUICK, "runs_dir": str(tmp_path / "runs"), **settings}
+        updates = {name: value for name, value in updates.items() if value is not None}
+        return ShrinkExperiment(search_by, searching_agents).run(config_updates=updates)
+
+    return run
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fresh process, which takes seconds: what one says is what is wanted of it."""
+    found = verifying.Verified(3, 0.0, ("with a cache",), 1000)
+    monkeypatch.setattr(shrink_experiment, "verify", lambda *_: found)
+
+
+@pytest.mark.slow
+def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With a search before and a fresh process behind it, as a person has it."""
+    out = tmp_path / "out"
+    run = shrink(search_first, macs_saved=0.1, out=str(out), search={"evaluations": 6})
+    folder, printed = run_folder(run), capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+    record = read_json(folder / "shrink.json")
+    assert record["mask"] == read_json(tmp_path / "runs" / "1" / "search.json")["mask"]
+    full, shrunk, recovered = record["models"]
+    assert [model["name"] for model in record["models"]] == ["full", "shrunk", "recovered"]
+    assert full["parameters"] > shrunk["parameters"] == recovered["parameters"]
+    assert recovered["bytes"] == 4 * recovered["parameters"]
+    assert recovered["macs_saved"] >= 0.1
+    assert full["loss"] != shrunk["loss"] != recovered["loss"]
+    assert full["low"] <= full["score"] <= full["high"]
+    assert recovered["peak_bytes"] > 0
+    assert record["verified"]["ways"] == ["with a cache", "without a cache", "with left padding"]
+    assert record["drawn"] == "".join("■□"[gone] for gone in record["mask"])
+    assert len(record["answers"]) == 6
+    assert set(record["answers"][0]) == {"key", "question", "full", "shrunk", "recovered"}
+    assert not (folder / "recovery.pt").exists()
+    config = json.loads((out / "config.json").read_text())
+    assert config["text_config"]["num_hidden_layers"] == 4 - sum(record["mask"])
+    card = (out / "README.md").read_text()
+    for text in ("library_name: transformers\npipeline_tag: image-text-to-text\nlicense: mit\ntags:", record["drawn"]):
+        assert text in card
+    assert f"`{record['command']}`" in card
+    assert "LoRA (rank 16, alpha 32, merged)" in card
+    for text in (record["drawn"], "exact match of what it says, %", "each further token, ms", "interval", f"model: {out}"):
+        assert text in printed
+
+
+def test_without_recovery_a_mask_and_nothing_else(shrink: Callable[..., Any], tmp_path: Path, trusting: None):
+    del trusting
+    run = shrink(mask=(0, 1, 0, 0), recover="none")
+    record = read_json(run_folder(run) / "shrink.json")
+    assert [model["name"] for model in record["models"]] == ["full", "shrunk"]
+    assert record["drawn"] == "■□■■"
+    assert record["loss_regained"] is None
+    assert record["settings"]["out"] is None
+    assert (tmp_path / "runs" / "1" / "model" / "config.json").is_file()
+
+
+def test_a_folder_that_is_not_the_model_is_removed(
+    shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def wrong(*_: Any) -> None:
+        raise NotTheSameError("the logits are 0.5 of their largest away")
+
+    monkeypatch.setattr(shrink_experiment, "verify", wrong)
+    with pytest.raises(RunError, match=r"the logits are 0\.5 of their largest away"):
+        shrink(mask=(0, 1, 0, 0), recover="none", out=str(tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch):
+    del trusting
+    original, steps = Trainer._one, []
+
+    def stopping(self: Trainer, step_function: Any) -> Any:
+        if self.step == 2 and not steps.count("stopped"):
+            steps.append("stopped")
+            raise KeyboardInterrupt
+        steps.append(self.step)
+        return original(self, step_function)
+
+    monkeypatch.setattr(Trainer, "_one", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(mask=(0, 1, 0, 0), out=str(tmp_path / "out"))
+    assert (tmp_path / "runs" / "1" / "recovery.pt").is_file()
+    assert not (tmp_path / "out").exists()
+    ShrinkExperiment().run(config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs")})
+    assert steps == [0, 1, "stopped", 2]
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
+
+
+def never(settings: dict[str, Any]) -> int:
+    raise AssertionError(f"nothing is to be searched: {settings}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"out": "{checkpoint}/inner"}, r"lies in checkpoint=.*: give a folder outside it"),
+        ({"out": "{data_root}"}, "is there already, and nothing is ever written over: give a new folder"),
+        ({"macs_saved": 0.99}, r"macs_saved=0\.99 is out of reach: the most that any mask of this model saves is 0\.\d+"),
+        ({"skip_num": 9}, r"skip_num=9: the model has 4 skippable layers; use 0\.\.4"),
+        ({"skip_num": 1, "macs_saved": 0.2}, "are both given; a mask is bound by one budget"),
+        ({"mask": (0, 1, 0)}, "4"),
+        ({"mask": (0, 0, 0, 0)}, "the mask skips nothing: there is nothing to delete"),
+        ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers would be deleted: leave one at least"),
+        ({"mask": (0, 1, 0, 0), "skip_num": 2}, r"the mask skips 1 layers, .* % of the MACs, and not exactly 2 of 4 layers"),
+        ({"mask": (0, 1, 0, 2)}, "holds other values than 0 \\(keep\\) and 1 \\(delete\\)"),
+        ({"mask": (0, 1, 0, 0), "search_run": 3}, "both mask and search_run=3 are given; give one of them"),
+        ({"search_run": 3}, "no run 3 in"),
+        ({"units": "sublayers"}, "attention or MLP alone cannot be deleted"),
+        ({"device_map": "auto"}, "a model is shrunk on one device; leave device_map out"),
+        ({"recover": "adapters"}, "recover='adapters' .* is not allowed; give one of 'lora', 'full', 'none'"),
+        ({"steps": 0}, "steps=0 is not allowed"),
+        ({"test_examples": 0}, "test_examples=0 is not allowed; use 1 or more"),
+        ({"model": "METER", "task": "vqa"}, "model=METER answers in no words: shrink is for VLM"),
+        ({"checkpoint": "{data_root}"}, "holds no config.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_refused_before_anything_begins(
+    shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path, settings: dict[str, Any], text: str
+):
+    filled = {name: value.format(**given) if isinstance(value, str) else value for name, value in settings.items()}
+    with pytest.raises(RunError, match=text) as refused:
+        shrink(never, **filled)
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quantised_folder_and_shared_layers_are_refused(shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path):
+    folder = tmp_path / "packed"
+    shutil.copytree(given["checkpoint"], folder)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    with pytest.raises(RunError, match=r"holds quantised weights \(gptq\).*pass the folder of the full weights"):
+        shrink(never, checkpoint=str(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+
+
+def test_a_disk_that_is_too_full_is_told_first(shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    with pytest.raises(RunError, match=r"may take 64 MiB and its disk has 1 MiB left: make room"):
+        shrink(never, out=str(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_type_that_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]):
+    source = Path(given["checkpoint"])
+    monkeypatch.setattr(shrink_experiment, "bfloat16_hardware", lambda _: None)
+    check_dtype(torch.float32, torch.device("cpu"), source)
+    with pytest.raises(ValueError, match=r"are bfloat16, for which this cpu has no instructions: pass dtype=float32"):
+        check_dtype(torch.bfloat16, torch.device("cpu"), source)
+    monkeypatch.setattr(shrink_experiment, "bfloat16_hardware", lambda _: "amx_bf16")
+    check_dtype(torch.bfloat16, torch.device("cpu"), source)
+    with pytest.raises(ValueError, match=r"are float16, .*dtype=float16 to compute in it slowly"):
+        check_dtype(torch.float16, torch.device("cpu"), source)
+
+
+def test_nothing_bundled_is_told(shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    entry = shrink_experiment.MODELS["VLM"]
+    monkeypatch.setitem(shrink_experiment.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
+    with pytest.raises(RunError, match=r"no VLM is bundled here: pass checkpoint=<the folder"):
+        shrink(never, checkpoint=None)
+
+
+def test_what_the_search_is_told(given: dict[str, str]):
+    experiment = ShrinkExperiment()
+    told = experiment.search_settings({**given, "dtype": "float32", "seed": 3, "search": {"agent": "greedy"}})
+    assert told["macs_saved"] == shrink_experiment.SHARE
+    assert (told["env_id"], told["agent"], told["seed"]) == ("DAS-VLM-Answering-v0", "greedy", 3)
+    assert told["env_kwargs"] == {"dtype": "float32"}
+    assert "dtype" not in told
+    told = experiment.search_settings({**given, "skip_num": 2})
+    assert told["skip_num"] == 2
+    assert "macs_saved" not in told
+    assert told["agent"] == "bayes"
+
+
+def test_the_settings_have_a_budget():
+    assert ShrinkSettings().budget == {"macs_saved": 0.2}
+    assert ShrinkSettings(skip_num=1).budget == {"skip_num": 1}

@@ -1,0 +1,38 @@
+"""Settings of recovery on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import recovery
+from tests.models.transformers import tiny
+from tests.tasks.answering import making
+
+
+def test_settings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
+    folder = tiny.save("llava", tmp_path / "llava")
+    model = ["--checkpoint", str(folder), "--data-root", str(tmp_path / "data"), "--evaluations", "4"]
+    model += ["--macs-saved", "0.1"]
+    settings = ["--recover", "lora", "full", "--steps", "3", "--learning-rates", "1e-5", "1e-2", "--batch-size", "4"]
+    recovery.main([*model, *settings, "--json", str(tmp_path / "r.json")])
+    record, printed = json.loads((tmp_path / "r.json").read_text()), capsys.readouterr().out
+    assert [row["settings"] for row in record["rows"]] == [
+        f"{how}, 3 steps, learning rate {rate}, hidden none" for how in ("lora", "full") for rate in ("1e-05", "0.01")
+    ]
+    assert len({row["loss"] for row in record["rows"]}) == 4
+    assert record["macs_saved"] >= 0.1
+    for row in record["rows"]:
+        full, shrunk = record["held_out"]["full"], record["held_out"]["shrunk"]
+        assert row["loss_regained"] == pytest.approx((shrunk - row["loss"]) / (shrunk - full))
+    assert set(record["test"]) == {"full", "shrunk", "recovered"}
+    assert "on test, with the settings of the least held-out loss:" in printed
+
+
+def test_shares():
+    assert recovery.regained(1.0, 2.0, 1.25) == 0.75
+    assert recovery.regained(0.9, 0.5, 0.8) == pytest.approx(0.75)  # a score
+    assert recovery.regained(1.0, 1.0, 1.0) is None
