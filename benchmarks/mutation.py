@@ -49,7 +49,7 @@ ROOMS = {
     "evaluator": Room("das_gym/engine/evaluator.py", ("tests/engine",)),
     "encoder_cache": Room("das_gym/engine/encoder_cache.py", ("tests/engine",)),
     "memory": Room("das_gym/engine/memory.py", ("tests/engine",)),
-    "supernet": Room("adapt/supernet.py", ("tests/adapt",)),
+    "supernet": Room("adapt/supernet.py", ("tests/adapt/test_supernet.py",)),
     "training": Room("adapt/training.py", ("tests/adapt/test_training.py",)),
 }
 """By the name to type."""
