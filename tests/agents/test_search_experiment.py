@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from das_gym.agents.search_experiment import SearchSettings, ex, run_search
 from synthetic import ENV_ID
 
 from das_gym.experiment import RunError
+from das_gym.problem.config import ProblemConfig
 
 ROOT = Path(__file__).parents[2]
 PATHS = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
@@ -88,6 +90,14 @@ def test_settings_of_the_environment_reach_it():
         SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
 
 
+def test_whatever_a_problem_has_can_be_set_and_reaches_it():
+    names = {field.name for field in dataclasses.fields(ProblemConfig)} - {"model", "task"}
+    given = {name: f"/{name}" for name in names}
+    asked = SearchSettings(**given).search_config().env_kwargs
+    assert asked == given
+    assert SearchSettings().search_config().env_kwargs == {}
+
+
 @pytest.mark.parametrize(
     ("update", "text"),
     [
@@ -95,6 +105,8 @@ def test_settings_of_the_environment_reach_it():
         ({"skip_num": "four"}, "skip_num='four' .str. is not allowed; give a whole number"),
         ({"seed": "abc"}, "seed='abc' .str. is not allowed; give a whole number"),
         ({"seed": -1}, "seed=-1 is not allowed"),
+        ({"image_size": "large"}, "image_size='large' .str. is not allowed; give a whole number or None"),
+        ({"reward_exampels": 8}, "unknown setting 'reward_exampels'; did you mean 'reward_examples'"),
         ({"agent": "bandi"}, "unknown agent 'bandi'; did you mean 'bandit'"),
         ({"resume": "x"}, "no run 'x' in .*it holds no runs"),
         ({"algo": {"gamma": 1.0}}, "unknown setting 'algo'; did you mean 'hyperparameters'"),
