@@ -249,7 +249,7 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(settings: AdaptSettings) -> None:
     choice = choose(settings)
-    check_problem(choice.problem, choice.mask)
+    check_problem(choice.problem, None if settings.mask is None else choice.mask)  # a search knew how wide its mask is
 
 
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,7 +235,7 @@ class Trainer:
             return
         try:
             state = torch.load(self.checkpoint, weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:  # of a damaged file torch raises whatever its reader stumbles over
             raise ValueError(f"{self.checkpoint} is damaged ({error}): remove it to begin anew") from error
         shapes = {name: p.shape for name, p in self._trained.items()}
         if {name: p.shape for name, p in state["parameters"].items()} != shapes:

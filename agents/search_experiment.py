@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
@@ -35,61 +35,36 @@ from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.commandline import typed
 from das_gym.config import build
 from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.problem.config import PATH_SETTINGS
+from das_gym.problem.config import PATH_SETTINGS, ProblemConfig
 from das_gym.registration import named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
 
 PICTURE = "skip_probabilities.png"
-ENV_SETTINGS = (
-    *("reward", "macs_price", "reward_examples", "reward_batches", "on_bad_example"),
-    *("size", "image_size", "max_text_length", *PATH_SETTINGS),
-    *("device", "precision", "eval_batch_size"),
+ENV_SETTINGS = {
+    **{"reward": str, "macs_price": float, "reward_examples": int, "reward_batches": str},
+    **{name: kind for name, kind in get_type_hints(ProblemConfig).items() if name not in ("model", "task")},
+}
+"""What may be told to the environment by name, and of which type: what `SkipEnv` takes besides action and budget."""
+
+EnvSettings: Any = dataclasses.make_dataclass(
+    "EnvSettings", [(name, kind | None, None) for name, kind in ENV_SETTINGS.items()], frozen=True
 )
+"""All of `ENV_SETTINGS`; None = the environment's default."""
 
 
 @dataclass(frozen=True)
-class SearchSettings(ResumableSettings, SearchConfig):
-    """The settings of `python -m agents search`: those of a search, where its run goes, and what the environment loads.
+class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
+    """The settings of `python -m agents search`: those of a search, where its run goes, those of the environment, and these.
+
+    For algorithms of Stable-Baselines3 alone, see `das_gym.agents.sb3.config`.
 
     Attributes:
-        reward: Here and below: the setting of the environment of that name, None = its default.
-        macs_price: What saving all MACs would be worth.
-        reward_examples: How many examples score a mask.
-        reward_batches: Which examples.
-        size: Of the model.
-        checkpoint: Path of pre-trained weights.
-        supernet: Path of a supernet.
-        data_root: Folder of the data.
-        tokenizer: Folder of the tokenizer.
-        image_size: Pixels.
-        max_text_length: Tokens.
-        on_bad_example: Raise or skip.
-        device: Where to compute.
-        precision: Of the masked part.
-        eval_batch_size: Examples scored at a time.
-        encoder_cache: Folder of encoder outputs.
-        hyperparameters: From here on for algorithms of Stable-Baselines3, see `das_gym.agents.sb3.config`: theirs by name.
+        hyperparameters: Theirs by name.
         n_envs: Environments side by side; None = `masks_per_turn`.
         action: Action space; None = what suits the algorithm.
         start_from: Agent to train further, or None.
     """
 
-    reward: str | None = None
-    macs_price: float | None = None
-    reward_examples: int | None = None
-    reward_batches: str | None = None
-    size: str | None = None
-    checkpoint: str | None = None
-    supernet: str | None = None
-    data_root: str | None = None
-    tokenizer: str | None = None
-    image_size: int | None = None
-    max_text_length: int | None = None
-    on_bad_example: str | None = None
-    device: str | None = None
-    precision: str | None = None
-    eval_batch_size: int | None = None
-    encoder_cache: str | None = None
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     n_envs: int | None = None
     action: str | None = None

@@ -42,14 +42,14 @@ class Room:
 
 ROOMS = {
     "bandit": Room("agents/ask_tell/bandit.py", ("tests/agents/ask_tell/test_bandit.py",)),
-    "budget": Room("das_gym/problem/budget.py", ("tests/problem/test_rewards.py", "tests/problem/test_mask_space.py")),
+    "budget": Room("das_gym/problem/budget.py", ("tests/problem/test_budget.py", "tests/problem/test_rewards.py")),
     "rewards": Room("das_gym/problem/rewards.py", ("tests/problem/test_rewards.py",)),
     "statistics": Room("das_gym/problem/statistics.py", ("tests/problem/test_statistics.py",)),
     "tree": Room("das_gym/engine/tree.py", ("tests/engine",)),
     "evaluator": Room("das_gym/engine/evaluator.py", ("tests/engine",)),
     "encoder_cache": Room("das_gym/engine/encoder_cache.py", ("tests/engine",)),
     "memory": Room("das_gym/engine/memory.py", ("tests/engine",)),
-    "supernet": Room("adapt/supernet.py", ("tests/adapt",)),
+    "supernet": Room("adapt/supernet.py", ("tests/adapt/test_supernet.py",)),
     "training": Room("adapt/training.py", ("tests/adapt/test_training.py",)),
 }
 """By the name to type."""

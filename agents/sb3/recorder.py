@@ -97,12 +97,6 @@ class Recorder(VectorWrapper[Any, Any, Any]):
             self._keep(actions, rewards, ended, info.get("final_info", info))
         return observations, rewards, terminated, truncated, info
 
-    def best(self) -> np.ndarray | None:
-        """(n_layers,) bool: the scored mask with the highest reward, of equal ones the first; None before any."""
-        masks = [mask for turn in self.turns for mask in turn.masks]
-        rewards = np.array([reward for turn in self.turns for reward in turn.rewards], dtype=np.float64)
-        return np.array(masks[rewards.argmax()], dtype=bool) if masks else None
-
     def _keep(self, actions: Any, rewards: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> None:
         masks = getattr(self.env.unwrapped, "last_masks", None)
         masks = np.asarray(actions, dtype=bool) if masks is None else masks

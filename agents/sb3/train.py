@@ -40,7 +40,7 @@ from das_gym.agents.sb3.checkpoint import Checkpoint
 from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config, with_action
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
-from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, plain_numbers
+from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row, plain_numbers
 
 from das_gym.config import build, check_names
 from das_gym.files import write_bytes, write_json
@@ -212,11 +212,22 @@ class _Training:
 
     def finish(self) -> Trained:
         """Score the answer and keep everything."""
-        config, best = self.config, self.recorder.best()
+        config = self.config
+        best = best_row(self.recorder.turns, config.mask_kwargs)
         chosen = policy_mask(self.model, config.env_id, self.action, config.seed, **config.mask_kwargs)
-        policy, other = self._score(np.stack((chosen, chosen if best is None else best)))
+        policy, other = self._score(np.stack((chosen, chosen if best is None else np.array(best["mask"], dtype=bool))))
         answer = policy if _reward(policy) >= _reward(other) else other
-        result = self._record(answer)
+        result = SearchResult.of(
+            config,
+            self.base,
+            answer,
+            best or answer,
+            self.recorder.turns,
+            env_kwargs=config.mask_kwargs,
+            agent_kwargs=self.parameters,
+            preferences=None,
+            skip_probabilities=None,
+        )
         if self.folder is not None:
             self._save_agent(self.folder)
             write_json(self.folder / DESCRIPTION, self._description(policy))
@@ -266,22 +277,6 @@ class _Training:
         columns = {"mask": masks.astype(int).tolist(), "reward": plain_numbers(rewards)}
         columns |= {name: plain_numbers(np.asarray(info[name])) for name in SCORES}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    def _record(self, answer: dict[str, Any]) -> SearchResult:
-        config, recorder = self.config, self.recorder
-        rows = [turn.row(i) for turn in recorder.turns for i in range(len(turn.masks))]
-        best = max(rows, key=_reward, default=answer)
-        return SearchResult.of(
-            config,
-            self.base,
-            answer,
-            best,
-            recorder.turns,
-            env_kwargs=config.mask_kwargs,
-            agent_kwargs=self.parameters,
-            preferences=None,
-            skip_probabilities=None,
-        )
 
     def _description(self, policy: dict[str, Any]) -> dict[str, Any]:
         """What `sb3.json` holds: how to load `agent.zip`, and what the policy answers by itself."""

@@ -7,24 +7,13 @@ scene alone, and false ones made by changing a word. Nothing is ever a close cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 
-from das_gym.shapes.scene_language import OPPOSITES, RELATION_MARGIN
-from das_gym.shapes.scenes import COLORS, SHAPES, Scene, SceneObject
-
-T = TypeVar("T")
-
-COORDINATES: dict[str, Callable[[SceneObject, SceneObject], float]] = {
-    "left of": lambda a, b: b.x - a.x,
-    "right of": lambda a, b: a.x - b.x,
-    "above": lambda a, b: b.y - a.y,
-    "below": lambda a, b: a.y - b.y,
-}
-"""By how many pixels each relation holds between objects a and b; negative where it does not."""
+from das_gym.shapes.scene_language import OPPOSITES, RELATION_MARGIN, RELATIONS
+from das_gym.shapes.scenes import COLORS, SHAPES, Scene, SceneObject, pick, plural
 
 MAX_COUNTED = 5
 """Largest number that a caption says."""
@@ -59,7 +48,7 @@ class Related:
 
     def maybe(self, scene: Scene) -> bool:
         """Whether it is true of the scene, or nearly so."""
-        by = COORDINATES[self.relation]
+        by = RELATIONS[self.relation]
         subjects = scene.matching(self.subject.color, self.subject.shape)
         others = scene.matching(self.other.color, self.other.shape)
         return any(by(a, b) > -RELATION_MARGIN for a in subjects for b in others if a is not b)
@@ -98,7 +87,7 @@ class Counted:
     shape: str | None = None
 
     def __str__(self) -> str:
-        noun = f"{self.color} objects" if self.shape is None else self.shape + ("es" if self.shape.endswith("s") else "s")
+        noun = f"{self.color} objects" if self.shape is None else plural(self.shape)
         return f"{self.number} {noun}"
 
     def maybe(self, scene: Scene) -> bool:
@@ -137,10 +126,6 @@ class SceneCaption:
         ]
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
-
-
 def _name(item: SceneObject) -> Name:
     return Name(item.color, item.shape)
 
@@ -151,10 +136,10 @@ def _related(rng: np.random.Generator, scene: Scene) -> Related | None:
         Related(_name(a), relation, _name(b))
         for a in scene.objects
         for b in scene.objects
-        for relation, by in COORDINATES.items()
+        for relation, by in RELATIONS.items()
         if a.name != b.name and by(a, b) >= RELATION_MARGIN
     ]
-    return _pick(rng, options) if options else None
+    return pick(rng, options) if options else None
 
 
 def _rest(rng: np.random.Generator, scene: Scene, said: Related) -> There | Counted | None:
@@ -163,7 +148,7 @@ def _rest(rng: np.random.Generator, scene: Scene, said: Related) -> There | Coun
     counted += [Counted(n, shape=s) for s in SHAPES if (n := len(scene.matching(shape=s))) >= 2]
     there = [There(name) for item in scene.objects if (name := _name(item)) not in (said.subject, said.other)]
     kinds: list[Sequence[There | Counted]] = [kind for kind in (counted, there) if kind]
-    return _pick(rng, _pick(rng, kinds)) if kinds else None
+    return pick(rng, pick(rng, kinds)) if kinds else None
 
 
 def sample_scene_caption(rng: np.random.Generator, scene: Scene) -> SceneCaption | None:

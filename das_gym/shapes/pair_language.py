@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from das_gym.shapes.scene_language import OPPOSITES, RELATION_MARGIN
+from das_gym.shapes.scene_language import OPPOSITES, RELATION_MARGIN, RELATIONS
 from das_gym.shapes.scenes import (
     COLORS,
     MAX_OBJECTS,
@@ -22,11 +21,11 @@ from das_gym.shapes.scenes import (
     SHAPES,
     Scene,
     SceneObject,
+    pick,
+    plural,
     sample_background,
     sample_object,
 )
-
-T = TypeVar("T")
 
 Name = tuple[str | None, str | None]
 """Colour and shape of an object; None = any."""
@@ -70,28 +69,20 @@ class Statement:
     right: tuple[Kind, Kind]
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
-
-
-def _plural(shape: str) -> str:
-    return shape + ("es" if shape.endswith("s") else "s")
-
-
 def _one_of_two(text: str, family: str, there: Kind, not_there: Kind) -> Statement:
     """A sentence about something that exactly one of the two scenes must show."""
     return Statement(text, family, (there, not_there), (not_there, there))
 
 
 def _say_existence(rng: np.random.Generator) -> Statement:
-    color, shape = _pick(rng, list(COLORS)), _pick(rng, SHAPES)
+    color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
     there = Kind(((color, shape),), lambda scene: len(scene.matching(color, shape)) == 1)
     not_there = Kind((), lambda scene: not scene.matching(color, shape))
     return _one_of_two(f"there is 1 {color} {shape}.", "existence", there, not_there)
 
 
 def _say_attribute(rng: np.random.Generator) -> Statement:
-    color, shape = _pick(rng, list(COLORS)), _pick(rng, SHAPES)
+    color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
     known: Name
     if rng.random() < 0.5:
         text, known = f"1 {shape} is {color}.", (None, shape)
@@ -113,11 +104,11 @@ def _say_count(rng: np.random.Generator) -> Statement:
     lefts = [n for n in range(MAX_COUNTED + 1) if 0 <= total - n <= MAX_COUNTED]
     first, second = rng.choice(lefts, 2, replace=False).tolist()
     if rng.random() < 0.5:
-        known: Name = (_pick(rng, list(COLORS)), None)
+        known: Name = (pick(rng, list(COLORS)), None)
         noun = f"{known[0]} objects"
     else:
-        shape = _pick(rng, SHAPES)
-        known, noun = (None, shape), _plural(shape)
+        shape = pick(rng, SHAPES)
+        known, noun = (None, shape), plural(shape)
 
     def kind(number: int) -> Kind:
         return Kind((known,) * number, lambda scene: len(scene.matching(*known)) == number)
@@ -128,12 +119,13 @@ def _say_count(rng: np.random.Generator) -> Statement:
 
 def _say_relation(rng: np.random.Generator) -> Statement:
     names = [(color, shape) for color in COLORS for shape in SHAPES]
-    (a, b), word = rng.choice(len(names), 2, replace=False).tolist(), _pick(rng, list(OPPOSITES))
+    (a, b), word = rng.choice(len(names), 2, replace=False).tolist(), pick(rng, list(OPPOSITES))
 
     def kind(wanted: bool) -> Kind:
         def shown(scene: Scene) -> bool:
             first, second = scene.matching(*names[a]), scene.matching(*names[b])
-            return len(first) == len(second) == 1 and _related(first[0], word if wanted else OPPOSITES[word], second[0])
+            by = RELATIONS[word if wanted else OPPOSITES[word]]
+            return len(first) == len(second) == 1 and by(first[0], second[0]) >= RELATION_MARGIN
 
         return Kind((names[a], names[b]), shown)
 
@@ -141,20 +133,14 @@ def _say_relation(rng: np.random.Generator) -> Statement:
     return _one_of_two(text, "relation", kind(True), kind(False))
 
 
-def _related(a: SceneObject, word: str, b: SceneObject) -> bool:
-    """Whether a relation clearly holds."""
-    dx, dy = b.x - a.x, b.y - a.y
-    return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[word] >= RELATION_MARGIN
-
-
 def _say_same(rng: np.random.Generator) -> Statement:
     if rng.random() < 0.5:
-        shape = _pick(rng, SHAPES)
+        shape = pick(rng, SHAPES)
         text = f"the left {shape} is the color of the right {shape}."
         values: list[Name] = [(color, shape) for color in rng.permutation(list(COLORS))[:2].tolist()]
         known: Name = (None, shape)
     else:
-        color = _pick(rng, list(COLORS))
+        color = pick(rng, list(COLORS))
         text = f"the left {color} object is the shape of the right {color} object."
         values = [(color, shape) for shape in rng.permutation(SHAPES)[:2].tolist()]
         known = (color, None)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from das_gym.shapes.scenes import COLORS, SHAPES, Scene, SceneObject
+from das_gym.shapes.scenes import COLORS, SHAPES, Scene, SceneObject, pick, plural
 
-T = TypeVar("T")
-
-RELATIONS = {
-    "left of": lambda a, b: a.x < b.x,
-    "right of": lambda a, b: a.x > b.x,
-    "above": lambda a, b: a.y < b.y,
-    "below": lambda a, b: a.y > b.y,
+RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
+    "left of": lambda a, b: b.x - a.x,
+    "right of": lambda a, b: a.x - b.x,
+    "above": lambda a, b: b.y - a.y,
+    "below": lambda a, b: a.y - b.y,
 }
-"""Relation words and whether they hold between objects a and b (y grows downwards)."""
+"""By how many pixels each relation holds between objects a and b (y grows downwards); negative where it does not."""
 
 OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -56,15 +53,11 @@ class Caption:
     others: tuple[int, ...] = ()
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
-
-
 def _attribute_target(rng: np.random.Generator, scene: Scene) -> tuple[str, SceneObject] | None:
     """`color` or `shape`, and an object that its other attribute alone identifies."""
     options = [("color", o) for o in scene.objects if len(scene.matching(shape=o.shape)) == 1]
     options += [("shape", o) for o in scene.objects if len(scene.matching(color=o.color)) == 1]
-    return _pick(rng, options) if options else None
+    return pick(rng, options) if options else None
 
 
 def _absent_name(rng: np.random.Generator, scene: Scene) -> str:
@@ -73,8 +66,8 @@ def _absent_name(rng: np.random.Generator, scene: Scene) -> str:
     close = [f"{a.color} {b.shape}" for a in scene.objects for b in scene.objects]
     close = sorted(set(close) - present)
     if close:
-        return _pick(rng, close)
-    return _pick(rng, sorted({f"{c} {s}" for c in COLORS for s in SHAPES} - present))
+        return pick(rng, close)
+    return pick(rng, sorted({f"{c} {s}" for c in COLORS for s in SHAPES} - present))
 
 
 def _counted(rng: np.random.Generator, scene: Scene, lowest: int) -> tuple[str, int, tuple[SceneObject, ...]]:
@@ -85,9 +78,9 @@ def _counted(rng: np.random.Generator, scene: Scene, lowest: int) -> tuple[str, 
         groups.setdefault(len(found), []).append((f"{color} objects", found))
     for shape in SHAPES:
         found = scene.matching(shape=shape)
-        groups.setdefault(len(found), []).append((shape + ("es" if shape.endswith("s") else "s"), found))
-    number = _pick(rng, sorted(n for n in groups if n >= lowest))
-    noun, found = _pick(rng, groups[number])
+        groups.setdefault(len(found), []).append((plural(shape), found))
+    number = pick(rng, sorted(n for n in groups if n >= lowest))
+    noun, found = pick(rng, groups[number])
     return noun, number, found
 
 
@@ -103,7 +96,7 @@ def _related_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, 
                 options.append((a, "left of" if a.x < b.x else "right of", b))
             if abs(a.y - b.y) >= RELATION_MARGIN:
                 options.append((a, "above" if a.y < b.y else "below", b))
-    return _pick(rng, options) if options else None
+    return pick(rng, options) if options else None
 
 
 def _nearest_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, SceneObject] | None:
@@ -113,7 +106,7 @@ def _nearest_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, 
         ranked = sorted((o for o in scene.objects if o is not anchor), key=anchor.distance)
         if len(ranked) >= 2 and anchor.distance(ranked[1]) >= NEAREST_RATIO * anchor.distance(ranked[0]):
             options.append((anchor, ranked[0]))
-    return _pick(rng, options) if options else None
+    return pick(rng, options) if options else None
 
 
 def _ask_attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -128,7 +121,7 @@ def _ask_attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 def _ask_existence(rng: np.random.Generator, scene: Scene) -> Question:
     there = rng.random() < 0.5
-    name = _pick(rng, scene.objects).name if there else _absent_name(rng, scene)
+    name = pick(rng, scene.objects).name if there else _absent_name(rng, scene)
     return Question(f"is there a {name}?", "yes" if there else "no", "existence", "yes/no")
 
 
@@ -177,23 +170,23 @@ def _say_attribute(rng: np.random.Generator, scene: Scene) -> Caption | None:
         return None
     asked, item = target
     if asked == "color":
-        wrong = _pick(rng, [c for c in COLORS if c != item.color])
+        wrong = pick(rng, [c for c in COLORS if c != item.color])
         return Caption(f"the {item.shape} is {item.color}.", f"the {item.shape} is {wrong}.", _index(scene, item))
-    wrong = _pick(rng, [s for s in SHAPES if s != item.shape])
+    wrong = pick(rng, [s for s in SHAPES if s != item.shape])
     return Caption(
         f"the {item.color} object is a {item.shape}.", f"the {item.color} object is a {wrong}.", _index(scene, item)
     )
 
 
 def _say_existence(rng: np.random.Generator, scene: Scene) -> Caption:
-    item = _pick(rng, scene.objects)
+    item = pick(rng, scene.objects)
     others = scene.matching(item.color, item.shape)
     return Caption(f"there is a {item.name}.", f"there is a {_absent_name(rng, scene)}.", _index(scene, *others))
 
 
 def _say_count(rng: np.random.Generator, scene: Scene) -> Caption:
     noun, number, found = _counted(rng, scene, lowest=0)
-    wrong = _pick(rng, [n for n in range(max(0, number - 1), number + 3) if n != number])
+    wrong = pick(rng, [n for n in range(max(0, number - 1), number + 3) if n != number])
     return Caption(f"there are {number} {noun}.", f"there are {wrong} {noun}.", _index(scene, *found))
 
 
@@ -214,7 +207,7 @@ def _say_nearest(rng: np.random.Generator, scene: Scene) -> Caption | None:
     others = [o for o in scene.objects if o is not anchor and o.name != nearest.name]
     if not others:
         return None
-    wrong = _pick(rng, others)
+    wrong = pick(rng, others)
     start = f"nearest to the {anchor.name} is a"
     return Caption(f"{start} {nearest.name}.", f"{start} {wrong.name}.", _index(scene, nearest), _index(scene, anchor))
 
@@ -227,11 +220,3 @@ CAPTION_FAMILIES: dict[str, Callable[[np.random.Generator, Scene], Caption | Non
     "nearest": _say_nearest,
 }
 """Each says one sentence of its family, or returns None where the scene offers none."""
-
-
-def sample_caption(rng: np.random.Generator, scene: Scene, families: tuple[str, ...] = tuple(CAPTION_FAMILIES)) -> Caption:
-    """A caption of one of the families, drawn until the scene offers one (existence always does)."""
-    while True:
-        caption = CAPTION_FAMILIES[_pick(rng, families)](rng, scene)
-        if caption is not None:
-            return caption

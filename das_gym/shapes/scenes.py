@@ -7,10 +7,14 @@ questions, captions, patch labels) is a function of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+T = TypeVar("T")
 
 IMAGE_SIZE = 96
 """Side of a scene, in pixels."""
@@ -66,6 +70,16 @@ class Scene:
         """The objects whose name no other object of the scene shares."""
         names = [o.name for o in self.objects]
         return tuple(o for o in self.objects if names.count(o.name) == 1)
+
+
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of the options, each as likely."""
+    return options[int(rng.integers(len(options)))]
+
+
+def plural(shape: str) -> str:
+    """`circles`, `crosses`."""
+    return shape + ("es" if shape.endswith("s") else "s")
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:

@@ -54,6 +54,17 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path):
         Trainer({"model": other}, optimizer, 1, lambda _: 1.0, tmp_path / "checkpoint.pt").run(lambda _: {}, "other")
 
 
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-200], lambda whole: b"something else", lambda whole: b""])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage):
+    path = tmp_path / "checkpoint.pt"
+    model, first = trainer(path)
+    first.run(partial(step, model), "first")
+    path.write_bytes(damage(path.read_bytes()))
+    model, again = trainer(path)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged \(.*remove it to begin anew"):
+        again.run(partial(step, model), "again")
+
+
 def test_a_loss_that_is_no_number_stops_the_training():
     model, broken = trainer(None)
     with pytest.raises(FloatingPointError, match="at step 0: try a lower learning rate"):

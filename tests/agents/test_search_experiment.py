@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from das_gym.agents.commands import main
 from das_gym.agents.search_experiment import SearchSettings, ex, run_search
 from synthetic import ENV_ID
 
 from das_gym.experiment import RunError
+from das_gym.problem.config import ProblemConfig
 
 ROOT = Path(__file__).parents[2]
 PATHS = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
@@ -87,6 +90,14 @@ def test_settings_of_the_environment_reach_it():
         SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
 
 
+def test_whatever_a_problem_has_can_be_set_and_reaches_it():
+    names = {field.name for field in dataclasses.fields(ProblemConfig)} - {"model", "task"}
+    given = {name: f"/{name}" for name in names}
+    asked = SearchSettings(**given).search_config().env_kwargs
+    assert asked == given
+    assert SearchSettings().search_config().env_kwargs == {}
+
+
 @pytest.mark.parametrize(
     ("update", "text"),
     [
@@ -94,6 +105,8 @@ def test_settings_of_the_environment_reach_it():
         ({"skip_num": "four"}, "skip_num='four' .str. is not allowed; give a whole number"),
         ({"seed": "abc"}, "seed='abc' .str. is not allowed; give a whole number"),
         ({"seed": -1}, "seed=-1 is not allowed"),
+        ({"image_size": "large"}, "image_size='large' .str. is not allowed; give a whole number or None"),
+        ({"reward_exampels": 8}, "unknown setting 'reward_exampels'; did you mean 'reward_examples'"),
         ({"agent": "bandi"}, "unknown agent 'bandi'; did you mean 'bandit'"),
         ({"resume": "x"}, "no run 'x' in .*it holds no runs"),
         ({"algo": {"gamma": 1.0}}, "unknown setting 'algo'; did you mean 'hyperparameters'"),
@@ -157,10 +170,8 @@ def test_the_experiment_is_left_as_it_was(small):
 
 @pytest.mark.slow
 def test_the_command_killed_and_resumed(small, tmp_path):
+    run_search({**small, "seed": 1, "evaluations": 60}, ["bandit"])
     words = ["with", f"env_id={ENV_ID}", "bandit", "seed=1", "evaluations=60"]
-    whole = command(*words, cwd=tmp_path)
-    assert "Next: python -m adapt with search_run=1" in whole.communicate()[0]
-    assert whole.returncode == 0
     killed = command(*words, "env_kwargs.seconds=0.05", cwd=tmp_path)
     folder = tmp_path / "runs" / "2"
     while killed.poll() is None and not (folder / "checkpoint.json").exists():
@@ -170,22 +181,20 @@ def test_the_command_killed_and_resumed(small, tmp_path):
     assert killed.returncode == 130, error
     assert "Go on with: python -m agents with resume=2" in error
     assert not (folder / "search.json").exists()
-    resumed = command("with", "resume=2", "seed=2", cwd=tmp_path)
-    assert "begun with seed=1, so it cannot be resumed with seed=2" in resumed.communicate()[1]
-    assert resumed.returncode == 1
-    resumed = command("with", "resume=2", cwd=tmp_path)
-    error = resumed.communicate()[1]
-    assert resumed.returncode == 0, error
+    with pytest.raises(RunError, match="begun with seed=1, so it cannot be resumed with seed=2"):
+        run_search({"resume": 2, "seed": 2})
+    run_search({"resume": 2})
     one, two = (json.loads((path / "search.json").read_text()) for path in (tmp_path / "runs" / "1", folder))
     assert one.pop("env_kwargs") == {"skip_num": 4}
     assert two.pop("env_kwargs") == {"skip_num": 4, "seconds": 0.05}
     assert one == two
 
 
-def test_a_bad_word_ends_with_code_1_and_no_traceback(tmp_path):
-    process = command("with", "skp_num=4", cwd=tmp_path)
-    output, error = process.communicate()
-    assert process.returncode == 1
+def test_a_bad_word_ends_with_code_1_and_no_traceback(small, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["agents", "with", "skp_num=4"])
+    assert end.value.code == 1
+    output, error = capsys.readouterr()
     assert "unknown setting 'skp_num'; did you mean 'skip_num'" in error
     assert "Traceback" not in error + output
     assert not (tmp_path / "runs").exists()

@@ -20,7 +20,6 @@ from das_gym.shapes.scene_language import (
     RELATIONS,
     Caption,
     Question,
-    sample_caption,
 )
 from das_gym.shapes.scenes import COLORS, SHAPES, Scene, SceneObject, sample_scene
 
@@ -166,9 +165,9 @@ def test_a_caption_points_at_the_objects_it_speaks_of(family: str):
 
 def test_relations_and_their_opposites():
     a, b = SceneObject("red", "star", 10, 10, 9), SceneObject("blue", "star", 50, 60, 9)
-    assert [word for word, true in RELATIONS.items() if true(a, b)] == ["left of", "above"]
+    assert [word for word, true in RELATIONS.items() if true(a, b) > 0] == ["left of", "above"]
     assert {word: OPPOSITES[OPPOSITES[word]] for word in RELATIONS} == {word: word for word in RELATIONS}
-    assert all(RELATIONS[word](a, b) != RELATIONS[OPPOSITES[word]](a, b) for word in RELATIONS)
+    assert all(RELATIONS[word](a, b) == -RELATIONS[OPPOSITES[word]](a, b) for word in RELATIONS)
 
 
 def test_a_scene_without_anything_to_tell_apart_gets_no_such_question():
@@ -187,13 +186,6 @@ def test_relations_and_neighbours_are_no_close_calls():
     sides = SceneObject("blue", "star", 20, 48, 9), SceneObject("blue", "circle", 48 + 28 * 1.39, 48, 9)
     asked = {QUESTION_FAMILIES["nearest"](rng, Scene((middle, *sides), background=200)) for _ in range(50)}
     assert not any("red star?" in question.text for question in asked if question is not None)
-
-
-def test_sample_caption_draws_from_the_families_named():
-    rng, drawn = scenes(count=60)
-    for scene in drawn:
-        assert sample_caption(rng, scene, ("existence",)).text.startswith("there is a ")
-        assert holds(sample_caption(rng, scene).text, scene)
 
 
 def test_no_word_is_out_of_a_small_vocabulary():
