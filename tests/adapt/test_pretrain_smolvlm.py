@@ -18,6 +18,7 @@ from das_gym.adapt.pretrain.smolvlm.recipe import normalise
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from das_gym.registration import ASSETS
 from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import Scene, SceneObject, render, sample_scene
 from das_gym.tasks.answering.prompts import instructed
@@ -67,6 +68,12 @@ def test_the_tokens_of_every_prompt_are_one_each_and_words_have_one_id(tokenizer
     assert tokenizer("red")["input_ids"] == tokenizer(" red")["input_ids"]
     for answer in ("yes", "no", "0", "5", "red", "purple", "triangle", "cross"):
         assert len(tokenizer(answer)["input_ids"]) == 1
+
+
+def test_the_shipped_tokenizer_is_the_trained_one(tokenizer, tmp_path: Path):
+    tokenizer.backend_tokenizer.no_padding()
+    make_processor(tokenizer).save_pretrained(tmp_path)
+    assert (ASSETS / "smolvlm_mini/tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
 
 
 def test_questions_are_put_as_the_answering_task_puts_them():
