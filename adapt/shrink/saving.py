@@ -167,6 +167,8 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
     plain.save_pretrained(folder, max_shard_size=shard_size(source))
+    for path in weight_files(folder):  # safetensors leaves them to their owner alone
+        path.chmod((folder / "config.json").stat().st_mode & 0o777)
     _name_dtype(folder, source)
     for origin in dict.fromkeys((source, processor)):  # byte for byte: nothing of tokens or pictures may change
         for path in sorted(origin.iterdir()):

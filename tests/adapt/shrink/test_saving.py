@@ -62,6 +62,7 @@ def test_a_smaller_folder_is_like_its_source(source: Path, model: torch.nn.Modul
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert source_dtype(out) == torch.bfloat16
     assert len(weight_files(out)) > 1
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # who may read one file may read all
     assert int(shard_size(out)[:-2]) <= int(shard_size(source)[:-2])
     kept = {path.name for path in out.iterdir()}
     assert {"LICENSE", "tokenizer.json", "processor_config.json", "generation_config.json", "config.json"} <= kept
