@@ -24,7 +24,16 @@ from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
 from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring, print_report
-from das_gym.adapt.shrink.saving import check_out, new_folder, rounded, save, saved_dtype, source_dtype, weight_files
+from das_gym.adapt.shrink.saving import (
+    check_out,
+    loaded_dtype,
+    new_folder,
+    rounded,
+    save,
+    saved_dtype,
+    source_dtype,
+    weight_files,
+)
 from das_gym.adapt.shrink.verifying import Questions, ask_fresh, auto_class, check_generates, questions, verify
 
 from das_gym.commandline import typed, used
@@ -163,7 +172,7 @@ def check_place(settings: ShrinkSettings, problem: ProblemConfig) -> None:
         )
     check_problem(problem)
     if problem.dtype in (None, "auto"):
-        check_dtype(source_dtype(source), pick_device(problem.device), source)
+        check_dtype(loaded_dtype(source), pick_device(problem.device), source)
 
 
 def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:

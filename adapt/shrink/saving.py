@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from das_gym.files import read_json
+from das_gym.files import read_json, write_json
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5", ".npz")
 """Ends of the names of files that hold weights."""
 
 NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json")
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+DTYPE_KEYS = ("dtype", "torch_dtype")
 INDEX = "model.safetensors.index.json"
 WHOLE = "1000GB"
 """Shard size of a model that was in one file."""
@@ -52,10 +53,20 @@ def source_dtype(folder: Path) -> torch.dtype:
     counts = Counter({name: count for name, count in counts.items() if name in DTYPES})
     if counts:
         return DTYPES[counts.most_common(1)[0][0]]
+    return _named_dtype(folder) or torch.float32
+
+
+def loaded_dtype(folder: Path) -> torch.dtype:
+    """The type that `dtype="auto"` computes in: what the configuration says, or else that of the weights."""
+    return _named_dtype(folder) or source_dtype(folder)
+
+
+def _named_dtype(folder: Path) -> torch.dtype | None:
+    """The type that a configuration names."""
     config = read_json(folder / "config.json")
     places = (config, config.get("text_config") or {})
-    named = next((p[key] for p in places for key in ("dtype", "torch_dtype") if p.get(key)), "float32")
-    return getattr(torch, named, torch.float32)
+    named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
+    return getattr(torch, named, None)
 
 
 def _tensors_of(path: Path) -> list[dict[str, Any]]:
@@ -156,10 +167,25 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
     plain.save_pretrained(folder, max_shard_size=shard_size(source))
+    for path in weight_files(folder):  # safetensors leaves them to their owner alone
+        path.chmod((folder / "config.json").stat().st_mode & 0o777)
+    _name_dtype(folder, source)
     for origin in dict.fromkeys((source, processor)):  # byte for byte: nothing of tokens or pictures may change
         for path in sorted(origin.iterdir()):
             if path.is_file() and _is_copied(path) and (origin == processor or not (folder / path.name).exists()):
                 shutil.copyfile(path, folder / path.name)
+
+
+def _name_dtype(folder: Path, source: Path) -> None:
+    """Have a configuration name the type that the source's names, which need not be that of the weights."""
+    config, before = read_json(folder / "config.json"), read_json(source / "config.json")
+    parts = [(config, before)]
+    parts += [(config[n], before[n]) for n in config if isinstance(config[n], dict) and isinstance(before.get(n), dict)]
+    for mine, its in parts:
+        named = next((its[key] for key in DTYPE_KEYS if its.get(key)), None)
+        if named is not None and "dtype" in mine:
+            mine["dtype"] = named
+    write_json(folder / "config.json", config, indent=2)
 
 
 def _is_copied(path: Path) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from das_gym.adapt.shrink.saving import (
     check_out,
+    loaded_dtype,
     new_folder,
     rounded,
     save,
@@ -20,6 +21,7 @@ from das_gym.adapt.shrink.saving import (
 )
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from das_gym.files import read_json, write_json
 from das_gym.models.transformers import prune
 from tests.models.transformers import tiny
 
@@ -60,6 +62,7 @@ def test_a_smaller_folder_is_like_its_source(source: Path, model: torch.nn.Modul
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert source_dtype(out) == torch.bfloat16
     assert len(weight_files(out)) > 1
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # who may read one file may read all
     assert int(shard_size(out)[:-2]) <= int(shard_size(source)[:-2])
     kept = {path.name for path in out.iterdir()}
     assert {"LICENSE", "tokenizer.json", "processor_config.json", "generation_config.json", "config.json"} <= kept
@@ -125,3 +128,18 @@ def test_bad_places(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     with pytest.raises(ValueError, match=r"may take 1,088 MiB and its disk has 1 MiB left: make room"):
         check_out(tmp_path / "new", source, 2**30)
+
+
+def test_weights_of_fewer_bits_than_the_configuration_says(tmp_path: Path):
+    """As the bundled model has them: stored in float16, computed in float32, and so is what comes of it."""
+    source = tiny.save("llava", tmp_path / "source")
+    AutoModelForImageTextToText.from_pretrained(source).half().save_pretrained(source)
+    config = read_json(source / "config.json")
+    write_json(source / "config.json", {**config, "dtype": "float32"})
+    assert (source_dtype(source), loaded_dtype(source)) == (torch.float16, torch.float32)
+    model = prune(AutoModelForImageTextToText.from_pretrained(source, dtype="auto"), [0, 1, 0, 0])
+    assert model.dtype == torch.float32
+    with new_folder(tmp_path / "out") as part:
+        save(model, part, source, source, torch.float16)
+    assert (source_dtype(tmp_path / "out"), loaded_dtype(tmp_path / "out")) == (torch.float16, torch.float32)
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.float32
