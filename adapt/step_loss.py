@@ -51,6 +51,8 @@ class StepLoss:
         seed: int,
         augment: bool = False,
     ) -> None:
+        if backbone.vlp.untrainable:
+            raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
         if not 1 <= batch_size <= len(examples):
             raise ValueError(
                 f"batch_size={batch_size}: there are {len(examples)} examples to train on; use 1..{len(examples)}"

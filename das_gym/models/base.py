@@ -126,6 +126,7 @@ class VLP(nn.Module, ABC):
         size: What `ProblemConfig.size` calls a model of this size, `mini` or `base`; None fits either.
         pruned_mask: The mask whose other choices were removed, or None while all are there.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
+        untrainable: Why nothing of it can train, so that it can only be searched as it came; empty where something can.
         streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
     """
 
@@ -134,6 +135,7 @@ class VLP(nn.Module, ABC):
     head_size: int | None = None
     size: str | None = None
     tunable: tuple[str, ...]
+    untrainable: str = ""
     streams_apart: ClassVar[bool] = False
 
     def __init__(self) -> None:
@@ -344,6 +346,9 @@ class VLP(nn.Module, ABC):
         without_adapters(self)
         for index in range(len(self.layers)):
             self.skippable(index).skip_adapter = nn.Identity()
+
+    def count_without_content(self) -> None:
+        """Called on a copy without content before its MACs are counted: have nothing depend on what tensors hold."""
 
     def freeze(self, dropout: bool = False) -> None:
         """Freeze every parameter that is not tunable, and stay in eval mode from now on, unless `dropout` is wanted."""

@@ -8,7 +8,7 @@ LoRA, prompts) counts itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -85,6 +85,7 @@ class MacCounter:
         if not adapters:
             without_adapters(self.twin)
         self.twin.eval()
+        self.twin.count_without_content()
         self._found: dict[tuple, Any] = {}
 
     def encoder(self, stream: str, batch: Mapping[str, Tensor]) -> int:
@@ -169,7 +170,8 @@ def _parts(given: Any) -> Any:
 def _shapes(given: Any) -> tuple:
     """What tells two batches or states apart for counting."""
     tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in _parts(given).items()}
-    return tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in tree_leaves(tree))
+    leaves = tree_leaves(tree)
+    return tuple(tuple(x.shape) if isinstance(x, Tensor) else x if isinstance(x, Hashable) else type(x) for x in leaves)
 
 
 def _mapped(given: Any, change: Callable[[Tensor], Tensor]) -> Any:

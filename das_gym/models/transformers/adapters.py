@@ -91,18 +91,18 @@ class _Before:
         return args, {**kwargs, "hidden_states": hidden + adapter(hidden)}
 
 
-def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
-    """Put adapters before attention and MLP of a layer.
+def what_lacks(layer: nn.Module) -> str | None:
+    """Why a layer has no place for adapters; None = it has."""
+    parts = (("attention", ATTENTION_NAMES), ("MLP", MLP_NAMES), ("norm before its attention", INPUT_NORMS))
+    lacking = [part for part, names in parts if child(layer, names) is None]
+    return f"a {type(layer).__name__} has no {' and no '.join(lacking)} for adapters by a known name" if lacking else None
 
-    Raises:
-        ValueError: it has no attention or no MLP by a known name.
-    """
+
+def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
+    """Put adapters before attention and MLP of a layer that lacks neither."""
     for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
-        part = child(layer, names)
-        if part is None:
-            raise ValueError(f"a {type(layer).__name__} has no {name.removesuffix('_adapter')} to put an adapter before")
         setattr(layer, name, InputAdapter(hidden_size, bottleneck, generator))
-        getattr(layer, part).register_forward_pre_hook(_Before(layer, name), with_kwargs=True)
+        getattr(layer, child(layer, names) or "").register_forward_pre_hook(_Before(layer, name), with_kwargs=True)
 
 
 def strip_adapters(layer: nn.Module) -> None:
@@ -118,12 +118,5 @@ def strip_adapters(layer: nn.Module) -> None:
 
 
 def skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkipUnit:
-    """What runs in the place of a layer.
-
-    Raises:
-        ValueError: it has no norm before its attention by a known name.
-    """
-    norm = child(layer, INPUT_NORMS)
-    if norm is None:
-        raise ValueError(f"a {type(layer).__name__} has no norm before its attention for a skip adapter to read")
-    return SkipUnit(getattr(layer, norm), InputAdapter(hidden_size, bottleneck, generator))
+    """What runs in the place of a layer that has a norm before its attention."""
+    return SkipUnit(getattr(layer, child(layer, INPUT_NORMS) or ""), InputAdapter(hidden_size, bottleneck, generator))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from das_gym.models.inputs import Prompt
+from das_gym.models.macs import MacCounter
 from das_gym.models.transformers import stack
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
-from das_gym.models.transformers.model import VLM, Traits
+from das_gym.models.transformers.model import VLM, LanguageHead, Traits, batch_experts
 from das_gym.models.transformers.pruning import delete_layers, shell, what_differs
 
 REFUSED = {
@@ -29,10 +31,15 @@ REFUSED = {
 RELOADED_BYTES = 2**28
 """Models of up to this size are saved without a layer and loaded again; larger ones are compared without content."""
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-"""How far logits may be apart, as a share of their largest."""
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""How far logits may be apart, as a share of their largest; parts of some models, such as routers, compute in float32."""
 
-QUESTIONS = ("How many circles are there?", "What is this?", "Is there anything else in it?")
+BEGINNING = "Read the question with care, answer it in a few words, and say nothing else."
+"""Of every question, so that what questions have in common is shared in models without pictures too."""
+
+QUESTIONS = tuple(
+    f"{BEGINNING} {end}" for end in ("How many circles are there?", "What is this?", "Is anything else in it?")
+)
 ANSWERS = ("two", "a red square", "no")
 
 
@@ -59,6 +66,13 @@ class NoiseImage:
 
         values = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
         return Image.fromarray(values)
+
+
+def in_double(model: Any) -> Any:
+    """The model; with experts, their products batched where weights are double: the grouped product knows none such."""
+    if model.dtype == torch.float64:
+        batch_experts(model)
+    return model
 
 
 def find_traits(model: Any, processor: PromptProcessor) -> Traits:
@@ -100,6 +114,12 @@ class _Check:
         kind = model.config.model_type
         if kind in REFUSED:
             raise ValueError(f"{self.name} ({kind}) is refused: {REFUSED[kind]}")
+        sharing = getattr(model.config.get_text_config(decoder=True), "num_kv_shared_layers", None)
+        if sharing:
+            raise ValueError(
+                f"{self.name} ({kind}) is refused: its last {sharing} layers (num_kv_shared_layers) take keys and values "
+                "from earlier ones, which a layer by itself cannot"
+            )
         self.tolerance = TOLERANCES.get(next(model.parameters()).dtype, 0.1)
 
     @torch.no_grad()
@@ -115,11 +135,13 @@ class _Check:
         reach = max(traits.adds, default=0)
         why = "the model adds features of the picture behind it"
         traits = replace(traits, protected=dict.fromkeys(range(reach), why))
-        self._check_replay(traits)
+        traits = self._with_head(traits)
+        traits = replace(traits, protected={**self._ends_that_stay(), **traits.protected})
         for feature in ("keeps_images", "shares_prefix", "keys_only"):
             richer: Traits = replace(traits, **{feature: True})  # type: ignore[arg-type]
             traits = richer if self._agrees(richer) else traits
         self._check_deletion(traits)
+        self._check_counting(traits)
         return traits
 
     def _prompts(self, count: int, offset: int) -> list[Prompt]:
@@ -128,18 +150,35 @@ class _Check:
         images = [(NoiseImage(max(n - 1, 0)),) if self.processor.sees else () for n in number]
         return [Prompt(QUESTIONS[n % 3], image, ANSWERS[n % 3]) for n, image in zip(number, images, strict=True)]
 
+    @contextmanager
+    def _or_refuse(self, what: str) -> Iterator[None]:
+        """Whatever transformers raises, as one line that says whose fault it is."""
+        try:
+            yield
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), "")
+            raise ValueError(f"{self.name} cannot be driven: {what} ({type(error).__name__}: {first})") from error
+
     def _encodings(self, prompts: Sequence[Prompt]) -> list[Encoding]:
-        return [self.processor.encode(prompt, pixels=True) for prompt in prompts]
+        pictures = " about a picture" if self.processor.sees else ""
+        with self._or_refuse(f"its processor does not read a question{pictures}"):
+            return [self.processor.encode(prompt, pixels=True) for prompt in prompts]
+
+    def _run(self, vlm: VLM, encodings: Sequence[Encoding], **how: Any) -> Any:
+        with self._or_refuse("its own forward fails on what its processor made of a question"):
+            return vlm.run(encodings, **how)
 
     def _note(self, vlm: VLM) -> None:
-        stack.note_outputs(vlm.stack, lambda: vlm.run(self._encodings(self._prompts(1, 0))))
+        encodings = self._encodings(self._prompts(1, 0))
+        stack.note_outputs(vlm.stack, lambda: self._run(vlm, encodings))
 
     def _record(self, vlm: VLM, prompts: Sequence[Prompt], extra: int) -> stack.Recording:
         """Of a batch with padding, so that the model has to say what may be attended to."""
         encodings = self._encodings(prompts)
         if len({tuple(t.shape[1:] for t in e.pixels.values()) for e in encodings}) > 1:
             raise ValueError(f"{self.name} gives pictures of one size different forms: it cannot be driven")
-        return stack.record(vlm.stack, lambda: vlm.run(encodings, extra=extra))
+        with self._or_refuse("its layers cannot be watched"):
+            return stack.record(vlm.stack, lambda: vlm.run(encodings, extra=extra))
 
     def _answer_type(self, vlm: VLM) -> int | None:
         """The token type under which an answer's tokens see only those before them."""
@@ -159,7 +198,7 @@ class _Check:
         """(answer tokens, vocabulary) of the model's own forward, each prompt by itself."""
         found = []
         for encoding in encodings:
-            output = vlm.run([encoding], whole=True).logits[0]
+            output = self._run(vlm, [encoding], whole=True).logits[0]
             found.append(output[encoding.answer - 1 : -1][:tokens])
         return torch.cat(found)
 
@@ -173,20 +212,45 @@ class _Check:
 
     def driven(self, vlm: VLM, skipped: Sequence[int] = ()) -> Tensor:
         """Logits of the layers run one by one, without those at some places."""
-        prompts = self._prompts(3, 0)
-        state = vlm.gather(
-            self.processor, prompts, lambda _, items: {key: vlm.see(self.processor, one) for key, one in items.items()}
-        )
-        logits: Tensor = vlm.own_head()(vlm.forward_encoded(state, np.isin(vlm.places, list(skipped))))
+        logits: Tensor = vlm.own_head()(self._features(vlm, skipped))
         return logits
 
-    def _check_replay(self, traits: Traits) -> None:
-        own = self._logits(VLM(self.model), self._encodings(self._prompts(3, 0)))
-        if not self.same(self._driven(traits), own):
-            raise ValueError(
-                f"{self.name} cannot be driven: its layers one by one do not give what its own forward gives, so it does "
-                "more between its layers, or behind them, than can be replayed"
+    def _features(self, vlm: VLM, skipped: Sequence[int] = ()) -> Tensor:
+        prompts = self._prompts(3, 0)
+        with self._or_refuse("its layers do not run one by one"):
+            state = vlm.gather(
+                self.processor, prompts, lambda _, items: {key: vlm.see(self.processor, one) for key, one in items.items()}
             )
+            features: Tensor = vlm.forward_encoded(state, np.isin(vlm.places, list(skipped)))
+        return features
+
+    def _with_head(self, traits: Traits) -> Traits:
+        """How the model's logits follow from the layers run one by one.
+
+        Raises:
+            ValueError: they do not.
+        """
+        vlm = VLM(self.model, traits=traits)
+        projection = self.model.get_output_embeddings()
+        if projection is None:
+            raise ValueError(f"{self.name} cannot be driven: it names no output embeddings, so no logits can be computed")
+        own = self._logits(VLM(self.model), self._encodings(self._prompts(3, 0))).to(projection.weight.dtype)
+        features = self._features(vlm)
+        plain = projection(features)
+        for softcap in dict.fromkeys((None, getattr(vlm.text_config, "final_logit_softcapping", None))):
+            scale = _neat(_scale(plain.double(), own.double(), softcap), vlm.text_config)
+            if self.same(LanguageHead(projection, softcap, scale)(features), own):
+                return replace(traits, logit_scale=scale, softcap=softcap)
+        raise ValueError(
+            f"{self.name} cannot be driven: its layers one by one do not give what its own forward gives, so it does "
+            "more between its layers, or behind them, than can be replayed"
+        )
+
+    def _ends_that_stay(self) -> dict[int, str]:
+        """The first and the last layer, where a configuration always makes them of one kind."""
+        last = len(stack.find_decoder(self.model).layers) - 1
+        why = "without it the model would not load again as it was"
+        return {at: why for at in (0, last) if what_differs(delete_layers(shell(self.model), [at])) is not None}
 
     def _check_deletion(self, traits: Traits) -> None:
         """One layer deleted for real against its replay, and what comes back when that is saved and loaded."""
@@ -212,9 +276,19 @@ class _Check:
         with tempfile.TemporaryDirectory() as folder:
             smaller.save_pretrained(folder)
             dtype = next(smaller.parameters()).dtype
-            again = type(smaller).from_pretrained(folder, dtype=dtype, local_files_only=True).to(smaller.device).eval()
+            again = type(smaller).from_pretrained(folder, dtype=dtype, local_files_only=True)
+            again = in_double(again.to(smaller.device).eval())
         if not self.same(skipped, self._logits(VLM(again), encodings)):
             raise ValueError(f"{self.name} saved without layer {gone} gives other logits when it is loaded again")
+
+    def _check_counting(self, traits: Traits) -> None:
+        """Its MACs are counted without content, which experts that are chosen one by one cannot do without."""
+        vlm = VLM(self.model, traits=traits)
+        with self._or_refuse("the MACs of its layers cannot be counted without computing them"):
+            counter = MacCounter(vlm)
+            state, _ = counter.embed(vlm.sample(self.processor, self._prompts(1, 0), counter)[0])
+            for index in range(len(vlm.layers)):
+                counter.layer(index, state, False, False)
 
     def _agrees(self, richer: Traits) -> bool:
         """Whether a shorter way gives the same; what it cannot do it may say in any way."""
@@ -223,3 +297,22 @@ class _Check:
             return self.same(self._driven(richer), self._driven(plain))
         except Exception:
             return False
+
+
+def _scale(plain: Tensor, own: Tensor, softcap: float | None) -> float:
+    """What products with the output embeddings are multiplied by to give the model's logits."""
+    if plain.shape != own.shape:
+        return 1.0
+    if softcap is not None:
+        clear = own.abs() < 0.9 * softcap  # where a rounded logit still says what was capped
+        plain, own = plain[clear], softcap * torch.atanh(own[clear] / softcap)
+    scale = float((plain * own).sum() / (plain * plain).sum())
+    return scale if np.isfinite(scale) else 1.0
+
+
+def _neat(scale: float, config: Any) -> float:
+    """A measured scale as the configuration has it, where a number of it, or one divided by it, is as large."""
+    numbers = [float(value) for value in vars(config).values() if isinstance(value, int | float) and value > 0]
+    known = [1.0, *numbers, *(1 / number for number in numbers)]
+    nearest = min(known, key=lambda number: abs(number - scale))
+    return nearest if abs(nearest - scale) <= 0.01 * abs(scale) else scale

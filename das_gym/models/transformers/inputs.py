@@ -148,7 +148,12 @@ class PromptProcessor:
             return dict(self.processor(text, return_tensors="pt"))
         lacking = len(pictures) - text.count(IMAGE_MARK)
         text = token * lacking + text.replace(IMAGE_MARK, token)
-        return dict(self.processor(text=[text], images=[pictures] if pictures else None, return_tensors="pt"))
+        if not pictures:
+            return dict(self.processor(text=[text], return_tensors="pt"))
+        try:
+            return dict(self.processor(text=[text], images=[pictures], return_tensors="pt"))
+        except (TypeError, ValueError):  # some processors take the pictures of all texts in one list
+            return dict(self.processor(text=[text], images=pictures, return_tensors="pt"))
 
     def _messages(self, prompt: Prompt, pictures: Sequence[Any]) -> list[dict[str, Any]]:
         """The conversation up to the question, as chat templates read it."""

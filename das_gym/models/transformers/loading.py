@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
-from das_gym.models.transformers.checks import check_sublayers, find_traits
+from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
 
@@ -64,10 +64,10 @@ def load_vlm(
     vlm = VLM(model, units)
     vlm = VLM(model, units, find_traits(model, vlm.processor_of(processor)))
     vlm.source_processor = processor
-    if units == UNITS[0]:
-        vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
-    else:
+    if units != UNITS[0]:
         check_sublayers(vlm, vlm.processor_of(processor))
+    elif not vlm.untrainable:
+        vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
     return vlm
 
 
@@ -146,7 +146,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
             f"the weights in {folder} do not fit its config.json: {len(wrong)} are missing or have other shapes, the first "
             f"{wrong[0]}; download the folder again, or mend the configuration"
         )
-    return model.eval()
+    return in_double(model.eval().requires_grad_(False))
 
 
 def _first_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from das_gym.models.transformers.adapters import (
     insert_adapters,
     skip_unit,
     strip_adapters,
+    what_lacks,
 )
 from das_gym.models.transformers.blocks import Block, join, make_block, plan
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, batch_of, load_processor
@@ -51,6 +52,8 @@ class Traits:
         shares_prefix: Whether questions on the same pictures can share what they begin with.
         keys_only: Whether its last layer gives keys and values without computing anything else.
         answer_type: The token type of answers; None = that of the token before them.
+        logit_scale: What products with the output embeddings are multiplied by.
+        softcap: Logits are `softcap * tanh(logits / softcap)` where it is given.
     """
 
     axes: Mapping[str, stack.Axes] = field(default_factory=dict)
@@ -60,6 +63,8 @@ class Traits:
     shares_prefix: bool = True
     keys_only: bool = True
     answer_type: int | None = None
+    logit_scale: float = 1.0
+    softcap: float | None = None
 
 
 class LanguageHead(nn.Module):
@@ -83,6 +88,12 @@ class LanguageHead(nn.Module):
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+def batch_experts(model: Any) -> None:
+    """Have a model with experts compute them as one batched product, in any type and without a look at the routing."""
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("batched_mm")
 
 
 class VLM(VLP):
@@ -114,9 +125,15 @@ class VLM(VLP):
         self.modules_of = nn.ModuleList(
             SkippableLayer(self._part(index), nn.Identity()) for index in range(len(self.layers))
         )
+        self.untrainable = self._untrainable()
         self.gone: frozenset[int] = frozenset()
         self.source_processor: Any = None
         self.feature_size = int(self.text_config.hidden_size)
+
+    def _untrainable(self) -> str:
+        if self.unit_kind != "layers":
+            return "attention and MLP apart have no adapters: leave units out"
+        return next((why for place in self.places if (why := what_lacks(self.stack.layers[place]))), "")
 
     def insert_adapters(self, bottleneck: int, skip_bottleneck: int, generator: torch.Generator | None = None) -> None:
         """Put adapters into every unit, and skip adapters in their places; see `das_gym.models.transformers.adapters`.
@@ -127,13 +144,15 @@ class VLM(VLP):
             generator: Draws their weights.
 
         Raises:
-            ValueError: a width below 1, units that are no whole layers, or layers without attention, MLP or norm.
+            ValueError: a width below 1, units that are no whole layers, or layers without a place for them.
         """
         for name, width in (("bottleneck", bottleneck), ("skip_bottleneck", skip_bottleneck)):
             if width < 1:
                 raise ValueError(f"{name}={width}: an adapter is at least 1 wide")
         if self.unit_kind != "layers":
             raise ValueError("adapters stand in whole layers: leave units out")
+        if self.untrainable:
+            raise ValueError(self.untrainable)
         for index, place in enumerate(self.places):
             layer, size = self.stack.layers[place], self.feature_size
             self.skippable(index).skip_adapter = skip_unit(layer, size, skip_bottleneck, generator)
@@ -183,9 +202,7 @@ class VLM(VLP):
 
     def own_head(self) -> LanguageHead:
         """Its own way from hidden vectors to logits."""
-        config = self.text_config
-        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-        return LanguageHead(self.model.get_output_embeddings(), getattr(config, "final_logit_softcapping", None), scale)
+        return LanguageHead(self.model.get_output_embeddings(), self.traits.softcap, self.traits.logit_scale)
 
     def encode_items(
         self, processor: Any, stream: str, items: Mapping[Any, Prompt], counter: MacCounter
@@ -272,6 +289,10 @@ class VLM(VLP):
             if given:
                 batch["pixel_values"] = torch.zeros(len(given), device=self.device)
             return (self.model if whole else self.model.base_model)(**batch, use_cache=False)
+
+    def count_without_content(self) -> None:
+        """Experts as products whose shapes do not depend on what tokens hold: as many, each token by its own experts."""
+        batch_experts(self.model)
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Any:
         """Not to be had: text and pictures enter together."""

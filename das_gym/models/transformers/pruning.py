@@ -12,8 +12,24 @@ from torch import nn
 
 from das_gym.models.transformers.stack import find_decoder
 
-INDEX_LISTS = ("cross_attention_layers", "mlp_only_layers", "no_rope_layer_indices")
+INDEX_LISTS = (
+    "attn_layer_indices",
+    "cross_attention_layers",
+    "full_attn_idxs",
+    "mlp_only_layers",
+    "moe_layers",
+    "no_rope_layer_indices",
+)
 """Settings that list layers by number."""
+
+COUNTS = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
+"""Settings that count the first layers that are of another kind."""
+
+LASTS = ("moe_layer_end_index",)
+"""Settings that number the last layer of a kind."""
+
+SHARING = ("store_full_length_kv", "first_kv_shared_layer_idx")
+"""Values that only tell from whom later layers take keys and values, which models that are driven do not."""
 
 
 def prune(model: Any, mask: Sequence[bool] | np.ndarray) -> Any:
@@ -33,7 +49,14 @@ def prune(model: Any, mask: Sequence[bool] | np.ndarray) -> Any:
     array = np.asarray(mask)
     if array.shape != (count,) or not np.isin(array, (0, 1)).all():
         raise ValueError(f"mask of shape {array.shape}: this model has {count} decoder layers, give one bool each")
-    return delete_layers(model, np.flatnonzero(array).tolist())
+    gone = np.flatnonzero(array).tolist()
+    difference = what_differs(delete_layers(shell(model), gone))
+    if difference is not None:
+        raise ValueError(
+            f"{type(model).__name__} without its layers {gone} would not load again as it was: {difference}; "
+            "use another mask"
+        )
+    return delete_layers(model, gone)
 
 
 def delete_layers(model: Any, gone: Collection[int]) -> Any:
@@ -66,8 +89,9 @@ def what_differs(model: Any) -> str | None:
 
     Built on torch's `meta` device, so that it costs no memory.
     """
+    config = type(model.config).from_dict(model.config.to_dict())  # as reading it does: some mend what they are given
     with torch.device("meta"):
-        twin = type(model)(copy.deepcopy(model.config))
+        twin = type(model)(config)
     mine, its = dict(model.named_modules()), dict(twin.named_modules())
     for name in sorted(mine.keys() ^ its.keys()):
         return f"the part {name} is {'missing' if name in mine else 'new'} after reloading"
@@ -81,7 +105,7 @@ def what_differs(model: Any) -> str | None:
         if shapes != others:
             return f"the parameters of {name} have other shapes after reloading: {shapes}, {others}"
         for key, value in _plain(module).items():
-            if key in (known := _plain(other)) and known[key] != value:
+            if key not in SHARING and key in (known := _plain(other)) and known[key] != value:
                 return f"{name}.{key} is {value}, and {known[key]} after reloading"
     return None
 
@@ -123,4 +147,8 @@ def _shorten(config: Any, kept: Sequence[int], count: int) -> None:
             setattr(config, name, [kept.index(place) for place in value if place in kept])
         elif isinstance(value, list | tuple) and len(value) == count:
             setattr(config, name, type(value)(value[place] for place in kept))
+        elif name in COUNTS and isinstance(value, int):
+            setattr(config, name, sum(place < value for place in kept))
+        elif name in LASTS and isinstance(value, int) and value >= 0:
+            setattr(config, name, sum(place <= value for place in kept) - 1)
     config.num_hidden_layers = len(kept)

@@ -24,7 +24,7 @@ LEFT_OUT = (*CACHES, "use_cache", "cache_position", "output_attentions", "output
 
 ATTENTION_NAMES = ("self_attn", "cross_attn", "attn", "attention", "self_attention")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
-NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+LIST_NAMES = ("layers", "h", "blocks", "layer")
 
 
 class Call(NamedTuple):
@@ -80,18 +80,35 @@ def find_decoder(model: nn.Module) -> Stack:
     Raises:
         ValueError: they are not where transformers keeps them.
     """
+    name = type(model).__name__
+    config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{name} reads with an encoder and writes with a decoder that looks at it: only models whose one decoder reads "
+            "and writes can be driven"
+        )
     decoder: Any = model.get_decoder()  # type: ignore[operator]
     for _ in range(3):  # some wrap their language model, head included: BLIP-2's OPT
-        if isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        lists = [n for n in LIST_NAMES if isinstance(getattr(decoder, n, None), nn.ModuleList)]
+        if lists:
             break
         decoder = next((inner for name in ("model", "decoder") if (inner := getattr(decoder, name, None)) is not None), None)
-    norm = next((part for name in NORM_NAMES if (part := getattr(decoder, name, None)) is not None), None)
-    if decoder is None or norm is None:
+    norm = (
+        next((part for part in _behind(decoder, lists[0]) if "norm" in type(part).__name__.lower()), None) if lists else None
+    )
+    if norm is None:
         raise ValueError(
-            f"{type(model).__name__} keeps its decoder layers in no list `layers` with a norm behind it: "
-            "it cannot be driven layer by layer"
+            f"{name} keeps its decoder layers in no list ({', '.join(LIST_NAMES)}) with a norm behind it: it cannot be "
+            "driven layer by layer"
         )
-    return Stack(decoder, "layers", norm)
+    return Stack(decoder, lists[0], norm)
+
+
+def _behind(decoder: nn.Module, name: str) -> list[nn.Module]:
+    """The decoder's parts, those behind the list of layers first."""
+    parts = dict(decoder.named_children())
+    place = list(parts).index(name)
+    return [*list(parts.values())[place + 1 :], *list(parts.values())[:place]]
 
 
 def child(layer: nn.Module, names: Sequence[str]) -> str | None:
@@ -135,7 +152,7 @@ def record(stack: Stack, run: Callable[[], Any], adds: Sequence[int] | None = No
             hidden = args[0] if args else kwargs.pop("hidden_states")
             kept = {name: value for name, value in kwargs.items() if name not in LEFT_OUT}
             given[position] = hidden, Call(tuple(args[1:]), kept)
-            return torch.zeros_like(hidden) if not gives_tuple(layers[position]) else (torch.zeros_like(hidden),)
+            return nothing(layers[position], hidden)
 
         return forward
 
@@ -173,15 +190,18 @@ def note_outputs(stack: Stack, run: Callable[[], Any]) -> None:
             handle.remove()
 
 
+def nothing(module: nn.Module, hidden: Tensor) -> Any:
+    """Zeros in the form in which a module returns its output."""
+    if not gives_tuple(module):
+        return torch.zeros_like(hidden)
+    return (torch.zeros_like(hidden), *(None for _ in range(int(module._das_width) - 1)))  # type: ignore[arg-type]
+
+
 def zeros(module: nn.Module) -> Callable[..., Any]:
     """A forward that returns zeros in the form in which the module returns its output."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden: Tensor = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-        nothing = torch.zeros_like(hidden)
-        if not gives_tuple(module):
-            return nothing
-        return (nothing, *(None for _ in range(int(module._das_width) - 1)))  # type: ignore[arg-type]
+        return nothing(module, args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
 
     return forward
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers as t
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
-from das_gym.models.transformers.checks import NoiseImage
+from das_gym.models.transformers.checks import NoiseImage, in_double
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.pruning import prune
 from tests.models.transformers import tiny
@@ -26,6 +27,11 @@ MARKS = list(range(3, len(tiny.SPECIAL)))
 every_type = pytest.mark.parametrize("name", tiny.WORKING)
 
 
+def _sharing() -> dict[str, object]:
+    kinds = ["sliding_attention", "full_attention"] * 2
+    return tiny.text(layer_types=kinds, global_head_dim=8, hidden_size_per_layer_input=0, num_kv_shared_layers=2)
+
+
 def masks_of(driven: Driven) -> np.ndarray:
     """Nothing, first, last and all skipped, and three random ones."""
     count = len(driven.vlm.layers)
@@ -33,14 +39,20 @@ def masks_of(driven: Driven) -> np.ndarray:
     return np.vstack((np.zeros((1, count)), np.eye(count)[[0, -1]], np.ones((1, count)), random)).astype(bool)
 
 
-@every_type
-@pytest.mark.parametrize("units", ["layers", "sublayers"])
+CASES = [(name, "layers") for name in tiny.WORKING] + [(name, "sublayers") for name in tiny.WORKING_APART]
+
+ROUNDED = {"glm4_moe": 1e-6}
+"""Types with parts that compute in float32 whatever the weights: how far logits may be apart."""
+
+
+@pytest.mark.parametrize(("name", "units"), CASES)
 def test_every_mask_gives_what_a_plain_forward_gives(driven: Callable[..., Driven], name: str, units: str):
     model = driven(name, units)
     prompts = model.prompts()
     found = [model.logits(prompts, mask) for mask in masks_of(model)]
     for mask, logits in zip(masks_of(model), found, strict=True):
-        torch.testing.assert_close(logits, model.plain(prompts, mask), atol=1e-10, rtol=1e-10)
+        tolerance = ROUNDED.get(name, 1e-10)
+        torch.testing.assert_close(logits, model.plain(prompts, mask), atol=tolerance, rtol=tolerance)
     assert min(float((logits - found[0]).abs().max()) for logits in found[1:4]) > 1e-4  # each mask matters
 
 
@@ -53,13 +65,15 @@ def test_deleted_for_real_saved_and_loaded_it_says_the_same(
     gone = [model.vlm.places[0], model.vlm.places[-1]]
     mask = np.isin(model.vlm.places, gone)
     wanted = model.logits(model.prompts(), mask)
-    auto = AutoModelForCausalLM if name == "llama" else AutoModelForImageTextToText
+    auto = AutoModelForCausalLM if name in tiny.TEXT_ALONE else AutoModelForImageTextToText
     whole = auto.from_pretrained(folder_of(name), dtype=torch.float64)
     prune(whole, np.isin(np.arange(tiny.LAYERS), gone)).save_pretrained(tmp_path)
-    again = auto.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    again = in_double(auto.from_pretrained(tmp_path, dtype=torch.float64).eval())
     plain = Driven.__new__(Driven)
     plain.vlm, plain.processor = type(model.vlm)(again), model.processor
-    torch.testing.assert_close(plain.plain(model.prompts(), [0] * len(plain.vlm.layers)), wanted, atol=1e-10, rtol=1e-10)
+    tolerance = ROUNDED.get(name, 1e-10)
+    found = plain.plain(model.prompts(), [0] * len(plain.vlm.layers))
+    torch.testing.assert_close(found, wanted, atol=tolerance, rtol=tolerance)
     assert _says(again, model, True) == _says(again, model, False)
 
 
@@ -99,8 +113,8 @@ def test_macs_of_what_runs(driven: Callable[..., Driven], name: str):
     tokens = state.hidden["joint"].shape[1]
     matrices = sum(p.numel() for p in vlm.skippable(last).layer.parameters() if p.dim() == 2)
     assert whole >= tokens * matrices if name != "mllama" else whole > 0
-    assert 0 < answers < whole
-    assert skipped == 0
+    assert 0 < answers < whole if vlm.traits.keys_only else answers == whole
+    assert (skipped > 0) == (tiny.LAYERS - 1 in vlm.traits.protected)  # which runs behind the last unit
 
 
 def test_llama_by_hand(driven: Callable[..., Driven]):
@@ -128,6 +142,34 @@ def test_a_model_that_looks_both_ways_shares_nothing(driven: Callable[..., Drive
     assert traits.answer_type == 1  # as its suffix in training: it sees what is before it alone
 
 
+@pytest.mark.parametrize("name", ["mllama", "lfm2_vl", "glm4_moe", "gpt2"])
+def test_questions_that_begin_alike(driven: Callable[..., Driven], name: str):
+    """Whether their beginning may run once was once not tried where it holds few marks of pictures."""
+    model = driven(name)
+    image = model.prompts()[0].images
+    begin = "is the square red or green or blue, and how many circles are there, "
+    prompts = [Prompt(begin + end, image, "red green") for end in ("now", "is it true", "what colour")]
+    mask = np.arange(len(model.vlm.layers)) == 1
+    torch.testing.assert_close(model.logits(prompts, mask), model.plain(prompts, mask), atol=1e-6, rtol=1e-6)
+
+
+def test_what_a_model_does_not_do_with_its_logits_is_not_done(tmp_path: Path):
+    """Gemma 2 caps its logits, and LLaVA around it does not; the same setting stands in both configurations."""
+    model, processor = tiny._llava(t.Gemma2Config(**tiny.text()))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    driven = Driven(tmp_path)
+    assert driven.vlm.text_config.final_logit_softcapping
+    assert (driven.head.softcap, driven.head.scale) == (None, 1.0)
+
+
+def test_layers_without_a_place_for_adapters_are_searched_only(driven: Callable[..., Driven]):
+    vlm = driven("lfm2_vl").vlm
+    assert vlm.tunable == ()
+    with pytest.raises(ValueError, match="Lfm2DecoderLayer has no attention and no norm before its attention for adapters"):
+        vlm.insert_adapters(2, 2, None)
+
+
 def test_deepstack_is_replayed_and_its_layers_are_protected(driven: Callable[..., Driven]):
     model = driven("qwen3_vl")
     assert model.vlm.traits.adds == (1, 2)
@@ -148,6 +190,37 @@ class TestRefused:
     def test_a_type_that_cannot_be(self, folder_of: Callable[[str], Path]):
         with pytest.raises(ValueError, match=r"Blip2ForConditionalGeneration \(blip-2\) is refused: .*cross_attention_freq"):
             load_vlm(folder_of("blip_2"))
+
+    @pytest.mark.parametrize(
+        ("model", "text"),
+        [
+            (
+                lambda: t.Gemma4ForCausalLM(t.Gemma4TextConfig(**_sharing())),
+                "its last 2 layers .* take keys and values from",
+            ),
+            (
+                lambda: t.DiffLlamaForCausalLM(t.DiffLlamaConfig(**tiny.text())),
+                "would not load again as it was: .*lambda_init",
+            ),
+        ],
+    )
+    def test_layers_that_hang_together(self, model: Callable[[], torch.nn.Module], text: str, tmp_path: Path):
+        model().save_pretrained(tmp_path)
+        tiny.tokenizer().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=text):
+            load_vlm(tmp_path)
+
+    def test_a_processor_of_another_model(self, folder_of: Callable[[str], Path]):
+        """What transformers raises comes back as one line."""
+        with pytest.raises(ValueError, match=r"LlavaForCond.* cannot be driven: its own forward fails .*\(\w+: .+\)$"):
+            load_vlm(folder_of("llava"), tokenizer=folder_of("qwen2_vl"))
+
+    def test_a_mask_whose_model_would_load_again_as_another(self):
+        """Gemma 4 makes its last layer one of full attention, whatever its configuration says."""
+        with pytest.raises(
+            ValueError, match=r"without its layers \[3\] would not load again as it was: .*; use another mask"
+        ):
+            prune(tiny.make("gemma4_text")[0], [0, 0, 0, 1])
 
     def test_a_folder_without_a_processor(self, folder_of: Callable[[str], Path], tmp_path: Path):
         shutil.copytree(folder_of("llava"), tmp_path / "model")

@@ -402,6 +402,49 @@ def _blip_2() -> tuple[Any, Any]:
     return t.Blip2ForConditionalGeneration(config), t.Blip2Processor(images, tokenizer(), num_query_tokens=4)
 
 
+def _lfm2_vl() -> tuple[Any, Any]:
+    """Layers of convolutions between layers of attention, and no norm called `norm`."""
+    kinds = ["conv", "full_attention"] * 2
+    config = t.Lfm2VlConfig(
+        vision_config=t.Siglip2VisionConfig(**_without(tower(num_patches=16, vision_use_head=False), "image_size")),
+        text_config=t.Lfm2Config(**_without(text(layer_types=kinds, block_multiple_of=8), "head_dim")),
+        image_token_id=_id("<image>"),
+        projector_hidden_size=40,
+        downsample_factor=2,
+    )
+    images = t.Lfm2VlImageProcessor(
+        tile_size=SIDE,
+        encoder_patch_size=8,
+        downsample_factor=2,
+        min_image_tokens=2,
+        max_image_tokens=16,
+        max_num_patches=64,
+        do_image_splitting=False,
+    )
+    marks = {"image_token": "<image>", "image_start_token": "<img>", "image_end_token": "</img>"}
+    processor = t.Lfm2VlProcessor(images, tokenizer(**marks, image_thumbnail_token="<global-img>"))
+    return t.Lfm2VlForConditionalGeneration(config), _with_template(processor, "<image>")
+
+
+def _glm4_moe() -> tuple[Any, Any]:
+    """A dense layer, then layers of experts."""
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
+    return t.Glm4MoeForCausalLM(t.Glm4MoeConfig(**text(**experts))), tokenizer()
+
+
+def _gemma4_text() -> tuple[Any, Any]:
+    """The last layer is always one of full attention."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    settings = {"global_head_dim": 8, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "sliding_window": 8}
+    return t.Gemma4ForCausalLM(t.Gemma4TextConfig(**text(layer_types=kinds, **settings))), tokenizer()
+
+
+def _gpt2() -> tuple[Any, Any]:
+    """Layers in a list `h`, whose names of parts are of an older time."""
+    sizes = {"vocab_size": vocabulary(), "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 512}
+    return t.GPT2LMHeadModel(t.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)), tokenizer()
+
+
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llama": _llama,
     "llava": _llava,
@@ -416,11 +459,23 @@ MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": _gemma3,
     "internvl": _internvl,
     "mllama": _mllama,
+    "lfm2_vl": _lfm2_vl,
+    "glm4_moe": _glm4_moe,
+    "gemma4_text": _gemma4_text,
+    "gpt2": _gpt2,
     "blip_2": _blip_2,
 }
-"""Model and processor by type of model; llama reads text alone."""
+"""Model and processor by type of model."""
+
+TEXT_ALONE = ("llama", "glm4_moe", "gemma4_text", "gpt2")
+"""Those that read text alone."""
 
 WORKING = tuple(name for name in MAKERS if name != "blip_2")
+
+WHOLE_ONLY = ("lfm2_vl",)
+"""Those whose layers are not attention and MLP."""
+
+WORKING_APART = tuple(name for name in WORKING if name not in WHOLE_ONLY)
 
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
