@@ -57,6 +57,18 @@ def test_the_model_answers_and_needs_the_image():
         assert seen.numbers[f"question/{family}"] - blinded.numbers[f"question/{family}"] >= 0.10
 
 
+def test_the_table_of_attention_and_mlp_apart():
+    """All masks of up to 4 of SmolVLM-mini's 24 sublayers; it holds what the model scores."""
+    table = SubnetTable.load(ASSETS / "smolvlm_mini" / "answering_sublayers_table.npz")
+    assert len(table.masks) == 12_951
+    problem = load_problem(ProblemConfig(model="VLM", task="answering", units="sublayers"))
+    assert table.meta.layer_names == problem.layer_names
+    check_table(table, problem)
+    masks = table.masks[[0, 7, -1]]
+    scores = problem.evaluator.evaluate(masks, table_examples(problem, "reward", table.meta.reward_examples))
+    np.testing.assert_allclose(scores.losses, table.scores["reward"].losses[table.index(masks)], rtol=1e-4)
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_bandit_beats_the_median_mask(seed: int):
     result = search(SearchConfig(seed=seed, evaluations=60, env_kwargs={"reward_examples": 50}))
