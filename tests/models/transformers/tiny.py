@@ -471,8 +471,6 @@ TEXT_ALONE = ("llama", "glm4_moe", "gemma4_text", "gpt2")
 """Those that read text alone."""
 
 WORKING = tuple(name for name in MAKERS if name != "blip_2")
-TEXT_ALONE = ("llama", "glm4_moe", "gemma4_text", "gpt2")
-"""Those that see no pictures."""
 
 WHOLE_ONLY = ("lfm2_vl",)
 """Those whose layers are not attention and MLP."""
