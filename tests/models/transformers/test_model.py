@@ -33,9 +33,9 @@ def _sharing() -> dict[str, object]:
 
 
 def masks_of(driven: Driven) -> np.ndarray:
-    """Nothing, first, last and all skipped, and three random ones."""
+    """Nothing, first, last and all skipped, and a random one."""
     count = len(driven.vlm.layers)
-    random = np.random.default_rng(0).random((3, count)) < 0.5
+    random = np.random.default_rng(0).random((1, count)) < 0.5
     return np.vstack((np.zeros((1, count)), np.eye(count)[[0, -1]], np.ones((1, count)), random)).astype(bool)
 
 
