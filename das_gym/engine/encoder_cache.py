@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
-from das_gym.data.images import ImageSource
 from das_gym.files import write_bytes
-from das_gym.models.base import VLP, State, fingerprint
+from das_gym.models.base import VLP, State, bytes_of, fingerprint
 from das_gym.models.inputs import Processor
 from das_gym.models.macs import MacCounter
+
+HIDDEN, FORM = "hidden", "form"
+"""Of a file: the name of a single tensor; where its metadata hold the form of a structure of tensors."""
 
 
 class EncoderCache:
@@ -98,9 +100,9 @@ class EncoderCache:
             self._kept.move_to_end(key)
             return
         self._kept[key] = part
-        self._bytes += _size(part)
+        self._bytes += bytes_of(part)
         while self._bytes > self.max_bytes:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
+            self._bytes -= bytes_of(self._kept.popitem(last=False)[1])
 
 
 class _Disk:
@@ -111,33 +113,37 @@ class _Disk:
         self.folder = folder.expanduser() / hashlib.sha256(made_by.encode()).hexdigest()[:16]
         self.device = vlp.device
 
-    def read(self, stream: str, items: Mapping[str, Any]) -> dict[str, Tensor]:
+    def read(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
         """Those that are there, whole."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
 
         found = {}
         for key, item in items.items():
-            path = self._path(stream, item)
             try:
-                found[key] = load_file(path, device=str(self.device))["hidden"]
-            except (OSError, SafetensorError, KeyError):
+                with safe_open(self._path(stream, item), "pt", device=str(self.device)) as file:
+                    form = (file.metadata() or {}).get(FORM)
+                    if form is None:
+                        found[key] = file.get_tensor(HIDDEN)
+                    else:
+                        leaves = [file.get_tensor(str(number)) for number in range(len(file.keys()))]
+                        found[key] = tree_unflatten(leaves, treespec_loads(form))
+            except (OSError, SafetensorError, ValueError):
                 continue  # not there, or damaged: it is computed and written again
         return found
 
-    def write(self, stream: str, items: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> None:
-        """Write each, whole or not at all."""
+    def write(self, stream: str, items: Mapping[Any, Any], outputs: Mapping[Any, Any]) -> None:
+        """Write each, whole or not at all: a tensor by name, a structure of tensors by number and with its form."""
         from safetensors.torch import save
 
         for key, item in items.items():
-            write_bytes(self._path(stream, item), save({"hidden": outputs[key].cpu().contiguous()}))
+            leaves, form = tree_flatten(outputs[key])
+            one = isinstance(outputs[key], Tensor)
+            tensors = {HIDDEN if one else str(n): leaf.cpu().clone().contiguous() for n, leaf in enumerate(leaves)}
+            write_bytes(self._path(stream, item), save(tensors, None if one else {FORM: treespec_dumps(form)}))
 
-    def _path(self, stream: str, item: str | ImageSource) -> Path:
-        name = item if isinstance(item, str) else f"{item.key} {item.stamp()}"
+    def _path(self, stream: str, item: Any) -> Path:
+        """Where what is made of a text, an image, or the images of a prompt lies."""
+        images = getattr(item, "images", (item,))
+        name = item if isinstance(item, str) else " ".join(f"{image.key} {image.stamp()}" for image in images)
         digest = hashlib.sha256(name.encode()).hexdigest()
         return self.folder / stream / digest[:2] / f"{digest[:40]}.safetensors"
-
-
-def _size(part: Any) -> int:
-    """Bytes of a tensor, or of all tensors in a structure of them."""
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(part) if isinstance(leaf, Tensor))

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
-
-from das_gym.models.base import State
+from das_gym.models.base import bytes_of
 
 
 class TrunkMemory:
@@ -54,14 +51,8 @@ class TrunkMemory:
         if key in self._kept:
             return self._kept[key]
         result = compute()
-        size = _size(result)
+        size = bytes_of(result)
         if self.bytes + size <= self.max_bytes:
             self._kept[key] = result
             self.bytes += size
         return result
-
-
-def _size(result: Any) -> int:
-    parts = (result.hidden, result.extras) if isinstance(result, State) else result
-    leaves = tree_leaves(tuple(map(dict, parts)) if isinstance(parts, tuple) else parts)
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
 from das_gym.models.macs import MacCounter, meta_twin, without_adapters
@@ -68,6 +69,12 @@ class State:
     def with_hidden(self, hidden: Mapping[str, Tensor]) -> State:
         """The same state with other hidden vectors."""
         return replace(self, hidden=hidden)
+
+
+def bytes_of(part: Any) -> int:
+    """Bytes of the tensors of a `State`, or of any structure of tensors."""
+    tree = [dict(each) for each in (part.hidden, part.attend, part.extras)] if isinstance(part, State) else part
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 class SkippableLayer(nn.Module):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ def examples_of(model: Driven) -> list[AnswerExample]:
     return [AnswerExample(str(n), p.images, p.question, p.answer) for n, p in enumerate(model.prompts())]
 
 
-def evaluator_of(model: Driven, **settings: int) -> Evaluator:
+def evaluator_of(model: Driven, **settings: Any) -> Evaluator:
     return Evaluator(model.vlm, model.head, AnsweringTask(model.processor), **{"batch_size": 4, **settings})
 
 
@@ -85,3 +87,13 @@ def test_options_share_what_comes_before_them(driven: Callable[..., Driven]):
     found = evaluator.evaluate(mask, examples)
     assert found.losses[0] == pytest.approx(float(evaluator.task.losses(plain, targets)[0]), abs=1e-10)
     assert found.metrics[0] == float(evaluator.task.metrics(plain, targets)[0])
+
+
+def test_what_is_made_of_pictures_is_kept_on_disk(driven: Callable[..., Driven], tmp_path: Path):
+    """Every type keeps its own structure of tensors, lists of them among it."""
+    for name in ("llava", "qwen3_vl", "llava_next"):
+        model = driven(name)
+        examples, masks = examples_of(model), np.eye(len(model.vlm.layers), dtype=bool)[:2]
+        first, second = (evaluator_of(model, cache_folder=tmp_path) for _ in range(2))
+        np.testing.assert_array_equal(first.losses(masks, examples), second.losses(masks, examples))
+        assert (first.spent.images, second.spent.images) == (2, 0)
