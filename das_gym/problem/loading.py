@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import VLP, State, check_model, fingerprint
+from das_gym.models.base import VLP, State, bytes_of, check_model, fingerprint
 from das_gym.models.inputs import Processor
 from das_gym.models.macs import MacCounter
 from das_gym.problem.adaptation import Adaptation
@@ -210,7 +210,7 @@ def pairs_that_fit(vlp: VLP, sample: State) -> int:
         vlp: The model.
         sample: Encoder outputs of one pair.
     """
-    hidden = sum(tensor.numel() * tensor.element_size() for tensor in sample.hidden.values())
+    hidden = bytes_of(dict(sample.hidden))
     held = 2 * len(vlp.stages) + 2  # on the way down the tree a stage holds its state and two outputs at most
     return max(1, min(PAIRS_PER_BATCH, STATE_BYTES // (hidden * held)))
 
@@ -227,7 +227,7 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     if config.supernet is None and MODELS[config.model].reads == "prompts":
         return None
     if config.supernet is None and config.checkpoint is not None:
-        if _own_heads(config):
+        if task_class(config.task).own_head in _head_names(config, _stamps(config)):
             return None
         raise ValueError(
             f"checkpoint={config.checkpoint} comes without a supernet, and without a head for {config.task}: train a "
@@ -287,9 +287,17 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
     return AdaptedModel(backbone, head.to(vlp.device), labelled)
 
 
-def _own_heads(config: ProblemConfig) -> bool:
-    """Whether the checkpoint has a head that the task may begin from."""
-    return task_class(config.task).own_head in load_backbone(config).heads
+@lru_cache(maxsize=16)
+def _head_names(config: ProblemConfig, stamps: tuple[int, ...]) -> frozenset[str]:
+    """What the checkpoint calls its heads; it is read for that once, and not at every question."""
+    del stamps  # part of the cache's key
+    return frozenset(load_backbone(config).heads)
+
+
+def _stamps(config: ProblemConfig) -> tuple[int, ...]:
+    """Times of change of the files and folders that a configuration names."""
+    paths = (config.checkpoint, config.supernet, config.data_root, config.tokenizer)
+    return tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None)
 
 
 def _check_task(adaptation: Adaptation, task: str, path: str | Path) -> None:
@@ -356,8 +364,7 @@ def load_problem(config: ProblemConfig) -> Problem:
 
     Files are known by path and time of change; data or a checkpoint edited inside its folder wants a new process.
     """
-    paths = (config.checkpoint, config.supernet, config.data_root, config.tokenizer)
-    return _load_problem(config, tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None))
+    return _load_problem(config, _stamps(config))
 
 
 def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> tuple[Any, ...]:
