@@ -128,10 +128,10 @@ class _Check:
         plain = VLM(self.model)
         self._note(plain)
         traits = replace(Traits(), keeps_images=False, shares_prefix=False, keys_only=False)
-        recordings = [self._record(plain, self._prompts(rows, 0), extra) for rows, extra in ((2, 3), (3, 8))]
+        recordings = [self._record(plain, self._prompts(rows), extra) for rows, extra in ((2, 3), (3, 8))]
         traits = replace(traits, axes=stack.learn_axes(recordings), adds=tuple(sorted(recordings[0].added)))
         traits = replace(traits, answer_type=self._answer_type(plain))
-        self.processor = replace(self.processor, answer_type=traits.answer_type, _kept=type(self.processor._kept)())
+        self.processor = self.processor.with_answer_type(traits.answer_type)
         reach = max(traits.adds, default=0)
         why = "the model adds features of the picture behind it"
         traits = replace(traits, protected=dict.fromkeys(range(reach), why))
@@ -144,11 +144,10 @@ class _Check:
         self._check_counting(traits)
         return traits
 
-    def _prompts(self, count: int, offset: int) -> list[Prompt]:
+    def _prompts(self, count: int) -> list[Prompt]:
         """Questions on pictures of noise, two on the first."""
-        number = range(offset, offset + count)
-        images = [(NoiseImage(max(n - 1, 0)),) if self.processor.sees else () for n in number]
-        return [Prompt(QUESTIONS[n % 3], image, ANSWERS[n % 3]) for n, image in zip(number, images, strict=True)]
+        images = [(NoiseImage(max(n - 1, 0)),) if self.processor.sees else () for n in range(count)]
+        return [Prompt(QUESTIONS[n], image, ANSWERS[n]) for n, image in enumerate(images)]
 
     @contextmanager
     def _or_refuse(self, what: str) -> Iterator[None]:
@@ -169,7 +168,7 @@ class _Check:
             return vlm.run(encodings, **how)
 
     def _note(self, vlm: VLM) -> None:
-        encodings = self._encodings(self._prompts(1, 0))
+        encodings = self._encodings(self._prompts(1))
         stack.note_outputs(vlm.stack, lambda: self._run(vlm, encodings))
 
     def _record(self, vlm: VLM, prompts: Sequence[Prompt], extra: int) -> stack.Recording:
@@ -182,12 +181,12 @@ class _Check:
 
     def _answer_type(self, vlm: VLM) -> int | None:
         """The token type under which an answer's tokens see only those before them."""
-        encoding = self._encodings(self._prompts(1, 0))[0]
+        encoding = self._encodings(self._prompts(1))[0]
         if not encoding.types:
             return None
         for candidate in (None, 1, 0):
-            processor = replace(self.processor, answer_type=candidate, _kept=type(self.processor._kept)())
-            prompt = self._prompts(1, 0)[0]
+            processor = self.processor.with_answer_type(candidate)
+            prompt = self._prompts(1)[0]
             longer = replace(prompt, answer=f"{prompt.answer} {ANSWERS[1]}")
             firsts = [self._logits(vlm, [processor.encode(p, pixels=True)], 1) for p in (prompt, longer)]
             if self.same(*firsts):
@@ -216,7 +215,7 @@ class _Check:
         return logits
 
     def _features(self, vlm: VLM, skipped: Sequence[int] = ()) -> Tensor:
-        prompts = self._prompts(3, 0)
+        prompts = self._prompts(3)
         with self._or_refuse("its layers do not run one by one"):
             state = vlm.gather(
                 self.processor, prompts, lambda _, items: {key: vlm.see(self.processor, one) for key, one in items.items()}
@@ -234,7 +233,7 @@ class _Check:
         projection = self.model.get_output_embeddings()
         if projection is None:
             raise ValueError(f"{self.name} cannot be driven: it names no output embeddings, so no logits can be computed")
-        own = self._logits(VLM(self.model), self._encodings(self._prompts(3, 0))).to(projection.weight.dtype)
+        own = self._logits(VLM(self.model), self._encodings(self._prompts(3))).to(projection.weight.dtype)
         features = self._features(vlm)
         plain = projection(features)
         for softcap in dict.fromkeys((None, getattr(vlm.text_config, "final_logit_softcapping", None))):
@@ -260,7 +259,7 @@ class _Check:
         gone = [vlm.places[len(vlm.places) // 2]]
         skipped = self._driven(traits, gone)
         smaller = delete_layers(shell(self.model), gone)
-        encodings = self._encodings(self._prompts(3, 0))
+        encodings = self._encodings(self._prompts(3))
         if not self.same(skipped, self._logits(VLM(smaller, traits=Traits()), encodings)):
             raise ValueError(
                 f"{self.name} without layer {gone[0]} is not the same as with that layer skipped: its layers are tied to "
@@ -286,7 +285,7 @@ class _Check:
         vlm = VLM(self.model, traits=traits)
         with self._or_refuse("the MACs of its layers cannot be counted without computing them"):
             counter = MacCounter(vlm)
-            state, _ = counter.embed(vlm.sample(self.processor, self._prompts(1, 0), counter)[0])
+            state, _ = counter.embed(vlm.sample(self.processor, self._prompts(1), counter)[0])
             for index in range(len(vlm.layers)):
                 counter.layer(index, state, False, False)
 

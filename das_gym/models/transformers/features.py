@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +26,6 @@ def seen(model: Any, given: Mapping[str, Tensor]) -> dict[str, Any]:
         model: The model of transformers.
         given: Pixels and sizes, by name.
     """
-    import inspect
-
     function = owner_of(model).get_image_features
     known = inspect.signature(function).parameters
     output = function(**{name: value for name, value in given.items() if name in known or "pixel" in name})
@@ -53,11 +52,7 @@ def instead(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
 
     def features(*args: Any, **kwargs: Any) -> Any:
         del args, kwargs
-        if "" in together:
-            return together[""]
-        from transformers.utils import ModelOutput
-
-        return _Features(together) if ModelOutput is not None else together
+        return together.get("", _Features(together))
 
     owner.get_image_features = features
     try:

@@ -7,7 +7,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +78,10 @@ class PromptProcessor:
         words = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else str(self.tokenizer.get_vocab())
         template = getattr(self.processor, "chat_template", None)
         return hashlib.sha256(f"{seen} {words} {template} {self.max_length}".encode()).hexdigest()[:16]
+
+    def with_answer_type(self, answer_type: int | None) -> PromptProcessor:
+        """The same for answers of a token type, with nothing remembered."""
+        return replace(self, answer_type=answer_type, _kept=OrderedDict())
 
     def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (prompts, tokens) int64, and what else there is a token, padded at the right."""

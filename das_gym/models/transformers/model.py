@@ -294,12 +294,6 @@ class VLM(VLP):
         """Experts as products whose shapes do not depend on what tokens hold: as many, each token by its own experts."""
         batch_experts(self.model)
 
-    def text_stream(self, batch: Mapping[str, Tensor]) -> Any:
-        """Not to be had: text and pictures enter together."""
-        raise TypeError("a model of transformers encodes prompts, not texts and images apart: use gather")
-
-    image_stream = text_stream
-
     def embed(self, encoded: State) -> State:
         """The state before the first unit: protected layers before it have run."""
         return encoded.with_hidden({"joint": self._fixed(encoded, encoded.hidden["joint"], 0, self.places[0], False)})

@@ -7,6 +7,8 @@ between layers. Layers are then called with those arguments in whatever selectio
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,17 +212,16 @@ def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -
     """The layer's output; `cache` stands in for transformers' own and is asked for keys and values."""
     kwargs = dict(call.kwargs)
     if cache is not None:
-        kwargs["cache" if takes_cache(layer) else CACHES[1]] = cache
+        kwargs["cache" if takes_cache(type(layer).forward) else CACHES[1]] = cache
     output = layer(hidden, *call.args, **kwargs)
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
 
 
-def takes_cache(layer: nn.Module) -> bool:
-    """Whether this version of transformers calls the cache `cache`."""
-    import inspect
-
-    return "cache" in inspect.signature(type(layer).forward).parameters
+@functools.cache
+def takes_cache(forward: Callable[..., Any]) -> bool:
+    """Whether the forward of a layer calls the cache `cache`, as newer versions of transformers do."""
+    return "cache" in inspect.signature(forward).parameters
 
 
 class Axes(NamedTuple):
