@@ -241,10 +241,19 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         settings = build(AdaptSettings, given)
     except MISTAKES as error:
         raise RunError(str(error)) from error
+    return {**told_to_any_search(settings), **settings.search}
+
+
+def told_to_any_search(settings: Any) -> dict[str, Any]:
+    """Environment, agent, and what a command's settings share with those of a search.
+
+    Args:
+        settings: A `ProblemSettings` with `runs_dir`, `use` and `seed`.
+    """
     env_id = find_environment(settings.model, settings.task).id
     own = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
     plain = {name: getattr(settings, name) for name in ("runs_dir", "use", "seed")}
-    return {"env_id": env_id, "agent": SEARCH_AGENT, **plain, **own, **settings.search}
+    return {"env_id": env_id, "agent": SEARCH_AGENT, **plain, **own}
 
 
 def _check(settings: AdaptSettings) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.adapt_experiment import SEARCH_AGENT, Choice, SearchFirst, SearchingExperiment, searched
+from das_gym.adapt.adapt_experiment import Choice, SearchFirst, SearchingExperiment, searched, told_to_any_search
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
@@ -46,7 +46,7 @@ from das_gym.models.transformers.model import VLM
 from das_gym.problem.budget import LayerMacs, check_budget, pick_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, problem_words
 from das_gym.problem.loading import Problem, load_problem, pick_device, shuffled
-from das_gym.registration import MODELS, find_environment
+from das_gym.registration import MODELS
 from das_gym.runs import library_versions
 
 RECORD = "shrink.json"
@@ -268,12 +268,9 @@ class ShrinkExperiment(SearchingExperiment):
     def search_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the search is told."""
         settings = build(ShrinkSettings, given)
-        env_id = find_environment(settings.model, settings.task).id
-        changed = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
-        own = {name: value for name, value in changed.items() if name not in IN_ENV_KWARGS}
-        env_kwargs = {name: value for name, value in changed.items() if name in IN_ENV_KWARGS}
-        plain = {name: getattr(settings, name) for name in ("runs_dir", "use", "seed")}
-        asked = {"env_id": env_id, "agent": SEARCH_AGENT, **plain, **own, **settings.budget, **settings.search}
+        told = told_to_any_search(settings)
+        env_kwargs = {name: told.pop(name) for name in IN_ENV_KWARGS if name in told}
+        asked = {**told, **settings.budget, **settings.search}
         if env_kwargs or "env_kwargs" in settings.search:
             asked["env_kwargs"] = {**env_kwargs, **settings.search.get("env_kwargs", {})}
         return asked
