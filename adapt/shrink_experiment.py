@@ -34,7 +34,7 @@ from das_gym.adapt.shrink.saving import (
     source_dtype,
     weight_files,
 )
-from das_gym.adapt.shrink.verifying import Questions, ask_fresh, auto_class, check_generates, questions, verify
+from das_gym.adapt.shrink.verifying import Questions, ask_fresh, check_generates, questions, verify
 
 from das_gym.commandline import typed, used
 from das_gym.config import build, part_of
@@ -42,6 +42,7 @@ from das_gym.data.checks import require_readable
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, check_problem, required_folder
 from das_gym.files import write_json, write_text
+from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.budget import LayerMacs, check_budget, pick_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, problem_words
@@ -380,7 +381,7 @@ class Work:
         settings = self.settings
         return Card(
             source=self.source,
-            auto=auto_class(self.whole.model),
+            auto=auto_class(self.whole.model.config).__name__,
             drawn=self.drawn,
             gone=self.gone,
             budget=self._budget(),

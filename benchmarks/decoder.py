@@ -32,7 +32,7 @@ from das_gym.files import write_json
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers import stack
 from das_gym.models.transformers.checks import NoiseImage, find_traits
-from das_gym.models.transformers.inputs import PromptProcessor, batch_of
+from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
@@ -130,13 +130,7 @@ class Rivals:
             yield from items
 
     def _answers(self, encodings: Sequence[Any], given: Sequence[Any]) -> Tensor:
-        if not given:
-            batch = batch_of(encodings, 0) | {"pixel_values": torch.cat([e.pixels["pixel_values"] for e in encodings])}
-            dtype = self.vlm.model.dtype
-            placed = {n: t.to(self.vlm.device, dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
-            hidden = self.vlm.model.base_model(**placed, use_cache=False).last_hidden_state
-        else:
-            hidden = self.vlm.run(encodings, given).last_hidden_state
+        hidden = self.vlm.run(encodings, given).last_hidden_state
         rows = [hidden[row, e.answer - 1 : len(e.ids) - 1] for row, e in enumerate(encodings)]
         return self.head(torch.cat(rows))
 

@@ -68,8 +68,7 @@ def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 
     for part in ("pixels", "sizes"):
         for name in getattr(encodings[0], part):
             batch[name] = torch.cat([getattr(e, part)[name] for e in encodings])
-    dtype = vlm.model.dtype
-    return {name: t.to(vlm.device, dtype if t.is_floating_point() else t.dtype) for name, t in batch.items()}
+    return vlm.placed(batch)
 
 
 def pad_token(vlm: VLM, processor: PromptProcessor) -> int:

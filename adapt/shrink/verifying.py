@@ -28,6 +28,7 @@ from das_gym.adapt.shrink.saving import source_dtype
 from torch import Tensor
 
 from das_gym.models.transformers.inputs import Encoding
+from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import gives_tuple, replaced
 from das_gym.tasks.base import Task
@@ -109,7 +110,7 @@ class Questions:
             "texts": [f"{prompt.question} {prompt.answer}" for prompt in prompts],
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
             "device": str(vlm.device),
-            "auto": auto_class(vlm.model),
+            "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
             "trust_remote_code": hasattr(vlm.model.config, "auto_map"),
         }
@@ -160,15 +161,6 @@ def check_generates(smaller: VLM, asked: Questions) -> None:
     raise NotTheSameError(
         f"{type(smaller.model).__name__} cannot do without these layers: {why}; give a mask that keeps its first layers"
     )
-
-
-def auto_class(model: Any) -> str:
-    """The name of the class of transformers that loads a model of this type."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    kinds = (AutoModelForImageTextToText, AutoModelForCausalLM)
-    known = next((kind for kind in kinds if type(model.config) in kind._model_mapping), kinds[0])
-    return str(known.__name__)
 
 
 def ask_fresh(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -128,12 +128,17 @@ def _dtype(name: str) -> Any:
     return dtype
 
 
-def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
-    """The model; one whose weights do not fit its configuration is refused."""
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads a model of a configuration; None = it writes no answers."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kinds = (AutoModelForImageTextToText, AutoModelForCausalLM)
-    auto = next((kind for kind in kinds if type(config) in kind._model_mapping or hasattr(config, "auto_map")), None)
+    return next((kind for kind in kinds if type(config) in kind._model_mapping or hasattr(config, "auto_map")), None)
+
+
+def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
+    """The model; one whose weights do not fit its configuration is refused."""
+    auto = auto_class(config)
     if auto is None:
         raise ValueError(f"{folder} holds a {config.model_type}, which writes no answers: pass a model that generates text")
     try:

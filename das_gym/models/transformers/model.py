@@ -233,9 +233,9 @@ class VLM(VLP):
         return forward
 
     def _see(self, encoding: Encoding) -> dict[str, Any]:
-        return features.seen(self.model, self._placed(encoding.pixels | encoding.sizes))
+        return features.seen(self.model, self.placed(encoding.pixels | encoding.sizes))
 
-    def _placed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def placed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch on the model's device, in the type of its weights."""
         dtype = self.model.dtype
         return {n: t.to(self.device, dtype if t.is_floating_point() else t.dtype) for n, t in batch.items()}
@@ -284,7 +284,7 @@ class VLM(VLP):
         pad = self.text_config.pad_token_id or 0
         batch = batch_of(encodings, pad, extra)
         batch |= {name: torch.cat([e.pixels[name] for e in encodings]) for name in encodings[0].pixels}
-        batch = self._placed(batch)
+        batch = self.placed(batch)
         with features.instead(self.model, given) if given else nullcontext():
             if given:
                 batch["pixel_values"] = torch.zeros(len(given), device=self.device)
