@@ -22,6 +22,7 @@ import torch
 from das_gym.adapt.adapt_experiment import Choice, SearchFirst, SearchingExperiment, searched, told_to_any_search
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers
+from das_gym.adapt.shrink.das_adapters import has_adapters, masked_with
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
 from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring, print_report
 from das_gym.adapt.shrink.saving import (
@@ -46,7 +47,8 @@ from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.budget import LayerMacs, check_budget, pick_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, problem_words
-from das_gym.problem.loading import Problem, load_problem, pick_device, shuffled
+from das_gym.problem.costs import Costs
+from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, pick_device, shuffled
 from das_gym.registration import MODELS
 from das_gym.runs import library_versions
 
@@ -201,6 +203,8 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
     """
     vlm = as_vlm(problem)
     check_shared(vlm.model)
+    if settings.recover == "adapters" and vlm.untrainable:
+        raise ValueError(f"{vlm.untrainable}: use recover=lora or recover=full")
     macs = LayerMacs.of(problem.costs)
     if mask is None:
         pick_budget(len(vlm.layers), settings.budget.get("skip_num"), settings.budget.get("macs_saved"), macs)
@@ -237,6 +241,12 @@ def as_vlm(problem: Problem) -> VLM:
     if not isinstance(problem.vlp, VLM):
         raise TypeError(f"shrink needs a model of transformers, not a {type(problem.vlp).__name__}")
     return problem.vlp
+
+
+def adapted_costs(problem: Problem, smaller: VLM, mask: np.ndarray) -> Costs:
+    """Costs of the model with the adapters that recovery gave the smaller one."""
+    backbone = dataclasses.replace(problem.backbone, vlp=masked_with(as_vlm(problem), smaller, mask))
+    return example_costs(AdaptedModel(backbone, problem.head, problem.task), problem.splits)
 
 
 class ShrinkExperiment(SearchingExperiment):
@@ -350,7 +360,7 @@ class Work:
             tokenizer = self.choice.problem.tokenizer
             save(final.model, part, self.source, Path(tokenizer) if tokenizer else self.source, self.dtype)
             verified = verify(part, final, mask, asked, self.dtype)
-            comparison = self._measuring().compare(models)
+            comparison = self._measuring(final).compare(models)
             comparison = comparison.with_peaks(
                 {FULL: self._peak(asked, tokenizer), comparison.final.name: verified.peak_bytes}
             )
@@ -359,12 +369,13 @@ class Work:
         self.verified = verified
         return comparison
 
-    def _measuring(self) -> Measuring:
-        settings = self.settings
+    def _measuring(self, final: VLM) -> Measuring:
+        settings, problem = self.settings, self.problem
         return Measuring(
-            self.problem.task,
+            problem.task,
             self.test,
-            self.problem.costs,
+            problem.costs,
+            adapted_costs(problem, final, self.choice.mask) if has_adapters(final.model) else None,
             self.choice.mask,
             self.dtype,
             settings.generate_batch_size,

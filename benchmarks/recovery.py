@@ -97,16 +97,19 @@ def regained(full: float, shrunk: float, recovered: float) -> float | None:
 
 def settings_of(options: argparse.Namespace) -> list[RecoveryConfig]:
     """Every combination that is asked for."""
-    every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden)
+    every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden, options.hidden_at)
+    same = {"batch_size": options.batch_size, "seed": options.seed, "hidden_weight": options.hidden_weight}
     return [
-        RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, batch_size=options.batch_size, seed=options.seed)
-        for r, s, rate, h in every
+        RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, hidden_at=at, **same)
+        for r, s, rate, h, at in every
+        if h != "none" or at == options.hidden_at[0]
     ]
 
 
 def words(config: RecoveryConfig) -> str:
     """The settings that were varied."""
-    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {config.hidden}"
+    hidden = config.hidden if config.hidden == "none" else f"{config.hidden} ({config.hidden_at})"
+    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {hidden}"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -168,10 +171,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--macs-saved", type=float, default=0.2)
     parser.add_argument("--mask", type=int, nargs="+", help="0 or 1 a layer, 1 = deleted; default a search")
     parser.add_argument("--evaluations", type=int, default=120, help="of the search")
-    parser.add_argument("--recover", nargs="+", choices=("lora", "full"), default=["lora", "full"])
+    parser.add_argument("--recover", nargs="+", choices=("lora", "full", "adapters"), default=["lora", "full"])
     parser.add_argument("--steps", type=int, nargs="+", default=[300])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--hidden", nargs="+", choices=("none", "cosine", "mse"), default=["none"])
+    parser.add_argument("--hidden-at", nargs="+", choices=("last", "layers"), default=["last"])
+    parser.add_argument("--hidden-weight", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--examples", type=int, default=500, help="most of each split that is held out")
     parser.add_argument("--seed", type=int, default=0)

@@ -70,7 +70,7 @@ class Card:
                 "```python",
                 f"from transformers import {self.auto}, AutoProcessor",
                 "",
-                f'model = {self.auto}.from_pretrained("path/of/this/folder", dtype="auto")',
+                f'model = {self.auto}.from_pretrained("path/of/this/folder", dtype="auto"{self._code()})',
                 'processor = AutoProcessor.from_pretrained("path/of/this/folder")',
                 "```",
                 "",
@@ -90,6 +90,9 @@ class Card:
         lines += [*_of_source(self.source, ("license", "license_name", "license_link", "base_model")), "tags:"]
         return [*lines, "- das_gym", "- pruned", "---", ""]
 
+    def _code(self) -> str:
+        return ", trust_remote_code=True" if self.recovery.recover == "adapters" else ""
+
     def _training(self) -> str:
         config = self.recovery
         if config.recover == "none":
@@ -99,9 +102,16 @@ class Card:
             if config.recover == "lora"
             else "all their parameters"
         )
-        hidden = "" if config.hidden == "none" else f" + {config.hidden_weight:g} {config.hidden} of the last hidden vectors"
+        trained = "What is left, and the projector, was trained"
+        if config.recover == "adapters":
+            how = (
+                f"{config.bottleneck} wide before attention and MLP, {config.skip_bottleneck} wide where a layer was deleted"
+            )
+            trained = "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained"
+        which = "the last hidden vectors" if config.hidden_at == "last" else "the hidden vectors behind every layer"
+        hidden = "" if config.hidden == "none" else f" + {config.hidden_weight:g} {config.hidden} of {which}"
         return (
-            f"What is left, and the projector, was trained for {config.steps} steps of "
+            f"{trained} for {config.steps} steps of "
             f"{min(config.batch_size, self.trained[1])} examples: {how}, {self.trained[0]:,} parameters, on "
             f"{self.trained[1]:,} training examples; loss "
             f"{config.distillation:g} KL(full || this) + {config.cross_entropy:g} cross-entropy{hidden}."

@@ -1,28 +1,31 @@
-"""What is left after layers are deleted learns to do without them: by LoRA or in full, with the whole model as its teacher.
+"""What is left after layers are deleted learns to do without them: LoRA, all of it, or adapters, taught by the whole model.
 
 The loss is KL(teacher || student) of the answer's tokens at temperature 1 (Hinton et al., arXiv 1503.02531; alone in
-Minitron, arXiv 2407.14679), plus cross-entropy with the reference answer, plus, where asked for, the distance of the last
-hidden vectors (cosine as in Minitron, mean squares as in VLMCompression, IJCV 2026). LoRA is peft's (arXiv 2106.09685),
-merged at the end.
+Minitron, arXiv 2407.14679), plus cross-entropy with the reference answer, plus, where asked for, the distance of hidden
+vectors: the last (cosine as in Minitron, mean squares as in VLMCompression, IJCV 2026), or those behind every kept layer as
+well (TinyBERT, arXiv 1909.10351). LoRA is peft's (arXiv 2106.09685), merged at the end.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from das_gym.adapt.shrink.das_adapters import layers_left, stand_in
 from das_gym.adapt.shrink.generation import batches_of
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
 from das_gym.models.transformers.model import VLM
 from das_gym.runs import progress
 from das_gym.tasks.base import Task
@@ -33,7 +36,7 @@ PROJECTORS = (
 )
 """What models of transformers call the module between vision tower and decoder."""
 
-HIDDEN_LOSSES = ("none", "cosine", "mse")
+WIDTHS = ("rank", "alpha", "bottleneck", "skip_bottleneck")
 LARGE_TEACHER = 2**30
 """Bytes of a teacher's kept outputs above which they are kept in 16 bits."""
 
@@ -43,7 +46,8 @@ class RecoveryConfig:
     """Settings of the training that follows a deletion.
 
     Attributes:
-        recover: `lora`, `full` (all parameters of the kept decoder layers and the projector), or `none`.
+        recover: `lora`, `full` (all parameters of the kept decoder layers and the projector), `adapters` (those of DAS, see
+            `das_adapters`, which stay in the model), or `none`.
         seed: Of the order of examples and of LoRA's start.
         steps: Training steps.
         batch_size: Examples a step, at most as many as there are.
@@ -52,14 +56,18 @@ class RecoveryConfig:
         weight_decay: Of matrices.
         rank: LoRA's.
         alpha: LoRA's; what is learnt counts `alpha / rank` times.
+        bottleneck: Width of adapters before attention and MLP.
+        skip_bottleneck: Width of adapters in the place of deleted layers.
         distillation: Weight of KL(teacher || student).
         cross_entropy: Weight of the reference answer's cross-entropy.
-        hidden: Distance of the last hidden vectors: `none`, `cosine` or `mse`.
+        hidden: Distance of hidden vectors: `none`, `cosine` or `mse`.
+        hidden_at: Of which: the `last`, or also what every kept layer gives (`layers`), against what the next kept one
+            reads in the full model, so that a layer learns to do what the deleted ones behind it did.
         hidden_weight: Its weight.
         save_every: Steps between checkpoints.
     """
 
-    recover: Literal["lora", "full", "none"] = "lora"
+    recover: Literal["lora", "full", "adapters", "none"] = "lora"
     seed: int = 0
     steps: int = 300
     batch_size: int = 16
@@ -68,19 +76,27 @@ class RecoveryConfig:
     weight_decay: float = 0.0
     rank: int = 16
     alpha: int = 32
+    bottleneck: int = BOTTLENECK
+    skip_bottleneck: int = SKIP_BOTTLENECK
     distillation: float = 1.0
     cross_entropy: float = 0.5
     hidden: Literal["none", "cosine", "mse"] = "none"
+    hidden_at: Literal["last", "layers"] = "last"
     hidden_weight: float = 1.0
     save_every: int = 100
 
     def __post_init__(self) -> None:
         weights = dict.fromkeys(("distillation", "cross_entropy", "hidden_weight"), (0.0, math.inf))
-        check_ranges(self, **TRAINING_RANGES, rank=POSITIVE, alpha=POSITIVE, **weights)
+        check_ranges(self, **TRAINING_RANGES, **dict.fromkeys(WIDTHS, POSITIVE), **weights)
         if not (self.distillation or self.cross_entropy or (self.hidden != "none" and self.hidden_weight)):
             raise ValueError(
                 "distillation=0, cross_entropy=0 and no hidden loss: there is nothing to learn; give one a weight"
             )
+
+    @property
+    def of_layers(self) -> bool:
+        """Whether what kept layers give is compared."""
+        return self.hidden != "none" and self.hidden_at == "layers"
 
 
 def cosine_decay(step: int, steps: int, warmup: float) -> float:
@@ -101,29 +117,79 @@ def answer_features(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
         task: Answered in words.
         examples: Each of one pair, see `Task.open_ended`.
     """
+    return answer_vectors(vlm, task, examples)[:, 0]
+
+
+def answer_vectors(vlm: VLM, task: Task, examples: Sequence[Any], places: Sequence[int] = ()) -> Tensor:
+    """(tokens of all answers, 1 + places, hidden_size): as `answer_features`, then what decoder layers give there.
+
+    Args:
+        vlm: The model.
+        task: Answered in words.
+        examples: Each of one pair.
+        places: Positions of the layers.
+    """
     processor: Any = task.processor
     encodings = [processor.encode(prompt, pixels=True) for prompt in task.pairs(examples)]
     found: dict[int, Tensor] = {}
     for rows in batches_of(encodings, len(encodings)):
-        hidden = vlm.run([encodings[row] for row in rows]).last_hidden_state
+        with outputs_of([vlm.stack.layers[place] for place in places]) as given:
+            last = vlm.run([encodings[row] for row in rows]).last_hidden_state
+        hidden = torch.stack((last, *given), dim=2)
         for number, row in enumerate(rows):
             e = encodings[row]
             found[row] = hidden[number, e.answer - 1 : len(e.ids) - 1]
     return torch.cat([found[row] for row in range(len(encodings))])
 
 
+@contextmanager
+def outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """A list that holds, once they have run, what the layers gave: (rows, tokens, hidden_size) each."""
+    given: list[Tensor] = []
+    keep = lambda _, args, output: given.append(output[0] if isinstance(output, tuple) else output)  # noqa: E731
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield given
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def places_read(whole: VLM, left: Sequence[int], stood_in: bool) -> list[int]:
+    """Of each kept layer, the layer of the whole model that gives what it should give.
+
+    That is what the next kept layer reads there; where something stands in for deleted layers, what the layer itself gives.
+
+    Args:
+        whole: The whole model.
+        left: Positions of the kept layers.
+        stood_in: Whether something stands in.
+    """
+    own = left[:-1] if stood_in else [after - 1 for after in left[1:]]
+    return [*own, len(whole.stack.layers) - 1]
+
+
 class Teacher:
     """What the whole model says to each example, computed once and kept: the hidden vectors that its head reads.
 
     Args:
-        vlp: The whole model.
+        vlm: The whole model.
         task: Answered in words.
         examples: Each of one pair.
         used: Numbers of those that will be asked for.
         batch_size: Examples at a time.
+        places: Positions of layers of which it keeps what they give, besides.
     """
 
-    def __init__(self, vlm: VLM, task: Task, examples: Sequence[Any], used: Iterable[int], batch_size: int) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        task: Task,
+        examples: Sequence[Any],
+        used: Iterable[int],
+        batch_size: int,
+        places: Sequence[int] = (),
+    ) -> None:
         self.head = vlm.own_head()
         self.dtype = vlm.model.dtype
         self._kept: dict[str, Tensor] = {}
@@ -131,15 +197,15 @@ class Teacher:
         with torch.no_grad(), progress(len(rows), "asking the whole model", unit="example") as bar:
             for start in range(0, len(rows), batch_size):
                 chunk = [examples[row] for row in rows[start : start + batch_size]]
-                features = answer_features(vlm, task, chunk)
+                vectors = answer_vectors(vlm, task, chunk, places)
                 counts = torch.bincount(task.targets(chunk)["prompt"]).tolist()
-                large = features.numel() * 4 * len(rows) > LARGE_TEACHER * len(chunk)
-                for example, part in zip(chunk, features.split(counts), strict=True):
+                large = vectors.numel() * 4 * len(rows) > LARGE_TEACHER * len(chunk)
+                for example, part in zip(chunk, vectors.split(counts), strict=True):
                     self._kept[example.key] = part.half() if large and part.dtype == torch.float32 else part.clone()
                 bar.update(len(chunk))
 
-    def features(self, examples: Sequence[Any]) -> Tensor:
-        """(tokens of all answers, hidden_size)."""
+    def vectors(self, examples: Sequence[Any]) -> Tensor:
+        """(tokens of all answers, 1 + places, hidden_size)."""
         return torch.cat([self._kept[e.key] for e in examples])
 
     def logits(self, features: Tensor) -> Tensor:
@@ -254,6 +320,8 @@ class Recovery:
         torch.manual_seed(config.seed)
         size = min(config.batch_size, len(self.examples))
         dtype = self.student.model.dtype
+        left = layers_left(self.whole, self.student)
+        read = places_read(self.whole, left, config.recover == "adapters") if config.of_layers else []
         parameters = self._prepare(dtype)
         self.trained = sum(p.numel() for p in parameters)
         schedule = partial(cosine_decay, steps=config.steps, warmup=config.warmup)
@@ -262,7 +330,7 @@ class Recovery:
         trainer = Trainer(modules, optimizer, config.steps, schedule, self.checkpoint, config.save_every)
         numbers = range(len(self.examples))
         used = {row for step in range(config.steps) for row in batch_at(numbers, size, config.seed, step)}
-        teacher = Teacher(self.whole, self.task, self._open(numbers), used, size)
+        teacher = Teacher(self.whole, self.task, self._open(numbers), used, size, read)
         trainer.run(partial(self._step, teacher, size), f"recovering ({config.recover})", log)
         self._finish(dtype)
 
@@ -273,6 +341,8 @@ class Recovery:
         """What trains; in full in 32 bits at least, since steps of 1e-4 are lost in 16."""
         if self.config.recover == "lora":
             return add_lora(self.student, self.config.rank, self.config.alpha)
+        if self.config.recover == "adapters":
+            return stand_in(self.student, self.whole, self.config.bottleneck, self.config.skip_bottleneck)
         if dtype in (torch.float16, torch.bfloat16):
             self._become(copy.deepcopy(self.student.model).float())
         parts = [*self.student.stack.layers, *projector_of(self.student.model).values()]
@@ -285,6 +355,8 @@ class Recovery:
     def _finish(self, dtype: torch.dtype) -> None:
         if self.config.recover == "lora":
             merge_lora(self.student.model)
+        elif self.config.recover == "adapters":
+            self.student.model.to(dtype)
         elif self.student.model.dtype != dtype:
             self._become(self.student.model.to(dtype))
         self.student.freeze()
@@ -296,24 +368,25 @@ class Recovery:
 
 def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> StepResult:
     """`loss`, what is minimised, and its parts in nats: `divergence`, `cross_entropy`, and `hidden` where asked for."""
-    features = answer_features(student, task, examples)
-    wanted = teacher.features(examples)
+    places = range(len(student.stack.layers)) if config.of_layers else ()
+    vectors, wanted = answer_vectors(student, task, examples, places), teacher.vectors(examples)
+    features = vectors[:, 0]
     targets = {name: t.to(features.device) for name, t in task.targets(examples).items()}
     logits = student.own_head()(features)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     parts = {
-        "divergence": task.divergences(logits, teacher.logits(wanted).to(logits), targets).mean(),
+        "divergence": task.divergences(logits, teacher.logits(wanted[:, 0]).to(logits), targets).mean(),
         "cross_entropy": task.losses(logits, targets).mean(),
     }
     loss = config.distillation * parts["divergence"] + config.cross_entropy * parts["cross_entropy"]
     if config.hidden != "none":
-        parts["hidden"] = hidden_distance(features, wanted.to(features), config.hidden)
+        parts["hidden"] = hidden_distance(vectors, wanted.to(vectors), config.hidden)
         loss = loss + config.hidden_weight * parts["hidden"]
     return {"loss": loss, **parts}
 
 
 def hidden_distance(given: Tensor, wanted: Tensor, kind: str) -> Tensor:
-    """Mean over tokens of 1 - cosine (`cosine`), or mean square of the difference (`mse`), of (tokens, width) vectors."""
+    """Mean over vectors of 1 - cosine (`cosine`), or mean square of the difference (`mse`), of (..., width) vectors."""
     if kind == "cosine":
         return (1 - F.cosine_similarity(given, wanted, dim=-1)).mean()
     return F.mse_loss(given, wanted)

@@ -120,6 +120,7 @@ class Measuring:
         task: Answered in words.
         examples: Of the test split, as they came, options included.
         costs: The full model's.
+        adapted: Those of the recovered model where it has adapters.
         mask: (n_layers,) bool, what was deleted from all but the full one.
         dtype: The type that weights are saved in.
         batch_size: Prompts at a time.
@@ -129,6 +130,7 @@ class Measuring:
     task: Task
     examples: Sequence[Any]
     costs: Costs
+    adapted: Costs | None
     mask: np.ndarray
     dtype: torch.dtype
     batch_size: int
@@ -150,6 +152,7 @@ class Measuring:
             mask = np.zeros_like(self.mask) if name == FULL else self.mask
             prefill, decode = times[name]
             faster = [None, None] if name == FULL else [speedup(t, f) for t, f in zip(times[name], times[FULL], strict=True)]
+            costs = self.adapted if name == RECOVERED and self.adapted is not None else self.costs
             parameters = sum(p.numel() for p in vlm.model.parameters())
             rows[name] = Row(
                 name,
@@ -158,8 +161,8 @@ class Measuring:
                 loss=loss_of(vlm, self.task, open_ended, self.batch_size, f"loss of the {name} model"),
                 parameters=parameters,
                 bytes=parameters * self.dtype.itemsize,
-                macs=self.costs.macs(mask),
-                macs_saved=self.costs.macs_saved(mask),
+                macs=costs.macs(mask),
+                macs_saved=costs.macs_saved(mask),
                 prefill_ms=Spread.of(prefill),
                 decode_ms=Spread.of(decode),
                 prefill_speedup=faster[0],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from das_gym.adapt.shrink.das_adapters import has_adapters, write_code
 from safetensors import SafetensorError
 
 from das_gym.files import read_json, write_json
@@ -166,10 +167,13 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
         dtype: Of the saved weights.
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-    plain.save_pretrained(folder, max_shard_size=shard_size(source))
+    coded = has_adapters(model)  # transformers renames no weights for code that is not its own
+    plain.save_pretrained(folder, max_shard_size=shard_size(source), save_original_format=not coded)
     for path in weight_files(folder):  # safetensors leaves them to their owner alone
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
     _name_dtype(folder, source)
+    if coded:
+        write_code(folder, model)
     for origin in dict.fromkeys((source, processor)):  # byte for byte: nothing of tokens or pictures may change
         for path in sorted(origin.iterdir()):
             if path.is_file() and _is_copied(path) and (origin == processor or not (folder / path.name).exists()):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.shrink import fresh
-from das_gym.adapt.shrink.cutting import gone_layers, with_parameters_of
+from das_gym.adapt.shrink.cutting import with_parameters_of
+from das_gym.adapt.shrink.das_adapters import has_adapters, masked_with
 from das_gym.adapt.shrink.generation import (
     PADDING_TOLERANCE,
     form_of,
@@ -27,6 +28,7 @@ from das_gym.adapt.shrink.generation import (
 from das_gym.adapt.shrink.saving import source_dtype
 from torch import Tensor
 
+from das_gym.files import read_json
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
@@ -112,7 +114,6 @@ class Questions:
             "device": str(vlm.device),
             "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
-            "trust_remote_code": hasattr(vlm.model.config, "auto_map"),
         }
 
 
@@ -171,7 +172,8 @@ def ask_fresh(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / name for name in ("given.pt", "wanted.pt")]
-        torch.save(dict(given), paths[0])
+        code = "auto_map" in read_json(folder / "config.json")
+        torch.save({**given, "trust_remote_code": code}, paths[0])
         command = [sys.executable, "-I", fresh.__file__, str(folder), *map(str, paths)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode != 0:
@@ -185,7 +187,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, asked: Questions, dtype
     """Compare a saved folder, in a fresh process, with the whole model masked, its kept layers as the smaller one has them.
 
     Logits are compared with the masks' replay that scored the search; generated text with what is likeliest under a plain
-    forward in which the skipped layers pass their input on.
+    forward in which the skipped layers pass their input on, or give what adapters in their place make of it.
 
     Args:
         folder: As `saving.save` wrote it.
@@ -205,7 +207,8 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, asked: Questions, dtype
     texts = [f"{prompt.question} {prompt.answer}" for prompt in prompts]
     if found["tokens"] != [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]:
         raise NotTheSameError(f"the tokenizer in {folder} makes other tokens than the source's")
-    masked = with_parameters_of(asked.vlm, smaller, mask)
+    merge = masked_with if has_adapters(smaller.model) else with_parameters_of
+    masked = merge(asked.vlm, smaller, mask)
     tolerance = TOLERANCES.get(asked.vlm.model.dtype, 0.1)
     wanted = replayed(masked, asked, mask)
     apart = max(_apart(one, other) for one, other in zip(found["logits"], wanted, strict=True))
@@ -249,7 +252,8 @@ def _check_said(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int
         n: torch.cat((v[: encoding.answer], v[-1:].repeat(len(tokens), *(1 for _ in v.shape[1:]))))
         for n, v in encoding.types.items()
     }
-    with replaced({vlm.stack.layers[place]: _passing(vlm.stack.layers[place]) for place in gone_layers(vlm, mask)}):
+    gone = {vlm.stack.layers[vlm.places[n]]: vlm.skippable(n).chosen(True) for n in np.flatnonzero(mask).tolist()}
+    with replaced({layer: _replacing(layer, adapter) for layer, adapter in gone.items()}):
         logits = (
             vlm.run([encoding._replace(ids=ids, types=types)], whole=True).logits[0, encoding.answer - 1 : -1].cpu().float()
         )
@@ -264,9 +268,9 @@ def _check_said(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int
         )
 
 
-def _passing(layer: torch.nn.Module) -> Any:
+def _replacing(layer: torch.nn.Module, adapter: torch.nn.Module) -> Any:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = adapter(args[0] if args else kwargs["hidden_states"])
         return (hidden,) if gives_tuple(layer) else hidden
 
     return forward

@@ -88,6 +88,23 @@ def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Pa
         assert text in printed
 
 
+@pytest.mark.slow
+def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path):
+    """Loaded in a fresh process by the code that lies in the folder; what they cost is counted."""
+    out = tmp_path / "out"
+    run = shrink(mask=(0, 1, 0, 0), recover="adapters", bottleneck=4, skip_bottleneck=6, out=str(out))
+    record = read_json(run_folder(run) / "shrink.json")
+    full, shrunk, recovered = record["models"]
+    added = recovered["parameters"] - shrunk["parameters"]
+    assert added == (3 * 2 * 4 + 6) * 2 * tiny.WIDTH + 3 * 2 * (4 + tiny.WIDTH) + 6 + tiny.WIDTH + tiny.WIDTH  # and a norm
+    assert shrunk["macs"] < recovered["macs"] < full["macs"]
+    assert record["verified"]["prompts"] == 3
+    assert (out / "modeling_das_adapters.py").is_file()
+    card = (out / "README.md").read_text()
+    assert 'from_pretrained("path/of/this/folder", dtype="auto", trust_remote_code=True)' in card
+    assert "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained for 3 steps" in card
+
+
 def test_without_recovery_a_mask_and_nothing_else(shrink: Callable[..., Any], tmp_path: Path, trusting: None):
     del trusting
     run = shrink(mask=(0, 1, 0, 0), recover="none")
@@ -154,7 +171,7 @@ def never(settings: dict[str, Any]) -> int:
         ({"search_run": 3}, "no run 3 in"),
         ({"units": "sublayers"}, "attention or MLP alone cannot be deleted"),
         ({"device_map": "auto"}, "a model is shrunk on one device; leave device_map out"),
-        ({"recover": "adapters"}, "recover='adapters' .* is not allowed; give one of 'lora', 'full', 'none'"),
+        ({"recover": "prompts"}, "recover='prompts' .* is not allowed; give one of 'lora', 'full', 'adapters', 'none'"),
         ({"steps": 0}, "steps=0 is not allowed"),
         ({"test_examples": 0}, "test_examples=0 is not allowed; use 1 or more"),
         ({"model": "METER", "task": "vqa"}, "model=METER answers in no words: shrink is for VLM"),

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import torch
 from das_gym.adapt.shrink.cutting import cut
+from das_gym.adapt.shrink.das_adapters import layers_left
 from das_gym.adapt.shrink.recovery import (
     Recovery,
     RecoveryConfig,
     Teacher,
     add_lora,
     answer_features,
+    answer_vectors,
     cosine_decay,
     decoder_path,
     hidden_distance,
     merge_lora,
+    places_read,
     projector_of,
     recovery_loss,
 )
@@ -85,6 +88,25 @@ def test_the_loss_by_hand(problem_of: Callable[[str], Problem]):
     assert float(found["loss"]) == pytest.approx(weighted, rel=1e-4)
 
 
+@pytest.mark.parametrize("how", ["lora", "adapters"])
+def test_hidden_vectors_of_every_layer(problem_of: Callable[[str], Problem], how: str):
+    """Layers 1 and 3 of four are gone: layer 0 should give what layer 2 reads, or, with an adapter between, what it gave."""
+    problem = problem_of("llava")
+    whole, task, student = problem.vlp, problem.task, cut(problem.vlp, MASK)
+    examples = task.open_ended(problem.splits.train[:2])
+    read = places_read(whole, layers_left(whole, student), how == "adapters")
+    assert read == ([0, 3] if how == "adapters" else [1, 3])
+    with torch.no_grad():
+        teacher = Teacher(whole, task, examples, range(2), 2, read)
+        mine, its = answer_vectors(student, task, examples, (0, 1)), teacher.vectors(examples)
+        config = RecoveryConfig(recover=how, hidden="mse", hidden_at="layers")  # type: ignore[arg-type]
+        found = recovery_loss(student, teacher, task, examples, config)
+    assert mine.shape == its.shape == (mine.shape[0], 3, tiny.WIDTH)
+    assert torch.equal(mine[:, 0], answer_features(student, task, examples))
+    assert float(found["hidden"]) == pytest.approx(float(((mine - its) ** 2).mean()), rel=1e-5)
+    assert torch.equal(mine[:, 1], its[:, 1]) == (how == "adapters")  # nothing in front of the first layer has gone
+
+
 def test_hidden_distances():
     given, wanted = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[2.0, 0.0], [2.0, 0.0]])
     assert float(hidden_distance(given, wanted, "cosine")) == pytest.approx(0.5)  # 0 and 1
@@ -143,7 +165,7 @@ def test_a_stopped_training_goes_on_as_if_undisturbed(
     assert all(torch.equal(value, resumed[key]) for key, value in undisturbed.items())
 
 
-@pytest.mark.parametrize("how", ["lora", "full"])
+@pytest.mark.parametrize("how", ["lora", "full", "adapters"])
 def test_weights_of_16_bits_learn_small_steps(data: Path, tmp_path: Path, how: str):
     """A step of 1e-5 is lost in bfloat16: what trains has 32 bits, and the model its own type again at the end."""
     source = tiny.save("llava", tmp_path / "llava", torch.bfloat16)

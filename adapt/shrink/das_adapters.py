@@ -1,0 +1,149 @@
+"""The adapters of DAS in a shrunk model: beside what is left, and in the place of what was deleted; kept as adapters."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from das_gym.files import read_json, write_json, write_text
+from das_gym.models.transformers import modeling_das_adapters
+from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER
+from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.modeling_das_adapters import DasAdapter, add_adapters
+from das_gym.models.transformers.pruning import shell
+from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child
+
+SETTINGS = "das_adapters"
+"""Key of config.json that says which adapters a model has, see `add_adapters`."""
+
+CLASS = '''
+
+from transformers import {base}  # noqa: E402
+
+
+class {base}WithAdapters({base}):
+    """A {base} of transformers with the adapters that its configuration tells of."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        add_adapters(self, config.{settings})
+'''
+"""What the folder's file of code ends with."""
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether `stand_in` has put adapters into a model of transformers."""
+    return hasattr(model.config, SETTINGS)
+
+
+def layers_left(whole: VLM, smaller: VLM) -> list[int]:
+    """Positions in the whole model of the layers that `cutting.cut` left, whose parameters both have."""
+    places = {id(next(layer.parameters())): place for place, layer in enumerate(whole.stack.layers)}
+    return [places[id(next(layer.parameters()))] for layer in smaller.stack.layers]
+
+
+def stand_in(smaller: VLM, whole: VLM, bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
+    """Put adapters into a model from which layers were cut; what trains is returned, in 32 bits at least.
+
+    They begin as zero: the model says what it said before.
+
+    Args:
+        smaller: As `cutting.cut` made it.
+        whole: The model that it was cut from.
+        bottleneck: Width of the adapters before attention and MLP, at least 1.
+        skip_bottleneck: Width of those in the place of deleted layers.
+
+    Raises:
+        ValueError: layers without a place for adapters.
+    """
+    if whole.untrainable:
+        raise ValueError(f"{whole.untrainable}: use recover=lora or recover=full")
+    left, layers = layers_left(whole, smaller), smaller.stack.layers
+    ends = [-1, *left, len(whole.stack.layers)]
+    settings = {
+        "layers": next(name for name, module in smaller.model.named_modules() if module is layers),
+        "norm": child(layers[0], INPUT_NORMS),
+        "attention": child(layers[0], ATTENTION_NAMES),
+        "mlp": child(layers[0], MLP_NAMES),
+        "hidden_size": smaller.feature_size,
+        "bottleneck": bottleneck,
+        "skip_bottleneck": skip_bottleneck,
+        "gone_before": [after - before - 1 for before, after in pairwise(ends)],
+    }
+    add_adapters(smaller.model, settings)
+    setattr(smaller.model.config, SETTINGS, settings)
+    for unit, place in zip(_gone_units(smaller), _gone(whole, left), strict=True):
+        norm = getattr(whole.stack.layers[place], settings["norm"])
+        unit.norm.load_state_dict(norm.state_dict())
+    adapters = [module for module in smaller.model.modules() if isinstance(module, DasAdapter)]
+    for adapter in adapters:
+        if next(adapter.parameters()).dtype in (torch.float16, torch.bfloat16):
+            adapter.float()
+    trained = [parameter for adapter in adapters for parameter in adapter.parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return trained
+
+
+def masked_with(whole: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
+    """The whole model with its skippable layers' adapters, those that the smaller one has with their weights: to be masked.
+
+    It is driven as a supernet is, and not by the code that the smaller one's folder gets.
+
+    Args:
+        whole: The model before anything was deleted.
+        smaller: What `stand_in` made of it, trained.
+        mask: (n_layers,) bool, what was deleted.
+    """
+    settings = getattr(smaller.model.config, SETTINGS)
+    masked = VLM(shell(whole.model), traits=whole.traits)
+    masked.insert_adapters(settings["bottleneck"], settings["skip_bottleneck"])
+    units, kept = iter(_gone_units(smaller)), iter(smaller.stack.layers)
+    for index, (place, skipped) in enumerate(zip(masked.places, mask, strict=True)):
+        if skipped:
+            unit: Any = masked.skippable(index).skip_adapter
+            _copy(next(units).adapter, unit.adapter)
+            continue
+        mine, its = masked.stack.layers[place], next(kept)
+        for part, name in ((settings["attention"], ATTENTION_ADAPTER), (settings["mlp"], MLP_ADAPTER)):
+            _copy(getattr(its, part).das_adapter, getattr(mine, name))
+    return masked.eval()
+
+
+def write_code(folder: Path, model: Any) -> None:
+    """Put the code that loads a saved model with adapters into its folder, and its name into the configuration.
+
+    Args:
+        folder: As `save_pretrained` left it.
+        model: What was saved.
+    """
+    base, file = type(model).__name__, Path(modeling_das_adapters.__file__)
+    code = file.read_text(encoding="utf-8")
+    write_text(folder / file.name, code + CLASS.format(base=base, settings=SETTINGS))
+    config = read_json(folder / "config.json")
+    name = f"{base}WithAdapters"
+    config["architectures"] = [name]
+    config["auto_map"] = {auto_class(model.config).__name__: f"{file.stem}.{name}"}
+    write_json(folder / "config.json", config, indent=2)
+
+
+def _gone(whole: VLM, left: list[int]) -> list[int]:
+    return [place for place in range(len(whole.stack.layers)) if place not in left]
+
+
+def _gone_units(smaller: VLM) -> list[Any]:
+    """What stands in for deleted layers, in order."""
+    units: list[Any] = []
+    for layer in smaller.stack.layers:
+        units += [*getattr(layer, "gone_before", ()), *getattr(layer, "gone_behind", ())]
+    return units
+
+
+def _copy(source: DasAdapter, target: nn.Module) -> None:
+    target.to(source.down.weight).load_state_dict(source.state_dict())

@@ -1,0 +1,110 @@
+"""Adapters in the place of deleted layers: driven by our masks, by the folder's own code, and trained."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.shrink.cutting import cut
+from das_gym.adapt.shrink.das_adapters import has_adapters, masked_with, stand_in
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, answer_features
+from das_gym.adapt.shrink.saving import save
+from das_gym.adapt.shrink.verifying import questions, replayed
+
+from das_gym.models.transformers import modeling_das_adapters
+from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.model import VLM
+from das_gym.problem.loading import Problem
+from tests.adapt.shrink.test_recovery import divergence
+
+MASKS = {"llava": (0, 1, 0, 1), "smolvlm": (1, 1, 0, 0), "qwen2_vl": (0, 0, 1, 1), "gemma3": (0, 1, 1, 0)}
+"""Deleted layers between kept ones, and at either end, of models of different kinds."""
+
+MASK = np.array(MASKS["llava"], dtype=bool)
+
+
+def with_random_adapters(whole: VLM, mask: np.ndarray) -> VLM:
+    smaller = cut(whole, mask)
+    torch.manual_seed(0)
+    for parameter in stand_in(smaller, whole, bottleneck=4, skip_bottleneck=6):
+        torch.nn.init.normal_(parameter, std=0.2)
+    smaller.freeze()
+    return smaller
+
+
+@torch.no_grad()
+def said(vlm: VLM, problem: Problem, examples: Any) -> torch.Tensor:
+    return vlm.own_head()(answer_features(vlm, problem.task, examples))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_the_masks_replay_and_the_folders_code_say_the_same(
+    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path, name: str
+):
+    """Two pieces of code that share nothing: adapters as a supernet has them, and as the folder brings them."""
+    problem = problem_of(name)
+    asked = questions(problem.vlp, problem.task, problem.splits.test)
+    mask = np.array(MASKS[name], dtype=bool)
+    smaller = with_random_adapters(problem.vlp, mask)
+    wanted = torch.cat(replayed(masked_with(problem.vlp, smaller, mask), asked, mask))
+    torch.testing.assert_close(said(smaller, problem, asked.examples), wanted, atol=1e-4, rtol=1e-4)
+    save(smaller.model, tmp_path, folder_of(name), folder_of(name), torch.float32)
+    loaded = auto_class(problem.vlp.model.config).from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(loaded).__name__ == f"{type(problem.vlp.model).__name__}WithAdapters"
+    again = VLM(loaded.eval(), traits=problem.vlp.traits)
+    torch.testing.assert_close(said(again, problem, asked.examples), wanted, atol=1e-4, rtol=1e-4)
+    assert not has_adapters(problem.vlp.model)
+
+
+def test_they_begin_as_zero(problem_of: Callable[[str], Problem]):
+    problem = problem_of("llava")
+    smaller, examples = cut(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
+    before = said(smaller, problem, examples)
+    stand_in(smaller, problem.vlp, 4, 6)
+    assert torch.equal(said(smaller, problem, examples), before)
+
+
+def test_a_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem]):
+    problem = problem_of("llava")
+    smaller, examples = with_random_adapters(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
+    twin = VLM(copy.deepcopy(smaller.model), traits=smaller.traits)
+    before = said(smaller, problem, examples)
+    for module in smaller.model.modules():
+        if isinstance(module, modeling_das_adapters.DasAdapter):
+            module.up.weight.data.zero_()
+    assert torch.equal(said(twin, problem, examples), before)
+    assert not torch.equal(said(smaller, problem, examples), before)
+
+
+def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
+    problem = problem_of("llava")
+    student, unchanged = cut(problem.vlp, MASK), divergence(cut(problem.vlp, MASK), problem)
+    before = {name: p.clone() for name, p in student.model.named_parameters()}
+    widths = {"bottleneck": 4, "skip_bottleneck": 6}
+    config = RecoveryConfig("adapters", steps=20, batch_size=4, learning_rate=3e-3, cross_entropy=0.0, **widths)
+    recovery = Recovery(student, problem.vlp, problem.task, problem.splits.train, config)
+    recovery.run()
+    after = dict(student.model.named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert recovery.trained == sum(p.numel() for name, p in after.items() if "adapter" in name and ".norm." not in name)
+    assert divergence(student, problem) < 0.8 * unchanged
+    assert not any(p.requires_grad for p in after.values())
+
+
+def test_layers_without_a_place_are_refused(problem_of: Callable[[str], Problem]):
+    problem = problem_of("lfm2_vl")
+    with pytest.raises(ValueError, match="for adapters by a known name: use recover=lora or recover=full"):
+        stand_in(cut(problem.vlp, MASK), problem.vlp, 4, 6)
+
+
+def test_the_folders_code_needs_torch_alone():
+    tree = ast.parse(Path(modeling_das_adapters.__file__).read_text())
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"__future__", "copy", "collections.abc", "typing", "torch"}
