@@ -28,7 +28,6 @@ from das_gym.adapt.shrink.generation import (
 from das_gym.adapt.shrink.saving import source_dtype
 from torch import Tensor
 
-from das_gym.files import read_json
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
@@ -172,8 +171,7 @@ def ask_fresh(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / name for name in ("given.pt", "wanted.pt")]
-        code = "auto_map" in read_json(folder / "config.json")
-        torch.save({**given, "trust_remote_code": code}, paths[0])
+        torch.save(dict(given), paths[0])
         command = [sys.executable, "-I", fresh.__file__, str(folder), *map(str, paths)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode != 0:
