@@ -398,6 +398,7 @@ class Work:
             budget=self._budget(),
             recovery=settings.recovery(),
             trained=(trained, len(self.problem.splits.train)),
+            widths=settings.recovery().widths(self.whole.feature_size),
             data=self.title,
             comparison=comparison,
             verified=verified,

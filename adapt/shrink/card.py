@@ -29,6 +29,7 @@ class Card:
         budget: What was asked for, in words.
         recovery: How it was trained.
         trained: How many parameters trained, and on how many examples.
+        widths: Of adapters, where there are, see `RecoveryConfig.widths`.
         data: What it was searched, trained and scored on.
         comparison: The result.
         verified: What was checked.
@@ -42,6 +43,7 @@ class Card:
     budget: str
     recovery: RecoveryConfig
     trained: tuple[int, int]
+    widths: tuple[int, int]
     data: str
     comparison: Comparison
     verified: Verified
@@ -104,9 +106,8 @@ class Card:
         )
         trained = "What is left, and the projector, was trained"
         if config.recover == "adapters":
-            how = (
-                f"{config.bottleneck} wide before attention and MLP, {config.skip_bottleneck} wide where a layer was deleted"
-            )
+            wide, skip = self.widths
+            how = f"{wide} wide before attention and MLP, {skip} wide where a layer was deleted"
             trained = "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained"
         which = "the last hidden vectors" if config.hidden_at == "last" else "the hidden vectors behind every layer"
         hidden = "" if config.hidden == "none" else f" + {config.hidden_weight:g} {config.hidden} of {which}"

@@ -25,7 +25,6 @@ from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepRe
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
 from das_gym.models.transformers.model import VLM
 from das_gym.runs import progress
 from das_gym.tasks.base import Task
@@ -56,8 +55,9 @@ class RecoveryConfig:
         weight_decay: Of matrices.
         rank: LoRA's.
         alpha: LoRA's; what is learnt counts `alpha / rank` times.
-        bottleneck: Width of adapters before attention and MLP.
-        skip_bottleneck: Width of adapters in the place of deleted layers.
+        bottleneck: Width of adapters before attention and MLP; None is LLaVA's share of the hidden size, 1 / 64, but 8 at
+            least.
+        skip_bottleneck: Width of adapters in the place of deleted layers; None is 1 / 16 likewise.
         distillation: Weight of KL(teacher || student).
         cross_entropy: Weight of the reference answer's cross-entropy.
         hidden: Distance of hidden vectors: `none`, `cosine` or `mse`.
@@ -76,8 +76,8 @@ class RecoveryConfig:
     weight_decay: float = 0.0
     rank: int = 16
     alpha: int = 32
-    bottleneck: int = BOTTLENECK
-    skip_bottleneck: int = SKIP_BOTTLENECK
+    bottleneck: int | None = None
+    skip_bottleneck: int | None = None
     distillation: float = 1.0
     cross_entropy: float = 0.5
     hidden: Literal["none", "cosine", "mse"] = "none"
@@ -92,6 +92,12 @@ class RecoveryConfig:
             raise ValueError(
                 "distillation=0, cross_entropy=0 and no hidden loss: there is nothing to learn; give one a weight"
             )
+
+    def widths(self, hidden_size: int) -> tuple[int, int]:
+        """Of adapters before attention and MLP, and of those in the place of deleted layers."""
+        shares = (hidden_size // 64, hidden_size // 16)
+        given = (self.bottleneck, self.skip_bottleneck)
+        return tuple(max(8, share) if width is None else width for width, share in zip(given, shares, strict=True))  # type: ignore[return-value]
 
     @property
     def of_layers(self) -> bool:
@@ -342,7 +348,7 @@ class Recovery:
         if self.config.recover == "lora":
             return add_lora(self.student, self.config.rank, self.config.alpha)
         if self.config.recover == "adapters":
-            return stand_in(self.student, self.whole, self.config.bottleneck, self.config.skip_bottleneck)
+            return stand_in(self.student, self.whole, *self.config.widths(self.student.feature_size))
         if dtype in (torch.float16, torch.bfloat16):
             self._become(copy.deepcopy(self.student.model).float())
         parts = [*self.student.stack.layers, *projector_of(self.student.model).values()]
