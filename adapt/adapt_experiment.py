@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
-from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report
+from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import prefixed
 
@@ -290,6 +290,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         "baseline": rows[BASELINE].record(),
         "left_out": splits.left_out_count,
     }
+    write_answers(folder, rows)
     save(subnets[SUBNET], folder, info, record)  # the record last: it means that all is there
     for name in subnets:
         (folder / f"{name}.pt").unlink(missing_ok=True)

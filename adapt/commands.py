@@ -80,6 +80,16 @@ PROGRAM = Program(
         "supernet": Command(
             "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
         ),
+        "evaluate": Command(
+            "das_gym.adapt.evaluate_command:evaluation_main",
+            "with run=... [split=... data_root=... out=...]",
+            "score a fine-tuned subnet on any part of any data, and write what it answers",
+        ),
+        "predict": Command(
+            "das_gym.adapt.evaluate_command:prediction_main",
+            "with run=... out=... [split=... data_root=...]",
+            "write what it answers where nobody's answers are known: VQA's test-dev",
+        ),
         "export": Command(
             "das_gym.adapt.export.command:main",
             "with run=... out=...",

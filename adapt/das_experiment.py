@@ -19,7 +19,7 @@ import numpy as np
 from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import SUBNET, compare, print_report
+from das_gym.adapt.report import SUBNET, compare, print_report, write_answers
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, prefixed
 
@@ -130,6 +130,7 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     finetune_found(training, folder / "finetune.pt", prefixed("finetune", run.log_scalar), settings.save_every)
     subnet.backbone.vlp.freeze()
     rows = compare({SUBNET: subnet}, splits, settings.rank_images)
+    write_answers(folder, rows)
     record = {
         "format": "das_gym das 1",
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Evaluation:
         loss: Mean loss, nats.
         numbers: All that the task reports, `metric` and `loss` among it; see `Task.summary`.
         examples: How many.
+        predictions: What it answered to each, see `Task.predictions`.
     """
 
     metric: float
@@ -33,6 +34,7 @@ class Evaluation:
     loss: float
     numbers: dict[str, float]
     examples: int
+    predictions: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
 
 def mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> Tensor:
@@ -80,26 +82,44 @@ def evaluate(
         blind: (3, height, width) image to show instead of every image, or None.
         rank_images: Most images that are ranked, None = all; nothing is ranked blind.
     """
+    task, device = subnet.task, subnet.backbone.vlp.device
+    rows: list[tuple[float, float]] = []
+    predictions: list[dict[str, Any]] = []
+    for chunk, logits in answered(subnet, examples, title, pairs, blind):
+        targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
+        losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
+        rows += zip(losses.tolist(), metrics.tolist(), strict=True)
+        predictions += task.predictions(chunk, logits)
+    losses, metrics = np.array(rows).T
+    numbers = task.summary(examples, losses, metrics)
+    gallery = None if blind is not None else task.gallery(examples, rank_images)
+    if gallery is not None:
+        numbers |= ranked(subnet, gallery, title)
+    return Evaluation(numbers[task.metric_name], task.metric_name, numbers["loss"], numbers, len(rows), predictions)
+
+
+@torch.inference_mode()
+def predict(subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int = 128) -> list[dict[str, Any]]:
+    """What a subnet answers to examples, whose right answers need not be known; see `Task.predictions`."""
+    return [
+        row for chunk, logits in answered(subnet, examples, title, pairs) for row in subnet.task.predictions(chunk, logits)
+    ]
+
+
+def answered(
+    subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int, blind: Tensor | None = None
+) -> Iterator[tuple[Sequence[Any], Tensor]]:
+    """Batches of examples with their logits; the arguments are those of `evaluate`."""
     subnet.head.eval()
     task, vlp = subnet.task, subnet.backbone.vlp
-    rows: list[tuple[float, float]] = []
     step = task.examples_of(pairs)
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]
             pairs_of = task.pairs(chunk)
             pooled = vlp.ready(task.processor, pairs_of)() if blind is None else _blind(subnet, pairs_of, blind)
-            targets = {name: t.to(vlp.device) for name, t in task.targets(chunk).items()}
-            logits = subnet.head(task.group_features(pooled))
-            losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
-            rows += zip(losses.tolist(), metrics.tolist(), strict=True)
+            yield chunk, subnet.head(task.group_features(pooled))
             bar.update(len(chunk))
-    losses, metrics = np.array(rows).T
-    numbers = task.summary(examples, losses, metrics)
-    gallery = None if blind is not None else task.gallery(examples, rank_images)
-    if gallery is not None:
-        numbers |= ranked(subnet, gallery, title)
-    return Evaluation(numbers[task.metric_name], task.metric_name, numbers["loss"], numbers, len(rows))
 
 
 def _blind(subnet: AdaptedModel, pairs: Sequence[Any], image: Tensor) -> Tensor:

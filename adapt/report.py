@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
 
 from das_gym.data.splits import Splits
+from das_gym.files import write_json
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs
@@ -64,7 +66,10 @@ class Row:
 
     def record(self) -> dict[str, Any]:
         """The row as plain JSON values; `latency_ms` and `speedup` are medians, with their quartiles beside them."""
-        plain = {**asdict(self), "mask": list(self.mask), "skipped_layers": list(self.skipped_layers)}
+        plain = asdict(self)
+        if plain["evaluation"] is not None:
+            del plain["evaluation"]["predictions"]  # in a file of their own
+        plain |= {"mask": list(self.mask), "skipped_layers": list(self.skipped_layers)}
         for name, unit in (("latency", "_ms"), ("speedup", "")):
             spread = plain.pop(name)
             plain[f"{name}{unit}"] = spread and spread[0]
@@ -133,6 +138,13 @@ def _row(
         latency=latency,
         speedup=faster,
     )
+
+
+def write_answers(folder: Path, rows: Mapping[str, Row]) -> None:
+    """Write what each evaluated model answered to the test split, `answers_<name>.json`; see `Task.predictions`."""
+    for row in rows.values():
+        if row.evaluation is not None:
+            write_json(folder / f"answers_{row.name}.json", row.evaluation.predictions)
 
 
 def print_report(rows: Mapping[str, Row], title: str) -> None:

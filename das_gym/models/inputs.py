@@ -105,7 +105,8 @@ class Processor:
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (batch, tokens) int64, padded to `padded_length` of the longest text."""
-        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_length)["input_ids"]
+        plain = {"split_special_tokens": True}  # `</s>` that somebody wrote is text, and no end of it
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_length, **plain)["input_ids"]
         tokens = min(padded_length(max(map(len, ids))), self.max_text_length)
         input_ids = torch.full((len(ids), tokens), self.tokenizer.pad_token_id)
         attention_mask = torch.zeros_like(input_ids)

@@ -16,6 +16,9 @@ from das_gym.data.images import ImageSource
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 
+PARTS = ("train", "reward", "test")
+"""What every data set is divided into."""
+
 
 class Example(Protocol):
     """Something to be scored; `key` tells it from every other example of its data set."""
@@ -81,6 +84,24 @@ class Task(ABC):
         """
 
     @classmethod
+    def load_part(cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[Any]:
+        """One part of a data set: `train`, `reward`, `test`, or, where a task knows them, the format's own parts.
+
+        Raises:
+            ValueError: no such part.
+        """
+        if part not in PARTS:
+            raise ValueError(f"split={part!r} is none of {', '.join(PARTS)}")
+        examples: Sequence[Any] = getattr(cls.load_splits(data_root, on_bad_example), part)
+        return examples
+
+    @classmethod
+    def is_labelled(cls, examples: Sequence[Any]) -> bool:
+        """Whether the right answers to a part are known."""
+        del examples
+        return True
+
+    @classmethod
     def examples_of(cls, pairs: int) -> int:
         """How many examples, at least 1, come to no more than so many pairs: what a batch costs."""
         return max(pairs // cls.passes, 1)
@@ -138,6 +159,16 @@ class Task(ABC):
         del targets
         wanted, given = full_logits.log_softmax(-1), logits.log_softmax(-1)
         return (wanted.exp() * (wanted - given)).sum(-1)
+
+    def predictions(self, examples: Sequence[Any], logits: Tensor) -> list[dict[str, Any]]:
+        """What a model answers to a batch, an object of plain JSON values an example, as the task's server takes it.
+
+        Args:
+            examples: The batch.
+            logits: As for `losses`.
+        """
+        numbers = logits.flatten(1).argmax(-1).tolist() if len(logits) == len(examples) else [None] * len(examples)
+        return [{"key": e.key, "prediction": number} for e, number in zip(examples, numbers, strict=True)]
 
     def summary(self, examples: Sequence[Any], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """What to report of a whole split: `loss` (nats), the metric by its name (0..1), and what the field adds.

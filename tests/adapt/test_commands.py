@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet
+from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.evaluate import evaluate, mean_image
 from das_gym.adapt.finetune import cut_subnet
 
@@ -82,6 +83,33 @@ def test_adapt_prints_one_table_and_a_conclusion(adapted: Path):
     assert "Next: " not in printed  # what would follow the search follows by itself
     own = printed[printed.index("┏") : printed.index("record: runs/2")].splitlines()
     assert all(len(line) <= 100 for line in own)
+
+
+def in_this_process(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert PROGRAM.run(words) == 0
+    return capsys.readouterr().out
+
+
+def test_answers_are_kept_and_written_again(
+    adapted: Path, tiny_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of a run, as VQA's server takes them; the same again by `evaluate` and `predict`, with the metric of the run."""
+    run, out = adapted / "runs/2", tmp_path / "answers.json"
+    kept = json.loads((run / "answers_subnet.json").read_text())
+    assert kept
+    assert set(kept[0]) == {"question_id", "answer"}
+    words = ["with", f"run={run}", f"data_root={tiny_kwargs['data_root']}", "device=cpu"]
+    printed = in_this_process(["evaluate", *words, f"out={out}"], capsys)
+    assert json.loads(out.read_text()) == kept
+    metric = json.loads((run / "adapt.json").read_text())["models"][0]["evaluation"]["metric"]
+    assert f"{100 * metric:.2f}" in printed
+    assert "at most, %" in printed
+    in_this_process(["predict", *words, "split=val2014", f"out={tmp_path / 'val.json'}", "examples=5"], capsys)
+    assert len(json.loads((tmp_path / "val.json").read_text())) == 5
+    assert PROGRAM.run(["predict", *words, f"out={out}"]) == 1
+    assert "exists, and nothing is ever written over" in capsys.readouterr().err
+    assert PROGRAM.run(["predict", *words]) == 1
+    assert "pass out=answers.json" in capsys.readouterr().err
 
 
 def test_adapt_searches_with_bayes(adapted: Path):

@@ -47,6 +47,18 @@ def test_augmented_images_are_those_of_seed_step_and_key(processor: Processor):
     assert not torch.equal(first, later)
 
 
+def test_the_words_of_a_person_are_never_special_tokens(processor: Processor):
+    """Else a question could end its text, or hide a word of it, by what it says."""
+    tokenizer = processor.tokenizer
+    tokens = processor.texts([tokenizer.eos_token, "red"])
+    written, plain = (
+        ids[mask.bool()].tolist() for ids, mask in zip(tokens["input_ids"], tokens["attention_mask"], strict=True)
+    )
+    assert len(written) > 3  # letters between the marks that every text has
+    assert not set(written[1:-1]) & set(tokenizer.all_special_ids)
+    assert (written[0], written[-1]) == (plain[0], plain[-1])
+
+
 def test_longer_texts_are_cut(processor: Processor):
     tokens = processor.texts(["red " * 50, "blue"])
     assert tokens["input_ids"].shape == (2, 8)

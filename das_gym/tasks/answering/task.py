@@ -108,6 +108,26 @@ class AnsweringTask(Task):
         best = best.scatter_reduce(0, targets["example"], likelihood, "amax")
         return torch.where(options > 1, likelihood[targets["reference"]] >= best, missed == 0).to(likelihood)
 
+    def predictions(self, examples: Sequence[AnswerExample], logits: Tensor) -> list[dict[str, Any]]:
+        """`key`, and `answer`, the likeliest option; where there is nothing to choose from, `teacher_forced` instead.
+
+        That is the likeliest token at each place of the reference answer, decoded: what greedy generation says if it is
+        right, and else no more than a hint at it.
+        """
+        targets = {name: t.to(logits.device) for name, t in self.targets(examples).items()}
+        counts = torch.bincount(targets["example"])
+        likelihoods = (-_sum_by(self._nats(logits, targets), targets)).split(counts.tolist())
+        tokens = logits.argmax(-1).split(torch.bincount(targets["prompt"]).tolist())
+        decode: Any = self.processor.tokenizer.decode
+        rows: list[dict[str, Any]] = []
+        for example, options, first in zip(examples, likelihoods, (counts.cumsum(0) - counts).tolist(), strict=True):
+            if example.options:
+                rows.append({"key": example.key, "answer": example.options[int(options.argmax())]})
+            else:
+                said = decode(tokens[first].tolist(), skip_special_tokens=True).strip()
+                rows.append({"key": example.key, "teacher_forced": said})
+        return rows
+
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """(batch,) KL(full model || subnet) of the next token, mean over the reference answer's tokens, in nats."""
         return _mean_by(super().divergences(logits, full_logits, targets), targets)[targets["reference"]]

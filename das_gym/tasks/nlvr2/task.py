@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,11 @@ class NLVR2Task(Task):
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) 1 where the larger logit is that of the label, else 0."""
         return (logits.argmax(-1) == targets["label"]).to(logits)
+
+    def predictions(self, examples: Sequence[NLVR2Example], logits: Tensor) -> list[dict[str, Any]]:
+        """`identifier` and `prediction`, "True" or "False" as the data set writes labels."""
+        said = logits.argmax(-1).tolist()
+        return [{"identifier": e.identifier, "prediction": str(bool(n))} for e, n in zip(examples, said, strict=True)]
 
     def summary(self, examples: Sequence[NLVR2Example], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Accuracy, loss, and consistency: the share of sentences (0..1) judged right with all their pairs of images."""

@@ -63,6 +63,12 @@ def _strip_punctuation(text: str) -> str:
 
 
 @lru_cache(maxsize=65536)
+def as_written(text: str) -> str:
+    """An answer with nothing changed but white space: what unanimous annotators are compared by."""
+    return re.sub(r"[\n\t]", " ", text).strip()
+
+
+@lru_cache(maxsize=65536)
 def normalize_answer(text: str) -> str:
     """An answer as VQA compares it: `The  two dogs!` and `2 dogs` are the same.
 
@@ -73,9 +79,7 @@ def normalize_answer(text: str) -> str:
         Lower case, without punctuation and articles, numbers up to ten as digits, apostrophes put back into
         contractions, single spaces. It may be empty. Normalising twice changes nothing.
     """
-    words = [
-        NUMBER_WORDS.get(word, word) for word in _strip_punctuation(re.sub(r"[\n\t]", " ", text).strip()).lower().split()
-    ]
+    words = [NUMBER_WORDS.get(word, word) for word in _strip_punctuation(as_written(text)).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
@@ -97,11 +101,12 @@ def soft_score(count: int) -> float:
 
 
 def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
-    """VQA's official accuracy of one answer, after normalising both sides.
+    """VQA's official accuracy of one answer, after normalising both sides, but as written where annotators are unanimous.
 
     It is the mean, over leaving out one annotator at a time, of min(matches among the others / 3, 1). With the ten
     annotators of VQAv2, 1, 2, 3 and 4 matches give 0.3, 0.6, 0.9 and 1.0. The answer of unanimous annotators counts 1.0
-    however few they are, where the formula alone would give one annotator 0.
+    however few they are, where the formula alone would give one annotator 0. Where all wrote the same, the official script
+    compares that as it stands: `2` is wrong where ten wrote `two`.
 
     Args:
         answer: The answer to score.
@@ -118,6 +123,9 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
         raise TypeError(f"answers={answers!r} is one string; pass a list with every annotator's answer")
     if not answers:
         raise ValueError("answers is empty; pass every annotator's answer, at least one")
+    written = {as_written(other) for other in answers}
+    if len(written) == 1:
+        return float(as_written(answer) in written)
     given = normalize_answer(answer)
     total = len(answers)
     matches = sum(normalize_answer(other) == given for other in answers)

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from das_gym.tasks.vqa.accuracy import normalize_answer
+from das_gym.tasks.vqa.accuracy import as_written, normalize_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,9 @@ class ColumnsBuilder:
         self._ids.extend(ids)
         self._questions.append(question)
         self._codes_of.extend((codes.number(types[0]), codes.number(types[1]), codes[answer]))
-        self._answers.extend([codes[other] for other in answers])
+        written = {as_written(other) for other in set(answers)}
+        one = codes.number(written.pop()) if len(written) == 1 else None  # the official script compares it as it stands
+        self._answers.extend([codes[other] if one is None else one for other in answers])
         self._counts.append(len(answers))
 
     def build(self) -> VQAColumns:

@@ -24,7 +24,7 @@ class VQAExample:
         question_type, answer_type: The data set's own groups, such as `what color is the` and `other`; empty where the
             format does not have them.
         answer: The annotators' most frequent answer, normalised.
-        answers: Every annotator's answer, normalised; ten in VQAv2.
+        answers: Every annotator's answer, ten in VQAv2: normalised, but as written where all wrote the same.
         split: The part of the data set that it comes from, such as `train2014`.
     """
 

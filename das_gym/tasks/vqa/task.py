@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.arrow import is_arrow
+from das_gym.data.checks import BadExamples
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.shapes.vqa import shapes_root
-from das_gym.tasks.base import Task, load_head
-from das_gym.tasks.vqa.accuracy import soft_score, vqa_accuracy
+from das_gym.tasks.base import PARTS, Task, load_head
+from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.arrow import FILES, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
-from das_gym.tasks.vqa.vqav2 import load_vqav2, splits_vocabulary
+from das_gym.tasks.vqa.vqav2 import load_vqav2, read_vqav2, splits_vocabulary
 
 
 def build_vqa_head(feature_size: int, num_answers: int, head_size: int | None = None) -> nn.Sequential:
@@ -55,6 +58,19 @@ class VQATask(Task):
         return load(root, on_bad_example)
 
     @classmethod
+    def load_part(cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[VQAExample]:
+        """As `Task.load_part`; of VQAv2's files also `train2014`, `val2014`, `test2015`, `test-dev2015`, each alone."""
+        root = shapes_root() if data_root is None else data_root
+        if part in PARTS or is_arrow(root, FILES):
+            return super().load_part(data_root, part, on_bad_example)
+        return read_vqav2(root, part, BadExamples(on_bad_example))
+
+    @classmethod
+    def is_labelled(cls, examples: Sequence[VQAExample]) -> bool:
+        """Whether annotators' answers are there; of `test2015` only the server knows them."""
+        return any(example.answers for example in itertools.islice(examples, 100))
+
+    @classmethod
     def choose_labels(cls, splits: Splits[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
         """The frequent answers, see `das_gym.tasks.vqa.vqav2.splits_vocabulary`."""
         return splits_vocabulary(splits, min_count)
@@ -68,7 +84,7 @@ class VQATask(Task):
         scores = torch.zeros(len(examples), len(self.labels))
         accuracy = torch.zeros_like(scores)
         for row, example in enumerate(examples):
-            for answer, count in Counter(example.answers).items():
+            for answer, count in Counter(map(normalize_answer, example.answers)).items():
                 column = self._index.get(answer)
                 if column is not None:
                     scores[row, column] = soft_score(count)
@@ -100,17 +116,36 @@ class VQATask(Task):
         no = F.logsigmoid(-full_logits) - F.logsigmoid(-logits)
         return (wanted * yes + (1 - wanted) * no).sum(-1)
 
+    def predictions(self, examples: Sequence[VQAExample], logits: Tensor) -> list[dict[str, Any]]:
+        """`question_id` and `answer`, as VQA's evaluation server takes them."""
+        answers = [self.labels[number] for number in logits.argmax(-1).tolist()]
+        return [{"question_id": e.question_id, "answer": answer} for e, answer in zip(examples, answers, strict=True)]
+
     def summary(self, examples: Sequence[VQAExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
-        """Accuracy over all, by question type (`question/<type>`) and by answer type (`answer/<type>`); mean loss."""
-        groups: defaultdict[str, list[float]] = defaultdict(list)
+        """Mean loss; accuracy over all, by question type (`question/<type>`) and by answer type (`answer/<type>`).
+
+        `ceiling` before any of these is what nobody can pass who chooses from this vocabulary, and `blank` how many of the
+        questions no annotator answered.
+        """
+        groups: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         for example, metric in zip(examples, metrics.tolist(), strict=True):
+            scored = metric, self.ceiling(example)
+            groups[""].append(scored)
             for kind, name in (("question", example.question_type), ("answer", example.answer_type)):
                 if name:  # arrow tables do not tell
-                    groups[f"{kind}/{name}"].append(metric)
-        means = {name: sum(values) / len(values) for name, values in sorted(groups.items())}
-        return {**super().summary(examples, losses, metrics), **means}
+                    groups[f"{kind}/{name}"].append(scored)
+        numbers = super().summary(examples, losses, metrics)
+        for name, rows in sorted(groups.items()):
+            accuracy, ceiling = np.mean(rows, axis=0).tolist()
+            numbers |= {f"ceiling/{name}".rstrip("/"): ceiling, **({name: accuracy} if name else {})}
+        return {**numbers, "blank": float(sum(not any(example.answers) for example in examples))}
+
+    def ceiling(self, example: VQAExample) -> float:
+        """The accuracy of the best answer in the vocabulary, 0..1."""
+        known = set(map(normalize_answer, example.answers)) & self._index.keys()
+        return max((vqa_accuracy(answer, example.answers) for answer in known), default=0.0)
 
     def covers_labels(self, examples: Sequence[VQAExample]) -> bool:
         """Whether at least half of the examples have an answer in the vocabulary."""
-        known = sum(any(answer in self._index for answer in e.answers) for e in examples)
+        known = sum(any(normalize_answer(answer) in self._index for answer in e.answers) for e in examples)
         return 2 * known >= len(examples)

@@ -20,10 +20,13 @@ from das_gym.data.images import ImageFile, files_in
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa.examples import VQAExample, VQATable
 from das_gym.tasks.vqa.vqav2_cache import cached_columns
-from das_gym.tasks.vqa.vqav2_files import SPLITS, PairOfFiles, find_file, some
+from das_gym.tasks.vqa.vqav2_files import SPLITS, UNANSWERED, PairOfFiles, find_file, some
 
 VQAV2_MIN_COUNT = 9
 """VQAv2's answer vocabulary holds the answers given to at least nine questions."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+"""What the names of image files may end in, in small or capital letters."""
 
 KEPT_SHARE = 0.9
 """Least share of the questions that a vocabulary of the default threshold can answer."""
@@ -36,10 +39,19 @@ class CocoImages:
     Attributes:
         folder: The folder of one split.
         split: Its name, which the files repeat.
+        suffix: What their names end in.
     """
 
     folder: Path
     split: str
+    suffix: str = ".jpg"
+
+    @classmethod
+    def of(cls, folder: Path) -> CocoImages:
+        """Those of a folder that is called as its split, by whichever of the usual suffixes most of them have."""
+        suffixes = Counter(Path(name).suffix for name in files_in(folder) if name.startswith(f"COCO_{folder.name}_"))
+        known = [suffix for suffix, _ in suffixes.most_common() if suffix.lower() in SUFFIXES]
+        return cls(folder, folder.name, *known[:1])
 
     def __call__(self, place: int) -> ImageFile:
         """The image of an id."""
@@ -51,7 +63,7 @@ class CocoImages:
         return [place for place in places if self._name(place) not in there]
 
     def _name(self, image_id: int) -> str:
-        return f"COCO_{self.split}_{image_id:012d}.jpg"
+        return f"COCO_{self.split}_{image_id:012d}{self.suffix}"
 
 
 def in_reward_split(image_id: int) -> bool:
@@ -89,7 +101,7 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
 
     Args:
         data_root: The folder described at the top of this module.
-        split: `train2014` or `val2014`.
+        split: `train2014` or `val2014`; or `test2015` or `test-dev2015`, whose examples have no answers.
         bad: Told of every bad entry; None raises at the first.
 
     Returns:
@@ -99,13 +111,16 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
         FileNotFoundError: The folder, a file or an image is missing.
         ValueError: A file is damaged or does not fit its format, or questions and annotations do not pair up.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}; the splits with public answers are {' and '.join(SPLITS)}")
+    if split not in (*SPLITS, *UNANSWERED):
+        raise ValueError(f"split={split!r} is none of {', '.join((*SPLITS, *UNANSWERED))}")
     root, bad = _root(data_root), bad or BadExamples()
     bad.new_file()
-    files = PairOfFiles(find_file(root, split, "questions"), find_file(root, split, "annotations"), bad)
-    columns = cached_columns([files.questions, files.annotations], bad, files.read)
-    images = CocoImages(root / split, split)
+    answered = split in SPLITS
+    questions = find_file(root, split, "questions")
+    files = PairOfFiles(questions, find_file(root, split, "annotations") if answered else questions, bad)
+    read = files.read if answered else files.read_questions
+    columns = cached_columns([files.questions, files.annotations], bad, read)
+    images = CocoImages.of(root / UNANSWERED.get(split, split))
     if not images.folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {images.folder}; unpack the images there, named like "
@@ -183,7 +198,11 @@ def drop_broken(table: VQATable, source: Path, bad: BadExamples) -> VQATable:
 
 def _missing(table: VQATable, places: list[int]) -> dict[int, Exception]:
     missing = table.image_at.missing(places)
-    return {place: FileNotFoundError(f"there is no image {table.image_at(place).key}") for place in missing}
+    if not missing:
+        return {}
+    folder = Path(table.image_at(missing[0]).key).parent
+    there = f"that folder holds {some(sorted(files_in(folder)), 3) or 'no files'}"
+    return {place: FileNotFoundError(f"there is no image {table.image_at(place).key}; {there}") for place in missing}
 
 
 def _undecodable(table: VQATable, places: list[int], bad: BadExamples) -> dict[int, Exception]:

@@ -17,7 +17,7 @@ from das_gym.data.checks import BadExamples
 from das_gym.files import replacing
 from das_gym.tasks.vqa.columns import Texts, VQAColumns
 
-READER = 2
+READER = 3
 """Version of the reader. Raise it with every change to what columns hold."""
 
 CACHED_BYTES = 4_000_000

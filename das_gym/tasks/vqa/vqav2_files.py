@@ -13,6 +13,10 @@ from das_gym.data.checks import BadExamples, check_characters, check_fields, che
 from das_gym.tasks.vqa.columns import ColumnsBuilder, VQAColumns
 
 SPLITS = ("train2014", "val2014")
+"""Parts whose answers are public."""
+
+UNANSWERED = {"test2015": "test2015", "test-dev2015": "test2015"}
+"""Parts without, and the folder of each one's images."""
 
 _QUESTION_FIELDS: dict[str, type] = {"question_id": int, "image_id": int, "question": str}
 _ANNOTATION_FIELDS: dict[str, type] = {
@@ -36,7 +40,7 @@ def find_file(root: Path, split: str, kind: str) -> Path:
 
     Args:
         root: The folder.
-        split: `train2014` or `val2014`.
+        split: One of `SPLITS` or `UNANSWERED`.
         kind: `questions` or `annotations`.
 
     Raises:
@@ -95,6 +99,13 @@ class PairOfFiles:
         self._drop_torn(questions, annotations)
         self.bad.require(questions, str(self.questions))
         return _columns(questions, annotations)
+
+    def read_questions(self) -> VQAColumns:
+        """The questions alone, nobody's answers beside them; raises as `read` does."""
+        questions = self._entries(self.questions, "questions", _QUESTION_FIELDS)
+        self.bad.require(questions, str(self.questions))
+        nobody = {"question_type": "", "answer_type": "", "multiple_choice_answer": "", "answers": ()}
+        return _columns(questions, dict.fromkeys(questions, nobody))
 
     def _entries(self, path: Path, key: str, fields: dict[str, type]) -> Entries:
         """The good entries of `{key: [...]}`."""

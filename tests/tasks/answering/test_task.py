@@ -17,6 +17,14 @@ from das_gym.tasks.answering.task import AnsweringTask
 class Letters:
     """A stand-in for a processor: every letter of the answer is a token, 0 to 4 for a to e."""
 
+    @property
+    def tokenizer(self) -> Letters:
+        return self
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        del skip_special_tokens
+        return "".join(chr(ord("a") + token) for token in ids)
+
     def encode(self, prompt: Prompt) -> SimpleNamespace:
         ids = torch.tensor([9, *(ord(letter) - ord("a") for letter in prompt.answer)])
         return SimpleNamespace(ids=ids, answer=1)
@@ -67,6 +75,12 @@ def test_the_loss_is_the_mean_over_the_references_tokens():
 )
 def test_right_is_what_greedy_generation_says_or_the_likeliest_option(probabilities: tuple[float, ...], right: list[int]):
     assert TASK.metrics(logits_of(*probabilities), TASK.targets([OPEN, CHOICE])).tolist() == right
+
+
+def test_what_is_said_to_each_example():
+    said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
+    assert said == [{"key": "1", "teacher_forced": "ae"}, {"key": "2", "answer": "cd"}]
+    assert TASK.predictions([CHOICE, OPEN], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5)[[2, 3, 4, 5, 0, 1]])[1]["key"] == "1"
 
 
 def test_a_divergence_is_the_mean_over_the_references_tokens():

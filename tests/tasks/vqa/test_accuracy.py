@@ -112,6 +112,13 @@ def test_accuracy_normalises_both_sides():
     assert vqa_accuracy("The Two", ["2"] * 4 + ["two!"] * 6) == 1.0
 
 
+def test_unanimous_answers_are_compared_as_they_stand():
+    """The official script normalises nothing where all annotators wrote the same."""
+    assert vqa_accuracy("2", ["two"] * 10) == 0.0
+    assert vqa_accuracy(" two\n", ["two"] * 9 + ["\ttwo"]) == 1.0
+    assert vqa_accuracy("2", ["two"] * 9 + ["Two"]) == 1.0
+
+
 def test_accuracy_refuses_what_is_no_list_of_answers():
     with pytest.raises(ValueError, match=r"answers is empty; pass every annotator's answer, at least one"):
         vqa_accuracy("red", [])

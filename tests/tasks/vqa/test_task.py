@@ -56,4 +56,20 @@ def test_divergence_is_that_of_bernoullis(task: VQATask):
 
 def test_summary_tells_groups_apart(task: VQATask):
     summary = task.summary([example("yes"), example("no")], np.array([1.0, 3.0]), np.array([1.0, 0.0]))
-    assert summary == {"accuracy": 0.5, "loss": 2.0, "question/what": 0.5, "answer/other": 0.5}
+    ceilings = {"ceiling": 1.0, "ceiling/question/what": 1.0, "ceiling/answer/other": 1.0}
+    assert summary == {"accuracy": 0.5, "loss": 2.0, "question/what": 0.5, "answer/other": 0.5, "blank": 0.0, **ceilings}
+
+
+def test_summary_tells_what_the_vocabulary_allows_and_what_nobody_answered(task: VQATask):
+    examples = [example(*["blue"] * 7, "no", "no", "red"), example(*[""] * 10), example(*["two"] * 10)]
+    numbers = task.summary(examples, np.ones(3), np.zeros(3))
+    assert numbers["ceiling"] == pytest.approx((2 * (1 / 3) + 8 * (2 / 3)) / 10 / 3)
+    assert numbers["blank"] == 1.0
+
+
+def test_unanimous_words_train_as_the_answer_they_mean_and_score_as_they_stand():
+    task = VQATask(processor=None, labels=("2", "two"))
+    targets = task.targets([example(*["two"] * 10)])
+    assert targets["scores"].tolist() == [[1.0, 0.0]]
+    assert targets["accuracy"].tolist() == [[0.0, 0.0]]  # "two" is asked for in its normal form, "2"
+    assert task.covers_labels([example(*["two"] * 10)])

@@ -21,6 +21,7 @@ from das_gym.data.splits import Splits
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tasks.vqa import vqav2_cache
 from das_gym.tasks.vqa.examples import VQAExample
+from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import (
     answer_vocabulary,
     in_reward_split,
@@ -158,8 +159,34 @@ def test_a_byte_order_mark_is_no_harm(root: Path):
 
 
 def test_an_unknown_split_is_refused(root: Path):
-    with pytest.raises(ValueError, match=r"split='test2015'; the splits with public answers are train2014 and val2014"):
-        read_vqav2(root, "test2015")
+    with pytest.raises(ValueError, match=r"split='dev' is none of train2014, val2014, test2015, test-dev2015"):
+        read_vqav2(root, "dev")
+
+
+def test_questions_without_answers_are_read_alone(root: Path):
+    """VQA's test-dev: a part of test2015, whose images it shows; nothing else has to be there."""
+    questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
+    (root / "v2_OpenEnded_mscoco_test-dev2015_questions.json").write_text(json.dumps({"questions": questions}))
+    (root / "test2015").mkdir()
+    (root / "test2015" / "COCO_test2015_000000000005.jpg").write_bytes(jpeg())
+    [example] = read_vqav2(root, "test-dev2015")
+    assert (example.question, example.question_id, example.answers) == ("How many?", 50, ())
+    assert example.image.path.name == "COCO_test2015_000000000005.jpg"
+    assert not VQATask.is_labelled([example])
+    assert VQATask.is_labelled(read_vqav2(root, "val2014"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg"])
+def test_images_may_have_any_of_the_usual_suffixes(root: Path, suffix: str):
+    for path in (root / "val2014").iterdir():
+        path.rename(path.with_suffix(suffix))
+    assert {example.image.path.suffix for example in read_vqav2(root, "val2014")} == {suffix}
+
+
+def test_unanimous_answers_stay_as_written(root: Path):
+    read = read_vqav2(root, "train2014")
+    assert (read[2].answer, set(read[2].answers)) == ("2", {"two"})
+    assert set(read[0].answers) == {"heron", "2 herons"}
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
@@ -294,8 +321,9 @@ def test_missing_images_are_counted(root: Path):
     for image_id in (103, 105):
         (root / "val2014" / f"COCO_val2014_{image_id:012d}.jpg").unlink()
     message = (
-        rf"{VAL_QUESTIONS}: question_id 103000: there is no image .*COCO_val2014_000000000103\.jpg "
-        r"\(2 of 12 images are missing\); put them there; or pass on_bad_example=\"skip\""
+        rf"{VAL_QUESTIONS}: question_id 103000: there is no image .*COCO_val2014_000000000103\.jpg; "
+        r"that folder holds COCO_val2014_000000000100\.jpg, .* and 7 more \(2 of 12 images are missing\); "
+        r"put them there; or pass on_bad_example=\"skip\""
     )
     with pytest.raises(FileNotFoundError, match=message):
         load_vqav2(root)

@@ -1,0 +1,138 @@
+"""What a fine-tuned subnet answers and scores on any part of any data of its task, and what it says to each example.
+
+python -m adapt evaluate with run=2
+python -m adapt evaluate with run=smaller split=val2014 data_root=/data/vqav2 out=answers.json
+python -m adapt predict with run=2 split=test-dev2015 data_root=/data/vqav2 out=answers.json
+
+`run` is the id of a run of `python -m adapt` or `adapt das` that ended, or the folder of one, or a folder that
+`adapt export` wrote. The file holds an object an example, as the task's server takes it: for VQA `question_id` and
+`answer`, for NLVR2 `identifier` and `prediction`, for answers in words `key` and `answer`. `predict` scores nothing, and
+takes data without answers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
+from das_gym.adapt.subnets import load_subnet
+
+from das_gym.commandline import parse_or_help, use
+from das_gym.data.checks import require_readable
+from das_gym.files import write_json
+from das_gym.problem.loading import AdaptedModel, task_class
+from das_gym.runs import RUNS_DIR, find_run
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """The settings of `python -m adapt evaluate` and `predict`.
+
+    Attributes:
+        run: Id of a run that ended, or a folder.
+        split: `train`, `reward` or `test`, as das_gym divides the data; of VQAv2 also `train2014`, `val2014`, `test2015`
+            or `test-dev2015`, for which nothing else has to be there.
+        data_root: Folder of the data; None is the bundled one.
+        out: JSON file for what the model answers; None writes none (`predict` needs one).
+        examples: At most so many, the first; None is all.
+        rank_images: Most images that are ranked in retrieval, None = all.
+        on_bad_example: `raise` at the first bad example, or `skip` it.
+        device: `auto`, `cpu`, `cuda`, ...
+        runs_dir: Folder of all runs.
+        checkpoint: The model that the run adapted, where that was moved.
+        use: Modules of one's own to import first.
+    """
+
+    run: int | str
+    split: str = "test"
+    data_root: str | None = None
+    out: str | None = None
+    examples: int | None = None
+    rank_images: int | None = RANKED_IMAGES
+    on_bad_example: str = "raise"
+    device: str = "auto"
+    runs_dir: str = RUNS_DIR
+    checkpoint: str | None = None
+    use: str | None = None
+
+    def __post_init__(self) -> None:
+        check_rank_images(self.rank_images)
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"examples={self.examples} is not allowed; give 1 or more, or leave it out for all")
+        if self.out is not None and Path(self.out).expanduser().exists():
+            raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
+
+    def load(self) -> tuple[AdaptedModel, Sequence[Any]]:
+        """The model and the examples.
+
+        Raises:
+            FileNotFoundError, ValueError: no such run, part or data.
+        """
+        use(self.use)
+        folder = Path(str(self.run)).expanduser()
+        if not folder.is_dir() or str(self.run).isdecimal():
+            folder = find_run(self.runs_dir, self.run)
+        moved: dict[str, Any] = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
+        subnet = load_subnet(folder, device=self.device, **moved)
+        examples = task_class(subnet.task.name).load_part(self.data_root, self.split, self.on_bad_example)
+        examples = examples[: self.examples]
+        require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)
+        return subnet, examples
+
+
+def evaluation_main(words: Sequence[str]) -> None:
+    """Evaluate as the words behind `python -m adapt evaluate` say."""
+    settings = parse_or_help(EvaluateSettings, words, "adapt evaluate")
+    if settings is None:
+        return
+    subnet, examples = settings.load()
+    if not subnet.task.is_labelled(examples):
+        raise ValueError(f"split={settings.split} has no answers to compare with: use `adapt predict`")
+    found = evaluate(subnet, examples, "evaluating", rank_images=settings.rank_images)
+    print_numbers(found, f"{found.examples:,} examples of {settings.split}, {settings.data_root or 'bundled data'}")
+    if settings.out is not None:
+        write_json(settings.out, found.predictions)
+        print(f"answers: {settings.out}")
+
+
+def prediction_main(words: Sequence[str]) -> None:
+    """Predict as the words behind `python -m adapt predict` say."""
+    settings = parse_or_help(EvaluateSettings, words, "adapt predict")
+    if settings is None:
+        return
+    if settings.out is None:
+        raise ValueError("predict needs a file to write answers to: pass out=answers.json")
+    subnet, examples = settings.load()
+    answers = predict(subnet, examples, "predicting")
+    write_json(settings.out, answers)
+    print(f"{len(answers):,} answers: {settings.out}")
+
+
+def print_numbers(found: Evaluation, title: str) -> None:
+    """All that the task reports: shares in per cent, the loss in nats, beside what a vocabulary allows where it says so."""
+    from rich.console import Console
+    from rich.table import Table
+
+    ceilings = {name: value for name, value in found.numbers.items() if name.partition("/")[0] == "ceiling"}
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("%", justify="right")
+    if ceilings:
+        table.add_column("at most, %", justify="right")
+    for name, value in found.numbers.items():
+        if name in ceilings or name in COUNTS or name == "loss":
+            continue
+        ceiling = ceilings.get("ceiling" if name == found.metric_name else f"ceiling/{name}")
+        cells = [f"{100 * value:.2f}"] + ([] if not ceilings else ["" if ceiling is None else f"{100 * ceiling:.2f}"])
+        table.add_row(name.replace("_", " "), *cells)
+    Console().print(table)
+    print(f"loss {found.loss:.4f} nats")
+    for name in COUNTS & found.numbers.keys():
+        print(f"{name.replace('_', ' ')}: {found.numbers[name]:,.0f}")
+
+
+COUNTS = {"ranked_images", "blank"}
+"""Numbers of a task's summary that are no shares."""
