@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from das_gym.files import read_json, replacing
+from das_gym.models.pickles import Left, load_pickle
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What the weights of a folder may be called."""
@@ -87,25 +86,34 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    _check_archive(path)
+    check_archive(path)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickle(path)
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        raise ValueError(_refusal(path, _describe(error))) from error
+        told = _describe(error).splitlines()[0][:200]
+        raise ValueError(f"{path} is damaged or no checkpoint: {told}; copy or download it again") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
-        raise ValueError(f"{path} holds a {type(content).__name__} without a state_dict; save {{'state_dict': ...}} instead")
+        raise ValueError(f"{path} holds a {_kind(content)} without a state_dict; save {{'state_dict': ...}} instead")
     size, seen, tensors = path.stat().st_size, set[int](), {}
     for name in list(state):
         tensor = state.pop(name)
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path} is not a checkpoint: its entry {name!r} is a {type(tensor).__name__}, not a tensor")
+            name = name if isinstance(name, str) else _kind(name)
+            raise ValueError(
+                f"{path} is not a checkpoint: its entry {name!r} is a {_kind(tensor)}; only plain dense tensors are read"
+            )
         tensors[name] = _owned(path, name, tensor.detach(), size, seen)
     return tensors
 
 
-def _check_archive(path: Path) -> None:
+def _kind(value: Any) -> str:
+    """The name of a value's class, or the one that a pickle gives it."""
+    kind = value if isinstance(value, type) else type(value)
+    return kind.kind if issubclass(kind, Left) else kind.__name__
+
+
+def check_archive(path: Path) -> None:
     """Compare every record of a zip archive with its checksum, which torch does not.
 
     Raises:
@@ -135,24 +143,8 @@ def _describe(error: Exception) -> str:
     return str(error) if len(str(error)) > 10 else f"{type(error).__name__} {error}".strip()
 
 
-def _refusal(path: Path, reason: str) -> str:
-    """Why a pickle was not loaded, in a line, and what to do."""
-    needed = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|Unsupported class) (\S+)", reason)
-    if needed:
-        trusted = f"torch.load({str(path)!r}, 'cpu', weights_only=False)"
-        line = f"import torch; torch.save({{'state_dict': {trusted}['state_dict']}}, 'OUT.ckpt')"
-        return (
-            f"{path} holds more than tensors and plain containers: it wants to run {needed[1]}, so it was not loaded. "
-            f'If you trust where it comes from, convert it where Python has {needed[1].split(".")[0]}: python -c "{line}"'
-        )
-    detail = reason.split("WeightsUnpickler error:")[-1].strip().splitlines()[0][:200]
-    return f"{path} is damaged or no checkpoint: {detail}; copy or download it again"
-
-
 def _owned(path: Path, name: str, tensor: Tensor, file_size: int, seen: set[int]) -> Tensor:
     """The tensor with memory that it shares with no other."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise ValueError(f"{path}: {name} is a {tensor.layout} tensor on {tensor.device}; only plain dense tensors are read")
     needed = tensor.numel() * tensor.element_size()
     if needed > file_size:
         raise ValueError(f"{path}: {name} of shape {tuple(tensor.shape)} needs {needed} bytes, more than the file has")
