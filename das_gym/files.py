@@ -78,7 +78,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and UTF-8 errors both are
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors; too deep nesting is the other
         raise ValueError(f"{path} is not valid JSON ({error}); delete it or write it again") from error
 
 
