@@ -212,6 +212,11 @@ class SearchResult:
                 raise ValueError(
                     f"best_seen.{name}={value!r} is not allowed; give a number, or None for one that is not finite"
                 )
+        numbers = {name: getattr(self, name) for name in ("reward", *SCORES)}
+        numbers |= {f"best_seen.{name}": self.best_seen[name] for name in ("reward", *SCORES)}
+        for name, value in numbers.items():
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name}={value} is not allowed; give a number, or None for one that is not finite")
         masks = {"mask": self.mask, "best_seen.mask": self.best_seen["mask"]}
         masks |= {f"the masks of turn {i}": turn.masks[0] for i, turn in enumerate(self.history) if turn.masks}
         for name, mask in masks.items():

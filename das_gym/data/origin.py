@@ -106,6 +106,29 @@ def check_modules(modules: Iterable[str], source: object) -> None:
         )
 
 
+def check_record(folder: Path, source: object, modules: Iterable[str], settings: Mapping[str, Any]) -> None:
+    """Refuse what a record would have imported, run or written, unless it lies in a run that this person began.
+
+    Args:
+        folder: Where it lies.
+        source: The record.
+        modules: Modules that it names.
+        settings: Settings that it brings along and that nobody typed.
+
+    Raises:
+        ValueError: a module that is neither known nor imported, or a setting of `CAREFUL`.
+    """
+    if begun_here(folder):
+        return
+    check_modules(modules, source)
+    careful = [f"{name}={value}" for name, value in careful_settings(settings).items()]
+    if careful:
+        raise ValueError(
+            f"{source} was not made here, and says what is imported, run or written to: {', '.join(careful)}; "
+            "if you trust it, give that yourself, or take it out of the file"
+        )
+
+
 def module_of(name: str) -> list[str]:
     """The module that is imported for "module:name", such as an environment's id or an agent; none for a plain name."""
     module, colon, _ = name.partition(":")
