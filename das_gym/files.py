@@ -76,10 +76,24 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: no such file.
         ValueError: it is not JSON; the message names the file.
     """
+    return parse_json(Path(path).read_bytes(), path, "delete it or write it again")
+
+
+def parse_json(text: str | bytes, source: object, way_out: str) -> Any:
+    """What a JSON text in UTF-8 says.
+
+    Args:
+        text: The text, or its bytes.
+        source: Names it in errors.
+        way_out: What to do about a damaged one.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deep to be read.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors; too deep nesting is the other
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it or write it again") from error
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise ValueError(f"{source} is not valid JSON ({error}); {way_out}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -112,8 +112,13 @@ class Questions:
             "device": str(vlm.device),
             "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
-            "trust_remote_code": hasattr(vlm.model.config, "auto_map"),
+            "trust_remote_code": any(_is_remote(part) for part in (vlm.model, vlm.source_processor)),
         }
+
+
+def _is_remote(part: Any) -> bool:
+    """Whether an object's class came with its folder: it was trusted when it was loaded."""
+    return type(part).__module__.startswith("transformers_modules.")
 
 
 def endless_settings(vlm: VLM, processor: Any) -> dict[str, Any]:

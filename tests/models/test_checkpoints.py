@@ -555,6 +555,32 @@ def test_any_damage_is_a_value_error_or_harmless(small_files, name, place, flip)
         assert torch.equal(tensors["a"].flatten(), torch.arange(64.0))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["pooler.dense.weight", "vqa_classifier.0.weight"])
+def test_weights_that_are_not_numbers_are_named(name, value, tmp_path):
+    shape = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"].get(name, torch.ones(3, 3)).shape
+    tensor = torch.zeros(shape)
+    tensor[-1, -1] = value
+    refused(
+        changed(tmp_path, **{name: tensor}), f"weight has 1 values of {tensor.numel()} that are NaN or infin", num_heads=4
+    )
+
+
+def test_what_we_wrote_tells_a_changed_byte_and_what_others_wrote_is_said_not_to(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", tiny_vilt())
+    assert "no checksums" not in str(load_checkpoint(tmp_path / "a.safetensors").report)
+    whole = bytearray((tmp_path / "a.safetensors").read_bytes())
+    whole[-1] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(whole)
+    refused(tmp_path / "a.safetensors", "is damaged: its checksum is another one")
+    content = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)
+    torch.save(content, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    save_file(content["state_dict"], tmp_path / "theirs.safetensors")
+    for name in ("old.ckpt", "theirs.safetensors"):
+        said = str(load_checkpoint(tmp_path / name, num_heads=4).report)
+        assert said.endswith("it holds no checksums: a byte of it that has changed could not be told")
+
+
 def test_a_record_marked_as_a_folder_is_damage(tmp_path):
     path = tmp_path / "marked.ckpt"
     torch.save({"state_dict": {"a": torch.arange(64.0)}}, path)
