@@ -90,9 +90,11 @@ def check_checkpoint(
     Raises:
         ValueError: it is of another search, or of another version.
     """
-    if state.get("format") != FORMAT or "env" not in state:
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT or "env" not in state:
         raise ValueError(f"{path} is no checkpoint of this version; begin a new search")
     mine = json.loads(json.dumps(asdict(config)))
+    if not isinstance(state.get("config"), Mapping):
+        raise ValueError(f"{path} is damaged: it does not say what was searched; begin a new search")
     for name, value in state["config"].items():
         if name != "checkpoint_every" and mine.get(name) != value:
             claim = f"{path} is of a search with {names.get(name, name)}={value!r}, not {mine.get(name)!r}"
