@@ -69,6 +69,8 @@ def read_tensors(path: str | Path) -> TensorFile:
             _compare(weights, file.tensors, {}, about[CHECKSUM])
             file = dataclasses.replace(file, checked=True)
         return dataclasses.replace(file, path=path, config=config)
+    if not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder; give a checkpoint")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     checked = check_archive(path)
