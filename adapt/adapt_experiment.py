@@ -21,13 +21,14 @@ from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import prefixed
+from das_gym.agents.searching.record import SearchResult
 
 from das_gym.commandline import typed, use, used
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
+from das_gym.data.origin import check_record
 from das_gym.data.splits import Splits
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
-from das_gym.files import read_json
 from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import load_splits
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
@@ -114,7 +115,8 @@ def searched(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
 
     Raises:
         FileNotFoundError: no such search run, or one that is not finished.
-        ValueError: a search of an environment that is not registered.
+        ValueError: a search of an environment that is not registered, or a record that is damaged or asks for more
+            than a record may.
     """
     folder = find_run(runs_dir, run)
     path = folder / "search.json"
@@ -123,13 +125,13 @@ def searched(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
             f"{path} is not there: run {run} is no search, or one that did not end "
             f"(`{typed('agents', f'resume={run}')}` goes on with a search)"
         )
-    record = read_json(path)
-    use(record.get("use", ()))
-    entry = _environment(record["env_id"], run)
-    from_search = {"model": entry.model, "task": entry.task}
-    from_search |= {name: record["env_kwargs"][name] for name in PROBLEM_SETTINGS if name in record["env_kwargs"]}
-    mask, remark = best_mask(record)
-    return Choice(mask, ProblemConfig(**{**from_search, **given}), remark)
+    record = SearchResult.load(path)
+    untyped = {name: value for name, value in record.env_kwargs.items() if name in PROBLEM_SETTINGS and name not in given}
+    check_record(folder, path, record.use, untyped)
+    use(record.use)
+    entry = _environment(record.env_id, run)
+    mask, remark = best_mask(vars(record))
+    return Choice(mask, build(ProblemConfig, {"model": entry.model, "task": entry.task, **untyped, **given}), remark)
 
 
 def _environment(env_id: str, run: int) -> EnvEntry:

@@ -12,18 +12,19 @@ from das_gym.adapt.export.loading import is_exported, load_exported
 
 from das_gym.commandline import typed, use, used
 from das_gym.config import build, check_names
+from das_gym.data.origin import check_record
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, restore
-from das_gym.runs import library_versions
+from das_gym.runs import RunSettings, library_versions
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
 JOINT_RECORD = "das.json"
 FORMAT = "das_gym adapt 1"
 
-NOT_NEEDED = ("supernet", "data_root", "encoder_cache")
+NOT_NEEDED = ("supernet", "data_root")
 """Paths that a fine-tuned subnet loads without."""
 
 
@@ -62,8 +63,15 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
             f"there is no {missing} in {folder}: give the folder of a run of `{typed('adapt')}` that ended"
         )
     content = read_json(record)
-    use(content.get("use", ()))
-    problem, settings = _recorded(content, changes)
+    check_names(changes, (field.name for field in dataclasses.fields(ProblemConfig)))
+    try:
+        problem, settings = _recorded(content, changes)
+        modules = build(RunSettings, {"use": content.get("use", ())}).use
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{record} is no record of a subnet ({error}); fine-tune it again") from error
+    untyped = {name: value for name, value in vars(problem).items() if name not in changes}
+    check_record(folder, record, modules, untyped)
+    use(modules)
     subnet = restore(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
     return subnet
@@ -73,6 +81,7 @@ def _recorded(record: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[Pr
     """Model and data of a record, and the model's own settings, such as its adapters' widths."""
     problem = dict(record["problem"])
     problem["task"] = OLD_TASKS.get(problem["task"], problem["task"])
+    problem["encoder_cache"] = None  # a record does not choose where to write
     problem |= {name: None for name in NOT_NEEDED if problem.get(name) and not Path(problem[name]).exists()}
     settings = record.get("model_settings")
     if settings is None:  # records of 0.1.0

@@ -13,7 +13,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from das_gym.config import build
 from das_gym.files import write_bytes
+from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.runs import progress
 
 Log = Callable[[str, float, int], None]
@@ -130,6 +132,20 @@ class Companion(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint holds."""
+
+    step: int
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, int]
+    rng: Tensor
+    logged: list[tuple[str, float, int]]
+    window: dict[str, list[float]]
+    companions: dict[str, str]
+
+
 class Trainer:
     """Runs a number of steps, each a function of its index alone, and can stop and go on anywhere.
 
@@ -234,21 +250,31 @@ class Trainer:
         if self.checkpoint is None or not self.checkpoint.is_file():
             return
         try:
-            state = torch.load(self.checkpoint, weights_only=True)
+            check_archive(self.checkpoint)
+            state = build(_State, torch.load(self.checkpoint, weights_only=True), "entry")
+            found = {name: (p.shape, p.dtype) for name, p in state.parameters.items()}
         except Exception as error:  # of a damaged file torch raises whatever its reader stumbles over
             raise ValueError(f"{self.checkpoint} is damaged ({error}): remove it to begin anew") from error
-        shapes = {name: p.shape for name, p in self._trained.items()}
-        if {name: p.shape for name, p in state["parameters"].items()} != shapes:
+        same = found == {name: (p.shape, p.dtype) for name, p in self._trained.items()}
+        if not same or not 0 <= state.step <= self.steps:
             raise ValueError(
                 f"{self.checkpoint} was saved by another configuration: remove it, or restore that configuration"
             )
+        check_finite(state.parameters.items(), self.checkpoint)
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{self.checkpoint} is damaged ({error!r}): remove it to begin anew") from error
+
+    def _restore(self, state: _State) -> None:
+        """Go on from what `_save` wrote."""
         with torch.no_grad():
             for name, parameter in self._trained.items():
-                parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+                parameter.copy_(state.parameters[name])
+        self.optimizer.load_state_dict(state.optimizer)
         for name, companion in self.companions.items():
-            companion.load_state_dict(json.loads(state["companions"][name]))
-        self.step = state["step"]
-        self._logged, self._window = [tuple(entry) for entry in state["logged"]], state["window"]
+            companion.load_state_dict(json.loads(state.companions[name]))
+        self.step = state.step
+        self._logged, self._window = state.logged, state.window
         self._scheduler.last_epoch = self.step
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state.rng)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from das_gym.config import build, near_miss
+from das_gym.interrupts import INTERRUPTED, raise_again
 from das_gym.runs import MISTAKES
 
 Config = TypeVar("Config")
@@ -67,16 +68,20 @@ class Program:
             return self._start(self.commands[word], rest)
         experiment = self.commands[self.main].load()
         experiment.siblings = tuple(self.commands)
+        raise_again()
         experiment.run_commandline([self.name, *arguments])
         return 0
 
     def _start(self, command: Command, words: list[str]) -> int:
         target = command.load()
+        raise_again()
         if hasattr(target, "run_commandline"):
             target.run_commandline([self.name, *words])
             return 0
         try:
             return target(words) or 0
+        except KeyboardInterrupt:
+            return INTERRUPTED
         except MISTAKES as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

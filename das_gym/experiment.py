@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,16 +22,33 @@ with warnings.catch_warnings():
     from sacred import Experiment
     from sacred.observers import FileStorageObserver, RunObserver
     from sacred.run import Run
-    from sacred.serializer import flatten, restore
+    from sacred.serializer import flatten
     from sacred.utils import SacredError, get_by_dotted_path, iterate_flattened
+
+from filelock import FileLock, Timeout
 
 from das_gym.commandline import meant, typed, use
 from das_gym.config import build, check_names, part_of
+from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, sign
 from das_gym.files import read_json, write_text
+from das_gym.interrupts import INTERRUPTED
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import find_supernet, load_backbone, pick_device
 from das_gym.registration import named_environments
-from das_gym.runs import MISTAKES, RUNS_DIR, ResumableSettings, RunSettings, find_run, runs_dir_words
+from das_gym.runs import (
+    CONFIG,
+    MISTAKES,
+    RUNS_DIR,
+    ResumableSettings,
+    RunSettings,
+    check_links,
+    find_run,
+    read_config,
+    runs_dir_words,
+)
+
+LOCK = ".lock"
+"""The file of a run folder that says that a process is at work in it."""
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Callable[[], Mapping[str, Mapping[str, Any]]]
@@ -80,6 +98,7 @@ class RunFolder(FileStorageObserver):
     def __init__(self, runs_dir: str | Path, reopen: Path | None = None) -> None:
         super().__init__(runs_dir)
         self.reopen = reopen
+        self.lock: FileLock | None = None
 
     def _make_run_dir(self, _id: str | None) -> None:
         try:
@@ -89,7 +108,19 @@ class RunFolder(FileStorageObserver):
                 (self.reopen / "metrics.json").unlink(missing_ok=True)  # the run logs them again
                 self.dir = str(self.reopen)
         except OSError as error:
-            raise RunError(f"runs_dir={self.basedir} cannot be written to ({error.strerror}); give another folder") from None
+            raise _not_written(self.basedir, error) from None
+        if self.dir is not None and self.reopen is None:
+            self.lock = lock_run(Path(self.dir))
+
+    def started_event(self, *args: Any, **kwargs: Any) -> Any:
+        """As Sacred's own; where nothing can be written, no run folder is left behind."""
+        try:
+            return super().started_event(*args, **kwargs)
+        except OSError as error:
+            if self.reopen is None and self.dir is not None:
+                shutil.rmtree(self.dir, ignore_errors=True)
+            self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
+            raise _not_written(self.basedir, error) from None
 
     def failed_event(self, fail_time: Any, fail_trace: Any) -> None:
         """As Sacred's own, if there is a folder to tell it in."""
@@ -97,8 +128,31 @@ class RunFolder(FileStorageObserver):
             super().failed_event(fail_time, fail_trace)
 
     def save_json(self, obj: Any, filename: str) -> None:
-        """Write one of Sacred's own files, atomically."""
-        write_text(Path(self.dir) / filename, json.dumps(flatten(obj), sort_keys=True, indent=2))
+        """Write one of Sacred's own files, atomically; settings with a signature, see `das_gym.origin`."""
+        text = json.dumps(flatten(obj), sort_keys=True, indent=2)
+        if filename == CONFIG:
+            write_text(Path(self.dir) / SIGNATURE, sign(text.encode()))
+        write_text(Path(self.dir) / filename, text)
+
+
+def _not_written(runs_dir: str | Path, error: OSError) -> RunError:
+    return RunError(f"runs_dir={runs_dir} cannot be written to ({error.strerror}); give another folder")
+
+
+def lock_run(folder: Path) -> FileLock:
+    """The lock of a run folder, taken; it is released when its process ends, however that comes about.
+
+    Raises:
+        RunError: another process has it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"another process is at work in {folder}: wait for it, or stop it and then resume") from None
+    except OSError as error:
+        raise _not_written(folder.parent, error) from None
+    return lock
 
 
 class RunsExperiment(Experiment):
@@ -135,14 +189,15 @@ class RunsExperiment(Experiment):
         Raises:
             RunError: a wrong setting, file or run id; its text says what to do.
         """
-        observers = self.observers
+        observers, locks = self.observers, []
         self.current_run = None
         try:
             given = self.prepared(config_updates, named_configs)
-            runs_dir = Path(given.get("runs_dir", RUNS_DIR))
+            runs_dir = _runs_dir(given)
             reopen = None
             if given.get("resume") is not None:
                 reopen = find_run(runs_dir, given["resume"])
+                locks.append(lock_run(reopen))
                 given = self._resumed(reopen, command_name or self.default_command, given, named_configs)
                 named_configs = ()
             self.observers = [RunFolder(runs_dir, reopen), *observers]
@@ -155,6 +210,9 @@ class RunsExperiment(Experiment):
         except MISTAKES as error:
             raise RunError(f"{error}{self._trace_hint()}") from error
         finally:
+            for lock in (*locks, *(each.lock for each in self.observers if isinstance(each, RunFolder))):
+                if lock is not None:
+                    lock.release()
             self.observers = observers
 
     def prepared(self, config_updates: Mapping[str, Any] | None, named_configs: Sequence[str] = ()) -> dict[str, Any]:
@@ -166,8 +224,12 @@ class RunsExperiment(Experiment):
         given = dict(config_updates or {})
         try:
             if given.get("resume") is not None:
-                config = find_run(given.get("runs_dir", RUNS_DIR), given["resume"]) / "config.json"
-                given = {"use": restore(read_json(config)).get("use", ()), **given}
+                folder = find_run(_runs_dir(given), given["resume"])
+                check_links(folder)
+                if "use" not in given:
+                    given["use"] = read_config(folder).get("use", ())
+                    if not begun_here(folder):
+                        check_modules(given["use"], folder)
             if given.get("use"):
                 given["use"] = use(given["use"])
                 for named in self._named:
@@ -230,7 +292,7 @@ class RunsExperiment(Experiment):
             run = self.current_run
             if run is not None and run._id is not None and "resume" in run.config:
                 print(f"Stopped. Go on with: {self._resume_command(run)}", file=sys.stderr)
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
         except SystemExit as end:
             if not isinstance(end.code, str):  # docopt's usage, of a program called "dummy"
                 raise
@@ -245,7 +307,7 @@ class RunsExperiment(Experiment):
 
     def _resumed(self, folder: Path, command: str, given: dict[str, Any], named_configs: Sequence[str]) -> dict[str, Any]:
         """All settings of the run in `folder`; refuses a run that cannot be resumed by `command` with what is `given`."""
-        known = read_json(folder / "run.json")
+        known = self._known(folder)
         begun = typed(f"{known['experiment']['name']} {known['command']}")
         if (known["experiment"]["name"], known["command"]) != (self.path, command):
             raise RunError(
@@ -253,7 +315,7 @@ class RunsExperiment(Experiment):
             )
         if known["status"] == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
-        settings = {self.renamed.get(k, k): v for k, v in restore(read_json(folder / "config.json")).items()}
+        settings = {self.renamed.get(k, k): v for k, v in read_config(folder).items()}
         asked = dict(iterate_flattened({k: v for k, v in given.items() if k not in ("resume", "runs_dir", "use")}))
         asked = {**dict(iterate_flattened(self.named_settings(named_configs))), **asked}
         for key, value in asked.items():
@@ -263,7 +325,25 @@ class RunsExperiment(Experiment):
                     f"run {folder.name} was begun with {key}={stored}, so it cannot be resumed with {key}={value}; "
                     f"leave {key} out to go on with the run, or leave resume out to begin a new one"
                 )
+        foreign = {} if begun_here(folder) else careful_settings({k: v for k, v in settings.items() if k != "use"})
+        untyped = [f"{name}={value}" for name, value in foreign.items() if name not in asked]
+        if untyped:
+            raise RunError(
+                f"run {folder.name} was not begun here, and its settings say what is imported, run or written to: "
+                f"{', '.join(untyped)}; if you trust it, give them again behind `with`"
+            )
         return {**given, **settings, "runs_dir": str(folder.parent), "resume": given["resume"]}
+
+    def _known(self, folder: Path) -> dict[str, Any]:
+        """What `run.json` says: `experiment.name`, `command` and `status`, texts."""
+        known = read_json(folder / "run.json")
+        try:
+            told = all(isinstance(word, str) for word in (known["experiment"]["name"], known["command"], known["status"]))
+        except (KeyError, TypeError):
+            told = False
+        if not told:
+            raise ValueError(f"{folder / 'run.json'} is damaged: it does not say what was run; begin a new run")
+        return dict(known)
 
     def _resume_command(self, run: Run) -> str:
         command, runs_dir = run.meta_info["command"], run.config["runs_dir"]
@@ -274,6 +354,18 @@ class RunsExperiment(Experiment):
         run = self.current_run
         folder = None if run is None else run_folder(run)
         return "" if folder is None else f"\n(the whole trace is in {folder / 'run.json'})"
+
+
+def _runs_dir(given: Mapping[str, Any]) -> Path:
+    """The folder of all runs.
+
+    Raises:
+        ValueError: an empty name.
+    """
+    runs_dir = given.get("runs_dir", RUNS_DIR)
+    if not str(runs_dir).strip():
+        raise ValueError(f"runs_dir= is empty; give a folder, or leave it out for {RUNS_DIR}")
+    return Path(runs_dir)
 
 
 def _logger() -> logging.Logger:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import struct
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+BAD_ARRAYS = (
+    *(KeyError, IndexError, TypeError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError),
+    *(SyntaxError, UnicodeError, zipfile.BadZipFile, zlib.error, struct.error),
+)
+"""What numpy raises for a damaged .npy or .npz file."""
+
+
+MOST_UNPACKED = 2**31
+"""Bytes that the arrays of a file may come to."""
 
 
 @contextmanager
@@ -76,10 +90,41 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         FileNotFoundError: no such file.
         ValueError: it is not JSON; the message names the file.
     """
+    return parse_json(Path(path).read_bytes(), path, "delete it or write it again")
+
+
+def parse_json(text: str | bytes, source: object, way_out: str) -> Any:
+    """What a JSON text in UTF-8 says.
+
+    Args:
+        text: The text, or its bytes.
+        source: Names it in errors.
+        way_out: What to do about a damaged one.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deep to be read.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON and UTF-8 errors both are
-        raise ValueError(f"{path} is not valid JSON ({error}); delete it or write it again") from error
+        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise ValueError(f"{source} is not valid JSON ({error}); {way_out}") from error
+
+
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file, none of which holds objects.
+
+    Raises:
+        FileNotFoundError: no such file.
+        Exception: one of `BAD_ARRAYS`: it is damaged, or unpacks to more than `MOST_UNPACKED` bytes.
+    """
+    content = io.BytesIO(Path(path).read_bytes())
+    with zipfile.ZipFile(content) as archive:
+        size = sum(record.file_size for record in archive.infolist())
+    if size > MOST_UNPACKED:
+        raise ValueError(f"it unpacks to {size} bytes, more than {MOST_UNPACKED}")
+    content.seek(0)
+    with np.load(content, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _plain(value: Any) -> Any:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 from tqdm import tqdm
 
 import das_gym
+from das_gym.files import read_json
 
 RUNS_DIR = "runs"
+CONFIG = "config.json"
 MISTAKES = (ValueError, TypeError, OSError, FloatingPointError, gymnasium.error.Error)
 """What a wrong setting or a broken file raises: told in one paragraph, without a traceback."""
 
@@ -62,6 +66,45 @@ def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
         there = f"it holds runs {', '.join(map(str, ids))}" if ids else "it holds no runs"
         raise FileNotFoundError(f"no run {run_id!r} in {runs_dir.absolute()}; {there}: give one of them, or runs_dir=...")
     return runs_dir / str(run_id)
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a run folder through whose links something elsewhere would be written; a folder `_sources` beside it counts.
+
+    Raises:
+        ValueError: names the link.
+    """
+    inside = (Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files))
+    for path in (folder, folder.parent / "_sources", *inside):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, and a run writes into its own folder alone: put a copy in its place")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings of a run, as plain values: nothing in the file is rebuilt but tuples.
+
+    Raises:
+        ValueError: what `config.json` holds is something else; an object of Python's, for example.
+    """
+    path = folder / CONFIG
+    settings = _plain(read_json(path), path)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, not settings; begin a new run")
+    return settings
+
+
+def _plain(value: Any, path: Path) -> Any:
+    """A value as it was before Sacred wrote it: `{"py/tuple": [...]}` is a tuple."""
+    if isinstance(value, list):
+        return [_plain(each, path) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"py/tuple"} and isinstance(value["py/tuple"], list):
+        return tuple(_plain(each, path) for each in value["py/tuple"])
+    odd = next((name for name in value if name.startswith("py/")), None)
+    if odd is not None:
+        raise ValueError(f"{path} holds an object of Python's ({odd}), which settings never are; it is not from das_gym")
+    return {name: _plain(each, path) for name, each in value.items()}
 
 
 def library_versions() -> dict[str, str]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
 import shlex
 from pathlib import Path
@@ -10,8 +12,8 @@ import pytest
 
 import das_gym
 from das_gym.commandline import typed
-from das_gym.experiment import RunError, RunsExperiment, run_folder
-from das_gym.runs import find_run, library_versions, progress, runs_dir_words
+from das_gym.experiment import RunError, RunsExperiment, lock_run, run_folder
+from das_gym.runs import find_run, library_versions, progress, read_config, runs_dir_words
 
 
 @pytest.fixture
@@ -191,3 +193,120 @@ def test_versions():
     assert versions["python"] == platform.python_version()
     assert versions["das_gym"] == das_gym.__version__
     assert versions["gymnasium"] == gymnasium.__version__
+
+
+@pytest.fixture
+def stopped(experiment, tmp_path):
+    """A run that failed, which resumes."""
+    with pytest.raises(RunError):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True})
+    edit(tmp_path / "1", broken=False)
+    return tmp_path / "1"
+
+
+def edit(folder, **settings):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def resume(experiment, folder, **given):
+    return experiment.run(config_updates={"runs_dir": str(folder.parent), "resume": 1, **given})
+
+
+def test_settings_of_a_run_rebuild_no_object(experiment, stopped):
+    edit(stopped, number={"py/reduce": [{"py/function": "os.system"}, {"py/tuple": [f"touch {stopped}/MARK"]}]})
+    with pytest.raises(RunError, match=r"config.json holds an object of Python's \(py/reduce\), which settings never are"):
+        resume(experiment, stopped)
+    assert not (stopped / "MARK").exists()
+
+
+def test_tuples_of_settings_come_back(stopped):
+    edit(stopped, number={"py/tuple": [1, {"py/tuple": []}]})
+    assert read_config(stopped)["number"] == (1, ())
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", '"x"', "[" * 100_000, "{", "\ud800"])
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+def test_a_damaged_run_is_told_in_a_line(experiment, stopped, name, text):
+    (stopped / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(RunError, match=rf"{name} (holds|is)"):
+        resume(experiment, stopped)
+
+
+def test_a_run_from_elsewhere_chooses_no_module(experiment, stopped, monkeypatch, tmp_path):
+    (tmp_path / "harm_me.py").write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    edit(stopped, use=["harm_me"])
+    with pytest.raises(RunError, match=r"asks for the module 'harm_me'.*if you trust it, add use=harm_me"):
+        resume(experiment, stopped)
+    assert not (tmp_path / "harm_me.ran").exists()
+
+
+@pytest.mark.parametrize("name", ["out", "number"])
+def test_a_run_from_elsewhere_chooses_nothing_to_run_or_write(experiment, stopped, name):
+    value = {"out": "/anywhere", "number": "evil:Foo"}[name]
+    edit(stopped, **{name: value})
+    with pytest.raises(RunError, match=f"was not begun here, and its settings say .*: {name}={value}; if you trust"):
+        resume(experiment, stopped)
+
+
+def test_a_run_begun_here_needs_no_word_of_trust(experiment, tmp_path):
+    experiment.add_config(out=None)
+    with pytest.raises(RunError):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True, "out": "/somewhere"})
+    with pytest.raises(RunError, match=r"images/7\.png"):
+        resume(experiment, tmp_path / "1")
+
+
+def test_a_linked_file_is_not_written_through(experiment, stopped, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (stopped / "cout.txt").unlink()
+    (stopped / "cout.txt").symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(RunError, match=r"cout\.txt is a link"):
+        resume(experiment, stopped)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_one_process_at_a_time(experiment, stopped):
+    lock = lock_run(stopped)
+    with pytest.raises(RunError, match=r"another process is at work in .*1: wait for it, or stop it"):
+        resume(experiment, stopped)
+    lock.release()
+    assert resume(experiment, stopped).result == 1.0
+
+
+def test_a_running_run_is_locked_and_a_finished_one_is_not(experiment, tmp_path):
+    @experiment.command
+    def look(_run, resume):
+        with pytest.raises(RunError, match="another process is at work"):
+            lock_run(run_folder(_run))
+
+    experiment.run("look", {"runs_dir": str(tmp_path)})
+    lock_run(tmp_path / "1").release()
+
+
+@pytest.mark.parametrize(
+    ("runs_dir", "match"), [("", "runs_dir= is empty"), ("/proc/x", "runs_dir=/proc/x cannot be written")]
+)
+def test_a_place_for_runs_that_is_none(experiment, runs_dir, match, capsys):
+    with pytest.raises(SystemExit) as end:
+        experiment.run_commandline(["trial", "with", f"runs_dir={runs_dir}"])
+    told = capsys.readouterr().err
+    assert end.value.code == 1
+    assert match in told
+    assert "Traceback" not in told
+
+
+def test_a_full_disk_at_the_start(experiment, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("das_gym.files.os.fsync", full)
+    with pytest.raises(SystemExit) as end:
+        experiment.run_commandline(["trial", "with", f"runs_dir={tmp_path / 'r'}"])
+    told = capsys.readouterr().err
+    assert end.value.code == 1
+    assert "cannot be written to (No space left on device); give another folder" in told
+    assert "Traceback" not in told
+    assert "run.json" not in told
+    assert not (tmp_path / "r" / "1").exists()

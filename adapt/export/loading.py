@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from das_gym.commandline import use
+from das_gym.config import build
+from das_gym.data.origin import check_modules
 from das_gym.files import read_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.portable import DAS_GYM
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
+from das_gym.runs import RunSettings
 
 
 def is_exported(folder: Path) -> bool:
@@ -32,10 +35,13 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
         ValueError, FileNotFoundError: it is damaged, or of a task that is not registered.
     """
     about = read_json(folder / "config.json")[DAS_GYM]
+    about = about if isinstance(about, dict) else {}
     lacks = [name for name in ("task", "labels", "image_size", "max_text_length") if name not in about]
     if lacks:
         raise ValueError(f"{folder / 'config.json'} lacks {', '.join(lacks)} under {DAS_GYM!r}; export the run again")
-    use(about.get("use", ()))
+    modules = build(RunSettings, {"use": about.get("use", ())}).use
+    check_modules(modules, folder)
+    use(modules)
     loaded = load_checkpoint(folder, image_size=about["image_size"])
     vlp = loaded.vlp
     vlp.freeze()

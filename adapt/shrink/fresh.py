@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -55,9 +54,7 @@ def main(folder: str, given_path: str, wanted_path: str) -> None:
 
     given = torch.load(given_path, weights_only=True)
     torch.set_num_threads(given["threads"])
-    with open(f"{folder}/config.json", encoding="utf-8") as file:  # noqa: PTH123
-        brings_code = "auto_map" in json.load(file)
-    options = {"local_files_only": True, "trust_remote_code": brings_code}
+    options = {"local_files_only": True, "trust_remote_code": given["trust_remote_code"]}
     auto = getattr(transformers, given["auto"])
     restart_peak()
     before = taken(given["device"], "VmRSS")

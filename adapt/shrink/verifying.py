@@ -88,8 +88,12 @@ class Questions:
         processor: Any = self.task.processor
         return [processor.encode(prompt, pixels=True) for prompt in self.task.pairs(self.examples)]
 
-    def given(self) -> dict[str, Any]:
-        """What the fresh process is given."""
+    def given(self, brings_code: bool = False) -> dict[str, Any]:
+        """What the fresh process is given.
+
+        Args:
+            brings_code: Whether the folder has code of ours.
+        """
         vlm, encodings = self.vlm, self.encodings
         processor: Any = self.task.processor
         pad = pad_token(vlm, processor)
@@ -113,7 +117,13 @@ class Questions:
             "device": str(vlm.device),
             "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
+            "trust_remote_code": brings_code or any(_is_remote(part) for part in (vlm.model, vlm.source_processor)),
         }
+
+
+def _is_remote(part: Any) -> bool:
+    """Whether an object's class came with its folder: it was trusted when it was loaded."""
+    return type(part).__module__.startswith("transformers_modules.")
 
 
 def endless_settings(vlm: VLM, processor: Any) -> dict[str, Any]:
@@ -197,7 +207,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, asked: Questions, dtype
     Raises:
         NotTheSameError: names what differs.
     """
-    found = ask_fresh(folder, asked.given())
+    found = ask_fresh(folder, asked.given(has_adapters(smaller.model)))
     if source_dtype(folder) != dtype:
         raise NotTheSameError(f"the weights in {folder} are {source_dtype(folder)}, not {dtype}")
     processor: Any = asked.task.processor

@@ -48,4 +48,7 @@ class Checkpoint:
             return cls()
         state = read_json(path)
         check_checkpoint(path, state, config, BY_SB3S_NAMES)
-        return cls(state["steps"], tuple(build(Turn, turn) for turn in state["turns"]), state["env"])
+        try:
+            return build(cls, {name: state[name] for name in ("steps", "turns", "env")})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); begin a new search") from error

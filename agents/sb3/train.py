@@ -38,7 +38,7 @@ from das_gym.agents.sb3.algorithms import (
 )
 from das_gym.agents.sb3.checkpoint import Checkpoint
 from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config, with_action
-from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
+from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, check_agent, policy_mask, sealed
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row, plain_numbers
 
@@ -120,6 +120,8 @@ def train_sb3(
     try:
         source = place if before.turns else config.start_from
         if source is not None:
+            if not config.trust:
+                check_agent(agent_file(source))
             model.set_parameters(agent_file(source), device=model.device)
         if before.turns:
             model.num_timesteps = before.steps
@@ -250,7 +252,7 @@ class _Training:
     def _save_agent(self, folder: Path) -> None:
         buffer = io.BytesIO()
         self.model.save(buffer)
-        write_bytes(folder / AGENT, buffer.getvalue())
+        write_bytes(folder / AGENT, sealed(buffer.getvalue()))
 
     def _keep_checkpoint(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
         """SB3's callback after each step: every `checkpoint_every` turns, write what `resume` goes on from."""

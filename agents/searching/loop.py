@@ -258,10 +258,13 @@ class _Loop:
     def restore(self, state: Mapping[str, Any], path: Path) -> None:
         """Go on from `state()`, read back from the file `path`."""
         check_checkpoint(path, state, self.config)
-        self.agent.load_state_dict(state["agent"])
-        if hasattr(self.base, "set_state"):
-            self.base.set_state(state["env"])
-        self.history = [build(Turn, turn) for turn in state["turns"]]
+        try:
+            self.agent.load_state_dict(state["agent"])
+            if hasattr(self.base, "set_state"):
+                self.base.set_state(state["env"])
+            self.history = [build(Turn, turn) for turn in state["turns"]]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); begin a new search") from error
 
 
 def agent_generator(seed: int) -> np.random.Generator:

@@ -90,9 +90,11 @@ def check_checkpoint(
     Raises:
         ValueError: it is of another search, or of another version.
     """
-    if state.get("format") != FORMAT or "env" not in state:
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT or "env" not in state:
         raise ValueError(f"{path} is no checkpoint of this version; begin a new search")
     mine = json.loads(json.dumps(asdict(config)))
+    if not isinstance(state.get("config"), Mapping):
+        raise ValueError(f"{path} is damaged: it does not say what was searched; begin a new search")
     for name, value in state["config"].items():
         if name != "checkpoint_every" and mine.get(name) != value:
             claim = f"{path} is of a search with {names.get(name, name)}={value!r}, not {mine.get(name)!r}"
@@ -212,6 +214,11 @@ class SearchResult:
                 raise ValueError(
                     f"best_seen.{name}={value!r} is not allowed; give a number, or None for one that is not finite"
                 )
+        numbers = {name: getattr(self, name) for name in ("reward", *SCORES)}
+        numbers |= {f"best_seen.{name}": self.best_seen[name] for name in ("reward", *SCORES)}
+        for name, value in numbers.items():
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name}={value} is not allowed; give a number, or None for one that is not finite")
         masks = {"mask": self.mask, "best_seen.mask": self.best_seen["mask"]}
         masks |= {f"the masks of turn {i}": turn.masks[0] for i, turn in enumerate(self.history) if turn.masks}
         for name, mask in masks.items():

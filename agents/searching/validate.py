@@ -2,6 +2,7 @@
 
     python -m agents validate with file=runs/3                        or, shorter, validate runs/3
     python -m agents validate with file=runs/3/search.json tolerance=1e-3
+    python -m agents validate with file=from_elsewhere use=their_module     a record does not choose what is imported
 
 The environment is made again and scores the answer and the best mask seen, both of which must keep the budget. Where the
 examples change from step to step, every turn is replayed in order (search_history.json). What follows from masks and turns
@@ -18,6 +19,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from das_gym.agents.searching.environment import fewer_examples, find_scorer, ma
 from das_gym.agents.searching.record import SCORES, SearchResult, best_row, keeps_budget
 
 from das_gym.commandline import HELP, parse_or_help, use
+from das_gym.data.origin import check_record, module_of
 from das_gym.problem.budget import Masks
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import MISTAKES, library_versions
@@ -168,10 +171,12 @@ class ValidateSettings:
     Attributes:
         file: The record, `search.json`, or the folder that holds it.
         tolerance: Largest difference, relative or absolute, from 0 on.
+        use: Modules of one's own to import first, for what they register.
     """
 
     file: str
     tolerance: float = TOLERANCE
+    use: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("tolerance", self.tolerance, minimum=0)
@@ -185,7 +190,11 @@ def main(words: Sequence[str]) -> int:
     if settings is None:
         return 0
     try:
+        use(settings.use)
         result = SearchResult.load(settings.file)
+        modules = [*result.use, *module_of(result.env_id), *module_of(result.agent)]
+        folder = Path(settings.file) if Path(settings.file).is_dir() else Path(settings.file).parent
+        check_record(folder, settings.file, modules, result.env_kwargs)
         use(result.use)
         checks = validate(result, settings.tolerance)
     except (*MISTAKES, ImportError, LookupError, AttributeError) as error:  # or an environment that tells no scores

@@ -7,7 +7,10 @@ files are opened without it; the limits are those below.
 from __future__ import annotations
 
 import contextlib
+import math
+import stat
 import struct
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,14 +18,20 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 WHOLE_PIXELS = 89_478_485
-"""A JPEG of more pixels is decoded at a half, a quarter or an eighth of its sides. Source: PIL's own limit."""
+"""A picture of more pixels is scaled down: a JPEG as it is decoded, to a half, a quarter or an eighth of its sides, others
+in strips, by a whole number. Source: PIL's own limit."""
+
+LARGE_PIXELS = 2**24
+"""Pictures of more pixels are decoded one at a time, however many threads there are."""
+
+_one_large = threading.Lock()
 
 SHORT_SIDE = 2048
 """Pixels that the shorter side of such a JPEG keeps at least: several times what a model reads."""
 
 MAX_PIXELS = {"JPEG": 2**30, "MPO": 2**30, "PNG": 2**28, "BMP": 2**28}
-"""Most pixels of a picture, by format. Where it is decoded whole, 2^28 pixels take a gigabyte, and two for a moment; a
-progressive JPEG of 2^30 takes three. Other formats have PIL's own limit: they check it again while they are decoded."""
+"""Most pixels of a picture, by format. 2^28 pixels take a gigabyte for a moment; a progressive JPEG of 2^30 takes three.
+Other formats have PIL's own limit: they check it again while they are decoded."""
 
 OTHER_PIXELS = WHOLE_PIXELS
 """That of other formats where PIL's own limit was switched off."""
@@ -53,7 +62,7 @@ def load_image(path: str | Path) -> Image.Image:
         path: A file in any format that PIL reads.
 
     Returns:
-        The image, mode RGB; a JPEG of more than WHOLE_PIXELS is scaled down.
+        The image, mode RGB; one of more than WHOLE_PIXELS is scaled down.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -83,7 +92,8 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
             most = MAX_PIXELS.get(image.format or "") or Image.MAX_IMAGE_PIXELS or OTHER_PIXELS
             size = image.size
             if size[0] * size[1] <= most:
-                return _as_rgb(_drafted(image))
+                with _one_large if size[0] * size[1] > LARGE_PIXELS else contextlib.nullcontext():
+                    return _within_limit(_drafted(image))
     except FileNotFoundError:
         raise
     except _UNREADABLE as error:
@@ -95,7 +105,11 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
 
 
 def _opened(source: str | Path | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
-    return Path(source).open("rb") if isinstance(source, str | Path) else contextlib.nullcontext(source)
+    if not isinstance(source, str | Path):
+        return contextlib.nullcontext(source)
+    if stat.S_ISFIFO(Path(source).stat().st_mode):  # to open it would wait for whoever writes to it
+        raise OSError("it is a pipe, not a file")
+    return Path(source).open("rb")
 
 
 def _identify(file: BinaryIO) -> Image.Image:
@@ -121,6 +135,19 @@ def _drafted(image: Image.Image) -> Image.Image:
     if image.width * image.height > WHOLE_PIXELS:
         image.draft(None, (SHORT_SIDE, SHORT_SIDE))
     return image
+
+
+def _within_limit(image: Image.Image) -> Image.Image:
+    """The image in mode RGB, of at most WHOLE_PIXELS: a larger one is averaged over squares, strip by strip."""
+    by = math.ceil(math.sqrt(image.width * image.height / WHOLE_PIXELS))
+    if by == 1:
+        return _as_rgb(image)
+    rows = 64 * by
+    small = Image.new("RGB", (math.ceil(image.width / by), math.ceil(image.height / by)))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        small.paste(_as_rgb(strip).reduce(by), (0, top // by))
+    return small
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

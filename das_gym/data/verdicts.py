@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from das_gym.data.cache import cache_folder
 from das_gym.data.images import ImageFile, ImageSource, files_in
-from das_gym.files import replacing
+from das_gym.files import BAD_ARRAYS, replacing
 from das_gym.runs import progress
 
 MANY_IMAGES = 1000
@@ -85,9 +85,10 @@ def _read_verdicts() -> np.ndarray:
     """Fingerprints, (n,) uint64, of images that were decoded before without an error."""
     try:
         with (cache_folder() / _VERDICTS).open("rb") as file:
-            return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # none yet, or damaged: images are decoded again
+            known: np.ndarray = np.load(file, allow_pickle=False)
+    except BAD_ARRAYS:  # none yet, or damaged: images are decoded again
         return np.empty(0, np.uint64)
+    return known if known.dtype == np.uint64 and known.ndim == 1 else np.empty(0, np.uint64)
 
 
 def _add_verdicts(readable: list[int]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from das_gym.models.base import VLP
 from das_gym.models.formats import HEADS, SEARCH, Family, Format
-from das_gym.models.tensor_files import TensorFile, read_tensors, write_folder, write_tensors
+from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_folder, write_tensors
 
 Heads = Mapping[str, Mapping[str, Tensor]]
 
@@ -59,6 +59,7 @@ class LoadReport:
         unused: Its tensors that the reference never uses either.
         unknown: Its tensors that have no place in the model.
         odd: What is unusual about it, in words.
+        checked: Whether checksums in the file prove that nothing of it has changed.
     """
 
     path: Path
@@ -68,12 +69,14 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
+    checked: bool = True
 
     def __str__(self) -> str:
         """One line a group; names that differ in a number, or in weight and bias, are written once."""
         groups = {what: getattr(self, what) for what in ("missing", "derived", "unused", "unknown")}
         lines = [f"{what} ({len(names)}): {_short(names) or '-'}" for what, names in groups.items()]
-        return "\n".join([f"{self.path}: {self.title}", *lines, *self.odd])
+        unknown = [] if self.checked else ["it holds no checksums: a byte of it that has changed could not be told"]
+        return "\n".join([f"{self.path}: {self.title}", *lines, *self.odd, *unknown])
 
     def doubts(self, *expected: str) -> str | None:
         """What a person has to know before using the model, in a line; None if all is well.
@@ -228,7 +231,7 @@ def assemble(
     """The second half of `load_checkpoint`: from tensors (which it takes out of `file`) to a model."""
     family, form = _recognise(file)
     config = _infer_config(file, family, form, image_size, settings or {})
-    report = LoadReport(file.path, form.title, odd=family.oddities(config))
+    report = LoadReport(file.path, form.title, odd=family.oddities(config), checked=file.checked)
     named, sources = _rename(file, form, report)
     found_heads = _take_heads(named)
     search = {name.removeprefix(SEARCH): named.pop(name) for name in list(named) if name.startswith(SEARCH)}
@@ -239,6 +242,8 @@ def assemble(
     if mask is not None:
         vlp.prune(np.asarray(mask, dtype=bool))
     _fill(vlp, named, sources, generator, report)
+    every = [vlp.state_dict(), *({f"{name}.{part}": t for part, t in head.items()} for name, head in found_heads.items())]
+    check_finite((item for tensors in every for item in tensors.items()), file.path)
     report.missing += [head for head in heads if head not in found_heads]
     return Loaded(vlp.eval(), found_heads, search, report)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-import re
 import shutil
 import tempfile
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.files import read_json, replacing
+from das_gym.files import parse_json, read_json, replacing
+from das_gym.models.pickles import Left, load_pickle
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What the weights of a folder may be called."""
@@ -24,14 +25,21 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 METADATA_KEY = "das_gym"
 """Where our safetensors files hold their model's config, as JSON."""
 
+CHECKSUM = "sha256"
+"""Where that has the checksum of all the rest; files of das_gym 0.1 have none."""
+
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of a file by name, each in memory of its own, and the config beside them (empty = none)."""
+    """The tensors of a file by name, each in memory of its own, and the config beside them (empty = none).
+
+    `checked` says whether checksums in the file prove that nothing of it has changed since it was written.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     config: Mapping[str, Any]
+    checked: bool = True
 
 
 def read_tensors(path: str | Path) -> TensorFile:
@@ -55,10 +63,18 @@ def read_tensors(path: str | Path) -> TensorFile:
         if weights is None or not (path / "config.json").is_file():
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
             raise FileNotFoundError(f"{path} needs config.json and one of {', '.join(WEIGHTS)}; it holds {found}")
-        return TensorFile(path, read_tensors(weights).tensors, _read_config(path / "config.json"))
+        file, config = read_tensors(weights), _read_config(path / "config.json")
+        about = config.get(METADATA_KEY)
+        if isinstance(about, dict) and CHECKSUM in about:  # as `export` writes it
+            _compare(weights, file.tensors, {}, about[CHECKSUM])
+            file = dataclasses.replace(file, checked=True)
+        return dataclasses.replace(file, path=path, config=config)
+    if not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a folder; give a checkpoint")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return TensorFile(path, _read_pickle(path), {})
+        return read_safetensors(path)
+    checked = check_archive(path)
+    return TensorFile(path, _read_pickle(path), {}, checked)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -68,7 +84,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_safetensors(path: Path) -> TensorFile:
+def read_safetensors(path: Path) -> TensorFile:
+    """Tensors of a safetensors file, and what our metadata say of it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -77,43 +98,97 @@ def _read_safetensors(path: Path) -> TensorFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}; copy or convert it again") from error
-    try:
-        config = json.loads(metadata.get(METADATA_KEY, "{}"))
-    except ValueError as error:
-        raise ValueError(f"{path} has a config that is not JSON: {error}; convert it again") from error
+    config = parse_json(metadata.get(METADATA_KEY, "{}"), f"the config in {path}", "write it again")
     if not isinstance(config, dict):
-        raise ValueError(f"{path} has a config that is a JSON {type(config).__name__}, not an object; convert it again")
-    return TensorFile(path, tensors, config)
+        raise ValueError(f"{path} has a config that is a JSON {type(config).__name__}, not an object; write it again")
+    written = config.pop(CHECKSUM, None)
+    if written is not None:
+        _compare(path, tensors, config, written)
+    return TensorFile(path, tensors, config, written is not None)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write a safetensors file, whole or not at all; the config and a checksum of all are its metadata."""
+    from safetensors.torch import save_file
+
+    ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    about = json.dumps({**config, CHECKSUM: checksum(ready, config)})  # one text: several come in any order
+    with replacing(path) as part:
+        save_file(ready, part, metadata={METADATA_KEY: about})
+        part.chmod(0o644)
+
+
+def checksum(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """64 hex digits that change with any tensor, contiguous and on the CPU, and with the config, JSON-able."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode("utf-8", "surrogatepass"))
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _compare(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], written: Any) -> None:
+    if written != checksum(tensors, config):
+        raise ValueError(f"{path} is damaged: its checksum is another one than when it was written; copy or make it again")
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
+    """Refuse weights that are not numbers: whatever is computed from them is none either.
+
+    Raises:
+        ValueError: names the first such tensor.
+    """
+    for name, tensor in tensors:
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ValueError(
+                f"{path}: {name} has {bad} values of {tensor.numel()} that are NaN or infinite: the file is damaged, or "
+                "its training went wrong; take another one"
+            )
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    _check_archive(path)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_pickle(path)
     except Exception as error:  # a damaged or hostile pickle can raise anything
-        raise ValueError(_refusal(path, _describe(error))) from error
+        told = _describe(error).splitlines()[0][:200]
+        raise ValueError(f"{path} is damaged or no checkpoint: {told}; copy or download it again") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
-        raise ValueError(f"{path} holds a {type(content).__name__} without a state_dict; save {{'state_dict': ...}} instead")
+        raise ValueError(f"{path} holds a {_kind(content)} without a state_dict; save {{'state_dict': ...}} instead")
     size, seen, tensors = path.stat().st_size, set[int](), {}
     for name in list(state):
         tensor = state.pop(name)
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path} is not a checkpoint: its entry {name!r} is a {type(tensor).__name__}, not a tensor")
+            name = name if isinstance(name, str) else _kind(name)
+            raise ValueError(
+                f"{path} is not a checkpoint: its entry {name!r} is a {_kind(tensor)}; only plain dense tensors are read"
+            )
         tensors[name] = _owned(path, name, tensor.detach(), size, seen)
     return tensors
 
 
-def _check_archive(path: Path) -> None:
+def _kind(value: Any) -> str:
+    """The name of a value's class, or the one that a pickle gives it."""
+    kind = value if isinstance(value, type) else type(value)
+    return kind.kind if issubclass(kind, Left) else kind.__name__
+
+
+def check_archive(path: Path) -> bool:
     """Compare every record of a zip archive with its checksum, which torch does not.
+
+    Returns:
+        Whether it has checksums: torch's files of before 1.6 are no archives, and have none.
 
     Raises:
         ValueError: one differs, or the archive is none.
     """
+    whole = True
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            return
+            return False
     try:
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
@@ -122,12 +197,14 @@ def _check_archive(path: Path) -> None:
                 if record.external_attr & 0x10:  # torch reads nothing of what is marked as a folder
                     raise zipfile.BadZipFile(f"record {record.filename} is marked as a folder")
                 if record.CRC == 0:  # written with torch.serialization.set_crc32_options(False)
+                    whole = False
                     continue
                 with archive.open(record) as stream:
                     while stream.read(2**22):
                         pass
     except Exception as error:  # a damaged archive can raise anything
         raise ValueError(f"{path} is damaged: {_describe(error)}; copy or download it again") from error
+    return whole
 
 
 def _describe(error: Exception) -> str:
@@ -135,24 +212,8 @@ def _describe(error: Exception) -> str:
     return str(error) if len(str(error)) > 10 else f"{type(error).__name__} {error}".strip()
 
 
-def _refusal(path: Path, reason: str) -> str:
-    """Why a pickle was not loaded, in a line, and what to do."""
-    needed = re.search(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|Unsupported class) (\S+)", reason)
-    if needed:
-        trusted = f"torch.load({str(path)!r}, 'cpu', weights_only=False)"
-        line = f"import torch; torch.save({{'state_dict': {trusted}['state_dict']}}, 'OUT.ckpt')"
-        return (
-            f"{path} holds more than tensors and plain containers: it wants to run {needed[1]}, so it was not loaded. "
-            f'If you trust where it comes from, convert it where Python has {needed[1].split(".")[0]}: python -c "{line}"'
-        )
-    detail = reason.split("WeightsUnpickler error:")[-1].strip().splitlines()[0][:200]
-    return f"{path} is damaged or no checkpoint: {detail}; copy or download it again"
-
-
 def _owned(path: Path, name: str, tensor: Tensor, file_size: int, seen: set[int]) -> Tensor:
     """The tensor with memory that it shares with no other."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise ValueError(f"{path}: {name} is a {tensor.layout} tensor on {tensor.device}; only plain dense tensors are read")
     needed = tensor.numel() * tensor.element_size()
     if needed > file_size:
         raise ValueError(f"{path}: {name} of shape {tuple(tensor.shape)} needs {needed} bytes, more than the file has")
@@ -160,16 +221,6 @@ def _owned(path: Path, name: str, tensor: Tensor, file_size: int, seen: set[int]
     shared = storage.data_ptr() in seen or storage.nbytes() != needed or not tensor.is_contiguous()
     seen.add(storage.data_ptr())
     return tensor.clone(memory_format=torch.contiguous_format) if shared else tensor
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write a safetensors file with the config in its metadata, whole or not at all."""
-    from safetensors.torch import save_file
-
-    ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    with replacing(path) as part:
-        save_file(ready, part, metadata={METADATA_KEY: json.dumps(config)})
-        part.chmod(0o644)
 
 
 def _replaceable(folder: Path) -> bool:

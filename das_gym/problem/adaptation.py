@@ -6,7 +6,6 @@ one mask) are both such a file: tunable parameters and head as safetensors, the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from das_gym.files import write_bytes
+from das_gym.config import build
 from das_gym.models.base import VLP
+from das_gym.models.tensor_files import check_finite, read_safetensors, write_tensors
 from das_gym.registration import OLD_TASKS
 
 FORMAT = "das_gym adaptation 1"
@@ -54,8 +54,6 @@ class Adaptation:
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
-        from safetensors.torch import save
-
         described = {
             "format": FORMAT,
             "task": self.task,
@@ -64,7 +62,7 @@ class Adaptation:
             "mask": self.mask,
             "info": dict(self.info),
         }
-        write_bytes(Path(path), save(dict(self.tensors), metadata={"das_gym": json.dumps(described)}))
+        write_tensors(Path(path), self.tensors, described)
 
     @classmethod
     def load(cls, path: str | Path) -> Adaptation:
@@ -74,32 +72,22 @@ class Adaptation:
             FileNotFoundError: there is no such file.
             ValueError: the file is damaged or is something else.
         """
-        from safetensors import SafetensorError, safe_open
-
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: no such adaptation file; `python -m adapt supernet` or `python -m adapt` writes one"
             )
+        file = read_safetensors(path)
+        described, tensors = dict(file.config), file.tensors
+        form = described.pop("format", None)
+        if form != FORMAT:
+            raise ValueError(f"{path} is not an adaptation file of das_gym (format {form!r}, not {FORMAT!r})")
+        check_finite(tensors.items(), path)
         try:
-            with safe_open(path, "pt") as file:
-                described = json.loads((file.metadata() or {}).get("das_gym", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
-            raise ValueError(f"{path} is not a whole safetensors file ({error}); write it again") from error
-        if described.get("format") != FORMAT:
-            raise ValueError(
-                f"{path} is not an adaptation file of das_gym (format {described.get('format')!r}, not {FORMAT!r})"
-            )
-        mask = described["mask"]
-        return cls(
-            tensors=tensors,
-            task=OLD_TASKS.get(described["task"], described["task"]),
-            answers=tuple(described["answers"]),
-            base=described["base"],
-            mask=None if mask is None else tuple(mask),
-            info=described["info"],
-        )
+            about = build(_Description, described)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is a damaged adaptation file ({error}); write it again") from error
+        return cls(**{**vars(about), "tensors": tensors, "task": OLD_TASKS.get(about.task, about.task)})
 
     def apply(self, vlp: VLP, head: nn.Module, base: str) -> None:
         """Put the parameters into a model with fingerprint `base`; a subnet's mask is pruned.
@@ -128,6 +116,21 @@ class Adaptation:
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(self.tensors[name])
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What an adaptation file says of itself, see `Adaptation`."""
+
+    task: str
+    answers: tuple[str, ...]
+    base: str
+    mask: tuple[int, ...] | None
+    info: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not set(self.mask or ()) <= {0, 1}:
+            raise ValueError(f"mask={list(self.mask or ())} holds other values than 0 (keep) and 1 (skip)")
 
 
 def _own_parameters(vlp: VLP, head: nn.Module) -> dict[str, nn.Parameter]:

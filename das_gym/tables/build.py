@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.config import build
 from das_gym.engine.evaluator import Scores
 from das_gym.engine.spending import Spending
-from das_gym.files import write_bytes
+from das_gym.files import BAD_ARRAYS, parse_json, read_arrays, write_bytes
 from das_gym.problem.budget import LayerMacs
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_space import every_mask, masks_up_to
@@ -108,6 +109,18 @@ def _digest(words: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class _Done:
+    """How many examples of each split are scored."""
+
+    reward: int
+    test: int
+
+    def __post_init__(self) -> None:
+        if min(self.reward, self.test) < 0:
+            raise ValueError(f"{self.reward} and {self.test} examples are done")
+
+
 @dataclass
 class _Progress:
     """What has been scored so far.
@@ -137,17 +150,24 @@ class _Progress:
         Raises:
             ValueError: it is of another table.
         """
-        with np.load(path, allow_pickle=False) as arrays:
-            meta = json.loads(str(arrays["meta"]))
-            if meta.pop("format") != CHECKPOINT_FORMAT:
-                raise ValueError(f"{path} is no checkpoint of this version; begin a new run")
-            self.sums = {split: arrays[split] for split in SPLITS}
-        self.done, self.spent = meta.pop("done"), Spending(**meta.pop("spent"))
+        try:
+            arrays = read_arrays(path)
+            meta = parse_json(str(arrays["meta"]), "its description", "begin a new run")
+            sums = {split: arrays[split] for split in SPLITS}
+            form, done = meta.pop("format"), build(_Done, meta.pop("done"))
+            self.spent = build(Spending, meta.pop("spent"))
+            if form != CHECKPOINT_FORMAT:
+                raise ValueError("it is of another version")
+            if any((sums[s].shape, sums[s].dtype) != (self.sums[s].shape, self.sums[s].dtype) for s in SPLITS):
+                raise ValueError("its sums are of other masks")
+        except (*BAD_ARRAYS, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it to begin the table anew") from error
+        self.sums, self.done = sums, vars(done)
         for name, value in meta.items():
-            if value != self.identity[name]:
+            if value != self.identity.get(name):
                 raise ValueError(
-                    f"{path} is of a table with {name}={value}, the problem now has {self.identity[name]}: model, supernet "
-                    "or data have changed since; begin a new run"
+                    f"{path} is of a table with {name}={value}, the problem now has {self.identity.get(name)}: model, "
+                    "supernet or data have changed since; begin a new run"
                 )
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import io
 import json
 import shlex
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ import numpy as np
 from das_gym.commandline import typed
 from das_gym.config import build, check_names
 from das_gym.engine.evaluator import Scores
-from das_gym.files import write_bytes
+from das_gym.files import BAD_ARRAYS, parse_json, read_arrays, write_bytes
 from das_gym.problem.budget import Budget, LayerMacs
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
@@ -93,6 +92,9 @@ class SubnetTable:
         for name, array in {"macs": self.macs, "statistics": self.statistics, **arrays}.items():
             if array.shape != wanted[name]:
                 raise ValueError(f"{name} has shape {array.shape}; a table of {layers} layers needs {wanted[name]}")
+            _check_values(name, array)
+        if self.meta.macs_full < 1:
+            raise ValueError(f"macs_full={self.meta.macs_full} is not allowed; a model has 1 or more")
 
     @property
     def n_layers(self) -> int:
@@ -290,15 +292,14 @@ class SubnetTable:
         if not path.is_file():
             raise FileNotFoundError(f"no table at {path}; `{typed('agents table', shlex.quote(f'out={path}'))}` makes one")
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-                return cls._from_arrays(arrays)
-        except (KeyError, TypeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            return cls._from_arrays(read_arrays(path))
+        except BAD_ARRAYS as error:
             raise ValueError(f"{path} is no table of this version of das_gym ({error}); make it again") from error
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, Any]) -> SubnetTable:
-        meta = json.loads(str(arrays["meta"]))
-        if meta.pop("format") != FORMAT:
+        meta = parse_json(str(arrays["meta"]), "its description", "make it again")
+        if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT!r}")
         scores = {split: Scores(*(arrays[f"{split}_{name}"] for name in SCORES)) for split in SPLITS}
         return cls(build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"])
@@ -320,6 +321,25 @@ class SubnetTable:
         if not within[rows].all():
             raise ValueError("a mask breaks the budget that it is compared within; compare it without, or within its own")
         return rows
+
+
+def _check_values(name: str, array: np.ndarray) -> None:
+    """Refuse numbers that nothing can have measured; a loss may be infinite, see `SubnetTable`, and a score not measured.
+
+    Raises:
+        ValueError: of another type, negative MACs or losses, statistics that are not finite.
+    """
+    kind, word = (np.integer, "whole numbers") if name == "macs" else (np.floating, "real numbers")
+    if not np.issubdtype(array.dtype, kind):
+        raise ValueError(f"{name} is of type {array.dtype}; a table holds {word}")
+    if name == "statistics":
+        wrong = ~np.isfinite(array)
+    else:
+        wrong = array < 0
+        if name.endswith("_losses"):
+            wrong |= np.isnan(array)
+    if wrong.any():
+        raise ValueError(f"{name} holds {array[wrong][0]}, which nothing can have measured")
 
 
 def _larger_is_better(by: str | Objective) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,19 @@ ANSWER, SEEN = [1, 1, 0, 0], [0, 1, 0, 1]
 
 
 def record_of(answer: float | None, best: float | None, macs_saved: float = 0.2, **env_kwargs: Any) -> dict[str, Any]:
-    """A search's record in all that adapt reads."""
-    seen = {"mask": SEEN, "reward": best, "macs_saved": macs_saved, "skipped_layers": ["b", "d"]}
-    budget = {"skip_num": 2, **env_kwargs}
-    return {"env_id": "DAS-METER-VQA-v0", "env_kwargs": budget, "agent": "bandit", "mask": ANSWER, "reward": answer} | {
-        "best_seen": seen
+    """A search's record."""
+    scores = {"loss": 1.0, "metric": 0.5, "macs": 80, "macs_saved": macs_saved}
+    seen = {"mask": SEEN, "reward": best, **scores, "skipped_layers": ["b", "d"]}
+    about = {
+        "env_id": "DAS-METER-VQA-v0",
+        "env_kwargs": {"skip_num": 2, **env_kwargs},
+        "agent": "bandit",
+        "agent_kwargs": {},
     }
+    answered = {"mask": ANSWER, "reward": answer, **scores, "skipped_layers": ["a", "b"], "n_skipped": 2}
+    numbers = {"seed": 0, "masks_per_turn": 1, "macs_full": 100, "evaluations": 0}
+    rest = {"layer_names": list("abcd"), "preferences": None, "skip_probabilities": None, "versions": {}}
+    return {"format": 1, **about, **answered, **numbers, **rest, "best_seen": seen}
 
 
 @pytest.fixture
@@ -68,6 +76,53 @@ def test_a_search_on_the_table_can_be_adapted(run_folder: Path):
 def test_a_search_of_an_environment_that_is_not_there_is_named(run_folder: Path):
     write_json(run_folder / "search.json", record_of(0.5, 0.4) | {"env_id": "DAS-Mine-VQA-v0"})
     with pytest.raises(ValueError, match=r"run 1 searched DAS-Mine-VQA-v0, which is not registered here.*use=<module>"):
+        choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"mask": [2, -1, 0, 1]}, "mask holds 2; give 0 .keep. or 1 .skip."),
+        ({"mask": [0.5, 0, 0, 1]}, "mask"),
+        ({"mask": [True, False, False, True]}, "mask"),
+        ({"best_seen": {}}, "best_seen lacks mask"),
+        ({"best_seen": 3}, "best_seen=3"),
+        ({"env_kwargs": []}, "env_kwargs"),
+        ({"env_kwargs": {"batch_size": "x"}}, None),
+        ({"env_id": 3}, "env_id=3"),
+        ({"reward": float("nan")}, "reward=nan"),
+        ({"use": 3}, "use=3"),
+        ({"env_id": None}, "env_id=None"),
+    ],
+)
+def test_a_damaged_record_is_told(run_folder: Path, change: dict[str, Any], match: str | None):
+    (run_folder / "search.json").write_text(json.dumps(record_of(0.5, 0.4) | change))
+    settings = AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))
+    if match is None:
+        choose(settings)  # of the environment alone
+        return
+    with pytest.raises(ValueError, match=rf"search\.json is no search record of this version \(.*{match}"):
+        choose(settings)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "null", "[]", '"\ud800"', "{}"])
+def test_a_record_that_is_none_is_told(run_folder: Path, text: str):
+    (run_folder / "search.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"search\.json is n"):
+        choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"use": ["no_such_module"]}, "asks for the module 'no_such_module'"),
+        ({"env_kwargs": {"checkpoint": "x", "trust_remote_code": True}}, "not made here, and says .*trust_remote_code=True"),
+        ({"env_kwargs": {"encoder_cache": "/anywhere"}}, "not made here, and says .*encoder_cache=/anywhere"),
+    ],
+)
+def test_a_record_from_elsewhere_does_not_choose_what_runs(run_folder: Path, change: dict[str, Any], match: str):
+    write_json(run_folder / "search.json", record_of(0.5, 0.4) | change)
+    with pytest.raises(ValueError, match=match):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
 
 

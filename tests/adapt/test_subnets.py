@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,12 +96,51 @@ def test_what_0_1_0_called_f30k_is_retrieval(tmp_path: Path):
     assert load_subnet(folder).task.name == "retrieval"
 
 
-def test_modules_of_ones_own_are_imported_again(folder: Path):
+def test_a_record_does_not_choose_what_is_imported(folder: Path):
     record = read_json(folder / RECORD)
     assert record["use"] == []
     write_json(folder / RECORD, {**record, "use": ["no_such_module"]})
-    with pytest.raises(ValueError, match="use=no_such_module cannot be imported"):
-        load_subnet(folder)
+    try:
+        with pytest.raises(
+            ValueError, match=r"adapt\.json asks for the module 'no_such_module'.*in Python, import it first"
+        ):
+            load_subnet(folder)
+    finally:
+        write_json(folder / RECORD, record)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"problem": 3},
+        {"problem": {}},
+        {"problem": {"task": "vqa", "model": 3}},
+        {"use": 3},
+        {"use": [3]},
+        {"model_settings": 3},
+    ],
+)
+def test_a_damaged_record_is_told(folder: Path, change: dict[str, Any]):
+    before = read_json(folder / RECORD)
+    write_json(folder / RECORD, {**before, **change})
+    try:
+        with pytest.raises(ValueError, match=r"adapt\.json is no record of a subnet"):
+            load_subnet(folder)
+    finally:
+        write_json(folder / RECORD, before)
+
+
+def test_a_record_does_not_have_code_of_a_checkpoint_run(folder: Path):
+    before = read_json(folder / RECORD)
+    write_json(
+        folder / RECORD,
+        {**before, "problem": {**before["problem"], "model": "VLM", "task": "answering", "trust_remote_code": True}},
+    )
+    try:
+        with pytest.raises(ValueError, match=r"was not made here, and says .*: trust_remote_code=True; if you trust it"):
+            load_subnet(folder)
+    finally:
+        write_json(folder / RECORD, before)
 
 
 def test_fields_may_be_changed(folder: Path):

@@ -65,6 +65,41 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage):
         again.run(partial(step, model), "again")
 
 
+def test_any_flipped_bit_of_a_checkpoint_is_named_or_changes_nothing(tmp_path: Path):
+    path, rng = tmp_path / "checkpoint.pt", np.random.default_rng(0)
+    model, first = trainer(path)
+    first.run(partial(step, model), "first")
+    whole = path.read_bytes()
+    for place in rng.integers(0, len(whole), 60):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        again, second = trainer(path)
+        try:
+            second.run(partial(step, again), "again")
+        except ValueError as error:
+            told = str(error)
+        else:
+            told = ""
+            assert torch.equal(again.weight, model.weight)
+        assert not told or "checkpoint.pt is damaged" in told
+
+
+@pytest.mark.parametrize("name", ["step", "parameters", "optimizer", "rng", "logged", "window", "companions"])
+@pytest.mark.parametrize("value", [None, "x", {}])
+def test_a_checkpoint_with_something_else_in_it_is_named(tmp_path: Path, name: str, value: object):
+    path = tmp_path / "checkpoint.pt"
+    model, first = trainer(path)
+    first.run(partial(step, model), "first")
+    torch.save({**torch.load(path, weights_only=True), name: value}, path)
+    again, second = trainer(path)
+    if value == {} and name in ("window", "companions"):
+        second.run(partial(step, again), "again")
+        return
+    with pytest.raises(ValueError, match=r"checkpoint\.pt (is damaged|was saved by another)"):
+        second.run(partial(step, again), "again")
+
+
 def test_a_loss_that_is_no_number_stops_the_training():
     model, broken = trainer(None)
     with pytest.raises(FloatingPointError, match="at step 0: try a lower learning rate"):

@@ -122,6 +122,10 @@ def test_a_readable_image_is_decoded_once_until_it_changes(tmp_path: Path, cache
     assert not BadExamples("skip").broken_images(images)
     assert [len(image.opened) for image in images] == [3, 2, 4]
     assert len(np.load(verdicts)) == 3
+    for odd in (np.array(["x"]), np.zeros((2, 2)), np.array(1)):
+        np.save(verdicts, odd)
+        assert not BadExamples("skip").broken_images(images)
+        assert len(np.load(verdicts)) == 3
 
 
 def test_images_are_required_to_be_readable_and_decoded_once(tmp_path: Path):

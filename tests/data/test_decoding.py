@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +41,7 @@ def test_16_bit_gray_keeps_its_shades(tmp_path: Path):
 
 
 def test_a_palette_with_alpha_does_not_warn(tmp_path: Path):
-    noise(20, 10).convert("P").save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    noise(20, 10).convert("P").save(tmp_path / "palette.png", transparency=bytes(range(256)), compress_level=1)
     assert load_image(tmp_path / "palette.png").mode == "RGB"
 
 
@@ -92,10 +95,39 @@ def test_a_large_jpeg_is_scaled_down_and_does_not_warn(tmp_path: Path, size: tup
 
 @pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("kind", ["png", "bmp"])
-def test_a_large_picture_of_another_format_is_read_whole(tmp_path: Path, kind: str):
-    picture = noise(60, 100)
+@pytest.mark.parametrize("mode", ["RGB", "P", "L"])
+def test_a_large_picture_of_another_format_is_averaged_over_squares(tmp_path: Path, kind: str, mode: str):
+    picture = noise(61, 100).convert(mode)
     picture.save(tmp_path / f"large.{kind}")
-    assert load_image(tmp_path / f"large.{kind}").tobytes() == picture.tobytes()
+    assert load_image(tmp_path / f"large.{kind}").tobytes() == picture.convert("RGB").reduce(3).tobytes()
+
+
+def test_a_picture_that_unpacks_to_a_gigabyte(tmp_path: Path):
+    """A palette with alpha, converted whole, took nine bytes a pixel; 16,384 x 16,384 of them in a megabyte, 2.4 GB."""
+    code = """
+import resource, sys
+from PIL import Image
+from das_gym.data.decoding import load_image
+if sys.argv[1] == "write":
+    picture = Image.new("P", (9500, 9500))
+    picture.putpalette([0, 9, 18] * 256)
+    picture.save(sys.argv[2], transparency=bytes(range(256)), compress_level=1)
+else:
+    print(load_image(sys.argv[2]).size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    written = [sys.executable, "-c", code, "write", str(tmp_path / "bomb.png")]
+    subprocess.run(written, check=True, capture_output=True)
+    done = subprocess.run([*written[:3], "read", written[4]], check=True, capture_output=True, text=True)
+    assert (tmp_path / "bomb.png").stat().st_size < 2**20
+    size, _, megabytes = done.stdout.rpartition(" ")
+    assert size == "(4750, 4750)"
+    assert int(megabytes) < 450
+
+
+def test_a_pipe_is_no_picture(tmp_path: Path):
+    os.mkfifo(tmp_path / "picture.png")
+    with pytest.raises(ValueError, match=r"picture\.png cannot be read \(OSError: it is a pipe, not a file\)"):
+        load_image(tmp_path / "picture.png")
 
 
 @pytest.mark.usefixtures("small_limits")

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from das_gym.models.base import fingerprint
+from das_gym.models.tensor_files import read_safetensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone
@@ -63,6 +67,55 @@ def test_a_truncated_file_is_named(random_supernet: Path, tmp_path: Path):
     short.write_bytes(random_supernet.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"short\.safetensors is not a whole safetensors file"):
         Adaptation.load(short)
+
+
+def test_any_flipped_byte_is_noticed_or_changes_nothing(saved: Adaptation, tmp_path: Path):
+    saved.save(tmp_path / "whole.safetensors")
+    whole, path = (tmp_path / "whole.safetensors").read_bytes(), tmp_path / "flipped.safetensors"
+    places = np.random.default_rng(0).integers(0, len(whole), 40)
+    header = np.random.default_rng(1).integers(0, 8 + int.from_bytes(whole[:8], "little"), 20)
+    for place in map(int, (*places, *header)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with contextlib.suppress(ValueError):
+            again = Adaptation.load(path)
+            assert dataclasses.replace(again, tensors={}) == dataclasses.replace(saved, tensors={})
+            assert all(torch.equal(again.tensors[name], tensor) for name, tensor in saved.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"mask": [2, -1]}, "holds other values than 0"),
+        ({"mask": [0.5]}, "mask"),
+        ({"answers": 3}, "answers=3"),
+        ({"task": None}, "task=None"),
+        ({"info": []}, "info"),
+        ({"odd": 1}, "unknown setting 'odd'"),
+    ],
+)
+def test_a_damaged_description_is_named(saved: Adaptation, tmp_path: Path, change: dict, match: str):
+    saved.save(tmp_path / "a.safetensors")
+    file = read_safetensors(tmp_path / "a.safetensors")
+    write_tensors(tmp_path / "a.safetensors", file.tensors, {**file.config, **change})
+    with pytest.raises(ValueError, match=rf"a\.safetensors is a damaged adaptation file \(.*{match}"):
+        Adaptation.load(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("described", ["[1]", "3", "{", "[" * 100_000])
+def test_a_description_that_is_none_is_named(tmp_path: Path, described: str):
+    save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors", metadata={"das_gym": described})
+    with pytest.raises(ValueError, match=r"a\.safetensors (is not|has a config)"):
+        Adaptation.load(tmp_path / "a.safetensors")
+
+
+def test_weights_that_are_not_numbers_are_named(saved: Adaptation, tmp_path: Path):
+    name = next(iter(saved.tensors))
+    broken = {**saved.tensors, name: torch.full_like(saved.tensors[name], float("nan"))}
+    dataclasses.replace(saved, tensors=broken).save(tmp_path / "nan.safetensors")
+    with pytest.raises(ValueError, match=rf"nan\.safetensors: {name} has \d+ values of \d+ that are NaN or infinite"):
+        Adaptation.load(tmp_path / "nan.safetensors")
 
 
 def test_another_kind_of_file_is_named(mini_folder: Path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -70,6 +71,49 @@ def test_killed_and_resumed_it_is_the_same_table(small_problem: Problem, small_t
     assert done == [14, 2]
     assert spent.examples == 64 * 16
     assert equal(table, small_table, tmp_path)
+
+
+def test_any_damaged_checkpoint_is_named_or_the_table_is_the_same(
+    small_problem: Problem, small_table: SubnetTable, tmp_path: Path
+):
+    path = tmp_path / "checkpoint.npz"
+    assert equal(build_table(small_problem, ENV_ID, 10, 6, path)[0], small_table, tmp_path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for number, place in enumerate(rng.integers(0, len(whole), 60)):
+        damaged = bytearray(whole[:place]) if number % 6 == 0 else bytearray(whole)
+        if number % 6:
+            damaged[place] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            table = build_table(small_problem, ENV_ID, 10, 6, path)[0]
+        except ValueError as error:
+            told = str(error)
+        else:
+            told = ""
+            assert equal(table, small_table, tmp_path)
+        assert not told or "checkpoint.npz is" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"done": {"reward": -1, "test": 0}}, "-1 and 0 examples are done"),
+        ({"done": {"reward": 1}}, "missing"),
+        ({"done": 3}, "is damaged"),
+        ({"spent": {"x": 1}}, "unknown setting 'x'"),
+        ({"format": 1}, "it is of another version"),
+        (3, "is damaged"),
+    ],
+)
+def test_a_wrong_checkpoint_is_named(small_problem: Problem, tmp_path: Path, change: dict | int, match: str):
+    path = tmp_path / "checkpoint.npz"
+    build_table(small_problem, ENV_ID, 2, 2, path)
+    with np.load(path) as arrays:
+        content = dict(arrays)
+    meta = change if isinstance(change, int) else {**json.loads(str(content["meta"])), **change}
+    np.savez(path, **{**content, "meta": np.array(json.dumps(meta))})
+    with pytest.raises(ValueError, match=rf"checkpoint\.npz is damaged \(.*({match}|)"):
+        build_table(small_problem, ENV_ID, 2, 2, path)
 
 
 def test_a_checkpoint_of_another_table_is_refused(small_problem: Problem, tmp_path: Path):

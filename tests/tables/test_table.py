@@ -190,6 +190,52 @@ def test_a_damaged_file_is_named(table: SubnetTable, tmp_path: Path, harm: str):
         SubnetTable.load(path)
 
 
+def test_any_flipped_bit_is_named_or_changes_nothing(table: SubnetTable, tmp_path: Path):
+    path = tmp_path / "table.npz"
+    table.save(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(whole), 150):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        try:
+            twin = SubnetTable.load(path)
+        except ValueError as error:
+            told = str(error)
+        else:
+            told = ""
+            twin.save(tmp_path / "again.npz")
+            assert (tmp_path / "again.npz").read_bytes() == whole
+        assert not told or "table.npz is no table of this version" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"macs": -MACS}, "macs holds -1000, which nothing can have measured"),
+        ({"macs": MACS.astype(float)}, "macs is of type float64; a table holds whole numbers"),
+        ({"statistics": np.full((3, 2), np.nan)}, "statistics holds nan"),
+        ({"statistics": np.ones((3, 2), complex)}, "statistics is of type complex128; a table holds real numbers"),
+        *(({"losses": np.full(8, value)}, "reward_losses") for value in (-1.0, np.nan, 1j)),
+        ({"losses": LOSSES.astype(str)}, "reward_losses is of type"),
+        ({"metrics": -METRICS - 1}, "reward_metrics holds"),
+    ],
+)
+def test_numbers_that_nothing_measures_are_refused(change: dict, match: str):
+    if "macs" in change or "statistics" in change:
+        given = change
+    else:
+        scores = Scores(change.get("losses", LOSSES), change.get("metrics", METRICS), METRICS)
+        given = {"scores": {"reward": scores, "test": scores}}
+    with pytest.raises(ValueError, match=match):
+        make_table(**given)
+
+
+def test_a_loss_may_be_infinite():
+    scores = Scores(np.full(8, np.inf), METRICS, METRICS)
+    assert np.isinf(make_table(scores={"reward": scores, "test": scores}).values("loss")).all()
+
+
 def test_arrays_must_fit():
     with pytest.raises(ValueError, match=r"macs has shape \(7,\); a table of 3 layers needs \(8,\)"):
         make_table(macs=MACS[:7])

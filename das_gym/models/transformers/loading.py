@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from das_gym.models.tensor_files import check_finite
 from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
 from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double
 from das_gym.models.transformers.inputs import load_processor
@@ -151,6 +152,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
             f"the weights in {folder} do not fit its config.json: {len(wrong)} are missing or have other shapes, the first "
             f"{wrong[0]}; download the folder again, or mend the configuration"
         )
+    check_finite(model.named_parameters(), folder)
     return in_double(model.eval().requires_grad_(False))
 
 

@@ -101,6 +101,28 @@ def test_training_goes_on_from_a_kept_agent(env_kwargs: dict, tmp_path: Path):
         train("ppo", env_kwargs, start_from=str(tmp_path / "none"))
 
 
+def test_an_agent_from_elsewhere_is_not_unpickled(env_kwargs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As SB3 writes it, and with a pickle changed, and on a machine of somebody else."""
+    trained = train("a2c", env_kwargs, tmp_path)
+    whole = (tmp_path / "agent.zip").read_bytes()
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    for content in (bytes(changed), whole[:-1], b""):
+        (tmp_path / "agent.zip").write_bytes(content)
+        with pytest.raises(ValueError, match=r"agent\.zip was not saved here, or has changed.*pass trust=True"):
+            load_sb3(tmp_path)
+    trained.model.save(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match=r"agent\.zip was not saved here"):
+        train("a2c", env_kwargs, start_from=str(tmp_path))
+    assert load_sb3(tmp_path, trust=True)[0].num_timesteps == trained.model.num_timesteps
+    train("a2c", env_kwargs, evaluations=4, start_from=str(tmp_path), trust=True)
+    (tmp_path / "agent.zip").write_bytes(whole)
+    assert load_sb3(tmp_path)[0].num_timesteps == trained.model.num_timesteps
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache of another person"))
+    with pytest.raises(ValueError, match=r"agent\.zip was not saved here"):
+        load_sb3(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["ppo", "sac", "ars"])
 def test_a_stopped_search_goes_on(env_kwargs: dict, tmp_path: Path, name: str):
     seen = []

@@ -172,6 +172,17 @@ def test_a_failing_search_leaves_no_record(tmp_path):
         SearchResult.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["format", "config", "agent", "env", "turns"])
+@pytest.mark.parametrize("value", [None, 3, "x", [3], {"a": 1}])
+def test_a_damaged_checkpoint_is_named(tmp_path, name, value):
+    with pytest.raises(StopError):
+        search(config(), tmp_path, on_turn=stop_after(2))
+    path = tmp_path / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ValueError, match=r"checkpoint\.json is"):
+        search(config(), tmp_path, resume=True)
+
+
 def test_a_checkpoint_of_another_search_is_refused(tmp_path):
     with pytest.raises(StopError):
         search(config(), tmp_path, on_turn=stop_after(2))
