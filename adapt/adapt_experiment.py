@@ -26,6 +26,7 @@ from das_gym.commandline import typed, use, used
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
+from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
 from das_gym.files import read_json
 from das_gym.problem.config import ProblemConfig, changed_settings
@@ -289,6 +290,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         "models": [rows[name].record() for name in (SUBNET, UNSKIPPED)],
         "baseline": rows[BASELINE].record(),
         "left_out": splits.left_out_count,
+        "units": Architecture.of_layers(subnets[SUBNET].backbone.vlp.layers).record(),
     }
     save(subnets[SUBNET], folder, info, record)  # the record last: it means that all is there
     for name in subnets:

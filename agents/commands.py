@@ -21,6 +21,9 @@ PROGRAM = Program(
         "validate": Command(
             "das_gym.agents.searching.validate:main", "with file=...", "replay the record of a search and compare"
         ),
+        "report": Command(
+            "das_gym.agents.run_report:main", "RUN... [with out=...]", "what searches found, side by side, as one HTML file"
+        ),
         "list": Command(
             "das_gym.agents.listing:main", "[with use=...]", "environments, agents, rewards, statistics, by name"
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,11 @@ class Architecture:
             depths = table.statistics[:, meta.statistics.index("depth")]
             stages = np.unique(depths, return_inverse=True)[1].tolist()
         return cls.of(meta.layer_names, stages, table.layer_macs)
+
+    @classmethod
+    def of_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
+        """What `record` gave."""
+        return cls(tuple(Unit(**unit) for unit in units))
 
     @property
     def lanes(self) -> tuple[str, ...]:
