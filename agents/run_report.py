@@ -23,6 +23,8 @@ from das_gym.drawing.command import report, same_again
 from das_gym.drawing.report import Comparison, CostChart, Heat, Progress, RunReport
 from das_gym.tables.table import SPLITS
 
+BUDGET = ("skip_num", "macs_saved")
+
 
 def main(words: Sequence[str]) -> int:
     """Write the report that the words ask for; the exit code."""
@@ -55,7 +57,7 @@ def search_report(folder: Path) -> RunReport:
         architecture=_architecture(result, tabular),
         mask=result.mask,
         commands=[_command(folder, result)],
-        progress=_progress(result, tabular),
+        progress=progress_of(result, tabular),
         heat=Heat.of(probabilities),
         cost=_cost(result, tabular),
         statistics=_statistics(result, tabular),
@@ -71,7 +73,7 @@ def _facts(result: SearchResult) -> dict[str, str]:
         if truth is None
         else {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret": f"{truth.regret:.4f}"}
     )
-    budget = {name: result.env_kwargs.get(name) for name in ("skip_num", "macs_saved")}
+    budget = {name: result.env_kwargs.get(name) for name in BUDGET}
     words = ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None)
     return {
         "agent": result.agent,
@@ -100,12 +102,24 @@ def _architecture(result: SearchResult, tabular: Any) -> Architecture:
 def _command(folder: Path, result: SearchResult) -> str:
     from das_gym.agents.search_experiment import SearchSettings
 
-    defaults = asdict(SearchSettings())
-    return same_again(folder, "agents", {**defaults, "env_id": None, "agent": None, "seed": None}, seed=result.seed)
+    defaults = {**asdict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # which are always told
+    if (folder / "config.json").is_file():
+        return same_again(folder, "agents", defaults)
+    names = ("env_id", "agent", "agent_kwargs", "seed", "masks_per_turn", "evaluations")
+    budget = {name: result.env_kwargs[name] for name in BUDGET if result.env_kwargs.get(name) is not None}
+    others = {name: value for name, value in result.env_kwargs.items() if name not in BUDGET}
+    return same_again(
+        folder, "agents", defaults, **{n: getattr(result, n) for n in names}, **budget, env_kwargs=others or None
+    )
 
 
-def _progress(result: SearchResult, tabular: Any) -> Progress | None:
-    """Every scored mask in order; None where the turns are not kept."""
+def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
+    """Every scored mask in order; None where the turns are not kept.
+
+    Args:
+        result: The search.
+        tabular: The environment that it searched, if that knows every mask; None = no regret is told.
+    """
     if not result.history:
         return None
     rewards: list[float | None] = []

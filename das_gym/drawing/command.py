@@ -58,13 +58,25 @@ def _folder(run: str) -> Path:
     return Path(run)
 
 
-def with_settings(words: Sequence[str], name: str) -> list[str]:
-    """The words of a command whose first ones may be values of the setting `name`: `1 2 with x=3`."""
+def with_settings(words: Sequence[str], name: str, one: bool = False) -> list[str]:
+    """The words of a command whose first ones may be values of the setting `name`: `1 2 with x=3`.
+
+    Args:
+        words: What stands behind the command.
+        name: The setting.
+        one: Whether it is a single text, not a tuple of them.
+
+    Raises:
+        ValueError: several are given where one is allowed.
+    """
     if not words or words[0] in HELP:
         return list(words)
     at = list(words).index("with") if "with" in words else len(words)
-    values = tuple(words[:at])
-    return ["with", *([f"{name}={values!r}"] if values else []), *words[at + 1 :]]
+    values, rest = tuple(words[:at]), words[at + 1 :]
+    if one and len(values) > 1:
+        raise ValueError(f"{' '.join(values)}: give one {name}; settings stand behind `with`")
+    given = [f"{name}={values[0] if one else values}"] if values else []
+    return ["with", *given, *rest]
 
 
 def report(words: Sequence[str], command: str, report_of: Callable[[Path], RunReport]) -> int:

@@ -6,7 +6,7 @@ const STYLES = [["var(--kept)", "line", null], ["var(--accent)", "dashes", "8 4"
 const styleOf = (index) => STYLES[index % STYLES.length];
 const points = (values) => values.flatMap((value, index) => (value === null ? [] : [{ at: index + 1, value }]));
 
-function lines(place, label, axis, series) {
+function lines(place, label, axis, series, of = "") {
   const marks = series.flatMap(([, values], index) => [
     Plot.line(points(values), { x: "at", y: "value", curve: "step-after", stroke: styleOf(index)[0], strokeWidth: 2,
       strokeDasharray: styleOf(index)[2] }),
@@ -14,7 +14,7 @@ function lines(place, label, axis, series) {
   const longest = Math.max(...series.map(([, values]) => values.length));
   chart(place, label, () => ({ height: 220, marginLeft: 56, x: { label: "evaluations", domain: [1, Math.max(2, longest)] },
     y: { label: axis, grid: true, nice: true }, marks }), {
-    legend: series.length > 1 ? series.map(([name], index) => [name, styleOf(index)[0], styleOf(index)[1]]) : [],
+    of, legend: series.length > 1 ? series.map(([name], index) => [name, styleOf(index)[0], styleOf(index)[1]]) : [],
     table: () => ({ columns: ["evaluation", ...series.map(([name]) => name)],
       rows: Array.from({ length: longest }, (_, i) => [i + 1, ...series.map(([, values]) => number(values[i]))]) }),
   });
@@ -38,13 +38,13 @@ const DRAW = {
         Plot.line(points(best), { x: "at", y: "value", curve: "step-after", stroke: "var(--kept)", strokeWidth: 2 }),
       ],
     }), {
-      legend: [["each mask", "var(--other)", "dot"], ["best so far", "var(--kept)", "line"]],
+      of: run.name, legend: [["each mask", "var(--other)", "dot"], ["best so far", "var(--kept)", "line"]],
       table: () => ({ columns: ["evaluation", "reward", "best so far"],
         rows: rewards.map((reward, i) => [i + 1, number(reward), number(best[i])]) }),
     });
   },
   regret(place, run) {
-    lines(place, "Regret: what the best mask of all has more", "regret", [["regret", run.progress.regret]]);
+    lines(place, "Regret: what the best mask of all has more", "regret", [["regret", run.progress.regret]], run.name);
   },
   heat(place, run) {
     const { turns, values } = run.heat;
@@ -56,7 +56,7 @@ const DRAW = {
       x: { label: "turn", ticks: thinned(turns, 6), type: "band" }, y: { label: null, domain: names },
       color: { type: "linear", scheme: "cividis", domain: [0, 1], legend: true, label: "skip probability", width: 200 },
       marks: [Plot.cell(cells, { x: "turn", y: "unit", fill: "p", inset: 0 })],
-    }), { table: () => ({ columns: ["turn", ...names], rows: turns.map((turn, t) => [turn, ...values[t].map((p) => number(p, 3))]) }) });
+    }), { of: run.name, table: () => ({ columns: ["turn", ...names], rows: turns.map((turn, t) => [turn, ...values[t].map((p) => number(p, 3))]) }) });
   },
   cost(place, run) {
     const { about, ...drawn } = run.cost;
@@ -64,7 +64,7 @@ const DRAW = {
       height: 280, marginLeft: 56, x: savedAxis, y: { label: "loss, nats", type: "log", grid: true, nice: true, ticks: 5, tickFormat: "~g" },
       marks: costMarks(drawn),
     }), {
-      legend: [...(drawn.others.length ? [["masks of the table", "var(--other)", "dot"]] : []), ["scored by the search", "var(--kept)", "ring"],
+      of: run.name, legend: [...(drawn.others.length ? [["masks of the table", "var(--other)", "dot"]] : []), ["scored by the search", "var(--kept)", "ring"],
         ["front", "var(--third)", "line"], ...(drawn.landed ? [["the search's answer", "var(--accent)", "star"]] : [])],
       table: () => ({ columns: ["MACs saved on the front", "loss, nats"],
         rows: [...drawn.front.map(([saved, loss]) => [percent(saved), number(loss)]),
@@ -82,11 +82,11 @@ const DRAW = {
           Plot.barY(rows, { x: "unit", y: "value", fill: (row) => (row.skipped ? "none" : "var(--kept)"),
             stroke: (row) => (row.skipped ? "var(--accent)" : "none"), strokeWidth: 2, insetLeft: width / names.length > 12 ? 2 : 0.5 }),
           Plot.ruleY([0], { stroke: "var(--line)" }),
-        ] }));
+        ] }), { of: run.name });
     }
     place.append(element("p", { class: "key" }, "From left to right: the units in mask order. Outlined: skipped."));
     const details = element("details", {}, element("summary", {}, "Layer statistics as a table"));
-    const region = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Layer statistics" });
+    const region = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Layer statistics, ${run.name}` });
     region.append(tableOf(["unit", ...Object.keys(run.statistics)],
       names.map((name, i) => [name, ...Object.values(run.statistics).map((values) => number(values[i]))])));
     details.append(region);

@@ -74,10 +74,11 @@ function thinned(rows, most = 60) {
 
 /**
  * A chart with its caption, and the same as a table. `options(width)` are Plot's; the return value redraws.
- * `legend` is a list of [word, colour, shape], `table` gives {columns, rows} when it is opened.
+ * `legend` is a list of [word, colour, shape], `table` gives {columns, rows} when it is opened, `of` says whose it is.
  */
-function chart(place, label, options, { legend = [], table = null } = {}) {
+function chart(place, label, options, { legend = [], table = null, of = "" } = {}) {
   const drawing = element("div");
+  const name = of ? `${label}, ${of}` : label; // no two of a page are called the same
   const keys = element("ul", { class: "legend" });
   for (const [word, colour, shape] of legend) {
     const key = element("li");
@@ -91,7 +92,7 @@ function chart(place, label, options, { legend = [], table = null } = {}) {
     details.addEventListener("toggle", () => {
       if (!details.open) return;
       const { columns, rows } = table();
-      const region = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${label}` });
+      const region = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Table: ${name}` });
       region.append(tableOf(columns, thinned(rows)));
       details.replaceChildren(details.firstChild, region);
     });
@@ -108,7 +109,7 @@ function chart(place, label, options, { legend = [], table = null } = {}) {
       const colours = svg.querySelector("linearGradient, image") !== null && svg !== plot && !svg.querySelector("[aria-label=cell]");
       svg.querySelectorAll("[aria-label]").forEach((part) => part.removeAttribute("aria-label")); // one picture, one name
       svg.setAttribute("role", "img");
-      svg.setAttribute("aria-label", colours ? `Colours: ${label}` : label);
+      svg.setAttribute("aria-label", colours ? `Colours: ${name}` : name);
     }
     drawing.replaceChildren(plot);
   };
