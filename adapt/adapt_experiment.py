@@ -28,6 +28,7 @@ from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
 from das_gym.data.origin import check_record
 from das_gym.data.splits import Splits
+from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
 from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import load_splits
@@ -291,6 +292,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         "models": [rows[name].record() for name in (SUBNET, UNSKIPPED)],
         "baseline": rows[BASELINE].record(),
         "left_out": splits.left_out_count,
+        "units": Architecture.of_layers(subnets[SUBNET].backbone.vlp.layers).record(),
     }
     write_answers(folder, rows)
     save(subnets[SUBNET], folder, info, record)  # the record last: it means that all is there

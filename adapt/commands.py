@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from das_gym.commandline import Command, Program, typed
@@ -36,6 +37,19 @@ def searching_agents() -> dict[str, dict[str, Any]]:
     return {name: {"agent": name, **(SB3_DEFAULTS if name in ALGORITHMS else {})} for name in (*AGENTS, *ALGORITHMS)}
 
 
+def search_report(folder: Path) -> Any:
+    """What the search in a run folder tells in a report."""
+    from das_gym.agents.run_report import search_report
+
+    return search_report(folder)
+
+
+def _report() -> Any:
+    from das_gym.adapt.run_report import main
+
+    return partial(main, search_report=search_report)
+
+
 def paper_bandit(n_layers: int, skip_num: int, seed: int, update_rate: float) -> Any:
     """The paper's agent."""
     from das_gym.agents.ask_tell.bandit import Bandit
@@ -55,7 +69,7 @@ def _main_experiment() -> Any:
 def _shrink_experiment() -> Any:
     from das_gym.adapt.shrink_experiment import ShrinkExperiment
 
-    return ShrinkExperiment(partial(search_first, then="adapt shrink"), searching_agents)
+    return ShrinkExperiment(partial(search_first, then="adapt shrink"), searching_agents, search_report)
 
 
 def _das_experiment() -> Any:
@@ -90,6 +104,7 @@ PROGRAM = Program(
             "with run=... out=... [split=... data_root=...]",
             "write what it answers where nobody's answers are known: VQA's test-dev",
         ),
+        "report": Command(_report, "RUN... [with out=...]", "what runs came to, side by side, as one HTML file"),
         "export": Command(
             "das_gym.adapt.export.command:main",
             "with run=... out=...",

@@ -26,6 +26,7 @@ from das_gym.adapt.training import Log, prefixed
 from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.data.splits import Splits
+from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
@@ -138,6 +139,7 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
         "search": read_json(folder / FOUND),
         "models": [rows[SUBNET].record()],
         "left_out": splits.left_out_count,
+        "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
     }
     path = save(subnet, folder, dataclasses.asdict(settings.pipeline()), record, JOINT_RECORD)
     for name in ("search.pt", "finetune.pt"):

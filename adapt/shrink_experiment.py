@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.adapt_experiment import Choice, SearchFirst, SearchingExperiment, searched, told_to_any_search
+from das_gym.adapt.run_report import SearchReport, run_report
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers
 from das_gym.adapt.shrink.das_adapters import has_adapters, masked_with
@@ -40,8 +41,11 @@ from das_gym.adapt.shrink.verifying import Questions, ask_fresh, check_generates
 from das_gym.commandline import typed, used
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.command import REPORT
+from das_gym.drawing.report import write_report
 from das_gym.engine.precision import bfloat16_hardware
-from das_gym.experiment import MISTAKES, ProblemSettings, RunError, check_problem, required_folder
+from das_gym.experiment import MISTAKES, ProblemSettings, RunError, check_problem, required_folder, run_folder
 from das_gym.files import write_json, write_text
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
@@ -255,15 +259,29 @@ class ShrinkExperiment(SearchingExperiment):
     Args:
         search_first: As for `SearchingExperiment.search_with`.
         agents: Likewise.
+        search_report: What a search tells in a report, since this package knows nothing of agents; None = nothing.
     """
 
     def __init__(
-        self, search_first: SearchFirst | None = None, agents: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
+        self,
+        search_first: SearchFirst | None = None,
+        agents: Callable[[], Mapping[str, Mapping[str, Any]]] = dict,
+        search_report: SearchReport | None = None,
     ) -> None:
         super().__init__("adapt shrink", save_git_info=False)
         self.add_settings(ShrinkSettings, check)
         self.search_with(search_first, agents)
+        self.search_report = search_report
         self.main(shrink)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """As `SearchingExperiment.run`; at the end a report is written beside the record, and its path told."""
+        run = super().run(*args, **kwargs)
+        folder = run_folder(run)
+        if folder is not None and (folder / RECORD).is_file():
+            told = run_report(folder, self.search_report)
+            print(f"report: {write_report(folder / REPORT, [told])}")
+        return run
 
     def check_first(self, given: Mapping[str, Any]) -> None:
         """Raise for whatever can be told before a search or a run begins; the model is loaded, and stays so.
@@ -456,6 +474,7 @@ class Work:
             "verified": dataclasses.asdict(self.verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,
+            "units": Architecture.of_layers(self.whole.layers, LayerMacs.of(self.problem.costs)).record(),
             "command": self.command,
             "versions": library_versions(),
         }

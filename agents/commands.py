@@ -21,6 +21,14 @@ PROGRAM = Program(
         "validate": Command(
             "das_gym.agents.searching.validate:main", "with file=...", "replay the record of a search and compare"
         ),
+        "report": Command(
+            "das_gym.agents.run_report:main", "RUN... [with out=...]", "what searches found, side by side, as one HTML file"
+        ),
+        "explore": Command(
+            "das_gym.agents.explore:main",
+            "TABLE [with ...]",
+            "a page on which a click skips a unit, and a table tells the score",
+        ),
         "list": Command(
             "das_gym.agents.listing:main", "[with use=...]", "environments, agents, rewards, statistics, by name"
         ),

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,12 @@ def typed(program: str, *words: str) -> str:
     if given and _used:
         given.append(f"use={','.join(_used)}")
     return " ".join([start, *([command] if command else []), *(["with", *given] if given else [])])
+
+
+def setting_words(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Settings that are not the default as they are typed behind `with`, quoted where a shell needs that."""
+    other = {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}
+    return [shlex.quote(f"{name}={value}") for name, value in other.items()]
 
 
 def use(modules: Iterable[str] | str | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from das_gym.agents.ask_tell.base import AGENTS
 
 ROOT = Path(__file__).parents[1]
 
-LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "envs", "agents", "adapt")
+LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "drawing", "envs", "agents", "adapt")
 """From the ground up: a package imports itself and those before it; adapt leaves agents out but for its commands."""
 
 LEAVES = ("commandline", "config", "files", "interrupts", "lazy", "runs")

@@ -6,13 +6,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from das_gym.agents.searching.environment import find_scorer
 
 from das_gym.commandline import used
 from das_gym.config import build
@@ -106,6 +107,16 @@ def plain_numbers(values: np.ndarray) -> list[Any]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
+def _layers_of(base: Any) -> dict[str, Any]:
+    """What a record keeps of an environment's layers."""
+    scorer = find_scorer(base)
+    if scorer is None or not hasattr(scorer, "architecture"):
+        return {}
+    values = scorer.observation().reshape(scorer.n_layers, -1).astype(float)
+    statistics = {each.name: values[:, column].tolist() for column, each in enumerate(scorer.statistics)}
+    return {"units": tuple(scorer.architecture().record()), "statistics": statistics}
+
+
 def _check_mask(name: str, mask: Any, n_layers: int) -> None:
     if not isinstance(mask, list) or len(mask) != n_layers:
         given = f"{len(mask)} entries" if isinstance(mask, list) else repr(mask)
@@ -172,6 +183,9 @@ class SearchResult:
         free_budget: Whether the agent was also scored on masks off the budget, see `Agent`; False in records
             of earlier versions.
         use: Modules to import before the environment can be made: what registers it.
+        units: Where the layers stand, as `das_gym.drawing.architecture.Architecture.record` gives them, and
+        statistics: (n_layers,) values of each layer statistic by name, for reports; empty in records of earlier versions and
+            of environments that tell none.
         history: Every turn; not in `search.json` but in `search_history.json`.
 
     Raises:
@@ -202,6 +216,8 @@ class SearchResult:
     versions: dict[str, str]
     free_budget: bool = False
     use: tuple[str, ...] = ()
+    units: tuple[dict[str, Any], ...] = ()
+    statistics: dict[str, list[float]] = field(default_factory=dict)
     history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
@@ -256,6 +272,7 @@ class SearchResult:
             best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
             versions=library_versions(),
             use=used(),
+            **_layers_of(base),
             history=tuple(turns),
             **rest,
         )

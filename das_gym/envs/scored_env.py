@@ -10,8 +10,8 @@ import numpy as np
 from gymnasium import spaces
 
 from das_gym.envs.actions import find_action_mode
+from das_gym.envs.rendering import RENDER_MODES, Shown, check_render_mode, render
 from das_gym.envs.scoring import Scorer
-from das_gym.problem.mask_space import skipped_names
 
 
 class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
@@ -20,15 +20,14 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
     Args:
         scorer: Scores masks.
         action: A name in `das_gym.envs.actions.ACTION_MODES`.
-        render_mode: `ansi` or None.
+        render_mode: `ansi`, `rgb_array` or None.
         arguments: What the subclass was made with: pickling makes it again.
 
     Raises:
         ValueError: a setting that is not allowed.
-        TypeError: `render_mode="rgb_array"`, see `check_render_mode`.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - as in gymnasium.Env
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012 - as in gymnasium.Env
 
     n_layers = property(attrgetter("scorer.n_layers"), doc="How many layers can be skipped.")
     layer_names = property(attrgetter("scorer.layer_names"), doc="Names of the layers, in mask order.")
@@ -47,7 +46,7 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
             np.concatenate((low, self.mode.low)), np.concatenate((high, self.mode.high)), dtype=np.float32
         )
         self.action_space = self.mode.space
-        self._last: tuple[np.ndarray, float, dict[str, Any]] | None = None
+        self._last: Shown | None = None
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -57,7 +56,7 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
     @property
     def last_mask(self) -> np.ndarray | None:
         """(n_layers,) bool: what the last step skipped; None right after a reset."""
-        return None if self._last is None else self._last[0].copy()
+        return None if self._last is None else self._last.mask.copy()
 
     def action_masks(self) -> np.ndarray:
         """(n_choices,) bool: actions that have an effect now; what MaskablePPO reads.
@@ -81,23 +80,12 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         moves = self.mode.take(action)
         scored = self.scorer.score(moves.masks, self.np_random, moves.ended)
         reward, info = float(scored.rewards[0]), scored.row(0) | first_row(moves.info)
-        self._last = (moves.masks[0], reward, info)
+        self._last = Shown(moves.masks[0], reward, info, bool(moves.ended[0]))
         return self._observation(), reward, bool(moves.terminated[0]), bool(moves.truncated[0]), info
 
-    def render(self) -> str | None:
-        """The last mask in words, for `render_mode="ansi"`."""
-        if self.render_mode != "ansi":
-            return None
-        if self._last is None:
-            return f"{self.n_layers} layers, none chosen yet\n"
-        return self.describe(*self._last)
-
-    def describe(self, mask: np.ndarray, reward: float, info: dict[str, Any]) -> str:
-        """One line on a scored mask."""
-        skipped = ", ".join(skipped_names(self.layer_names, mask)) or "nothing"
-        return (
-            f"skipped {skipped}: reward {reward:.4f}, loss {info['loss']:.4f}, MACs saved {100 * info['macs_saved']:.1f} %\n"
-        )
+    def render(self) -> Any:
+        """The architecture under the last mask; see `das_gym.envs.rendering.render`."""
+        return render(self.render_mode, self.scorer, self._last)
 
     def __getstate__(self) -> dict[str, Any]:
         """Arguments and state: the model is loaded again, from the process-wide cache if it is there.
@@ -127,20 +115,6 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
 
     def _observation(self) -> np.ndarray:
         return np.concatenate((self.scorer.observation(), self.mode.features()[0]))
-
-
-def check_render_mode(render_mode: str | None) -> None:
-    """Refuse what cannot be shown.
-
-    Raises:
-        ValueError: another mode than `ansi` or None.
-        TypeError: `rgb_array`: Stable-Baselines3's `make_vec_env` tries that first, and at a TypeError goes on without.
-    """
-    if render_mode not in (None, *ScoredEnv.metadata["render_modes"]):
-        refusal = TypeError if render_mode == "rgb_array" else ValueError
-        raise refusal(
-            f"render_mode={render_mode!r} is not allowed, there are no pictures; use 'ansi' (a line of text) or None"
-        )
 
 
 def first_row(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from das_gym.config import check_names
+from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
 from das_gym.problem.budget import Budget, LayerMacs, pick_budget
 from das_gym.problem.loading import Problem
@@ -48,6 +49,7 @@ class Scorer(ABC):
     Attributes:
         evaluations: Masks scored so far; masks off the budget are not scored.
         position: Which example is the next, where they are taken in turn.
+        improvements: The search so far: pairs of an evaluation at which the best reward rose, and that reward.
     """
 
     def __init__(self, layer_names: tuple[str, ...], objective: Objective, statistics: str | Iterable[str]) -> None:
@@ -56,6 +58,7 @@ class Scorer(ABC):
         self.statistics = check_statistics(statistics)
         self.evaluations = 0
         self.position = 0
+        self.improvements: list[tuple[int, float]] = []
 
     @abstractmethod
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
@@ -95,18 +98,24 @@ class Scorer(ABC):
         """What masks cost."""
         return self.objective.macs
 
+    def architecture(self) -> Architecture:
+        """Where the layers stand, as `render` shows them."""
+        return Architecture.of(self.layer_names, macs=self.macs)
+
     def restart(self) -> None:
         """Begin the reward examples and the count of evaluations anew, as `reset(seed=...)` does."""
         self.evaluations = self.position = 0
+        self.improvements = []
 
     def get_state(self) -> dict[str, Any]:
         """What the next scores depend on, JSON-able."""
-        return {"evaluations": self.evaluations, "position": self.position}
+        return {"evaluations": self.evaluations, "position": self.position, "improvements": list(self.improvements)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where `get_state` was called."""
         self.evaluations = state["evaluations"]
         self.position = state["position"]
+        self.improvements = [(at, reward) for at, reward in state.get("improvements", ())]  # older states have none
 
     def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
         """Rewards of the masks whose episodes have ended, from one call of `measure`.
@@ -131,7 +140,18 @@ class Scorer(ABC):
         rewards = np.where(ended, self.objective.rewards(masks, scores), 0.0)
         evaluations = self.evaluations + np.cumsum(scored)
         self.evaluations = int(evaluations[-1])
+        if scored.any():
+            self._note(rewards[scored], evaluations[scored])
         return Outcome(rewards, self._info(masks, scores, feasible, evaluations))
+
+    def _note(self, rewards: np.ndarray, evaluations: np.ndarray) -> None:
+        """Keep where the best reward rose."""
+        best = self.improvements[-1][1] if self.improvements else -np.inf
+        if rewards.max() > best:
+            for at, reward in zip(evaluations.tolist(), rewards.tolist(), strict=True):
+                if reward > best:
+                    best = reward
+                    self.improvements.append((at, reward))
 
     def unskipped(self) -> Outcome:
         """The full model, which is what `reset` tells; not counted as an evaluation."""
@@ -199,6 +219,10 @@ class MaskScorer(Scorer):
     def fixed_examples(self) -> tuple:
         """What `fixed` scores on, and what the observation is measured on."""
         return self._fixed[: self.batch_size]
+
+    def architecture(self) -> Architecture:
+        """As `Scorer.architecture`."""
+        return Architecture.of_layers(self.problem.vlp.layers, self.macs)
 
     def next_examples(self, rng: np.random.Generator) -> tuple:
         """The examples of the next step."""

@@ -89,7 +89,8 @@ class SkipEnv(ScoredEnv):
         task: `vqa`, `nlvr2`, `retrieval`, or another key of `das_gym.registration.TASKS`; the id sets it.
         settings: Model and data otherwise: the fields of `das_gym.problem.loading.ProblemConfig`, such as `checkpoint`,
             `supernet`, `data_root`, `tokenizer`, `device`, `on_bad_example`.
-        render_mode: `ansi` or None.
+        render_mode: `ansi` (the units of each stage in words), `rgb_array` (a picture of the architecture and of the search
+            so far) or None; `gymnasium.make` takes `human`, too.
 
     Raises:
         ValueError: a setting that is not allowed; the text says what is.

@@ -9,7 +9,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from das_gym.envs.actions import find_action_mode
+from das_gym.envs.actions import Moves, find_action_mode
+from das_gym.envs.rendering import Shown, render
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import Outcome
 from das_gym.envs.skip_env import SkipEnv
@@ -25,7 +26,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Args:
         num_envs: How many masks a step scores.
-        render_mode: `ansi` or None.
+        render_mode: `ansi`, `rgb_array` or None.
         kwargs: As for `SkipEnv`.
 
     Raises:
@@ -59,12 +60,12 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = self.template.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._last: tuple[np.ndarray, Outcome] | None = None
+        self._last: tuple[Moves, Outcome] | None = None
 
     @property
     def last_masks(self) -> np.ndarray | None:
         """(num_envs, n_layers) bool: what each episode skipped after the last step, those that ended included."""
-        return None if self._last is None else self._last[0].copy()
+        return None if self._last is None else self._last[0].masks.copy()
 
     def action_masks(self) -> np.ndarray:
         """(num_envs, n_choices) bool: actions that have an effect now.
@@ -94,15 +95,18 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         final = self._final(told, ended) if ended.any() else {}
         self.mode.begin(ended)
         info = _with_presence(told | self._next_choices(), np.ones(self.num_envs, dtype=bool))
-        self._last = (moves.masks, scored)
+        self._last = (moves, scored)
         return self._observations(), scored.rewards, moves.terminated, moves.truncated, info | final
 
-    def render(self) -> tuple[str, ...] | None:
-        """The last masks in words, for `render_mode="ansi"`."""
-        if self.render_mode != "ansi" or self._last is None:
+    def render(self) -> tuple[Any, ...] | None:
+        """The architecture under each episode's last mask; see `das_gym.envs.rendering.render`."""
+        if self.render_mode is None:
             return None
-        masks, scored = self._last
-        return tuple(self.template.describe(m, scored.rewards[i], scored.row(i)) for i, m in enumerate(masks))
+        shown = [None] * self.num_envs if self._last is None else [self._shown(*self._last, i) for i in range(self.num_envs)]
+        return tuple(render(self.render_mode, self.template.scorer, each) for each in shown)
+
+    def _shown(self, moves: Moves, scored: Outcome, index: int) -> Shown:
+        return Shown(moves.masks[index], float(scored.rewards[index]), scored.row(index), bool(moves.ended[index]))
 
     def get_state(self) -> dict[str, Any]:
         """What the rest depends on, JSON-able, amid episodes too; give it to `set_state` to go on exactly from here."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from das_gym.commandline import typed
 from das_gym.config import check_names
+from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import Scorer
@@ -78,6 +79,10 @@ class TableScorer(Scorer):
     def observation(self) -> np.ndarray:
         """As `Scorer.observation`: what was measured on the examples of the table."""
         return self._observation.copy()
+
+    def architecture(self) -> Architecture:
+        """As `Scorer.architecture`."""
+        return Architecture.of_table(self.table)
 
     def _rows(self, rows: np.ndarray) -> Scores:
         scores = Scores(*(getattr(self._scores, name)[rows] for name in SCORES))

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from das_gym.envs.actions import ActionMode, Moves, ScoreMode, SequenceMode
+from das_gym.envs.rendering import Shown, render
 from das_gym.envs.scored_env import ScoredEnv, first_row
 from das_gym.envs.scoring import Scorer
 
@@ -45,6 +46,7 @@ class ActionModeWrapper(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, np.ndarra
             np.concatenate((inner.low, self.mode.low)), np.concatenate((inner.high, self.mode.high)), dtype=np.float32
         )
         self._statistics = np.zeros(inner.shape, dtype=np.float32)
+        self._last: Shown | None = None
 
     @property
     def scorer(self) -> Scorer:
@@ -64,6 +66,7 @@ class ActionModeWrapper(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, np.ndarra
         """As the environment's."""
         self._statistics, info = self.env.reset(seed=seed, options=options)
         self.mode.begin()
+        self._last = None
         return self._observation(), info | first_row(self.mode.info())
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -74,7 +77,12 @@ class ActionModeWrapper(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, np.ndarra
         else:
             reward, info = self._unfinished(moves)
         over = bool(moves.terminated[0]), bool(moves.truncated[0])
+        self._last = Shown(moves.masks[0], float(reward), info, any(over))
         return self._observation(), float(reward), *over, info | first_row(moves.info)
+
+    def render(self) -> Any:
+        """As the environment's; amid a sequence, what is skipped so far."""
+        return render(self.render_mode, self.scorer, self._last)
 
     def get_state(self) -> dict[str, Any]:
         """As the environment's, amid an episode too."""

@@ -105,7 +105,9 @@ def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path)
     assert "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained for 3 steps" in card
 
 
-def test_without_recovery_a_mask_and_nothing_else(shrink: Callable[..., Any], tmp_path: Path, trusting: None):
+def test_without_recovery_a_mask_and_nothing_else(
+    shrink: Callable[..., Any], tmp_path: Path, trusting: None, capsys: pytest.CaptureFixture[str]
+):
     del trusting
     run = shrink(mask=(0, 1, 0, 0), recover="none")
     record = read_json(run_folder(run) / "shrink.json")
@@ -114,6 +116,9 @@ def test_without_recovery_a_mask_and_nothing_else(shrink: Callable[..., Any], tm
     assert record["loss_regained"] is None
     assert record["settings"]["out"] is None
     assert (tmp_path / "runs" / "1" / "model" / "config.json").is_file()
+    page = tmp_path / "runs" / "1" / "report.html"
+    assert capsys.readouterr().out.endswith(f"report: {page}\n")
+    assert "<td>" in page.read_text()
 
 
 def test_a_folder_that_is_not_the_model_is_removed(

@@ -160,7 +160,7 @@ def test_attributes_and_methods(tabular_kwargs: dict):
     assert env.get_attr("layer_names", indices=1)[0][5] == "image.2"
     assert env.has_attr("action_masks")
     assert not env.has_attr("no_such_thing")
-    assert [text.split(":")[0] for text in env.env_method("render")] == [
+    assert [text.splitlines()[-1].split(":")[0] for text in env.env_method("render")] == [
         "skipped text.0",
         "skipped text.1",
         "skipped image.2",

@@ -206,7 +206,11 @@ def test_renders_the_last_mask(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", render_mode="ansi", reward_examples=8, **tiny_kwargs)
     env.reset(seed=0)
     env.step(MASK)
-    assert env.render().startswith("skipped text.0, text.3, image.1, image.5: reward")
+    *stages, words = env.render().splitlines()
+    assert len(stages) == 6
+    assert stages[1].startswith("stage 1: keep text.1 (")
+    assert ", SKIP image.1 (" in stages[1]
+    assert words.startswith("skipped text.0, text.3, image.1, image.5: reward")
 
 
 def test_any_number_of_layers_without_a_budget(tiny_kwargs: dict[str, str]):

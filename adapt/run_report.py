@@ -1,0 +1,207 @@
+"""`python -m adapt report RUN...`: what runs of `adapt`, `adapt das` and `adapt shrink` came to, as one HTML file.
+
+python -m adapt report 2                        runs/2/report.html
+python -m adapt report 2 5 with out=both.html   side by side; the searches before them are told, too
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from das_gym.adapt.report import BASELINE
+from das_gym.adapt.subnets import JOINT_RECORD, RECORD
+
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.command import report, same_again
+from das_gym.drawing.report import Answers, Comparison, Heat, Progress, RunReport
+from das_gym.files import read_json
+from das_gym.problem.config import ProblemConfig
+from das_gym.registration import ENVIRONMENTS
+
+SHRUNK_RECORD = "shrink.json"
+SEARCH_RECORD = "search.json"
+
+SearchReport = Callable[[Path], RunReport]
+"""What a search tells, by its folder: this package knows nothing of searches."""
+
+
+def main(words: Sequence[str], search_report: SearchReport) -> int:
+    """Write the report that the words ask for; the exit code."""
+    return report(words, "adapt report", partial(run_report, search_report=search_report))
+
+
+def run_report(folder: Path, search_report: SearchReport | None) -> RunReport:
+    """What a finished run tells, its search included where that is kept beside it.
+
+    Raises:
+        FileNotFoundError: no run of a known kind ended there.
+        ValueError: its record cannot be read.
+    """
+    if search_report is not None and (folder / SEARCH_RECORD).is_file():
+        return search_report(folder)
+    kinds: dict[str, Callable[[Path, dict[str, Any]], RunReport]] = {
+        RECORD: _adapted,
+        JOINT_RECORD: _joint,
+        SHRUNK_RECORD: _shrunk,
+    }
+    for name, tell in kinds.items():
+        if (folder / name).is_file():
+            record = read_json(folder / name)
+            try:
+                told = tell(folder, record)
+                search = folder.parent / str(record["settings"].get("search_run"))
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise ValueError(f"{folder / name} is no record of this version ({error!r}); run it again") from error
+            if search_report is None or not (search / SEARCH_RECORD).is_file():
+                return told
+            return told.with_search(search_report(search))
+    raise FileNotFoundError(
+        f"{folder} has none of {', '.join([SEARCH_RECORD, *kinds])}: no run ended there; go on with it by resume="
+    )
+
+
+def _adapted(folder: Path, record: dict[str, Any]) -> RunReport:
+    from das_gym.adapt.adapt_experiment import AdaptSettings
+
+    own, defaults = _problem(record["problem"]), dataclasses.asdict(AdaptSettings())
+    mask = json.dumps(record["models"][0]["mask"], separators=(",", ":"))
+    again = same_again(folder, "adapt", defaults, **own, mask=mask, search_run=None, search=None)
+    return _finetuned(folder, record, "fine-tuned", again)
+
+
+def _joint(folder: Path, record: dict[str, Any]) -> RunReport:
+    from das_gym.adapt.das_experiment import JointSearchSettings
+
+    told = _finetuned(
+        folder,
+        record,
+        "searched while adapters trained, then fine-tuned",
+        same_again(folder, "adapt das", dataclasses.asdict(JointSearchSettings()), **_problem(record["problem"])),
+    )
+    turns = record["search"]["turns"]
+    rewards = [reward for turn in turns for reward in turn["rewards"]]
+    best = [max(rewards[: count + 1]) for count in range(len(rewards))]
+    chances = [[1 / (1 + math.exp(-g)) for g in turn["preferences"]] for turn in turns if turn["preferences"] is not None]
+    return dataclasses.replace(told, progress=Progress(rewards, best) if rewards else None, heat=Heat.of(chances))
+
+
+def _finetuned(folder: Path, record: dict[str, Any], done: str, command: str) -> RunReport:
+    models = [*record["models"], *([record["baseline"]] if "baseline" in record else [])]
+    subnet, evaluation = models[0], models[0]["evaluation"]
+    metric = evaluation["metric_name"].replace("_", " ")
+    return RunReport(
+        name=f"run {folder.name}",
+        title=f"{_what(record['problem'])}, {done}",
+        facts={
+            "skips": ", ".join(subnet["skipped_layers"]) or "nothing",
+            f"{metric} on test, %": f"{100 * evaluation['metric']:.2f}",
+            "MACs saved, %": f"{100 * subnet['macs_saved']:.1f}",
+            "trained parameters": f"{subnet['trainable_parameters']:,}",
+            "test examples": f"{evaluation['examples']:,}",
+        },
+        architecture=_architecture(record.get("units"), [f"layer.{i}" for i in range(len(subnet["mask"]))]),
+        mask=subnet["mask"],
+        commands=[command],
+        comparison=_comparison(models),
+        versions=record.get("versions"),
+    )
+
+
+def _comparison(models: Sequence[Mapping[str, Any]]) -> Comparison:
+    """The models as `adapt` prints them."""
+
+    def row(what: str, show: Callable[[Mapping[str, Any]], str]) -> tuple[str, list[str]]:
+        return what, [show(model) for model in models]
+
+    def scored(name: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda m: "-" if not m["evaluation"] else f"{100 * m['evaluation'][name]:.2f}"
+
+    def spread(name: str, unit: str) -> Callable[[Mapping[str, Any]], str]:
+        def show(model: Mapping[str, Any]) -> str:
+            if model.get(f"{name}{unit}") is None:
+                return "-"
+            low, high = model[f"{name}_quartiles{unit}"]
+            return f"{model[f'{name}{unit}']:.2f} ({low:.2f}..{high:.2f})"
+
+        return show
+
+    metric = models[0]["evaluation"]["metric_name"].replace("_", " ")
+    rows = [
+        row(f"{metric} on test, %", scored("metric")),
+        row("loss on test, nats", lambda m: "-" if not m["evaluation"] else f"{m['evaluation']['loss']:.4f}"),
+        row("trained parameters", lambda m: f"{m['trainable_parameters']:,}"),
+        row("parameters", lambda m: f"{m['parameters']:,}"),
+        row("MACs of one example, M", lambda m: f"{m['macs'] / 1e6:,.2f}"),
+        row("MACs saved, %", lambda m: f"{100 * m['macs_saved']:.2f}"),
+        row("latency, ms (quartiles)", spread("latency", "_ms")),
+        row("times as fast (quartiles)", spread("speedup", "")),
+    ]
+    return Comparison([m["name"] if m["name"] != BASELINE else f"{BASELINE} (baseline)" for m in models], rows)
+
+
+def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
+    models, apart = record["models"], record["difference"]
+    final, names = models[-1], [model["name"] for model in models]
+    rows = [(answer["question"], [answer[name] for name in names]) for answer in record["answers"]]
+    return RunReport(
+        name=f"run {folder.name}",
+        title=f"{Path(record['source']).name} shrunk: {sum(record['mask'])} of {len(record['mask'])} units deleted",
+        facts={
+            "deleted": ", ".join(n for n, bit in zip(record["layers"], record["mask"], strict=True) if bit) or "nothing",
+            "score, %": f"{100 * final['score']:.1f} instead of {100 * models[0]['score']:.1f}",
+            "difference, points": "{:+.1f} (95 % interval {:+.1f}..{:+.1f})".format(
+                *(100 * apart[name] for name in ("score", "low", "high"))
+            ),
+            "MACs saved, %": f"{100 * final['macs_saved']:.1f}",
+            "parameters": f"{final['parameters']:,} instead of {models[0]['parameters']:,}",
+            "folder": record["out"],
+        },
+        architecture=_architecture(record.get("units"), record["layers"]),
+        mask=record["mask"],
+        commands=[record["command"]],
+        comparison=Comparison(names, _lines(models)),
+        answers=Answers.of(names, rows) if rows else None,
+        versions=record["versions"],
+    )
+
+
+def _lines(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The models as `adapt shrink` prints them."""
+
+    def spread(value: Sequence[float] | None) -> str:
+        return "-" if value is None else "{:.3g} ({:.3g}..{:.3g})".format(*value)
+
+    shown: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "score of what it says, %": lambda m: f"{100 * m['score']:.1f}",
+        "its 95 % interval": lambda m: f"{100 * m['low']:.1f}..{100 * m['high']:.1f}",
+        "loss, nats": lambda m: f"{m['loss']:.4f}",
+        "parameters": lambda m: f"{m['parameters']:,}",
+        "bytes of the weights": lambda m: f"{m['bytes']:,}",
+        "MACs saved, %": lambda m: f"{100 * m['macs_saved']:.2f}",
+        "first token, ms (quartiles)": lambda m: spread(m["prefill_ms"]),
+        "times as fast (quartiles)": lambda m: spread(m["prefill_speedup"]),
+        "each further token, ms": lambda m: spread(m["decode_ms"]),
+        "times as fast, further tokens": lambda m: spread(m["decode_speedup"]),
+    }
+    return [(what, [show(model) for model in models]) for what, show in shown.items()]
+
+
+def _architecture(units: Sequence[Mapping[str, Any]] | None, names: Sequence[str]) -> Architecture:
+    return Architecture.of(names) if units is None else Architecture.of_record(units)
+
+
+def _what(problem: Mapping[str, Any]) -> str:
+    """Model and task by the environment's id, or by their names where it is not registered here."""
+    pair = (problem["model"], problem["task"])
+    return next((entry.id for entry in ENVIRONMENTS.values() if (entry.model, entry.task) == pair), " on ".join(pair))
+
+
+def _problem(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Model and data of a run, as settings."""
+    return {name: value for name, value in problem.items() if name in ProblemConfig.__dataclass_fields__}

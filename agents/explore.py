@@ -1,0 +1,91 @@
+"""`python -m agents explore TABLE`: a page over a table, on which units are skipped by a click.
+
+python -m agents explore meter_vqa                          the bundled table of METER on VQA
+python -m agents explore mine.npz with out=mine.html        a table of one's own
+python -m agents explore meter_vqa with runs=[3,4]          with searches to be watched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from das_gym.agents.run_report import progress_of
+from das_gym.agents.searching.record import SearchResult
+
+from das_gym.commandline import parse_or_help
+from das_gym.config import check_names
+from das_gym.drawing.command import with_settings
+from das_gym.drawing.explorer import Replay, write_explorer
+from das_gym.envs.tabular_env import bundled_table, load_table
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
+from das_gym.runs import RUNS_DIR, find_run
+from das_gym.tables.table import SubnetTable
+
+
+@dataclass(frozen=True)
+class ExploreSettings:
+    """The settings of `explore`.
+
+    Attributes:
+        table: A table's file; or an environment with a bundled one, by its short name (`python -m agents list`) or its id.
+        out: The file to write; None is explore_<table>.html in the working folder.
+        runs: Ids of searches on that table, to be watched.
+        runs_dir: Folder of all runs.
+    """
+
+    table: str = DEFAULT_ENV
+    out: str | None = None
+    runs: tuple[int, ...] = ()
+    runs_dir: str = RUNS_DIR
+
+    def path(self) -> Path:
+        """Of the table.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: no such environment, or one without a table.
+        """
+        if self.table.endswith(".npz"):
+            return Path(self.table).expanduser()
+        entries = {id: entry for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
+        entries |= {entry.short: entry for entry in ENVIRONMENTS.values()}
+        check_names([self.table], entries, "table (a file that ends in .npz, or an environment)")
+        return bundled_table(entries[self.table].model, entries[self.table].task)
+
+
+def main(words: Sequence[str]) -> int:
+    """Write the page that the words ask for; the exit code."""
+    settings = parse_or_help(ExploreSettings, with_settings(words, "table", one=True), "agents explore")
+    if settings is None:
+        return 0
+    path = settings.path()
+    table = load_table(path)
+    replays = [replay_of(find_run(settings.runs_dir, run), table) for run in settings.runs]
+    out = Path(settings.out or f"explore_{Path(settings.table).stem}.html")
+    write_explorer(out, table, replays)
+    print(f"explorer: {out} ({out.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
+    return 0
+
+
+def replay_of(folder: Path, table: SubnetTable) -> Replay:
+    """A search as the explorer of a table replays it.
+
+    Raises:
+        FileNotFoundError: no search ended in that run's folder.
+        ValueError: its turns are not kept, or it searched another problem than the table's.
+    """
+    result = SearchResult.load(folder)
+    searched = next((e.id for e in ENVIRONMENTS.values() if result.env_id in (e.id, e.tabular_id)), result.env_id)
+    if searched != table.meta.env_id or tuple(result.layer_names) != table.meta.layer_names:
+        raise ValueError(
+            f"run {folder.name} searched {len(result.layer_names)} units of {searched}, and the table is of "
+            f"{table.n_layers} units of {table.meta.env_id}: give its table, or leave the run out"
+        )
+    progress = progress_of(result)
+    if progress is None:
+        raise ValueError(f"run {folder.name} has no turns to be watched: search_history.json is not there")
+    masks = [mask for turn in result.history for mask in turn.masks]
+    about = f"{result.agent}, seed {result.seed}"
+    return Replay(f"run {folder.name}", about, masks, progress.rewards, progress.best)

@@ -1,0 +1,178 @@
+"""`python -m agents report RUN...`: what searches tell, as one HTML file.
+
+python -m agents report 3                       runs/3/report.html
+python -m agents report 3 4 5 with out=all.html     side by side
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from das_gym.agents.compare.ground_truth import ground_truth_of
+from das_gym.agents.compare.oracle import is_tabular, make_scored
+from das_gym.agents.searching.record import RECORD, SearchResult, keeps_budget
+
+from das_gym.commandline import typed, use
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.command import report, same_again
+from das_gym.drawing.report import Comparison, CostChart, Heat, Progress, RunReport
+from das_gym.tables.table import SPLITS
+
+BUDGET = ("skip_num", "macs_saved")
+
+
+def main(words: Sequence[str]) -> int:
+    """Write the report that the words ask for; the exit code."""
+    return report(words, "agents report", search_report)
+
+
+def search_report(folder: Path) -> RunReport:
+    """What a finished search tells.
+
+    Args:
+        folder: Of its run.
+
+    Raises:
+        FileNotFoundError: no search ended there.
+        ValueError: its record cannot be read, or its table is not the one that it was searched on.
+    """
+    if not (folder / RECORD).is_file():
+        raise FileNotFoundError(
+            f"no search ended in {folder}: `{typed('adapt report')} {folder.name}` tells what a run of adapt came to, and "
+            f"`{typed('agents', f'resume={folder.name}')}` goes on with a search that was stopped"
+        )
+    result = SearchResult.load(folder)
+    use(result.use)
+    tabular = make_scored(result.env_id, {}, result.env_kwargs) if is_tabular(result.env_id) else None
+    probabilities = [turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]
+    return RunReport(
+        name=f"run {folder.name}",
+        title=f"{result.agent} on {result.env_id}, seed {result.seed}",
+        facts=_facts(result),
+        architecture=_architecture(result, tabular),
+        mask=result.mask,
+        commands=[_command(folder, result)],
+        progress=progress_of(result, tabular),
+        heat=Heat.of(probabilities),
+        cost=_cost(result, tabular),
+        statistics=_statistics(result, tabular),
+        comparison=None if tabular is None else _comparison(result, tabular),
+        versions=result.versions,
+    )
+
+
+def _facts(result: SearchResult) -> dict[str, str]:
+    truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
+    known = (
+        {}
+        if truth is None
+        else {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret": f"{truth.regret:.4f}"}
+    )
+    budget = {name: result.env_kwargs.get(name) for name in BUDGET}
+    words = ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None)
+    return {
+        "agent": result.agent,
+        "environment": result.env_id,
+        "budget": words or "none",
+        "skips": ", ".join(result.skipped_layers) or "nothing",
+        "reward": _shown(result.reward),
+        "loss, nats": _shown(result.loss),
+        "metric, %": _shown(None if result.metric is None else 100 * result.metric, 2),
+        "MACs saved, %": f"{100 * result.macs_saved:.1f}",
+        "masks scored": f"{result.evaluations:,}",
+        **known,
+    }
+
+
+def _shown(value: float | None, digits: int = 4) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
+def _architecture(result: SearchResult, tabular: Any) -> Architecture:
+    if result.units:
+        return Architecture.of_record(result.units)
+    return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
+
+
+def _command(folder: Path, result: SearchResult) -> str:
+    from das_gym.agents.search_experiment import SearchSettings
+
+    defaults = {**asdict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # which are always told
+    if (folder / "config.json").is_file():
+        return same_again(folder, "agents", defaults)
+    names = ("env_id", "agent", "agent_kwargs", "seed", "masks_per_turn", "evaluations")
+    budget = {name: result.env_kwargs[name] for name in BUDGET if result.env_kwargs.get(name) is not None}
+    others = {name: value for name, value in result.env_kwargs.items() if name not in BUDGET}
+    return same_again(
+        folder, "agents", defaults, **{n: getattr(result, n) for n in names}, **budget, env_kwargs=others or None
+    )
+
+
+def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
+    """Every scored mask in order; None where the turns are not kept.
+
+    Args:
+        result: The search.
+        tabular: The environment that it searched, if that knows every mask; None = no regret is told.
+    """
+    if not result.history:
+        return None
+    rewards: list[float | None] = []
+    best: list[float | None] = []
+    so_far: float | None = None
+    for turn in result.history:
+        for index, reward in enumerate(turn.rewards):
+            row = turn.row(index)
+            allowed = turn.examples_share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
+            if reward is not None and allowed:
+                so_far = reward if so_far is None else max(so_far, reward)
+            rewards.append(reward)
+            best.append(so_far)
+    return Progress(rewards, best, None if tabular is None else _regrets(best, tabular))
+
+
+def _regrets(best: Sequence[float | None], tabular: Any) -> list[float | None]:
+    scorer, table = tabular.scorer, tabular.table
+    values = table.values(scorer.objective, scorer.split)
+    highest = float(values[scorer.budget.is_kept_by(table.masks)].max())
+    return [None if reward is None else max(0.0, highest - reward) for reward in best]
+
+
+def _cost(result: SearchResult, tabular: Any) -> CostChart:
+    rows = [turn.row(i) for turn in result.history if turn.examples_share == 1.0 for i in range(len(turn.masks))]
+    tried = [(row["macs_saved"], row["loss"]) for row in rows if row["loss"] is not None and math.isfinite(row["loss"])]
+    landed = None if result.loss is None else (result.macs_saved, result.loss)
+    if tabular is None:
+        return CostChart.of(sorted(set(tried)), landed)
+    return CostChart.of(sorted(set(tried)), landed, tabular.table, tabular.scorer.split)
+
+
+def _statistics(result: SearchResult, tabular: Any) -> dict[str, list[float]] | None:
+    if result.statistics or tabular is None:
+        return result.statistics or None
+    values = tabular.scorer.observation().reshape(tabular.n_layers, -1).astype(float)
+    return {each.name: values[:, column].tolist() for column, each in enumerate(tabular.scorer.statistics)}
+
+
+def _comparison(result: SearchResult, tabular: Any) -> Comparison:
+    """The unskipped model beside the answer, and the best mask of all, on both splits of the table."""
+    table, scorer = tabular.table, tabular.scorer
+    masks = {
+        "unskipped": np.zeros(table.n_layers, dtype=bool),
+        "the answer": np.array(result.mask, dtype=bool),
+        "best mask of all": table.best(scorer.objective, scorer.split),
+    }
+    told: list[dict[str, Any]] = [table.describe(mask) for mask in masks.values()]
+    metric = table.meta.metric_name.replace("_", " ")
+    rows = [
+        *((f"{metric} on the {split} split, %", [f"{100 * t[f'{split}_metric']:.2f}" for t in told]) for split in SPLITS),
+        *((f"loss on the {split} split, nats", [f"{t[f'{split}_loss']:.4f}" for t in told]) for split in SPLITS),
+        ("MACs of one example, M", [f"{t['macs'] / 1e6:.2f}" for t in told]),
+        ("MACs saved, %", [f"{100 * t['macs_saved']:.1f}" for t in told]),
+    ]
+    return Comparison(list(masks), rows)

@@ -1,0 +1,107 @@
+"""Where a model's units stand, as every picture and page shows them: stages in a row, a lane for each kind of unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from das_gym.models.base import Layer
+    from das_gym.problem.budget import LayerMacs
+    from das_gym.tables.table import SubnetTable
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit's place in the picture.
+
+    Attributes:
+        name: As masks name it, such as `text.3`.
+        lane: The row that it stands in: its name without numbers, `text`.
+        label: What tells it apart within its lane: the numbers, `3`.
+        stage: The column, from 0 on.
+        share: Share of the full model's MACs that skipping it saves; 0 where nothing is saved, None where that is not known.
+    """
+
+    name: str
+    lane: str
+    label: str
+    stage: int
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The units of a model, in mask order."""
+
+    units: tuple[Unit, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str], stages: Sequence[int] | None = None, macs: LayerMacs | None = None) -> Architecture:
+        """The architecture of units by name.
+
+        Args:
+            names: Of the units, in mask order.
+            stages: The stage of each; None = a stage for each.
+            macs: What they cost, where that is known.
+        """
+        shares = [None] * len(names) if macs is None else (np.maximum(macs.savings, 0) / macs.full).tolist()
+        places = range(len(names)) if stages is None else stages
+        return cls(tuple(Unit(n, *_split(n), p, s) for n, p, s in zip(names, places, shares, strict=True)))
+
+    @classmethod
+    def of_layers(cls, layers: Iterable[Layer], macs: LayerMacs | None = None) -> Architecture:
+        """That of a model's own units."""
+        layers = tuple(layers)
+        return cls.of([layer.name for layer in layers], [layer.stage for layer in layers], macs)
+
+    @classmethod
+    def of_table(cls, table: SubnetTable) -> Architecture:
+        """That of a table, whose column `depth` tells the stages."""
+        stages, meta = None, table.meta
+        if "depth" in meta.statistics:
+            depths = table.statistics[:, meta.statistics.index("depth")]
+            stages = np.unique(depths, return_inverse=True)[1].tolist()
+        return cls.of(meta.layer_names, stages, table.layer_macs)
+
+    @classmethod
+    def of_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
+        """What `record` gave."""
+        return cls(tuple(Unit(**unit) for unit in units))
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """The rows, in the order of their first units."""
+        return tuple(dict.fromkeys(unit.lane for unit in self.units))
+
+    @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the units of each stage, in order."""
+        places = sorted({unit.stage for unit in self.units})
+        return tuple(tuple(i for i, unit in enumerate(self.units) if unit.stage == place) for place in places)
+
+    def lines(self, mask: Sequence[bool] | np.ndarray) -> list[str]:
+        """The architecture under a mask in words, a line a stage: `stage 2: keep text.2 (4.1 %), SKIP image.2 (9.0 %)`."""
+        return [
+            f"stage {number}: " + ", ".join(_word(self.units[i], bool(mask[i])) for i in indices)
+            for number, indices in enumerate(self.stages)
+        ]
+
+    def record(self) -> list[dict[str, Any]]:
+        """The units as plain JSON values."""
+        return [asdict(unit) for unit in self.units]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Lane and label of a unit: `decoder.3.mlp` is number 3 of the lane `decoder.mlp`."""
+    parts = name.split(".")
+    words = [part for part in parts if not part.isdecimal()]
+    return ".".join(words) or "units", ".".join(part for part in parts if part.isdecimal()) or name
+
+
+def _word(unit: Unit, skipped: bool) -> str:
+    share = "" if unit.share is None else f" ({100 * unit.share:.1f} %)"
+    return f"{'SKIP' if skipped else 'keep'} {unit.name}{share}"

@@ -1,0 +1,111 @@
+"""`... report RUN...`: the command that writes reports, whoever knows what a run tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das_gym.commandline import HELP, parse_or_help, setting_words, typed
+from das_gym.drawing.report import RunReport, write_report
+from das_gym.files import read_json
+from das_gym.runs import RUNS_DIR, find_run
+
+REPORT = "report.html"
+NOT_REPEATED = ("runs_dir", "resume", "use", "checkpoint_every", "save_every")
+"""Settings of a run that its result does not depend on, or that `typed` adds."""
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """The settings of `report`, whose runs stand before `with`: `report 1 2 with out=both.html`.
+
+    Attributes:
+        runs: Ids of runs, or their folders.
+        out: The file to write; None is report.html in the folder of the run, or of several report_1_2.html beside them.
+        runs_dir: Folder of all runs.
+    """
+
+    runs: tuple[str, ...] = ()
+    out: str | None = None
+    runs_dir: str = RUNS_DIR
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("name the runs to report: `report 1 2`; their ids are the folders in runs/")
+
+    def folders(self) -> list[Path]:
+        """Of the runs.
+
+        Raises:
+            FileNotFoundError: there is no such run.
+        """
+        return [find_run(self.runs_dir, run) if run.isdecimal() else _folder(run) for run in self.runs]
+
+    def place(self, folders: Sequence[Path]) -> Path:
+        """Where the page goes."""
+        if self.out is not None:
+            return Path(self.out)
+        if len(folders) == 1:
+            return folders[0] / REPORT
+        return folders[0].parent / f"report_{'_'.join(folder.name for folder in folders)}.html"
+
+
+def _folder(run: str) -> Path:
+    if not Path(run).is_dir():
+        raise FileNotFoundError(f"{run} is no run: give the id of one, as `runs/` has them, or its folder")
+    return Path(run)
+
+
+def with_settings(words: Sequence[str], name: str, one: bool = False) -> list[str]:
+    """The words of a command whose first ones may be values of the setting `name`: `1 2 with x=3`.
+
+    Args:
+        words: What stands behind the command.
+        name: The setting.
+        one: Whether it is a single text, not a tuple of them.
+
+    Raises:
+        ValueError: several are given where one is allowed.
+    """
+    if not words or words[0] in HELP:
+        return list(words)
+    at = list(words).index("with") if "with" in words else len(words)
+    values, rest = tuple(words[:at]), words[at + 1 :]
+    if one and len(values) > 1:
+        raise ValueError(f"{' '.join(values)}: give one {name}; settings stand behind `with`")
+    given = [f"{name}={values[0] if one else values}"] if values else []
+    return ["with", *given, *rest]
+
+
+def report(words: Sequence[str], command: str, report_of: Callable[[Path], RunReport]) -> int:
+    """Write the report that the words behind `command` ask for, and say where it is; the exit code.
+
+    Args:
+        words: What stands behind it.
+        command: As in `typed`.
+        report_of: What a run tells, by its folder.
+    """
+    settings = parse_or_help(ReportSettings, with_settings(words, "runs"), command)
+    if settings is None:
+        return 0
+    folders = settings.folders()
+    path = write_report(settings.place(folders), [report_of(folder) for folder in folders])
+    print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
+    return 0
+
+
+def same_again(folder: Path, command: str, defaults: Mapping[str, Any], **other: Any) -> str:
+    """The command that does what a run did.
+
+    Args:
+        folder: Of the run; its `config.json` has its settings.
+        command: As in `typed`.
+        defaults: Its settings where nobody says otherwise.
+        **other: Settings that are to be given otherwise than the run was; None = left out.
+    """
+    config = folder / "config.json"
+    known = {**(read_json(config) if config.is_file() else {}), **other}
+    chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
+    return typed(command, *setting_words(chosen, defaults))

@@ -1,0 +1,79 @@
+"""The explorer: a page over a table, on which units are skipped by a click and every mask's score is at hand."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.page import write_page
+from das_gym.tables.table import SPLITS, SubnetTable
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A search to be watched.
+
+    Attributes:
+        name: Such as "run 3".
+        about: What searched, in words.
+        masks: (n, n_layers) 0/1, in the order in which they were scored.
+        rewards: (n,); None where a number is not finite.
+        best: (n,) the best reward that may be an answer, so far.
+    """
+
+    name: str
+    about: str
+    masks: Sequence[Sequence[int]]
+    rewards: Sequence[float | None]
+    best: Sequence[float | None]
+
+
+def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Sequence[Replay] = ()) -> Path:
+    """Write the page; the path.
+
+    Args:
+        path: Where to.
+        table: What is explored; all of it goes into the page, about 22 bytes a mask.
+        replays: Searches on it.
+
+    Raises:
+        ValueError: a search of other layers, or of masks that are not in the table.
+    """
+    for replay in replays:
+        try:
+            table.index(np.array(replay.masks))
+        except ValueError as error:
+            raise ValueError(f"{replay.name} did not search this table: {error}") from error
+    meta = table.meta
+    data = {
+        "units": Architecture.of_table(table).record(),
+        "metric": meta.metric_name.replace("_", " "),
+        "macs": {"full": meta.macs_full, "unskipped": int(table.macs[0]), "savings": table.layer_macs.savings.tolist()},
+        "keys": None if meta.max_skipped is None else ";".join(map(_key, table.masks)),
+        "most": table.n_layers if meta.max_skipped is None else meta.max_skipped,
+        "splits": {split: _scores(table, split) for split in SPLITS},
+        "replays": [{**asdict(replay), "masks": [_key(mask) for mask in replay.masks]} for replay in replays],
+    }
+    examples = {"reward": meta.reward_examples, "test": meta.test_examples}
+    title = f"{meta.env_id}: which units can be skipped?"
+    shown = {"meta": meta, "examples": examples, "masks": len(table.masks), "replays": replays}
+    return write_page(path, "explorer", data, title=title, **shown)
+
+
+def _key(mask: Any) -> str:
+    """A mask as its units' numbers: `0,3`."""
+    return ",".join(map(str, np.flatnonzero(mask)))
+
+
+def _scores(table: SubnetTable, split: str) -> dict[str, str]:
+    """Losses and metrics as base64 of little-endian float32, row by row; infinities are what JavaScript reads them as."""
+    found = table.scores[split]
+    arrays = {"loss": found.losses, "metric": found.metrics}
+    return {name: base64.b64encode(array.astype("<f4").tobytes()).decode() for name, array in arrays.items()}

@@ -1,0 +1,64 @@
+"""Pages that need nothing else: one HTML file with its style, its data and the libraries that draw its charts inside."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from das_gym.files import write_text
+
+LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
+"""D3 and Observable Plot, as their authors publish them; `pages/vendor/LICENSES.txt` has their licences."""
+
+
+def write_page(path: str | os.PathLike[str], name: str, data: dict[str, Any], **context: Any) -> Path:
+    """Write a page, whole or not at all.
+
+    Args:
+        path: Where to.
+        name: Of its template and script in `pages/`: `report` or `explorer`.
+        data: What its script reads, plain JSON values without NaN and infinities.
+        **context: What its template shows; texts are escaped.
+
+    Returns:
+        The path.
+    """
+    from markupsafe import Markup  # what is marked so is ours: libraries, scripts, style
+
+    scripts = [Markup(_text(file)) for file in (*LIBRARIES, "shared.js", f"{name}.js")]
+    text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")  # no "</script>" in it
+    page = (
+        _templates()
+        .get_template(f"{name}.html.jinja")
+        .render(
+            style=Markup(_text("style.css")),
+            scripts=scripts,
+            data=Markup(text),
+            licences=_text("vendor/LICENSES.txt"),
+            **context,
+        )
+    )
+    write_text(path, page)
+    return Path(path)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Any:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@lru_cache(maxsize=16)
+def _text(file: str) -> str:
+    return resources.files("das_gym.drawing").joinpath("pages", file).read_text(encoding="utf-8")

@@ -1,0 +1,141 @@
+"""`python -m adapt report`, on records as the commands write them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from das_gym.adapt.commands import PROGRAM, search_report
+from das_gym.adapt.run_report import run_report
+from das_gym.agents.search_experiment import run_search
+
+from das_gym.drawing.architecture import Architecture
+from das_gym.files import write_json
+from das_gym.problem.config import ProblemConfig
+from das_gym.registration import ASSETS
+from das_gym.tables.table import SubnetTable
+
+MASK = [0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1]
+NAMES = [f"{stream}.{i}" for stream in ("text", "image") for i in range(6)]
+SKIPPED = [name for name, bit in zip(NAMES, MASK, strict=True) if bit]
+
+
+def a_model(name: str, mask: list[int], **more: Any) -> dict[str, Any]:
+    evaluation = {"metric": 0.9, "metric_name": "ranked_first", "loss": 0.25, "numbers": {}, "examples": 80}
+    timed = {"latency_ms": 12.5, "latency_quartiles_ms": [11.0, 13.0], "speedup": None, "speedup_quartiles": None}
+    costs = {"trainable_parameters": 1000, "parameters": 5000, "macs": 2_000_000, "macs_saved": 0.12}
+    skipped = SKIPPED if any(mask) else []
+    return {"name": name, "mask": mask, "skipped_layers": skipped, "evaluation": evaluation, **costs, **timed, **more}
+
+
+def a_run(folder: Path, name: str, record: dict[str, Any], config: dict[str, Any]) -> Path:
+    write_json(folder / "run.json", {})
+    write_json(folder / "config.json", config)
+    write_json(folder / name, record)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run 1 a search, run 2 what `adapt` made of it, run 3 `adapt das`, run 4 `adapt shrink`."""
+    folder = tmp_path_factory.mktemp("reported")
+    run_search({"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "random", "evaluations": 6, "runs_dir": str(folder)})
+    problem = asdict(ProblemConfig())
+    models = [a_model("subnet", MASK, speedup=1.2, speedup_quartiles=[1.1, 1.3]), a_model("unskipped", [0] * 12)]
+    baseline = a_model("no adapters", [0] * 12, evaluation=None, latency_ms=None, latency_quartiles_ms=None)
+    adapted = {
+        "problem": problem,
+        "settings": {"search_run": 1},
+        "models": models,
+        "baseline": baseline,
+        "versions": {"python": "3.11"},
+    }
+    a_run(
+        folder / "2", "adapt.json", adapted, {**problem, "steps": 20, "search_run": 1, "search": {}, "mask": None, "seed": 0}
+    )
+    turn = {"step": 5, "masks": [MASK, MASK[::-1]], "losses": [1.0, 2.0], "rewards": [0.2, 0.3], "preferences": [0.0] * 12}
+    joint = {
+        "problem": problem,
+        "settings": {},
+        "models": models[:1],
+        "search": {"turns": [turn, turn]},
+        "versions": {"python": "3.11"},
+    }
+    joint["units"] = Architecture.of(NAMES, list(range(6)) * 2).record()
+    a_run(folder / "3", "das.json", joint, {**problem, "das": {"skip_num": 3}, "seed": 0})
+    times = {"prefill_ms": [5.0, 4.0, 6.0], "decode_ms": [2.0, 1.0, 3.0], "decode_speedup": None}
+    costs = {"low": 0.8, "high": 0.95, "loss": 0.3, "parameters": 100, "bytes": 200, "macs_saved": 0.2, **times}
+    full = {"name": "full", "score": 0.9, "prefill_speedup": None, **costs}
+    shrunk = {
+        "settings": {"search_run": None},
+        "source": "/models/big",
+        "out": "/models/small",
+        "mask": [0, 1],
+        "layers": ["decoder.0", "decoder.1"],
+        "models": [full, {**full, "name": "shrunk", "score": 0.85, "prefill_speedup": [1.5, 1.4, 1.6]}],
+        "difference": {"score": -0.05, "low": -0.1, "high": 0.01},
+        "answers": [{"key": i, "question": f"q{i}", "full": "a", "shrunk": "b" if i == 20 else "a"} for i in range(30)],
+        "command": "python -m adapt shrink with 'mask=[0,1]'",
+        "versions": {"python": "3.11"},
+    }
+    a_run(folder / "4", "shrink.json", shrunk, {})
+    return folder
+
+
+def test_an_adaptation_is_told_with_its_search(runs: Path):
+    told = run_report(runs / "2", search_report)
+    assert told.mask == MASK
+    assert told.facts["ranked first on test, %"] == "90.00"
+    assert told.facts["search: masks scored"] == "6"
+    assert len(told.progress.rewards) == 6
+    rows = dict(told.comparison.rows)
+    assert told.comparison.columns == ["subnet", "unskipped", "no adapters (baseline)"]
+    assert rows["loss on test, nats"] == ["0.2500", "0.2500", "-"]
+    assert rows["latency, ms (quartiles)"] == ["12.50 (11.00..13.00)", "12.50 (11.00..13.00)", "-"]
+    assert rows["times as fast (quartiles)"] == ["1.20 (1.10..1.30)", "-", "-"]
+    table = SubnetTable.load(ASSETS / "meter_mini/vqa_table.npz")
+    shares = table.layer_macs.savings / table.meta.macs_full
+    assert [unit.share for unit in told.architecture.units] == pytest.approx(shares.tolist())  # from the search
+    search, own = told.commands
+    assert "agent=random" in search
+    mask = "'mask=[0,1,0,1,0,0,0,0,1,0,0,1]'"
+    assert own == f"python -m adapt with steps=20 {mask}"
+    assert run_report(runs / "2", None).progress is None
+
+
+def test_a_joint_search_tells_its_turns(runs: Path):
+    told = run_report(runs / "3", search_report)
+    assert told.progress.rewards == [0.2, 0.3, 0.2, 0.3]
+    assert told.progress.best == [0.2, 0.3, 0.3, 0.3]
+    assert told.heat.values == [[0.5] * 12] * 2
+    assert told.architecture.stages[0] == (0, 6)
+    assert told.commands == ["python -m adapt das with 'das={'\"'\"'skip_num'\"'\"': 3}'"]
+
+
+def test_a_shrunk_model_tells_what_it_says(runs: Path):
+    told = run_report(runs / "4", search_report)
+    assert told.title == "big shrunk: 1 of 2 units deleted"
+    assert told.facts["deleted"] == "decoder.1"
+    assert told.facts["difference, points"] == "-5.0 (95 % interval -10.0..+1.0)"
+    assert told.answers.rows[0] == ("q20", ["a", "b"])
+    assert dict(told.comparison.rows)["times as fast (quartiles)"] == ["-", "1.5 (1.4..1.6)"]
+
+
+def test_all_of_them_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert PROGRAM.run(["report", "1", "2", "3", "4", "with", f"runs_dir={runs}"]) == 0
+    page = (runs / "report_1_2_3_4.html").read_text()
+    assert page.count("<article") == 4
+    assert "report_1_2_3_4.html (" in capsys.readouterr().out
+
+
+def test_what_cannot_be_told(runs: Path, capsys: pytest.CaptureFixture[str]):
+    a_run(runs / "5", "other.json", {}, {})
+    a_run(runs / "6", "shrink.json", {"settings": {}}, {})
+    for run, says in (
+        ("5", "has none of search.json, adapt.json, das.json, shrink.json"),
+        ("6", "is no record of this version"),
+    ):
+        assert PROGRAM.run(["report", run, "with", f"runs_dir={runs}"]) == 1
+        assert says in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""`python -m agents report` and `explore`, on a search of a made-up table."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from das_gym.agents.commands import PROGRAM
+from das_gym.agents.run_report import search_report
+from das_gym.agents.search_experiment import run_search
+from das_gym.agents.searching.record import SearchResult
+
+from das_gym.tables.table import SubnetTable
+
+
+@pytest.fixture(scope="module")
+def runs(made_up_table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run 1 by the bandit, run 2 by greedy, on the table."""
+    folder = tmp_path_factory.mktemp("reported")
+    for agent in ("bandit", "greedy"):
+        settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "env_kwargs": {"table": str(made_up_table)}, "skip_num": 3}
+        run_search({**settings, "runs_dir": str(folder), "agent": agent, "evaluations": 30, "seed": 4})
+    return folder
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    return json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+
+
+def test_what_a_search_tells(runs: Path, made_up_table: Path):
+    result, table, told = SearchResult.load(runs / "1"), SubnetTable.load(made_up_table), search_report(runs / "1")
+    assert told.mask == result.mask
+    assert told.facts["skips"] == ", ".join(result.skipped_layers)
+    rewards = [reward for turn in result.history for reward in turn.rewards]
+    assert told.progress.rewards == rewards
+    np.testing.assert_allclose(told.progress.best, np.maximum.accumulate(rewards))
+    best = np.exp(-table.values("loss")[table.within(skip_num=3)].min())
+    np.testing.assert_allclose(told.progress.regret, best - np.maximum.accumulate(rewards), atol=1e-7)
+    assert told.heat.values[-1] == pytest.approx(result.skip_probabilities, abs=1e-4)
+    assert told.cost.landed == (result.macs_saved, result.loss)
+    assert len(told.cost.others) == 256
+    assert list(told.statistics) == list(table.meta.statistics)
+    saved = table.layer_macs.savings / table.meta.macs_full
+    assert [unit.share for unit in told.architecture.units] == pytest.approx(np.maximum(saved, 0).tolist())
+    assert dict(told.comparison.rows)["MACs saved, %"][1] == f"{100 * result.macs_saved:.1f}"
+    assert search_report(runs / "2").heat is None  # greedy has no probabilities
+
+
+def test_the_told_command_does_it_again(runs: Path, made_up_table: Path):
+    (told,) = search_report(runs / "1").commands
+    words = shlex.split(told)
+    assert words[:3] == ["python", "-m", "agents"]
+    assert words[3:5] == ["with", "agent=bandit"]
+    kwargs = f"env_kwargs={ {'table': str(made_up_table)} }"
+    assert set(words[5:]) == {"env_id=DAS-METER-VQA-Tabular-v0", kwargs, "evaluations=30", "seed=4", "skip_num=3"}
+
+
+def test_a_record_without_its_run_and_its_turns(runs: Path, tmp_path: Path):
+    record = json.loads((runs / "1/search.json").read_text())
+    for name in ("units", "statistics"):  # as earlier versions wrote them
+        del record[name]
+    (tmp_path / "search.json").write_text(json.dumps(record))
+    told = search_report(tmp_path)
+    assert told.progress is None
+    assert told.heat is None
+    assert [unit.name for unit in told.architecture.units] == record["layer_names"]
+    assert "agent=bandit agent_kwargs=" in told.commands[0].replace("'", "")
+    assert "skip_num=3" in told.commands[0]
+
+
+def test_a_report_of_two(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert PROGRAM.run(["report", "1", "2", "with", f"runs_dir={runs}"]) == 0
+    page = runs / "report_1_2.html"
+    assert capsys.readouterr().out.startswith(f"report: {page} (")
+    assert [run["name"] for run in data_of(page)["runs"]] == ["run 1", "run 2"]
+
+
+def test_a_run_that_is_no_search(runs: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(runs / "1", runs / "3", dirs_exist_ok=True)
+    (runs / "3/search.json").unlink()
+    assert PROGRAM.run(["report", "3", "with", f"runs_dir={runs}"]) == 1
+    assert "no search ended in" in capsys.readouterr().err
+    shutil.rmtree(runs / "3")
+
+
+def test_the_explorer_of_a_table_with_a_search(runs: Path, made_up_table: Path, tmp_path: Path):
+    out = tmp_path / "page.html"
+    words = ["explore", str(made_up_table), "with", f"runs_dir={runs}", "runs=[1]", f"out={out}"]
+    assert PROGRAM.run(words) == 0
+    (replay,) = data_of(out)["replays"]
+    assert replay["name"] == "run 1"
+    assert len(replay["masks"]) == 30
+    assert {len(mask.split(",")) for mask in replay["masks"]} == {3}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["meter_vqx"], "unknown table .* 'meter_vqx'; did you mean 'meter_vqa'"),
+        (["none.npz"], "no table at none.npz"),
+        (["a", "b"], "a b: give one table"),
+        (
+            ["vilt_vqa", "with", "runs=[1]", "runs_dir={runs}"],
+            "run 1 searched 8 units of DAS-METER-VQA-v0, and the table is of 12",
+        ),
+        (["llava_slake"], "unknown table"),
+    ],
+)
+def test_what_cannot_be_explored(runs: Path, words: list[str], says: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = [word.replace("{runs}", str(runs)) for word in words]
+    assert PROGRAM.run(["explore", *given]) == 1
+    assert re.search(says, capsys.readouterr().err)

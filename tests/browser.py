@@ -1,0 +1,62 @@
+"""A headless Chromium that refuses to load anything, and axe-core, which checks what it shows for accessibility."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WIDTHS = (360, 768, 1280)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no browser here: apt-get install chromium")
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def open_page(chromium: Any, path: Path, width: int = 1280, scheme: str = "light") -> Any:
+    """The page of a file, when its scripts are done; it fails for errors in scripts and for requests."""
+    page = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    page.wrong = []
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("console", lambda message: page.wrong.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "request", lambda request: page.wrong.append(request.url) if not request.url.startswith(("file:", "data:")) else None
+    )
+    page.goto(path.absolute().as_uri())
+    page.wait_for_selector("figure svg")
+    if page.wrong:
+        pytest.fail("\n".join(page.wrong))
+    return page
+
+
+def check_accessible(page: Any) -> None:
+    """axe-core finds nothing to mend: contrast, names, roles, order."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    if found:
+        pytest.fail("\n".join(f"{each['id']}: {node['html'][:200]}" for each in found for node in each["nodes"][:3]))
+
+
+def check_fits(page: Any) -> None:
+    """Nothing is wider than the window, however narrow."""
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_timeout(100)  # charts draw themselves anew
+        found = page.evaluate("document.documentElement.scrollWidth")
+        if found > width:
+            pytest.fail(f"the page is {found} pixels wide in a window of {width}")

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from das_gym.drawing.explorer import Replay, write_explorer
+from das_gym.engine.evaluator import Scores
+from das_gym.tables.table import SubnetTable, TableMeta
+from tests.browser import check_accessible, check_fits, needs_browser, open_page
+
+
+def a_table(n_layers: int = 6, most: int | None = None) -> SubnetTable:
+    """Made-up scores of every mask, or of those of few skipped layers."""
+    meta = TableMeta(
+        env_id="DAS-METER-VQA-v0",
+        layer_names=tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(n_layers // 2)),
+        metric_name="accuracy",
+        macs_full=1000,
+        reward_examples=8,
+        test_examples=4,
+        statistics=("depth",),
+        hashes={},
+        versions={},
+        max_skipped=most,
+    )
+    bits = np.array(list(itertools.product((0, 1), repeat=n_layers)))[:, ::-1]
+    if most is not None:
+        bits = bits[bits.sum(axis=1) <= most][np.argsort(bits[bits.sum(axis=1) <= most].sum(axis=1), kind="stable")]
+    rng = np.random.default_rng(0)
+    count = len(bits)
+    scores = {s: Scores(*(rng.uniform(0.1, 3, count).astype(np.float32) for _ in range(3))) for s in ("reward", "test")}
+    for each in scores.values():
+        each.metrics[:] = np.exp(-each.losses)
+    macs = 1050 - bits @ np.array([50, 50, 20, 100, 100, 20] if n_layers == 6 else [40] * n_layers)
+    depth = np.tile(np.linspace(0, 1, n_layers // 2, dtype=np.float32), 2)[:, None]
+    table = SubnetTable(meta, scores, macs.astype(np.int64), depth)
+    order = [int(np.flatnonzero((bits == mask).all(axis=1))[0]) for mask in table.masks]
+    return replace(table, macs=table.macs[order])
+
+
+@pytest.fixture(scope="module")
+def table() -> SubnetTable:
+    made = a_table()
+    made.scores["reward"].losses[-1] = np.inf  # all skipped
+    return made
+
+
+REPLAY = Replay(
+    "run 3", "bandit, seed 0", [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 1], [0] * 6], [0.4, None, 0.5], [0.4, 0.4, 0.5]
+)
+
+
+@pytest.fixture(scope="module")
+def page(table: SubnetTable, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return open_page(chromium, write_explorer(tmp_path_factory.mktemp("explorer") / "page.html", table, [REPLAY]))
+
+
+def told(page: Any) -> dict[str, str]:
+    return {name: page.inner_text(f"#{name}") for name in ("loss", "metric", "saved", "count", "rank")}
+
+
+def wanted(table: SubnetTable, mask: np.ndarray, split: str = "reward", **budget) -> dict[str, str]:
+    known, within = table.describe(mask), table.within(**budget)
+    losses = table.values("loss", split)
+    rank = 1 + int((losses[within] < known[f"{split}_loss"]).sum())
+    keeps = within[table.index(mask)] and np.isfinite(known[f"{split}_loss"])
+    return {
+        "loss": f"{known[f'{split}_loss']:.4f}" if np.isfinite(known[f"{split}_loss"]) else "not finite",
+        "metric": f"{100 * known[f'{split}_metric']:.1f} %",
+        "saved": f"{100 * known['macs_saved']:.1f} %",
+        "count": f"{int(np.sum(mask))} of {table.n_layers}",
+        "rank": f"{rank} of {int(within.sum())}" if keeps else "off the budget",
+    }
+
+
+def pressed(page: Any) -> np.ndarray:
+    return np.array([box.get_attribute("aria-pressed") == "true" for box in page.query_selector_all("button.unit")])
+
+
+def slide(page: Any, name: str, value: float) -> None:
+    page.fill(f"#{name}", f"{value:g}")
+
+
+def mask_of(page: Any, table: SubnetTable) -> np.ndarray:
+    """The page shows units stage by stage; masks have the table's order."""
+    names = [box.inner_text() for box in page.query_selector_all("button.unit .name")]
+    return pressed(page)[[names.index(name) for name in table.meta.layer_names]]
+
+
+def start_anew(page: Any) -> None:
+    page.click("#nothing")
+    page.check("[name=split][value=reward]")
+    slide(page, "least", 0)
+    page.uncheck("#exactly")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_click_skips_and_shows_the_masks_numbers(page: Any, table: SubnetTable):
+    start_anew(page)
+    mask = np.zeros(6, bool)
+    assert told(page) == wanted(table, mask)
+    for name in ("image.1", "text.0", "image.1", "text.2"):
+        page.click(f"button.unit:has-text('{name}')")
+        mask[table.meta.layer_names.index(name)] ^= True
+        assert told(page) == wanted(table, mask)
+        np.testing.assert_array_equal(mask_of(page, table), mask)
+    page.wait_for_selector("#status:has-text('Skipped: text.0, text.2. Loss')")
+    page.check("[name=split][value=test]")
+    assert told(page) == wanted(table, mask, "test")
+    for box in page.query_selector_all("button.unit[aria-pressed=false]"):
+        box.click()
+    page.check("[name=split][value=reward]")
+    assert told(page)["loss"] == "not finite"
+
+
+@pytest.mark.slow
+@needs_browser
+def test_sliders_set_the_budget(page: Any, table: SubnetTable):
+    start_anew(page)
+    page.click("button.unit:has-text('text.0')")
+    one = np.eye(6, dtype=bool)[0]
+    page.check("#exactly")
+    slide(page, "k", 2)
+    assert told(page) == wanted(table, one, skip_num=2)
+    assert page.inner_text("#within").startswith(f"{table.within(skip_num=2).sum()} masks keep it.")
+    page.click("#best")
+    np.testing.assert_array_equal(mask_of(page, table), table.best(skip_num=2))
+    assert told(page) == wanted(table, table.best(skip_num=2), skip_num=2)
+    assert told(page)["rank"].startswith("1 of ")
+    page.uncheck("#exactly")
+    slide(page, "least", 20)
+    page.click("#best")
+    best = table.best(macs_saved=0.2)
+    assert told(page) == wanted(table, best, macs_saved=0.2)
+    page.check("#exactly")
+    slide(page, "k", 0)
+    assert page.inner_text("#within") == "No mask of the table keeps this budget."
+    assert page.is_disabled("#best")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_along_the_front(page: Any, table: SubnetTable):
+    start_anew(page)
+    front = table.pareto_front("loss", "reward")[:0:-1]  # from the dearest on; all skipped has no loss
+    assert page.get_attribute("#front", "max") == str(len(front) - 1)
+    for place in (len(front) - 1, 0):
+        slide(page, "front", place)
+        np.testing.assert_array_equal(mask_of(page, table), front[place])
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_search_is_watched(page: Any, table: SubnetTable):
+    start_anew(page)
+    slide(page, "at", 2)
+    np.testing.assert_array_equal(mask_of(page, table), np.array(REPLAY.masks[1], bool))
+    assert page.inner_text("#at-told") == "2 of 3, reward -, best so far 0.4000"
+    page.click("#play")
+    page.wait_for_selector("#play:has-text('Pause')")
+    page.wait_for_selector("#play:has-text('Play')")  # it stops by itself
+    assert page.input_value("#at") == "3"
+    assert told(page) == wanted(table, np.zeros(6, bool))
+
+
+@pytest.mark.slow
+@needs_browser
+def test_by_keyboard_alone(page: Any, table: SubnetTable):
+    start_anew(page)
+    page.evaluate("document.activeElement.blur()")
+    page.focus("button.unit")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert pressed(page).tolist() == [False, True, True, False, False, False]
+    page.focus("#least")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#least-told") == "0.5 %"
+    reached = set()
+    page.focus("button.unit")
+    for _ in range(25):
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+        page.keyboard.press("Tab")
+    assert {"nothing", "best", "exactly", "least", "front", "replay", "at", "play", "SUMMARY"} <= reached
+
+
+@pytest.mark.slow
+@needs_browser
+def test_everyone_can_read_it(page: Any, tmp_path: Path):
+    page.click("figure summary")
+    page.wait_for_selector("figure details td")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        check_accessible(page)
+    check_fits(page)
+    assert page.wrong == []
+
+
+@pytest.mark.slow
+@needs_browser
+def test_a_table_of_few_skipped_units(chromium: Any, tmp_path: Path):
+    table = a_table(8, most=2)
+    page = open_page(chromium, write_explorer(tmp_path / "few.html", table), 360)
+    for box in page.query_selector_all("button.unit")[:2]:
+        box.click()
+    assert told(page) == wanted(table, mask_of(page, table))
+    page.click("button.unit >> nth=3")
+    assert told(page) == {"loss": "-", "metric": "-", "saved": "-", "count": "3 of 8", "rank": "not in the table"}
+    page.wait_for_selector("#status:has-text('knows masks of up to 2')")
+    page.click("#best")
+    np.testing.assert_array_equal(mask_of(page, table), table.best())
+
+
+def test_a_search_of_other_units_is_refused(table: SubnetTable, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"run 3 did not search this table: masks of shape .3, 4."):
+        write_explorer(tmp_path / "page.html", table, [replace(REPLAY, masks=[[0, 1, 0, 0]] * 3)])
+    assert not (tmp_path / "page.html").exists()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import ImageColor
+
+from das_gym.drawing import picture
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.picture import KEPT, WIDTH, Scene, draw
+from das_gym.problem.budget import LayerMacs
+
+
+def scene(n_units: int, mask: np.ndarray, **more) -> Scene:
+    names = [f"decoder.{i // 2}.{'mlp' if i % 2 else 'attention'}" for i in range(n_units)]
+    macs = LayerMacs(30 * n_units, 30 * n_units, np.array([10, 20] * (n_units // 2)))
+    return Scene(Architecture.of(names, macs=macs), mask, "a title", ["a fact"], **more)
+
+
+def blue(image: np.ndarray) -> int:
+    return int((image == ImageColor.getrgb(KEPT)).all(axis=2).sum())
+
+
+@pytest.mark.parametrize("n_units", [12, 24, 72])
+def test_what_is_drawn_full_is_what_is_kept(n_units: int):
+    nothing, half = np.zeros(n_units, bool), np.arange(n_units) % 2 == 1  # the MLPs, which cost twice as much
+    whole, rest = draw(scene(n_units, nothing)), draw(scene(n_units, half))
+    assert whole.dtype == np.uint8
+    assert whole.shape == rest.shape
+    assert whole.shape[1:] == (WIDTH, 3)
+    assert whole.shape[0] % 2 == 0
+    legend = blue(draw(scene(n_units, ~nothing)))
+    assert (blue(rest) - legend) / (blue(whole) - legend) == pytest.approx(1 / 3, abs=0.03)
+
+
+@pytest.mark.parametrize("n_units", [2, 12, 24, 72, 200])
+def test_labels_do_not_overlap(n_units: int, monkeypatch: pytest.MonkeyPatch):
+    places: list[tuple[float, float, float]] = []
+
+    def note(canvas, unit, skipped, box):
+        half = picture._font(picture.SMALL).getlength(unit.label) / 2
+        middle = (box[0] + box[2]) / 2
+        places.append((box[1], min(box[0], middle - half), max(box[2], middle + half)))
+
+    monkeypatch.setattr(picture, "_draw_unit", note)
+    draw(scene(n_units, np.zeros(n_units, bool)))
+    places = sorted(places[2:])  # the first two are the legend's
+    assert len(places) == n_units
+    assert all(one[0] != other[0] or one[2] < other[1] for one, other in itertools.pairwise(places))
+    assert max(right for _, _, right in places) <= WIDTH
+
+
+def test_the_search_so_far_is_drawn():
+    mask = np.zeros(12, bool)
+    flat = draw(scene(12, mask, improvements=[(1, 0.5)], evaluations=9))
+    rising = draw(scene(12, mask, improvements=[(1, 0.1), (5, 0.5)], evaluations=9))
+    assert (flat != rising).any()
+    assert (draw(scene(12, mask)) != flat).any()
