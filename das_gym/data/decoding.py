@@ -7,6 +7,7 @@ files are opened without it; the limits are those below.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import stat
 import struct
@@ -19,10 +20,13 @@ from PIL import Image, UnidentifiedImageError
 
 WHOLE_PIXELS = 89_478_485
 """A picture of more pixels is scaled down: a JPEG as it is decoded, to a half, a quarter or an eighth of its sides, others
-in strips, by a whole number. Source: PIL's own limit."""
+in tiles, by a whole number. Source: PIL's own limit."""
 
 LARGE_PIXELS = 2**24
 """Pictures of more pixels are decoded one at a time, however many threads there are."""
+
+TILE = 512
+"""Pixels of the result that are made at a time, along either side, of a picture that is scaled down."""
 
 _one_large = threading.Lock()
 
@@ -138,22 +142,43 @@ def _drafted(image: Image.Image) -> Image.Image:
 
 
 def _within_limit(image: Image.Image) -> Image.Image:
-    """The image in mode RGB, of at most WHOLE_PIXELS: a larger one is averaged over squares, strip by strip."""
-    by = math.ceil(math.sqrt(image.width * image.height / WHOLE_PIXELS))
-    if by == 1:
+    """The image in mode RGB, of at most WHOLE_PIXELS: a larger one is averaged over squares, tile by tile."""
+    pixels = image.width * image.height
+    by = math.ceil(math.sqrt(pixels / WHOLE_PIXELS))
+    if image.mode in ("I", "F"):
+        image = _of_8_bits(image)  # by the range of the whole picture
+    if by == 1 and pixels <= LARGE_PIXELS:
         return _as_rgb(image)
-    rows = 64 * by
+    side = by * max(1, min(TILE, math.isqrt(WHOLE_PIXELS) // by))  # PIL's limit holds for what is cut out, too
     small = Image.new("RGB", (math.ceil(image.width / by), math.ceil(image.height / by)))
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        small.paste(_as_rgb(strip).reduce(by), (0, top // by))
+    for top, left in itertools.product(range(0, image.height, side), range(0, image.width, side)):
+        tile = image.crop((left, top, min(left + side, image.width), min(top + side, image.height)))
+        small.paste(_as_rgb(tile).reduce(by), (left // by, top // by))
     return small
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Mode RGB. PIL alone would turn nearly every 16-bit gray white, and warn of a palette with alpha."""
+    """Mode RGB, what is transparent on white. PIL alone would turn nearly every gray of more than 8 bits white."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)  # not the colour that it hides
     return image.convert("RGB")
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """A gray picture of 32-bit numbers: from 0 to 1 where they are floats, or else of the fewest of 8 or 16 bits they fit.
+
+    Raises:
+        ValueError: they fit neither.
+    """
+    values = np.asarray(image, dtype=np.float32)
+    low, high = float(values.min()), float(values.max())  # PIL's own extrema leave out what is no number
+    if not 0 <= low <= high <= 0xFFFF:
+        raise ValueError(f"its pixels are 32-bit numbers from {low:g} to {high:g}; save it with 8 bits a channel")
+    if image.mode == "F" and high <= 1:
+        values = np.rint(255 * values)
+    elif high > 0xFF:
+        values = values // 256  # as of 16 bits
+    return Image.fromarray(values.astype(np.uint8))

@@ -40,6 +40,37 @@ def test_16_bit_gray_keeps_its_shades(tmp_path: Path):
     np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.png"))[..., 1], shades >> 8)
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.linspace(0, 1, 256, dtype=np.float32), np.arange(256)),
+        (np.arange(256, dtype=np.float32), np.arange(256)),
+        (np.arange(256, dtype=np.int32), np.arange(256)),
+        (256 * np.arange(256, dtype=np.int32), np.arange(256)),
+    ],
+)
+def test_gray_of_32_bits_keeps_its_shades(tmp_path: Path, values: np.ndarray, expected: np.ndarray):
+    """PIL alone makes it white or black."""
+    Image.fromarray(values.reshape(16, 16)).save(tmp_path / "deep.tiff")
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.tiff"))[..., 0].ravel(), expected)
+
+
+@pytest.mark.parametrize("values", [[-1.0, 5.0], [0.0, 1e6], [0.0, np.nan]])
+def test_gray_of_32_bits_that_says_nothing_of_its_range_is_refused(tmp_path: Path, values: list[float]):
+    Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "deep.tiff")
+    with pytest.raises(ValueError, match=r"deep\.tiff cannot be read .*32-bit numbers .*save it with 8 bits a channel"):
+        load_image(tmp_path / "deep.tiff")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path: Path, mode: str):
+    """And not the colour that lies hidden there."""
+    picture = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    picture.putpixel((1, 0), (0, 0, 0, 255))
+    picture.convert(mode).save(tmp_path / "clear.png")
+    assert np.asarray(load_image(tmp_path / "clear.png"))[0].tolist() == [[255] * 3, [0] * 3]
+
+
 def test_a_palette_with_alpha_does_not_warn(tmp_path: Path):
     noise(20, 10).convert("P").save(tmp_path / "palette.png", transparency=bytes(range(256)), compress_level=1)
     assert load_image(tmp_path / "palette.png").mode == "RGB"
