@@ -30,6 +30,7 @@ from das_gym.data.origin import check_record
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
+from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import load_splits
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
@@ -156,8 +157,7 @@ def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     """
     seen, budget = record["best_seen"], record["env_kwargs"]
     answer, best = (-np.inf if row["reward"] is None else row["reward"] for row in (record, seen))
-    count, share = budget.get("skip_num"), budget.get("macs_saved")
-    keeps = count in (None, sum(seen["mask"])) and (share is None or seen["macs_saved"] >= share)
+    keeps = keeps_budget(budget, seen["mask"], seen["macs_saved"])
     same_examples = budget.get("reward_batches", "fixed") == "fixed"
     if not (best > answer and keeps and same_examples):
         return np.array(record["mask"], dtype=bool), ""

@@ -2,6 +2,7 @@
 
 python -m adapt shrink with checkpoint=DIR data_root=DIR macs_saved=0.2 out=NEW     search, delete, recover, save, check
 python -m adapt shrink with checkpoint=DIR data_root=DIR skip_num=3 recover=none    3 layers deleted, nothing trained
+python -m adapt shrink with checkpoint=DIR data_root=DIR latency_saved=0.2          or memory_saved, parameters_saved
 python -m adapt shrink with search_run=3 out=NEW                                    the mask, model and data of that search
 python -m adapt shrink with checkpoint=DIR data_root=DIR 'mask=[0,1,0,0]'           a mask of one's own
 python -m adapt shrink with resume=4                                                go on with run 4, which was stopped
@@ -49,10 +50,12 @@ from das_gym.experiment import MISTAKES, ProblemSettings, RunError, check_proble
 from das_gym.files import write_json, write_text
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
-from das_gym.problem.budget import LayerMacs, check_budget, pick_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, Budget, BudgetSettings, check_budget, pick_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, problem_words
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, pick_device, shuffled
+from das_gym.problem.mask_cost import SAVED, MaskCost
+from das_gym.problem.unit_latency import cost_of
 from das_gym.registration import MODELS
 from das_gym.runs import library_versions
 
@@ -67,14 +70,14 @@ IN_ENV_KWARGS = ("units", "dtype", "device_map", "trust_remote_code")
 
 
 @dataclass(frozen=True)
-class ShrinkSettings(RecoveryConfig, ProblemSettings):
+class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
     """The settings of `python -m adapt shrink`: of recovery, of model and data (a search run brings its own), and these.
+
+    The budget is the search's, and a mask that is given has to keep it, too.
 
     Attributes:
         out: The folder to write; None is `model` in the run's folder.
-        macs_saved: Budget of the search: least share of the full model's MACs to save; None without `skip_num` is 0.2. A
-            mask that is given has to keep it, too.
-        skip_num: Or exactly how many layers to delete.
+        skip_num: Budget: exactly how many layers to delete; None, with no share to save either, is `macs_saved=0.2`.
         search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
         mask: A mask of one's own: 0 or 1 a layer, 1 = deleted.
         search: Settings of `python -m agents` for the search that comes first, as in `search.evaluations=100`.
@@ -87,7 +90,6 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings):
     model: str = "VLM"
     task: str = "answering"
     out: str | None = None
-    macs_saved: float | None = None
     skip_num: int | None = None
     search_run: int | None = None
     mask: tuple[int, ...] | None = None
@@ -100,7 +102,7 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings):
     def __post_init__(self) -> None:
         RecoveryConfig.__post_init__(self)
         ProblemSettings.__post_init__(self)
-        check_budget(self.skip_num, self.macs_saved)
+        check_budget(self.asked)
         for name in ("test_examples", "generate_batch_size", "latency_blocks"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more")
@@ -115,11 +117,14 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings):
             )
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """The budget that a person gave; empty where none was."""
+        return {name: getattr(self, name) for name in BUDGET_SETTINGS if getattr(self, name) is not None}
+
+    @property
     def budget(self) -> dict[str, Any]:
         """The budget as a search takes it."""
-        if self.skip_num is not None:
-            return {"skip_num": self.skip_num}
-        return {"macs_saved": SHARE if self.macs_saved is None else self.macs_saved}
+        return self.asked or {"macs_saved": SHARE}
 
     def recovery(self) -> RecoveryConfig:
         """The settings of recovery alone."""
@@ -209,19 +214,29 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
     check_shared(vlm.model)
     if settings.recover == "adapters" and vlm.untrainable:
         raise ValueError(f"{vlm.untrainable}: use recover=lora or recover=full")
-    macs = LayerMacs.of(problem.costs)
     if mask is None:
-        pick_budget(len(vlm.layers), settings.budget.get("skip_num"), settings.budget.get("macs_saved"), macs)
+        bound(settings, problem, settings.budget)
         return
     if not vlm.check_mask(mask).any():
         raise ValueError("the mask skips nothing: there is nothing to delete; give one with a 1, or macs_saved=")
-    budget = pick_budget(len(vlm.layers), settings.skip_num, settings.macs_saved, macs)
+    budget = bound(settings, problem, settings.asked or {"skip_num": None})
     if not budget.is_kept_by(mask[None])[0]:
+        cost = cost_of(problem, "macs_saved") if budget.cost is None else budget.cost
         raise ValueError(
-            f"the mask skips {mask.sum()} layers, {100 * macs.saved(mask[None])[0]:.1f} % of the MACs, and not "
-            f"{budget.describe()}: leave skip_num and macs_saved out, or the mask"
+            f"the mask skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the {SAVED[cost.setting]}, and "
+            f"not {budget.describe()}: leave {next(iter(settings.asked))} out, or the mask"
         )
     check_generates(cut(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
+
+
+def bound(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
+    """A budget of the problem's model; latency is that of `search.latency_batch` prompts at a time, one unless it is told.
+
+    Raises:
+        ValueError: no mask can keep it.
+    """
+    batch = settings.search.get("latency_batch", 1)
+    return pick_budget(len(problem.layer_names), budget, lambda setting: cost_of(problem, setting, batch))
 
 
 def check(settings: ShrinkSettings) -> None:
@@ -446,7 +461,7 @@ class Work:
             if f.name not in skipped and getattr(self.settings, f.name) != getattr(default, f.name)
         }
         mask = json.dumps(self.choice.mask.astype(int).tolist(), separators=(",", ":"))
-        more = [shlex.quote(f"{name}={value}") for name, value in changed.items() if name not in ("macs_saved", "skip_num")]
+        more = [shlex.quote(f"{name}={value}") for name, value in changed.items() if name not in BUDGET_SETTINGS]
         return typed("adapt shrink", problem_words(self.choice.problem, shlex.quote(f"mask={mask}"), *more))
 
     def record(self, comparison: Comparison) -> dict[str, Any]:
@@ -474,7 +489,7 @@ class Work:
             "verified": dataclasses.asdict(self.verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,
-            "units": Architecture.of_layers(self.whole.layers, LayerMacs.of(self.problem.costs)).record(),
+            "units": Architecture.of_layers(self.whole.layers, MaskCost.of(self.problem.costs)).record(),
             "command": self.command,
             "versions": library_versions(),
         }

@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
@@ -35,6 +35,7 @@ from rich.table import Table
 from das_gym.config import build
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import write_json
+from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions, progress
 
@@ -46,8 +47,8 @@ COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
 
 
 @dataclass(frozen=True)
-class CompareSettings(RunSettings):
-    """The settings of `python -m agents compare`.
+class CompareSettings(RunSettings, BudgetSettings):
+    """The settings of `python -m agents compare`: where the run goes, the budget, as for a search, and these.
 
     Attributes:
         env_id: Id of an environment with a model; its table is what agents play on.
@@ -56,7 +57,6 @@ class CompareSettings(RunSettings):
         env_kwargs: Other arguments of the environment, such as `reward`.
         agents: Names, also of Stable-Baselines3's algorithms, or "module:class".
         agent_kwargs: Hyper-parameters by agent.
-        skip_num, macs_saved: The budget, as for a search.
         seed: The first search's.
         seeds: How many searches an agent makes, at least 1; their seeds are `seed`, `seed` + 1, ...
         evaluations: Masks that a search may score, at least 1.
@@ -69,8 +69,6 @@ class CompareSettings(RunSettings):
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     agents: tuple[str, ...] = COMPARED
     agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    skip_num: int | Literal["auto"] | None = "auto"
-    macs_saved: float | None = None
     seed: int = 0
     seeds: int = 50
     evaluations: int = 120
@@ -94,7 +92,7 @@ class CompareSettings(RunSettings):
         """A search with that agent: what a comparison makes many of."""
         entry = ENVIRONMENTS.get(self.env_id)
         table = {} if self.table is None else {"table": str(Path(self.table).expanduser().absolute())}
-        fields = {name: getattr(self, name) for name in ("skip_num", "macs_saved", "seed", "evaluations", "masks_per_turn")}
+        fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
         fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
         fields |= {"env_kwargs": {**self.env_kwargs, **table}, "agent": agent}
         fields["agent_kwargs"] = self.agent_kwargs.get(agent, {})
@@ -153,7 +151,7 @@ def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent
 def describe_budget(oracle: Oracle) -> str:
     """The budget in words, and how many masks keep it."""
     space = oracle.space
-    budget = f"k = {space.skip_num}" if space.macs_saved is None else f"at least {100 * space.macs_saved:g} % of MACs saved"
+    budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
     return budget if space.size is None else f"{budget} ({space.size:,} masks)"
 
 

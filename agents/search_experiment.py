@@ -3,6 +3,7 @@
     python -m agents search                                         the paper's bandit, 4 of METER's layers, the bundled task
     python -m agents with meter_vqa bandit skip_num=4 seed=1        the same, spelt out, with another seed
     python -m agents with vilt_nlvr2 bayes macs_saved=0.12          our own agent, ViLT, at least 12 % of the MACs saved
+    python -m agents with meter_vqa latency_saved=0.15              or parameters_saved, memory_saved
     python -m agents with meter_vqa_table random evaluations=100    random search, on the table instead of the model
     python -m agents with agent_kwargs.learning_rate=10             a setting of the agent
     python -m agents with meter_vqa ppo hyperparameters.learning_rate=1e-3      of Stable-Baselines3
@@ -26,22 +27,25 @@ from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
+from das_gym.agents.sb3.checkpoint import CHECKPOINT as SB3_CHECKPOINT
 from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name, sb3_config
 from das_gym.agents.sb3.policy import agent_file, check_agent
 from das_gym.agents.searching.environment import make_env
-from das_gym.agents.searching.loop import SearchConfig, check_search, search
+from das_gym.agents.searching.loop import CHECKPOINT, SearchConfig, check_search, search, with_costs
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import typed
 from das_gym.config import build
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.problem.config import PATH_SETTINGS, ProblemConfig
+from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.registration import named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
 
 PICTURE = "skip_probabilities.png"
 ENV_SETTINGS = {
     **{"reward": str, "macs_price": float, "reward_examples": int, "reward_batches": str},
+    **{"latency_batch": int, "costs": str},
     **{name: kind for name, kind in get_type_hints(ProblemConfig).items() if name not in ("model", "task")},
 }
 """What may be told to the environment by name, and of which type: what `SkipEnv` takes besides action and budget."""
@@ -148,16 +152,18 @@ def search_mask(
     """Search a mask; the reward of the mask found is the result."""
     del env_kwargs, agent_kwargs, hyperparameters  # named so that Sacred lets them hold keys of their own
     settings = build(SearchSettings, _config)
+    folder, resumed = run_folder(_run), settings.resume is not None
     config = settings.search_config()
-    folder = run_folder(_run)
+    checkpoint = SB3_CHECKPOINT if isinstance(config, SB3Config) else CHECKPOINT
+    config = with_costs(config, folder / checkpoint if folder is not None and resumed else None)
     log = _Log(_run, config)
     try:
         if isinstance(config, SB3Config):
             from das_gym.agents.sb3.experiment import search_with_sb3
 
-            result = search_with_sb3(config, _run, folder, log, settings.resume is not None)
+            result = search_with_sb3(config, _run, folder, log, resumed)
         else:
-            result = search(config, folder, on_turn=log, resume=settings.resume is not None)
+            result = search(config, folder, on_turn=log, resume=resumed)
     finally:
         log.bar.close()
     if folder is not None:
@@ -175,7 +181,7 @@ class _Log:
     """Sends every turn to Sacred and to the progress bar."""
 
     def __init__(self, run: Run, config: SearchConfig) -> None:
-        self.run, self.budget = run, config.budget
+        self.run, self.budget = run, config.mask_kwargs
         self.bar = progress(config.evaluations, "searching", unit="mask")
         self.best: float | None = None  # of a mask that may be an answer
 
@@ -212,6 +218,7 @@ def summary(result: SearchResult, folder: Path | None) -> str:
         f"  reward {shown(result.reward)}, loss {shown(result.loss)}, metric {shown(result.metric)}",
         f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (the whole model: {result.macs_full:,})",
     ]
+    lines += [f"  {line}" for line in budget_lines(result.env_kwargs, result.mask)]
     truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
     if truth is not None:
         lines.append(
@@ -223,6 +230,16 @@ def summary(result: SearchResult, folder: Path | None) -> str:
     if folder is not None and ex.suggests:
         lines.append(f"Next: {typed('adapt', f'search_run={folder.name}', runs_dir_words(folder))}")
     return "\n".join(lines)
+
+
+def budget_lines(env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> list[str]:
+    """What a mask saves of another cost than MACs, where the budget is of one."""
+    row = np.array([mask], dtype=bool)
+    return [
+        f"{100 * cost.saved(row)[0]:.1f} % of the {SAVED[setting]} saved, asked for at least {100 * env_kwargs[setting]:g} %"
+        for setting, cost in given_costs(env_kwargs.get("costs")).items()
+        if env_kwargs.get(setting) is not None
+    ]
 
 
 def run_search(

@@ -54,7 +54,7 @@ class TableOracle(Oracle):
 
     Args:
         env_id: Id of a tabular environment.
-        budget: `skip_num` or `macs_saved`.
+        budget: `skip_num`, or a share to save.
         env_kwargs: Its other settings: `reward`, `macs_price`, `table`.
     """
 
@@ -87,7 +87,7 @@ class LiveOracle(Oracle):
 
     Args:
         env_id: Id of an environment.
-        budget: `skip_num` or `macs_saved`.
+        budget: `skip_num`, or a share to save.
         env_kwargs: Its other settings.
 
     Raises:

@@ -122,8 +122,7 @@ def _train_once(
         n_envs=masks_per_turn,
         env_id=oracle.env_id,
         env_kwargs=dict(oracle.env_kwargs),
-        skip_num=space.skip_num,
-        macs_saved=space.macs_saved,
+        **space.budget.settings,
         seed=seed,
         evaluations=evaluations,
     ).result

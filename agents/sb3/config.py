@@ -26,8 +26,8 @@ class SB3Config(SearchConfig):
 
     The fields of `SearchConfig`, where `agent` is a key of `das_gym.agents.sb3.algorithms.ALGORITHMS` or "module:class",
     `agent_kwargs` are its hyperparameters (so `train_sb3` and the command call them), and `masks_per_turn` environments
-    (`n_envs`) run side by side: what one engine call scores. `skip_num=None` without `macs_saved` allows any number of
-    layers.
+    (`n_envs`) run side by side: what one engine call scores. `skip_num=None` without a share to save allows any number
+    of layers.
 
     Attributes:
         action: `mask`, `sequence` or `scores`; None = the first that the algorithm takes.
@@ -58,13 +58,8 @@ class SB3Config(SearchConfig):
             raise ValueError("env_kwargs must not hold action; use the setting action of the search")
 
     def _check_budget(self) -> None:
-        if self.skip_num is not None or self.macs_saved is not None:
+        if set(self.budget.values()) != {None}:
             super()._check_budget()
-
-    @property
-    def mask_kwargs(self) -> dict[str, Any]:
-        """What makes the environment whose action is a whole mask: the one that a record names."""
-        return {**self.budget, **self.env_kwargs}
 
 
 def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:

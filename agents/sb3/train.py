@@ -36,10 +36,11 @@ from das_gym.agents.sb3.algorithms import (
     reads_masks,
     with_defaults,
 )
-from das_gym.agents.sb3.checkpoint import Checkpoint
+from das_gym.agents.sb3.checkpoint import CHECKPOINT, Checkpoint
 from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config, with_action
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, check_agent, policy_mask, sealed
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
+from das_gym.agents.searching.loop import with_costs
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row, plain_numbers
 
 from das_gym.config import build, check_names
@@ -112,8 +113,9 @@ def train_sb3(
     check_number("n_envs", n_envs, minimum=1, whole=True)
     check_names(settings, SETTINGS)
     given = {"agent": known.name, "agent_kwargs": dict(hyperparameters or {}), "masks_per_turn": n_envs}
-    config = build(SB3Config, {**given, **settings})
     place = None if folder is None else Path(folder)
+    checkpoint = place / CHECKPOINT if resume and place is not None else None
+    config = with_costs(build(SB3Config, {**given, **settings}), checkpoint)
     before = Checkpoint.load(place, config) if resume and place is not None else Checkpoint()
     parameters = with_defaults(cls, known, config.agent_kwargs, n_envs)
     model, recorder, action = _make(config, cls, parameters, choose_action(known, config.action), before, own)

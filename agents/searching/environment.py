@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 import das_gym  # noqa: F401  (registers the environments)
-from das_gym.problem.budget import Floats
+from das_gym.problem.budget import BUDGET_SETTINGS, Floats
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bool) -> gymnasium.vector.VectorEnv:
@@ -22,7 +22,7 @@ def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bo
         num_envs: Masks a turn.
         free: Whether it takes masks off the budget, see `Agent.free_budget`.
     """
-    budget = {name: None for name in ("skip_num", "macs_saved") if free and name in env_kwargs}
+    budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
     return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
 
 

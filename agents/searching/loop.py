@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, TypeVar, cast
 
 import gymnasium
 import numpy as np
@@ -20,7 +20,8 @@ from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, 
 
 from das_gym.config import build
 from das_gym.files import read_json, write_json
-from das_gym.problem.budget import DEFAULT_SKIP_NUM, Budget, Masks, check_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, Masks, check_budget, pick_budget
+from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import DEFAULT_ENV
 
@@ -36,16 +37,14 @@ at 95.4 % (`python -m benchmarks.bandit_rate`).
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """What to search, with what, for how long.
+class SearchConfig(BudgetSettings):
+    """What to search, with what, for how long; and within which budget, which agents have to know.
 
     Attributes:
         env_id: Id of the environment.
         env_kwargs: Its keyword arguments, JSON-able, without those that are settings of the search.
         agent: A name in `das_gym.agents.ask_tell.base.AGENTS`, or "module:class".
         agent_kwargs: The agent's own hyperparameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
-        skip_num: Budget by count: how many layers to skip, at least 0. "auto" is 4, or None where `macs_saved` is given.
-        macs_saved: Budget by cost: the least share of the full model's MACs to save, 0..1, such as 0.12; or None.
         seed: Seed of the agent and the environment, 0..2^32 - 1.
         masks_per_turn: Masks that are scored on the same examples, at least 1. The paper's is 3.
         evaluations: Budget: masks to score for the agent, at least 1. Its answer is scored once more at the end.
@@ -56,8 +55,6 @@ class SearchConfig:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     agent: str = "bandit"
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
-    skip_num: int | Literal["auto"] | None = "auto"
-    macs_saved: float | None = None
     seed: int = 0
     masks_per_turn: int = 3
     evaluations: int = 240
@@ -71,7 +68,7 @@ class SearchConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; give a whole number from {least} on")
         if self.seed >= 2**32:
             raise ValueError(f"seed={self.seed} is not allowed; use 0..{2**32 - 1}")
-        settings = {"skip_num": "skip_num", "macs_saved": "macs_saved", "num_envs": "masks_per_turn"}
+        settings = {**{name: name for name in BUDGET_SETTINGS}, "num_envs": "masks_per_turn"}
         for name in settings.keys() & self.env_kwargs.keys():
             raise ValueError(f"env_kwargs must not hold {name}; use the setting {settings[name]} of the search")
         for name in ("env_kwargs", "agent_kwargs"):
@@ -89,23 +86,21 @@ class SearchConfig:
             )
 
     def _check_budget(self) -> None:
-        skip_num, macs_saved = self.skip_num, self.macs_saved
-        check_budget(None if skip_num == "auto" else skip_num, macs_saved)
-        if skip_num is None and macs_saved is None:
-            raise ValueError("skip_num=None, macs_saved=None: give one of them; agents need to know how much to skip")
+        check_budget(self.budget)
+        if set(self.budget.values()) == {None}:
+            raise ValueError(f"skip_num=None: give it, or one of {', '.join(SAVED)}; agents need to know how much to skip")
 
     @property
-    def budget(self) -> dict[str, Any]:
-        """The budget as the environment takes it."""
-        if self.macs_saved is not None:
-            return {"skip_num": None, "macs_saved": self.macs_saved}
-        return {"skip_num": DEFAULT_SKIP_NUM if self.skip_num == "auto" else self.skip_num}
+    def mask_kwargs(self) -> dict[str, Any]:
+        """What makes the environment whose action is a whole mask: the one that a record names."""
+        return {**self.budget, **self.env_kwargs}
 
     def agent_settings(self) -> dict[str, Any]:
         """The agent's hyperparameters, defaults of a search filled in."""
         return {**SEARCH_DEFAULTS.get(self.agent, {}), **self.agent_kwargs}
 
 
+Config = TypeVar("Config", bound=SearchConfig)
 OnTurn = Callable[[Turn, tuple[str, ...]], Any]
 
 
@@ -132,8 +127,9 @@ def search(
         ValueError: a setting that the environment or the agent refuses, masks that the agent should not have asked for
             (the message names it), or a checkpoint of another search.
     """
+    config = with_costs(config, None if folder is None or not resume else Path(folder) / CHECKPOINT)
     free = agent_class(config.agent).free_budget
-    env = make_env(config.env_id, {**config.budget, **config.env_kwargs}, config.masks_per_turn, free)
+    env = make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free)
     try:
         loop = _Loop(config, env)
         checkpoint = None if folder is None else Path(folder) / CHECKPOINT
@@ -155,6 +151,27 @@ def search(
     return result
 
 
+def with_costs(config: Config, checkpoint: Path | None = None) -> Config:
+    """The search with what masks cost among its `env_kwargs`, where its budget is of another cost than MACs.
+
+    Latency is measured for that where no figures are given or kept: once, so that the same masks keep the budget until the
+    end, and wherever the record is replayed.
+
+    Args:
+        config: The search.
+        checkpoint: The file that it goes on from, whose figures it keeps; None or no file = it begins anew.
+    """
+    costs: dict[str, Any] = {}
+    if checkpoint is not None and checkpoint.is_file():
+        known = read_json(checkpoint).get("config", {}).get("env_kwargs", {})
+        costs = {name: known[name] for name in ("costs",) if name in known}
+    elif any(name in SAVED and name != "macs_saved" for name in config.budget):
+        env = gymnasium.make_vec(config.env_id, num_envs=1, **config.mask_kwargs)
+        costs = cast(Any, env.unwrapped).budget.known_costs
+        env.close()
+    return dataclasses.replace(config, env_kwargs={**config.env_kwargs, **costs}) if costs else config
+
+
 def check_search(config: SearchConfig) -> None:
     """Make the environment and the agent of a search and throw them away: what they refuse is told before anything is kept.
 
@@ -163,7 +180,7 @@ def check_search(config: SearchConfig) -> None:
     Raises:
         ValueError: what `search` would before its first turn; FileNotFoundError and Gymnasium's errors likewise.
     """
-    env = make_env(config.env_id, {**config.budget, **config.env_kwargs}, config.masks_per_turn, free=False)
+    env = make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False)
     try:
         _new_agent(config, env.unwrapped, np.zeros(cast(Any, env.single_observation_space.shape)))
     finally:
@@ -172,8 +189,7 @@ def check_search(config: SearchConfig) -> None:
 
 def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agent:
     """The agent of a search in an environment that observes (n_features,) numbers."""
-    scorer = find_scorer(base)
-    budget = Budget(len(base.layer_names), **config.budget, macs=None if scorer is None else scorer.macs)
+    budget = pick_budget(len(base.layer_names), config.budget, lambda setting: find_scorer(base).cost_of(setting))
     statistics = observed_statistics(base, observation)
     generator = agent_generator(config.seed)
     return make_agent(config.agent, MaskSpace(budget), generator, config.agent_settings(), statistics)
@@ -231,14 +247,14 @@ class _Loop:
         config, mask = self.config, answer(self.agent, self.config.agent)
         rewards, scores = self.score(mask[None])
         scored = {"reward": plain_numbers(rewards)[0], **{name: values[0] for name, values in scores.items()}}
-        best = best_row(self.history, config.budget) or {"mask": mask.astype(int).tolist(), **scored}
+        best = best_row(self.history, config.mask_kwargs) or {"mask": mask.astype(int).tolist(), **scored}
         return SearchResult.of(
             config,
             self.base,
             {"mask": mask.astype(int).tolist(), **scored},
             best,
             self.history,
-            env_kwargs={**config.budget, **config.env_kwargs},
+            env_kwargs=config.mask_kwargs,
             agent_kwargs=config.agent_settings(),
             preferences=_values(self.agent.preferences),
             skip_probabilities=_values(self.agent.skip_probabilities()),

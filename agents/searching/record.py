@@ -18,6 +18,7 @@ from das_gym.agents.searching.environment import find_scorer
 from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
+from das_gym.problem.budget import keeps_budget
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import library_versions
 
@@ -126,18 +127,6 @@ def _check_mask(name: str, mask: Any, n_layers: int) -> None:
         raise ValueError(f"{name} holds {wrong[0]!r}; give 0 (keep) or 1 (skip) a layer")
 
 
-def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
-    """Whether a mask of 0/1 that saves that share of MACs keeps a budget.
-
-    Args:
-        budget: `skip_num` or `macs_saved` as an environment takes them; what is missing or None binds nothing.
-        mask: 0/1 a layer.
-        macs_saved: Share of MACs that the mask saves.
-    """
-    count, share = budget.get("skip_num"), budget.get("macs_saved")
-    return (count is None or sum(mask) == count) and (share is None or macs_saved >= share)
-
-
 def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any] | None:
     """The best mask that may be an answer, with its scores; of equal ones the first, None where there is none.
 
@@ -158,7 +147,8 @@ class SearchResult:
 
     Attributes:
         env_id: The environment; `gymnasium.make(env_id, **env_kwargs)` makes it again.
-        env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or `macs_saved` with `skip_num` None).
+        env_kwargs: Its keyword arguments, the budget among them (`skip_num`, or a share to save with `skip_num` None), and
+            where that is of another cost than MACs, what masks cost (`costs`), so that the same masks keep it anywhere.
         agent: The agent's name.
         agent_kwargs: Its hyperparameters.
         seed: Seed of agent and environment.

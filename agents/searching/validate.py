@@ -26,11 +26,11 @@ import numpy as np
 from das_gym.agents.ask_tell.base import check_number
 from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
-from das_gym.agents.searching.record import SCORES, SearchResult, best_row, keeps_budget
+from das_gym.agents.searching.record import SCORES, SearchResult, best_row
 
 from das_gym.commandline import HELP, parse_or_help, use
 from das_gym.data.origin import check_record, module_of
-from das_gym.problem.budget import Masks
+from das_gym.problem.budget import Masks, keeps_budget
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import MISTAKES, library_versions
 

@@ -10,7 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from das_gym.models.base import Layer
-    from das_gym.problem.budget import LayerMacs
+    from das_gym.problem.mask_cost import MaskCost
     from das_gym.tables.table import SubnetTable
 
 
@@ -40,7 +40,7 @@ class Architecture:
     units: tuple[Unit, ...]
 
     @classmethod
-    def of(cls, names: Sequence[str], stages: Sequence[int] | None = None, macs: LayerMacs | None = None) -> Architecture:
+    def of(cls, names: Sequence[str], stages: Sequence[int] | None = None, macs: MaskCost | None = None) -> Architecture:
         """The architecture of units by name.
 
         Args:
@@ -53,7 +53,7 @@ class Architecture:
         return cls(tuple(Unit(n, *_split(n), p, s) for n, p, s in zip(names, places, shares, strict=True)))
 
     @classmethod
-    def of_layers(cls, layers: Iterable[Layer], macs: LayerMacs | None = None) -> Architecture:
+    def of_layers(cls, layers: Iterable[Layer], macs: MaskCost | None = None) -> Architecture:
         """That of a model's own units."""
         layers = tuple(layers)
         return cls.of([layer.name for layer in layers], [layer.stage for layer in layers], macs)

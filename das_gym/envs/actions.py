@@ -17,7 +17,8 @@ import numpy as np
 from gymnasium import spaces
 
 from das_gym.config import check_names
-from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
 
 STEPS_PER_LAYER = 4
 """A sequence is cut off after this many steps a layer: no episode of no-ops goes on for ever."""
@@ -51,7 +52,7 @@ class ActionMode(ABC):
     Args:
         layer_names: Names of the skippable layers, in mask order.
         budget: What a mask must satisfy.
-        macs: What masks cost.
+        macs: Their MACs.
         rows: m, how many episodes go on side by side.
 
     Attributes:
@@ -65,7 +66,7 @@ class ActionMode(ABC):
     space: spaces.Space[Any]
     feature_names: tuple[str, ...] = ()
 
-    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
+    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
         self.budget = budget
         self.macs = macs
         self.rows = rows
@@ -123,7 +124,7 @@ class MaskMode(ActionMode):
 
     name = "mask"
 
-    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
+    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
         super().__init__(layer_names, budget, macs, rows)
         self.space = spaces.MultiBinary(self.n_layers)
 
@@ -154,7 +155,7 @@ class ScoreMode(ActionMode):
 
     name = "scores"
 
-    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
+    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
         super().__init__(layer_names, budget, macs, rows)
         self.space = spaces.Box(-1.0, 1.0, (self.n_layers,), dtype=np.float32)
 
@@ -171,7 +172,7 @@ class ScoreMode(ActionMode):
 class SequenceMode(ActionMode):
     """`Discrete(n_layers)`: one layer a step.
 
-    With `skip_num=k` an episode is k layers long; with `macs_saved` it ends as soon as the saving is reached, and layers
+    With `skip_num=k` an episode is k layers long; by cost it ends as soon as the saving is reached, and layers
     whose skipping saves nothing cannot be chosen, so that it always can be. Without a budget, action n_layers is "stop".
     An action without effect (a layer already skipped, or one that cannot be chosen) changes nothing and is told by
     `info["invalid_action"]`; after 4 n_layers steps an episode is truncated. A budget that nothing skipped keeps
@@ -180,7 +181,7 @@ class SequenceMode(ActionMode):
 
     name = "sequence"
 
-    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: LayerMacs, rows: int = 1) -> None:
+    def __init__(self, layer_names: tuple[str, ...], budget: Budget, macs: MaskCost, rows: int = 1) -> None:
         super().__init__(layer_names, budget, macs, rows)
         self.can_stop = budget.is_free
         self.space = spaces.Discrete(self.n_layers + self.can_stop)

@@ -32,12 +32,12 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
     n_layers = property(attrgetter("scorer.n_layers"), doc="How many layers can be skipped.")
     layer_names = property(attrgetter("scorer.layer_names"), doc="Names of the layers, in mask order.")
     skip_num = property(attrgetter("scorer.budget.skip_num"), doc="How many layers are to be skipped, or None.")
-    macs_saved = property(attrgetter("scorer.budget.macs_saved"), doc="The share of MACs that is to be saved, or None.")
+    budget = property(attrgetter("scorer.budget"), doc="What a mask must satisfy.")
     macs_full = property(attrgetter("scorer.macs.full"), doc="MACs of one example without adapters: what savings refer to.")
 
     def __init__(self, scorer: Scorer, action: str, render_mode: str | None, arguments: dict[str, Any]) -> None:
         check_render_mode(render_mode)
-        self._arguments = arguments
+        self._arguments = {**arguments, **scorer.budget.known_costs}  # nothing is measured anew
         self.scorer = scorer
         self.render_mode = render_mode
         self.mode = find_action_mode(action)(scorer.layer_names, scorer.budget, scorer.macs)

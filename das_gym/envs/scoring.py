@@ -12,10 +12,12 @@ import numpy as np
 from das_gym.config import check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
-from das_gym.problem.budget import Budget, LayerMacs, pick_budget
+from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.loading import Problem
+from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistics import StatisticInputs, check_statistics, compute_statistics, measure_activity
+from das_gym.problem.unit_latency import cost_of
 
 REWARD_BATCHES = ("fixed", "cycle", "resample")
 INFO_KEYS = ("loss", "metric", "macs", "macs_saved", "n_skipped", "feasible", "evaluations")
@@ -94,13 +96,17 @@ class Scorer(ABC):
         return self.objective.budget
 
     @property
-    def macs(self) -> LayerMacs:
-        """What masks cost."""
+    def macs(self) -> MaskCost:
+        """The MACs of masks."""
         return self.objective.macs
 
     def architecture(self) -> Architecture:
         """Where the layers stand, as `render` shows them."""
         return Architecture.of(self.layer_names, macs=self.macs)
+
+    @abstractmethod
+    def cost_of(self, setting: str) -> MaskCost:
+        """What masks cost, by a key of `SAVED`."""
 
     def restart(self) -> None:
         """Begin the reward examples and the count of evaluations anew, as `reset(seed=...)` does."""
@@ -164,14 +170,16 @@ class Scorer(ABC):
     def _info(
         self, masks: np.ndarray, scores: Scores, feasible: np.ndarray, evaluations: np.ndarray
     ) -> dict[str, np.ndarray]:
+        cost = self.budget.cost
         return {
             "loss": scores.losses,
             "metric": scores.metrics,
-            "macs": self.macs.macs(masks),
+            "macs": self.macs.amounts(masks),
             "macs_saved": self.macs.saved(masks),
             "n_skipped": masks.sum(axis=1).astype(np.int64),
             "feasible": feasible,
             "evaluations": evaluations.astype(np.int64),
+            **({} if cost is None else {cost.setting: cost.saved(masks)}),
         }
 
 
@@ -180,40 +188,46 @@ class MaskScorer(Scorer):
 
     Args:
         problem: Model, task and data.
-        skip_num: Budget: layers to skip, "auto" (4 unless `macs_saved` is given), or None.
-        macs_saved: Budget: least share of MACs to save, or None.
+        budget: What binds masks, see `pick_budget`.
         reward: Name of the reward.
         macs_price: What saving all MACs would be worth, in units of the reward.
         statistics: Names of the layer statistics to observe.
         reward_examples: Examples that score a mask, None = the task's own number; at most all of the reward split are used.
         reward_batches: `fixed` (always the same), `cycle` (the next ones at every step that scores, around the
             split) or `resample` (drawn anew at every such step).
+        costs: What masks cost where that is known, see `given_costs`; what is not is counted or measured.
+        latency_batch: Examples that run at a time when latency is measured.
     """
 
     def __init__(
         self,
         problem: Problem,
-        skip_num: int | str | None,
-        macs_saved: float | None,
+        budget: Mapping[str, Any],
         reward: str,
         macs_price: float,
         statistics: str | Iterable[str],
         reward_examples: int | None,
         reward_batches: str,
+        costs: Mapping[str, Any] | str | None = None,
+        latency_batch: int = 1,
     ) -> None:
         check_names([reward_batches], REWARD_BATCHES, "reward_batches")
         reward_examples = problem.task.reward_examples if reward_examples is None else reward_examples
         if reward_examples < 1:
             raise ValueError(f"reward_examples={reward_examples}: a mask is scored on at least one example")
-        macs = LayerMacs.of(problem.costs)
-        budget = pick_budget(len(problem.layer_names), skip_num, macs_saved, macs)
-        super().__init__(problem.layer_names, Objective(budget, find_reward(reward), macs, macs_price), statistics)
-        self.problem = problem
+        self.problem, self.latency_batch, self._costs = problem, latency_batch, given_costs(costs)
+        bound = pick_budget(len(problem.layer_names), budget, self.cost_of)
+        objective = Objective(bound, find_reward(reward), MaskCost.of(problem.costs), macs_price)
+        super().__init__(problem.layer_names, objective, statistics)
         self.reward_batches = reward_batches
         self.batch_size = min(reward_examples, len(problem.splits.reward))
         self._order = problem.task.order(problem.splits.reward)
         self._fixed = self._examples(np.arange(self.batch_size))
         self._observation: np.ndarray | None = None
+
+    def cost_of(self, setting: str) -> MaskCost:
+        """As `Scorer.cost_of`; latency is measured where it is neither given nor kept from before."""
+        return self._costs[setting] if setting in self._costs else cost_of(self.problem, setting, self.latency_batch)
 
     @property
     def fixed_examples(self) -> tuple:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from das_gym.config import build, check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
+from das_gym.problem.budget import BUDGET_SETTINGS, check_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 from das_gym.problem.statistics import DEFAULT_STATISTICS, statistic_names
@@ -28,29 +29,29 @@ class SkipEnv(ScoredEnv):
     `action="sequence"`: `Discrete(n_layers)`, one layer after another until the budget is spent; without any budget there
     is one more action, n_layers = stop. `action_masks()` and `info["action_mask"]` (n_choices bools) say which
     actions have an effect. The others, a layer already skipped above all, change nothing and are told by
-    `info["invalid_action"]`; they never raise. Under `macs_saved`, layers whose skipping saves nothing are among them,
+    `info["invalid_action"]`; they never raise. By cost, layers whose skipping saves nothing are among them,
     so that the saving stays in reach whatever is chosen.
-    `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; under
-    `macs_saved` the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
+    `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; by
+    cost the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
     A wrong shape, or a value that means nothing in the space, raises a ValueError.
 
     ## Observation Space
     `Box((n_layers * n_statistics,), float32)` with finite bounds: the layer statistics of the unskipped
     model, layer by layer; `feature_names` says which entry is what. It is the same at every reset.
     `action="sequence"` appends n_layers + 2 numbers: 1 for each layer skipped so far, the share of MACs saved so far, and
-    what is left of the budget (0..1: layers / n_layers, or share of MACs).
+    what is left of the budget (0..1: layers / n_layers, or share of the cost).
 
     ## Rewards
     By name, `exp(-loss)` by default, from the loss of the subnet on the reward split in eval mode, plus
     `macs_price` * (share of MACs saved). A mask that breaks the budget is not evaluated: it earns the lowest reward minus
-    the share of layers, or of MACs, by which it misses (so between -1 and 0 for the default), its loss counts as inf
+    the share of layers, or of the cost, by which it misses (so between -1 and 0 for the default), its loss counts as inf
     and its metric as 0. In a sequence all steps but the last earn 0.
 
     ## Starting State
     The layer statistics, nothing skipped. `info` tells of the unskipped model.
 
     ## Episode End
-    `mask` and `scores`: every step terminates. `sequence`: terminates when `skip_num` layers are skipped, when `macs_saved`
+    `mask` and `scores`: every step terminates. `sequence`: terminates when `skip_num` layers are skipped, when the saving
     is reached, or at "stop"; a budget that nothing skipped keeps, such as `skip_num=0`, at the first step. It is truncated
     after 4 * n_layers steps, which only actions without effect can bring about: the mask so far is then what is scored.
 
@@ -58,7 +59,8 @@ class SkipEnv(ScoredEnv):
     `info` always holds, as plain numbers: `loss` (nats), `metric` (0..1), `macs` (of one example), `macs_saved`
     (share of the MACs of the model without adapters), `n_skipped`, `feasible` (the budget is kept), and `evaluations` (masks
     scored so far). Amid a sequence they tell of the layers skipped so far, which are not scored: `loss` is inf, `metric` 0.
-    `action="sequence"` adds `action_mask` and `invalid_action`.
+    A budget of another cost adds what the mask saves of that, such as `latency_saved`. `action="sequence"` adds
+    `action_mask` and `invalid_action`.
 
     ## Arguments
     See `Args`. Attributes behind wrappers are reached with `env.get_wrapper_attr("feature_names")`; `last_mask` is what the
@@ -74,7 +76,7 @@ class SkipEnv(ScoredEnv):
     v0: first.
 
     Args:
-        skip_num: Budget: exactly how many layers to skip. None allows any number; "auto" is 4, or None where `macs_saved`
+        skip_num: Budget: exactly how many layers to skip. None allows any number; "auto" is 4, or None where a share
             is given.
         macs_saved: Budget: least share of MACs to save, such as 0.12, instead of `skip_num`.
         action: `mask`, `sequence` or `scores`.
@@ -91,6 +93,13 @@ class SkipEnv(ScoredEnv):
             `supernet`, `data_root`, `tokenizer`, `device`, `on_bad_example`.
         render_mode: `ansi` (the units of each stage in words), `rgb_array` (a picture of the architecture and of the search
             so far) or None; `gymnasium.make` takes `human`, too.
+        latency_saved: Budget: least share of the full model's latency to save, from what each unit takes on this machine
+            (`das_gym.problem.unit_latency`), instead of `skip_num`.
+        parameters_saved: Budget: likewise of its parameters.
+        memory_saved: Budget: likewise of the bytes of its weights, see `das_gym.problem.mask_cost.SAVED`.
+        latency_batch: Examples that run at a time when latency is measured.
+        costs: What masks cost, where that is known already: as `das_gym.problem.mask_cost.given_costs` takes it, or the
+            path of a file. Records of searches hold it, so that they bind the same masks anywhere.
 
     Raises:
         ValueError: a setting that is not allowed; the text says what is.
@@ -110,6 +119,11 @@ class SkipEnv(ScoredEnv):
         model: str = DEFAULT_MODEL,
         task: str = DEFAULT_TASK,
         render_mode: str | None = None,
+        latency_saved: float | None = None,
+        parameters_saved: float | None = None,
+        memory_saved: float | None = None,
+        latency_batch: int = 1,
+        costs: Mapping[str, Any] | str | None = None,
         **settings: Any,
     ) -> None:
         statistics = statistic_names(DEFAULT_STATISTICS if statistics is None else statistics)
@@ -117,7 +131,8 @@ class SkipEnv(ScoredEnv):
         arguments = {**own, **settings}
         check_names(settings, [*own, *ProblemConfig.__dataclass_fields__], "environment argument")
         config = build(ProblemConfig, {"model": model, "task": task, **settings}, "environment argument")
-        scorer = MaskScorer(
-            load_problem(config), skip_num, macs_saved, reward, macs_price, statistics, reward_examples, reward_batches
-        )
+        budget = {name: own[name] for name in BUDGET_SETTINGS}
+        check_budget(budget)  # before anything is loaded
+        examples = {name: own[name] for name in ("reward_examples", "reward_batches", "costs", "latency_batch")}
+        scorer = MaskScorer(load_problem(config), budget, reward, macs_price, statistics, **examples)
         super().__init__(scorer, action, render_mode, arguments)

@@ -40,7 +40,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     layer_names = property(attrgetter("template.layer_names"), doc="Names of the layers, in mask order.")
     feature_names = property(attrgetter("template.feature_names"), doc="What each entry of an observation is.")
     skip_num = property(attrgetter("template.skip_num"), doc="How many layers are to be skipped, or None.")
-    macs_saved = property(attrgetter("template.macs_saved"), doc="The share of MACs that is to be saved, or None.")
+    budget = property(attrgetter("template.budget"), doc="What a mask must satisfy.")
     macs_full = property(attrgetter("template.macs_full"), doc="MACs of one example through the model without adapters.")
 
     def __init__(self, num_envs: int = 1, render_mode: str | None = None, **kwargs: Any) -> None:

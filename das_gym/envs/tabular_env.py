@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,15 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import Scorer
-from das_gym.problem.budget import pick_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, pick_budget
 from das_gym.problem.config import ProblemConfig
+from das_gym.problem.mask_cost import SAVED, MaskCost, given_costs
 from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistics import statistic_names
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 from das_gym.tables.table import SCORES, SubnetTable
 
-LIVE_SETTINGS = ("reward_examples", "reward_batches", *ProblemConfig.__dataclass_fields__)
+LIVE_SETTINGS = ("reward_examples", "reward_batches", "latency_batch", *ProblemConfig.__dataclass_fields__)
 """What only `SkipEnv` takes, `model` and `task` aside."""
 
 
@@ -31,12 +33,12 @@ class TableScorer(Scorer):
 
     Args:
         table: Where.
-        skip_num: Budget: layers to skip, "auto" (4 unless `macs_saved` is given), or None.
-        macs_saved: Budget: least share of MACs to save, or None.
+        budget: What binds masks, see `pick_budget`.
         reward: Name of the reward.
         macs_price: What saving all MACs would be worth, in units of the reward.
         statistics: Names of the layer statistics to observe; None = all that the table holds.
         split: Whose scores count, `reward` or `test`.
+        costs: What masks cost where the table does not tell, see `given_costs`.
 
     Raises:
         ValueError: a setting that is not allowed, or that the table cannot answer.
@@ -45,27 +47,48 @@ class TableScorer(Scorer):
     def __init__(
         self,
         table: SubnetTable,
-        skip_num: int | str | None = "auto",
-        macs_saved: float | None = None,
+        budget: Mapping[str, Any] = MappingProxyType({}),
         reward: str = "exp_neg_loss",
         macs_price: float = 0.0,
         statistics: str | Iterable[str] | None = None,
         split: str = "reward",
+        costs: Mapping[str, Any] | str | None = None,
     ) -> None:
-        macs = table.layer_macs
-        budget = pick_budget(table.n_layers, skip_num, macs_saved, macs)
+        self.table, self._costs = table, {**given_costs(table.meta.costs), **given_costs(costs)}
+        bound = pick_budget(table.n_layers, budget, self.cost_of)
         most = table.meta.max_skipped
-        if most is not None and (budget.skip_num is None or budget.skip_num > most):
+        if most is not None and (bound.skip_num is None or bound.skip_num > most):
             raise ValueError(f"this table holds masks of up to {most} skipped layers: give skip_num=0..{most}")
-        objective = Objective(budget, find_reward(reward), macs, macs_price)
+        objective = Objective(bound, find_reward(reward), table.layer_macs, macs_price)
         super().__init__(table.meta.layer_names, objective, table.meta.statistics if statistics is None else statistics)
-        self.table, self.split, self._scores = table, split, table.float64_scores(split)
+        self.split, self._scores = split, table.float64_scores(split)
         names = [statistic.name for statistic in self.statistics]
         check_names(names, table.meta.statistics, "statistic of this table")
         columns = [table.meta.statistics.index(name) for name in names]
         self._observation = table.statistics[:, columns].reshape(-1)
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
             raise ValueError(f"reward={reward!r} needs divergences, which this table lacks; choose another reward")
+
+    def cost_of(self, setting: str) -> MaskCost:
+        """As `Scorer.cost_of`.
+
+        Raises:
+            ValueError: neither the table nor anybody else tells.
+        """
+        if setting == "macs_saved":
+            return self.table.layer_macs
+        if setting in self._costs:
+            return self._costs[setting]
+        live = self.table.meta.env_id
+        if setting == "latency_saved":
+            raise ValueError(
+                f"{setting}: a table runs nothing that could be timed; give costs=<a file of figures>, such as {live} "
+                f"with {setting} keeps in the cache folder's latency/, or search {live} itself"
+            )
+        raise ValueError(
+            f"{setting}: this table was made before tables told {SAVED[setting]}; count it anew with "
+            f"`{typed('agents table', 'recount=FILE out=FILE')}`, or search {live} itself"
+        )
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """As `Scorer.measure`; nothing is drawn."""
@@ -130,8 +153,9 @@ class TabularEnv(ScoredEnv):
     v0: first.
 
     Args:
-        skip_num, macs_saved, action, reward, macs_price, statistics, render_mode: As for `SkipEnv`; `statistics=None`
-            observes all that the table holds.
+        skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, latency_saved, parameters_saved,
+            memory_saved, costs: As for `SkipEnv`; `statistics=None` observes all that the table holds, and `latency_saved`
+            needs `costs`, since a table has nothing to time.
         split: Whose scores count: `reward`, or `test` to see what a search would find that could look at the test split.
         table: Path of a table, see `python -m agents table`; None is the bundled one.
         model: Whose bundled table; the id sets it.
@@ -156,6 +180,10 @@ class TabularEnv(ScoredEnv):
         model: str = DEFAULT_MODEL,
         task: str = DEFAULT_TASK,
         render_mode: str | None = None,
+        latency_saved: float | None = None,
+        parameters_saved: float | None = None,
+        memory_saved: float | None = None,
+        costs: Mapping[str, Any] | str | None = None,
         **others: Any,
     ) -> None:
         statistics = None if statistics is None else statistic_names(statistics)
@@ -163,7 +191,8 @@ class TabularEnv(ScoredEnv):
         _refuse(others, arguments, model, task)
         path = bundled_table(model, task) if table is None else Path(table).expanduser().absolute()
         self.table = load_table(path)
-        scorer = TableScorer(self.table, skip_num, macs_saved, reward, macs_price, statistics, split)
+        budget = {name: arguments[name] for name in BUDGET_SETTINGS}
+        scorer = TableScorer(self.table, budget, reward, macs_price, statistics, split, costs)
         super().__init__(scorer, action, render_mode, arguments)
 
 

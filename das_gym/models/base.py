@@ -35,6 +35,14 @@ Forward = Callable[..., Tensor]
 """`forward(mask)` returns pooled features, (batch, feature_size), of some pairs under a mask; None = nothing skipped."""
 
 
+Mark = Callable[[int, Tensor], None]
+"""`mark(index, hidden)` is called right before and right after unit `index` runs, with what it reads and what it gives."""
+
+
+def no_mark(index: int, hidden: Tensor) -> None:
+    """The mark that leaves none."""
+
+
 def no_memo(key: tuple, compute: Callable[[], Any]) -> Any:
     """The memo that remembers nothing."""
     del key
@@ -246,6 +254,33 @@ class VLP(nn.Module, ABC):
         """
         batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
         return lambda mask=None: self(batch, mask)
+
+    def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
+        """As `ready`, as it runs where the model is served: what a budget of latency is measured of.
+
+        Args:
+            processor: What `inputs` gave.
+            pairs: At least one.
+
+        Returns:
+            `forward(mask, mark)`, see `Mark`: what heads read, (n, feature_size).
+        """
+        forward, run_layer = self.ready(processor, pairs), self.run_layer
+
+        def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
+            def run(index: int, state: State, *args: Any, **kwargs: Any) -> Tensor:
+                mark(index, state.hidden[self.layers[index].stream])
+                hidden = run_layer(index, state, *args, **kwargs)
+                mark(index, hidden)
+                return hidden
+
+            self.run_layer = run  # type: ignore[method-assign]
+            try:
+                return forward(mask)
+            finally:
+                del self.run_layer
+
+        return timed
 
     @abstractmethod
     def embed(self, encoded: State) -> State:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import check_names
-from das_gym.models.base import VLP, State
+from das_gym.models.base import VLP, State, bytes_of
 from das_gym.models.macs import MacCounter, head_macs
+from das_gym.problem.mask_cost import MaskCost
 
 Mask = Sequence[bool] | np.ndarray
 
@@ -42,6 +43,7 @@ class Costs:
         skip_parameters: As `skip_macs`, LayerNorms included.
         kept_trainable: Parameters of each kept layer, adapters included, that train.
         skip_trainable: Those of each skip adapter.
+        memory: Bytes of the weights under any mask, in the types in which they are loaded.
         base_added_macs: Those of `base_macs` that something put into the encoders takes, such as LoRA.
         base_added_parameters: Likewise.
     """
@@ -59,6 +61,7 @@ class Costs:
     skip_parameters: np.ndarray
     kept_trainable: np.ndarray
     skip_trainable: np.ndarray
+    memory: MaskCost
     base_added_macs: int = 0
     base_added_parameters: int = 0
 
@@ -136,6 +139,7 @@ def count_costs(
         state = state.with_hidden(hidden)
     features, pool_macs = with_adapters.pool(state)
     pooled = torch.cat([features] * passes)
+    own_head = set() if head is None else set(head.parameters()) - set(vlp.parameters())
     return Costs(
         base_macs=passes * (encoder_macs + embed_macs + pool_macs),
         base_added_macs=0 if isinstance(batch, tuple) else passes * (encoder_macs - bare.encode(batch)[1]),
@@ -143,9 +147,22 @@ def count_costs(
         layer_macs=passes * plain,
         parallel_macs=passes * (kept - plain),
         skip_macs=passes * skip,
-        head_parameters=0 if head is None else _count(set(head.parameters()) - set(vlp.parameters())),
+        head_parameters=_count(own_head),
+        memory=_memory(with_adapters.twin, bare.twin, own_head),
         **_parameters(with_adapters.twin, bare.twin),
     )
+
+
+def _memory(twin: VLP, bare: VLP, head: Iterable[Tensor]) -> MaskCost:
+    """Bytes of the weights under any mask."""
+
+    def each(part: str) -> np.ndarray:
+        modules = [getattr(twin.skippable(index), part) for index in range(len(twin.layers))]
+        return np.array([bytes_of(list(module.parameters())) for module in modules], dtype=np.int64)
+
+    kept, skip, head_bytes = each("layer"), each("skip_adapter"), bytes_of(list(head))
+    full, unskipped = (bytes_of(list(model.parameters())) + head_bytes - int(skip.sum()) for model in (bare, twin))
+    return MaskCost(full, unskipped, kept - skip, "memory_saved")
 
 
 def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class MaskSpace:
     """The masks that keep a budget, and the moves among them, for any number of layers.
 
     A budget by count allows exactly `skip_num` layers. A budget by cost allows every mask that saves at least
-    `macs_saved`: also masks that skip more than they need to, though `top` and `sample` give none of those.
+    its share: also masks that skip more than they need to, though `top` and `sample` give none of those.
 
     Args:
         budget: By count or by cost.
@@ -84,13 +84,13 @@ class MaskSpace:
             raise TypeError(f"MaskSpace({budget!r}): give a Budget, such as Budget(n_layers=12, skip_num=4)")
         if budget.is_free:
             raise ValueError(
-                "a budget that binds nothing; give it skip_num or macs_saved (0 = no dearer than the full model)"
+                "a budget that binds nothing; give it skip_num, or a share of a cost to save (0 = no dearer than the "
+                "full model)"
             )
         self.budget = budget
         self.n_layers = int(budget.n_layers)
 
     skip_num = property(attrgetter("budget.skip_num"), doc="The budget's, or None.")
-    macs_saved = property(attrgetter("budget.macs_saved"), doc="The budget's, or None.")
 
     @cached_property
     def enumerable(self) -> bool:

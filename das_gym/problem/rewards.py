@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from das_gym.config import add_entry, check_names
-from das_gym.problem.budget import Budget, LayerMacs, is_from_zero
+from das_gym.problem.budget import Budget, is_from_zero
+from das_gym.problem.mask_cost import MaskCost
 
 if TYPE_CHECKING:
     from das_gym.engine.evaluator import Scores
@@ -140,7 +141,7 @@ class Objective:
     Args:
         budget: What a mask must satisfy.
         reward: What it earns.
-        macs: What it costs.
+        macs: The MACs of masks.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward, at least 0.
 
     Raises:
@@ -149,7 +150,7 @@ class Objective:
 
     budget: Budget
     reward: Reward
-    macs: LayerMacs
+    macs: MaskCost
     macs_price: float = 0.0
 
     def __post_init__(self) -> None:

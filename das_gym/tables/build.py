@@ -19,8 +19,8 @@ from das_gym.config import build
 from das_gym.engine.evaluator import Scores
 from das_gym.engine.spending import Spending
 from das_gym.files import BAD_ARRAYS, parse_json, read_arrays, write_bytes
-from das_gym.problem.budget import LayerMacs
 from das_gym.problem.loading import Problem, shuffled
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.statistics import STATISTICS, StatisticInputs, compute_statistics, measure_activity
 from das_gym.runs import library_versions
@@ -30,6 +30,8 @@ from das_gym.tasks.base import Task
 CHECKPOINT_FORMAT = "das_gym table checkpoint 1"
 EXAMPLES_MEASURED = 16
 """About so many examples have their images opened for a data hash."""
+COUNTED = ("parameters_saved", "memory_saved")
+"""Costs besides MACs that a table holds: they are the same on every machine."""
 EXAMPLES_HASHED = 512
 """Examples whose targets are in memory at a time for a data hash."""
 
@@ -79,7 +81,7 @@ def check_table(table: SubnetTable, problem: Problem) -> None:
 
 
 def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """The table with MACs, and the statistics of them, counted anew; scores stay as they are.
+    """The table with all that masks cost, and the statistics of MACs, counted anew; scores stay as they are.
 
     Raises:
         ValueError: it was not made from this problem.
@@ -87,8 +89,13 @@ def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
     check_table(table, problem)
     statistics = table.statistics.copy()
     statistics[:, table.meta.statistics.index("macs_share")] = problem.costs.layer_macs / problem.costs.macs_full
-    meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full)
-    return SubnetTable(meta, table.scores, LayerMacs.of(problem.costs).macs(table.masks), statistics)
+    meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full, costs=_costs(problem))
+    return SubnetTable(meta, table.scores, MaskCost.of(problem.costs).amounts(table.masks), statistics)
+
+
+def _costs(problem: Problem) -> dict[str, dict[str, Any]]:
+    """What masks cost besides MACs, as far as it can be counted."""
+    return {setting: MaskCost.of(problem.costs, setting).as_dict() for setting in COUNTED}
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:
@@ -236,9 +243,10 @@ def build_table(
         hashes=hashes,
         versions=library_versions(),
         max_skipped=max_skipped,
+        costs=_costs(problem),
     )
     scores = {split: _means(progress.sums[split] / len(examples[split])) for split in SPLITS}
-    macs = LayerMacs.of(problem.costs).macs(masks)
+    macs = MaskCost.of(problem.costs).amounts(masks)
     return SubnetTable(meta, scores, macs, _statistics(problem, examples["reward"])), progress.spent
 
 

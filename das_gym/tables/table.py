@@ -12,7 +12,7 @@ import io
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from das_gym.commandline import typed
 from das_gym.config import build, check_names
 from das_gym.engine.evaluator import Scores
 from das_gym.files import BAD_ARRAYS, parse_json, read_arrays, write_bytes
-from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 
@@ -47,6 +48,7 @@ class TableMeta:
         hashes: What must be the same for the table to hold: `model`, `supernet`, `reward_data`, `test_data`.
         versions: Of Python and the libraries that made it.
         max_skipped: Masks of more skipped layers are not in it; None = every mask is.
+        costs: What masks cost besides MACs, as `das_gym.problem.mask_cost.given_costs` takes it; earlier tables have none.
     """
 
     env_id: str
@@ -59,6 +61,7 @@ class TableMeta:
     hashes: dict[str, str]
     versions: dict[str, str]
     max_skipped: int | None = None
+    costs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +111,10 @@ class SubnetTable:
         return every_mask(self.n_layers) if most is None else masks_up_to(self.n_layers, most)
 
     @cached_property
-    def layer_macs(self) -> LayerMacs:
+    def layer_macs(self) -> MaskCost:
         """What masks cost, as environments count it."""
         alone = self.index(np.eye(self.n_layers, dtype=bool))
-        return LayerMacs(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[alone])
+        return MaskCost(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[alone])
 
     @cached_property
     def macs_saved(self) -> np.ndarray:

@@ -6,17 +6,18 @@ import numpy as np
 from das_gym.agents import MaskSpace
 
 from das_gym.engine.evaluator import Scores
-from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.table import SubnetTable, TableMeta
 
 SAVINGS = np.repeat([0.02, 0.07], 6)
-MACS = LayerMacs(full=100, unskipped=100, savings=np.repeat([2, 7], 6))
+MACS = MaskCost(full=100, unskipped=100, savings=np.repeat([2, 7], 6))
 SPACES = {
     "count": MaskSpace(Budget(12, 4)),
-    "cost": MaskSpace(Budget(12, macs_saved=0.15, macs=MACS)),
+    "cost": MaskSpace(Budget(12, saved=0.15, cost=MACS)),
     "many, by count": MaskSpace(Budget(24, 8)),
-    "many, by cost": MaskSpace(Budget(24, macs_saved=0.3, macs=LayerMacs(100, 100, np.repeat([2, 7], 12)))),
+    "many, by cost": MaskSpace(Budget(24, saved=0.3, cost=MaskCost(100, 100, np.repeat([2, 7], 12)))),
 }
 
 

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from das_gym.problem.budget import LayerMacs
+from das_gym.problem.mask_cost import MaskCost
 
 N_LAYERS = 12
 ENV_ID = "synthetic:Synthetic-v0"
@@ -43,7 +43,7 @@ class SyntheticVectorEnv(VectorEnv):
         self.layer_names = tuple(f"{stream}.{i}" for stream in ("text", "image") for i in range(6))
         self.macs_full = 1000
         self.feature_names = tuple(f"{layer}/block_influence_tokens" for layer in self.layer_names)
-        self.scorer = SimpleNamespace(macs=LayerMacs(1000, 1000, np.full(N_LAYERS, 50)))
+        self.scorer = SimpleNamespace(cost_of=lambda setting: MaskCost(1000, 1000, np.full(N_LAYERS, 50)))
         self.macs_saved = macs_saved
         self.reward_batches, self.seconds, self.broken_from, self.no_loss = reward_batches, seconds, broken_from, no_loss
         self.steps = 0

@@ -4,7 +4,7 @@ import numpy as np
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.models.base import Layer
-from das_gym.problem.budget import LayerMacs
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.registration import ASSETS
 from das_gym.tables.table import SubnetTable
 
@@ -20,7 +20,7 @@ def test_names_say_lane_and_label():
 
 def test_lines_by_hand():
     layers = [Layer("text.0", "text", 0), Layer("text.1", "text", 1), Layer("image.0", "image", 0)]
-    architecture = Architecture.of_layers(layers, LayerMacs(200, 200, np.array([10, 20, 40])))
+    architecture = Architecture.of_layers(layers, MaskCost(200, 200, np.array([10, 20, 40])))
     assert architecture.stages == ((0, 2), (1,))
     assert architecture.lines([False, False, True]) == [
         "stage 0: keep text.0 (5.0 %), SKIP image.0 (20.0 %)",

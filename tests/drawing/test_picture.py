@@ -9,12 +9,12 @@ from PIL import ImageColor
 from das_gym.drawing import picture
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import KEPT, WIDTH, Scene, draw
-from das_gym.problem.budget import LayerMacs
+from das_gym.problem.mask_cost import MaskCost
 
 
 def scene(n_units: int, mask: np.ndarray, **more) -> Scene:
     names = [f"decoder.{i // 2}.{'mlp' if i % 2 else 'attention'}" for i in range(n_units)]
-    macs = LayerMacs(30 * n_units, 30 * n_units, np.array([10, 20] * (n_units // 2)))
+    macs = MaskCost(30 * n_units, 30 * n_units, np.array([10, 20] * (n_units // 2)))
     return Scene(Architecture.of(names, macs=macs), mask, "a title", ["a fact"], **more)
 
 

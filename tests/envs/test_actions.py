@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from das_gym.envs.actions import ACTION_MODES, MaskMode, ScoreMode, SequenceMode, find_action_mode
-from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 
 NAMES = ("text.0", "text.1", "image.0", "image.1")
-MACS = LayerMacs(full=100, unskipped=104, savings=np.array([5, 20, 30, -1]))
+MACS = MaskCost(full=100, unskipped=104, savings=np.array([5, 20, 30, -1]))
 COUNT, COST, FREE = Budget(4, 2), Budget(4, None, 0.2, MACS), Budget(4)
 
 
@@ -65,7 +66,7 @@ def test_after_the_end_comes_a_reset():
     assert sequence.take(2).masks[0].tolist() == [False, False, True, False]
 
 
-@pytest.mark.parametrize("budget", [Budget(4, 0), Budget(4, None, 0.0, LayerMacs(100, 90, MACS.savings))])
+@pytest.mark.parametrize("budget", [Budget(4, 0), Budget(4, None, 0.0, MaskCost(100, 90, MACS.savings))])
 def test_a_budget_kept_by_nothing_ends_at_once(budget: Budget):
     sequence = mode(SequenceMode, budget)
     assert sequence.action_masks().all()

@@ -36,14 +36,15 @@ def table_path(small_table: SubnetTable, tmp_path_factory: pytest.TempPathFactor
 
 def live_scorer(problem: Problem, reward: str, macs_price: float, skip_num=None, macs_saved=None) -> MaskScorer:
     """Scores the examples of the small table with the engine."""
-    return MaskScorer(problem, skip_num, macs_saved, reward, macs_price, tuple(STATISTICS), 10, "fixed")
+    budget = {"skip_num": skip_num, "macs_saved": macs_saved}
+    return MaskScorer(problem, budget, reward, macs_price, tuple(STATISTICS), 10, "fixed")
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("reward", REWARDS)
 def test_earns_what_the_live_environment_earns(small_problem, small_table, budget: dict, reward: str):
     live = live_scorer(small_problem, reward, 0.5, **budget)
-    tabular = TableScorer(small_table, reward=reward, macs_price=0.5, **budget)
+    tabular = TableScorer(small_table, budget, reward=reward, macs_price=0.5)
     rng = np.random.default_rng(0)
     one, other = (scorer.score(small_table.masks, rng) for scorer in (live, tabular))
     np.testing.assert_allclose(other.rewards, one.rewards, atol=1e-6)

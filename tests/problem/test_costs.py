@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 
@@ -15,6 +16,7 @@ from das_gym.models.encoding import meta_batch
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
+from das_gym.problem.mask_cost import MaskCost
 from tests.problem.closed_formulas import meter_costs, vilt_costs
 from tests.problem.whole_models import on_meta, whole
 
@@ -235,3 +237,16 @@ def test_a_model_that_looks_at_what_it_reads_is_told_so():
 
     with pytest.raises(TypeError, match="encode of a Looks looks at what tensors hold"):
         count_costs(Looks(ViLTConfig(IMAGE, 16, 2, 32, 4, 12, 50, 12)), meta_batch(TEXT, (3, IMAGE, IMAGE)))
+
+
+def test_memory_is_the_bytes_of_what_is_left(small_problem):
+    problem, mask = small_problem, np.array([0, 1, 1, 0, 0, 1], dtype=bool)
+    costs = MaskCost.of(problem.costs, "memory_saved")
+    parameters = MaskCost.of(problem.costs, "parameters_saved")
+    twin = copy.deepcopy(problem.vlp)
+    twin.prune(mask)
+    left = [*twin.parameters(), *problem.head.parameters()]
+    assert costs.amounts(mask[None]).tolist() == [sum(p.numel() * p.element_size() for p in left)]
+    assert parameters.amounts(mask[None]).tolist() == [sum(p.numel() for p in left)] == [problem.costs.parameters(mask)]
+    half = count_costs(copy.deepcopy(problem.vlp).half(), meta_batch(8, (3, 96, 96)))
+    assert half.memory.savings.tolist() == (costs.savings // 2).tolist()

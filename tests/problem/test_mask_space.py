@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from das_gym.agents import MaskSpace
 
-from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from tests.agents.landscapes import MACS, SAVINGS, SPACES
 
@@ -31,8 +32,8 @@ def test_every_mask_that_saves_enough():
 
 
 def test_by_cost_nothing_is_skipped_that_saves_nothing():
-    macs = LayerMacs(full=100, unskipped=104, savings=np.array([5, -3, 20, 0]))
-    space = MaskSpace(Budget(4, macs_saved=0.2, macs=macs))
+    macs = MaskCost(full=100, unskipped=104, savings=np.array([5, -3, 20, 0]))
+    space = MaskSpace(Budget(4, saved=0.2, cost=macs))
     assert space.size == 2  # both of the layers that save, and the one that costs nothing either way
     for values in np.random.default_rng(0).random((20, 4)):
         assert space.top(values).tolist() == [True, False, True, False]
@@ -43,8 +44,8 @@ def test_by_cost_nothing_is_skipped_that_saves_nothing():
 @pytest.mark.parametrize("by", ["count", "cost"])
 def test_any_number_of_layers(n_layers, by):
     """Nothing of 2^36 masks is listed on the way: this would not end."""
-    macs = LayerMacs(1000, 1000, np.arange(n_layers) % 7 + 1)
-    budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, macs_saved=0.1, macs=macs)
+    macs = MaskCost(1000, 1000, np.arange(n_layers) % 7 + 1)
+    budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, saved=0.1, cost=macs)
     space, rng = MaskSpace(budget), np.random.default_rng(0)
     assert not space.enumerable
     masks = space.distinct(100, lambda: space.sample(rng), rng)
@@ -140,14 +141,14 @@ def test_many_layers_are_not_listed():
         ({"skip_num": "4"}, "skip_num='4': the model has 12"),
         ({"n_layers": 0, "skip_num": 0}, "n_layers=0 is not allowed"),
         ({"n_layers": 2.5, "skip_num": 0}, r"n_layers=2\.5 is not allowed; give a whole number"),
-        ({"macs_saved": True, "macs": MACS}, "macs_saved=True is not allowed; give a share"),
+        ({"saved": True, "cost": MACS}, "macs_saved=True is not allowed; give a share"),
         ({}, "a budget that binds nothing"),
-        ({"skip_num": 1, "macs_saved": 0.1, "macs": MACS}, "are both given"),
-        ({"macs_saved": 0.1}, "needs to know what masks cost"),
-        ({"macs_saved": 0.6, "macs": MACS}, r"macs_saved=0\.6 is out of reach.*saves is 0\.5400 .*; ask for that or less"),
-        ({"macs_saved": float("nan"), "macs": MACS}, "macs_saved=nan is not allowed"),
-        ({"n_layers": 5, "macs_saved": 0.1, "macs": MACS}, "MACs of 12 layers; give those of the 5"),
-        ({"n_layers": 24, "macs_saved": 0.6, "macs": LayerMacs(100, 100, np.full(24, 2))}, r"saves is 0\.4800"),
+        ({"skip_num": 1, "saved": 0.1, "cost": MACS}, "are both given"),
+        ({"saved": 0.1}, "needs to know what masks cost"),
+        ({"saved": 0.6, "cost": MACS}, r"macs_saved=0\.6 is out of reach.*saves is 0\.5400 .*; ask for that or less"),
+        ({"saved": float("nan"), "cost": MACS}, "macs_saved=nan is not allowed"),
+        ({"n_layers": 5, "saved": 0.1, "cost": MACS}, "costs of 12 layers; give those of the 5"),
+        ({"n_layers": 24, "saved": 0.6, "cost": MaskCost(100, 100, np.full(24, 2))}, r"saves is 0\.4800"),
     ],
 )
 def test_impossible_budgets(arguments, text):

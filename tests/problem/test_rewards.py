@@ -10,12 +10,13 @@ import das_gym.problem.rewards as rewards_module
 from das_gym.engine.evaluator import Scores
 from das_gym.models.meter.model import METERConfig
 from das_gym.models.vilt.model import ViLTConfig
-from das_gym.problem.budget import Budget, LayerMacs, pick_budget
+from das_gym.problem.budget import Budget, pick_budget
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.rewards import REWARDS, Objective, Reward, find_reward, register_reward
 from tests.problem.whole_models import whole
 
-MACS = LayerMacs(full=100, unskipped=104, savings=np.array([5, 20, 0, -1]))  # the last two layers save nothing
+MACS = MaskCost(full=100, unskipped=104, savings=np.array([5, 20, 0, -1]))  # the last two layers save nothing
 MASKS = every_mask(4)
 
 
@@ -31,8 +32,8 @@ def measured(losses, metrics=None, divergences=None) -> Scores:
 @pytest.mark.parametrize("costs", [whole(METERConfig(), answers=3129), whole(ViLTConfig(), answers=3129)])
 def test_macs_of_many_masks_are_those_of_each(costs):
     masks = every_mask(12)[::41]
-    macs = LayerMacs.of(costs)
-    assert macs.macs(masks).tolist() == [costs.macs(mask) for mask in masks]
+    macs = MaskCost.of(costs)
+    assert macs.amounts(masks).tolist() == [costs.macs(mask) for mask in masks]
     np.testing.assert_allclose(macs.saved(masks), [costs.macs_saved(mask) for mask in masks], rtol=0, atol=1e-15)
     assert macs.full == costs.macs_full
 
@@ -43,9 +44,9 @@ def test_the_range_of_savings_is_that_of_all_masks():
 
 
 def test_the_papers_saving_is_a_budget():
-    macs = LayerMacs.of(whole(METERConfig(image_size=384), answers=3129))
+    macs = MaskCost.of(whole(METERConfig(image_size=384), answers=3129))
     masks = every_mask(12)
-    feasible = Budget(12, macs_saved=0.12, macs=macs).violations(masks) == 0
+    feasible = Budget(12, saved=0.12, cost=macs).violations(masks) == 0
     assert 0 < feasible.sum() < 4096
     np.testing.assert_array_equal(feasible, macs.saved(masks) >= 0.12)
 
@@ -61,10 +62,10 @@ def test_violations(budget: Budget, worst: float):
 
 
 def test_a_saving_that_is_met_exactly_is_met():
-    tenths = LayerMacs(full=10, unskipped=10, savings=np.ones(10, dtype=np.int64))
+    tenths = MaskCost(full=10, unskipped=10, savings=np.ones(10, dtype=np.int64))
     masks = np.tri(10, dtype=bool)  # save 0.1, 0.2, ..., 1.0
     for count in range(1, 11):
-        assert Budget(10, macs_saved=count / 10, macs=tenths).violations(masks[count - 1 : count]).tolist() == [0]
+        assert Budget(10, saved=count / 10, cost=tenths).violations(masks[count - 1 : count]).tolist() == [0]
 
 
 def test_what_is_left():
@@ -91,26 +92,26 @@ def test_what_is_left():
 )
 def test_a_budget_that_cannot_be_is_refused(skip_num, macs_saved, says: str):
     with pytest.raises(ValueError, match=says):
-        pick_budget(4, skip_num, macs_saved, MACS)
+        pick_budget(4, {"skip_num": skip_num, "macs_saved": macs_saved}, lambda setting: MACS)
 
 
 def test_the_most_that_is_told_is_within_reach():
     with pytest.raises(ValueError, match="out of reach") as refusal:
-        pick_budget(4, None, 0.9, MACS)
+        pick_budget(4, {"macs_saved": 0.9}, lambda setting: MACS)
     told = float(str(refusal.value).split("saves is ")[1].split(" ")[0])
     assert (Budget(4, None, told, MACS).violations(MASKS) == 0).any()
 
 
 def test_the_default_budget():
-    assert pick_budget(12, "auto", None, MACS).skip_num == 4
-    assert pick_budget(3, "auto", None, MACS).skip_num == 3
-    by_cost = pick_budget(4, "auto", 0.1, MACS)
-    assert (by_cost.skip_num, by_cost.macs_saved) == (None, 0.1)
+    assert pick_budget(12, {"skip_num": "auto"}, lambda setting: MACS).skip_num == 4
+    assert pick_budget(3, {}, lambda setting: MACS).skip_num == 3
+    by_cost = pick_budget(4, {"skip_num": "auto", "macs_saved": 0.1}, lambda setting: MACS)
+    assert (by_cost.skip_num, by_cost.saved) == (None, 0.1)
 
 
 def test_a_budget_by_cost_needs_costs():
-    with pytest.raises(ValueError, match=r"LayerMacs\.of"):
-        Budget(4, macs_saved=0.1)
+    with pytest.raises(ValueError, match=r"MaskCost\.of"):
+        Budget(4, saved=0.1)
 
 
 def test_formulas():

@@ -143,7 +143,7 @@ def test_describes_a_mask_in_plain_numbers(table: SubnetTable):
 
 
 def test_layers_cost_what_masks_cost(table: SubnetTable):
-    np.testing.assert_array_equal(table.layer_macs.macs(table.masks), table.macs)
+    np.testing.assert_array_equal(table.layer_macs.amounts(table.masks), table.macs)
     np.testing.assert_allclose(table.layer_macs.saved(table.masks), table.macs_saved)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import check_names
-from das_gym.models.base import VLP, Forward, Kept, Layer, Memo, SkippableLayer, State, no_memo
+from das_gym.models.base import VLP, Forward, Kept, Layer, Mark, Memo, SkippableLayer, State, no_mark, no_memo
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, counted
 from das_gym.models.transformers import features, stack
@@ -229,6 +229,39 @@ class VLM(VLP):
         def forward(mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
             state = self.gather(processor, pairs, lambda _, items: {key: self._see(encodings[key]) for key in items})
             return self.forward_encoded(state, mask)
+
+        return forward
+
+    def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
+        """As `VLP.served`: its own forward up to the first token, every position in every layer, as others run its folder.
+
+        With adapters, which no folder of transformers has, as `ready` runs it.
+        """
+        if self.tunable:
+            return super().served(processor, pairs)
+        encodings = [processor.encode(prompt, pixels=True) for prompt in pairs]
+
+        def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
+            skips = self._skips(mask)
+            parts = {self._part(i): self._marked(i, skips[i], mark) for i in range(len(self.layers)) if i not in self.gone}
+            with stack.replaced(parts):
+                return self.run(encodings).last_hidden_state[:, -1]
+
+        return timed
+
+    def _marked(self, index: int, skipped: bool, mark: Mark) -> Callable[..., Any]:
+        """The forward of a unit's module, or what stands for it where it is skipped, between two marks."""
+        module = self._part(index)
+        run = module.forward
+        if skipped:
+            run = stack.passing(module) if self.layers[index].kind == WHOLE else stack.zeros(module)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            mark(index, hidden)
+            output = run(*args, **kwargs)
+            mark(index, output[0] if isinstance(output, tuple) else output)
+            return output
 
         return forward
 

@@ -208,6 +208,16 @@ def zeros(module: nn.Module) -> Callable[..., Any]:
     return forward
 
 
+def passing(layer: nn.Module) -> Callable[..., Any]:
+    """A forward that returns the hidden vectors it is given in the form in which the layer returns its output."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *(None for _ in range(int(layer._das_width) - 1))) if gives_tuple(layer) else hidden  # type: ignore[arg-type]
+
+    return forward
+
+
 def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -> Tensor:
     """The layer's output; `cache` stands in for transformers' own and is asked for keys and values."""
     kwargs = dict(call.kwargs)

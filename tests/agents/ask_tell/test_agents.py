@@ -10,14 +10,15 @@ from das_gym.agents import AGENTS, BestSeen, MaskSpace, RandomSearch, make_agent
 from das_gym.agents.ask_tell.base import agent_class
 from landscapes import SPACES, rewards, statistics
 
-from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
 
 SMALL = {
     "none": MaskSpace(Budget(5, 0)),
     "all": MaskSpace(Budget(5, 5)),
     "one of five": MaskSpace(Budget(5, 1)),
     "one layer": MaskSpace(Budget(1, 1)),
-    "by cost": MaskSpace(Budget(5, macs_saved=0.25, macs=LayerMacs(100, 100, np.full(5, 10)))),
+    "by cost": MaskSpace(Budget(5, saved=0.25, cost=MaskCost(100, 100, np.full(5, 10)))),
 }
 
 
@@ -150,8 +151,8 @@ def test_an_agent_is_made_of_a_space(name):
 @pytest.mark.parametrize("by", ["count", "cost"])
 def test_any_number_of_layers(name, n_layers, by):
     """Where nothing can be listed, every agent asks for masks, learns from them and answers."""
-    macs = LayerMacs(1000, 1000, np.arange(n_layers) % 7 + 1)
-    budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, macs_saved=0.06, macs=macs)
+    macs = MaskCost(1000, 1000, np.arange(n_layers) % 7 + 1)
+    budget = Budget(n_layers, n_layers // 4) if by == "count" else Budget(n_layers, saved=0.06, cost=macs)
     space = MaskSpace(budget)
     agent = make(name, space)
     for masks in play(agent, 4):

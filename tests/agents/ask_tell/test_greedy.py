@@ -7,7 +7,8 @@ import pytest
 from das_gym.agents import Greedy, LeaveOneOut, MaskSpace
 from landscapes import SPACES, rewards
 
-from das_gym.problem.budget import Budget, LayerMacs
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
 
 
 def play(agent, n=3, maximum=1000):
@@ -62,7 +63,7 @@ def test_leave_one_out_scores_every_layer_once():
 def test_greedy_in_a_trap_still_answers():
     """Only one pair saves enough, and removing the others, which cost more skipped than kept, comes first."""
     pair = np.isin(np.arange(5), [0, 1])
-    space = MaskSpace(Budget(5, macs_saved=0.4, macs=LayerMacs(100, 100, np.where(pair, 20, -1))))
+    space = MaskSpace(Budget(5, saved=0.4, cost=MaskCost(100, 100, np.where(pair, 20, -1))))
     agent = Greedy(space)
     while len(masks := agent.ask(3)):
         agent.tell(masks, masks @ np.arange(5.0))

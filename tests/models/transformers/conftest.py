@@ -65,6 +65,11 @@ class Driven:
                 found.append(self.vlm.run([encoding], whole=True).logits[0, encoding.answer - 1 : -1])
         return torch.cat(found)
 
+    def last(self, prompt: Prompt, mask: Sequence[int] | np.ndarray) -> Tensor:
+        """(1, vocabulary) logits of the last token of one prompt, by the same forward."""
+        with stack.replaced(dict(self._skips(mask))):
+            return self.vlm.run([self.processor.encode(prompt, pixels=True)], whole=True).logits[:, -1]
+
     def _skips(self, mask: Sequence[int] | np.ndarray):
         for unit, place, skipped in zip(self.vlm.layers, self.vlm.places, mask, strict=True):
             layer = self.vlm.stack.layers[place]

@@ -56,6 +56,19 @@ def test_every_mask_gives_what_a_plain_forward_gives(driven: Callable[..., Drive
     assert min(float((logits - found[0]).abs().max()) for logits in found[1:4]) > 1e-4  # each mask matters
 
 
+@pytest.mark.parametrize(("name", "units"), [CASES[0], CASES[-1]])
+@torch.no_grad()
+def test_served_is_its_own_forward_with_marks_around_units(driven: Callable[..., Driven], name: str, units: str):
+    model, head = driven(name, units), driven(name, units).head
+    prompt = next(prompt for prompt in model.prompts() if prompt.answer == "2")
+    forward, count = model.vlm.served(model.processor, [prompt]), len(model.vlm.layers)
+    for mask in masks_of(model):
+        marked: list[int] = []
+        logits = head(forward(mask, lambda index, hidden: marked.append(index)))  # noqa: B023
+        assert marked == [index for index in range(count) for _ in range(2)]
+        torch.testing.assert_close(logits, model.last(prompt, mask), atol=1e-10, rtol=1e-10)
+
+
 @every_type
 def test_deleted_for_real_saved_and_loaded_it_says_the_same(
     driven: Callable[..., Driven], folder_of: Callable[[str], Path], name: str, tmp_path: Path

@@ -1,0 +1,191 @@
+"""Whether what units take adds up to what whole subnets take by the clock, and whether fewer MACs are less time.
+
+    python -m benchmarks.latency                            METER-base (random weights), about 20 minutes on 2 quiet cores
+    python -m benchmarks.latency --models meter_mini vilt_mini smolvlm_mini          the bundled models, 2 minutes
+    python -m benchmarks.latency --batch 1 --subnets 10 --json latency.json
+
+Random subnets, 1 to n - 1 units skipped, have what they skip removed and run from pixels and tokens to logits; predicted is
+the sum of their parts (`das_gym.problem.unit_latency`). Whole subnets and the parts of the model take turns, so that
+whatever else the machine does weighs on both alike; medians are compared. METER is also run full, which has no adapters,
+and as DAS with k = 4, two text and two image layers skipped and adapters everywhere, both with the pooled token alone in
+the last stage: what that saves by the clock is set beside what it saves in MACs. `--cpu` counts the time of one thread's
+processor and not of the clock, for machines that do other things besides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import describe_machine
+from benchmarks.models import Subject, load_subject
+from das_gym.files import write_json
+from das_gym.models.base import VLP
+from das_gym.models.macs import MacCounter
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.costs import Costs, count_costs
+from das_gym.problem.latency import Spread
+from das_gym.problem.loading import load_problem
+from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.unit_latency import UnitTimer, served, without_adapters_sharing
+
+MODELS = ("meter_base", "meter_mini", "vilt_mini", "smolvlm_mini")
+ROUNDS = {"meter_base": 8}
+"""Timed runs of each subnet; 40 of the small models."""
+
+WARM = 2
+"""Rounds before those that are counted."""
+
+DAS = ("text.1", "text.3", "image.1", "image.3")
+"""Two text and two image layers, none of the last stage, in which a layer computes little."""
+
+
+def subject_of(name: str, batch: int) -> Subject:
+    """Model, head, task and as many examples."""
+    if name.startswith("meter"):
+        return load_subject(name.removeprefix("meter_"), batch)
+    kinds = {"vilt_mini": {"model": "ViLT"}, "smolvlm_mini": {"model": "VLM", "task": "answering"}}
+    problem = load_problem(ProblemConfig(device="cpu", **kinds[name]))
+    return Subject(problem.vlp, problem.head, problem.task, problem.splits.reward[:batch])
+
+
+def costs_of(subject: Subject) -> Costs:
+    """What it costs at the longest of its examples."""
+    task = subject.task
+    sample = subject.vlp.sample(task.processor, task.pairs(subject.examples), MacCounter(subject.vlp))
+    return count_costs(subject.vlp, sample, subject.head, task.group_features, task.passes)
+
+
+def pruned(vlp: VLP, mask: np.ndarray) -> VLP:
+    """A subnet on the same weights, without what the mask removes."""
+    twin = copy.deepcopy(vlp, {id(tensor): tensor for tensor in (*vlp.parameters(), *vlp.buffers())})
+    twin.prune(mask)
+    return twin
+
+
+def random_masks(n_layers: int, count: int) -> np.ndarray:
+    """(count, n_layers) bool: 1 to n - 1 units skipped, each number as likely."""
+    rng = np.random.default_rng(0)
+    return np.array([rng.permutation(n_layers) < rng.integers(1, n_layers) for _ in range(count)])
+
+
+@torch.inference_mode()
+def measure(name: str, batch: int, subnets: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """The record of one model at one batch size."""
+    subject = subject_of(name, batch)
+    vlp, names = subject.vlp, [layer.name for layer in subject.vlp.layers]
+    masks = random_masks(len(names), subnets)
+    das = np.array([each in DAS for each in names])
+    meter = name.startswith("meter")
+    if meter:
+        masks = np.concatenate((masks, das[None]))
+    run = [served(pruned(vlp, mask), subject.head, subject.task, subject.examples) for mask in masks]
+    bare = without_adapters_sharing(vlp)
+    whole = None if bare is None else served(bare, subject.head, subject.task, subject.examples)
+    timer = UnitTimer(
+        served(vlp, subject.head, subject.task, subject.examples), whole, len(names), torch.device("cpu"), clock
+    )
+    taken, full = [], []
+    for number in range(WARM + rounds):
+        if number == WARM:
+            timer.forget()
+            taken, full = [], []
+        timer.round()
+        taken.append([elapsed(call, clock) for call in run])
+        full.append(elapsed(whole or timer.timed, clock))
+    return compared(timer, np.array(taken), np.array(full), masks, MaskCost.of(costs_of(subject)), meter)
+
+
+def elapsed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    """Milliseconds of one run."""
+    started = clock()
+    call()
+    return 1000 * (clock() - started)
+
+
+def compared(
+    timer: UnitTimer, taken: np.ndarray, full: np.ndarray, masks: np.ndarray, macs: MaskCost, das: bool
+) -> dict[str, Any]:
+    """Predicted beside measured.
+
+    Args:
+        timer: Has timed the parts.
+        taken: (rounds, subnets) milliseconds.
+        full: (rounds,) of the model without adapters.
+        masks: (subnets, n_layers); the last is that of DAS where `das` is true.
+        macs: What masks cost in MACs.
+        das: Whether DAS is compared, too.
+    """
+    figures = timer.latencies()
+    predicted, measured = figures.cost.amounts(masks), np.median(taken, axis=0)
+    record: dict[str, Any] = {"latencies": vars(figures), "full_ms": float(np.median(full))}
+    if das:
+        saved = Spread.of(1 - taken[:, -1] / full)
+        record["das"] = {
+            "macs_saved": float(macs.saved(masks[-1:])[0]),
+            "predicted_saved": float(figures.cost.saved(masks[-1:])[0]),
+            "measured_saved": saved._asdict(),
+            "of_the_macs": saved.median / float(macs.saved(masks[-1:])[0]),
+        }
+        masks, predicted, measured = masks[:-1], predicted[:-1], measured[:-1]
+    errors = np.abs(predicted / measured - 1)
+    record["subnets"] = [
+        {"mask": mask.astype(int).tolist(), "predicted_ms": float(one), "measured_ms": float(other)}
+        for mask, one, other in zip(masks, predicted, measured, strict=True)
+    ]
+    return {**record, "error": Spread.of(errors)._asdict(), "largest_error": float(errors.max())}
+
+
+def told(name: str, batch: int, record: dict[str, Any]) -> str:
+    """The record in words."""
+    error, count = record["error"], len(record["subnets"])
+    lines = [
+        f"{name}, batch {batch}: {count} random subnets, predicted within {error['median']:.1%} of the clock in the median "
+        f"(quartiles {error['low']:.1%}..{error['high']:.1%}, at most {record['largest_error']:.1%}); "
+        f"full {record['full_ms']:.1f} ms"
+    ]
+    if "das" in record:
+        das = record["das"]
+        spread = das["measured_saved"]
+        lines.append(
+            f"  DAS, k = 4 ({', '.join(DAS)}): {das['macs_saved']:.1%} of the MACs and {spread['median']:.1%} of the time "
+            f"saved (quartiles {spread['low']:.1%}..{spread['high']:.1%}, predicted {das['predicted_saved']:.1%}): "
+            f"{das['of_the_macs']:.0%} of the MACs' saving"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["meter_base"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="examples at a time (default 1 and 8)")
+    parser.add_argument("--subnets", type=int, default=30, help="random subnets (default 30)")
+    parser.add_argument("--rounds", type=int, help="timed runs of each; default 8 (base), 40 (mini)")
+    parser.add_argument("--cpu", action="store_true", help="count processor time of one thread")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.cpu:
+        torch.set_num_threads(1)
+    machine, records = describe_machine(), []
+    for name in options.models:
+        for batch in options.batch:
+            rounds = options.rounds or ROUNDS.get(name, 40)
+            record = measure(name, batch, options.subnets, rounds, time.thread_time if options.cpu else time.perf_counter)
+            print(told(name, batch, record), flush=True)
+            records.append({"model": name, "batch": batch, **record})
+    if options.json:
+        write_json(options.json, {"machine": machine, "cpu_time": options.cpu, "records": records})
+
+
+if __name__ == "__main__":
+    main()

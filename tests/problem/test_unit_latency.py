@@ -1,0 +1,117 @@
+"""What units take: figures from a clock that is given in, and once, without a judgement, from a real one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.problem import unit_latency
+from das_gym.problem.loading import Problem
+from das_gym.problem.unit_latency import UnitLatencies, UnitTimer, latency_of, measure_units, served
+
+KEPT, SKIPPED, BARE, BASE = [3.0, 5.0, 7.0], [0.5, 0.25, 0.0], [2.0, 4.0, 6.0], 10.0
+
+
+class Machine:
+    """A model on a clock: how long each part takes is known. `hiccup` falls on the first unit of every other run."""
+
+    def __init__(self, hiccup: float = 0.0) -> None:
+        self.now, self.hiccup, self.runs = 0.0, hiccup, 0
+
+    def clock(self) -> float:
+        return self.now / 1000
+
+    def run(self, kept: list[float], mask: np.ndarray, mark) -> None:
+        self.now += BASE / 2
+        self.runs += 1
+        for index, skipped in enumerate(mask):
+            mark(index, None)
+            self.now += SKIPPED[index] if skipped else kept[index]
+            self.now += self.hiccup * (index == self.runs % 3)
+            mark(index, None)
+        self.now += BASE / 2
+
+    def timer(self, adapters: bool = True) -> UnitTimer:
+        bare = (lambda mask, mark: self.run(BARE, mask, mark)) if adapters else None
+        return UnitTimer(lambda mask, mark: self.run(KEPT, mask, mark), bare, 3, torch.device("cpu"), self.clock)
+
+
+def test_every_part_is_told_from_the_others():
+    found = measure_units(Machine().timer(), rounds=(4, 4))
+    np.testing.assert_allclose(found.kept, KEPT)
+    np.testing.assert_allclose(found.skipped, SKIPPED, atol=1e-12)
+    assert (found.base, found.full) == (pytest.approx(BASE), pytest.approx(BASE + sum(BARE)))
+    masks = np.array([[0, 0, 0], [0, 1, 1]], dtype=bool)
+    np.testing.assert_allclose(found.cost.amounts(masks), [25.0, 13.25])
+    np.testing.assert_allclose(found.cost.saved(masks), [1 - 25 / 22, 1 - 13.25 / 22])
+
+
+def test_without_adapters_nothing_skipped_is_the_full_model():
+    found = measure_units(Machine().timer(adapters=False), rounds=(4, 4))
+    assert found.cost.full == found.cost.unskipped == pytest.approx(25.0)
+
+
+def test_hiccups_are_in_the_sum_though_no_part_has_them_in_its_median():
+    found = measure_units(Machine(hiccup=4.0).timer(), rounds=(12, 12))
+    assert found.full == pytest.approx(BASE + sum(BARE) + 4.0)
+    assert found.cost.amounts(np.array([[True] * 3, [False] * 3])).mean() == pytest.approx((25 + 10.75) / 2 + 4.0, rel=0.1)
+
+
+def test_a_slow_model_is_timed_the_least_number_of_rounds(monkeypatch: pytest.MonkeyPatch):
+    machine = Machine()
+    measure_units(machine.timer(), rounds=(3, 50), seconds=0.0, warm=1)
+    assert machine.runs == 3 * (3 + 1)
+
+
+@pytest.mark.parametrize("times", [{"full": 0.0}, {"kept": (1.0,)}, {"base": float("nan")}, {"skipped": (-1.0, 0.0)}])
+def test_what_are_no_latencies(times: dict):
+    with pytest.raises(ValueError, match="latencies are finite milliseconds from 0 on"):
+        UnitLatencies(**{"full": 9.0, "base": 1.0, "kept": (2.0, 3.0), "skipped": (0.0, 0.0), **times})
+
+
+@torch.no_grad()
+def test_marks_stand_around_each_unit_and_change_nothing(small_problem: Problem):
+    vlp, task, examples = small_problem.vlp, small_problem.task, small_problem.splits.reward[:2]
+    mask, marked = np.array([0, 1, 0, 0, 1, 0], dtype=bool), []
+    logits = served(vlp, small_problem.head, task, examples)(mask, lambda index, hidden: marked.append(index))
+    torch.testing.assert_close(logits, small_problem.head(vlp.ready(task.processor, task.pairs(examples))(mask)))
+    assert marked == [index for stage in vlp.stages for index in stage for _ in range(2)]
+    assert "run_layer" not in vars(vlp)
+
+
+@torch.no_grad()
+def test_without_adapters_on_the_same_weights(small_problem: Problem):
+    bare = unit_latency.without_adapters_sharing(small_problem.vlp)
+    own = {parameter.data_ptr() for parameter in small_problem.vlp.parameters()}
+    assert {parameter.data_ptr() for parameter in bare.parameters()} < own
+    assert sum(p.numel() for p in bare.parameters()) == sum(
+        p.numel() for name, p in small_problem.vlp.named_parameters() if "_adapter" not in name or "skip_adapter" in name
+    )
+    assert unit_latency.without_adapters_sharing(bare) is None
+
+
+def test_measured_once_and_kept(small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
+    monkeypatch.setattr(measure_units, "__defaults__", ((2, 2), 0.0, 1))
+    found = latency_of(small_problem)
+    assert min(found.kept) > 0
+    assert found.base > 0
+    (path,) = (tmp_path / "latency").iterdir()
+    assert json.loads(path.read_text())["costs"]["latency_saved"] == found.cost.as_dict()
+    monkeypatch.setattr(unit_latency, "measure_units", lambda timer: pytest.fail("measured anew"))
+    assert latency_of(small_problem) == found
+    with pytest.raises(pytest.fail.Exception, match="measured anew"):
+        latency_of(small_problem, batch=2)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(pytest.fail.Exception, match="measured anew"):
+            latency_of(small_problem)
+    finally:
+        torch.set_num_threads(threads)
+    with pytest.raises(ValueError, match="latency_batch=0 is not allowed; use 1 or more"):
+        latency_of(small_problem, 0)
