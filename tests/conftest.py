@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from das_gym.models.checkpoints import save_checkpoint
-from das_gym.models.meter.model import METER, METERConfig
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem, load_backbone
@@ -19,6 +16,7 @@ from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
+from tests.small_world import small_world
 
 torch.set_num_threads(1)
 
@@ -62,22 +60,9 @@ def mini_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_kwargs(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path, mini_folder: Path) -> dict[str, str]:
+def small_kwargs(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> dict[str, str]:
     """As `tiny_kwargs`, of a random METER with 6 layers: all of its 64 masks are scored in no time."""
-    folder = tmp_path_factory.mktemp("small") / "meter"
-    torch.manual_seed(2)
-    config = json.loads((mini_folder / "config.json").read_text())["config"]
-    model = METER(METERConfig(**{**config, "fusion_layers": 3, "vision_layers": 1, "text_layers": 1}))
-    save_checkpoint(folder, model, files={"tokenizer.json": (mini_folder / "tokenizer.json").read_text()})
-    kwargs = {"checkpoint": str(folder), "tokenizer": str(mini_folder), "data_root": str(shapes_folder)}
-    backbone = load_backbone(ProblemConfig(**kwargs))
-    task = VQATask(backbone.processor, answer_vocabulary(load_vqav2(shapes_folder).train, min_count=1))
-    head = task.build_head(backbone.vlp.feature_size)
-    for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:
-        torch.nn.init.normal_(parameter, std=0.1)
-    path = folder.parent / "supernet.safetensors"
-    Adaptation.of(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
-    return {**kwargs, "supernet": str(path)}
+    return small_world(tmp_path_factory.mktemp("small"), shapes_folder)
 
 
 @pytest.fixture(scope="session")

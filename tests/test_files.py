@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import errno
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from das_gym.files import read_json, replacing, write_bytes, write_json, write_text
+from das_gym.files import _HOST, read_arrays, read_json, replacing, whole_folder, write_bytes, write_json, write_text
 
 
 def test_what_is_written_reads_back_and_leaves_nothing_else(tmp_path):
@@ -62,3 +66,63 @@ def test_a_broken_file_is_named(tmp_path):
         read_json(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "b.json")
+
+
+@pytest.fixture(scope="module")
+def dead():
+    """The id of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(tmp_path, dead):
+    (tmp_path / f".a.txt.{_HOST}-{dead}-0.part").write_text("half")
+    (tmp_path / f".a.txt.{_HOST}-{dead}-1.part").mkdir()
+    kept = [f".a.txt.{_HOST}-{os.getpid()}-0.part", f".a.txt.00000000-{dead}-0.part", f".b.txt.{_HOST}-{dead}-0.part"]
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    write_text(tmp_path / "a.txt", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.txt", *kept])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fails_leaves_the_old_file(tmp_path, monkeypatch, call, code):
+    write_text(tmp_path / "a.txt", "old")
+
+    def fail(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        write_text(tmp_path / "a.txt", "new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    with whole_folder(tmp_path / "new" / "folder") as part:
+        (part / "sub").mkdir()
+        (part / "sub" / "a.txt").write_text("a")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert (tmp_path / "new" / "folder" / "sub" / "a.txt").read_text() == "a"
+    with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "new" / "other") as part:
+        (part / "nowhere" / "a.txt").write_text("a")
+    with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path / "new" / "folder") as part:
+        (part / "b.txt").write_text("b")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "\0", "", '"', "{1: 2}"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+def test_odd_json_is_named(tmp_path, content, encoding):
+    (tmp_path / "a.json").write_text(content, encoding=encoding)
+    with pytest.raises(ValueError, match=r"a\.json is not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+def test_arrays_that_unpack_to_far_more_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("das_gym.files.MOST_UNPACKED", 2**20)
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(2**18))
+    with pytest.raises(ValueError, match=r"it unpacks to 2097.* bytes, more than 1048576"):
+        read_arrays(tmp_path / "bomb.npz")

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import struct
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import torch
 from das_gym.adapt.shrink.das_adapters import has_adapters, write_code
 from safetensors import SafetensorError
 
-from das_gym.files import read_json, write_json
+from das_gym.files import read_json, whole_folder, write_json
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5", ".npz")
 """Ends of the names of files that hold weights."""
@@ -127,22 +126,18 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ValueError: it cannot be written, or `out` has come to be there.
     """
-    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.part")
     try:
-        part.mkdir(parents=True)
-        yield part
-        if out.exists():
-            raise ValueError(
-                f"out={out} has come to be there meanwhile, and nothing is ever written over: give a new folder"
-            )
-        part.rename(out)
+        with whole_folder(out) as part:
+            yield part
+            if out.exists():
+                raise ValueError(
+                    f"out={out} has come to be there meanwhile, and nothing is ever written over: give a new folder"
+                )
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
         why = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"out={out} could not be written ({why}); nothing is left of it: make room and resume") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def rounded(model: Any, dtype: torch.dtype) -> None:

@@ -157,6 +157,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer that transformers can read.
+        ValueError: it is damaged, or has code of its own.
     """
     from transformers import AutoTokenizer
 
@@ -166,7 +167,14 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt, or vocab.txt); "
             "put the tokenizer of the checkpoint there, or name its folder with tokenizer="
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of damaged files transformers raises whatever it stumbles over
+        told = next(iter(str(error).strip().splitlines()), "")
+        raise ValueError(
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {told}); it is damaged, or has code of its "
+            "own, which is not run: name the folder of another one with tokenizer="
+        ) from error
 
 
 def check_size(size: int) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.files import parse_json, read_json, replacing
+from das_gym.files import parse_json, read_json, replacing, whole_folder
 from das_gym.models.pickles import Left, load_pickle
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -243,19 +242,17 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     if folder.exists() and not _replaceable(folder):
         raise FileExistsError(f"{folder} exists and is not a checkpoint folder; give another name or remove it first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    fresh, old = beside / "new", beside / "old"
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():  # a writer was killed between the two steps below
+        old.replace(folder)
     try:
-        fresh.mkdir()
-        fill(fresh)
-        if folder.exists():
-            folder.replace(old)
-        try:
-            fresh.replace(folder)
-        except OSError:
-            if old.exists():
-                old.replace(folder)
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with whole_folder(folder) as fresh:
+            fill(fresh)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.replace(old)
+    except BaseException:
+        if old.is_dir() and not folder.exists():
+            old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from das_gym.files import whole_folder
 from das_gym.runs import progress
 from das_gym.shapes.caption_language import Name, Related, SceneCaption, sample_false, sample_scene_caption
 from das_gym.shapes.scenes import Scene, render, sample_scene
-from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder, whole_folder
+from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder
 
 VERSION = 1
 """Names the folder in the cache. Raise it with every change to what is drawn or said, so that no stale folder is read."""

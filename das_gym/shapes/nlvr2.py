@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from das_gym.files import whole_folder
 from das_gym.runs import progress
 from das_gym.shapes.pair_language import STATEMENT_FAMILIES, StatementSet, sample_set
 from das_gym.shapes.scenes import Scene, render
-from das_gym.shapes.writing import bundled_root, new_folder, whole_folder
+from das_gym.shapes.writing import bundled_root, new_folder
 
 VERSION = 1
 """Names the folder in the cache. Raise it with every change to what is drawn or said, so that no stale folder is read."""

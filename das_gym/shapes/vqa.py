@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from das_gym.files import whole_folder
 from das_gym.runs import progress
 from das_gym.shapes.scene_language import QUESTION_FAMILIES, Question
 from das_gym.shapes.scenes import Scene, render, sample_scene
-from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder, whole_folder
+from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder
 
 VERSION = 1
 """Names the folder in the cache. Raise it with every change to what is drawn or asked, so that no stale folder is read."""

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -57,29 +54,6 @@ def new_folder(folder: str | Path, what: str = "data") -> Path:
     return folder
 
 
-def _partial_prefix(folder: Path) -> str:
-    """How the temporary folders beside `folder` begin."""
-    return f".{folder.name}-partial-"
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to that takes the place of `folder` when the block ends without an error.
-
-    Args:
-        folder: Absolute; new or empty. Missing folders above it are made.
-
-    Yields:
-        An empty folder beside it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_partial_prefix(folder), dir=folder.parent) as workspace:
-        partial = Path(workspace) / folder.name
-        partial.mkdir()
-        yield partial
-        partial.replace(folder)
-
-
 def bundled_root(name: str, write: Callable[[Path], object], what: str, cache: str | Path | None = None) -> Path:
     """The folder of a bundled data set, written on first use; safe with many processes at once.
 
@@ -113,8 +87,6 @@ def written_once(folder: Path, write: Callable[[Path], object], what: str) -> Pa
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
-                for left in folder.parent.glob(f"{_partial_prefix(folder)}*"):
-                    shutil.rmtree(left, ignore_errors=True)
                 write(folder)
     except OSError as error:
         raise ValueError(

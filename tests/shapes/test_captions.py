@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from das_gym import files
 from das_gym.models.inputs import load_tokenizer
 from das_gym.shapes import captions as shapes_captions
 from das_gym.shapes.captions import _draw_split, shapes_captions_root, write_shapes_captions
@@ -108,7 +111,11 @@ def test_refuses(folder: Path, tmp_path: Path):
 
 def test_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shapes_captions.write_shapes_captions, "__defaults__", (0, {"train": 4, "val": 4, "test": 4}))
-    left = tmp_path / f".shapes-captions-{shapes_captions.VERSION}-partial-killed"
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], check=True, capture_output=True, text=True
+    )
+    name = f"shapes-captions-{shapes_captions.VERSION}"
+    left = tmp_path / f".{name}.{files._HOST}-{dead.stdout.strip()}-0.part"
     left.mkdir()
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(shapes_captions_root(tmp_path))) for _ in range(3)]

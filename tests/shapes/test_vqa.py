@@ -189,12 +189,12 @@ def test_killed_half_way_leaves_no_folder_and_the_next_run_sweeps_up(tmp_path: P
     folder = tmp_path / "shapes"
     child = in_python("import sys; from das_gym.shapes.vqa import write_shapes; write_shapes(sys.argv[1])", str(folder))
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".shapes-partial-*/shapes/train2014/*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".shapes.*.part/train2014/*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.communicate()
     assert not folder.exists()
-    assert list(tmp_path.glob(".shapes-partial-*"))
+    assert list(tmp_path.glob(".shapes.*.part"))
     assert written_once(folder, lambda path: write_shapes(path, train_scenes=3, val_scenes=3), "Shapes-VQA") == folder
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".lock") == ["shapes"]
     assert len(list((folder / "train2014").iterdir())) == 3
@@ -212,7 +212,7 @@ def test_two_processes_at_once_write_it_once(tmp_path: Path):
     assert [out.strip() for out, _ in outcomes] == [str(folder)] * 2
     assert sum("Shapes-VQA train2014" in err for _, err in outcomes) == 1
     assert len(list((folder / "train2014").iterdir())) == 400
-    assert not list(folder.parent.glob(".shapes-partial-*"))
+    assert not list(folder.parent.glob(".shapes.*.part"))
 
 
 def test_shapes_root_is_in_the_cache_and_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +55,42 @@ def load_vlm(
     folder = Path(checkpoint)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: pass the folder of a model of transformers")
-    config = _config(folder, trust_remote_code)
-    _check_quantisation(config, folder)
-    processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
-    options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
-    if device_map is not None:
-        options["device_map"] = device_map
-    if device_map is None:
-        _check_room(folder, options["dtype"])
-    model = _load(folder, config, options)
-    vlm = VLM(model, units)
-    vlm = VLM(model, units, find_traits(model, vlm.processor_of(processor)))
-    vlm.source_processor = processor
-    if units != UNITS[0]:
-        check_sublayers(vlm, vlm.processor_of(processor))
-    elif not vlm.untrainable:
-        vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
-    return vlm
+    with _named(folder):
+        config = _config(folder, trust_remote_code)
+        _check_quantisation(config, folder)
+        processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
+        options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
+        if device_map is not None:
+            options["device_map"] = device_map
+        if device_map is None:
+            _check_room(folder, options["dtype"])
+        model = _load(folder, config, options)
+        vlm = VLM(model, units)
+        vlm = VLM(model, units, find_traits(model, vlm.processor_of(processor)))
+        vlm.source_processor = processor
+        if units != UNITS[0]:
+            check_sublayers(vlm, vlm.processor_of(processor))
+        elif not vlm.untrainable:
+            vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
+        return vlm
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Turn what transformers raises for a damaged folder into an error that names it; those with a text of ours stay.
+
+    Raises:
+        ValueError: the folder cannot be loaded as its files say.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged configuration transformers raises whatever it stumbles over
+        raise ValueError(
+            f"{folder} cannot be loaded as its files say ({type(error).__name__}: {_first_line(error)}); it is damaged, or "
+            "of a kind that transformers runs differently: download it again"
+        ) from error
 
 
 def _config(folder: Path, trust_remote_code: bool) -> Any:

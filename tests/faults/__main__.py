@@ -1,0 +1,51 @@
+"""python -m tests.faults [--long] [job ...]: kill and break jobs at their writes; --long at every one."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: forks do not go with its threads
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from tests.faults.harness import Fault, every, try_fault, undisturbed
+from tests.faults.jobs import jobs
+
+
+def main() -> int:
+    """Run them; 1 if a restart did not come to the same result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="jobs; all where none is named")
+    parser.add_argument("--long", action="store_true", help="every write, and 10 random moments a job")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    points, wrong = 0, []
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["DAS_GYM_CACHE"] = f"{place}/cache"
+        for name, job in jobs(Path(place)).items():
+            if given.names and name not in given.names:
+                continue
+            began = time.monotonic()
+            wanted, calls = undisturbed(job, Path(place) / name / "whole")
+            took = time.monotonic() - began
+            faults = list(every(calls, 1 if given.long else max(1, calls // 4)))
+            if given.long:
+                faults += [Fault("later", seconds=random.Random(i).uniform(0, took)) for i in range(10)]
+            found = [told for fault in faults if (told := try_fault(job, Path(place) / name / "hit", fault, wanted))]
+            points += len(faults)
+            wrong += [f"{name}, {told}" for told in found]
+            print(f"{name}: {calls} writes and renames, {len(faults)} faults, {len(found)} wrong", flush=True)
+    print(*wrong, sep="\n")
+    print(f"{points} faults, {len(wrong)} wrong")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

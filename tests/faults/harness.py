@@ -1,0 +1,168 @@
+"""Stops and breaks jobs at their writes, and looks whether a restart comes to the very result of an undisturbed run.
+
+Every job runs in a fork of this process. The two calls that make a write count, `os.fsync` and `os.replace`, are numbered;
+at one of them the process is killed, the file having been cut in half before it was on the disk, or the call fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.jobs import Job
+
+FAULTS = ("kill", "ENOSPC", "EIO")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at a write.
+
+    Attributes:
+        kind: One of `FAULTS`; `later` kills after `seconds`, wherever the process is.
+        at: The number of the call, from 1; 0 = never, as calls are counted.
+        seconds: Of `later`.
+    """
+
+    kind: str = "kill"
+    at: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """For a person."""
+        return f"kill after {self.seconds:.2f} s" if self.kind == "later" else f"{self.kind} at write {self.at}"
+
+
+def in_fork(job: Job, folder: Path, fault: Fault) -> tuple[int, int, str]:
+    """Run a job in a child process.
+
+    Returns:
+        Its exit code, negative for a signal; how many calls it made; and what it said when it failed.
+    """
+    told, counted = folder / "told.txt", folder / "calls.txt"
+    for path in (told, counted):
+        path.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        _run(job, folder, fault, told, counted)
+    _, status = os.waitpid(child, 0)
+    calls = len(counted.read_bytes()) if counted.is_file() else 0
+    return os.waitstatus_to_exitcode(status), calls, told.read_text() if told.is_file() else ""
+
+
+def _run(job: Job, folder: Path, fault: Fault, told: Path, counted: Path) -> None:
+    """The child: it never returns."""
+    code = 0
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        _install(fault, counted)
+        job.begin_or_go_on(folder)
+    except BaseException:
+        code = 1
+        told.write_text(traceback.format_exc())
+    os._exit(code)
+
+
+def _install(fault: Fault, counted: Path) -> None:
+    if fault.kind == "later":
+        timer = threading.Timer(fault.seconds, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+    log = os.open(counted, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    real = {"fsync": os.fsync, "replace": os.replace}
+    calls = 0
+
+    def call(name: str, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        os.write(log, b".")
+        if fault.kind != "later" and calls == fault.at:
+            if fault.kind != "kill":
+                code = getattr(errno, fault.kind)
+                raise OSError(code, os.strerror(code))
+            if name == "fsync":
+                _cut(arguments[0])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real[name](*arguments)
+
+    os.fsync = lambda *arguments: call("fsync", *arguments)
+    os.replace = lambda *arguments: call("replace", *arguments)
+
+
+def _cut(file: object) -> None:
+    """Half of a file that was not on the disk yet may be lost."""
+    path = Path(f"/proc/self/fd/{file}")
+    if path.is_file() and path.readlink().name.endswith(".part"):
+        os.truncate(path, path.stat().st_size // 2)
+
+
+def try_fault(job: Job, folder: Path, fault: Fault, wanted: dict[str, str]) -> str | None:
+    """Run a job into a fault and then on; what is wrong then, or None.
+
+    Args:
+        job: The job.
+        folder: Its own, emptied before.
+        fault: The fault.
+        wanted: What an undisturbed run wrote.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    code, _, told = in_fork(job, folder, fault)
+    if (
+        fault.kind in FAULTS[1:]
+        and code == 1
+        and "OSError" not in told
+        and "RunError" not in told
+        and "ValueError" not in told
+    ):
+        return f"{fault}: {told}"
+    before = job.written(folder)
+    if code == 0 and before != wanted:
+        return f"{fault}: it ended well, but its files differ from those of an undisturbed run"
+    if any(wanted[name] != digest for name, digest in before.items()):
+        return f"{fault}: it left a file that reads as whole and is another one"
+    again, _, told = in_fork(job, folder, Fault())
+    if again != 0:
+        return f"{fault}: it does not go on: {told}"
+    if job.written(folder) != wanted:
+        return f"{fault}: the result differs from that of an undisturbed run"
+    left = [str(path.relative_to(folder)) for path in folder.rglob("*.part") if _goes_on(path.parent)]
+    return f"{fault}: {left} are left behind" if left else None
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether somebody writes there again: not to a run that was killed before it could say what it is."""
+    return folder.parent.name != "runs" or (folder / "run.json").is_file()
+
+
+def undisturbed(job: Job, folder: Path) -> tuple[dict[str, str], int]:
+    """What a job writes, and with how many calls.
+
+    Raises:
+        RuntimeError: it fails by itself.
+    """
+    folder.mkdir(parents=True)
+    code, calls, told = in_fork(job, folder, Fault())
+    if code != 0 or not (wanted := job.written(folder)):
+        raise RuntimeError(f"the job fails undisturbed: {told}")
+    return wanted, calls
+
+
+def every(calls: int, step: int = 1) -> Iterator[Fault]:
+    """A kill at every `step`-th call, and a failing disk at every fourth of them."""
+    for at in range(1, calls + 1, step):
+        yield Fault("kill", at)
+        if at % (4 * step) == 1:
+            yield Fault("ENOSPC", at)
+            yield Fault("EIO", at)

@@ -1,0 +1,142 @@
+"""The commands that write what matters, each small: how to begin it, how to go on, and what it must have written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das_gym.files import read_json
+from das_gym.shapes.vqa import write_shapes
+from tests.models.transformers import tiny
+from tests.small_world import small_world
+from tests.tasks.answering import making
+
+MASK = [0, 1, 0, 0, 1, 0]
+TRAINING = {"steps": 4, "save_every": 1, "batch_size": 4, "rank_images": None}
+DAS = {"search_epochs": 2, "warmup_epochs": 1, "finetune_epochs": 1, "steps_per_turn": 2, "skip_num": 2}
+DAS |= {
+    "masks_per_turn": 2,
+    "reward_examples": 4,
+    "batch_size": 64,
+    "image_size": None,
+    "augment": False,
+    "bottleneck": 16,
+    "skip_bottleneck": 48,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command in a folder of its own.
+
+    Attributes:
+        run: Runs it with settings in this process: where `runs_dir` is, `resume` where there is a run to go on with.
+        files: What it must have written, from the run's folder, or the folder beside the runs that `out` names.
+        settings: What it is given when it begins.
+    """
+
+    run: Callable[[dict[str, Any]], Any]
+    files: tuple[str, ...]
+    settings: dict[str, Any]
+    out: str | None = None
+
+    def begin_or_go_on(self, folder: Path) -> None:
+        """As a person would who finds the folder like this."""
+        runs = folder / "runs"
+        given = {"runs_dir": str(runs)}
+        out = {} if self.out is None else {"out": str(folder / self.out)}
+        begun = [path.parent for path in runs.glob("*/config.json") if (path.parent / "run.json").is_file()]
+        if not begun:
+            self.run({**given, **self.settings, **out})
+            return
+        last = max(begun, key=lambda path: int(path.name))
+        if read_json(last / "run.json")["status"] != "COMPLETED":
+            self.run({**given, "resume": int(last.name)})
+
+    def written(self, folder: Path) -> dict[str, str]:
+        """A hash of each file that counts, of the run that has them all."""
+        place = folder / self.out if self.out else None
+        for run in sorted((folder / "runs").glob("[0-9]*"), key=lambda path: -int(path.name)):
+            found = [(place or run) / name for name in self.files]
+            if all(path.is_file() for path in found):
+                return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+        return {}
+
+
+def jobs(folder: Path) -> dict[str, Job]:
+    """All of them, for a small world that is made in `folder`."""
+    from das_gym.adapt.adapt_experiment import AdaptExperiment
+    from das_gym.adapt.commands import paper_bandit
+    from das_gym.adapt.das_experiment import DASExperiment
+    from das_gym.adapt.supernet_experiment import ex as supernet
+    from das_gym.agents.search_experiment import ex as search
+    from das_gym.agents.table_experiment import ex as table
+
+    world = small_world(folder, write_shapes(folder / "data", seed=5, train_scenes=12, val_scenes=12))
+    plain = {name: value for name, value in world.items() if name != "supernet"}
+    bandit = {"env_id": "DAS-METER-VQA-v0", "agent": "bandit", "skip_num": 2, "evaluations": 9, "reward_examples": 4}
+
+    def command(experiment: Callable[[], Any]) -> Callable[[dict[str, Any]], Any]:
+        return lambda settings: experiment().run(config_updates=settings)
+
+    counts = {"reward_examples": 6, "test_examples": 4, "eval_batch_size": 2}
+    training = {name: value for name, value in TRAINING.items() if name != "rank_images"}
+    return {
+        "search": Job(command(lambda: search), ("search.json", "search_history.json"), {**world, **bandit}),
+        "table": Job(command(lambda: table), ("table.npz",), {**world, **counts}),
+        "supernet": Job(command(lambda: supernet), ("supernet.safetensors",), {**plain, **training}),
+        "finetune": Job(
+            command(AdaptExperiment),
+            ("adapter.safetensors", "unskipped_adapter.safetensors"),
+            {**world, **TRAINING, "mask": MASK},
+        ),
+        "das": Job(
+            command(lambda: DASExperiment(paper_bandit)),
+            ("adapter.safetensors", "found.json"),
+            {**plain, "das": DAS, "save_every": 1},
+        ),
+        "shrink": _shrink(folder),
+        "export": _export(folder, world),
+    }
+
+
+def _shrink(folder: Path) -> Job:
+    from das_gym.adapt import shrink_experiment
+    from das_gym.adapt.shrink.verifying import Verified
+
+    making.llava_folder(folder / "answers", train=6, val=4, test=4)
+    tiny.save("llava", folder / "llava")
+    checked = Verified(3, 0.0, ("with a cache",), 1000)
+    shrink_experiment.verify = lambda *_: checked  # without a fresh process, which writes nothing
+    given = {"checkpoint": str(folder / "llava"), "data_root": str(folder / "answers"), "mask": (0, 1, 0, 0)}
+    quick = {"steps": 2, "latency_blocks": 1, "peak_memory": False, "save_every": 1, "device": "cpu"}
+
+    def run(settings: dict[str, Any]) -> Any:
+        return shrink_experiment.ShrinkExperiment().run(config_updates=settings)
+
+    return Job(run, ("model.safetensors", "config.json"), {**given, **quick}, out="smaller")
+
+
+def _export(folder: Path, world: dict[str, str]) -> Job:
+    import numpy as np
+    from das_gym.adapt.export.folder import export
+    from das_gym.adapt.finetune import cut_subnet
+    from das_gym.adapt.subnets import load_subnet, save
+
+    from das_gym.problem.config import ProblemConfig
+    from das_gym.problem.loading import load_splits
+
+    problem = ProblemConfig(**world)
+    subnet = cut_subnet(problem, load_splits(problem), np.array(MASK, dtype=bool))
+    save(subnet, folder / "subnet")
+
+    def run(settings: dict[str, Any]) -> None:
+        out = Path(settings["runs_dir"]).with_name("exported")
+        if not (out / "config.json").is_file():  # as a person would: it is there, or it is asked for again
+            export(load_subnet(folder / "subnet"), out)
+        (Path(settings["runs_dir"]) / "0").mkdir(parents=True, exist_ok=True)
+
+    return Job(run, ("model.safetensors", "config.json", "tokenizer.json"), {}, out="exported")

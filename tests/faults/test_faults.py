@@ -1,0 +1,13 @@
+"""A few faults of `python -m tests.faults`, whose jobs are all commands that write what matters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_a_search_comes_to_the_same_result_whatever_stops_it():
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "search"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 faults, 0 wrong" in done.stdout

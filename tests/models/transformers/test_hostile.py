@@ -1,0 +1,72 @@
+"""Folders whose files are damaged, or want code run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from das_gym.models.inputs import load_tokenizer
+from das_gym.models.transformers.loading import load_vlm
+from das_gym.registration import ASSETS
+
+SMOL = ASSETS / "smolvlm_mini"
+CODE = "import pathlib\npathlib.Path({!r}).touch()\nclass Foo: pass\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The bundled model's folder, its configuration to be changed."""
+    shutil.copytree(SMOL, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz"))
+    return tmp_path / "model"
+
+
+def change(folder: Path, name: str = "config.json", **fields: object) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype": 0},
+        {"dtype": "x"},
+        {"dtype": [1]},
+        {"image_token_id": "x"},
+        {"model_type": [1]},
+        {"model_type": "nothing"},
+        {"scale_factor": None},
+        {"text_config": 3},
+        {"vision_config": {"image_size": 0}},
+        {"vision_config": {"num_attention_heads": -1}},
+        {"text_config": {"num_attention_heads": 0}},
+        {"text_config": {"num_hidden_layers": -1}},
+    ],
+)
+def test_a_configuration_of_no_model_is_named(folder: Path, fields: dict[str, object]):
+    config = json.loads((folder / "config.json").read_text())
+    merged = {k: {**config[k], **v} if isinstance(v, dict) and k in config else v for k, v in fields.items()}
+    change(folder, **merged)
+    with pytest.raises(ValueError, match=rf"{folder}|cannot be driven"):
+        load_vlm(folder)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\0", b"[]", b"3", "{}".encode("utf-16"), b""])
+def test_a_configuration_that_is_none_is_named(folder: Path, content: bytes):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=str(folder)):
+        load_vlm(folder)
+
+
+def test_code_in_a_folder_is_not_run(folder: Path, tmp_path: Path):
+    (folder / "evil.py").write_text(CODE.format(str(tmp_path / "ran")))
+    auto_map = {"AutoConfig": "evil.Foo", "AutoModelForImageTextToText": "evil.Foo", "AutoTokenizer": ["evil.Foo", None]}
+    change(folder, model_type="evil", auto_map=auto_map)
+    change(folder, "tokenizer_config.json", tokenizer_class="Foo", auto_map=auto_map)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        load_vlm(folder)
+    with pytest.raises(ValueError, match="has code of its own, which is not run"):  # and does not ask
+        load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()

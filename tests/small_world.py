@@ -1,0 +1,40 @@
+"""A random METER of 6 layers with a supernet: all of its 64 masks are scored in no time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from das_gym.models.checkpoints import save_checkpoint
+from das_gym.models.meter.model import METER, METERConfig
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_backbone
+from das_gym.registration import ASSETS
+from das_gym.tasks.vqa.task import VQATask
+from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
+
+
+def small_world(folder: Path, data: Path) -> dict[str, str]:
+    """What to pass to `ProblemConfig` for it.
+
+    Args:
+        folder: Where model and supernet are written.
+        data: Shapes in VQAv2's format.
+    """
+    torch.manual_seed(2)
+    mini = ASSETS / "meter_mini"
+    config = json.loads((mini / "config.json").read_text())["config"]
+    model = METER(METERConfig(**{**config, "fusion_layers": 3, "vision_layers": 1, "text_layers": 1}))
+    save_checkpoint(folder / "meter", model, files={"tokenizer.json": (mini / "tokenizer.json").read_text()})
+    kwargs = {"checkpoint": str(folder / "meter"), "tokenizer": str(mini), "data_root": str(data)}
+    backbone = load_backbone(ProblemConfig(**kwargs))
+    task = VQATask(backbone.processor, answer_vocabulary(load_vqav2(data).train, min_count=1))
+    head = task.build_head(backbone.vlp.feature_size)
+    for parameter in [*backbone.vlp.tunable_state().values(), *head.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.1)
+    path = folder / "supernet.safetensors"
+    Adaptation.of(backbone.vlp, head, task="vqa", answers=task.labels, base=backbone.base).save(path)
+    return {**kwargs, "supernet": str(path)}
