@@ -115,6 +115,14 @@ PROGRAM = Program(
         "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings, ours, and where they come from"),
     },
     main="run",
+    examples=(
+        ("", "search, fine-tune, compare: bundled model and data, a few minutes"),
+        ("with search_run=3", "fine-tune what search 3 found"),
+        ("shrink with checkpoint=DIR data_root=DIR macs_saved=0.2", "a smaller folder of transformers"),
+        ("das with meter_vqa paper", "the paper's pipeline with its settings"),
+        ("export with run=4 out=DIR", "a fine-tuned subnet for transformers"),
+        ("report 4", "what run 4 came to, as a page"),
+    ),
     alone=True,
 )
 

@@ -29,11 +29,21 @@ PROGRAM = Program(
             "TABLE [with ...]",
             "a page on which a click skips a unit, and a table tells the score",
         ),
+        "runs": Command("das_gym.agents.past_runs:main", "[with ...]", "past runs of every command, best first"),
         "list": Command(
             "das_gym.agents.listing:main", "[with use=...]", "environments, agents, rewards, statistics, by name"
         ),
     },
     main="search",
+    examples=(
+        ("with meter_vqa bandit skip_num=4 seed=1", "the paper's bandit: which 4 of METER's 12 layers?"),
+        ("with bayes macs_saved=0.12", "our own agent, with a budget by cost"),
+        ("with vlm_answering checkpoint=DIR data_root=DIR bayes", "a model of transformers, on data of your own"),
+        ("with resume=3", "go on with run 3, which was stopped"),
+        ("compare with vilt_vqa", "agents against each other on a bundled table"),
+        ("report 3 4", "two runs side by side"),
+        ("explore meter_vqa", "click through all 4,096 masks"),
+    ),
 )
 
 

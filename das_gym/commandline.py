@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,14 @@ class Program:
         commands: By the word that names them.
         main: The one that takes `with ...` behind the program's name; an experiment.
         alone: Whether the program's name alone runs `main`; else it shows the help.
+        examples: What people type most: words behind the program's name, and what they do.
     """
 
     name: str
     commands: Mapping[str, Command]
     main: str
     alone: bool = False
+    examples: tuple[tuple[str, str], ...] = ()
 
     def run(self, arguments: Sequence[str]) -> int:
         """Run the command that the words behind the program's name ask for; the exit code."""
@@ -88,15 +91,26 @@ class Program:
             return 1
 
     def help(self) -> str:
-        """All sub-commands, a line each."""
-        rows = [(f"{typed(f'{self.name} {name}')} {each.words}", each.about) for name, each in self.commands.items()]
-        width = max(len(words) for words, _ in rows)
-        lines = [f"{words:<{width}}   {about}" for words, about in rows]
-        without = f"{typed(self.name)} {'[with ...]' if self.alone else 'with ...'}"
+        """All sub-commands and the examples, in 80 columns."""
+        start, most = typed(self.name), 29
+        lines = [f"{start} COMMAND", ""]
+        for name, each in self.commands.items():
+            words = f"  {name} {each.words}".rstrip()
+            lines += [words] if len(words) > most else []
+            first = "" if len(words) > most else words
+            told = textwrap.wrap(each.about, 80 - most - 2)
+            lines += [f"{first if not row else '':<{most}}  {line}" for row, line in enumerate(told)]
+        if self.examples:
+            lines += ["", "Examples:"]
+        for words, about in self.examples:
+            lines += [f"  {start} {words}".rstrip(), f"      {about}"]
+        without = f"{start} {'[with ...]' if self.alone else 'with ...'}"
         lines += [
-            f"Where no sub-command is named, `{self.main}` is meant: {without}",
-            "`with` takes name=value and named configs; `<sub-command> print_config` shows all settings.",
-            "`use=my_module` imports a module of yours first, for what it registers.",
+            "",
+            f"Where no command is named, `{self.main}` is meant: {without}",
+            "`with` takes name=value and named configs; `COMMAND print_config` shows all",
+            "settings, `COMMAND --help` what they are. `use=my_module` imports a module of",
+            "yours first, for what it registers.",
         ]
         return "\n".join(lines) + "\n"
 

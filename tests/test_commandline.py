@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from das_gym.adapt import commands as adapt_commands
 from das_gym.adapt.commands import main as adapt
+from das_gym.agents import commands as agents_commands
 from das_gym.agents.commands import main as agents
 
 from das_gym.commandline import Command, Program, parse, typed, use
@@ -61,16 +63,26 @@ def test_a_module_that_fails_is_named(tmp_path, monkeypatch):
 
 def test_a_program_without_words_shows_its_help_and_returns_exit_codes(capsys):
     commands = {"parse": Command("test_commandline_target:main", "[with ...]", "as told")}
-    program = Program("agents", commands, main="parse")
+    commands["longer"] = Command("test_commandline_target:main", "with something=... else=...", "told below, " * 8)
+    program = Program("agents", commands, main="parse", examples=(("parse with x=3", "three"),))
     assert program.run([]) == program.run(["--help"]) == program.run(["help", "parse"]) == 0
-    assert "python -m agents parse [with ...]   as told" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "  parse [with ...]             as told" in lines
+    assert lines[lines.index("Examples:") + 1 :][:2] == ["  python -m agents parse with x=3", "      three"]
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("program", [agents_commands.PROGRAM, adapt_commands.PROGRAM])
+def test_the_help_fits_80_columns_and_its_examples_name_commands(program):
+    assert max(map(len, program.help().splitlines())) <= 80
+    assert {words.split()[0] for words, _ in program.examples if words} <= {"with", *program.commands}
 
 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["agents"], 0, "python -m agents search [with ...]"),
-        (["adapt", "--help"], 0, "python -m adapt costs [with ...]"),
+        (["agents"], 0, "  search [with ...]"),
+        (["adapt", "--help"], 0, "  costs [with ...]"),
         (["agents", "meter_vqa", "bandit"], 2, "did you mean `python -m agents with meter_vqa bandit`?"),
         (["adapt", "supernt"], 2, "did you mean `python -m adapt supernet`?"),
         (["adapt", "with", "model=meter"], 1, "unknown model 'meter'; did you mean 'METER'?"),

@@ -54,7 +54,8 @@ def test_what_the_wheel_holds(wheel):
     }
     assert {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")} == code
     assert (wheel / "das_gym/py.typed").is_file()
-    assets = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "das_gym/assets").rglob("*") if path.is_file()]
+    folders = [REPOSITORY / "das_gym" / name for name in ("assets", "drawing/pages")]
+    assets = [path.relative_to(REPOSITORY) for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert assets
     assert all((wheel / path).is_file() for path in assets)
     scripts = next(wheel.glob("*.dist-info/entry_points.txt")).read_text()

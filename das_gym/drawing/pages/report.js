@@ -61,7 +61,7 @@ const DRAW = {
   cost(place, run) {
     const { about, ...drawn } = run.cost;
     chart(place, `Loss against MACs saved: ${about}`, () => ({
-      height: 280, marginLeft: 56, x: savedAxis, y: { label: "loss, nats", type: "log", grid: true, nice: true, ticks: 5, tickFormat: "~g" },
+      height: 280, marginLeft: 56, x: savedAxis, y: { label: "loss, nats", type: "log", grid: true, nice: true, ticks: 5, tickFormat: ".3~r" },
       marks: costMarks(drawn),
     }), {
       of: run.name, legend: [...(drawn.others.length ? [["masks of the table", "var(--other)", "dot"]] : []), ["scored by the search", "var(--kept)", "ring"],
@@ -78,7 +78,7 @@ const DRAW = {
       const rows = values.map((value, i) => ({ unit: names[i], value, skipped: run.mask[i] }));
       chart(place, name.replaceAll("_", " "), (width) => ({
         height: 90, marginLeft: 56, marginBottom: 4, x: { domain: names, label: null, axis: null },
-        y: { label: null, grid: true, ticks: 3, tickFormat: "~g" }, marks: [
+        y: { label: null, grid: true, ticks: 3, tickFormat: ".3~r" }, marks: [
           Plot.barY(rows, { x: "unit", y: "value", fill: (row) => (row.skipped ? "none" : "var(--kept)"),
             stroke: (row) => (row.skipped ? "var(--accent)" : "none"), strokeWidth: 2, insetLeft: width / names.length > 12 ? 2 : 0.5 }),
           Plot.ruleY([0], { stroke: "var(--line)" }),

@@ -128,7 +128,7 @@ const SHAPES = {
 };
 
 /** An axis of shares in per cent. */
-const savedAxis = { label: "MACs saved, %", grid: true, nice: true, percent: true };
+const savedAxis = { label: "MACs saved, %", grid: true, nice: true, percent: true, tickFormat: ".3~r" };
 
 /** Loss against cost: other masks, the front, what was tried, where a run landed. */
 function costMarks({ others, front, tried, landed }) {

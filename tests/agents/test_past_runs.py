@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from das_gym.agents.commands import PROGRAM
+from das_gym.agents.past_runs import RunsSettings, past_runs
+
+from das_gym.files import write_json
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    def add(run: int, command: str, result: float | None, status: str = "COMPLETED", **config) -> None:
+        began = {
+            "experiment": {"name": command},
+            "result": result,
+            "status": status,
+            "start_time": f"2026-11-2{run}T10:00:07.5",
+        }
+        write_json(tmp_path / str(run) / "run.json", {**began, "experiment": {"name": command}})
+        write_json(tmp_path / str(run) / "config.json", config)
+
+    add(1, "agents", 0.5, env_id="DAS-METER-VQA-Tabular-v0", agent="bandit")
+    add(2, "agents", 0.7, env_id="DAS-ViLT-VQA-v0", agent="maskable_ppo")
+    add(3, "agents", None, "INTERRUPTED", env_id="DAS-METER-VQA-v0", agent="bandit")
+    add(4, "adapt shrink", 0.9, model="VLM", task="answering")
+    add(5, "agents", None, "FAILED", env_id="synthetic:Mine-v0", agent="bandit")
+    write_json(tmp_path / "2" / "search.json", {"macs_saved": 0.125})
+    write_json(tmp_path / "4" / "shrink.json", {"models": [{"macs_saved": 0.0}, {"macs_saved": 0.2}]})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("asked", "ids"),
+    [
+        ({}, [4, 2, 1, 5, 3]),
+        ({"order": "newest"}, [5, 4, 3, 2, 1]),
+        ({"agent": "bandit"}, [1, 5, 3]),
+        ({"env": "meter_vqa"}, [1, 3]),
+        ({"env": "table"}, [1]),
+        ({"command": "adapt shrink"}, [4]),
+        ({"status": "stopped"}, [3]),
+        ({"agent": "bandit", "status": "failed"}, [5]),
+    ],
+)
+def test_order_and_filters(runs: Path, asked: dict, ids: list[int]):
+    assert [run.id for run in past_runs(RunsSettings(runs_dir=str(runs), **asked))] == ids
+
+
+def test_what_is_told(runs: Path):
+    told = {run.id: run for run in past_runs(RunsSettings(runs_dir=str(runs)))}
+    assert (told[1].env, told[2].env, told[4].env, told[5].env) == (
+        "meter_vqa_table",
+        "vilt_vqa",
+        "vlm_answering",
+        "synthetic:Mine-v0",
+    )
+    assert (told[1].macs_saved, told[2].macs_saved, told[4].macs_saved) == (None, 0.125, 0.2)
+    assert (told[3].status, told[3].result, told[3].started) == ("stopped", None, "2026-11-23 10:00")
+    assert told[4].agent == "-"
+
+
+def test_it_is_printed_in_80_columns(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "most=4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert next(line for line in lines if "maskable_ppo" in line).split() == [
+        "2", "agents", "maskable_ppo", "vilt_vqa", "0.7000", "12.5", "%", "done", "11-22", "10:00",
+    ]  # fmt: skip
+    assert lines[-1] == "1 more: most=5 shows all"
+    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "agent=nobody"]) == 0
+    assert capsys.readouterr().out == f"no such run in {runs}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("status=FAILED", "did you mean 'failed'"),
+        ("order=x", "best, newest"),
+        ("runs_dir=/none", "run something first"),
+    ],
+)
+def test_what_is_refused(words: str, says: str, capsys: pytest.CaptureFixture[str]):
+    assert PROGRAM.run(["runs", "with", words]) == 1
+    assert says in capsys.readouterr().err
