@@ -18,6 +18,9 @@ PROGRAM = Program(
             "[with ...]",
             "all agents on all tables: writes LEADERBOARD.md",
         ),
+        "blocks": Command(
+            "das_gym.agents.block_measuring:main", "with table=...", "measure blocks of layers, for agents on a table"
+        ),
         "validate": Command(
             "das_gym.agents.searching.validate:main", "with file=...", "replay the record of a search and compare"
         ),
