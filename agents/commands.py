@@ -11,6 +11,9 @@ PROGRAM = Program(
     "agents",
     {
         "search": Command("das_gym.agents.search_experiment:ex", "[with ...]", "search which layers a task does not need"),
+        "pareto": Command(
+            "das_gym.agents.pareto_experiment:ex", "[with ...]", "for every budget the best mask, from one search"
+        ),
         "table": Command("das_gym.agents.table_experiment:ex", "[with ...]", "score every mask: ground truth for searches"),
         "compare": Command("das_gym.agents.compare_experiment:ex", "[with ...]", "agents against each other on a table"),
         "leaderboard": Command(
