@@ -3,6 +3,7 @@
 python -m adapt                                        searches first, with the bundled model and data
 python -m adapt with vilt_nlvr2 bandit                 another model and task, another agent
 python -m adapt with search_run=3                      the mask, model and data of that search
+python -m adapt with front=5 point=3                   a point of the front that `python -m agents pareto` found
 python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a mask of one's own
 python -m adapt with resume=4                          go on with run 4, which was stopped
 """
@@ -13,6 +14,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from das_gym.data.origin import check_record
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
+from das_gym.files import read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import load_splits
@@ -53,6 +56,8 @@ class AdaptSettings(FinetuneConfig, ProblemSettings):
 
     Attributes:
         search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
+        front: Id of a run of `python -m agents pareto`, whose point number `point` to use, with its model and data.
+        point: Which of its points, from 0 on.
         mask: A mask of one's own: 0 or 1 a layer, 1 = skipped.
         search: Settings of `python -m agents` for the search that comes first where neither a run nor a mask is
             given, as in `search.evaluations=100`; an agent's name alone is `search.agent`.
@@ -60,6 +65,8 @@ class AdaptSettings(FinetuneConfig, ProblemSettings):
     """
 
     search_run: int | None = None
+    front: int | None = None
+    point: int | None = None
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = field(default_factory=dict)
     rank_images: int | None = RANKED_IMAGES
@@ -68,10 +75,7 @@ class AdaptSettings(FinetuneConfig, ProblemSettings):
         FinetuneConfig.__post_init__(self)
         ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
-        if self.mask is not None and self.search_run is not None:
-            raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
-        if self.mask is not None and not set(self.mask) <= {0, 1}:
-            raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (skip)")
+        check_chosen(self.mask, self.search_run, self.front, self.point)
 
     def finetuning(self) -> FinetuneConfig:
         """The settings of fine-tuning alone."""
@@ -102,6 +106,8 @@ def choose(settings: AdaptSettings) -> Choice:
     """
     if settings.mask is not None:
         return Choice(np.array(settings.mask, dtype=bool), settings.problem())
+    if settings.front is not None and settings.point is not None:
+        return fronted(settings.runs_dir, settings.front, settings.point, changed_settings(settings))
     if settings.search_run is None:
         raise ValueError(f"give search_run=<id> or mask=[...]; `{typed('adapt')}` alone searches first")
     return searched(settings.runs_dir, settings.search_run, changed_settings(settings))
@@ -127,13 +133,98 @@ def searched(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
             f"{path} is not there: run {run} is no search, or one that did not end "
             f"(`{typed('agents', f'resume={run}')}` goes on with a search)"
         )
-    record = SearchResult.load(path)
-    untyped = {name: value for name, value in record.env_kwargs.items() if name in PROBLEM_SETTINGS and name not in given}
-    check_record(folder, path, record.use, untyped)
-    use(record.use)
-    entry = _environment(record.env_id, run)
-    mask, remark = best_mask(vars(record))
-    return Choice(mask, build(ProblemConfig, {"model": entry.model, "task": entry.task, **untyped, **given}), remark)
+    record = vars(SearchResult.load(path))
+    mask, remark = best_mask(record)
+    return Choice(mask, _problem(record, path, run, given), remark)
+
+
+def fronted(runs_dir: str, run: int, point: int, given: Mapping[str, Any]) -> Choice:
+    """A point of a front.
+
+    Args:
+        runs_dir: Folder of all runs.
+        run: Id of the run that found the front.
+        point: Its number, from 0 on.
+        given: Fields of `ProblemConfig` that differ from the search's.
+
+    Raises:
+        FileNotFoundError: no such run, or one that is not finished.
+        ValueError: no such point, or a search of an environment that is not registered.
+    """
+    folder = find_run(runs_dir, run)
+    path = folder / "front.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there: run {run} is none of `{typed('agents pareto')}`, or one that did not end "
+            f"(`{typed('agents pareto', f'resume={run}')}` goes on with one)"
+        )
+    record = _front(path)
+    points = record["points"]
+    if point >= len(points):
+        raise ValueError(f"point={point}: the front of run {run} has points 0..{len(points) - 1}; use one of them")
+    chosen = points[point]
+    remark = (
+        f"point {point} of run {run}: {100 * chosen['saved']:.1f} % of the {record['cost']} saved, "
+        f"loss {chosen['loss']:.4f}, skips {', '.join(chosen['skipped_layers']) or 'nothing'}"
+    )
+    return Choice(np.array(chosen["mask"], dtype=bool), _problem(record, path, run, given), remark)
+
+
+def check_chosen(
+    mask: Sequence[int] | None, search_run: int | None, front: int | None, point: int | None, one: str = "skip"
+) -> None:
+    """Refuse settings that choose a mask twice, or not at all where they begin to.
+
+    Args:
+        mask: One that is given.
+        search_run: Id of a search.
+        front: Id of a search of a whole front.
+        point: Which of the front's.
+        one: What a 1 in a mask means, for the message.
+
+    Raises:
+        ValueError: the reason.
+    """
+    given = [f"{name}={value}" for name, value in (("search_run", search_run), ("front", front)) if value is not None]
+    given = [*(["mask"] if mask is not None else []), *given]
+    if len(given) > 1:
+        raise ValueError(f"both {' and '.join(given)} are given; give one of them")
+    if front is not None and point is None:
+        raise ValueError(f"front={front} needs the number of one of its points: give point=3, say")
+    if point is not None and (front is None or point < 0):
+        raise ValueError(f"point={point} is the number, from 0 on, of a point of a front: give it with front=<run id>")
+    if mask is not None and not set(mask) <= {0, 1}:
+        raise ValueError(f"mask={list(mask)} holds other values than 0 (keep) and 1 ({one})")
+
+
+def _front(path: Path) -> dict[str, Any]:
+    """The record of a front.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    record = read_json(path)
+    try:
+        masks = np.array([point["mask"] for point in record["points"]])
+        whole = masks.ndim == 2 and bool(np.isin(masks, (0, 1)).all())
+        whole &= all(np.isfinite([point["saved"], point["loss"]]).all() for point in record["points"])
+        whole &= all(isinstance(name, str) for point in record["points"] for name in point["skipped_layers"])
+        whole &= isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is damaged, or no front of `{typed('agents pareto')}`: run that again")
+    return dict(record)
+
+
+def _problem(record: Mapping[str, Any], path: Path, run: int, given: Mapping[str, Any]) -> ProblemConfig:
+    """Model and data of the record of a search, but for what is given."""
+    brought = record["env_kwargs"]
+    untyped = {name: value for name, value in brought.items() if name in PROBLEM_SETTINGS and name not in given}
+    check_record(path.parent, path, record.get("use", ()), untyped)
+    use(record.get("use", ()))
+    entry = _environment(record["env_id"], run)
+    return build(ProblemConfig, {"model": entry.model, "task": entry.task, **untyped, **given})
 
 
 def _environment(env_id: str, run: int) -> EnvEntry:
@@ -209,7 +300,7 @@ class SearchingExperiment(RunsExperiment):
         for part in (*(self.named_configs[name]() for name in named_configs if name in self.named_configs), given):
             whole |= {**part, "search": {**whole["search"], **part.get("search", {})}}
         begins = command_name in (None, self.default_command) and whole.get("resume") is None
-        chosen = any(whole.get(name) is not None for name in ("mask", "search_run"))
+        chosen = any(whole.get(name) is not None for name in ("mask", "search_run", "front"))
         if begins:
             self.check_first(whole)
         if self.search_first is not None and begins and not chosen:

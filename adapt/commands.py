@@ -69,7 +69,15 @@ def _main_experiment() -> Any:
 def _shrink_experiment() -> Any:
     from das_gym.adapt.shrink_experiment import ShrinkExperiment
 
-    return ShrinkExperiment(partial(search_first, then="adapt shrink"), searching_agents, search_report)
+    return ShrinkExperiment(
+        partial(search_first, then="adapt shrink"), searching_agents, search_report, _shrink_compare_experiment
+    )
+
+
+def _shrink_compare_experiment() -> Any:
+    from das_gym.adapt.shrink.compare_experiment import CompareExperiment
+
+    return CompareExperiment(partial(search_first, then="adapt shrink"))
 
 
 def _das_experiment() -> Any:
@@ -85,8 +93,8 @@ PROGRAM = Program(
         "das": Command(_das_experiment, "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
         "shrink": Command(
             _shrink_experiment,
-            "with checkpoint=... out=...",
-            "delete layers of a model of transformers, recover, save a folder",
+            "[compare] with checkpoint=... out=...",
+            "delete layers of a model of transformers, recover, save a folder; compare methods",
         ),
         "pretrain": Command(
             "das_gym.adapt.pretrain_experiment:ex", "[with ...]", "pre-train one of the bundled mini models"

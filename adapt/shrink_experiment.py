@@ -4,7 +4,9 @@ python -m adapt shrink with checkpoint=DIR data_root=DIR macs_saved=0.2 out=NEW 
 python -m adapt shrink with checkpoint=DIR data_root=DIR skip_num=3 recover=none    3 layers deleted, nothing trained
 python -m adapt shrink with checkpoint=DIR data_root=DIR latency_saved=0.2          or memory_saved, parameters_saved
 python -m adapt shrink with search_run=3 out=NEW                                    the mask, model and data of that search
+python -m adapt shrink with front=5 point=3 out=NEW                                 a point of the front of `agents pareto`
 python -m adapt shrink with checkpoint=DIR data_root=DIR 'mask=[0,1,0,0]'           a mask of one's own
+python -m adapt shrink compare with checkpoint=DIR data_root=DIR macs_saved=0.2     methods side by side, nothing saved
 python -m adapt shrink with resume=4                                                go on with run 4, which was stopped
 """
 
@@ -13,14 +15,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.adapt_experiment import Choice, SearchFirst, SearchingExperiment, searched, told_to_any_search
+from das_gym.adapt.adapt_experiment import (
+    Choice,
+    SearchFirst,
+    SearchingExperiment,
+    check_chosen,
+    fronted,
+    searched,
+    told_to_any_search,
+)
 from das_gym.adapt.run_report import SearchReport, run_report
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers
@@ -46,7 +57,15 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.command import REPORT
 from das_gym.drawing.report import write_report
 from das_gym.engine.precision import bfloat16_hardware
-from das_gym.experiment import MISTAKES, ProblemSettings, RunError, check_problem, required_folder, run_folder
+from das_gym.experiment import (
+    MISTAKES,
+    ProblemSettings,
+    RunError,
+    RunsExperiment,
+    check_problem,
+    required_folder,
+    run_folder,
+)
 from das_gym.files import write_json, write_text
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
@@ -79,6 +98,7 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
         out: The folder to write; None is `model` in the run's folder.
         skip_num: Budget: exactly how many layers to delete; None, with no share to save either, is `macs_saved=0.2`.
         search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
+        front, point: Or id of a run of `python -m agents pareto`, and which of its points, from 0 on.
         mask: A mask of one's own: 0 or 1 a layer, 1 = deleted.
         search: Settings of `python -m agents` for the search that comes first, as in `search.evaluations=100`.
         test_examples: Most test examples that are answered and scored; None = all.
@@ -92,6 +112,8 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
     out: str | None = None
     skip_num: int | None = None
     search_run: int | None = None
+    front: int | None = None
+    point: int | None = None
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = field(default_factory=dict)
     test_examples: int | None = 500
@@ -106,10 +128,7 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
         for name in ("test_examples", "generate_batch_size", "latency_blocks"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more")
-        if self.mask is not None and self.search_run is not None:
-            raise ValueError(f"both mask and search_run={self.search_run} are given; give one of them")
-        if self.mask is not None and not set(self.mask) <= {0, 1}:
-            raise ValueError(f"mask={list(self.mask)} holds other values than 0 (keep) and 1 (delete)")
+        check_chosen(self.mask, self.search_run, self.front, self.point, one="delete")
         if MODELS[self.model].reads != "prompts":
             others = [name for name, entry in MODELS.items() if entry.reads == "prompts"]
             raise ValueError(
@@ -139,14 +158,16 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
         """
         if self.mask is not None:
             return Choice(np.array(self.mask, dtype=bool), self.problem())
-        if self.search_run is None:
-            return None
         own = {name: value for name, value in changed_settings(self).items() if name not in ("model", "task")}
-        choice = searched(self.runs_dir, self.search_run, own)
+        if self.front is not None and self.point is not None:
+            choice = fronted(self.runs_dir, self.front, self.point, own)
+        elif self.search_run is not None:
+            choice = searched(self.runs_dir, self.search_run, own)
+        else:
+            return None
         if MODELS[choice.problem.model].reads != "prompts":
-            raise ValueError(
-                f"run {self.search_run} searched {choice.problem.model}, which answers in no words: shrink cannot"
-            )
+            run = self.search_run if self.front is None else self.front
+            raise ValueError(f"run {run} searched {choice.problem.model}, which answers in no words: shrink cannot")
         return choice
 
 
@@ -275,15 +296,20 @@ class ShrinkExperiment(SearchingExperiment):
         search_first: As for `SearchingExperiment.search_with`.
         agents: Likewise.
         search_report: What a search tells in a report, since this package knows nothing of agents; None = nothing.
+        compare: Makes the experiment that `python -m adapt shrink compare` runs.
     """
+
+    siblings = ("compare",)
 
     def __init__(
         self,
         search_first: SearchFirst | None = None,
         agents: Callable[[], Mapping[str, Mapping[str, Any]]] = dict,
         search_report: SearchReport | None = None,
+        compare: Callable[[], RunsExperiment] | None = None,
     ) -> None:
         super().__init__("adapt shrink", save_git_info=False)
+        self.compare = compare
         self.add_settings(ShrinkSettings, check)
         self.search_with(search_first, agents)
         self.search_report = search_report
@@ -312,12 +338,29 @@ class ShrinkExperiment(SearchingExperiment):
     def search_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the search is told."""
         settings = build(ShrinkSettings, given)
-        told = told_to_any_search(settings)
-        env_kwargs = {name: told.pop(name) for name in IN_ENV_KWARGS if name in told}
-        asked = {**told, **settings.budget, **settings.search}
-        if env_kwargs or "env_kwargs" in settings.search:
-            asked["env_kwargs"] = {**env_kwargs, **settings.search.get("env_kwargs", {})}
-        return asked
+        return told_to_search(settings, settings.search)
+
+    def run_commandline(self, argv: Sequence[str] | None = None) -> Any:
+        """As `RunsExperiment.run_commandline`; `compare` behind the name is an experiment of its own."""
+        words = list(sys.argv if argv is None else argv)
+        if self.compare is not None and words[1:2] == ["compare"]:
+            return self.compare().run_commandline([words[0], *words[2:]])
+        return super().run_commandline(words)
+
+
+def told_to_search(settings: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What a search for something to delete is told.
+
+    Args:
+        settings: A command's, with a `budget`.
+        more: Settings of `python -m agents` that come before those.
+    """
+    told = told_to_any_search(settings)
+    env_kwargs = {name: told.pop(name) for name in IN_ENV_KWARGS if name in told}
+    asked = {**told, **settings.budget, **more}
+    if env_kwargs or "env_kwargs" in more:
+        asked["env_kwargs"] = {**env_kwargs, **more.get("env_kwargs", {})}
+    return asked
 
 
 def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
@@ -439,6 +482,8 @@ class Work:
         )
 
     def _budget(self) -> str:
+        if self.settings.front is not None:
+            return f"point {self.settings.point} of the front of run {self.settings.front}"
         if self.settings.search_run is None:
             return "a mask that was given"
         return f"found by search run {self.settings.search_run}"
@@ -454,6 +499,8 @@ class Work:
             "search",
             "mask",
             "search_run",
+            "front",
+            "point",
         }
         changed = {
             f.name: getattr(self.settings, f.name)

@@ -7,14 +7,18 @@ from das_gym.lazy import lazy
 _PLACES = {
     "AGENTS": "das_gym.agents.ask_tell.base",
     "Agent": "das_gym.agents.ask_tell.base",
+    "Angular": "das_gym.agents.ask_tell.angular",
     "Bandit": "das_gym.agents.ask_tell.bandit",
     "Bayes": "das_gym.agents.ask_tell.bayes",
     "BestSeen": "das_gym.agents.ask_tell.best_seen",
+    "BlockInfluence": "das_gym.agents.ask_tell.block_influence",
     "Budget": "das_gym.problem.budget",
     "CrossEntropy": "das_gym.agents.ask_tell.cross_entropy",
+    "EvoPress": "das_gym.agents.ask_tell.evopress",
     "Evolution": "das_gym.agents.ask_tell.evolution",
     "Exhaustive": "das_gym.agents.ask_tell.exhaustive",
     "Greedy": "das_gym.agents.ask_tell.greedy",
+    "Interlace": "das_gym.agents.ask_tell.interlace",
     "LeaveOneOut": "das_gym.agents.ask_tell.greedy",
     "MaskSpace": "das_gym.problem.mask_space",
     "OneMask": "das_gym.agents.ask_tell.best_seen",
@@ -30,6 +34,7 @@ _PLACES = {
 }
 
 if TYPE_CHECKING:
+    from das_gym.agents.ask_tell.angular import Angular as Angular
     from das_gym.agents.ask_tell.bandit import Bandit as Bandit
     from das_gym.agents.ask_tell.base import AGENTS as AGENTS
     from das_gym.agents.ask_tell.base import Agent as Agent
@@ -38,11 +43,14 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
     from das_gym.agents.ask_tell.best_seen import BestSeen as BestSeen
     from das_gym.agents.ask_tell.best_seen import OneMask as OneMask
+    from das_gym.agents.ask_tell.block_influence import BlockInfluence as BlockInfluence
     from das_gym.agents.ask_tell.cross_entropy import CrossEntropy as CrossEntropy
     from das_gym.agents.ask_tell.evolution import Evolution as Evolution
+    from das_gym.agents.ask_tell.evopress import EvoPress as EvoPress
     from das_gym.agents.ask_tell.exhaustive import Exhaustive as Exhaustive
     from das_gym.agents.ask_tell.greedy import Greedy as Greedy
     from das_gym.agents.ask_tell.greedy import LeaveOneOut as LeaveOneOut
+    from das_gym.agents.ask_tell.interlace import Interlace as Interlace
     from das_gym.agents.ask_tell.one_shot import OneShot as OneShot
     from das_gym.agents.ask_tell.random_search import RandomSearch as RandomSearch
     from das_gym.agents.ask_tell.uniform import Uniform as Uniform

@@ -42,8 +42,8 @@ from das_gym.runs import RunSettings, library_versions, progress
 FORMAT = 1
 RECORD = "compare.json"
 PICTURE = "compare.png"
-COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
-"""Every agent but the one that finds the best mask by scoring everything; Stable-Baselines3's are compared if named."""
+COMPARED = tuple(name for name in AGENTS if name not in ("exhaustive", "sleb"))
+"""Every agent but the one that scores everything, and `greedy`'s other name; Stable-Baselines3's are compared if named."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def agents() -> Table:
     for name in AGENTS:
         cls = agent_class(name)
         own = list(inspect.signature(cls).parameters.values())[2:]  # after space, seed
-        values = {p.name: p.default for p in own if p.name != "statistics"} | SEARCH_DEFAULTS.get(name, {})
+        values = {p.name: p.default for p in own if p.name not in ("statistics", "blocks")} | SEARCH_DEFAULTS.get(name, {})
         table.add_row(name, "\n".join(f"{key}={value}" for key, value in values.items()), first_line(cls))
     return table
 

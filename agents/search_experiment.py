@@ -24,6 +24,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
+from das_gym.agents.block_measuring import with_blocks
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
@@ -153,7 +154,7 @@ def search_mask(
     del env_kwargs, agent_kwargs, hyperparameters  # named so that Sacred lets them hold keys of their own
     settings = build(SearchSettings, _config)
     folder, resumed = run_folder(_run), settings.resume is not None
-    config = settings.search_config()
+    config = with_blocks(settings.search_config())
     checkpoint = SB3_CHECKPOINT if isinstance(config, SB3Config) else CHECKPOINT
     config = with_costs(config, folder / checkpoint if folder is not None and resumed else None)
     log = _Log(_run, config)

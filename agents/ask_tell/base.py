@@ -18,15 +18,20 @@ from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class
 
 AGENTS: dict[str, str | type[Agent]] = {
+    "angular": "das_gym.agents.ask_tell.angular:Angular",
     "bandit": "das_gym.agents.ask_tell.bandit:Bandit",
     "bayes": "das_gym.agents.ask_tell.bayes:Bayes",
+    "block_influence": "das_gym.agents.ask_tell.block_influence:BlockInfluence",
     "cross_entropy": "das_gym.agents.ask_tell.cross_entropy:CrossEntropy",
     "evolution": "das_gym.agents.ask_tell.evolution:Evolution",
+    "evopress": "das_gym.agents.ask_tell.evopress:EvoPress",
     "exhaustive": "das_gym.agents.ask_tell.exhaustive:Exhaustive",
     "greedy": "das_gym.agents.ask_tell.greedy:Greedy",
+    "interlace": "das_gym.agents.ask_tell.interlace:Interlace",
     "leave_one_out": "das_gym.agents.ask_tell.greedy:LeaveOneOut",
     "one_shot": "das_gym.agents.ask_tell.one_shot:OneShot",
     "random": "das_gym.agents.ask_tell.random_search:RandomSearch",
+    "sleb": "das_gym.agents.ask_tell.greedy:Greedy",
     "uniform": "das_gym.agents.ask_tell.uniform:Uniform",
 }
 """Name to class or "module:class". An agent outside this table is named by its "module:class" itself."""
@@ -37,7 +42,8 @@ class Agent(ABC):
 
     A search is `masks = ask(n)`, `tell(masks, rewards)`, again and again, and then `best()`.
     A subclass takes its own hyperparameters as keyword arguments after `seed`; one that is named `statistics` is no
-    hyperparameter but gets what the environment observes: statistic name to (n_layers,) values.
+    hyperparameter but gets what the environment observes: statistic name to (n_layers,) values. One that is named `blocks`
+    is filled in by commands, see `Angular`.
 
     Args:
         space: The masks to choose from.

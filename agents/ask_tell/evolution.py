@@ -60,6 +60,15 @@ class Evolution(BestSeen):
         self._rejected: dict[bytes, None] = {}
 
     @property
+    def generation(self) -> int:
+        """How many masks the present generation has."""
+        return self.offspring
+
+    def surviving(self, scored: int) -> int:
+        """How many of so many masks go on to the next stage."""
+        return (scored + 1) // 2
+
+    @property
     def examples_share(self) -> float:  # type: ignore[override]
         """That of the present stage."""
         return self.stages[self._stage]
@@ -68,7 +77,7 @@ class Evolution(BestSeen):
         """(m, n_layers) masks, no more than the generation still wants in this stage."""
         if self._stage == 0:
             seen = {**self.reported, **self._rejected, **self._scored}
-            fresh = self.space.distinct(min(n, self.offspring - len(self._scored)), self._draw, self.rng, seen)
+            fresh = self.space.distinct(min(n, self.generation - len(self._scored)), self._draw, self.rng, seen)
             if len(fresh) or not self._scored or len(self.stages) == 1:
                 return fresh
             self._end_stage()  # no more masks exist: the generation is a small one
@@ -81,7 +90,7 @@ class Evolution(BestSeen):
         self._waiting = [key for key in self._waiting if key not in self._scored]
         if self._stage == len(self.stages) - 1:
             super().tell(masks, rewards)
-        if not self._waiting and (self._stage > 0 or len(self._scored) >= self.offspring):
+        if not self._waiting and (self._stage > 0 or len(self._scored) >= self.generation):
             self._end_stage()
 
     def best(self) -> Masks:
@@ -115,7 +124,7 @@ class Evolution(BestSeen):
             self.parent, self._stage = self.best(), 0
         else:
             ranked = sorted(self._scored, key=lambda key: -self._scored[key])
-            kept = (len(ranked) + 1) // 2
+            kept = self.surviving(len(ranked))
             self._rejected |= dict.fromkeys(ranked[kept:])
             self._waiting, self._stage = ranked[:kept], self._stage + 1
         self._scored = {}

@@ -13,12 +13,14 @@ from das_gym.problem.mask_space import MaskSpace
 
 
 class Greedy(BestSeen):
-    """Greedy removal, re-evaluated (SLEB, arXiv 2402.09025).
+    """Greedy removal, re-evaluated: SLEB (arXiv 2402.09025), whose name it has too.
 
-    A round scores the current mask with each further layer skipped, and the best of these is the next mask, until the
-    budget is kept: for 4 of 12 layers 12 + 11 + 10 + 9 = 42 masks. All but those of the last round skip too little,
-    so the environment must take any mask (`free_budget`); each counts as an evaluation. Asked for its answer before,
-    it adds the layers whose removal was scored best.
+    SLEB scores each block by the loss without it and without those already gone, and removes the least missed one, again and
+    again: its third metric, which is this; its second, without the re-evaluation, is `LeaveOneOut`. A round scores the
+    current mask with each further layer skipped, and the best of these is the next mask, until the budget is kept: for 4 of
+    12 layers 12 + 11 + 10 + 9 = 42 masks. All but those of the last round skip too little, so the environment must take any
+    mask (`free_budget`); each counts as an evaluation. Asked for its answer before, it adds the layers whose removal was
+    scored best.
 
     Args:
         space: The masks to choose from.

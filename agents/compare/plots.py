@@ -13,6 +13,7 @@ from das_gym.files import replacing
 from das_gym.problem.budget import Floats, Masks
 
 if TYPE_CHECKING:
+    from das_gym.agents.pareto.record import FrontResult
     from matplotlib.figure import Figure
 
 _KEPT = "0.7"
@@ -110,3 +111,38 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
 def _drawn(values: Floats) -> Floats:
     """Numbers as they are drawn: nothing where there is no answer yet."""
     return np.where(np.isfinite(values), values, np.nan)
+
+
+def plot_front(path: str | os.PathLike[str], result: FrontResult, title: str = "") -> None:
+    """A PNG of loss, on a logarithmic scale, against the share of the cost saved.
+
+    Drawn are every mask scored, the front with its points' numbers, the full model, and the baselines.
+
+    Args:
+        path: Where the PNG goes.
+        result: The front.
+        title: Title of the picture.
+    """
+    figure = _figure(9.0)
+    axes = figure.add_subplot()
+    front, searched = result.front, result.searched
+    axes.scatter(100 * searched.saved, _drawn(searched.losses), s=8, color=_KEPT, label="scored", zorder=1)
+    for index, (name, scored) in enumerate(result.baselines.items(), start=1):
+        marker = "v^<>DP*X"[index % 8]
+        axes.scatter(100 * scored.saved, _drawn(scored.losses), s=30, color=f"C{index}", marker=marker, label=name, zorder=2)
+    axes.step(100 * front.saved, front.losses, where="pre", color="C0", linewidth=2.0, zorder=3)
+    axes.scatter(100 * front.saved, front.losses, s=22, color="C0", label="front, numbered", zorder=4)
+    axes.scatter(
+        100 * searched.saved[:1], _drawn(searched.losses[:1]), s=90, color="black", marker="s", label="full model", zorder=3
+    )
+    step = max(1, len(front.masks) // 15)
+    for number in range(0, len(front.masks), step):
+        place = (100 * front.saved[number], front.losses[number])
+        axes.annotate(str(number), place, xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
+    if np.nanmin(_drawn(searched.losses)) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel(f"{result.cost} saved, %")
+    axes.set_ylabel("loss (reward split), nats")
+    axes.legend(frameon=False)
+    axes.set_title(title)
+    _save(figure, path)

@@ -10,12 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from das_gym.agents.ask_tell.asking import answer, ask
 from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
+from das_gym.agents.block_measuring import blocks_of, takes_blocks
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.loop import SEARCH_DEFAULTS, agent_generator
 
 from das_gym.problem.budget import Floats, Masks
+
+ON_ALL_EXAMPLES: dict[str, dict[str, Any]] = {"evopress": {"stages": [1.0], "offspring": 8, "initial": 8}}
+"""Settings of agents that begin on few examples, where every mask is scored on all: comparisons count whole evaluations."""
 
 NO_ANSWER = -np.inf
 """The reward of the answer of an agent that has none yet."""
@@ -79,7 +83,9 @@ def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], mas
 
 
 def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any]) -> Agent:
-    settings = {**SEARCH_DEFAULTS.get(name, {}), **agent_kwargs}
+    settings = {**SEARCH_DEFAULTS.get(name, {}), **ON_ALL_EXAMPLES.get(name, {}), **agent_kwargs}
+    if takes_blocks(name) and "blocks" not in settings:
+        settings["blocks"] = blocks_of(oracle.env_id, oracle.env_kwargs)
     agent = make_agent(name, oracle.space, agent_generator(seed), settings, oracle.statistics)
     if agent.examples_share != 1.0:
         raise ValueError(f"agent {name!r} is told to begin on fewer examples; comparisons score all: leave stages out")

@@ -165,3 +165,53 @@ def test_what_the_search_is_told(names: tuple[str, ...], given: dict[str, Any], 
     with pytest.raises(SearchedError):
         AdaptExperiment(search_first, searching_agents).run(config_updates=given, named_configs=names)
     assert asked.items() <= told.items()
+
+
+def front_of(folder: Path) -> None:
+    """What `python -m agents pareto` leaves, in all that adapt reads."""
+    points = [
+        {"mask": mask, "saved": 0.1 * sum(mask), "loss": 0.5, "skipped_layers": ["a"] * sum(mask)}
+        for mask in ([0, 0, 0, 0], ANSWER)
+    ]
+    write_json(
+        folder / "front.json",
+        {"env_id": "DAS-ViLT-VQA-Tabular-v0", "env_kwargs": {"data_root": str(folder)}, "points": points, "cost": "MACs"},
+    )
+
+
+def test_a_point_of_a_front_is_taken_with_its_model(run_folder: Path):
+    front_of(run_folder)
+    choice = choose(AdaptSettings(front=1, point=1, runs_dir=str(run_folder.parent)))
+    assert choice.mask.astype(int).tolist() == ANSWER
+    assert (choice.problem.model, choice.problem.task, choice.problem.data_root) == ("ViLT", "vqa", str(run_folder))
+    assert choice.remark == "point 1 of run 1: 20.0 % of the MACs saved, loss 0.5000, skips a, a"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"front": 1}, "front=1 needs the number of one of its points: give point=3, say"),
+        ({"point": 2}, "point=2 is the number, from 0 on, of a point of a front: give it with front=<run id>"),
+        ({"front": 1, "point": -1}, "point=-1 is the number, from 0 on"),
+        ({"front": 1, "point": 0, "search_run": 2}, "both search_run=2 and front=1 are given; give one of them"),
+        ({"front": 1, "point": 2}, r"point=2: the front of run 1 has points 0\.\.1; use one of them"),
+    ],
+)
+def test_points_that_there_are_not(run_folder: Path, given: dict[str, int], told: str):
+    front_of(run_folder)
+    with pytest.raises(ValueError, match=told):
+        choose(AdaptSettings(**given, runs_dir=str(run_folder.parent)))  # type: ignore[arg-type]
+
+
+def test_a_run_without_a_front_is_told(run_folder: Path):
+    with pytest.raises(FileNotFoundError, match=r"run 1 is none of `.* agents pareto`, or one that did not end"):
+        choose(AdaptSettings(front=1, point=0, runs_dir=str(run_folder.parent)))
+
+
+def test_a_front_needs_no_search(run_folder: Path):
+    front_of(run_folder)
+    searches = []
+    experiment = AdaptExperiment(lambda settings: searches.append(settings) or 1, searching_agents)
+    with pytest.raises(RunError, match=r"points 0\.\.1"):
+        experiment.run(config_updates={"front": 1, "point": 7, "runs_dir": str(run_folder.parent)})
+    assert not searches

@@ -1,0 +1,1 @@
+"""The whole front: for every budget the best mask, from one search."""

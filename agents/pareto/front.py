@@ -1,0 +1,51 @@
+"""What a front is: the masks that no other beats in loss without saving less, and the area that they cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from das_gym.problem.budget import Floats
+
+
+def front_rows(saved: Floats, losses: Floats) -> npt.NDArray[np.intp]:
+    """Rows of the masks on the front, from the least saved up; of equals the first.
+
+    Args:
+        saved: (m,) share of the cost that each mask saves.
+        losses: (m,) nats; those that are not finite are never on it.
+    """
+    order = np.lexsort((losses, -saved))
+    ordered = np.where(np.isfinite(losses), losses, np.inf)[order]
+    lowest = np.minimum.accumulate(np.concatenate(([np.inf], ordered[:-1])))
+    return order[ordered < lowest][::-1]
+
+
+def hypervolume(saved: Floats, losses: Floats, reference: tuple[float, float]) -> float:
+    """The area between the front and a reference point, exactly: share saved times nats.
+
+    Args:
+        saved: (m,) as for `front_rows`.
+        losses: (m,) likewise.
+        reference: Share saved and loss; what saves less or loses more covers nothing.
+    """
+    rows = front_rows(saved, losses)
+    rows = rows[(saved[rows] > reference[0]) & (losses[rows] < reference[1])]
+    widths = np.diff(saved[rows], prepend=reference[0])
+    return float(widths @ (reference[1] - losses[rows]))
+
+
+def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
+    """(share saved, loss): what nothing skipped saves, and the loss of what saves most; both ends of every front search.
+
+    Args:
+        saved: (m,) share that each mask saves, the first one skipping nothing.
+        losses: (m,) nats.
+
+    Raises:
+        ValueError: the mask that saves most has no finite loss.
+    """
+    last = float(losses[int(np.argmax(saved))])
+    if not np.isfinite(last):
+        raise ValueError("the mask that saves most has no finite loss, so that there is no point to measure an area from")
+    return float(saved[0]), last

@@ -1,0 +1,122 @@
+"""What a front search leaves behind: `front.json`, with every mask that it scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from das_gym.agents.pareto.front import front_rows, hypervolume, reference_point
+
+from das_gym.commandline import used
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import skipped_names
+from das_gym.runs import library_versions
+
+FORMAT = 1
+RECORD = "front.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Masks with what they scored, on the reward split.
+
+    Attributes:
+        masks: (m, n_layers) bool, True = skipped.
+        saved: (m,) share of the cost that each saves.
+        losses: (m,) nats; inf where a loss was no number.
+        metrics: (m,) 0..1.
+    """
+
+    masks: Masks
+    saved: Floats
+    losses: Floats
+    metrics: Floats
+
+    def rows(self, chosen: Any) -> Scored:
+        """Some of them."""
+        return Scored(self.masks[chosen], self.saved[chosen], self.losses[chosen], self.metrics[chosen])
+
+    @classmethod
+    def joined(cls, parts: Iterable[Scored]) -> Scored:
+        """All of them, in order."""
+        every = list(parts)
+        return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in cls.__dataclass_fields__))
+
+    def record(self) -> dict[str, Any]:
+        """In plain JSON values: masks as texts of 0 and 1; None for a loss that is not finite."""
+        return {
+            "masks": ["".join("01"[bit] for bit in mask) for mask in self.masks.astype(int).tolist()],
+            "saved": self.saved.tolist(),
+            "losses": [loss if np.isfinite(loss) else None for loss in self.losses.tolist()],
+            "metrics": self.metrics.tolist(),
+        }
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Scored:
+        """What `record` gave."""
+        masks = np.array([[bit == "1" for bit in mask] for mask in record["masks"]], dtype=bool)
+        losses = [np.inf if loss is None else loss for loss in record["losses"]]
+        return cls(masks, np.array(record["saved"]), np.array(losses), np.array(record["metrics"]))
+
+
+@dataclass(frozen=True, eq=False)
+class FrontResult:
+    """A front and where it comes from.
+
+    Attributes:
+        settings: Of the search, plain.
+        env_id: The environment.
+        env_kwargs: Its settings.
+        cost: What `saved` is a share of.
+        layer_names: In mask order.
+        searched: What the search scored, the mask that skips nothing first.
+        baselines: By name, what was scored beside it: masks of one rule, from few layers to many.
+        hypervolume_share: Of the true front's hypervolume, by a table; None where nobody knows.
+    """
+
+    settings: Mapping[str, Any]
+    env_id: str
+    env_kwargs: Mapping[str, Any]
+    cost: str
+    layer_names: tuple[str, ...]
+    searched: Scored
+    baselines: Mapping[str, Scored] = field(default_factory=dict)
+    hypervolume_share: float | None = None
+
+    @property
+    def front(self) -> Scored:
+        """The front of all that was scored, from the least saved up: point 0, 1, ..."""
+        every = Scored.joined([self.searched, *self.baselines.values()])
+        return every.rows(front_rows(every.saved, every.losses))
+
+    def record(self) -> dict[str, Any]:
+        """What is kept in `front.json`."""
+        front, searched = self.front, self.searched
+        reference = reference_point(searched.saved, searched.losses)
+        points = [
+            {
+                "point": number,
+                "mask": front.masks[number].astype(int).tolist(),
+                "skipped_layers": skipped_names(self.layer_names, front.masks[number]),
+                "saved": float(front.saved[number]),
+                "loss": float(front.losses[number]),
+                "metric": float(front.metrics[number]),
+            }
+            for number in range(len(front.masks))
+        ]
+        own = {name: value for name, value in vars(self).items() if name not in ("searched", "baselines", "layer_names")}
+        return {
+            "format": FORMAT,
+            **own,
+            "layer_names": list(self.layer_names),
+            "evaluations": len(searched.masks),
+            "points": points,
+            "reference": dict(zip(("saved", "loss"), reference, strict=True)),
+            "hypervolume": hypervolume(front.saved, front.losses, reference),
+            "searched": searched.record(),
+            "baselines": {name: scored.record() for name, scored in self.baselines.items()},
+            "use": used(),
+            "versions": library_versions(),
+        }

@@ -1,0 +1,137 @@
+"""How much of the true front one search finds, beside random search and `bayes` run at several budgets.
+
+    python -m benchmarks.pareto                                      every bundled table, 5 seeds, 400 evaluations
+    python -m benchmarks.pareto --seeds 2 --tables vilt_nlvr2 --json pareto.json
+
+The share found is the hypervolume of all masks scored, divided by that of all masks of the table. The area is measured from
+the point (share of MACs saved, loss) of which the first is what nothing skipped saves, and the second the loss of the mask
+that saves most; every search knows both after two evaluations, and every rival is given these two masks as well. `bayes` at
+several budgets spreads the same evaluations evenly over budgets that are spread evenly from saving nothing to saving all
+that can be; whatever it scored on the way counts. Random search draws the number of layers first, then the layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from das_gym.agents.ask_tell.base import make_agent
+from das_gym.agents.compare.leaderboard import find_tables
+from das_gym.agents.pareto.front import front_rows, hypervolume, reference_point
+from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
+
+from benchmarks.machine import describe_machine
+from das_gym.files import write_json
+from das_gym.problem.budget import Budget, Masks
+from das_gym.problem.mask_space import MaskSpace
+from das_gym.registration import ENVIRONMENTS
+from das_gym.tables.table import SubnetTable
+
+Method = Callable[[SubnetTable, int, int], Masks]
+"""(evaluations, n_layers) masks that it scores, in order, of a table, a number of evaluations and a seed."""
+
+TURN = 8
+
+
+def ours(table: SubnetTable, evaluations: int, seed: int) -> Masks:
+    """`python -m agents pareto`'s search."""
+    search, losses = FrontSearch(table.n_layers, table.layer_macs.saved, seed), table.values("loss", "reward")
+    while len(search.told) < evaluations:
+        masks = search.ask(min(TURN, evaluations - len(search.told)))
+        search.tell(masks, losses[table.index(masks)])
+    return search.masks
+
+
+def randomly(table: SubnetTable, evaluations: int, seed: int) -> Masks:
+    """Random masks of random numbers of layers, none twice, and the two ends."""
+    search = FrontSearch(table.n_layers, table.layer_macs.saved, seed)
+    while len(search.told) < evaluations:
+        masks = search.random(evaluations - len(search.told))
+        search.tell(masks, np.zeros(len(masks)))
+    return search.masks
+
+
+def at_budgets(count: int, table: SubnetTable, evaluations: int, seed: int) -> Masks:
+    """`bayes` at so many budgets by cost, one after another, after the two ends."""
+    search = FrontSearch(table.n_layers, table.layer_macs.saved, seed)
+    rewards = table.values("exp_neg_loss", "reward")
+    asked = list(search.ends)
+    shares = np.linspace(0.0, table.layer_macs.range[1], count + 1)[:-1]
+    for number, share in enumerate(shares):
+        space = MaskSpace(Budget(table.n_layers, saved=float(share), cost=table.layer_macs))
+        agent, left = make_agent("bayes", space, seed * 1000 + number), (evaluations - len(asked)) // (count - number)
+        while left > 0 and len(masks := agent.ask(min(TURN, left))):
+            agent.tell(masks, rewards[table.index(masks)])
+            asked += list(masks)
+            left -= len(masks)
+    return np.array(asked, dtype=bool)
+
+
+METHODS: dict[str, Method] = {
+    "pareto": ours,
+    "random": randomly,
+    "bayes at 5 budgets": partial(at_budgets, 5),
+    "bayes at 10 budgets": partial(at_budgets, 10),
+}
+
+
+def measure(table: SubnetTable, method: Method, seed: int, marks: list[int]) -> dict[str, Any]:
+    """Shares of the true hypervolume after so many evaluations, share of the true front's losses found, seconds."""
+    saved, losses = table.layer_macs.saved(table.masks), table.values("loss", "reward")
+    reference = reference_point(saved, losses)
+    whole = hypervolume(saved, losses, reference)
+    started = time.perf_counter()
+    rows = table.index(method(table, marks[-1], seed))
+    seconds = time.perf_counter() - started
+    shares = [hypervolume(saved[rows[:mark]], losses[rows[:mark]], reference) / whole for mark in marks]
+    front = front_rows(saved, losses)
+    best = [losses[rows][saved[rows] >= saved[row]].min(initial=np.inf) for row in front]
+    return {"shares": shares, "found": float(np.mean(np.array(best) <= losses[front])), "seconds": seconds}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pareto", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    shorts = {entry.tabular_id: entry.short for entry in ENVIRONMENTS.values()}
+    tables = {shorts[env_id]: path for env_id, path in find_tables(None).items()}
+    parser.add_argument("--tables", nargs="+", choices=tables, default=list(tables))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--evaluations", type=int, default=400)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    if options.seeds < 1 or options.evaluations < DRAWN:
+        parser.error(f"--seeds from 1 on, --evaluations from {DRAWN} on")
+    marks = sorted({max(2, options.evaluations * part // 4) for part in (1, 2, 4)})
+    record: dict[str, Any] = {"machine": describe_machine(), "evaluations": marks, "seeds": options.seeds, "tables": {}}
+    print(f"% of the true front's hypervolume after {', '.join(map(str, marks))} evaluations: mean of {options.seeds} seeds")
+    print("(worst seed); % of the front's points whose loss was reached; seconds a search", flush=True)
+    for name in options.tables:
+        table = SubnetTable.load(tables[name])
+        record["tables"][name] = {}
+        for method in options.methods:
+            runs = [measure(table, METHODS[method], seed, marks) for seed in range(options.seeds)]
+            record["tables"][name][method] = runs
+            print(line(name, method, runs), flush=True)
+    if options.json is not None:
+        write_json(options.json, record)
+
+
+def line(name: str, method: str, runs: list[dict[str, Any]]) -> str:
+    """One table and method."""
+    shares = 100 * np.array([run["shares"] for run in runs])
+    cells = [f"{mean:6.2f} ({worst:6.2f})" for mean, worst in zip(shares.mean(axis=0), shares.min(axis=0), strict=True)]
+    found = 100 * np.mean([run["found"] for run in runs])
+    seconds = np.mean([run["seconds"] for run in runs])
+    return f"{name:<16}{method:<20}{' '.join(cells)}  {found:4.0f} % {seconds:6.1f} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Methods side by side: the verdict, the table, and the experiment on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from das_gym.adapt.commands import PROGRAM, search_first
+from das_gym.adapt.shrink.compare import Found, Line, Quality, found_by, markdown, verdict
+from das_gym.adapt.shrink.compare_experiment import CompareExperiment
+
+from das_gym.experiment import RunError
+from das_gym.files import read_json
+from tests.models.transformers import tiny
+from tests.tasks.answering import making
+
+FULL = Quality(0.1, 0.9, 0.8, 0.95)
+
+
+def line(method: str, seen: float | None, loss: float, after: float | None = None) -> Line:
+    found = Found(method, 1, (0, 1), 20, 1.5, seen)
+    quality = None if after is None else Quality(after, 0.7, 0.6, 0.8)
+    return Line(found, 0.25, "■□", Quality(loss, 0.5, 0.4, 0.6), quality, None if after is None else 2.0)
+
+
+def test_the_verdict_says_where_ours_is_not_ahead():
+    lines = [line("bayes", 0.3, 0.5), line("sleb", 0.3, 0.4), line("random", 0.6, 0.7), line("broken", None, 0.9)]
+    assert verdict(lines) == (
+        "Before recovery, by loss on the reward split, which methods see: none is ahead of bayes, level are sleb. "
+        "Before recovery, by loss on the test split: ahead of bayes are sleb by 0.1000 nats."
+    )
+    assert "bayes is ahead of all" in verdict([lines[0], lines[2]])
+    assert verdict(lines[1:]) == "bayes is not among the methods."
+
+
+def test_the_table_in_markdown():
+    text = markdown("title", FULL, [line("bayes", 0.3, 0.5, 0.2), line("sleb", 0.3, 0.4, 0.3)]).splitlines()
+    assert text[0] == "# title"
+    assert text[2].endswith("| loss | score (95 %) | recovered loss | recovered score (95 %) | layers |")
+    assert [row.split(" | ")[0] for row in text[4:7]] == ["| full model", "| sleb", "| bayes"]
+    assert "recovered" not in markdown("title", FULL, [line("bayes", 0.3, 0.5)])
+
+
+def test_the_loss_is_that_of_the_mask_that_is_taken():
+    record = {"mask": [1, 0], "loss": 0.5, "evaluations": 7, "best_seen": {"mask": [0, 1], "loss": 0.4}}
+    assert found_by("random", 3, record, np.array([True, False]), 1.0).reward_loss == 0.5
+    assert found_by("random", 3, record, np.array([False, True]), 1.0).reward_loss == 0.4
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A tiny model, tiny data, and a run that compared two methods on them."""
+    place = tmp_path_factory.mktemp("compared")
+    making.llava_folder(place / "data", train=12, val=6, test=6)
+    tiny.save("llava", place / "llava")
+    settings = {"checkpoint": str(place / "llava"), "data_root": str(place / "data"), "runs_dir": str(place / "runs")}
+    return {**settings, "skip_num": 1, "evaluations": 4, "device": "cpu", "steps": 2, "methods": ["bayes", "angular"]}
+
+
+def test_two_methods_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+    run = CompareExperiment(search_first).run(config_updates=given)
+    folder = Path(given["runs_dir"]) / "3"
+    record = read_json(folder / "compare.json")
+    assert [row["found"]["method"] for row in record["methods"]] == ["bayes", "angular"]
+    assert [row["found"]["run"] for row in record["methods"]] == [1, 2]
+    assert all(sum(row["found"]["mask"]) == 1 for row in record["methods"])
+    assert all(row["after"] is not None for row in record["methods"])
+    losses = [row["before"]["loss"] for row in record["methods"]]
+    assert run.result == min(losses)
+    searched = read_json(Path(given["runs_dir"]) / "2" / "search.json")
+    assert searched["agent_kwargs"]["blocks"]["streams"] == ["joint"] * len(searched["mask"])
+    assert (folder / "compare.md").read_text().startswith("# llava, 1 layers saved, lora, 2 steps, 6 test examples")
+    assert "Before recovery" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("update", "told"),
+    [
+        ({"methods": []}, "name one or more agents, each once"),
+        ({"agent_kwargs": {"sleb": {}}}, "'sleb' is not compared; methods are bayes, angular"),
+        ({"skip_num": 99}, "skip_num=99: the model has"),
+        ({"searches": {"bayes": 77, "angular": 78}}, "no run 77"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], update: dict[str, Any], told: str):
+    with pytest.raises((RunError, FileNotFoundError), match=told):
+        CompareExperiment(search_first).run(config_updates={**given, **update})
+
+
+def test_the_program_finds_it_behind_shrink(capsys: pytest.CaptureFixture[str]):
+    shrink: Any = PROGRAM.commands["shrink"].load()
+    with pytest.raises(SystemExit):
+        shrink.run_commandline(["adapt", "compare", "with"])
+    assert "adapt shrink compare with name=value" in capsys.readouterr().err
+    assert shrink.compare().path == "adapt shrink compare"

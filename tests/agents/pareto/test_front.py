@@ -1,0 +1,29 @@
+"""Fronts and areas worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from das_gym.agents.pareto.front import front_rows, hypervolume, reference_point
+
+SAVED = np.array([0.0, 0.2, 0.1, 0.4, 0.2, 0.4, 0.3, 0.1])
+LOSSES = np.array([1.0, 1.5, 1.0, 3.0, 1.5, np.inf, 3.0, 2.0])
+
+
+def test_the_front_holds_what_nothing_beats():
+    # row 0 saves less than row 2 at the same loss; 4 equals 1; 5 is not finite; 6 saves less than 3; 7 loses more than 2
+    assert front_rows(SAVED, LOSSES).tolist() == [2, 1, 3]
+
+
+def test_the_area_by_hand():
+    # from (0, 4): 0.1 wide and 3 high, 0.1 and 2.5, 0.2 and 1
+    assert hypervolume(SAVED, LOSSES, (0.0, 4.0)) == pytest.approx(0.1 * 3 + 0.1 * 2.5 + 0.2 * 1)
+    assert hypervolume(SAVED, LOSSES, (0.15, 2.0)) == pytest.approx(0.05 * 0.5)
+    assert hypervolume(SAVED, LOSSES, (0.4, 4.0)) == 0
+    assert hypervolume(SAVED[5:6], LOSSES[5:6], (0.0, 4.0)) == 0
+
+
+def test_it_is_measured_from_both_ends():
+    assert reference_point(SAVED[:5], LOSSES[:5]) == (0.0, 3.0)
+    with pytest.raises(ValueError, match="the mask that saves most has no finite loss"):
+        reference_point(SAVED[[0, 5]], LOSSES[[0, 5]])

@@ -1,0 +1,85 @@
+"""The search of a whole front, on made-up losses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from das_gym.agents.pareto.front import front_rows, hypervolume, reference_point
+from das_gym.agents.pareto.searcher import FrontSearch, log_goodness, neighbours
+from landscapes import rewards
+
+from das_gym.problem.mask_space import every_mask
+
+SAVINGS = np.array([0.03, 0.03, 0.07, 0.07, 0.05, 0.05, 0.1, 0.1])
+
+
+def saved(masks):
+    return masks @ np.resize(SAVINGS, masks.shape[1]) - 0.02
+
+
+def losses_of(masks):
+    return -np.log(rewards(masks))
+
+
+def play(search, evaluations, n=8):
+    while len(search.told) < evaluations:
+        masks = search.ask(min(n, evaluations - len(search.told)))
+        if len(masks) == 0:
+            break
+        search.tell(masks, losses_of(masks))
+    return search
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_half_of_the_masks_find_the_whole_front(seed):
+    masks = every_mask(8)
+    share, losses = saved(masks), losses_of(masks)
+    search = play(FrontSearch(8, saved, seed), 128)
+    truth = masks[front_rows(share, losses)]
+    assert search.front().tolist() == truth.tolist()
+    reference = reference_point(share, losses)
+    first = play(FrontSearch(8, saved, seed), 40)
+    assert hypervolume(saved(first.masks), first.losses, reference) > 0.97 * hypervolume(share, losses, reference)
+
+
+def test_no_mask_comes_twice_and_all_come():
+    search = play(FrontSearch(4, saved, 3), 100, n=5)
+    assert len(search.masks) == 16 == len(np.unique(search.masks, axis=0))
+
+
+def test_it_goes_on_exactly():
+    whole, part = play(FrontSearch(8, saved, 5), 60), play(FrontSearch(8, saved, 5), 36)
+    state = json.loads(json.dumps(part.state_dict()))
+    other = FrontSearch(8, saved, 99)
+    other.tell(part.masks, part.losses)
+    other.load_state_dict(state)
+    assert play(other, 60).masks.tolist() == whole.masks.tolist()
+
+
+def test_many_layers_need_no_list():
+    search = play(FrontSearch(30, saved, 0), 48)
+    assert len(np.unique(search.masks, axis=0)) == 48
+    assert search.front().shape[1] == 30
+
+
+def test_broken_masks_are_kept_off_the_front():
+    search = FrontSearch(6, saved, 0)
+    while len(search.told) < 40:
+        masks = search.ask(8)
+        search.tell(masks, np.where(masks[:, 2], np.inf, losses_of(masks)))
+    assert not search.front()[:, 2].any()
+    assert np.isfinite(log_goodness(search.losses)).all()
+
+
+def test_neighbours_by_hand():
+    found = {"".join(str(int(bit)) for bit in mask) for mask in neighbours(np.array([[True, False, False]]))}
+    assert found == {"000", "110", "101", "010", "001"}
+
+
+def test_losses_of_any_sign_are_taken():
+    values = log_goodness(np.array([-1.0, 0.0, 2.0, np.inf]))
+    assert (np.diff(values)[:2] < 0).all()
+    assert values[2] == values[3]
+    assert (log_goodness(np.array([np.nan, np.inf])) == 0).all()

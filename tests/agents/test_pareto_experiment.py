@@ -1,0 +1,91 @@
+"""`python -m agents pareto`, on a made-up table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from das_gym.agents.commands import PROGRAM
+from das_gym.agents.pareto.front import front_rows
+from das_gym.agents.pareto.record import Scored
+from das_gym.agents.pareto.scoring import FrontProblem
+from das_gym.agents.pareto_experiment import ParetoSettings, drawn, ex, search
+
+from das_gym.experiment import RunError
+from das_gym.files import read_json
+from das_gym.tables.table import SubnetTable
+
+ENV_ID = "DAS-METER-VQA-Tabular-v0"
+
+
+@pytest.fixture
+def asked(made_up_table, tmp_path):
+    """Settings of a short search."""
+    env_kwargs = {"table": str(made_up_table)}
+    return {"env_id": ENV_ID, "env_kwargs": env_kwargs, "evaluations": 60, "runs_dir": str(tmp_path / "runs")}
+
+
+def test_a_run_keeps_every_mask_and_the_front(asked, made_up_table, tmp_path, capsys):
+    run = ex.run(config_updates=asked)
+    record = read_json(tmp_path / "runs" / "1" / "front.json")
+    table = SubnetTable.load(made_up_table)
+    searched = Scored.of(record["searched"])
+    every = Scored.joined([searched, *(Scored.of(scored) for scored in record["baselines"].values())])
+    rows = table.index(every.masks)
+    assert len(searched.masks) == record["evaluations"] == 60
+    np.testing.assert_array_equal(every.losses, table.values("loss", "reward")[rows])
+    np.testing.assert_allclose(every.saved, table.macs_saved[rows])
+    front = every.rows(front_rows(every.saved, every.losses))
+    assert [point["mask"] for point in record["points"]] == front.masks.astype(int).tolist()
+    assert [point["point"] for point in record["points"]] == list(range(len(front.masks)))
+    assert set(record["baselines"]) == {"block_influence", "angular", "interlace", "uniform"}
+    assert run.result == record["hypervolume"]
+    assert (tmp_path / "runs" / "1" / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "runs" / "1" / "front_checkpoint.json").exists()
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[: len(front.masks) + 6])) <= 80
+    assert f"{100 * record['hypervolume_share']:.2f} % of the true front's hypervolume" in printed
+    assert "python -m agents" not in printed.partition("Next: ")[2]
+
+
+def test_a_stopped_search_goes_on_exactly(asked, tmp_path, monkeypatch):
+    settings = ParetoSettings(**asked)
+    whole = search(settings.problem(), settings)
+    problem, path = settings.problem(), tmp_path / "checkpoint.json"
+    score, calls = FrontProblem.score, []
+
+    def fails(self, masks):
+        calls.append(masks)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return score(self, masks)
+
+    monkeypatch.setattr(FrontProblem, "score", fails)
+    with pytest.raises(KeyboardInterrupt):
+        search(problem, settings, path)
+    resumed = search(problem, settings, path)
+    assert resumed.masks.tolist() == whole.masks.tolist()
+    assert resumed.losses.tolist() == whole.losses.tolist()
+
+
+@pytest.mark.parametrize(
+    ("update", "told"),
+    [
+        ({"evaluations": 5}, "evaluations=5 is not allowed; give a whole number from 12 on"),
+        ({"baselines": ["bayes"]}, "baselines holds 'bayes', which searches; give rules such as block_influence"),
+        ({"env_kwargs": {"reward_batches": "cycle"}}, "a front needs 'fixed'"),
+        ({"env_id": "CartPole-v1", "env_kwargs": {}}, "unexpected keyword|no environment of das_gym"),
+    ],
+)
+def test_what_is_refused(asked, update, told):
+    with pytest.raises((RunError, TypeError), match=told):
+        ex.run(config_updates={**asked, **update})
+
+
+def test_layers_are_drawn_kind_by_kind():
+    assert drawn([1, 0, 0, 1], ["text.0", "text.1", "image.0", "image.1"]) == "□■ ■□"
+    assert drawn([0, 1], ["decoder.0.mlp", "decoder.1.mlp"]) == "■ □"
+    assert drawn([0, 1, 0], ["decoder.0.mlp", "decoder.1.mlp", "decoder.2.mlp"]) == "■□■"
+
+
+def test_the_program_knows_it():
+    assert PROGRAM.commands["pareto"].load() is ex
