@@ -8,7 +8,7 @@ from typing import Any
 from das_gym.config import build, check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
-from das_gym.problem.budget import BUDGET_SETTINGS, check_budget
+from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 from das_gym.problem.statistics import DEFAULT_STATISTICS, statistic_names
@@ -132,7 +132,6 @@ class SkipEnv(ScoredEnv):
         check_names(settings, [*own, *ProblemConfig.__dataclass_fields__], "environment argument")
         config = build(ProblemConfig, {"model": model, "task": task, **settings}, "environment argument")
         budget = {name: own[name] for name in BUDGET_SETTINGS}
-        check_budget(budget)  # before anything is loaded
         examples = {name: own[name] for name in ("reward_examples", "reward_batches", "costs", "latency_batch")}
         scorer = MaskScorer(load_problem(config), budget, reward, macs_price, statistics, **examples)
         super().__init__(scorer, action, render_mode, arguments)

@@ -165,12 +165,21 @@ def never(settings: dict[str, Any]) -> int:
         ({"out": "{checkpoint}/inner"}, r"lies in checkpoint=.*: give a folder outside it"),
         ({"out": "{data_root}"}, "is there already, and nothing is ever written over: give a new folder"),
         ({"macs_saved": 0.99}, r"macs_saved=0\.99 is out of reach: the most that any mask of this model saves is 0\.\d+"),
+        (
+            {"memory_saved": 0.99},
+            r"memory_saved=0\.99 is out of reach: the most that any mask of this model saves is 0\.\d+",
+        ),
+        ({"parameters_saved": 0.5, "memory_saved": 0.2}, "are both given; a mask is bound by one budget"),
         ({"skip_num": 9}, r"skip_num=9: the model has 4 skippable layers; use 0\.\.4"),
         ({"skip_num": 1, "macs_saved": 0.2}, "are both given; a mask is bound by one budget"),
         ({"mask": (0, 1, 0)}, "4"),
         ({"mask": (0, 0, 0, 0)}, "the mask skips nothing: there is nothing to delete"),
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers would be deleted: leave one at least"),
         ({"mask": (0, 1, 0, 0), "skip_num": 2}, r"the mask skips 1 layers, .* % of the MACs, and not exactly 2 of 4 layers"),
+        (
+            {"mask": (0, 1, 0, 0), "memory_saved": 0.2},
+            r"% of the memory, and not at least 20 % of the memory saved: leave memory",
+        ),
         ({"mask": (0, 1, 0, 2)}, "holds other values than 0 \\(keep\\) and 1 \\(delete\\)"),
         ({"mask": (0, 1, 0, 0), "search_run": 3}, "both mask and search_run=3 are given; give one of them"),
         ({"search_run": 3}, "no run 3 in"),
@@ -247,3 +256,4 @@ def test_what_the_search_is_told(given: dict[str, str]):
 def test_the_settings_have_a_budget():
     assert ShrinkSettings().budget == {"macs_saved": 0.2}
     assert ShrinkSettings(skip_num=1).budget == {"skip_num": 1}
+    assert ShrinkSettings(latency_saved=0.3).budget == {"latency_saved": 0.3}

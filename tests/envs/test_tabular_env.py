@@ -139,16 +139,16 @@ def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
     older = replace(
         small_table, meta=replace(small_table.meta, statistics=("depth",)), statistics=small_table.statistics[:, 1:2]
     )
-    assert TableScorer(older, 2).feature_names[0] == "text.0/depth"
+    assert TableScorer(older, {"skip_num": 2}).feature_names[0] == "text.0/depth"
     with pytest.raises(ValueError, match=r"unknown statistic of this table 'stream'; known: depth"):
-        TableScorer(older, 2, statistics=["stream"])
+        TableScorer(older, {"skip_num": 2}, statistics=["stream"])
 
 
 def test_a_reward_that_the_table_cannot_answer(small_table: SubnetTable):
     unknown = np.full(64, np.nan)
     scores = {s: Scores(m.losses, m.metrics, unknown) for s, m in small_table.scores.items()}
     with pytest.raises(ValueError, match="reward='neg_kl' needs divergences, which this table lacks"):
-        TableScorer(replace(small_table, scores=scores), 2, reward="neg_kl")
+        TableScorer(replace(small_table, scores=scores), {"skip_num": 2}, reward="neg_kl")
 
 
 @pytest.mark.filterwarnings("ignore:.*render_mode.*not in the possible render_modes:UserWarning")  # Gymnasium's

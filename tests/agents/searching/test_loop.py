@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 from das_gym.agents import AGENTS, Agent, MaskSpace, OneMask, SearchConfig, SearchResult, make_agent, search
 from das_gym.agents.ask_tell.base import agent_class
+from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID, N_LAYERS, SyntheticVectorEnv
 
 from das_gym.files import read_json
+from das_gym.problem import unit_latency
 from das_gym.problem.budget import Budget
+from das_gym.problem.unit_latency import UnitLatencies
 
 ROOT = Path(__file__).parents[3]
 
@@ -147,6 +150,25 @@ def test_a_budget_by_cost(agent):
     assert result.best_seen["macs_saved"] >= 0.12
 
 
+@pytest.mark.parametrize("stop", [None, 2])
+def test_latency_is_measured_once_a_search(stop, tiny_kwargs, tmp_path, monkeypatch):
+    """A resumed search, and a replay of its record, bind the same masks though the clock now says something else."""
+    clock = itertools.count(1)
+    figures = lambda problem, batch: UnitLatencies(83.0, 5.0, tuple(next(clock) * np.arange(1.0, 13.0)), (0.0,) * 12)  # noqa: E731
+    monkeypatch.setattr(unit_latency, "latency_of", figures)
+    settings = config(env_id="DAS-METER-VQA-v0", agent="random", latency_saved=0.5, evaluations=9).__dict__
+    settings = SearchConfig(**{**settings, "env_kwargs": {**tiny_kwargs, "reward_examples": 4}})
+    if stop is not None:
+        with pytest.raises(StopError):
+            search(settings, tmp_path, stop_after(stop))
+    result = search(settings, tmp_path, resume=True)
+    savings = np.array(result.env_kwargs["costs"]["latency_saved"]["savings"])
+    assert savings.tolist() == list(range(1, 13))
+    masks = np.array([mask for turn in result.history for mask in turn.masks])
+    assert (masks @ savings >= 0.5 * 83.0).all()
+    assert all(check.agrees for check in validate(SearchResult.load(tmp_path)))
+
+
 def test_a_statistic_that_is_not_observed():
     with pytest.raises(ValueError, match="unknown statistic 'depth'; known: block_influence_tokens"):
         search(config(agent="one_shot", agent_kwargs={"statistic": "depth"}))
@@ -216,7 +238,7 @@ def test_a_record_of_something_else_is_refused(tmp_path):
         ),
         ({"macs_saved": 12.0}, "macs_saved=12.0 is not allowed; give a share from 0 to 1, such as 0.12 for 12 %"),
         ({"macs_saved": 0.1, "skip_num": 4}, "skip_num=4 and macs_saved=0.1 are both given"),
-        ({"skip_num": None}, "skip_num=None, macs_saved=None: give one of them"),
+        ({"skip_num": None}, "skip_num=None: give it, or one of macs_saved, latency_saved, parameters_saved, memory_saved"),
         ({"env_kwargs": {"num_envs": 3}}, "env_kwargs must not hold num_envs; use the setting masks_per_turn of the search"),
     ],
 )

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import latency
+from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.unit_latency import UnitTimer
+
+
+def test_it_measures_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "latency.json"
+    latency.main(["--models", "meter_mini", "--batch", "1", "--subnets", "2", "--rounds", "2", "--json", str(path)])
+    (record,) = json.loads(path.read_text())["records"]
+    assert len(record["subnets"]) == 2
+    assert all(min(subnet["predicted_ms"], subnet["measured_ms"]) > 0 for subnet in record["subnets"])
+    assert record["das"]["macs_saved"] == pytest.approx(0.2, abs=0.01)
+    assert "2 random subnets, predicted within" in capsys.readouterr().out
+
+
+def test_errors_are_those_of_the_clock():
+    now = [0.0]
+
+    def timed(mask, mark):
+        now[0] += 0.001
+        for index, skipped in enumerate(mask):
+            mark(index, None)
+            now[0] += 0.0 if skipped else 0.001 * (index + 1)
+            mark(index, None)
+
+    timer = UnitTimer(timed, None, 2, torch.device("cpu"), lambda: now[0])
+    for _ in range(3):
+        timer.round()
+    masks = np.array([[False, True], [True, False], [False, False]])
+    taken = np.array([[2.0, 4.0, 2.0]] * 3)
+    record = latency.compared(timer, taken, np.full(3, 4.0), masks, MaskCost(100, 100, np.array([10, 40])), das=False)
+    assert [round(subnet["predicted_ms"], 9) for subnet in record["subnets"]] == [2.0, 3.0, 4.0]
+    assert (record["error"]["median"], record["largest_error"]) == (pytest.approx(0.25), pytest.approx(1.0))
+    masks[-1] = [True, False]
+    das = latency.compared(timer, taken, np.full(3, 4.0), masks, MaskCost(100, 100, np.array([10, 40])), das=True)["das"]
+    assert (das["macs_saved"], das["measured_saved"]["median"], das["of_the_macs"]) == pytest.approx((0.1, 0.5, 5.0))
