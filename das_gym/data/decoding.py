@@ -42,8 +42,9 @@ _UNREADABLE = (
     ValueError,
     EOFError,
     struct.error,
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError),  # of damaged tags and chunks
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # raised where warnings are errors
+    *(Image.DecompressionBombWarning, UserWarning),  # raised where warnings are errors
 )
 """What PIL raises for a file that is not an image, is cut short, is damaged, or is far too large."""
 
@@ -142,7 +143,7 @@ def _within_limit(image: Image.Image) -> Image.Image:
     by = math.ceil(math.sqrt(image.width * image.height / WHOLE_PIXELS))
     if by == 1:
         return _as_rgb(image)
-    rows = 64 * by
+    rows = by * max(1, WHOLE_PIXELS // (8 * by * image.width))
     small = Image.new("RGB", (math.ceil(image.width / by), math.ceil(image.height / by)))
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
