@@ -46,8 +46,9 @@ _UNREADABLE = (
     ValueError,
     EOFError,
     struct.error,
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError),  # of damaged tags and chunks
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # raised where warnings are errors
+    *(Image.DecompressionBombWarning, UserWarning),  # raised where warnings are errors
 )
 """What PIL raises for a file that is not an image, is cut short, is damaged, or is far too large."""
 

@@ -1,0 +1,178 @@
+"""Every reader of bytes from outside, on damaged and invented ones: what it says names the file, and is no other error.
+
+`HYPOTHESIS_PROFILE=long` looks ten minutes a reader (in tests/hostile, `-k NAME` for one).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from das_gym.agents.searching.record import SearchResult
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from das_gym.data.arrow import ArrowImage, read_rows
+from das_gym.data.checks import BadExamples
+from das_gym.data.decoding import load_image
+from das_gym.data.entries import read_entries
+from das_gym.files import read_json
+from das_gym.models.tensor_files import read_tensors, write_tensors
+from das_gym.problem.adaptation import Adaptation
+from das_gym.runs import read_config
+from das_gym.tables.table import SubnetTable
+from tests.tables.test_table import make_table
+
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+PROFILE = settings(
+    max_examples=10**6 if LONG else 25,
+    deadline=timedelta(seconds=20),
+    suppress_health_check=list(HealthCheck),
+    derandomize=not LONG,
+    database=None,
+)
+
+
+def picture(kind: str, mode: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+        Image.fromarray(noise).convert(mode).save(path, format=kind)
+
+    return write
+
+
+def arrow(path: Path) -> None:
+    table = pa.table({"image": [b"x"], "questions": [["what"]], "image_id": [3]})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def read_arrow(path: Path) -> None:
+    list(read_rows(path, {"questions": "list of text", "image_id": "integer", "image": "bytes"}))
+    ArrowImage(path, 0).open()
+
+
+def record(path: Path) -> None:
+    scores = {"reward": 0.5, "loss": 1.0, "metric": 0.5, "macs": 8, "macs_saved": 0.2}
+    rest = {"env_id": "X-v0", "env_kwargs": {}, "agent": "bandit", "agent_kwargs": {}, "n_skipped": 1, "macs_full": 10}
+    rest |= {"seed": 0, "masks_per_turn": 1, "evaluations": 0, "layer_names": ["a", "b"], "versions": {}}
+    seen = {"mask": [1, 0], **scores, "skipped_layers": ["a"]}
+    plain = {"format": 1, **rest, **seen, "best_seen": seen, "preferences": None, "skip_probabilities": [0.1, 0.2]}
+    path.write_text(json.dumps(plain))
+
+
+TENSORS = {"a": torch.arange(6.0), "b.c": torch.ones(2, 3)}
+DESCRIBED = {"format": "das_gym adaptation 1", "task": "vqa", "answers": ["yes"], "base": "0", "mask": [1, 0], "info": {}}
+
+READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
+    **{
+        f"{kind} {mode}": (f"a.{kind}", picture(kind, mode), load_image)
+        for kind, mode in [("PNG", "RGB"), ("PNG", "P"), ("JPEG", "CMYK"), ("GIF", "P"), ("BMP", "L"), ("TIFF", "RGB")]
+    },
+    "json": ("a.json", lambda path: path.write_text('{"a": [1, 2.5, "x", null], "b": {"c": true}}'), read_json),
+    "entries": (
+        "a.json",
+        lambda path: path.write_text('{"a": 1}\n{"a": 2}\n'),
+        lambda path: list(read_entries(path, BadExamples("raise"))),
+    ),
+    "settings": (
+        "config.json",
+        lambda path: path.write_text('{"seed": 1, "use": {"py/tuple": []}}'),
+        lambda path: read_config(path.parent),
+    ),
+    "record": ("search.json", record, SearchResult.load),
+    "arrow": ("a.arrow", arrow, read_arrow),
+    "table": ("a.npz", lambda path: make_table().save(path), SubnetTable.load),
+    "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
+    "adaptation": ("a.safetensors", lambda path: write_tensors(path, TENSORS, DESCRIBED), Adaptation.load),
+    "zip checkpoint": ("a.ckpt", lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path), read_tensors),
+    "old checkpoint": (
+        "a.ckpt",
+        lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path, _use_new_zipfile_serialization=False),
+        read_tensors,
+    ),
+    "pickle": ("a.ckpt", lambda path: path.write_bytes(pickle.dumps({"a": [1, {2}]})), read_tensors),
+}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
+    """Bytes like `whole`: some changed, cut off, put in or repeated; or others altogether."""
+    content = bytearray(whole)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(0, len(content) - 1)))
+        how = draw(st.sampled_from(["flip", "cut", "insert", "number", "repeat", "other"]))
+        if how == "flip" and content:
+            content[at] ^= 1 << draw(st.integers(0, 7))
+        elif how == "cut":
+            del content[at:]
+        elif how == "insert":
+            content[at:at] = draw(st.binary(max_size=8))
+        elif how == "number":  # a length that lies
+            content[at : at + 4] = draw(st.sampled_from([b"\xff\xff\xff\x7f", b"\0\0\0\0", b"\xff\xff\xff\xff"]))
+        elif how == "repeat":
+            content += content[at : at + 64]
+        else:
+            content = bytearray(draw(st.binary(max_size=64)))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_bytes_are_named(name: str, tmp_path: Path):
+    file, write, read = READERS[name]
+    path = tmp_path / file
+    write(path)
+    whole = path.read_bytes()
+
+    @PROFILE
+    @given(damaged(whole))
+    def try_bytes(content: bytes) -> None:
+        path.write_bytes(content)
+        try:
+            read(path)
+        except (ValueError, FileNotFoundError) as error:
+            told = str(error)
+        else:
+            return
+        assert file in told or str(path) in told, told
+
+    try_bytes()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@pytest.mark.parametrize("name", ["record", "settings"])
+def test_values_of_other_kinds_are_named(name: str, tmp_path: Path):
+    file, write, read = READERS[name]
+    path = tmp_path / file
+    write(path)
+    before = json.loads(path.read_text())
+
+    @PROFILE
+    @given(st.sampled_from(sorted(before)), JSON)
+    def try_value(field: str, value: Any) -> None:
+        path.write_text(json.dumps({**before, field: value}))
+        try:
+            read(path)
+        except ValueError as error:
+            told = str(error)
+        else:
+            return
+        assert file in told, told
+
+    try_value()
