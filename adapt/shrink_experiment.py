@@ -66,7 +66,7 @@ from das_gym.experiment import (
     required_folder,
     run_folder,
 )
-from das_gym.files import write_json, write_text
+from das_gym.files import read_json, write_json, write_text
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.budget import BUDGET_SETTINGS, Budget, BudgetSettings, check_budget, pick_budget
@@ -76,10 +76,12 @@ from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_p
 from das_gym.problem.mask_cost import SAVED, MaskCost
 from das_gym.problem.unit_latency import cost_of
 from das_gym.registration import MODELS
-from das_gym.runs import library_versions
+from das_gym.runs import find_run, library_versions
 
 RECORD = "shrink.json"
 CHECKPOINT = "recovery.pt"
+PENDING = "shrink_pending.json"
+"""The record, until the model is in its place."""
 
 SHARE = 0.2
 """Share of the MACs to save where nobody says how much."""
@@ -266,6 +268,8 @@ def check(settings: ShrinkSettings) -> None:
     Raises:
         ValueError, FileNotFoundError: the reason.
     """
+    if settings.resume is not None and is_saved(settings, find_run(settings.runs_dir, settings.resume)):
+        return
     choice = settings.choice()
     problem = settings.problem() if choice is None else choice.problem
     check_place(settings, problem)
@@ -367,17 +371,19 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     """Delete, recover, save, check and compare; the saved model's score is the result."""
     del search  # named so that Sacred lets it hold keys of its own
     settings = build(ShrinkSettings, _config)
+    folder = required_folder(_run)
+    if is_saved(settings, folder):
+        return end(settings, folder)
     choice = settings.choice()
     if choice is None:
         raise ValueError(f"give search_run=<id> or mask=[...]; `{typed('adapt shrink')}` alone searches first")
     if choice.remark:
         print(choice.remark)
-    folder = required_folder(_run)
-    out = Path(settings.out) if settings.out is not None else folder / "model"
+    out = place_of(settings, folder)
     problem = load_problem(choice.problem)
     work = Work(settings, choice, problem, out)
-    comparison = work.run(folder / CHECKPOINT, _run.log_scalar)
-    write_json(folder / RECORD, work.record(comparison))
+    comparison = work.run(folder, _run.log_scalar)
+    (folder / PENDING).replace(folder / RECORD)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     _run.add_artifact(folder / RECORD)
     for row in comparison.rows.values():
@@ -386,6 +392,25 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     print_report(comparison, work.title, work.drawn)
     print(f"record: {folder / RECORD}, model: {out}")
     return comparison.final.score
+
+
+def place_of(settings: ShrinkSettings, folder: Path) -> Path:
+    """Where the model goes."""
+    return Path(settings.out) if settings.out is not None else folder / "model"
+
+
+def is_saved(settings: ShrinkSettings, folder: Path) -> bool:
+    """Whether a run was stopped when its model was in its place, and its record was not."""
+    return (folder / PENDING).is_file() and place_of(settings, folder).exists()
+
+
+def end(settings: ShrinkSettings, folder: Path) -> float:
+    """What is left to do then; the saved model's score."""
+    (folder / PENDING).replace(folder / RECORD)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    score: float = read_json(folder / RECORD)["models"][-1]["score"]
+    print(f"the model was saved before the run was stopped; record: {folder / RECORD}, model: {place_of(settings, folder)}")
+    return score
 
 
 @dataclass
@@ -418,15 +443,16 @@ class Work:
         root = self.choice.problem.data_root
         return f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
 
-    def run(self, checkpoint: Path, log: Callable[[str, float, int], None]) -> Comparison:
-        """From deletion to the saved folder."""
+    def run(self, folder: Path, log: Callable[[str, float, int], None]) -> Comparison:
+        """From deletion to the saved folder, with the record pending in the run's."""
         task, mask = self.problem.task, self.choice.mask
         pairs: list[Any] = list(task.pairs(task.open_ended(self.test)))
         require_readable(image for prompt in pairs for image in prompt.images)
         models = {FULL: self.whole, SHRUNK: cut(self.whole, mask)}
         rounded(models[SHRUNK].model, self.dtype)
         final = cut(self.whole, mask)
-        recovery = Recovery(final, self.whole, task, self.problem.splits.train, self.settings.recovery(), checkpoint)
+        settings, examples = self.settings.recovery(), self.problem.splits.train
+        recovery = Recovery(final, self.whole, task, examples, settings, folder / CHECKPOINT)
         recovery.run(log)
         rounded(final.model, self.dtype)  # what is measured is what is saved
         if self.settings.recover != "none":
@@ -442,7 +468,8 @@ class Work:
             )
             card = self._card(comparison, recovery.trained, verified)
             write_text(part / "README.md", card.text())
-        self.verified = verified
+            self.verified = verified
+            write_json(folder / PENDING, self.record(comparison))
         return comparison
 
     def _measuring(self, final: VLM) -> Measuring:

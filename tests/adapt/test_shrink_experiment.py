@@ -155,6 +155,32 @@ def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trust
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
 
 
+def test_a_run_stopped_between_its_model_and_its_record_ends_when_it_goes_on(
+    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
+):
+    """The model is whole by then: `out` is there, and that is no mistake."""
+    del trusting
+    original = Path.replace
+
+    def stopping(path: Path, target: Path) -> Path:
+        if path.name == shrink_experiment.PENDING:
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            shrink(mask=(0, 1, 0, 0), recover="none", out=str(tmp_path / "out"))
+    run = tmp_path / "runs" / "1"
+    pending = read_json(run / shrink_experiment.PENDING)
+    assert not (run / "shrink.json").exists()
+    saved = (tmp_path / "out" / "config.json").read_bytes()
+    resumed = ShrinkExperiment().run(config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs")})
+    assert read_json(run / "shrink.json") == pending
+    assert resumed.result == pending["models"][-1]["score"]
+    assert (tmp_path / "out" / "config.json").read_bytes() == saved
+
+
 def never(settings: dict[str, Any]) -> int:
     raise AssertionError(f"nothing is to be searched: {settings}")
 

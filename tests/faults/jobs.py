@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,41 +67,54 @@ class Job:
         return {}
 
 
-def jobs(folder: Path) -> dict[str, Job]:
-    """All of them, for a small world that is made in `folder`."""
-    from das_gym.adapt.adapt_experiment import AdaptExperiment
-    from das_gym.adapt.commands import paper_bandit
-    from das_gym.adapt.das_experiment import DASExperiment
-    from das_gym.adapt.supernet_experiment import ex as supernet
-    from das_gym.agents.search_experiment import ex as search
-    from das_gym.agents.table_experiment import ex as table
+@functools.cache
+def world_in(folder: Path) -> dict[str, str]:
+    """A small world: a model, a supernet and data."""
+    return small_world(folder, write_shapes(folder / "data", seed=5, train_scenes=12, val_scenes=12))
 
-    world = small_world(folder, write_shapes(folder / "data", seed=5, train_scenes=12, val_scenes=12))
-    plain = {name: value for name, value in world.items() if name != "supernet"}
+
+def _without_supernet(folder: Path) -> dict[str, str]:
+    return {name: value for name, value in world_in(folder).items() if name != "supernet"}
+
+
+def _run(experiment: Callable[[], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda settings: experiment().run(config_updates=settings)
+
+
+def _search(folder: Path) -> Job:
+    from das_gym.agents.search_experiment import ex
+
     bandit = {"env_id": "DAS-METER-VQA-v0", "agent": "bandit", "skip_num": 2, "evaluations": 9, "reward_examples": 4}
+    return Job(_run(lambda: ex), ("search.json", "search_history.json"), {**world_in(folder), **bandit})
 
-    def command(experiment: Callable[[], Any]) -> Callable[[dict[str, Any]], Any]:
-        return lambda settings: experiment().run(config_updates=settings)
+
+def _table(folder: Path) -> Job:
+    from das_gym.agents.table_experiment import ex
 
     counts = {"reward_examples": 6, "test_examples": 4, "eval_batch_size": 2}
+    return Job(_run(lambda: ex), ("table.npz",), {**world_in(folder), **counts})
+
+
+def _supernet(folder: Path) -> Job:
+    from das_gym.adapt.supernet_experiment import ex
+
     training = {name: value for name, value in TRAINING.items() if name != "rank_images"}
-    return {
-        "search": Job(command(lambda: search), ("search.json", "search_history.json"), {**world, **bandit}),
-        "table": Job(command(lambda: table), ("table.npz",), {**world, **counts}),
-        "supernet": Job(command(lambda: supernet), ("supernet.safetensors",), {**plain, **training}),
-        "finetune": Job(
-            command(AdaptExperiment),
-            ("adapter.safetensors", "unskipped_adapter.safetensors"),
-            {**world, **TRAINING, "mask": MASK},
-        ),
-        "das": Job(
-            command(lambda: DASExperiment(paper_bandit)),
-            ("adapter.safetensors", "found.json"),
-            {**plain, "das": DAS, "save_every": 1},
-        ),
-        "shrink": _shrink(folder),
-        "export": _export(folder, world),
-    }
+    return Job(_run(lambda: ex), ("supernet.safetensors",), {**_without_supernet(folder), **training})
+
+
+def _finetune(folder: Path) -> Job:
+    from das_gym.adapt.adapt_experiment import AdaptExperiment
+
+    files = ("adapter.safetensors", "unskipped_adapter.safetensors")
+    return Job(_run(AdaptExperiment), files, {**world_in(folder), **TRAINING, "mask": MASK})
+
+
+def _das(folder: Path) -> Job:
+    from das_gym.adapt.commands import paper_bandit
+    from das_gym.adapt.das_experiment import DASExperiment
+
+    settings = {**_without_supernet(folder), "das": DAS, "save_every": 1}
+    return Job(_run(lambda: DASExperiment(paper_bandit)), ("adapter.safetensors", "found.json"), settings)
 
 
 def _shrink(folder: Path) -> Job:
@@ -120,7 +134,7 @@ def _shrink(folder: Path) -> Job:
     return Job(run, ("model.safetensors", "config.json"), {**given, **quick}, out="smaller")
 
 
-def _export(folder: Path, world: dict[str, str]) -> Job:
+def _export(folder: Path) -> Job:
     import numpy as np
     from das_gym.adapt.export.folder import export
     from das_gym.adapt.finetune import cut_subnet
@@ -129,7 +143,7 @@ def _export(folder: Path, world: dict[str, str]) -> Job:
     from das_gym.problem.config import ProblemConfig
     from das_gym.problem.loading import load_splits
 
-    problem = ProblemConfig(**world)
+    problem = ProblemConfig(**world_in(folder))
     subnet = cut_subnet(problem, load_splits(problem), np.array(MASK, dtype=bool))
     save(subnet, folder / "subnet")
 
@@ -140,3 +154,15 @@ def _export(folder: Path, world: dict[str, str]) -> Job:
         (Path(settings["runs_dir"]) / "0").mkdir(parents=True, exist_ok=True)
 
     return Job(run, ("model.safetensors", "config.json", "tokenizer.json"), {}, out="exported")
+
+
+JOBS: dict[str, Callable[[Path], Job]] = {
+    "search": _search,
+    "table": _table,
+    "supernet": _supernet,
+    "finetune": _finetune,
+    "das": _das,
+    "shrink": _shrink,
+    "export": _export,
+}
+"""By name, what makes a job in a folder."""
