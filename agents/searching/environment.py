@@ -41,7 +41,7 @@ def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
     if share == 1.0:
         yield
         return
-    if not hasattr(scorer, "batch_size"):
+    if not has_fewer_examples(scorer):
         raise ValueError("this environment scores masks on all its examples at once: leave the agent's stages out")
     whole = scorer.batch_size
     scorer.batch_size = max(1, round(share * whole))
@@ -49,6 +49,11 @@ def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
         yield
     finally:
         scorer.batch_size = whole
+
+
+def has_fewer_examples(scorer: Any) -> bool:
+    """Whether masks can be scored on some of the reward examples: a table cannot."""
+    return hasattr(scorer, "batch_size")
 
 
 def observed_statistics(base: Any, observation: Floats) -> dict[str, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -15,7 +16,13 @@ import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.asking import answer, ask
 from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
-from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env, observed_statistics
+from das_gym.agents.searching.environment import (
+    fewer_examples,
+    find_scorer,
+    has_fewer_examples,
+    make_env,
+    observed_statistics,
+)
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row, check_checkpoint, plain_numbers
 
 from das_gym.config import build
@@ -163,8 +170,10 @@ def with_costs(config: Config, checkpoint: Path | None = None) -> Config:
     """
     costs: dict[str, Any] = {}
     if checkpoint is not None and checkpoint.is_file():
-        known = read_json(checkpoint).get("config", {}).get("env_kwargs", {})
-        costs = {name: known[name] for name in ("costs",) if name in known}
+        known = read_json(checkpoint)  # whatever is wrong with it is told where the search goes on
+        for name in ("config", "env_kwargs", "costs"):
+            known = known.get(name) if isinstance(known, Mapping) else None
+        costs = {"costs": known} if isinstance(known, Mapping) else {}
     elif any(name in SAVED and name != "macs_saved" for name in config.budget):
         env = gymnasium.make_vec(config.env_id, num_envs=1, **config.mask_kwargs)
         costs = cast(Any, env.unwrapped).budget.known_costs
@@ -192,7 +201,15 @@ def _new_agent(config: SearchConfig, base: Any, observation: np.ndarray) -> Agen
     budget = pick_budget(len(base.layer_names), config.budget, lambda setting: find_scorer(base).cost_of(setting))
     statistics = observed_statistics(base, observation)
     generator = agent_generator(config.seed)
-    return make_agent(config.agent, MaskSpace(budget), generator, config.agent_settings(), statistics)
+    settings = config.agent_settings()
+    if takes_stages(config.agent) and not has_fewer_examples(find_scorer(base)):
+        settings = {"stages": [1.0], **settings}
+    return make_agent(config.agent, MaskSpace(budget), generator, settings, statistics)
+
+
+def takes_stages(agent: str) -> bool:
+    """Whether an agent may ask for rewards on a share of the examples."""
+    return "stages" in inspect.signature(agent_class(agent)).parameters
 
 
 class _Loop:

@@ -20,7 +20,7 @@ DEFAULT_SKIP_NUM = 4
 """The paper's k: layers to skip where nobody says how many."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BudgetSettings:
     """A budget as a person says it: how many units to skip, or the share of one cost to save. One of them, not more.
 

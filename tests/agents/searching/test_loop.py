@@ -229,7 +229,10 @@ def test_a_record_of_something_else_is_refused(tmp_path):
         ({"seed": 2**32}, "seed=4294967296 is not allowed; use 0..4294967295"),
         ({"masks_per_turn": 1}, "masks_per_turn=1 teaches agent 'bandit' nothing; use 2 or more"),
         ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
-        ({"agent": "json:loads"}, "agent 'json:loads' is not a subclass of das_gym.agents.Agent; give one of bandit, bayes"),
+        (
+            {"agent": "json:loads"},
+            "agent 'json:loads' is not a subclass of das_gym.agents.Agent; give one of angular, bandit, bayes",
+        ),
         ({"agent": "nowhere:Agent"}, "agent 'nowhere:Agent' cannot be imported"),
         ({"env_kwargs": {"skip_num": 3}}, "env_kwargs must not hold skip_num; use the setting skip_num of the search"),
         (
