@@ -88,6 +88,15 @@ def _search(folder: Path) -> Job:
     return Job(_run(lambda: ex), ("search.json", "search_history.json"), {**world_in(folder), **bandit})
 
 
+def _table_search(folder: Path) -> Job:
+    """A search that a table answers: quick, so that CI has a fault test."""
+    from das_gym.agents.search_experiment import ex
+
+    del folder
+    settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "random", "evaluations": 9}
+    return Job(_run(lambda: ex), ("search.json", "search_history.json"), settings)
+
+
 def _table(folder: Path) -> Job:
     from das_gym.agents.table_experiment import ex
 
@@ -157,6 +166,7 @@ def _export(folder: Path) -> Job:
 
 
 JOBS: dict[str, Callable[[Path], Job]] = {
+    "table_search": _table_search,
     "search": _search,
     "table": _table,
     "supernet": _supernet,

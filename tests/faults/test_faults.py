@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 
 def test_a_search_comes_to_the_same_result_whatever_stops_it():
-    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "search"]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "table_search"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "9 faults, 0 wrong" in done.stdout
+    assert re.search(r"^([1-9]\d*) faults, 0 wrong$", done.stdout, re.MULTILINE)
