@@ -15,13 +15,14 @@ import argparse
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.adapt.shrink.cutting import cut, drawn, gone_layers
 from das_gym.adapt.shrink.generation import generate, interval, scored
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
 from das_gym.adapt.shrink.report import loss_of
 from das_gym.agents.searching.loop import SearchConfig, search
 
@@ -66,13 +67,15 @@ class Subject:
         problem: The whole model with its data.
         mask: What is deleted.
         examples: Most examples of the reward split, and of the test split.
+        longest: Settings with the most steps: the whole model is asked once for all.
     """
 
-    def __init__(self, problem: Problem, mask: np.ndarray, examples: int) -> None:
+    def __init__(self, problem: Problem, mask: np.ndarray, examples: int, longest: RecoveryConfig) -> None:
         self.problem, self.task, self.mask = problem, problem.task, mask
         self.whole = whole_model(problem)
         self.held_out = shuffled(problem.task, problem.splits.reward, examples)
         self.test = shuffled(problem.task, problem.splits.test, examples)
+        self.teacher = ask(self.whole, self.task, problem.splits.train, replace(longest, hidden_at="last"), ())
 
     def loss(self, vlm: VLM, examples: Sequence[Any]) -> float:
         """Mean, in nats."""
@@ -86,7 +89,8 @@ class Subject:
     def recovered(self, config: RecoveryConfig) -> tuple[VLM, float]:
         """A model trained after the deletion, and the seconds that took."""
         student, started = cut(self.whole, self.mask), time.perf_counter()
-        Recovery(student, self.whole, self.task, self.problem.splits.train, config).run()
+        teacher = None if config.of_layers else self.teacher
+        Recovery(student, self.whole, self.task, self.problem.splits.train, config, teacher=teacher).run()
         return student, time.perf_counter() - started
 
 
@@ -118,14 +122,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         model="VLM", task="answering", checkpoint=options.checkpoint, data_root=options.data_root, dtype=options.dtype
     )
     mask = find_mask(options, config)
-    subject = Subject(load_problem(config), mask, options.examples)
+    every = settings_of(options)
+    subject = Subject(load_problem(config), mask, options.examples, max(every, key=lambda settings: settings.steps))
     shrunk = cut(subject.whole, mask)
     held = {name: subject.loss(vlm, subject.held_out) for name, vlm in (("full", subject.whole), ("shrunk", shrunk))}
     saved = subject.problem.costs.macs_saved(mask)
     layers = drawn(len(subject.whole.stack.layers), gone_layers(subject.whole, mask))
     print(f"{layers}, {100 * saved:.1f} % of the MACs saved; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
     rows, best = [], (float("inf"), shrunk)
-    for settings in settings_of(options):
+    for settings in every:
         student, seconds = subject.recovered(settings)
         loss = subject.loss(student, subject.held_out)
         share = regained(held["full"], held["shrunk"], loss)

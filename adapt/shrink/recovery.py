@@ -220,6 +220,22 @@ class Teacher:
             return self.head(features.to(self.dtype))
 
 
+def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig, left: Sequence[int]) -> Teacher:
+    """What the whole model says to the examples of a training.
+
+    Args:
+        whole: The whole model.
+        task: Answered in words.
+        examples: The train split.
+        config: Settings of the training.
+        left: Positions of the layers that were not deleted.
+    """
+    numbers, size = range(len(examples)), min(config.batch_size, len(examples))
+    used = {row for step in range(config.steps) for row in batch_at(numbers, size, config.seed, step)}
+    read = places_read(whole, left, config.recover == "adapters") if config.of_layers else []
+    return Teacher(whole, task, task.open_ended([examples[row] for row in numbers]), used, size, read)
+
+
 def projector_of(model: Any) -> dict[str, nn.Module]:
     """The modules between vision tower and decoder, by name; empty where there is none under a known name."""
     found = {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in PROJECTORS}
@@ -300,6 +316,7 @@ class Recovery:
         examples: The train split.
         config: Settings.
         checkpoint: File to save to, and to go on from.
+        teacher: What the whole model says, where it was asked before, see `ask`; None = it is asked.
     """
 
     student: VLM
@@ -308,6 +325,7 @@ class Recovery:
     examples: Sequence[Any]
     config: RecoveryConfig
     checkpoint: Path | None = None
+    teacher: Teacher | None = None
     trained: int = field(default=0, init=False)
     """Parameters that trained."""
 
@@ -327,16 +345,13 @@ class Recovery:
         size = min(config.batch_size, len(self.examples))
         dtype = self.student.model.dtype
         left = layers_left(self.whole, self.student)
-        read = places_read(self.whole, left, config.recover == "adapters") if config.of_layers else []
         parameters = self._prepare(dtype)
         self.trained = sum(p.numel() for p in parameters)
         schedule = partial(cosine_decay, steps=config.steps, warmup=config.warmup)
         optimizer = adamw([Group(parameters, config.learning_rate)], config.weight_decay)
         modules: dict[str, nn.Module] = {"student": self.student.model}
         trainer = Trainer(modules, optimizer, config.steps, schedule, self.checkpoint, config.save_every)
-        numbers = range(len(self.examples))
-        used = {row for step in range(config.steps) for row in batch_at(numbers, size, config.seed, step)}
-        teacher = Teacher(self.whole, self.task, self._open(numbers), used, size, read)
+        teacher = self.teacher or ask(self.whole, self.task, self.examples, config, left)
         trainer.run(partial(self._step, teacher, size), f"recovering ({config.recover})", log)
         self._finish(dtype)
 

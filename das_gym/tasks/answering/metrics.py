@@ -31,7 +31,7 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def vqa_accuracy_of(answer: str, answers: Sequence[str]) -> float:
-    """VQA's official accuracy of a generated answer, see `das_gym.tasks.vqa.accuracy.vqa_accuracy`.
+    """VQA's official accuracy of a generated answer, normalised first, see `das_gym.tasks.vqa.accuracy.vqa_accuracy`.
 
     Args:
         answer: The answer; one that says nothing is wrong, whatever annotators left empty.
@@ -43,7 +43,7 @@ def vqa_accuracy_of(answer: str, answers: Sequence[str]) -> float:
     Raises:
         ValueError: `answers` is empty.
     """
-    accuracy = vqa_accuracy(answer, answers)
+    accuracy = vqa_accuracy(normalize_answer(answer), answers)
     return accuracy if answer.strip() else 0.0
 
 

@@ -142,7 +142,7 @@ def test_any_picture_that_calls_itself_png(root: Path):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 4), dtype=np.uint8)
     Image.fromarray(pixels[..., :3]).save(names[0], format="JPEG")
     Image.fromarray(pixels[..., 0]).save(names[1], format="PNG")
-    Image.fromarray(pixels, mode="CMYK").save(names[2], format="JPEG")
+    Image.frombytes("CMYK", (30, 40), pixels.tobytes()).save(names[2], format="JPEG")
     Image.new("RGB", (5000, 3000)).save(names[3], format="PNG")
     for policy in ("raise", "skip"):
         (root / "test1.json").unlink(missing_ok=True)
