@@ -19,7 +19,7 @@ class BudgetSpentError(Exception):
     """No evaluation is left: raised where the next step would begin."""
 
 
-class Recorder(VectorWrapper[Any, Any, Any]):
+class Recorder(VectorWrapper):
     """Keeps every mask that was scored, as the turns of a search, and ends the search when its budget is spent.
 
     A turn is one step: the masks that it scored, in one engine call. In the last one, masks beyond the budget are left out.
