@@ -115,8 +115,8 @@ class ActionMode(ABC):
         self.masks = np.array(state["masks"], dtype=bool)
 
     def _whole(self, masks: np.ndarray) -> Moves:
-        ended = np.ones(self.rows, dtype=bool)
-        return Moves(masks, ended, ~ended, {})
+        cut_off = np.zeros(self.rows, dtype=bool)
+        return Moves(masks, ~cut_off, cut_off, {})
 
 
 class MaskMode(ActionMode):
@@ -135,7 +135,9 @@ class MaskMode(ActionMode):
             raise ValueError(
                 f"action of shape {array.shape}; give a skip mask of shape {shape}: one 0 (keep) or 1 (skip) a layer"
             )
-        if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        whole = array.dtype.kind in "biu"
+        others = array >> 1 if whole else (array != 0) & (array != 1)  # of 0 and 1 nothing is left without their last bit
+        if np.count_nonzero(others):
             raise ValueError(f"action {array.tolist()} holds other values than 0 (keep) and 1 (skip)")
         return self._whole(array.astype(bool).reshape(self.rows, self.n_layers))
 

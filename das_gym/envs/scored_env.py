@@ -73,15 +73,16 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
             self.scorer.restart()
         self.mode.begin()
         self._last = None
-        return self._observation(), self.scorer.unskipped().row(0) | first_row(self.mode.info())
+        return self._observation(), self.scorer.unskipped_info() | first_row(self.mode.info())
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take an action; a mask that is complete is scored."""
         moves = self.mode.take(action)
-        scored = self.scorer.score(moves.masks, self.np_random, moves.ended)
-        reward, info = float(scored.rewards[0]), scored.row(0) | first_row(moves.info)
-        self._last = Shown(moves.masks[0], reward, info, bool(moves.ended[0]))
-        return self._observation(), reward, bool(moves.terminated[0]), bool(moves.truncated[0]), info
+        terminated, truncated = bool(moves.terminated[0]), bool(moves.truncated[0])
+        reward, info = self.scorer.score_one(moves.masks, self.np_random, terminated or truncated)
+        info |= first_row(moves.info)
+        self._last = Shown(moves.masks[0], reward, info, terminated or truncated)
+        return self._observation(), reward, terminated, truncated, info
 
     def render(self) -> Any:
         """The architecture under the last mask; see `das_gym.envs.rendering.render`."""
@@ -114,7 +115,8 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         self.mode.set_state(state["episode"])
 
     def _observation(self) -> np.ndarray:
-        return np.concatenate((self.scorer.observation(), self.mode.features()[0]))
+        statistics = self.scorer.observation()
+        return np.concatenate((statistics, self.mode.features()[0])) if self.mode.feature_names else statistics
 
 
 def first_row(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

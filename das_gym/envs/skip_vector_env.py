@@ -90,8 +90,9 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in each environment; score the masks that are complete on the same examples."""
         moves = self.mode.take(actions, (self.num_envs,))
-        scored = self.template.scorer.score(moves.masks, self.template.np_random, moves.ended)
-        told, ended = scored.info | moves.info, moves.ended
+        ended = moves.ended
+        scored = self.template.scorer.score(moves.masks, self.template.np_random, ended)
+        told = scored.info | moves.info
         final = self._final(told, ended) if ended.any() else {}
         self.mode.begin(ended)
         info = _with_presence(told | self._next_choices(), np.ones(self.num_envs, dtype=bool))
@@ -118,21 +119,24 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.mode.set_state(state["episode"])
 
     def _observations(self) -> np.ndarray:
-        statistics = np.repeat(self.template.scorer.observation()[None], self.num_envs, axis=0)
-        return np.concatenate((statistics, self.mode.features()), axis=1)
+        statistics = self.template.scorer.observation()
+        observations = np.empty((self.num_envs, len(self.mode.low) + len(statistics)), dtype=np.float32)
+        observations[:, : len(statistics)] = statistics
+        if self.mode.feature_names:
+            observations[:, len(statistics) :] = self.mode.features()
+        return observations
 
     def _next_choices(self) -> dict[str, np.ndarray]:
         return {key: values for key, values in self.mode.info().items() if key == "action_mask"}
 
     def _final(self, told: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, Any]:
         """What Gymnasium's wrappers expect of environments that reset within the step."""
-        last, observations = self._observations(), np.full(self.num_envs, None, dtype=object)
-        for index in np.flatnonzero(ended):
-            observations[index] = last[index]
+        observations = np.fromiter(self._observations(), dtype=object, count=self.num_envs)
+        observations[~ended] = None
         final_info = _with_presence(told, ended)
         return {"final_obs": observations, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
 
 
 def _with_presence(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:
     """Gymnasium's convention: beside each key, `_key` says which environments have it."""
-    return arrays | {f"_{key}": present.copy() for key in arrays}
+    return arrays | {f"_{key}": present for key in arrays}

@@ -95,8 +95,7 @@ class ActionModeWrapper(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, np.ndarra
         self._statistics = self.scorer.observation()
 
     def _unfinished(self, moves: Moves) -> tuple[float, dict[str, Any]]:
-        scored = self.scorer.score(moves.masks, self.unwrapped.np_random, moves.ended)
-        return float(scored.rewards[0]), scored.row(0)
+        return self.scorer.score_one(moves.masks, self.unwrapped.np_random, ended=False)
 
     def _observation(self) -> np.ndarray:
         return np.concatenate((self._statistics, self.mode.features()[0]))

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from das_gym import ENVIRONMENTS
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import INFO_KEYS, MaskScorer
+from das_gym.envs.scoring import INFO_KEYS, MaskScorer, Outcome, Scorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import REWARDS
@@ -53,6 +53,45 @@ def test_earns_what_the_live_environment_earns(small_problem, small_table, budge
         np.testing.assert_allclose(other.info[key], one.info[key], rtol=1e-6, atol=1e-7)
         assert other.info[key].dtype == one.info[key].dtype
     assert tabular.unskipped().row(0) == pytest.approx(live.unskipped().row(0), rel=1e-6)
+
+
+def check_same(one: Outcome, other: Outcome) -> None:
+    np.testing.assert_array_equal(one.rewards, other.rewards)  # to the bit
+    assert list(one.info) == list(other.info)
+    for key, values in one.info.items():
+        np.testing.assert_array_equal(values, other.info[key])
+        assert values.dtype == other.info[key].dtype
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("budget", [*BUDGETS, {"latency_saved": 0.1}])
+def test_what_is_looked_up_is_what_is_computed(small_table, budget: dict, reward: str):
+    costs = {"latency_saved": {"full": 1.0, "unskipped": 1.0, "savings": [0.1, 0.2, 0.3, 0.1, 0.7, 0.01]}}
+    looked_up, computed = (
+        TableScorer(small_table, {"skip_num": None, **budget}, reward=reward, macs_price=0.3, costs=costs) for _ in range(2)
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        masks, ended = small_table.masks[rng.integers(64, size=7)], rng.random(7) < 0.6
+        for each in (ended, None, ~np.ones(7, dtype=bool)):
+            check_same(looked_up.score(masks, rng, each), Scorer.score(computed, masks, rng, each))
+        for mask in masks:
+            for done in (True, False):
+                assert looked_up.score_one(mask[None], rng, done) == Scorer.score_one(computed, mask[None], rng, done)
+        assert looked_up.get_state() == computed.get_state()
+        assert looked_up.unskipped_info() == computed.unskipped().row(0)
+    assert looked_up.improvements
+
+
+def test_nothing_is_computed_twice(table_path: str, monkeypatch: pytest.MonkeyPatch):
+    env, vector = gymnasium.make(ID, table=table_path), gymnasium.make_vec(ID, num_envs=3, table=table_path)
+    mask = np.array([1, 0, 0, 1, 1, 1], np.int8)
+    for each in (env, vector):
+        each.reset(seed=0)
+        each.step(np.broadcast_to(mask, each.action_space.shape))
+        each.reset()
+    monkeypatch.setattr("das_gym.problem.rewards.Objective.rewards", None)
+    assert env.step(mask)[1] == vector.step(np.tile(mask, (3, 1)))[1][2]
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
