@@ -20,9 +20,6 @@ from das_gym.config import check_names
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 
-STEPS_PER_LAYER = 4
-"""A sequence is cut off after this many steps a layer: no episode of no-ops goes on for ever."""
-
 
 @dataclass(frozen=True)
 class Moves:
@@ -30,20 +27,13 @@ class Moves:
 
     Attributes:
         masks: (m, n_layers) bool, True = skipped.
-        terminated: (m,) bool, the mask is chosen.
-        truncated: (m,) bool, cut off before it was.
+        ended: (m,) bool, the mask is chosen and the episode over.
         info: What `info` says besides, each with a leading m.
     """
 
     masks: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
+    ended: np.ndarray
     info: dict[str, np.ndarray]
-
-    @property
-    def ended(self) -> np.ndarray:
-        """(m,) bool: episodes that are over."""
-        return self.terminated | self.truncated
 
 
 class ActionMode(ABC):
@@ -115,8 +105,7 @@ class ActionMode(ABC):
         self.masks = np.array(state["masks"], dtype=bool)
 
     def _whole(self, masks: np.ndarray) -> Moves:
-        cut_off = np.zeros(self.rows, dtype=bool)
-        return Moves(masks, ~cut_off, cut_off, {})
+        return Moves(masks, np.ones(self.rows, dtype=bool), {})
 
 
 class MaskMode(ActionMode):
@@ -176,9 +165,9 @@ class SequenceMode(ActionMode):
 
     With `skip_num=k` an episode is k layers long; by cost it ends as soon as the saving is reached, and layers
     whose skipping saves nothing cannot be chosen, so that it always can be. Without a budget, action n_layers is "stop".
-    An action without effect (a layer already skipped, or one that cannot be chosen) changes nothing and is told by
-    `info["invalid_action"]`; after 4 n_layers steps an episode is truncated. A budget that nothing skipped keeps
-    (skip_num=0) ends with the first step, whatever the action.
+    An action without effect (a layer already skipped, or one that cannot be chosen) stands for the next one that has
+    (`with_effect`) and is told by `info["invalid_action"]`: a policy that repeats itself comes to an end, too. A budget
+    that nothing skipped keeps (skip_num=0) ends with the first step, whatever the action.
     """
 
     name = "sequence"
@@ -191,18 +180,11 @@ class SequenceMode(ActionMode):
         least, most = macs.range
         self.low = np.array([0.0] * self.n_layers + [least, 0.0], dtype=np.float32)
         self.high = np.array([1.0] * self.n_layers + [most, 1.0], dtype=np.float32)
-        self.steps = np.zeros(rows, dtype=np.int64)
         self.over = np.zeros(rows, dtype=bool)
-
-    @property
-    def max_steps(self) -> int:
-        """Where an episode is truncated."""
-        return STEPS_PER_LAYER * self.n_layers
 
     def begin(self, which: np.ndarray | None = None) -> None:
         """As `ActionMode.begin`."""
         super().begin(which)
-        self.steps[slice(None) if which is None else which] = 0
         self.over[slice(None) if which is None else which] = False
 
     def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
@@ -216,15 +198,14 @@ class SequenceMode(ActionMode):
             raise gymnasium.error.ResetNeeded("the episode is over: call reset() before the next step")
         rows = np.arange(self.rows)
         choices = self._choices()
-        effective = choices[rows, chosen]
-        skips = effective & (chosen < self.n_layers)
+        some = choices.any(axis=1)
+        invalid = some & ~choices[rows, chosen]
+        if invalid.any():
+            chosen = with_effect(chosen, choices | ~some[:, None])
+        skips = some & (chosen < self.n_layers)
         self.masks[rows[skips], chosen[skips]] = True
-        self.steps += 1
-        terminated = self._complete() | (chosen == self.n_layers)
-        truncated = ~terminated & (self.steps >= self.max_steps)
-        self.over = terminated | truncated
-        invalid = ~effective & choices.any(axis=1)
-        return Moves(self.masks.copy(), terminated, truncated, {**self.info(), "invalid_action": invalid})
+        self.over = self._complete() | (chosen == self.n_layers)
+        return Moves(self.masks.copy(), self.over.copy(), {**self.info(), "invalid_action": invalid})
 
     def features(self) -> np.ndarray:
         """(m, n_layers + 2) float32: 1 for each skipped layer, share of MACs saved, what is left of the budget."""
@@ -242,12 +223,11 @@ class SequenceMode(ActionMode):
 
     def get_state(self) -> dict[str, Any]:
         """As `ActionMode.get_state`."""
-        return {**super().get_state(), "steps": self.steps.tolist(), "over": self.over.tolist()}
+        return {**super().get_state(), "over": self.over.tolist()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """As `ActionMode.set_state`."""
         super().set_state(state)
-        self.steps = np.array(state["steps"], dtype=np.int64)
         self.over = np.array(state["over"], dtype=bool)
 
     def _check(self, actions: Any, batch: tuple[int, ...]) -> np.ndarray:
@@ -271,6 +251,19 @@ class SequenceMode(ActionMode):
         """(m, n_choices) bool: actions that change anything."""
         choices = ~self.masks & ~self._complete()[:, None] & self.budget.useful_layers
         return np.concatenate((choices, np.ones((self.rows, 1), dtype=bool)), axis=1) if self.can_stop else choices
+
+
+def with_effect(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
+    """(m,) actions, each that has no effect replaced by the next that has, around the action space.
+
+    Args:
+        actions: (m,) whole numbers.
+        action_masks: (m, n_choices) bool, which have an effect; at least one in each row.
+    """
+    m, n = action_masks.shape
+    order = (actions[:, None] + np.arange(n)) % n
+    first = np.take_along_axis(action_masks, order, axis=1).argmax(axis=1)
+    return order[np.arange(m), first]
 
 
 ACTION_MODES: dict[str, type[ActionMode]] = {mode.name: mode for mode in (MaskMode, SequenceMode, ScoreMode)}

@@ -78,11 +78,11 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take an action; a mask that is complete is scored."""
         moves = self.mode.take(action)
-        terminated, truncated = bool(moves.terminated[0]), bool(moves.truncated[0])
-        reward, info = self.scorer.score_one(moves.masks, self.np_random, terminated or truncated)
+        ended = bool(moves.ended[0])
+        reward, info = self.scorer.score_one(moves.masks, self.np_random, ended)
         info |= first_row(moves.info)
-        self._last = Shown(moves.masks[0], reward, info, terminated or truncated)
-        return self._observation(), reward, terminated, truncated, info
+        self._last = Shown(moves.masks[0], reward, info, ended)
+        return self._observation(), reward, ended, False, info
 
     def render(self) -> Any:
         """The architecture under the last mask; see `das_gym.envs.rendering.render`."""

@@ -97,7 +97,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.mode.begin(ended)
         info = _with_presence(told | self._next_choices(), np.ones(self.num_envs, dtype=bool))
         self._last = (moves, scored)
-        return self._observations(), scored.rewards, moves.terminated, moves.truncated, info | final
+        return self._observations(), scored.rewards, ended, np.zeros(self.num_envs, dtype=bool), info | final
 
     def render(self) -> tuple[Any, ...] | None:
         """The architecture under each episode's last mask; see `das_gym.envs.rendering.render`."""

@@ -76,9 +76,9 @@ class ActionModeWrapper(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, np.ndarra
             self._statistics, reward, _, _, info = self.env.step(moves.masks[0].astype(np.int8))
         else:
             reward, info = self._unfinished(moves)
-        over = bool(moves.terminated[0]), bool(moves.truncated[0])
-        self._last = Shown(moves.masks[0], float(reward), info, any(over))
-        return self._observation(), float(reward), *over, info | first_row(moves.info)
+        ended = bool(moves.ended[0])
+        self._last = Shown(moves.masks[0], float(reward), info, ended)
+        return self._observation(), float(reward), ended, False, info | first_row(moves.info)
 
     def render(self) -> Any:
         """As the environment's; amid a sequence, what is skipped so far."""
