@@ -50,6 +50,7 @@ class ActionMode(ABC):
         feature_names: What is observed besides the layer statistics.
         low, high: (n_features,) float32, the bounds of that.
         masks: (m, n_layers) bool, what the episodes that go on have skipped so far.
+        over: (m,) bool, which wait for `begin`: all of them at first, and those that have ended.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,7 @@ class ActionMode(ABC):
         self.n_layers = len(layer_names)
         self.low = self.high = np.zeros(0, dtype=np.float32)
         self.masks = np.zeros((rows, self.n_layers), dtype=bool)
+        self.over = np.ones(rows, dtype=bool)
 
     @abstractmethod
     def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
@@ -74,11 +76,17 @@ class ActionMode(ABC):
 
         Raises:
             ValueError: actions of another shape or outside the space.
+            gymnasium.error.ResetNeeded: an episode has not begun, or is over.
         """
+
+    def _check_begun(self) -> None:
+        if np.count_nonzero(self.over):
+            raise gymnasium.error.ResetNeeded("no episode goes on: call reset() before the first step and after the last")
 
     def begin(self, which: np.ndarray | None = None) -> None:
         """Begin the episodes of those rows ((m,) bool) anew; None = all."""
         self.masks[slice(None) if which is None else which] = False
+        self.over[slice(None) if which is None else which] = False
 
     def features(self) -> np.ndarray:
         """(m, n_features) float32: what is observed besides the layer statistics."""
@@ -98,14 +106,17 @@ class ActionMode(ABC):
 
     def get_state(self) -> dict[str, Any]:
         """Where the episodes stand, JSON-able."""
-        return {"masks": self.masks.astype(int).tolist()}
+        return {"masks": self.masks.astype(int).tolist(), "over": self.over.tolist()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where `get_state` was called."""
         self.masks = np.array(state["masks"], dtype=bool)
+        self.over = np.array(state.get("over", [False] * self.rows), dtype=bool)  # older states tell it of sequences alone
 
     def _whole(self, masks: np.ndarray) -> Moves:
-        return Moves(masks, np.ones(self.rows, dtype=bool), {})
+        self._check_begun()
+        self.over = np.ones(self.rows, dtype=bool)
+        return Moves(masks, self.over.copy(), {})
 
 
 class MaskMode(ActionMode):
@@ -180,22 +191,11 @@ class SequenceMode(ActionMode):
         least, most = macs.range
         self.low = np.array([0.0] * self.n_layers + [least, 0.0], dtype=np.float32)
         self.high = np.array([1.0] * self.n_layers + [most, 1.0], dtype=np.float32)
-        self.over = np.zeros(rows, dtype=bool)
-
-    def begin(self, which: np.ndarray | None = None) -> None:
-        """As `ActionMode.begin`."""
-        super().begin(which)
-        self.over[slice(None) if which is None else which] = False
 
     def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """As `ActionMode.take`.
-
-        Raises:
-            gymnasium.error.ResetNeeded: an episode is over.
-        """
+        """As `ActionMode.take`."""
         chosen = self._check(actions, batch)
-        if self.over.any():
-            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before the next step")
+        self._check_begun()
         rows = np.arange(self.rows)
         choices = self._choices()
         some = choices.any(axis=1)
@@ -220,15 +220,6 @@ class SequenceMode(ActionMode):
         """As `ActionMode.action_masks`; where no action has an effect any more, all are True."""
         choices = self._choices()
         return choices | ~choices.any(axis=1, keepdims=True)
-
-    def get_state(self) -> dict[str, Any]:
-        """As `ActionMode.get_state`."""
-        return {**super().get_state(), "over": self.over.tolist()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """As `ActionMode.set_state`."""
-        super().set_state(state)
-        self.over = np.array(state["over"], dtype=bool)
 
     def _check(self, actions: Any, batch: tuple[int, ...]) -> np.ndarray:
         array, count = np.asarray(actions), int(self.space.n)  # type: ignore[attr-defined]

@@ -93,12 +93,15 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
 
         Gymnasium's EzPickle keeps the arguments alone: generator, examples and an episode under way would begin anew.
         """
-        return {"arguments": self._arguments, "state": self.get_state(), "spec": self.spec, "last": self._last}
+        spaces_ = {"action_space": self.action_space, "observation_space": self.observation_space}  # with their generators
+        return {"arguments": self._arguments, "state": self.get_state(), "spec": self.spec, "last": self._last, **spaces_}
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         self.__init__(**pickled["arguments"])  # type: ignore[misc]
         self.set_state(pickled["state"])
         self.spec, self._last = pickled["spec"], pickled["last"]
+        self.action_space = self.mode.space = pickled["action_space"]
+        self.observation_space = pickled["observation_space"]
 
     def get_state(self) -> dict[str, Any]:
         """What the rest depends on, JSON-able, amid an episode too; give it to `set_state` to go on exactly from here."""

@@ -17,7 +17,9 @@ COUNT, COST, FREE = Budget(4, 2), Budget(4, None, 0.2, MACS), Budget(4)
 
 
 def mode(cls, budget: Budget = COUNT, rows: int = 1):
-    return cls(NAMES, budget, MACS, rows)
+    begun = cls(NAMES, budget, MACS, rows)
+    begun.begin()
+    return begun
 
 
 def play(sequence: SequenceMode, *actions: int):

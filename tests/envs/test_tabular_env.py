@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from dataclasses import replace
@@ -109,6 +110,8 @@ def test_shows_what_the_live_environment_shows(small_problem, small_table, table
         np.testing.assert_array_equal(other[0], one[0])
         assert other[1] == pytest.approx(one[1], abs=1e-6)
         assert other[2:4] == one[2:4]
+        if one[2]:
+            np.testing.assert_array_equal(tabular.reset()[0], live.reset()[0])
 
 
 def test_checkers_have_nothing_to_say(table_path: str):
@@ -204,6 +207,34 @@ def test_sb3s_own_make_vec_env_takes_it(table_path: str):
     assert (rewards > 0).all()
     assert env.get_attr("render_mode") == ["rgb_array", "rgb_array"]
     assert env.render().ndim == 3
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_a_step_needs_an_episode(table_path: str, action: str):
+    kwargs = {"table": table_path, "skip_num": 1, "action": action}
+    env, vector = gymnasium.make(ID, **kwargs), gymnasium.make_vec(ID, num_envs=2, **kwargs)
+    for each in (env, vector):
+        with pytest.raises(gymnasium.error.ResetNeeded, match=r"call reset\(\) before the first step and after the last"):
+            each.step(each.action_space.sample())
+        each.reset(seed=0)
+        each.step(each.action_space.sample())
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(env.action_space.sample())
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        pickle.loads(pickle.dumps(env)).step(env.action_space.sample())
+    vector.step(vector.action_space.sample())  # which begins anew by itself
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_a_copy_draws_the_same_actions(table_path: str, action: str):
+    env = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
+    env.reset(seed=0)
+    env.action_space.seed(3)
+    env.action_space.sample()
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        before = copy.deepcopy(env.action_space)
+        for _ in range(3):
+            np.testing.assert_array_equal(twin.action_space.sample(), before.sample())
 
 
 def test_survives_pickling(table_path: str):
