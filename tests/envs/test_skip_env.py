@@ -181,8 +181,8 @@ def test_two_copies_do_not_disturb_each_other(tiny_kwargs: dict[str, str]):
         return env
 
     alone, one, two = make(), make(), make()
-    expected = [alone.step(MASK)[1] for _ in range(3)]
-    both = [(anew(one, MASK)[1], two.step(MASK)[1]) for _ in range(3)]
+    expected = [anew(alone, MASK)[1] for _ in range(3)]
+    both = [(anew(one, MASK)[1], anew(two, MASK)[1]) for _ in range(3)]
     assert both == [(reward, reward) for reward in expected]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import NormalizeObservation
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 
@@ -330,3 +331,29 @@ def test_right_under_gymnasiums_own_vectorisation(table_path: str, mode: str):
     finally:
         own.close()
         other.close()
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_the_next_step_may_begin_anew(table_path: str, action: str):
+    kwargs = {"num_envs": 3, "table": table_path, "skip_num": 2, "action": action}
+    own = gymnasium.make_vec(ID, autoreset_mode=AutoresetMode.NEXT_STEP, **kwargs)
+    sync = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
+    assert own.metadata["autoreset_mode"] is sync.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    np.testing.assert_array_equal(own.reset(seed=0)[0], sync.reset(seed=0)[0])
+    own.action_space.seed(5)
+    for _ in range(7):
+        actions = own.action_space.sample()
+        one, two = own.step(actions), sync.step(actions)
+        for got, expected in zip(one[:4], two[:4], strict=True):
+            np.testing.assert_array_equal(got, expected)
+        for key in set(two[4]) - {"evaluations"}:  # which a single one counts for itself
+            np.testing.assert_array_equal(one[4][key], two[4][key], err_msg=key)
+
+
+def test_vector_wrappers_of_observations_take_it(table_path: str):
+    env = NormalizeObservation(gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode="NextStep"))
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    with pytest.raises(ValueError, match="unknown autoreset_mode 'Disabled'; known: SameStep, NextStep"):
+        gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode=AutoresetMode.DISABLED)
