@@ -23,6 +23,7 @@ from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import STATISTICS
+from das_gym.registration import REWARD_THRESHOLDS
 from das_gym.tables.table import SubnetTable
 
 ID = "DAS-METER-VQA-Tabular-v0"
@@ -264,6 +265,16 @@ def test_every_problem_has_a_tabular_id():
         spec = gymnasium.spec(entry.tabular_id)
         assert spec.kwargs == {"model": entry.model, "task": entry.task}
         assert spec.vector_entry_point == "das_gym.envs.tabular_vector_env:TabularVectorEnv"
+
+
+def test_the_threshold_of_a_spec_is_reached_by_the_best_mask_alone():
+    bundled = [e.tabular_id for e in ENVIRONMENTS.values() if e.bundled]
+    assert set(REWARD_THRESHOLDS) == set(bundled)
+    for env_id in bundled:
+        env = gymnasium.make(env_id).unwrapped
+        rewards = env.scorer.score(env.table.masks, env.np_random).rewards
+        assert (rewards >= env.spec.reward_threshold).sum() == 1
+        assert rewards.max() - env.spec.reward_threshold < 1e-4
 
 
 def test_no_table_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
