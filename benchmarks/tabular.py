@@ -5,6 +5,7 @@
     python -m benchmarks.tabular --no-live                  without loading a model
 
 Steps are counted as Stable-Baselines3 counts them: one step of n environments is n. Actions are random and drawn before.
+Alone, an environment is reset wherever an episode ends; `sb3` is Stable-Baselines3's VecEnv with the monitor around it.
 The live environment scores masks that it has not seen, on 500 examples, with its encoder outputs kept.
 """
 
@@ -17,12 +18,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from stable_baselines3.common.vec_env import VecMonitor
 
 import das_gym
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 
 ACTIONS = ("mask", "sequence", "scores")
+SB3_ENVS = 16
 BATCHES = 64
 """How many different batches of actions a measurement goes through."""
 
@@ -32,6 +35,34 @@ def steps_per_second(env: gymnasium.vector.VectorEnv, seconds: float) -> float:
     env.reset(seed=0)
     env.action_space.seed(0)
     batches = [env.action_space.sample() for _ in range(BATCHES)]
+    env.step(batches[0])
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        env.step(batches[steps % BATCHES])
+        steps += 1
+    return steps * env.num_envs / (time.perf_counter() - started)
+
+
+def steps_per_second_alone(env: gymnasium.Env, seconds: float) -> float:
+    """Steps a second of one environment, the resets between its episodes included."""
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(BATCHES)]
+    steps, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for action in actions:
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+        steps += BATCHES
+    return steps / (time.perf_counter() - started)
+
+
+def steps_per_second_sb3(env: VecMonitor, seconds: float) -> float:
+    """Steps a second of Stable-Baselines3's vector environment."""
+    env.reset()
+    env.action_space.seed(0)
+    batches = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(BATCHES)]
     env.step(batches[0])
     steps, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -58,14 +89,23 @@ def measure(entry: das_gym.registration.EnvEntry, arguments: argparse.Namespace)
     if live is not None:
         print(f"{entry.id}, {arguments.live_envs} environments: {live:,.1f} steps a second", flush=True)
     records = []
+
+    def keep(action: str, form: str, num_envs: int, rate: float) -> None:
+        ratio = None if live is None else rate / live
+        record = {"action": action, "form": form, "num_envs": num_envs, "steps_per_second": rate, "ratio_to_live": ratio}
+        records.append(record)
+        told = "" if ratio is None else f", {ratio:,.0f} times the live environment"
+        print(f"{entry.tabular_id}, {action}, {form} {num_envs}: {rate:,.0f} steps a second{told}", flush=True)
+
     for action in ACTIONS:
+        settings = {"table": arguments.table, "action": action}
+        alone = gymnasium.make(entry.tabular_id, **settings)
+        keep(action, "alone", 1, steps_per_second_alone(alone, arguments.seconds))
         for num_envs in arguments.num_envs:
-            env = gymnasium.make_vec(entry.tabular_id, num_envs=num_envs, table=arguments.table, action=action)
-            rate = steps_per_second(env, arguments.seconds)
-            ratio = None if live is None else rate / live
-            records.append({"action": action, "num_envs": num_envs, "steps_per_second": rate, "ratio_to_live": ratio})
-            told = "" if ratio is None else f", {ratio:,.0f} times the live environment"
-            print(f"{entry.tabular_id}, {action}, {num_envs} environments: {rate:,.0f} steps a second{told}", flush=True)
+            env = gymnasium.make_vec(entry.tabular_id, num_envs=num_envs, **settings)
+            keep(action, "vector", num_envs, steps_per_second(env, arguments.seconds))
+        sb3 = das_gym.make_sb3_vec_env(entry.tabular_id, n_envs=SB3_ENVS, **settings)
+        keep(action, "sb3", SB3_ENVS, steps_per_second_sb3(sb3, arguments.seconds))
     return records
 
 

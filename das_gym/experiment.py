@@ -192,7 +192,8 @@ class RunsExperiment(Experiment):
         observers, locks = self.observers, []
         self.current_run = None
         try:
-            given = self.prepared(config_updates, named_configs)
+            given, options = _file_storage(dict(config_updates or {}), dict(options or {}))
+            given = self.prepared(given, named_configs)
             runs_dir = _runs_dir(given)
             reopen = None
             if given.get("resume") is not None:
@@ -202,7 +203,6 @@ class RunsExperiment(Experiment):
                 named_configs = ()
             self.observers = [RunFolder(runs_dir, reopen), *observers]
             self.logger = _logger()
-            options = dict(options or {})
             options["--capture"] = options.get("--capture") or "sys"
             return super().run(command_name, given, named_configs, info, meta_info, options)
         except SacredError:
@@ -354,6 +354,20 @@ class RunsExperiment(Experiment):
         run = self.current_run
         folder = None if run is None else run_folder(run)
         return "" if folder is None else f"\n(the whole trace is in {folder / 'run.json'})"
+
+
+def _file_storage(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and options, with Sacred's `-F FOLDER` as what it means here, `runs_dir`: the run is kept there alone.
+
+    Raises:
+        ValueError: both are given.
+    """
+    folder = options.pop("--file_storage", None)
+    if folder is None:
+        return given, options
+    if "runs_dir" in given:
+        raise ValueError(f"-F {folder} and runs_dir={given['runs_dir']} both say where runs go; give one of them")
+    return {**given, "runs_dir": folder}, options
 
 
 def _runs_dir(given: Mapping[str, Any]) -> Path:

@@ -10,8 +10,6 @@ import gymnasium
 import numpy as np
 from das_gym.agents.sb3.algorithms import find_algorithm, reads_masks
 from das_gym.agents.sb3.config import with_action
-from das_gym.agents.sb3.recorder import with_effect
-from gymnasium import spaces
 
 from das_gym.data.origin import check_modules, is_signed, module_of, sign
 from das_gym.files import read_json
@@ -94,8 +92,7 @@ def agent_file(source: str | os.PathLike[str]) -> Path:
 def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, **env_kwargs: Any) -> np.ndarray:
     """(n_layers,) bool: the mask that a policy chooses when it does not explore.
 
-    A policy that can be told which actions have an effect is told; for others, as in training, an action without effect
-    stands for the next one that has.
+    A policy that can be told which actions have an effect is told.
 
     Args:
         model: Trained in that action space.
@@ -106,7 +103,6 @@ def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, *
     """
     env = gymnasium.make_vec(env_id, num_envs=1, **with_action(env_kwargs, action))
     base: Any = env.unwrapped
-    sequence = isinstance(env.unwrapped.single_action_space, spaces.Discrete)
     told = reads_masks(type(model))
     state, start = None, np.ones(1, dtype=bool)
     observation, _ = env.reset(seed=seed)
@@ -114,8 +110,6 @@ def policy_mask(model: BaseAlgorithm, env_id: str, action: str, seed: int = 0, *
         while True:
             masks = {"action_masks": base.action_masks()} if told else {}
             chosen, state = model.predict(observation, state=state, episode_start=start, deterministic=True, **masks)
-            if sequence and not told:
-                chosen = with_effect(chosen, base.action_masks())
             observation, _, terminated, truncated, _ = env.step(chosen)
             start = terminated | truncated
             if start[0]:

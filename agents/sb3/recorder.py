@@ -9,29 +9,25 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.agents.searching.record import SCORES, Turn, plain_numbers
-from gymnasium import spaces
 from gymnasium.vector import VectorEnv, VectorWrapper
 
-from das_gym.envs.actions import STEPS_PER_LAYER
+STEPS_PER_LAYER = 4
+"""A search ends after this many steps a layer and mask, even if masks are left to score."""
 
 
 class BudgetSpentError(Exception):
     """No evaluation is left: raised where the next step would begin."""
 
 
-class Recorder(VectorWrapper[Any, Any, Any]):
+class Recorder(VectorWrapper):
     """Keeps every mask that was scored, as the turns of a search, and ends the search when its budget is spent.
 
     A turn is one step: the masks that it scored, in one engine call. In the last one, masks beyond the budget are left out.
     Masks off the budget of the environment are not scored and count for nothing.
 
-    Most algorithms cannot be told which actions have an effect. For them, one that has none stands for the next one that has
-    (`with_effect`): a sequence is as long as its budget, and no search is spent on steps that change nothing.
-
     Args:
         env: Environments of das_gym's kind; their action is a mask, or they tell `last_masks`.
         evaluations: How many masks may be scored.
-        reads_masks: Whether the algorithm is told which actions have an effect.
         turns: What was scored before, if a search goes on.
         state: What the environments' `get_state()` told then: the first reset begins there, with new episodes.
         on_turn: Called after each turn with it.
@@ -46,7 +42,6 @@ class Recorder(VectorWrapper[Any, Any, Any]):
         self,
         env: VectorEnv[Any, Any, Any],
         evaluations: int,
-        reads_masks: bool = False,
         turns: Sequence[Turn] = (),
         state: Mapping[str, Any] | None = None,
         on_turn: Callable[[Turn], Any] | None = None,
@@ -57,7 +52,6 @@ class Recorder(VectorWrapper[Any, Any, Any]):
         self.evaluations = sum(len(turn.masks) for turn in turns)
         self.steps = 0
         self.threads = torch.get_num_threads()
-        self.redirects = not reads_masks and isinstance(env.unwrapped.single_action_space, spaces.Discrete)
         self.state = state
         self.on_turn = on_turn
         base: Any = env.unwrapped
@@ -87,8 +81,6 @@ class Recorder(VectorWrapper[Any, Any, Any]):
         """
         if self.evaluations >= self.budget or self.steps >= self.max_steps:
             raise BudgetSpentError
-        if self.redirects:
-            actions = with_effect(actions, self.env.unwrapped.action_masks())  # type: ignore[attr-defined]
         with torch_threads(self.threads):
             observations, rewards, terminated, truncated, info = self.env.step(actions)
         self.steps += self.num_envs
@@ -134,16 +126,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def with_effect(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
-    """(m,) actions, each that has no effect replaced by the next that has, around the action space.
-
-    Args:
-        actions: (m,) whole numbers.
-        action_masks: (m, n_choices) bool, which have an effect; at least one in each row.
-    """
-    m, n = action_masks.shape
-    order = (np.asarray(actions).reshape(m, 1) + np.arange(n)) % n
-    first = np.take_along_axis(action_masks, order, axis=1).argmax(axis=1)
-    return order[np.arange(m), first]

@@ -33,7 +33,6 @@ from das_gym.agents.sb3.algorithms import (
     choose_action,
     find_algorithm,
     make_model,
-    reads_masks,
     with_defaults,
 )
 from das_gym.agents.sb3.checkpoint import CHECKPOINT, Checkpoint
@@ -153,7 +152,7 @@ def _make(
     for action in actions:
         kwargs = with_action(config.mask_kwargs, action)
         env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
-        recorder = Recorder(env, config.evaluations, reads_masks(cls), before.turns, before.env)
+        recorder = Recorder(env, config.evaluations, before.turns, before.env)
         try:
             model = make_model(cls, parameters, VecMonitor(SB3VecEnv(recorder)), config.seed, own)
         except ActionSpaceError as refusal:
@@ -205,7 +204,7 @@ class _Training:
         logger = Logger(folder=None, output_formats=[*writers, *_tensorboard(self.folder)])
         self.model.set_logger(logger)
         try:
-            while True:  # steps without effect may leave evaluations over
+            while True:  # masks off the budget leave evaluations over
                 steps = self._steps_left()
                 self.model.learn(steps, self._keep_checkpoint, log_interval=self._log_interval(), reset_num_timesteps=False)
         except BudgetSpentError:

@@ -20,9 +20,6 @@ from das_gym.config import check_names
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 
-STEPS_PER_LAYER = 4
-"""A sequence is cut off after this many steps a layer: no episode of no-ops goes on for ever."""
-
 
 @dataclass(frozen=True)
 class Moves:
@@ -30,20 +27,13 @@ class Moves:
 
     Attributes:
         masks: (m, n_layers) bool, True = skipped.
-        terminated: (m,) bool, the mask is chosen.
-        truncated: (m,) bool, cut off before it was.
+        ended: (m,) bool, the mask is chosen and the episode over.
         info: What `info` says besides, each with a leading m.
     """
 
     masks: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
+    ended: np.ndarray
     info: dict[str, np.ndarray]
-
-    @property
-    def ended(self) -> np.ndarray:
-        """(m,) bool: episodes that are over."""
-        return self.terminated | self.truncated
 
 
 class ActionMode(ABC):
@@ -60,6 +50,7 @@ class ActionMode(ABC):
         feature_names: What is observed besides the layer statistics.
         low, high: (n_features,) float32, the bounds of that.
         masks: (m, n_layers) bool, what the episodes that go on have skipped so far.
+        over: (m,) bool, which wait for `begin`: all of them at first, and those that have ended.
     """
 
     name: ClassVar[str]
@@ -73,6 +64,7 @@ class ActionMode(ABC):
         self.n_layers = len(layer_names)
         self.low = self.high = np.zeros(0, dtype=np.float32)
         self.masks = np.zeros((rows, self.n_layers), dtype=bool)
+        self.over = np.ones(rows, dtype=bool)
 
     @abstractmethod
     def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
@@ -84,11 +76,17 @@ class ActionMode(ABC):
 
         Raises:
             ValueError: actions of another shape or outside the space.
+            gymnasium.error.ResetNeeded: an episode has not begun, or is over.
         """
+
+    def _check_begun(self) -> None:
+        if np.count_nonzero(self.over):
+            raise gymnasium.error.ResetNeeded("no episode goes on: call reset() before the first step and after the last")
 
     def begin(self, which: np.ndarray | None = None) -> None:
         """Begin the episodes of those rows ((m,) bool) anew; None = all."""
         self.masks[slice(None) if which is None else which] = False
+        self.over[slice(None) if which is None else which] = False
 
     def features(self) -> np.ndarray:
         """(m, n_features) float32: what is observed besides the layer statistics."""
@@ -108,15 +106,17 @@ class ActionMode(ABC):
 
     def get_state(self) -> dict[str, Any]:
         """Where the episodes stand, JSON-able."""
-        return {"masks": self.masks.astype(int).tolist()}
+        return {"masks": self.masks.astype(int).tolist(), "over": self.over.tolist()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where `get_state` was called."""
         self.masks = np.array(state["masks"], dtype=bool)
+        self.over = np.array(state.get("over", [False] * self.rows), dtype=bool)  # older states tell it of sequences alone
 
     def _whole(self, masks: np.ndarray) -> Moves:
-        ended = np.ones(self.rows, dtype=bool)
-        return Moves(masks, ended, ~ended, {})
+        self._check_begun()
+        self.over = np.ones(self.rows, dtype=bool)
+        return Moves(masks, self.over.copy(), {})
 
 
 class MaskMode(ActionMode):
@@ -135,7 +135,9 @@ class MaskMode(ActionMode):
             raise ValueError(
                 f"action of shape {array.shape}; give a skip mask of shape {shape}: one 0 (keep) or 1 (skip) a layer"
             )
-        if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        whole = array.dtype.kind in "biu"
+        others = array >> 1 if whole else (array != 0) & (array != 1)  # of 0 and 1 nothing is left without their last bit
+        if np.count_nonzero(others):
             raise ValueError(f"action {array.tolist()} holds other values than 0 (keep) and 1 (skip)")
         return self._whole(array.astype(bool).reshape(self.rows, self.n_layers))
 
@@ -174,9 +176,9 @@ class SequenceMode(ActionMode):
 
     With `skip_num=k` an episode is k layers long; by cost it ends as soon as the saving is reached, and layers
     whose skipping saves nothing cannot be chosen, so that it always can be. Without a budget, action n_layers is "stop".
-    An action without effect (a layer already skipped, or one that cannot be chosen) changes nothing and is told by
-    `info["invalid_action"]`; after 4 n_layers steps an episode is truncated. A budget that nothing skipped keeps
-    (skip_num=0) ends with the first step, whatever the action.
+    An action without effect (a layer already skipped, or one that cannot be chosen) stands for the next one that has
+    (`with_effect`) and is told by `info["invalid_action"]`: a policy that repeats itself comes to an end, too. A budget
+    that nothing skipped keeps (skip_num=0) ends with the first step, whatever the action.
     """
 
     name = "sequence"
@@ -189,40 +191,21 @@ class SequenceMode(ActionMode):
         least, most = macs.range
         self.low = np.array([0.0] * self.n_layers + [least, 0.0], dtype=np.float32)
         self.high = np.array([1.0] * self.n_layers + [most, 1.0], dtype=np.float32)
-        self.steps = np.zeros(rows, dtype=np.int64)
-        self.over = np.zeros(rows, dtype=bool)
-
-    @property
-    def max_steps(self) -> int:
-        """Where an episode is truncated."""
-        return STEPS_PER_LAYER * self.n_layers
-
-    def begin(self, which: np.ndarray | None = None) -> None:
-        """As `ActionMode.begin`."""
-        super().begin(which)
-        self.steps[slice(None) if which is None else which] = 0
-        self.over[slice(None) if which is None else which] = False
 
     def take(self, actions: Any, batch: tuple[int, ...] = ()) -> Moves:
-        """As `ActionMode.take`.
-
-        Raises:
-            gymnasium.error.ResetNeeded: an episode is over.
-        """
+        """As `ActionMode.take`."""
         chosen = self._check(actions, batch)
-        if self.over.any():
-            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before the next step")
+        self._check_begun()
         rows = np.arange(self.rows)
         choices = self._choices()
-        effective = choices[rows, chosen]
-        skips = effective & (chosen < self.n_layers)
+        some = choices.any(axis=1)
+        invalid = some & ~choices[rows, chosen]
+        if invalid.any():
+            chosen = with_effect(chosen, choices | ~some[:, None])
+        skips = some & (chosen < self.n_layers)
         self.masks[rows[skips], chosen[skips]] = True
-        self.steps += 1
-        terminated = self._complete() | (chosen == self.n_layers)
-        truncated = ~terminated & (self.steps >= self.max_steps)
-        self.over = terminated | truncated
-        invalid = ~effective & choices.any(axis=1)
-        return Moves(self.masks.copy(), terminated, truncated, {**self.info(), "invalid_action": invalid})
+        self.over = self._complete() | (chosen == self.n_layers)
+        return Moves(self.masks.copy(), self.over.copy(), {**self.info(), "invalid_action": invalid})
 
     def features(self) -> np.ndarray:
         """(m, n_layers + 2) float32: 1 for each skipped layer, share of MACs saved, what is left of the budget."""
@@ -237,16 +220,6 @@ class SequenceMode(ActionMode):
         """As `ActionMode.action_masks`; where no action has an effect any more, all are True."""
         choices = self._choices()
         return choices | ~choices.any(axis=1, keepdims=True)
-
-    def get_state(self) -> dict[str, Any]:
-        """As `ActionMode.get_state`."""
-        return {**super().get_state(), "steps": self.steps.tolist(), "over": self.over.tolist()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """As `ActionMode.set_state`."""
-        super().set_state(state)
-        self.steps = np.array(state["steps"], dtype=np.int64)
-        self.over = np.array(state["over"], dtype=bool)
 
     def _check(self, actions: Any, batch: tuple[int, ...]) -> np.ndarray:
         array, count = np.asarray(actions), int(self.space.n)  # type: ignore[attr-defined]
@@ -269,6 +242,19 @@ class SequenceMode(ActionMode):
         """(m, n_choices) bool: actions that change anything."""
         choices = ~self.masks & ~self._complete()[:, None] & self.budget.useful_layers
         return np.concatenate((choices, np.ones((self.rows, 1), dtype=bool)), axis=1) if self.can_stop else choices
+
+
+def with_effect(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:
+    """(m,) actions, each that has no effect replaced by the next that has, around the action space.
+
+    Args:
+        actions: (m,) whole numbers.
+        action_masks: (m, n_choices) bool, which have an effect; at least one in each row.
+    """
+    m, n = action_masks.shape
+    order = (actions[:, None] + np.arange(n)) % n
+    first = np.take_along_axis(action_masks, order, axis=1).argmax(axis=1)
+    return order[np.arange(m), first]
 
 
 ACTION_MODES: dict[str, type[ActionMode]] = {mode.name: mode for mode in (MaskMode, SequenceMode, ScoreMode)}

@@ -73,13 +73,13 @@ class SB3VecEnv(VecEnv):
         dones = terminated | truncated
         infos = info_rows({key: value for key, value in info.items() if key not in FINAL_KEYS}, self.num_envs)
         if dones.any():
-            last = info_rows(info["final_info"], self.num_envs)
+            last, final = info_rows(info["final_info"], self.num_envs), info["final_obs"]
             for index in np.flatnonzero(dones).tolist():
-                self.reset_infos[index] = infos[index]
-                told = {**infos[index], **last[index]}  # wrappers such as RecordEpisodeStatistics write beside final_info
-                infos[index] = {**told, "terminal_observation": info["final_obs"][index]}
-        for index, (cut_off, ended) in enumerate(zip(truncated.tolist(), terminated.tolist(), strict=True)):
-            infos[index]["TimeLimit.truncated"] = cut_off and not ended
+                begun = self.reset_infos[index] = infos[index]
+                # wrappers such as RecordEpisodeStatistics write beside final_info
+                infos[index] = {**begun, **last[index], "terminal_observation": final[index]}
+        for told, cut_off in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            told["TimeLimit.truncated"] = cut_off
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
 
     def close(self) -> None:
@@ -148,15 +148,20 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
 def info_rows(info: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
     """Gymnasium's info of a vector environment as one dict an environment, of plain numbers where it holds numbers."""
     rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    everywhere: Any = None
     for key, values in info.items():
         if key.startswith("_") and key[1:] in info:
             continue
-        column = info_rows(values, num_envs) if isinstance(values, Mapping) else _column(values)
-        present = info.get(f"_{key}")
-        for index in range(num_envs) if present is None else np.flatnonzero(present).tolist():
-            rows[index][key] = column[index]
+        present: Any = info.get("_" + key)
+        if type(values) is np.ndarray:
+            column = values.tolist() if values.ndim == 1 else values
+        else:
+            column = info_rows(values, num_envs) if isinstance(values, Mapping) else values
+        if present is everywhere or np.count_nonzero(present) == num_envs:
+            everywhere = present
+            for row, value in zip(rows, column, strict=True):
+                row[key] = value
+        else:
+            for index in np.flatnonzero(present).tolist():
+                rows[index][key] = column[index]
     return rows
-
-
-def _column(values: Any) -> Any:
-    return values.tolist() if isinstance(values, np.ndarray) and values.ndim == 1 else values

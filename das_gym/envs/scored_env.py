@@ -73,15 +73,16 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
             self.scorer.restart()
         self.mode.begin()
         self._last = None
-        return self._observation(), self.scorer.unskipped().row(0) | first_row(self.mode.info())
+        return self._observation(), self.scorer.unskipped_info() | first_row(self.mode.info())
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take an action; a mask that is complete is scored."""
         moves = self.mode.take(action)
-        scored = self.scorer.score(moves.masks, self.np_random, moves.ended)
-        reward, info = float(scored.rewards[0]), scored.row(0) | first_row(moves.info)
-        self._last = Shown(moves.masks[0], reward, info, bool(moves.ended[0]))
-        return self._observation(), reward, bool(moves.terminated[0]), bool(moves.truncated[0]), info
+        ended = bool(moves.ended[0])
+        reward, info = self.scorer.score_one(moves.masks, self.np_random, ended)
+        info |= first_row(moves.info)
+        self._last = Shown(moves.masks[0], reward, info, ended)
+        return self._observation(), reward, ended, False, info
 
     def render(self) -> Any:
         """The architecture under the last mask; see `das_gym.envs.rendering.render`."""
@@ -92,12 +93,15 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
 
         Gymnasium's EzPickle keeps the arguments alone: generator, examples and an episode under way would begin anew.
         """
-        return {"arguments": self._arguments, "state": self.get_state(), "spec": self.spec, "last": self._last}
+        spaces_ = {"action_space": self.action_space, "observation_space": self.observation_space}  # with their generators
+        return {"arguments": self._arguments, "state": self.get_state(), "spec": self.spec, "last": self._last, **spaces_}
 
     def __setstate__(self, pickled: dict[str, Any]) -> None:
         self.__init__(**pickled["arguments"])  # type: ignore[misc]
         self.set_state(pickled["state"])
         self.spec, self._last = pickled["spec"], pickled["last"]
+        self.action_space = self.mode.space = pickled["action_space"]
+        self.observation_space = pickled["observation_space"]
 
     def get_state(self) -> dict[str, Any]:
         """What the rest depends on, JSON-able, amid an episode too; give it to `set_state` to go on exactly from here."""
@@ -114,7 +118,8 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         self.mode.set_state(state["episode"])
 
     def _observation(self) -> np.ndarray:
-        return np.concatenate((self.scorer.observation(), self.mode.features()[0]))
+        statistics = self.scorer.observation()
+        return np.concatenate((statistics, self.mode.features()[0])) if self.mode.feature_names else statistics
 
 
 def first_row(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

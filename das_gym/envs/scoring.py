@@ -144,20 +144,29 @@ class Scorer(ABC):
             divergences[scored] = np.nan if found.divergences is None else found.divergences
         scores = Scores(losses, metrics, divergences)
         rewards = np.where(ended, self.objective.rewards(masks, scores), 0.0)
+        return Outcome(rewards, self._info(masks, scores, feasible, self._count(rewards, scored)))
+
+    def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
+        """As `score`, of (1, n_layers) masks: the reward and the info, plain numbers."""
+        outcome = self.score(masks, rng, np.array([ended]))
+        return float(outcome.rewards[0]), outcome.row(0)
+
+    def _count(self, rewards: np.ndarray, scored: np.ndarray) -> np.ndarray:
+        """(m,) int64 evaluations after each of m masks; keeps where the best reward rose."""
         evaluations = self.evaluations + np.cumsum(scored)
         self.evaluations = int(evaluations[-1])
-        if scored.any():
-            self._note(rewards[scored], evaluations[scored])
-        return Outcome(rewards, self._info(masks, scores, feasible, evaluations))
-
-    def _note(self, rewards: np.ndarray, evaluations: np.ndarray) -> None:
-        """Keep where the best reward rose."""
-        best = self.improvements[-1][1] if self.improvements else -np.inf
+        best = self.best_so_far
         if rewards.max() > best:
-            for at, reward in zip(evaluations.tolist(), rewards.tolist(), strict=True):
+            for at, reward in zip(evaluations[scored].tolist(), rewards[scored].tolist(), strict=True):
                 if reward > best:
                     best = reward
                     self.improvements.append((at, reward))
+        return evaluations
+
+    @property
+    def best_so_far(self) -> float:
+        """The highest reward of a mask that was scored; -inf where none was."""
+        return self.improvements[-1][1] if self.improvements else -np.inf
 
     def unskipped(self) -> Outcome:
         """The full model, which is what `reset` tells; not counted as an evaluation."""
@@ -166,6 +175,10 @@ class Scorer(ABC):
         return Outcome(
             self.objective.rewards(mask, scores), self._info(mask, scores, feasible, np.array([self.evaluations]))
         )
+
+    def unskipped_info(self) -> dict[str, Any]:
+        """The info of the full model, plain numbers."""
+        return self.unskipped().row(0)
 
     def _info(
         self, masks: np.ndarray, scores: Scores, feasible: np.ndarray, evaluations: np.ndarray

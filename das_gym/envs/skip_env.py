@@ -28,9 +28,9 @@ class SkipEnv(ScoredEnv):
     layers. ViLT: 0-11 blocks. Masks may break the budget.
     `action="sequence"`: `Discrete(n_layers)`, one layer after another until the budget is spent; without any budget there
     is one more action, n_layers = stop. `action_masks()` and `info["action_mask"]` (n_choices bools) say which
-    actions have an effect. The others, a layer already skipped above all, change nothing and are told by
-    `info["invalid_action"]`; they never raise. By cost, layers whose skipping saves nothing are among them,
-    so that the saving stays in reach whatever is chosen.
+    actions have an effect. One of the others, a layer already skipped above all, stands for the next that has an effect,
+    around the action space, and is told by `info["invalid_action"]`; it never raises. By cost, layers whose skipping
+    saves nothing are among them, so that the saving stays in reach whatever is chosen.
     `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; by
     cost the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
     A wrong shape, or a value that means nothing in the space, raises a ValueError.
@@ -52,8 +52,8 @@ class SkipEnv(ScoredEnv):
 
     ## Episode End
     `mask` and `scores`: every step terminates. `sequence`: terminates when `skip_num` layers are skipped, when the saving
-    is reached, or at "stop"; a budget that nothing skipped keeps, such as `skip_num=0`, at the first step. It is truncated
-    after 4 * n_layers steps, which only actions without effect can bring about: the mask so far is then what is scored.
+    is reached, or at "stop"; a budget that nothing skipped keeps, such as `skip_num=0`, at the first step. Since
+    every action has an effect or stands for one that has, that is after n_layers steps at the latest; nothing is truncated.
 
     ## Information
     `info` always holds, as plain numbers: `loss` (nats), `metric` (0..1), `macs` (of one example), `macs_saved`

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from das_gym.config import check_names
 from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.rendering import Shown, render
 from das_gym.envs.scored_env import ScoredEnv
@@ -24,13 +25,18 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     tells the same, `info` holds the numbers of the step itself: the keys of `SkipEnv`, each an array of (num_envs,);
     only `action_mask` is of the state after the reset, the one that the next action is for.
 
+    With `autoreset_mode=AutoresetMode.NEXT_STEP`, which Gymnasium's vector wrappers of observations want, an episode ends
+    with its last observation, and the next step begins a new one in the place of its action: reward 0, `info` of a reset.
+
     Args:
         num_envs: How many masks a step scores.
         render_mode: `ansi`, `rgb_array` or None.
+        autoreset_mode: `AutoresetMode.SAME_STEP` or `AutoresetMode.NEXT_STEP`, or its value.
         kwargs: As for `SkipEnv`.
 
     Raises:
-        ValueError: `max_episode_steps`, which Gymnasium's own vectorisation takes; what `SkipEnv` refuses.
+        ValueError: another autoreset mode; `max_episode_steps`, which Gymnasium's own vectorisation takes; what `SkipEnv`
+            refuses.
     """
 
     metadata = {**SkipEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
@@ -43,7 +49,13 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     budget = property(attrgetter("template.budget"), doc="What a mask must satisfy.")
     macs_full = property(attrgetter("template.macs_full"), doc="MACs of one example through the model without adapters.")
 
-    def __init__(self, num_envs: int = 1, render_mode: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_envs: int = 1,
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        **kwargs: Any,
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
         if "max_episode_steps" in kwargs:
@@ -51,6 +63,12 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 f"max_episode_steps={kwargs['max_episode_steps']}: episodes end with their budget here, leave it out; or "
                 'let Gymnasium cut them off, by make_vec(..., vectorization_mode="sync"), without shared engine calls'
             )
+        modes = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)}
+        value = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
+        check_names([value], modes, "autoreset_mode")
+        self.metadata = {**self.metadata, "autoreset_mode": modes[value]}
+        self._at_once = modes[value] is AutoresetMode.SAME_STEP
+        self._waiting = np.zeros(num_envs, dtype=bool)
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.template = self.env_class(render_mode=render_mode, **kwargs)
@@ -83,20 +101,40 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         _, info = self.template.reset(seed=first, options=options)
         self._np_random, self._np_random_seed = self.template.np_random, self.template.np_random_seed
         self.mode.begin()
+        self._waiting[:] = False
         self._last = None
         arrays = {key: np.repeat(np.array([value]), self.num_envs, axis=0) for key, value in info.items()}
         return self._observations(), _with_presence(arrays, np.ones(self.num_envs, dtype=bool))
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in each environment; score the masks that are complete on the same examples."""
-        moves = self.mode.take(actions, (self.num_envs,))
-        scored = self.template.scorer.score(moves.masks, self.template.np_random, moves.ended)
-        told, ended = scored.info | moves.info, moves.ended
-        final = self._final(told, ended) if ended.any() else {}
-        self.mode.begin(ended)
+        moves, begun = self._moves(actions), self._waiting
+        ended = moves.ended
+        scored = self.template.scorer.score(moves.masks, self.template.np_random, ended)
+        told = scored.info | moves.info
+        if begun.any():
+            for key, value in self.template.scorer.unskipped_info().items():
+                told[key][begun] = value
+        final = {}
+        if self._at_once:
+            final = self._final(told, ended) if ended.any() else {}
+            self.mode.begin(ended)
+        else:
+            self._waiting = ended.copy()
         info = _with_presence(told | self._next_choices(), np.ones(self.num_envs, dtype=bool))
         self._last = (moves, scored)
-        return self._observations(), scored.rewards, moves.terminated, moves.truncated, info | final
+        return self._observations(), scored.rewards, ended, np.zeros(self.num_envs, dtype=bool), info | final
+
+    def _moves(self, actions: np.ndarray) -> Moves:
+        """What the actions do; episodes that waited for this step begin, whatever theirs are."""
+        begun = self._waiting
+        self.mode.begin(begun)
+        moves = self.mode.take(actions, (self.num_envs,))
+        if not begun.any():
+            return moves
+        self.mode.begin(begun)
+        idle = {key: values & ~begun for key, values in moves.info.items() if key == "invalid_action"}
+        return Moves(moves.masks & ~begun[:, None], moves.ended & ~begun, moves.info | idle)
 
     def render(self) -> tuple[Any, ...] | None:
         """The architecture under each episode's last mask; see `das_gym.envs.rendering.render`."""
@@ -110,29 +148,34 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def get_state(self) -> dict[str, Any]:
         """What the rest depends on, JSON-able, amid episodes too; give it to `set_state` to go on exactly from here."""
-        return {**self.template.get_state(), "episode": self.mode.get_state()}
+        waiting = {} if self._at_once else {"waiting": self._waiting.tolist()}
+        return {**self.template.get_state(), "episode": self.mode.get_state(), **waiting}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from where `get_state` was called."""
         self.template.set_state({**state, "episode": self.template.mode.get_state()})
         self.mode.set_state(state["episode"])
+        self._waiting = np.array(state.get("waiting", np.zeros(self.num_envs)), dtype=bool)
 
     def _observations(self) -> np.ndarray:
-        statistics = np.repeat(self.template.scorer.observation()[None], self.num_envs, axis=0)
-        return np.concatenate((statistics, self.mode.features()), axis=1)
+        statistics = self.template.scorer.observation()
+        observations = np.empty((self.num_envs, len(self.mode.low) + len(statistics)), dtype=np.float32)
+        observations[:, : len(statistics)] = statistics
+        if self.mode.feature_names:
+            observations[:, len(statistics) :] = self.mode.features()
+        return observations
 
     def _next_choices(self) -> dict[str, np.ndarray]:
         return {key: values for key, values in self.mode.info().items() if key == "action_mask"}
 
     def _final(self, told: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, Any]:
         """What Gymnasium's wrappers expect of environments that reset within the step."""
-        last, observations = self._observations(), np.full(self.num_envs, None, dtype=object)
-        for index in np.flatnonzero(ended):
-            observations[index] = last[index]
+        observations = np.fromiter(self._observations(), dtype=object, count=self.num_envs)
+        observations[~ended] = None
         final_info = _with_presence(told, ended)
         return {"final_obs": observations, "_final_obs": ended, "final_info": final_info, "_final_info": ended}
 
 
 def _with_presence(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:
     """Gymnasium's convention: beside each key, `_key` says which environments have it."""
-    return arrays | {f"_{key}": present.copy() for key in arrays}
+    return arrays | {f"_{key}": present for key in arrays}

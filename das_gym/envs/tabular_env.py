@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from das_gym.config import check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import Scorer
+from das_gym.envs.scoring import Outcome, Scorer
 from das_gym.problem.budget import BUDGET_SETTINGS, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import SAVED, MaskCost, given_costs
@@ -62,6 +62,7 @@ class TableScorer(Scorer):
         objective = Objective(bound, find_reward(reward), table.layer_macs, macs_price)
         super().__init__(table.meta.layer_names, objective, table.meta.statistics if statistics is None else statistics)
         self.split, self._scores = split, table.float64_scores(split)
+        self._told: dict[int, tuple[float, dict[str, Any]]] = {}
         names = [statistic.name for statistic in self.statistics]
         check_names(names, table.meta.statistics, "statistic of this table")
         columns = [table.meta.statistics.index(name) for name in names]
@@ -89,6 +90,60 @@ class TableScorer(Scorer):
             f"{setting}: this table was made before tables told {SAVED[setting]}; count it anew with "
             f"`{typed('agents table', 'recount=FILE out=FILE')}`, or search {live} itself"
         )
+
+    def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
+        """As `Scorer.score`; what the whole table earns is computed once, and then looked up."""
+        rows = self.table.rows(masks)
+        if not self._exact or (rows < 0).any():
+            return super().score(masks, rng, ended)
+        rewards = self._known.rewards[rows]
+        info = {key: values[rows] for key, values in self._known.info.items()}
+        scored = info["feasible"]
+        if ended is not None and not ended.all():
+            scored, rewards = scored & ended, np.where(ended, rewards, 0.0)
+            info["loss"][~ended], info["metric"][~ended] = np.inf, 0.0
+        return Outcome(rewards, {**info, "evaluations": self._count(rewards, scored)})
+
+    def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
+        """As `Scorer.score_one`."""
+        row = int(self.table.rows(masks[0])) if self._exact else -1
+        if row < 0:
+            return super().score_one(masks, rng, ended)
+        if row not in self._told:
+            self._told[row] = float(self._known.rewards[row]), self._known.row(row)
+        reward, told = self._told[row]
+        if not ended:
+            return 0.0, {**told, "loss": np.inf, "metric": 0.0, "evaluations": self.evaluations}
+        if told["feasible"]:
+            self.evaluations += 1
+            if reward > self.best_so_far:
+                self.improvements.append((self.evaluations, reward))
+        return reward, {**told, "evaluations": self.evaluations}
+
+    def unskipped_info(self) -> dict[str, Any]:
+        """As `Scorer.unskipped_info`."""
+        return {**self._unskipped_info, "evaluations": self.evaluations}
+
+    @cached_property
+    def _unskipped_info(self) -> dict[str, Any]:
+        return super().unskipped_info()
+
+    @cached_property
+    def _exact(self) -> bool:
+        """Whether what masks cost does not depend on how many are asked about at a time.
+
+        Sums of whole numbers do not; those of milliseconds are rounded as the order goes in which they are added.
+        """
+        cost = self.budget.cost
+        return cost is None or bool((cost.savings == np.round(cost.savings)).all())
+
+    @cached_property
+    def _known(self) -> Outcome:
+        """What each mask of the table gets, in the order of its rows; counted as no evaluation."""
+        before = self.get_state()
+        known = super().score(self.table.masks, np.random.default_rng(0))  # draws nothing
+        self.set_state(before)
+        return known
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """As `Scorer.measure`; nothing is drawn."""
@@ -143,8 +198,7 @@ class TabularEnv(ScoredEnv):
     As `SkipEnv`'s.
 
     ## Vectorized environment
-    `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once: more than 100,000 steps a second from n = 256 on
-    (`python -m benchmarks.tabular`).
+    `gymnasium.make_vec(id, num_envs=n)` looks n masks up at once (`python -m benchmarks.tabular` says how fast).
 
     ## References
     DAS: arXiv 2309.01479.

@@ -76,9 +76,9 @@ class ActionModeWrapper(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, np.ndarra
             self._statistics, reward, _, _, info = self.env.step(moves.masks[0].astype(np.int8))
         else:
             reward, info = self._unfinished(moves)
-        over = bool(moves.terminated[0]), bool(moves.truncated[0])
-        self._last = Shown(moves.masks[0], float(reward), info, any(over))
-        return self._observation(), float(reward), *over, info | first_row(moves.info)
+        ended = bool(moves.ended[0])
+        self._last = Shown(moves.masks[0], float(reward), info, ended)
+        return self._observation(), float(reward), ended, False, info | first_row(moves.info)
 
     def render(self) -> Any:
         """As the environment's; amid a sequence, what is skipped so far."""
@@ -95,8 +95,7 @@ class ActionModeWrapper(gymnasium.Wrapper[np.ndarray, Any, np.ndarray, np.ndarra
         self._statistics = self.scorer.observation()
 
     def _unfinished(self, moves: Moves) -> tuple[float, dict[str, Any]]:
-        scored = self.scorer.score(moves.masks, self.unwrapped.np_random, moves.ended)
-        return float(scored.rewards[0]), scored.row(0)
+        return self.scorer.score_one(moves.masks, self.unwrapped.np_random, ended=False)
 
     def _observation(self) -> np.ndarray:
         return np.concatenate((self._statistics, self.mode.features()[0]))

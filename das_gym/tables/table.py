@@ -139,7 +139,7 @@ class SubnetTable:
 
     def rows(self, masks: np.ndarray) -> np.ndarray:
         """As `index`, of masks that fit, unchecked; -1 for those that are not in the table."""
-        numbers: np.ndarray = masks.astype(np.int64) @ (1 << np.arange(self.n_layers))
+        numbers: np.ndarray = masks.astype(np.int64) @ self._bits
         if self.meta.max_skipped is None:
             return numbers
         known, rows = self._numbered
@@ -147,9 +147,14 @@ class SubnetTable:
         return np.where(known[places] == numbers, rows[places], -1)
 
     @cached_property
+    def _bits(self) -> np.ndarray:
+        """(n_layers,) int64: what each layer adds to the number of a mask."""
+        return 1 << np.arange(self.n_layers, dtype=np.int64)
+
+    @cached_property
     def _numbered(self) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of masks in rising order, and the row of each."""
-        numbers = self.masks.astype(np.int64) @ (1 << np.arange(self.n_layers))
+        numbers = self.masks.astype(np.int64) @ self._bits
         order = np.argsort(numbers)
         return numbers[order], order
 

@@ -83,6 +83,15 @@ def test_runs_are_numbered_and_can_go_elsewhere(small, tmp_path, capsys):
     assert f"Next: python -m adapt with search_run=1 runs_dir={tmp_path / 'other'}\n" in capsys.readouterr().out
 
 
+def test_file_storage_says_where_runs_go_and_no_more(small, tmp_path):
+    ex.run(config_updates=small, options={"--file_storage": str(tmp_path / "other")})
+    assert (tmp_path / "other" / "1" / "search.json").is_file()
+    assert (tmp_path / "other" / "1" / "metrics.json").is_file()
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(RunError, match="-F other and runs_dir=runs both say where runs go; give one of them"):
+        ex.run(config_updates={**small, "runs_dir": "runs"}, options={"--file_storage": "other"})
+
+
 def test_settings_of_the_environment_reach_it():
     settings = SearchSettings(data_root="/data", size="base", env_kwargs={"reward": "metric"})
     assert settings.search_config().env_kwargs == {"reward": "metric", "data_root": "/data", "size": "base"}

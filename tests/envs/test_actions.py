@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from das_gym.envs.actions import ACTION_MODES, MaskMode, ScoreMode, SequenceMode, find_action_mode
+from das_gym.envs.actions import ACTION_MODES, MaskMode, ScoreMode, SequenceMode, find_action_mode, with_effect
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
@@ -17,7 +17,9 @@ COUNT, COST, FREE = Budget(4, 2), Budget(4, None, 0.2, MACS), Budget(4)
 
 
 def mode(cls, budget: Budget = COUNT, rows: int = 1):
-    return cls(NAMES, budget, MACS, rows)
+    begun = cls(NAMES, budget, MACS, rows)
+    begun.begin()
+    return begun
 
 
 def play(sequence: SequenceMode, *actions: int):
@@ -37,24 +39,50 @@ def test_modes_are_found_by_name():
 
 def test_a_sequence_is_as_long_as_its_budget():
     one, two = play(mode(SequenceMode), 3, 0)
-    assert (bool(one.terminated[0]), bool(two.terminated[0])) == (False, True)
+    assert (bool(one.ended[0]), bool(two.ended[0])) == (False, True)
     assert two.masks[0].tolist() == [True, False, False, True]
     assert one.info["action_mask"][0].tolist() == [True, True, True, False]
     assert not one.info["invalid_action"][0]
 
 
-def test_a_layer_skipped_already_changes_nothing():
-    sequence = mode(SequenceMode)
-    moves = play(sequence, 3, 3, 1)
-    assert [bool(move.info["invalid_action"][0]) for move in moves] == [False, True, False]
-    assert [bool(move.terminated[0]) for move in moves] == [False, False, True]
-    np.testing.assert_array_equal(moves[0].masks, moves[1].masks)
+def test_an_action_without_effect_stands_for_the_next():
+    moves = play(mode(SequenceMode, Budget(4, 3)), 3, 3, 3)
+    assert [np.flatnonzero(move.masks[0]).tolist() for move in moves] == [[3], [0, 3], [0, 1, 3]]
+    assert [bool(move.info["invalid_action"][0]) for move in moves] == [False, True, True]
+    assert [bool(move.ended[0]) for move in moves] == [False, False, True]
 
 
-def test_an_endless_sequence_is_cut_off():
-    moves = play(mode(SequenceMode), *[2] * 16)
-    assert [bool(move.truncated[0]) for move in moves] == [False] * 15 + [True]
-    assert not moves[-1].terminated[0]
+def test_with_effect_by_hand():
+    masks = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
+    for actions, meant in (([0, 0, 0], [0, 1, 0]), ([1, 2, 2], [3, 1, 2]), ([3, 3, 3], [3, 1, 3])):
+        assert with_effect(np.array(actions), masks).tolist() == meant
+
+
+@pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 4), Budget(4, 0)])
+def test_who_repeats_one_action_comes_to_an_end(budget: Budget):
+    sequence = mode(SequenceMode, budget)
+    for action in range(sequence.space.n):
+        sequence.begin()
+        for _ in range(5):
+            move = sequence.take(action)
+            if move.ended[0]:
+                break
+        assert move.ended[0]
+        assert budget.is_kept_by(move.masks)[0]
+
+
+@pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 4)])
+def test_who_is_told_the_masks_sees_no_redirect(budget: Budget):
+    rng, sequence = np.random.default_rng(0), mode(SequenceMode, budget)
+    for _ in range(20):
+        sequence.begin()
+        ended, chosen = False, []
+        while not ended:
+            chosen.append(int(rng.choice(np.flatnonzero(sequence.action_masks()[0]))))
+            move = sequence.take(chosen[-1])
+            ended = move.ended[0]
+            assert not move.info["invalid_action"][0]
+            assert np.flatnonzero(move.masks[0]).tolist() == sorted(layer for layer in chosen if layer < 4)
 
 
 def test_after_the_end_comes_a_reset():
@@ -71,7 +99,7 @@ def test_a_budget_kept_by_nothing_ends_at_once(budget: Budget):
     sequence = mode(SequenceMode, budget)
     assert sequence.action_masks().all()
     (move,) = play(sequence, 1)
-    assert move.terminated[0]
+    assert move.ended[0]
     assert not move.masks.any()
     assert not move.info["invalid_action"][0]
 
@@ -86,9 +114,9 @@ def test_any_allowed_order_reaches_a_budget_by_cost():
             for _ in range(4):
                 moves = sequence.take(int(rng.choice(np.flatnonzero(sequence.action_masks()[0]))))
                 assert not moves.info["invalid_action"][0]
-                if moves.terminated[0]:
+                if moves.ended[0]:
                     break
-            assert moves.terminated[0]
+            assert moves.ended[0]
             assert MACS.saved(moves.masks)[0] >= target
 
 
@@ -97,16 +125,16 @@ def test_a_layer_that_saves_nothing_is_no_way_to_a_saving():
     assert sequence.action_masks()[0].tolist() == [True, True, True, False]
     move = play(sequence, 3)[0]
     assert move.info["invalid_action"][0]
-    assert not move.masks.any()
+    assert move.masks[0].tolist() == [True, False, False, False]
 
 
 def test_without_a_budget_there_is_a_stop():
     sequence = mode(SequenceMode, FREE)
     assert sequence.space.n == 5
-    assert play(sequence, 4)[0].terminated[0]
+    assert play(sequence, 4)[0].ended[0]
     assert play(sequence, 1, 3, 4)[-1].masks[0].tolist() == [False, True, False, True]
     every = play(sequence, 0, 1, 2, 3)[-1]
-    assert every.terminated[0]
+    assert every.ended[0]
     assert every.masks.all()
 
 
@@ -141,12 +169,10 @@ def test_what_is_no_layer_is_refused(action):
 def test_rows_go_on_by_themselves():
     sequence = mode(SequenceMode, rows=2)
     sequence.take(np.array([0, 1]), (2,))
-    moves = sequence.take(np.array([1, 1]), (2,))
-    assert moves.terminated.tolist() == [True, False]
-    sequence.begin(moves.terminated)
+    sequence.begin(np.array([True, False]))
     moves = sequence.take(np.array([2, 3]), (2,))
     assert moves.masks.tolist() == [[False, False, True, False], [False, True, False, True]]
-    assert moves.terminated.tolist() == [False, True]
+    assert moves.ended.tolist() == [False, True]
 
 
 def test_a_state_is_json_and_goes_on():
@@ -163,7 +189,7 @@ def test_a_state_is_json_and_goes_on():
 def test_the_highest_scores_are_skipped():
     moves = mode(ScoreMode).take(np.array([0.1, 0.9, -1.0, 0.5]))
     assert moves.masks[0].tolist() == [False, True, False, True]
-    assert moves.terminated[0]
+    assert moves.ended[0]
 
 
 def test_of_equal_scores_the_first():

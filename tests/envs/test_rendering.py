@@ -87,7 +87,10 @@ def test_the_search_so_far_is_kept(kwargs: dict):
     env = gymnasium.make(TABULAR, render_mode="rgb_array", **kwargs[TABULAR])
     env.reset(seed=0)
     masks = [mask for mask in env.get_wrapper_attr("table").masks if mask.sum() == 2]
-    rewards = [env.step(mask.astype(np.int8))[1] for mask in (*masks, np.ones(6, bool))]
+    rewards = []
+    for mask in (*masks, np.ones(6, bool)):
+        env.reset()
+        rewards.append(env.step(mask.astype(np.int8))[1])
     running = np.maximum.accumulate(rewards[:-1])
     rises = [i for i in range(len(masks)) if i == 0 or running[i] > running[i - 1]]
     wanted = [(i + 1, rewards[i]) for i in rises]

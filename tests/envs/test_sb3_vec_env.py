@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
@@ -73,16 +73,28 @@ def test_tells_what_sb3s_own_vectorisation_tells(tabular_kwargs: dict, action: s
 
 
 def test_a_truncated_episode_is_told(tabular_kwargs: dict):
-    env = make(2, action="sequence", **tabular_kwargs)
+    vector = {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+    env = make(2, action="sequence", max_episode_steps=3, **vector, **{**tabular_kwargs, "skip_num": 5})
     env.reset()
-    for step in range(1, 25):  # 4 steps a layer; env 1 chooses the same layer again and again
+    for step in range(1, 7):
         _, _, dones, infos = env.step(np.array([step % 2, 0]))
-        assert infos[1]["TimeLimit.truncated"] is (step == 24)
-        assert dones[1] == (step == 24)
-        assert infos[0]["TimeLimit.truncated"] is False
-        assert dones[0] == (step % 2 == 0)
+        assert [info["TimeLimit.truncated"] for info in infos] == dones.tolist() == [step % 3 == 0] * 2
     assert infos[1]["terminal_observation"].shape == env.observation_space.shape
-    assert infos[1]["n_skipped"] == 1
+    assert infos[1]["n_skipped"] == 3
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_a_policy_that_repeats_itself_keeps_the_budget(tabular_kwargs: dict, algorithm: type):
+    env = make_sb3_vec_env(TABULAR, n_envs=1, action="sequence", **{**tabular_kwargs, "skip_num": 5})
+    model = algorithm("MlpPolicy", env, seed=0)
+    observation, repeated = env.reset(), 0
+    for step in range(1, 6):
+        action = model.predict(observation, deterministic=True)[0]
+        observation, _, dones, infos = env.step(action)
+        assert dones.tolist() == [step == 5]
+        assert infos[0]["n_skipped"] == step
+        repeated += infos[0]["invalid_action"]
+    assert repeated
 
 
 def test_infos_are_plain(tabular_kwargs: dict):

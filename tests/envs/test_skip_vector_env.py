@@ -23,6 +23,7 @@ def test_scores_what_single_environments_score(vector, tiny_kwargs: dict[str, st
     observation, _ = single.reset(seed=0)
     for index, mask in enumerate(MASKS):
         _, reward, *_, told = single.step(mask)
+        single.reset()
         assert rewards[index] == reward
         assert {key: info[key][index].item() for key in INFO_KEYS} == told
     assert terminated.all()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 from dataclasses import replace
@@ -10,17 +11,19 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import NormalizeObservation
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 
 from das_gym import ENVIRONMENTS
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import INFO_KEYS, MaskScorer
+from das_gym.envs.scoring import INFO_KEYS, MaskScorer, Outcome, Scorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import STATISTICS
+from das_gym.registration import REWARD_THRESHOLDS
 from das_gym.tables.table import SubnetTable
 
 ID = "DAS-METER-VQA-Tabular-v0"
@@ -55,6 +58,45 @@ def test_earns_what_the_live_environment_earns(small_problem, small_table, budge
     assert tabular.unskipped().row(0) == pytest.approx(live.unskipped().row(0), rel=1e-6)
 
 
+def check_same(one: Outcome, other: Outcome) -> None:
+    np.testing.assert_array_equal(one.rewards, other.rewards)  # to the bit
+    assert list(one.info) == list(other.info)
+    for key, values in one.info.items():
+        np.testing.assert_array_equal(values, other.info[key])
+        assert values.dtype == other.info[key].dtype
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("budget", [*BUDGETS, {"latency_saved": 0.1}])
+def test_what_is_looked_up_is_what_is_computed(small_table, budget: dict, reward: str):
+    costs = {"latency_saved": {"full": 1.0, "unskipped": 1.0, "savings": [0.1, 0.2, 0.3, 0.1, 0.7, 0.01]}}
+    looked_up, computed = (
+        TableScorer(small_table, {"skip_num": None, **budget}, reward=reward, macs_price=0.3, costs=costs) for _ in range(2)
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        masks, ended = small_table.masks[rng.integers(64, size=7)], rng.random(7) < 0.6
+        for each in (ended, None, ~np.ones(7, dtype=bool)):
+            check_same(looked_up.score(masks, rng, each), Scorer.score(computed, masks, rng, each))
+        for mask in masks:
+            for done in (True, False):
+                assert looked_up.score_one(mask[None], rng, done) == Scorer.score_one(computed, mask[None], rng, done)
+        assert looked_up.get_state() == computed.get_state()
+        assert looked_up.unskipped_info() == computed.unskipped().row(0)
+    assert looked_up.improvements
+
+
+def test_nothing_is_computed_twice(table_path: str, monkeypatch: pytest.MonkeyPatch):
+    env, vector = gymnasium.make(ID, table=table_path), gymnasium.make_vec(ID, num_envs=3, table=table_path)
+    mask = np.array([1, 0, 0, 1, 1, 1], np.int8)
+    for each in (env, vector):
+        each.reset(seed=0)
+        each.step(np.broadcast_to(mask, each.action_space.shape))
+        each.reset()
+    monkeypatch.setattr("das_gym.problem.rewards.Objective.rewards", None)
+    assert env.step(mask)[1] == vector.step(np.tile(mask, (3, 1)))[1][2]
+
+
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
 def test_shows_what_the_live_environment_shows(small_problem, small_table, table_path: str, action: str):
     live = ScoredEnv(live_scorer(small_problem, "exp_neg_loss", 0.0, 2), action, None, {})
@@ -70,6 +112,8 @@ def test_shows_what_the_live_environment_shows(small_problem, small_table, table
         np.testing.assert_array_equal(other[0], one[0])
         assert other[1] == pytest.approx(one[1], abs=1e-6)
         assert other[2:4] == one[2:4]
+        if one[2]:
+            np.testing.assert_array_equal(tabular.reset()[0], live.reset()[0])
 
 
 def test_checkers_have_nothing_to_say(table_path: str):
@@ -167,6 +211,34 @@ def test_sb3s_own_make_vec_env_takes_it(table_path: str):
     assert env.render().ndim == 3
 
 
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_a_step_needs_an_episode(table_path: str, action: str):
+    kwargs = {"table": table_path, "skip_num": 1, "action": action}
+    env, vector = gymnasium.make(ID, **kwargs), gymnasium.make_vec(ID, num_envs=2, **kwargs)
+    for each in (env, vector):
+        with pytest.raises(gymnasium.error.ResetNeeded, match=r"call reset\(\) before the first step and after the last"):
+            each.step(each.action_space.sample())
+        each.reset(seed=0)
+        each.step(each.action_space.sample())
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(env.action_space.sample())
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        pickle.loads(pickle.dumps(env)).step(env.action_space.sample())
+    vector.step(vector.action_space.sample())  # which begins anew by itself
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_a_copy_draws_the_same_actions(table_path: str, action: str):
+    env = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
+    env.reset(seed=0)
+    env.action_space.seed(3)
+    env.action_space.sample()
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        before = copy.deepcopy(env.action_space)
+        for _ in range(3):
+            np.testing.assert_array_equal(twin.action_space.sample(), before.sample())
+
+
 def test_survives_pickling(table_path: str):
     env = gymnasium.make(ID, table=table_path, skip_num=2, action="sequence")
     env.reset(seed=0)
@@ -193,6 +265,16 @@ def test_every_problem_has_a_tabular_id():
         spec = gymnasium.spec(entry.tabular_id)
         assert spec.kwargs == {"model": entry.model, "task": entry.task}
         assert spec.vector_entry_point == "das_gym.envs.tabular_vector_env:TabularVectorEnv"
+
+
+def test_the_threshold_of_a_spec_is_reached_by_the_best_mask_alone():
+    bundled = [e.tabular_id for e in ENVIRONMENTS.values() if e.bundled]
+    assert set(REWARD_THRESHOLDS) == set(bundled)
+    for env_id in bundled:
+        env = gymnasium.make(env_id).unwrapped
+        rewards = env.scorer.score(env.table.masks, env.np_random).rewards
+        assert (rewards >= env.spec.reward_threshold).sum() == 1
+        assert rewards.max() - env.spec.reward_threshold < 1e-4
 
 
 def test_no_table_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -260,3 +342,29 @@ def test_right_under_gymnasiums_own_vectorisation(table_path: str, mode: str):
     finally:
         own.close()
         other.close()
+
+
+@pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
+def test_the_next_step_may_begin_anew(table_path: str, action: str):
+    kwargs = {"num_envs": 3, "table": table_path, "skip_num": 2, "action": action}
+    own = gymnasium.make_vec(ID, autoreset_mode=AutoresetMode.NEXT_STEP, **kwargs)
+    sync = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
+    assert own.metadata["autoreset_mode"] is sync.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    np.testing.assert_array_equal(own.reset(seed=0)[0], sync.reset(seed=0)[0])
+    own.action_space.seed(5)
+    for _ in range(7):
+        actions = own.action_space.sample()
+        one, two = own.step(actions), sync.step(actions)
+        for got, expected in zip(one[:4], two[:4], strict=True):
+            np.testing.assert_array_equal(got, expected)
+        for key in set(two[4]) - {"evaluations"}:  # which a single one counts for itself
+            np.testing.assert_array_equal(one[4][key], two[4][key], err_msg=key)
+
+
+def test_vector_wrappers_of_observations_take_it(table_path: str):
+    env = NormalizeObservation(gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode="NextStep"))
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(env.action_space.sample())
+    with pytest.raises(ValueError, match="unknown autoreset_mode 'Disabled'; known: SameStep, NextStep"):
+        gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode=AutoresetMode.DISABLED)

@@ -10,7 +10,7 @@ import pytest
 from das_gym.agents.sb3.algorithms import ALGORITHMS, find_algorithm, is_algorithm
 from das_gym.agents.sb3.checkpoint import CHECKPOINT
 from das_gym.agents.sb3.policy import load_sb3, policy_mask
-from das_gym.agents.sb3.recorder import Recorder, with_effect
+from das_gym.agents.sb3.recorder import Recorder
 from das_gym.agents.sb3.train import train_sb3
 from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.validate import validate
@@ -251,12 +251,6 @@ def test_a_reward_that_is_no_number_is_named(env_kwargs: dict):
     recorder.reset(seed=0)
     with pytest.raises(ValueError, match=r"skips layers \[0, 5\] is nan, not a number"):
         recorder.step(np.isin(np.arange(12), (0, 5))[None].repeat(2, axis=0).astype(np.int8))
-
-
-def test_an_action_without_effect_stands_for_the_next():
-    masks = np.array([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1]], dtype=bool)
-    for actions, meant in (([0, 0, 0], [0, 1, 0]), ([1, 2, 2], [3, 1, 2]), ([3, 3, 3], [3, 1, 3])):
-        assert with_effect(np.array(actions), masks).tolist() == meant
 
 
 @pytest.mark.parametrize("batches", ["cycle", "resample"])
