@@ -198,7 +198,7 @@ class SequenceMode(ActionMode):
         self._check_begun()
         rows = np.arange(self.rows)
         choices = self._choices()
-        some = choices.any(axis=1)
+        some = np.asarray(choices.any(axis=1))
         invalid = some & ~choices[rows, chosen]
         if invalid.any():
             chosen = with_effect(chosen, choices | ~some[:, None])

@@ -12,7 +12,7 @@ from das_gym.agents import AGENTS
 from das_gym.agents.compare.leaderboard import main as leaderboard
 from das_gym.agents.compare.oracle import LiveOracle, TableOracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
-from das_gym.agents.compare.results import AgentResult, agent_results, compare, quantile
+from das_gym.agents.compare.results import TOLERANCE, AgentResult, agent_results, compare, quantile
 from das_gym.agents.compare.traces import Trace
 from das_gym.agents.compare_experiment import CompareSettings, cells, ex, print_results
 
@@ -30,7 +30,7 @@ def oracle(made_up_table):
 
 def test_a_table_oracle_tells_the_truth(oracle, made_up_table):
     table = SubnetTable.load(made_up_table)
-    assert oracle.space.budget.as_dict() == {"n_layers": 8, "skip_num": 4, "macs_saved": None}
+    assert oracle.space.budget.as_dict() == {"n_layers": 8, "skip_num": 4}
     assert oracle.statistics["depth"].tolist() == table.statistics[:, 0].tolist()
     np.testing.assert_array_equal(oracle.rewards(table.masks), table.values("exp_neg_loss"))  # also off the budget
     best = table.best(skip_num=4)[None]
@@ -48,7 +48,7 @@ def test_a_price_counts(made_up_table):
 
 def test_what_was_needed_is_counted_to_the_last_miss():
     def result(*found):
-        return AgentResult("a", np.zeros((2, 4)), None, np.array(found, bool), *[np.zeros(2)] * 4)
+        return AgentResult("a", np.zeros((2, 4)), None, np.array(found, bool), np.array(found, bool), *[np.zeros(2)] * 4)
 
     assert result([0, 0, 1, 1], [0, 1, 0, 1]).needed().tolist() == [3, 4]
     assert result([1, 1, 1, 1], [1, 1, 1, 0]).needed().tolist() == [1, np.inf]
@@ -95,7 +95,16 @@ def test_before_its_first_answer_an_agent_has_none(oracle, tmp_path):
         print_results(results, "three agents")
         plot_comparison(tmp_path / "compare.png", results)
         assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert cells(none) == ["-", "-", "-", "-", "0 %", "-", "0", "-"]
+    assert cells(none) == ["-", "-", "-", "-", "0 %", "0 %", "-", "0", "-"]
+
+
+def test_the_second_best_mask_is_near_and_not_found(oracle):
+    close = oracle.best_reward * (1 - TOLERANCE / 2)
+    rewards = np.array([[close, close, oracle.best_reward]])
+    (result,) = agent_results(oracle, [Trace("a", oracle.space.masks[:1], rewards, np.array([3]))])
+    assert result.found.tolist() == [[False, False, True]]
+    assert result.near.tolist() == [[True, True, True]]
+    assert result.needed().tolist() == [3]
 
 
 def test_where_nobody_ever_has_an_answer_and_the_truth_is_unknown(oracle):
@@ -136,7 +145,7 @@ def test_live_agrees_with_the_environment(tiny_kwargs):
     live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
     assert isinstance(live, LiveOracle)
     assert live.best_reward is None
-    assert live.space.budget.as_dict() == {"n_layers": 12, "skip_num": 4, "macs_saved": None}
+    assert live.space.budget.as_dict() == {"n_layers": 12, "skip_num": 4}
     (result,) = compare(live, ["uniform"], seeds=range(2), evaluations=3)
     assert result.rank is None
     assert (result.regret == 0).all()
@@ -215,7 +224,7 @@ def test_the_leaderboard_from_one_command(made_up_table, tmp_path, capsys):
     text = out.read_text()
     assert "python -m agents leaderboard with seeds=1" in text
     assert "### DAS-METER-VQA-v0, k = 4 (70 masks)" in text
-    assert "### DAS-METER-VQA-v0, at least 12 % of MACs saved" in text
+    assert "### DAS-METER-VQA-v0, at least 12 % of the MACs saved" in text
     assert text.count("\n| bayes |") == text.count("\n| random |") == 2
     (line,) = [line for line in text.splitlines() if line.startswith("| DAS-METER-VQA-v0, k = 4 (70 masks) |")]
     assert line.split(" | ")[-2] in ("yes", "no")
