@@ -178,27 +178,27 @@ def checkpoints(evaluations: int) -> list[int]:
 def print_results(results: Sequence[AgentResult], title: str) -> None:
     """A table for a person, the agent with the lowest mean regret first."""
     evaluations = results[0].regret.shape[1]
-    table = Table(
-        title=title, caption=f"found: within {100 * TOLERANCE:g} % of the best reward; median (quartiles) over seeds"
-    )
-    table.add_column("agent")
+    near = f"within {100 * TOLERANCE:g} % of its reward"
+    table = Table(title=title, caption=f"found: the best mask; near: {near}; median (quartiles) over seeds")
+    table.add_column("agent", no_wrap=True)
     for count in checkpoints(evaluations):
         table.add_column(f"regret at {count}", justify="right", no_wrap=True)
-    for name in ("rank", "found", "needed", "used", "test metric"):
+    for name in ("rank", "found", "near", "needed", "used", "test metric"):
         table.add_column(name, justify="right")
     for result in sorted(results, key=AgentResult.mean_regret):
         table.add_row(result.agent, *cells(result))
     console = Console()
-    console.width = max(console.width, 150)
+    console.width = max(console.width, 165)
     console.print(table)
 
 
 def cells(result: AgentResult) -> list[str]:
-    """A row of numbers: regrets, rank, found, needed, used, test metric; "-" where there is none."""
+    """A row of numbers: regrets, rank, found, near, needed, used, test metric; "-" where there is none."""
     return [
         *(_spread(result.regret[:, count - 1]) for count in checkpoints(result.regret.shape[1])),
         "-" if result.rank is None else _whole(float(quantile(result.rank[:, -1], 50))),
         f"{100 * result.found[:, -1].mean():.0f} %",
+        f"{100 * result.near[:, -1].mean():.0f} %",
         _whole(float(quantile(result.needed(), 50))),
         f"{quantile(result.evaluations, 50):.0f}",
         f"{np.nanmean(result.test_metrics):.4f}" if np.isfinite(result.test_metrics).any() else "-",

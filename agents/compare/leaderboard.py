@@ -56,7 +56,7 @@ def section(oracle: TableOracle, results: Sequence[AgentResult]) -> str:
     best, test = oracle.table.masks, oracle.table.values("metric", "test")
     allowed = oracle.space.contains(best)
     head = ["agent", *(f"regret at {count}" for count in checkpoints(EVALUATIONS))]
-    head += ["rank", "found", "needed", "used", f"test {meta.metric_name}"]
+    head += ["rank", "found", "near", "needed", "used", f"test {meta.metric_name}"]
     rows = [[result.agent, *cells(result)] for result in sorted(results, key=AgentResult.mean_regret)]
     lines = [
         f"### {meta.env_id}, {describe_budget(oracle)}",
@@ -103,7 +103,7 @@ def document(sections: Sequence[str], summary: str, seeds: int) -> str:
     """The whole file."""
     versions = library_versions()
     about = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in COMPARED)
-    found = f"within {100 * TOLERANCE:g} % of the best reward"
+    near = f"within {100 * TOLERANCE:g} % of the best reward"
     return f"""# Leaderboard
 
 Which agent finds the best mask, and after how many evaluations? Written by
@@ -117,11 +117,12 @@ Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_te
 - {seeds} seeds, {EVALUATIONS} evaluations each, 3 masks a turn. Agents see rewards, exp(-loss), of the reward split alone.
 - *Regret*: the best mask's reward minus that of the answer an agent would give after so many evaluations, median
   (quartiles). *Rank*: median rank of the final answer, 1 = best.
-- *Found*: share of seeds whose final answer is {found}. *Needed*: median number of evaluations
-  from which on the answer is. *Used*: evaluations asked for; some agents are done early.
+- *Found*: share of seeds whose final answer is the best mask. *Near*: {near}. *Needed*: median number of
+  evaluations from which on the answer is the best mask. *Used*: evaluations asked for; some agents are done early.
 - *Test*: mean metric of the final answers on the test split, which no agent sees.
 - `greedy` and `leave_one_out` spend evaluations on masks that skip too little. The statistics that `one_shot` ranks by
-  cost it nothing here. `bandit` learns with the rate that `python -m agents` gives it.
+  are not counted: on a model, `leave_one_out` among them takes n_layers + 1 masks.
+  `bandit` learns with the rate that `python -m agents` gives it.
 
 | agent | what it is |
 |---|---|
@@ -129,7 +130,7 @@ Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_te
 
 ## Ours against what it must reach
 
-`{OURS}` (`agents/ask_tell/bayes.py` says how) is to find the best mask, or one {found}, in at
+`{OURS}` (`agents/ask_tell/bayes.py` says how) is to find the best mask in at
 least {100 * MIN_FOUND:.0f} % of the seeds, with a median regret at {HALFWAY} evaluations of at most {MAX_REGRET:g} of
 random search's.
 

@@ -14,7 +14,7 @@ from das_gym.agents.compare.traces import Trace, check_agent, trace_agent
 from das_gym.problem.budget import Floats, Masks
 
 TOLERANCE = 0.001
-"""A mask within this share of the best mask's reward counts as found."""
+"""A mask within this share of the best mask's reward counts as near: on some tables the second best is."""
 
 QUARTILES = (25, 50, 75)
 
@@ -27,7 +27,8 @@ class AgentResult:
         agent: Its name.
         regret: (seeds, evaluations) the best mask's reward minus its answer's; inf while it has no answer.
         rank: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None where the ground truth is not known.
-        found: (seeds, evaluations) bool: the regret is within `TOLERANCE` of the best reward.
+        found: (seeds, evaluations) bool: the answer earns the best reward exactly.
+        near: (seeds, evaluations) bool: the regret is within `TOLERANCE` of the best reward.
         evaluations: (seeds,) how many it used.
         answers: (seeds, n_layers) its final answers.
         rewards: (seeds,) of those.
@@ -38,6 +39,7 @@ class AgentResult:
     regret: Floats
     rank: Floats | None
     found: npt.NDArray[np.bool_]
+    near: npt.NDArray[np.bool_]
     evaluations: npt.NDArray[np.int64]
     answers: Masks
     rewards: Floats
@@ -67,6 +69,7 @@ class AgentResult:
                 for name, (curve, kind) in curves.items()
             },
             "found": self.found.mean(axis=0).tolist(),
+            "near": self.near.mean(axis=0).tolist(),
             "needed": _plain(self.needed(), int),
             "evaluations": self.evaluations.tolist(),
             "answers": self.answers.astype(int).tolist(),
@@ -96,10 +99,10 @@ def agent_results(oracle: Oracle, traces: Sequence[Trace]) -> list[AgentResult]:
         regret = np.maximum(best - each.rewards, 0.0)
         known = oracle.ranks(each.rewards)
         ranks = None if known is None else np.where(np.isfinite(each.rewards), known, np.inf)
-        found = regret <= TOLERANCE * abs(best)
+        found, near = regret == 0, regret <= TOLERANCE * abs(best)
         tests = np.where(np.isfinite(each.rewards[:, -1]), oracle.test_metrics(each.answers), np.nan)
         results.append(
-            AgentResult(each.agent, regret, ranks, found, each.evaluations, each.answers, each.rewards[:, -1], tests)
+            AgentResult(each.agent, regret, ranks, found, near, each.evaluations, each.answers, each.rewards[:, -1], tests)
         )
     return results
 

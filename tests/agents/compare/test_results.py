@@ -12,7 +12,7 @@ from das_gym.agents import AGENTS
 from das_gym.agents.compare.leaderboard import main as leaderboard
 from das_gym.agents.compare.oracle import LiveOracle, TableOracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
-from das_gym.agents.compare.results import AgentResult, agent_results, compare, quantile
+from das_gym.agents.compare.results import TOLERANCE, AgentResult, agent_results, compare, quantile
 from das_gym.agents.compare.traces import Trace
 from das_gym.agents.compare_experiment import CompareSettings, cells, ex, print_results
 
@@ -48,7 +48,7 @@ def test_a_price_counts(made_up_table):
 
 def test_what_was_needed_is_counted_to_the_last_miss():
     def result(*found):
-        return AgentResult("a", np.zeros((2, 4)), None, np.array(found, bool), *[np.zeros(2)] * 4)
+        return AgentResult("a", np.zeros((2, 4)), None, np.array(found, bool), np.array(found, bool), *[np.zeros(2)] * 4)
 
     assert result([0, 0, 1, 1], [0, 1, 0, 1]).needed().tolist() == [3, 4]
     assert result([1, 1, 1, 1], [1, 1, 1, 0]).needed().tolist() == [1, np.inf]
@@ -95,7 +95,16 @@ def test_before_its_first_answer_an_agent_has_none(oracle, tmp_path):
         print_results(results, "three agents")
         plot_comparison(tmp_path / "compare.png", results)
         assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert cells(none) == ["-", "-", "-", "-", "0 %", "-", "0", "-"]
+    assert cells(none) == ["-", "-", "-", "-", "0 %", "0 %", "-", "0", "-"]
+
+
+def test_the_second_best_mask_is_near_and_not_found(oracle):
+    close = oracle.best_reward * (1 - TOLERANCE / 2)
+    rewards = np.array([[close, close, oracle.best_reward]])
+    (result,) = agent_results(oracle, [Trace("a", oracle.space.masks[:1], rewards, np.array([3]))])
+    assert result.found.tolist() == [[False, False, True]]
+    assert result.near.tolist() == [[True, True, True]]
+    assert result.needed().tolist() == [3]
 
 
 def test_where_nobody_ever_has_an_answer_and_the_truth_is_unknown(oracle):
