@@ -74,7 +74,7 @@ class RecoveryConfig:
 
     recover: Literal["lora", "full", "adapters", "none"] = "lora"
     seed: int = 0
-    steps: int = 300
+    steps: int = 800
     batch_size: int = 16
     learning_rate: float | None = None
     warmup: float = 0.03
