@@ -8,10 +8,10 @@ import das_gym  # noqa: F401 - registers the environments
 
 def main(steps: int = 20, seed: int = 0, **settings) -> float:
     env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4, **settings)
-    env.reset(seed=seed)
     rng = np.random.default_rng(seed)
     best_reward, best_mask = -np.inf, None
-    for _ in range(steps):
+    for step in range(steps):
+        env.reset(seed=None if step else seed)
         mask = np.zeros(12, dtype=np.int8)
         mask[rng.choice(12, 4, replace=False)] = 1
         _, reward, _, _, info = env.step(mask)
