@@ -6,8 +6,9 @@ python -m adapt predict with run=2 split=test-dev2015 data_root=/data/vqav2 out=
 
 `run` is the id of a run of `python -m adapt` or `adapt das` that ended, or the folder of one, or a folder that
 `adapt export` wrote. The file holds an object an example, as the task's server takes it: for VQA `question_id` and
-`answer`, for NLVR2 `identifier` and `prediction`, for answers in words `key` and `answer`. `predict` scores nothing, and
-takes data without answers too.
+`answer`, for NLVR2 `identifier` and `prediction`. For answers in words it holds `key` with the chosen option, or, where
+there is nothing to choose from, what the model says teacher-forced. `predict` scores nothing, and takes data without
+answers too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
-from das_gym.adapt.subnets import load_subnet
+from das_gym.adapt.subnets import subnet_of
 
 from das_gym.commandline import parse_or_help, use
 from das_gym.data.checks import require_readable
 from das_gym.files import write_json
 from das_gym.problem.loading import AdaptedModel, task_class
-from das_gym.runs import RUNS_DIR, find_run
+from das_gym.runs import RUNS_DIR
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,7 @@ class EvaluateSettings:
             FileNotFoundError, ValueError: no such run, part or data.
         """
         use(self.use)
-        folder = Path(str(self.run)).expanduser()
-        if not folder.is_dir() or str(self.run).isdecimal():
-            folder = find_run(self.runs_dir, self.run)
-        moved: dict[str, Any] = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
-        subnet = load_subnet(folder, device=self.device, **moved)
+        subnet, _ = subnet_of(self.run, self.runs_dir, self.device, self.checkpoint)
         examples = task_class(subnet.task.name).load_part(self.data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

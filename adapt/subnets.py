@@ -17,7 +17,7 @@ from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, restore
-from das_gym.runs import RunSettings, library_versions
+from das_gym.runs import RunSettings, find_run, library_versions
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
@@ -26,6 +26,25 @@ FORMAT = "das_gym adapt 1"
 
 NOT_NEEDED = ("supernet", "data_root")
 """Paths that a fine-tuned subnet loads without."""
+
+
+def subnet_of(run: int | str, runs_dir: str, device: str, checkpoint: str | None = None) -> tuple[AdaptedModel, Path]:
+    """The subnet of a run as commands name it, and the run's folder.
+
+    Args:
+        run: Id of a run, or a folder as for `load_subnet`.
+        runs_dir: Folder of all runs.
+        device: Where the model goes.
+        checkpoint: The model that the run adapted, where that was moved.
+
+    Raises:
+        FileNotFoundError: no such run; and what `load_subnet` raises.
+    """
+    folder = Path(str(run)).expanduser()
+    if not folder.is_dir() or str(run).isdecimal():
+        folder = find_run(runs_dir, run)
+    moved = {} if checkpoint is None else {"checkpoint": checkpoint}
+    return load_subnet(folder, device=device, **moved), folder
 
 
 def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:

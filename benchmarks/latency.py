@@ -1,7 +1,7 @@
 """Whether what units take adds up to what whole subnets take by the clock, and whether fewer MACs are less time.
 
-    python -m benchmarks.latency                            METER-base (random weights), about 20 minutes on 2 quiet cores
-    python -m benchmarks.latency --models meter_mini vilt_mini smolvlm_mini          the bundled models, 2 minutes
+    python -m benchmarks.latency                            METER-base (random weights)
+    python -m benchmarks.latency --models meter_mini vilt_mini smolvlm_mini          the bundled models
     python -m benchmarks.latency --batch 1 --subnets 10 --json latency.json
 
 Random subnets, 1 to n - 1 units skipped, have what they skip removed and run from pixels and tokens to logits; predicted is

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
-from das_gym.adapt.subnets import JOINT_RECORD, RECORD, load_subnet
+from das_gym.adapt.subnets import JOINT_RECORD, RECORD, subnet_of
 
 from das_gym.commandline import HELP, parse, use
 from das_gym.files import read_json
-from das_gym.runs import RUNS_DIR, find_run
+from das_gym.runs import RUNS_DIR
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,7 @@ def run_export(settings: ExportSettings) -> Exported:
     if settings.onnx:
         require_onnx()
     use(settings.use)
-    folder = Path(str(settings.run)).expanduser()
-    if not folder.is_dir() or str(settings.run).isdecimal():
-        folder = find_run(settings.runs_dir, settings.run)
-    moved: dict[str, Any] = {} if settings.checkpoint is None else {"checkpoint": settings.checkpoint}
-    subnet = load_subnet(folder, device="cpu", **moved)
+    subnet, folder = subnet_of(settings.run, settings.runs_dir, "cpu", settings.checkpoint)
     record: dict[str, Any] = next(
         (read_json(folder / name) for name in (RECORD, JOINT_RECORD) if (folder / name).is_file()), {}
     )

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.best_seen import OneMask
-from das_gym.agents.ask_tell.blocks import Blocks, distance
+from das_gym.agents.ask_tell.blocks import OfBlocks, distance
 
-from das_gym.problem.budget import Floats, Masks
-from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.budget import Masks
 
 
-class Angular(OneMask):
+class Angular(OfBlocks):
     """The contiguous block of least angular distance (Gromov et al., arXiv 2403.17887): one mask.
 
     Of all blocks of n layers, that of the least arccos(cos(h_in, h_out)) / pi at the last token, averaged over examples.
@@ -21,27 +19,7 @@ class Angular(OneMask):
     the least distance of those is taken. Where layers run side by side, as METER's text and image layers do, a block is
     one of whole stages, and its distance the mean over its streams; of its last stage no more is skipped than the budget
     needs. A block does not run from one tower into another (vision layers into the decoder's).
-
-    Args:
-        space: The masks to choose from.
-        seed: Not used: nothing is drawn.
-        statistics: Statistic name to (n_layers,) values, for the estimate where blocks were not measured.
-        blocks: What `das_gym.problem.blocks.measure_blocks` gives. Commands fill it in wherever the model is at hand;
-            without it a block's angle is taken to be the sum of its layers' (`Blocks.of`).
-
-    Raises:
-        ValueError: `blocks` of another model.
     """
-
-    def __init__(
-        self,
-        space: MaskSpace,
-        seed: int | np.random.Generator | None = None,
-        statistics: Mapping[str, Floats] | None = None,
-        blocks: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(space, seed)
-        self.blocks = Blocks.of(blocks, statistics, self.n_layers)
 
     def best(self) -> Masks:
         """The mask; where no block is enough, that of the layers of least distance each."""

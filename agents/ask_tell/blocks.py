@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.best_seen import OneMask
 
 from das_gym.problem.budget import Floats
+from das_gym.problem.mask_space import MaskSpace
 
 
 @dataclass(frozen=True)
@@ -75,3 +77,32 @@ def distance(rows: Sequence[Sequence[float | None]], layer: int, length: int) ->
     """That of the block of so many layers from one on; None where there is none."""
     row = rows[layer]
     return row[length - 1] if length <= len(row) else None
+
+
+class OfBlocks(OneMask):
+    """An agent that chooses by blocks of layers.
+
+    Args:
+        space: The masks to choose from.
+        seed: Not used: nothing is drawn.
+        statistics: Statistic name to (n_layers,) values, for the estimate where blocks were not measured.
+        blocks: What `das_gym.problem.blocks.measure_blocks` gives. Commands fill it in wherever the model is at hand;
+            without it a block's angle is taken to be the sum of its layers' (`Blocks.of`).
+
+    Raises:
+        ValueError: `blocks` of another model.
+    """
+
+    def __init__(
+        self,
+        space: MaskSpace,
+        seed: int | np.random.Generator | None = None,
+        statistics: Mapping[str, Floats] | None = None,
+        blocks: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(space, seed)
+        self.blocks = Blocks.of(blocks, statistics, self.n_layers)
+
+    def own(self, layer: int) -> float:
+        """How unlike a layer's own input and output are: 1 - cos over tokens, 0..2."""
+        return distance(self.blocks.cosine, layer, 1) or 0.0

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from das_gym.agents.ask_tell.best_seen import OneMask
-from das_gym.agents.ask_tell.blocks import Blocks, distance
+from das_gym.agents.ask_tell.blocks import OfBlocks, distance
 
-from das_gym.problem.budget import Floats, Masks
-from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.budget import Masks
 
 
-class Interlace(OneMask):
+class Interlace(OfBlocks):
     """Triplets of layers (INTERLACE, Madinei et al., arXiv 2511.19676, CVPR 2026): one mask.
 
     Triplets of consecutive layers are ranked by the cosine of what enters them and what leaves them, over tokens, the most
@@ -23,26 +20,7 @@ class Interlace(OneMask):
     and the last layer is in neither. Ours: where pairs do not suffice either, the layers left follow by their own
     likeness; by cost, a layer that saves nothing is passed over; METER's triplets lie within its streams and are ranked
     together. INTERLACE then trains the other one of the first two and freezes the third: that is recovery, not choice.
-
-    Args:
-        space: The masks to choose from.
-        seed: Not used: nothing is drawn.
-        statistics: Statistic name to (n_layers,) values, for the estimate where blocks were not measured.
-        blocks: As for `Angular`.
-
-    Raises:
-        ValueError: `blocks` of another model.
     """
-
-    def __init__(
-        self,
-        space: MaskSpace,
-        seed: int | np.random.Generator | None = None,
-        statistics: Mapping[str, Floats] | None = None,
-        blocks: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(space, seed)
-        self.blocks = Blocks.of(blocks, statistics, self.n_layers)
 
     def best(self) -> Masks:
         """The mask."""
@@ -58,9 +36,9 @@ class Interlace(OneMask):
         for length in (3, 2):
             for _, block in sorted(self._blocks(length), key=lambda pair: pair[0]):
                 if assigned.isdisjoint(block):
-                    gone[min(block[:2], key=self._own)] = None
+                    gone[min(block[:2], key=self.own)] = None
                     assigned.update(block)
-        return [*gone, *sorted(set(range(self.n_layers)) - set(gone), key=self._own)]
+        return [*gone, *sorted(set(range(self.n_layers)) - set(gone), key=self.own)]
 
     def _blocks(self, length: int) -> Iterator[tuple[float, list[int]]]:
         """Distance and layers of every block of that length but those that hold the last layer of a stream."""
@@ -70,6 +48,3 @@ class Interlace(OneMask):
                 apart = distance(self.blocks.cosine, chain[start], length)
                 if apart is not None:
                     yield apart, chain[start : start + length]
-
-    def _own(self, layer: int) -> float:
-        return distance(self.blocks.cosine, layer, 1) or 0.0
