@@ -35,7 +35,7 @@ from das_gym.adapt.adapt_experiment import (
 from das_gym.adapt.run_report import SearchReport, run_report
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers
-from das_gym.adapt.shrink.das_adapters import has_adapters, masked_with
+from das_gym.adapt.shrink.das_adapters import check_places, has_adapters, masked_with
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
 from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring, print_report
 from das_gym.adapt.shrink.saving import (
@@ -235,8 +235,8 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
     """
     vlm = as_vlm(problem)
     check_shared(vlm.model)
-    if settings.recover == "adapters" and vlm.untrainable:
-        raise ValueError(f"{vlm.untrainable}: use recover=lora or recover=full")
+    if settings.recover == "adapters":
+        check_places(vlm)
     if mask is None:
         bound(settings, problem, settings.budget)
         return

@@ -12,7 +12,7 @@ import numpy as np
 from das_gym.adapt.report import WIDTH
 from das_gym.adapt.shrink.cutting import cut, drawn, gone_layers
 from das_gym.adapt.shrink.generation import generate, interval, scored
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask
 from das_gym.adapt.shrink.report import loss_of
 
 from das_gym.models.transformers.model import VLM
@@ -100,6 +100,7 @@ class Judge:
     def __init__(self, problem: Problem, whole: VLM, test: Sequence[Any], recovery: RecoveryConfig, batch_size: int) -> None:
         self.problem, self.whole, self.test = problem, whole, test
         self.recovery, self.batch_size = recovery, batch_size
+        self._teacher: Teacher | None = None
         self._known: dict[tuple[int, ...], tuple[Quality, Quality | None, float | None]] = {}
 
     def quality(self, vlm: VLM, title: str) -> Quality:
@@ -126,7 +127,10 @@ class Judge:
         if self.recovery.recover == "none":
             return None, None
         student, started = cut(self.whole, mask), time.perf_counter()
-        Recovery(student, self.whole, self.problem.task, self.problem.splits.train, self.recovery).run()
+        task, examples = self.problem.task, self.problem.splits.train
+        if self._teacher is None and not self.recovery.of_layers:  # which layers' vectors are wanted depends on the mask
+            self._teacher = ask(self.whole, task, examples, self.recovery, ())
+        Recovery(student, self.whole, task, examples, self.recovery, teacher=self._teacher).run()
         return self.quality(student, f"{title}, recovered"), time.perf_counter() - started
 
 

@@ -28,7 +28,9 @@ from das_gym.commandline import used
 from das_gym.config import build, part_of
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json, write_text
+from das_gym.problem.budget import BudgetSettings
 from das_gym.problem.loading import load_problem, shuffled
+from das_gym.problem.mask_cost import SAVED
 from das_gym.runs import find_run, library_versions
 
 RECORD = "compare.json"
@@ -39,14 +41,13 @@ METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlac
 
 
 @dataclass(frozen=True)
-class CompareSettings(RecoveryConfig, ProblemSettings):
-    """The settings of `python -m adapt shrink compare`: of recovery, of model and data, and these.
+class CompareSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
+    """The settings of `python -m adapt shrink compare`: of recovery, of model and data, the budget, and these.
 
     Attributes:
         methods: Agents by name.
         agent_kwargs: Their hyper-parameters, by agent.
-        macs_saved: Least share of the full model's MACs to save; None without `skip_num` is 0.2.
-        skip_num: Or exactly how many layers to delete.
+        skip_num: Budget: exactly how many layers to delete; None, with no share to save either, is `macs_saved=0.2`.
         evaluations: Masks that a method may score, at least 1; some are done early.
         test_examples: Most test examples that are answered and scored; None = all.
         generate_batch_size: Prompts that are answered at a time.
@@ -57,7 +58,6 @@ class CompareSettings(RecoveryConfig, ProblemSettings):
     task: str = "answering"
     methods: tuple[str, ...] = METHODS
     agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    macs_saved: float | None = None
     skip_num: int | None = None
     evaluations: int = 120
     test_examples: int | None = 500
@@ -182,7 +182,7 @@ def compare(_run: Any, _config: Mapping[str, Any], agent_kwargs: Any, searches: 
 def title_of(settings: CompareSettings, count: int) -> str:
     """What was compared on."""
     name, value = next(iter(settings.budget.items()))
-    budget = f"{value} layers" if name == "skip_num" else f"at least {100 * value:g} % of the MACs"
+    budget = f"{value} layers" if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
     model = "the bundled model" if settings.checkpoint is None else Path(settings.checkpoint).name
     recovery = "no recovery" if settings.recover == "none" else f"{settings.recover}, {settings.steps} steps"
     return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"

@@ -46,6 +46,11 @@ def cut(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
     return smaller
 
 
+def decoder_path(vlm: VLM) -> str:
+    """The name of its list of decoder layers."""
+    return next(name for name, module in vlm.model.named_modules() if module is vlm.stack.layers)
+
+
 def check_units(units: str | None) -> None:
     """Refuse halves of layers.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.shrink.cutting import decoder_path
 from torch import nn
 
 from das_gym.files import read_json, write_json, write_text
@@ -42,6 +43,16 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model.config, SETTINGS)
 
 
+def check_places(whole: VLM) -> None:
+    """Refuse a model whose layers have no place for adapters.
+
+    Raises:
+        ValueError: the reason.
+    """
+    if whole.untrainable:
+        raise ValueError(f"{whole.untrainable}: use recover=lora or recover=full")
+
+
 def layers_left(whole: VLM, smaller: VLM) -> list[int]:
     """Positions in the whole model of the layers that `cutting.cut` left, whose parameters both have."""
     places = {id(next(layer.parameters())): place for place, layer in enumerate(whole.stack.layers)}
@@ -62,12 +73,11 @@ def stand_in(smaller: VLM, whole: VLM, bottleneck: int, skip_bottleneck: int) ->
     Raises:
         ValueError: layers without a place for adapters.
     """
-    if whole.untrainable:
-        raise ValueError(f"{whole.untrainable}: use recover=lora or recover=full")
+    check_places(whole)
     left, layers = layers_left(whole, smaller), smaller.stack.layers
     ends = [-1, *left, len(whole.stack.layers)]
-    settings = {
-        "layers": next(name for name, module in smaller.model.named_modules() if module is layers),
+    settings: dict[str, Any] = {
+        "layers": decoder_path(smaller),
         "norm": child(layers[0], INPUT_NORMS),
         "attention": child(layers[0], ATTENTION_NAMES),
         "mlp": child(layers[0], MLP_NAMES),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from das_gym.adapt.shrink.cutting import decoder_path
 from das_gym.adapt.shrink.das_adapters import layers_left, stand_in
 from das_gym.adapt.shrink.generation import batches_of
 from das_gym.adapt.step_loss import batch_at
@@ -104,9 +105,7 @@ class RecoveryConfig:
 
     def widths(self, hidden_size: int) -> tuple[int, int]:
         """Of adapters before attention and MLP, and of those in the place of deleted layers."""
-        shares = (hidden_size // 64, hidden_size // 16)
-        given = (self.bottleneck, self.skip_bottleneck)
-        return tuple(max(8, share) if width is None else width for width, share in zip(given, shares, strict=True))  # type: ignore[return-value]
+        return self.bottleneck or max(8, hidden_size // 64), self.skip_bottleneck or max(8, hidden_size // 16)
 
     @property
     def of_layers(self) -> bool:
@@ -249,11 +248,6 @@ def projector_of(model: Any) -> dict[str, nn.Module]:
     """The modules between vision tower and decoder, by name; empty where there is none under a known name."""
     found = {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in PROJECTORS}
     return {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
-
-
-def decoder_path(vlm: VLM) -> str:
-    """The name of its list of decoder layers."""
-    return next(name for name, module in vlm.model.named_modules() if module is vlm.stack.layers)
 
 
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM, search_first
 from das_gym.adapt.shrink.compare import Found, Line, Quality, found_by, markdown, verdict
-from das_gym.adapt.shrink.compare_experiment import CompareExperiment
+from das_gym.adapt.shrink.compare_experiment import CompareExperiment, CompareSettings, title_of
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -41,6 +41,18 @@ def test_the_table_in_markdown():
     assert text[2].endswith("| loss | score (95 %) | recovered loss | recovered score (95 %) | layers |")
     assert [row.split(" | ")[0] for row in text[4:7]] == ["| full model", "| sleb", "| bayes"]
     assert "recovered" not in markdown("title", FULL, [line("bayes", 0.3, 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ({"skip_num": 3}, "3 layers saved"),
+        ({"macs_saved": 0.2}, "at least 20 % of the MACs saved"),
+        ({"latency_saved": 0.1}, "at least 10 % of the latency saved"),
+    ],
+)
+def test_the_title_tells_the_budget(budget: dict[str, Any], told: str):
+    assert told in title_of(CompareSettings(**budget), 5)
 
 
 def test_the_loss_is_that_of_the_mask_that_is_taken():
