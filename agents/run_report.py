@@ -21,9 +21,8 @@ from das_gym.commandline import typed, use
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.command import report, same_again
 from das_gym.drawing.report import Comparison, CostChart, Heat, Progress, RunReport
+from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.tables.table import SPLITS
-
-BUDGET = ("skip_num", "macs_saved")
 
 
 def main(words: Sequence[str]) -> int:
@@ -73,7 +72,7 @@ def _facts(result: SearchResult) -> dict[str, str]:
         if truth is None
         else {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret": f"{truth.regret:.4f}"}
     )
-    budget = {name: result.env_kwargs.get(name) for name in BUDGET}
+    budget = {name: result.env_kwargs.get(name) for name in BUDGET_SETTINGS}
     words = ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None)
     return {
         "agent": result.agent,
@@ -106,8 +105,8 @@ def _command(folder: Path, result: SearchResult) -> str:
     if (folder / "config.json").is_file():
         return same_again(folder, "agents", defaults)
     names = ("env_id", "agent", "agent_kwargs", "seed", "masks_per_turn", "evaluations")
-    budget = {name: result.env_kwargs[name] for name in BUDGET if result.env_kwargs.get(name) is not None}
-    others = {name: value for name, value in result.env_kwargs.items() if name not in BUDGET}
+    budget = {name: result.env_kwargs[name] for name in BUDGET_SETTINGS if result.env_kwargs.get(name) is not None}
+    others = {name: value for name, value in result.env_kwargs.items() if name not in BUDGET_SETTINGS}
     return same_again(
         folder, "agents", defaults, **{n: getattr(result, n) for n in names}, **budget, env_kwargs=others or None
     )

@@ -52,6 +52,15 @@ def test_what_a_search_tells(runs: Path, made_up_table: Path):
     assert search_report(runs / "2").heat is None  # greedy has no probabilities
 
 
+def test_a_budget_by_any_cost_is_told(made_up_table: Path, tmp_path: Path):
+    costs = {"parameters_saved": {"full": 100.0, "unskipped": 100.0, "savings": [10.0] * 8}}
+    settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "env_kwargs": {"table": str(made_up_table), "costs": costs}}
+    run_search({**settings, "parameters_saved": 0.2, "runs_dir": str(tmp_path), "agent": "random", "evaluations": 5})
+    told = search_report(tmp_path / "1")
+    assert told.facts["budget"] == "parameters_saved=0.2"
+    assert "parameters_saved=0.2" in told.commands[0]
+
+
 def test_the_told_command_does_it_again(runs: Path, made_up_table: Path):
     (told,) = search_report(runs / "1").commands
     words = shlex.split(told)
