@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _joint(folder: Path, record: dict[str, Any]) -> RunReport:
     )
     turns = record["search"]["turns"]
     rewards = [reward for turn in turns for reward in turn["rewards"]]
-    best = [max(rewards[: count + 1]) for count in range(len(rewards))]
+    best = list(accumulate(rewards, max))
     chances = [[1 / (1 + math.exp(-g)) for g in turn["preferences"]] for turn in turns if turn["preferences"] is not None]
     return dataclasses.replace(told, progress=Progress(rewards, best) if rewards else None, heat=Heat.of(chances))
 
