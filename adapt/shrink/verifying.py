@@ -31,7 +31,7 @@ from torch import Tensor
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stack import gives_tuple, replaced
+from das_gym.models.transformers.stack import passing, replaced
 from das_gym.tasks.base import Task
 
 PROMPTS = 3
@@ -261,7 +261,7 @@ def _check_said(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int
         for n, v in encoding.types.items()
     }
     gone = {vlm.stack.layers[vlm.places[n]]: vlm.skippable(n).chosen(True) for n in np.flatnonzero(mask).tolist()}
-    with replaced({layer: _replacing(layer, adapter) for layer, adapter in gone.items()}):
+    with replaced({layer: passing(layer, adapter) for layer, adapter in gone.items()}):
         logits = (
             vlm.run([encoding._replace(ids=ids, types=types)], whole=True).logits[0, encoding.answer - 1 : -1].cpu().float()
         )
@@ -274,11 +274,3 @@ def _check_said(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int
             f"{where} generates {tokens}, of which token {place} is not what the masked model says: this type of model "
             "cannot be shrunk"
         )
-
-
-def _replacing(layer: torch.nn.Module, adapter: torch.nn.Module) -> Any:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = adapter(args[0] if args else kwargs["hidden_states"])
-        return (hidden,) if gives_tuple(layer) else hidden
-
-    return forward

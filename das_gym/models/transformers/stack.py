@@ -208,11 +208,16 @@ def zeros(module: nn.Module) -> Callable[..., Any]:
     return forward
 
 
-def passing(layer: nn.Module) -> Callable[..., Any]:
-    """A forward that returns the hidden vectors it is given in the form in which the layer returns its output."""
+def passing(layer: nn.Module, stands_in: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> Callable[..., Any]:
+    """A forward that passes on its hidden vectors, in the form in which the layer returns its output.
+
+    Args:
+        layer: The layer.
+        stands_in: What is made of them on the way, such as by a skip adapter.
+    """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = stands_in(args[0] if args else kwargs["hidden_states"])
         return (hidden, *(None for _ in range(int(layer._das_width) - 1))) if gives_tuple(layer) else hidden  # type: ignore[arg-type]
 
     return forward
