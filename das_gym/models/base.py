@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -293,6 +293,13 @@ class VLP(nn.Module, ABC):
     @abstractmethod
     def skippable(self, index: int) -> SkippableLayer:
         """The module of layer `index`."""
+
+    def alike(self, index: int) -> Hashable:
+        """Layers for which this is equal cost the same on the same shapes; one of them is counted for all.
+
+        The default says nothing of the kind: each layer is counted by itself.
+        """
+        return index
 
     @abstractmethod
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:

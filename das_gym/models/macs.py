@@ -1,4 +1,4 @@
-"""MACs of a model's parts, counted by running a copy without content, once a shape.
+"""MACs of a model's parts, counted by running a copy without content, once a shape; layers that are alike share theirs.
 
 The copy lies on torch's `meta` device, where nothing is computed, and torch's `FlopCounterMode` counts its matrix products,
 attention's included; biases, LayerNorms, softmax and activations are not counted. So whatever stands in a layer (adapters,
@@ -58,6 +58,19 @@ def _innermost(layer: Any) -> nn.Module:
     return layer
 
 
+def structure(module: nn.Module) -> Hashable:
+    """What modules have in common that cost the same: classes, settings, and shapes of parameters, part by part."""
+    return tuple(
+        (
+            name,
+            type(part),
+            tuple(sorted((key, value) for key, value in vars(part).items() if isinstance(value, (int, float, str)))),
+            tuple((key, tuple(parameter.shape)) for key, parameter in part.named_parameters(recurse=False)),
+        )
+        for name, part in module.named_modules()
+    )
+
+
 def counted(function: Callable[[], Result]) -> tuple[Result, int]:
     """What the function returns, and the MACs of the matrix products that it ran."""
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -87,6 +100,7 @@ class MacCounter:
         self.twin.eval()
         self.twin.count_without_content()
         self._found: dict[tuple, Any] = {}
+        self._alike: dict[int, Hashable] = {}
 
     def encoder(self, stream: str, batch: Mapping[str, Tensor]) -> int:
         """MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch.
@@ -125,7 +139,9 @@ class MacCounter:
 
     def run_layer(self, index: int, state: State, skipped: bool, pooled_only: bool) -> tuple[Tensor, dict[str, int]]:
         """As `layer`, with the layer's output, without content."""
-        key = ("layer", index, skipped, pooled_only, *_shapes(state))
+        if index not in self._alike:
+            self._alike[index] = self.twin.alike(index)
+        key = ("layer", self._alike[index], skipped, pooled_only, *_shapes(state))
         if key not in self._found:
             self._found[key] = self._run_layer(index, self._meta(state), skipped, pooled_only)
         return self._found[key]

@@ -32,17 +32,9 @@ def env(tiny_kwargs: dict[str, str]):
     return env
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
-def test_the_checkers_of_gymnasium_and_sb3_have_nothing_to_say(id: str):
-    env = gymnasium.make(id, reward_examples=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_env(env)
-        sb3_check_env(env)
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_the_bundled_environment(id: str):
+def test_a_bundled_environment_is_as_the_checkers_of_gymnasium_and_sb3_want_it(id: str):
     env = gymnasium.make(f"das_gym:{id}", reward_examples=4)
     observation, info = env.reset(seed=0)
     assert observation in env.observation_space
@@ -53,6 +45,10 @@ def test_the_bundled_environment(id: str):
     assert set(info) == set(INFO_KEYS)
     assert reward == pytest.approx(np.exp(-info["loss"]))
     assert 0 < info["macs_saved"] < 0.4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(env)
+        sb3_check_env(env)
 
 
 def test_info_is_plain_and_complete(env: gymnasium.Env):

@@ -5,7 +5,7 @@ Source: METER (arXiv 2111.02387) with the adapters of DAS (arXiv 2309.01479).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
+from das_gym.models.macs import structure
 from das_gym.models.meter.inputs import meter_transform
 from das_gym.models.sizes import check_sizes
 
@@ -280,6 +281,10 @@ class METER(Pretrained, VLP):
         types, image_types = self.token_types.weight, encoded.extras.get("image_types")
         image_types = types[1] if image_types is None else types[image_types, None]
         return encoded.with_hidden({"text": text + types[0], "image": image + image_types})
+
+    def alike(self, index: int) -> Hashable:
+        """As `VLP.alike`: layers of one stream that are built the same."""
+        return self.layers[index].stream, structure(self.skippable(index))
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """New hidden vectors of the layer's stream; see `VLP.run_layer`."""

@@ -5,7 +5,7 @@ Source: ViLT (arXiv 2102.03334) with the adapters of DAS (arXiv 2309.01479).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +19,7 @@ from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
+from das_gym.models.macs import structure
 from das_gym.models.sizes import check_sizes
 from das_gym.models.vilt.inputs import vilt_transform
 
@@ -287,6 +288,10 @@ class ViLT(Pretrained, VLP):
         device = encoded.hidden["image"].device
         full = [torch.ones(batch, 1, 1, n, dtype=torch.bool, device=device) for batch, n in lengths]
         return torch.cat([every if mask is None else mask for mask, every in zip(masks, full, strict=True)], dim=-1)
+
+    def alike(self, index: int) -> Hashable:
+        """As `VLP.alike`: blocks that are built the same."""
+        return structure(self.skippable(index))
 
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """New hidden vectors of the joint stream; see `VLP.run_layer`."""
