@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from das_gym.models.encoding import meta_batch
+from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.problem.costs import count_costs
 from das_gym.tasks.vqa.task import build_vqa_head
@@ -28,7 +28,7 @@ def paper_table(
     """
     config = METERConfig(image_size=image_size)
     layers, width = config.fusion_layers, config.hidden_size
-    with torch.device("meta"):
+    with without_content():
         vlp, head = METER(config), build_vqa_head(2 * width, num_answers)
     costs = count_costs(vlp, meta_batch(text_tokens, (3, image_size, image_size)), head, counting=counting)
     rows: list[dict[str, float | str]] = [

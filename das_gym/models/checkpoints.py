@@ -19,6 +19,7 @@ from torch import Tensor
 
 from das_gym.models.base import VLP
 from das_gym.models.formats import HEADS, SEARCH, Family, Format
+from das_gym.models.macs import without_content
 from das_gym.models.tensor_files import TensorFile, check_finite, read_tensors, write_folder, write_tensors
 
 Heads = Mapping[str, Mapping[str, Tensor]]
@@ -236,7 +237,7 @@ def assemble(
     found_heads = _take_heads(named)
     search = {name.removeprefix(SEARCH): named.pop(name) for name in list(named) if name.startswith(SEARCH)}
     report.derived += family.derive(named, found_heads, config)
-    with torch.device("meta"):
+    with without_content():
         vlp: VLP = family.model(config)
     mask = form.mask(file.config)
     if mask is not None:

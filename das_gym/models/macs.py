@@ -8,12 +8,14 @@ LoRA, prompts) counts itself.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,6 +38,28 @@ def meta_twin(module: Module) -> Module:
     }
     memo |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
     return copy.deepcopy(module, memo)
+
+
+FILLING = frozenset(
+    getattr(Tensor, name)
+    for name in ("clamp_", "copy_", "erfinv_", "fill_", "mul_", "add_", "normal_", "uniform_", "zero_", "__setitem__")
+)
+"""What gives new parameters their first values."""
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves `FILLING` out."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        return args[0] if function in FILLING else function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def without_content() -> Iterator[None]:
+    """Modules that are made in here have shapes and no content: nothing is drawn for them, and no memory taken."""
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def without_adapters(module: Module) -> Module:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
-
 from das_gym.models.encoding import meta_batch
+from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
@@ -14,7 +13,7 @@ from das_gym.tasks.vqa.task import build_vqa_head
 
 
 def on_meta(config: METERConfig | ViLTConfig) -> METER | ViLT:
-    with torch.device("meta"):
+    with without_content():
         return (METER if isinstance(config, METERConfig) else ViLT)(config).eval()
 
 
@@ -26,6 +25,6 @@ def whole(config: METERConfig | ViLTConfig, text: int = 40, answers: int | None 
 @cache
 def _whole(config: METERConfig | ViLTConfig, text: int, answers: int | None, counting: str) -> Costs:
     vlp = on_meta(config)
-    with torch.device("meta"):
+    with without_content():
         head = None if answers is None else build_vqa_head(vlp.feature_size, answers, vlp.head_size)
     return count_costs(vlp, meta_batch(text, (3, config.image_size, config.image_size)), head, counting=counting)
