@@ -28,15 +28,20 @@ from das_gym.shapes.vqa import write_shapes
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
-MASK = [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]
+MASK = [1, 0, 0, 0, 0, 1]
 QUICK = ("steps=4", "batch_size=8")
 
 
+def words_of(settings: dict[str, str]) -> list[str]:
+    """Settings as they are typed."""
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory, tiny_kwargs: dict[str, str]) -> Path:
+def adapted(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, str]) -> Path:
     """The run folders of `python -m adapt`, which searches first."""
     folder = tmp_path_factory.mktemp("adapted")
-    words = [f"{key}={value}" for key, value in tiny_kwargs.items()]
+    words = words_of(small_kwargs)
     command = [sys.executable, "-m", "adapt", "with", *words, *QUICK, "search.evaluations=9"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
@@ -53,7 +58,7 @@ def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
     assert sum(subnet["mask"]) == 4
     assert subnet["skipped_layers"] == search["skipped_layers"]
     assert subnet["macs"] == search["macs"]
-    assert unskipped["mask"] == [0] * 12
+    assert unskipped["mask"] == [0] * 6
     assert unskipped["macs_saved"] < 0 < subnet["macs_saved"]
     assert subnet["parameters"] < unskipped["parameters"]
     baseline = record["baseline"]
@@ -91,14 +96,14 @@ def in_this_process(words: list[str], capsys: pytest.CaptureFixture[str]) -> str
 
 
 def test_answers_are_kept_and_written_again(
-    adapted: Path, tiny_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapted: Path, small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     """Of a run, as VQA's server takes them; the same again by `evaluate` and `predict`, with the metric of the run."""
     run, out = adapted / "runs/2", tmp_path / "answers.json"
     kept = json.loads((run / "answers_subnet.json").read_text())
     assert kept
     assert set(kept[0]) == {"question_id", "answer"}
-    words = ["with", f"run={run}", f"data_root={tiny_kwargs['data_root']}", "device=cpu"]
+    words = ["with", f"run={run}", f"data_root={small_kwargs['data_root']}", "device=cpu"]
     printed = in_this_process(["evaluate", *words, f"out={out}"], capsys)
     assert json.loads(out.read_text()) == kept
     metric = json.loads((run / "adapt.json").read_text())["models"][0]["evaluation"]["metric"]
@@ -117,11 +122,11 @@ def test_adapt_searches_with_bayes(adapted: Path):
 
 
 def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
-    adapted: Path, tiny_kwargs: dict[str, str], mini_folder: Path
+    adapted: Path, small_kwargs: dict[str, str], mini_folder: Path
 ):
     path = adapted / "runs/2/adapter.safetensors"
     assert path.stat().st_size < (mini_folder / "model.safetensors").stat().st_size / 4
-    problem = ProblemConfig(**tiny_kwargs)
+    problem = ProblemConfig(**small_kwargs)
     splits = load_splits(problem)
     evaluations = [evaluate(load_subnet(where), splits.test, "again") for where in (path, path.parent)]
     record = json.loads((adapted / "runs/2/adapt.json").read_text())["models"][0]["evaluation"]
@@ -130,8 +135,8 @@ def test_the_adapter_file_is_small_and_reloads_to_equal_logits(
     assert evaluations[0].loss == pytest.approx(record["loss"], rel=1e-6)
 
 
-def test_skipped_layers_are_removed(tiny_kwargs: dict[str, str]):
-    problem = ProblemConfig(**tiny_kwargs)
+def test_skipped_layers_are_removed(small_kwargs: dict[str, str]):
+    problem = ProblemConfig(**small_kwargs)
     subnet = cut_subnet(problem, load_splits(problem), np.array(MASK, bool))
     names = [name for name, _ in subnet.backbone.vlp.named_parameters()]
     assert not any(name.startswith("text_layers.0.layer.") for name in names)
@@ -141,11 +146,10 @@ def test_skipped_layers_are_removed(tiny_kwargs: dict[str, str]):
         subnet.backbone.vlp.skippable(0).chosen(skipped=False)
 
 
-def test_the_frozen_part_does_not_change_by_a_bit(run_here, tmp_path: Path, tiny_kwargs: dict[str, str]):
-    words = [f"{key}={value}" for key, value in tiny_kwargs.items()]
-    code, printed = run_here("with", *words, *QUICK, f"mask={MASK}")
+def test_the_frozen_part_does_not_change_by_a_bit(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
+    code, printed = run_here("with", *words_of(small_kwargs), *QUICK, f"mask={MASK}")
     assert code == 0, printed
-    before = load_backbone(ProblemConfig())
+    before = load_backbone(ProblemConfig(**small_kwargs))
     after = load_subnet(tmp_path / "runs/1").backbone
     assert after.base == before.base == fingerprint(before.vlp)
     trained = Adaptation.load(tmp_path / "runs/1/adapter.safetensors").tensors
@@ -202,14 +206,12 @@ def test_a_mistake_is_told_in_a_paragraph(run_here, tmp_path: Path, arguments: t
     assert "search_run" not in "".join(arguments) or not list(tmp_path.rglob("config.json"))
 
 
-def test_a_damaged_image_is_named_and_nothing_half_written_is_left(
-    run_here, tmp_path: Path, shapes_folder: Path, random_supernet: Path
-):
+def test_a_damaged_image_is_named_and_nothing_half_written_is_left(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
     data = tmp_path / "data"
-    shutil.copytree(shapes_folder, data)
+    shutil.copytree(small_kwargs["data_root"], data)
     for victim in data.glob("val2014/*.jpg"):
         victim.write_bytes(victim.read_bytes()[:300])
-    code, printed = run_here("with", f"data_root={data}", f"supernet={random_supernet}", f"mask={MASK}", *QUICK)
+    code, printed = run_here("with", *words_of({**small_kwargs, "data_root": str(data)}), f"mask={MASK}", *QUICK)
     assert code == 1
     assert "COCO_val2014_" in printed
     assert "fine-tuning" not in printed
@@ -217,9 +219,8 @@ def test_a_damaged_image_is_named_and_nothing_half_written_is_left(
     assert not list(tmp_path.glob("runs/*/adapter.safetensors"))
 
 
-def test_a_killed_fine_tuning_goes_on_to_the_same_result(run_here, tmp_path: Path, tiny_kwargs: dict[str, str]):
-    words = [f"{key}={value}" for key, value in tiny_kwargs.items()]
-    settings = [*words, f"mask={MASK}", "batch_size=8", "save_every=1", "steps=8"]
+def test_a_killed_fine_tuning_goes_on_to_the_same_result(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
+    settings = [*words_of(small_kwargs), f"mask={MASK}", "batch_size=8", "save_every=1", "steps=8"]
     code, printed = run_here("with", *settings, "runs_dir=whole")
     assert code == 0, printed
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -237,10 +238,10 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_result(run_here, tmp_path: Pat
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
 
-def test_blinding_takes_the_image_away(tiny_kwargs: dict[str, str]):
-    problem = ProblemConfig(**tiny_kwargs)
+def test_blinding_takes_the_image_away(small_kwargs: dict[str, str]):
+    problem = ProblemConfig(**small_kwargs)
     splits = load_splits(problem)
-    subnet = cut_subnet(problem, splits, np.zeros(12, bool))
+    subnet = cut_subnet(problem, splits, np.zeros(6, bool))
     examples = splits.test[:20]
     blind = mean_image(subnet, examples)
     assert blind.shape == (3, 96, 96)
@@ -249,14 +250,14 @@ def test_blinding_takes_the_image_away(tiny_kwargs: dict[str, str]):
     assert any(name.startswith("question/") for name in seen.numbers)
 
 
-def test_adapters_of_one_mask_are_no_supernet(adapted: Path, tiny_kwargs: dict[str, str]):
-    problem = ProblemConfig(**{**tiny_kwargs, "supernet": str(adapted / "runs/2/adapter.safetensors")})
+def test_adapters_of_one_mask_are_no_supernet(adapted: Path, small_kwargs: dict[str, str]):
+    problem = ProblemConfig(**{**small_kwargs, "supernet": str(adapted / "runs/2/adapter.safetensors")})
     with pytest.raises(ValueError, match="holds the adapters of one mask, not a supernet"):
-        cut_subnet(problem, load_splits(problem), np.zeros(12, bool))
+        cut_subnet(problem, load_splits(problem), np.zeros(6, bool))
 
 
-def test_a_pruned_model_is_not_pruned_otherwise(tiny_kwargs: dict[str, str]):
-    problem = ProblemConfig(**tiny_kwargs)
+def test_a_pruned_model_is_not_pruned_otherwise(small_kwargs: dict[str, str]):
+    problem = ProblemConfig(**small_kwargs)
     vlp = cut_subnet(problem, load_splits(problem), np.array(MASK, bool)).backbone.vlp
     with pytest.raises(ValueError, match="was removed by prune"):
         vlp.prune(~np.array(MASK, bool))
