@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.compare.leaderboard import find_tables
-from das_gym.agents.pareto.front import front_rows, hypervolume, reference_point
 from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget, Masks
+from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.table import SubnetTable

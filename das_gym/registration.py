@@ -161,6 +161,11 @@ ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task that go together, by id; `register_all` fills it."""
 
 
+def many_objectives(id: str) -> str:
+    """The id of an environment's form with a vector for a reward: `DAS-METER-VQA-MO-v0`."""
+    return f"{id.removesuffix('-v0')}-MO-v0"
+
+
 def find_environment(model: str, task: str) -> EnvEntry:
     """The environment of a model and a task, keys of `MODELS` and `TASKS`.
 
@@ -242,6 +247,7 @@ def _forget(task: str) -> None:
         del ENVIRONMENTS[entry.id]
         for id in (entry.id, entry.tabular_id):
             registry.pop(id, None)
+            registry.pop(many_objectives(id), None)
 
 
 def _check_entry(entry: object, wanted: type[ModelEntry] | type[TaskEntry]) -> None:
@@ -275,6 +281,14 @@ def register_all() -> None:
         entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)
         ENVIRONMENTS[entry.id] = entry
         for id, form in ((entry.id, "Skip"), (entry.tabular_id, "Tabular")):
+            if (many := many_objectives(id)) not in registry:
+                register(
+                    id=many,
+                    entry_point=f"das_gym.envs.mo_env:MO{form}Env",
+                    kwargs={"model": entry.model, "task": entry.task},
+                    order_enforce=False,
+                    disable_env_checker=True,  # it wants a number for a reward
+                )
             if id not in registry:
                 register(
                     id=id,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from das_gym.agents.pareto.front import front_rows, hypervolume, reference_point
 
 from das_gym.commandline import used
 from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import library_versions
 

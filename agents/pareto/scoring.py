@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.compare.oracle import make_scored
-from das_gym.agents.pareto.front import hypervolume, reference_point
 from das_gym.agents.pareto.record import Scored
 from das_gym.agents.searching.environment import observed_statistics
 
 from das_gym.config import check_names
 from das_gym.problem.budget import Budget, Floats, Masks
+from das_gym.problem.front import hypervolume, reference_point
 from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement
-from das_gym.agents.pareto.front import front_rows
 
 from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.front import front_rows
 from das_gym.problem.mask_space import every_mask
 
 DRAWN = 12

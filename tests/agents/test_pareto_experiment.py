@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from das_gym.agents.commands import PROGRAM
-from das_gym.agents.pareto.front import front_rows
 from das_gym.agents.pareto.record import Scored
 from das_gym.agents.pareto.scoring import FrontProblem
 from das_gym.agents.pareto_experiment import ParetoSettings, drawn, ex, search
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
+from das_gym.problem.front import front_rows
 from das_gym.tables.table import SubnetTable
 
 ENV_ID = "DAS-METER-VQA-Tabular-v0"

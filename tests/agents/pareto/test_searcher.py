@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents.pareto.front import front_rows, hypervolume, reference_point
 from das_gym.agents.pareto.searcher import FrontSearch, log_goodness, neighbours
 from landscapes import rewards
 
+from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_space import every_mask
 
 SAVINGS = np.array([0.03, 0.03, 0.07, 0.07, 0.05, 0.05, 0.1, 0.1])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents.pareto.front import front_rows, hypervolume, reference_point
+
+from das_gym.problem.front import dominated_volume, front_rows, hypervolume, reference_point, undominated_rows
 
 SAVED = np.array([0.0, 0.2, 0.1, 0.4, 0.2, 0.4, 0.3, 0.1])
 LOSSES = np.array([1.0, 1.5, 1.0, 3.0, 1.5, np.inf, 3.0, 2.0])
@@ -27,3 +28,21 @@ def test_it_is_measured_from_both_ends():
     assert reference_point(SAVED[:5], LOSSES[:5]) == (0.0, 3.0)
     with pytest.raises(ValueError, match="the mask that saves most has no finite loss"):
         reference_point(SAVED[[0, 5]], LOSSES[[0, 5]])
+
+
+def test_the_volume_of_points_in_three_dimensions_is_what_a_fine_grid_says():
+    rng = np.random.default_rng(0)
+    points = np.concatenate((rng.random((7, 3)), [[0.9, -0.1, 0.9], [np.nan, 1.0, 1.0]]))
+    centres = (np.arange(100) + 0.5) / 100
+    grid = np.stack(np.meshgrid(centres, centres, centres, indexing="ij"), axis=-1)
+    covered = np.any([(grid <= point).all(axis=-1) for point in points[:7]], axis=0).mean()
+    assert dominated_volume(points) == pytest.approx(covered, abs=5e-3)
+    assert dominated_volume(points[:0]) == 0
+    assert dominated_volume(np.array([[0.5, 0.5, 0.4], [0.5, 0.5, 0.4]])) == pytest.approx(0.1)
+
+
+def test_what_no_other_reaches_in_every_dimension():
+    points = np.array(
+        [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, 0.4, 0.5], [np.nan, 2.0, 2.0], [0.0, 1.0, 0.2]]
+    )
+    assert undominated_rows(points).tolist() == [0, 2, 4, 5]

@@ -1,4 +1,4 @@
-"""What a front is: the masks that no other beats in loss without saving less, and the area that they cover."""
+"""What a front is: the masks that no other beats in one thing without being behind in another, and what they cover."""
 
 from __future__ import annotations
 
@@ -49,3 +49,31 @@ def reference_point(saved: Floats, losses: Floats) -> tuple[float, float]:
     if not np.isfinite(last):
         raise ValueError("the mask that saves most has no finite loss, so that there is no point to measure an area from")
     return float(saved[0]), last
+
+
+def dominated_volume(points: Floats) -> float:
+    """The volume of all that lies between 0 and some point in every dimension, exactly; more is better in each.
+
+    Args:
+        points: (m, dimensions), two dimensions or more; a point that is 0 or less, or no number, in one covers nothing.
+    """
+    points = points[(points > 0).all(axis=1)]
+    if points.shape[1] == 2:
+        return hypervolume(points[:, 0], -points[:, 1], (0.0, 0.0))
+    points = points[np.argsort(-points[:, -1], kind="stable")]
+    depths = -np.diff(points[:, -1], append=0.0)
+    return float(sum(depth * dominated_volume(points[: i + 1, :-1]) for i, depth in enumerate(depths) if depth))
+
+
+def undominated_rows(points: Floats) -> npt.NDArray[np.intp]:
+    """Rows of the (m, dimensions) points that no other reaches in every dimension; of equals the first.
+
+    What is no number counts as minus infinity.
+    """
+    points = np.where(np.isnan(points), -np.inf, points)
+    left = np.lexsort(-points.T[::-1])  # what dominates a point comes before it
+    found: list[int] = []
+    while len(left):
+        found.append(int(left[0]))
+        left = left[~(points[left] <= points[left[0]]).all(axis=1)]
+    return np.sort(np.array(found, dtype=np.intp))

@@ -1,0 +1,169 @@
+"""More than one objective: environments with a vector for a reward, in the API of MO-Gymnasium, which they do not need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from das_gym.config import check_names
+from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.skip_env import SkipEnv
+from das_gym.envs.tabular_env import TabularEnv
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.front import dominated_volume, undominated_rows
+from das_gym.problem.mask_cost import SAVED
+
+TASK = "task"
+OBJECTIVES = (TASK, *SAVED)
+DEFAULT_OBJECTIVES = (TASK, "macs_saved")
+
+
+class _ManyObjectives(ScoredEnv):
+    """Turns the reward of an environment into a vector; comes before that environment's class."""
+
+    def __init__(self, objectives: Sequence[str] = DEFAULT_OBJECTIVES, **arguments: Any) -> None:
+        names = tuple(objectives) if not isinstance(objectives, str) else (objectives,)
+        check_names(names, OBJECTIVES, "objective")
+        if len(names) != len(set(names)) or len(names) < 2 or names[0] != TASK:
+            raise ValueError(f"objectives={names}: give {TASK!r} first, then one or more of {', '.join(SAVED)}, each once")
+        budget = {"skip_num", *SAVED} & set(arguments)
+        super().__init__(**({} if budget else {"skip_num": None}), **arguments)  # type: ignore[call-arg]
+        self.objectives = names
+        self._arguments["objectives"] = names
+        self._costs = [self.scorer.cost_of(name) for name in names[1:]]
+        objective = self.scorer.objective
+        low = [min(objective.low - 1.0, 0.0), *(min(cost.range[0], 0.0) for cost in self._costs)]
+        high = [max(objective.high, 0.0), *(max(cost.range[1], 0.0) for cost in self._costs)]
+        self.reward_space = spaces.Box(np.float32(low), np.float32(high), dtype=np.float32)
+        self.reward_dim = len(names)
+        self._front = np.empty((0, len(names)))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """As the environment's own; a seed also forgets the masks that `hypervolume` is of."""
+        observation, info = super().reset(seed=seed, options=options)
+        if seed is not None:
+            self._front = self._front[:0]
+        return observation, info | {"hypervolume": dominated_volume(self._front)}
+
+    def step(self, action: Any) -> Any:
+        """As the environment's own, with a (reward_dim,) float32 reward."""
+        observation, reward, ended, truncated, info = super().step(action)
+        vector = np.zeros(self.reward_dim)
+        if ended and self.last_mask is not None:
+            vector[0] = reward
+            if info["feasible"]:
+                vector[1:] = self._saved(self.last_mask[None])[0]
+                points = np.concatenate((self._front, vector[None]))
+                self._front = points[undominated_rows(points)]
+        return (
+            observation,
+            vector.astype(np.float32),
+            ended,
+            truncated,
+            info | {"hypervolume": dominated_volume(self._front)},
+        )
+
+    def _saved(self, masks: Masks) -> Floats:
+        """(m, reward_dim - 1) share of each cost that (m, n_layers) masks save."""
+        return np.stack([cost.saved(masks) for cost in self._costs], axis=1)
+
+    def get_state(self) -> dict[str, Any]:
+        """As the environment's own, with the front so far."""
+        return {**super().get_state(), "front": self._front.tolist()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """As the environment's own."""
+        super().set_state(state)
+        self._front = np.array(state["front"]).reshape(-1, self.reward_dim)
+
+
+class MOSkipEnv(_ManyObjectives, SkipEnv):
+    """`SkipEnv` with a vector for a reward: what the mask earns on the task, and what it saves.
+
+    ## Description
+    As `das_gym.envs.SkipEnv`; without a budget unless one is given, since what to save is an objective here. The API is that
+    of MO-Gymnasium (`reward_space`, `reward_dim`, a vector from `step`), whose wrappers and MORL-Baselines take it.
+
+    ## Action Space
+    As `SkipEnv`'s; `action="sequence"` for algorithms that want `Discrete`.
+
+    ## Observation Space
+    As `SkipEnv`'s.
+
+    ## Rewards
+    (reward_dim,) float32: `SkipEnv`'s reward, then the share of each cost that the mask saves, 1 = all of it, negative where
+    the mask costs more than the full model. Zeros amid a sequence; a mask that misses a budget saves nothing.
+
+    ## Starting State
+    As `SkipEnv`'s.
+
+    ## Episode End
+    As `SkipEnv`'s.
+
+    ## Information
+    As `SkipEnv`'s, and `hypervolume`: the volume between the origin and the rewards since `reset` was last given a seed.
+
+    ## Version History
+    v0: first.
+
+    Args:
+        objectives: `task` and one or more of `macs_saved`, `latency_saved`, `parameters_saved`, `memory_saved`.
+        arguments: As for `SkipEnv`; `skip_num` is None here.
+
+    Attributes:
+        reward_space: Box of the rewards.
+        reward_dim: How many objectives there are.
+
+    Raises:
+        ValueError: a setting that is not allowed.
+        FileNotFoundError: a path that does not exist.
+    """
+
+
+class MOTabularEnv(_ManyObjectives, TabularEnv):
+    """`TabularEnv` with a vector for a reward, see `MOSkipEnv`; the true front is known.
+
+    ## Description
+    As `MOSkipEnv`, answered from a table.
+
+    ## Action Space
+    As `SkipEnv`'s.
+
+    ## Observation Space
+    As `SkipEnv`'s.
+
+    ## Rewards
+    As `MOSkipEnv`'s.
+
+    ## Starting State
+    As `SkipEnv`'s.
+
+    ## Episode End
+    As `SkipEnv`'s.
+
+    ## Information
+    As `MOSkipEnv`'s. `env.get_wrapper_attr("true_front")()` is the front of all masks, and `dominated_volume` of it
+    (`das_gym.problem.front`) the largest `hypervolume` that there is.
+
+    ## Version History
+    v0: first.
+
+    Args:
+        objectives: As for `MOSkipEnv`; a table times nothing, so that `latency_saved` needs `costs`.
+        arguments: As for `TabularEnv`; `skip_num` is None here.
+
+    Raises:
+        ValueError: a setting that is not allowed.
+        FileNotFoundError: no such table.
+    """
+
+    def true_front(self) -> tuple[Masks, Floats]:
+        """(m, n_layers) masks within the budget that none beats in every objective, and their (m, reward_dim) rewards."""
+        kept = self.budget.is_kept_by(self.table.masks)
+        masks, rewards = self.table.masks[kept], self.table.values(self.scorer.objective, self.scorer.split)[kept]
+        points = np.column_stack((rewards, self._saved(masks)))
+        rows = undominated_rows(points)
+        return masks[rows], points[rows]
