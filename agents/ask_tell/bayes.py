@@ -27,7 +27,7 @@ from das_gym.agents.ask_tell.best_seen import BestSeen
 from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, climb, expected_improvement
 
 from das_gym.problem.budget import Floats, Masks
-from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.mask_space import MaskSpace, flipped
 from das_gym.tables.ranks import average_ranks
 
 DRAWN = 6
@@ -44,6 +44,7 @@ NOTHING, EVERYTHING = 2.5, -8.0
 
 _POOL_DRAWS = 100
 _CLIMBS = 4
+_AROUND = 100
 
 
 class Bayes(BestSeen):
@@ -125,12 +126,21 @@ class Bayes(BestSeen):
         drawn = self.space.distinct(_POOL_DRAWS, lambda: self.space.sample(self.rng), self.rng, self.reported)
         found = [drawn]
         for mask in (*starts, *drawn[np.argsort(-process.mean(drawn), kind="stable")[:_CLIMBS]]):
-            height = -np.inf
-            while (around := process.mean(passed := self.space.neighbours(mask))).max(initial=-np.inf) > height:
-                found.append(passed)
-                mask, height = passed[around.argmax()], around.max()
+            found += self._climbed(mask, process)
         distinct = {mask.tobytes(): mask for masks in found for mask in masks}
         return np.array(list(distinct.values()), dtype=bool).reshape(len(distinct), self.n_layers)
+
+    def _climbed(self, mask: Masks, process: MaskProcess) -> list[Masks]:
+        """The best masks around each that a climb passes, one move a step, up to a peak of the posterior mean."""
+        found, height = [], -np.inf
+        while len(moves := self.space.moves(mask)):
+            means = process.flip_means(mask)[tuple(moves.T)]
+            best = np.argsort(-means, kind="stable")[:_AROUND]
+            found.append(flipped(mask, moves[best]))
+            if means[best[0]] <= height + 1e-12:
+                break
+            mask, height = found[-1][0], means[best[0]]
+        return found
 
 
 def normal_scores(rewards: list[float]) -> Floats:

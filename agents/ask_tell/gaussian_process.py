@@ -84,12 +84,16 @@ class MaskProcess:
         factor = np.linalg.cholesky(self.covariance(masks, masks) + self.noise * np.eye(len(masks)))
         self._whiten = np.linalg.inv(factor)
         self._white = self._whiten @ values
+        self._weights = self._whiten.T @ self._white
         self.scale = max(float(self._white @ self._white) / len(values), 1e-9)
         self.log_likelihood = -0.5 * len(values) * math.log(self.scale) - float(np.log(np.diag(factor)).sum())
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
         """(a, b) prior covariance of (a, n_layers) with (b, n_layers) masks, up to `scale`."""
-        d = dot_products(some, others)
+        return self._covariance_at(dot_products(some, others))
+
+    def _covariance_at(self, d: Floats) -> Floats:
+        """Prior covariance where the dot product of the signs is `d`, of any shape."""
         found = np.full_like(d, self._polynomial[3])
         for coefficient in self._polynomial[2::-1]:
             found *= d
@@ -98,7 +102,21 @@ class MaskProcess:
 
     def mean(self, masks: Masks) -> Floats:
         """(m,) posterior means."""
-        return self.covariance(masks, self.masks) @ (self._whiten.T @ self._white)
+        return self.covariance(masks, self.masks) @ self._weights
+
+    def flip_means(self, mask: Masks) -> Floats:
+        """(n_layers, n_layers) posterior means of a (n_layers,) mask with two layers flipped; on the diagonal, with one.
+
+        Two flips change the dot product with a told mask by -4, 0 or 4, according to which of the two layers now agree.
+        So all pairs take two matrix products, however many layers there are to pair.
+        """
+        agree = (self.masks != mask).astype(np.float64)  # (told, n_layers): would agree once flipped
+        d = dot_products(self.masks, mask[None])[:, 0]
+        down, one_down, same, one_up, up = (self._weights * self._covariance_at(d + step) for step in (-4, -2, 0, 2, 4))
+        differ = 1.0 - agree
+        found = same.sum() + (agree.T * (up - same)) @ agree + (differ.T * (down - same)) @ differ
+        np.fill_diagonal(found, one_up @ agree + one_down @ differ)
+        return found
 
     def posterior(self, masks: Masks) -> Posterior:
         """Means and variances."""

@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from das_gym.problem.budget import Budget, Floats, Masks
 
@@ -63,6 +64,13 @@ def masks_up_to(n_layers: int, max_skipped: int) -> Masks:
 def skipped_names(layer_names: Iterable[str], mask: Iterable[Any]) -> list[str]:
     """Names of the layers that a mask (one truth a layer) skips."""
     return [name for name, skipped in zip(layer_names, mask, strict=True) if skipped]
+
+
+def flipped(mask: Masks, layers: npt.NDArray[np.intp]) -> Masks:
+    """(m, n_layers) the (n_layers,) mask with each row of (m, any) layers flipped; a layer that stands there twice, once."""
+    masks = np.repeat(mask[None], len(layers), axis=0)
+    np.put_along_axis(masks, layers, ~mask[layers], axis=1)
+    return masks
 
 
 class MaskSpace:
@@ -146,16 +154,21 @@ class MaskSpace:
         values[freed] -= 4.0
         return self.top(values)
 
+    def moves(self, mask: Masks) -> npt.NDArray[np.intp]:
+        """(m, 2) layers to flip, so that an allowed mask stays one: one that is skipped and one that is kept.
+
+        By cost also one layer alone, which then stands there twice.
+        """
+        skipped, kept = np.flatnonzero(mask), np.flatnonzero(~mask)
+        pairs = np.stack((np.repeat(skipped, len(kept)), np.tile(kept, len(skipped))), axis=1)
+        if self.skip_num is not None:
+            return pairs
+        pairs = np.concatenate((pairs, np.repeat(np.arange(self.n_layers), 2).reshape(-1, 2)))
+        return pairs[self.contains(flipped(mask, pairs))]
+
     def neighbours(self, mask: Masks) -> Masks:
         """(m, n_layers): one skipped layer swapped for a kept one; by cost also one layer more or less skipped."""
-        skipped, kept = np.flatnonzero(mask), np.flatnonzero(~mask)
-        pairs = np.array(list(itertools.product(skipped, kept)), dtype=np.intp).reshape(-1, 2)
-        if self.skip_num is None:
-            pairs = np.concatenate((pairs, np.stack([np.arange(self.n_layers)] * 2, axis=1)))
-        masks = np.repeat(mask[None], len(pairs), axis=0)
-        for column in (0, 1):
-            np.put_along_axis(masks, pairs[:, column : column + 1], ~mask[pairs[:, column : column + 1]], axis=1)
-        return masks[self.contains(masks)]
+        return flipped(mask, self.moves(mask))
 
     def distinct(self, n: int, draw: Callable[[], Masks], rng: np.random.Generator, seen: Container[bytes] = ()) -> Masks:
         """Distinct masks that are not `seen`.

@@ -86,3 +86,16 @@ def test_expected_improvement_by_sampling():
     exact = [NormalDist().cdf(x) * x + math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in u]
     np.testing.assert_allclose(expected_improvement(u, np.ones(33), 0.0), exact, atol=1e-6)
     assert (expected_improvement(mean, np.zeros(4), 0.4) >= 0).all()
+
+
+def test_means_of_flips_are_those_of_the_flipped_masks():
+    rng = np.random.default_rng(0)
+    masks = rng.random((9, 7)) < 0.4
+    process = MaskProcess(masks, rng.normal(size=9))
+    mask = rng.random(7) < 0.5
+    found = process.flip_means(mask)
+    for i in range(7):
+        for j in range(7):
+            other = mask.copy()
+            other[[i, j]] ^= True
+            assert found[i, j] == pytest.approx(process.mean(other[None])[0], abs=1e-12)
