@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.best_seen import BestSeen
-from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, climb, expected_improvement
+from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Process, climb, expected_improvement
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
@@ -68,8 +68,7 @@ class Bayes(BestSeen):
         if len(self.reported) < DRAWN:
             return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.reported)
         masks, scores = self._known()
-        process, self.place = climb(masks, scores, self.place)
-        return self._promising(n, process, scores[: len(self.reported)].max())
+        return self._promising(n, self._fit(masks, scores), scores[: len(self.reported)].max())
 
     def best(self) -> Masks:
         """The best mask told, or the one that the process holds for the best."""
@@ -87,6 +86,11 @@ class Bayes(BestSeen):
         super().load_state_dict(state)
         self.place = list(state["place"])
 
+    def _fit(self, masks: Masks, scores: Floats) -> Process:
+        """The process, given the scores of masks, with what it learns of itself from them."""
+        process, self.place = climb(masks, scores, self.place)
+        return process
+
     def _known(self) -> tuple[Masks, Floats]:
         """Masks told and their scores; after them the two ends, under a budget by cost, as far as they were not told."""
         masks, scores = self.reported_masks(), normal_scores(list(self.reported.values()))
@@ -96,7 +100,7 @@ class Bayes(BestSeen):
         untold = [end.tobytes() not in self.reported for end in ends]
         return np.concatenate((masks, ends[untold])), np.concatenate((scores, np.array([NOTHING, EVERYTHING])[untold]))
 
-    def _promising(self, n: int, process: MaskProcess, best: float) -> Masks:
+    def _promising(self, n: int, process: Process, best: float) -> Masks:
         """(m, n_layers) candidates, m = n while so many are left; each is chosen as if the one before had been told."""
         candidates = self._candidates(process)
         if len(candidates) <= n:
@@ -110,7 +114,7 @@ class Bayes(BestSeen):
             posterior.observe(chosen[-1])
         return candidates[chosen]
 
-    def _candidates(self, process: MaskProcess) -> Masks:
+    def _candidates(self, process: Process) -> Masks:
         """(m, n_layers) masks worth a closer look, none of which was told."""
         masks = self.space.masks if (self.space.size or LISTED + 1) <= LISTED else self._pool(process)
         fresh = masks[[mask.tobytes() not in self.reported for mask in masks]]
@@ -118,7 +122,7 @@ class Bayes(BestSeen):
             fresh = fresh[np.argsort(-process.mean(fresh), kind="stable")[:CANDIDATES]]
         return fresh
 
-    def _pool(self, process: MaskProcess) -> Masks:
+    def _pool(self, process: Process) -> Masks:
         """Candidates where the allowed masks are too many: random ones, and what climbs from them and the best told pass."""
         told, rewards = self.reported_masks(), np.array(list(self.reported.values()))
         allowed = self.space.contains(told)
@@ -130,7 +134,7 @@ class Bayes(BestSeen):
         distinct = {mask.tobytes(): mask for masks in found for mask in masks}
         return np.array(list(distinct.values()), dtype=bool).reshape(len(distinct), self.n_layers)
 
-    def _climbed(self, mask: Masks, process: MaskProcess) -> list[Masks]:
+    def _climbed(self, mask: Masks, process: Process) -> list[Masks]:
         """The best masks around each that a climb passes, one move a step, up to a peak of the posterior mean."""
         found, height = [], -np.inf
         while len(moves := self.space.moves(mask)):

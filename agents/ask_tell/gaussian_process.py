@@ -8,6 +8,7 @@ variance times a polynomial of d of degree j (Krawtchouk's), here scaled to 1 at
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class Posterior:
         variance: (m,) posterior variance, noise left out.
     """
 
-    process: MaskProcess
+    process: Process
     masks: Masks
     mean: Floats
     variance: Floats
@@ -68,28 +69,60 @@ class Posterior:
         self.variance = np.maximum(self.variance - row**2, 0.0)
 
 
-class MaskProcess:
-    """The process, given the values of some masks.
+class Process(ABC):
+    """A Gaussian process over masks, given the values of some.
 
     Args:
         masks: (m, n_layers) bool, m >= 1.
         values: (m,) float, on any scale: the prior variance is scaled to fit.
+        noise: Variance of what the covariance does not explain, before it is scaled.
+    """
+
+    def __init__(self, masks: Masks, values: Floats, noise: float) -> None:
+        self.masks, self.noise = masks, noise
+        factor = np.linalg.cholesky(self.covariance(masks, masks) + noise * np.eye(len(masks)))
+        self.whiten = np.linalg.inv(factor)
+        self._white = self.whiten @ values
+        self.weights = self.whiten.T @ self._white
+        self.scale = max(float(self._white @ self._white) / len(values), 1e-9)
+        self.log_likelihood = -0.5 * len(values) * math.log(self.scale) - float(np.log(np.diag(factor)).sum())
+
+    @abstractmethod
+    def covariance(self, some: Masks, others: Masks) -> Floats:
+        """(a, b) prior covariance of (a, n_layers) with (b, n_layers) masks, up to `scale`."""
+
+    @abstractmethod
+    def flip_means(self, mask: Masks) -> Floats:
+        """(n_layers, n_layers) posterior means of a (n_layers,) mask with two layers flipped; on the diagonal, with one."""
+
+    def mean(self, masks: Masks) -> Floats:
+        """(m,) posterior means."""
+        return self.covariance(masks, self.masks) @ self.weights
+
+    def posterior(self, masks: Masks) -> Posterior:
+        """Means and variances."""
+        weights = self.whiten @ self.covariance(self.masks, masks)
+        prior = self.covariance(masks[:1], masks[:1])[0]
+        variance = np.maximum(prior - (weights**2).sum(axis=0), 0.0) * self.scale
+        return Posterior(self, masks, self._white @ weights, variance, weights * math.sqrt(self.scale))
+
+
+class MaskProcess(Process):
+    """The process of single layers, pairs and triples.
+
+    Args:
+        masks: (m, n_layers) bool, m >= 1.
+        values: (m,) float.
         place: Where in `GRID` its variances are: one index each.
     """
 
     def __init__(self, masks: Masks, values: Floats, place: Sequence[int] = START) -> None:
-        pairs, triples, self.noise = (choices[i] for choices, i in zip(GRID, place, strict=True))
-        self.masks = masks
+        pairs, triples, noise = (choices[i] for choices, i in zip(GRID, place, strict=True))
         self._polynomial = np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1])
-        factor = np.linalg.cholesky(self.covariance(masks, masks) + self.noise * np.eye(len(masks)))
-        self._whiten = np.linalg.inv(factor)
-        self._white = self._whiten @ values
-        self._weights = self._whiten.T @ self._white
-        self.scale = max(float(self._white @ self._white) / len(values), 1e-9)
-        self.log_likelihood = -0.5 * len(values) * math.log(self.scale) - float(np.log(np.diag(factor)).sum())
+        super().__init__(masks, values, noise)
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """(a, b) prior covariance of (a, n_layers) with (b, n_layers) masks, up to `scale`."""
+        """As `Process.covariance`."""
         return self._covariance_at(dot_products(some, others))
 
     def _covariance_at(self, d: Floats) -> Floats:
@@ -100,30 +133,19 @@ class MaskProcess:
             found += coefficient
         return found
 
-    def mean(self, masks: Masks) -> Floats:
-        """(m,) posterior means."""
-        return self.covariance(masks, self.masks) @ self._weights
-
     def flip_means(self, mask: Masks) -> Floats:
-        """(n_layers, n_layers) posterior means of a (n_layers,) mask with two layers flipped; on the diagonal, with one.
+        """As `Process.flip_means`.
 
         Two flips change the dot product with a told mask by -4, 0 or 4, according to which of the two layers now agree.
         So all pairs take two matrix products, however many layers there are to pair.
         """
         agree = (self.masks != mask).astype(np.float64)  # (told, n_layers): would agree once flipped
         d = dot_products(self.masks, mask[None])[:, 0]
-        down, one_down, same, one_up, up = (self._weights * self._covariance_at(d + step) for step in (-4, -2, 0, 2, 4))
+        down, one_down, same, one_up, up = (self.weights * self._covariance_at(d + step) for step in (-4, -2, 0, 2, 4))
         differ = 1.0 - agree
         found = same.sum() + (agree.T * (up - same)) @ agree + (differ.T * (down - same)) @ differ
         np.fill_diagonal(found, one_up @ agree + one_down @ differ)
         return found
-
-    def posterior(self, masks: Masks) -> Posterior:
-        """Means and variances."""
-        weights = self._whiten @ self.covariance(self.masks, masks)
-        prior = self.covariance(masks[:1], masks[:1])[0]
-        variance = np.maximum(prior - (weights**2).sum(axis=0), 0.0) * self.scale
-        return Posterior(self, masks, self._white @ weights, variance, weights * math.sqrt(self.scale))
 
 
 def climb(masks: Masks, values: Floats, place: Sequence[int]) -> tuple[MaskProcess, list[int]]:

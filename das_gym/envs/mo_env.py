@@ -29,15 +29,15 @@ class _ManyObjectives(ScoredEnv):
         check_names(names, OBJECTIVES, "objective")
         if len(names) != len(set(names)) or len(names) < 2 or names[0] != TASK:
             raise ValueError(f"objectives={names}: give {TASK!r} first, then one or more of {', '.join(SAVED)}, each once")
-        budget = {"skip_num", *SAVED} & set(arguments)
-        super().__init__(**({} if budget else {"skip_num": None}), **arguments)  # type: ignore[call-arg]
+        budget: dict[str, Any] = {} if {"skip_num", *SAVED} & set(arguments) else {"skip_num": None}
+        super().__init__(**budget, **arguments)
         self.objectives = names
         self._arguments["objectives"] = names
         self._costs = [self.scorer.cost_of(name) for name in names[1:]]
         objective = self.scorer.objective
         low = [min(objective.low - 1.0, 0.0), *(min(cost.range[0], 0.0) for cost in self._costs)]
         high = [max(objective.high, 0.0), *(max(cost.range[1], 0.0) for cost in self._costs)]
-        self.reward_space = spaces.Box(np.float32(low), np.float32(high), dtype=np.float32)
+        self.reward_space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
         self.reward_dim = len(names)
         self._front = np.empty((0, len(names)))
 
@@ -163,7 +163,7 @@ class MOTabularEnv(_ManyObjectives, TabularEnv):
     def true_front(self) -> tuple[Masks, Floats]:
         """(m, n_layers) masks within the budget that none beats in every objective, and their (m, reward_dim) rewards."""
         kept = self.budget.is_kept_by(self.table.masks)
-        masks, rewards = self.table.masks[kept], self.table.values(self.scorer.objective, self.scorer.split)[kept]
+        masks, rewards = self.table.masks[kept], self.table.values(self.scorer.objective, self._arguments["split"])[kept]
         points = np.column_stack((rewards, self._saved(masks)))
         rows = undominated_rows(points)
         return masks[rows], points[rows]

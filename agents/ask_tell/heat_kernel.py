@@ -1,0 +1,139 @@
+"""A rival from the field: a Gaussian process with a heat kernel, in a trust region (arXiv 2510.26633; MCBO says the same).
+
+The covariance of two masks is the product of exp(-w_i) over the layers in which they differ. Each layer has a weight of its
+own, learned with the noise by some steps up the marginal likelihood at each ask. Candidates lie within so many flips of
+the best mask told: the region grows with success, shrinks with failure, and is whole again once it was at its smallest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from das_gym.agents.ask_tell.bayes import Bayes
+from das_gym.agents.ask_tell.gaussian_process import Process
+
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
+
+STEPS = 4
+"""Steps up the likelihood at each ask."""
+
+NOISE = math.log(1e-2)
+SPREADS = (1.5, 1.0, 2.0)
+"""Prior deviations of logarithms: of the weights' mean, of each weight about it, of the noise."""
+
+FAILURES = 3
+"""Turns without a better mask after which the region is halved."""
+
+_RANGE = (math.log(1e-4), math.log(3.0))
+_NOISE_RANGE = (math.log(1e-5), 0.0)
+
+
+class HeatProcess(Process):
+    """The process with a heat kernel.
+
+    Args:
+        masks: (m, n_layers) bool, m >= 1.
+        values: (m,) float.
+        logs: (n_layers + 1,) logarithms of the weights, and of the noise.
+    """
+
+    def __init__(self, masks: Masks, values: Floats, logs: Floats) -> None:
+        self._layer_weights = np.exp(logs[:-1])
+        super().__init__(masks, values, math.exp(logs[-1]))
+
+    def covariance(self, some: Masks, others: Masks) -> Floats:
+        """As `Process.covariance`."""
+        a, b, w = some.astype(float), others.astype(float), self._layer_weights
+        return np.exp(2.0 * (a * w) @ b.T - (a @ w)[:, None] - (b @ w)[None])
+
+    def flip_means(self, mask: Masks) -> Floats:
+        """As `Process.flip_means`: each flip multiplies the covariance with a told mask by one factor."""
+        differ = (self.masks != mask).astype(float)
+        here = self.weights * np.exp(-differ @ self._layer_weights)
+        factors = np.exp(self._layer_weights * (2.0 * differ - 1.0))
+        found = (factors * here[:, None]).T @ factors
+        np.fill_diagonal(found, here @ factors)
+        return found
+
+    def slope(self) -> Floats:
+        """(n_layers + 1,) derivative of the log-likelihood by `logs`."""
+        inner = 0.5 * (np.outer(self.weights, self.weights) / self.scale - self.whiten.T @ self.whiten)
+        weighted = inner * self.covariance(self.masks, self.masks)
+        x = self.masks.astype(float)
+        by_weight = 2.0 * ((x * (weighted @ x)).sum(axis=0) - weighted.sum(axis=1) @ x)
+        return np.append(by_weight * self._layer_weights, np.trace(inner) * self.noise)
+
+
+class HeatKernel(Bayes):
+    """A Gaussian process with a heat kernel in a trust region; the module says how.
+
+    Args:
+        space: The masks to choose from.
+        seed: Seed, or the generator to draw from.
+    """
+
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__(space, seed)
+        size = self.n_layers + 1
+        self._prior = math.log(1.5 / self.n_layers)
+        self.learned = {
+            "logs": np.append(np.full(self.n_layers, self._prior), NOISE),
+            "steps": np.full(size, 0.1),
+            "slopes": np.zeros(size),
+        }
+        self.radius, self.failures = self.n_layers, 0
+
+    def tell(self, masks: Masks, rewards: Floats) -> None:
+        """As `BestSeen.tell`; the trust region grows or shrinks."""
+        before = max(self.reported.values(), default=-math.inf)
+        super().tell(masks, rewards)
+        if max(self.reported.values(), default=-math.inf) > before:
+            self.radius, self.failures = min(2 * self.radius, self.n_layers), 0
+            return
+        self.failures += 1
+        if self.failures == FAILURES:
+            self.radius, self.failures = self.radius // 2 if self.radius > 2 else self.n_layers, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Bayes.state_dict`, with what was learned and the trust region."""
+        learned = {name: values.tolist() for name, values in self.learned.items()}
+        return {**super().state_dict(), "learned": learned, "radius": self.radius, "failures": self.failures}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `Agent.load_state_dict`."""
+        super().load_state_dict(state)
+        self.learned = {name: np.array(values) for name, values in state["learned"].items()}
+        self.radius, self.failures = state["radius"], state["failures"]
+
+    def _fit(self, masks: Masks, scores: Floats) -> Process:
+        """Some steps of resilient propagation: each of `logs` by a step of its own, longer while its slope keeps sign."""
+        process = HeatProcess(masks, scores, self.learned["logs"])
+        for _ in range(STEPS):
+            slopes, logs, steps = self._posterior_slope(process), self.learned["logs"], self.learned["steps"]
+            agree = slopes * self.learned["slopes"]
+            steps = np.clip(steps * np.where(agree > 0, 1.3, np.where(agree < 0, 0.5, 1.0)), 0.01, 0.5)
+            slopes = np.where(agree < 0, 0.0, slopes)
+            logs = logs + np.sign(slopes) * steps
+            logs = np.append(np.clip(logs[:-1], *_RANGE), np.clip(logs[-1], *_NOISE_RANGE))
+            self.learned = {"logs": logs, "steps": steps, "slopes": slopes}
+            process = HeatProcess(masks, scores, logs)
+        return process
+
+    def _posterior_slope(self, process: HeatProcess) -> Floats:
+        """The slope of likelihood and prior together."""
+        logs = self.learned["logs"]
+        middle = logs[:-1].mean()
+        of_all, of_each, of_noise = SPREADS
+        pull = (logs[:-1] - middle) / of_each**2 + (middle - self._prior) / of_all**2 / self.n_layers
+        return process.slope() - np.append(pull, (logs[-1] - NOISE) / of_noise**2)
+
+    def _candidates(self, process: Process) -> Masks:
+        """Those of `Bayes` that lie in the trust region; all where none does."""
+        fresh, told = super()._candidates(process), self.reported_masks()
+        rewards = np.where(self.space.contains(told), list(self.reported.values()), -np.inf)
+        near = fresh[(fresh != told[rewards.argmax()]).sum(axis=1) <= self.radius]
+        return near if len(near) else fresh
