@@ -29,6 +29,7 @@ _PLACES = {
     "Turn": "das_gym.agents.searching.record",
     "Uniform": "das_gym.agents.ask_tell.uniform",
     "make_agent": "das_gym.agents.ask_tell.base",
+    "make_oracle": "das_gym.agents.compare.oracle",
     "register_agent": "das_gym.agents.ask_tell.base",
     "search": "das_gym.agents.searching.loop",
 }
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from das_gym.agents.ask_tell.one_shot import OneShot as OneShot
     from das_gym.agents.ask_tell.random_search import RandomSearch as RandomSearch
     from das_gym.agents.ask_tell.uniform import Uniform as Uniform
+    from das_gym.agents.compare.oracle import make_oracle as make_oracle
     from das_gym.agents.searching.loop import SearchConfig as SearchConfig
     from das_gym.agents.searching.loop import search as search
     from das_gym.agents.searching.record import SearchResult as SearchResult

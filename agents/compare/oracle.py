@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -21,12 +22,15 @@ from das_gym.registration import ENVIRONMENTS
 class Oracle(ABC):
     """Rewards on the reward split, and what agents may not see: scores on the test split.
 
+    An optimiser from elsewhere calls it as a function of one mask; `asked` keeps what it called.
+
     Attributes:
         env_id: The environment that it stands for.
         env_kwargs: Its settings besides the budget.
         space: The masks that keep the budget.
         statistics: Layer statistics by name, (n_layers,) each.
         best_reward: The highest reward of an allowed mask; None where nobody knows.
+        asked: (layers skipped, reward) of every call, in order.
     """
 
     env_id: str
@@ -34,6 +38,30 @@ class Oracle(ABC):
     space: MaskSpace
     statistics: Mapping[str, Floats]
     best_reward: float | None = None
+
+    @cached_property
+    def asked(self) -> list[tuple[tuple[int, ...], float]]:
+        """See the class."""
+        return []
+
+    def __call__(self, mask: npt.ArrayLike) -> float:
+        """The reward of one mask, noted in `asked`.
+
+        Args:
+            mask: (n_layers,) truths, True = skipped. `space.top` makes an allowed mask of one number a layer.
+
+        Raises:
+            ValueError: another shape, or a mask that does not keep the budget.
+        """
+        array = np.asarray(mask, dtype=bool)
+        if array.shape != (self.space.n_layers,) or not self.space.contains(array[None])[0]:
+            raise ValueError(
+                f"mask={np.asarray(mask).tolist()}: give {self.space.n_layers} truths, one a layer, with "
+                f"{self.space.budget.describe()}; space.top(scores) makes such a mask of one number a layer"
+            )
+        reward = float(self.rewards(array[None])[0])
+        self.asked.append((tuple(np.flatnonzero(array).tolist()), reward))
+        return reward
 
     @abstractmethod
     def rewards(self, masks: Masks) -> Floats:

@@ -22,6 +22,7 @@ QUICK: dict[str, dict] = {
     "own_statistic": {"reward_examples": 10},
     "own_model": {"checkpoint": "bridge_tower", "steps": 2, "reward_examples": 8},
     "own_task": {"steps": 2, "data_root": "shapes"},
+    "outside_optimisers": {"evaluations": 12},
     "policy_gradient": {"env_id": "DAS-METER-VQA-Tabular-v0", "num_updates": 3},
     "random_masks": {"steps": 3, "reward_examples": 10},
     "snli_ve": {"data_root": "data", "steps": 2, "batch_size": 4},

@@ -28,6 +28,18 @@ def oracle(made_up_table):
     return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
 
 
+def test_an_oracle_is_a_function_of_one_mask_and_keeps_what_was_asked(oracle):
+    mask = oracle.space.masks[7]
+    assert oracle(mask.tolist()) == oracle.rewards(mask[None])[0]
+    assert oracle.asked == [(tuple(np.flatnonzero(mask)), oracle.rewards(mask[None])[0])]
+    oracle(mask)
+    assert len(oracle.asked) == 2
+    for wrong in (np.ones(8), np.zeros(7)):
+        with pytest.raises(ValueError, match=r"give 8 truths, one a layer, with exactly 4 of 8 layers"):
+            oracle(wrong)
+    assert len(oracle.asked) == 2
+
+
 def test_a_table_oracle_tells_the_truth(oracle, made_up_table):
     table = SubnetTable.load(made_up_table)
     assert oracle.space.budget.as_dict() == {"n_layers": 8, "skip_num": 4}
