@@ -21,6 +21,9 @@ PROGRAM = Program(
             "[with ...]",
             "all agents on all tables: writes LEADERBOARD.md",
         ),
+        "submit": Command(
+            "das_gym.agents.compare.submission:main", "FILE [with ...]", "what a search from elsewhere is worth"
+        ),
         "blocks": Command(
             "das_gym.agents.block_measuring:main", "with table=...", "measure blocks of layers, for agents on a table"
         ),

@@ -1,0 +1,97 @@
+"""Searches from elsewhere: their masks are scored anew, and nothing else in the file is believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from das_gym.agents import make_agent
+from das_gym.agents.commands import PROGRAM
+from das_gym.agents.compare.oracle import TableOracle
+from das_gym.agents.compare.results import compare
+from das_gym.agents.compare.submission import read_submission, score
+from das_gym.agents.searching.loop import agent_generator
+
+ID = "DAS-METER-VQA-Tabular-v0"
+
+
+def text(mask: np.ndarray) -> str:
+    return "".join("01"[int(bit)] for bit in mask)
+
+
+def write(path: Path, *runs: dict[str, Any], **others: Any) -> Path:
+    path.write_text(json.dumps({"agent": "mine", "runs": list(runs), **others}))
+    return path
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    return {"env_id": ID, "budget": {"skip_num": 4}, "seed": 0, "masks": ["010101000010"], **changes}
+
+
+def test_what_random_search_hands_in_is_worth_what_the_leaderboard_says(tmp_path):
+    oracle, runs = TableOracle(ID, {"skip_num": 4}), []
+    for seed in range(3):
+        agent, masks = make_agent("random", oracle.space, agent_generator(seed)), []
+        for _ in range(40):
+            masks += list(asked := agent.ask(3))
+            agent.tell(asked, oracle.rewards(asked))
+        runs.append(run(seed=seed, masks=[text(mask) for mask in masks], rewards=[9.0]))
+    ((_, found, seeds),) = score(*read_submission(write(tmp_path / "mine.json", *runs)))
+    (expected,) = compare(oracle, ["random"], range(3), 120, masks_per_turn=1)
+    assert seeds == 3
+    assert found.answers.tolist() == expected.answers.tolist()
+    np.testing.assert_array_equal(found.rewards, expected.rewards)
+    assert found.test_metrics.tolist() == expected.test_metrics.tolist()
+
+
+def test_masks_off_the_budget_count_and_are_no_answer(tmp_path):
+    masks = ["000000000000", "010101000010"]
+    ((_, found, _),) = score(*read_submission(write(tmp_path / "mine.json", run(masks=masks))))
+    assert np.isinf(found.regret[0, 0])
+    assert found.regret[0, 1] == found.regret[0, -1] == 0
+    assert found.evaluations.tolist() == [2]
+
+
+def test_as_a_command(tmp_path, capsys):
+    path, out = write(tmp_path / "mine.json", run()), tmp_path / "rows.md"
+    assert PROGRAM.run(["submit", str(path), "with", f"out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "| mine |" in printed
+    assert "1 seeds. The leaderboard has 100." in printed
+    assert out.read_text() in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"env_id": "DAS-METER-VQA-Tabulr-v0"}, "did you mean 'DAS-METER-VQA-Tabular-v0'"),
+        ({"env_id": f"evil:{ID}"}, "is no tabular environment"),
+        ({"budget": {"skip_num": 5}}, "budget={'skip_num': 5}; the leaderboard has"),
+        ({"seed": "0"}, "seed='0' is no whole number"),
+        ({"masks": []}, "give 1 to 120 masks"),
+        ({"masks": ["010101000010"] * 121}, "give 1 to 120 masks"),
+        ({"masks": ["01010100001x"]}, "give a text of 0"),
+        ({"masks": [[0, 1]]}, "give a text of 0"),
+        ({"masks": ["0101"]}, "masks of 4 layers; it has 12"),
+        ({"masks": ["000000000000"]}, "no mask keeps the budget, exactly 4 of 12 layers"),
+    ],
+)
+def test_what_is_wrong_is_told(tmp_path, changes, says):
+    with pytest.raises(ValueError, match=says):
+        score(*read_submission(write(tmp_path / "mine.json", run(**changes))))
+
+
+def test_a_seed_comes_once(tmp_path):
+    with pytest.raises(ValueError, match=r"seed 0 of DAS-METER-VQA-Tabular-v0 with \{'skip_num': 4\} is there twice"):
+        read_submission(write(tmp_path / "mine.json", run(), run()))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"agent": "a"}', '{"agent": "a", "runs": [1]}', "\x00", "{"])
+def test_what_is_no_submission_is_refused(tmp_path, content):
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"mine\.json"):
+        read_submission(path)
