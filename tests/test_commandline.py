@@ -110,9 +110,9 @@ def test_a_mistake_from_a_shell(tmp_path):
 
 
 @pytest.mark.slow
-def test_modules_of_ones_own_are_used_and_remembered(tmp_path, tiny_kwargs):
+def test_modules_of_ones_own_are_used_and_remembered(tmp_path, small_kwargs):
     (tmp_path / "my_module.py").write_text(MODULE)
-    words = ["random", "evaluations=3", "reward_examples=8", *(f"{name}={value}" for name, value in tiny_kwargs.items())]
+    words = ["random", "evaluations=3", "reward_examples=8", *(f"{name}={value}" for name, value in small_kwargs.items())]
     code, printed = command(tmp_path, "agents", "search", "with", "use=my_module", "mine_vqa", *words)
     assert code == 0, printed
     assert "Next: python -m adapt with search_run=1 use=my_module\n" in printed
