@@ -13,7 +13,8 @@
 8. Where the allowed masks are too many to list, candidates are random ones and what climbs in the posterior mean pass.
 9. The answer is the best mask told; of noisy rewards (`noisy=True`), the mask told whose posterior mean is highest.
 10. Under a budget by cost, where masks skip few layers or many, skipping nothing is taken to be better than any mask, and
-   skipping everything worse. Nothing else is assumed of a model, and not which layers are alike.
+   skipping everything worse, unless what was told says the opposite. Nothing else is assumed of a model, and not which
+   layers are alike.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ CANDIDATES = 1000
 
 NOTHING, EVERYTHING = 2.5, -8.0
 """Scores that skipping nothing and everything are given under a budget by cost, in standard deviations of those told."""
+
+DOUBT = 1.0
+"""That is dropped while the masks told make skipping everything by so many standard deviations better than nothing."""
 
 _POOL_DRAWS = 100
 _CLIMBS = 4
@@ -97,6 +101,9 @@ class Bayes(BestSeen):
         if self.space.skip_num is not None:
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
+        nothing, everything = MaskProcess(masks, scores, self.place).mean(ends)
+        if everything > nothing + DOUBT:
+            return masks, scores
         untold = [end.tobytes() not in self.reported for end in ends]
         return np.concatenate((masks, ends[untold])), np.concatenate((scores, np.array([NOTHING, EVERYTHING])[untold]))
 

@@ -75,3 +75,16 @@ def test_normal_scores():
     assert scores[0] == scores[2] == 0.0
     np.testing.assert_allclose(scores[[1, 3]], [-1.15034938, 1.15034938])
     np.testing.assert_allclose(normal_scores([5.0]), [0.0], atol=1e-12)
+
+
+def test_where_skipping_helps_it_does_not_believe_that_it_hurts():
+    """With that belief it needs about half as many evaluations again here."""
+    space, rng = SPACES["cost"], np.random.default_rng(3)
+    single, both = rng.normal(-0.05, 0.2, 12), np.triu(rng.normal(0, 0.06, (12, 12)), 1)
+
+    def helps(masks):
+        return np.exp(-1.0 - masks @ single - ((masks.astype(float) @ both) * masks).sum(axis=1))
+
+    best = helps(space.masks).max()
+    found = [helps(search(Bayes(space, seed), 33, value=helps).best()[None])[0] == pytest.approx(best) for seed in range(8)]
+    assert sum(found) >= 4
