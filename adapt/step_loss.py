@@ -29,7 +29,7 @@ class StepLoss:
     """The task's loss of a frozen model with adapters, as a function of step and mask.
 
     Encoders run once per example and their outputs are kept, since nothing that trains touches them, unless dropout
-    (a model that is not `frozen`) or augmentation makes them random.
+    (a model that is not `frozen`) or augmentation makes them random, or what they are made by trains.
 
     Args:
         backbone: The frozen model.
@@ -39,6 +39,7 @@ class StepLoss:
         batch_size: Examples a step.
         seed: Of the order of examples, and of augmentation.
         augment: Whether images of a step go through RandAugment.
+        encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class StepLoss:
         batch_size: int,
         seed: int,
         augment: bool = False,
+        encoder: EncoderCache | None = None,
     ) -> None:
         if backbone.vlp.untrainable:
             raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
@@ -64,7 +66,8 @@ class StepLoss:
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
-        self.encoder = EncoderCache(backbone.vlp, task.processor)
+        self.encoder = encoder or EncoderCache(backbone.vlp, task.processor)
+        self.keeps_encoded = backbone.vlp.frozen and not backbone.vlp.encoders_train
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
         """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
@@ -77,7 +80,7 @@ class StepLoss:
     def logits(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None = None) -> Tensor:
         """What the head says of examples under a mask, their images augmented where a seed and a step are given."""
         pairs = self.task.pairs(examples)
-        if self.vlp.frozen and augment is None:
+        if self.keeps_encoded and augment is None:
             pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
         else:
             pooled = self.vlp.ready(self.task.processor, pairs, augment)(mask)
@@ -89,21 +92,28 @@ class StepLoss:
 
 
 def set_up(
-    model: AdaptedModel, examples: Sequence[Any], config: TrainingConfig, checkpoint: Path | None
+    model: AdaptedModel,
+    examples: Sequence[Any],
+    config: TrainingConfig,
+    checkpoint: Path | None,
+    encoder: EncoderCache | None = None,
 ) -> tuple[StepLoss, Trainer]:
     """The loss of a step and what runs the steps.
 
     Args:
-        model: What trains, in place: what is tunable in its frozen model, and its head.
+        model: What trains, in place: what asks for a gradient in its model and its head.
         examples: What to train on.
         config: Settings.
         checkpoint: File for intermediate checkpoints, as for `Trainer`.
+        encoder: As for `StepLoss`.
     """
     vlp, head, task = model.backbone.vlp, model.head, model.task
     batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
     tunable = [p for p in vlp.parameters() if p.requires_grad]
-    groups = Group(tunable, config.learning_rate), Group(list(head.parameters()), config.head_learning_rate)
+    shared = {id(p) for p in vlp.parameters()}  # a language model's own head is the model's
+    own = [p for p in head.parameters() if id(p) not in shared]
+    groups = Group(tunable, config.learning_rate), Group(own, config.head_learning_rate)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)
     optimizer = adamw(groups, config.weight_decay)
     trainer = Trainer({"vlp": vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
-    return StepLoss(model.backbone, head, task, examples, batch_size, config.seed), trainer
+    return StepLoss(model.backbone, head, task, examples, batch_size, config.seed, encoder=encoder), trainer

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from das_gym.models.adapters import Site
 from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
 from das_gym.models.macs import MacCounter, meta_twin, without_adapters
 
@@ -142,6 +143,8 @@ class VLP(nn.Module, ABC):
         pruned_mask: The mask whose other choices were removed, or None while all are there.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
         untrainable: Why nothing of it can train, so that it can only be searched as it came; empty where something can.
+        promptless: Why no learnt tokens can stand among its own; empty where they can.
+        prompts: What adds learnt tokens to the state before stage 0; None adds none.
         streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
     """
 
@@ -151,6 +154,7 @@ class VLP(nn.Module, ABC):
     size: str | None = None
     tunable: tuple[str, ...]
     untrainable: str = ""
+    promptless: str = ""
     streams_apart: ClassVar[bool] = False
 
     def __init__(self) -> None:
@@ -158,6 +162,7 @@ class VLP(nn.Module, ABC):
         self.pruned_mask: np.ndarray | None = None
         self._pruned: tuple[bool, ...] | None = None
         self.frozen = False
+        self.prompts: nn.Module | None = None
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Encoder outputs of `input_ids` and `attention_mask`, before all that trains, so that they can be kept."""
@@ -290,6 +295,11 @@ class VLP(nn.Module, ABC):
         any: 2 is NLVR2's second image.
         """
 
+    def begin(self, encoded: State) -> State:
+        """As `embed`, with learnt tokens where there are some."""
+        state = self.embed(encoded)
+        return state if self.prompts is None else self.prompts(state)
+
     @abstractmethod
     def skippable(self, index: int) -> SkippableLayer:
         """The module of layer `index`."""
@@ -300,6 +310,14 @@ class VLP(nn.Module, ABC):
         The default says nothing of the kind: each layer is counted by itself.
         """
         return index
+
+    def sites(self, index: int) -> tuple[Site, ...]:
+        """Where methods of fine-tuning can put something into layer `index`: its sub-layers, in order.
+
+        Raises:
+            ValueError: the model does not tell, or a layer has no such places.
+        """
+        raise ValueError(f"a {type(self).__name__} does not tell its layers' parts: write sites(index)")
 
     @abstractmethod
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
@@ -356,7 +374,7 @@ class VLP(nn.Module, ABC):
     def forward_encoded(self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
         """As `forward`, from encoder outputs."""
         skips = self._skips(mask)
-        state = self.embed(encoded)
+        state = self.begin(encoded)
         for stage in range(len(self.stages)):
             state = self.advance(state, stage, skips)
         return self.pool(state)
@@ -413,6 +431,20 @@ class VLP(nn.Module, ABC):
     def tunable_state(self) -> dict[str, Tensor]:
         """The tunable parameters by name: all that an adaptation has to keep."""
         return {name: p for name, p in self.named_parameters() if any(part in name for part in self.tunable)}
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those that train under any mask, outside of its skippable layers: poolers, token types and the like."""
+        inside = {id(p) for index in range(len(self.layers)) for p in self.skippable(index).parameters()}
+        wanted = {id(p) for p in self.tunable_state().values()} - inside
+        return [p for p in self.parameters() if id(p) in wanted]
+
+    @property
+    def encoders_train(self) -> bool:
+        """Whether something trains on which encoder outputs depend, so that they cannot be kept."""
+        parts = (self.prompts, *(self.skippable(index) for index in range(len(self.layers))))
+        free = {id(p) for part in parts if part is not None for p in part.parameters()}
+        free |= {id(p) for p in self.tunable_state().values()}
+        return any(p.requires_grad and id(p) not in free for p in self.parameters())
 
     @property
     def device(self) -> torch.device:
