@@ -14,6 +14,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from das_gym.files import read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import load_splits
+from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import find_run
 from das_gym.tasks.base import Task
@@ -304,7 +306,8 @@ class SearchingExperiment(RunsExperiment):
         if begins:
             self.check_first(whole)
         if self.search_first is not None and begins and not chosen:
-            given["search_run"] = self.search_first(self.search_settings(whole))
+            search = partial(self.search_first, self.search_settings(whole))
+            given["search_run"] = of_first(search)
         return super().run(command_name, given, named_configs, *args, **kwargs)
 
 
@@ -375,6 +378,8 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     for name, subnet in subnets.items():
         log = prefixed(name, _run.log_scalar)
         finetune(subnet, splits, settings.finetuning(), f"fine-tuning, {name}", folder / f"{name}.pt", log)
+    if not is_first():
+        return 0.0
     rows = compare(subnets, splits, settings.rank_images)
     info = dataclasses.asdict(settings.finetuning())
     subnets[UNSKIPPED].adaptation(**info).save(folder / UNSKIPPED_FILE)

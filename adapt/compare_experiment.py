@@ -18,6 +18,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperime
 from das_gym.files import read_json, write_json, write_text
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import load_backbone, load_splits
+from das_gym.processes import is_first, of_first
 from das_gym.registration import MODELS, find_environment
 from das_gym.runs import library_versions
 
@@ -122,7 +124,7 @@ class CompareExperiment(RunsExperiment):
             except MISTAKES as error:
                 raise RunError(str(error)) from error
             found = {
-                str(k): self.search_first(told_to_search(settings, k))
+                str(k): of_first(partial(self.search_first, told_to_search(settings, k)))
                 for k in settings.searched_nums
                 if str(k) not in settings.searches
             }
@@ -169,6 +171,8 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
     print(plan(settings, rows, course))
 
     def keep(trials: Sequence[Trial]) -> None:
+        if not is_first():
+            return
         lines = _lines(rows, trials, names)
         record = {
             "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
@@ -183,6 +187,8 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     trials = run_all(course, rows, settings.learning_rates, seeds, _done(folder / RECORD), keep)
+    if not is_first():
+        return None
     lines = _lines(rows, trials, names)
     for line in lines:
         _run.log_scalar(f"{line.key}.test", line.score)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, share
 from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, polynomial_decay
 from torch import Tensor, nn
 
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.problem.loading import AdaptedModel, Backbone
+from das_gym.processes import world
 from das_gym.tasks.base import Task
 
 
@@ -40,6 +42,7 @@ class StepLoss:
         seed: Of the order of examples, and of augmentation.
         augment: Whether images of a step go through RandAugment.
         encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
+        hardware: How many examples go through the model at a time, and how many encoder outputs are kept.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class StepLoss:
         seed: int,
         augment: bool = False,
         encoder: EncoderCache | None = None,
+        hardware: Hardware = ONE_DEVICE,
     ) -> None:
         if backbone.vlp.untrainable:
             raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
@@ -66,12 +70,25 @@ class StepLoss:
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
-        self.encoder = encoder or EncoderCache(backbone.vlp, task.processor)
+        self.micro_batch_size = hardware.micro_batch_size
+        self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
         self.keeps_encoded = backbone.vlp.frozen and not backbone.vlp.encoders_train
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
         """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
+        return self._result(batch_at(self.examples, self.batch_size, self.seed, step), step, mask)
+
+    def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
+        """As a call gives it, in parts that add up to it: this process's examples, as many at a time as wanted."""
         examples = batch_at(self.examples, self.batch_size, self.seed, step)
+        own = share(examples)
+        size = self.micro_batch_size or len(own)
+        for start in range(0, len(own), size):
+            part = own[start : start + size]
+            weight = len(part) * world() / len(examples)
+            yield {name: value * weight for name, value in self._result(part, step, mask).items()}
+
+    def _result(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
         logits, targets = self.logits(examples, mask, (self.seed, step) if self.augment else None), self.targets(examples)
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
@@ -115,5 +132,8 @@ def set_up(
     groups = Group(tunable, config.learning_rate), Group(own, config.head_learning_rate)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)
     optimizer = adamw(groups, config.weight_decay)
-    trainer = Trainer({"vlp": vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
-    return StepLoss(model.backbone, head, task, examples, batch_size, config.seed, encoder=encoder), trainer
+    vlp.checkpointing = config.checkpointing
+    devices = Devices(config, vlp.device, checkpoint and checkpoint.parent)
+    modules = {"vlp": vlp, "head": head}
+    trainer = Trainer(modules, optimizer, config.steps, schedule, checkpoint, config.save_every, devices=devices)
+    return StepLoss(model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config), trainer

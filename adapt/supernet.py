@@ -6,6 +6,7 @@ Afterwards any mask can be scored without training, which is what the environmen
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,12 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from das_gym.adapt.step_loss import set_up
-from das_gym.adapt.training import Log, TrainingConfig, check_ranges
+from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Processor
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, task_class
+from das_gym.processes import is_first
 from das_gym.tasks.base import Task
 from das_gym.tasks.labels import read_labels
 
@@ -90,8 +92,13 @@ def train_supernet(
     model = AdaptedModel(backbone, new_head(backbone, task), task)
     step_loss, trainer = set_up(model, splits.train, config, checkpoint)
     n_layers = len(backbone.vlp.layers)
-    trainer.run(lambda step: step_loss(step, random_mask(config.seed, step, n_layers, config.max_skipped)), "supernet", log)
-    model.adaptation(kind="supernet", **vars(config)).save(out)
+
+    def step(index: int) -> Iterator[StepResult]:
+        return step_loss.parts(index, random_mask(config.seed, index, n_layers, config.max_skipped))
+
+    trainer.run(step, "supernet", log)
+    if is_first():
+        model.adaptation(kind="supernet", **vars(config)).save(out)
     return out
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
 from torch import Tensor, nn
 
 from das_gym.config import build
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
+from das_gym.processes import is_first, rank, world
 from das_gym.runs import progress
 
 Log = Callable[[str, float, int], None]
@@ -23,6 +25,12 @@ Log = Callable[[str, float, int], None]
 
 StepResult = dict[str, Tensor]
 """Losses and other numbers of a step, by name; `loss` is the one that is minimised."""
+
+Step = Callable[[int], StepResult | Iterable[StepResult]]
+"""From the index of a step to its result, or to parts of it that add up to it and are made one after the other.
+
+What several processes add up to is averaged, so that each gives its parts times how many there are.
+"""
 
 
 POSITIVE = (math.ulp(0.0), math.inf)
@@ -52,8 +60,8 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of training adapters and head; the defaults are those of fine-tuning.
+class TrainingConfig(Hardware):
+    """Settings of training adapters and head, and of `Hardware`; the defaults are those of fine-tuning.
 
     Attributes:
         seed: Of the order of examples, and of what else is drawn.
@@ -81,6 +89,7 @@ class TrainingConfig:
     save_every: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf))
 
 
@@ -144,6 +153,8 @@ class _State:
     logged: list[tuple[str, float, int]]
     window: dict[str, list[float]]
     companions: dict[str, str]
+    device_rng: Tensor | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -158,6 +169,7 @@ class Trainer:
         save_every: Steps between checkpoints.
         max_norm: Gradients are clipped to this norm.
         companions: What else changes with the steps, by name: saved and restored with the rest.
+        devices: Which processes train together, and in what precision; None is this one alone, in the model's own.
     """
 
     def __init__(
@@ -170,7 +182,10 @@ class Trainer:
         save_every: int = 500,
         max_norm: float = 1.0,
         companions: Mapping[str, Companion] | None = None,
+        devices: Devices | None = None,
     ) -> None:
+        first = next((p for module in modules.values() for p in module.parameters()), torch.empty(0))
+        self.devices = devices or Devices(ONE_DEVICE, first.device)
         self.companions = companions or {}
         self.optimizer = optimizer
         self.steps = steps
@@ -185,7 +200,7 @@ class Trainer:
         }
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
-    def run(self, step_function: Callable[[int], StepResult], title: str, log: Log | None = None) -> None:
+    def run(self, step_function: Step, title: str, log: Log | None = None) -> None:
         """Run the steps that are left.
 
         Args:
@@ -213,24 +228,51 @@ class Trainer:
                         self._logged.append((name, value, self.step))
                         if log is not None:
                             log(name, value, self.step)
+                    self.devices.track({f"{title}/{name}": value for name, value in means.items()}, self.step)
                 if self.step % self.save_every == 0:
                     self._save()
+        self.devices.end()
 
-    def _one(self, step_function: Callable[[int], StepResult]) -> dict[str, float]:
-        result = step_function(self.step)
-        loss = result["loss"]
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: try a lower learning rate")
+    def _one(self, step_function: Step) -> dict[str, float]:
+        scaler, trained, sums = self.devices.scaler, list(self._trained.values()), dict[str, float]()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(list(self._trained.values()), self.max_norm)
-        self.optimizer.step()
+        for result in self._parts(step_function):
+            scaler.scale(result["loss"]).backward()
+            for name, value in result.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        if world() > 1:
+            sums = dict(zip(sums, self.devices.mean(torch.tensor([*sums.values()]).to(trained[0])).tolist(), strict=True))
+        if not math.isfinite(sums["loss"]):
+            raise FloatingPointError(f"the loss is {sums['loss']} at step {self.step}: try a lower learning rate")
+        self.devices.average(trained)
+        scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(trained, self.max_norm)
+        scaler.step(self.optimizer)
+        scaler.update()
         self._scheduler.step()
         self.step += 1
-        return {name: float(value.detach()) for name, value in result.items()}
+        return sums
+
+    def _parts(self, step_function: Step) -> Iterator[StepResult]:
+        """The parts of the step, each made in the precision that is wanted, and used up before the next one is made."""
+        with self.devices.autocast():
+            given = step_function(self.step)
+        parts = iter((given,) if isinstance(given, Mapping) else given)
+        while True:
+            with self.devices.autocast():
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
 
     def _save(self) -> None:
         if self.checkpoint is None:
+            return
+        rng = self.devices.each(torch.get_rng_state())
+        device_rng = None
+        if self.devices.device.type == "cuda":
+            device_rng = self.devices.each(torch.cuda.get_rng_state(self.devices.device))
+        if not is_first():
             return
         buffer = io.BytesIO()
         state = {
@@ -238,7 +280,9 @@ class Trainer:
             "parameters": {name: p.detach() for name, p in self._trained.items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
-            "rng": torch.get_rng_state(),
+            "rng": rng[0] if world() == 1 else rng,
+            "device_rng": device_rng,
+            "scaler": self.devices.scaler.state_dict(),
             "logged": self._logged,
             "window": self._window,
             "companions": {name: json.dumps(companion.state_dict()) for name, companion in self.companions.items()},
@@ -261,6 +305,9 @@ class Trainer:
                 f"{self.checkpoint} was saved by another configuration: remove it, or restore that configuration"
             )
         check_finite(state.parameters.items(), self.checkpoint)
+        processes = 1 if state.rng.ndim == 1 else len(state.rng)
+        if processes != world():
+            raise ValueError(f"{self.checkpoint} was saved by {processes} processes, and here are {world()}: start as many")
         try:
             self._restore(state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -277,4 +324,7 @@ class Trainer:
         self.step = state.step
         self._logged, self._window = state.logged, state.window
         self._scheduler.last_epoch = self.step
-        torch.set_rng_state(state.rng)
+        self.devices.scaler.load_state_dict(state.scaler)
+        torch.set_rng_state(state.rng if world() == 1 else state.rng[rank()])
+        if state.device_rng is not None and self.devices.device.type == "cuda":
+            torch.cuda.set_rng_state(state.device_rng[rank()], self.devices.device)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import das_gym
 from das_gym.files import read_json
+from das_gym.processes import is_first
 
 RUNS_DIR = "runs"
 CONFIG = "config.json"
@@ -135,6 +136,7 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
         unit=unit,
         initial=initial,
         file=stream,
+        disable=not is_first(),
         mininterval=5.0 if calm else 0.1,
         dynamic_ncols=not calm,
     )

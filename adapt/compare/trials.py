@@ -22,6 +22,7 @@ from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, new_head, shuffled, task_class
+from das_gym.processes import of_first
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Course:
         self.reward_examples = shuffled(self.task, splits.reward, self.task.reward_examples)
         self.test_examples = shuffled(self.task, splits.test, test_examples)
         backbone.vlp.remove_adapters()
+        self.macs_full = example_costs(self.plain, splits).macs_full
 
     def train(self, entrant: Entrant, rate: float, seed: int) -> tuple[AdaptedModel, Trial]:
         """Train one, in memory of its own, and score it on the reward split.
@@ -114,7 +116,7 @@ class Course:
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         torch.manual_seed(seed)
         step_loss, trainer = set_up(model, self.splits.train, config, self.folder / f"{name}.pt", self.encoder)
-        trainer.run(step_loss, f"{entrant.title}, {rate:g}, seed {seed}", prefixed(name, self.log))
+        trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", prefixed(name, self.log))
         method.finish(model.backbone.vlp)
         scored = evaluate(model, self.reward_examples, f"{entrant.title}, reward split", rank_images=1)
         mask = tuple(model.backbone.vlp.check_mask(None).astype(int).tolist())
@@ -140,7 +142,7 @@ class Course:
             test=scored.metric,
             test_loss=scored.loss,
             macs=costs.macs(trial.mask),
-            macs_full=example_costs(self.plain, self.splits).macs_full,
+            macs_full=self.macs_full,
             latency=times and tuple(Spread.of(times["own"])),
             speedup=times and tuple(speedup(times["own"], times["plain"])),
         )
@@ -210,7 +212,8 @@ def _choose(
             model, trial = course.train(row, rate, seed)
             add(trial)
             models = {rate: model, **models}
-        best = chosen_rate([t for (key, _, s), t in trials.items() if (key, s) == (row.key, seed)])
+        first = [t for (key, _, s), t in trials.items() if (key, s) == (row.key, seed)]
+        best = of_first(lambda first=first: chosen_rate(first))  # type: ignore[misc]
         models = {rate: model for rate, model in models.items() if rate == best}  # one is enough to keep
     return models.get(best), best
 

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from das_gym.models.adapters import Site
 from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
@@ -144,6 +146,7 @@ class VLP(nn.Module, ABC):
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
         untrainable: Why nothing of it can train, so that it can only be searched as it came; empty where something can.
         promptless: Why no learnt tokens can stand among its own; empty where they can.
+        checkpointing: Whether what a layer keeps for the gradient is computed again when it is wanted.
         prompts: What adds learnt tokens to the state before stage 0; None adds none.
         streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
     """
@@ -163,6 +166,7 @@ class VLP(nn.Module, ABC):
         self._pruned: tuple[bool, ...] | None = None
         self.frozen = False
         self.prompts: nn.Module | None = None
+        self.checkpointing = False
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Encoder outputs of `input_ids` and `attention_mask`, before all that trains, so that they can be kept."""
@@ -363,8 +367,10 @@ class VLP(nn.Module, ABC):
         """The state after `stage` under `mask` ((n_layers,) bool, True = skipped)."""
         last = stage == len(self.stages) - 1
         hidden = dict(state.hidden)
+        again = self.checkpointing and torch.is_grad_enabled()
+        run = partial(checkpoint, self.run_layer, use_reentrant=False) if again else self.run_layer
         for index in self.stages[stage]:
-            hidden[self.layers[index].stream] = self.run_layer(index, state, bool(mask[index]), pooled_only=last)
+            hidden[self.layers[index].stream] = run(index, state, bool(mask[index]), pooled_only=last)
         return state.with_hidden(hidden)
 
     def forward(self, batch: Mapping[str, Tensor], mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
