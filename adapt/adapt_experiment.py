@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.recipe import settled
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import prefixed
@@ -375,13 +376,15 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         BASELINE: cut_subnet(problem, splits, nothing, adapters=False),
     }
     check_test_images(subnets[SUBNET].task, splits)
+    config, told = settled(settings.finetuning(), subnets[SUBNET])
+    print(told)
     for name, subnet in subnets.items():
         log = prefixed(name, _run.log_scalar)
-        finetune(subnet, splits, settings.finetuning(), f"fine-tuning, {name}", folder / f"{name}.pt", log)
+        finetune(subnet, splits, config, f"fine-tuning, {name}", folder / f"{name}.pt", log, tell=name == SUBNET)
     if not is_first():
         return 0.0
     rows = compare(subnets, splits, settings.rank_images)
-    info = dataclasses.asdict(settings.finetuning())
+    info = dataclasses.asdict(config)
     subnets[UNSKIPPED].adaptation(**info).save(folder / UNSKIPPED_FILE)
     record = {
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),

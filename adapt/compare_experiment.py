@@ -83,7 +83,7 @@ class CompareSettings(TrainingConfig, ProblemSettings):
                 raise ValueError(f"{name}={list(given)} is not allowed; name one or more, each once")
         if self.seeds < 1 or min(self.learning_rates) <= 0 or min(self.skip_nums, default=0) < 0:
             raise ValueError("seeds is 1 or more, learning_rates are above 0, skip_nums 0 or more")
-        if self.learning_rate != TrainingConfig.learning_rate or self.head_learning_rate != self.learning_rate:
+        if self.learning_rate is not None or self.head_learning_rate is not None:
             raise ValueError("the learning rate is chosen from a grid here: give learning_rates=[...]")
         check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
 
@@ -227,7 +227,7 @@ def plan(settings: CompareSettings, rows: Sequence[Entrant], course: Course) -> 
     """What is going to be done, and how to have less of it."""
     own = sum(row.rate_of is None for row in rows)
     count = own * (len(settings.learning_rates) - 1) + len(rows) * settings.seeds
-    pairs = settings.batch_size or course.task.examples_of(settings.pairs_per_step)
+    pairs = course.recipe.batch_size or course.task.examples_of(settings.pairs_per_step)
     return (
         f"{len(rows)} rows, {settings.seeds} seeds, {len(settings.learning_rates)} learning rates: {count} trainings of "
         f"{settings.steps} steps of {pairs} examples; steps=, seeds=, methods= make it shorter"

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, share
+from das_gym.adapt.memory import make_room
+from das_gym.adapt.recipe import settled
 from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, polynomial_decay
 from torch import Tensor, nn
 
@@ -114,6 +116,7 @@ def set_up(
     config: TrainingConfig,
     checkpoint: Path | None,
     encoder: EncoderCache | None = None,
+    tell: bool = False,
 ) -> tuple[StepLoss, Trainer]:
     """The loss of a step and what runs the steps.
 
@@ -123,17 +126,24 @@ def set_up(
         config: Settings.
         checkpoint: File for intermediate checkpoints, as for `Trainer`.
         encoder: As for `StepLoss`.
+        tell: Whether to print what memory it takes.
     """
+    config, _ = settled(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
     batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
+    rate, head_rate = config.learning_rate or 0.0, config.head_learning_rate or 0.0
     tunable = [p for p in vlp.parameters() if p.requires_grad]
     shared = {id(p) for p in vlp.parameters()}  # a language model's own head is the model's
     own = [p for p in head.parameters() if id(p) not in shared]
-    groups = Group(tunable, config.learning_rate), Group(own, config.head_learning_rate)
+    groups = Group(tunable, rate), Group(own, head_rate)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)
     optimizer = adamw(groups, config.weight_decay)
     vlp.checkpointing = config.checkpointing
     devices = Devices(config, vlp.device, checkpoint and checkpoint.parent)
     modules = {"vlp": vlp, "head": head}
     trainer = Trainer(modules, optimizer, config.steps, schedule, checkpoint, config.save_every, devices=devices)
-    return StepLoss(model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config), trainer
+    step_loss = StepLoss(model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config)
+    line = make_room(step_loss, (*tunable, *own), -(-batch_size // world()))
+    if tell:
+        print(line)
+    return step_loss, trainer

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from das_gym.adapt.recipe import settled
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
 
@@ -38,10 +39,9 @@ class SupernetConfig(TrainingConfig):
     """
 
     pairs_per_step: ClassVar[int] = 96
+    usual_rate: ClassVar[float] = 2e-3
 
     steps: int = 4000
-    learning_rate: float = 2e-3
-    head_learning_rate: float = 2e-3
     warmup: float = 0.05
     save_every: int = 250
     max_skipped: int = 8
@@ -90,7 +90,9 @@ def train_supernet(
     task = _labelled(task_class(problem.task), backbone.processor, splits, labels, config)
     torch.manual_seed(config.seed)
     model = AdaptedModel(backbone, new_head(backbone, task), task)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint)
+    config, told = settled(config, model)
+    print(told)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint, tell=True)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:

@@ -67,9 +67,9 @@ class TrainingConfig(Hardware):
         seed: Of the order of examples, and of what else is drawn.
         steps: Training steps.
         batch_size: Examples a step, at most as many as there are; None is as many as come to `pairs_per_step` pairs of
-            text and image.
-        learning_rate: Peak, of adapters, poolers and token types.
-        head_learning_rate: Peak, of the head.
+            text and image; for a model of base size the paper's.
+        learning_rate: Peak, of adapters, poolers and token types; None is `usual_rate`, for a model of base size the paper's.
+        head_learning_rate: Peak, of the head; None likewise.
         warmup: Share of the steps.
         weight_decay: Of matrices.
         power: Of the polynomial decay.
@@ -77,12 +77,13 @@ class TrainingConfig(Hardware):
     """
 
     pairs_per_step: ClassVar[int] = 64
+    usual_rate: ClassVar[float] = 1e-3
 
     seed: int = 0
     steps: int = 300
     batch_size: int | None = None
-    learning_rate: float = 1e-3
-    head_learning_rate: float = 1e-3
+    learning_rate: float | None = None
+    head_learning_rate: float | None = None
     warmup: float = 0.1
     weight_decay: float = 0.01
     power: float = 1.0

@@ -14,6 +14,7 @@ import torch
 from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods.base import Method
+from das_gym.adapt.recipe import settled
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig, prefixed
 
@@ -87,14 +88,14 @@ class Course:
     ) -> None:
         self.problem = problem
         self.splits = splits
-        self.recipe = recipe
         self.folder = folder
         self.log = log
         kind = task_class(problem.task)
         backbone = load_backbone(problem)
         self.task = kind(backbone.processor, kind.choose_labels(splits))
         self.plain = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
-        self.encoder = EncoderCache(backbone.vlp, self.task.processor)
+        self.recipe, _ = settled(recipe, self.plain)
+        self.encoder = EncoderCache(backbone.vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
         self.n_layers = len(backbone.vlp.layers)
         self.metric_name = self.task.metric_name
         self.reward_examples = shuffled(self.task, splits.reward, self.task.reward_examples)
