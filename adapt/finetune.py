@@ -77,5 +77,5 @@ def finetune(
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # a model that brings its head, without adapters: nothing is left to train
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, tell=tell)
+    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, tell=tell, held_out=splits.reward)
     trainer.run(step_loss.parts, title, log)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, share
 from das_gym.adapt.memory import make_room
+from das_gym.adapt.plateau import Plateau
 from das_gym.adapt.recipe import settled
 from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, polynomial_decay
 from torch import Tensor, nn
 
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.problem.loading import AdaptedModel, Backbone
+from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
 from das_gym.processes import world
 from das_gym.tasks.base import Task
 
@@ -105,6 +106,14 @@ class StepLoss:
             pooled = self.vlp.ready(self.task.processor, pairs, augment)(mask)
         return self.head(self.task.group_features(pooled))
 
+    @torch.no_grad()
+    def held_out_loss(self, examples: Sequence[Any], at_once: int = 64) -> float:
+        """Mean loss of examples with nothing skipped but what is pruned, nats, without augmentation."""
+        step = self.task.examples_of(at_once)
+        chunks = [examples[start : start + step] for start in range(0, len(examples), step)]
+        losses = [self.task.losses(self.logits(chunk, None), self.targets(chunk)).double() for chunk in chunks]
+        return float(torch.cat(losses).mean())
+
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """The task's targets, where the model lies."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
@@ -117,6 +126,7 @@ def set_up(
     checkpoint: Path | None,
     encoder: EncoderCache | None = None,
     tell: bool = False,
+    held_out: Sequence[Any] = (),
 ) -> tuple[StepLoss, Trainer]:
     """The loss of a step and what runs the steps.
 
@@ -127,6 +137,7 @@ def set_up(
         checkpoint: File for intermediate checkpoints, as for `Trainer`.
         encoder: As for `StepLoss`.
         tell: Whether to print what memory it takes.
+        held_out: Examples that `config.patience` looks at.
     """
     config, _ = settled(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
@@ -137,12 +148,23 @@ def set_up(
     own = [p for p in head.parameters() if id(p) not in shared]
     groups = Group(tunable, rate), Group(own, head_rate)
     schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)
-    optimizer = adamw(groups, config.weight_decay)
     vlp.checkpointing = config.checkpointing
-    devices = Devices(config, vlp.device, checkpoint and checkpoint.parent)
-    modules = {"vlp": vlp, "head": head}
-    trainer = Trainer(modules, optimizer, config.steps, schedule, checkpoint, config.save_every, devices=devices)
     step_loss = StepLoss(model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config)
+    plateau = None
+    if config.patience is not None:
+        measured = shuffled(task, held_out, task.reward_examples)
+        plateau = Plateau(config.steps, config.warmup, config.patience, partial(step_loss.held_out_loss, measured))
+    devices = Devices(config, vlp.device, checkpoint and checkpoint.parent)
+    trainer = Trainer(
+        {"vlp": vlp, "head": head},
+        adamw(groups, config.weight_decay),
+        config.steps,
+        schedule if plateau is None else plateau.factor,
+        checkpoint,
+        config.save_every,
+        devices=devices,
+        plateau=plateau,
+    )
     line = make_room(step_loss, (*tunable, *own), -(-batch_size // world()))
     if tell:
         print(line)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from das_gym.adapt.looking import look
 from das_gym.adapt.recipe import settled
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
@@ -92,7 +93,7 @@ def train_supernet(
     model = AdaptedModel(backbone, new_head(backbone, task), task)
     config, told = settled(config, model)
     print(told)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint, tell=True)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint, tell=True, held_out=splits.reward)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:
@@ -100,7 +101,11 @@ def train_supernet(
 
     trainer.run(step, "supernet", log)
     if is_first():
-        model.adaptation(kind="supernet", **vars(config)).save(out)
+        seen = look(model, splits)
+        told = {} if seen is None else {"seeing": dict(seen.seeing), "blind": dict(seen.blind)}
+        model.adaptation(kind="supernet", **vars(config), **told).save(out)
+        if seen is not None:
+            print(seen.told())
     return out
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
+from das_gym.adapt.plateau import CHECKS, Plateau
 from torch import Tensor, nn
 
 from das_gym.config import build
@@ -68,12 +69,15 @@ class TrainingConfig(Hardware):
         steps: Training steps.
         batch_size: Examples a step, at most as many as there are; None is as many as come to `pairs_per_step` pairs of
             text and image; for a model of base size the paper's.
-        learning_rate: Peak, of adapters, poolers and token types; None is `usual_rate`, for a model of base size the paper's.
+        learning_rate: Peak, of adapters, poolers and token types; None is `usual_rate`, or the paper's for a model of base
+            size.
         head_learning_rate: Peak, of the head; None likewise.
         warmup: Share of the steps.
         weight_decay: Of matrices.
         power: Of the polynomial decay.
         save_every: Steps between checkpoints.
+        patience: Train until the loss on the reward split was no lower for so many of 40 checks in a row, then decay for a
+            quarter as long; `steps` is the limit. None trains all steps.
     """
 
     pairs_per_step: ClassVar[int] = 64
@@ -88,10 +92,11 @@ class TrainingConfig(Hardware):
     weight_decay: float = 0.01
     power: float = 1.0
     save_every: int = 100
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf))
+        check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf), patience=(1, CHECKS))
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,7 @@ class Trainer:
         max_norm: Gradients are clipped to this norm.
         companions: What else changes with the steps, by name: saved and restored with the rest.
         devices: Which processes train together, and in what precision; None is this one alone, in the model's own.
+        plateau: Ends the training before its last step, where nothing gets better; its `factor` is the schedule.
     """
 
     def __init__(
@@ -184,10 +190,12 @@ class Trainer:
         max_norm: float = 1.0,
         companions: Mapping[str, Companion] | None = None,
         devices: Devices | None = None,
+        plateau: Plateau | None = None,
     ) -> None:
         first = next((p for module in modules.values() for p in module.parameters()), torch.empty(0))
         self.devices = devices or Devices(ONE_DEVICE, first.device)
-        self.companions = companions or {}
+        self.companions = {**(companions or {}), **({} if plateau is None else {"plateau": plateau})}
+        self.plateau = plateau
         self.optimizer = optimizer
         self.steps = steps
         self.checkpoint = checkpoint
@@ -217,11 +225,13 @@ class Trainer:
             for entry in self._logged:
                 log(*entry)
         with progress(self.steps, title, unit="step", initial=self.step) as bar:
-            while self.step < self.steps:
+            while self.step < self.end:
                 for name, value in self._one(step_function).items():
                     self._window.setdefault(name, []).append(value)
                 bar.update()
-                if self.step % 50 == 0 or self.step == self.steps:
+                if self.plateau is not None:
+                    self.plateau.after(self.step)
+                if self.step % 50 == 0 or self.step == self.end:
                     means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
                     self._window.clear()
                     bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
@@ -233,6 +243,11 @@ class Trainer:
                 if self.step % self.save_every == 0:
                     self._save()
         self.devices.end()
+
+    @property
+    def end(self) -> int:
+        """The last step, as far as is known."""
+        return self.steps if self.plateau is None else self.plateau.end
 
     def _one(self, step_function: Step) -> dict[str, float]:
         scaler, trained, sums = self.devices.scaler, list(self._trained.values()), dict[str, float]()

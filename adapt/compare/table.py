@@ -109,7 +109,7 @@ def verdict(lines: Sequence[Line]) -> list[str]:
         if line.key.startswith("das_") and adapter is not None:
             lost, saved = 100 * (adapter.score - line.score), 100 * (1 - line.macs / adapter.macs)
             how = f"loses {lost:.1f} points" if lost >= 0 else f"gains {-lost:.1f} points"
-            judged = "at most" if lost <= 100 * POINT else "more than"
+            judged = "at most" if round(lost, 1) <= 100 * POINT else "more than"
             judged = f" ({judged} {100 * POINT:g})" if lost >= 0 else ""
             macs = f"{abs(saved):.1f} % {'fewer' if saved >= 0 else 'more'} MACs"
             said.append(f"{line.title}: {how}{judged} against adapters without skipping, at {macs}.")

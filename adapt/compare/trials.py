@@ -116,7 +116,9 @@ class Course:
         models = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters() if p.requires_grad}
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         torch.manual_seed(seed)
-        step_loss, trainer = set_up(model, self.splits.train, config, self.folder / f"{name}.pt", self.encoder)
+        step_loss, trainer = set_up(
+            model, self.splits.train, config, self.folder / f"{name}.pt", self.encoder, held_out=self.splits.reward
+        )
         trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", prefixed(name, self.log))
         method.finish(model.backbone.vlp)
         scored = evaluate(model, self.reward_examples, f"{entrant.title}, reward split", rank_images=1)
