@@ -129,7 +129,7 @@ PROGRAM = Program(
         ),
         "convert": Command("das_gym.adapt.convert:main", "with source=... out=...", "write any checkpoint as safetensors"),
         "costs": Command("das_gym.adapt.costs_table:main", "[with ...]", "MACs of METER-base, the table of the paper"),
-        "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings, ours, and where they come from"),
+        "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings and tables, ours, each cell's command"),
     },
     main="run",
     examples=(

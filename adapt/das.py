@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
+from das_gym.adapt.memory import make_room
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, polynomial_decay
@@ -24,7 +25,7 @@ from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
-from das_gym.processes import of_first
+from das_gym.processes import of_first, world
 from das_gym.tasks.base import Task
 
 
@@ -140,6 +141,8 @@ class Training:
         schedule = partial(polynomial_decay, steps=steps, warmup=settings.warmup, power=settings.power)
         modules = {"vlp": vlp, "head": self.model.head}
         optimizer = adamw(groups, settings.weight_decay)
+        parameters = [p for group in groups for p in group.parameters]
+        print(make_room(self.step_loss, parameters, -(-self.step_loss.batch_size // world())))
         devices = Devices(self.hardware, vlp.device, checkpoint and checkpoint.parent)
         return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions, devices=devices)
 

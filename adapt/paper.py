@@ -1,6 +1,7 @@
 """The settings of the paper's pipeline (DAS, arXiv 2309.01479), each with its source, and ours.
 
-`python -m adapt paper` prints them, and where the paper, its scripts and its code differ.
+`python -m adapt paper` prints them, where the paper, its scripts and its code differ, and the tables of scores with the
+command of each cell (`das_gym.adapt.published`).
 `python -m adapt das with paper` runs with them. Not reproduced: the image-text-matching loss (weight 0.5) that the code
 adds to retrieval's ranking loss.
 """
@@ -241,7 +242,8 @@ def sources() -> dict[str, str]:
 
 
 def main(words: Sequence[str] = ()) -> None:
-    """Print the paper's settings for every model and task, ours, their sources and the differences."""
+    """Print the paper's settings for every model and task, ours, their sources, the differences, and its tables."""
+    from das_gym.adapt.published import print_published
     from rich.console import Console
     from rich.table import Table
 
@@ -261,3 +263,4 @@ def main(words: Sequence[str] = ()) -> None:
     console.print("Where the paper, its scripts and its code differ:")
     for name, what in DIFFERENCES:
         console.print(f"  {name}: {what}")
+    print_published()
