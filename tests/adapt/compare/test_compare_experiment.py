@@ -43,7 +43,7 @@ def test_a_comparison_stopped_and_resumed_comes_to_the_same(
     assert {tuple(t["mask"]) for t in whole["trials"] if t["entrant"] == "das_2"} == {
         tuple(read_json(tmp_path / "runs/1/search.json")["mask"])
     }
-    assert (tmp_path / "runs/2/compare.md").read_text().count("\n|") == 5
+    assert (tmp_path / "runs/2/compare.md").read_text().count("\n|") == 6
     assert (tmp_path / "runs/2/compare.png").stat().st_size > 5000
     assert not list((tmp_path / "runs/2").glob("*.pt"))
 
