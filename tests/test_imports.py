@@ -32,6 +32,7 @@ FAMILIES_MAY_BE_NAMED = (
     "das_gym.models.vilt",
     "das_gym.registration",
     "das_gym.adapt.paper",
+    "das_gym.adapt.published",
     "das_gym.adapt.pretrain",
 )
 
