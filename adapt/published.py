@@ -78,6 +78,7 @@ PUBLISHED = (
 )
 """Source: REFERENCE, published rows; the MACs of LoRA are those of its merged weights."""
 
+COUNTED_AT = "Counted at 384 x 384 px, 40 text tokens, every token of the last stage; ViLT's published images are larger."
 ABOUT_DAS = "DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (`{costs}`)"
 
 
@@ -152,6 +153,7 @@ def print_published() -> None:
             table.add_row(row.title, told, cells[0], macs, cells[1], *row.scores)
         console.print(table)
     console.print(ABOUT_DAS.format(costs=typed("adapt costs")))
+    console.print(COUNTED_AT)
     console.print("No score of these is reproduced here: they need, and cannot be shipped,")
     for name, what in NEEDED.items():
         console.print(f"  {name}: {what}")
