@@ -203,7 +203,7 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
 
 def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...]]:
     """What the searches found, by number of layers."""
-    masks = {k: (0,) * n_layers for k in settings.skip_nums if not k}
+    masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
     for k in settings.searched_nums:
         if str(k) not in settings.searches:
             raise ValueError(f"no mask of {k} layers was searched: leave searches out, or give the run of every number")

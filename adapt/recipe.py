@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from das_gym.adapt.paper import PAPER
 from das_gym.adapt.training import TrainingConfig
@@ -23,7 +23,7 @@ def settled(config: Config, model: AdaptedModel) -> tuple[Config, str]:
     backbone, task = model.backbone, model.task
     name = "" if backbone.config is None else backbone.config.model
     paper = PAPER.get((name, task.name)) if backbone.vlp.size == "base" else None
-    usual = {"learning_rate": config.usual_rate, "head_learning_rate": config.usual_rate}
+    usual: dict[str, Any] = {"learning_rate": config.usual_rate, "head_learning_rate": config.usual_rate}
     if paper is not None:
         rate = paper.learning_rate
         usual = {"learning_rate": rate * paper.fusion_multiplier, "head_learning_rate": rate * paper.head_multiplier}

@@ -102,8 +102,8 @@ def train_supernet(
     trainer.run(step, "supernet", log)
     if is_first():
         seen = look(model, splits)
-        told = {} if seen is None else {"seeing": dict(seen.seeing), "blind": dict(seen.blind)}
-        model.adaptation(kind="supernet", **vars(config), **told).save(out)
+        scores = {} if seen is None else {"seeing": dict(seen.seeing), "blind": dict(seen.blind)}
+        model.adaptation(kind="supernet", **vars(config), **scores).save(out)
         if seen is not None:
             print(seen.told())
     return out

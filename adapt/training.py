@@ -273,7 +273,7 @@ class Trainer:
         """The parts of the step, each made in the precision that is wanted, and used up before the next one is made."""
         with self.devices.autocast():
             given = step_function(self.step)
-        parts = iter((given,) if isinstance(given, Mapping) else given)
+        parts: Iterator[StepResult] = iter((given,) if isinstance(given, dict) else given)
         while True:
             with self.devices.autocast():
                 part = next(parts, None)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.evaluate import evaluate
@@ -144,10 +145,10 @@ class Course:
             trial,
             test=scored.metric,
             test_loss=scored.loss,
-            macs=costs.macs(trial.mask),
+            macs=costs.macs(np.array(trial.mask, dtype=bool)),
             macs_full=self.macs_full,
-            latency=times and tuple(Spread.of(times["own"])),
-            speedup=times and tuple(speedup(times["own"], times["plain"])),
+            latency=None if times is None else tuple(Spread.of(times["own"])),
+            speedup=None if times is None else tuple(speedup(times["own"], times["plain"])),
         )
 
     def _one(self, model: AdaptedModel) -> Callable[[], Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from das_gym.adapt.methods.base import Method, check_widths
@@ -59,8 +59,9 @@ class Prompts(nn.Module):
         self.streams = nn.ModuleDict()
         for stream, width in widths.items():
             config = PromptTuningConfig(num_virtual_tokens=tokens, token_dim=width, num_transformer_submodules=1)
-            self.streams[stream] = PromptEmbedding(config, nn.Identity())
-            nn.init.normal_(self.streams[stream].embedding.weight, std=0.02)
+            prompts: Any = PromptEmbedding(config, nn.Identity())
+            nn.init.normal_(prompts.embedding.weight, std=0.02)
+            self.streams[stream] = prompts
 
     def forward(self, state: State) -> State:
         """The state with its streams longer; the token that is read stays where it is."""
