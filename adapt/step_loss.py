@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, polynomial_decay
+from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
 from das_gym.engine.encoder_cache import EncoderCache
@@ -103,7 +103,8 @@ def set_up(
     batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
     tunable = [p for p in vlp.parameters() if p.requires_grad]
     groups = Group(tunable, config.learning_rate), Group(list(head.parameters()), config.head_learning_rate)
-    schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)
+    shape = {"warmup": config.warmup, "power": config.power, "schedule": config.schedule}
+    schedule = partial(decay, steps=config.steps, **shape)
     optimizer = adamw(groups, config.weight_decay)
     trainer = Trainer({"vlp": vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
     return StepLoss(model.backbone, head, task, examples, batch_size, config.seed), trainer

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from das_gym.config import build
+from das_gym.config import build, check_names
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.runs import progress
@@ -25,6 +25,7 @@ StepResult = dict[str, Tensor]
 """Losses and other numbers of a step, by name; `loss` is the one that is minimised."""
 
 
+SCHEDULES = ("polynomial", "cosine")
 POSITIVE = (math.ulp(0.0), math.inf)
 TRAINING_RANGES = {
     "steps": POSITIVE,
@@ -65,6 +66,7 @@ class TrainingConfig:
         warmup: Share of the steps.
         weight_decay: Of matrices.
         power: Of the polynomial decay.
+        schedule: `polynomial` or `cosine`, see `decay`.
         save_every: Steps between checkpoints.
     """
 
@@ -78,10 +80,12 @@ class TrainingConfig:
     warmup: float = 0.1
     weight_decay: float = 0.01
     power: float = 1.0
+    schedule: str = "polynomial"
     save_every: int = 100
 
     def __post_init__(self) -> None:
         check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf))
+        check_names([self.schedule], SCHEDULES, "schedule")
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,16 @@ def adamw(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(options, betas=(0.9, 0.98), eps=1e-8)
 
 
-def polynomial_decay(step: int, steps: int, warmup: float, power: float = 1.0) -> float:
-    """Factor of the learning rate: linear warm-up over a share of the steps, then polynomial decay to 0."""
+def decay(step: int, steps: int, warmup: float, power: float = 1.0, schedule: str = "polynomial") -> float:
+    """Factor of the learning rate: linear warm-up over a share of the steps, then down to 0.
+
+    By a polynomial of a power (METER's and ViLT's), or by half a cosine (LLaVA's), which has none.
+    """
     first = max(1, round(steps * warmup))
     if step < first:
         return (step + 1) / first
-    return (1 - (step - first) / max(1, steps - first)) ** power
+    done = (step - first) / max(1, steps - first)
+    return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else (1 - done) ** power
 
 
 def prefixed(part: str, log: Log | None) -> Log | None:

@@ -230,7 +230,7 @@ class Evaluator:
             trunk = partial(self._trunk.of, number)
             state: State = trunk(-1, partial(self._begin, chunk))
             full = None if full_logits is None else full_logits[number]
-            for rows, features in tree.leaves(state, trunk):
+            for rows, features in tree.leaves(state, trunk, partial(self._trunk.known, number)):
                 logits = self._logits(features)
                 full = logits if full is None else full  # the first leaf is the unskipped mask
                 with np.errstate(invalid="ignore"):  # an infinite loss may meet one of the other sign

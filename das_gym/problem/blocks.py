@@ -44,7 +44,8 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
     for start in range(0, len(examples), evaluator.batch_size):
         state = vlp.embed(evaluator.encoder(evaluator.task.pairs(examples[start : start + evaluator.batch_size])))
         walks = {name: _Walk(angular[name], cosine[name]) for name in chains}
-        for stage in vlp.stages:
+        for number, stage in enumerate(vlp.stages):
+            state, _ = vlp.enter(state, number)
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for name, output in outputs.items():
                 rows, attend = vlp.rows_of(state, name, state.hidden[name])

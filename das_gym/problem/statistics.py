@@ -68,7 +68,8 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
     for start in range(0, len(examples), evaluator.batch_size):
         chunk = examples[start : start + evaluator.batch_size]
         state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
-        for stage in vlp.stages:
+        for number, stage in enumerate(vlp.stages):
+            state, _ = vlp.enter(state, number)
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:
                 stream = vlp.layers[index].stream
