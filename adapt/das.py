@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss
-from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, polynomial_decay
+from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, decay
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
@@ -66,7 +66,8 @@ class JointTurn:
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
     """The frozen model with new adapters and a new head, in memory of its own."""
     widths = {name: getattr(settings, name) for name in ("bottleneck", "skip_bottleneck")} if config.checkpoint else {}
-    backbone = load_backbone(config, dropout=settings.dropout, **widths)
+    projector = {"projector": True} if settings.projector_learning_rate else {}
+    backbone = load_backbone(config, dropout=settings.dropout, **widths, **projector)
     if settings.dropout:
         backbone.vlp.freeze(dropout=True)
     kind = task_class(config.task)
@@ -113,19 +114,24 @@ class Training:
         rows = [task.losses(step_loss.logits(examples, mask), targets).double().mean() for mask in masks]
         return np.array([float(row) for row in rows])
 
-    def trainer(self, steps: int, checkpoint: Path | None, save_every: int, **companions: Any) -> Trainer:
-        """Runs `steps` steps with the settings' optimizer and schedule."""
+    def trainer(
+        self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **companions: Any
+    ) -> Trainer:
+        """Runs `steps` steps with the settings' optimizer and schedule, and a learning rate if not theirs."""
         settings, vlp = self.settings, self.model.backbone.vlp
+        rate = settings.learning_rate if rate is None else rate
         named = [(name, p) for name, p in vlp.named_parameters() if p.requires_grad]
         fusion = [p for name, p in named if "adapter" in name or "pooler" in name]
-        rest = [p for name, p in named if not ("adapter" in name or "pooler" in name)]
-        rate = settings.learning_rate
+        projector = [p for name, p in named if any(part in name for part in vlp.projector)]
+        others = {id(p) for p in (*fusion, *projector)}
         groups = [
-            Group(rest, rate),
+            Group([p for _, p in named if id(p) not in others], rate),
+            Group(projector, settings.projector_learning_rate),
             Group(fusion, rate * settings.fusion_multiplier),
             Group(list(self.model.head.parameters()), rate * settings.head_multiplier),
         ]
-        schedule = partial(polynomial_decay, steps=steps, warmup=settings.warmup, power=settings.power)
+        shape = {"warmup": settings.warmup, "power": settings.power, "schedule": settings.schedule}
+        schedule = partial(decay, steps=steps, **shape)
         modules = {"vlp": vlp, "head": self.model.head}
         optimizer = adamw(groups, settings.weight_decay)
         return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions)
@@ -223,4 +229,5 @@ def finetune_found(
     """Train a pruned model for the settings' epochs."""
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
-    training.trainer(steps, checkpoint, save_every).run(training.step_loss, "fine-tuning the found subnet", log)
+    trainer = training.trainer(steps, checkpoint, save_every, training.settings.finetune_learning_rate)
+    trainer.run(training.step_loss, "fine-tuning the found subnet", log)
