@@ -130,8 +130,7 @@ class Training:
             Group(fusion, rate * settings.fusion_multiplier),
             Group(list(self.model.head.parameters()), rate * settings.head_multiplier),
         ]
-        shape = {"warmup": settings.warmup, "power": settings.power, "schedule": settings.schedule}
-        schedule = partial(decay, steps=steps, **shape)
+        schedule = partial(decay, steps=steps, warmup=settings.warmup, power=settings.power, schedule=settings.schedule)
         modules = {"vlp": vlp, "head": self.model.head}
         optimizer = adamw(groups, settings.weight_decay)
         return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions)

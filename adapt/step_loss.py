@@ -103,8 +103,7 @@ def set_up(
     batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
     tunable = [p for p in vlp.parameters() if p.requires_grad]
     groups = Group(tunable, config.learning_rate), Group(list(head.parameters()), config.head_learning_rate)
-    shape = {"warmup": config.warmup, "power": config.power, "schedule": config.schedule}
-    schedule = partial(decay, steps=config.steps, **shape)
+    schedule = partial(decay, steps=config.steps, warmup=config.warmup, power=config.power, schedule=config.schedule)
     optimizer = adamw(groups, config.weight_decay)
     trainer = Trainer({"vlp": vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
     return StepLoss(model.backbone, head, task, examples, batch_size, config.seed), trainer

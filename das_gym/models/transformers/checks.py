@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.models.base import State
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
 from das_gym.models.transformers import stack
@@ -232,20 +233,26 @@ class _Check:
         scale = float(other.abs().max()) + 1e-6
         return one.shape == other.shape and float((one - other).abs().max()) <= self.tolerance * scale
 
-    def _driven(self, traits: Traits, skipped: Sequence[int] = (), count: int = 3) -> Tensor:
-        return self.driven(VLM(self.model, traits=traits), skipped, count)
+    def _driven(self, traits: Traits, skipped: Sequence[int] = ()) -> Tensor:
+        return self.driven(VLM(self.model, traits=traits), skipped)
 
-    def driven(self, vlm: VLM, skipped: Sequence[int] = (), count: int = 3) -> Tensor:
+    def driven(self, vlm: VLM, skipped: Sequence[int] = ()) -> Tensor:
         """Logits of the layers run one by one, without those at some places."""
-        logits: Tensor = vlm.own_head()(self._features(vlm, skipped, count))
+        logits: Tensor = vlm.own_head()(self._features(vlm, skipped))
         return logits
 
-    def _features(self, vlm: VLM, skipped: Sequence[int] = (), count: int = 3) -> Tensor:
+    def _features(self, vlm: VLM, skipped: Sequence[int] = ()) -> Tensor:
+        return self._replayed(vlm, self._state(vlm, 3), skipped)
+
+    def _state(self, vlm: VLM, count: int) -> State:
         prompts = self._prompts(count)
         with self._or_refuse("its layers do not run one by one"):
-            state = vlm.gather(
+            return vlm.gather(
                 self.processor, prompts, lambda _, items: {key: vlm.see(self.processor, one) for key, one in items.items()}
             )
+
+    def _replayed(self, vlm: VLM, state: State, skipped: Sequence[int]) -> Tensor:
+        with self._or_refuse("its layers do not run one by one"):
             places = [p if unit.stream == JOINT else None for p, unit in zip(vlm.places, vlm.layers, strict=True)]
             features: Tensor = vlm.forward_encoded(state, [place in skipped for place in places])
         return features
@@ -292,21 +299,23 @@ class _Check:
                 f"{self.name} without layer {gone[0]} is not the same as with that layer skipped: its layers are tied to "
                 "their numbers in a way that das_gym does not know"
             )
-        self._check_deletions(traits, vlm.places, encodings[:1])
+        self._check_deletions(vlm, encodings[:1])
         difference = what_differs(smaller)
         if difference is not None:
             raise ValueError(f"{self.name} without layer {gone[0]} would not load again as it was: {difference}")
         if sum(p.numel() * p.element_size() for p in smaller.parameters()) <= RELOADED_BYTES:
             self._check_reloading(smaller, gone[0], skipped, encodings)
 
-    def _check_deletions(self, traits: Traits, places: Sequence[int], encodings: Sequence[Encoding]) -> None:
+    def _check_deletions(self, vlm: VLM, encodings: Sequence[Encoding]) -> None:
         """As `_check_deletion`, for several layers at a time: of any two, one goes and the other stays in some of them.
 
-        So a layer that reads anything of another one is found out.
+        So a layer that reads anything of another one is found out, also what an earlier mask left behind.
         """
-        for gone in apart(places):
+        state = self._state(vlm, len(encodings))
+        for gone in apart(vlm.places):
             smaller = delete_layers(shell(self.model), gone)
-            skipped = self._driven(traits, gone, len(encodings))
+            self._replayed(vlm, state, ())
+            skipped = vlm.own_head()(self._replayed(vlm, state, gone))
             with self._or_refuse(f"without its layers {gone} its own forward fails"):
                 deleted = self._logits(VLM(smaller, traits=Traits()), encodings)
             if not self.same(skipped, deleted):

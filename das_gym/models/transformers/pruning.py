@@ -41,9 +41,6 @@ TOWER_INDEX_LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 SOURCES = ("kv_source_layers",)
 """Settings that name, layer by layer, the layer that keys and values come from."""
 
-BY_LAYER = ("per_layer_config",)
-"""Settings of single layers, by number."""
-
 SHARING = ("store_full_length_kv", "first_kv_shared_layer_idx")
 """Values that only tell from whom later layers take keys and values, which models that are driven do not."""
 
@@ -100,6 +97,10 @@ def delete_layers(model: Any, gone: Collection[int], seen: Collection[int] = ())
     count, kept = _delete(decoder, gone, "decoder layers")
     for config in _configs_of(model, decoder.owner):
         _shorten(config, kept, count)
+    for module in decoder.owner.modules():
+        for name in INDEX_LISTS:
+            if isinstance(listed := getattr(module, name, None), list):
+                setattr(module, name, [kept.index(place) for place in listed if place in kept])
     if seen:
         delete_vision_layers(model, seen)
     return model
@@ -217,8 +218,6 @@ def _shorten(config: Any, kept: Sequence[int], count: int) -> None:
     for name, value in list(vars(config).items()):
         if name in SOURCES and isinstance(value, list):
             setattr(config, name, [kept.index(value[place]) for place in kept if value[place] in kept])
-        elif name in BY_LAYER and isinstance(value, dict):
-            setattr(config, name, {type(k)(kept.index(int(k))): v for k, v in value.items() if int(k) in kept})
         elif name in INDEX_LISTS and isinstance(value, list):
             setattr(config, name, [kept.index(place) for place in value if place in kept])
         elif isinstance(value, list | tuple) and len(value) == count:
@@ -228,6 +227,10 @@ def _shorten(config: Any, kept: Sequence[int], count: int) -> None:
         elif name in LASTS and isinstance(value, int) and value >= 0:
             setattr(config, name, sum(place <= value for place in kept) - 1)
     config.num_hidden_layers = len(kept)
+    own = vars(config).get("_heterogeneity_spec")  # layers with settings of their own, by number
+    if own is not None:
+        settings = own.per_layer_overrides.items()
+        config.per_layer_config = {kept.index(place): dict(value) for place, value in settings if place in kept}
 
 
 def _shorten_tower(config: Any, kept: Sequence[int], count: int) -> None:
