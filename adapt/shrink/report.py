@@ -251,7 +251,7 @@ def print_report(comparison: Comparison, title: str, drawn: str) -> None:
     for name, cells in lines_of(comparison):
         table.add_row(name, *cells)
     Console(width=WIDTH).print(table)
-    print(f"decoder layers: {drawn}")
+    print(f"{'layers of vision tower and decoder' if ' ' in drawn else 'decoder layers'}: {drawn}")
     print(textwrap.fill(conclusion(comparison), WIDTH))
 
 
