@@ -53,7 +53,7 @@ def search_report(folder: Path) -> RunReport:
         name=f"run {folder.name}",
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",
         facts=_facts(result),
-        architecture=_architecture(result, tabular),
+        architecture=architecture_of(result, tabular),
         mask=result.mask,
         commands=[_command(folder, result)],
         progress=progress_of(result, tabular),
@@ -92,7 +92,8 @@ def _shown(value: float | None, digits: int = 4) -> str:
     return "not finite" if value is None else f"{value:.{digits}f}"
 
 
-def _architecture(result: SearchResult, tabular: Any) -> Architecture:
+def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
+    """The units that were searched; of older records without the table's environment, their names alone."""
     if result.units:
         return Architecture.of_record(result.units)
     return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()

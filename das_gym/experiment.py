@@ -28,8 +28,9 @@ with warnings.catch_warnings():
 from filelock import FileLock, Timeout
 
 from das_gym.commandline import meant, typed, use
-from das_gym.config import build, check_names, part_of
+from das_gym.config import build, check_names, part_of, settings_text
 from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, sign
+from das_gym.drawing.curves import draw_curves
 from das_gym.files import read_json, write_text
 from das_gym.interrupts import INTERRUPTED
 from das_gym.problem.config import ProblemConfig
@@ -47,6 +48,7 @@ from das_gym.runs import (
     runs_dir_words,
 )
 
+LOSSES = "losses.png"
 LOCK = ".lock"
 """The file of a run folder that says that a process is at work in it."""
 
@@ -122,6 +124,17 @@ class RunFolder(FileStorageObserver):
             self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
             raise _not_written(self.basedir, error) from None
 
+    def completed_event(self, stop_time: Any, result: Any) -> None:
+        """As Sacred's own, with a picture of the losses that were logged."""
+        super().completed_event(stop_time, result)
+        metrics = Path(self.dir) / "metrics.json"
+        logged = read_json(metrics) if metrics.is_file() else {}
+        curves = {name: (m["steps"], m["values"]) for name, m in logged.items() if name.split(".")[-1] == "loss"}
+        if any(len(steps) > 1 for steps, _ in curves.values()):
+            draw_curves(
+                Path(self.dir) / LOSSES, curves, f"{self.run_entry['experiment']['name']}, run {Path(self.dir).name}"
+            )
+
     def failed_event(self, fail_time: Any, fail_trace: Any) -> None:
         """As Sacred's own, if there is a folder to tell it in."""
         if self.dir is not None:
@@ -166,6 +179,7 @@ class RunsExperiment(Experiment):
         siblings: Words that may stand in place of `with`: the program's other sub-commands.
         renamed: Today's names of settings by those of earlier versions, whose runs resume.
         suggests: Whether its commands say what to type next; not where they run as a part of another command.
+        settings: The dataclass of its settings, once `add_settings` was told.
     """
 
     observers: list[RunObserver]
@@ -173,7 +187,16 @@ class RunsExperiment(Experiment):
     siblings: tuple[str, ...] = ()
     renamed: Mapping[str, str] = MappingProxyType({})
     suggests: bool = True
+    settings: type[RunSettings] | None = None
     _named: tuple[NamedConfigs, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+        @self.command(unobserved=True)
+        def print_config(_run: Run) -> None:
+            """Print every setting as it would be, with what it means; * = not the default."""
+            print(settings_text(self.settings or RunSettings, _run.config))
 
     def run(
         self,
@@ -253,6 +276,7 @@ class RunsExperiment(Experiment):
             check: Raises for what it cannot know by itself. It may load model and data, and is not called where settings
                 are only printed.
         """
+        self.settings = cls
         self.add_config(dataclasses.asdict(cls()))
 
         @self.config_hook

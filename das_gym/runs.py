@@ -9,7 +9,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 from tqdm import tqdm
@@ -118,8 +118,66 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> tqdm:
-    """A progress bar on the terminal's own error stream, which Sacred does not capture.
+class Bar(tqdm):
+    """A progress bar with the time that is left: shown once its work has taken two seconds, and below what is printed."""
+
+    _open: ClassVar[list[Bar]] = []
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, delay=2.0)
+        if not self.disable and not Bar._open:
+            sys.stdout, sys.stderr = _Above(sys.stdout), _Above(sys.stderr)
+        if not self.disable:
+            Bar._open.append(self)
+
+    def _shown(self) -> bool:
+        return not self.disable and self._time() >= self.start_t + self.delay
+
+    def refresh(self, *args: Any, **settings: Any) -> Any:
+        """As tqdm's own; not before the bar is to be seen."""
+        return super().refresh(*args, **settings) if self._shown() else None
+
+    def clear(self, *args: Any, **settings: Any) -> None:
+        """As tqdm's own; not before the bar is to be seen."""
+        if self._shown():
+            super().clear(*args, **settings)
+
+    def close(self) -> None:
+        """As tqdm's own; the last bar gives the streams back."""
+        super().close()
+        if self in Bar._open:
+            Bar._open.remove(self)
+            for name in ("stdout", "stderr") if not Bar._open else ():
+                stream = getattr(sys, name)
+                if isinstance(stream, _Above):
+                    setattr(sys, name, stream.end())
+
+
+class _Above:
+    """A stream whose lines, once they are whole, are written above the bars."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._rest = stream, ""
+
+    def write(self, text: str) -> int:
+        lines, end, self._rest = (self._rest + text).rpartition("\n")
+        if end:
+            with tqdm.external_write_mode(file=sys.__stderr__):
+                self._stream.write(lines + end)
+                self._stream.flush()
+        return len(text)
+
+    def end(self) -> Any:
+        """The stream itself, with what was not a whole line yet."""
+        self._stream.write(self._rest)
+        return self._stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> Bar:
+    """A progress bar on the terminal's own error stream, which Sacred does not capture; nothing where that is no terminal.
 
     Args:
         total: Where it ends.
@@ -128,13 +186,12 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
         initial: Where it starts.
     """
     stream = sys.__stderr__
-    calm = stream is None or not stream.isatty()  # a log file gets a line now and then
-    return tqdm(
+    return Bar(
         total=total,
         desc=description,
         unit=unit,
         initial=initial,
         file=stream,
-        mininterval=5.0 if calm else 0.1,
-        dynamic_ncols=not calm,
+        disable=stream is None or not stream.isatty(),
+        dynamic_ncols=True,
     )
