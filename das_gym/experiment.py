@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import shutil
@@ -49,6 +50,12 @@ from das_gym.runs import (
 )
 
 LOSSES = "losses.png"
+INFO = "info.json"
+"""Sacred writes it where there is something to tell; incense, which reads run folders, cannot do without."""
+
+DATABASES = {"--mongo_db": ("-m", "pymongo"), "--sql": ("-s", "sqlalchemy")}
+"""Sacred's options for databases, as they are typed, and what each needs."""
+
 LOCK = ".lock"
 """The file of a run folder that says that a process is at work in it."""
 
@@ -92,14 +99,21 @@ class RunError(SacredError):
 class RunFolder(FileStorageObserver):
     """Keeps a run in `<runs_dir>/<id>/`; its JSON files are written whole or not at all.
 
+    Where the run is kept in a database, too, that numbers it by itself: the folder comes last, and its id is the run's.
+
     Args:
         runs_dir: Folder of all runs.
         reopen: Folder of a stopped run to go on in, instead of a new one.
+        named: Called with the id.
     """
 
-    def __init__(self, runs_dir: str | Path, reopen: Path | None = None) -> None:
+    def __init__(
+        self, runs_dir: str | Path, reopen: Path | None = None, named: Callable[[str], object] = lambda id: None
+    ) -> None:
         super().__init__(runs_dir)
+        self.priority = -100
         self.reopen = reopen
+        self.named = named
         self.lock: FileLock | None = None
 
     def _make_run_dir(self, _id: str | None) -> None:
@@ -117,7 +131,11 @@ class RunFolder(FileStorageObserver):
     def started_event(self, *args: Any, **kwargs: Any) -> Any:
         """As Sacred's own; where nothing can be written, no run folder is left behind."""
         try:
-            return super().started_event(*args, **kwargs)
+            id = super().started_event(*args, **{**kwargs, "_id": None})
+            self.named(id)
+            if not (Path(self.dir) / INFO).exists():
+                self.save_json({}, INFO)
+            return id
         except OSError as error:
             if self.reopen is None and self.dir is not None:
                 shutil.rmtree(self.dir, ignore_errors=True)
@@ -224,7 +242,8 @@ class RunsExperiment(Experiment):
                 locks.append(lock_run(reopen))
                 given = self._resumed(reopen, command_name or self.default_command, given, named_configs)
                 named_configs = ()
-            self.observers = [RunFolder(runs_dir, reopen), *observers]
+            check_databases(options)
+            self.observers = [RunFolder(runs_dir, reopen, lambda id: setattr(self.current_run, "_id", id)), *observers]
             self.logger = _logger()
             options["--capture"] = options.get("--capture") or "sys"
             return super().run(command_name, given, named_configs, info, meta_info, options)
@@ -392,6 +411,18 @@ def _file_storage(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[
     if "runs_dir" in given:
         raise ValueError(f"-F {folder} and runs_dir={given['runs_dir']} both say where runs go; give one of them")
     return {**given, "runs_dir": folder}, options
+
+
+def check_databases(options: Mapping[str, Any]) -> None:
+    """Refuse Sacred's `-m` and `-s` where the library that they need is missing.
+
+    Raises:
+        ValueError: names the extra to install.
+    """
+    for option, (flag, library) in DATABASES.items():
+        if options.get(option) and importlib.util.find_spec(library) is None:
+            extra = "mongo" if library == "pymongo" else "sql"
+            raise ValueError(f"{flag} needs {library}: pip install 'das_gym[{extra}]'")
 
 
 def _runs_dir(given: Mapping[str, Any]) -> Path:

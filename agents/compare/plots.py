@@ -21,8 +21,8 @@ STYLES = ("-", "--", ":")
 """Of lines and of the edges of bands: ten colours times three are told apart, in grey too where few are drawn."""
 
 EXPLAINED = (
-    "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask less that of the mask the agent "
-    "would answer with after so many evaluations."
+    "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask less that of the mask "
+    "the agent would answer with after so many evaluations."
 )
 
 
