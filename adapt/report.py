@@ -160,7 +160,7 @@ def print_report(rows: Mapping[str, Row], title: str) -> None:
 
     headings = {BASELINE: "no adapters\n(baseline)", UNSKIPPED: "unskipped,\nwith adapters", SUBNET: "\nsubnet"}
     ordered = [rows[name] for name in headings if name in rows]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.caption, table.caption_justify = "of times: the median and, in brackets, the quartiles", "left"
     table.add_column("")
     for row in ordered:

@@ -57,6 +57,16 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Leave out the one script that the theme would fetch from elsewhere: it lets old browsers search pages on a disk."""
+    return re.sub(r'<script src="https://unpkg.com/[^"]*"></script>', "", output)
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """Likewise of the page that says that there is no such page."""
+    return on_post_page(output_content, None, config)
+
+
 def _without_outside_links(text: str) -> str:
     """Links to pages of docs/, as the top of the repository has them, as they are from within docs/."""
     return re.sub(r"\]\(docs/", "](", text)
@@ -91,7 +101,7 @@ def environment_page(entry: EnvEntry) -> str:
     }
     rows = [f"| {name} | {text} |" for name, text in facts.items()]
     alt = "The units of each stage, as wide as their share of the MACs, four of them crossed out; the best reward so far."
-    lines = [f"# {entry.id}", "", "| | |", "|---|---|", *rows, "", f"![{alt}]({entry.id}.png)", ""]
+    lines = [f"# {entry.id}", "", "| in short | what it is |", "|---|---|", *rows, "", f"![{alt}]({entry.id}.png)", ""]
     lines.append('*What a search by* `bayes` *found on the bundled table, as* `render_mode="rgb_array"` *shows it.*')
     return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.skip_env:SkipEnv"))])
 

@@ -245,7 +245,7 @@ def print_report(comparison: Comparison, title: str, drawn: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("")
     for name in comparison.rows:
         table.add_column(name, justify="right")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +67,3 @@ def blocks_of(text: str) -> list[Block]:
         line = text.count("\n", 0, match.start("fenced" if match["indented"] is None else "indented")) + 1
         found.append(Block(language or "text", code, line, match["mark"], match["words"] or ""))
     return found
-
-
-def with_settings(command: Sequence[str], words: str) -> list[str]:
-    """A command with more settings, the last of a name counting."""
-    more = shlex.split(words)
-    return [*command, *([] if "with" in command or not more else ["with"]), *more]
