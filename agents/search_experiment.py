@@ -33,13 +33,12 @@ from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name,
 from das_gym.agents.sb3.policy import agent_file, check_agent
 from das_gym.agents.searching.environment import make_env
 from das_gym.agents.searching.loop import CHECKPOINT, SearchConfig, check_search, search, with_costs
+from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import typed
 from das_gym.config import build, described
-from das_gym.drawing.picture import Scene, draw
 from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.files import replacing
 from das_gym.problem.config import PATH_SETTINGS, ProblemConfig
 from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.registration import named_environments
@@ -188,28 +187,11 @@ def search_mask(
             mask = np.array(result.mask, bool)
             plot_skip_probabilities(folder / PROBABILITIES, probabilities, result.layer_names, mask, title)
             _run.add_artifact(folder / PROBABILITIES)
-        draw_search(folder / PICTURE, result)
+        draw_search(folder / PICTURE, result, [line.strip() for line in summary(result, None).splitlines()[2:4]])
         for name in (PICTURE, RECORD):
             _run.add_artifact(folder / name)
     print(summary(result, folder))
     return result.reward
-
-
-def draw_search(path: Path, result: SearchResult) -> None:
-    """A PNG of the mask that was found on the architecture, and of the best reward over evaluations."""
-    from das_gym.agents.run_report import architecture_of, progress_of
-    from PIL import Image
-
-    rewards = progress_of(result)
-    best = [] if rewards is None else rewards.best
-    rises = [
-        (at, value) for at, value in enumerate(best, 1) if value is not None and value != (best[at - 2] if at > 1 else None)
-    ]
-    title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} units skipped, {result.env_id}"
-    lines = [f"  {line}".strip() for line in summary(result, None).splitlines()[2:4]]
-    scene = Scene(architecture_of(result), np.array(result.mask, bool), title, lines, rises, len(best))
-    with replacing(path) as part:
-        Image.fromarray(draw(scene)).save(part, "PNG")
 
 
 class _Log:

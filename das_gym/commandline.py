@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from das_gym.completion import SHELLS, script, setting_names
 from das_gym.config import build, defaults_of, near_miss, settings_text
 from das_gym.interrupts import INTERRUPTED, raise_again
-from das_gym.runs import MISTAKES
+from das_gym.runs import MISTAKES, waiting
 
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
@@ -45,7 +45,8 @@ class Command:
 
     def load(self) -> Any:
         """The function or experiment, ready to run."""
-        return pkgutil.resolve_name(self.target) if isinstance(self.target, str) else self.target()
+        with waiting("loading"):
+            return pkgutil.resolve_name(self.target) if isinstance(self.target, str) else self.target()
 
     def known(self) -> list[str]:
         """What may stand behind `with`: named configs, and settings as `seed=`."""

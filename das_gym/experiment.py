@@ -47,6 +47,7 @@ from das_gym.runs import (
     find_run,
     read_config,
     runs_dir_words,
+    waiting,
 )
 
 LOSSES = "losses.png"
@@ -303,7 +304,8 @@ class RunsExperiment(Experiment):
             del logger
             settings = build(cls, config)
             if check is not None and command_name == self.default_command:
-                check(settings)
+                with waiting("reading model and data"):
+                    check(settings)
             return {}
 
     def add_named_configs(self, named: NamedConfigs) -> None:

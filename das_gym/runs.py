@@ -7,8 +7,11 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Any, ClassVar
 
 import gymnasium
@@ -118,13 +121,17 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+DELAY = 2.0
+"""Seconds of work before its bar is shown."""
+
+
 class Bar(tqdm):
-    """A progress bar with the time that is left: shown once its work has taken two seconds, and below what is printed."""
+    """A progress bar with the time that is left: shown once its work has taken a while, and below what is printed."""
 
     _open: ClassVar[list[Bar]] = []
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, delay=2.0)
+        super().__init__(**settings, delay=DELAY)
         if not self.disable and not Bar._open:
             sys.stdout, sys.stderr = _Above(sys.stdout), _Above(sys.stderr)
         if not self.disable:
@@ -135,7 +142,10 @@ class Bar(tqdm):
 
     def refresh(self, *args: Any, **settings: Any) -> Any:
         """As tqdm's own; not before the bar is to be seen."""
-        return super().refresh(*args, **settings) if self._shown() else None
+        if not self._shown():
+            return None
+        self.last_print_t = self._time()  # or `close` takes it for one that was never seen
+        return super().refresh(*args, **settings)
 
     def clear(self, *args: Any, **settings: Any) -> None:
         """As tqdm's own; not before the bar is to be seen."""
@@ -174,6 +184,28 @@ class _Above:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on a terminal what takes so long, where nothing can be counted; what is printed then takes its place.
+
+    Args:
+        what: Goes on within, in a word or three.
+    """
+    stream, shown = sys.__stderr__, f"{what} ...\r"
+    if stream is None or not stream.isatty():
+        yield
+        return
+    timer = Timer(DELAY, lambda: print(shown, end="", file=stream, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        print(" " * len(shown), end="\r", file=stream, flush=True)
 
 
 def progress(total: int, description: str, unit: str = "it", initial: int = 0) -> Bar:

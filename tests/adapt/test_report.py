@@ -27,8 +27,9 @@ ROWS = {
 
 def rows_of(printed: str) -> dict[str, list[str]]:
     """The cells of each line of the table by its name."""
-    cells = [re.split(r" {2,}", line.strip()) for line in printed.splitlines()]
-    return {row[0]: row[1:] for row in cells if len(row) > 1}
+    names = ("accuracy on test, %", "trainable parameters", "parameters", "MACs saved, %", "latency, ms", "times as fast")
+    lines = [(name, line.strip()) for line in printed.splitlines() for name in names if line.strip().startswith(name)]
+    return {name: re.findall(r"[\d.,-]+(?: \([^)]*\))?", line[len(name) :]) for name, line in lines}
 
 
 def test_the_conclusion_is_one_sentence():
