@@ -200,7 +200,7 @@ class _Log:
     def __init__(self, run: Run, config: SearchConfig) -> None:
         self.run, self.budget = run, config.mask_kwargs
         self.bar = progress(config.evaluations, "searching", unit="mask")
-        self.evaluations = 0
+        self.evaluations = 0.0
         self.best: float | None = None  # of a mask that may be an answer
 
     def __call__(self, turn: Turn, layer_names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
+from time import time
 from typing import Any, ClassVar
 
 import gymnasium
@@ -138,13 +139,13 @@ class Bar(tqdm):
             Bar._open.append(self)
 
     def _shown(self) -> bool:
-        return not self.disable and self._time() >= self.start_t + self.delay
+        return not self.disable and time() >= self.start_t + DELAY
 
     def refresh(self, *args: Any, **settings: Any) -> Any:
         """As tqdm's own; not before the bar is to be seen."""
         if not self._shown():
             return None
-        self.last_print_t = self._time()  # or `close` takes it for one that was never seen
+        self.last_print_t = time()  # or `close` takes it for one that was never seen
         return super().refresh(*args, **settings)
 
     def clear(self, *args: Any, **settings: Any) -> None:

@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from pictures import search_picture
 
 from das_gym import ENVIRONMENTS
-from das_gym.registration import MODELS, EnvEntry, find_class
+from das_gym.registration import MODELS, EnvEntry, find_class, many_objectives
 
 ROOT = Path(__file__).parents[1]
 COPIES = {
@@ -36,7 +36,7 @@ def on_config(config: Any) -> Any:
     """Put generated and optional pages into the navigation."""
     sections = {title: pages for entry in config.nav if isinstance(entry, dict) for title, pages in entry.items()}
     sections["Environments"] += ["environments/index.md", *(f"environments/{e.id}.md" for e in ENVIRONMENTS.values())]
-    sections["Environments"].append("environments/tabular.md")
+    sections["Environments"] += ["environments/tabular.md", "environments/many-objectives.md"]
     for page, (_, title) in COPIES.items():
         sections[title].append(page)
     for page, title in OPTIONAL.items():
@@ -51,6 +51,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, name, content=_without_outside_links((ROOT / source).read_text("utf-8"))))
     files.append(File.generated(config, "environments/index.md", content=overview()))
     files.append(File.generated(config, "environments/tabular.md", content=tabular_page()))
+    files.append(File.generated(config, "environments/many-objectives.md", content=many_objectives_page()))
     for entry in ENVIRONMENTS.values():
         files.append(File.generated(config, f"environments/{entry.id}.md", content=environment_page(entry)))
         files.append(File.generated(config, f"environments/{entry.id}.png", content=search_picture(entry.id)))
@@ -116,15 +117,22 @@ def tabular_page() -> str:
     return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.tabular_env:TabularEnv"))])
 
 
+def many_objectives_page() -> str:
+    """All environments with a vector for a reward."""
+    lines = ["# Environments of many objectives", "", "| with a model | from a table |", "|---|---|"]
+    lines += [f"| `{many_objectives(e.id)}` | `{many_objectives(e.tabular_id)}` |" for e in ENVIRONMENTS.values()]
+    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.mo_env:MOSkipEnv"))])
+
+
 def _docstring(cls: Any) -> str:
     """A docstring in Markdown, headings as they stand there, with its `Args:` as a table under "Arguments"."""
     about, _, rest = inspect.cleandoc(cls.__doc__).partition("\nArgs:\n")
     about = re.sub(r"\n(`action=)", r"\n\n\1", about.partition("\n\n")[2])
-    arguments = inspect.cleandoc("\n" + rest.partition("\n\nRaises:")[0])
+    arguments = inspect.cleandoc("\n" + rest.partition("\n\n")[0])
     rows = [re.sub(r"\s+", " ", part) for part in re.split(r"\n(?=\S)", arguments) if part.strip()]
     named = (row.partition(": ") for row in rows)
     table = ["| argument | meaning |", "|---|---|"]
     table += [f"| {', '.join(f'`{name.strip()}`' for name in names.split(','))} | {told} |" for names, _, told in named]
     about = re.sub(r"## Arguments\n.*?(?=## )", "", about, flags=re.DOTALL)
-    before, heading, after = about.partition("## Vectorized environment")
-    return before + "\n".join(["## Arguments", "", *table, "", ""]) + heading + after
+    at = min(about.index(heading) for heading in ("## Vectorized environment", "## Version History") if heading in about)
+    return about[:at] + "\n".join(["## Arguments", "", *table, "", ""]) + about[at:]
