@@ -232,7 +232,7 @@ def lines_of(comparison: Comparison) -> list[tuple[str, list[str]]]:
         ("MACs saved, %", lambda row: f"{100 * row.macs_saved:.2f}"),
         ("first token, ms", lambda row: spread(row.prefill_ms)),
         ("  times as fast", lambda row: spread(row.prefill_speedup)),
-        ("each further token, ms", lambda row: spread(row.decode_ms)),
+        ("further tokens, ms", lambda row: spread(row.decode_ms)),
         ("  times as fast", lambda row: spread(row.decode_speedup)),
         ("memory at most, MiB", lambda row: "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
 BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
 RUN = [path for path, blocks in BLOCKS.items() if any(b.mark != "skip" and b.language in ("python", "bash") for b in blocks)]
+LONG = {"first-hour.md": pytest.mark.skipif("DAS_GYM_SITE" not in os.environ, reason="half a minute: `.ci/docs` runs it")}
 
 
 def fail(path: Path, block: Block, why: str) -> None:
@@ -82,7 +84,7 @@ def test_blocks_that_are_not_run_can_be_read(path: Path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*declarative_base")  # sacred 0.8.7 asks SQLAlchemy the old way
-@pytest.mark.parametrize("path", RUN, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=LONG.get(path.name, ()), id=path.name) for path in RUN])
 def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """From top to bottom in one folder, blocks of Python in one namespace."""
     monkeypatch.chdir(tmp_path)
