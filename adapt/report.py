@@ -162,7 +162,7 @@ def print_report(rows: Mapping[str, Row], title: str) -> None:
     ordered = [rows[name] for name in headings if name in rows]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.caption, table.caption_justify = "of times: the median and, in brackets, the quartiles", "left"
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for row in ordered:
         table.add_column(headings[row.name], justify="right")
     for name, cell in _lines(rows[SUBNET]):

@@ -246,7 +246,7 @@ def print_report(comparison: Comparison, title: str, drawn: str) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in comparison.rows:
         table.add_column(name, justify="right")
     for name, cells in lines_of(comparison):
