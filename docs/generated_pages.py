@@ -21,6 +21,7 @@ from das_gym.registration import MODELS, EnvEntry, find_class, many_objectives
 ROOT = Path(__file__).parents[1]
 COPIES = {
     "leaderboard.md": ("LEADERBOARD.md", "Search"),
+    "submissions.md": ("SUBMISSIONS.md", "Search"),
     "assets-provenance.md": ("das_gym/assets/README.md", "Understand it"),
     "contributing.md": ("CONTRIBUTING.md", "Extend it"),
     "security.md": ("SECURITY.md", "Extend it"),
@@ -69,7 +70,9 @@ def on_post_template(output_content: str, template_name: str, config: Any) -> st
 
 
 def _without_outside_links(text: str) -> str:
-    """Links to pages of docs/, as the top of the repository has them, as they are from within docs/."""
+    """Links as the top of the repository has them, as they are from within docs/."""
+    for name, (source, _) in COPIES.items():
+        text = text.replace(f"]({source})", f"]({name})")
     return re.sub(r"\]\(docs/", "](", text)
 
 

@@ -37,11 +37,15 @@ def known(program: str, command: str) -> frozenset[str]:
 def wrong_words(words: list[str]) -> str | None:
     """What is wrong with a command, as far as reading tells; None where nothing is."""
     name, rest = words[0], [word for word in words[1:] if word != "..." and not word.startswith("-")]
+    if len(words) > 1 and words[1] in ("-m", "-s", "-F"):  # with a value
+        rest = rest[1:]
     if name not in PROGRAMS:
         return None if importlib.util.find_spec(name) else f"there is no {name}"
     if not rest or rest[0] in ("print_config", "completion", "COMMAND"):
         return None
     program = PROGRAMS[name]
+    if rest[0] != "with" and rest[0] not in program.commands:
+        return rest[0]
     command = rest.pop(0) if rest[0] in program.commands else program.main
     if rest[:1] == ["compare"] and command == "shrink":
         command = f"shrink {rest.pop(0)}"
