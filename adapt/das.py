@@ -223,10 +223,10 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
 
 
 def finetune_found(
-    training: Training, checkpoint: Path | None = None, log: Log | None = None, save_every: int = 100
+    training: Training, checkpoint: Path | None = None, log: Log | None = None, save_every: int = 100, name: str = "subnet"
 ) -> None:
     """Train a pruned model for the settings' epochs."""
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
     trainer = training.trainer(steps, checkpoint, save_every, training.settings.finetune_learning_rate)
-    trainer.run(training.step_loss, "fine-tuning the found subnet", log)
+    trainer.run(training.step_loss, f"fine-tuning, {name}", log)

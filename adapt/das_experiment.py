@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import SUBNET, compare, print_report, write_answers
+from das_gym.adapt.report import SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, prefixed
 
@@ -30,11 +31,13 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_backbone, load_splits
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits
 from das_gym.problem.mask_space import skipped_names
 from das_gym.registration import named_environments
 
 FOUND = "found.json"
+LOGGED = {SUBNET: "finetune", UNSKIPPED: "finetune_unskipped"}
+"""Under which name the training of each model is logged, and its checkpoint kept."""
 
 NewChooser = Callable[[int, int, int, float], Chooser]
 """From number of layers, layers to skip, seed and update rate to the chooser."""
@@ -48,6 +51,7 @@ class JointSearchSettings(ProblemSettings):
         recipe: `das_gym` or `paper` (named config `paper`): settings that `das` leaves out, see `das_gym.adapt.paper`.
         das: Fields of `das_gym.adapt.paper.DASSettings` to change, as in `das.search_epochs=1`.
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
+        unskipped: Whether the model with nothing skipped is fine-tuned and reported, too: as long again as the subnet.
         seed: Of new parameters, order of examples, masks and dropout.
         save_every: Steps between checkpoints.
         published: Numbers of the layers that the paper's authors skip, told beside those that are found; the named configs
@@ -57,6 +61,7 @@ class JointSearchSettings(ProblemSettings):
     recipe: str = "das_gym"
     das: dict[str, Any] = dataclasses.field(default_factory=dict)
     rank_images: int | None = RANKED_IMAGES
+    unskipped: bool = True
     seed: int = 0
     save_every: int = 100
     published: tuple[int, ...] = ()
@@ -125,24 +130,21 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     folder, problem = required_folder(run), settings.problem()
     splits = load_splits(problem)
     mask = _search(settings, new_chooser, splits, folder, run.log_scalar)
-    subnet = new_model(problem, splits, settings.pipeline(), settings.seed)
-    subnet.backbone.vlp.prune(mask)
-    training = Training(subnet, splits, settings.pipeline(), settings.seed)
-    finetune_found(training, folder / "finetune.pt", prefixed("finetune", run.log_scalar), settings.save_every)
-    subnet.backbone.vlp.freeze()
-    rows = compare({SUBNET: subnet}, splits, settings.rank_images)
+    masks = {SUBNET: mask} | ({UNSKIPPED: np.zeros_like(mask)} if settings.unskipped else {})
+    models = {name: _finetuned(settings, name, chosen, splits, folder, run.log_scalar) for name, chosen in masks.items()}
+    subnet, rows = models[SUBNET], compare(models, splits, settings.rank_images)
     write_answers(folder, rows)
     record = {
         "format": "das_gym das 1",
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "pipeline": dataclasses.asdict(settings.pipeline()),
         "search": read_json(folder / FOUND),
-        "models": [rows[SUBNET].record()],
+        "models": [rows[name].record() for name in models],
         "left_out": splits.left_out_count,
         "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
     }
     path = save(subnet, folder, dataclasses.asdict(settings.pipeline()), record, JOINT_RECORD)
-    for name in ("search.pt", "finetune.pt"):
+    for name in ("search.pt", *map(_checkpoint, models)):
         (folder / name).unlink(missing_ok=True)
     for artifact in (folder / SUBNET_FILE, path):
         run.add_artifact(artifact)
@@ -151,6 +153,22 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
         print(f"the paper's authors skip the layers {', '.join(map(str, settings.published))} of LLaVA-1.5-7B")
     print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
     return rows[SUBNET].metric
+
+
+def _finetuned(
+    settings: JointSearchSettings, name: str, mask: np.ndarray, splits: Splits[Any], folder: Path, log: Log
+) -> AdaptedModel:
+    """A new model without what the mask skips, trained as the settings say; a stopped training goes on."""
+    model = new_model(settings.problem(), splits, settings.pipeline(), settings.seed)
+    model.backbone.vlp.prune(mask)
+    training = Training(model, splits, settings.pipeline(), settings.seed)
+    finetune_found(training, folder / _checkpoint(name), prefixed(LOGGED[name], log), settings.save_every, name)
+    model.backbone.vlp.freeze()
+    return model
+
+
+def _checkpoint(name: str) -> str:
+    return f"{LOGGED[name]}.pt"
 
 
 def _search(
@@ -162,10 +180,17 @@ def _search(
         training = Training(new_model(settings.problem(), splits, das, settings.seed), splits, das, settings.seed)
         layers = training.model.backbone.vlp.layers
         chooser = new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)
+        every = tuple(layer.name for layer in layers)
         mask, turns = joint_search(
-            training, splits, chooser, folder / "search.pt", prefixed("search", log), _print_turn, settings.save_every
+            training,
+            splits,
+            chooser,
+            folder / "search.pt",
+            prefixed("search", log),
+            partial(_print_turn, every),
+            settings.save_every,
         )
-        names = skipped_names((layer.name for layer in layers), mask)
+        names = skipped_names(every, mask)
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
         write_json(folder / FOUND, found)
     found = read_json(folder / FOUND)
@@ -173,7 +198,7 @@ def _search(
     return np.array(found["mask"], dtype=bool)
 
 
-def _print_turn(turn: JointTurn) -> None:
-    skipped = ["+".join(map(str, np.flatnonzero(mask))) for mask in turn.masks]
-    scored = ", ".join(f"{layers or 'none'}: {loss:.4f}" for layers, loss in zip(skipped, turn.losses, strict=True))
-    print(f"step {turn.step}: loss of skipping {scored}")
+def _print_turn(names: Sequence[str], turn: JointTurn) -> None:
+    print(f"step {turn.step}")
+    for mask, loss in sorted(zip(turn.masks, turn.losses, strict=True), key=lambda scored: scored[1]):
+        print(f"  loss {loss:.4f} without {', '.join(skipped_names(names, np.array(mask, bool))) or 'nothing'}")

@@ -7,6 +7,7 @@ adds to retrieval's ranking loss.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -261,22 +262,32 @@ def sources() -> dict[str, str]:
 
 def main(words: Sequence[str] = ()) -> None:
     """Print the paper's settings for every model and task, ours, their sources and the differences."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     if words:
         raise ValueError(f"`{typed('adapt paper')}` takes no settings; leave {' '.join(words)!r} out")
-    table = Table(title="Settings of the paper's pipeline, and ours", title_justify="left")
-    for name in ("setting", *(f"{model} {task}" for model, task in PAPER), "ours", "source"):
-        table.add_column(name)
-    for name, source in sources().items():
+    table = Table(
+        title="Settings of the paper's pipeline, and ours",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
+    for name in ("setting", *(f"{model}\n{task if len(task) < 6 else task[:5]}" for model, task in PAPER), "ours"):
+        table.add_column(name, no_wrap=True)
+    for name in sources():
         ours = str(OURS[name][0]) if name in OURS else "same"
-        table.add_row(name, *(str(getattr(settings, name)) for settings in PAPER.values()), ours, source)
-    console = Console(width=190)
+        table.add_row(name, *(str(getattr(settings, name)) for settings in PAPER.values()), ours)
+    console = Console()
+    console.width = max(console.width, 80)
     console.print(table)
-    console.print("Why ours differ:")
-    for name, (value, why) in OURS.items():
-        console.print(f"  {name}={value}: {why}")
-    console.print("Where the paper, its scripts and its code differ:")
-    for name, what in DIFFERENCES:
-        console.print(f"  {name}: {what}")
+    for title, lines in (
+        ("Where each comes from:", sources().items()),
+        ("Why ours differ:", ((f"{name}={value}", why) for name, (value, why) in OURS.items())),
+        ("Where the paper, its scripts and its code differ:", DIFFERENCES),
+    ):
+        print(title)
+        for name, told in lines:
+            print(textwrap.fill(f"{name}: {told}", 80, initial_indent="  ", subsequent_indent="      "))

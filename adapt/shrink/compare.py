@@ -203,7 +203,7 @@ def print_comparison(title: str, full: Quality, lines: Sequence[Line]) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.width = max(console.width, WIDTH + 30)
+    console.width = max(console.width, 130)
     console.print(table)
     print(textwrap.fill(verdict(lines), WIDTH))
 
