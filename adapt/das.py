@@ -20,6 +20,7 @@ from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, decay
 
 from das_gym.data.splits import Splits
+from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
@@ -207,7 +208,8 @@ def joint_search(
 
     training.model.head.train()
     steps = settings.search_epochs * training.steps_per_epoch
-    training.trainer(steps, checkpoint, save_every, chooser=chooser, turns=turns).run(step, "search while training", log)
+    trainer = training.trainer(steps, checkpoint, save_every, chooser=chooser, turns=turns)
+    trainer.run(step, "search while training", log, training.step_loss.about)
     return chooser.best(), turns.history
 
 
@@ -215,7 +217,11 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
     masks = chooser.ask(training.settings.masks_per_turn)
     losses = training.losses(masks, examples)
     if not np.isfinite(losses).all():
-        raise FloatingPointError(f"the losses of a turn are {losses.tolist()} at step {step}: try a lower learning rate")
+        mask = masks[~np.isfinite(losses)][0]
+        raise FloatingPointError(
+            f"the losses of a turn are {losses.tolist()} at step {step}, the first that is none under {told_mask(mask)}, on "
+            f"{told_examples([example.key for example in examples])}: try a lower learning rate"
+        )
     rewards = np.exp(-losses)
     chooser.tell(masks, rewards)
     preferences = None if chooser.preferences is None else chooser.preferences.tolist()
@@ -229,4 +235,4 @@ def finetune_found(
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
     trainer = training.trainer(steps, checkpoint, save_every, training.settings.finetune_learning_rate)
-    trainer.run(training.step_loss, f"fine-tuning, {name}", log)
+    trainer.run(training.step_loss, f"fine-tuning, {name}", log, training.step_loss.about)

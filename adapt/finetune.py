@@ -76,4 +76,4 @@ def finetune(
         return  # a model that brings its head, without adapters: nothing is left to train
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, checkpoint)
-    trainer.run(step_loss, title, log)
+    trainer.run(step_loss, title, log, step_loss.about)

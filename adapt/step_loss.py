@@ -12,6 +12,7 @@ import torch
 from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
+from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.problem.loading import AdaptedModel, Backbone
 from das_gym.tasks.base import Task
@@ -65,14 +66,22 @@ class StepLoss:
         self.seed = seed
         self.augment = augment
         self.encoder = EncoderCache(backbone.vlp, task.processor)
+        self._last: tuple[np.ndarray | None, list[Any]] = (None, [])
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
         """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
         examples = batch_at(self.examples, self.batch_size, self.seed, step)
+        self._last = mask, examples
         logits, targets = self.logits(examples, mask, (self.seed, step) if self.augment else None), self.targets(examples)
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
         return {"loss": self.task.losses(logits, targets).mean(), self.task.metric_name: metric}
+
+    def about(self) -> str:
+        """What the last step was of, in words: its mask and its examples."""
+        mask, examples = self._last
+        under = "" if mask is None else f"under {told_mask(mask)}, "
+        return f"{under}on {told_examples([example.key for example in examples])}"
 
     def logits(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None = None) -> Tensor:
         """What the head says of examples under a mask, their images augmented where a seed and a step are given."""

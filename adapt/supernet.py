@@ -90,7 +90,8 @@ def train_supernet(
     model = AdaptedModel(backbone, new_head(backbone, task), task)
     step_loss, trainer = set_up(model, splits.train, config, checkpoint)
     n_layers = len(backbone.vlp.layers)
-    trainer.run(lambda step: step_loss(step, random_mask(config.seed, step, n_layers, config.max_skipped)), "supernet", log)
+    drawn = lambda step: step_loss(step, random_mask(config.seed, step, n_layers, config.max_skipped))  # noqa: E731
+    trainer.run(drawn, "supernet", log, step_loss.about)
     model.adaptation(kind="supernet", **vars(config)).save(out)
     return out
 

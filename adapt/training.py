@@ -193,16 +193,25 @@ class Trainer:
         }
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
-    def run(self, step_function: Callable[[int], StepResult], title: str, log: Log | None = None) -> None:
+    def run(
+        self,
+        step_function: Callable[[int], StepResult],
+        title: str,
+        log: Log | None = None,
+        about: Callable[[], str] | None = None,
+    ) -> None:
         """Run the steps that are left.
+
+        A step whose loss, gradient or outcome is not finite ends the run: it is not taken, or not kept in the checkpoint.
 
         Args:
             step_function: From the step's index to its losses.
             title: Of the progress bar.
             log: Called with name, value averaged over 50 steps, and step; after a resume also with what was logged before.
+            about: What the last step was of, in words, for the error of a step that went wrong.
 
         Raises:
-            FloatingPointError: the loss is not a number any more.
+            FloatingPointError: the loss, its gradient or a parameter is not finite any more.
         """
         self._resume()
         if log is not None:
@@ -210,7 +219,7 @@ class Trainer:
                 log(*entry)
         with progress(self.steps, title, unit="step", initial=self.step) as bar:
             while self.step < self.steps:
-                for name, value in self._one(step_function).items():
+                for name, value in self._one(step_function, about).items():
                     self._window.setdefault(name, []).append(value)
                 bar.update()
                 if self.step % 50 == 0 or self.step == self.steps:
@@ -221,21 +230,35 @@ class Trainer:
                         self._logged.append((name, value, self.step))
                         if log is not None:
                             log(name, value, self.step)
+                if self.step % self.save_every == 0 or self.step == self.steps:
+                    self._check_parameters()
                 if self.step % self.save_every == 0:
                     self._save()
 
-    def _one(self, step_function: Callable[[int], StepResult]) -> dict[str, float]:
+    def _one(self, step_function: Callable[[int], StepResult], about: Callable[[], str] | None) -> dict[str, float]:
         result = step_function(self.step)
         loss = result["loss"]
+        of_what = f", {about()}" if about is not None else ""
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}: try a lower learning rate")
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}{of_what}: try a lower learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(list(self._trained.values()), self.max_norm)
+        norm = nn.utils.clip_grad_norm_(list(self._trained.values()), self.max_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(
+                f"the norm of the gradient is {norm.item()} at step {self.step}{of_what}: try a lower learning rate"
+            )
         self.optimizer.step()
         self._scheduler.step()
         self.step += 1
         return {name: float(value.detach()) for name, value in result.items()}
+
+    def _check_parameters(self) -> None:
+        for name, parameter in self._trained.items():
+            if not torch.isfinite(parameter.detach()).all():
+                raise FloatingPointError(
+                    f"{name} is not finite any more after step {self.step - 1}: try a lower learning rate"
+                )
 
     def _save(self) -> None:
         if self.checkpoint is None:

@@ -141,12 +141,21 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def rounded(model: Any, dtype: torch.dtype) -> None:
-    """Round a model's parameters, in place, to what they are once saved in `dtype`; those that are it already stay."""
-    for module in model.modules():
+    """Round a model's parameters, in place, to what they are once saved in `dtype`; those that are it already stay.
+
+    Raises:
+        FloatingPointError: a parameter is not finite, or beyond what `dtype` holds.
+    """
+    for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_floating_point():
                 continue
             value = parameter.detach().to(dtype).to(parameter.dtype)
+            if not torch.isfinite(value).all():
+                raise FloatingPointError(
+                    f"{path}.{name} is not finite in {str(dtype).removeprefix('torch.')}: recover at a lower learning_rate, "
+                    "or begin with weights in bfloat16 or float32"
+                )
             if not torch.equal(value, parameter):
                 module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
 

@@ -142,8 +142,8 @@ def try_fault(job: Job, folder: Path, fault: Fault, wanted: dict[str, str]) -> s
 
 
 def _goes_on(folder: Path) -> bool:
-    """Whether somebody writes there again: not to a run that was killed before it could say what it is."""
-    return folder.parent.name != "runs" or (folder / "run.json").is_file()
+    """Whether somebody writes there again: not to a run that was killed before it could say what it is and was given."""
+    return folder.parent.name != "runs" or all((folder / name).is_file() for name in ("run.json", "config.json"))
 
 
 def undisturbed(job: Job, folder: Path) -> tuple[dict[str, str], int]:
