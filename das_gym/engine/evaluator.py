@@ -7,6 +7,7 @@ remembered until an adapter or the head changes (`memory`), and everything that 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ from das_gym.engine.trunk import TrunkMemory
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's OpenMP threads, and waits for them for ever
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 @dataclass(frozen=True)

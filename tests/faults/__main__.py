@@ -1,4 +1,4 @@
-"""python -m tests.faults [--long] [job ...]: kill and break jobs at their writes; --long at every one."""
+"""python -m tests.faults [--long [--every N]] [job ...]: kill and break jobs at their writes; --long at every (N-th) one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="job", help=f"{', '.join(JOBS)}; all where none is named")
     parser.add_argument("--long", action="store_true", help="every write, and 10 random moments a job")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="with --long: every N-th write only")
     given = parser.parse_args()
     torch.set_num_threads(1)
     points = wrong = 0
@@ -34,7 +35,7 @@ def main() -> int:
             began = time.monotonic()
             wanted, calls = undisturbed(job, Path(place) / name / "whole")
             took = time.monotonic() - began
-            faults = list(every(calls, 1 if given.long else max(1, calls // 4)))
+            faults = list(every(calls, given.every if given.long else max(1, calls // 4)))
             if given.long:
                 faults += [Fault("later", seconds=random.Random(i).uniform(0, took)) for i in range(10)]
             found = 0
@@ -44,7 +45,8 @@ def main() -> int:
                     print(f"{name}, {told}", flush=True)
                     found += 1
             points, wrong = points + len(faults), wrong + found
-            print(f"{name}: {calls} writes and renames, {len(faults)} faults, {found} wrong", flush=True)
+            took = time.monotonic() - began
+            print(f"{name}: {calls} writes and renames, {len(faults)} faults in {took:.0f} s, {found} wrong", flush=True)
     print(f"{points} faults, {wrong} wrong")
     return int(bool(wrong))
 
