@@ -22,7 +22,8 @@ class Growth:
     """What came to be there while stepping, after the first quarter.
 
     Attributes:
-        resident: Bytes of the process a step: the slope of a line through samples.
+        resident: Bytes a step that only the process holds: the slope of a line through samples. (The resident size that
+            Linux tells is behind by some hundred KiB.)
         traced: The same of what Python and numpy hold, see `tracemalloc`; 0 where that was not on.
         handles, threads: How many more open files, and threads.
     """
@@ -57,7 +58,7 @@ def growth_of(step: Callable[[int], object], calls: int, steps_a_call: int = 1) 
             step(number)
         gc.collect()
         traced = tracemalloc.get_traced_memory()[0]
-        rows.append((end, process.memory_info().rss, traced, process.num_fds(), threading.active_count()))
+        rows.append((end, process.memory_full_info().uss, traced, process.num_fds(), threading.active_count()))
     gc.unfreeze()
     table = np.array(rows[round(WARM * SAMPLES) :], dtype=float)
     resident, traced_slope = (np.polyfit(table[:, 0], table[:, column], 1)[0] / steps_a_call for column in (1, 2))
