@@ -109,6 +109,46 @@ class DASExperiment(RunsExperiment):
             return run_pipeline(build(JointSearchSettings, _config), new_chooser, _run)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a search has found, as its file says.
+
+    Attributes:
+        mask: 0 or 1 a layer.
+        skipped_layers: Names of those that are 1.
+        turns: As `JointTurn`.
+
+    Raises:
+        ValueError: these do not go together.
+    """
+
+    mask: tuple[int, ...]
+    skipped_layers: tuple[str, ...]
+    turns: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        for masks in ([self.mask], *(build(JointTurn, turn).masks for turn in self.turns)):
+            if any(len(mask) != len(self.mask) or not set(mask) <= {0, 1} for mask in masks):
+                raise ValueError(f"its masks are not 0 (keep) or 1 (skip) for each of {len(self.mask)} layers")
+        if sum(self.mask) != len(self.skipped_layers):
+            raise ValueError(f"its mask skips {sum(self.mask)} layers, and {len(self.skipped_layers)} are named")
+
+
+def read_found(path: Path, skip_num: int) -> Found:
+    """What a search that skips so many layers has found.
+
+    Raises:
+        ValueError: the file is damaged, or of another search.
+    """
+    try:
+        found = build(Found, read_json(path))
+        if sum(found.mask) != skip_num:
+            raise ValueError(f"it skips {sum(found.mask)} layers, not {skip_num}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it to search anew") from error
+    return found
+
+
 def _check(settings: JointSearchSettings) -> None:
     """Load the model, and refuse to skip more layers than it has."""
     skip_num, n_layers = settings.pipeline().skip_num, len(load_backbone(settings.problem()).vlp.layers)
@@ -193,9 +233,9 @@ def _search(
         names = skipped_names(every, mask)
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
         write_json(folder / FOUND, found)
-    found = read_json(folder / FOUND)
-    print(f"found after {len(found['turns'])} turns: skip {', '.join(found['skipped_layers']) or 'nothing'}")
-    return np.array(found["mask"], dtype=bool)
+    known = read_found(folder / FOUND, das.skip_num)
+    print(f"found after {len(known.turns)} turns: skip {', '.join(known.skipped_layers) or 'nothing'}")
+    return np.array(known.mask, dtype=bool)
 
 
 def _print_turn(names: Sequence[str], turn: JointTurn) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite
 from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
 from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double, tower_reads, with_tower
@@ -171,6 +172,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
     auto = auto_class(config)
     if auto is None:
         raise ValueError(f"{folder} holds a {config.model_type}, which writes no answers: pass a model that generates text")
+    check_sums(folder)
     try:
         model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
