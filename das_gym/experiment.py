@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import logging
@@ -251,7 +252,7 @@ class RunsExperiment(Experiment):
         except SacredError:
             raise
         except MISTAKES as error:
-            raise RunError(f"{error}{self._trace_hint()}") from error
+            raise RunError(f"{self._told(error)}{self._trace_hint()}") from error
         finally:
             for lock in (*locks, *(each.lock for each in self.observers if isinstance(each, RunFolder))):
                 if lock is not None:
@@ -394,6 +395,14 @@ class RunsExperiment(Experiment):
         command, runs_dir = run.meta_info["command"], run.config["runs_dir"]
         path = self.path if command == self.default_command else f"{self.path} {command}"
         return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)))
+
+    def _told(self, error: BaseException) -> str:
+        """An error in words; of a full disk also how to go on."""
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return str(error)
+        run = self.current_run
+        go_on = "" if run is None or "resume" not in run.config else f", then go on with `{self._resume_command(run)}`"
+        return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room{go_on}"
 
     def _trace_hint(self) -> str:
         run = self.current_run
