@@ -167,7 +167,10 @@ def found_in(settings: CompareSettings, method: str) -> Found:
     record, log = read_json(folder / "search.json"), read_json(folder / "run.json")
     if record["agent"] != method:
         raise ValueError(f"searches.{method}={run} is a search by {record['agent']}")
-    started, stopped = (datetime.fromisoformat(log[name]) for name in ("start_time", "stop_time"))
+    try:
+        started, stopped = (datetime.fromisoformat(log[name]) for name in ("start_time", "stop_time"))
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged: it does not say when the search began and ended") from error
     return found_by(method, run, record, choice.mask, (stopped - started).total_seconds())
 
 

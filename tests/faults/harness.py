@@ -164,7 +164,7 @@ def try_full_disk(job: Job, folder: Path, share: float, wanted: dict[str, str], 
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={max(4, round(share * kib))}k", "tmpfs", folder], check=True)
     try:
         code, _, told = in_fork(job, folder, Fault())
-        if code != 0 and not any(word in told for word in ("cannot be written", "could not be written")):
+        if code != 0 and not any(word in told for word in ("cannot be written", "could not be written", "make room")):
             return f"a disk of {share:.0%}: {told}"
         if any(wanted[name] != digest for name, digest in job.written(folder).items()):
             return f"a disk of {share:.0%}: it left a file that reads as whole and is another one"
