@@ -127,9 +127,11 @@ class Found:
     turns: tuple[dict[str, Any], ...]
 
     def __post_init__(self) -> None:
-        for masks in ([self.mask], *(build(JointTurn, turn).masks for turn in self.turns)):
-            if any(len(mask) != len(self.mask) or not set(mask) <= {0, 1} for mask in masks):
-                raise ValueError(f"its masks are not 0 (keep) or 1 (skip) for each of {len(self.mask)} layers")
+        masks: list[Sequence[int]] = [self.mask]
+        for turn in self.turns:
+            masks += build(JointTurn, turn).masks
+        if any(len(mask) != len(self.mask) or not set(mask) <= {0, 1} for mask in masks):
+            raise ValueError(f"its masks are not 0 (keep) or 1 (skip) for each of {len(self.mask)} layers")
         if sum(self.mask) != len(self.skipped_layers):
             raise ValueError(f"its mask skips {sum(self.mask)} layers, and {len(self.skipped_layers)} are named")
 

@@ -93,7 +93,7 @@ class SB3VecEnv(VecEnv):
         except (EOFError, ConnectionError) as error:
             if not isinstance(self._base, AsyncVectorEnv):
                 raise
-            codes = {}
+            codes: dict[int, int] = {}
             for number, process in enumerate(self._base.processes):
                 process.join(0.5)
                 codes |= {} if process.exitcode is None else {number: process.exitcode}
