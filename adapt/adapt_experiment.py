@@ -213,7 +213,7 @@ def _front(path: Path) -> dict[str, Any]:
         whole &= all(np.isfinite([point["saved"], point["loss"]]).all() for point in record["points"])
         whole &= all(isinstance(name, str) for point in record["points"] for name in point["skipped_layers"])
         whole &= isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         whole = False
     if not whole:
         raise ValueError(f"{path} is damaged, or no front of `{typed('agents pareto')}`: run that again")

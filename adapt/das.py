@@ -19,9 +19,10 @@ from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
 from das_gym.adapt.memory import make_room
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss
-from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, polynomial_decay
+from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, decay
 
 from das_gym.data.splits import Splits
+from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
@@ -69,7 +70,8 @@ class JointTurn:
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
     """The frozen model with new adapters and a new head, in memory of its own."""
     widths = {name: getattr(settings, name) for name in ("bottleneck", "skip_bottleneck")} if config.checkpoint else {}
-    backbone = load_backbone(config, dropout=settings.dropout, **widths)
+    projector = {"projector": True} if settings.projector_learning_rate else {}
+    backbone = load_backbone(config, dropout=settings.dropout, **widths, **projector)
     if settings.dropout:
         backbone.vlp.freeze(dropout=True)
     kind = task_class(config.task)
@@ -126,19 +128,23 @@ class Training:
         rows = [task.losses(step_loss.logits(examples, mask), targets).double().mean() for mask in masks]
         return np.array([float(row) for row in rows])
 
-    def trainer(self, steps: int, checkpoint: Path | None, save_every: int, **companions: Any) -> Trainer:
-        """Runs `steps` steps with the settings' optimizer and schedule."""
+    def trainer(
+        self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **companions: Any
+    ) -> Trainer:
+        """Runs `steps` steps with the settings' optimizer and schedule, and a learning rate if not theirs."""
         settings, vlp = self.settings, self.model.backbone.vlp
+        rate = settings.learning_rate if rate is None else rate
         named = [(name, p) for name, p in vlp.named_parameters() if p.requires_grad]
         fusion = [p for name, p in named if "adapter" in name or "pooler" in name]
-        rest = [p for name, p in named if not ("adapter" in name or "pooler" in name)]
-        rate = settings.learning_rate
+        projector = [p for name, p in named if any(part in name for part in vlp.projector)]
+        others = {id(p) for p in (*fusion, *projector)}
         groups = [
-            Group(rest, rate),
+            Group([p for _, p in named if id(p) not in others], rate),
+            Group(projector, settings.projector_learning_rate),
             Group(fusion, rate * settings.fusion_multiplier),
             Group(list(self.model.head.parameters()), rate * settings.head_multiplier),
         ]
-        schedule = partial(polynomial_decay, steps=steps, warmup=settings.warmup, power=settings.power)
+        schedule = partial(decay, steps=steps, warmup=settings.warmup, power=settings.power, schedule=settings.schedule)
         modules = {"vlp": vlp, "head": self.model.head}
         optimizer = adamw(groups, settings.weight_decay)
         parameters = [p for group in groups for p in group.parameters]
@@ -218,7 +224,8 @@ def joint_search(
 
     training.model.head.train()
     steps = settings.search_epochs * training.steps_per_epoch
-    training.trainer(steps, checkpoint, save_every, chooser=chooser, turns=turns).run(step, "search while training", log)
+    trainer = training.trainer(steps, checkpoint, save_every, chooser=chooser, turns=turns)
+    trainer.run(step, "search while training", log, training.step_loss.about)
     return chooser.best(), turns.history
 
 
@@ -226,7 +233,11 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
     masks = chooser.ask(training.settings.masks_per_turn)
     losses = of_first(lambda: training.losses(masks, examples))  # with dropout, each process would see others
     if not np.isfinite(losses).all():
-        raise FloatingPointError(f"the losses of a turn are {losses.tolist()} at step {step}: try a lower learning rate")
+        mask = masks[~np.isfinite(losses)][0]
+        raise FloatingPointError(
+            f"the losses of a turn are {losses.tolist()} at step {step}, the first that is none under {told_mask(mask)}, on "
+            f"{told_examples([example.key for example in examples])}: try a lower learning rate"
+        )
     rewards = np.exp(-losses)
     chooser.tell(masks, rewards)
     preferences = None if chooser.preferences is None else chooser.preferences.tolist()
@@ -234,9 +245,10 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
 
 
 def finetune_found(
-    training: Training, checkpoint: Path | None = None, log: Log | None = None, save_every: int = 100
+    training: Training, checkpoint: Path | None = None, log: Log | None = None, save_every: int = 100, name: str = "subnet"
 ) -> None:
     """Train a pruned model for the settings' epochs."""
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
-    training.trainer(steps, checkpoint, save_every).run(training.step_loss.parts, "fine-tuning the found subnet", log)
+    trainer = training.trainer(steps, checkpoint, save_every, training.settings.finetune_learning_rate)
+    trainer.run(training.step_loss.parts, f"fine-tuning, {name}", log, training.step_loss.about)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, join
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import SUBNET, compare, print_report, write_answers
+from das_gym.adapt.report import SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, prefixed
 
@@ -31,12 +32,14 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_backbone, load_splits
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits
 from das_gym.problem.mask_space import skipped_names
 from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
 
 FOUND = "found.json"
+LOGGED = {SUBNET: "finetune", UNSKIPPED: "finetune_unskipped"}
+"""Under which name the training of each model is logged, and its checkpoint kept."""
 
 NewChooser = Callable[[int, int, int, float], Chooser]
 """From number of layers, layers to skip, seed and update rate to the chooser."""
@@ -50,6 +53,7 @@ class JointSearchSettings(Hardware, ProblemSettings):
         recipe: `das_gym` or `paper` (named config `paper`): settings that `das` leaves out, see `das_gym.adapt.paper`.
         das: Fields of `das_gym.adapt.paper.DASSettings` to change, as in `das.search_epochs=1`.
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
+        unskipped: Whether the model with nothing skipped is fine-tuned and reported, too: as long again as the subnet.
         seed: Of new parameters, order of examples, masks and dropout.
         save_every: Steps between checkpoints.
         published: Numbers of the layers that the paper's authors skip, told beside those that are found; the named configs
@@ -59,6 +63,7 @@ class JointSearchSettings(Hardware, ProblemSettings):
     recipe: str = "das_gym"
     das: dict[str, Any] = dataclasses.field(default_factory=dict)
     rank_images: int | None = RANKED_IMAGES
+    unskipped: bool = True
     seed: int = 0
     save_every: int = 100
     published: tuple[int, ...] = ()
@@ -107,6 +112,48 @@ class DASExperiment(RunsExperiment):
             return run_pipeline(build(JointSearchSettings, _config), new_chooser, _run)
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a search has found, as its file says.
+
+    Attributes:
+        mask: 0 or 1 a layer.
+        skipped_layers: Names of those that are 1.
+        turns: As `JointTurn`.
+
+    Raises:
+        ValueError: these do not go together.
+    """
+
+    mask: tuple[int, ...]
+    skipped_layers: tuple[str, ...]
+    turns: tuple[dict[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        masks: list[Sequence[int]] = [self.mask]
+        for turn in self.turns:
+            masks += build(JointTurn, turn).masks
+        if any(len(mask) != len(self.mask) or not set(mask) <= {0, 1} for mask in masks):
+            raise ValueError(f"its masks are not 0 (keep) or 1 (skip) for each of {len(self.mask)} layers")
+        if sum(self.mask) != len(self.skipped_layers):
+            raise ValueError(f"its mask skips {sum(self.mask)} layers, and {len(self.skipped_layers)} are named")
+
+
+def read_found(path: Path, skip_num: int) -> Found:
+    """What a search that skips so many layers has found.
+
+    Raises:
+        ValueError: the file is damaged, or of another search.
+    """
+    try:
+        found = build(Found, read_json(path))
+        if sum(found.mask) != skip_num:
+            raise ValueError(f"it skips {sum(found.mask)} layers, not {skip_num}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it to search anew") from error
+    return found
+
+
 def _check(settings: JointSearchSettings) -> None:
     """Load the model, and refuse to skip more layers than it has."""
     skip_num, n_layers = settings.pipeline().skip_num, len(load_backbone(settings.problem()).vlp.layers)
@@ -128,26 +175,23 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     folder, problem = required_folder(run), settings.problem()
     splits = load_splits(problem)
     mask = _search(settings, new_chooser, splits, folder, run.log_scalar)
-    subnet = new_model(problem, splits, settings.pipeline(), settings.seed)
-    subnet.backbone.vlp.prune(mask)
-    training = Training(subnet, splits, settings.pipeline(), settings.seed, settings)
-    finetune_found(training, folder / "finetune.pt", prefixed("finetune", run.log_scalar), settings.save_every)
+    masks = {SUBNET: mask} | ({UNSKIPPED: np.zeros_like(mask)} if settings.unskipped else {})
+    models = {name: _finetuned(settings, name, chosen, splits, folder, run.log_scalar) for name, chosen in masks.items()}
     if not is_first():
         return 0.0
-    subnet.backbone.vlp.freeze()
-    rows = compare({SUBNET: subnet}, splits, settings.rank_images)
+    subnet, rows = models[SUBNET], compare(models, splits, settings.rank_images)
     write_answers(folder, rows)
     record = {
         "format": "das_gym das 1",
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "pipeline": dataclasses.asdict(settings.pipeline()),
         "search": read_json(folder / FOUND),
-        "models": [rows[SUBNET].record()],
+        "models": [rows[name].record() for name in models],
         "left_out": splits.left_out_count,
         "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
     }
     path = save(subnet, folder, dataclasses.asdict(settings.pipeline()), record, JOINT_RECORD)
-    for name in ("search.pt", "finetune.pt"):
+    for name in ("search.pt", *map(_checkpoint, models)):
         (folder / name).unlink(missing_ok=True)
     for artifact in (folder / SUBNET_FILE, path):
         run.add_artifact(artifact)
@@ -156,6 +200,22 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
         print(f"the paper's authors skip the layers {', '.join(map(str, settings.published))} of LLaVA-1.5-7B")
     print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
     return rows[SUBNET].metric
+
+
+def _finetuned(
+    settings: JointSearchSettings, name: str, mask: np.ndarray, splits: Splits[Any], folder: Path, log: Log
+) -> AdaptedModel:
+    """A new model without what the mask skips, trained as the settings say; a stopped training goes on."""
+    model = new_model(settings.problem(), splits, settings.pipeline(), settings.seed)
+    model.backbone.vlp.prune(mask)
+    training = Training(model, splits, settings.pipeline(), settings.seed, settings)
+    finetune_found(training, folder / _checkpoint(name), prefixed(LOGGED[name], log), settings.save_every, name)
+    model.backbone.vlp.freeze()
+    return model
+
+
+def _checkpoint(name: str) -> str:
+    return f"{LOGGED[name]}.pt"
 
 
 def _search(
@@ -168,19 +228,26 @@ def _search(
         training = Training(model, splits, das, settings.seed, settings)
         layers = training.model.backbone.vlp.layers
         chooser = new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)
+        every = tuple(layer.name for layer in layers)
         mask, turns = joint_search(
-            training, splits, chooser, folder / "search.pt", prefixed("search", log), _print_turn, settings.save_every
+            training,
+            splits,
+            chooser,
+            folder / "search.pt",
+            prefixed("search", log),
+            partial(_print_turn, every),
+            settings.save_every,
         )
-        names = skipped_names((layer.name for layer in layers), mask)
+        names = skipped_names(every, mask)
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
         if is_first():
             write_json(folder / FOUND, found)
-    found = of_first(lambda: read_json(folder / FOUND))
-    print(f"found after {len(found['turns'])} turns: skip {', '.join(found['skipped_layers']) or 'nothing'}")
-    return np.array(found["mask"], dtype=bool)
+    known = of_first(lambda: read_found(folder / FOUND, das.skip_num))
+    print(f"found after {len(known.turns)} turns: skip {', '.join(known.skipped_layers) or 'nothing'}")
+    return np.array(known.mask, dtype=bool)
 
 
-def _print_turn(turn: JointTurn) -> None:
-    skipped = ["+".join(map(str, np.flatnonzero(mask))) for mask in turn.masks]
-    scored = ", ".join(f"{layers or 'none'}: {loss:.4f}" for layers, loss in zip(skipped, turn.losses, strict=True))
-    print(f"step {turn.step}: loss of skipping {scored}")
+def _print_turn(names: Sequence[str], turn: JointTurn) -> None:
+    print(f"step {turn.step}")
+    for mask, loss in sorted(zip(turn.masks, turn.losses, strict=True), key=lambda scored: scored[1]):
+        print(f"  loss {loss:.4f} without {', '.join(skipped_names(names, np.array(mask, bool))) or 'nothing'}")

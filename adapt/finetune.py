@@ -78,4 +78,4 @@ def finetune(
         return  # a model that brings its head, without adapters: nothing is left to train
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, tell=tell, held_out=splits.reward)
-    trainer.run(step_loss.parts, title, log)
+    trainer.run(step_loss.parts, title, log, step_loss.about)

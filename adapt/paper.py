@@ -8,9 +8,12 @@ adds to retrieval's ranking loss.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from das_gym.adapt.training import SCHEDULES
 
 from das_gym.commandline import typed
 from das_gym.config import check_names
@@ -45,11 +48,14 @@ class DASSettings:
         max_text_length: Tokens.
         batch_size: Examples a step; at most as many as there are.
         learning_rate: Peak, of token types and METER's first text token.
+        finetune_learning_rate: The same in fine-tuning; None = as in the search.
+        projector_learning_rate: Peak, of what lies between vision tower and decoder; 0 = it stays as it is.
         head_multiplier: Of the head's learning rate.
         fusion_multiplier: Of the learning rate of adapters and poolers.
         warmup: Share of the steps in which the learning rate rises.
         weight_decay: Of matrices.
-        power: Of the polynomial decay to 0.
+        schedule: How the learning rate falls to 0: `polynomial` or `cosine`.
+        power: Of the polynomial decay.
     """
 
     skip_num: int = _from("released scripts; ViLT's code defaults to 4 and its script says 1")
@@ -72,10 +78,13 @@ class DASSettings:
     max_text_length: int = _from("code's configs")
     batch_size: int = _from("scripts")
     learning_rate: float = _from("scripts; ViLT's VQA has 1e-4 with randaug and 5e-4 without")
+    finetune_learning_rate: float | None = _from("LLaVA's scripts: 6e-4, and 2e-4 in the search")
+    projector_learning_rate: float = _from("LLaVA's scripts; METER and ViLT have no projector")
     head_multiplier: float = _from("scripts and code's configs")
     fusion_multiplier: float = _from("code's configs; ViLT has none")
     warmup: float = _from("code's configs")
     weight_decay: float = _from("code's configs")
+    schedule: str = _from("code's configs; LLaVA's scripts: cosine")
     power: float = _from("code's configs: polynomial decay to 0, power 1")
 
     def __post_init__(self) -> None:
@@ -95,6 +104,11 @@ class DASSettings:
         for name in ("update_rate", "learning_rate", "head_multiplier", "fusion_multiplier", "power"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use a number above 0")
+        check_names([self.schedule], SCHEDULES, "schedule")
+        if self.finetune_learning_rate is not None and not self.finetune_learning_rate > 0:
+            raise ValueError(f"finetune_learning_rate={self.finetune_learning_rate} is not allowed; use a number above 0")
+        if not self.projector_learning_rate >= 0:
+            raise ValueError(f"projector_learning_rate={self.projector_learning_rate} is not allowed; use 0 or more")
         if self.reward_split not in ("reward", "train"):
             raise ValueError(f"reward_split={self.reward_split!r} is unknown; choose reward or train")
         if not 0 <= self.dropout < 1:
@@ -122,10 +136,13 @@ METER_VQA = DASSettings(
     max_text_length=50,
     batch_size=512,
     learning_rate=2.5e-5,
+    finetune_learning_rate=None,
+    projector_learning_rate=0.0,
     head_multiplier=50.0,
     fusion_multiplier=5.0,
     warmup=0.1,
     weight_decay=0.01,
+    schedule="polynomial",
     power=1.0,
 )
 
@@ -165,10 +182,13 @@ PAPER: dict[tuple[str, str], DASSettings] = {
         max_text_length=1536,
         batch_size=128,
         learning_rate=2e-4,
+        finetune_learning_rate=6e-4,
+        projector_learning_rate=2e-5,
         head_multiplier=1.0,
         fusion_multiplier=1.0,
         warmup=0.03,
         weight_decay=0.0,
+        schedule="cosine",
     ),
 }
 """The reference's settings by model and task; those of VLM are its scripts' for LLaVA-1.5-7B."""
@@ -193,6 +213,7 @@ OURS: dict[str, tuple[Any, str]] = {
     "augment": (False, "colours mean something in the bundled data, and encoder outputs can be kept"),
     "batch_size": (64, "the bundled data are small; for NLVR2 32, for retrieval 4: as many pairs of text and image"),
     "learning_rate": (1e-3, "the bundled models are 64 wide; official checkpoints want the paper's rates"),
+    "finetune_learning_rate": (None, "as above"),
     "head_multiplier": (1.0, "as above"),
     "fusion_multiplier": (1.0, "as above"),
 }
@@ -206,7 +227,6 @@ DIFFERENCES = (
     ("preferences", "the code's printed labels of METER's text and image layers are swapped; the update is not"),
     ("MACs", "the abstract has -11.97 %, counting gives -12.00 % (two text and two image layers skipped)"),
     ("found layers", "the code prints them to be pasted into the fine-tuning command, whose default skips layers 0-3"),
-    ("LLaVA", "6e-4 in fine-tuning and 2e-5 for the projector, which stays frozen here; cosine, here linear decay"),
     ("distinct masks", "the code draws for ever where fewer distinct masks exist than a turn wants; ours are fewer"),
 )
 """Where the paper, its scripts and its code differ, and what is done here."""
@@ -244,23 +264,33 @@ def sources() -> dict[str, str]:
 def main(words: Sequence[str] = ()) -> None:
     """Print the paper's settings for every model and task, ours, their sources, the differences, and its tables."""
     from das_gym.adapt.published import print_published
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     if words:
         raise ValueError(f"`{typed('adapt paper')}` takes no settings; leave {' '.join(words)!r} out")
-    table = Table(title="Settings of the paper's pipeline, and ours", title_justify="left")
-    for name in ("setting", *(f"{model} {task}" for model, task in PAPER), "ours", "source"):
-        table.add_column(name)
-    for name, source in sources().items():
+    table = Table(
+        title="Settings of the paper's pipeline, and ours",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
+    for name in ("setting", *(f"{model}\n{task if len(task) < 6 else task[:5]}" for model, task in PAPER), "ours"):
+        table.add_column(name, no_wrap=True)
+    for name in sources():
         ours = str(OURS[name][0]) if name in OURS else "same"
-        table.add_row(name, *(str(getattr(settings, name)) for settings in PAPER.values()), ours, source)
-    console = Console(width=190)
+        table.add_row(name, *(str(getattr(settings, name)) for settings in PAPER.values()), ours)
+    console = Console()
+    console.width = max(console.width, 80)
     console.print(table)
-    console.print("Why ours differ:")
-    for name, (value, why) in OURS.items():
-        console.print(f"  {name}={value}: {why}")
-    console.print("Where the paper, its scripts and its code differ:")
-    for name, what in DIFFERENCES:
-        console.print(f"  {name}: {what}")
+    for title, lines in (
+        ("Where each comes from:", sources().items()),
+        ("Why ours differ:", ((f"{name}={value}", why) for name, (value, why) in OURS.items())),
+        ("Where the paper, its scripts and its code differ:", DIFFERENCES),
+    ):
+        print(title)
+        for name, told in lines:
+            print(textwrap.fill(f"{name}: {told}", 80, initial_indent="  ", subsequent_indent="      "))
     print_published()

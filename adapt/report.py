@@ -23,7 +23,7 @@ HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for leve
 BASELINE = "no adapters"
 UNSKIPPED = "unskipped"
 SUBNET = "subnet"
-WIDTH = 100
+WIDTH = 80
 """Columns of what is printed."""
 
 
@@ -154,12 +154,14 @@ def print_report(rows: Mapping[str, Row], title: str) -> None:
         rows: As `compare` returns them; the row of `SUBNET` is what the conclusion is about.
         title: What was evaluated on.
     """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     headings = {BASELINE: "no adapters\n(baseline)", UNSKIPPED: "unskipped,\nwith adapters", SUBNET: "\nsubnet"}
     ordered = [rows[name] for name in headings if name in rows]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.caption, table.caption_justify = "of times: the median and, in brackets, the quartiles", "left"
     table.add_column("", no_wrap=True)
     for row in ordered:
         table.add_column(headings[row.name], justify="right")
@@ -193,10 +195,10 @@ def _lines(subnet: Row) -> list[tuple[str, Callable[[Row], str]]]:
         *((f"{name}{among}, %", reported(name)) for name in HEADLINES if name in numbers),
         ("trainable parameters", lambda row: f"{row.trainable_parameters:,}" if row.trainable_parameters else "-"),
         ("parameters", lambda row: f"{row.parameters:,}"),
-        ("MACs of one example, M", lambda row: f"{row.macs / 1e6:.2f}"),
+        ("MACs an example, M", lambda row: f"{row.macs / 1e6:.2f}"),
         ("MACs saved, %", lambda row: f"{100 * row.macs_saved:.2f}"),
-        ("latency, ms (quartiles)", measured("latency")),
-        ("times as fast (quartiles)", measured("speedup")),
+        ("latency, ms", measured("latency")),
+        ("times as fast", measured("speedup")),
         ("skipped layers", lambda row: ", ".join(row.skipped_layers) or "none"),
     ]
 

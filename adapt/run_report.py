@@ -55,9 +55,9 @@ def run_report(folder: Path, search_report: SearchReport | None) -> RunReport:
         if (folder / name).is_file():
             record = read_json(folder / name)
             try:
-                told = tell(folder, record)
+                told = tell(folder, record).checked()
                 search = folder.parent / str(record["settings"].get("search_run"))
-            except (KeyError, IndexError, TypeError, AttributeError) as error:
+            except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
                 raise ValueError(f"{folder / name} is no record of this version ({error!r}); run it again") from error
             if search_report is None or not (search / SEARCH_RECORD).is_file():
                 return told

@@ -34,7 +34,7 @@ from das_gym.adapt.adapt_experiment import (
 )
 from das_gym.adapt.run_report import SearchReport, run_report
 from das_gym.adapt.shrink.card import Card
-from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers
+from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn
 from das_gym.adapt.shrink.das_adapters import check_places, has_adapters, masked_with
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
 from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring, print_report
@@ -67,8 +67,9 @@ from das_gym.experiment import (
     run_folder,
 )
 from das_gym.files import read_json, write_json, write_text
+from das_gym.models.base import bytes_of
 from das_gym.models.transformers.loading import auto_class
-from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.model import IMAGE, VLM
 from das_gym.problem.budget import BUDGET_SETTINGS, Budget, BudgetSettings, check_budget, pick_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, problem_words
 from das_gym.problem.costs import Costs
@@ -86,7 +87,7 @@ PENDING = "shrink_pending.json"
 SHARE = 0.2
 """Share of the MACs to save where nobody says how much."""
 
-IN_ENV_KWARGS = ("units", "dtype", "device_map", "trust_remote_code")
+IN_ENV_KWARGS = ("units", "vision", "dtype", "device_map", "trust_remote_code")
 """Settings that a search takes as its environment's alone."""
 
 
@@ -234,7 +235,8 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
         ValueError: the reason.
     """
     vlm = as_vlm(problem)
-    check_shared(vlm.model)
+    check_shared(vlm.model, vlm.tower is not None)
+    check_memory(vlm)
     if settings.recover == "adapters":
         check_places(vlm)
     if mask is None:
@@ -250,6 +252,28 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
             f"not {budget.describe()}: leave {next(iter(settings.asked))} out, or the mask"
         )
     check_generates(cut(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
+
+
+def check_memory(vlm: VLM) -> None:
+    """Refuse a model beside which there is no room for the smaller one, which a process of its own loads to check it.
+
+    Raises:
+        ValueError: how much is needed and how much is free.
+    """
+    needed, free = bytes_of(list(vlm.model.parameters())), free_memory(vlm.device)
+    if needed > free:
+        raise ValueError(
+            "the saved folder is loaded once more, in a process of its own, to check it: that takes up to "
+            f"{needed / 1e9:.1f} GB beside this one, and {free / 1e9:.1f} GB of memory are free: make room, or use a "
+            "smaller dtype"
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free where a model lies."""
+    import psutil
+
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def bound(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
@@ -431,8 +455,9 @@ class Work:
 
     def __post_init__(self) -> None:
         self.whole = as_vlm(self.problem)
-        self.gone = gone_layers(self.whole, self.choice.mask)
-        self.drawn = drawn(len(self.whole.stack.layers), self.gone)
+        self.gone = self.whole.gone_of(self.choice.mask)
+        self.gone_seen = self.whole.gone_of(self.choice.mask, IMAGE)
+        self.drawn = drawn(self.whole, self.choice.mask)
         self.source = source_of(self.choice.problem)
         self.dtype = saved_dtype(source_dtype(self.source), self.whole.model.dtype)
         self.test = shuffled(self.problem.task, self.problem.splits.test, self.settings.test_examples)
@@ -489,6 +514,9 @@ class Work:
         """Memory that the full model takes in a process of its own, which needs its processor in the same folder."""
         if not self.settings.peak_memory or tokenizer is not None:
             return None
+        if bytes_of(list(self.whole.model.parameters())) > free_memory(self.whole.device):
+            print("the full model's memory is not measured: there is no room to load it once more beside this one")
+            return None
         return int(ask_fresh(self.source, asked.given())["peak_bytes"])
 
     def _card(self, comparison: Comparison, trained: int, verified: Any) -> Card:
@@ -498,6 +526,7 @@ class Work:
             auto=auto_class(self.whole.model.config).__name__,
             drawn=self.drawn,
             gone=self.gone,
+            gone_seen=self.gone_seen,
             budget=self._budget(),
             recovery=settings.recovery(),
             trained=(trained, len(self.problem.splits.train)),
@@ -555,6 +584,7 @@ class Work:
             "mask": self.choice.mask.astype(int).tolist(),
             "layers": list(self.problem.layer_names),
             "deleted": self.gone,
+            "deleted_of_vision": self.gone_seen,
             "drawn": self.drawn,
             "dtype": str(self.dtype).removeprefix("torch."),
             "models": [row.record() for row in comparison.rows.values()],

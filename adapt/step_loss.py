@@ -13,9 +13,10 @@ from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, share
 from das_gym.adapt.memory import make_room
 from das_gym.adapt.plateau import Plateau
 from das_gym.adapt.recipe import settled
-from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, polynomial_decay
+from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
+from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
 from das_gym.processes import world
@@ -76,6 +77,7 @@ class StepLoss:
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
         self.keeps_encoded = backbone.vlp.frozen and not backbone.vlp.encoders_train
+        self._last: tuple[np.ndarray | None, list[Any]] = (None, [])
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
         """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
@@ -92,10 +94,17 @@ class StepLoss:
             yield {name: value * weight for name, value in self._result(part, step, mask).items()}
 
     def _result(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
+        self._last = mask, list(examples)
         logits, targets = self.logits(examples, mask, (self.seed, step) if self.augment else None), self.targets(examples)
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
         return {"loss": self.task.losses(logits, targets).mean(), self.task.metric_name: metric}
+
+    def about(self) -> str:
+        """What the last step was of, in words: its mask and its examples."""
+        mask, examples = self._last
+        under = "" if mask is None else f"under {told_mask(mask)}, "
+        return f"{under}on {told_examples([example.key for example in examples])}"
 
     def logits(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None = None) -> Tensor:
         """What the head says of examples under a mask, their images augmented where a seed and a step are given."""
@@ -147,7 +156,7 @@ def set_up(
     shared = {id(p) for p in vlp.parameters()}  # a language model's own head is the model's
     own = [p for p in head.parameters() if id(p) not in shared]
     groups = Group(tunable, rate), Group(own, head_rate)
-    schedule = partial(polynomial_decay, steps=config.steps, warmup=config.warmup, power=config.power)
+    schedule = partial(decay, steps=config.steps, warmup=config.warmup, power=config.power, schedule=config.schedule)
     vlp.checkpointing = config.checkpointing
     step_loss = StepLoss(model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config)
     plateau = None

@@ -99,7 +99,7 @@ def train_supernet(
     def step(index: int) -> Iterator[StepResult]:
         return step_loss.parts(index, random_mask(config.seed, index, n_layers, config.max_skipped))
 
-    trainer.run(step, "supernet", log)
+    trainer.run(step, "supernet", log, step_loss.about)
     if is_first():
         seen = look(model, splits)
         scores = {} if seen is None else {"seeing": dict(seen.seeing), "blind": dict(seen.blind)}

@@ -15,7 +15,7 @@ from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
 from das_gym.adapt.plateau import CHECKS, Plateau
 from torch import Tensor, nn
 
-from das_gym.config import build
+from das_gym.config import build, check_names
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.processes import is_first, rank, world
@@ -34,6 +34,7 @@ What several processes add up to is averaged, so that each gives its parts times
 """
 
 
+SCHEDULES = ("polynomial", "cosine")
 POSITIVE = (math.ulp(0.0), math.inf)
 TRAINING_RANGES = {
     "steps": POSITIVE,
@@ -75,6 +76,7 @@ class TrainingConfig(Hardware):
         warmup: Share of the steps.
         weight_decay: Of matrices.
         power: Of the polynomial decay.
+        schedule: `polynomial` or `cosine`, see `decay`.
         save_every: Steps between checkpoints.
         patience: Train until the loss on the reward split was no lower for so many of 40 checks in a row, then decay for a
             quarter as long; `steps` is the limit. None trains all steps.
@@ -91,12 +93,14 @@ class TrainingConfig(Hardware):
     warmup: float = 0.1
     weight_decay: float = 0.01
     power: float = 1.0
+    schedule: str = "polynomial"
     save_every: int = 100
     patience: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf), patience=(1, CHECKS))
+        check_names([self.schedule], SCHEDULES, "schedule")
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,16 @@ def adamw(groups: Iterable[Group], weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(options, betas=(0.9, 0.98), eps=1e-8)
 
 
-def polynomial_decay(step: int, steps: int, warmup: float, power: float = 1.0) -> float:
-    """Factor of the learning rate: linear warm-up over a share of the steps, then polynomial decay to 0."""
+def decay(step: int, steps: int, warmup: float, power: float = 1.0, schedule: str = "polynomial") -> float:
+    """Factor of the learning rate: linear warm-up over a share of the steps, then down to 0.
+
+    By a polynomial of a power (METER's and ViLT's), or by half a cosine (LLaVA's), which has none.
+    """
     first = max(1, round(steps * warmup))
     if step < first:
         return (step + 1) / first
-    return (1 - (step - first) / max(1, steps - first)) ** power
+    done = (step - first) / max(1, steps - first)
+    return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else (1 - done) ** power
 
 
 def prefixed(part: str, log: Log | None) -> Log | None:
@@ -209,16 +217,25 @@ class Trainer:
         }
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
-    def run(self, step_function: Step, title: str, log: Log | None = None) -> None:
+    def run(
+        self,
+        step_function: Step,
+        title: str,
+        log: Log | None = None,
+        about: Callable[[], str] | None = None,
+    ) -> None:
         """Run the steps that are left.
+
+        A step whose loss, gradient or outcome is not finite ends the run: it is not taken, or not kept in the checkpoint.
 
         Args:
             step_function: From the step's index to its losses.
             title: Of the progress bar.
             log: Called with name, value averaged over 50 steps, and step; after a resume also with what was logged before.
+            about: What the last step was of, in words, for the error of a step that went wrong.
 
         Raises:
-            FloatingPointError: the loss is not a number any more.
+            FloatingPointError: the loss, its gradient or a parameter is not finite any more.
         """
         self._resume()
         if log is not None:
@@ -226,30 +243,37 @@ class Trainer:
                 log(*entry)
         with progress(self.steps, title, unit="step", initial=self.step) as bar:
             while self.step < self.end:
-                for name, value in self._one(step_function).items():
+                for name, value in self._one(step_function, about).items():
                     self._window.setdefault(name, []).append(value)
                 bar.update()
                 if self.plateau is not None:
                     self.plateau.after(self.step)
                 if self.step % 50 == 0 or self.step == self.end:
-                    means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
-                    self._window.clear()
+                    means = self._report(title, log)
                     bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-                    for name, value in means.items():
-                        self._logged.append((name, value, self.step))
-                        if log is not None:
-                            log(name, value, self.step)
-                    self.devices.track({f"{title}/{name}": value for name, value in means.items()}, self.step)
+                if self.step % self.save_every == 0 or self.step == self.end:
+                    self._check_parameters()
                 if self.step % self.save_every == 0:
                     self._save()
         self.devices.end()
+
+    def _report(self, title: str, log: Log | None) -> dict[str, float]:
+        """Means since the last report, told to all who listen."""
+        means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
+        self._window.clear()
+        for name, value in means.items():
+            self._logged.append((name, value, self.step))
+            if log is not None:
+                log(name, value, self.step)
+        self.devices.track({f"{title}/{name}": value for name, value in means.items()}, self.step)
+        return means
 
     @property
     def end(self) -> int:
         """The last step, as far as is known."""
         return self.steps if self.plateau is None else self.plateau.end
 
-    def _one(self, step_function: Step) -> dict[str, float]:
+    def _one(self, step_function: Step, about: Callable[[], str] | None) -> dict[str, float]:
         scaler, trained, sums = self.devices.scaler, list(self._trained.values()), dict[str, float]()
         self.optimizer.zero_grad(set_to_none=True)
         for result in self._parts(step_function):
@@ -258,11 +282,16 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + float(value.detach())
         if world() > 1:
             sums = dict(zip(sums, self.devices.mean(torch.tensor([*sums.values()]).to(trained[0])).tolist(), strict=True))
+        of_what = f", {about()}" if about is not None else ""
         if not math.isfinite(sums["loss"]):
-            raise FloatingPointError(f"the loss is {sums['loss']} at step {self.step}: try a lower learning rate")
+            raise FloatingPointError(f"the loss is {sums['loss']} at step {self.step}{of_what}: try a lower learning rate")
         self.devices.average(trained)
         scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(trained, self.max_norm)
+        norm = nn.utils.clip_grad_norm_(trained, self.max_norm)
+        if not torch.isfinite(norm) and not scaler.is_enabled():  # a scaler passes such a step by
+            raise FloatingPointError(
+                f"the norm of the gradient is {norm.item()} at step {self.step}{of_what}: try a lower learning rate"
+            )
         scaler.step(self.optimizer)
         scaler.update()
         self._scheduler.step()
@@ -280,6 +309,13 @@ class Trainer:
             if part is None:
                 return
             yield part
+
+    def _check_parameters(self) -> None:
+        for name, parameter in self._trained.items():
+            if not torch.isfinite(parameter.detach()).all():
+                raise FloatingPointError(
+                    f"{name} is not finite any more after step {self.step - 1}: try a lower learning rate"
+                )
 
     def _save(self) -> None:
         if self.checkpoint is None:

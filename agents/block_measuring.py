@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.agents.ask_tell.base import agent_class
+from das_gym.agents.ask_tell.blocks import Blocks
 from das_gym.agents.compare.oracle import is_tabular, make_scored
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.loop import SearchConfig
 
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import parse_or_help, typed
 from das_gym.envs.tabular_env import load_table
 from das_gym.files import read_json, write_json
 from das_gym.registration import ENVIRONMENTS
@@ -79,12 +81,24 @@ def file_beside(table: Path) -> Path:
 
 
 def beside(table: Path) -> dict[str, Any] | None:
-    """The blocks that lie beside a table; None where there are none of the same model and data."""
+    """The blocks that lie beside a table; None where there are none of the same model and data.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = file_beside(table)
     if not path.is_file():
         return None
     record = read_json(path)
-    return record["blocks"] if record["hashes"] == load_table(table).meta.hashes else None
+    meta = load_table(table).meta
+    try:
+        blocks = record["blocks"] if record["hashes"] == meta.hashes else None
+        if blocks is not None:
+            Blocks.of(blocks, None, len(meta.layer_names))
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        words = typed("agents blocks with", shlex.quote(f"table={table}"))
+        raise ValueError(f"{path} is damaged ({error}): remove it, or make it again with `{words}`") from error
+    return blocks
 
 
 def measure_beside(table: Path) -> Path:

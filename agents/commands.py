@@ -20,27 +20,49 @@ PROGRAM = Program(
             "das_gym.agents.compare.leaderboard:main",
             "[with ...]",
             "all agents on all tables: writes LEADERBOARD.md",
+            settings="das_gym.agents.compare.leaderboard:LeaderboardSettings",
         ),
         "submit": Command(
-            "das_gym.agents.compare.submission:main", "FILE [with ...]", "what a search from elsewhere is worth"
+            "das_gym.agents.compare.submission:main",
+            "FILE [with ...]",
+            "what a search from elsewhere is worth",
+            settings="das_gym.agents.compare.submission:SubmitSettings",
         ),
         "blocks": Command(
-            "das_gym.agents.block_measuring:main", "with table=...", "measure blocks of layers, for agents on a table"
+            "das_gym.agents.block_measuring:main",
+            "with table=...",
+            "measure blocks of layers, for agents on a table",
+            settings="das_gym.agents.block_measuring:BlocksSettings",
         ),
         "validate": Command(
-            "das_gym.agents.searching.validate:main", "with file=...", "replay the record of a search and compare"
+            "das_gym.agents.searching.validate:main",
+            "with file=...",
+            "replay the record of a search and compare",
+            settings="das_gym.agents.searching.validate:ValidateSettings",
         ),
         "report": Command(
-            "das_gym.agents.run_report:main", "RUN... [with out=...]", "what searches found, side by side, as one HTML file"
+            "das_gym.agents.run_report:main",
+            "RUN... [with out=...]",
+            "what searches found, side by side, as one HTML file",
+            settings="das_gym.drawing.command:ReportSettings",
         ),
         "explore": Command(
             "das_gym.agents.explore:main",
             "TABLE [with ...]",
             "a page on which a click skips a unit, and a table tells the score",
+            settings="das_gym.agents.explore:ExploreSettings",
         ),
-        "runs": Command("das_gym.agents.past_runs:main", "[with ...]", "past runs of every command, best first"),
+        "runs": Command(
+            "das_gym.agents.past_runs:main",
+            "[with ...]",
+            "past runs of every command, best first",
+            settings="das_gym.agents.past_runs:RunsSettings",
+        ),
         "list": Command(
-            "das_gym.agents.listing:main", "[with use=...]", "environments, agents, rewards, statistics, by name"
+            "das_gym.agents.listing:main",
+            "[with use=...]",
+            "environments, agents, rewards, statistics, by name",
+            settings="das_gym.agents.listing:ListSettings",
         ),
     },
     main="search",

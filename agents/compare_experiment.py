@@ -29,6 +29,7 @@ from das_gym.agents.compare.traces import check_agent
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.sb3.config import check_agent_name, sb3_config
 from das_gym.agents.searching.loop import SearchConfig
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -179,16 +180,20 @@ def print_results(results: Sequence[AgentResult], title: str) -> None:
     """A table for a person, the agent with the lowest mean regret first."""
     evaluations = results[0].regret.shape[1]
     near = f"within {100 * TOLERANCE:g} % of its reward"
-    table = Table(title=title, caption=f"found: the best mask; near: {near}; median (quartiles) over seeds")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
+    table.caption = (
+        "Medians over seeds; the picture has the quartiles. regret: the best mask's reward less the answer's, after so many "
+        f"evaluations; found: share of seeds that found the best mask; near: one {near}; needed: evaluations until near"
+    )
     table.add_column("agent", no_wrap=True)
     for count in checkpoints(evaluations):
-        table.add_column(f"regret at {count}", justify="right", no_wrap=True)
-    for name in ("rank", "found", "near", "needed", "used", "test metric"):
-        table.add_column(name, justify="right")
+        table.add_column(f"regret\nat {count}", justify="right", no_wrap=True)
+    for name in ("rank", "found", "near", "needed", "used", "test\nmetric"):
+        table.add_column(name, justify="right", no_wrap=True)
     for result in sorted(results, key=AgentResult.mean_regret):
-        table.add_row(result.agent, *cells(result))
+        table.add_row(result.agent, *(cell.partition(" (")[0] for cell in cells(result)))
     console = Console()
-    console.width = max(console.width, 165)
+    console.width = max(console.width, 80)
     console.print(table)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from das_gym.agents.run_report import progress_of
+from das_gym.agents.searching.picture import progress_of
 from das_gym.agents.searching.record import SearchResult
 
 from das_gym.commandline import parse_or_help

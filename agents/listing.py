@@ -18,16 +18,29 @@ from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ENVIRONMENTS, EnvEntry
 
-NARROWEST = 120
+NARROWEST = 80
 """Columns of text at least; a narrower terminal wraps the lines itself."""
+
+ROOMY = 170
+"""Columns that the whole table of environments takes; where there are fewer, it says the less."""
 
 WIDE = 200
 """Columns of text at least where no terminal reads them."""
 
 
-def environments() -> Table:
-    """Ids with named config, model, task, layers of the bundled model as its table names them, and data."""
+def environments(columns: int = ROOMY) -> Table:
+    """Ids with named config, model, task, layers of the bundled model as its table names them, and data.
+
+    Args:
+        columns: Of text, that there is room for; with fewer than `ROOMY`, model, task and data are left out.
+    """
     title = f"environments: gymnasium.make(id), {typed('agents', '<short>')}"
+    if columns < ROOMY:
+        table = _table(title, "id", "short", "layers", whole=3)
+        table.caption = "from a table: DAS-METER-VQA-Tabular-v0, meter_vqa_table, and so on"
+        for entry in ENVIRONMENTS.values():
+            table.add_row(entry.id, entry.short, _layers(entry))
+        return table
     table = _table(title, "id", "from a table", "short", "model", "task", "layers", "data", whole=5)
     for entry in ENVIRONMENTS.values():
         table.add_row(entry.id, entry.tabular_id, entry.short, entry.model, entry.task, _layers(entry), entry.data)
@@ -116,5 +129,5 @@ def main(words: Sequence[str] = ()) -> None:
     use(settings.use)
     console = Console()
     console.width = max(console.width, NARROWEST if console.is_terminal else WIDE)
-    for table in (environments(), agents(), algorithms(), rewards(), statistics()):
+    for table in (environments(console.width), agents(), algorithms(), rewards(), statistics()):
         console.print(table, "")

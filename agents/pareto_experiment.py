@@ -146,10 +146,7 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
     searcher = FrontSearch(problem.n_layers, problem.saved, agent_generator(settings.seed))
     parts: list[Scored] = []
     if checkpoint is not None and checkpoint.is_file():
-        kept = read_json(checkpoint)
-        parts = [Scored.of(kept["scored"])]
-        searcher.tell(parts[0].masks, parts[0].losses)
-        searcher.load_state_dict(kept["searcher"])
+        parts = [_gone_on(searcher, checkpoint)]
     with progress(settings.evaluations, "searching the front", unit="mask", initial=len(searcher.told)) as bar:
         while (left := settings.evaluations - len(searcher.told)) > 0:
             masks = searcher.ask(min(left, settings.masks_per_turn))
@@ -162,6 +159,24 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
                 kept = {"scored": Scored.joined(parts).record(), "searcher": searcher.state_dict()}
                 write_json(checkpoint, kept, indent=None)
     return Scored.joined(parts)
+
+
+def _gone_on(searcher: FrontSearch, checkpoint: Path) -> Scored:
+    """What was scored before a search was stopped; the searcher is told.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    kept = read_json(checkpoint)
+    try:
+        scored = Scored.of(kept["scored"])
+        if scored.masks.shape != (len(scored.losses), searcher.n_layers):
+            raise ValueError(f"masks of shape {scored.masks.shape}")
+        searcher.tell(scored.masks, scored.losses)
+        searcher.load_state_dict(kept["searcher"])
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{checkpoint} is damaged ({error!r}); begin a new search") from error
+    return scored
 
 
 def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> Scored:

@@ -17,6 +17,7 @@ from das_gym.agents.searching.record import RECORD
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from das_gym.commandline import parse_or_help
 from das_gym.config import check_names
@@ -27,6 +28,9 @@ from das_gym.runs import RUNS_DIR
 ORDERS = ("best", "newest")
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
 """What Sacred calls the states of a run, and what they are called here."""
+
+DAMAGED = "damaged"
+"""The state of a run whose files cannot be read."""
 
 MODELS_RECORDS = ("adapt.json", "das.json", "shrink.json")
 """Records that hold a list of models."""
@@ -43,7 +47,7 @@ class RunsSettings:
         agent: Only searches by this agent.
         env: Only runs whose environment's short name holds this text, such as `meter` or `vqa_table`.
         command: Only runs of this command, such as `agents` or `adapt shrink`.
-        status: Only runs of this state: `done`, `failed`, `stopped`, `running`.
+        status: Only runs of this state: `done`, `failed`, `stopped`, `running`, `damaged`.
         order: `best`, highest result first, command by command; or `newest`.
         most: How many are shown.
     """
@@ -59,7 +63,7 @@ class RunsSettings:
     def __post_init__(self) -> None:
         check_names([self.order], ORDERS, "order")
         if self.status is not None:
-            check_names([self.status], STATES.values(), "status")
+            check_names([self.status], (*STATES.values(), DAMAGED), "status")
         if self.most < 1:
             raise ValueError(f"most={self.most} is not allowed; show 1 run or more")
 
@@ -75,7 +79,7 @@ class PastRun:
         env: The environment's short name, `_table` behind it where a table answered.
         result: Reward of a search, test score of an adaptation; None where there is none.
         macs_saved: Share of the MACs; None where that is not recorded.
-        status: `done`, `failed`, `stopped`, `running`.
+        status: `done`, `failed`, `stopped`, `running`, `damaged`.
         started: UTC, to the minute.
     """
 
@@ -112,16 +116,24 @@ def _is_asked_for(run: PastRun, settings: RunsSettings) -> bool:
 
 
 def _read(path: Path) -> PastRun:
+    """What a run's files say; one damaged run hides no other."""
+    try:
+        return _told(path)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError):
+        return PastRun(int(path.parent.name), "-", "-", "-", None, None, DAMAGED, "")
+
+
+def _told(path: Path) -> PastRun:
     run, folder = read_json(path), path.parent
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    result = run.get("result")
+    result, saved = run.get("result"), _saved(folder)
     return PastRun(
         id=int(folder.name),
-        command=run["experiment"]["name"],
+        command=str(run["experiment"]["name"]),
         agent=str(config.get("agent") or "-"),
         env=_short(config),
         result=float(result) if isinstance(result, int | float) and math.isfinite(result) else None,
-        macs_saved=_saved(folder),
+        macs_saved=None if saved is None else float(saved),
         status=STATES.get(run.get("status"), str(run.get("status")).lower()),
         started=str(run.get("start_time") or "")[:16].replace("T", " "),
     )
@@ -147,6 +159,11 @@ def _saved(folder: Path) -> float | None:
     return None
 
 
+def printable(text: str) -> str:
+    """A text without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def table_of(runs: Sequence[PastRun]) -> Table:
     """The runs as a table that fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
@@ -156,7 +173,8 @@ def table_of(runs: Sequence[PastRun]) -> Table:
     for run in runs:
         result = "-" if run.result is None else f"{run.result:.4f}"
         saved = "-" if run.macs_saved is None else f"{100 * run.macs_saved:.1f} %"
-        table.add_row(str(run.id), run.command, run.agent, run.env, result, saved, run.status, run.started[5:])
+        cells = (str(run.id), run.command, run.agent, run.env, result, saved, run.status, run.started[5:])
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # what a record says is no markup of rich
     table.caption = "result: reward of a search (agents), score on test (adapt)"
     return table
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.oracle import is_tabular, make_scored
-from das_gym.agents.searching.record import RECORD, SearchResult, keeps_budget
+from das_gym.agents.searching.picture import architecture_of, progress_of
+from das_gym.agents.searching.record import RECORD, SearchResult
 
 from das_gym.commandline import typed, use
-from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.command import report, same_again
-from das_gym.drawing.report import Comparison, CostChart, Heat, Progress, RunReport
+from das_gym.drawing.report import Comparison, CostChart, Heat, RunReport
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.tables.table import SPLITS
 
@@ -53,7 +53,7 @@ def search_report(folder: Path) -> RunReport:
         name=f"run {folder.name}",
         title=f"{result.agent} on {result.env_id}, seed {result.seed}",
         facts=_facts(result),
-        architecture=_architecture(result, tabular),
+        architecture=architecture_of(result, tabular),
         mask=result.mask,
         commands=[_command(folder, result)],
         progress=progress_of(result, tabular),
@@ -92,12 +92,6 @@ def _shown(value: float | None, digits: int = 4) -> str:
     return "not finite" if value is None else f"{value:.{digits}f}"
 
 
-def _architecture(result: SearchResult, tabular: Any) -> Architecture:
-    if result.units:
-        return Architecture.of_record(result.units)
-    return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
-
-
 def _command(folder: Path, result: SearchResult) -> str:
     from das_gym.agents.search_experiment import SearchSettings
 
@@ -110,36 +104,6 @@ def _command(folder: Path, result: SearchResult) -> str:
     return same_again(
         folder, "agents", defaults, **{n: getattr(result, n) for n in names}, **budget, env_kwargs=others or None
     )
-
-
-def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
-    """Every scored mask in order; None where the turns are not kept.
-
-    Args:
-        result: The search.
-        tabular: The environment that it searched, if that knows every mask; None = no regret is told.
-    """
-    if not result.history:
-        return None
-    rewards: list[float | None] = []
-    best: list[float | None] = []
-    so_far: float | None = None
-    for turn in result.history:
-        for index, reward in enumerate(turn.rewards):
-            row = turn.row(index)
-            allowed = turn.examples_share == 1.0 and keeps_budget(result.env_kwargs, row["mask"], row["macs_saved"])
-            if reward is not None and allowed:
-                so_far = reward if so_far is None else max(so_far, reward)
-            rewards.append(reward)
-            best.append(so_far)
-    return Progress(rewards, best, None if tabular is None else _regrets(best, tabular))
-
-
-def _regrets(best: Sequence[float | None], tabular: Any) -> list[float | None]:
-    scorer, table = tabular.scorer, tabular.table
-    values = table.values(scorer.objective, scorer.split)
-    highest = float(values[scorer.budget.is_kept_by(table.masks)].max())
-    return [None if reward is None else max(0.0, highest - reward) for reward in best]
 
 
 def _cost(result: SearchResult, tabular: Any) -> CostChart:

@@ -11,7 +11,7 @@
     python -m agents with my_model_vqa use=my_module                what my_module.py registers
     python -m agents with resume=3                                  go on with run 3, which was stopped
 
-A run is kept in runs/<id>/: the found mask in search.json, its turns in search_history.json and skip_probabilities.png.
+A run is kept in runs/<id>/: the found mask in search.json and search.png, its turns in search_history.json.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name,
 from das_gym.agents.sb3.policy import agent_file, check_agent
 from das_gym.agents.searching.environment import make_env
 from das_gym.agents.searching.loop import CHECKPOINT, SearchConfig, check_search, search, with_costs
+from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import typed
-from das_gym.config import build
+from das_gym.config import build, described
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.problem.config import PATH_SETTINGS, ProblemConfig
 from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.registration import named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
 
-PICTURE = "skip_probabilities.png"
+PICTURE, PROBABILITIES = "search.png", "skip_probabilities.png"
 ENV_SETTINGS = {
     **{"reward": str, "macs_price": float, "reward_examples": int, "reward_batches": str},
     **{"latency_batch": int, "costs": str},
@@ -55,16 +56,28 @@ EnvSettings: Any = dataclasses.make_dataclass(
     "EnvSettings", [(name, kind | None, None) for name, kind in ENV_SETTINGS.items()], frozen=True
 )
 """All of `ENV_SETTINGS`; None = the environment's default."""
+EnvSettings.__doc__ = "Of the environment; None = its default.\n\nAttributes:\n" + "\n".join(
+    f"    {name}: {text}"
+    for name, text in {
+        "reward": "Name of the reward: exp_neg_loss, neg_loss, metric, neg_kl, or one of your own.",
+        "macs_price": "What saving all MACs of the full model would be worth, in units of the reward.",
+        "reward_examples": "Examples that score a mask.",
+        "reward_batches": "Which examples a step uses: fixed, cycle or resample.",
+        "latency_batch": "Examples that run at a time when latency is measured.",
+        "costs": "File of what masks cost, where that is known already.",
+        **described(ProblemConfig),
+    }.items()
+)
 
 
 @dataclass(frozen=True)
 class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
     """The settings of `python -m agents search`: those of a search, where its run goes, those of the environment, and these.
 
-    For algorithms of Stable-Baselines3 alone, see `das_gym.agents.sb3.config`.
+    All but those of `EnvSettings` are for algorithms of Stable-Baselines3 alone, see `das_gym.agents.sb3.config`.
 
     Attributes:
-        hyperparameters: Theirs by name.
+        hyperparameters: Of an algorithm of Stable-Baselines3, by name.
         n_envs: Environments side by side; None = `masks_per_turn`.
         action: Action space; None = what suits the algorithm.
         start_from: Agent to train further, or None.
@@ -171,9 +184,12 @@ def search_mask(
         if result.skip_probabilities is not None:
             probabilities = np.array([turn.skip_probabilities for turn in result.history])
             title = f"{config.agent}, {config.env_id}, seed {config.seed}"
-            plot_skip_probabilities(folder / PICTURE, probabilities, result.layer_names, np.array(result.mask, bool), title)
-            _run.add_artifact(folder / PICTURE)
-        _run.add_artifact(folder / RECORD)
+            mask = np.array(result.mask, bool)
+            plot_skip_probabilities(folder / PROBABILITIES, probabilities, result.layer_names, mask, title)
+            _run.add_artifact(folder / PROBABILITIES)
+        draw_search(folder / PICTURE, result, [line.strip() for line in summary(result, None).splitlines()[2:4]])
+        for name in (PICTURE, RECORD):
+            _run.add_artifact(folder / name)
     print(summary(result, folder))
     return result.reward
 
@@ -184,6 +200,7 @@ class _Log:
     def __init__(self, run: Run, config: SearchConfig) -> None:
         self.run, self.budget = run, config.mask_kwargs
         self.bar = progress(config.evaluations, "searching", unit="mask")
+        self.evaluations = 0.0
         self.best: float | None = None  # of a mask that may be an answer
 
     def __call__(self, turn: Turn, layer_names: Sequence[str]) -> None:
@@ -192,13 +209,14 @@ class _Log:
         scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
         scalars["macs_saved"] = _mean(turn.macs_saved)
         self.bar.update(turn.cost)
+        self.evaluations += turn.cost
         if self.best is not None:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
         for name, p in zip(layer_names, turn.skip_probabilities or (), strict=False):
             scalars[f"skip_probability.{name}"] = p
         for name, value in scalars.items():
             if value is not None:
-                self.run.log_scalar(name, value, self.bar.n)
+                self.run.log_scalar(name, value, self.evaluations)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.shrink.cutting import cut, drawn, gone_layers
+from das_gym.adapt.shrink.cutting import cut, drawn
 from das_gym.adapt.shrink.generation import generate, interval, scored
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
 from das_gym.adapt.shrink.report import loss_of
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     shrunk = cut(subject.whole, mask)
     held = {name: subject.loss(vlm, subject.held_out) for name, vlm in (("full", subject.whole), ("shrunk", shrunk))}
     saved = subject.problem.costs.macs_saved(mask)
-    layers = drawn(len(subject.whole.stack.layers), gone_layers(subject.whole, mask))
+    layers = drawn(subject.whole, mask)
     print(f"{layers}, {100 * saved:.1f} % of the MACs saved; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
     rows, best = [], (float("inf"), shrunk)
     for settings in every:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from das_gym.config import build, near_miss
+from das_gym.completion import SHELLS, script, setting_names
+from das_gym.config import build, defaults_of, near_miss, settings_text
 from das_gym.interrupts import INTERRUPTED, raise_again
-from das_gym.runs import MISTAKES
+from das_gym.runs import MISTAKES, waiting
 
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
@@ -33,15 +34,25 @@ class Command:
             such an experiment.
         words: What may follow, as the help shows it.
         about: What it does.
+        settings: "module:class" of the settings that stand behind `with`, where the target is a function; an experiment
+            knows its own.
     """
 
     target: str | Callable[[], Any]
     words: str
     about: str
+    settings: str | None = None
 
     def load(self) -> Any:
         """The function or experiment, ready to run."""
-        return pkgutil.resolve_name(self.target) if isinstance(self.target, str) else self.target()
+        with waiting("loading"):
+            return pkgutil.resolve_name(self.target) if isinstance(self.target, str) else self.target()
+
+    def known(self) -> list[str]:
+        """What may stand behind `with`: named configs, and settings as `seed=`."""
+        target = self.load()
+        cls = getattr(target, "settings", None) or (self.settings and pkgutil.resolve_name(self.settings))
+        return [*getattr(target, "named_configs", ()), *(setting_names(cls) if cls else ())]
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ class Program:
         if word in HELP or (not arguments and not self.alone):
             print(self.help(), end="")
             return 0
+        if word == "completion":
+            return self._complete(rest)
         if word in self.commands:
             return self._start(self.commands[word], rest)
         experiment = self.commands[self.main].load()
@@ -90,6 +103,14 @@ class Program:
             print(f"error: {error}", file=sys.stderr)
             return 1
 
+    def _complete(self, words: list[str]) -> int:
+        """Print the script that completes words in a shell; the exit code."""
+        if words and words[0] not in SHELLS:
+            print(f"error: no completion for {words[0]!r}; choose one of {', '.join(SHELLS)}", file=sys.stderr)
+            return 1
+        print(script(self.name, self.main, {name: command.known() for name, command in self.commands.items()}), end="")
+        return 0
+
     def help(self) -> str:
         """All sub-commands and the examples, in 80 columns."""
         start, most = typed(self.name), 29
@@ -109,8 +130,9 @@ class Program:
             "",
             f"Where no command is named, `{self.main}` is meant: {without}",
             "`with` takes name=value and named configs; `COMMAND print_config` shows all",
-            "settings, `COMMAND --help` what they are. `use=my_module` imports a module of",
-            "yours first, for what it registers.",
+            "settings and what they are, `COMMAND --help` what it does. `use=my_module`",
+            "imports a module of yours first, for what it registers. Words are completed in",
+            f'bash and zsh after `eval "$({start} completion)"`.',
         ]
         return "\n".join(lines) + "\n"
 
@@ -204,9 +226,15 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
 
 
 def parse_or_help(cls: type[Config], words: Sequence[str], command: str) -> Config | None:
-    """As `parse`; None where the words ask for help, which is printed: the settings' module and what each of them is."""
+    """As `parse`; None where the words ask for help, which is printed: the settings' module and what each of them is.
+
+    `print_config` alone prints the settings with their defaults.
+    """
     if words and words[0] in HELP:
         print(f"{inspect.getdoc(sys.modules[cls.__module__])}\n\n{inspect.getdoc(cls)}")
+        return None
+    if list(words) == ["print_config"]:
+        print(settings_text(cls, defaults_of(cls)))
         return None
     return parse(cls, words, command)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import re
+import textwrap
 import types
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -54,6 +56,47 @@ def build(cls: type[Config], values: Mapping[str, Any], what: str = "setting") -
         raise ValueError(f"{what} {missing[0]!r} is missing: give {', '.join(missing)}")
     kinds = get_type_hints(cls)
     return cls(**{name: _convert(name, value, kinds[name]) for name, value in values.items()})
+
+
+def described(cls: type) -> dict[str, str]:
+    """What each field of a dataclass is: the "Attributes" of its docstring, and of those of the classes it inherits from."""
+    told: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        part = inspect.cleandoc(each.__doc__ or "").partition("\nAttributes:\n")[2]
+        for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", part, re.MULTILINE):
+            told |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return {field.name: told[field.name] for field in dataclasses.fields(cls) if field.name in told}
+
+
+def settings_text(cls: type, values: Mapping[str, Any]) -> str:
+    """Settings as they are typed, each with what it is, in 80 columns; `*` before those that are not the default.
+
+    Args:
+        cls: The dataclass whose fields they are.
+        values: What they are set to.
+    """
+    told, defaults, lines = described(cls), defaults_of(cls), []
+    for name in sorted(values):
+        changed = name in defaults and plain(values[name]) != plain(defaults[name])
+        lines.append(f"{'*' if changed else ' '} {name}={plain(values[name])!r}")
+        lines += textwrap.wrap(told.get(name, ""), 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """The default of every field of a dataclass; None for one that has to be given."""
+    made = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(cls)
+    }
+    return {name: None if value is dataclasses.MISSING else value for name, value in made.items()}
+
+
+def plain(value: Any) -> Any:
+    """A value with lists where it has tuples, all the way down: as JSON keeps it."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def add_entry(registry: dict[str, Entry], name: Any, entry: Entry, what: str, taken: Iterable[str] = ()) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import importlib.util
 import io
 import json
 import logging
@@ -30,8 +32,9 @@ with warnings.catch_warnings():
 from filelock import FileLock, Timeout
 
 from das_gym.commandline import meant, typed, use
-from das_gym.config import build, check_names, part_of
+from das_gym.config import build, check_names, part_of, settings_text
 from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, sign
+from das_gym.drawing.curves import draw_curves
 from das_gym.files import read_json, write_text
 from das_gym.interrupts import INTERRUPTED
 from das_gym.problem.config import ProblemConfig
@@ -48,7 +51,15 @@ from das_gym.runs import (
     find_run,
     read_config,
     runs_dir_words,
+    waiting,
 )
+
+LOSSES = "losses.png"
+INFO = "info.json"
+"""Sacred writes it where there is something to tell; incense, which reads run folders, cannot do without."""
+
+DATABASES = {"--mongo_db": ("-m", "pymongo"), "--sql": ("-s", "sqlalchemy")}
+"""Sacred's options for databases, as they are typed, and what each needs."""
 
 LOCK = ".lock"
 """The file of a run folder that says that a process is at work in it."""
@@ -93,14 +104,21 @@ class RunError(SacredError):
 class RunFolder(FileStorageObserver):
     """Keeps a run in `<runs_dir>/<id>/`; its JSON files are written whole or not at all.
 
+    Where the run is kept in a database, too, that numbers it by itself: the folder comes last, and its id is the run's.
+
     Args:
         runs_dir: Folder of all runs.
         reopen: Folder of a stopped run to go on in, instead of a new one.
+        named: Called with the id.
     """
 
-    def __init__(self, runs_dir: str | Path, reopen: Path | None = None) -> None:
+    def __init__(
+        self, runs_dir: str | Path, reopen: Path | None = None, named: Callable[[str], object] = lambda id: None
+    ) -> None:
         super().__init__(runs_dir)
+        self.priority = -100
         self.reopen = reopen
+        self.named = named
         self.lock: FileLock | None = None
 
     def _make_run_dir(self, _id: str | None) -> None:
@@ -118,12 +136,27 @@ class RunFolder(FileStorageObserver):
     def started_event(self, *args: Any, **kwargs: Any) -> Any:
         """As Sacred's own; where nothing can be written, no run folder is left behind."""
         try:
-            return super().started_event(*args, **kwargs)
+            id = super().started_event(*args, **{**kwargs, "_id": None})
+            self.named(id)
+            if not (Path(self.dir) / INFO).exists():
+                self.save_json({}, INFO)
+            return id
         except OSError as error:
             if self.reopen is None and self.dir is not None:
                 shutil.rmtree(self.dir, ignore_errors=True)
             self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
             raise _not_written(self.basedir, error) from None
+
+    def completed_event(self, stop_time: Any, result: Any) -> None:
+        """As Sacred's own, with a picture of the losses that were logged."""
+        super().completed_event(stop_time, result)
+        metrics = Path(self.dir) / "metrics.json"
+        logged = read_json(metrics) if metrics.is_file() else {}
+        curves = {name: (m["steps"], m["values"]) for name, m in logged.items() if name.split(".")[-1] == "loss"}
+        if any(len(steps) > 1 for steps, _ in curves.values()):
+            draw_curves(
+                Path(self.dir) / LOSSES, curves, f"{self.run_entry['experiment']['name']}, run {Path(self.dir).name}"
+            )
 
     def failed_event(self, fail_time: Any, fail_trace: Any) -> None:
         """As Sacred's own, if there is a folder to tell it in."""
@@ -169,6 +202,7 @@ class RunsExperiment(Experiment):
         siblings: Words that may stand in place of `with`: the program's other sub-commands.
         renamed: Today's names of settings by those of earlier versions, whose runs resume.
         suggests: Whether its commands say what to type next; not where they run as a part of another command.
+        settings: The dataclass of its settings, once `add_settings` was told.
     """
 
     observers: list[RunObserver]
@@ -176,7 +210,16 @@ class RunsExperiment(Experiment):
     siblings: tuple[str, ...] = ()
     renamed: Mapping[str, str] = MappingProxyType({})
     suggests: bool = True
+    settings: type[RunSettings] | None = None
     _named: tuple[NamedConfigs, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+        @self.command(unobserved=True)
+        def print_config(_run: Run) -> None:
+            """Print every setting as it would be, with what it means; * = not the default."""
+            print(settings_text(self.settings or RunSettings, _run.config))
 
     def run(
         self,
@@ -204,7 +247,9 @@ class RunsExperiment(Experiment):
                 locks += [lock_run(reopen)] if is_first() else []
                 given = self._resumed(reopen, command_name or self.default_command, given, named_configs)
                 named_configs = ()
-            self.observers = [RunFolder(runs_dir, reopen), *observers] if is_first() else []
+            check_databases(options)
+            folder = RunFolder(runs_dir, reopen, lambda id: setattr(self.current_run, "_id", id))
+            self.observers = [folder, *observers] if is_first() else []
             self.logger = _logger()
             options["--capture"] = options.get("--capture") or "sys"
             with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
@@ -212,7 +257,7 @@ class RunsExperiment(Experiment):
         except SacredError:
             raise
         except MISTAKES as error:
-            raise RunError(f"{error}{self._trace_hint()}") from error
+            raise RunError(f"{self._told(error)}{self._trace_hint()}") from error
         finally:
             for lock in (*locks, *(each.lock for each in self.observers if isinstance(each, RunFolder))):
                 if lock is not None:
@@ -257,6 +302,7 @@ class RunsExperiment(Experiment):
             check: Raises for what it cannot know by itself. It may load model and data, and is not called where settings
                 are only printed.
         """
+        self.settings = cls
         self.add_config(dataclasses.asdict(cls()))
 
         @self.config_hook
@@ -264,7 +310,8 @@ class RunsExperiment(Experiment):
             del logger
             settings = build(cls, config)
             if check is not None and command_name == self.default_command:
-                check(settings)
+                with waiting("reading model and data"):
+                    check(settings)
             return {}
 
     def add_named_configs(self, named: NamedConfigs) -> None:
@@ -354,6 +401,14 @@ class RunsExperiment(Experiment):
         path = self.path if command == self.default_command else f"{self.path} {command}"
         return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)))
 
+    def _told(self, error: BaseException) -> str:
+        """An error in words; of a full disk also how to go on."""
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return str(error)
+        run = self.current_run
+        go_on = "" if run is None or "resume" not in run.config else f", then go on with `{self._resume_command(run)}`"
+        return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room{go_on}"
+
     def _trace_hint(self) -> str:
         run = self.current_run
         folder = None if run is None else run_folder(run)
@@ -372,6 +427,18 @@ def _file_storage(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[
     if "runs_dir" in given:
         raise ValueError(f"-F {folder} and runs_dir={given['runs_dir']} both say where runs go; give one of them")
     return {**given, "runs_dir": folder}, options
+
+
+def check_databases(options: Mapping[str, Any]) -> None:
+    """Refuse Sacred's `-m` and `-s` where the library that they need is missing.
+
+    Raises:
+        ValueError: names the extra to install.
+    """
+    for option, (flag, library) in DATABASES.items():
+        if options.get(option) and importlib.util.find_spec(library) is None:
+            extra = "mongo" if library == "pymongo" else "sql"
+            raise ValueError(f"{flag} needs {library}: pip install 'das_gym[{extra}]'")
 
 
 def _runs_dir(given: Mapping[str, Any]) -> Path:

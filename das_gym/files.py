@@ -49,6 +49,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         A hidden path in the same folder, ending in ".part".
+
+    Raises:
+        OSError: it cannot be written; names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(part)
         os.replace(part, path)  # noqa: PTH105  (as os.fsync: the fault tests stop the process at these two)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(part)):  # writes to an open file name none
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 

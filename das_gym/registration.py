@@ -105,7 +105,7 @@ MODELS: dict[str, ModelEntry] = {
             load="das_gym.models.transformers.loading:load_vlm",
             assets=ASSETS / "smolvlm_mini",
             reads="prompts",
-            options=("tokenizer", "units", "dtype", "device_map", "trust_remote_code"),
+            options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
         ),
     )
 }

@@ -15,7 +15,7 @@ from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, subnet_of
 
-from das_gym.commandline import HELP, parse, use
+from das_gym.commandline import parse_or_help, use
 from das_gym.files import read_json
 from das_gym.runs import RUNS_DIR
 
@@ -61,10 +61,10 @@ def run_export(settings: ExportSettings) -> Exported:
 
 def main(words: Sequence[str]) -> None:
     """Export as the words behind `python -m adapt export` say."""
-    if words and words[0] in HELP:
-        print(f"{__doc__}\n{ExportSettings.__doc__}")
+    settings = parse_or_help(ExportSettings, words, "adapt export")
+    if settings is None:
         return
-    written = run_export(parse(ExportSettings, words, "adapt export"))
+    written = run_export(settings)
     print(f"{written.folder}: {written.parameters:,} parameters, loads with {written.loads_with}")
     print(f"logits of the folder and of the masked model differ by at most {written.difference:.1e}")
     if written.onnx_difference is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from das_gym.commandline import use
 from das_gym.config import build
@@ -15,6 +17,22 @@ from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.portable import DAS_GYM
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
 from das_gym.runs import RunSettings
+
+
+@dataclass(frozen=True)
+class _About:
+    """What an exported folder's config.json says to das_gym."""
+
+    task: str
+    labels: tuple[str, ...]
+    image_size: Any
+    max_text_length: int
+    use: Any
+
+    def __post_init__(self) -> None:
+        sizes = self.image_size if isinstance(self.image_size, list) else [self.image_size]
+        if not all(isinstance(size, int) and 1 <= size <= 2**16 for size in (*sizes, self.max_text_length)):
+            raise ValueError(f"image_size={self.image_size!r}, max_text_length={self.max_text_length}")
 
 
 def is_exported(folder: Path) -> bool:
@@ -34,12 +52,18 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     Raises:
         ValueError, FileNotFoundError: it is damaged, or of a task that is not registered.
     """
-    about = read_json(folder / "config.json")[DAS_GYM]
+    config = read_json(folder / "config.json")
+    about = config.get(DAS_GYM) if isinstance(config, dict) else None
     about = about if isinstance(about, dict) else {}
     lacks = [name for name in ("task", "labels", "image_size", "max_text_length") if name not in about]
     if lacks:
         raise ValueError(f"{folder / 'config.json'} lacks {', '.join(lacks)} under {DAS_GYM!r}; export the run again")
-    modules = build(RunSettings, {"use": about.get("use", ())}).use
+    known = {name: about[name] for name in ("task", "labels", "image_size", "max_text_length")}
+    try:
+        about = vars(build(_About, {**known, "use": about.get("use", ())}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged under {DAS_GYM!r} ({error}); export the run again") from error
+    modules = build(RunSettings, {"use": about["use"]}).use
     check_modules(modules, folder)
     use(modules)
     loaded = load_checkpoint(folder, image_size=about["image_size"])
@@ -50,7 +74,7 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     task = task_class(about["task"])(processor, about["labels"])
     head = task.build_head(vlp.feature_size, vlp.head_size)
     tensors = next(iter(loaded.heads.values()), {})
-    named = {name if name[0].isdigit() else f"0.{name}": tensor for name, tensor in tensors.items()}
+    named = {name if name[:1].isdigit() else f"0.{name}": tensor for name, tensor in tensors.items()}
     shapes = [{name: tuple(tensor.shape) for name, tensor in some.items()} for some in (head.state_dict(), named)]
     if shapes[0] != shapes[1]:
         raise ValueError(

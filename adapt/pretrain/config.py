@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from das_gym.adapt.pretrain.family import HEADS
-from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Trainer, adamw, check_ranges, polynomial_decay
+from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Trainer, adamw, check_ranges, decay
 from torch import nn
 
 from das_gym.config import check_names
@@ -98,5 +98,5 @@ def make_trainer(
     """
     parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     optimizer = adamw([Group(parameters, learning_rate)], config.weight_decay)
-    schedule = partial(polynomial_decay, steps=steps, warmup=config.warmup)
+    schedule = partial(decay, steps=steps, warmup=config.warmup)
     return Trainer(parts, optimizer, steps, schedule, checkpoint, config.save_every)

@@ -25,7 +25,8 @@ class Card:
         source: The folder that the model comes from.
         auto: The class of transformers that loads it.
         drawn: Which layers went, see `cutting.drawn`.
-        gone: Their positions.
+        gone: Positions of those of the decoder.
+        gone_seen: Of those of the vision tower.
         budget: What was asked for, in words.
         recovery: How it was trained.
         trained: How many parameters trained, and on how many examples.
@@ -40,6 +41,7 @@ class Card:
     auto: str
     drawn: str
     gone: Sequence[int]
+    gone_seen: Sequence[int]
     budget: str
     recovery: RecoveryConfig
     trained: tuple[int, int]
@@ -52,14 +54,19 @@ class Card:
     def text(self) -> str:
         """The card."""
         name = self.source.name
+        kinds = {"decoder layers": self.gone, "layers of its vision tower": self.gone_seen}
+        lines = dict(zip(kinds, self.drawn.split()[::-1], strict=False))  # one alone where the tower stays
+        told = [(len(lines[what]), gone, what) for what, gone in kinds.items() if gone]
+        counts = [f"{len(gone)} of {count} {what}" for count, gone, what in told]
+        which = [f"{what} {', '.join(map(str, gone))}" for _, gone, what in told]
         versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
         return "\n".join(
             [
                 *self._front(),
-                f"# {name}, without {len(self.gone)} of its {len(self.drawn)} decoder layers",
+                f"# {name}, without {' and '.join(counts)}",
                 "",
-                f"Made from `{name}` by das_gym: decoder layers {', '.join(map(str, self.gone))} (counted from 0) were "
-                f"deleted ({self.budget}). {self._training()}",
+                f"Made from `{name}` by das_gym: {' and '.join(which)} (counted from 0) were deleted ({self.budget}). "
+                f"{self._training()}",
                 "",
                 f"    {self.drawn}",
                 "",

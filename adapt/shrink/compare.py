@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.report import WIDTH
-from das_gym.adapt.shrink.cutting import cut, drawn, gone_layers
+from das_gym.adapt.shrink.cutting import cut, drawn
 from das_gym.adapt.shrink.generation import generate, interval, scored
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask
 from das_gym.adapt.shrink.report import loss_of
@@ -120,7 +120,7 @@ class Judge:
             before = self.quality(cut(self.whole, mask), found.method)
             self._known[found.mask] = (before, *self._recovered(mask, found.method))
         before, after, seconds = self._known[found.mask]
-        which = drawn(len(self.whole.stack.layers), gone_layers(self.whole, mask))
+        which = drawn(self.whole, mask)
         return Line(found, float(self.problem.costs.macs_saved(mask)), which, before, after, seconds)
 
     def _recovered(self, mask: np.ndarray, title: str) -> tuple[Quality | None, float | None]:
@@ -203,7 +203,7 @@ def print_comparison(title: str, full: Quality, lines: Sequence[Line]) -> None:
     for row in rows:
         table.add_row(*row)
     console = Console()
-    console.width = max(console.width, WIDTH + 30)
+    console.width = max(console.width, 130)
     console.print(table)
     print(textwrap.fill(verdict(lines), WIDTH))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,7 +25,7 @@ from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, 
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.shrink_experiment import ShrinkSettings, as_vlm, check, told_to_search
 
-from das_gym.commandline import used
+from das_gym.commandline import typed, used
 from das_gym.config import build, part_of
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json, write_text
@@ -133,8 +134,22 @@ class CompareExperiment(RunsExperiment):
                 problem.evaluator.forget()
                 more = {"agent": method, "evaluations": settings.evaluations}
                 more["agent_kwargs"] = settings.agent_kwargs.get(method, {})
-                found[method] = search_first(told_to_search(settings, more))
+                try:
+                    found[method] = search_first(told_to_search(settings, more))
+                except BaseException:
+                    print(way_on({**settings.searches, **found}, method), file=sys.stderr)
+                    raise
         return found
+
+
+def way_on(found: Mapping[str, int], stopped: str) -> str:
+    """How to go on after a search that was stopped."""
+    words = " ".join(f"searches.{method}={run}" for method, run in found.items())
+    done = f"add {words} to the same command: these are not searched again; and " if found else ""
+    return (
+        f"the search by {stopped} was stopped. To go on, {done}let it end by `{typed('agents', 'resume=<its run>')}` and "
+        f"add searches.{stopped}=<its run> (or leave that, and it is searched anew)"
+    )
 
 
 def found_in(settings: CompareSettings, method: str) -> Found:
@@ -152,7 +167,10 @@ def found_in(settings: CompareSettings, method: str) -> Found:
     record, log = read_json(folder / "search.json"), read_json(folder / "run.json")
     if record["agent"] != method:
         raise ValueError(f"searches.{method}={run} is a search by {record['agent']}")
-    started, stopped = (datetime.fromisoformat(log[name]) for name in ("start_time", "stop_time"))
+    try:
+        started, stopped = (datetime.fromisoformat(log[name]) for name in ("start_time", "stop_time"))
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged: it does not say when the search began and ended") from error
     return found_by(method, run, record, choice.mask, (stopped - started).total_seconds())
 
 

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.model import IMAGE, JOINT, VLM
 from das_gym.models.transformers.pruning import delete_layers, shell, what_differs
-from das_gym.models.transformers.stack import find_decoder
+from das_gym.models.transformers.stack import find_decoder, find_tower
 
 KEPT, GONE = "■", "□"
 
 
-def gone_layers(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> list[int]:
-    """Positions of the decoder layers that a mask skips."""
-    array = vlm.check_mask(mask)
-    return [place for place, skipped in zip(vlm.places, array, strict=True) if skipped]
-
-
-def drawn(n_layers: int, gone: Sequence[int]) -> str:
-    """Which layers went, in a line: `■■□■`."""
-    return "".join(GONE if place in gone else KEPT for place in range(n_layers))
+def drawn(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
+    """Which decoder layers a mask deletes, in a line: `■■□■`; those of the vision tower, where they may go, before them."""
+    stacks = [(JOINT, vlm.stack)] if vlm.tower is None else [(IMAGE, vlm.tower.stack), (JOINT, vlm.stack)]
+    gone = {stream: vlm.gone_of(mask, stream) for stream, _ in stacks}
+    return " ".join(
+        "".join(GONE if place in gone[stream] else KEPT for place in range(len(each.layers))) for stream, each in stacks
+    )
 
 
 def cut(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
@@ -37,11 +36,11 @@ def cut(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
         ValueError: half layers, or what is left would not load again as it is.
     """
     check_units(vlm.unit_kind)
-    model = delete_layers(shell(vlm.model), gone_layers(vlm, mask))
+    model = delete_layers(shell(vlm.model), vlm.gone_of(mask), vlm.gone_of(mask, IMAGE))
     difference = what_differs(model)
     if difference is not None:
         raise ValueError(f"{type(model).__name__} without these layers would not load again as it was: {difference}")
-    smaller = VLM(model, traits=vlm.traits)
+    smaller = VLM(model, traits=dataclasses.replace(vlm.traits, tower=None))  # nothing in it is skipped any more
     smaller.freeze()
     return smaller
 
@@ -63,16 +62,22 @@ def check_units(units: str | None) -> None:
         )
 
 
-def check_shared(model: Any) -> None:
+def check_shared(model: Any, vision: bool = False) -> None:
     """Refuse layers that have a parameter in common with each other, or with anything outside them.
 
     Args:
         model: A model of transformers, with or without content.
+        vision: Whether layers of its vision tower may go, too.
 
     Raises:
         ValueError: names the first such parameter.
     """
-    layers = list(find_decoder(model).layers)
+    _check_shared(model, list(find_decoder(model).layers), "decoder")
+    if vision:
+        _check_shared(model, list(find_tower(model).layers), "vision")
+
+
+def _check_shared(model: Any, layers: list[nn.Module], kind: str) -> None:
     owners: dict[int, int] = {}
     inside = {id(p) for layer in layers for p in layer.parameters()}
     for number, layer in enumerate(layers):
@@ -80,14 +85,14 @@ def check_shared(model: Any) -> None:
             first = owners.setdefault(id(parameter), number)
             if first != number:
                 raise ValueError(
-                    f"decoder layers {first} and {number} share {name}: a model whose layers share their weights gets no "
+                    f"{kind} layers {first} and {number} share {name}: a model whose layers share their weights gets no "
                     "smaller without one of them"
                 )
     prefixes = {id(module) for layer in layers for module in layer.modules()}
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in inside and id(module) not in prefixes:
-                raise ValueError(f"{path}.{name} is tied to a decoder layer: that layer cannot be deleted without it")
+                raise ValueError(f"{path}.{name} is tied to a {kind} layer: that layer cannot be deleted without it")
 
 
 def with_parameters_of(whole: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
@@ -99,11 +104,13 @@ def with_parameters_of(whole: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
         mask: (n_layers,) bool, what was deleted.
     """
     model = shell(whole.model)
-    layers, left = find_decoder(model).layers, find_decoder(smaller.model).layers
-    gone = gone_layers(whole, mask)
-    kept = [place for place in range(len(layers)) if place not in gone]
-    pairs = [(layers[place], left[number]) for number, place in enumerate(kept)]
-    within = {id(module) for stack in (layers, left) for module in stack.modules()}
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    within: set[int] = set()
+    for find, stream in ((find_decoder, JOINT), *([] if whole.tower is None else [(find_tower, IMAGE)])):
+        layers, left = find(model).layers, find(smaller.model).layers
+        kept = [place for place in range(len(layers)) if place not in whole.gone_of(mask, stream)]
+        pairs += [(layers[place], left[number]) for number, place in enumerate(kept)]
+        within |= {id(module) for each in (layers, left) for module in each.modules()}
     others = dict(smaller.model.named_modules())
     pairs += [(module, others[name]) for name, module in model.named_modules() if id(module) not in within]
     for target, source in pairs:

@@ -23,19 +23,14 @@ from das_gym.adapt.shrink.cutting import decoder_path
 from das_gym.adapt.shrink.das_adapters import layers_left, stand_in
 from das_gym.adapt.shrink.generation import batches_of
 from das_gym.adapt.step_loss import batch_at
-from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges
+from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.models.transformers.features import projector_of
 from das_gym.models.transformers.model import VLM
 from das_gym.runs import progress
 from das_gym.tasks.base import Task
-
-PROJECTORS = (
-    *("multi_modal_projector", "connector", "merger", "deepstack_merger_list"),
-    *("projector", "aligner", "embed_vision"),
-)
-"""What models of transformers call the module between vision tower and decoder."""
 
 RATE, RATE_WIDTH = 1e-3, 80
 """Peak learning rate on the bundled model, better there than 1e-4 (`python -m benchmarks.recovery`), and its width. The
@@ -112,14 +107,6 @@ class RecoveryConfig:
     def of_layers(self) -> bool:
         """Whether what kept layers give is compared."""
         return self.hidden != "none" and self.hidden_at == "layers"
-
-
-def cosine_decay(step: int, steps: int, warmup: float) -> float:
-    """Factor of the learning rate: linear warm-up over a share of the steps, then a cosine to 0."""
-    first = max(1, round(steps * warmup))
-    if step < first:
-        return (step + 1) / first
-    return 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
 
 
 def answer_features(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
@@ -245,12 +232,6 @@ def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig,
     return Teacher(whole, task, task.open_ended([examples[row] for row in numbers]), used, size, read)
 
 
-def projector_of(model: Any) -> dict[str, nn.Module]:
-    """The modules between vision tower and decoder, by name; empty where there is none under a known name."""
-    found = {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in PROJECTORS}
-    return {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
-
-
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Give a module parameters of its own, copies of those that it shared, which train; they are returned."""
     own: list[nn.Parameter] = []
@@ -322,7 +303,7 @@ class Recovery:
         left = layers_left(self.whole, self.student)
         parameters = self._prepare(dtype)
         self.trained = sum(p.numel() for p in parameters)
-        schedule = partial(cosine_decay, steps=config.steps, warmup=config.warmup)
+        schedule = partial(decay, steps=config.steps, warmup=config.warmup, schedule="cosine")
         optimizer = adamw([Group(parameters, config.rate(self.student.feature_size))], config.weight_decay)
         modules: dict[str, nn.Module] = {"student": self.student.model}
         trainer = Trainer(modules, optimizer, config.steps, schedule, self.checkpoint, config.save_every)

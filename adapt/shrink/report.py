@@ -223,35 +223,36 @@ def lines_of(comparison: Comparison) -> list[tuple[str, list[str]]]:
         return "-" if value is None else "{:.3g} ({:.3g}..{:.3g})".format(*value)
 
     cells: list[tuple[str, Callable[[Row], str]]] = [
-        (f"{comparison.metric} of what it says, %", lambda row: f"{100 * row.score:.1f}"),
+        (f"{comparison.metric}, %", lambda row: f"{100 * row.score:.1f}"),
         ("  its 95 % interval", lambda row: f"{100 * row.low:.1f}..{100 * row.high:.1f}"),
         ("loss, nats", lambda row: f"{row.loss:.4f}"),
         ("parameters", lambda row: f"{row.parameters:,}"),
         ("bytes of the weights", lambda row: f"{row.bytes:,}"),
-        ("MACs of one example, M", lambda row: f"{row.macs / 1e6:,.2f}"),
+        ("MACs an example, M", lambda row: f"{row.macs / 1e6:,.2f}"),
         ("MACs saved, %", lambda row: f"{100 * row.macs_saved:.2f}"),
         ("first token, ms", lambda row: spread(row.prefill_ms)),
         ("  times as fast", lambda row: spread(row.prefill_speedup)),
-        ("each further token, ms", lambda row: spread(row.decode_ms)),
+        ("further tokens, ms", lambda row: spread(row.decode_ms)),
         ("  times as fast", lambda row: spread(row.decode_speedup)),
-        ("memory to load and run, MiB", lambda row: "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}"),
+        ("memory at most, MiB", lambda row: "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}"),
     ]
     return [(name, [cell(row) for row in comparison.rows.values()]) for name, cell in cells]
 
 
 def print_report(comparison: Comparison, title: str, drawn: str) -> None:
     """Print the table, which layers went, and the conclusion."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
     for name in comparison.rows:
         table.add_column(name, justify="right")
     for name, cells in lines_of(comparison):
         table.add_row(name, *cells)
     Console(width=WIDTH).print(table)
-    print(f"decoder layers: {drawn}")
+    print(f"{'layers of vision tower and decoder' if ' ' in drawn else 'decoder layers'}: {drawn}")
     print(textwrap.fill(conclusion(comparison), WIDTH))
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
 import os
 import shutil
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +16,13 @@ import torch
 from das_gym.adapt.shrink.das_adapters import has_adapters, write_code
 from safetensors import SafetensorError
 
-from das_gym.files import read_json, whole_folder, write_json
+from das_gym.files import parse_json, read_json, whole_folder, write_json
+from das_gym.models.sums import SUMS, write_sums
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5", ".npz")
 """Ends of the names of files that hold weights."""
 
-NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json")
+NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_KEYS = ("dtype", "torch_dtype")
 INDEX = "model.safetensors.index.json"
@@ -72,8 +71,15 @@ def _named_dtype(folder: Path) -> torch.dtype | None:
 def _tensors_of(path: Path) -> list[dict[str, Any]]:
     """What a file of safetensors says of each tensor; nothing else of it is read."""
     with path.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return [entry for name, entry in header.items() if name != "__metadata__"]
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"{path} is not a whole safetensors file: its header of {length} bytes is longer than itself")
+        header = parse_json(file.read(length), f"the header of {path}", "copy it again")
+    try:
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        return [{"dtype": str(e["dtype"]), "data_offsets": [int(at) for at in e["data_offsets"]]} for e in entries]
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error!r}); copy it again") from error
 
 
 def shard_size(folder: Path) -> str:
@@ -141,18 +147,27 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def rounded(model: Any, dtype: torch.dtype) -> None:
-    """Round a model's parameters, in place, to what they are once saved in `dtype`; those that are it already stay."""
-    for module in model.modules():
+    """Round a model's parameters, in place, to what they are once saved in `dtype`; those that are it already stay.
+
+    Raises:
+        FloatingPointError: a parameter is not finite, or beyond what `dtype` holds.
+    """
+    for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_floating_point():
                 continue
             value = parameter.detach().to(dtype).to(parameter.dtype)
+            if not torch.isfinite(value).all():
+                raise FloatingPointError(
+                    f"{path}.{name} is not finite in {str(dtype).removeprefix('torch.')}: recover at a lower learning_rate, "
+                    "or begin with weights in bfloat16 or float32"
+                )
             if not torch.equal(value, parameter):
                 module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
 
 
 def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype) -> None:
-    """Write configuration, weights, and everything else that lay beside the source's weights.
+    """Write configuration, weights with their checksums, and everything else that lay beside the source's weights.
 
     Args:
         model: A model of transformers.
@@ -173,6 +188,7 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
         for path in sorted(origin.iterdir()):
             if path.is_file() and _is_copied(path) and (origin == processor or not (folder / path.name).exists()):
                 shutil.copyfile(path, folder / path.name)
+    write_sums(folder)
 
 
 def _name_dtype(folder: Path, source: Path) -> None:

@@ -260,7 +260,7 @@ def _check_said(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int
         n: torch.cat((v[: encoding.answer], v[-1:].repeat(len(tokens), *(1 for _ in v.shape[1:]))))
         for n, v in encoding.types.items()
     }
-    gone = {vlm.stack.layers[vlm.places[n]]: vlm.skippable(n).chosen(True) for n in np.flatnonzero(mask).tolist()}
+    gone = {vlm.stack_of(n).layers[vlm.places[n]]: vlm.skippable(n).chosen(True) for n in np.flatnonzero(mask).tolist()}
     with replaced({layer: passing(layer, adapter) for layer, adapter in gone.items()}):
         logits = (
             vlm.run([encoding._replace(ids=ids, types=types)], whole=True).logits[0, encoding.answer - 1 : -1].cpu().float()

@@ -39,6 +39,9 @@ AGENTS: dict[str, str | type[Agent]] = {
 }
 """Name to class or "module:class". An agent outside this table is named by its "module:class" itself."""
 
+MAX_REWARD = 1e100
+"""Beyond, what agents compute from rewards would overflow."""
+
 
 class Agent(ABC):
     """Chooses masks that keep a budget.
@@ -112,7 +115,7 @@ class Agent(ABC):
             rewards: (m,) float, the higher the better.
 
         Raises:
-            ValueError: a wrong shape, or a reward that is not finite.
+            ValueError: a wrong shape, or a reward that is not finite, or beyond `MAX_REWARD`.
         """
 
     @abstractmethod
@@ -147,6 +150,8 @@ class Agent(ABC):
         if not np.isfinite(rewards).all():
             mask = masks[~np.isfinite(rewards)][0]
             raise ValueError(f"the reward of the mask that skips layers {np.flatnonzero(mask).tolist()} is not finite")
+        if np.abs(rewards).max(initial=0.0) > MAX_REWARD:
+            raise ValueError(f"a reward of {rewards[np.abs(rewards).argmax()]}: give rewards within {MAX_REWARD:g} of 0")
         return masks, rewards
 
 

@@ -47,6 +47,10 @@ class Blocks:
                 raise ValueError(
                     f"blocks is not what das_gym.problem.blocks.measure_blocks gives for {n_layers} layers; leave it out"
                 )
+            for name in ("angular", "cosine"):
+                rows = [[None if value is None else float(value) for value in row] for row in measured[name]]
+                if len(rows) != n_layers or any(value is not None and not 0 <= value <= 2 for row in rows for value in row):
+                    raise ValueError(f"blocks: {name} is not a row of distances for each of {n_layers} layers; leave it out")
             return cls(**measured)
         known = statistics or {}
         streams = np.asarray(known.get("stream", np.zeros(n_layers))).tolist()

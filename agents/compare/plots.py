@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEPT = "0.7"
+STYLES = ("-", "--", ":")
+"""Of lines and of the edges of bands: ten colours times three are told apart, in grey too where few are drawn."""
+
+EXPLAINED = (
+    "line: median over seeds; band between thin lines: quartiles. regret: reward of the best mask less that of the mask "
+    "the agent would answer with after so many evaluations."
+)
 
 
 def plot_skip_probabilities(
@@ -42,8 +49,8 @@ def plot_skip_probabilities(
     for layer, name in enumerate(layer_names):
         place, colour = (1.01, heights[layer]), colours.get(layer, "0.4")
         axes.annotate(name, place, xycoords=("axes fraction", "data"), color=colour, va="center", fontsize=8)
-    axes.set_xlabel("turn")
-    axes.set_ylabel("skip probability")
+    axes.set_xlabel("turn (the masks that are asked for at once)")
+    axes.set_ylabel("skip probability, sigmoid of the layer's preference; coloured: the answer")
     axes.set_xlim(1, max(2, len(turns)))
     axes.set_title(title)
     _save(figure, path)
@@ -92,8 +99,9 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
             values = getattr(result, panel)
             low, median, high = (_drawn(quantile(values, percent)) for percent in QUARTILES)
             evaluations = np.arange(1, values.shape[1] + 1)
-            (line,) = axes.plot(evaluations, median, label=result.agent, color=f"C{index % 10}", linewidth=2.0)
-            axes.fill_between(evaluations, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
+            colour, style = f"C{index % 10}", STYLES[index % len(STYLES)]
+            axes.plot(evaluations, median, label=result.agent, color=colour, linewidth=2.0, linestyle=style)
+            axes.fill_between(evaluations, low, high, facecolor=(colour, 0.07), edgecolor=(colour, 0.6), linestyle=style)
         if panel == "regret":
             every = np.concatenate([result.regret.ravel() for result in results])
             positive = every[(every > 0) & np.isfinite(every)]
@@ -105,6 +113,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         axes.set_ylabel({"regret": "regret of the answer (reward split)", "rank": "rank of the answer, 1 = best"}[panel])
     figure.legend(handles=axes.get_lines(), loc="outside right upper", frameon=False)
     figure.suptitle(title)
+    figure.supxlabel(EXPLAINED, fontsize=8, color="0.35")
     _save(figure, path)
 
 
@@ -141,7 +150,7 @@ def plot_front(path: str | os.PathLike[str], result: FrontResult, title: str = "
         axes.annotate(str(number), place, xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
     if np.nanmin(_drawn(searched.losses)) > 0:
         axes.set_yscale("log")
-    axes.set_xlabel(f"{result.cost} saved, %")
+    axes.set_xlabel(f"{result.cost} saved, %. Front: masks of which none is both cheaper and better than another")
     axes.set_ylabel("loss (reward split), nats")
     axes.legend(frameon=False)
     axes.set_title(title)

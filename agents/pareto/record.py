@@ -55,10 +55,17 @@ class Scored:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Scored:
-        """What `record` gave."""
-        masks = np.array([[bit == "1" for bit in mask] for mask in record["masks"]], dtype=bool)
+        """What `record` gave.
+
+        Raises:
+            LookupError, TypeError, ValueError: it is damaged.
+        """
+        masks = np.array([[("0", "1").index(bit) == 1 for bit in mask] for mask in record["masks"]], dtype=bool)
         losses = [np.inf if loss is None else loss for loss in record["losses"]]
-        return cls(masks, np.array(record["saved"]), np.array(losses), np.array(record["metrics"]))
+        numbers = [np.array(values, dtype=np.float64) for values in (record["saved"], losses, record["metrics"])]
+        if any(each.shape != (len(masks),) or np.isnan(each).any() for each in numbers):
+            raise ValueError(f"not as many numbers as masks, {len(masks)}, or some that are none")
+        return cls(masks, *numbers)
 
 
 @dataclass(frozen=True, eq=False)

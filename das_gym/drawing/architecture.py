@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from das_gym.config import build
+
 if TYPE_CHECKING:
     from das_gym.models.base import Layer
     from das_gym.problem.mask_cost import MaskCost
@@ -69,8 +71,15 @@ class Architecture:
 
     @classmethod
     def of_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
-        """What `record` gave."""
-        return cls(tuple(Unit(**unit) for unit in units))
+        """What `record` gave.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            return cls(tuple(build(Unit, unit) for unit in units))
+        except TypeError as error:
+            raise ValueError(f"units are damaged: {error}") from error
 
     @property
     def lanes(self) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def with_settings(words: Sequence[str], name: str, one: bool = False) -> list[st
     Raises:
         ValueError: several are given where one is allowed.
     """
-    if not words or words[0] in HELP:
+    if not words or words[0] in (*HELP, "print_config"):
         return list(words)
     at = list(words).index("with") if "with" in words else len(words)
     values, rest = tuple(words[:at]), words[at + 1 :]

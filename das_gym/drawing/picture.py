@@ -59,7 +59,7 @@ def draw(scene: Scene) -> np.ndarray:
     height = 2 * MARGIN + 60 + sum(len(names) * LANE + 16 for names in lanes) + CHART
     image = Image.new("RGB", (WIDTH, height + height % 2), PAPER)  # films have even sides
     canvas = ImageDraw.Draw(image)
-    canvas.text((MARGIN, MARGIN - 6), scene.title, INK, _font(TITLE))
+    canvas.text((MARGIN, MARGIN - 6), scene.title, INK, font(TITLE))
     _legend(canvas, MARGIN + 26)
     top, indent = MARGIN + 60, _indent(scene.architecture)
     scale = min(_scale(_shares(scene.architecture, band), WIDTH - indent - MARGIN) for band in bands)
@@ -86,7 +86,7 @@ def _lanes_of(architecture: Architecture, band: Sequence[Sequence[int]]) -> list
 
 def _indent(architecture: Architecture) -> int:
     """Where the boxes begin: right of the lanes' names."""
-    return MARGIN + 12 + int(max(_font(TEXT).getlength(_clipped(lane)) for lane in architecture.lanes))
+    return MARGIN + 12 + int(max(font(TEXT).getlength(_clipped(lane)) for lane in architecture.lanes))
 
 
 def _clipped(text: str, most: int = 22) -> str:
@@ -95,7 +95,7 @@ def _clipped(text: str, most: int = 22) -> str:
 
 def _least(units: Sequence[Unit]) -> float:
     """Width of a column that its labels need."""
-    return 10 + max(_font(SMALL).getlength(unit.label) for unit in units)
+    return 10 + max(font(SMALL).getlength(unit.label) for unit in units)
 
 
 def _shares(architecture: Architecture, band: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
@@ -124,7 +124,7 @@ def _draw_band(
 ) -> None:
     x, top = corner
     for row, name in enumerate(names):
-        canvas.text((MARGIN, top + row * LANE + 2), _clipped(name), INK, _font(TEXT))
+        canvas.text((MARGIN, top + row * LANE + 2), _clipped(name), INK, font(TEXT))
     for stage, (least, share) in zip(band, _shares(scene.architecture, band), strict=True):
         width = max(least, scale * share + 6)
         for index in stage:
@@ -143,37 +143,37 @@ def _draw_unit(canvas: Any, unit: Unit, skipped: bool, box: tuple[float, float, 
         canvas.line((left, top, right, bottom), GREY, 1)
     else:
         canvas.rectangle(box, KEPT, KEPT, 1)
-    canvas.text(((left + right) / 2, bottom + 2), unit.label, GREY if skipped else INK, _font(SMALL), anchor="ma")
+    canvas.text(((left + right) / 2, bottom + 2), unit.label, GREY if skipped else INK, font(SMALL), anchor="ma")
 
 
 def _legend(canvas: Any, top: float) -> None:
     x, unit = MARGIN, Unit("", "", "", 0, None)
     for word, skipped in (("kept", False), ("skipped", True)):
         _draw_unit(canvas, unit, skipped, (x, top + 2, x + 18, top + 14))
-        canvas.text((x + 24, top), word, INK, _font(SMALL))
+        canvas.text((x + 24, top), word, INK, font(SMALL))
         x += 84
-    canvas.text((x, top), "width: share of the model's MACs", GREY, _font(SMALL))
+    canvas.text((x, top), "width: share of the model's MACs", GREY, font(SMALL))
 
 
 def _draw_facts(canvas: Any, facts: Sequence[str], top: float) -> None:
     for number, fact in enumerate(facts):
-        canvas.text((MARGIN, top + 22 * number), fact, INK, _font(TEXT))
+        canvas.text((MARGIN, top + 22 * number), fact, INK, font(TEXT))
 
 
 def _draw_curve(canvas: Any, scene: Scene, box: tuple[float, float, float, float]) -> None:
     """Best reward over evaluations, as steps."""
     left, top, right, bottom = box
-    canvas.text((left, top), "best reward so far, over evaluations", GREY, _font(SMALL))
+    canvas.text((left, top), "best reward so far, over evaluations", GREY, font(SMALL))
     points = [(at, value) for at, value in scene.improvements if np.isfinite(value)]
     left, top, right, bottom = left + 70, top + 24, right - 10, bottom - 18
     canvas.line((left, top, left, bottom, right, bottom), GREY, 1)
     if not points:
-        canvas.text((left + 12, (top + bottom) / 2 - 8), "no mask has been scored yet", GREY, _font(SMALL))
+        canvas.text((left + 12, (top + bottom) / 2 - 8), "no mask has been scored yet", GREY, font(SMALL))
         return
     low, high, last = points[0][1], points[-1][1], max(scene.evaluations, 1)
     for value, y in {high: top + 4, low: bottom - 8 if high > low else top + 4}.items():
-        canvas.text((left - 8, y), f"{value:.4g}", GREY, _font(SMALL), anchor="rm")
-    canvas.text((right, bottom + 4), str(last), GREY, _font(SMALL), anchor="ra")
+        canvas.text((left - 8, y), f"{value:.4g}", GREY, font(SMALL), anchor="rm")
+    canvas.text((right, bottom + 4), str(last), GREY, font(SMALL), anchor="ra")
     steps: list[float] = []
     for at, value in (*points, (last, high)):
         x = left + (right - left) * at / last
@@ -184,7 +184,8 @@ def _draw_curve(canvas: Any, scene: Scene, box: tuple[float, float, float, float
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
+    """The font of all pictures, in pixels."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from das_gym.config import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
 from das_gym.runs import library_versions
@@ -163,15 +164,25 @@ class RunReport:
     title: str
     facts: Mapping[str, str]
     architecture: Architecture
-    mask: Sequence[int]
-    commands: Sequence[str]
+    mask: list[int]
+    commands: list[str]
     progress: Progress | None = None
     heat: Heat | None = None
     cost: CostChart | None = None
-    statistics: Mapping[str, Sequence[float]] | None = None
+    statistics: Mapping[str, list[float]] | None = None
     comparison: Comparison | None = None
     answers: Answers | None = None
     versions: Mapping[str, str] | None = None
+
+    def checked(self) -> RunReport:
+        """The same, once it is what it says that it is: records may hold anything.
+
+        Raises:
+            TypeError, ValueError: it is not.
+        """
+        if len(self.mask) != len(self.architecture.units):
+            raise ValueError(f"a mask of {len(self.mask)} for {len(self.architecture.units)} units")
+        return build(RunReport, vars(self))
 
     def with_search(self, search: RunReport) -> RunReport:
         """The same with what its search has and it has not, and the search's commands before its own."""

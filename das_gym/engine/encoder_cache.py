@@ -127,7 +127,7 @@ class _Disk:
                     else:
                         leaves = [file.get_tensor(str(number)) for number in range(len(file.keys()))]
                         found[key] = tree_unflatten(leaves, treespec_loads(form))
-            except (OSError, SafetensorError, ValueError):
+            except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
                 continue  # not there, or damaged: it is computed and written again
         return found
 

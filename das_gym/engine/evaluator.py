@@ -6,6 +6,8 @@ remembered until an adapter or the head changes (`memory`), and everything that 
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from das_gym.engine.broken import BrokenMasks
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.memory import Score, ScoreMemory
 from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
@@ -27,13 +30,17 @@ from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
 
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's OpenMP threads, and waits for them for ever
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
 
 @dataclass(frozen=True)
 class Scores:
     """Means over the examples, for each mask.
 
-    A mask whose loss is not a number, or infinite, is broken: it has loss inf, metric 0 and divergence inf, and spoils no
-    other. Nothing is logged: `broken` tells which, `Spending.broken` how many there have been.
+    A mask whose loss or metric is not a number, or infinite, is broken: it has loss inf, metric 0 and divergence inf, and
+    spoils no other. A warning names the first of a call with its examples, `broken` tells which, `Spending.broken` how many
+    there have been.
 
     Attributes:
         losses: (m,) float64, nats.
@@ -224,24 +231,29 @@ class Evaluator:
             self._runner = self.vlp if self.precision == "float32" else with_bfloat16_layers(self.vlp)
         tree = MaskTree(self.vlp, masks, self._spent, self.precision, self._runner, self.counter)
         kept: list[Tensor] = []
+        broken = BrokenMasks()
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             trunk = partial(self._trunk.of, number)
             state: State = trunk(-1, partial(self._begin, chunk))
             full = None if full_logits is None else full_logits[number]
-            for rows, features in tree.leaves(state, trunk):
+            for rows, features in tree.leaves(state, trunk, partial(self._trunk.known, number)):
                 logits = self._logits(features)
                 full = logits if full is None else full  # the first leaf is the unskipped mask
                 with np.errstate(invalid="ignore"):  # an infinite loss may meet one of the other sign
-                    sums[0, rows] += float(self.task.losses(logits, targets).double().sum())
-                    sums[1, rows] += float(self.task.metrics(logits, targets).double().sum())
+                    for name, values in enumerate((self.task.losses(logits, targets), self.task.metrics(logits, targets))):
+                        total = float(values.double().sum())
+                        sums[name, rows] += total
+                        if not math.isfinite(total):
+                            broken.note(int(rows[0]), chunk, values)
                     if divergences:
                         sums[2, rows] += float(self.task.divergences(logits.double(), full.double(), targets).sum())
             if divergences and full is not None:
                 kept.append(full)
             if progress is not None:
                 progress(len(chunk))
+        broken.warn(masks)
         return sums / len(examples), kept
 
     def _begin(self, examples: Sequence[Any]) -> State:
@@ -262,7 +274,7 @@ class Evaluator:
 def _score_of(means: Sequence[float], divergences: bool) -> Score:
     """The score that means of loss, metric and divergence come to: a broken mask gets the worst there is."""
     loss, metric, divergence = means
-    if not np.isfinite(loss):
+    if not (np.isfinite(loss) and np.isfinite(metric)):
         return Score(np.inf, 0.0, np.inf if divergences else None)
     if not divergences:
         return Score(loss, metric, None)

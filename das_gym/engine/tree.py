@@ -13,7 +13,11 @@ from das_gym.engine.spending import Spending
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import OWN, MacCounter
 
-Trunk = Callable[[int, Callable[[], Tensor]], Tensor]
+Trunk = Callable[[Any, Callable[[], Any]], Any]
+"""`trunk(what, compute)` returns what `compute()` did the first time, where there was room for it."""
+
+Known = Callable[[Any], Any]
+"""`known(what)` returns what a trunk keeps; None = nothing."""
 
 
 class MaskTree:
@@ -43,18 +47,46 @@ class MaskTree:
         self.counter = counter
         self._stages = vlp.stages
         self._device = vlp.device
+        self._keep: Trunk | None = None
+        self._front = [index for stage in self._stages[: vlp.front] for index in stage]
 
-    def leaves(self, state: State, trunk: Trunk | None = None) -> Iterator[tuple[np.ndarray, Tensor]]:
+    def leaves(
+        self, state: State, trunk: Trunk | None = None, known: Known | None = None
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Walk the tree depth first, so that memory grows with depth and not with the number of masks.
 
         Args:
             state: The state before stage 0.
-            trunk: `trunk(index, run)` returns what `run()` did the first time: the output of a layer of the unskipped model.
+            trunk: Keeps the outputs of layers of the unskipped model, by index, and what `VLP.enter` gives behind
+                `VLP.front` stages, by the bits of those.
+            known: What it keeps already: masks whose first bits are there begin behind those stages.
 
         Yields:
             Rows of `masks` that are the same mask, and its pooled features; the unskipped mask is first if it is there.
         """
-        return self._below(state, 0, np.arange(len(self.masks)), {}, trunk)
+        rows, self._keep = np.arange(len(self.masks)), trunk
+        if not self._front or known is None:
+            yield from self._below(state, 0, rows, {}, trunk)
+            return
+        front = self.masks[:, self._front]
+        kept = {bits: entered for bits in set(map(_bits, front)) if (entered := known(bits)) is not None}
+        rest = rows[[_bits(row) not in kept for row in front]]
+        first = not front[rest].any(axis=1).all()  # with the unskipped mask, which is the first leaf
+        if len(rest) and first:
+            yield from self._below(state, 0, rest, {}, trunk)
+        for bits, entered in sorted(kept.items(), key=lambda item: item[0]):
+            same = rows[[_bits(row) == bits for row in front]]
+            yield from self._behind(entered, self.vlp.front, same, {}, None if any(bits) else trunk)
+        if len(rest) and not first:
+            yield from self._below(state, 0, rest, {}, trunk)
+
+    def _enter(self, state: State, stage: int, rows: np.ndarray) -> State:
+        """The state as the layers of a stage read it, of all masks in `rows`; kept where that is worth it."""
+        entered, macs = self.vlp.enter(state, stage)
+        self.spent.macs += macs
+        if self._front and stage == self.vlp.front and self._keep is not None:
+            self._keep(_bits(self.masks[rows[0]][self._front]), lambda: entered)
+        return entered
 
     def _below(
         self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any], trunk: Trunk | None
@@ -64,6 +96,14 @@ class MaskTree:
         `memory` is shared by states with the same parent, which have hidden tensors in common; its keys hold ids of
         those, so what was computed from a tensor goes with it. `trunk` is there while nothing was skipped.
         """
+        if stage < len(self._stages):
+            state = self._enter(state, stage, rows)
+        yield from self._behind(state, stage, rows, memory, trunk)
+
+    def _behind(
+        self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any], trunk: Trunk | None
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """As `_below`, of a state that was entered."""
         if stage == len(self._stages):
             features = self.vlp.pool(state)
             self.spent.macs += self.counter.pool(state)[1]
@@ -110,3 +150,7 @@ class MaskTree:
         self.spent.layer_runs += not skipped
         self.spent.adapter_runs += skipped and macs > 0
         return hidden
+
+
+def _bits(row: np.ndarray) -> tuple[bool, ...]:
+    return tuple(row.tolist())

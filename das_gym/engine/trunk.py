@@ -1,4 +1,7 @@
-"""The way down the unskipped model, kept from one call to the next: every mask starts on it."""
+"""The way down the unskipped model, kept from one call to the next: every mask starts on it.
+
+So is what masks of a vision tower lead to, where a model has such units: many masks of the decoder begin with each.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ class TrunkMemory:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
-        self._kept: dict[tuple[int, int], Any] = {}
+        self._kept: dict[tuple[int, Any], Any] = {}
         self._examples: int | None = None
 
     def forget(self) -> None:
@@ -39,12 +42,16 @@ class TrunkMemory:
             self.forget()
         self._examples = examples
 
-    def of(self, batch: int, what: int, compute: Callable[[], Any]) -> Any:
+    def known(self, batch: int, what: Any) -> Any:
+        """What is kept of a batch; None = nothing."""
+        return self._kept.get((batch, what))
+
+    def of(self, batch: int, what: Any, compute: Callable[[], Any]) -> Any:
         """What `compute()` returned the first time, if there was room for it.
 
         Args:
             batch: Which batch of the examples.
-            what: Which layer; -1 = the state before stage 0.
+            what: Which layer; -1 = the state before stage 0; bits of a vision tower's units = the state behind them.
             compute: Gives a tensor or a `State`.
         """
         key = (batch, what)

@@ -8,7 +8,8 @@ Stable-Baselines3's own `make_vec_env` steps n single environments instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
@@ -57,7 +58,8 @@ class SB3VecEnv(VecEnv):
         if any(options != self._options[0] for options in self._options):
             raise ValueError(f"options={self._options}: these environments are reset together, give all of them the same")
         seeds: Any = None if all(seed is None for seed in self._seeds) else list(self._seeds)
-        observations, info = self.env.reset(seed=seeds, options=self._options[0] or None)
+        with self._told_of_death():
+            observations, info = self.env.reset(seed=seeds, options=self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = info_rows(info, self.num_envs)
@@ -69,7 +71,8 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Observations, rewards (num_envs,) float32, dones (num_envs,) bool, and infos."""
-        observations, rewards, terminated, truncated, info = self.env.step(self._actions)
+        with self._told_of_death():
+            observations, rewards, terminated, truncated, info = self.env.step(self._actions)
         dones = terminated | truncated
         infos = info_rows({key: value for key, value in info.items() if key not in FINAL_KEYS}, self.num_envs)
         if dones.any():
@@ -81,6 +84,25 @@ class SB3VecEnv(VecEnv):
         for told, cut_off in zip(infos, (truncated & ~terminated).tolist(), strict=True):
             told["TimeLimit.truncated"] = cut_off
         return observations, np.asarray(rewards, dtype=np.float32), dones, infos
+
+    @contextmanager
+    def _told_of_death(self) -> Iterator[None]:
+        """Say so where an environment's process has ended, which Gymnasium tells as an end of file; the others are ended."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            if not isinstance(self._base, AsyncVectorEnv):
+                raise
+            codes: dict[int, int] = {}
+            for number, process in enumerate(self._base.processes):
+                process.join(0.5)
+                codes |= {} if process.exitcode is None else {number: process.exitcode}
+            self._base.close_extras(terminate=True)
+            self._base.closed = True
+            raise RuntimeError(
+                f"of the processes of {self.num_envs} environments these ended (number: exit code): {codes}; -9 is one that "
+                "was killed, as for want of memory: make the environment anew, with fewer of them"
+            ) from error
 
     def close(self) -> None:
         """Close the vector environment."""

@@ -83,9 +83,10 @@ class State:
 
 
 def bytes_of(part: Any) -> int:
-    """Bytes of the tensors of a `State`, or of any structure of tensors."""
+    """Bytes of the tensors of a `State`, or of any structure of tensors, each counted once."""
     tree = [dict(each) for each in (part.hidden, part.attend, part.extras)] if isinstance(part, State) else part
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    tensors = {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 class SkippableLayer(nn.Module):
@@ -134,7 +135,7 @@ class VLP(nn.Module, ABC):
     and, for `das_gym.ModelEntry`, a function that loads it. Everything else has a default. `check_class` and
     `check_model` say what is missing, all of it at once.
 
-    `forward(batch, mask)` is `encode`, `embed`, one `advance` a stage, and `pool` in a row. Within a stage
+    `forward(batch, mask)` is `encode`, `embed`, one `enter` and `advance` a stage, and `pool` in a row. Within a stage
     every layer reads the state before the stage.
 
     Attributes:
@@ -144,10 +145,12 @@ class VLP(nn.Module, ABC):
         size: What `ProblemConfig.size` calls a model of this size, `mini` or `base`; None fits either.
         pruned_mask: The mask whose other choices were removed, or None while all are there.
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
+        projector: Parts of the names of those that train between a vision tower and a decoder, at a rate of their own.
         untrainable: Why nothing of it can train, so that it can only be searched as it came; empty where something can.
         promptless: Why no learnt tokens can stand among its own; empty where they can.
         checkpointing: Whether what a layer keeps for the gradient is computed again when it is wanted.
         prompts: What adds learnt tokens to the state before stage 0; None adds none.
+        front: How many stages come before the one that `enter` does something for: what they lead to is worth keeping.
         streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
     """
 
@@ -156,8 +159,10 @@ class VLP(nn.Module, ABC):
     head_size: int | None = None
     size: str | None = None
     tunable: tuple[str, ...]
+    projector: tuple[str, ...] = ()
     untrainable: str = ""
     promptless: str = ""
+    front: int = 0
     streams_apart: ClassVar[bool] = False
 
     def __init__(self) -> None:
@@ -304,6 +309,20 @@ class VLP(nn.Module, ABC):
         state = self.embed(encoded)
         return state if self.prompts is None else self.prompts(state)
 
+    def enter(self, state: State, stage: int) -> tuple[State, int]:
+        """The state as the layers of `stage` read it, and the MACs of what made it so.
+
+        The state itself, unless a model says otherwise. For what runs between two stages and depends on the masks of those
+        before, such as a projector between layers of a vision tower and layers of a decoder. A state without content (on
+        `meta`) gives any content of the right shapes.
+        """
+        del stage
+        return state, 0
+
+    def state_bytes(self, encoded: State) -> int:
+        """Bytes of the hidden vectors of a state, at most, on the way through the stages."""
+        return bytes_of(dict(encoded.hidden))
+
     @abstractmethod
     def skippable(self, index: int) -> SkippableLayer:
         """The module of layer `index`."""
@@ -366,6 +385,7 @@ class VLP(nn.Module, ABC):
     def advance(self, state: State, stage: int, mask: Sequence[bool] | np.ndarray) -> State:
         """The state after `stage` under `mask` ((n_layers,) bool, True = skipped)."""
         last = stage == len(self.stages) - 1
+        state, _ = self.enter(state, stage)
         hidden = dict(state.hidden)
         again = self.checkpointing and torch.is_grad_enabled()
         run = partial(checkpoint, self.run_layer, use_reentrant=False) if again else self.run_layer

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP
+from das_gym.problem.statistics import check_layer
 
 TOKEN_BLOCKS = 3
 """Blocks of up to so many layers are also compared token by token; of longer ones only the pooled token is kept."""
@@ -35,6 +36,9 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
         m - 1 is arccos(cos(input, output)) / pi at the pooled token (`VLP.pooled_tokens`) of the block of m layers that
         begins there, 0..1, None where the stream has no m layers left. `cosine`: likewise 1 - cos(input, output) over
         real tokens, 0..2, for m up to 3.
+
+    Raises:
+        FloatingPointError: a layer gives what is not finite; names it and the examples.
     """
     vlp = evaluator.vlp
     chains = stream_chains(vlp)
@@ -42,15 +46,18 @@ def measure_blocks(evaluator: Evaluator, examples: Sequence[Any]) -> dict[str, A
     cosine = {name: np.zeros((len(chain), TOKEN_BLOCKS)) for name, chain in chains.items()}
     counts = dict.fromkeys(chains, 0)  # an example of retrieval is many rows
     for start in range(0, len(examples), evaluator.batch_size):
-        state = vlp.embed(evaluator.encoder(evaluator.task.pairs(examples[start : start + evaluator.batch_size])))
+        chunk = examples[start : start + evaluator.batch_size]
+        state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
         walks = {name: _Walk(angular[name], cosine[name]) for name in chains}
-        for stage in vlp.stages:
+        for number, stage in enumerate(vlp.stages):
+            state, _ = vlp.enter(state, number)
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for name, output in outputs.items():
                 rows, attend = vlp.rows_of(state, name, state.hidden[name])
                 real = torch.ones(rows.shape[:2]) if attend is None else attend[:, 0, -1]
                 pooled = vlp.pooled_tokens(state, name)
                 walks[name].step(rows, vlp.rows_of(state, name, output)[0], real.to(rows.device).double(), pooled)
+                check_layer(vlp, chains[name][len(walks[name].pooled) - 1], cosine[name], chunk)
             state = state.with_hidden({**state.hidden, **outputs})
         for name, walk in walks.items():
             counts[name] += len(walk.pooled[0])

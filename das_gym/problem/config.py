@@ -13,7 +13,7 @@ from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS,
 
 SIZES = ("mini", "base")
 
-OPTIONS = ("image_size", "tokenizer", "units", "dtype", "device_map", "trust_remote_code")
+OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code")
 """Fields of `ProblemConfig` that only some models take, see `ModelEntry.options`."""
 
 PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
@@ -39,7 +39,8 @@ class ProblemConfig:
         precision: Of the masked part, see `Evaluator`.
         eval_batch_size: Examples scored at a time; None chooses by how many pairs an example takes.
         encoder_cache: Folder to keep encoder outputs in; None keeps them in memory alone.
-        units: `layers`, or `sublayers`: attention and MLP apart; for models that offer both, as the next three are.
+        units: `layers`, or `sublayers`: attention and MLP apart; for models that offer both, as the next four are.
+        vision: Whether layers of the vision tower may be skipped, too; they come after the decoder's.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16`, ...
         device_map: As for `from_pretrained` of transformers.
         trust_remote_code: Whether code in the checkpoint's folder may run.
@@ -60,6 +61,7 @@ class ProblemConfig:
     eval_batch_size: int | None = None
     encoder_cache: str | None = None
     units: str | None = None
+    vision: bool | None = None
     dtype: str | None = None
     device_map: str | None = None
     trust_remote_code: bool | None = None

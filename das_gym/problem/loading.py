@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import VLP, State, bytes_of, check_model, fingerprint
+from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor
 from das_gym.models.macs import MacCounter
 from das_gym.problem.adaptation import Adaptation
@@ -214,7 +214,7 @@ def pairs_that_fit(vlp: VLP, sample: State) -> int:
         vlp: The model.
         sample: Encoder outputs of one pair.
     """
-    hidden = bytes_of(dict(sample.hidden))
+    hidden = vlp.state_bytes(sample)
     held = 2 * len(vlp.stages) + 2  # on the way down the tree a stage holds its state and two outputs at most
     return max(1, min(PAIRS_PER_BATCH, STATE_BYTES // (hidden * held)))
 

@@ -96,14 +96,17 @@ def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
         ValueError: another key, or figures that are no costs.
         FileNotFoundError: no such file.
     """
-    given = read_json(Path(costs).expanduser()).get("costs", {}) if isinstance(costs, str) else costs or {}
+    read: Any = read_json(Path(costs).expanduser()) if isinstance(costs, str) else {"costs": costs or {}}
+    given = read.get("costs", {}) if isinstance(read, Mapping) else None
+    if not isinstance(given, Mapping):
+        raise ValueError(f"costs={costs} holds no object of costs; give the file of a latency that was measured")
     check_names(given, SAVED, "cost")
     found = {}
     for setting, figures in given.items():
         try:
             full, unskipped = float(figures["full"]), float(figures["unskipped"])
             savings = np.array(figures["savings"], dtype=float)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(
                 f"costs.{setting} is no cost ({error!r}): give full, unskipped, savings of each unit"
             ) from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from das_gym.config import add_entry, check_names
+from das_gym.engine.broken import told_examples
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, State
 from das_gym.problem.costs import Costs
@@ -62,19 +63,38 @@ class Statistic:
 
 @torch.inference_mode()
 def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
-    """Run the unskipped model on the examples and watch every layer."""
+    """Run the unskipped model on the examples and watch every layer.
+
+    Raises:
+        FloatingPointError: a layer gives what is not finite; names it and the examples.
+    """
     vlp = evaluator.vlp
     totals = np.zeros((3, len(vlp.layers)))
     for start in range(0, len(examples), evaluator.batch_size):
         chunk = examples[start : start + evaluator.batch_size]
         state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
-        for stage in vlp.stages:
+        for number, stage in enumerate(vlp.stages):
+            state, _ = vlp.enter(state, number)
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:
                 stream = vlp.layers[index].stream
                 totals[:, index] += _changes(vlp, state, outputs[stream], stream)
+                check_layer(vlp, index, totals[:, index], chunk)
             state = state.with_hidden({**state.hidden, **outputs})
     return Activity(*(totals / len(examples)))
+
+
+def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> None:
+    """Refuse what was measured of a layer whose output is not finite.
+
+    Raises:
+        FloatingPointError: names the layer and the examples.
+    """
+    if not np.isfinite(values).all():
+        raise FloatingPointError(
+            f"layer {vlp.layers[index].name} of the full model gives what is not finite, on "
+            f"{told_examples([example.key for example in examples])}: try float32, or train its adapters anew"
+        )
 
 
 def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[float, float, float]:

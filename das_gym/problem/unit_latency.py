@@ -8,6 +8,7 @@ is the sum of its parts. `python -m benchmarks.latency` compares that with whole
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import nn
 
 from das_gym.config import build
@@ -84,6 +86,8 @@ Timed = Callable[..., Any]
 def latency_of(problem: Problem, batch: int = 1) -> UnitLatencies:
     """What the units of a problem's model take, from the cache folder where they were measured before.
 
+    One process of this machine measures a model at a time, and the others wait for its figures.
+
     Args:
         problem: Model, task and data.
         batch: Examples that run at a time, at least 1: the first that score masks.
@@ -97,15 +101,37 @@ def latency_of(problem: Problem, batch: int = 1) -> UnitLatencies:
     timed = served(problem.vlp, problem.head, problem.task, examples)
     measured = _measured(problem.vlp, timed, len(examples))
     path = figures_file(measured)
-    if path.is_file():
-        return build(UnitLatencies, read_json(path)["latencies"])
-    bare = without_adapters_sharing(problem.vlp)
-    timed_bare = None if bare is None else served(bare, problem.head, problem.task, examples)
-    timer = UnitTimer(timed, timed_bare, len(problem.layer_names), problem.vlp.device)
-    found = dataclasses.replace(measure_units(timer), measured=measured)
-    cost = {"latency_saved": found.cost.as_dict()}
-    write_json(path, {"costs": cost, "layers": problem.layer_names, "latencies": dataclasses.asdict(found)})
+    with _alone(path):
+        kept = _kept(path, len(problem.layer_names))
+        if kept is not None:
+            return kept
+        bare = without_adapters_sharing(problem.vlp)
+        timed_bare = None if bare is None else served(bare, problem.head, problem.task, examples)
+        timer = UnitTimer(timed, timed_bare, len(problem.layer_names), problem.vlp.device)
+        found = dataclasses.replace(measure_units(timer), measured=measured)
+        cost = {"latency_saved": found.cost.as_dict()}
+        record = {"costs": cost, "layers": problem.layer_names, "latencies": dataclasses.asdict(found)}
+        with contextlib.suppress(OSError):  # a cache folder that cannot be written to costs measuring again, no more
+            write_json(path, record)
     return found
+
+
+def _alone(path: Path) -> contextlib.AbstractContextManager[object]:
+    """The lock of a file of figures, taken, where the cache folder can be written to."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{path}.lock").acquire()
+    except OSError:
+        return contextlib.nullcontext()
+
+
+def _kept(path: Path, n_layers: int) -> UnitLatencies | None:
+    """The figures of a model with so many units in a file; None where it is not there, or damaged."""
+    try:
+        found = build(UnitLatencies, read_json(path)["latencies"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if len(found.kept) == n_layers else None
 
 
 def cost_of(problem: Problem, setting: str, latency_batch: int = 1) -> MaskCost:

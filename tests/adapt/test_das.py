@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -174,6 +175,10 @@ def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureF
     assert sum(record["search"]["mask"]) == 4
     assert (tmp_path / "1" / "adapter.safetensors").is_file()
     printed = capsys.readouterr().out
+    assert [model["name"] for model in record["models"]] == ["subnet", "unskipped"]
+    assert not any(record["models"][1]["mask"])
+    assert re.search(r"^  loss \d+\.\d{4} without (text|image)\.\d, ", printed, re.MULTILINE)
+    assert "unskipped," in printed
     assert "found after" in printed
     assert "accuracy on test" in printed
 

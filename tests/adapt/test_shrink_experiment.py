@@ -84,7 +84,7 @@ def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Pa
         assert text in card
     assert f"`{record['command']}`" in card
     assert "LoRA (rank 16, alpha 32, merged)" in card
-    for text in (record["drawn"], "exact match of what it says, %", "each further token, ms", "interval", f"model: {out}"):
+    for text in (record["drawn"], "exact match, %", "further tokens, ms", "interval", f"model: {out}"):
         assert text in printed
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.training import TRAINING_RANGES, Group, Trainer, adamw, check_ranges, polynomial_decay
+from das_gym.adapt.training import TRAINING_RANGES, Group, Trainer, adamw, check_ranges, decay
 from torch import nn
 
 
@@ -16,7 +16,7 @@ def trainer(checkpoint: Path | None, steps: int = 12, size: int = 3) -> tuple[nn
     torch.manual_seed(0)
     model = nn.Linear(size, 1)
     optimizer = adamw([Group(list(model.parameters()), 0.1)], weight_decay=0.01)
-    schedule = partial(polynomial_decay, steps=steps, warmup=0.25)
+    schedule = partial(decay, steps=steps, warmup=0.25)
     return model, Trainer({"model": model}, optimizer, steps, schedule, checkpoint, save_every=4)
 
 
@@ -107,11 +107,11 @@ def test_a_loss_that_is_no_number_stops_the_training():
 
 
 def test_schedule_warms_up_and_decays_to_nothing():
-    factors = [polynomial_decay(i, steps=10, warmup=0.2) for i in range(11)]
+    factors = [decay(i, steps=10, warmup=0.2) for i in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[6] == pytest.approx(0.5)
     assert factors[10] == 0
-    assert polynomial_decay(6, 10, 0.2, power=2.0) == pytest.approx(0.25)
+    assert decay(6, 10, 0.2, power=2.0) == pytest.approx(0.25)
 
 
 def test_biases_and_vectors_are_not_decayed():
@@ -163,11 +163,11 @@ def test_ranges_to_their_ends(name, allowed, refused):
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing():
-    factors = [polynomial_decay(step, 10, warmup=0.2, power=2.0) for step in range(11)]
+    factors = [decay(step, 10, warmup=0.2, power=2.0) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[6] == pytest.approx(0.25)
     assert factors[10] == 0.0
-    assert polynomial_decay(0, 1, warmup=1.0) == 1.0
+    assert decay(0, 1, warmup=1.0) == 1.0
 
 
 def test_means_are_logged_every_fifty_steps_and_at_the_end():

@@ -39,7 +39,7 @@ def test_labels_do_not_overlap(n_units: int, monkeypatch: pytest.MonkeyPatch):
     places: list[tuple[float, float, float]] = []
 
     def note(canvas, unit, skipped, box):
-        half = picture._font(picture.SMALL).getlength(unit.label) / 2
+        half = picture.font(picture.SMALL).getlength(unit.label) / 2
         middle = (box[0] + box[2]) / 2
         places.append((box[1], min(box[0], middle - half), max(box[2], middle + half)))
 

@@ -1,4 +1,4 @@
-"""python -m tests.faults [--long] [job ...]: kill and break jobs at their writes; --long at every one."""
+"""python -m tests.faults [--long [--every N]] [job ...]: kill and break jobs at their writes; --long at every (N-th) one."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ import random
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from tests.faults.harness import Fault, every, try_fault, undisturbed
+from tests.faults.harness import Fault, every, mounts, try_fault, try_full_disk, undisturbed
 from tests.faults.jobs import JOBS
+
+SHARES = (0.02, 0.1, 0.5, 1.0, 2.0, 4.0)
+"""Sizes of disks that become full, as shares of what a whole run leaves."""
 
 
 def main() -> int:
     """Run them; 1 if a restart did not come to the same result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="job", help=f"{', '.join(JOBS)}; all where none is named")
-    parser.add_argument("--long", action="store_true", help="every write, and 10 random moments a job")
+    parser.add_argument("--long", action="store_true", help="every write, 10 random moments a job, full disks (as root)")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="with --long: every N-th write only")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    points, wrong = 0, []
+    points = wrong = 0
     with tempfile.TemporaryDirectory() as place:
         os.environ["DAS_GYM_CACHE"] = f"{place}/cache"
         for name in given.names or JOBS:
@@ -34,15 +39,23 @@ def main() -> int:
             began = time.monotonic()
             wanted, calls = undisturbed(job, Path(place) / name / "whole")
             took = time.monotonic() - began
-            faults = list(every(calls, 1 if given.long else max(1, calls // 4)))
+            faults = list(every(calls, given.every if given.long else max(1, calls // 4)))
             if given.long:
                 faults += [Fault("later", seconds=random.Random(i).uniform(0, took)) for i in range(10)]
-            found = [told for fault in faults if (told := try_fault(job, Path(place) / name / "hit", fault, wanted))]
-            points += len(faults)
-            wrong += [f"{name}, {told}" for told in found]
-            print(f"{name}: {calls} writes and renames, {len(faults)} faults, {len(found)} wrong", flush=True)
-    print(*wrong, sep="\n")
-    print(f"{points} faults, {len(wrong)} wrong")
+            hit, whole = Path(place) / name / "hit", Path(place) / name / "whole"
+            tries = [partial(try_fault, job, hit, fault, wanted) for fault in faults]
+            if given.long and mounts():
+                tries += [partial(try_full_disk, job, hit, share, wanted, whole) for share in SHARES]
+            found = 0
+            for attempt in tries:
+                told = attempt()
+                if told is not None:
+                    print(f"{name}, {told}", flush=True)
+                    found += 1
+            points, wrong = points + len(tries), wrong + found
+            took = time.monotonic() - began
+            print(f"{name}: {calls} writes and renames, {len(tries)} faults in {took:.0f} s, {found} wrong", flush=True)
+    print(f"{points} faults, {wrong} wrong")
     return int(bool(wrong))
 
 

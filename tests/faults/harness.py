@@ -10,7 +10,9 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
@@ -47,7 +49,7 @@ def in_fork(job: Job, folder: Path, fault: Fault) -> tuple[int, int, str]:
     Returns:
         Its exit code, negative for a signal; how many calls it made; and what it said when it failed.
     """
-    told, counted = folder / "told.txt", folder / "calls.txt"
+    told, counted = (folder.with_name(f"{folder.name}.{name}") for name in ("told", "calls"))  # its own disk may be full
     for path in (told, counted):
         path.unlink(missing_ok=True)
     child = os.fork()
@@ -132,18 +134,62 @@ def try_fault(job: Job, folder: Path, fault: Fault, wanted: dict[str, str]) -> s
         return f"{fault}: it ended well, but its files differ from those of an undisturbed run"
     if any(wanted[name] != digest for name, digest in before.items()):
         return f"{fault}: it left a file that reads as whole and is another one"
+    return f"{fault}: {wrong}" if (wrong := _again(job, folder, wanted)) else None
+
+
+def _again(job: Job, folder: Path, wanted: dict[str, str]) -> str | None:
+    """What is wrong after a restart, or None."""
     again, _, told = in_fork(job, folder, Fault())
     if again != 0:
-        return f"{fault}: it does not go on: {told}"
+        return f"it does not go on: {told}"
     if job.written(folder) != wanted:
-        return f"{fault}: the result differs from that of an undisturbed run"
+        return "the result differs from that of an undisturbed run"
     left = [str(path.relative_to(folder)) for path in folder.rglob("*.part") if _goes_on(path.parent)]
-    return f"{fault}: {left} are left behind" if left else None
+    return f"{left} are left behind" if left else None
+
+
+def try_full_disk(job: Job, folder: Path, share: float, wanted: dict[str, str], whole: Path) -> str | None:
+    """Run a job on a small disk of its own, make room, and run it on; what is wrong, or None.
+
+    Args:
+        job: The job.
+        folder: Where the disk is mounted.
+        share: Size of the disk, as a share of what an undisturbed run leaves; checkpoints may take several times as much.
+        wanted: What an undisturbed run wrote.
+        whole: Where that did.
+    """
+    kib = sum(path.stat().st_blocks for path in whole.rglob("*")) // 2
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={max(4, round(share * kib))}k", "tmpfs", folder], check=True)
+    try:
+        code, _, told = in_fork(job, folder, Fault())
+        if code != 0 and not any(word in told for word in ("cannot be written", "could not be written", "make room")):
+            return f"a disk of {share:.0%}: {told}"
+        if any(wanted[name] != digest for name, digest in job.written(folder).items()):
+            return f"a disk of {share:.0%}: it left a file that reads as whole and is another one"
+        subprocess.run(["mount", "-o", "remount,size=4g", folder], check=True)
+        return f"a disk of {share:.0%}: {wrong}" if (wrong := _again(job, folder, wanted)) else None
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def mounts() -> bool:
+    """Whether this process may mount a disk."""
+    with tempfile.TemporaryDirectory() as place:
+        command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
+        try:
+            done = subprocess.run(command, capture_output=True, check=False)
+        except OSError:
+            return False
+        if done.returncode == 0:
+            subprocess.run(["umount", place], check=True)
+        return done.returncode == 0
 
 
 def _goes_on(folder: Path) -> bool:
-    """Whether somebody writes there again: not to a run that was killed before it could say what it is."""
-    return folder.parent.name != "runs" or (folder / "run.json").is_file()
+    """Whether somebody writes there again: not to a run that was killed before it could say what it is and was given."""
+    return folder.parent.name != "runs" or all((folder / name).is_file() for name in ("run.json", "config.json"))
 
 
 def undisturbed(job: Job, folder: Path) -> tuple[dict[str, str], int]:

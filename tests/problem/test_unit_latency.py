@@ -100,7 +100,7 @@ def test_measured_once_and_kept(small_problem: Problem, tmp_path: Path, monkeypa
     found = latency_of(small_problem)
     assert min(found.kept) > 0
     assert found.base > 0
-    (path,) = (tmp_path / "latency").iterdir()
+    (path,) = (tmp_path / "latency").glob("*.json")
     assert json.loads(path.read_text())["costs"]["latency_saved"] == found.cost.as_dict()
     monkeypatch.setattr(unit_latency, "measure_units", lambda timer: pytest.fail("measured anew"))
     assert latency_of(small_problem) == found
@@ -115,3 +115,31 @@ def test_measured_once_and_kept(small_problem: Problem, tmp_path: Path, monkeypa
         torch.set_num_threads(threads)
     with pytest.raises(ValueError, match="latency_batch=0 is not allowed; use 1 or more"):
         latency_of(small_problem, 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"latencies": {"full": 1}}', b"\xff", "another"])
+def test_damaged_figures_are_measured_again(
+    small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | str
+):
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
+    figures = {"full": 9.0, "base": 1.0, "kept": (2.0,) * 6, "skipped": (0.0,) * 6}
+    monkeypatch.setattr(unit_latency, "measure_units", lambda timer: UnitLatencies(**figures))
+    found = latency_of(small_problem)
+    (path,) = (tmp_path / "latency").glob("*.json")
+    if content == "another":  # of a model with fewer units
+        path.write_text(path.read_text().replace("2.0,\n", "", 1).replace("0.0,\n", "", 1))
+    else:
+        path.write_bytes(content)
+    assert latency_of(small_problem) == found
+    monkeypatch.setattr(unit_latency, "measure_units", lambda timer: pytest.fail("measured anew"))
+    assert latency_of(small_problem) == found
+
+
+def test_figures_that_cannot_be_kept_are_measured_each_time(
+    small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "latency").write_text("a file in the place of the folder")
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
+    figures = {"full": 9.0, "base": 1.0, "kept": (2.0,) * 6, "skipped": (0.0,) * 6}
+    monkeypatch.setattr(unit_latency, "measure_units", lambda timer: UnitLatencies(**figures))
+    assert latency_of(small_problem).kept == figures["kept"]

@@ -127,7 +127,8 @@ def test_a_mask_with_a_broken_loss_is_told_and_spoils_no_other(small_kwargs: dic
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
         problem.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
-    table, _ = build_table(problem, ENV_ID, 2, 2)
+    with pytest.warns(RuntimeWarning, match=r"skips layers \[3\], and of 31 other masks"):
+        table, _ = build_table(problem, ENV_ID, 2, 2)
     broken = table.masks[:, 3]
     for split in ("reward", "test"):
         assert np.isinf(table.scores[split].losses[broken]).all()

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.models.base import State
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
 from das_gym.models.transformers import stack
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
-from das_gym.models.transformers.model import VLM, LanguageHead, Traits, batch_experts
-from das_gym.models.transformers.pruning import delete_layers, shell, what_differs
+from das_gym.models.transformers.model import JOINT, VLM, LanguageHead, Traits, batch_experts
+from das_gym.models.transformers.pruning import apart, delete_layers, shell, what_differs
+from das_gym.models.transformers.tower_check import TowerCheck
 
 REFUSED = {
     "blip-2": "its query transformer counts layers by `cross_attention_frequency`, which a smaller configuration changes",
@@ -88,6 +90,15 @@ def find_traits(model: Any, processor: PromptProcessor) -> Traits:
     return _Check(model, processor).traits()
 
 
+def with_tower(traits: Traits, model: Any, processor: PromptProcessor) -> Traits:
+    """The traits of a model with those of its vision tower, so that layers of that can be skipped, too.
+
+    Raises:
+        ValueError: they cannot, with the reason.
+    """
+    return _Check(model, processor.with_answer_type(traits.answer_type)).with_tower(traits)
+
+
 def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
     """Refuse a model whose layers are more than their attention and then their MLP.
 
@@ -104,6 +115,15 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
         )
 
 
+def tower_reads(traits: Traits, model: Any, processor: PromptProcessor) -> tuple[int, ...]:
+    """Which layers of its vision tower a model reads.
+
+    Raises:
+        ValueError: that cannot be told, with the reason.
+    """
+    return _Check(model, processor.with_answer_type(traits.answer_type)).tower_reads(traits)
+
+
 class _Check:
     """One model under examination."""
 
@@ -114,11 +134,18 @@ class _Check:
         kind = model.config.model_type
         if kind in REFUSED:
             raise ValueError(f"{self.name} ({kind}) is refused: {REFUSED[kind]}")
-        sharing = getattr(model.config.get_text_config(decoder=True), "num_kv_shared_layers", None)
+        config = model.config.get_text_config(decoder=True)
+        sharing = getattr(config, "num_kv_shared_layers", None)
         if sharing:
             raise ValueError(
                 f"{self.name} ({kind}) is refused: its last {sharing} layers (num_kv_shared_layers) take keys and values "
                 "from earlier ones, which a layer by itself cannot"
+            )
+        sources = getattr(config, "kv_source_layers", None)
+        if sources is not None and list(sources) != list(range(len(sources))):
+            raise ValueError(
+                f"{self.name} ({kind}) is refused: some of its layers (kv_source_layers) take keys and values from earlier "
+                "ones, which a layer by itself cannot"
             )
         self.tolerance = TOLERANCES.get(next(model.parameters()).dtype, 0.1)
 
@@ -215,12 +242,19 @@ class _Check:
         return logits
 
     def _features(self, vlm: VLM, skipped: Sequence[int] = ()) -> Tensor:
-        prompts = self._prompts(3)
+        return self._replayed(vlm, self._state(vlm, 3), skipped)
+
+    def _state(self, vlm: VLM, count: int) -> State:
+        prompts = self._prompts(count)
         with self._or_refuse("its layers do not run one by one"):
-            state = vlm.gather(
+            return vlm.gather(
                 self.processor, prompts, lambda _, items: {key: vlm.see(self.processor, one) for key, one in items.items()}
             )
-            features: Tensor = vlm.forward_encoded(state, np.isin(vlm.places, list(skipped)))
+
+    def _replayed(self, vlm: VLM, state: State, skipped: Sequence[int]) -> Tensor:
+        with self._or_refuse("its layers do not run one by one"):
+            places = [p if unit.stream == JOINT else None for p, unit in zip(vlm.places, vlm.layers, strict=True)]
+            features: Tensor = vlm.forward_encoded(state, [place in skipped for place in places])
         return features
 
     def _with_head(self, traits: Traits) -> Traits:
@@ -265,11 +299,30 @@ class _Check:
                 f"{self.name} without layer {gone[0]} is not the same as with that layer skipped: its layers are tied to "
                 "their numbers in a way that das_gym does not know"
             )
+        self._check_deletions(vlm, encodings[:1])
         difference = what_differs(smaller)
         if difference is not None:
             raise ValueError(f"{self.name} without layer {gone[0]} would not load again as it was: {difference}")
         if sum(p.numel() * p.element_size() for p in smaller.parameters()) <= RELOADED_BYTES:
             self._check_reloading(smaller, gone[0], skipped, encodings)
+
+    def _check_deletions(self, vlm: VLM, encodings: Sequence[Encoding]) -> None:
+        """As `_check_deletion`, for several layers at a time: of any two, one goes and the other stays in some of them.
+
+        So a layer that reads anything of another one is found out, also what an earlier mask left behind.
+        """
+        state = self._state(vlm, len(encodings))
+        for gone in apart(vlm.places):
+            smaller = delete_layers(shell(self.model), gone)
+            self._replayed(vlm, state, ())
+            skipped = vlm.own_head()(self._replayed(vlm, state, gone))
+            with self._or_refuse(f"without its layers {gone} its own forward fails"):
+                deleted = self._logits(VLM(smaller, traits=Traits()), encodings)
+            if not self.same(skipped, deleted):
+                raise ValueError(
+                    f"{self.name} without its layers {gone} is not the same as with them skipped: some layers read what "
+                    "others computed, or are tied to their numbers in a way that das_gym does not know"
+                )
 
     def _check_reloading(self, smaller: Any, gone: int, skipped: Tensor, encodings: Sequence[Encoding]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -280,14 +333,50 @@ class _Check:
         if not self.same(skipped, self._logits(VLM(again), encodings)):
             raise ValueError(f"{self.name} saved without layer {gone} gives other logits when it is loaded again")
 
+    @torch.no_grad()
+    def with_tower(self, traits: Traits) -> Traits:
+        """The same with what is particular about the vision tower.
+
+        Raises:
+            ValueError: its layers cannot be skipped, with the reason.
+        """
+        if not self.processor.sees:
+            raise ValueError(f"{self.name} reads text alone, so that vision=True has nothing to skip: leave it out")
+        if not traits.keeps_images:
+            raise ValueError(f"{self.name} makes more of pictures than can be kept and given to it again: leave vision out")
+        tower = TowerCheck(self.model, self.tolerance)
+        given = VLM(self.model, traits=traits).placed(self._pixels())
+        with self._or_refuse("the layers of its vision tower cannot be watched, so leave vision out"):
+            found = tower.traits(given)
+        richer = replace(traits, tower=found)
+        if not self.same(self._driven(richer), self._driven(traits)):
+            raise ValueError(
+                f"{self.name} does more between the layers of its vision tower than can be replayed: leave vision out"
+            )
+        self._check_counting(richer)
+        return richer
+
+    @torch.no_grad()
+    def tower_reads(self, traits: Traits) -> tuple[int, ...]:
+        """Positions of the layers of its vision tower that are read."""
+        with self._or_refuse("the layers of its vision tower cannot be watched, so its projector cannot train"):
+            return TowerCheck(self.model, self.tolerance).reads(VLM(self.model, traits=traits).placed(self._pixels()))
+
+    def _pixels(self) -> dict[str, Tensor]:
+        (encoding,) = self._encodings(self._prompts(1))
+        return encoding.pixels | encoding.sizes
+
     def _check_counting(self, traits: Traits) -> None:
         """Its MACs are counted without content, which experts that are chosen one by one cannot do without."""
         vlm = VLM(self.model, traits=traits)
         with self._or_refuse("the MACs of its layers cannot be counted without computing them"):
             counter = MacCounter(vlm)
             state, _ = counter.embed(vlm.sample(self.processor, self._prompts(1), counter)[0])
-            for index in range(len(vlm.layers)):
-                counter.layer(index, state, False, False)
+            for number, indices in enumerate(vlm.stages):
+                state, _ = vlm.enter(state, number)
+                for index in indices:
+                    hidden, _ = counter.run_layer(index, state, False, False)
+                    state = state.with_hidden({vlm.layers[index].stream: hidden})
 
     def _agrees(self, richer: Traits) -> bool:
         """Whether a shorter way gives the same; what it cannot do it may say in any way."""

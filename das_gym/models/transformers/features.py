@@ -8,10 +8,50 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 BULKY = ("last_hidden_state", "hidden_states", "attentions")
 """What a vision tower returns besides, and nobody reads behind it."""
+
+
+PROJECTORS = (
+    *("multi_modal_projector", "connector", "merger", "deepstack_merger_list"),
+    *("projector", "aligner", "embed_vision"),
+)
+"""What models of transformers call the module between vision tower and decoder."""
+
+
+def projector_of(model: Any) -> dict[str, nn.Module]:
+    """The modules between vision tower and decoder, by name; empty where there is none under a known name."""
+    found = {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in PROJECTORS}
+    return {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
+
+
+def compute_in_full(module: nn.Module) -> None:
+    """Have a module compute in 32 bits at least, and give back its input's type: small steps are lost in 16."""
+    if isinstance(module, nn.ModuleList):
+        for part in module:
+            compute_in_full(part)
+        return
+    if not any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
+        return
+    module.float()
+    kinds: list[torch.dtype] = []
+
+    def widen(part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        del part
+        tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
+        kinds.append(tensors[0].dtype if tensors else torch.float32)
+        return tree_map(lambda v: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v, (args, dict(kwargs)))
+
+    def narrow(part: nn.Module, args: Any, output: Any) -> Any:
+        del part, args
+        kind = kinds.pop()
+        return tree_map(lambda v: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() else v, output)
+
+    module.register_forward_pre_hook(widen, with_kwargs=True)
+    module.register_forward_hook(narrow)
 
 
 def owner_of(model: Any) -> Any:
@@ -31,7 +71,8 @@ def seen(model: Any, given: Mapping[str, Tensor]) -> dict[str, Any]:
     output = function(**{name: value for name, value in given.items() if name in known or "pixel" in name})
     if not hasattr(output, "items"):
         return {"": _plain(output)}
-    return {name: _plain(value) for name, value in output.items() if name not in BULKY and value is not None}
+    kept = {name: _plain(value) for name, value in output.items() if name not in BULKY and value is not None}
+    return kept or {BULKY[0]: _plain(output[BULKY[0]])}  # Llama 4's projector reads that itself
 
 
 def _plain(value: Any) -> Any:

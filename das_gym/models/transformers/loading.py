@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite
 from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
-from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double
+from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double, tower_reads, with_tower
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
 
@@ -23,6 +24,7 @@ def load_vlm(
     *,
     generator: torch.Generator | None = None,
     units: str = UNITS[0],
+    vision: bool = False,
     dtype: str = "auto",
     device_map: str | None = None,
     trust_remote_code: bool = False,
@@ -30,6 +32,7 @@ def load_vlm(
     dropout: float | None = None,
     bottleneck: int = BOTTLENECK,
     skip_bottleneck: int = SKIP_BOTTLENECK,
+    projector: bool = False,
 ) -> VLM:
     """Load a model of transformers from its folder and find out how its layers can be skipped.
 
@@ -37,6 +40,7 @@ def load_vlm(
         checkpoint: The folder, as `save_pretrained` or a download left it.
         generator: Draws the adapters.
         units: `layers`, or `sublayers`: the attention and the MLP of each.
+        vision: Whether those of the vision tower may be skipped, too; they come after the decoder's, and nothing trains.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16`, ...
         device_map: As for `from_pretrained`; needs accelerate.
         trust_remote_code: Whether code in the folder may run.
@@ -45,6 +49,7 @@ def load_vlm(
         bottleneck: Width of the adapters before attention and MLP; whole layers have them, until a search without
             training takes them away.
         skip_bottleneck: Width of skip adapters.
+        projector: Whether what lies between vision tower and decoder trains with the adapters.
 
     Raises:
         FileNotFoundError: there is no such folder, or no processor in it.
@@ -67,11 +72,15 @@ def load_vlm(
         model = _load(folder, config, options)
         vlm = VLM(model, units)
         vlm = VLM(model, units, find_traits(model, vlm.processor_of(processor)))
+        if vision:
+            vlm = VLM(model, units, with_tower(vlm.traits, model, vlm.processor_of(processor)))
         vlm.source_processor = processor
         if units != UNITS[0]:
             check_sublayers(vlm, vlm.processor_of(processor))
         elif not vlm.untrainable:
             vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
+            if projector and vlm.processor_of(processor).sees:
+                vlm.open_projector(tower_reads(vlm.traits, model, vlm.processor_of(processor)))
         return vlm
 
 
@@ -163,6 +172,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
     auto = auto_class(config)
     if auto is None:
         raise ValueError(f"{folder} holds a {config.model_type}, which writes no answers: pass a model that generates text")
+    check_sums(folder)
     try:
         model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:

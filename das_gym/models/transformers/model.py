@@ -1,10 +1,10 @@
-"""Any vision-language model of transformers, its decoder layers skippable."""
+"""Any vision-language model of transformers, its decoder layers skippable, and those of its vision tower where asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,13 @@ from das_gym.models.transformers.adapters import (
 )
 from das_gym.models.transformers.blocks import Block, join, make_block, plan
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, batch_of, load_processor
+from das_gym.models.transformers.tower import Pictures, Place, Tower, TowerTraits
 
 UNITS = ("layers", "sublayers")
 """What may be skipped: whole decoder layers, or the attention and the MLP of each."""
+
+JOINT, IMAGE = "joint", "image"
+"""Streams: what the decoder's layers update, and what those of the vision tower do."""
 
 WHOLE, ATTENTION, MLP = "layer", "attention", "mlp"
 """Kinds of units."""
@@ -56,6 +60,7 @@ class Traits:
         answer_type: The token type of answers; None = that of the token before them.
         logit_scale: What products with the output embeddings are multiplied by.
         softcap: Logits are `softcap * tanh(logits / softcap)` where it is given.
+        tower: What is particular about its vision tower; None = no layer of that is a unit.
     """
 
     axes: Mapping[str, stack.Axes] = field(default_factory=dict)
@@ -67,6 +72,31 @@ class Traits:
     answer_type: int | None = None
     logit_scale: float = 1.0
     softcap: float | None = None
+    tower: TowerTraits | None = None
+
+
+@dataclass
+class Entry:
+    """What the decoder needs to begin, besides what the layers of a vision tower give.
+
+    Attributes:
+        processor: The model's `PromptProcessor`.
+        pairs: The prompts.
+        keys: Of their pictures, each once, in the order in which they lie.
+        places: Where those lie.
+        given: Their pixels and sizes.
+    """
+
+    processor: PromptProcessor
+    pairs: Sequence[Prompt]
+    keys: tuple[Any, ...]
+    places: list[Place]
+    given: list[Mapping[str, Tensor]]
+
+    def places_of_pairs(self) -> list[Place | None]:
+        """Where the pictures of each prompt lie; None = it has none."""
+        known = dict(zip(self.keys, self.places, strict=True))
+        return [known.get(pair.image_key) if pair.images else None for pair in self.pairs]
 
 
 class LanguageHead(nn.Module):
@@ -102,8 +132,10 @@ class VLM(VLP):
     """A model of transformers that answers in words: `AutoModelForImageTextToText`, or a text model alone.
 
     Its decoder layers are the skippable units, each a stage of its own, or with `units="sublayers"` the attention and the
-    MLP of each. It is driven by its own forward, see `das_gym.models.transformers.stack`. All positions lie flat in one
-    stream, `joint`; see `das_gym.models.transformers.blocks`.
+    MLP of each. Behind them in a mask, and before them in the stages, come those of its vision tower where `traits` has one.
+    It is driven by its own forward, see `das_gym.models.transformers.stack`. All positions lie flat in one stream, `joint`,
+    see `das_gym.models.transformers.blocks`; pictures in the tower in another, `image`, see
+    `das_gym.models.transformers.tower`.
 
     Args:
         model: The model of transformers.
@@ -124,11 +156,15 @@ class VLM(VLP):
         self.stack = stack.find_decoder(model)
         self.traits = traits
         self.unit_kind = units
-        self.layers, self.places = _units(self.stack, units, traits.protected)
+        self.tower = None if traits.tower is None else Tower(model, traits.tower)
+        self.layers, self.places = _units(self.stack, units, traits.protected, self.tower)
+        self.front = sum(layer.stream == IMAGE for layer in self.layers)
+        self._entry_macs: dict[Any, int] = {}
         self.modules_of = nn.ModuleList(
             SkippableLayer(self._part(index), nn.Identity()) for index in range(len(self.layers))
         )
         self.untrainable = self._untrainable()
+        self.watched: Tower | None = None
         self.gone: frozenset[int] = frozenset()
         self.source_processor: Any = None
         self.feature_size = int(self.text_config.hidden_size)
@@ -136,6 +172,8 @@ class VLM(VLP):
     def _untrainable(self) -> str:
         if self.unit_kind != "layers":
             return "attention and MLP apart have no adapters: leave units out"
+        if self.tower is not None:
+            return "layers of the vision tower have no adapters: leave vision out"
         return next((why for place in self.places if (why := what_lacks(self.stack.layers[place]))), "")
 
     def insert_adapters(self, bottleneck: int, skip_bottleneck: int, generator: torch.Generator | None = None) -> None:
@@ -152,8 +190,6 @@ class VLM(VLP):
         for name, width in (("bottleneck", bottleneck), ("skip_bottleneck", skip_bottleneck)):
             if width < 1:
                 raise ValueError(f"{name}={width}: an adapter is at least 1 wide")
-        if self.unit_kind != "layers":
-            raise ValueError("adapters stand in whole layers: leave units out")
         if self.untrainable:
             raise ValueError(self.untrainable)
         for index, place in enumerate(self.places):
@@ -168,9 +204,33 @@ class VLM(VLP):
             raise ValueError("methods of fine-tuning go into whole layers: leave units out")
         return sites_of(self.stack.layers[self.places[index]])
 
+    def open_projector(self, reads: tuple[int, ...]) -> None:
+        """Have what lies between vision tower and decoder train with the adapters, in 32 bits at least.
+
+        What the tower gives is kept, once a picture, and what the projector makes of it is computed anew each time.
+
+        Args:
+            reads: Positions of the tower's layers that are read, as `TowerTraits.reads`.
+
+        Raises:
+            ValueError: there is no projector under a known name.
+        """
+        found = features.projector_of(self.model)
+        if not found:
+            raise ValueError(
+                f"{type(self.model).__name__} has nothing between vision tower and decoder under a known name: leave its "
+                "projector frozen, with projector_learning_rate=0"
+            )
+        for module in found.values():
+            features.compute_in_full(module)
+        self.watched = Tower(self.model, TowerTraits(reads))
+        self.projector = tuple(f"model.{name}." for name in found)
+        self.tunable = (*self.tunable, *self.projector)
+
     def remove_adapters(self) -> None:
-        """As `VLP.remove_adapters`; then `prune` deletes layers for good."""
+        """As `VLP.remove_adapters`; then `prune` deletes layers for good. A projector that would train does not."""
         super().remove_adapters()
+        self.watched, self.projector = None, ()
         for layer in self.stack.layers:
             strip_adapters(layer)
         self.tunable = ()
@@ -185,9 +245,23 @@ class VLM(VLP):
         """Whether its attention is causal where it is given no mask: scaled dot product attention is."""
         return bool(self.text_config._attn_implementation == "sdpa")
 
+    @property
+    def decoder_units(self) -> int:
+        """How many of the units are the decoder's: they come first in a mask."""
+        return len(self.layers) - self.front
+
+    def stack_of(self, index: int) -> stack.Stack:
+        """The layers that a unit is one of, or half of one."""
+        return self.stack if self.tower is None or index < self.decoder_units else self.tower.stack
+
+    def gone_of(self, mask: Sequence[bool] | np.ndarray, stream: str = JOINT) -> list[int]:
+        """Positions of the layers of decoder (`joint`) or vision tower (`image`) that a mask skips."""
+        array = self.check_mask(mask)
+        return [p for p, unit, bit in zip(self.places, self.layers, array, strict=True) if bit and unit.stream == stream]
+
     def _part(self, index: int) -> nn.Module:
         """The module that a unit's parameters are counted by."""
-        layer, kind = self.stack.layers[self.places[index]], self.layers[index].kind
+        layer, kind = self.stack_of(index).layers[self.places[index]], self.layers[index].kind
         if kind == WHOLE:
             return layer
         names = stack.ATTENTION_NAMES if kind == ATTENTION else stack.MLP_NAMES
@@ -216,13 +290,16 @@ class VLM(VLP):
     def encode_items(
         self, processor: Any, stream: str, items: Mapping[Any, Prompt], counter: MacCounter
     ) -> Iterator[tuple[Any, Any, int]]:
-        """What the vision tower and the projector make of the pictures of each prompt, and the MACs of that."""
+        """What the vision tower and the projector make of the pictures of each prompt, and the MACs of that.
+
+        Where layers of the tower are units, what it reads, at no cost: a mask decides what comes of that.
+        """
         del stream, counter
         for key, prompt in items.items():
             yield key, *counted(partial(self.see, processor, prompt))
 
     def see(self, processor: PromptProcessor, prompt: Prompt) -> dict[str, Any]:
-        """What the vision tower and the projector make of a prompt's pictures; see `features.seen`."""
+        """What the vision tower and the projector make of a prompt's pictures, see `features.seen`; see `encode_items`."""
         return self._see(processor.encode(prompt, pixels=True))
 
     def ready(self, processor: Any, pairs: Sequence[Any], augment: tuple[int, int] | None = None) -> Forward:
@@ -275,7 +352,10 @@ class VLM(VLP):
         return forward
 
     def _see(self, encoding: Encoding) -> dict[str, Any]:
-        return features.seen(self.model, self.placed(encoding.pixels | encoding.sizes))
+        given = self.placed(encoding.pixels | encoding.sizes)
+        if self.watched is not None:
+            return self.watched.watch(given)
+        return given if self.tower is not None else features.seen(self.model, given)
 
     def placed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch on the model's device, in the type of its weights."""
@@ -298,10 +378,21 @@ class VLM(VLP):
             pairs: `Prompt`s, at least one.
             kept: Gives what `encode_items` made of pictures, by their key, from memory where it can.
         """
+        wanted = {p.image_key: p for p in pairs if p.images} if self.traits.keeps_images else {}
+        seen = kept("image", wanted)
+        if self.watched is not None:
+            seen = {key: self.watched.read(part) for key, part in seen.items()}
+        if self.tower is None:
+            return self._before_decoder(processor, pairs, seen)
+        given = [seen[key] for key in wanted]
+        hidden, pictures, places = self.tower.begin(given)
+        entry = Entry(processor, pairs, tuple(wanted), places, given)
+        return State({IMAGE: hidden}, {IMAGE: None}, {"pictures": pictures, "entry": entry})
+
+    def _before_decoder(self, processor: PromptProcessor, pairs: Sequence[Prompt], seen: Mapping[Any, Any]) -> State:
+        """The state before the first decoder layer, from what the model makes of pictures, by their key."""
         images = self.traits.keeps_images
         encodings = [processor.encode(prompt, pixels=not images and bool(prompt.images)) for prompt in pairs]
-        wanted = {prompt.image_key: prompt for prompt in pairs if prompt.images} if images else {}
-        seen = kept("image", wanted)
         blocks, hidden, order = [], [], []
         for chosen in plan(pairs, encodings, self.traits.shares_prefix):
             own = [encodings[row] for row in chosen.rows]
@@ -338,7 +429,28 @@ class VLM(VLP):
 
     def embed(self, encoded: State) -> State:
         """The state before the first unit: protected layers before it have run."""
+        if self.tower is not None:
+            first = self.places[self.decoder_units]
+            return encoded.with_hidden({IMAGE: self._fixed_in_tower(encoded, encoded.hidden[IMAGE], 0, first)})
         return encoded.with_hidden({"joint": self._fixed(encoded, encoded.hidden["joint"], 0, self.places[0], False)})
+
+    def enter(self, state: State, stage: int) -> tuple[State, int]:
+        """Behind the last unit of the vision tower: all that runs up to the first unit of the decoder."""
+        if self.tower is None or stage != self.front:
+            return state, 0
+        tower, entry = self.tower, state.extras["entry"]
+
+        def begun() -> State:
+            seen = tower.features(state.hidden[IMAGE], state.extras["pictures"], entry.places, entry.given)
+            before = self._before_decoder(entry.processor, entry.pairs, dict(zip(entry.keys, seen, strict=True)))
+            return before.with_hidden({JOINT: self._fixed(before, before.hidden[JOINT], 0, self.places[0], False)})
+
+        shapes = tuple(block.shape for block in state.extras["pictures"])
+        encodings = [entry.processor.encode(pair) for pair in entry.pairs]
+        key = shapes, tuple((pair.image_key, len(e.ids), e.answer) for pair, e in zip(entry.pairs, encodings, strict=True))
+        if key not in self._entry_macs:  # counting runs attention in another way: what is scored does not depend on it
+            self._entry_macs[key] = counted(begun)[1]
+        return begun(), self._entry_macs[key]
 
     def skippable(self, index: int) -> SkippableLayer:
         """The module of unit `index`."""
@@ -348,9 +460,11 @@ class VLM(VLP):
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """New hidden vectors, (1, flat tokens, hidden_size); with `pooled_only` those from which answers are read alone."""
         del memo
+        if self.layers[index].stream == IMAGE:
+            return self._run_in_tower(index, state, skipped)
         place, kind = self.places[index], self.layers[index].kind
         after = place + (index not in self.gone)
-        end = self.places[index + 1] if index + 1 < len(self.places) else len(self.stack.layers)
+        end = self.places[index + 1] if index + 1 < self.decoder_units else len(self.stack.layers)
         at_end = pooled_only and after == len(self.stack.layers)
         chosen, hidden = self.skippable(index).chosen(skipped), state.hidden["joint"]
         if skipped:
@@ -360,6 +474,27 @@ class VLM(VLP):
             with self._without(layer, kind):
                 hidden = self._each(state, hidden, partial(self._run, layer, place, kind, at_end))
         return self._fixed(state, hidden, after, end, pooled_only)
+
+    def _run_in_tower(self, index: int, state: State, skipped: bool) -> Tensor:
+        """New hidden vectors of the stream `image`, see `das_gym.models.transformers.tower`."""
+        tower: Any = self.tower
+        place, kind = self.places[index], self.layers[index].kind
+        end = self.places[index + 1] if index + 1 < len(self.places) else len(tower.stack.layers)
+        chosen, hidden = self.skippable(index).chosen(skipped), state.hidden[IMAGE]
+        if skipped and index in self.gone:
+            return self._fixed_in_tower(state, hidden, place, end)
+        layer = chosen if kind == WHOLE else tower.stack.layers[place]
+        run = None if skipped else partial(stack.run_layer, layer)
+        with self._without(layer, WHOLE if skipped else kind):
+            hidden = tower.step(hidden, state.extras["pictures"], place, run, kind == MLP)
+        return self._fixed_in_tower(state, hidden, place + (index not in self.gone), end)
+
+    def _fixed_in_tower(self, state: State, hidden: Tensor, start: int, end: int) -> Tensor:
+        """Run the layers of the vision tower between two units, as far as anybody reads them."""
+        tower: Any = self.tower
+        for place in range(start, min(end, max(tower.traits.reads) + 1)):
+            hidden = tower.step(hidden, state.extras["pictures"], place, partial(stack.run_layer, tower.stack.layers[place]))
+        return hidden
 
     def _without(self, layer: nn.Module, kind: str) -> Any:
         """The layer with its other half giving zeros."""
@@ -442,6 +577,8 @@ class VLM(VLP):
 
     def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """(rows, tokens, hidden_size), each row behind its prefix, and which tokens are there."""
+        if stream == IMAGE:
+            return self._rows_of_pictures(state, hidden)
         blocks: tuple[Block, ...] = state.extras["blocks"]
         longest = max(block.packing.prefix + block.packing.tokens for block in blocks)
         rows, there = [], []
@@ -455,9 +592,35 @@ class VLM(VLP):
             there.append(torch.arange(longest, device=hidden.device) < ends[:, None])
         return torch.cat(rows), torch.cat(there)[:, None, None]
 
+    def _rows_of_pictures(self, state: State, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(prompts, tokens, hidden_size) pictures of each, and which tokens are there; a prompt without has one token."""
+        pictures: tuple[Pictures, ...] = state.extras["pictures"]
+        total = sum(block.tokens for block in pictures)
+        parts = hidden[:, hidden.shape[1] - total :].split([block.tokens for block in pictures], dim=1)
+        rows = []
+        for place in state.extras["entry"].places_of_pairs():
+            if place is None:
+                rows.append(hidden.new_ones(1, hidden.shape[-1]))
+                continue
+            part = parts[place.block].view(pictures[place.block].shape)
+            rows.append((part if place.rows is None else part[place.rows]).reshape(-1, part.shape[-1]))
+        there = [torch.ones(len(row), dtype=torch.bool, device=hidden.device) for row in rows]
+        padded = [nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (rows, there)]
+        return padded[0], padded[1][:, None, None]
+
+    def state_bytes(self, encoded: State) -> int:
+        """As `VLP.state_bytes`: of pictures in the vision tower, or of prompts in the decoder."""
+        if self.tower is None:
+            return super().state_bytes(encoded)
+        entry = encoded.extras["entry"]
+        tokens = sum(len(entry.processor.encode(pair).ids) for pair in entry.pairs)
+        pictures = len(self.tower.traits.reads) * super().state_bytes(encoded)
+        return max(pictures, tokens * self.feature_size * self.model.dtype.itemsize)
+
     def pooled_tokens(self, state: State, stream: str) -> Tensor:
-        """(rows,) int64: the token that the first token of the answer is predicted from."""
-        del stream
+        """(rows,) int64: the token that the first token of the answer is predicted from; the first of pictures."""
+        if stream == IMAGE:
+            return torch.zeros(len(state.extras["entry"].pairs), dtype=torch.long, device=self.device)
         firsts = []
         for block in state.extras["blocks"]:
             far = torch.full((block.rows,), 2**62, dtype=torch.long, device=block.read[0].device)
@@ -481,33 +644,46 @@ class VLM(VLP):
         if self.unit_kind != "layers":
             raise ValueError("attention and MLP apart cannot be deleted from a model of transformers; search units=layers")
         super().prune(array)
+        gone = {stream: self.gone_of(array, stream) for stream in (JOINT, IMAGE)}
         if self.tunable:
-            for place in (place for place, skipped in zip(self.places, array, strict=True) if skipped):
+            for place in gone[JOINT]:
                 self.stack.layers[place] = Gone(self.stack.layers[place])
             return
-        gone = [place for place, skipped in zip(self.places, array, strict=True) if skipped]
-        self.model = delete_layers(self.model, gone)
+        self.model = delete_layers(self.model, gone[JOINT], gone[IMAGE])
         self.stack = stack.find_decoder(self.model)
+        if self.tower is not None:
+            self.tower = Tower(self.model, self.tower.traits.without(gone[IMAGE]))
         self.gone = frozenset(np.flatnonzero(array).tolist())
-        self.places = tuple(place - sum(other < place for other in gone) for place in self.places)
+        pairs = zip(self.places, self.layers, strict=True)
+        self.places = tuple(place - sum(other < place for other in gone[unit.stream]) for place, unit in pairs)
 
     def to(self, *args: Any, **kwargs: Any) -> VLM:
         """As in torch; a model that was spread over devices by `device_map` stays where it is."""
         return self if getattr(self.model, "hf_device_map", None) else super().to(*args, **kwargs)
 
 
-def _units(decoder: stack.Stack, units: str, protected: Mapping[int, str]) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
-    """The units and the position of each one's layer."""
-    layers: list[Layer] = []
-    places: list[int] = []
-    for place, layer in enumerate(decoder.layers):
+def _units(
+    decoder: stack.Stack, units: str, protected: Mapping[int, str], tower: Tower | None
+) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
+    """The units and the position of each one's layer: the decoder's, then those of the tower, which runs before."""
+    found = _units_of(decoder, units, protected, "decoder", JOINT)
+    seen = [] if tower is None else _units_of(tower.stack, units, tower.traits.protected, "vision", IMAGE)
+    placed = [(replace(unit, stage=len(seen) + n), place) for n, (unit, place) in enumerate(found)]
+    placed += [(replace(unit, stage=n), place) for n, (unit, place) in enumerate(seen)]
+    return tuple(unit for unit, _ in placed), tuple(place for _, place in placed)
+
+
+def _units_of(
+    layers: stack.Stack, units: str, protected: Mapping[int, str], name: str, stream: str
+) -> list[tuple[Layer, int]]:
+    """The units of one list of layers, and the position of each one's layer."""
+    found = []
+    for place, layer in enumerate(layers.layers):
         if place in protected:
             continue
-        kinds = (WHOLE,) if units == "layers" else (ATTENTION, MLP)
         if units == "sublayers" and not (stack.child(layer, stack.ATTENTION_NAMES) and stack.child(layer, stack.MLP_NAMES)):
-            raise ValueError(f"decoder layer {place}, a {type(layer).__name__}, has no attention and MLP to skip apart")
-        for kind in kinds:
-            name = f"decoder.{place}" if kind == WHOLE else f"decoder.{place}.{kind}"
-            layers.append(Layer(name, "joint", len(layers), kind))
-            places.append(place)
-    return tuple(layers), tuple(places)
+            raise ValueError(f"{name} layer {place}, a {type(layer).__name__}, has no attention and MLP to skip apart")
+        for kind in (WHOLE,) if units == "layers" else (ATTENTION, MLP):
+            unit = f"{name}.{place}" if kind == WHOLE else f"{name}.{place}.{kind}"
+            found.append((Layer(unit, stream, 0, kind), place))
+    return found

@@ -57,12 +57,12 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True)
 class Stack:
-    """The decoder layers of a model.
+    """The layers of a decoder, or of a vision tower.
 
     Attributes:
         owner: The module that runs them.
         name: The name of their list in it.
-        norm: What follows them.
+        norm: What follows them; of a tower nobody asks.
     """
 
     owner: nn.Module
@@ -104,6 +104,30 @@ def find_decoder(model: nn.Module) -> Stack:
             "driven layer by layer"
         )
     return Stack(decoder, lists[0], norm)
+
+
+def find_tower(model: Any) -> Stack:
+    """The layers of a model's vision tower.
+
+    Raises:
+        ValueError: it has no tower of layers in a row, or one of several rows.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    name, decoder = type(model).__name__, find_decoder(model).owner
+    tower = model.get_encoder(modality="image")
+    inside = () if tower is model or tower is model.base_model or decoder in set(tower.modules()) else tower.named_modules()
+    found = [
+        Stack(owner, list_name, nn.Identity())
+        for _, owner in inside
+        for list_name, layers in owner.named_children()
+        if isinstance(layers, nn.ModuleList)
+        and len(layers)
+        and all(isinstance(layer, GradientCheckpointingLayer) for layer in layers)
+    ]
+    if len(found) != 1:
+        raise ValueError(f"{name} has no vision tower whose layers stand in one row: leave vision out")
+    return found[0]
 
 
 def _behind(decoder: nn.Module, name: str) -> list[nn.Module]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM, search_first
 from das_gym.adapt.shrink.compare import Found, Line, Quality, found_by, markdown, verdict
-from das_gym.adapt.shrink.compare_experiment import CompareExperiment, CompareSettings, title_of
+from das_gym.adapt.shrink.compare_experiment import CompareExperiment, CompareSettings, title_of, way_on
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -53,6 +53,11 @@ def test_the_table_in_markdown():
 )
 def test_the_title_tells_the_budget(budget: dict[str, Any], told: str):
     assert told in title_of(CompareSettings(**budget), 5)
+
+
+def test_what_was_searched_before_a_stop_is_told():
+    assert way_on({"bayes": 1}, "sleb").startswith("the search by sleb was stopped. To go on, add searches.bayes=1 to")
+    assert "to the same command" not in way_on({}, "bayes")
 
 
 def test_the_loss_is_that_of_the_mask_that_is_taken():

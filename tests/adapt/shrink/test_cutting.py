@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, gone_layers, with_parameters_of
+from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn, with_parameters_of
 from das_gym.adapt.shrink.report import loss_of
 
 from das_gym.models.transformers import prune
@@ -50,8 +50,8 @@ def test_the_whole_model_takes_the_parameters_of_what_was_trained(problem_of: Ca
 
 
 def test_which_layers_went_is_drawn(problem_of: Callable[[str], Problem]):
-    assert gone_layers(problem_of("llava").vlp, MASK) == [1, 3]
-    assert drawn(4, [1, 3]) == "■□■□"
+    assert problem_of("llava").vlp.gone_of(MASK) == [1, 3]
+    assert drawn(problem_of("llava").vlp, MASK) == "■□■□"
 
 
 def test_prune_is_two_lines():

@@ -17,17 +17,16 @@ from das_gym.adapt.shrink.recovery import (
     add_lora,
     answer_features,
     answer_vectors,
-    cosine_decay,
     decoder_path,
     hidden_distance,
     merge_lora,
     places_read,
-    projector_of,
     recovery_loss,
 )
-from das_gym.adapt.training import Trainer
+from das_gym.adapt.training import Trainer, decay
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.models.transformers.features import projector_of
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
@@ -199,7 +198,7 @@ def test_every_type_has_a_projector(name: str):
 
 
 def test_schedule():
-    factors = [cosine_decay(step, 100, 0.03) for step in range(100)]
+    factors = [decay(step, 100, 0.03, schedule="cosine") for step in range(100)]
     assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1])
     assert factors[3] == 1.0
     assert factors[3 + 97 // 2] == pytest.approx(0.5, abs=0.02)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers import stack
-from das_gym.models.transformers.checks import NoiseImage
+from das_gym.models.transformers.checks import NoiseImage, with_tower
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
@@ -40,6 +41,12 @@ class Driven:
         self.vlm.remove_adapters()
         self.processor: PromptProcessor = self.vlm.inputs(folder)
         self.head = self.vlm.own_head()
+
+    def seeing(self, units: str = "layers") -> Driven:
+        """The same with layers of its vision tower as units, or halves of them."""
+        other = copy.copy(self)
+        other.vlm = VLM(self.vlm.model, units, with_tower(self.vlm.traits, self.vlm.model, self.processor))
+        return other
 
     def prompts(self) -> list[Prompt]:
         """Three questions on each of two pictures of different widths, out of order; without pictures where it sees none."""
@@ -71,8 +78,8 @@ class Driven:
             return self.vlm.run([self.processor.encode(prompt, pixels=True)], whole=True).logits[:, -1]
 
     def _skips(self, mask: Sequence[int] | np.ndarray):
-        for unit, place, skipped in zip(self.vlm.layers, self.vlm.places, mask, strict=True):
-            layer = self.vlm.stack.layers[place]
+        for index, (unit, place, skipped) in enumerate(zip(self.vlm.layers, self.vlm.places, mask, strict=True)):
+            layer = self.vlm.stack_of(index).layers[place]
             if skipped and unit.kind == "layer":
                 yield layer, lambda hidden, *_, layer=layer, **__: (hidden,) if stack.gives_tuple(layer) else hidden
             elif skipped:
@@ -84,11 +91,11 @@ class Driven:
 @pytest.fixture(scope="session")
 def driven(folder_of: Callable[[str], Path]) -> Callable[..., Driven]:
     """A tiny model by its type and kind of units, loaded once: do not change it."""
-    loaded: dict[tuple[str, str], Driven] = {}
+    loaded: dict[tuple[str, str, bool], Driven] = {}
 
-    def load(name: str, units: str = "layers") -> Driven:
-        if (name, units) not in loaded:
-            loaded[name, units] = Driven(folder_of(name), units)
-        return loaded[name, units]
+    def load(name: str, units: str = "layers", vision: bool = False) -> Driven:
+        if (name, units, vision) not in loaded:
+            loaded[name, units, vision] = load(name).seeing(units) if vision else Driven(folder_of(name), units)
+        return loaded[name, units, vision]
 
     return load

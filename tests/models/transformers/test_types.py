@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from das_gym.models.transformers.loading import load_vlm
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
+from tests.models.transformers.test_vision_units import SEEN
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
 START, END = "<!-- table -->", "<!-- end of table -->"
@@ -22,12 +23,26 @@ COLUMNS = (
     "layers that may be skipped",
     "attention and MLP apart",
     "questions share a picture's part",
+    "layers of the vision tower, with `vision=True`",
 )
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
+def vision_of(model: Driven) -> str:
+    """What may be skipped of a vision tower."""
+    if not model.processor.sees:
+        return "none"
+    try:
+        tower = model.seeing().vlm.traits.tower
+    except ValueError as error:
+        return f"none: {str(error).partition(': leave')[0]}"
+    why = dict.fromkeys(tower.protected.values())
+    told = [f"{', '.join(str(p) for p, r in tower.protected.items() if r == reason)} ({reason})" for reason in why]
+    return f"all but {' and '.join(told)}" if told else "all"
+
+
 def row_of(name: str, folder: Path, driven: Driven | None) -> str:
-    """A line of the table."""
+    """A line of the table, without what it says of the vision tower."""
     title = type(tiny.make(name)[0]).__name__
     if driven is None:
         with pytest.raises(ValueError, match="refused") as error:
@@ -48,8 +63,18 @@ def test_the_page_says_what_the_types_do(folder_of: Callable[[str], Path], drive
     rows = [row_of(name, folder_of(name), None if name == "blip_2" else driven(name)) for name in tiny.MAKERS]
     for name in tiny.WORKING_APART:
         assert len(driven(name, "sublayers").vlm.layers) == 2 * len(driven(name).vlm.layers)
-    table = PAGE.read_text(encoding="utf-8").split(START)[1].split(END)[0].strip()
-    assert table == "\n".join([HEADER, *rows])
+    header, lines = table_of(PAGE.read_text(encoding="utf-8"))
+    assert header == HEADER
+    assert [line.rpartition(" |")[0].rpartition("|")[0] + "|" for line in lines] == rows
+    for name, line in zip(tiny.MAKERS, lines, strict=True):
+        if name in SEEN:  # of the others, main() alone looks at the tower
+            assert line.endswith(f"| {vision_of(driven(name))} |")
+
+
+def table_of(page: str) -> tuple[str, list[str]]:
+    """Header and lines of the table."""
+    lines = page.split(START)[1].split(END)[0].strip().splitlines()
+    return "\n".join(lines[:2]), lines[2:]
 
 
 def main() -> None:
@@ -58,7 +83,8 @@ def main() -> None:
     for name in tiny.MAKERS:
         with tempfile.TemporaryDirectory() as folder:
             tiny.save(name, Path(folder))
-            rows.append(row_of(name, Path(folder), None if name == "blip_2" else Driven(Path(folder))))
+            model = None if name == "blip_2" else Driven(Path(folder))
+            rows.append(f"{row_of(name, Path(folder), model)} {'-' if model is None else vision_of(model)} |")
     before, rest = PAGE.read_text(encoding="utf-8").split(START)
     after = rest.split(END)[1]
     PAGE.write_text("\n".join([f"{before}{START}", HEADER, *rows, f"{END}{after}"]), encoding="utf-8")

@@ -11,6 +11,7 @@ import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 LAYERS = 4
+TOWER_LAYERS = 3
 WIDTH = 32
 SIDE = 32
 """Pixels of an image's side, where a model has a fixed one."""
@@ -97,7 +98,7 @@ def tower(**more: Any) -> dict[str, Any]:
     settings = {
         "hidden_size": 24,
         "intermediate_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": TOWER_LAYERS,
         "num_attention_heads": 2,
         "image_size": SIDE,
         "patch_size": 8,
@@ -242,7 +243,7 @@ def _qwen_images(patch_size: int = 8) -> dict[str, Any]:
 
 def _qwen2_vl() -> tuple[Any, Any]:
     vision = {
-        "depth": 2,
+        "depth": TOWER_LAYERS,
         "embed_dim": 24,
         "hidden_size": WIDTH,
         "num_heads": 2,
@@ -261,7 +262,7 @@ def _qwen2_vl() -> tuple[Any, Any]:
 
 def _qwen2_5_vl() -> tuple[Any, Any]:
     vision = {
-        "depth": 2,
+        "depth": TOWER_LAYERS,
         "hidden_size": 24,
         "out_hidden_size": WIDTH,
         "intermediate_size": 32,
@@ -282,7 +283,7 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
 
 def _qwen3_vl() -> tuple[Any, Any]:
     vision = {
-        "depth": 3,
+        "depth": TOWER_LAYERS,
         "hidden_size": 24,
         "out_hidden_size": WIDTH,
         "intermediate_size": 32,
@@ -492,6 +493,8 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
                 parameter.mul_(4)
             if path.endswith(("attn_gate", "mlp_gate")):
                 parameter.fill_(0.7)
+            if path.endswith("mm_input_projection_weight"):  # zeros, until it is trained
+                parameter.normal_()
     return model.eval(), processor
 
 

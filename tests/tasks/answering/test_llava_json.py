@@ -313,9 +313,9 @@ def test_train_that_has_no_image_of_its_own(root: Path):
         load_answers(root, "skip")
 
 
-def test_the_example_of_the_readme_is_read(tmp_path: Path):
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+def test_the_example_of_the_docs_is_read(tmp_path: Path):
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     root = llava_folder(tmp_path / "data", train=9)
     (root / "test.json").write_text(block, encoding="utf-8")
     draw(*(root / "images" / f"000{n}.jpg" for n in (1, 2, 3)))

@@ -1,0 +1,141 @@
+"""The pages that are made when the site is built: one for each environment, and what stands elsewhere in the repository.
+
+`mkdocs.yml` names this file as a hook. Environments are described by their docstrings, in Gymnasium's headings, and by the
+bundled table, which knows layers and statistics without a model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from mkdocs.structure.files import File, Files
+from pictures import search_picture
+
+from das_gym import ENVIRONMENTS
+from das_gym.registration import MODELS, EnvEntry, find_class, many_objectives
+
+ROOT = Path(__file__).parents[1]
+COPIES = {
+    "leaderboard.md": ("LEADERBOARD.md", "Search"),
+    "submissions.md": ("SUBMISSIONS.md", "Search"),
+    "assets-provenance.md": ("das_gym/assets/README.md", "Understand it"),
+    "contributing.md": ("CONTRIBUTING.md", "Extend it"),
+    "security.md": ("SECURITY.md", "Extend it"),
+    "changelog.md": ("CHANGELOG.md", "Extend it"),
+}
+"""Pages that are files elsewhere in the repository, and under which title of the navigation they stand."""
+
+OPTIONAL = {"suite.md": "Environments"}
+"""Pages that stand in the navigation once somebody has written them."""
+
+
+def on_config(config: Any) -> Any:
+    """Put generated and optional pages into the navigation."""
+    sections = {title: pages for entry in config.nav if isinstance(entry, dict) for title, pages in entry.items()}
+    sections["Environments"] += ["environments/index.md", *(f"environments/{e.id}.md" for e in ENVIRONMENTS.values())]
+    sections["Environments"] += ["environments/tabular.md", "environments/many-objectives.md"]
+    for page, (_, title) in COPIES.items():
+        sections[title].append(page)
+    for page, title in OPTIONAL.items():
+        if (ROOT / "docs" / page).is_file():
+            sections[title].append(page)
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages and the pictures in them."""
+    for name, (source, _) in COPIES.items():
+        files.append(File.generated(config, name, content=_without_outside_links((ROOT / source).read_text("utf-8"))))
+    files.append(File.generated(config, "environments/index.md", content=overview()))
+    files.append(File.generated(config, "environments/tabular.md", content=tabular_page()))
+    files.append(File.generated(config, "environments/many-objectives.md", content=many_objectives_page()))
+    for entry in ENVIRONMENTS.values():
+        files.append(File.generated(config, f"environments/{entry.id}.md", content=environment_page(entry)))
+        files.append(File.generated(config, f"environments/{entry.id}.png", content=search_picture(entry.id)))
+    return files
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Leave out the one script that the theme would fetch from elsewhere: it lets old browsers search pages on a disk."""
+    return re.sub(r'<script src="https://unpkg.com/[^"]*"></script>', "", output)
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """Likewise of the page that says that there is no such page."""
+    return on_post_page(output_content, None, config)
+
+
+def _without_outside_links(text: str) -> str:
+    """Links as the top of the repository has them, as they are from within docs/."""
+    for name, (source, _) in COPIES.items():
+        text = text.replace(f"]({source})", f"]({name})")
+    return re.sub(r"\]\(docs/", "](", text)
+
+
+def overview() -> str:
+    """All environments in a table."""
+    lines = ["# Environments", "", "| id | model | task | data | from a table |", "|---|---|---|---|---|"]
+    for e in ENVIRONMENTS.values():
+        lines.append(f"| [{e.id}]({e.id}.md) | {e.model} | {e.task} | {e.data} | [{e.tabular_id}](tabular.md) |")
+    lines += ["", "Models and tasks of your own get ids of their own: [Extending](../extending.md)."]
+    return "\n".join(lines)
+
+
+def environment_page(entry: EnvEntry) -> str:
+    """An environment: what it is made of, a picture, and its docstring."""
+    env: Any = gymnasium.make(entry.tabular_id).unwrapped
+    meta = env.table.meta
+    statistics = [name.partition("/")[2] for name in env.feature_names if name.startswith(f"{meta.layer_names[0]}/")]
+    facts = {
+        "made by": f'`gymnasium.make("{entry.id}")`, many at once by `gymnasium.make_vec("{entry.id}", num_envs=...)`',
+        "model": f"`{entry.model}` ({find_class(MODELS[entry.model].vlp).__doc__.splitlines()[0].rstrip('.')})",
+        "task": f"`{entry.task}`: {entry.data}",
+        "action space": f"`{env.action_space}`; other forms by `action=`",
+        "observation space": f"`Box({env.observation_space.shape}, float32)`: {env.n_layers} layers x {len(statistics)} "
+        f"statistics ({', '.join(statistics)})",
+        "layers, in mask order": ", ".join(f"`{name}`" for name in meta.layer_names),
+        "MACs of one example": f"{env.macs_full:,} of the bundled model, without adapters",
+        "named config": f"`python -m agents with {entry.short}`",
+        "from a table": f"[`{entry.tabular_id}`](tabular.md): {len(env.table.macs):,} masks, scored on "
+        f"{meta.reward_examples:,} examples (and {meta.test_examples:,} of the test split)",
+    }
+    rows = [f"| {name} | {text} |" for name, text in facts.items()]
+    alt = "The units of each stage, as wide as their share of the MACs, four of them crossed out; the best reward so far."
+    lines = [f"# {entry.id}", "", "| in short | what it is |", "|---|---|", *rows, "", f"![{alt}]({entry.id}.png)", ""]
+    lines.append('*What a search by* `bayes` *found on the bundled table, as* `render_mode="rgb_array"` *shows it.*')
+    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.skip_env:SkipEnv"))])
+
+
+def tabular_page() -> str:
+    """All environments that answer from a table."""
+    lines = ["# Environments from a table", "", "| id | masks | layers | reward of the best mask |", "|---|---:|---:|---:|"]
+    for entry in ENVIRONMENTS.values():
+        env = gymnasium.make(entry.tabular_id)
+        table, best = env.get_wrapper_attr("table"), gymnasium.spec(entry.tabular_id).reward_threshold
+        lines.append(f"| `{entry.tabular_id}` | {len(table.macs):,} | {table.n_layers} | {best} |")
+    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.tabular_env:TabularEnv"))])
+
+
+def many_objectives_page() -> str:
+    """All environments with a vector for a reward."""
+    lines = ["# Environments of many objectives", "", "| with a model | from a table |", "|---|---|"]
+    lines += [f"| `{many_objectives(e.id)}` | `{many_objectives(e.tabular_id)}` |" for e in ENVIRONMENTS.values()]
+    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.mo_env:MOSkipEnv"))])
+
+
+def _docstring(cls: Any) -> str:
+    """A docstring in Markdown, headings as they stand there, with its `Args:` as a table under "Arguments"."""
+    about, _, rest = inspect.cleandoc(cls.__doc__).partition("\nArgs:\n")
+    about = re.sub(r"\n(`action=)", r"\n\n\1", about.partition("\n\n")[2])
+    arguments = inspect.cleandoc("\n" + rest.partition("\n\n")[0])
+    rows = [re.sub(r"\s+", " ", part) for part in re.split(r"\n(?=\S)", arguments) if part.strip()]
+    named = (row.partition(": ") for row in rows)
+    table = ["| argument | meaning |", "|---|---|"]
+    table += [f"| {', '.join(f'`{name.strip()}`' for name in names.split(','))} | {told} |" for names, _, told in named]
+    about = re.sub(r"## Arguments\n.*?(?=## )", "", about, flags=re.DOTALL)
+    at = min(about.index(heading) for heading in ("## Vectorized environment", "## Version History") if heading in about)
+    return about[:at] + "\n".join(["## Arguments", "", *table, "", ""]) + about[at:]

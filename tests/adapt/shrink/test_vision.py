@@ -1,0 +1,49 @@
+"""Layers of the vision tower deleted with those of the decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.shrink.cutting import check_shared, cut, drawn
+from das_gym.adapt.shrink.report import loss_of
+from das_gym.adapt.shrink.saving import save
+from das_gym.adapt.shrink.verifying import questions, verify
+
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, load_problem
+from tests.models.transformers import tiny
+
+MASK = np.array([False, True, False, False, False, True, False])
+
+
+@pytest.fixture(scope="module")
+def problem(folder_of: Callable[[str], Path], data: Path) -> Problem:
+    config = ProblemConfig("VLM", "answering", checkpoint=str(folder_of("qwen2_5_vl")), data_root=str(data), vision=True)
+    return load_problem(dataclasses.replace(config, device="cpu"))
+
+
+def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem, tmp_path: Path):
+    """Its logits in a process of transformers alone are the mask's, and so are its words."""
+    whole, examples = problem.vlp, problem.task.open_ended(problem.splits.test)
+    full, masked = problem.evaluator.losses(np.stack((MASK & False, MASK)), problem.splits.test)
+    smaller = cut(whole, MASK)
+    assert loss_of(smaller, problem.task, examples, 4, "loss") == pytest.approx(masked, abs=1e-5)
+    assert loss_of(whole, problem.task, examples, 4, "loss") == pytest.approx(full, abs=1e-5)
+    assert drawn(whole, MASK) == "■□■ ■□■■"
+    source = Path(problem.backbone.config.checkpoint)
+    save(smaller.model, tmp_path, source, source, torch.float32)
+    assert verify(tmp_path, smaller, MASK, questions(whole, problem.task, examples), torch.float32).logits_apart < 1e-4
+
+
+def test_its_layers_that_share_their_weights_are_refused():
+    model, _ = tiny.make("smolvlm")
+    layers = model.get_encoder(modality="image").encoder.layers
+    layers[1].mlp.fc1.weight = layers[0].mlp.fc1.weight
+    check_shared(model)
+    with pytest.raises(ValueError, match=r"vision layers 0 and 1 share mlp.fc1.weight"):
+        check_shared(model, vision=True)

@@ -1,0 +1,155 @@
+"""What README and docs show works: blocks are run, or read where a comment says why they cannot be."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from das_gym.adapt import commands as adapt_commands
+from das_gym.agents import commands as agents_commands
+from das_gym.agents.ask_tell.base import AGENTS
+
+from tests.docs.blocks import PAGES, ROOT, Block, blocks_of, commands_of
+
+PROGRAMS = {"agents": agents_commands.PROGRAM, "adapt": adapt_commands.PROGRAM}
+BLOCKS = {path: blocks_of(path.read_text(encoding="utf-8")) for path in PAGES}
+RUN = [path for path, blocks in BLOCKS.items() if any(b.mark != "skip" and b.language in ("python", "bash") for b in blocks)]
+LONG = {"first-hour.md": pytest.mark.skipif("DAS_GYM_SITE" not in os.environ, reason="half a minute: `.ci/docs` runs it")}
+
+
+def fail(path: Path, block: Block, why: str) -> None:
+    pytest.fail(f"{path.relative_to(ROOT)}:{block.line}: {why}")
+
+
+@cache
+def known(program: str, command: str) -> frozenset[str]:
+    """What may stand behind a command's `with`."""
+    if command == "shrink compare":
+        experiment = adapt_commands._shrink_compare_experiment()
+        return frozenset([*experiment.named_configs, *(f"{name}=" for name in experiment.settings.__dataclass_fields__)])
+    return frozenset(PROGRAMS[program].commands[command].known())
+
+
+def wrong_words(words: list[str]) -> str | None:
+    """What is wrong with a command, as far as reading tells; None where nothing is."""
+    name, rest = words[0], [word for word in words[1:] if word != "..." and not word.startswith("-")]
+    if len(words) > 1 and words[1] in ("-m", "-s", "-F"):  # with a value
+        rest = rest[1:]
+    if name not in PROGRAMS:
+        return None if importlib.util.find_spec(name) else f"there is no {name}"
+    if not rest or rest[0] in ("print_config", "completion", "COMMAND"):
+        return None
+    program = PROGRAMS[name]
+    if rest[0] != "with" and rest[0] not in program.commands:
+        return rest[0]
+    command = rest.pop(0) if rest[0] in program.commands else program.main
+    if rest[:1] == ["compare"] and command == "shrink":
+        command = f"shrink {rest.pop(0)}"
+    if "with" not in rest:
+        return (
+            None if not rest or "[" in program.commands[command].words or "." in program.commands[command].words else rest[0]
+        )
+    settings = rest[rest.index("with") + 1 :]
+    may = known(name, command)
+    for word in settings:
+        setting, sign, _ = word.partition("=")
+        own = any(other.startswith("use=") for other in settings)
+        if not (f"{setting.partition('.')[0]}=" in may if sign else word in may or own or re.fullmatch(r"<\w+>", word)):
+            return f"{name} {command} knows no {word!r}"
+    return None
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_commands_that_are_named_are_there(path: Path):
+    text = path.read_text(encoding="utf-8")
+    inline = re.findall(r"`(python -m [^`]+)`", text)
+    blocks = [command for block in BLOCKS[path] if block.language == "bash" for command in block.commands()]
+    for words in [*blocks, *(command for line in inline for command in commands_of(re.sub(r"\s+", " ", line)))]:
+        wrong = wrong_words(words)
+        assert wrong is None, f"{path.name}: {' '.join(words)}: {wrong}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_blocks_that_are_not_run_can_be_read(path: Path):
+    for block in BLOCKS[path]:
+        if block.language == "python":
+            compile(block.code, str(path), "exec")
+            for line in re.findall(r"^from das_gym.* import .*$", block.code, re.MULTILINE):
+                exec(line)
+        elif block.language == "bash" and block.mark != "skip" and len(block.commands()) != len(block.lines()):
+            fail(path, block, "holds lines that no test runs: say why in a comment, <!-- skip: why -->")
+        elif block.language not in ("bash", "json", "text"):
+            fail(path, block, f"{block.language!r} is nothing that is run or read")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*declarative_base")  # sacred 0.8.7 asks SQLAlchemy the old way
+@pytest.mark.parametrize("path", [pytest.param(path, marks=LONG.get(path.name, ()), id=path.name) for path in RUN])
+def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """From top to bottom in one folder, blocks of Python in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    before, names = dict(AGENTS), {"__name__": path.stem}
+    try:
+        for block in BLOCKS[path]:
+            if block.mark == "skip":
+                continue
+            if block.language == "python":
+                old, _, new = block.words.partition(" => ")
+                exec(
+                    compile(block.code.replace(old, new) if old else block.code, f"{path.name}:{block.line}", "exec"), names
+                )
+            elif block.language == "bash":
+                for command in block.commands():
+                    run(path, block, shortened(command, block.words))
+    finally:
+        AGENTS.clear()
+        AGENTS.update(before)
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def shortened(command: list[str], words: str) -> list[str]:
+    """A command with those of the settings that it knows."""
+    name, sub = command[0], command[1] if len(command) > 1 else ""
+    may = known(name, sub if sub in PROGRAMS[name].commands else PROGRAMS[name].main)
+    more = [word for word in words.split() if f"{re.split('[.=]', word)[0]}=" in may]
+    return [*command, *([] if "with" in command or not more else ["with"]), *more]
+
+
+def run(path: Path, block: Block, command: list[str]) -> None:
+    """Run a command in this process."""
+    try:
+        code = PROGRAMS[command[0]].run(command[1:])
+    except SystemExit as end:
+        code = end.code
+    if code not in (0, None):
+        fail(path, block, f"{' '.join(command)} ended with {code}")
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("python -m agents with metr_vqa", "agents search knows no 'metr_vqa'"),
+        ("python -m adapt shrink with seedling=1", "adapt shrink knows no 'seedling=1'"),
+        ("python -m benchmarks.nothing", "there is no benchmarks.nothing"),
+        ("python -m agents explode meter_vqa", "explode"),
+        ("python -m adapt shrink compare with 'methods=[\"bayes\"]' das=1", "adapt shrink compare knows no 'das=1'"),
+        ("python -m agents with my_agent use=my_module seed=1  # and so on", None),
+    ],
+)
+def test_a_mistake_in_a_page_is_found(line: str, wrong: str | None):
+    (words,) = commands_of(line)
+    assert wrong_words(words) == wrong
+
+
+def test_blocks_are_found():
+    text = "<!-- skip: why -->\n\n```bash\npython -m adapt\n```\n\nAs:\n\n    python -m agents runs  # all\n\n"
+    text += "```python\nx = 1\n```\n"
+    assert [(b.language, b.mark, b.words, b.line) for b in blocks_of(text)] == [
+        ("bash", "skip", "why", 4),
+        ("bash", None, "", 9),
+        ("python", None, "", 12),
+    ]

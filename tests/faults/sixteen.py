@@ -1,0 +1,96 @@
+"""python -m tests.faults.sixteen FOLDER: 16 processes at once on the runs folder and the cache in a folder.
+
+Each begins a run, asks for data that are generated once, remembers what pictures it could decode, and writes and reads one
+file that all of them write. Who generates first is killed on the way, holding the lock that the others wait for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from das_gym.data.images import ImageFile
+from das_gym.data.verdicts import decode_errors
+from das_gym.experiment import RunsExperiment
+from das_gym.files import read_json, whole_folder, write_json
+from das_gym.shapes.writing import bundled_root
+
+PROCESSES = 16
+SHARED = 3
+"""So many pictures are everyone's; one is one's own."""
+
+
+def pictures(folder: Path) -> list[ImageFile]:
+    """Those of all, then one a process."""
+    return [ImageFile(folder / f"{number}.png") for number in range(SHARED + PROCESSES)]
+
+
+def generate(folder: Path) -> None:
+    """What must happen once."""
+    with (folder.parent / "generations.txt").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    with whole_folder(folder) as part:
+        (part / "a.txt").write_text("a" * 1000)
+        time.sleep(0.2)
+
+
+def work(number: int, folder: Path, begin: multiprocessing.synchronize.Barrier) -> None:
+    """One of the processes."""
+    ex = RunsExperiment("trial")
+    ex.add_config(seed=0, runs_dir="runs", resume=None, number=0)
+
+    @ex.main
+    def main(number: int) -> int:
+        assert (bundled_root("made", generate, "what is made") / "a.txt").read_text() == "a" * 1000
+        mine = [*pictures(folder)[:SHARED], pictures(folder)[SHARED + number]]
+        assert not list(decode_errors({image.key: image for image in mine}))
+        for _ in range(20):
+            write_json(folder / "all.json", {"by": [number] * 500})
+            assert len(set(read_json(folder / "all.json")["by"])) == 1
+        return number
+
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    begin.wait()
+    ex.run(config_updates={"runs_dir": str(folder / "runs"), "number": number})
+
+
+def hold(lock: Path, held: multiprocessing.synchronize.Event) -> None:
+    """Take a lock and never give it back."""
+    with FileLock(lock):
+        held.set()
+        time.sleep(600)
+
+
+def main(folder: Path) -> int:
+    """Run them all; how many failed."""
+    os.environ["DAS_GYM_CACHE"] = str(folder / "cache")
+    (folder / "cache").mkdir()
+    for image in pictures(folder):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(image.path)
+    fork = multiprocessing.get_context("fork")
+    begin, held = fork.Barrier(PROCESSES + 1), fork.Event()
+    holder = fork.Process(target=hold, args=(folder / "cache" / "made.lock", held), daemon=True)
+    holder.start()
+    held.wait()
+    workers = [fork.Process(target=work, args=(number, folder, begin), daemon=True) for number in range(PROCESSES)]
+    for worker in workers:
+        worker.start()
+    begin.wait()
+    time.sleep(0.5)
+    assert not (folder / "cache" / "made").exists()  # they wait
+    os.kill(holder.pid or 0, signal.SIGKILL)
+    for worker in workers:
+        worker.join(120)
+    return sum(worker.exitcode != 0 for worker in workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,109 @@
+"""Many processes on one runs folder and one cache, and environments in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+import das_gym
+from das_gym.data.origin import begun_here
+from das_gym.data.verdicts import _fingerprint, _read_verdicts
+from das_gym.envs.sb3_vec_env import SB3VecEnv
+from das_gym.files import read_json
+from tests.faults.sixteen import PROCESSES, pictures
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where 16 processes were at work."""
+    place = tmp_path_factory.mktemp("sixteen")
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.sixteen", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+def test_sixteen_runs_have_ids_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
+    runs = [folder / "runs" / str(number) for number in range(1, PROCESSES + 1)]
+    assert sorted(path.name for path in (folder / "runs").glob("[0-9]*")) == sorted(run.name for run in runs)
+    assert sorted(read_json(run / "config.json")["number"] for run in runs) == list(range(PROCESSES))
+    assert all(read_json(run / "run.json")["status"] == "COMPLETED" for run in runs)
+    assert all(read_json(run / "run.json")["result"] == read_json(run / "config.json")["number"] for run in runs)
+    assert all(begun_here(run) for run in runs)  # signed by one key, whoever made it
+
+
+def test_what_is_generated_once_is_generated_once_though_who_began_was_killed(folder: Path):
+    assert len((folder / "cache" / "generations.txt").read_text().split()) == 1
+
+
+def test_no_cache_is_torn_and_nothing_is_lost_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
+    assert set(_read_verdicts().tolist()) == {_fingerprint(image) for image in pictures(folder)}
+    assert len(set(read_json(folder / "all.json")["by"])) == 1
+    assert not list(folder.rglob("*.part"))
+
+
+def tabular() -> gymnasium.Env:
+    """Made in a process of its own, which may have imported nothing yet."""
+    return gymnasium.make(f"{das_gym.__name__}:DAS-METER-VQA-Tabular-v0", skip_num=4)
+
+
+ACTIONS = np.array([[1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]], dtype=np.int8)
+
+
+def several(context: str, count: int) -> AsyncVectorEnv:
+    return AsyncVectorEnv([tabular] * count, context=context, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+@pytest.mark.parametrize(("context", "count"), [("fork", 2), ("spawn", 1)])
+def test_environments_in_processes_of_their_own_give_what_they_give_here(context: str, count: int):
+    here = tabular()
+    first, _ = here.reset(seed=0)
+    envs = several(context, count)
+    try:
+        observations, _ = envs.reset(seed=0)
+        rewards = envs.step(ACTIONS[:count])[1]
+    finally:
+        envs.close()
+    assert np.array_equal(observations[0], first)
+    for action, reward in zip(ACTIONS, rewards, strict=False):
+        here.reset()
+        assert here.step(action)[1] == reward
+
+
+def test_a_process_that_dies_is_told():
+    vec_env = SB3VecEnv(several("fork", 2))
+    vec_env.reset()
+    process = vec_env._base.processes[1]
+    process.kill()
+    process.join()
+    with pytest.raises(RuntimeError, match=r"of the processes of 2 environments these ended .*\{1: -9\}; -9 is"):
+        vec_env.step(ACTIONS)
+    assert not any(each.is_alive() for each in vec_env._base.processes)
+    vec_env.close()
+
+
+FORKED = """
+import os, signal, torch
+import das_gym.engine
+torch.set_num_threads(2)
+a = torch.ones(512, 512)
+assert (a @ a).sum() == 512**3
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if (a @ a).exp().isinf().all() and torch.get_num_threads() == 1 else 1)
+assert os.waitpid(child, 0)[1] == 0, "it hangs, or has threads that it has not"
+"""
+
+
+def test_a_fork_does_not_wait_for_its_parents_threads():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,164 @@
+"""Numerical trouble never reaches preferences, weights or tables, and is told with the mask and the examples."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.commands import paper_bandit
+from das_gym.adapt.das import Training, joint_search, new_model
+from das_gym.adapt.paper import das_settings
+from das_gym.adapt.step_loss import StepLoss
+from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.training import Trainer
+from das_gym.agents.ask_tell.base import make_agent
+from das_gym.agents.searching.loop import SearchConfig, search
+from torch import nn
+
+from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.evaluator import Evaluator
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.blocks import measure_blocks
+from das_gym.problem.budget import Budget
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, build_problem, load_splits
+from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.statistics import measure_activity
+
+HUGE = 3e38  # a number of float32 and of bfloat16; ten of them are none
+
+
+@pytest.fixture
+def diverged(small_kwargs: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """A supernet whose weights are finite, and whose numbers are not where layer 3 is skipped."""
+    problem = build_problem(ProblemConfig(**small_kwargs))
+    with torch.no_grad():
+        problem.vlp.skippable(3).skip_adapter.up.weight.fill_(HUGE)
+    path = tmp_path / "diverged.safetensors"
+    about = {"task": "vqa", "answers": problem.task.labels, "base": problem.backbone.base}
+    Adaptation.of(problem.vlp, problem.head, **about).save(path)
+    return {**small_kwargs, "supernet": str(path)}
+
+
+def test_words():
+    assert told_mask(np.array([0, 1, 1])) == "the mask that skips layers [1, 2]"
+    assert told_mask(np.zeros(3)) == "the full model"
+    assert told_examples(["a"]) == "example 'a'"
+    assert told_examples(list("abcde")) == "examples 'a', 'b', 'c' and 2 more"
+
+
+def test_a_search_tells_the_mask_and_the_examples_and_its_preferences_stay_numbers(diverged: dict[str, str], tmp_path: Path):
+    config = SearchConfig(skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
+    with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is not .* examples '\S+', .* 2 more"):
+        result = search(config, tmp_path)
+    assert np.isfinite(result.preferences).all()
+    assert result.mask != [0, 0, 0, 1, 0, 0]
+    turns = [row for t in result.history for row in zip(t.masks, t.loss, t.rewards, strict=True)]
+    broken = [(loss, reward) for mask, loss, reward in turns if mask[3]]
+    assert broken == [(None, 0.0)] * len(broken)
+    assert broken
+    assert all(loss is not None for mask, loss, _ in turns if not mask[3])
+
+
+def test_bfloat16_that_overflows_is_told_and_breaks_one_mask(small_kwargs: dict[str, str]):
+    problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16-emulated"))
+    with torch.no_grad():
+        problem.vlp.skippable(3).skip_adapter.up.weight.fill_(HUGE)
+    with pytest.warns(RuntimeWarning, match=r"skips layers \[3\] is not a number, on examples"):
+        scores = problem.evaluator.evaluate(np.eye(6, dtype=bool), problem.splits.reward[:4])
+    assert scores.broken.tolist() == [False, False, False, True, False, False]
+    with warnings.catch_warnings(action="error"):  # remembered, and told once
+        problem.evaluator.evaluate(np.eye(6, dtype=bool)[3:4], problem.splits.reward[:4])
+
+
+def test_a_metric_that_is_none_breaks_its_mask_too(small_problem: Problem, monkeypatch: pytest.MonkeyPatch):
+    whole, calls = small_problem.task.metrics, []
+
+    def metrics(logits, targets):
+        calls.append(whole(logits, targets))
+        return calls[-1] * (float("nan") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(small_problem.task, "metrics", metrics)
+    evaluator = Evaluator(small_problem.vlp, small_problem.head, small_problem.task)
+    with pytest.warns(RuntimeWarning, match="not a number"):
+        scores = evaluator.evaluate(np.eye(6, dtype=bool)[:3], small_problem.splits.reward[:2])
+    assert scores.broken.sum() == 1
+    assert np.isfinite(scores.metrics).all()
+
+
+@pytest.mark.parametrize("measure", [measure_activity, measure_blocks])
+def test_a_full_model_that_is_broken_is_not_observed(small_kwargs: dict[str, str], measure):
+    problem = build_problem(ProblemConfig(**small_kwargs))
+    with torch.no_grad():
+        problem.vlp.skippable(3).layer.feed_adapter.up.bias.fill_(float("inf"))
+    text = rf"layer {problem.layer_names[3]} of the full model .* on examples '\S+', '\S+': try float32"
+    with pytest.raises(FloatingPointError, match=text):
+        measure(problem.evaluator, problem.splits.reward[:2])
+
+
+class TestTrainer:
+    def begin(self, checkpoint: Path, rate: float = 0.1) -> tuple[nn.Linear, Trainer]:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        return model, Trainer({"model": model}, optimizer, 6, lambda _: 1.0, checkpoint, save_every=1)
+
+    def test_a_gradient_that_is_none_poisons_neither_weights_nor_checkpoint(self, tmp_path: Path):
+        model, trainer = self.begin(tmp_path / "checkpoint.pt")
+
+        def step(index: int) -> dict[str, torch.Tensor]:
+            loss = model(torch.ones(2, 3)).square().mean()
+            return {"loss": loss + (0 * model.weight.sum().abs()).sqrt() if index == 3 else loss}  # sqrt'(0) is infinite
+
+        text = r"norm of the gradient is nan at step 3, on example 'a': try a lower learning rate"
+        with pytest.raises(FloatingPointError, match=text):
+            trainer.run(step, "", about=lambda: "on example 'a'")
+        assert torch.isfinite(model.weight).all()
+        saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert saved["step"] == 3
+        assert torch.equal(saved["parameters"]["model.weight"], model.weight)
+
+    def test_a_step_that_goes_to_infinity_is_not_kept(self, tmp_path: Path):
+        model, trainer = self.begin(tmp_path / "checkpoint.pt", rate=3e38)
+        with pytest.raises(FloatingPointError, match=r"model\.weight is not finite any more after step 3: try a lower"):
+            trainer.run(lambda _: {"loss": (0.3 * model.weight).sum()}, "")  # 0.9e38 a step
+        saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert saved["step"] == 3
+        assert torch.isfinite(saved["parameters"]["model.weight"]).all()
+
+
+def test_a_supernet_that_diverges_names_the_mask_and_the_examples(
+    shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = StepLoss.logits
+    monkeypatch.setattr(StepLoss, "logits", lambda *args: whole(*args) * float("nan"))
+    config, problem = SupernetConfig(steps=4, batch_size=4), ProblemConfig(data_root=str(shapes_folder))
+    text = r"loss is nan at step 0, under the mask that skips layers \[.+\], on examples '\S+', '\S+', '\S+' and 1 more: try"
+    with pytest.raises(FloatingPointError, match=text):
+        train_supernet(config, problem, tmp_path / "supernet.safetensors")
+    assert not (tmp_path / "supernet.safetensors").exists()
+
+
+def test_a_joint_search_that_diverges_leaves_its_preferences(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = das_settings("METER", "vqa", "das_gym", batch_size=16, reward_examples=8, warmup_epochs=0, augment=False)
+    problem = ProblemConfig(data_root=str(shapes_folder))
+    splits = load_splits(problem)
+    training, chooser = Training(new_model(problem, splits, settings, 0), splits, settings, 0), paper_bandit(12, 4, 0, 1.0)
+    monkeypatch.setattr(training, "losses", lambda masks, _: np.array([1.0, np.nan, 1.0]))
+    with pytest.raises(FloatingPointError, match=r"at step 0, .* skips layers \[\d.*\], on examples '\S+', .* 5 more: try"):
+        joint_search(training, splits, chooser)
+    assert chooser.preferences.tolist() == [0.0] * 12
+
+
+@pytest.mark.parametrize("name", ["bandit", "bayes", "cross_entropy", "evolution", "greedy"])
+@pytest.mark.parametrize("reward", [np.nan, np.inf, -np.inf, 1e300])
+def test_no_agent_learns_from_what_is_no_reward(name: str, reward: float):
+    agent = make_agent(name, MaskSpace(Budget(n_layers=6, skip_num=2)), seed=0)
+    masks = agent.ask(3)
+    before = agent.state_dict()
+    with pytest.raises(ValueError, match=r"is not finite|give rewards within 1e\+100 of 0"):
+        agent.tell(masks, np.array([0.5, reward, 0.5])[: len(masks)])
+    assert agent.state_dict() == before

@@ -1,0 +1,64 @@
+"""Layers that hang together are found out wherever they stand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import transformers as t
+
+from das_gym.models.transformers.checks import find_traits
+from das_gym.models.transformers.pruning import _shorten, apart, delete_layers
+from tests.models.transformers import tiny
+from tests.models.transformers.conftest import Driven
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 32])
+def test_of_any_two_layers_one_goes_and_the_other_stays(count: int):
+    sets = apart(range(count))
+    assert all(0 < len(gone) < count for gone in sets)
+    assert all(any(a in gone and b not in gone for gone in sets) for a, b in itertools.permutations(range(count), 2))
+
+
+def test_a_layer_that_reads_what_another_one_computed(driven: Callable[..., Driven]):
+    """The last reads what the first left behind; without the middle one alone, nothing shows."""
+    model, processor = tiny.make("llama")[0], driven("llama").processor
+    left: dict[str, Any] = {}
+
+    def leave(layer: Any, args: Any, output: Any) -> None:
+        left["behind"] = output
+
+    def read(layer: Any, args: Any, output: Any) -> Any:
+        behind = left.pop("behind", None)
+        return output if behind is None or behind.shape != output.shape else output + behind
+
+    model.model.layers[0].register_forward_hook(leave)
+    model.model.layers[3].register_forward_hook(read)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM .*(layers read what others computed|more between its layers)"):
+        find_traits(model, processor)
+
+
+def test_keys_and_values_of_other_layers(driven: Callable[..., Driven]):
+    model = tiny.make("llama")[0]
+    model.config.kv_source_layers = [0, 0, 2, 3]
+    with pytest.raises(ValueError, match=r"is refused: some of its layers \(kv_source_layers\) take keys and values"):
+        find_traits(model, driven("llama").processor)
+
+
+def test_settings_by_number_follow_their_layers():
+    """In the configuration, and in the modules that keep them: the model in memory is the one that is saved."""
+    model = tiny.make("mllama")[0]
+    text = model.config.text_config
+    text.kv_source_layers = [0, 1, 2, 3]
+    delete_layers(model, [0, 2])
+    assert (text.kv_source_layers, text.cross_attention_layers) == ([0, 1], [0])
+    assert model.get_decoder().cross_attention_layers == [0]
+
+
+def test_layers_with_settings_of_their_own_keep_them():
+    config = t.LlamaConfig(**tiny.text(), per_layer_config={2: {"intermediate_size": 24}})
+    _shorten(config, [1, 2, 3], 4)
+    assert [layer.intermediate_size for layer in config.per_layer_config] == [48, 24, 48]
+    assert list(config.to_dict()["per_layer_config"]) == ["1"]

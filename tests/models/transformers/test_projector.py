@@ -1,0 +1,61 @@
+"""What lies between vision tower and decoder, trained with the adapters: the same as before, until it is changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.models.transformers.checks import tower_reads
+from das_gym.models.transformers.features import compute_in_full
+from tests.models.transformers.conftest import Driven
+from tests.models.transformers.test_engine import evaluator_of, examples_of
+
+
+def opened(model: Driven) -> Driven:
+    """A copy whose projector trains."""
+    other = copy.deepcopy(model)
+    other.vlm.open_projector(tower_reads(other.vlm.traits, other.vlm.model, other.processor))
+    other.vlm.freeze()
+    other.head = other.vlm.own_head()
+    return other
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_it_gives_the_same_until_it_is_changed_and_then_what_its_own_forward_gives(driven: Callable[..., Driven], name: str):
+    model = opened(driven(name))
+    vlm, prompts, mask = model.vlm, model.prompts(), np.eye(len(model.vlm.layers), dtype=bool)[1]
+    before = driven(name).logits(prompts, mask)
+    torch.testing.assert_close(model.logits(prompts, mask), before, atol=1e-12, rtol=1e-12)
+    evaluator = evaluator_of(model, trunk_bytes=2**24)
+    loss = evaluator.losses(mask[None], examples_of(model))
+    with torch.no_grad():
+        for parameter in vlm.tunable_state().values():
+            parameter.mul_(1.5)
+    after = model.logits(prompts, mask)
+    torch.testing.assert_close(after, model.plain(prompts, mask), atol=1e-12, rtol=1e-12)
+    assert float((after - before).abs().max()) > 1e-3
+    assert abs(evaluator.losses(mask[None], examples_of(model)) - loss) > 1e-5  # nothing of it was remembered
+    assert evaluator.spent.images == 2  # the tower ran once a picture
+
+
+def test_it_trains_and_the_tower_does_not(driven: Callable[..., Driven]):
+    model = opened(driven("smolvlm"))
+    encoder = evaluator_of(model).encoder
+    features = model.vlm.forward_encoded(encoder(model.prompts()), np.zeros(4, dtype=bool))
+    features.square().sum().backward()
+    grown = {name for name, p in model.vlm.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert grown == set(model.vlm.tunable_state()) == {"model.model.connector.modality_projection.proj.weight"}
+
+
+def test_in_16_bits_it_computes_in_32(driven: Callable[..., Driven]):
+    linear = torch.nn.Linear(3, 3).bfloat16()
+    x = torch.randn(2, 3).bfloat16()
+    plain = linear(x)
+    compute_in_full(linear)
+    assert linear.weight.dtype == torch.float32
+    torch.testing.assert_close(linear(x), plain, atol=0.02, rtol=0.02)
+    assert linear(x).dtype == torch.bfloat16

@@ -1,0 +1,76 @@
+"""Runs in Sacred's own places beside the folder, and what a run leaves there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from das_gym import experiment as module
+from das_gym.experiment import RunsExperiment, run_folder
+
+
+@pytest.fixture
+def experiment() -> RunsExperiment:
+    ex = RunsExperiment("trial", save_git_info=False)
+    ex.add_config(seed=0, runs_dir="runs", resume=None, number=2.0)
+
+    @ex.main
+    def count(_run, number):
+        for step in range(3):
+            _run.log_scalar("some.loss", 1 / (step + 1), step)
+        return number
+
+    return ex
+
+
+@pytest.mark.filterwarnings("ignore:.*declarative_base")  # sacred 0.8.7 asks SQLAlchemy the old way
+def test_a_database_numbers_runs_by_itself_and_the_folder_by_its_own(experiment, tmp_path: Path):
+    pytest.importorskip("sqlalchemy")
+    folder, database = tmp_path / "runs", tmp_path / "runs.db"
+    experiment.run(config_updates={"runs_dir": str(folder)})
+    run = experiment.run(config_updates={"runs_dir": str(folder)}, options={"--sql": f"sqlite:///{database}"})
+    assert run_folder(run) == folder / "2"
+    assert run._id == "2"
+    experiment.run(config_updates={"runs_dir": str(tmp_path / "other")}, options={"--sql": f"sqlite:///{database}"})
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("select run_id, status, result from run").fetchall()
+    assert [row[1:] for row in rows] == [("COMPLETED", 2.0)] * 2
+    assert rows[0][0] != rows[1][0]
+    assert json.loads((folder / "2" / "info.json").read_text()) == {}  # incense wants it
+    assert json.loads((folder / "2" / "metrics.json").read_text())["some.loss"]["steps"] == [0, 1, 2]
+
+
+def test_a_missing_library_is_told_before_a_run_begins(experiment, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for flag, extra in (("-m", "das_gym[mongo]"), ("-s", "das_gym[sql]")):
+        with pytest.raises(SystemExit):
+            experiment.run_commandline(["trial", flag, "place:1:x", "with", f"runs_dir={tmp_path / 'runs'}"])
+        assert f"{flag} needs" in (told := capsys.readouterr().err)
+        assert extra in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_losses_are_drawn(experiment, tmp_path: Path):
+    from PIL import Image
+
+    run = experiment.run(config_updates={"runs_dir": str(tmp_path)})
+    picture = Image.open(run_folder(run) / module.LOSSES)
+    assert picture.size[0] == 960
+    assert len(picture.getcolors(10_000)) > 3  # a line on paper
+
+
+def test_print_config_says_what_settings_are_and_has_no_colours(capsys):
+    from das_gym.runs import ResumableSettings
+
+    ex = RunsExperiment("trial", save_git_info=False)
+    ex.add_settings(ResumableSettings)
+    ex.main(lambda: 0.0)
+    ex.run_commandline(["trial", "print_config", "with", "runs_dir=elsewhere"])
+    printed = capsys.readouterr().out
+    assert "* runs_dir='elsewhere'\n      Folder of all runs.\n" in printed
+    assert "  resume=None\n      Id of a stopped run to go on with, or None." in printed
+    assert "\x1b" not in printed
