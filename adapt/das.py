@@ -148,8 +148,9 @@ class Training:
         modules = {"vlp": vlp, "head": self.model.head}
         optimizer = adamw(groups, settings.weight_decay)
         parameters = [p for group in groups for p in group.parameters]
-        print(make_room(self.step_loss, parameters, -(-self.step_loss.batch_size // world())))
         devices = Devices(self.hardware, vlp.device, checkpoint and checkpoint.parent)
+        with devices.autocast():
+            print(make_room(self.step_loss, parameters, -(-self.step_loss.batch_size // world())))
         return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions, devices=devices)
 
     @contextmanager

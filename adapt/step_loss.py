@@ -174,7 +174,8 @@ def set_up(
         devices=devices,
         plateau=plateau,
     )
-    line = make_room(step_loss, (*tunable, *own), -(-batch_size // world()))
+    with devices.autocast():
+        line = make_room(step_loss, (*tunable, *own), -(-batch_size // world()))
     if tell:
         print(line)
     return step_loss, trainer
