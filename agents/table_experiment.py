@@ -118,7 +118,7 @@ def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
     env_id, counts = settings.entry().id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         file, most = folder / CHECKPOINT, settings.max_skipped
-        more = {"max_skipped": most, "each": settings.each, "latency_batch": settings.latency_batch}
+        more: dict[str, Any] = {"max_skipped": most, "each": settings.each, "latency_batch": settings.latency_batch}
         table, spent = build_table(problem, env_id, *counts, checkpoint=file, on_chunk=bar.update, **more)
     table.save(out)
     write_json(folder / RECORD, {"table": str(out.absolute()), **dataclasses.asdict(table.meta), "spent": spent.as_dict()})

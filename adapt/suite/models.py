@@ -143,7 +143,7 @@ def _add_noise(model: torch.nn.Module, spec: SuiteModel) -> None:
     generator = torch.Generator().manual_seed(spec.seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and any(part.isdigit() for part in name.split(".")):
-            parameter += spec.noise * parameter.std() * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(spec.noise * parameter.std() * torch.randn(parameter.shape, generator=generator))
 
 
 def _write_decoder(spec: SuiteModel, folder: Path) -> None:

@@ -70,7 +70,7 @@ class SuitePolicy(MaskableActorCriticPolicy):
     def __init__(
         self, *args: Any, statistics: tuple[str, ...] = (), width: int = 32, blocks: int = 2, **others: Any
     ) -> None:
-        self._sizes = {"statistics": tuple(statistics), "width": width, "blocks": blocks}
+        self._sizes: dict[str, Any] = {"statistics": tuple(statistics), "width": width, "blocks": blocks}
         given = {"features_extractor_class": SuiteFeatures, "features_extractor_kwargs": self._sizes, "ortho_init": False}
         super().__init__(*args, **{**others, **given, "net_arch": []})
 

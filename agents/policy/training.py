@@ -123,7 +123,7 @@ def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
                 log(f"{passed}: train {known:.3f}, valid {score:.3f}")
 
     model.learn(settings.steps, callback=Watch())
-    network = model.policy.network  # type: ignore[attr-defined]
+    network = model.policy.network
     if mean_scaled(network, valid) < best["score"]:
         network.load_state_dict(best["state"])
     return network.eval()

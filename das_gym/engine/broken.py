@@ -34,7 +34,7 @@ class BrokenMasks:
     def note(self, row: int, examples: Sequence[Any], values: np.ndarray) -> None:
         """Remember which of a batch's examples have a value, (batch,), that is not finite under the mask of that row."""
         if not np.isfinite(values).all():
-            self.keys.setdefault(row, []).extend(examples[i].key for i in np.flatnonzero(~np.isfinite(values)))
+            self.keys.setdefault(row, []).extend(examples[i].key for i in np.flatnonzero(~np.isfinite(values)).tolist())
 
     def warn(self, masks: np.ndarray) -> None:
         """Tell of the first, and how many there are, once for a call."""

@@ -94,7 +94,7 @@ class ExampleScores:
         Raises:
             ValueError: names them.
         """
-        wanted = dict.fromkeys(("losses", "metrics"), (count, masks))
+        wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("losses", "metrics"), (count, masks))
         wanted |= dict.fromkeys(("groups", "images", "keys"), (count,))
         for name, shape in wanted.items():
             if getattr(self, name).shape != shape:

@@ -205,7 +205,7 @@ class SubnetTable:
         if any(not len(places) for places in members.values()):
             raise ValueError(f"no example of {group!r} is in one of the splits; choose another group")
         scores = {split: self.examples[split].means(members[split]) for split in SPLITS}
-        counts = {f"{split}_examples": len(members[split]) for split in SPLITS}
+        counts: dict[str, Any] = {f"{split}_examples": len(members[split]) for split in SPLITS}
         meta = dataclasses.replace(self.meta, **counts, groups=())
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
