@@ -14,12 +14,14 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.recipe import settled
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import prefixed
@@ -36,6 +38,7 @@ from das_gym.files import read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings
 from das_gym.problem.loading import load_splits
+from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import find_run
 from das_gym.tasks.base import Task
@@ -304,7 +307,8 @@ class SearchingExperiment(RunsExperiment):
         if begins:
             self.check_first(whole)
         if self.search_first is not None and begins and not chosen:
-            given["search_run"] = self.search_first(self.search_settings(whole))
+            search = partial(self.search_first, self.search_settings(whole))
+            given["search_run"] = of_first(search)
         return super().run(command_name, given, named_configs, *args, **kwargs)
 
 
@@ -372,11 +376,15 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         BASELINE: cut_subnet(problem, splits, nothing, adapters=False),
     }
     check_test_images(subnets[SUBNET].task, splits)
+    config, told = settled(settings.finetuning(), subnets[SUBNET])
+    print(told)
     for name, subnet in subnets.items():
         log = prefixed(name, _run.log_scalar)
-        finetune(subnet, splits, settings.finetuning(), f"fine-tuning, {name}", folder / f"{name}.pt", log)
+        finetune(subnet, splits, config, f"fine-tuning, {name}", folder / f"{name}.pt", log, tell=name == SUBNET)
+    if not is_first():
+        return 0.0
     rows = compare(subnets, splits, settings.rank_images)
-    info = dataclasses.asdict(settings.finetuning())
+    info = dataclasses.asdict(config)
     subnets[UNSKIPPED].adaptation(**info).save(folder / UNSKIPPED_FILE)
     record = {
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),

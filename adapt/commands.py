@@ -80,6 +80,12 @@ def _shrink_compare_experiment() -> Any:
     return CompareExperiment(partial(search_first, then="adapt shrink"))
 
 
+def _compare_experiment() -> Any:
+    from das_gym.adapt.compare_experiment import CompareExperiment
+
+    return CompareExperiment(partial(search_first, then="adapt compare"))
+
+
 def _das_experiment() -> Any:
     from das_gym.adapt.das_experiment import DASExperiment
 
@@ -91,6 +97,9 @@ PROGRAM = Program(
     {
         "run": Command(_main_experiment, "[with ...]", "search a mask, fine-tune it, set it beside the unskipped model"),
         "das": Command(_das_experiment, "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
+        "compare": Command(
+            _compare_experiment, "[with ...]", "fine-tune by every method (full, LoRA, adapters, DAS, ...), one table"
+        ),
         "shrink": Command(
             _shrink_experiment,
             "[compare] with checkpoint=... out=...",
@@ -139,7 +148,7 @@ PROGRAM = Program(
             "MACs of METER-base, the table of the paper",
             settings="das_gym.adapt.costs_table:CostsSettings",
         ),
-        "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings, ours, and where they come from"),
+        "paper": Command("das_gym.adapt.paper:main", "", "the paper's settings and tables, ours, each cell's command"),
     },
     main="run",
     examples=(

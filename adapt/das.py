@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
+from das_gym.adapt.memory import make_room
 from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, decay
@@ -24,6 +26,7 @@ from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
+from das_gym.processes import of_first, world
 from das_gym.tasks.base import Task
 
 
@@ -85,18 +88,28 @@ class Training:
         splits: The data.
         settings: How.
         seed: Of the order of examples and of augmentation.
+        hardware: What it runs on.
 
     Attributes:
         step_loss: The loss of a step.
     """
 
-    def __init__(self, model: AdaptedModel, splits: Splits[Any], settings: DASSettings, seed: int) -> None:
+    def __init__(
+        self,
+        model: AdaptedModel,
+        splits: Splits[Any],
+        settings: DASSettings,
+        seed: int,
+        hardware: Hardware = ONE_DEVICE,
+    ) -> None:
         self.model = model
+        self.hardware = hardware
+        model.backbone.vlp.checkpointing = hardware.checkpointing
         self.settings = settings
         examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
         batch_size = min(settings.batch_size, len(examples))
         backbone, head, task = model.backbone, model.head, model.task
-        self.step_loss = StepLoss(backbone, head, task, examples, batch_size, seed, settings.augment)
+        self.step_loss = StepLoss(backbone, head, task, examples, batch_size, seed, settings.augment, hardware=hardware)
         self.evaluator = Evaluator(backbone.vlp, head, task)
 
     @property
@@ -134,7 +147,10 @@ class Training:
         schedule = partial(decay, steps=steps, warmup=settings.warmup, power=settings.power, schedule=settings.schedule)
         modules = {"vlp": vlp, "head": self.model.head}
         optimizer = adamw(groups, settings.weight_decay)
-        return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions)
+        parameters = [p for group in groups for p in group.parameters]
+        print(make_room(self.step_loss, parameters, -(-self.step_loss.batch_size // world())))
+        devices = Devices(self.hardware, vlp.device, checkpoint and checkpoint.parent)
+        return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions, devices=devices)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -199,12 +215,12 @@ def joint_search(
     examples = reward_examples(training.model.task, splits, settings)
     first_turn = settings.warmup_epochs * training.steps_per_epoch
 
-    def step(index: int) -> StepResult:
+    def step(index: int) -> Iterator[StepResult]:
         if index >= first_turn and (index - first_turn) % settings.steps_per_turn == 0:
             turns.history.append(_take_turn(training, chooser, index, examples))
             if on_turn is not None:
                 on_turn(turns.history[-1])
-        return training.step_loss(index, chooser.ask(1)[0])
+        return training.step_loss.parts(index, chooser.ask(1)[0])
 
     training.model.head.train()
     steps = settings.search_epochs * training.steps_per_epoch
@@ -215,7 +231,7 @@ def joint_search(
 
 def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> JointTurn:
     masks = chooser.ask(training.settings.masks_per_turn)
-    losses = training.losses(masks, examples)
+    losses = of_first(lambda: training.losses(masks, examples))  # with dropout, each process would see others
     if not np.isfinite(losses).all():
         mask = masks[~np.isfinite(losses)][0]
         raise FloatingPointError(
@@ -235,4 +251,4 @@ def finetune_found(
     steps = training.settings.finetune_epochs * training.steps_per_epoch
     training.model.head.train()
     trainer = training.trainer(steps, checkpoint, save_every, training.settings.finetune_learning_rate)
-    trainer.run(training.step_loss, f"fine-tuning, {name}", log, training.step_loss.about)
+    trainer.run(training.step_loss.parts, f"fine-tuning, {name}", log, training.step_loss.about)

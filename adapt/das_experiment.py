@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
+from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
@@ -33,6 +34,7 @@ from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits
 from das_gym.problem.mask_space import skipped_names
+from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
 
 FOUND = "found.json"
@@ -44,8 +46,8 @@ NewChooser = Callable[[int, int, int, float], Chooser]
 
 
 @dataclass(frozen=True)
-class JointSearchSettings(ProblemSettings):
-    """The settings of `python -m adapt das`: those of model and data, these, and in `das` those of the pipeline.
+class JointSearchSettings(Hardware, ProblemSettings):
+    """The settings of `python -m adapt das`: those of model and data, of `Hardware`, these, and in `das` the pipeline's.
 
     Attributes:
         recipe: `das_gym` or `paper` (named config `paper`): settings that `das` leaves out, see `das_gym.adapt.paper`.
@@ -67,7 +69,8 @@ class JointSearchSettings(ProblemSettings):
     published: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Hardware.__post_init__(self)
+        ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
         if not 0 <= self.seed < 2**32 or self.save_every < 1:
             raise ValueError(f"seed={self.seed}, save_every={self.save_every}: use 0..{2**32 - 1}, and 1 or more")
@@ -174,6 +177,8 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     mask = _search(settings, new_chooser, splits, folder, run.log_scalar)
     masks = {SUBNET: mask} | ({UNSKIPPED: np.zeros_like(mask)} if settings.unskipped else {})
     models = {name: _finetuned(settings, name, chosen, splits, folder, run.log_scalar) for name, chosen in masks.items()}
+    if not is_first():
+        return 0.0
     subnet, rows = models[SUBNET], compare(models, splits, settings.rank_images)
     write_answers(folder, rows)
     record = {
@@ -203,7 +208,7 @@ def _finetuned(
     """A new model without what the mask skips, trained as the settings say; a stopped training goes on."""
     model = new_model(settings.problem(), splits, settings.pipeline(), settings.seed)
     model.backbone.vlp.prune(mask)
-    training = Training(model, splits, settings.pipeline(), settings.seed)
+    training = Training(model, splits, settings.pipeline(), settings.seed, settings)
     finetune_found(training, folder / _checkpoint(name), prefixed(LOGGED[name], log), settings.save_every, name)
     model.backbone.vlp.freeze()
     return model
@@ -218,8 +223,9 @@ def _search(
 ) -> np.ndarray:
     """The found mask, from this run's file if it was found before the run was stopped."""
     das = settings.pipeline()
-    if not (folder / FOUND).is_file():
-        training = Training(new_model(settings.problem(), splits, das, settings.seed), splits, das, settings.seed)
+    if not of_first((folder / FOUND).is_file):
+        model = new_model(settings.problem(), splits, das, settings.seed)
+        training = Training(model, splits, das, settings.seed, settings)
         layers = training.model.backbone.vlp.layers
         chooser = new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)
         every = tuple(layer.name for layer in layers)
@@ -234,8 +240,9 @@ def _search(
         )
         names = skipped_names(every, mask)
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
-        write_json(folder / FOUND, found)
-    known = read_found(folder / FOUND, das.skip_num)
+        if is_first():
+            write_json(folder / FOUND, found)
+    known = of_first(lambda: read_found(folder / FOUND, das.skip_num))
     print(f"found after {len(known.turns)} turns: skip {', '.join(known.skipped_layers) or 'nothing'}")
     return np.array(known.mask, dtype=bool)
 

@@ -61,6 +61,7 @@ def finetune(
     title: str,
     checkpoint: Path | None = None,
     log: Log | None = None,
+    tell: bool = False,
 ) -> None:
     """Train the subnet in place on the train split.
 
@@ -71,9 +72,10 @@ def finetune(
         title: Of the progress bar.
         checkpoint: File for intermediate checkpoints; what lies there is gone on from.
         log: Called with name, value and step.
+        tell: Whether to print what memory it takes.
     """
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # a model that brings its head, without adapters: nothing is left to train
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint)
-    trainer.run(step_loss, title, log, step_loss.about)
+    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, tell=tell, held_out=splits.reward)
+    trainer.run(step_loss.parts, title, log, step_loss.about)

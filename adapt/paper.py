@@ -1,6 +1,7 @@
 """The settings of the paper's pipeline (DAS, arXiv 2309.01479), each with its source, and ours.
 
-`python -m adapt paper` prints them, and where the paper, its scripts and its code differ.
+`python -m adapt paper` prints them, where the paper, its scripts and its code differ, and the tables of scores with the
+command of each cell (`das_gym.adapt.published`).
 `python -m adapt das with paper` runs with them. Not reproduced: the image-text-matching loss (weight 0.5) that the code
 adds to retrieval's ranking loss.
 """
@@ -261,7 +262,8 @@ def sources() -> dict[str, str]:
 
 
 def main(words: Sequence[str] = ()) -> None:
-    """Print the paper's settings for every model and task, ours, their sources and the differences."""
+    """Print the paper's settings for every model and task, ours, their sources, the differences, and its tables."""
+    from das_gym.adapt.published import print_published
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -291,3 +293,4 @@ def main(words: Sequence[str] = ()) -> None:
         print(title)
         for name, told in lines:
             print(textwrap.fill(f"{name}: {told}", 80, initial_indent="  ", subsequent_indent="      "))
+    print_published()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, share
+from das_gym.adapt.memory import make_room
+from das_gym.adapt.plateau import Plateau
+from das_gym.adapt.recipe import settled
 from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
 from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.problem.loading import AdaptedModel, Backbone
+from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
+from das_gym.processes import world
 from das_gym.tasks.base import Task
 
 
@@ -30,7 +35,7 @@ class StepLoss:
     """The task's loss of a frozen model with adapters, as a function of step and mask.
 
     Encoders run once per example and their outputs are kept, since nothing that trains touches them, unless dropout
-    (a model that is not `frozen`) or augmentation makes them random.
+    (a model that is not `frozen`) or augmentation makes them random, or what they are made by trains.
 
     Args:
         backbone: The frozen model.
@@ -40,6 +45,8 @@ class StepLoss:
         batch_size: Examples a step.
         seed: Of the order of examples, and of augmentation.
         augment: Whether images of a step go through RandAugment.
+        encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
+        hardware: How many examples go through the model at a time, and how many encoder outputs are kept.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class StepLoss:
         batch_size: int,
         seed: int,
         augment: bool = False,
+        encoder: EncoderCache | None = None,
+        hardware: Hardware = ONE_DEVICE,
     ) -> None:
         if backbone.vlp.untrainable:
             raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
@@ -65,13 +74,27 @@ class StepLoss:
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
-        self.encoder = EncoderCache(backbone.vlp, task.processor)
+        self.micro_batch_size = hardware.micro_batch_size
+        self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
+        self.keeps_encoded = backbone.vlp.frozen and not backbone.vlp.encoders_train
         self._last: tuple[np.ndarray | None, list[Any]] = (None, [])
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
         """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
+        return self._result(batch_at(self.examples, self.batch_size, self.seed, step), step, mask)
+
+    def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
+        """As a call gives it, in parts that add up to it: this process's examples, as many at a time as wanted."""
         examples = batch_at(self.examples, self.batch_size, self.seed, step)
-        self._last = mask, examples
+        own = share(examples)
+        size = self.micro_batch_size or len(own)
+        for start in range(0, len(own), size):
+            part = own[start : start + size]
+            weight = len(part) * world() / len(examples)
+            yield {name: value * weight for name, value in self._result(part, step, mask).items()}
+
+    def _result(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
+        self._last = mask, list(examples)
         logits, targets = self.logits(examples, mask, (self.seed, step) if self.augment else None), self.targets(examples)
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
@@ -86,11 +109,19 @@ class StepLoss:
     def logits(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None = None) -> Tensor:
         """What the head says of examples under a mask, their images augmented where a seed and a step are given."""
         pairs = self.task.pairs(examples)
-        if self.vlp.frozen and augment is None:
+        if self.keeps_encoded and augment is None:
             pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
         else:
             pooled = self.vlp.ready(self.task.processor, pairs, augment)(mask)
         return self.head(self.task.group_features(pooled))
+
+    @torch.no_grad()
+    def held_out_loss(self, examples: Sequence[Any], at_once: int = 64) -> float:
+        """Mean loss of examples with nothing skipped but what is pruned, nats, without augmentation."""
+        step = self.task.examples_of(at_once)
+        chunks = [examples[start : start + step] for start in range(0, len(examples), step)]
+        losses = [self.task.losses(self.logits(chunk, None), self.targets(chunk)).double() for chunk in chunks]
+        return float(torch.cat(losses).mean())
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """The task's targets, where the model lies."""
@@ -98,21 +129,52 @@ class StepLoss:
 
 
 def set_up(
-    model: AdaptedModel, examples: Sequence[Any], config: TrainingConfig, checkpoint: Path | None
+    model: AdaptedModel,
+    examples: Sequence[Any],
+    config: TrainingConfig,
+    checkpoint: Path | None,
+    encoder: EncoderCache | None = None,
+    tell: bool = False,
+    held_out: Sequence[Any] = (),
 ) -> tuple[StepLoss, Trainer]:
     """The loss of a step and what runs the steps.
 
     Args:
-        model: What trains, in place: what is tunable in its frozen model, and its head.
+        model: What trains, in place: what asks for a gradient in its model and its head.
         examples: What to train on.
         config: Settings.
         checkpoint: File for intermediate checkpoints, as for `Trainer`.
+        encoder: As for `StepLoss`.
+        tell: Whether to print what memory it takes.
+        held_out: Examples that `config.patience` looks at.
     """
+    config, _ = settled(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
     batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
+    rate, head_rate = config.learning_rate or 0.0, config.head_learning_rate or 0.0
     tunable = [p for p in vlp.parameters() if p.requires_grad]
-    groups = Group(tunable, config.learning_rate), Group(list(head.parameters()), config.head_learning_rate)
+    shared = {id(p) for p in vlp.parameters()}  # a language model's own head is the model's
+    own = [p for p in head.parameters() if id(p) not in shared]
+    groups = Group(tunable, rate), Group(own, head_rate)
     schedule = partial(decay, steps=config.steps, warmup=config.warmup, power=config.power, schedule=config.schedule)
-    optimizer = adamw(groups, config.weight_decay)
-    trainer = Trainer({"vlp": vlp, "head": head}, optimizer, config.steps, schedule, checkpoint, config.save_every)
-    return StepLoss(model.backbone, head, task, examples, batch_size, config.seed), trainer
+    vlp.checkpointing = config.checkpointing
+    step_loss = StepLoss(model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config)
+    plateau = None
+    if config.patience is not None:
+        measured = shuffled(task, held_out, task.reward_examples)
+        plateau = Plateau(config.steps, config.warmup, config.patience, partial(step_loss.held_out_loss, measured))
+    devices = Devices(config, vlp.device, checkpoint and checkpoint.parent)
+    trainer = Trainer(
+        {"vlp": vlp, "head": head},
+        adamw(groups, config.weight_decay),
+        config.steps,
+        schedule if plateau is None else plateau.factor,
+        checkpoint,
+        config.save_every,
+        devices=devices,
+        plateau=plateau,
+    )
+    line = make_room(step_loss, (*tunable, *own), -(-batch_size // world()))
+    if tell:
+        print(line)
+    return step_loss, trainer

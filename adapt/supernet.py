@@ -6,19 +6,23 @@ Afterwards any mask can be scored without training, which is what the environmen
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from das_gym.adapt.looking import look
+from das_gym.adapt.recipe import settled
 from das_gym.adapt.step_loss import set_up
-from das_gym.adapt.training import Log, TrainingConfig, check_ranges
+from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Processor
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, new_head, task_class
+from das_gym.processes import is_first
 from das_gym.tasks.base import Task
 from das_gym.tasks.labels import read_labels
 
@@ -36,10 +40,9 @@ class SupernetConfig(TrainingConfig):
     """
 
     pairs_per_step: ClassVar[int] = 96
+    usual_rate: ClassVar[float] = 2e-3
 
     steps: int = 4000
-    learning_rate: float = 2e-3
-    head_learning_rate: float = 2e-3
     warmup: float = 0.05
     save_every: int = 250
     max_skipped: int = 8
@@ -88,11 +91,21 @@ def train_supernet(
     task = _labelled(task_class(problem.task), backbone.processor, splits, labels, config)
     torch.manual_seed(config.seed)
     model = AdaptedModel(backbone, new_head(backbone, task), task)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint)
+    config, told = settled(config, model)
+    print(told)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint, tell=True, held_out=splits.reward)
     n_layers = len(backbone.vlp.layers)
-    drawn = lambda step: step_loss(step, random_mask(config.seed, step, n_layers, config.max_skipped))  # noqa: E731
-    trainer.run(drawn, "supernet", log, step_loss.about)
-    model.adaptation(kind="supernet", **vars(config)).save(out)
+
+    def step(index: int) -> Iterator[StepResult]:
+        return step_loss.parts(index, random_mask(config.seed, index, n_layers, config.max_skipped))
+
+    trainer.run(step, "supernet", log, step_loss.about)
+    if is_first():
+        seen = look(model, splits)
+        scores = {} if seen is None else {"seeing": dict(seen.seeing), "blind": dict(seen.blind)}
+        model.adaptation(kind="supernet", **vars(config), **scores).save(out)
+        if seen is not None:
+            print(seen.told())
     return out
 
 

@@ -23,6 +23,7 @@ from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import problem_words
 from das_gym.problem.loading import load_backbone
+from das_gym.processes import is_first
 from das_gym.tasks.labels import read_labels, write_labels
 
 VOCABULARY = "vocabulary.json"
@@ -68,6 +69,8 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
     folder = required_folder(_run)
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     train_supernet(settings.training(), settings.problem(), out, folder / "checkpoint.pt", _run.log_scalar)
+    if not is_first():
+        return
     answers = Adaptation.load(out).answers
     if answers:
         write_labels(folder / VOCABULARY, answers)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
+from das_gym.adapt.plateau import CHECKS, Plateau
 from torch import Tensor, nn
 
 from das_gym.config import build, check_names
 from das_gym.files import write_bytes
 from das_gym.models.tensor_files import check_archive, check_finite
+from das_gym.processes import is_first, rank, world
 from das_gym.runs import progress
 
 Log = Callable[[str, float, int], None]
@@ -23,6 +26,12 @@ Log = Callable[[str, float, int], None]
 
 StepResult = dict[str, Tensor]
 """Losses and other numbers of a step, by name; `loss` is the one that is minimised."""
+
+Step = Callable[[int], StepResult | Iterable[StepResult]]
+"""From the index of a step to its result, or to parts of it that add up to it and are made one after the other.
+
+What several processes add up to is averaged, so that each gives its parts times how many there are.
+"""
 
 
 SCHEDULES = ("polynomial", "cosine")
@@ -53,38 +62,44 @@ def check_ranges(config: object, **ranges: tuple[float, float]) -> None:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """Settings of training adapters and head; the defaults are those of fine-tuning.
+class TrainingConfig(Hardware):
+    """Settings of training adapters and head, and of `Hardware`; the defaults are those of fine-tuning.
 
     Attributes:
         seed: Of the order of examples, and of what else is drawn.
         steps: Training steps.
         batch_size: Examples a step, at most as many as there are; None is as many as come to `pairs_per_step` pairs of
-            text and image.
-        learning_rate: Peak, of adapters, poolers and token types.
-        head_learning_rate: Peak, of the head.
+            text and image; for a model of base size the paper's.
+        learning_rate: Peak, of adapters, poolers and token types; None is `usual_rate`, or the paper's for a model of base
+            size.
+        head_learning_rate: Peak, of the head; None likewise.
         warmup: Share of the steps.
         weight_decay: Of matrices.
         power: Of the polynomial decay.
         schedule: `polynomial` or `cosine`, see `decay`.
         save_every: Steps between checkpoints.
+        patience: Train until the loss on the reward split was no lower for so many of 40 checks in a row, then decay for a
+            quarter as long; `steps` is the limit. None trains all steps.
     """
 
     pairs_per_step: ClassVar[int] = 64
+    usual_rate: ClassVar[float] = 1e-3
 
     seed: int = 0
     steps: int = 300
     batch_size: int | None = None
-    learning_rate: float = 1e-3
-    head_learning_rate: float = 1e-3
+    learning_rate: float | None = None
+    head_learning_rate: float | None = None
     warmup: float = 0.1
     weight_decay: float = 0.01
     power: float = 1.0
     schedule: str = "polynomial"
     save_every: int = 100
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf))
+        super().__post_init__()
+        check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf), patience=(1, CHECKS))
         check_names([self.schedule], SCHEDULES, "schedule")
 
 
@@ -152,6 +167,8 @@ class _State:
     logged: list[tuple[str, float, int]]
     window: dict[str, list[float]]
     companions: dict[str, str]
+    device_rng: Tensor | None = None
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -166,6 +183,8 @@ class Trainer:
         save_every: Steps between checkpoints.
         max_norm: Gradients are clipped to this norm.
         companions: What else changes with the steps, by name: saved and restored with the rest.
+        devices: Which processes train together, and in what precision; None is this one alone, in the model's own.
+        plateau: Ends the training before its last step, where nothing gets better; its `factor` is the schedule.
     """
 
     def __init__(
@@ -178,8 +197,13 @@ class Trainer:
         save_every: int = 500,
         max_norm: float = 1.0,
         companions: Mapping[str, Companion] | None = None,
+        devices: Devices | None = None,
+        plateau: Plateau | None = None,
     ) -> None:
-        self.companions = companions or {}
+        first = next((p for module in modules.values() for p in module.parameters()), torch.empty(0))
+        self.devices = devices or Devices(ONE_DEVICE, first.device)
+        self.companions = {**(companions or {}), **({} if plateau is None else {"plateau": plateau})}
+        self.plateau = plateau
         self.optimizer = optimizer
         self.steps = steps
         self.checkpoint = checkpoint
@@ -195,7 +219,7 @@ class Trainer:
 
     def run(
         self,
-        step_function: Callable[[int], StepResult],
+        step_function: Step,
         title: str,
         log: Log | None = None,
         about: Callable[[], str] | None = None,
@@ -218,40 +242,73 @@ class Trainer:
             for entry in self._logged:
                 log(*entry)
         with progress(self.steps, title, unit="step", initial=self.step) as bar:
-            while self.step < self.steps:
+            while self.step < self.end:
                 for name, value in self._one(step_function, about).items():
                     self._window.setdefault(name, []).append(value)
                 bar.update()
-                if self.step % 50 == 0 or self.step == self.steps:
-                    means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
-                    self._window.clear()
+                if self.plateau is not None:
+                    self.plateau.after(self.step)
+                if self.step % 50 == 0 or self.step == self.end:
+                    means = self._report(title, log)
                     bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-                    for name, value in means.items():
-                        self._logged.append((name, value, self.step))
-                        if log is not None:
-                            log(name, value, self.step)
-                if self.step % self.save_every == 0 or self.step == self.steps:
+                if self.step % self.save_every == 0 or self.step == self.end:
                     self._check_parameters()
                 if self.step % self.save_every == 0:
                     self._save()
+        self.devices.end()
 
-    def _one(self, step_function: Callable[[int], StepResult], about: Callable[[], str] | None) -> dict[str, float]:
-        result = step_function(self.step)
-        loss = result["loss"]
-        of_what = f", {about()}" if about is not None else ""
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}{of_what}: try a lower learning rate")
+    def _report(self, title: str, log: Log | None) -> dict[str, float]:
+        """Means since the last report, told to all who listen."""
+        means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
+        self._window.clear()
+        for name, value in means.items():
+            self._logged.append((name, value, self.step))
+            if log is not None:
+                log(name, value, self.step)
+        self.devices.track({f"{title}/{name}": value for name, value in means.items()}, self.step)
+        return means
+
+    @property
+    def end(self) -> int:
+        """The last step, as far as is known."""
+        return self.steps if self.plateau is None else self.plateau.end
+
+    def _one(self, step_function: Step, about: Callable[[], str] | None) -> dict[str, float]:
+        scaler, trained, sums = self.devices.scaler, list(self._trained.values()), dict[str, float]()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(list(self._trained.values()), self.max_norm)
-        if not torch.isfinite(norm):
+        for result in self._parts(step_function):
+            scaler.scale(result["loss"]).backward()
+            for name, value in result.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+        if world() > 1:
+            sums = dict(zip(sums, self.devices.mean(torch.tensor([*sums.values()]).to(trained[0])).tolist(), strict=True))
+        of_what = f", {about()}" if about is not None else ""
+        if not math.isfinite(sums["loss"]):
+            raise FloatingPointError(f"the loss is {sums['loss']} at step {self.step}{of_what}: try a lower learning rate")
+        self.devices.average(trained)
+        scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(trained, self.max_norm)
+        if not torch.isfinite(norm) and not scaler.is_enabled():  # a scaler passes such a step by
             raise FloatingPointError(
                 f"the norm of the gradient is {norm.item()} at step {self.step}{of_what}: try a lower learning rate"
             )
-        self.optimizer.step()
+        scaler.step(self.optimizer)
+        scaler.update()
         self._scheduler.step()
         self.step += 1
-        return {name: float(value.detach()) for name, value in result.items()}
+        return sums
+
+    def _parts(self, step_function: Step) -> Iterator[StepResult]:
+        """The parts of the step, each made in the precision that is wanted, and used up before the next one is made."""
+        with self.devices.autocast():
+            given = step_function(self.step)
+        parts: Iterator[StepResult] = iter((given,) if isinstance(given, dict) else given)
+        while True:
+            with self.devices.autocast():
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
 
     def _check_parameters(self) -> None:
         for name, parameter in self._trained.items():
@@ -263,13 +320,21 @@ class Trainer:
     def _save(self) -> None:
         if self.checkpoint is None:
             return
+        rng = self.devices.each(torch.get_rng_state())
+        device_rng = None
+        if self.devices.device.type == "cuda":
+            device_rng = self.devices.each(torch.cuda.get_rng_state(self.devices.device))
+        if not is_first():
+            return
         buffer = io.BytesIO()
         state = {
             "step": self.step,
             "parameters": {name: p.detach() for name, p in self._trained.items()},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
-            "rng": torch.get_rng_state(),
+            "rng": rng[0] if world() == 1 else rng,
+            "device_rng": device_rng,
+            "scaler": self.devices.scaler.state_dict(),
             "logged": self._logged,
             "window": self._window,
             "companions": {name: json.dumps(companion.state_dict()) for name, companion in self.companions.items()},
@@ -292,6 +357,9 @@ class Trainer:
                 f"{self.checkpoint} was saved by another configuration: remove it, or restore that configuration"
             )
         check_finite(state.parameters.items(), self.checkpoint)
+        processes = 1 if state.rng.ndim == 1 else len(state.rng)
+        if processes != world():
+            raise ValueError(f"{self.checkpoint} was saved by {processes} processes, and here are {world()}: start as many")
         try:
             self._restore(state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -308,4 +376,7 @@ class Trainer:
         self.step = state.step
         self._logged, self._window = state.logged, state.window
         self._scheduler.last_epoch = self.step
-        torch.set_rng_state(state.rng)
+        self.devices.scaler.load_state_dict(state.scaler)
+        torch.set_rng_state(state.rng if world() == 1 else state.rng[rank()])
+        if state.device_rng is not None and self.devices.device.type == "cuda":
+            torch.cuda.set_rng_state(state.device_rng[rank()], self.devices.device)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import errno
 import importlib.util
+import io
 import json
 import logging
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +39,7 @@ from das_gym.files import read_json, write_text
 from das_gym.interrupts import INTERRUPTED
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import find_supernet, load_backbone, pick_device
+from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
 from das_gym.runs import (
     CONFIG,
@@ -241,14 +244,16 @@ class RunsExperiment(Experiment):
             reopen = None
             if given.get("resume") is not None:
                 reopen = find_run(runs_dir, given["resume"])
-                locks.append(lock_run(reopen))
+                locks += [lock_run(reopen)] if is_first() else []
                 given = self._resumed(reopen, command_name or self.default_command, given, named_configs)
                 named_configs = ()
             check_databases(options)
-            self.observers = [RunFolder(runs_dir, reopen, lambda id: setattr(self.current_run, "_id", id)), *observers]
+            folder = RunFolder(runs_dir, reopen, lambda id: setattr(self.current_run, "_id", id))
+            self.observers = [folder, *observers] if is_first() else []
             self.logger = _logger()
             options["--capture"] = options.get("--capture") or "sys"
-            return super().run(command_name, given, named_configs, info, meta_info, options)
+            with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
+                return super().run(command_name, given, named_configs, info, meta_info, options)
         except SacredError:
             raise
         except MISTAKES as error:
@@ -465,12 +470,12 @@ def _logger() -> logging.Logger:
 
 
 def required_folder(run: Run) -> Path:
-    """The folder of a run that cannot do without one.
+    """The folder of a run that cannot do without one: that of the first process, where several train together.
 
     Raises:
         ValueError: the run is not observed.
     """
-    folder = run_folder(run)
+    folder = of_first(lambda: run_folder(run))
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")
     return folder

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import das_gym
 from das_gym.files import read_json
+from das_gym.processes import is_first
 
 RUNS_DIR = "runs"
 CONFIG = "config.json"
@@ -225,6 +226,6 @@ def progress(total: int, description: str, unit: str = "it", initial: int = 0) -
         unit=unit,
         initial=initial,
         file=stream,
-        disable=stream is None or not stream.isatty(),
+        disable=stream is None or not stream.isatty() or not is_first(),
         dynamic_ncols=True,
     )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "drawing", "envs", "agents", "adapt")
 """From the ground up: a package imports itself and those before it; adapt leaves agents out but for its commands."""
 
-LEAVES = ("commandline", "completion", "config", "files", "interrupts", "lazy", "runs")
+LEAVES = ("commandline", "completion", "config", "files", "interrupts", "lazy", "processes", "runs")
 """Modules at the top that everybody may import; they import each other alone."""
 
 REGISTRATION_FROM = "problem"
@@ -32,6 +32,7 @@ FAMILIES_MAY_BE_NAMED = (
     "das_gym.models.vilt",
     "das_gym.registration",
     "das_gym.adapt.paper",
+    "das_gym.adapt.published",
     "das_gym.adapt.pretrain",
     "das_gym.adapt.suite",
 )

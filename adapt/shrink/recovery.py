@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from das_gym.adapt.methods.lora import inject_lora, merge_lora
 from das_gym.adapt.shrink.cutting import decoder_path
 from das_gym.adapt.shrink.das_adapters import layers_left, stand_in
 from das_gym.adapt.shrink.generation import batches_of
@@ -249,8 +250,6 @@ def add_lora(vlm: VLM, rank: int, alpha: int) -> list[nn.Parameter]:
     Raises:
         ValueError: there is no linear layer.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
     places = (decoder_path(vlm), *projector_of(vlm.model))
     names = [
         name
@@ -259,34 +258,7 @@ def add_lora(vlm: VLM, rank: int, alpha: int) -> list[nn.Parameter]:
     ]
     if not names:
         raise ValueError(f"{type(vlm.model).__name__} has no linear layers in its decoder: use recover=full or recover=none")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), vlm.model)
-    trained = [p for n, p in vlm.model.named_parameters() if "lora_" in n]
-    for parameter in trained:
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    return trained
-
-
-def merge_lora(model: Any) -> None:
-    """Add what LoRA learnt to weights of the model's own, and leave nothing else of it.
-
-    Raises:
-        FloatingPointError: it is not finite.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            base: Any = module.get_base_layer()
-            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
-            try:
-                module.merge(safe_merge=True)
-            except ValueError as error:
-                raise FloatingPointError(f"what LoRA learnt at {name} is not finite: try a lower learning_rate") from error
-            model.set_submodule(name, base)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+    return inject_lora(vlm.model, names, rank, alpha)
 
 
 @dataclass

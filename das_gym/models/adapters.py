@@ -1,6 +1,10 @@
-"""The bottleneck adapters of DAS."""
+"""The bottleneck adapters of DAS, and others that methods of fine-tuning put into a layer."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +28,69 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden_size) to the same shape."""
         return self.up(torch.relu(self.down(self.norm(x))))
+
+
+class ScaledAdapter(Adapter):
+    """`scale * up(relu(down(x)))` without a LayerNorm; it begins as zero.
+
+    It computes in its own type of numbers, and gives back its input's.
+
+    Source: the scaled parallel adapter of He et al. (arXiv 2110.04366), which begins as LoRA does.
+    """
+
+    def __init__(self, hidden_size: int, bottleneck: int, scale: float = 1.0) -> None:
+        super().__init__(hidden_size, bottleneck)
+        self.norm = nn.Identity()  # type: ignore[assignment]
+        self.scale = scale
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) to the same shape."""
+        return self.scale * super().forward(x.to(self.down.weight.dtype)).to(x.dtype)
+
+
+class Behind(nn.Module):
+    """A linear layer and an adapter that reads what it gives, and adds to that.
+
+    Args:
+        base_layer: The layer; so peft, too, calls what it puts something around.
+        adapter: From (..., out_features) to the same shape.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.adapter = adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer."""
+        y: Tensor = self.base_layer(x)
+        return y + self.adapter(y)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sub-layer of a skippable layer, as methods of fine-tuning find it.
+
+    Attributes:
+        kind: `attention`, `cross` (attention to the other stream) or `mlp`.
+        owner: The module whose children `out` and `projections` name.
+        out: What it calls the linear layer that gives the sub-layer's output.
+        projections: What it calls the linear layers of queries and values; empty in an MLP.
+        put_beside: Has a module read what the sub-layer reads, and adds what it gives to what the sub-layer gives.
+    """
+
+    kind: str
+    owner: nn.Module
+    out: str
+    projections: tuple[str, ...]
+    put_beside: Callable[[nn.Module], None]
+
+    @property
+    def width(self) -> int:
+        """Of hidden vectors."""
+        return int(getattr(self.owner, self.out).out_features)
 
 
 class SkipAdapter(Adapter):

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
+from das_gym.models.adapters import Site
 from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
 from das_gym.models.macs import MacCounter, meta_twin, without_adapters
 
@@ -144,6 +147,9 @@ class VLP(nn.Module, ABC):
         tunable: Parts of parameter names; a parameter with one of them trains, others are frozen.
         projector: Parts of the names of those that train between a vision tower and a decoder, at a rate of their own.
         untrainable: Why nothing of it can train, so that it can only be searched as it came; empty where something can.
+        promptless: Why no learnt tokens can stand among its own; empty where they can.
+        checkpointing: Whether what a layer keeps for the gradient is computed again when it is wanted.
+        prompts: What adds learnt tokens to the state before stage 0; None adds none.
         front: How many stages come before the one that `enter` does something for: what they lead to is worth keeping.
         streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
     """
@@ -155,6 +161,7 @@ class VLP(nn.Module, ABC):
     tunable: tuple[str, ...]
     projector: tuple[str, ...] = ()
     untrainable: str = ""
+    promptless: str = ""
     front: int = 0
     streams_apart: ClassVar[bool] = False
 
@@ -163,6 +170,8 @@ class VLP(nn.Module, ABC):
         self.pruned_mask: np.ndarray | None = None
         self._pruned: tuple[bool, ...] | None = None
         self.frozen = False
+        self.prompts: nn.Module | None = None
+        self.checkpointing = False
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Encoder outputs of `input_ids` and `attention_mask`, before all that trains, so that they can be kept."""
@@ -295,6 +304,11 @@ class VLP(nn.Module, ABC):
         any: 2 is NLVR2's second image.
         """
 
+    def begin(self, encoded: State) -> State:
+        """As `embed`, with learnt tokens where there are some."""
+        state = self.embed(encoded)
+        return state if self.prompts is None else self.prompts(state)
+
     def enter(self, state: State, stage: int) -> tuple[State, int]:
         """The state as the layers of `stage` read it, and the MACs of what made it so.
 
@@ -319,6 +333,14 @@ class VLP(nn.Module, ABC):
         The default says nothing of the kind: each layer is counted by itself.
         """
         return index
+
+    def sites(self, index: int) -> tuple[Site, ...]:
+        """Where methods of fine-tuning can put something into layer `index`: its sub-layers, in order.
+
+        Raises:
+            ValueError: the model does not tell, or a layer has no such places.
+        """
+        raise ValueError(f"a {type(self).__name__} does not tell its layers' parts: write sites(index)")
 
     @abstractmethod
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
@@ -365,8 +387,10 @@ class VLP(nn.Module, ABC):
         last = stage == len(self.stages) - 1
         state, _ = self.enter(state, stage)
         hidden = dict(state.hidden)
+        again = self.checkpointing and torch.is_grad_enabled()
+        run = partial(checkpoint, self.run_layer, use_reentrant=False) if again else self.run_layer
         for index in self.stages[stage]:
-            hidden[self.layers[index].stream] = self.run_layer(index, state, bool(mask[index]), pooled_only=last)
+            hidden[self.layers[index].stream] = run(index, state, bool(mask[index]), pooled_only=last)
         return state.with_hidden(hidden)
 
     def forward(self, batch: Mapping[str, Tensor], mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
@@ -376,7 +400,7 @@ class VLP(nn.Module, ABC):
     def forward_encoded(self, encoded: State, mask: Sequence[bool] | np.ndarray | None = None) -> Tensor:
         """As `forward`, from encoder outputs."""
         skips = self._skips(mask)
-        state = self.embed(encoded)
+        state = self.begin(encoded)
         for stage in range(len(self.stages)):
             state = self.advance(state, stage, skips)
         return self.pool(state)
@@ -433,6 +457,20 @@ class VLP(nn.Module, ABC):
     def tunable_state(self) -> dict[str, Tensor]:
         """The tunable parameters by name: all that an adaptation has to keep."""
         return {name: p for name, p in self.named_parameters() if any(part in name for part in self.tunable)}
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Those that train under any mask, outside of its skippable layers: poolers, token types and the like."""
+        inside = {id(p) for index in range(len(self.layers)) for p in self.skippable(index).parameters()}
+        wanted = {id(p) for p in self.tunable_state().values()} - inside
+        return [p for p in self.parameters() if id(p) in wanted]
+
+    @property
+    def encoders_train(self) -> bool:
+        """Whether something trains on which encoder outputs depend, so that they cannot be kept."""
+        parts = (self.prompts, *(self.skippable(index) for index in range(len(self.layers))))
+        free = {id(p) for part in parts if part is not None for p in part.parameters()}
+        free |= {id(p) for p in self.tunable_state().values()}
+        return any(p.requires_grad and id(p) not in free for p in self.parameters())
 
     @property
     def device(self) -> torch.device:

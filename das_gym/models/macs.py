@@ -140,7 +140,7 @@ class MacCounter:
 
     def embed(self, encoded: State) -> tuple[State, int]:
         """The state before stage 0, without content, and the MACs of `embed`."""
-        return self._once(("embed",), encoded, self.twin.embed)
+        return self._once(("embed",), encoded, self.twin.begin)
 
     def pool(self, state: State) -> tuple[Tensor, int]:
         """The pooled features of a state, without content, and the MACs of `pool`."""

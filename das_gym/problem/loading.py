@@ -39,6 +39,10 @@ COST_SAMPLE = 1000
 """MACs are counted at the longest text of this many reward examples."""
 
 
+SEEING_MARGIN = 0.02
+"""How much better than blind a supernet has to be, of its metric's 0..1, before scores of masks mean something."""
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A pre-trained model as loaded: frozen, with untrained adapters.
@@ -254,6 +258,7 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
     if found is None:
         return without_training(load_backbone(config), config.task, splits)
     path, supernet = found
+    _warn_of_blindness(supernet, path)
     model = restore(load_backbone(config), supernet, config.task, path)
     if not model.task.covers_labels(splits.reward):
         raise ValueError(
@@ -262,6 +267,21 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
             "then pass supernet=<the file it writes>"
         )
     return model
+
+
+def _warn_of_blindness(supernet: Adaptation, path: str | Path) -> None:
+    """Warn of a supernet that says of itself that it is hardly better with the pictures than without them."""
+    seeing, blind = (supernet.info.get(name) for name in ("seeing", "blind"))
+    if not (isinstance(seeing, Mapping) and isinstance(blind, Mapping)):
+        return  # of before this was measured
+    poor = [n for n, value in seeing.items() if n in blind and value < blind[n] + SEEING_MARGIN and value < 1]
+    if poor:
+        told = ", ".join(f"{n} {100 * seeing[n]:.0f} % ({100 * blind[n]:.0f} % blind)" for n in poor)
+        warnings.warn(
+            f"{path} is hardly better with the pictures than without them: {told}; what it says of masks means little "
+            "there: train it longer",
+            stacklevel=3,
+        )
 
 
 def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> AdaptedModel:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,13 @@ def test_a_model_of_few_layers_may_lose_all_of_them():
 def test_each_step_trains_through_a_mask_of_its_own(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[np.ndarray] = []
 
-    whole = StepLoss.__call__
+    whole = StepLoss.parts
 
-    def watched(self: StepLoss, step: int, mask: np.ndarray) -> StepResult:
+    def watched(self: StepLoss, step: int, mask: np.ndarray) -> Iterator[StepResult]:
         seen.append(mask)
         return whole(self, step, mask)
 
-    monkeypatch.setattr(StepLoss, "__call__", watched)
+    monkeypatch.setattr(StepLoss, "parts", watched)
     config = SupernetConfig(seed=5, steps=4, batch_size=4, max_skipped=6)
     out = train_supernet(config, ProblemConfig(data_root=str(shapes_folder)), tmp_path / "supernet.safetensors")
     assert [m.tolist() for m in seen] == [random_mask(5, step, 12, 6).tolist() for step in range(4)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.adapters import parallel_adapter, skip_adapter
+from das_gym.models.adapters import Site, parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
@@ -245,6 +246,16 @@ class METER(Pretrained, VLP):
         """The module of layer `index`."""
         layer = self.layers[index]
         return cast(SkippableLayer, (self.text_layers if layer.stream == "text" else self.image_layers)[layer.stage])
+
+    def sites(self, index: int) -> tuple[Site, ...]:
+        """Self-attention, cross-attention and feed-forward of a fusion layer; beside them is where DAS puts its adapters."""
+        layer: Any = self.skippable(index).chosen(False)
+        beside = partial(partial, setattr, layer)
+        return (
+            Site("attention", layer.self_attention, "out", ("query", "value"), beside("self_adapter")),
+            Site("cross", layer.cross_attention, "out", ("query", "value"), beside("cross_adapter")),
+            Site("mlp", layer, "feed_out", (), beside("feed_adapter")),
+        )
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, tokens, hidden_size), before type embeddings.

@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from das_gym.models.adapters import Adapter
+from das_gym.models.adapters import Adapter, Site
 from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child
 
 INPUT_NORMS = ("input_layernorm", "self_attn_layer_norm", "attention_norm", "ln_1", "norm1")
 """What the norm before a layer's attention may be called."""
+
+ATTENTION_OUT = ("o_proj", "out_proj", "dense", "wo", "proj")
+MLP_OUT = ("down_proj", "fc2", "dense_4h_to_h", "w2", "c_proj")
+QUERY_VALUE = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "Wqkv", "wqkv")
+"""What the linear layers of attention and MLP may be called."""
 
 ATTENTION_ADAPTER, MLP_ADAPTER = "attention_adapter", "mlp_adapter"
 
@@ -89,6 +94,41 @@ class _Before:
             return (args[0] + adapter(args[0]), *args[1:]), kwargs
         hidden = kwargs["hidden_states"]
         return args, {**kwargs, "hidden_states": hidden + adapter(hidden)}
+
+
+class _Beside:
+    """A hook: an adapter of a layer reads what a part of it reads, and adds to what that gives."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self.layer = layer
+        self.name = name
+
+    def __call__(self, part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        del part
+        added = getattr(self.layer, self.name)(args[0] if args else kwargs["hidden_states"])
+        return (output[0] + added, *output[1:]) if isinstance(output, tuple) else output + added
+
+
+def sites_of(layer: nn.Module) -> tuple[Site, ...]:
+    """Attention and MLP of a decoder layer, where the parts of both are found by a known name.
+
+    Raises:
+        ValueError: the part that is not.
+    """
+    found = []
+    for kind, names, outs in (("attention", ATTENTION_NAMES, ATTENTION_OUT), ("mlp", MLP_NAMES, MLP_OUT)):
+        part: Any = getattr(layer, child(layer, names) or "", None)
+        out = None if part is None else child(part, outs)
+        projections = () if part is None or kind == "mlp" else tuple(n for n in QUERY_VALUE if child(part, (n,)))
+        if out is None or not hasattr(getattr(part, out), "out_features") or (kind == "attention" and not projections):
+            raise ValueError(f"a {type(layer).__name__} has no {kind} whose linear layers have a known name")
+
+        def beside(adapter: nn.Module, part: Any = part, name: str = f"{kind}_beside") -> None:
+            setattr(layer, name, adapter)
+            part.register_forward_hook(_Beside(layer, name), with_kwargs=True)
+
+        found.append(Site(kind, part, out, projections, beside))
+    return tuple(found)
 
 
 def what_lacks(layer: nn.Module) -> str | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import check_names
+from das_gym.models.adapters import Site
 from das_gym.models.base import VLP, Forward, Kept, Layer, Mark, Memo, SkippableLayer, State, no_mark, no_memo
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, counted
@@ -23,6 +24,7 @@ from das_gym.models.transformers.adapters import (
     MLP_ADAPTER,
     Gone,
     insert_adapters,
+    sites_of,
     skip_unit,
     strip_adapters,
     what_lacks,
@@ -145,6 +147,7 @@ class VLM(VLP):
     """
 
     tunable: tuple[str, ...] = ()  # until there are adapters
+    promptless = "all positions of a batch lie flat in one stream"
 
     def __init__(self, model: Any, units: str = "layers", traits: Traits = Traits()) -> None:
         super().__init__()
@@ -194,6 +197,12 @@ class VLM(VLP):
             self.skippable(index).skip_adapter = skip_unit(layer, size, skip_bottleneck, generator)
             insert_adapters(layer, size, bottleneck, generator)
         self.tunable = ADAPTERS
+
+    def sites(self, index: int) -> tuple[Site, ...]:
+        """Attention and MLP of a whole decoder layer; see `VLP.sites`."""
+        if self.unit_kind != "layers":
+            raise ValueError("methods of fine-tuning go into whole layers: leave units out")
+        return sites_of(self.stack.layers[self.places[index]])
 
     def open_projector(self, reads: tuple[int, ...]) -> None:
         """Have what lies between vision tower and decoder train with the adapters, in 32 bits at least.

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.adapters import parallel_adapter, skip_adapter
+from das_gym.models.adapters import Site, parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
@@ -197,6 +198,15 @@ class ViLT(Pretrained, VLP):
     def skippable(self, index: int) -> SkippableLayer:
         """The module of block `index`."""
         return cast(SkippableLayer, self.blocks[index])
+
+    def sites(self, index: int) -> tuple[Site, ...]:
+        """Attention and multi-layer perceptron of a block; beside them is where DAS puts its adapters."""
+        block: Any = self.skippable(index).chosen(False)
+        beside = partial(partial, setattr, block)
+        return (
+            Site("attention", block.attention, "out", ("query", "value"), beside("attention_adapter")),
+            Site("mlp", block, "mlp_out", (), beside("mlp_adapter")),
+        )
 
     def embed_text(self, input_ids: Tensor) -> Tensor:
         """(batch, tokens, hidden_size): words and positions, before token types and the LayerNorm.

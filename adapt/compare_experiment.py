@@ -1,0 +1,240 @@
+"""Methods of fine-tuning side by side, under one recipe: the table of the paper.
+
+python -m adapt compare                                            METER-mini on Shapes-VQA, every method, three seeds
+python -m adapt compare with vilt_nlvr2 seeds=1 steps=200          quicker, of another model and task
+python -m adapt compare with 'methods=["adapter","das"]' 'skip_nums=[2,4]'
+python -m adapt compare with 'method_settings={"lora":{"rank":8}}'
+python -m adapt compare with data_root=DIR supernet=FILE           on data of one's own, masks searched on its supernet
+python -m adapt compare with resume=9                              go on with run 9, which was stopped
+
+The learning rate of each method is chosen on the reward split, by the same grid, with the first seed. Masks of DAS are
+searched first, in runs of their own: on the bundled table where there is one, else on the supernet; random masks are
+trained beside them. compare.json in this run's folder has every training, compare.md the table, compare.png the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from das_gym.adapt.adapt_experiment import SearchFirst, check_test_images, searched, told_to_any_search
+from das_gym.adapt.compare.entrants import MASKED, Entrant, entrants
+from das_gym.adapt.compare.plot import plot_scores
+from das_gym.adapt.compare.table import Line, line_of, markdown, print_table, verdict
+from das_gym.adapt.compare.trials import Course, Trial, run_all
+from das_gym.adapt.methods.base import METHODS
+from das_gym.adapt.training import TrainingConfig
+
+from das_gym.commandline import used
+from das_gym.config import build, check_names, part_of
+from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
+from das_gym.files import read_json, write_json, write_text
+from das_gym.problem.config import changed_settings
+from das_gym.problem.loading import load_backbone, load_splits
+from das_gym.processes import is_first, of_first
+from das_gym.registration import MODELS, find_environment
+from das_gym.runs import library_versions
+
+RECORD = "compare.json"
+TABLE = "compare.md"
+PICTURE = "compare.png"
+WIDTH = 118
+
+
+@dataclass(frozen=True)
+class CompareSettings(TrainingConfig, ProblemSettings):
+    """The settings of `python -m adapt compare`: those of training, of model and data, and these.
+
+    Attributes:
+        steps: Of every training.
+        methods: Names of `das_gym.adapt.methods.base.METHODS`.
+        method_settings: Settings of methods, by name.
+        skip_nums: How many layers DAS skips, one row each, found and at random.
+        learning_rates: The grid, of inserted parameters and head alike.
+        seeds: How many: `seed` and the next ones.
+        search: Settings of `python -m agents` for the searches, as in `search.evaluations=100`.
+        searches: Id of the search run by number of layers, for those that were searched before.
+        test_examples: Most test examples that are scored; None = all.
+    """
+
+    steps: int = 600
+    methods: tuple[str, ...] = tuple(METHODS)
+    method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skip_nums: tuple[int, ...] = (2, 4, 6)
+    learning_rates: tuple[float, ...] = (5e-4, 2e-3, 8e-3)
+    seeds: int = 3
+    search: dict[str, Any] = field(default_factory=dict)
+    searches: dict[str, int] = field(default_factory=dict)
+    test_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
+        ProblemSettings.__post_init__(self)
+        check_names(self.methods, METHODS, "method")
+        check_names(self.method_settings, self.methods, "method with settings, which has to be among methods,")
+        for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in self.methods else ())):
+            given = getattr(self, name)
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{name}={list(given)} is not allowed; name one or more, each once")
+        if self.seeds < 1 or min(self.learning_rates) <= 0 or min(self.skip_nums, default=0) < 0:
+            raise ValueError("seeds is 1 or more, learning_rates are above 0, skip_nums 0 or more")
+        if self.learning_rate is not None or self.head_learning_rate is not None:
+            raise ValueError("the learning rate is chosen from a grid here: give learning_rates=[...]")
+        check_names(self.searches, map(str, self.skip_nums), "number of skipped layers")
+
+    @property
+    def searched_nums(self) -> tuple[int, ...]:
+        """Numbers of layers for which a mask is searched."""
+        return tuple(k for k in self.skip_nums if k) if MASKED in self.methods else ()
+
+
+class CompareExperiment(RunsExperiment):
+    """`python -m adapt compare`.
+
+    Args:
+        search_first: Runs a search with settings of `python -m agents`, and returns its run id.
+    """
+
+    def __init__(self, search_first: SearchFirst | None = None) -> None:
+        super().__init__("adapt compare", save_git_info=False)
+        self.search_first = search_first
+        self.add_settings(CompareSettings)
+        self.add_problems()
+        self.main(compare)
+
+    def run(
+        self,
+        command_name: str | None = None,
+        config_updates: Mapping[str, Any] | None = None,
+        named_configs: Sequence[str] = (),
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `RunsExperiment.run`, after a search for every number of layers; all is checked before the first one."""
+        given = self.prepared(config_updates, named_configs)
+        if command_name in (None, self.default_command) and given.get("resume") is None and self.search_first is not None:
+            try:
+                settings = build(CompareSettings, {**self.named_settings(named_configs), **given})
+                check(settings)
+            except MISTAKES as error:
+                raise RunError(str(error)) from error
+            found = {
+                str(k): of_first(partial(self.search_first, told_to_search(settings, k)))
+                for k in settings.searched_nums
+                if str(k) not in settings.searches
+            }
+            given["searches"] = {**settings.searches, **found}
+        return super().run(command_name, given, named_configs, *args, **kwargs)
+
+
+def check(settings: CompareSettings) -> None:
+    """Refuse what the model cannot do, before anything is searched.
+
+    Raises:
+        ValueError: a method that it cannot have, or more layers to skip than it has.
+    """
+    problem = settings.problem()
+    if settings.searched_nums:
+        check_problem(problem)
+    n_layers = len(load_backbone(problem).vlp.layers)
+    if max(settings.searched_nums, default=0) > n_layers:
+        raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
+    for row in entrants(settings.methods, settings.method_settings, {0: (0,) * n_layers}):
+        row.made(0, n_layers).insert(load_backbone(problem).vlp)
+
+
+def told_to_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
+    """Settings of `python -m agents` for a search of masks that skip so many layers: on the table where one is bundled."""
+    told = {**told_to_any_search(settings), "skip_num": skip_num}
+    entry, assets = find_environment(settings.model, settings.task), MODELS[settings.model].assets
+    ours = not changed_settings(settings).keys() - {"model", "task", "device"}
+    if ours and assets is not None and (assets / f"{settings.task}_table.npz").is_file():
+        told = {name: value for name, value in told.items() if name != "device"} | {"env_id": entry.tabular_id}
+    return {**told, **settings.search}
+
+
+def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, method_settings: Any) -> float | None:
+    """Train, measure, print and keep; the best score of DAS, or of all where it takes no part, is the result."""
+    del search, searches, method_settings  # named so that Sacred lets them hold keys of their own
+    settings = build(CompareSettings, _config)
+    folder, problem = required_folder(_run), settings.problem()
+    splits = load_splits(problem)
+    course = Course(problem, splits, part_of(TrainingConfig, settings), folder, settings.test_examples, _run.log_scalar)
+    check_test_images(course.task, splits)
+    rows = entrants(settings.methods, settings.method_settings, _masks(settings, course.n_layers))
+    names = [layer.name for layer in course.plain.backbone.vlp.layers]
+    print(plan(settings, rows, course))
+
+    def keep(trials: Sequence[Trial]) -> None:
+        if not is_first():
+            return
+        lines = _lines(rows, trials, names)
+        record = {
+            "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
+            "metric": course.metric_name,
+            "trials": [dataclasses.asdict(trial) for trial in trials],
+            "lines": [dataclasses.asdict(line) for line in lines],
+            "verdict": verdict(lines),
+            "versions": library_versions(),
+        }
+        write_json(folder / RECORD, record)
+        write_text(folder / TABLE, markdown(_title(settings, course), lines, verdict(lines)))
+
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    trials = run_all(course, rows, settings.learning_rates, seeds, _done(folder / RECORD), keep)
+    if not is_first():
+        return None
+    lines = _lines(rows, trials, names)
+    for line in lines:
+        _run.log_scalar(f"{line.key}.test", line.score)
+    plot_scores(folder / PICTURE, lines, course.metric_name, _title(settings, course))
+    for name in (RECORD, TABLE, PICTURE):
+        _run.add_artifact(folder / name)
+    print_table(_title(settings, course), lines, verdict(lines), WIDTH)
+    print(f"record: {folder / RECORD}, table: {folder / TABLE}, picture: {folder / PICTURE}")
+    found = [line.score for line in lines if line.key.startswith("das_")] or [line.score for line in lines]
+    return max(found)
+
+
+def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...]]:
+    """What the searches found, by number of layers."""
+    masks: dict[int, tuple[int, ...]] = {k: (0,) * n_layers for k in settings.skip_nums if not k}
+    for k in settings.searched_nums:
+        if str(k) not in settings.searches:
+            raise ValueError(f"no mask of {k} layers was searched: leave searches out, or give the run of every number")
+        mask = searched(settings.runs_dir, settings.searches[str(k)], {}).mask
+        if mask.shape != (n_layers,) or mask.sum() != k:
+            raise ValueError(f"searches.{k}={settings.searches[str(k)]} skips {int(mask.sum())} of {len(mask)} layers")
+        masks[k] = tuple(mask.astype(int).tolist())
+    return masks
+
+
+def _done(path: Path) -> list[Trial]:
+    """Trials of this run from before it was stopped."""
+    return [build(Trial, trial) for trial in read_json(path)["trials"]] if path.is_file() else []
+
+
+def _lines(rows: Sequence[Entrant], trials: Sequence[Trial], names: Sequence[str]) -> list[Line]:
+    return [line for row in rows if (line := line_of(row, trials, names)) is not None]
+
+
+def plan(settings: CompareSettings, rows: Sequence[Entrant], course: Course) -> str:
+    """What is going to be done, and how to have less of it."""
+    own = sum(row.rate_of is None for row in rows)
+    count = own * (len(settings.learning_rates) - 1) + len(rows) * settings.seeds
+    pairs = course.recipe.batch_size or course.task.examples_of(settings.pairs_per_step)
+    return (
+        f"{len(rows)} rows, {settings.seeds} seeds, {len(settings.learning_rates)} learning rates: {count} trainings of "
+        f"{settings.steps} steps of {pairs} examples; steps=, seeds=, methods= make it shorter"
+    )
+
+
+def _title(settings: CompareSettings, course: Course) -> str:
+    model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
+    count = len(course.test_examples)
+    return f"{model}: {course.metric_name.replace('_', ' ')} after {settings.steps} steps, {count:,} test examples"

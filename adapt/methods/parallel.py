@@ -1,0 +1,41 @@
+"""Scaled parallel adapters (He et al., arXiv 2110.04366)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from das_gym.adapt.methods.base import Method, all_sites, check_ranges, check_widths
+from torch import nn
+
+from das_gym.models.adapters import ScaledAdapter
+from das_gym.models.base import VLP
+
+
+@dataclass(frozen=True)
+class ScaledParallel(Method):
+    """An adapter beside the MLP of every skippable layer: it reads what that reads, and what it gives is scaled and added.
+
+    Attributes:
+        bottleneck: Width inside, at least 1; None is a quarter of the hidden size.
+        scale: Of what it gives, above 0.
+    """
+
+    title: ClassVar[str] = "scaled parallel adapter"
+
+    bottleneck: int | None = None
+    scale: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_widths(self, "bottleneck")
+        check_ranges(self, scale=(1e-6, 1e6))
+
+    def insert(self, vlp: VLP) -> list[nn.Parameter]:
+        """A `ScaledAdapter` beside each MLP."""
+        vlp.remove_adapters()
+        trained: list[nn.Parameter] = []
+        for site in all_sites(vlp, "mlp"):
+            adapter = ScaledAdapter(site.width, self.bottleneck or max(1, site.width // 4), self.scale)
+            site.put_beside(adapter.to(getattr(site.owner, site.out).weight.device))
+            trained += adapter.parameters()
+        return trained

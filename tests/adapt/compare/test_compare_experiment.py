@@ -1,0 +1,131 @@
+"""`python -m adapt compare` on a small model: its table, and going on with a run that was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from das_gym.adapt.compare import trials
+from das_gym.adapt.compare.entrants import entrants
+from das_gym.adapt.compare.table import Line, line_of, verdict
+from das_gym.adapt.compare.trials import Course, Trial, chosen_rate
+
+from das_gym.files import read_json
+from das_gym.problem.latency import measure_latency
+
+METHODS = '["lora","das"]'
+QUICK = ("steps=2", "batch_size=4", "seeds=2", "skip_nums=[2]", "learning_rates=[1e-3,1e-2]", "test_examples=6")
+
+
+def words(small_kwargs: dict[str, str]) -> list[str]:
+    given = [f"{name}={value}" for name, value in small_kwargs.items()]
+    return ["compare", "with", *given, f"methods={METHODS}", *QUICK, "search.evaluations=6"]
+
+
+def plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = ("seconds", "latency", "speedup")
+    return sorted(({k: v for k, v in t.items() if k not in timed} for t in found), key=str)
+
+
+@pytest.mark.slow
+def test_a_comparison_stopped_and_resumed_comes_to_the_same(
+    run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
+    code, told = run_here(*words(small_kwargs))
+    assert code == 0, told
+    whole = read_json(tmp_path / "runs/2/compare.json")
+    assert "3 rows, 2 seeds, 2 learning rates: 8 trainings of 2 steps of 4 examples" in told
+    assert "LoRA: accuracy on the reward split by learning rate: " in told
+    assert "DAS, 2 at random: learning rate" in told
+    assert [line["key"] for line in whole["lines"]] == ["lora", "das_2", "random_2"]
+    assert all(len(line["scores"]) == 2 for line in whole["lines"])
+    assert {tuple(t["mask"]) for t in whole["trials"] if t["entrant"] == "das_2"} == {
+        tuple(read_json(tmp_path / "runs/1/search.json")["mask"])
+    }
+    assert (tmp_path / "runs/2/compare.md").read_text().count("\n|") == 5
+    assert (tmp_path / "runs/2/compare.png").stat().st_size > 5000
+    assert not list((tmp_path / "runs/2").glob("*.pt"))
+
+    train, count = Course.train, 0
+
+    def stopping(self, *args):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        return train(self, *args)
+
+    monkeypatch.setattr(Course, "train", stopping)
+    code, told = run_here(*words(small_kwargs), "searches={'2':1}")
+    assert code == 130
+    assert "resume=3" in told
+    half = read_json(tmp_path / "runs/3/compare.json")
+    assert len(half["trials"]) == 4
+    monkeypatch.setattr(Course, "train", train)
+    code, told = run_here("compare", "with", "resume=3")
+    assert code == 0, told
+    resumed = read_json(tmp_path / "runs/3/compare.json")
+    assert plain(resumed["trials"]) == plain(whole["trials"])
+
+
+def test_mistakes_are_told_before_anything_is_searched(run_here, small_kwargs: dict[str, str], tmp_path: Path):
+    for given, told in (
+        ("methods=['lorra']", "unknown method 'lorra'"),
+        ("learning_rate=0.5", "give learning_rates="),
+        ("skip_nums=[7]", "skip_nums=[7]: the model has 6 layers"),
+        ("seeds=0", "seeds is 1 or more"),
+        ("method_settings={'lora':{'rank':0}}", "rank=0 is not allowed"),
+    ):
+        code, said = run_here(*words(small_kwargs), given)
+        assert code == 1
+        assert told in said
+        assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/search.json"))
+
+
+def trial(entrant: str, rate: float, seed: int, reward: float, loss: float = 1.0, **more: Any) -> Trial:
+    return Trial(entrant, rate, seed, reward, loss, 10, 20, 1.0, (0, 1), **more)
+
+
+def measured(entrant: str, seed: int, test: float, macs: int) -> Trial:
+    return trial(entrant, 1e-3, seed, 0.5, test=test, macs=macs, macs_full=100, latency=(2.0, 1.0, 3.0), speedup=(1.5, 1, 2))
+
+
+def test_the_rate_that_is_best_on_the_reward_split_is_chosen_and_a_broken_loss_is_last():
+    assert chosen_rate([trial("a", 1.0, 0, 0.5), trial("a", 2.0, 0, 0.6), trial("a", 3.0, 0, 0.1)]) == 2.0
+    assert chosen_rate([trial("a", 1.0, 0, 0.5, 2.0), trial("a", 2.0, 0, 0.5, 1.0)]) == 2.0
+    assert chosen_rate([trial("a", 1.0, 0, 0.5, math.nan), trial("a", 2.0, 0, 0.5, 9.0)]) == 2.0
+
+
+def test_a_line_has_mean_and_spread_over_seeds_and_the_verdict_judges_by_them():
+    adapter, das, random = entrants(["adapter", "das"], {}, {1: (0, 1)})
+    done = [measured("adapter", s, 0.80, 110) for s in (0, 1)] + [
+        measured("das_1", 0, 0.78, 90),
+        measured("das_1", 1, 0.8, 90),
+    ]
+    done += [measured("random_1", 0, 0.70, 90), measured("random_1", 1, 0.76, 90), trial("das_1", 1e-2, 0, 0.1)]
+    lines = [line for row in (adapter, das, random) if isinstance(line := line_of(row, done, ("a", "b")), Line)]
+    assert [line.title for line in lines] == ["adapter", "DAS, 1 skipped", "DAS, 1 at random"]
+    assert lines[1].score == pytest.approx(0.79)
+    assert lines[1].spread == pytest.approx(0.02 / math.sqrt(2))
+    assert lines[1].change == pytest.approx(-0.1)
+    assert lines[1].layers == (("b",), ("b",))
+    assert verdict(lines) == [
+        "DAS, 1 skipped: loses 1.0 points (at most 1) against adapters without skipping, at 18.2 % fewer MACs.",
+        "DAS, 1 skipped: 6.0 points ahead of random masks of as many layers, more than the spread of 4.2.",
+    ]
+    worse = dataclasses.replace(lines[1], scores=(0.7, 0.7))
+    assert verdict([lines[0], worse, lines[2]])[0].startswith("DAS, 1 skipped: loses 10.0 points (more than 1)")
+    assert line_of(adapter, [], ("a", "b")) is None
+
+
+def test_random_masks_are_drawn_by_seed_and_skip_as_many_layers():
+    *_, random = entrants(["das"], {}, {3: (1, 1, 1, 0, 0, 0)})
+    masks = [random.made(seed, 6).mask for seed in range(4)]
+    assert all(sum(mask) == 3 for mask in masks)
+    assert len(set(masks)) > 1
+    assert random.made(2, 6).mask == masks[2]

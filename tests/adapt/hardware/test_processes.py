@@ -1,0 +1,174 @@
+"""Two processes train as one does with the same batch; much at a time, or little; in 32 bits, or 16."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from das_gym.adapt.hardware import Devices, Hardware, share
+from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.supernet import SupernetConfig, train_supernet
+from das_gym.adapt.training import Group, TrainingConfig, adamw
+
+from das_gym.models.tensor_files import read_safetensors
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits, load_supernet
+
+REPOSITORY = Path(__file__).parents[3]
+STEPS = {"steps": 51, "batch_size": 5, "save_every": 51}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def start(rank: int, port: int, *words: str) -> subprocess.Popen:
+    """One of two processes, in the environment that torchrun gives it."""
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    more = {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-W", "ignore", str(REPOSITORY / "tests/adapt/hardware/train.py"), *words]
+    return subprocess.Popen(command, env={**os.environ, **places, **more}, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def problem(small_kwargs: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in small_kwargs.items() if name != "supernet"}
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_curve_and_the_weights_of_one(problem: dict[str, str], tmp_path: Path):
+    """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients."""
+    port, two = free_port(), tmp_path / "two"
+    two.mkdir()
+    words = (json.dumps(problem), json.dumps(STEPS), str(two))
+    both = [start(rank, port, *words) for rank in (0, 1)]
+    logged: list[tuple[str, float, int]] = []
+    one = train_supernet(
+        SupernetConfig(**STEPS), ProblemConfig(**problem), tmp_path / "one.safetensors", log=lambda *e: logged.append(e)
+    )
+    for process in both:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+    theirs = json.loads((two / "logged.json").read_text())
+    assert [(name, step) for name, _, step in theirs] == [(name, step) for name, _, step in logged]
+    for mine, other in zip(logged, theirs, strict=True):
+        assert other[1] == pytest.approx(mine[1], rel=1e-4)
+    weights, others = (read_safetensors(path).tensors for path in (one, two / "supernet.safetensors"))
+    for name, tensor in weights.items():
+        assert torch.allclose(others[name], tensor, atol=1e-3), name
+    assert len(torch.load(two / "checkpoint.pt", weights_only=True)["rng"]) == 2
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 7])
+def test_little_at_a_time_adds_up_to_the_gradient_of_all(small_kwargs: dict[str, str], micro: int):
+    config = ProblemConfig(**small_kwargs)
+    splits = load_splits(config)
+    gradients = []
+    for size in (None, micro):
+        model = load_supernet(config, splits)
+        step_loss, _ = set_up(model, splits.train, TrainingConfig(batch_size=5, micro_batch_size=size), None)
+        losses = [part["loss"] for part in step_loss.parts(3)]
+        assert len(losses) == (1 if size is None else -(-5 // size))
+        for loss in losses:
+            loss.backward()
+        assert float(sum(losses).detach()) == pytest.approx(float(step_loss(3)["loss"].detach()), rel=1e-5)
+        gradients.append({n: p.grad for n, p in model.backbone.vlp.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(gradients[1][name], g, atol=1e-5) for name, g in gradients[0].items())
+
+
+def test_checkpointing_has_the_gradients_to_the_bit_and_keeps_less(small_kwargs: dict[str, str]):
+    config = ProblemConfig(**small_kwargs)
+    splits = load_splits(config)
+    kept, gradients = [], []
+    for again in (False, True):
+        model = load_supernet(config, splits)
+        step_loss, _ = set_up(model, splits.train, TrainingConfig(batch_size=4, checkpointing=again), None)
+        total = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = step_loss(0)["loss"]
+        kept.append(total)
+        loss.backward()
+        gradients.append({n: p.grad for n, p in model.backbone.vlp.named_parameters() if p.grad is not None})
+    assert kept[1] < kept[0] / 2
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[1][name], g) for name, g in gradients[0].items())
+
+
+def test_products_run_in_16_bits_where_that_is_wanted(small_kwargs: dict[str, str]):
+    config = ProblemConfig(**small_kwargs)
+    splits = load_splits(config)
+    model = load_supernet(config, splits)
+    seen = set()
+    model.backbone.vlp.text_layers[0].layer.feed_in.register_forward_hook(lambda m, a, output: seen.add(output.dtype))
+    step_loss, trainer = set_up(model, splits.train, TrainingConfig(steps=1, batch_size=2, mixed_precision="bf16"), None)
+    trainer.run(step_loss.parts, "16 bits")
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in model.backbone.vlp.parameters()} == {torch.float32}
+
+
+def test_parts_of_a_step_are_all_of_it_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        parts += share(range(8))
+    assert parts == list(range(8))
+    with pytest.raises(ValueError, match="a step of 2 examples cannot be split over 3 processes; use batch_size="):
+        share(range(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"micro_batch_size": 0}, "micro_batch_size=0 is not allowed; use 1 or more"),
+        ({"trackers": ("tensorbord",)}, "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
+        ({"encoder_cache_gib": -1.0}, "encoder_cache_gib=-1.0 is not allowed"),
+    ],
+)
+def test_wrong_settings_are_told(given: dict, told: str):
+    with pytest.raises(ValueError, match=told):
+        Hardware(**given)
+
+
+def test_fp16_needs_a_gpu():
+    with pytest.raises(ValueError, match="mixed_precision=fp16 needs a GPU; use bf16"):
+        Devices(Hardware(mixed_precision="fp16"), torch.device("cpu"))
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path: Path):
+    from das_gym.adapt.training import Trainer
+
+    def trainer() -> Trainer:
+        model = torch.nn.Linear(1, 1)
+        optimizer = adamw([Group(list(model.parameters()), 0.1)], 0.0)
+        return Trainer({"model": model}, optimizer, 2, lambda _: 1.0, tmp_path / "c.pt", save_every=1)
+
+    first = trainer()
+    first.run(lambda _: {"loss": sum(p.sum() for p in first._trained.values())}, "first")
+    state = torch.load(tmp_path / "c.pt", weights_only=True)
+    torch.save({**state, "rng": torch.stack((state["rng"], state["rng"]))}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="was saved by 2 processes, and here are 1: start as many"):
+        trainer().run(lambda _: {}, "second")
+
+
+@pytest.mark.slow
+def test_numbers_go_to_tensorboard_too(problem: dict[str, str], tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    config = SupernetConfig(steps=1, batch_size=2, trackers=("tensorboard",))
+    train_supernet(config, ProblemConfig(**problem), tmp_path / "s.safetensors", tmp_path / "c.pt")
+    assert list(tmp_path.rglob("events.out.tfevents*"))

@@ -1,0 +1,21 @@
+"""One process of a training, as `tests/adapt/hardware/test_processes.py` starts it: supernet, then what it came to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from das_gym.adapt.supernet import SupernetConfig, train_supernet
+
+from das_gym.problem.config import ProblemConfig
+from das_gym.processes import is_first
+
+torch.set_num_threads(1)
+problem, training, folder = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
+logged: list[tuple[str, float, int]] = []
+out, checkpoint = folder / "supernet.safetensors", folder / "checkpoint.pt"
+train_supernet(SupernetConfig(**training), ProblemConfig(**problem), out, checkpoint, lambda *entry: logged.append(entry))
+if is_first():
+    (folder / "logged.json").write_text(json.dumps(logged))

@@ -1,0 +1,202 @@
+"""What each method trains, inserts and leaves behind, on tiny models of three families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
+from das_gym.adapt.methods.das import DAS
+from das_gym.adapt.step_loss import set_up
+from das_gym.adapt.training import TrainingConfig
+
+from das_gym.models.checkpoints import save_checkpoint
+from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, load_splits, new_head, task_class
+from das_gym.registration import ASSETS
+from tests.models.transformers import tiny
+from tests.tasks.answering.making import llava_folder
+
+FAMILIES = ("METER", "ViLT", "VLM")
+REFUSED = {
+    ("VLM", "head"): "head only: nothing would train, since a VLM brings its head",
+    ("VLM", "bitfit"): "BitFit: a LlamaDecoderLayer has no biases",
+    ("VLM", "prompt"): "prompt tuning: not in a VLM, since all positions of a batch lie flat in one stream",
+}
+HAVING = [(family, name) for family in FAMILIES for name in METHODS if (family, name) not in REFUSED]
+COUNTS = {
+    "head": 0,
+    "bitfit": 6 * (8 * 64 + 4 * 64 + 64 + 3 * 64),  # two attentions of four projections, feed-forward, three LayerNorms
+    "lora": 6 * 2 * 2 * (2 * 64 * 4),
+    "prompt": 2 * 16 * 64,
+    "adapter": 6 * 3 * (2 * 64 * 16 + 16 + 64),
+    "parallel": 6 * (2 * 64 * 16 + 16 + 64),
+    "das": 6 * 3 * (2 * 64 * 16 + 16 + 64 + 2 * 64),
+}
+"""Parameters that a METER of width 64 with six fusion layers updates, worked out by hand."""
+
+
+@dataclass(frozen=True)
+class World:
+    problem: ProblemConfig
+    splits: Any
+
+    def model(self) -> AdaptedModel:
+        backbone, kind = load_backbone(self.problem), task_class(self.problem.task)
+        task = kind(backbone.processor, kind.choose_labels(self.splits))
+        torch.manual_seed(0)
+        return AdaptedModel(backbone, new_head(backbone, task), task)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, str], shapes_folder: Path) -> dict[str, World]:
+    folder = tmp_path_factory.mktemp("methods")
+    torch.manual_seed(0)
+    vilt, sizes = ASSETS / "vilt_mini", {"image_size": 96, "patch_size": 16, "hidden_size": 32, "num_heads": 2}
+    words = load_backbone(ProblemConfig("ViLT", "vqa")).vlp.config.vocab_size
+    model = ViLT(ViLTConfig(**sizes, num_layers=3, vocab_size=words, bottleneck=4, skip_bottleneck=8))
+    save_checkpoint(folder / "vilt", model, files={"tokenizer.json": (vilt / "tokenizer.json").read_text()})
+    tiny.save("llava", folder / "vlm")
+    llava_folder(folder / "data", train=6, test=2)
+    data = {"data_root": str(shapes_folder)}
+    meter = {name: value for name, value in small_kwargs.items() if name != "supernet"}
+    problems = (
+        ProblemConfig("METER", "vqa", **meter),
+        ProblemConfig("ViLT", "vqa", checkpoint=str(folder / "vilt"), tokenizer=str(vilt), **data),
+        ProblemConfig("VLM", "answering", checkpoint=str(folder / "vlm"), data_root=str(folder / "data")),
+    )
+    return {problem.model: World(problem, load_splits(problem)) for problem in problems}
+
+
+def parameters(model: AdaptedModel) -> dict[int, torch.Tensor]:
+    return {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
+
+
+@pytest.mark.parametrize(("family", "name"), HAVING)
+def test_what_a_method_says_trains_and_nothing_else(worlds: dict[str, World], family: str, name: str):
+    world = worlds[family]
+    model = world.model()
+    updated = make_method(name).apply(model)
+    before = {key: p.detach().clone() for key, p in parameters(model).items()}
+    config = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-2, head_learning_rate=1e-2)
+    step_loss, trainer = set_up(model, world.splits.train, config, None)
+    trainer.run(step_loss, name)
+    changed = [p for key, p in parameters(model).items() if not torch.equal(p, before[key])]
+    assert changed
+    assert all(p.requires_grad for p in changed)
+    assert step_loss.keeps_encoded == (name != "full")
+    if family == "METER" and name in COUNTS:
+        assert updated == COUNTS[name]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["lora", "adapter", "parallel"])
+def test_what_is_inserted_begins_as_nothing(worlds: dict[str, World], family: str, name: str):
+    world = worlds[family]
+    plain, model = world.model(), world.model()
+    plain.backbone.vlp.remove_adapters()
+    make_method(name).apply(model)
+    pairs = plain.task.pairs(world.splits.train[:3])
+    with torch.no_grad():
+        wanted = plain.backbone.vlp.ready(plain.task.processor, pairs)()
+        given = model.backbone.vlp.ready(model.task.processor, pairs)()
+    assert torch.allclose(given, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("METER", "lora"), ("METER", "prompt"), ("ViLT", "adapter"), ("VLM", "parallel")]
+)
+def test_what_is_inserted_costs_what_it_runs_and_lora_nothing_once_it_is_merged(worlds, family: str, name: str):
+    world = worlds[family]
+    plain, model = world.model(), world.model()
+    plain.backbone.vlp.remove_adapters()
+    make_method(name).apply(model)
+    mask = np.zeros(len(plain.backbone.vlp.layers), bool)
+    without = example_costs(plain, world.splits).macs_full
+    assert example_costs(model, world.splits).macs(mask) > without
+    if name == "lora":
+        make_method(name).finish(model.backbone.vlp)
+        assert example_costs(model, world.splits).macs(mask) == without
+
+
+def test_lora_leaves_what_it_learnt_and_nothing_else(worlds: dict[str, World]):
+    model, method = worlds["METER"].model(), make_method("lora", {"rank": 2})
+    names = set(dict(model.backbone.vlp.named_parameters()))
+    method.apply(model)
+    for name, parameter in model.backbone.vlp.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    pairs = model.task.pairs(worlds["METER"].splits.train[:3])
+    with torch.no_grad():
+        learnt = model.backbone.vlp.ready(model.task.processor, pairs)()
+        method.finish(model.backbone.vlp)
+        merged = model.backbone.vlp.ready(model.task.processor, pairs)()
+    assert torch.allclose(merged, learnt, atol=1e-5)
+    assert set(dict(model.backbone.vlp.named_parameters())) < names
+
+
+def test_the_token_that_is_read_stays_where_it_is_among_prompts(worlds: dict[str, World]):
+    """Prompts that nothing attends to change nothing: here because their keys cannot win."""
+    for family in ("METER", "ViLT"):
+        model = worlds[family].model()
+        make_method("prompt", {"tokens": 3}).apply(model)
+        vlp, encoded = model.backbone.vlp, model.task.processor(model.task.pairs(worlds[family].splits.train[:2]))
+        before = vlp.embed(vlp.encode(encoded))
+        after = vlp.begin(vlp.encode(encoded))
+        for stream, hidden in before.hidden.items():
+            assert torch.equal(after.hidden[stream][:, : hidden.shape[1]], hidden)
+            assert after.hidden[stream].shape[1] == hidden.shape[1] + 3
+            if before.attend[stream] is not None:
+                assert bool(after.attend[stream][..., -3:].all())
+
+
+def test_das_removes_what_its_mask_skips(worlds: dict[str, World]):
+    for family, layers in (("METER", 6), ("ViLT", 3), ("VLM", 4)):
+        mask = (1, *(0,) * (layers - 1))
+        model = worlds[family].model()
+        whole = sum(p.numel() for p in model.backbone.vlp.parameters())
+        DAS(mask=mask).apply(model)
+        assert model.backbone.vlp.pruned_mask.tolist() == [bool(bit) for bit in mask]
+        assert sum(p.numel() for p in model.backbone.vlp.parameters()) < whole
+
+
+@pytest.mark.parametrize(("family", "name"), REFUSED)
+def test_what_a_family_cannot_have_is_refused_by_name(worlds: dict[str, World], family: str, name: str):
+    with pytest.raises(ValueError, match=REFUSED[family, name]):
+        make_method(name).apply(worlds[family].model())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("lorra", {}, "unknown method 'lorra'; did you mean 'lora'?"),
+        ("lora", {"rnk": 3}, "unknown setting of method 'lora', 'rnk'; did you mean 'rank'?"),
+        ("lora", {"rank": 0}, "rank=0 is not allowed; give 1.."),
+        ("adapter", {"bottleneck": 0}, "bottleneck=0 is not allowed; give 1.."),
+        ("prompt", {"tokens": -1}, "tokens=-1 is not allowed"),
+        ("parallel", {"scale": 0.0}, "scale=0.0 is not allowed"),
+    ],
+)
+def test_wrong_settings_are_told(name: str, settings: dict[str, Any], told: str):
+    with pytest.raises(ValueError, match=told.replace("?", r"\?").replace("(", r"\(")):
+        make_method(name, settings)
+
+
+def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch, worlds: dict[str, World]):
+    class Norms(Method):
+        title = "LayerNorms"
+
+        def insert(self, vlp):
+            vlp.remove_adapters()
+            return [p for m in vlp.modules() if isinstance(m, torch.nn.LayerNorm) for p in m.parameters()]
+
+    monkeypatch.setattr("das_gym.adapt.methods.base.METHODS", dict(METHODS))
+    register_method("norms", Norms)
+    assert make_method("norms").apply(worlds["ViLT"].model()) == 2 * 32 * (2 * 3 + 2)
+    with pytest.raises(TypeError, match="give a subclass of Method"):
+        register_method("other", dict)  # type: ignore[arg-type]
