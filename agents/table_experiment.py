@@ -3,8 +3,10 @@
 python -m agents table with meter_vqa                      writes to runs/<id>/table.npz
 python -m agents table with vilt_nlvr2 out=FILE            of another model, on another task, to a file of one's own
 python -m agents table with meter_vqa reward_examples=500 test_examples=1000
+python -m agents table with meter_vqa each=True reward_examples=500 test_examples=250
+                                                           with what each example scores, for any reward batch
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
-python -m agents table with meter_vqa recount=FILE out=FILE  count the MACs of a table anew, its scores staying as they are
+python -m agents table with meter_vqa recount=FILE out=FILE  count costs and measure statistics of a table anew
 python -m agents table with resume=3                       go on with run 3, which was stopped
 
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.landscape import table_landscape
 
 from das_gym.config import build
 from das_gym.engine.spending import Spending
@@ -47,14 +50,20 @@ class TableSettings(ProblemSettings):
         reward_examples: How many examples of the reward split to score masks on, None = all.
         test_examples: The same of the test split.
         max_skipped: Masks of more skipped layers are left out; None scores every mask.
+        each: Keep what each example scores (format 2): any reward batch of them is then looked up, and each group of
+            examples is a problem of its own; up to some MB.
+        latency_batch: Measure the latency of units, here and now, with so many examples at a time; None measures none.
         out: File to write; None is `table.npz` in the run's folder.
-        recount: An existing table whose MACs are to be counted anew, its scores staying as they are; None scores all masks.
+        recount: An existing table whose costs are to be counted and whose layer statistics are to be measured anew, its
+            scores staying as they are; None scores all masks.
         seed: Kept by Sacred with every run; nothing here is drawn.
     """
 
     reward_examples: int | None = None
     test_examples: int | None = None
     max_skipped: int | None = None
+    each: bool = False
+    latency_batch: int | None = None
     out: str | None = None
     recount: str | None = None
     seed: int = 0
@@ -104,12 +113,13 @@ def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
     problem = load_problem(settings.problem())
     if (old := settings.recounted()) is not None:
         recount(old, problem).save(out)
-        print(f"table: {out}, its MACs counted anew")
+        print(f"table: {out}, its costs counted and its statistics measured anew")
         return
     env_id, counts = settings.entry().id, (settings.reward_examples, settings.test_examples)
     with progress(_total(problem, counts), "scoring every mask", unit="example") as bar:
         file, most = folder / CHECKPOINT, settings.max_skipped
-        table, spent = build_table(problem, env_id, *counts, max_skipped=most, checkpoint=file, on_chunk=bar.update)
+        more: dict[str, Any] = {"max_skipped": most, "each": settings.each, "latency_batch": settings.latency_batch}
+        table, spent = build_table(problem, env_id, *counts, checkpoint=file, on_chunk=bar.update, **more)
     table.save(out)
     write_json(folder / RECORD, {"table": str(out.absolute()), **dataclasses.asdict(table.meta), "spent": spent.as_dict()})
     (folder / CHECKPOINT).unlink()
@@ -140,6 +150,8 @@ def summary(table: SubnetTable, spent: Spending) -> str:
         ranked = table.masks[rows[np.argsort(table.values("loss")[rows], kind="stable")]]
         for word, mask in (("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])):
             lines.append(_line(f"{word} of k={SUMMARY_SKIP_NUM}", table, mask))
+        if meta.max_skipped is None:
+            lines.append(_landscape_line(table))
     agreement = spearman(table.values("loss", "reward"), table.values("loss", "test"))
     broken = int(np.isinf(table.values("loss")).sum())
     if broken:
@@ -149,6 +161,14 @@ def summary(table: SubnetTable, spent: Spending) -> str:
         f"  {spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s",
     ]
     return "\n".join(lines)
+
+
+def _landscape_line(table: SubnetTable) -> str:
+    found = table_landscape(table, SUMMARY_SKIP_NUM)
+    return (
+        f"  landscape of k={SUMMARY_SKIP_NUM}: R2 of a sum over units {found.additivity:.3f}, autocorrelation of neighbours "
+        f"{found.autocorrelation:.3f}, {found.optima} local optima of {found.masks:,} masks"
+    )
 
 
 def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:

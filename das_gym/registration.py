@@ -274,8 +274,18 @@ def _check_word(field: str, word: object) -> None:
         raise ValueError(f"{field}={word!r} cannot be part of an id such as DAS-METER-VQA-v0; use letters, digits and _")
 
 
+SUITE_IDS = {
+    "DAS-Suite-v0": ("das_gym.envs.suite_env:SuiteEnv", "das_gym.envs.suite_env:SuiteVectorEnv"),
+    "DAS-Suite-Search-v0": ("das_gym.envs.suite_search_env:SuiteSearchEnv", None),
+}
+"""The environments of many problems: id to class, and to that of its vector form."""
+
+
 def register_all() -> None:
-    """Register every environment, with a model and from a table; calling it twice does no harm."""
+    """Register every environment, with a model, from a table and of a suite; calling it twice does no harm."""
+    for id, (alone, vector) in SUITE_IDS.items():
+        if id not in registry:
+            register(id=id, entry_point=alone, vector_entry_point=vector, order_enforce=False, disable_env_checker=True)
     pairs = ((model, task) for model in MODELS.values() for task in TASKS.values() if model.reads == task.gives)
     for model, task in pairs:
         entry = EnvEntry(f"DAS-{model.name}-{task.title}-v0", model.name, task.name, task.data)

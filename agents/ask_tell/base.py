@@ -32,6 +32,8 @@ AGENTS: dict[str, str | type[Agent]] = {
     "leave_one_out": "das_gym.agents.ask_tell.greedy:LeaveOneOut",
     "linear_regression": "das_gym.agents.ask_tell.regression:LinearRegression",
     "one_shot": "das_gym.agents.ask_tell.one_shot:OneShot",
+    "policy": "das_gym.agents.policy.agent:Policy",
+    "policy_bayes": "das_gym.agents.policy.agent:PolicyBayes",
     "quadratic_regression": "das_gym.agents.ask_tell.regression:QuadraticRegression",
     "random": "das_gym.agents.ask_tell.random_search:RandomSearch",
     "sleb": "das_gym.agents.ask_tell.greedy:Greedy",

@@ -52,7 +52,7 @@ def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
 
 
 def has_fewer_examples(scorer: Any) -> bool:
-    """Whether masks can be scored on some of the reward examples: a table cannot."""
+    """Whether masks can be scored on some of the reward examples: a table of means cannot."""
     return hasattr(scorer, "batch_size")
 
 

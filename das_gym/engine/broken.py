@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 SHOWN = 3
 """So many examples are named."""
@@ -33,10 +31,10 @@ class BrokenMasks:
     def __init__(self) -> None:
         self.keys: dict[int, list[str]] = {}
 
-    def note(self, row: int, examples: Sequence[Any], values: Tensor) -> None:
+    def note(self, row: int, examples: Sequence[Any], values: np.ndarray) -> None:
         """Remember which of a batch's examples have a value, (batch,), that is not finite under the mask of that row."""
-        keys = self.keys.setdefault(row, [])
-        keys += [examples[i].key for i in torch.isfinite(values).logical_not().nonzero().flatten().tolist()]
+        if not np.isfinite(values).all():
+            self.keys.setdefault(row, []).extend(examples[i].key for i in np.flatnonzero(~np.isfinite(values)).tolist())
 
     def warn(self, masks: np.ndarray) -> None:
         """Tell of the first, and how many there are, once for a call."""

@@ -6,10 +6,9 @@ remembered until an adapter or the head changes (`memory`), and everything that 
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -213,7 +212,25 @@ class Evaluator:
         self._spent.broken += int(np.isinf([score.loss for score in found.values()]).sum())
         return found
 
-    @torch.inference_mode()
+    def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
+        """As `evaluate` with divergences, example by example; nothing is remembered.
+
+        Returns:
+            (m, n_examples) float64 losses, metrics and divergences, of which a broken example has a loss inf or NaN.
+        """
+        masks = self._check(masks, examples)
+        unskipped = np.zeros((1, masks.shape[1]), dtype=bool)
+        each = np.zeros((3, len(masks) + 1, len(examples)))
+        started = time.perf_counter()
+        self._trunk.start(hash((hash(tuple(e.key for e in examples)), self.batch_size)))
+        for rows, where, scores, _ in self._leaves(np.concatenate((unskipped, masks)), examples, None, True, None):
+            each[:, rows, where] = np.stack(scores)[:, None]
+        self._spent.seconds += time.perf_counter() - started
+        self._spent.masks += len(masks)
+        self._spent.examples += len(masks) * len(examples)
+        self._spent.broken += int((~np.isfinite(each[0, 1:]).all(axis=1)).sum())
+        return Scores(*each[:, 1:])
+
     def _score(
         self,
         masks: np.ndarray,
@@ -227,10 +244,33 @@ class Evaluator:
         Without `full_logits` the unskipped mask must be among the masks where divergences are asked for.
         """
         sums = np.zeros((3, len(masks)))
+        kept: list[Tensor] = []
+        with np.errstate(invalid="ignore"):  # an infinite loss may meet one of the other sign
+            for rows, _, scores, full in self._leaves(masks, examples, progress, divergences, full_logits):
+                for column, values in enumerate(scores):
+                    sums[column, rows] += float(values.sum())
+                if full is not None:
+                    kept.append(full)
+        return sums / len(examples), kept
+
+    @torch.inference_mode()
+    def _leaves(
+        self,
+        masks: np.ndarray,
+        examples: Sequence[Any],
+        progress: Callable[[int], Any] | None,
+        divergences: bool,
+        full_logits: list[Tensor] | None,
+    ) -> Iterator[tuple[np.ndarray, slice, list[np.ndarray], Tensor | None]]:
+        """Walk the tree of masks over the examples, batch by batch; as `_score`.
+
+        Yields:
+            Rows of equal masks, which of the examples, their losses, metrics and, if asked for, divergences ((n,) float64
+            each); and with the first rows of a batch the full model's logits, where divergences are asked for.
+        """
         if self._runner is None:
             self._runner = self.vlp if self.precision == "float32" else with_bfloat16_layers(self.vlp)
         tree = MaskTree(self.vlp, masks, self._spent, self.precision, self._runner, self.counter)
-        kept: list[Tensor] = []
         broken = BrokenMasks()
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
@@ -238,23 +278,21 @@ class Evaluator:
             trunk = partial(self._trunk.of, number)
             state: State = trunk(-1, partial(self._begin, chunk))
             full = None if full_logits is None else full_logits[number]
+            told = False
             for rows, features in tree.leaves(state, trunk, partial(self._trunk.known, number)):
                 logits = self._logits(features)
                 full = logits if full is None else full  # the first leaf is the unskipped mask
-                with np.errstate(invalid="ignore"):  # an infinite loss may meet one of the other sign
-                    for name, values in enumerate((self.task.losses(logits, targets), self.task.metrics(logits, targets))):
-                        total = float(values.double().sum())
-                        sums[name, rows] += total
-                        if not math.isfinite(total):
-                            broken.note(int(rows[0]), chunk, values)
-                    if divergences:
-                        sums[2, rows] += float(self.task.divergences(logits.double(), full.double(), targets).sum())
-            if divergences and full is not None:
-                kept.append(full)
+                scores = [self.task.losses(logits, targets), self.task.metrics(logits, targets)]
+                if divergences:
+                    scores.append(self.task.divergences(logits.double(), full.double(), targets))
+                arrays = [values.double().cpu().numpy() for values in scores]
+                for values in arrays[:2]:
+                    broken.note(int(rows[0]), chunk, values)
+                yield rows, slice(start, start + len(chunk)), arrays, full if divergences and not told else None
+                told = True
             if progress is not None:
                 progress(len(chunk))
         broken.warn(masks)
-        return sums / len(examples), kept
 
     def _begin(self, examples: Sequence[Any]) -> State:
         """The state of some examples before stage 0."""

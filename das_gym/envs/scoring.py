@@ -40,6 +40,25 @@ class Outcome:
         return {key: values[index].item() for key, values in self.info.items()}
 
 
+def next_places(
+    reward_batches: str, batch_size: int, total: int, position: int, rng: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Which of the reward examples, in their order, the next step scores on, and where the one after it begins.
+
+    Args:
+        reward_batches: One of `REWARD_BATCHES`.
+        batch_size: How many.
+        total: Of how many.
+        position: Which is the next, where they are taken in turn.
+        rng: Draws them, where they are drawn.
+    """
+    if reward_batches == "fixed":
+        return np.arange(batch_size), position
+    if reward_batches == "resample":
+        return rng.choice(total, batch_size, replace=False), position
+    return (position + np.arange(batch_size)) % total, int((position + batch_size) % total)
+
+
 class Scorer(ABC):
     """Scores masks. A subclass says where numbers come from: the engine, a table.
 
@@ -255,11 +274,7 @@ class MaskScorer(Scorer):
         """The examples of the next step."""
         if self.reward_batches == "fixed":
             return self.fixed_examples
-        if self.reward_batches == "resample":
-            chosen = rng.choice(len(self._order), self.batch_size, replace=False)
-        else:
-            chosen = (self.position + np.arange(self.batch_size)) % len(self._order)
-            self.position = int((self.position + self.batch_size) % len(self._order))
+        chosen, self.position = next_places(self.reward_batches, self.batch_size, len(self._order), self.position, rng)
         return self._examples(chosen)
 
     def _examples(self, places: np.ndarray) -> tuple:

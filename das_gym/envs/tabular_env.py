@@ -15,16 +15,16 @@ from das_gym.config import check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import Outcome, Scorer
+from das_gym.envs.scoring import REWARD_BATCHES, Outcome, Scorer, next_places
 from das_gym.problem.budget import BUDGET_SETTINGS, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import SAVED, MaskCost, given_costs
 from das_gym.problem.rewards import Objective, find_reward
-from das_gym.problem.statistics import statistic_names
+from das_gym.problem.statistics import DEFAULT_STATISTICS, statistic_names
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
 from das_gym.tables.table import SCORES, SubnetTable
 
-LIVE_SETTINGS = ("reward_examples", "reward_batches", "latency_batch", *ProblemConfig.__dataclass_fields__)
+LIVE_SETTINGS = ("latency_batch", *ProblemConfig.__dataclass_fields__)
 """What only `SkipEnv` takes, `model` and `task` aside."""
 
 
@@ -36,7 +36,7 @@ class TableScorer(Scorer):
         budget: What binds masks, see `pick_budget`.
         reward: Name of the reward.
         macs_price: What saving all MACs would be worth, in units of the reward.
-        statistics: Names of the layer statistics to observe; None = all that the table holds.
+        statistics: Names of the layer statistics to observe; None = those of `DEFAULT_STATISTICS` that the table holds.
         split: Whose scores count, `reward` or `test`.
         costs: What masks cost where the table does not tell, see `given_costs`.
 
@@ -60,7 +60,8 @@ class TableScorer(Scorer):
         if most is not None and (bound.skip_num is None or bound.skip_num > most):
             raise ValueError(f"this table holds masks of up to {most} skipped layers: give skip_num=0..{most}")
         objective = Objective(bound, find_reward(reward), table.layer_macs, macs_price)
-        super().__init__(table.meta.layer_names, objective, table.meta.statistics if statistics is None else statistics)
+        usual = [name for name in DEFAULT_STATISTICS if name in table.meta.statistics] or table.meta.statistics
+        super().__init__(table.meta.layer_names, objective, usual if statistics is None else statistics)
         self.split, self._scores = split, table.float64_scores(split)
         self._told: dict[int, tuple[float, dict[str, Any]]] = {}
         names = [statistic.name for statistic in self.statistics]
@@ -171,12 +172,60 @@ class TableScorer(Scorer):
         return scores
 
 
+class ExampleScorer(TableScorer):
+    """Scores masks by looking up what single examples score: on any batch of them, as `MaskScorer` does with the model.
+
+    Args:
+        table: Where; one with every example (format 2).
+        reward_examples: Examples that score a mask, None = all of the split.
+        reward_batches: As for `MaskScorer`.
+        others: As for `TableScorer`.
+
+    Raises:
+        ValueError: a table of means, a reward that needs divergences, or what `TableScorer` refuses.
+    """
+
+    _exact = False
+
+    def __init__(self, table: SubnetTable, reward_examples: int | None, reward_batches: str, **others: Any) -> None:
+        check_names([reward_batches], REWARD_BATCHES, "reward_batches")
+        if table.examples is None:
+            raise ValueError(
+                f"reward_examples={reward_examples}, reward_batches={reward_batches!r}: this table holds means over all "
+                f"examples alone; leave them out, make a table with `{typed('agents table', '... each=True')}`, or "
+                f"search {table.meta.env_id} itself"
+            )
+        super().__init__(table, **others)
+        if self.objective.reward.needs_divergences:
+            raise ValueError(f"reward={self.objective.reward.name!r}: tables keep no divergences example by example")
+        self._each = table.examples[self.split]
+        total = len(self._each.keys)
+        if reward_examples is not None and reward_examples < 1:
+            raise ValueError(f"reward_examples={reward_examples}: a mask is scored on at least one example")
+        self.reward_batches, self.batch_size = reward_batches, min(reward_examples or total, total)
+
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
+        """As `Scorer.measure`, on the examples of the next step."""
+        total = len(self._each.keys)
+        places, self.position = next_places(self.reward_batches, self.batch_size, total, self.position, rng)
+        return self._on(places, self.table.rows(masks))
+
+    def measure_unskipped(self) -> Scores:
+        """As `Scorer.measure_unskipped`, on the first examples."""
+        return self._on(np.arange(self.batch_size), np.zeros(1, np.int64))
+
+    def _on(self, places: np.ndarray, rows: np.ndarray) -> Scores:
+        found = self._each.means(places, rows)
+        return Scores(*(np.asarray(getattr(found, name), np.float64) for name in SCORES))
+
+
 class TabularEnv(ScoredEnv):
     """`SkipEnv` at the speed of a table.
 
     ## Description
-    As `das_gym.envs.SkipEnv` with `reward_batches="fixed"` and all the reward examples of the table, for research on
-    agents: the same actions, observations, rewards and `info`, without the model. What is optimal is known:
+    As `das_gym.envs.SkipEnv` with `reward_batches="fixed"` and all the reward examples of the table, or, where the table
+    has every example (`python -m agents table with each=True`), with any batches of them; for research on agents: the same
+    actions, observations, rewards and `info`, without the model. What is optimal is known:
     `env.get_wrapper_attr("table")` answers with best masks, ranks, regrets and Pareto fronts.
 
     ## Action Space
@@ -208,9 +257,13 @@ class TabularEnv(ScoredEnv):
 
     Args:
         skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, latency_saved, parameters_saved,
-            memory_saved, costs: As for `SkipEnv`; `statistics=None` observes all that the table holds, and `latency_saved`
-            needs `costs`, since a table has nothing to time.
+            memory_saved, costs: As for `SkipEnv`; `statistics=None` observes the same, as far as the table holds
+            them, and `latency_saved` needs `costs`, since a table has nothing to time.
         split: Whose scores count: `reward`, or `test` to see what a search would find that could look at the test split.
+        group: A group of examples that alone counts, such as a type of questions; None = all. The table must have every
+            example.
+        reward_examples, reward_batches: As for `SkipEnv`, of a table with every example: scores are the model's to the
+            rounding of float16 losses. Observed are the statistics on all its reward examples.
         table: Path of a table, see `python -m agents table`; None is the bundled one.
         model: Whose bundled table; the id sets it.
         task: On which task; the id sets it.
@@ -230,6 +283,9 @@ class TabularEnv(ScoredEnv):
         macs_price: float = 0.0,
         statistics: str | Iterable[str] | None = None,
         split: str = "reward",
+        group: str | None = None,
+        reward_examples: int | None = None,
+        reward_batches: str = "fixed",
         table: str | None = None,
         model: str = DEFAULT_MODEL,
         task: str = DEFAULT_TASK,
@@ -244,9 +300,16 @@ class TabularEnv(ScoredEnv):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "others")}
         _refuse(others, arguments, model, task)
         path = bundled_table(model, task) if table is None else Path(table).expanduser().absolute()
-        self.table = load_table(path)
+        whole = load_table(path)
+        self.table = whole if group is None else whole.group_table(group)
         budget = {name: arguments[name] for name in BUDGET_SETTINGS}
-        scorer = TableScorer(self.table, budget, reward, macs_price, statistics, split, costs)
+        settings: dict[str, Any] = {"budget": budget, "reward": reward, "macs_price": macs_price, "statistics": statistics}
+        settings |= {"split": split, "costs": costs}
+        scorer: TableScorer
+        if reward_examples is None and reward_batches == "fixed":
+            scorer = TableScorer(self.table, **settings)
+        else:
+            scorer = ExampleScorer(self.table, reward_examples, reward_batches, **settings)
         super().__init__(scorer, action, render_mode, arguments)
 
 

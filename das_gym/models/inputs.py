@@ -68,6 +68,11 @@ class Prompt:
     rounds: tuple[tuple[str, str], ...] = ()
 
     @property
+    def text(self) -> str:
+        """All that is said: earlier rounds, the question and the answer."""
+        return "\n".join([*(said for both in self.rounds for said in both), self.question, self.answer])
+
+    @property
     def image_key(self) -> tuple[str, ...]:
         """Tells its pictures from those of every other prompt."""
         return tuple(image.key for image in self.images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,56 @@ class Activity:
         influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token (`VLP.pooled_tokens`), 0..2.
         influence_tokens: (n_layers,) the same, averaged over real tokens.
         residual_norm: (n_layers,) |h_out - h_in| / |h_in|, averaged over real tokens.
+        angle: (n_layers,) arccos(cos(h_in, h_out)) / pi, averaged over real tokens, 0..1.
     """
 
     influence_pooled: np.ndarray
     influence_tokens: np.ndarray
     residual_norm: np.ndarray
+    angle: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What skipping each layer would do to the loss, by its gradient.
+
+    Attributes:
+        taylor: (n_layers,) <dL/dh_out, h_skipped - h_out>, nats: the first-order estimate of `leave_one_out`, mean over
+            examples.
+        fisher: (n_layers,) the root mean square of that over rows of the batch.
+    """
+
+    taylor: np.ndarray
+    fisher: np.ndarray
 
 
 @dataclass(frozen=True)
 class StatisticInputs:
-    """All that a statistic is computed from: one model on one set of examples."""
+    """All that a statistic is computed from: one model on one set of examples.
+
+    Attributes:
+        evaluator, costs, examples, activity: Of the model and the examples.
+        known_losses: From (m, n_layers) masks to (m,) losses on the examples, where a table knows them; None scores them.
+    """
 
     evaluator: Evaluator
     costs: Costs
     examples: Sequence[Any]
     activity: Activity
+    known_losses: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @cached_property
+    def sensitivity(self) -> Sensitivity:
+        """Measured when it is first asked for."""
+        return measure_sensitivity(self.evaluator, self.examples)
+
+    def losses_without(self, masks: np.ndarray) -> np.ndarray:
+        """(m,) losses under (m, n_layers) masks on the examples, less the loss of the unskipped model."""
+        nothing = np.zeros((1, len(self.evaluator.vlp.layers)), dtype=bool)
+        losses = self.known_losses or partial(self.evaluator.losses, examples=self.examples)
+        found = losses(np.concatenate((nothing, masks)))
+        with np.errstate(invalid="ignore"):  # losses may be infinite
+            return found[1:] - found[0]
 
 
 @dataclass(frozen=True)
@@ -69,7 +105,7 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
         FloatingPointError: a layer gives what is not finite; names it and the examples.
     """
     vlp = evaluator.vlp
-    totals = np.zeros((3, len(vlp.layers)))
+    totals, rows = np.zeros((4, len(vlp.layers))), 0
     for start in range(0, len(examples), evaluator.batch_size):
         chunk = examples[start : start + evaluator.batch_size]
         state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
@@ -78,10 +114,12 @@ def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
             outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
             for index in stage:
                 stream = vlp.layers[index].stream
-                totals[:, index] += _changes(vlp, state, outputs[stream], stream)
+                changes, count = _changes(vlp, state, outputs[stream], stream)
+                totals[:, index] += changes
                 check_layer(vlp, index, totals[:, index], chunk)
             state = state.with_hidden({**state.hidden, **outputs})
-    return Activity(*(totals / len(examples)))
+        rows += count  # an example may take several: NLVR2's two images, retrieval's sixteen texts
+    return Activity(*(totals / rows))
 
 
 def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> None:
@@ -97,28 +135,97 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
         )
 
 
-def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[float, float, float]:
-    """The three numbers of `Activity` for one layer, summed over the batch."""
+def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple[float, ...], int]:
+    """The numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
     rows, attend = vlp.rows_of(state, stream, state.hidden[stream])
     before, after = rows.double(), vlp.rows_of(state, stream, output)[0].double()
     pooled = vlp.pooled_tokens(state, stream)
     real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, -1].double()
-    influence = 1 - torch.cosine_similarity(before, after, dim=-1)
+    cosine = torch.cosine_similarity(before, after, dim=-1)
+    influence = 1 - cosine
     residual = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
+    angle = torch.arccos(cosine.clamp(-1, 1)) / torch.pi
     tokens = real.sum(dim=1)
-    return (
-        float(influence.gather(1, pooled[:, None]).sum()),
-        float(((influence * real).sum(dim=1) / tokens).sum()),
-        float(((residual * real).sum(dim=1) / tokens).sum()),
-    )
+    over_tokens = (float(((values * real).sum(dim=1) / tokens).sum()) for values in (influence, residual, angle))
+    return (float(influence.gather(1, pooled[:, None]).sum()), *over_tokens), len(before)
+
+
+def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensitivity:
+    """Run the unskipped model on the examples, and its loss backwards, once."""
+    vlp = evaluator.vlp
+    totals, rows = np.zeros((2, len(vlp.layers))), 0
+    for start in range(0, len(examples), evaluator.batch_size):
+        chunk = examples[start : start + evaluator.batch_size]
+        targets = {name: t.to(vlp.device) for name, t in evaluator.task.targets(chunk).items()}
+        with torch.no_grad():
+            state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
+        found = _effects(evaluator, state, targets)
+        totals[0] += found.sum(axis=1)
+        totals[1] += (found**2).sum(axis=1)
+        rows += found.shape[1]
+    return Sensitivity(totals[0] / len(examples), np.sqrt(totals[1] / rows))
+
+
+@torch.enable_grad()
+def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> np.ndarray:
+    """(n_layers, rows) of a batch, nats: its summed loss's slope towards each layer's being skipped, row by row."""
+    vlp, task = evaluator.vlp, evaluator.task
+    state = state.with_hidden({stream: t.detach().clone().requires_grad_() for stream, t in state.hidden.items()})
+    kept: list[Tensor] = [torch.empty(0)] * len(vlp.layers)
+    skipped, states = list(kept), list[State]([state] * len(vlp.layers))
+    for number, stage in enumerate(vlp.stages):
+        state, _ = vlp.enter(state, number)
+        hidden = dict(state.hidden)
+        for index in stage:
+            kept[index] = hidden[vlp.layers[index].stream] = vlp.run_layer(index, state, skipped=False)
+            states[index] = state
+            with torch.no_grad():
+                skipped[index] = vlp.run_layer(index, state, skipped=True)
+        state = state.with_hidden(hidden)
+    losses = task.losses(evaluator.head(task.group_features(vlp.pool(state))), targets)
+    slopes = torch.autograd.grad(losses.sum(), kept, allow_unused=True)
+    effects = []
+    for index, slope in enumerate(slopes):
+        stream = vlp.layers[index].stream
+        change = torch.zeros_like(kept[index]) if slope is None else slope * (skipped[index] - kept[index])
+        rows, attend = vlp.rows_of(states[index], stream, change.detach().double())
+        real = 1.0 if attend is None else attend[:, 0, -1, :, None].double()
+        effects.append((rows * real).sum(dim=(1, 2)).cpu().numpy())
+    return np.stack(effects)
 
 
 def leave_one_out(inputs: StatisticInputs) -> np.ndarray:
     """(n_layers,) loss with that layer alone skipped, minus the loss of the unskipped model, in nats."""
-    count = len(inputs.evaluator.vlp.layers)
-    masks = np.concatenate((np.zeros((1, count), bool), np.eye(count, dtype=bool)))
-    losses = inputs.evaluator.losses(masks, inputs.examples)
-    return losses[1:] - losses[0]
+    return inputs.losses_without(np.eye(len(inputs.evaluator.vlp.layers), dtype=bool))
+
+
+def _followers(inputs: StatisticInputs) -> list[list[int]]:
+    """The layers of the same stream behind each layer, in order."""
+    layers = inputs.evaluator.vlp.layers
+    behind = [
+        [i for i, o in enumerate(layers) if o.stream == x.stream and (o.stage, i) > (x.stage, n)]
+        for n, x in enumerate(layers)
+    ]
+    return [sorted(indices, key=lambda i: layers[i].stage) for indices in behind]
+
+
+def next_interaction(inputs: StatisticInputs) -> np.ndarray:
+    """(n_layers,) loss with the layer and the next of its stream skipped, beyond what the two cost one by one, in nats."""
+    alone, pairs = np.eye(len(inputs.evaluator.vlp.layers), dtype=bool), []
+    followers = _followers(inputs)
+    for index, behind in enumerate(followers):
+        pairs.append(alone[index] | alone[behind[0]] if behind else alone[index])
+    single, both = np.split(inputs.losses_without(np.concatenate((alone, np.stack(pairs)))), 2)
+    with np.errstate(invalid="ignore"):  # losses may be infinite
+        return np.array([both[i] - single[i] - single[b[0]] if b else 0.0 for i, b in enumerate(followers)])
+
+
+def early_exit(inputs: StatisticInputs) -> np.ndarray:
+    """(n_layers,) loss with the layer and all behind it in its stream skipped, minus the unskipped model's, in nats."""
+    masks = np.eye(len(inputs.evaluator.vlp.layers), dtype=bool)
+    for index, behind in enumerate(_followers(inputs)):
+        masks[index, behind] = True
+    return inputs.losses_without(masks)
 
 
 def _stream(inputs: StatisticInputs) -> np.ndarray:
@@ -180,7 +287,48 @@ STATISTICS: dict[str, Statistic] = {
 """Every layer statistic by name."""
 
 DEFAULT_STATISTICS = tuple(STATISTICS)
-"""What environments observe unless they are told otherwise, in this order; registered ones are asked for by name."""
+"""What environments observe unless they are told otherwise, in this order; others are asked for by name."""
+
+STATISTICS |= {
+    statistic.name: statistic
+    for statistic in (
+        Statistic(
+            "angular",
+            "E arccos(cos(h_in, h_out)) / pi over real tokens (arXiv 2403.17887)",
+            0,
+            1,
+            lambda m: m.activity.angle,
+        ),
+        Statistic(
+            "taylor",
+            "E <dL/dh_out, h_skipped - h_out>: leave_one_out to first order, nats (arXiv 1906.10771)",
+            -100,
+            100,
+            lambda m: m.sensitivity.taylor,
+        ),
+        Statistic(
+            "fisher",
+            "root mean square over rows of what taylor is the mean of, nats (arXiv 1801.05787)",
+            0,
+            100,
+            lambda m: m.sensitivity.fisher,
+        ),
+        Statistic(
+            "next_interaction",
+            "loss with the layer and the next of its stream skipped, beyond the sum of leave_one_out of both, nats",
+            -100,
+            100,
+            next_interaction,
+        ),
+        Statistic(
+            "early_exit",
+            "loss with the layer and all behind it in its stream skipped - loss of the unskipped model, nats",
+            -100,
+            100,
+            early_exit,
+        ),
+    )
+}
 
 
 def register_statistic(statistic: Statistic) -> None:

@@ -22,14 +22,25 @@ from das_gym.files import BAD_ARRAYS, parse_json, read_arrays, write_bytes
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
-from das_gym.problem.statistics import STATISTICS, StatisticInputs, compute_statistics, measure_activity
+from das_gym.problem.statistics import (
+    STATISTICS,
+    StatisticInputs,
+    check_statistics,
+    compute_statistics,
+    measure_activity,
+)
+from das_gym.problem.unit_latency import cost_of
 from das_gym.runs import library_versions
+from das_gym.tables.examples import ExampleScores
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 from das_gym.tasks.base import Task
 
 CHECKPOINT_FORMAT = "das_gym table checkpoint 1"
 EXAMPLES_MEASURED = 16
 """About so many examples have their images opened for a data hash."""
+CONTENT = ("reward_content", "test_content")
+"""Hashes that only format 2 has."""
+
 COUNTED = ("parameters_saved", "memory_saved")
 """Costs besides MACs that a table holds: they are the same on every machine."""
 EXAMPLES_HASHED = 512
@@ -48,7 +59,7 @@ def table_examples(problem: Problem, split: str, count: int | None = None) -> tu
 
 
 def problem_hashes(problem: Problem, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
-    """What a table of the problem depends on, as 16 hex digits each, the same on every machine.
+    """What a table of the problem depends on, as 16 hex digits each, the same on every machine; `content_hashes` are apart.
 
     Args:
         problem: The problem.
@@ -77,25 +88,48 @@ def check_table(table: SubnetTable, problem: Problem) -> None:
     """
     reward = table_examples(problem, "reward", table.meta.reward_examples)
     test = table_examples(problem, "test", table.meta.test_examples)
-    table.check_hashes(problem_hashes(problem, reward, test))
+    hashes = problem_hashes(problem, reward, test)
+    if table.examples is not None:
+        hashes |= content_hashes(problem.task, reward, test)
+    table.check_hashes(hashes)
+
+
+def content_hashes(task: Task, reward: Sequence[Any], test: Sequence[Any]) -> dict[str, str]:
+    """Of all pixels and texts of the examples, in order, 16 hex digits each."""
+    return {name: _content_hash(task, part) for name, part in zip(CONTENT, (reward, test), strict=True)}
+
+
+def _content_hash(task: Task, examples: Sequence[Any]) -> str:
+    digest, known = hashlib.sha256(), dict[str, bytes]()
+    for example in examples:
+        for pair in task.pairs([example]):
+            digest.update(pair.text.encode())
+            for image in pair.images:
+                if image.key not in known:
+                    picture = image.open().convert("RGB")
+                    known[image.key] = hashlib.sha256(str(picture.size).encode() + picture.tobytes()).digest()
+                digest.update(known[image.key])
+    return digest.hexdigest()[:16]
 
 
 def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
-    """The table with all that masks cost, and the statistics of MACs, counted anew; scores stay as they are.
+    """The table with all that masks cost counted anew, and its layer statistics measured anew; scores stay as they are.
 
     Raises:
         ValueError: it was not made from this problem.
     """
     check_table(table, problem)
-    statistics = table.statistics.copy()
-    statistics[:, table.meta.statistics.index("macs_share")] = problem.costs.layer_macs / problem.costs.macs_full
-    meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full, costs=_costs(problem))
-    return SubnetTable(meta, table.scores, MaskCost.of(problem.costs).amounts(table.masks), statistics)
+    timed = {name: cost for name, cost in table.meta.costs.items() if name not in COUNTED}
+    meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full, costs=_costs(problem) | timed)
+    macs = MaskCost.of(problem.costs).amounts(table.masks)
+    return with_statistics(dataclasses.replace(table, meta=meta, macs=macs), problem)
 
 
-def _costs(problem: Problem) -> dict[str, dict[str, Any]]:
-    """What masks cost besides MACs, as far as it can be counted."""
-    return {setting: MaskCost.of(problem.costs, setting).as_dict() for setting in COUNTED}
+def _costs(problem: Problem, latency_batch: int | None = None) -> dict[str, dict[str, Any]]:
+    """What masks cost besides MACs: what can be counted, and latency where it is to be measured."""
+    counted = {setting: MaskCost.of(problem.costs, setting).as_dict() for setting in COUNTED}
+    timed = {} if latency_batch is None else {"latency_saved": cost_of(problem, "latency_saved", latency_batch).as_dict()}
+    return counted | timed
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:
@@ -135,20 +169,32 @@ class _Progress:
     Attributes:
         identity: What the table will be of; another identity is another table.
         sums: By split, (3, masks) float64 sums over examples of losses, metrics and divergences.
+        each: By split, what each example scores; None where means are enough.
         done: By split, how many examples are in them.
         spent: What that cost.
     """
 
     identity: dict[str, Any]
     sums: dict[str, np.ndarray]
+    each: dict[str, ExampleScores] | None = None
     done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     spent: Spending = field(default_factory=Spending)
+
+    def add(self, split: str, scores: Scores) -> None:
+        """The (masks, m) scores of the next m examples."""
+        if self.each is not None:
+            self.each[split] = self.each[split].put(self.done[split], scores)
+        self.sums[split] += np.stack([getattr(scores, name).sum(axis=1) for name in SCORES])
+        self.done[split] += scores.losses.shape[1]
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
+        arrays = dict(self.sums)
+        for split, each in (self.each or {}).items():
+            arrays |= each.arrays(split)
         buffer = io.BytesIO()
-        np.savez(buffer, meta=np.array(json.dumps(meta)), reward=self.sums["reward"], test=self.sums["test"])
+        np.savez(buffer, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
         write_bytes(path, buffer.getvalue())
 
     def restore(self, path: Path) -> None:
@@ -167,6 +213,10 @@ class _Progress:
                 raise ValueError("it is of another version")
             if any((sums[s].shape, sums[s].dtype) != (self.sums[s].shape, self.sums[s].dtype) for s in SPLITS):
                 raise ValueError("its sums are of other masks")
+            for split, each in (self.each or {}).items():
+                found = ExampleScores.of(arrays, split)
+                found.check(split, sums[split].shape[1], len(each.keys), len(self.identity["groups"]))
+                self.each[split] = found  # type: ignore[index]
         except (*BAD_ARRAYS, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it to begin the table anew") from error
         self.sums, self.done = sums, vars(done)
@@ -186,6 +236,8 @@ def build_table(
     checkpoint: Path | None = None,
     on_chunk: Callable[[int], Any] | None = None,
     max_skipped: int | None = None,
+    each: bool = False,
+    latency_batch: int | None = None,
 ) -> tuple[SubnetTable, Spending]:
     """Score every mask, or every one of few skipped layers, on the reward and the test split, batch by batch.
 
@@ -200,6 +252,8 @@ def build_table(
             for bit, as one that was not interrupted.
         on_chunk: Called with the number of examples done, first with those that the checkpoint holds.
         max_skipped: Masks of more skipped layers are left out; None = none are.
+        each: Keep what each example scores (format 2).
+        latency_batch: Measure the latency of units with so many examples at a time; None measures none.
 
     Returns:
         The table, and what it cost.
@@ -214,11 +268,18 @@ def build_table(
         "test": table_examples(problem, "test", test_examples),
     }
     hashes = problem_hashes(problem, examples["reward"], examples["test"])
+    groups = sorted({problem.task.group(e) for part in examples.values() for e in part}) if each else []
+    if each:
+        hashes |= content_hashes(problem.task, examples["reward"], examples["test"])
     batch = problem.evaluator.batch_size
-    progress = _Progress(
-        {"env_id": env_id, "batch_size": batch, **hashes} | ({} if max_skipped is None else {"max_skipped": max_skipped}),
-        {split: np.zeros((len(SCORES), len(masks))) for split in SPLITS},
+    identity = {"env_id": env_id, "batch_size": batch, **hashes} | (
+        {} if max_skipped is None else {"max_skipped": max_skipped}
     )
+    sums = {split: np.zeros((len(SCORES), len(masks))) for split in SPLITS}
+    progress = _Progress(identity, sums)
+    if each:
+        identity["groups"] = groups
+        progress.each = {split: _unscored(problem.task, part, len(masks), groups) for split, part in examples.items()}
     if checkpoint is not None and checkpoint.is_file():
         progress.restore(checkpoint)
     if on_chunk is not None:
@@ -226,8 +287,7 @@ def build_table(
     for split in SPLITS:
         for start in range(progress.done[split], len(examples[split]), batch):
             chunk = examples[split][start : start + batch]
-            progress.sums[split] += _score(problem, masks, chunk, progress.spent)
-            progress.done[split] += len(chunk)
+            progress.add(split, _score(problem, masks, chunk, progress.spent))
             if checkpoint is not None:
                 progress.save(checkpoint)
             if on_chunk is not None:
@@ -243,22 +303,62 @@ def build_table(
         hashes=hashes,
         versions=library_versions(),
         max_skipped=max_skipped,
-        costs=_costs(problem),
+        costs=_costs(problem, latency_batch),
+        groups=tuple(groups),
     )
     scores = {split: _means(progress.sums[split] / len(examples[split])) for split in SPLITS}
     macs = MaskCost.of(problem.costs).amounts(masks)
-    return SubnetTable(meta, scores, macs, _statistics(problem, examples["reward"])), progress.spent
+    table = SubnetTable(meta, scores, macs, np.zeros((width, len(STATISTICS)), np.float32))
+    if not each:
+        return with_statistics(table, problem), progress.spent
+    by_group = np.zeros((len(groups), *table.statistics.shape), np.float32)
+    return with_statistics(
+        dataclasses.replace(table, examples=progress.each, group_statistics=by_group), problem
+    ), progress.spent
 
 
-def _score(problem: Problem, masks: np.ndarray, chunk: Sequence[Any], spent: Spending) -> np.ndarray:
-    """(3, masks) sums over the chunk, and their cost added to `spent`."""
+def with_statistics(
+    table: SubnetTable, problem: Problem, names: Sequence[str] | None = None, count: int | None = None
+) -> SubnetTable:
+    """The table with its layer statistics measured anew, those of its groups too; losses are taken from the table.
+
+    Args:
+        table: Of this problem.
+        problem: The problem.
+        names: Which statistics it is to hold; None = those that it holds.
+        count: On how many of its reward examples they are measured; None = all.
+    """
+    names = table.meta.statistics if names is None else tuple(names)
+    examples = table_examples(problem, "reward", table.meta.reward_examples)
+    meta = dataclasses.replace(table.meta, statistics=names)
+    statistics = _statistics(problem, examples[:count], names, table)
+    if table.examples is None or table.group_statistics is None:
+        return SubnetTable(meta, table.scores, table.macs, statistics)
+    by_group = np.zeros((len(meta.groups), *statistics.shape), np.float32)
+    for number, group in enumerate(meta.groups):
+        members = [e for e in examples if problem.task.group(e) == group]
+        if members and (table.examples["test"].groups == number).any():
+            by_group[number] = _statistics(problem, members[:count], names, table.group_table(group))
+    return SubnetTable(meta, table.scores, table.macs, statistics, table.examples, by_group)
+
+
+def _unscored(task: Task, examples: Sequence[Any], masks: int, groups: Sequence[str]) -> ExampleScores:
+    """What is known of examples before they are scored."""
+    numbers: dict[str, int] = {}
+    images = [numbers.setdefault(next(iter(task.pairs([e])[0].images)).key, len(numbers)) for e in examples]
+    places = np.array([groups.index(task.group(e)) for e in examples], np.int16)
+    return ExampleScores.empty(masks, places, np.array(images, np.int32), [e.key for e in examples])
+
+
+def _score(problem: Problem, masks: np.ndarray, chunk: Sequence[Any], spent: Spending) -> Scores:
+    """(masks, examples) scores of the chunk, and their cost added to `spent`."""
     evaluator = problem.evaluator
     before = evaluator.spent
-    scores = evaluator.evaluate(masks, chunk, divergences=True)
+    scores = evaluator.evaluate_each(masks, chunk)
     for counter in dataclasses.fields(Spending):
         more = getattr(evaluator.spent, counter.name) - getattr(before, counter.name)
         setattr(spent, counter.name, getattr(spent, counter.name) + more)
-    return np.stack([getattr(scores, name) for name in SCORES]) * len(chunk)
+    return scores
 
 
 def _means(means: np.ndarray) -> Scores:
@@ -268,8 +368,13 @@ def _means(means: np.ndarray) -> Scores:
     return Scores(losses, metrics, divergences)
 
 
-def _statistics(problem: Problem, examples: Sequence[Any]) -> np.ndarray:
+def _statistics(problem: Problem, examples: Sequence[Any], names: Sequence[str], table: SubnetTable) -> np.ndarray:
     """(n_layers, n_statistics) float32: what the environment observes on these examples."""
     activity = measure_activity(problem.evaluator, examples)
-    inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity)
-    return compute_statistics(tuple(STATISTICS.values()), inputs)
+
+    def known_losses(masks: np.ndarray) -> np.ndarray:
+        return table.values("loss", "reward")[table.index(masks)]
+
+    known = None if table.meta.max_skipped is not None else known_losses
+    inputs = StatisticInputs(problem.evaluator, problem.costs, examples, activity, known)
+    return compute_statistics(check_statistics(names), inputs)

@@ -1,8 +1,11 @@
 """Exhaustive tables: what every mask of a model scores, so that a search can be judged without a model.
 
-A table is an .npz file of about 100 KB. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arrays are `{split}_losses`,
+A table is an .npz file. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arrays are `{split}_losses`,
 `{split}_metrics` and `{split}_divergences` for the splits `reward` and `test`, each (2^n_layers,) float32; `macs`,
 (2^n_layers,) int64; `statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
+
+Format 2 has every example besides, see `das_gym.tables.examples`: any batch of them is scored as the model scores it, and
+each group of examples is a problem of its own. Format 1 has means alone.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
+from das_gym.tables.examples import ExampleScores
 
-FORMAT = "das_gym table 1"
+FORMATS = ("das_gym table 1", "das_gym table 2")
+"""Of means alone, and with every example."""
+
 SPLITS = ("reward", "test")
 SCORES = ("losses", "metrics", "divergences")
 
@@ -49,6 +55,7 @@ class TableMeta:
         versions: Of Python and the libraries that made it.
         max_skipped: Masks of more skipped layers are not in it; None = every mask is.
         costs: What masks cost besides MACs, as `das_gym.problem.mask_cost.given_costs` takes it; earlier tables have none.
+        groups: Names of the groups of examples, as `SubnetTable.examples` numbers them; a table of means has none.
     """
 
     env_id: str
@@ -62,6 +69,7 @@ class TableMeta:
     versions: dict[str, str]
     max_skipped: int | None = None
     costs: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +86,9 @@ class SubnetTable:
         scores: By split, (n_masks,) float32 losses (inf where a loss was not a number), metrics and divergences.
         macs: (n_masks,) int64 MACs of an example.
         statistics: (n_layers, n_statistics) float32, what the environment observes.
+        examples: By split, what each example scores; None in a table of means.
+        group_statistics: (n_groups, n_layers, n_statistics) float32: `statistics`, measured on the reward examples of each
+            of `meta.groups` alone; None likewise.
 
     Raises:
         ValueError: arrays that do not fit together.
@@ -87,6 +98,8 @@ class SubnetTable:
     scores: Mapping[str, Scores]
     macs: np.ndarray
     statistics: np.ndarray
+    examples: Mapping[str, ExampleScores] | None = None
+    group_statistics: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         rows, layers = len(self.masks), self.n_layers
@@ -98,6 +111,14 @@ class SubnetTable:
             _check_values(name, array)
         if self.meta.macs_full < 1:
             raise ValueError(f"macs_full={self.meta.macs_full} is not allowed; a model has 1 or more")
+        if self.examples is not None:
+            for split, count in zip(SPLITS, (self.meta.reward_examples, self.meta.test_examples), strict=True):
+                self.examples[split].check(split, rows, count, len(self.meta.groups))
+            if self.group_statistics is None or self.group_statistics.shape != (
+                len(self.meta.groups),
+                *self.statistics.shape,
+            ):
+                raise ValueError("group_statistics do not fit the groups and the statistics")
 
     @property
     def n_layers(self) -> int:
@@ -166,6 +187,27 @@ class SubnetTable:
         """
         check_names([split], SPLITS, "split")
         return Scores(*(getattr(self.scores[split], name).astype(np.float64) for name in SCORES))
+
+    def group_table(self, group: str) -> SubnetTable:
+        """The table of one group of examples: a problem of its own, of means, with statistics of its own.
+
+        Args:
+            group: One of `meta.groups`.
+
+        Raises:
+            ValueError: no such group, or none of its examples in one of the splits.
+        """
+        if self.examples is None or self.group_statistics is None:
+            raise ValueError(f"this table of {self.meta.env_id} holds means alone: make it again to have its groups apart")
+        check_names([group], self.meta.groups, "group of this table")
+        number = self.meta.groups.index(group)
+        members = {split: np.flatnonzero(each.groups == number) for split, each in self.examples.items()}
+        if any(not len(places) for places in members.values()):
+            raise ValueError(f"no example of {group!r} is in one of the splits; choose another group")
+        scores = {split: self.examples[split].means(members[split]) for split in SPLITS}
+        counts: dict[str, Any] = {f"{split}_examples": len(members[split]) for split in SPLITS}
+        meta = dataclasses.replace(self.meta, **counts, groups=())
+        return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
         """(2^n_layers,) float64: losses and divergences in nats (smaller is better), rewards (larger is better).
@@ -283,7 +325,11 @@ class SubnetTable:
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all; equal tables give equal bytes."""
         arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
-        meta = json.dumps({"format": FORMAT, **dataclasses.asdict(self.meta)})
+        if self.examples is not None and self.group_statistics is not None:
+            arrays["group_statistics"] = self.group_statistics
+            for split, each in self.examples.items():
+                arrays |= each.arrays(split)
+        meta = json.dumps({"format": FORMATS[self.examples is not None], **dataclasses.asdict(self.meta)})
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays, macs=self.macs, statistics=self.statistics, meta=np.array(meta))
         write_bytes(path, buffer.getvalue())
@@ -307,10 +353,15 @@ class SubnetTable:
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, Any]) -> SubnetTable:
         meta = parse_json(str(arrays["meta"]), "its description", "make it again")
-        if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
-            raise ValueError(f"its format is not {FORMAT!r}")
+        form = meta.pop("format", None) if isinstance(meta, dict) else None
+        if form not in FORMATS:
+            raise ValueError(f"its format is not {' or '.join(map(repr, FORMATS))}")
         scores = {split: Scores(*(arrays[f"{split}_{name}"] for name in SCORES)) for split in SPLITS}
-        return cls(build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"])
+        whole = build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"]
+        if form == FORMATS[0]:
+            return cls(*whole)
+        examples = {split: ExampleScores.of(arrays, split) for split in SPLITS}
+        return cls(*whole, examples, arrays["group_statistics"])
 
     def _competing(self, by: str | Objective, skip_num: int | None, macs_saved: float | None) -> np.ndarray:
         if isinstance(by, Objective) and skip_num is None and macs_saved is None:

@@ -170,6 +170,11 @@ class Task(ABC):
         numbers = logits.flatten(1).argmax(-1).tolist() if len(logits) == len(examples) else [None] * len(examples)
         return [{"key": e.key, "prediction": number} for e, number in zip(examples, numbers, strict=True)]
 
+    def group(self, example: Any) -> str:
+        """The data set's own group of an example, such as a type of questions; empty where it has none."""
+        del example
+        return ""
+
     def summary(self, examples: Sequence[Any], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """What to report of a whole split: `loss` (nats), the metric by its name (0..1), and what the field adds.
 

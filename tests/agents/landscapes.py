@@ -9,6 +9,7 @@ from das_gym.engine.evaluator import Scores
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
+from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.table import SubnetTable, TableMeta
 
 SAVINGS = np.repeat([0.02, 0.07], 6)
@@ -22,7 +23,8 @@ SPACES = {
 
 
 def statistics(space):
-    return {"block_influence_tokens": np.cos(np.arange(space.n_layers))}
+    values = {name: np.sin(np.arange(space.n_layers) + place) for place, name in enumerate(DEFAULT_STATISTICS)}
+    return {**values, "block_influence_tokens": np.cos(np.arange(space.n_layers))}
 
 
 def rewards(masks, seed=3, pairs=0.05):
@@ -46,12 +48,14 @@ def write_table(path, n_layers=8, env_id="DAS-METER-VQA-v0"):
         macs_full=1000,
         reward_examples=10,
         test_examples=10,
-        statistics=("depth", "block_influence_tokens"),
+        statistics=DEFAULT_STATISTICS,
         hashes={},
         versions={},
     )
     scores = {split: Scores(loss, np.exp(-loss), loss) for split, loss in losses.items()}
     macs = 1020 - masks.astype(np.int64) @ np.repeat([30, 60], n_layers // 2)
-    statistics = np.stack((np.linspace(0, 1, n_layers), np.linspace(1, 0.1, n_layers)), axis=1).astype(np.float32)
+    observed = {name: np.zeros(n_layers) for name in DEFAULT_STATISTICS}
+    observed |= {"depth": np.linspace(0, 1, n_layers), "block_influence_tokens": np.linspace(1, 0.1, n_layers)}
+    statistics = np.stack(list(observed.values()), axis=1).astype(np.float32)
     SubnetTable(meta, scores, macs, statistics).save(path)
     return path

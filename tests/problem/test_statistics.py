@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from das_gym.problem.statistics import (
     check_statistics,
     compute_statistics,
     measure_activity,
+    measure_sensitivity,
     register_statistic,
 )
 
@@ -104,6 +106,9 @@ class TwoLayers:
 
     pooled_tokens, rows_of = VLP.pooled_tokens, VLP.rows_of
 
+    def enter(self, state, stage):
+        return state, 0
+
     def run_layer(self, index, state, skipped):
         assert not skipped
         return torch.tensor([self.outputs[index]])
@@ -126,7 +131,9 @@ def test_values_worked_out_by_hand():
     costs = SimpleNamespace(
         layer_macs=np.array([10, 30]), macs_full=100, layer_parameters=np.array([4, 6]), parameters_full=40
     )
-    values = compute_statistics(tuple(STATISTICS.values()), StatisticInputs(model, costs, examples, activity))
+    np.testing.assert_allclose(activity.angle, [(0.25 + 0.5) / 2, ((1 + np.arccos(0.8) / np.pi) / 2 + 1) / 2], atol=1e-7)
+    inputs = StatisticInputs(model, costs, examples, activity)
+    values = compute_statistics(check_statistics(DEFAULT_STATISTICS), inputs)
     expected = {
         "stream": [0, 0],
         "depth": [0, 1],
@@ -137,8 +144,65 @@ def test_values_worked_out_by_hand():
         "residual_norm": activity.residual_norm,
         "leave_one_out": [0.5, -0.25],
     }
-    assert list(expected) == list(STATISTICS)
+    assert tuple(expected) == DEFAULT_STATISTICS
     np.testing.assert_allclose(values, np.stack(list(expected.values()), axis=1), rtol=1e-6, atol=1e-7)
+
+
+def test_an_example_of_two_rows_counts_twice():
+    """As NLVR2's does, which reads two images: influences are of the two, not their sum."""
+    model = TwoLayers()
+    alone = measure_activity(model, (2, 1))
+    model.task = SimpleNamespace(pairs=lambda examples: [tokens for tokens in examples for _ in range(2)])
+    encoder, outputs = model.encoder, torch.tensor(model.outputs)
+    model.encoder = lambda tokens: State(
+        {"joint": encoder([1]).hidden["joint"].expand(len(tokens), -1, -1)}, {"joint": encoder(tokens).attend["joint"]}
+    )
+    model.run_layer = lambda index, state, skipped: outputs[index].expand(len(state.hidden["joint"]), -1, -1)
+    for name, values in vars(measure_activity(model, (2, 1))).items():
+        np.testing.assert_allclose(values, getattr(alone, name), atol=1e-7)
+
+
+def test_taylor_is_the_slope_towards_skipping(tiny_problem: Problem, monkeypatch: pytest.MonkeyPatch):
+    examples = tiny_problem.splits.reward[:6]
+    evaluator, vlp = tiny_problem.evaluator, tiny_problem.vlp
+    found = measure_sensitivity(evaluator, examples)
+    run, targets = vlp.run_layer, evaluator.task.targets(examples)
+    encoded = evaluator.encoder(evaluator.task.pairs(examples))
+
+    @torch.no_grad()
+    def losses(index: int, step: float) -> torch.Tensor:
+        def moved(at, state, *args, **kwargs):
+            hidden = run(at, state, *args, **kwargs)
+            return (
+                hidden
+                if at != index
+                else hidden.lerp(run(at, state, True, **{**kwargs, "pooled_only": False})[:, : hidden.shape[1]], step)
+            )
+
+        monkeypatch.setattr(vlp, "run_layer", moved)
+        features = vlp.forward_encoded(encoded)
+        monkeypatch.setattr(vlp, "run_layer", run)
+        return evaluator.task.losses(evaluator.head(features), targets).double()
+
+    for index in (0, 3, 7, 11):
+        slopes = (losses(index, 1e-3) - losses(index, -1e-3)) / 2e-3
+        assert found.taylor[index] == pytest.approx(float(slopes.mean()), rel=0.05, abs=2e-2)
+        assert found.fisher[index] == pytest.approx(float((slopes**2).mean().sqrt()), rel=0.05, abs=2e-2)
+
+
+def test_interactions_and_exits_are_differences_of_losses(measured: StatisticInputs):
+    def loss(*skipped: int) -> float:
+        mask = np.zeros((1, 12), bool)
+        mask[0, list(skipped)] = True
+        return float(measured.evaluator.losses(mask, measured.examples)[0])
+
+    both = loss(7, 8) - loss(7) - loss(8) + loss()  # image.1 and image.2
+    pairs, exits = (STATISTICS[name].compute(measured) for name in ("next_interaction", "early_exit"))
+    assert pairs[7] == pytest.approx(both, abs=1e-6)
+    assert pairs[5] == pairs[11] == 0  # the last of each stream
+    assert exits[3] == pytest.approx(loss(3, 4, 5) - loss())
+    known = dataclasses.replace(measured, known_losses=lambda masks: masks.sum(axis=1).astype(float))
+    np.testing.assert_array_equal(STATISTICS["early_exit"].compute(known), [6, 5, 4, 3, 2, 1] * 2)
 
 
 def test_a_statistic_of_ones_own(monkeypatch: pytest.MonkeyPatch):

@@ -73,6 +73,10 @@ class AnsweringTask(Task):
         places = np.random.default_rng(0).permutation(len(numbers))
         return np.argsort([places[numbers[key]] for key in pictures], kind="stable")
 
+    def group(self, example: AnswerExample) -> str:
+        """The data set's own kind."""
+        return example.kind
+
     def summary(self, examples: Sequence[AnswerExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Share of right answers over all, and of each kind that the data set knows (`kind/CLOSED`); mean loss."""
         kinds = {name: mean for name, mean in summary_by_kind(examples, metrics).items() if name != "overall"}

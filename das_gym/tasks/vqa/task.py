@@ -121,6 +121,10 @@ class VQATask(Task):
         answers = [self.labels[number] for number in logits.argmax(-1).tolist()]
         return [{"question_id": e.question_id, "answer": answer} for e, answer in zip(examples, answers, strict=True)]
 
+    def group(self, example: VQAExample) -> str:
+        """The type of the question."""
+        return example.question_type
+
     def summary(self, examples: Sequence[VQAExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
         """Mean loss; accuracy over all, by question type (`question/<type>`) and by answer type (`answer/<type>`).
 

@@ -1,0 +1,88 @@
+"""How additive, how rugged and how many-hilled the landscapes of tables are.
+
+python -m agents landscape                           every table that comes with das_gym, at skip_num=4
+python -m agents landscape with table=FILE skip_num=3
+python -m agents landscape with suite=bundled        every problem of the bundled suite, in short; or a suite's folder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from das_gym.commandline import parse_or_help
+from das_gym.problem.budget import Budget
+from das_gym.registration import ENVIRONMENTS, MODELS
+from das_gym.tables.landscape import Landscape, landscape
+from das_gym.tables.suite import SUITE_SPLITS, load_suite
+from das_gym.tables.table import SubnetTable
+
+RUGGED = 0.8
+"""Of a problem with an R2 below, a sum over units is a poor picture."""
+
+
+@dataclass(frozen=True)
+class LandscapeSettings:
+    """The settings of `python -m agents landscape`.
+
+    Attributes:
+        table: A table's file; None = every bundled one.
+        skip_num: Units to skip.
+        suite: `bundled`, or a suite's folder: its problems instead of tables.
+    """
+
+    table: str | None = None
+    skip_num: int = 4
+    suite: str | None = None
+
+
+def tables_of(settings: LandscapeSettings) -> dict[str, SubnetTable]:
+    """The tables that are meant, by what to call them."""
+    if settings.table is not None:
+        path = Path(settings.table).expanduser()
+        return {path.name: SubnetTable.load(path)}
+    paths = {e.short: f / f"{e.task}_table.npz" for e in ENVIRONMENTS.values() if (f := MODELS[e.model].assets) is not None}
+    return {name: SubnetTable.load(path) for name, path in paths.items() if path.is_file()}
+
+
+def table_landscape(table: SubnetTable, skip_num: int, reward: str = "exp_neg_loss") -> Landscape:
+    """That of a table's rewards under a budget by count."""
+    return landscape(table.masks, table.values(reward), Budget(table.n_layers, skip_num))
+
+
+def suite_lines(suite: str) -> list[str]:
+    """A line a split: how many problems, and what they are like in the median."""
+    lines = [
+        f"{'split':<8}{'models':>7}{'problems':>9}{'median R2':>11}{f'R2 < {RUGGED}':>10}{'autocorr.':>11}{'optima':>8}"
+    ]
+    for split in SUITE_SPLITS:
+        problems = load_suite(None if suite == "bundled" else suite, split).problems
+        found = [landscape(p.table.masks, p.rewards, p.budget) for p in problems]
+        fits = np.array([each.additivity for each in found])
+        alike, optima = np.nanmedian([e.autocorrelation for e in found]), np.median([e.optima for e in found])
+        models = len({p.source.name for p in problems})
+        lines.append(
+            f"{split:<8}{models:>7}{len(problems):>9}{np.median(fits):>11.2f}{100 * np.mean(fits < RUGGED):>8.0f} %"
+            f"{alike:>11.2f}{optima:>8.0f}"
+        )
+    return lines
+
+
+def main(words: Sequence[str]) -> None:
+    """Print what landscapes are like, as the words behind `python -m agents landscape` say."""
+    settings = parse_or_help(LandscapeSettings, words, "agents landscape")
+    if settings is None:
+        return
+    if settings.suite is not None:
+        print("\n".join(suite_lines(settings.suite)))
+        return
+    print(f"{'table':<34}{'masks':>7}{'R2 of a sum over units':>24}{'autocorrelation':>17}{'local optima':>14}")
+    for name, table in tables_of(settings).items():
+        if table.meta.max_skipped is not None:
+            print(f"{name:<34} holds masks of up to {table.meta.max_skipped} skipped units: left out")
+            continue
+        found = table_landscape(table, settings.skip_num)
+        print(f"{name:<34}{found.masks:>7,}{found.additivity:>24.3f}{found.autocorrelation:>17.3f}{found.optima:>14}")

@@ -1,0 +1,1 @@
+"""A policy that reads layer statistics: learned on a suite of problems, used on others."""

@@ -1,0 +1,144 @@
+"""Agents that ask a trained policy: for its mask alone, or for the masks that a search begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from das_gym.agents.ask_tell.bayes import DRAWN, Bayes
+from das_gym.agents.ask_tell.best_seen import OneMask
+from das_gym.agents.policy.choosing import choose
+from das_gym.agents.policy.network import UnitNetwork
+
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
+from das_gym.tables.suite import bundled_suite
+
+POLICY_FILE = "policy.safetensors"
+
+_DRAWS_A_MASK = 8
+"""So many masks are drawn from the policy for each that is wanted; where they are all known, the rest is random."""
+
+
+def bundled_policy() -> Path:
+    """Where the policy lies that comes with das_gym."""
+    return bundled_suite() / POLICY_FILE
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path, stamp: int) -> UnitNetwork:
+    del stamp  # part of the cache's key: a policy trained anew is loaded anew
+    return UnitNetwork.load(path)
+
+
+def load_policy(policy: str | None = None) -> UnitNetwork:
+    """A policy, from a process-wide cache.
+
+    Args:
+        policy: Its file; None is the bundled one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no policy.
+    """
+    path = bundled_policy() if policy is None else Path(policy).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"no policy at {path}; `python -m agents policy with out={path}` trains one")
+    return _load(path, path.stat().st_mtime_ns)
+
+
+class _Reader:
+    """A policy, and what it reads of one model.
+
+    Args:
+        space: The masks to choose from.
+        statistics: Statistic name to (n_layers,) values.
+        policy: The policy's file; None is the bundled one.
+
+    Raises:
+        ValueError: a statistic that the policy reads is not observed.
+    """
+
+    def __init__(self, space: MaskSpace, statistics: Mapping[str, Floats] | None, policy: str | None) -> None:
+        self.network = load_policy(policy)
+        names = self.network.config.statistics
+        missing = [name for name in names if name not in (statistics or {})]
+        if missing:
+            raise ValueError(
+                f"the policy reads {', '.join(missing)} too, which the environment does not show: give it statistics={names}"
+            )
+        self.space = space
+        self.values = np.stack([(statistics or {})[name] for name in names], axis=1)
+
+    def mask(self, rng: np.random.Generator | None = None) -> Masks:
+        """The policy's mask, or with a generator one of those that it thinks good."""
+        found = choose(self.network, self.values, self.space.budget, rng)
+        return found if self.space.skip_num is not None else self.space.top(np.where(found, 1.0, 0.0))
+
+
+class Policy(OneMask):
+    """Ours, learned: a policy trained on other models reads the layer statistics of this one; one mask, no search.
+
+    Args:
+        space: The masks to choose from.
+        seed: Not used: nothing is drawn.
+        statistics: Statistic name to (n_layers,) values.
+        policy: File of a policy, see `python -m agents policy`; None is the bundled one.
+    """
+
+    def __init__(
+        self,
+        space: MaskSpace,
+        seed: int | np.random.Generator | None = None,
+        statistics: Mapping[str, Floats] | None = None,
+        policy: str | None = None,
+    ) -> None:
+        super().__init__(space, seed)
+        self._mask = _Reader(space, statistics, policy).mask()
+
+    def best(self) -> Masks:
+        """The mask."""
+        return self._mask.copy()
+
+
+class PolicyBayes(Bayes):
+    """`bayes` that begins with the policy's masks instead of random ones.
+
+    Args:
+        space: The masks to choose from.
+        seed: Seed, or the generator to draw from.
+        statistics: Statistic name to (n_layers,) values.
+        policy: File of a policy; None is the bundled one.
+        noisy: As for `Bayes`.
+    """
+
+    def __init__(
+        self,
+        space: MaskSpace,
+        seed: int | np.random.Generator | None = None,
+        statistics: Mapping[str, Floats] | None = None,
+        policy: str | None = None,
+        noisy: bool = False,
+    ) -> None:
+        super().__init__(space, seed, noisy)
+        self._reader = _Reader(space, statistics, policy)
+
+    def ask(self, n: int) -> Masks:
+        """(m, n_layers) masks that were not told before: the policy's own first, then some that it thinks good."""
+        if len(self.reported) >= DRAWN:
+            return super().ask(n)
+        own = self._reader.mask()
+        first = [] if own.tobytes() in self.reported else [own]
+        seen = {*self.reported, own.tobytes()}
+        more = n - len(first)
+        if not more:
+            return np.array(first)
+        draws = iter(range(_DRAWS_A_MASK * more))
+
+        def draw() -> Masks:
+            return self._reader.mask(self.rng) if next(draws, None) is not None else self.space.sample(self.rng)
+
+        others = self.space.distinct(more, draw, self.rng, seen)
+        return np.concatenate((np.array(first, dtype=bool).reshape(-1, self.n_layers), others))

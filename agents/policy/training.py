@@ -1,0 +1,138 @@
+"""Train a policy on the problems of a suite, by MaskablePPO.
+
+python -m agents policy with out=policy.safetensors                the bundled suite's `train`
+python -m agents policy with out=FILE steps=200_000 seed=3 suite=FOLDER
+python -m agents policy with out=FILE problems=50                  fewer problems, to see what that costs
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from das_gym.agents.policy.choosing import suite_masks
+from das_gym.agents.policy.network import UnitNetwork
+
+import das_gym  # noqa: F401  (registers the environments)
+from das_gym.commandline import parse_or_help
+from das_gym.tables.suite import Suite, load_suite
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """The settings of `python -m agents policy`.
+
+    Attributes:
+        out: File to write.
+        suite: Folder of a suite; None = the bundled one.
+        steps: Steps of all environments together.
+        seed: Of everything that is drawn.
+        n_envs: Environments side by side.
+        n_steps: Steps of each between two updates.
+        batch_size: Steps of a gradient step.
+        n_epochs: How often an update goes through its steps.
+        learning_rate: At first; it falls to 0.
+        entropy: What a more even choice of actions is worth.
+        width, blocks: Of the network.
+        statistics: Names of the layer statistics to read; None = all that the tables hold.
+        problems: Train on the first so many problems, in an order that the seed draws; None = all.
+    """
+
+    out: str
+    suite: str | None = None
+    steps: int = 400_000
+    seed: int = 0
+    n_envs: int = 64
+    n_steps: int = 32
+    batch_size: int = 256
+    n_epochs: int = 4
+    learning_rate: float = 1e-3
+    entropy: float = 0.01
+    width: int = 32
+    blocks: int = 2
+    statistics: tuple[str, ...] | None = None
+    problems: int | None = None
+
+
+def mean_scaled(network: UnitNetwork, suite: Suite) -> float:
+    """What the policy's masks earn on the problems in the mean, scaled: 0 = random, 1 = the optimum."""
+    which = np.arange(len(suite.problems))
+    return float(suite.scaled[suite.rows(which, suite_masks(network, suite, which))].mean())
+
+
+def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
+    """Train a policy; the one that does best on `valid` is kept.
+
+    Args:
+        settings: How.
+        log: Told now and then how it does on `train` and `valid`.
+    """
+    from das_gym.agents.policy.sb3 import SuitePolicy
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    from das_gym.envs.sb3_vec_env import SB3VecEnv
+
+    env = gymnasium.make_vec(
+        "DAS-Suite-v0",
+        num_envs=settings.n_envs,
+        action="sequence",
+        suite=settings.suite,
+        statistics=settings.statistics,
+        problems=settings.problems,
+        problems_seed=settings.seed,
+    )
+    suite: Suite = env.unwrapped.suite  # type: ignore[attr-defined]
+    valid = load_suite(settings.suite, "valid", statistics=settings.statistics)
+    sizes = {"statistics": suite.statistics, "width": settings.width, "blocks": settings.blocks}
+    model = MaskablePPO(
+        SuitePolicy,
+        SB3VecEnv(env),
+        policy_kwargs=sizes,
+        n_steps=settings.n_steps,
+        batch_size=settings.batch_size,
+        n_epochs=settings.n_epochs,
+        learning_rate=lambda left: settings.learning_rate * left,
+        ent_coef=settings.entropy,
+        gamma=1.0,
+        gae_lambda=0.98,
+        seed=settings.seed,
+        device="cpu",
+    )
+    best: dict[str, Any] = {"score": -np.inf}
+    started = time.perf_counter()
+
+    class Watch(BaseCallback):
+        """Keeps what does best on `valid`."""
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            if (self.num_timesteps // (settings.n_envs * settings.n_steps)) % 5 == 0:
+                network = self.model.policy.network
+                score, known = mean_scaled(network, valid), mean_scaled(network, suite)
+                if score > best["score"]:
+                    best.update(score=score, state={k: v.clone() for k, v in network.state_dict().items()})
+                passed = f"{self.num_timesteps:>9,} steps, {time.perf_counter() - started:.0f} s"
+                log(f"{passed}: train {known:.3f}, valid {score:.3f}")
+
+    model.learn(settings.steps, callback=Watch())
+    network = model.policy.network
+    if mean_scaled(network, valid) < best["score"]:
+        network.load_state_dict(best["state"])
+    return network.eval()
+
+
+def main(words: Sequence[str]) -> None:
+    """Train as the words behind `python -m agents policy` say."""
+    settings = parse_or_help(PolicySettings, words, "agents policy")
+    if settings is None:
+        return
+    train_policy(settings).save(settings.out)
+    print(f"policy: {Path(settings.out).absolute()}")

@@ -1,0 +1,208 @@
+"""How good the first mask is that a policy chooses on problems it has never seen, beside simple rules.
+
+    python -m benchmarks.generalise                              the bundled policy on the bundled suite's `test`
+    python -m benchmarks.generalise --policies a b c             several policies, such as of different seeds
+    python -m benchmarks.generalise --search 40 --seeds 3        and `bayes` begun from it on 40 of the problems
+
+Regret is told as a share of what there is to gain: 0 = the optimum, 1 = skipping in a random order. Intervals are 95 %, of a
+bootstrap over models and then over their problems.
+
+Nobody scores a mask here: statistics are what the unskipped model shows. (`leave_one_out` and what else needs single units
+skipped takes as many scored masks as there are units; the rule of that name and the policy read the same.)
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from das_gym.agents.ask_tell.base import make_agent
+from das_gym.agents.policy.agent import bundled_policy
+from das_gym.agents.policy.choosing import suite_masks
+from das_gym.agents.policy.network import UnitNetwork
+from torch import nn
+
+from benchmarks.machine import describe_machine
+from das_gym.files import write_json
+from das_gym.problem.mask_space import MaskSpace
+from das_gym.tables.suite import MAX_UNITS, Suite, SuiteProblem, load_suite
+
+RULES = ("block_influence_tokens", "block_influence_pooled", "residual_norm", "angular", "leave_one_out")
+"""Rules of the field, which skip where a statistic is lowest."""
+
+RESAMPLES = 2000
+RANKER_STEPS = 400
+
+
+def regrets(suite: Suite, masks: np.ndarray) -> np.ndarray:
+    """(P,) regret of a mask for every problem, as a share of what there is to gain."""
+    which = np.arange(len(suite.problems))
+    raw = suite.raw[suite.rows(which, masks)]
+    return (suite.optima - raw) / (suite.optima - suite.random_means)
+
+
+def by_rule(suite: Suite, name: str) -> np.ndarray:
+    """(P, MAX_UNITS) masks of the units where a statistic is lowest."""
+    values = suite.observed[:, :, suite.statistics.index(name)]
+    return suite.skip_highest(np.arange(len(suite.problems)), -values)
+
+
+def unit_effects(problem: SuiteProblem) -> np.ndarray:
+    """(n,) what skipping each unit does to the scaled reward, by a linear fit over the masks that keep the budget."""
+    kept = problem.budget.is_kept_by(problem.table.masks)
+    masks, values = problem.table.masks[kept], problem.scaled(problem.rewards[kept])
+    columns = np.concatenate((masks, np.ones((len(masks), 1))), axis=1)
+    effects: np.ndarray = np.linalg.lstsq(columns, values, rcond=None)[0][:-1]
+    return effects - effects.mean()
+
+
+def features(suite: Suite, names: Sequence[str]) -> np.ndarray:
+    """(P, MAX_UNITS, n) what a ranker reads of each unit alone: statistics as the policy reads them, and the goals."""
+    there = torch.from_numpy(suite.units).float()[..., None]
+    columns = [suite.statistics.index(name) for name in names]
+    parts = UnitNetwork._read(torch.from_numpy(suite.observed[:, :, columns]), there, there.sum(dim=1, keepdim=True))
+    goals = np.repeat(suite.goals[:, None], MAX_UNITS, axis=1)
+    return np.concatenate((*(part.numpy() for part in parts), goals), axis=2)
+
+
+def ranker(train: Suite, test: Suite, names: Sequence[str]) -> np.ndarray:
+    """(P, MAX_UNITS) masks of a small network that was taught each unit's effect on the training problems, unit by unit."""
+    torch.manual_seed(0)
+    read = torch.from_numpy(features(train, names)[train.units]).float()
+    wanted = torch.from_numpy(np.concatenate([unit_effects(problem) for problem in train.problems])).float()
+    network = nn.Sequential(nn.Linear(read.shape[1], 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=1e-2)
+    for _ in range(RANKER_STEPS):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(network(read).squeeze(1), wanted).backward()
+        optimizer.step()
+    with torch.no_grad():
+        scores = network(torch.from_numpy(features(test, names)).float()).squeeze(2).numpy()
+    return test.skip_highest(np.arange(len(test.problems)), scores)
+
+
+def fixed(train: Suite, test: Suite) -> np.ndarray:
+    """(P, MAX_UNITS) masks of the best fixed order: a unit's place (stream, depth) alone says how gladly it is skipped."""
+    places = [train.statistics.index(name) for name in ("stream", "depth")]
+    effects = np.concatenate([unit_effects(problem) for problem in train.problems])
+    known = train.observed[train.units][:, places]
+    scores = np.zeros(test.units.shape)
+    for problem, unit in np.argwhere(test.units):
+        stream, depth = test.observed[problem, unit, places]
+        near = (known[:, 0] == stream) & (np.abs(known[:, 1] - depth) <= max(0.08, np.abs(known[:, 1] - depth).min() + 1e-6))
+        scores[problem, unit] = effects[near].mean()
+    return test.skip_highest(np.arange(len(test.problems)), scores)
+
+
+def interval(values: np.ndarray, models: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean, resampling models and then the problems of each."""
+    rng, names = np.random.default_rng(seed), np.unique(models)
+    groups = [values[models == name] for name in names]
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
+        means.append(np.concatenate([g[rng.integers(len(g), size=len(g))] for g in drawn]).mean())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def measure(split: str, suite: str | None, policies: Sequence[Path]) -> tuple[Suite, dict[str, np.ndarray]]:
+    """The problems, and (P,) regrets by method; those of several policies are averaged problem by problem."""
+    train, test = load_suite(suite, "train"), load_suite(suite, split)
+    which = np.arange(len(test.problems))
+    networks = [UnitNetwork.load(path) for path in policies]
+    found = {"policy": np.mean([regrets(test, suite_masks(network, test, which)) for network in networks], axis=0)}
+    found |= {name: regrets(test, by_rule(test, name)) for name in RULES}
+    found["ranker, unit by unit"] = regrets(test, ranker(train, test, networks[0].config.statistics))
+    found["fixed order of places"] = regrets(test, fixed(train, test))
+    return test, found | {"random order": np.ones(len(which))}
+
+
+def table(test: Suite, found: dict[str, np.ndarray], kept: Callable[[SuiteProblem], bool]) -> list[str]:
+    """A Markdown table of mean regrets over some of the problems."""
+    some = np.array([kept(problem) for problem in test.problems])
+    models = np.array([problem.source.name for problem in test.problems])[some]
+    rows = ["| method | mean regret | 95 % interval | median | optimum found |", "|---|---:|---:|---:|---:|"]
+    for name, values in sorted(found.items(), key=lambda item: float(item[1][some].mean())):
+        low, high = interval(values[some], models)
+        share = 100 * float((values[some] < 1e-9).mean())
+        mean, median = float(values[some].mean()), float(np.median(values[some]))
+        rows.append(f"| {name} | {mean:.3f} | {low:.3f} to {high:.3f} | {median:.3f} | {share:.0f} % |")
+    return rows
+
+
+def verdict(found: dict[str, np.ndarray]) -> str:
+    """The policy's regret beside that of the best rule."""
+    best = min(RULES, key=lambda name: float(found[name].mean()))
+    share = 100 * float(found["policy"].mean()) / float(found[best].mean())
+    return f"The policy's regret is {share:.0f} % of that of the best rule, {best}."
+
+
+def searches(test: Suite, count: int, seeds: int, evaluations: int, policy: Path) -> dict[str, Any]:
+    """Evaluations until `bayes` and `policy_bayes` are at the optimum (`evaluations` + 1 where they are not), by problem."""
+    order = np.random.default_rng(0).permutation(len(test.problems))[:count]
+    used: dict[str, list[list[int]]] = {"bayes": [], "policy_bayes": []}
+    for problem in (test.problems[place] for place in order):
+        statistics = dict(zip(test.statistics, problem.table.statistics.T.astype(float), strict=True))
+        for name, counts in used.items():
+            settings = {"policy": str(policy)} if name == "policy_bayes" else {}
+            counts.append([until_best(problem, name, seed, evaluations, settings, statistics) for seed in range(seeds)])
+    return {name: np.array(counts) for name, counts in used.items()}
+
+
+def until_best(
+    problem: SuiteProblem, name: str, seed: int, evaluations: int, settings: dict[str, Any], statistics: dict[str, Any]
+) -> int:
+    """Evaluations, one mask at a time, until the optimum is found."""
+    agent = make_agent(name, MaskSpace(problem.budget), seed, settings, statistics)
+    for used in range(1, evaluations + 1):
+        masks = agent.ask(1)
+        rewards = problem.rewards[problem.table.rows(masks)]
+        if len(masks) == 0 or rewards[0] >= problem.optimum:
+            return used
+        agent.tell(masks, rewards)
+    return evaluations + 1
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.generalise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--suite", help="folder of a suite; the bundled one by default")
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    parser.add_argument("--policies", type=Path, nargs="+", help="files of policies; the bundled one by default")
+    parser.add_argument("--search", type=int, default=0, help="problems to search with bayes, too")
+    parser.add_argument("--seeds", type=int, default=3, help="of those searches")
+    parser.add_argument("--evaluations", type=int, default=60, help="of those searches, at most")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    policies = options.policies or [bundled_policy()]
+    test, found = measure(options.split, options.suite, policies)
+    record: dict[str, Any] = {"machine": describe_machine(), "policies": len(policies), "split": options.split}
+    record["regret"] = {
+        name: dict(zip([p.name for p in test.problems], v.tolist(), strict=True)) for name, v in found.items()
+    }
+    print(f"{len(test.problems)} problems of `{options.split}`, {len(policies)} policies\n")
+    print("\n".join([*table(test, found, lambda problem: True), "", verdict(found)]))
+    for kind in sorted({(problem.source.model, problem.source.task) for problem in test.problems}):
+        print(f"\n{kind[0]}, {kind[1]}:\n")
+        print("\n".join(table(test, found, lambda problem: (problem.source.model, problem.source.task) == kind)))  # noqa: B023
+    if options.search:
+        used = searches(test, options.search, options.seeds, options.evaluations, policies[0])
+        print(f"\nEvaluations until the optimum: {options.search} problems, {options.seeds} seeds\n")
+        for name, counts in used.items():
+            share = 100 * float((counts <= options.evaluations).mean())
+            means = f"median {np.median(counts):.0f}, mean {counts.mean():.1f}"
+            print(f"{name}: {means}, found within {options.evaluations}: {share:.0f} %")
+        record["searches"] = {name: counts.tolist() for name, counts in used.items()}
+    if options.json is not None:
+        write_json(options.json, record)
+
+
+if __name__ == "__main__":
+    main()

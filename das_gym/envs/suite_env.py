@@ -1,0 +1,230 @@
+"""The environments of many problems: every episode draws a problem, so that what is observed matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from das_gym.envs.scored_env import first_row
+from das_gym.envs.suite_episodes import SuiteEpisodes
+from das_gym.problem.statistics import statistic_names
+from das_gym.tables.suite import Suite, load_suite
+
+
+def _suite(
+    split: str,
+    reward: str,
+    statistics: str | Iterable[str] | None,
+    suite: str | None,
+    problems: int | None,
+    problems_seed: int,
+) -> Suite:
+    names = None if statistics is None else statistic_names(statistics)
+    whole = load_suite(suite, split, reward, names)
+    if problems is None:
+        return whole
+    if not 1 <= problems <= len(whole.problems):
+        raise ValueError(f"problems={problems}: this split has {len(whole.problems)}; use 1 to so many")
+    order = np.random.default_rng(problems_seed).permutation(len(whole.problems))
+    return Suite((whole.problems[place] for place in order[:problems]), names)
+
+
+class SuiteEnv(gymnasium.Env[Any, Any]):
+    """Which units to skip, on a problem drawn from a suite of hundreds.
+
+    ## Description
+    A problem is a model, a group of examples (all of a task's, or one type of questions) and a budget. `reset` draws one,
+    each as likely, and shows what the unskipped model's units are like on these examples; the action chooses a mask; the
+    reward says how good it is among all masks that keep the budget. A policy that ignores what it observes earns what the
+    best fixed mask does; `test` has models, tasks and a kind of model that `train` has not.
+
+    ## Action Space
+    `action="mask"`: `MultiBinary(16)`, 1 = skip. `"sequence"`: `Discrete(16)`, one unit a step until the budget is kept,
+    with `action_masks()` and `info["action_mask"]`; an action without effect stands for the next one that has.
+    `"scores"`: `Box(-1, 1, (16,))`, units are skipped from the highest score down until the budget is kept. Units that the
+    model does not have are never skipped, whatever the action says of them.
+
+    ## Observation Space
+    A `Dict` of vectors, all float32; with `flat=True` one `Box` of them, in this order:
+    `statistics` (16 x statistics, unit by unit, 0 where there is no unit), `units` (16: 1 where there is one), `savings`
+    (16: share of the MACs that skipping it saves), `budget` (2: share of the units to skip, or 0; share of the MACs to
+    save, or 0); and with `action="sequence"` `skipped` (16) and `saved` (1: share of the MACs saved so far).
+
+    ## Rewards
+    Scaled by problem: 0 is what skipping units in a random order earns in the mean, 1 what the best mask earns, and -1 the
+    least for a mask that keeps its budget. One off its budget earns -1 less by how much it misses it (0..1).
+
+    ## Starting State
+    The problem is drawn by the environment's generator, or is `options={"problem": number or name}`.
+
+    ## Episode End
+    As soon as the mask is chosen.
+
+    ## Information
+    `raw_reward` (before scaling; -inf where no mask that keeps the budget was scored), `regret` (in the same unit), `loss`,
+    `metric`, `macs_saved`, `n_skipped`, `feasible`, `problem`, `random_mean`, `optimum`; of sequences `invalid_action` and
+    `action_mask`.
+
+    ## Arguments
+    split: `train`, `valid` or `test`.
+    action, flat: As above.
+    reward: What is scaled, see `das_gym.problem.rewards.REWARDS`.
+    statistics: Names of the layer statistics to observe; None = all that the tables hold.
+    suite: Folder of a suite, see `python -m adapt suite`; None = the bundled one.
+    problems, problems_seed: Draw from so many of the split's problems alone, which the seed chooses; None = all.
+
+    ## Vectorized environment
+    `gymnasium.make_vec(id, num_envs=n)` takes all n steps with a few look-ups (`python -m benchmarks.suite` says how fast).
+
+    ## References
+    DAS: arXiv 2309.01479. Splits of problems as in Procgen, arXiv 1912.01588.
+
+    ## Version History
+    v0: first.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - as in gymnasium.Env
+
+    def __init__(
+        self,
+        split: str = "train",
+        action: str = "mask",
+        flat: bool = False,
+        reward: str = "exp_neg_loss",
+        statistics: str | Iterable[str] | None = None,
+        suite: str | None = None,
+        problems: int | None = None,
+        problems_seed: int = 0,
+    ) -> None:
+        self.suite = _suite(split, reward, statistics, suite, problems, problems_seed)
+        self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
+        self.observation_space = self.episodes.observation_space
+        self.action_space = self.episodes.action_space
+
+    @property
+    def problem_names(self) -> tuple[str, ...]:
+        """Names of all problems of the split, by number."""
+        return tuple(problem.name for problem in self.suite.problems)
+
+    @property
+    def last_mask(self) -> np.ndarray:
+        """(16,) bool: what the episode has skipped so far."""
+        return self.episodes.masks[0].copy()
+
+    def action_masks(self) -> np.ndarray:
+        """(n_choices,) bool: actions that have an effect now; what MaskablePPO reads."""
+        return self.episodes.action_masks()[0]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draw a problem, or take the one in `options`, and observe it."""
+        super().reset(seed=seed)
+        given = (options or {}).get("problem")
+        chosen = self.np_random.integers(len(self.suite.problems)) if given is None else self.suite.index(given)
+        self.episodes.begin(np.zeros(1, np.int64), np.array([chosen]))
+        return self._observation(), first_row(self.episodes.told()) | self._choices()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take an action; a mask that is complete is scored."""
+        rewards, ended, info = self.episodes.take(action, ())
+        return self._observation(), float(rewards[0]), bool(ended[0]), False, first_row(info) | self._choices()
+
+    def _observation(self) -> Any:
+        observed = self.episodes.observe()
+        return observed[0] if self.episodes.flat else {name: values[0] for name, values in observed.items()}
+
+    def _choices(self) -> dict[str, np.ndarray]:
+        return {"action_mask": self.action_masks()} if self.episodes.action == "sequence" else {}
+
+
+class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
+    """`num_envs` copies of `SuiteEnv` side by side, each on a problem of its own.
+
+    Environments reset within the step (autoreset mode SAME_STEP): `final_obs` and `final_info` hold what an ended episode
+    ended with; `info` holds the numbers of the step itself, `action_mask` alone those of the state after the reset.
+
+    Args:
+        num_envs: How many.
+        split, action, flat, reward, statistics, suite, problems, problems_seed: As for `SuiteEnv`.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        split: str = "train",
+        action: str = "mask",
+        flat: bool = False,
+        reward: str = "exp_neg_loss",
+        statistics: str | Iterable[str] | None = None,
+        suite: str | None = None,
+        problems: int | None = None,
+        problems_seed: int = 0,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
+        self.num_envs = num_envs
+        self.suite = _suite(split, reward, statistics, suite, problems, problems_seed)
+        self.episodes = SuiteEpisodes(self.suite, action, flat, num_envs)
+        self.single_observation_space = self.episodes.observation_space
+        self.single_action_space = self.episodes.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    @property
+    def last_masks(self) -> np.ndarray:
+        """(num_envs, 16) bool: what each episode has skipped so far."""
+        return self.episodes.masks.copy()
+
+    def action_masks(self) -> np.ndarray:
+        """(num_envs, n_choices) bool: actions that have an effect now."""
+        return self.episodes.action_masks()
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Draw a problem for each; of a list of seeds the first counts. `options={"problem": [...]}` names them all."""
+        super().reset(seed=seed[0] if isinstance(seed, (list, tuple)) else seed)
+        given = (options or {}).get("problem")
+        everyone = self.episodes.everyone
+        if given is None:
+            chosen = self._drawn(self.num_envs)
+        else:
+            chosen = np.broadcast_to([self.suite.index(each) for each in np.atleast_1d(given).tolist()], self.num_envs)
+        self.episodes.begin(everyone, chosen)
+        return self.episodes.observe(), _present(self.episodes.told() | self._choices(), np.ones(self.num_envs, bool))
+
+    def _drawn(self, count: int) -> np.ndarray:
+        return self.np_random.integers(len(self.suite.problems), size=count)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Take an action in each; those that end begin anew, on other problems."""
+        rewards, ended, told = self.episodes.take(actions, (self.num_envs,))
+        final: dict[str, Any] = {}
+        if ended.any():
+            final = self._final(told, ended)
+            places = np.flatnonzero(ended)
+            self.episodes.begin(places, self._drawn(len(places)))
+        info = _present(told | self._choices(), np.ones(self.num_envs, bool)) | final
+        return self.episodes.observe(), rewards, ended, np.zeros(self.num_envs, bool), info
+
+    def _final(self, told: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, Any]:
+        """What Gymnasium's wrappers expect of environments that reset within the step."""
+        observed, rows = self.episodes.observe(), np.flatnonzero(ended)
+        found = np.full(self.num_envs, None, dtype=object)
+        for row in rows.tolist():
+            found[row] = observed[row] if self.episodes.flat else {name: part[row] for name, part in observed.items()}
+        return {"final_obs": found, "_final_obs": ended, "final_info": _present(told, ended), "_final_info": ended}
+
+    def _choices(self) -> dict[str, np.ndarray]:
+        return {"action_mask": self.action_masks()} if self.episodes.action == "sequence" else {}
+
+
+def _present(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:
+    """Gymnasium's convention: beside each key, `_key` says which environments have it."""
+    return arrays | {f"_{key}": present for key in arrays}

@@ -1,0 +1,112 @@
+"""The environment in which an episode is a search: for agents that learn how to search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from das_gym.envs.suite_env import SuiteEnv
+from das_gym.tables.suite import MAX_UNITS
+
+
+class SuiteSearchEnv(SuiteEnv):
+    """Search a problem drawn from a suite: each action is a mask, and masks and rewards so far are observed.
+
+    ## Description
+    As `SuiteEnv`, but an episode has `evaluations` masks, and what counts is the best of them.
+
+    ## Action Space
+    `action="scores"`: `Box(-1, 1, (16,))`, units are skipped from the highest score down until the budget is kept;
+    `action="mask"`: `MultiBinary(16)`, 1 = skip.
+
+    ## Observation Space
+    As `SuiteEnv`'s, and of the masks so far, in their order, 0 for those to come: `masks` (evaluations x 16), `rewards`
+    (evaluations, scaled, -1 for one off its budget), `scored` (evaluations: 1 for those so far), `best` (1).
+
+    ## Rewards
+    By how much a mask is better than the best before it, scaled as in `SuiteEnv`; the best before the first is 0, the
+    random mean. So an episode earns 0..1, and 1 if it finds the optimum.
+
+    ## Starting State
+    As `SuiteEnv`'s.
+
+    ## Episode End
+    After `evaluations` masks.
+
+    ## Information
+    As `SuiteEnv`'s, of the last mask, and `best` and `evaluations`.
+
+    ## Arguments
+    evaluations: Masks an episode.
+    The others are `SuiteEnv`'s.
+
+    ## Version History
+    v0: first.
+    """
+
+    def __init__(
+        self,
+        evaluations: int = 30,
+        split: str = "train",
+        action: str = "scores",
+        flat: bool = False,
+        reward: str = "exp_neg_loss",
+        statistics: str | Iterable[str] | None = None,
+        suite: str | None = None,
+        problems: int | None = None,
+        problems_seed: int = 0,
+    ) -> None:
+        if action == "sequence":
+            raise ValueError("action='sequence': an action of a search is a whole mask; use 'scores' or 'mask'")
+        if evaluations < 1:
+            raise ValueError(f"evaluations={evaluations}: a search has at least one")
+        super().__init__(split, action, flat, reward, statistics, suite, problems, problems_seed)
+        self.evaluations = evaluations
+        parts = {
+            "masks": spaces.Box(0.0, 1.0, (evaluations * MAX_UNITS,), np.float32),
+            "rewards": spaces.Box(-1.0, 1.0, (evaluations,), np.float32),
+            "scored": spaces.Box(0.0, 1.0, (evaluations,), np.float32),
+            "best": spaces.Box(0.0, 1.0, (1,), np.float32),
+        }
+        known: Any = self.episodes.observation_space
+        if flat:
+            lows, highs = ([getattr(box, name) for box in (known, *parts.values())] for name in ("low", "high"))
+            self.observation_space = spaces.Box(np.concatenate(lows), np.concatenate(highs), dtype=np.float32)
+        else:
+            self.observation_space = spaces.Dict({**known.spaces, **parts})
+        self._history = {name: np.zeros(box.shape, np.float32) for name, box in parts.items()}
+        self._count = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draw a problem, or take the one in `options`."""
+        self._count = 0
+        for values in self._history.values():
+            values[:] = 0
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, info | self._told()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Score a mask."""
+        rewards, _, info = self.episodes.take(action, ())
+        self._count += 1
+        self.episodes.over[:] = self._count == self.evaluations
+        scaled, history = float(np.clip(rewards[0], -1.0, 1.0)), self._history
+        place = self._count - 1
+        history["masks"][place * MAX_UNITS : self._count * MAX_UNITS] = self.episodes.masks[0]
+        history["rewards"][place], history["scored"][place] = scaled, 1.0
+        gain = max(scaled - float(history["best"][0]), 0.0)
+        history["best"][0] = max(scaled, float(history["best"][0]))
+        told = {key: values[0].item() for key, values in info.items()} | self._told()
+        return self._observation(), gain, bool(self.episodes.over[0]), False, told
+
+    def _told(self) -> dict[str, Any]:
+        return {"best": float(self._history["best"][0]), "evaluations": self._count}
+
+    def _observation(self) -> Any:
+        known = super()._observation()
+        if self.episodes.flat:
+            return np.concatenate((known, *self._history.values()))
+        return known | {name: values.copy() for name, values in self._history.items()}

@@ -1,0 +1,107 @@
+"""What each example of a split scores under each mask, in two bytes and one.
+
+A loss is a float16: its relative error is at most 2^-11 (0.05 %), that of a mean over examples far less. A metric is exact,
+as a number of one of the few values that occur. Divergences are not kept example by example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from das_gym.engine.evaluator import Scores
+
+MOST = float(np.finfo(np.float16).max)
+"""Larger losses count as this many nats; infinite ones stay infinite."""
+
+MOST_VALUES = 256
+"""So many different values of a metric can be told apart."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleScores:
+    """The scores of one split, example by example.
+
+    Attributes:
+        losses: (n_examples, n_masks) float16, nats; infinite where a loss is not a number.
+        metrics: (n_examples, n_masks) uint8, indices into `metric_values`.
+        metric_values: (n_values,) float32.
+        groups: (n_examples,) int16, indices into the table's `meta.groups`.
+        images: (n_examples,) int32: examples on the same first image have the same number.
+        keys: (n_examples,) text: the data set's own names.
+    """
+
+    losses: np.ndarray
+    metrics: np.ndarray
+    metric_values: np.ndarray
+    groups: np.ndarray
+    images: np.ndarray
+    keys: np.ndarray
+
+    @classmethod
+    def empty(cls, masks: int, groups: np.ndarray, images: np.ndarray, keys: Sequence[str]) -> ExampleScores:
+        """Of examples that nothing is known of yet: `put` writes what they score."""
+        shape = (len(keys), masks)
+        losses, metrics = np.zeros(shape, np.float16), np.zeros(shape, np.uint8)
+        return cls(losses, metrics, np.zeros(0, np.float32), groups, images, np.array(keys, dtype=str))
+
+    def put(self, first: int, scores: Scores) -> ExampleScores:
+        """With the (n_masks, m) scores of examples `first`, `first` + 1, ...; its arrays are written to.
+
+        Raises:
+            ValueError: the metric takes too many different values.
+        """
+        where = slice(first, first + scores.losses.shape[1])
+        losses = np.nan_to_num(scores.losses.T, nan=np.inf, posinf=np.inf)
+        self.losses[where] = np.where(np.isinf(losses), np.inf, np.clip(losses, 0.0, MOST))
+        found = scores.metrics.T.astype(np.float32)
+        values = np.unique(np.concatenate((self.metric_values, found.ravel())))
+        if len(values) > MOST_VALUES:
+            raise ValueError(f"the metric takes more than {MOST_VALUES} different values: give examples=False")
+        self.metrics[:] = np.searchsorted(values, self.metric_values)[self.metrics] if len(self.metric_values) else 0
+        self.metrics[where] = np.searchsorted(values, found)
+        return ExampleScores(**{**vars(self), "metric_values": values})
+
+    def means(self, places: np.ndarray, masks: np.ndarray | slice = slice(None)) -> Scores:
+        """(n_masks,) float32 means over some of the examples, without divergences.
+
+        A mask with a broken example has loss inf and metric 0.
+
+        Args:
+            places: Which examples.
+            masks: Which rows of the table.
+        """
+        losses = self.losses[places][:, masks].mean(axis=0, dtype=np.float64)
+        metrics = self.metric_values[self.metrics[places][:, masks]].mean(axis=0, dtype=np.float64)
+        metrics[~np.isfinite(losses)] = 0.0
+        return Scores(losses.astype(np.float32), metrics.astype(np.float32), np.full(len(losses), np.nan, np.float32))
+
+    def arrays(self, split: str) -> dict[str, np.ndarray]:
+        """As a file holds them."""
+        return {f"{split}_example_{name}": values for name, values in vars(self).items()}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any], split: str) -> ExampleScores:
+        """What `arrays` gave."""
+        return cls(**{name: arrays[f"{split}_example_{name}"] for name in cls.__dataclass_fields__})
+
+    def check(self, split: str, masks: int, count: int, groups: int) -> None:
+        """Refuse arrays that do not fit together, or hold what nothing can have measured.
+
+        Raises:
+            ValueError: names them.
+        """
+        wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("losses", "metrics"), (count, masks))
+        wanted |= dict.fromkeys(("groups", "images", "keys"), (count,))
+        for name, shape in wanted.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{split}_example_{name} has shape {getattr(self, name).shape}; this table needs {shape}")
+        if np.isnan(self.losses).any() or (self.losses < 0).any():
+            raise ValueError(f"{split}_example_losses holds a number that nothing can have measured")
+        if count and (
+            int(self.metrics.max()) >= len(self.metric_values) or not 0 <= self.groups.min() <= self.groups.max() < groups
+        ):
+            raise ValueError(f"{split}_example_metrics or _groups point outside what there is")

@@ -1,0 +1,314 @@
+"""A suite: tables of many models, and the problems that they give, each a table, a group of its examples and a budget.
+
+A folder holds tables and `suite.json`, which says in which split each is. All problems of a split lie in one set of arrays,
+so that hundreds of episodes on different problems go one step with a few look-ups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from das_gym.config import build, check_names
+from das_gym.files import read_json
+from das_gym.problem.budget import Budget
+from das_gym.problem.rewards import find_reward
+from das_gym.problem.statistics import STATISTICS
+from das_gym.registration import ASSETS
+from das_gym.tables.table import SubnetTable
+
+SUITE_FILE = "suite.json"
+FORMAT = "das_gym suite 1"
+SUITE_SPLITS = ("train", "valid", "test")
+
+MAX_UNITS = 16
+"""What observations and actions are padded to."""
+
+COUNT_SHARES = (0.25, 0.4, 0.5, 0.6)
+"""Budgets by count: these shares of the units, rounded."""
+
+SAVED_SHARES = (0.25, 0.5)
+"""Budgets by MACs: these shares of what skipping everything saves."""
+
+FEWEST_MASKS = 20
+"""A problem with fewer masks to choose from is left out."""
+
+LEAST_SPREAD = 1e-3
+"""One whose best mask earns less than this more than a random one is left out: there is nothing to find."""
+
+WORST = -1.0
+"""What a mask earns at least that keeps its budget, scaled."""
+
+
+@dataclass(frozen=True)
+class SuiteTable:
+    """One table of a suite.
+
+    Attributes:
+        file: Beside the index.
+        split: Whose problems it gives.
+        model, task: As in `ProblemConfig`.
+        name: Of the one model that it is of.
+    """
+
+    file: str
+    split: str
+    model: str
+    task: str
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.split not in SUITE_SPLITS:
+            raise ValueError(f"split={self.split!r} of {self.file}: use one of {', '.join(SUITE_SPLITS)}")
+
+
+def suite_record(tables: Iterable[SuiteTable], seed: int) -> dict[str, Any]:
+    """The index as its file holds it."""
+    return {"format": FORMAT, "seed": seed, "tables": [dataclasses.asdict(table) for table in tables]}
+
+
+@dataclass(frozen=True, eq=False)
+class SuiteProblem:
+    """One problem of a suite.
+
+    Attributes:
+        source: Its table's entry.
+        group: The group of examples that score its masks; empty = all.
+        budget: What its masks must satisfy.
+        table: Their scores, as means over these examples.
+        rewards: (n_masks,) float64 raw rewards, in the order of the table's rows.
+        random_mean: What skipping units one after another at random earns in the mean, until the budget is kept.
+        optimum: What the best mask earns.
+    """
+
+    source: SuiteTable
+    group: str
+    budget: Budget
+    table: SubnetTable
+    rewards: np.ndarray
+    random_mean: float
+    optimum: float
+
+    @property
+    def name(self) -> str:
+        """Tells it from every other of its suite: model, group and budget."""
+        words = " ".join(f"{key}={value}" for key, value in self.budget.settings.items() if value is not None)
+        return "/".join((self.source.name, self.source.task, self.group or "all", words))
+
+    def scaled(self, rewards: np.ndarray) -> np.ndarray:
+        """Rewards as the environment gives them: 0 = the random mean, 1 = the optimum, -1 at least."""
+        return np.maximum((rewards - self.random_mean) / (self.optimum - self.random_mean), WORST)
+
+
+def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray) -> np.ndarray:
+    """(n_masks,) float64: how likely a random order of the useful units arrives at each mask.
+
+    Units are skipped one after another, every one that is left as likely, until the budget is kept.
+
+    Args:
+        masks: (2^n, n) bool, row `sum(mask[i] << i)` is that mask.
+        kept: (2^n,) bool, which of them keep the budget; of masks that some order reaches, none that keeps it is a part of
+            another that does not.
+        useful: (n,) bool, units that serve the budget.
+    """
+    allowed = ~(masks & ~useful).any(axis=1)
+    count, sizes = int(useful.sum()), masks.sum(axis=1)
+    orders = np.array([math.factorial(max(s - 1, 0)) * math.factorial(max(count - s, 0)) for s in range(masks.shape[1] + 1)])
+    lasts = np.zeros(len(masks))
+    for unit in np.flatnonzero(useful):
+        skips = masks[:, unit]
+        lasts[skips] += ~kept[np.flatnonzero(skips) - (1 << unit)]
+    found = np.where(kept & allowed, lasts * (orders / math.factorial(count))[sizes], 0.0)
+    found[0] = float(kept[0])
+    return found
+
+
+def budgets_of(table: SubnetTable) -> Iterator[Budget]:
+    """The budgets under which a table gives problems."""
+    n, cost = table.n_layers, table.layer_macs
+    for skip_num in sorted({round(share * n) for share in COUNT_SHARES}):
+        if math.comb(n, skip_num) >= FEWEST_MASKS:
+            yield Budget(n, skip_num)
+    for share in SAVED_SHARES:
+        saved = math.floor(1000 * share * cost.range[1]) / 1000
+        if saved > 0:
+            yield Budget(n, saved=saved, cost=cost)
+
+
+def problems_of(source: SuiteTable, table: SubnetTable, reward: str = "exp_neg_loss") -> Iterator[SuiteProblem]:
+    """Every problem that a table gives; those where there is nothing to choose or to find are left out."""
+    groups = [group for group in table.meta.groups if group] if len(table.meta.groups) > 1 else []
+    parts = {"": table, **{group: table.group_table(group) for group in groups}}
+    rewards = {group: find_reward(reward).compute(part.float64_scores("reward")) for group, part in parts.items()}
+    found = []
+    for budget in budgets_of(table):
+        kept = budget.is_kept_by(table.masks)
+        if kept.sum() < FEWEST_MASKS:
+            continue
+        chances = random_probabilities(table.masks, kept, budget.useful_layers)
+        for group, part in parts.items():
+            mean, best = float(chances @ rewards[group]), float(rewards[group][kept].max())
+            if best - mean >= LEAST_SPREAD:
+                found.append(SuiteProblem(source, group, budget, part, rewards[group], mean, best))
+    yield from found
+
+
+class Suite:
+    """The problems of one split, in arrays.
+
+    Args:
+        problems: Them.
+        statistics: Names of the layer statistics to observe.
+
+    Attributes:
+        problems: (P) as given.
+        statistics: Names of the statistics.
+        units: (P, MAX_UNITS) bool, which units there are.
+        observed: (P, MAX_UNITS, n_statistics) float32, 0 where there is no unit.
+        savings: (P, MAX_UNITS) float32, share of the MACs that skipping a unit saves.
+        useful: (P, MAX_UNITS) bool, units that serve the budget.
+        goals: (P, 2) float32: share of units to skip, or 0; share of MACs to save, or 0.
+
+    Raises:
+        ValueError: no problem at all, a model of too many units, or a statistic that a table lacks.
+    """
+
+    def __init__(self, problems: Iterable[SuiteProblem], statistics: Iterable[str] | None = None) -> None:
+        self.problems = tuple(problems)
+        if not self.problems:
+            raise ValueError("a suite needs at least one problem")
+        held = self.problems[0].table.meta.statistics
+        self.statistics = held if statistics is None else tuple(statistics)
+        count = len(self.problems)
+        self.units = np.zeros((count, MAX_UNITS), bool)
+        self.useful = np.zeros((count, MAX_UNITS), bool)
+        self.savings = np.zeros((count, MAX_UNITS), np.float32)
+        self.observed = np.zeros((count, MAX_UNITS, len(self.statistics)), np.float32)
+        self.goals = np.zeros((count, 2), np.float32)
+        for row, problem in enumerate(self.problems):
+            self._fill(row, problem)
+        sizes = [len(problem.rewards) for problem in self.problems]
+        self._first = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+        self._bits = 1 << np.arange(MAX_UNITS, dtype=np.int64)
+        self.raw = np.concatenate([problem.rewards for problem in self.problems])
+        self.kept = np.concatenate([problem.budget.is_kept_by(problem.table.masks) for problem in self.problems])
+        self.scaled = np.concatenate([self._scaled(problem) for problem in self.problems])
+        self.losses = np.concatenate([problem.table.values("loss") for problem in self.problems])
+        self.metrics = np.concatenate([problem.table.float64_scores("reward").metrics for problem in self.problems])
+        self.saved = np.concatenate([problem.table.macs_saved for problem in self.problems])
+        self.random_means = np.array([problem.random_mean for problem in self.problems])
+        self.optima = np.array([problem.optimum for problem in self.problems])
+
+    def _fill(self, row: int, problem: SuiteProblem) -> None:
+        n, table = problem.table.n_layers, problem.table
+        if n > MAX_UNITS or table.meta.max_skipped is not None:
+            raise ValueError(f"{problem.source.file} has {n} units; a suite takes whole tables of {MAX_UNITS} at most")
+        check_names(self.statistics, table.meta.statistics, f"statistic of {problem.source.file}")
+        self.units[row, :n] = True
+        self.useful[row, :n] = problem.budget.useful_layers
+        self.savings[row, :n] = table.layer_macs.savings / table.layer_macs.full
+        self.observed[row, :n] = table.statistics[:, [table.meta.statistics.index(name) for name in self.statistics]]
+        self.goals[row] = (problem.budget.skip_num or 0) / n, problem.budget.saved or 0.0
+
+    @staticmethod
+    def _scaled(problem: SuiteProblem) -> np.ndarray:
+        off = problem.budget.violations(problem.table.masks)
+        return np.where(off > 0, WORST - off, problem.scaled(problem.rewards))
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest value of each statistic, (n_statistics,) float32."""
+        chosen = [STATISTICS[name] for name in self.statistics]
+        return np.array([s.low for s in chosen], np.float32), np.array([s.high for s in chosen], np.float32)
+
+    def rows(self, which: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """(m,) int64: where the flat arrays hold (m, MAX_UNITS) bool masks of problems `which` ((m,) int64).
+
+        Units that are not there count as kept.
+        """
+        places: np.ndarray = self._first[which] + (masks & self.units[which]) @ self._bits
+        return places
+
+    def skip_highest(self, which: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """(m, MAX_UNITS) bool: units skipped from the highest of (m, MAX_UNITS) scores down, until the budget is kept."""
+        m = len(which)
+        order = np.argsort(np.where(self.useful[which], -scores, np.inf), axis=1, kind="stable")
+        masks, everyone = np.zeros((m, MAX_UNITS), bool), np.arange(m)
+        for place in range(MAX_UNITS):
+            going = ~self.kept[self.rows(which, masks)]
+            if not going.any():
+                break
+            masks[everyone[going], order[going, place]] = True
+        return masks & self.units[which]
+
+    def index(self, problem: int | str) -> int:
+        """The number of a problem by its number or its name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if isinstance(problem, str):
+            names = [each.name for each in self.problems]
+            check_names([problem], names, "problem")
+            return names.index(problem)
+        if not 0 <= problem < len(self.problems):
+            raise ValueError(f"problem={problem}: this split has problems 0..{len(self.problems) - 1}")
+        return int(problem)
+
+
+def bundled_suite() -> Path:
+    """Where the suite lies that comes with das_gym."""
+    return ASSETS / "suite"
+
+
+def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable, ...]]:
+    """The index of a suite.
+
+    Args:
+        folder: That of the tables; None is the bundled one.
+
+    Raises:
+        FileNotFoundError: no suite there.
+        ValueError: it is damaged, or of another version.
+    """
+    path = bundled_suite() if folder is None else Path(folder).expanduser().absolute()
+    if not (path / SUITE_FILE).is_file():
+        raise FileNotFoundError(f"no {SUITE_FILE} in {path}; `python -m adapt suite with out=FOLDER` makes a suite")
+    record: Mapping[str, Any] = read_json(path / SUITE_FILE)
+    if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("tables"), list):
+        raise ValueError(f"{path / SUITE_FILE} is no index of this version ({FORMAT!r}); make the suite again")
+    return path, tuple(build(SuiteTable, table) for table in record["tables"])
+
+
+def load_suite(
+    folder: str | Path | None = None,
+    split: str = "train",
+    reward: str = "exp_neg_loss",
+    statistics: tuple[str, ...] | None = None,
+) -> Suite:
+    """The problems of a split, from a process-wide cache: do not change its arrays.
+
+    Raises:
+        ValueError: an unknown split, reward or statistic, or a damaged table.
+        FileNotFoundError: no suite, or a table of it is missing.
+    """
+    check_names([split], SUITE_SPLITS, "split")
+    path, tables = read_suite(folder)
+    return _load_suite(path, (path / SUITE_FILE).stat().st_mtime_ns, tables, split, reward, statistics)
+
+
+@lru_cache(maxsize=8)
+def _load_suite(
+    path: Path, stamp: int, tables: tuple[SuiteTable, ...], split: str, reward: str, statistics: tuple[str, ...] | None
+) -> Suite:
+    del stamp  # part of the cache's key: a suite made anew is loaded anew
+    chosen = [table for table in tables if table.split == split]
+    found = [problem for table in chosen for problem in problems_of(table, SubnetTable.load(path / table.file), reward)]
+    return Suite(found, statistics)

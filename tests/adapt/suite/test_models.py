@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.suite.make import SuiteSettings, make_suite
+from das_gym.adapt.suite.models import SuiteModel, make_model
+from das_gym.adapt.suite.plan import TEST, TRAIN, suite_models
+
+from das_gym.models.checkpoints import load_checkpoint
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.loading import build_problem
+from das_gym.registration import ASSETS
+from das_gym.shapes.vqa import write_shapes
+from das_gym.tables.table import SubnetTable
+
+
+def test_the_plan_keeps_its_splits_apart():
+    models = suite_models()
+    assert models == suite_models()
+    assert models != suite_models(seed=1)
+    assert len({spec.name for spec in models}) == len(models)
+    assert sum(spec.split == "train" for spec in models) >= 16
+    assert not set(TEST) & set(TRAIN)
+    for spec in models:
+        assert all(list(places) == sorted(set(places)) for places in spec.kept)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", 3, train_scenes=20, val_scenes=12)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SuiteModel("m", "train", "METER", "vqa", ((1, 4), (0, 5)), 5, steps=1),
+        SuiteModel("v", "train", "ViLT", "vqa", ((0, 7, 9),), 5, noise=0.1, skip_adapters=False, steps=2),
+    ],
+    ids=lambda spec: spec.model,
+)
+def test_a_model_has_the_layers_that_it_kept(spec: SuiteModel, data: Path, tmp_path: Path):
+    config = make_model(spec, data, tmp_path / spec.name)
+    problem = build_problem(config)
+    bundled = load_checkpoint(ASSETS / f"{spec.model.lower()}_mini").vlp.state_dict()
+    mine = problem.vlp.state_dict()
+    lists = ("text_layers", "image_layers") if spec.model == "METER" else ("blocks",)
+    weight = "layer.feed_in.weight" if spec.model == "METER" else "layer.mlp_in.weight"
+    for name, kept in zip(lists, spec.kept, strict=True):
+        for new, old in enumerate(kept):
+            change = (mine[f"{name}.{new}.{weight}"] - bundled[f"{name}.{old}.{weight}"]).std()
+            assert float(change) == pytest.approx(
+                spec.noise * float(bundled[f"{name}.{old}.{weight}"].std()), rel=0.1, abs=1e-7
+            )
+    assert any("skip_adapter" in name for name in problem.vlp.tunable_state()) == spec.skip_adapters
+    first, last = (Adaptation.load(tmp_path / spec.name / f"{name}.safetensors") for name in ("first", "supernet"))
+    moved = any(not torch.equal(tensor, last.tensors[name]) for name, tensor in first.tensors.items())
+    assert moved
+    losses = problem.evaluator.losses(np.eye(len(problem.layer_names), dtype=bool), problem.splits.reward[:4])
+    assert np.isfinite(losses).all()
+    assert make_model(dataclasses.replace(spec, steps=9), data, tmp_path / spec.name) == config  # what is there stays
+
+
+def test_a_decoder_loses_layers(tmp_path: Path, data: Path):
+    spec = SuiteModel("d", "test", "VLM", "answering", ((0, 5),), 5, units="sublayers", steps=0)
+    problem = build_problem(make_model(spec, data, tmp_path / "d"))
+    assert len(problem.layer_names) == 4
+
+
+def test_the_command_goes_on_from_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = SuiteModel("train-00", "train", "METER", "vqa", ((0,), (2,)), 5, steps=1)
+    monkeypatch.setattr("das_gym.adapt.suite.make.suite_models", lambda seed: [spec])
+    monkeypatch.setattr("das_gym.adapt.suite.make.USUAL_EXAMPLES", (6, 4))
+    monkeypatch.setattr(
+        "das_gym.adapt.suite.make.write_shapes", lambda folder, seed, **counts: write_shapes(folder, seed, 20, 8)
+    )
+    folder = make_suite(SuiteSettings(str(tmp_path), bundled=False))
+    table = SubnetTable.load(folder / "train-00.npz")
+    assert table.n_layers == 2
+    assert table.examples is not None
+    written = (folder / "train-00.npz").stat().st_mtime_ns
+    make_suite(SuiteSettings(str(tmp_path), bundled=False))
+    assert (folder / "train-00.npz").stat().st_mtime_ns == written
+    assert (folder / "suite.json").is_file()

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from das_gym.agents import MaskSpace, make_agent
+from das_gym.agents.policy.choosing import choose, suite_masks
+from das_gym.agents.policy.network import PolicyConfig, UnitNetwork
+from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, train_policy
+
+from das_gym.problem.statistics import DEFAULT_STATISTICS
+from das_gym.tables.suite import Suite, load_suite
+from tests.made_up_suite import write_made_up_suite
+
+
+@pytest.fixture(scope="module")
+def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_made_up_suite(tmp_path_factory.mktemp("suite"))
+
+
+@pytest.fixture(scope="module")
+def suite(suite_folder: Path) -> Suite:
+    return load_suite(suite_folder, "train")
+
+
+@pytest.fixture
+def network() -> UnitNetwork:
+    torch.manual_seed(0)
+    network = UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)).eval()
+    torch.nn.init.normal_(network.score.weight)
+    return network
+
+
+def observed(suite: Suite, row: int) -> dict[str, np.ndarray]:
+    values = suite.problems[row].table.statistics.T.astype(float)
+    return dict(zip(suite.problems[row].table.meta.statistics, values, strict=True))
+
+
+def test_untrained_it_skips_what_costs_least_alone(suite: Suite):
+    fresh = UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)).eval()
+    which = np.arange(len(suite.problems))
+    values = suite.observed[:, :, suite.statistics.index("leave_one_out")]
+    np.testing.assert_array_equal(suite_masks(fresh, suite, which), suite.skip_highest(which, -values))
+
+
+def test_padding_changes_nothing_and_side_by_side_is_as_alone(suite: Suite, network: UnitNetwork):
+    masks = suite_masks(network, suite, np.arange(len(suite.problems)), chunk=5)
+    for row, problem in enumerate(suite.problems):
+        n = problem.table.n_layers
+        np.testing.assert_array_equal(choose(network, suite.observed[row, :n], problem.budget), masks[row, :n])
+        assert problem.budget.is_kept_by(masks[row : row + 1, :n])[0]
+
+
+def test_the_order_of_units_does_not_matter(suite: Suite, network: UnitNetwork):
+    statistics = torch.randn(1, 7, len(DEFAULT_STATISTICS))
+    order = torch.randperm(7)
+    rest = torch.ones(1, 7), torch.zeros(1, 7), torch.tensor([[0.4, 0.0]]), torch.zeros(1)
+    with torch.no_grad():
+        torch.testing.assert_close(network(statistics[:, order], *rest)[0], network(statistics, *rest)[0][:, order])
+
+
+def test_a_saved_policy_is_the_same(network: UnitNetwork, suite: Suite, tmp_path: Path):
+    network.save(tmp_path / "policy.safetensors")
+    loaded = UnitNetwork.load(tmp_path / "policy.safetensors")
+    assert loaded.config == network.config
+    which = np.arange(len(suite.problems))
+    np.testing.assert_array_equal(suite_masks(loaded, suite, which), suite_masks(network, suite, which))
+
+
+def test_agents_ask_it(network: UnitNetwork, suite: Suite, tmp_path: Path):
+    path = str(tmp_path / "policy.safetensors")
+    network.save(path)
+    for row in (0, len(suite.problems) - 1):
+        problem = suite.problems[row]
+        space = MaskSpace(problem.budget)
+        agent = make_agent("policy", space, 0, {"policy": path}, observed(suite, row))
+        assert space.contains(agent.best()[None])[0]
+        search = make_agent("policy_bayes", space, 0, {"policy": path}, observed(suite, row))
+        first = search.ask(3)
+        np.testing.assert_array_equal(first[0], agent.best())
+        assert len(np.unique(first, axis=0)) == 3
+        search.tell(first, problem.rewards[problem.table.rows(first)])
+        assert not (search.ask(1)[:, None] == first).all(axis=2).any()
+    with pytest.raises(ValueError, match=r"the policy reads stream, .*give it statistics="):
+        make_agent("policy", space, 0, {"policy": path}, {"depth": np.zeros(space.n_layers)})
+    with pytest.raises(FileNotFoundError, match="python -m agents policy"):
+        make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
+
+
+def test_training_makes_it_better(suite_folder: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    start = mean_scaled(UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)).eval(), suite)
+    told: list[str] = []
+    sizes = {"n_envs": 32, "n_steps": 8, "batch_size": 64, "width": 8, "blocks": 1, "learning_rate": 1e-2}
+    settings = PolicySettings(str(tmp_path / "p"), str(suite_folder), steps=4_000, **sizes)
+    train_policy(settings, told.append)
+    best = max(float(line.split("train ")[1].split(",")[0]) for line in told)
+    assert best > start + 0.02
+    words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={suite_folder}", "steps=64", "n_envs=4", "n_steps=8"]
+    main([*words, "batch_size=32", "problems=3"])
+    assert "policy:" in capsys.readouterr().out
+    assert UnitNetwork.load(tmp_path / "p.safetensors").config.statistics == DEFAULT_STATISTICS

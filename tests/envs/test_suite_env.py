@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_sb3
+
+import das_gym  # noqa: F401  (registers the environments)
+from tests.made_up_suite import write_made_up_suite
+
+ACTIONS = ("mask", "sequence", "scores")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_made_up_suite(tmp_path_factory.mktemp("suite")))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
+def test_both_checkers_pass(id: str, action: str, flat: bool, suite: str):
+    if "Search" in id and action == "sequence":
+        pytest.skip("an action of a search is a whole mask")
+    env = gymnasium.make(id, suite=suite, action=action, flat=flat).unwrapped
+    check_env(env, skip_render_check=True)
+    check_sb3(env)
+
+
+def test_a_mask_earns_what_the_table_says(suite: str):
+    env = gymnasium.make("DAS-Suite-v0", suite=suite).unwrapped
+    for name in env.problem_names[::5]:
+        problem = env.suite.problems[env.problem_names.index(name)]
+        _, info = env.reset(options={"problem": name})
+        assert info["optimum"] == problem.optimum
+        n = problem.table.n_layers
+        best = problem.table.masks[np.where(problem.budget.is_kept_by(problem.table.masks), problem.rewards, -1).argmax()]
+        action = np.ones(16, np.int8)  # units beyond the model's are not there, whatever the action says
+        action[:n] = best
+        _, reward, ended, _, info = env.step(action)
+        assert (reward, ended) == (pytest.approx(1), True)
+        assert info["regret"] == pytest.approx(0)
+        assert info["raw_reward"] == pytest.approx(problem.optimum)
+        env.reset(options={"problem": name})
+        _, reward, _, _, info = env.step(np.zeros(16, np.int8))
+        assert not info["feasible"]
+        assert -2 <= reward < -1
+        assert info["raw_reward"] == -np.inf
+
+
+def test_random_valid_actions_earn_nothing_in_the_mean(suite: str):
+    env = gymnasium.make_vec("DAS-Suite-v0", num_envs=512, suite=suite, action="sequence", reward="neg_loss").unwrapped
+    env.reset(seed=0, options={"problem": 0})
+    problem, rng, raw = env.suite.problems[0], np.random.default_rng(0), []
+    for _ in range(problem.budget.skip_num):
+        choices = env.action_masks()
+        actions = np.where(choices, rng.random(choices.shape), -1).argmax(axis=1)
+        _, _, ended, _, info = env.step(actions)
+    assert ended.all()
+    raw = info["final_info"]["raw_reward"]
+    assert raw.mean() == pytest.approx(problem.random_mean, abs=4 * raw.std() / np.sqrt(512))
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_side_by_side_is_as_alone(action: str, flat: bool, suite: str):
+    both = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite, action=action, flat=flat)
+    alone = gymnasium.make("DAS-Suite-v0", suite=suite, action=action, flat=flat)
+    problems = [1, 4, 9]
+    both.reset(seed=0, options={"problem": problems})
+    both.action_space.seed(0)
+    actions = both.action_space.sample()
+    observed, rewards, ended, _, info = both.step(actions)
+    for row, problem in enumerate(problems):
+        alone.reset(options={"problem": problem})
+        own = alone.step(actions[row])
+        assert own[1:3] == (rewards[row], ended[row])
+        last = info["final_obs"][row] if ended[row] else observed[row] if flat else {k: v[row] for k, v in observed.items()}
+        parts = [(own[0], last)] if flat else [(own[0][key], last[key]) for key in own[0]]
+        for mine, theirs in parts:
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_every_episode_draws_a_problem_and_the_seed_decides(suite: str):
+    env = gymnasium.make("DAS-Suite-v0", suite=suite)
+    first = [env.reset(seed=7)[1]["problem"], *(env.reset()[1]["problem"] for _ in range(9))]
+    assert len(set(first)) > 3
+    assert first == [env.reset(seed=7)[1]["problem"], *(env.reset()[1]["problem"] for _ in range(9))]
+    few = gymnasium.make("DAS-Suite-v0", suite=suite, problems=2).unwrapped
+    assert len(few.problem_names) == 2
+    with pytest.raises(ValueError, match=r"problems=0: this split has \d+"):
+        gymnasium.make("DAS-Suite-v0", suite=suite, problems=0)
+
+
+def test_mistakes_are_told(suite: str):
+    env = gymnasium.make("DAS-Suite-v0", suite=suite).unwrapped
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros(16, np.int8))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="give"):
+        env.step(np.zeros(7, np.int8))
+    with pytest.raises(ValueError, match="unknown problem"):
+        env.reset(options={"problem": "nothing"})
+    with pytest.raises(ValueError, match="unknown split"):
+        gymnasium.make("DAS-Suite-v0", suite=suite, split="training")
+
+
+def test_a_search_earns_the_gain_of_its_best(suite: str):
+    env = gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=5).unwrapped
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    total, best, ended = 0.0, 0.0, False
+    for place in range(5):
+        assert not ended
+        observed, reward, ended, _, info = env.step(env.action_space.sample())
+        scaled = float(observed["rewards"][place])
+        assert reward == pytest.approx(max(scaled - best, 0), abs=1e-6)
+        best, total = max(best, scaled), total + reward
+        assert observed["masks"][16 * place : 16 * place + 16].sum() == info["n_skipped"]
+    assert ended
+    assert total == pytest.approx(info["best"], abs=1e-6)
+    with pytest.raises(ValueError, match="whole mask"):
+        gymnasium.make("DAS-Suite-Search-v0", suite=suite, action="sequence")
+
+
+def test_a_recurrent_policy_runs_on_a_search(suite: str):
+    from sb3_contrib import RecurrentPPO
+
+    env = gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=4, flat=True)
+    model = RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=8, n_epochs=1, seed=0)
+    assert model.learn(16).num_timesteps == 16

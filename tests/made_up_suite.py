@@ -1,0 +1,62 @@
+"""A suite of made-up tables: no model, but every part that a real one has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from das_gym.engine.evaluator import Scores
+from das_gym.files import write_json
+from das_gym.problem.mask_space import every_mask
+from das_gym.problem.statistics import DEFAULT_STATISTICS
+from das_gym.tables.examples import ExampleScores
+from das_gym.tables.suite import SUITE_FILE, SuiteTable, suite_record
+from das_gym.tables.table import SPLITS, SubnetTable, TableMeta
+
+GROUPS = ("color", "count")
+
+
+def made_up_table(n: int, seed: int, examples: int = 12) -> SubnetTable:
+    """Losses of single units and pairs, differing from example to example; the statistics tell those of single units."""
+    rng = np.random.default_rng(seed)
+    masks = every_mask(n)
+    x = masks.astype(float)
+    single, pairs = rng.uniform(0.02, 0.5, n), np.triu(rng.normal(0, 0.15, (n, n)), 1)
+    base = 0.3 + x @ single + np.abs(((x @ pairs) * x).sum(axis=1))
+    each, means = {}, {}
+    for split in SPLITS:
+        losses = base[:, None] * rng.uniform(0.5, 1.5, examples)
+        scores = Scores(losses, (losses < 1.0).astype(float), losses)
+        numbers = np.arange(examples, dtype=np.int16) % len(GROUPS)
+        keys = [f"{split}/{i}" for i in range(examples)]
+        each[split] = ExampleScores.empty(len(masks), numbers, numbers.astype(np.int32), keys).put(0, scores)
+        means[split] = Scores(*(part.mean(axis=1).astype(np.float32) for part in vars(scores).values()))
+    statistics = np.zeros((n, len(DEFAULT_STATISTICS)), np.float32)
+    statistics[:, DEFAULT_STATISTICS.index("depth")] = np.linspace(0, 1, n)
+    statistics[:, DEFAULT_STATISTICS.index("leave_one_out")] = single
+    meta = TableMeta(
+        env_id="DAS-METER-VQA-v0",
+        layer_names=tuple(f"block.{i}" for i in range(n)),
+        metric_name="accuracy",
+        macs_full=1000,
+        reward_examples=examples,
+        test_examples=examples,
+        statistics=DEFAULT_STATISTICS,
+        hashes={},
+        versions={},
+        groups=GROUPS,
+    )
+    macs = 1000 - masks.astype(np.int64) @ (20 + 10 * np.arange(n))
+    return SubnetTable(meta, means, macs, statistics, each, np.stack([statistics, statistics]))
+
+
+def write_made_up_suite(folder: Path) -> Path:
+    """Two tables of `train`, one of `valid`, one of `test`."""
+    listed = []
+    for number, (split, n) in enumerate((("train", 7), ("train", 6), ("valid", 7), ("test", 7))):
+        table = SuiteTable(f"{split}-{number}.npz", split, "METER", "vqa", f"{split}-{number}")
+        made_up_table(n, number).save(folder / table.file)
+        listed.append(table)
+    write_json(folder / SUITE_FILE, suite_record(listed, 0))
+    return folder

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.mask_space import every_mask
+from das_gym.tables.landscape import landscape
+from das_gym.tables.suite import load_suite, random_probabilities, read_suite
+from tests.made_up_suite import write_made_up_suite
+
+
+@pytest.fixture(scope="module")
+def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_made_up_suite(tmp_path_factory.mktemp("suite"))
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [Budget(5, 2), Budget(5, saved=0.2, cost=MaskCost(100, 100, np.array([5, 12, 9, 20, -3])))],
+    ids=["count", "cost"],
+)
+def test_random_orders_are_counted(budget: Budget):
+    masks = every_mask(5)
+    useful = np.flatnonzero(budget.useful_layers)
+    counts, orders = np.zeros(32), list(itertools.permutations(useful))
+    for order in orders:
+        mask = np.zeros(5, bool)
+        for unit in order:
+            if budget.is_kept_by(mask[None])[0]:
+                break
+            mask[unit] = True
+        counts[mask @ (1 << np.arange(5))] += 1
+    found = random_probabilities(masks, budget.is_kept_by(masks), budget.useful_layers)
+    np.testing.assert_allclose(found, counts / len(orders))
+
+
+def test_problems_are_tables_groups_and_budgets(suite_folder: Path):
+    suite = load_suite(suite_folder, "train")
+    names = [problem.name for problem in suite.problems]
+    assert len(set(names)) == len(names)
+    assert {name.split("/")[0] for name in names} == {"train-0", "train-1"}
+    assert {name.split("/")[2] for name in names} == {"all", "color", "count"}
+    assert {name.split("/")[3].split("=")[0] for name in names} == {"skip_num", "macs_saved"}
+    for row, problem in enumerate(suite.problems):
+        kept = problem.budget.is_kept_by(problem.table.masks)
+        scaled = problem.scaled(problem.rewards)
+        assert scaled[kept].max() == pytest.approx(1)
+        assert suite.units[row].sum() == problem.table.n_layers
+        assert problem.optimum == problem.rewards[kept].max()
+    assert load_suite(suite_folder, "test").problems[0].source.name == "test-3"
+
+
+def test_highest_scores_keep_the_budget_as_budgets_do(suite_folder: Path):
+    suite = load_suite(suite_folder, "train")
+    rng = np.random.default_rng(0)
+    which = np.arange(len(suite.problems))
+    scores = rng.normal(size=(len(which), 16))
+    masks = suite.skip_highest(which, scores)
+    for row, problem in enumerate(suite.problems):
+        n = problem.table.n_layers
+        np.testing.assert_array_equal(masks[row, :n], problem.budget.skip_highest(scores[row : row + 1, :n])[0])
+        assert not masks[row, n:].any()
+
+
+def test_a_folder_without_a_suite_says_how_to_make_one(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="python -m adapt suite"):
+        read_suite(tmp_path)
+    (tmp_path / "suite.json").write_text("{}")
+    with pytest.raises(ValueError, match="no index of this version"):
+        read_suite(tmp_path)
+
+
+def test_a_sum_of_units_is_additive_and_has_one_optimum():
+    masks, values = every_mask(6), every_mask(6) @ np.array([0.1, 0.5, -0.2, 0.9, 0.3, 0.7])
+    found = landscape(masks, values, Budget(6, 3))
+    assert found.masks == 20
+    assert found.additivity == pytest.approx(1)
+    assert found.optima == 1
+    noise = landscape(masks, np.random.default_rng(0).normal(size=64), Budget(6, 3))
+    assert noise.additivity < 0.6
+    assert noise.optima > 1
+    assert noise.autocorrelation < found.autocorrelation
