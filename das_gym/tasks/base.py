@@ -167,7 +167,8 @@ class Task(ABC):
             examples: The batch.
             logits: As for `losses`.
         """
-        numbers = logits.flatten(1).argmax(-1).tolist() if len(logits) == len(examples) else [None] * len(examples)
+        chosen = logits.ndim > 1 and len(logits) == len(examples)
+        numbers = logits.flatten(1).argmax(-1).tolist() if chosen else [None] * len(examples)
         return [{"key": e.key, "prediction": number} for e, number in zip(examples, numbers, strict=True)]
 
     def group(self, example: Any) -> str:

@@ -13,7 +13,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from das_gym import ENVIRONMENTS
 from das_gym.envs.scoring import INFO_KEYS
 from das_gym.problem.rewards import REWARDS
-from das_gym.problem.statistics import STATISTICS
+from das_gym.problem.statistics import DEFAULT_STATISTICS
 
 IDS = [entry.id for entry in ENVIRONMENTS.values() if entry.bundled]
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=np.int8)
@@ -185,7 +185,7 @@ def test_two_copies_do_not_disturb_each_other(tiny_kwargs: dict[str, str]):
 def test_observation_is_named_and_within_bounds(env: gymnasium.Env):
     observation, _ = env.reset(seed=5)
     names = env.get_wrapper_attr("feature_names")
-    assert len(names) == len(observation) == 12 * len(STATISTICS)
+    assert len(names) == len(observation) == 12 * len(DEFAULT_STATISTICS)
     told = dict(zip(names, observation.tolist(), strict=True))
     assert told["text.0/stream"] == 0
     assert told["image.5/stream"] == 1

@@ -151,10 +151,10 @@ def test_a_stopped_training_goes_on_as_if_undisturbed(
     undisturbed = state_of(recover(problem).model)
     original = Trainer._one
 
-    def stopping(self: Trainer, step_function: Any) -> Any:
+    def stopping(self: Trainer, *arguments: Any) -> Any:
         if self.step == 7:
             raise KeyboardInterrupt
-        return original(self, step_function)
+        return original(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_one", stopping)
     with pytest.raises(KeyboardInterrupt):
