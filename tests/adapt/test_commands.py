@@ -221,6 +221,7 @@ def test_a_damaged_image_is_named_and_nothing_half_written_is_left(run_here, tmp
     assert not list(tmp_path.glob("runs/*/adapter.safetensors"))
 
 
+@pytest.mark.long
 def test_a_killed_fine_tuning_goes_on_to_the_same_result(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
     settings = [*words_of(small_kwargs), f"mask={MASK}", "batch_size=8", "save_every=1", "steps=8"]
     code, printed = run_here("with", *settings, "runs_dir=whole")

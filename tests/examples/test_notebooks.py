@@ -17,7 +17,7 @@ SMALL = {
 PRINTS = {"front": "12 layers; unskipped: loss", "shrink": "decoder layers"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     notebook = nbformat.read(path, as_version=4)

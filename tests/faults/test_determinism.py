@@ -66,8 +66,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("world")
 
 
+SHORT = ("search", "table")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in MAKERS])
 def test_a_command_does_the_same_again(name: str, world: Path, tmp_path: Path):
     job = MAKERS[name](world)
 

@@ -52,6 +52,7 @@ def test_steps_of_a_table(action: str):
     env.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batches", ["fixed", "cycle"])
 def test_live_steps_and_environments_that_are_closed(small_kwargs: dict[str, str], batches: str):
     masks = np.array([np.binary_repr(number, 6) for number in range(64) if number.bit_count() == 2])

@@ -31,7 +31,7 @@ def plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(({k: v for k, v in t.items() if k not in timed} for t in found), key=str)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_comparison_stopped_and_resumed_comes_to_the_same(
     run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):

@@ -89,6 +89,7 @@ def test_agents_ask_it(network: UnitNetwork, suite: Suite, tmp_path: Path):
         make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
 
 
+@pytest.mark.long
 def test_training_makes_it_better(suite_folder: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     start = mean_scaled(UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)).eval(), suite)
     told: list[str] = []
