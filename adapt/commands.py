@@ -111,7 +111,12 @@ PROGRAM = Program(
         "supernet": Command(
             "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
         ),
-        "suite": Command("das_gym.adapt.suite.make:main", "with out=...", "make the problems of DAS-Suite-v0 from a seed"),
+        "suite": Command(
+            "das_gym.adapt.suite.make:main",
+            "with out=...",
+            "make the problems of DAS-Suite-v0 from a seed",
+            settings="das_gym.adapt.suite.make:SuiteSettings",
+        ),
         "evaluate": Command(
             "das_gym.adapt.evaluate_command:evaluation_main",
             "with run=... [split=... data_root=... out=...]",

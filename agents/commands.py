@@ -16,10 +16,16 @@ PROGRAM = Program(
         ),
         "table": Command("das_gym.agents.table_experiment:ex", "[with ...]", "score every mask: ground truth for searches"),
         "policy": Command(
-            "das_gym.agents.policy.training:main", "with out=...", "train a policy on a suite of problems, for others"
+            "das_gym.agents.policy.training:main",
+            "with out=...",
+            "train a policy on a suite of problems, for others",
+            settings="das_gym.agents.policy.training:PolicySettings",
         ),
         "landscape": Command(
-            "das_gym.agents.landscape:main", "[with ...]", "how additive and how rugged tables are, and a suite's problems"
+            "das_gym.agents.landscape:main",
+            "[with ...]",
+            "how additive and how rugged tables are, and a suite's problems",
+            settings="das_gym.agents.landscape:LandscapeSettings",
         ),
         "compare": Command("das_gym.agents.compare_experiment:ex", "[with ...]", "agents against each other on a table"),
         "leaderboard": Command(

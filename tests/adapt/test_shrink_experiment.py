@@ -137,12 +137,12 @@ def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trust
     del trusting
     original, steps = Trainer._one, []
 
-    def stopping(self: Trainer, step_function: Any) -> Any:
+    def stopping(self: Trainer, *arguments: Any) -> Any:
         if self.step == 2 and not steps.count("stopped"):
             steps.append("stopped")
             raise KeyboardInterrupt
         steps.append(self.step)
-        return original(self, step_function)
+        return original(self, *arguments)
 
     monkeypatch.setattr(Trainer, "_one", stopping)
     with pytest.raises(KeyboardInterrupt):

@@ -21,11 +21,7 @@ TABLES = [*find_tables(None).values(), ASSETS / "smolvlm_mini" / "answering_subl
 def test_every_bundled_table_has_its_blocks(path):
     blocks, table = beside(path), load_table(path)
     influence = table.statistics[:, table.meta.statistics.index("block_influence_tokens")]
-    if (
-        "retrieval" not in path.name
-    ):  # the statistic sums an example's rows: NLVR2's two pictures; of retrieval it is clipped
-        rows = 2 if "nlvr2" in path.name else 1
-        np.testing.assert_allclose([row[0] for row in blocks["cosine"]], influence / rows, atol=2e-5)
+    np.testing.assert_allclose([row[0] for row in blocks["cosine"]], influence, atol=2e-5)
     distances = np.array([each for row in blocks["angular"] for each in row if each is not None])
     assert ((distances > 0) & (distances < 1)).all()
     assert sorted(layer for stage in blocks["stages"] for layer in stage) == list(range(table.n_layers))

@@ -217,7 +217,7 @@ def test_bundled_tables_cost_what_the_environment_says(model: str, task: str):
     table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)
     fresh = recount(table, problem)
     np.testing.assert_array_equal(table.macs, fresh.macs)
-    np.testing.assert_array_equal(table.statistics, fresh.statistics)
+    np.testing.assert_allclose(table.statistics, fresh.statistics, rtol=1e-4, atol=1e-6)
     assert table.meta == fresh.meta
 
 

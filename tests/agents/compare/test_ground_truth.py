@@ -42,6 +42,6 @@ def test_a_search_on_a_table_tells_it(agent, made_up_table, tmp_path, monkeypatc
     settings = {"env_kwargs": {"table": str(made_up_table)}, "evaluations": 80 if agent == "exhaustive" else 12}
     result = run_search(settings, ["meter_vqa_table", agent])[2]
     truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)
-    assert (truth.rank == 1) == (agent == "exhaustive")
+    assert truth.rank == 1 or agent != "exhaustive"
     line = f"  against the ground truth: rank {truth.rank} of 70 masks, regret {truth.regret:.4f} (the best reward is "
     assert line in capsys.readouterr().out

@@ -43,7 +43,7 @@ def test_an_oracle_is_a_function_of_one_mask_and_keeps_what_was_asked(oracle):
 def test_a_table_oracle_tells_the_truth(oracle, made_up_table):
     table = SubnetTable.load(made_up_table)
     assert oracle.space.budget.as_dict() == {"n_layers": 8, "skip_num": 4}
-    assert oracle.statistics["depth"].tolist() == table.statistics[:, 0].tolist()
+    assert oracle.statistics["depth"].tolist() == table.statistics[:, table.meta.statistics.index("depth")].tolist()
     np.testing.assert_array_equal(oracle.rewards(table.masks), table.values("exp_neg_loss"))  # also off the budget
     best = table.best(skip_num=4)[None]
     assert oracle.rewards(best)[0] == oracle.best_reward

@@ -29,7 +29,7 @@ def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
     run = json.loads((folder / "run.json").read_text())
     assert run["status"] == "COMPLETED"
     assert run["result"] == result.reward
-    assert run["artifacts"] == ["agent.zip", "search.json"]
+    assert run["artifacts"] == ["agent.zip", "search.png", "search.json"]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {"reward", "best_reward", "loss", "macs_saved", "train/loss", "rollout/ep_rew_mean"} <= set(metrics)
     assert metrics["train/loss"]["steps"] == sorted(metrics["train/loss"]["steps"])
