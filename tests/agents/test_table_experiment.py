@@ -92,6 +92,7 @@ def test_every_problem_has_its_named_config():
         assert settings.entry().short == name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_killed_and_resumed(small: dict, capsys: pytest.CaptureFixture[str]):
     settings = {**small, "eval_batch_size": 1, "reward_examples": 30, "test_examples": 2}

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import masks, memory, pooled
 
 
+@pytest.mark.long
 def test_a_turn_in_two_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "masks.json"
     settings = ["--size", "mini", "--sets", "turn", "--examples", "3", "--plain", "2", "--turns", "2", "--no-memory"]

@@ -13,6 +13,7 @@ from das_gym.problem.costs import count_costs
 from das_gym.shapes.captions import write_shapes_captions
 
 
+@pytest.mark.long
 def test_a_few_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(retrieval, "BATCH_SIZES", (16,))
     folder = write_shapes_captions(tmp_path / "data", scenes={"train": 4, "val": 4, "test": 6})
