@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from das_gym.adapt.step_loss import StepLoss
-from das_gym.adapt.training import Group, Trainer, adamw, polynomial_decay
+from das_gym.adapt.training import Group, Trainer, adamw, decay
 
 from benchmarks.machine import describe_machine
 from benchmarks.models import SIZES, Subject, load_subject
@@ -37,7 +37,7 @@ def trained(subject: Subject, reuse: bool, batch_size: int, steps: int) -> tuple
     step_loss.keeps_encoded = reuse
     tunable = [p for p in vlp.parameters() if p.requires_grad]
     first = len(subject.examples) // batch_size
-    schedule = partial(polynomial_decay, steps=first + steps, warmup=0.1)
+    schedule = partial(decay, steps=first + steps, warmup=0.1)
     optimizer = adamw((Group(tunable, 1e-4), Group(list(head.parameters()), 1e-3)), 0.01)
     trainer = Trainer({"vlp": vlp, "head": head}, optimizer, first, schedule)
     trainer.run(step_loss.parts, "the first epoch")
