@@ -37,7 +37,7 @@ from das_gym.files import read_json, write_json, write_text
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import load_backbone, load_splits
 from das_gym.processes import is_first, of_first
-from das_gym.registration import MODELS, find_environment
+from das_gym.registration import find_environment
 from das_gym.runs import library_versions
 
 RECORD = "compare.json"
@@ -151,9 +151,9 @@ def check(settings: CompareSettings) -> None:
 def told_to_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
     """Settings of `python -m agents` for a search of masks that skip so many layers: on the table where one is bundled."""
     told = {**told_to_any_search(settings), "skip_num": skip_num}
-    entry, assets = find_environment(settings.model, settings.task), MODELS[settings.model].assets
+    entry = find_environment(settings.model, settings.task)
     ours = not changed_settings(settings).keys() - {"model", "task", "device"}
-    if ours and assets is not None and (assets / f"{settings.task}_table.npz").is_file():
+    if ours and entry.table is not None:
         told = {name: value for name, value in told.items() if name != "device"} | {"env_id": entry.tabular_id}
     return {**told, **settings.search}
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from das_gym.commandline import parse_or_help
 from das_gym.problem.budget import Budget
-from das_gym.registration import ENVIRONMENTS, MODELS
+from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.landscape import Landscape, landscape
 from das_gym.tables.suite import SUITE_SPLITS, load_suite
 from das_gym.tables.table import SubnetTable
@@ -44,8 +44,7 @@ def tables_of(settings: LandscapeSettings) -> dict[str, SubnetTable]:
     if settings.table is not None:
         path = Path(settings.table).expanduser()
         return {path.name: SubnetTable.load(path)}
-    paths = {e.short: f / f"{e.task}_table.npz" for e in ENVIRONMENTS.values() if (f := MODELS[e.model].assets) is not None}
-    return {name: SubnetTable.load(path) for name, path in paths.items() if path.is_file()}
+    return {entry.short: SubnetTable.load(entry.table) for entry in ENVIRONMENTS.values() if entry.table is not None}
 
 
 def table_landscape(table: SubnetTable, skip_num: int, reward: str = "exp_neg_loss") -> Landscape:

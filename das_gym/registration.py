@@ -89,6 +89,13 @@ class EnvEntry:
         return entry.assets is not None and (entry.assets / needed).is_file()
 
     @property
+    def table(self) -> Path | None:
+        """The bundled table of every subnet, if there is one."""
+        folder = MODELS[self.model].assets
+        path = None if folder is None else folder / f"{self.task}_table.npz"
+        return path if path is not None and path.is_file() else None
+
+    @property
     def short(self) -> str:
         """The name of its named configs: `meter_vqa`."""
         return f"{self.model.lower()}_{self.task}"

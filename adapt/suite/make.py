@@ -20,7 +20,7 @@ from das_gym.adapt.suite.plan import SEED, suite_models
 from das_gym.commandline import parse_or_help
 from das_gym.files import write_json
 from das_gym.problem.loading import build_problem
-from das_gym.registration import MODELS, TASKS, find_environment
+from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.shapes.captions import write_shapes_captions
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.shapes.vqa import write_shapes
@@ -62,7 +62,7 @@ def make_suite(settings: SuiteSettings) -> Path:
     models = [spec for spec in suite_models(settings.seed) if spec.name.startswith(settings.only)]
     listed = [_make_one(spec, work, tables) for spec in models]
     if settings.bundled and not settings.only:
-        listed += [_bundled_table(entry, task, tables) for entry in MODELS for task in TASKS if _has_table(entry, task)]
+        listed += [_bundled_table(entry, tables) for entry in ENVIRONMENTS.values() if entry.table is not None]
     if not settings.only:
         write_json(tables / SUITE_FILE, suite_record(listed, settings.seed))
     return tables
@@ -99,19 +99,15 @@ def _data(spec: SuiteModel, work: Path) -> Path:
     return folder
 
 
-def _has_table(model: str, task: str) -> bool:
-    folder = MODELS[model].assets
-    return folder is not None and (folder / f"{task}_table.npz").is_file()
-
-
-def _bundled_table(model: str, task: str, tables: Path) -> SuiteTable:
+def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
     """The table of a bundled model, with the statistics that tables made from now on have."""
     from das_gym.problem.config import ProblemConfig
     from das_gym.problem.statistics import STATISTICS
 
-    folder, path = MODELS[model].assets, tables / f"bundled-{model.lower()}-{task}.npz"
-    if folder is not None and not path.is_file():
-        table, problem = SubnetTable.load(folder / f"{task}_table.npz"), build_problem(ProblemConfig(model=model, task=task))
+    model, task = entry.model, entry.task
+    path = tables / f"bundled-{model.lower()}-{task}.npz"
+    if entry.table is not None and not path.is_file():
+        table, problem = SubnetTable.load(entry.table), build_problem(ProblemConfig(model=model, task=task))
         count = EXAMPLES.get(task, (BUNDLED_EXAMPLES, 0))[0]
         with_statistics(table, problem, tuple(STATISTICS), count).save(path)
         print(f"{path.stem}: its statistics measured on {count} examples", flush=True)

@@ -20,7 +20,6 @@ from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, desc
 from das_gym.agents.listing import first_line
 
 from das_gym.commandline import parse_or_help, typed
-from das_gym.envs.tabular_env import bundled_table
 from das_gym.files import write_text
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 from das_gym.runs import library_versions, progress
@@ -38,15 +37,9 @@ def find_tables(folder: Path | None) -> dict[str, Path]:
     """Id of each tabular environment to its table, where there is one: in `folder`, or bundled."""
     tables = {}
     for entry in ENVIRONMENTS.values():
-        if folder is not None:
-            path = folder / f"{entry.short}_table.npz"
-            if path.is_file():
-                tables[entry.tabular_id] = path.absolute()
-            continue
-        try:
-            tables[entry.tabular_id] = bundled_table(entry.model, entry.task)
-        except ValueError:
-            continue
+        path = entry.table if folder is None else folder / f"{entry.short}_table.npz"
+        if path is not None and path.is_file():
+            tables[entry.tabular_id] = path.absolute()
     return tables
 
 

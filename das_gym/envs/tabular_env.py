@@ -335,14 +335,13 @@ def bundled_table(model: str, task: str) -> Path:
         ValueError: there is none.
     """
     check_names([model], MODELS, "model")
-    folder = MODELS[model].assets
-    path = None if folder is None else folder / f"{task}_table.npz"
-    if path is None or not path.is_file():
+    entry = find_environment(model, task)
+    if entry.table is None:
         raise ValueError(
             f"no table of {model} on {task} is bundled: make one with "
-            f"`{typed('agents table', find_environment(model, task).short)}` and pass table=<the file it writes>"
+            f"`{typed('agents table', entry.short)}` and pass table=<the file it writes>"
         )
-    return path
+    return entry.table
 
 
 def load_table(path: Path) -> SubnetTable:
