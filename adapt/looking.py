@@ -10,7 +10,7 @@ from das_gym.adapt.evaluate import evaluate, mean_image
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
-from das_gym.problem.loading import SEEING_MARGIN, AdaptedModel, shuffled
+from das_gym.problem.loading import AdaptedModel, hardly_seeing, shuffled, told_blindness
 
 LEFT_OUT = ("ceiling", "loss", "blank", "ranked_images")
 """What a task reports that is no score."""
@@ -26,7 +26,7 @@ class Look:
     @property
     def doubts(self) -> tuple[str, ...]:
         """Names of the scores that are hardly better than without pictures."""
-        return tuple(n for n, value in self.seeing.items() if value < self.blind[n] + SEEING_MARGIN and value < 1)
+        return hardly_seeing(self.seeing, self.blind)
 
     def told(self) -> str:
         """A line that says it, and a second one where there is doubt."""
@@ -37,7 +37,7 @@ class Look:
         )
         if not self.doubts:
             return line
-        named = ", ".join(f"{n} {100 * self.seeing[n]:.0f} % ({100 * self.blind[n]:.0f} % blind)" for n in self.doubts)
+        named = told_blindness(self.seeing, self.blind)
         return f"{line}\nhardly better than blind: {named}. Scores of masks mean little there: train longer, say steps=3000"
 
 

@@ -98,7 +98,7 @@ def compare(
     Returns:
         A row by name, `BASELINE` first.
     """
-    times = measure_latency({name: _one_example(subnet, splits) for name, subnet in subnets.items()})
+    times = measure_latency({name: one_example(subnet, splits) for name, subnet in subnets.items()})
     first = next(subnet for name, subnet in subnets.items() if name != BASELINE)
     costs, n_layers = example_costs(first, splits), len(first.backbone.vlp.layers)  # of any mask, pruned as it may be
     rows = {BASELINE: Row(BASELINE, (0,) * n_layers, (), 0, costs.parameters_full, costs.macs_full, 0.0)}
@@ -108,7 +108,8 @@ def compare(
     return rows
 
 
-def _one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
+def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
+    """One forward of the first test example, whose images are read and prepared already."""
     task, vlp = subnet.task, subnet.backbone.vlp
     forward = vlp.ready(task.processor, task.pairs(splits.test[:1]))
     return lambda: subnet.head(task.group_features(forward()))

@@ -32,6 +32,7 @@ from das_gym.adapt.adapt_experiment import (
     searched,
     told_to_any_search,
 )
+from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.run_report import SearchReport, run_report
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn
@@ -260,20 +261,13 @@ def check_memory(vlm: VLM) -> None:
     Raises:
         ValueError: how much is needed and how much is free.
     """
-    needed, free = bytes_of(list(vlm.model.parameters())), free_memory(vlm.device)
+    needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm.device)
     if needed > free:
         raise ValueError(
             "the saved folder is loaded once more, in a process of its own, to check it: that takes up to "
             f"{needed / 1e9:.1f} GB beside this one, and {free / 1e9:.1f} GB of memory are free: make room, or use a "
             "smaller dtype"
         )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free where a model lies."""
-    import psutil
-
-    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def bound(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
@@ -514,7 +508,7 @@ class Work:
         """Memory that the full model takes in a process of its own, which needs its processor in the same folder."""
         if not self.settings.peak_memory or tokenizer is not None:
             return None
-        if bytes_of(list(self.whole.model.parameters())) > free_memory(self.whole.device):
+        if bytes_of(list(self.whole.model.parameters())) > free_bytes(self.whole.device):
             print("the full model's memory is not measured: there is no room to load it once more beside this one")
             return None
         return int(ask_fresh(self.source, asked.given())["peak_bytes"])

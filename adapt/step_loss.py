@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
 from das_gym.processes import world
 from das_gym.tasks.base import Task
@@ -153,8 +154,7 @@ def set_up(
     batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
     rate, head_rate = config.learning_rate or 0.0, config.head_learning_rate or 0.0
     tunable = [p for p in vlp.parameters() if p.requires_grad]
-    shared = {id(p) for p in vlp.parameters()}  # a language model's own head is the model's
-    own = [p for p in head.parameters() if id(p) not in shared]
+    own = list(own_parameters(vlp, head).values())
     groups = Group(tunable, rate), Group(own, head_rate)
     schedule = partial(decay, steps=config.steps, warmup=config.warmup, power=config.power, schedule=config.schedule)
     vlp.checkpointing = config.checkpointing

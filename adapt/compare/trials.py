@@ -16,6 +16,7 @@ from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods.base import Method
 from das_gym.adapt.recipe import settled
+from das_gym.adapt.report import one_example
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig, prefixed
 
@@ -139,7 +140,8 @@ class Course:
     def measure(self, model: AdaptedModel, trial: Trial, clock: bool = True) -> Trial:
         """The trial with what its finished model scores on the test split, costs, and, with `clock`, how long it takes."""
         scored = evaluate(model, self.test_examples, f"{trial.entrant}, test split", rank_images=1)
-        times = measure_latency({"own": self._one(model), "plain": self._one(self.plain)}) if clock else None
+        timed = {"own": model, "plain": self.plain}
+        times = measure_latency({name: one_example(each, self.splits) for name, each in timed.items()}) if clock else None
         costs = example_costs(model, self.splits)
         return dataclasses.replace(
             trial,
@@ -150,12 +152,6 @@ class Course:
             latency=None if times is None else tuple(Spread.of(times["own"])),
             speedup=None if times is None else tuple(speedup(times["own"], times["plain"])),
         )
-
-    def _one(self, model: AdaptedModel) -> Callable[[], Any]:
-        """One forward of one example."""
-        task = model.task
-        forward = model.backbone.vlp.ready(task.processor, task.pairs(self.splits.test[:1]))
-        return lambda: model.head(task.group_features(forward()))
 
 
 Keep = Callable[[Sequence[Trial]], None]

@@ -15,6 +15,7 @@ from torch import nn
 from das_gym.config import add_entry, build, check_names
 from das_gym.models.adapters import Site
 from das_gym.models.base import VLP
+from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import find_class
 
@@ -80,7 +81,7 @@ class Method(ABC):
             torch.manual_seed(seed)
             trained = self.insert(vlp)
         shared = [p for p in vlp.shared_parameters() if self.poolers]
-        head = own_head_parameters(model)
+        head = list(own_parameters(vlp, model.head).values())
         for parameter in (*trained, *shared, *head):
             parameter.requires_grad_(True)
         if not (trained or shared or head):
@@ -89,12 +90,6 @@ class Method(ABC):
             )
         apart = {id(p) for p in vlp.shared_parameters()}
         return sum(p.numel() for p in {id(p): p for p in trained if id(p) not in apart}.values())
-
-
-def own_head_parameters(model: AdaptedModel) -> list[nn.Parameter]:
-    """The parameters of a head that the task brought; those of a model's own head are the model's."""
-    models = {id(p) for p in model.backbone.vlp.parameters()}
-    return [p for p in model.head.parameters() if id(p) not in models]
 
 
 def all_sites(vlp: VLP, *kinds: str) -> list[Site]:

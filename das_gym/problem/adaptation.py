@@ -47,7 +47,7 @@ class Adaptation:
     def of(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
         """What `vlp` and `head` hold now."""
         tensors = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
-        tensors |= _own_parameters(vlp, head)
+        tensors |= own_parameters(vlp, head)
         mask = None if vlp.pruned_mask is None else tuple(vlp.pruned_mask.astype(int).tolist())
         detached = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         return cls(tensors=detached, mask=mask, **fields)
@@ -103,7 +103,7 @@ class Adaptation:
         if self.mask is not None:
             vlp.prune(np.array(self.mask, dtype=bool))
         wanted = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
-        wanted |= _own_parameters(vlp, head)
+        wanted |= own_parameters(vlp, head)
         if wanted.keys() != self.tensors.keys():
             odd = sorted(wanted.keys() ^ self.tensors.keys())
             raise ValueError(
@@ -133,7 +133,7 @@ class _Description:
             raise ValueError(f"mask={list(self.mask or ())} holds other values than 0 (keep) and 1 (skip)")
 
 
-def _own_parameters(vlp: VLP, head: nn.Module) -> dict[str, nn.Parameter]:
+def own_parameters(vlp: VLP, head: nn.Module) -> dict[str, nn.Parameter]:
     """`head.<name>` to the parameters of a head, without those that are the model's: a language model's own head."""
     models = {id(p) for p in vlp.parameters()}
     return {f"head.{name}": p for name, p in head.named_parameters() if id(p) not in models}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from das_gym.config import check_names
 from das_gym.models.base import VLP, State, bytes_of
 from das_gym.models.macs import MacCounter, head_macs
+from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.mask_cost import MaskCost
 
 Mask = Sequence[bool] | np.ndarray
@@ -141,7 +142,7 @@ def count_costs(
         state = state.with_hidden(hidden)
     features, pool_macs = with_adapters.pool(state)
     pooled = torch.cat([features] * passes)
-    own_head = set() if head is None else set(head.parameters()) - set(vlp.parameters())
+    own_head = [] if head is None else list(own_parameters(vlp, head).values())
     return Costs(
         base_macs=passes * (encoder_macs + embed_macs + pool_macs),
         base_added_macs=0 if isinstance(batch, tuple) else passes * (encoder_macs - bare.encode(batch)[1]),
