@@ -24,6 +24,7 @@ from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, a
 from das_gym.data.splits import Splits
 from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.evaluator import Evaluator
+from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
 from das_gym.processes import of_first, world
@@ -142,7 +143,7 @@ class Training:
             Group([p for _, p in named if id(p) not in others], rate),
             Group(projector, settings.projector_learning_rate),
             Group(fusion, rate * settings.fusion_multiplier),
-            Group(list(self.model.head.parameters()), rate * settings.head_multiplier),
+            Group(list(own_parameters(vlp, self.model.head).values()), rate * settings.head_multiplier),
         ]
         schedule = partial(decay, steps=steps, warmup=settings.warmup, power=settings.power, schedule=settings.schedule)
         modules = {"vlp": vlp, "head": self.model.head}

@@ -68,6 +68,13 @@ def test_the_papers_pipeline(config: ProblemConfig):
     assert all(torch.equal(tensor, now[name]) for name, tensor in frozen.items())
 
 
+def test_the_papers_training_updates_no_head_of_the_models_own(config: ProblemConfig):
+    settings, splits = das_settings("VLM", "answering", batch_size=4, bottleneck=4), load_splits(config)
+    training = Training(new_model(config, splits, settings, seed=0), splits, settings, seed=0)
+    groups = training.trainer(1, None, 100).optimizer.param_groups
+    assert all(parameter.requires_grad for group in groups for parameter in group["params"])
+
+
 def test_named_configs_of_the_papers_data_sets():
     settings = DASExperiment(paper_bandit).named_settings(["llava_slake", "paper"])
     assert settings["published"] == [21, 24, 25, 26]
