@@ -107,18 +107,18 @@ class Process(ABC):
         return Posterior(self, masks, self._white @ weights, variance, weights * math.sqrt(self.scale))
 
 
-class MaskProcess(Process):
-    """The process of single layers, pairs and triples.
+class PolynomialProcess(Process):
+    """A process whose covariance is a polynomial of the dot product of the signs.
 
     Args:
         masks: (m, n_layers) bool, m >= 1.
         values: (m,) float.
-        place: Where in `GRID` its variances are: one index each.
+        noise: As `Process`.
+        polynomial: (4,) coefficients of 1, d, d^2, d^3.
     """
 
-    def __init__(self, masks: Masks, values: Floats, place: Sequence[int] = START) -> None:
-        pairs, triples, noise = (choices[i] for choices, i in zip(GRID, place, strict=True))
-        self._polynomial = np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1])
+    def __init__(self, masks: Masks, values: Floats, noise: float, polynomial: Floats) -> None:
+        self._polynomial = polynomial
         super().__init__(masks, values, noise)
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
@@ -146,6 +146,20 @@ class MaskProcess(Process):
         found = same.sum() + (agree.T * (up - same)) @ agree + (differ.T * (down - same)) @ differ
         np.fill_diagonal(found, one_up @ agree + one_down @ differ)
         return found
+
+
+class MaskProcess(PolynomialProcess):
+    """The process of single layers, pairs and triples.
+
+    Args:
+        masks: (m, n_layers) bool, m >= 1.
+        values: (m,) float.
+        place: Where in `GRID` its variances are: one index each.
+    """
+
+    def __init__(self, masks: Masks, values: Floats, place: Sequence[int] = START) -> None:
+        pairs, triples, noise = (choices[i] for choices, i in zip(GRID, place, strict=True))
+        super().__init__(masks, values, noise, np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1]))
 
 
 def climb(masks: Masks, values: Floats, place: Sequence[int]) -> tuple[MaskProcess, list[int]]:

@@ -6,32 +6,19 @@ from typing import ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.bayes import Bayes
-from das_gym.agents.ask_tell.gaussian_process import NOISES, Process, dot_products
+from das_gym.agents.ask_tell.gaussian_process import NOISES, PolynomialProcess, Process
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
 
-class _Effects(Process):
+def _effects(masks: Masks, values: Floats, noise: float, pairs: float) -> Process:
     """Effects of layers and of their pairs, the latter of prior variance `pairs`: regression, written as a process.
 
     (1 + s.s' / n) holds a constant and each layer's sign; its square would add each pair's once more.
     """
-
-    def __init__(self, masks: Masks, values: Floats, noise: float, pairs: float) -> None:
-        self._pairs = pairs
-        super().__init__(masks, values, noise)
-
-    def covariance(self, some: Masks, others: Masks) -> Floats:
-        """As `Process.covariance`."""
-        agreement = dot_products(some, others) / some.shape[1]
-        return 1.0 + agreement + self._pairs * agreement**2
-
-    def flip_means(self, mask: Masks) -> Floats:
-        """As `Process.flip_means`, mask by mask: nothing clever."""
-        n = len(mask)
-        flips = np.eye(n, dtype=bool)
-        return self.mean(np.where((flips[:, None] | flips[None]).reshape(-1, n), ~mask, mask)).reshape(n, n)
+    n = masks.shape[1]
+    return PolynomialProcess(masks, values, noise, np.array([1.0, 1.0 / n, pairs / n**2, 0.0]))
 
 
 class LinearRegression(Bayes):
@@ -54,7 +41,7 @@ class LinearRegression(Bayes):
         return self.reported_masks(), (rewards - rewards.mean()) / max(float(rewards.std()), 1e-12)
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
-        return max((_Effects(masks, scores, noise, self.pairs) for noise in NOISES), key=lambda fit: fit.log_likelihood)
+        return max((_effects(masks, scores, noise, self.pairs) for noise in NOISES), key=lambda fit: fit.log_likelihood)
 
 
 class QuadraticRegression(LinearRegression):
