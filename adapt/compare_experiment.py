@@ -34,6 +34,7 @@ from das_gym.commandline import used
 from das_gym.config import build, check_names, part_of
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
 from das_gym.files import read_json, write_json, write_text
+from das_gym.models.macs import meta_twin
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import load_backbone, load_splits
 from das_gym.processes import is_first, of_first
@@ -141,11 +142,12 @@ def check(settings: CompareSettings) -> None:
     problem = settings.problem()
     if settings.searched_nums:
         check_problem(problem)
-    n_layers = len(load_backbone(problem).vlp.layers)
+    vlp = load_backbone(problem).vlp
+    n_layers = len(vlp.layers)
     if max(settings.searched_nums, default=0) > n_layers:
         raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
     for row in entrants(settings.methods, settings.method_settings, {0: (0,) * n_layers}):
-        row.made(0, n_layers).insert(load_backbone(problem).vlp)
+        row.made(0, n_layers).insert(meta_twin(vlp))
 
 
 def told_to_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:

@@ -126,19 +126,16 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         given = (options or {}).get("problem")
         chosen = self.np_random.integers(len(self.suite.problems)) if given is None else self.suite.index(given)
         self.episodes.begin(np.zeros(1, np.int64), np.array([chosen]))
-        return self._observation(), first_row(self.episodes.told()) | self._choices()
+        return self._observation(), first_row(self.episodes.told() | self.episodes.choices())
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take an action; a mask that is complete is scored."""
         rewards, ended, info = self.episodes.take(action, ())
-        return self._observation(), float(rewards[0]), bool(ended[0]), False, first_row(info) | self._choices()
+        return self._observation(), float(rewards[0]), bool(ended[0]), False, first_row(info | self.episodes.choices())
 
     def _observation(self) -> Any:
         observed = self.episodes.observe()
         return observed[0] if self.episodes.flat else {name: values[0] for name, values in observed.items()}
-
-    def _choices(self) -> dict[str, np.ndarray]:
-        return {"action_mask": self.action_masks()} if self.episodes.action == "sequence" else {}
 
 
 class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
@@ -149,30 +146,19 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
 
     Args:
         num_envs: How many.
-        split, action, flat, reward, statistics, suite, problems, problems_seed: As for `SuiteEnv`.
+        **settings: `SuiteEnv`'s arguments.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        split: str = "train",
-        action: str = "mask",
-        flat: bool = False,
-        reward: str = "exp_neg_loss",
-        statistics: str | Iterable[str] | None = None,
-        suite: str | None = None,
-        problems: int | None = None,
-        problems_seed: int = 0,
-    ) -> None:
+    def __init__(self, num_envs: int = 1, **settings: Any) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
-        self.num_envs = num_envs
-        self.suite = _suite(split, reward, statistics, suite, problems, problems_seed)
-        self.episodes = SuiteEpisodes(self.suite, action, flat, num_envs)
-        self.single_observation_space = self.episodes.observation_space
-        self.single_action_space = self.episodes.action_space
+        template = SuiteEnv(**settings)
+        self.num_envs, self.suite = num_envs, template.suite
+        self.episodes = SuiteEpisodes(self.suite, template.episodes.action, template.episodes.flat, num_envs)
+        self.single_observation_space = template.observation_space
+        self.single_action_space = template.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -197,7 +183,8 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         else:
             chosen = np.broadcast_to([self.suite.index(each) for each in np.atleast_1d(given).tolist()], self.num_envs)
         self.episodes.begin(everyone, chosen)
-        return self.episodes.observe(), _present(self.episodes.told() | self._choices(), np.ones(self.num_envs, bool))
+        told = self.episodes.told() | self.episodes.choices()
+        return self.episodes.observe(), _present(told, np.ones(self.num_envs, bool))
 
     def _drawn(self, count: int) -> np.ndarray:
         return self.np_random.integers(len(self.suite.problems), size=count)
@@ -210,7 +197,7 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
             final = self._final(told, ended)
             places = np.flatnonzero(ended)
             self.episodes.begin(places, self._drawn(len(places)))
-        info = _present(told | self._choices(), np.ones(self.num_envs, bool)) | final
+        info = _present(told | self.episodes.choices(), np.ones(self.num_envs, bool)) | final
         return self.episodes.observe(), rewards, ended, np.zeros(self.num_envs, bool), info
 
     def _final(self, told: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, Any]:
@@ -220,9 +207,6 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         for row in rows.tolist():
             found[row] = observed[row] if self.episodes.flat else {name: part[row] for name, part in observed.items()}
         return {"final_obs": found, "_final_obs": ended, "final_info": _present(told, ended), "_final_info": ended}
-
-    def _choices(self) -> dict[str, np.ndarray]:
-        return {"action_mask": self.action_masks()} if self.episodes.action == "sequence" else {}
 
 
 def _present(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:

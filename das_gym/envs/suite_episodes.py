@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -42,6 +41,7 @@ class SuiteEpisodes:
         self.over = np.ones(rows, bool)
         self.everyone = np.arange(rows)
         count = len(suite.problems)
+        self._saved_whole = suite.saved[suite.rows(np.arange(count), np.zeros((count, MAX_UNITS), bool))]
         self._known = {
             "statistics": suite.observed.reshape(count, -1),
             "units": suite.units.astype(np.float32),
@@ -88,8 +88,10 @@ class SuiteEpisodes:
         more: dict[str, np.ndarray] = {}
         if self.action == "sequence":
             saved = self.suite.saved[self.suite.rows(self.which, self.masks)]
-            nothing = self.suite.saved[self.suite.rows(self.which, np.zeros_like(self.masks))]
-            more = {"skipped": self.masks.astype(np.float32), "saved": (saved - nothing)[:, None].astype(np.float32)}
+            more = {
+                "skipped": self.masks.astype(np.float32),
+                "saved": (saved - self._saved_whole[self.which])[:, None].astype(np.float32),
+            }
         if self.flat:
             return np.concatenate((self._known_flat[self.which], *more.values()), axis=1)
         return parts | more
@@ -106,6 +108,10 @@ class SuiteEpisodes:
             raise ValueError("action='scores' has no actions to mask; use action='sequence'")
         choices: np.ndarray = self.suite.useful[self.which] & ~self.masks
         return choices | ~choices.any(axis=1, keepdims=True)
+
+    def choices(self) -> dict[str, np.ndarray]:
+        """What `info` says of the actions: (m, n_choices) bool `action_mask`, of sequences alone."""
+        return {"action_mask": self.action_masks()} if self.action == "sequence" else {}
 
     def take(self, actions: Any, batch: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Go one step.
@@ -165,28 +171,13 @@ class SuiteEpisodes:
         return info | ({"invalid_action": invalid} if self.action == "sequence" else {})
 
     @property
-    def random_means(self) -> np.ndarray:
-        """(m,) what random masks earn in the mean."""
-        return self.suite.random_means[self.which]
-
-    @property
     def optima(self) -> np.ndarray:
         """(m,) what the best masks earn."""
         return self.suite.optima[self.which]
 
     def told(self) -> dict[str, np.ndarray]:
         """What `info` says of the problems, each (m,)."""
-        return {"problem": self.which.copy(), "random_mean": self.random_means, "optimum": self.optima}
-
-    def get_state(self) -> dict[str, Any]:
-        """Where the episodes stand, JSON-able."""
-        return {"which": self.which.tolist(), "masks": self.masks.astype(int).tolist(), "over": self.over.tolist()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `get_state` was called."""
-        self.which = np.array(state["which"], np.int64)
-        self.masks = np.array(state["masks"], bool)
-        self.over = np.array(state["over"], bool)
+        return {"problem": self.which.copy(), "random_mean": self.suite.random_means[self.which], "optimum": self.optima}
 
 
 def _whole(actions: Any, batch: tuple[int, ...]) -> np.ndarray:

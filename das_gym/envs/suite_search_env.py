@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from das_gym.envs.scored_env import first_row
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.tables.suite import MAX_UNITS
 
@@ -47,23 +47,12 @@ class SuiteSearchEnv(SuiteEnv):
     v0: first.
     """
 
-    def __init__(
-        self,
-        evaluations: int = 30,
-        split: str = "train",
-        action: str = "scores",
-        flat: bool = False,
-        reward: str = "exp_neg_loss",
-        statistics: str | Iterable[str] | None = None,
-        suite: str | None = None,
-        problems: int | None = None,
-        problems_seed: int = 0,
-    ) -> None:
+    def __init__(self, evaluations: int = 30, action: str = "scores", **settings: Any) -> None:
         if action == "sequence":
             raise ValueError("action='sequence': an action of a search is a whole mask; use 'scores' or 'mask'")
         if evaluations < 1:
             raise ValueError(f"evaluations={evaluations}: a search has at least one")
-        super().__init__(split, action, flat, reward, statistics, suite, problems, problems_seed)
+        super().__init__(action=action, **settings)
         self.evaluations = evaluations
         parts = {
             "masks": spaces.Box(0.0, 1.0, (evaluations * MAX_UNITS,), np.float32),
@@ -72,7 +61,7 @@ class SuiteSearchEnv(SuiteEnv):
             "best": spaces.Box(0.0, 1.0, (1,), np.float32),
         }
         known: Any = self.episodes.observation_space
-        if flat:
+        if self.episodes.flat:
             lows, highs = ([getattr(box, name) for box in (known, *parts.values())] for name in ("low", "high"))
             self.observation_space = spaces.Box(np.concatenate(lows), np.concatenate(highs), dtype=np.float32)
         else:
@@ -99,8 +88,7 @@ class SuiteSearchEnv(SuiteEnv):
         history["rewards"][place], history["scored"][place] = scaled, 1.0
         gain = max(scaled - float(history["best"][0]), 0.0)
         history["best"][0] = max(scaled, float(history["best"][0]))
-        told = {key: values[0].item() for key, values in info.items()} | self._told()
-        return self._observation(), gain, bool(self.episodes.over[0]), False, told
+        return self._observation(), gain, bool(self.episodes.over[0]), False, first_row(info) | self._told()
 
     def _told(self) -> dict[str, Any]:
         return {"best": float(self._history["best"][0]), "evaluations": self._count}
