@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import torch
 from das_gym.adapt.methods.base import make_method
 
 from das_gym.commandline import typed
 from das_gym.models.adapters import ScaledAdapter
 from das_gym.models.base import VLP
 from das_gym.models.encoding import meta_batch
+from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from das_gym.problem.costs import count_costs
@@ -93,7 +93,7 @@ def counted(row: Published) -> tuple[float, float]:
     if row.method is None:
         raise ValueError(f"{row.title} of {row.model} cannot be counted: there is no such method here")
     model = _whole(row.model)
-    with torch.device("meta"):
+    with without_content():
         trained = make_method(row.method).insert(model)
     runs = any(isinstance(module, ScaledAdapter) for module in model.modules())
     more = _macs(model) - _plain_macs(row.model) if runs else 0
@@ -115,7 +115,7 @@ def _macs(vlp: VLP) -> int:
 
 def _whole(model: str) -> VLP:
     """The model of the size that the tables are of, without content."""
-    with torch.device("meta"):
+    with without_content():
         return METER() if model == "METER" else ViLT(ViLTConfig(max_positions=40))
 
 

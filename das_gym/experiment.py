@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from das_gym.commandline import meant, typed, use
 from das_gym.config import build, check_names, part_of, settings_text
 from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, sign
-from das_gym.drawing.curves import draw_curves
+from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_text
 from das_gym.interrupts import INTERRUPTED
 from das_gym.problem.config import ProblemConfig

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from das_gym.adapt.compare.table import Line
 
-from das_gym.files import replacing
+from das_gym.drawing.charts import new_figure, save_figure
 
 
 def plot_scores(path: str | os.PathLike[str], lines: Sequence[Line], metric: str, title: str) -> None:
@@ -20,11 +20,7 @@ def plot_scores(path: str | os.PathLike[str], lines: Sequence[Line], metric: str
         metric: What the score is.
         title: Of the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 5.5)
     axes = figure.add_subplot()
     for line in lines:
         colour, marker = ("C0", "o") if line.key.startswith("das_") else ("0.5", "o")
@@ -39,6 +35,4 @@ def plot_scores(path: str | os.PathLike[str], lines: Sequence[Line], metric: str
     axes.set_ylabel(f"{metric.replace('_', ' ')} on the test split, %")
     axes.set_title(title, fontsize=10)
     axes.margins(x=0.15)
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=120)
+    save_figure(figure, path)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from das_gym.agents.compare.results import QUARTILES, AgentResult, quantile
 
-from das_gym.files import replacing
+from das_gym.drawing.charts import new_figure, save_figure
 from das_gym.problem.budget import Floats, Masks
 
 if TYPE_CHECKING:
     from das_gym.agents.pareto.record import FrontResult
-    from matplotlib.figure import Figure
 
 _KEPT = "0.7"
 STYLES = ("-", "--", ":")
@@ -38,7 +37,7 @@ def plot_skip_probabilities(
         mask: (n_layers,) bool, the answer, True = skipped.
         title: Title of the picture.
     """
-    figure = _figure(8.0)
+    figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
     turns = np.arange(1, len(probabilities) + 1)
     colours = {int(layer): f"C{i}" for i, layer in enumerate(np.flatnonzero(mask))}
@@ -53,24 +52,7 @@ def plot_skip_probabilities(
     axes.set_ylabel("skip probability, sigmoid of the layer's preference; coloured: the answer")
     axes.set_xlim(1, max(2, len(turns)))
     axes.set_title(title)
-    _save(figure, path)
-
-
-def _figure(width: float) -> Figure:
-    """An empty picture, `width` by 5 inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, 5.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as part:
-        figure.savefig(part, format="png", dpi=120)
+    save_figure(figure, path)
 
 
 def _spread(heights: Floats, low: float, high: float) -> Floats:
@@ -93,7 +75,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         title: Title of the picture.
     """
     panels = ["regret"] if results[0].rank is None else ["regret", "rank"]
-    figure = _figure(6.0 * len(panels) + 1.5)
+    figure = new_figure(6.0 * len(panels) + 1.5, 5.0)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, result in enumerate(results):
             values = getattr(result, panel)
@@ -114,7 +96,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
     figure.legend(handles=axes.get_lines(), loc="outside right upper", frameon=False)
     figure.suptitle(title)
     figure.supxlabel(EXPLAINED, fontsize=8, color="0.35")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _drawn(values: Floats) -> Floats:
@@ -132,7 +114,7 @@ def plot_front(path: str | os.PathLike[str], result: FrontResult, title: str = "
         result: The front.
         title: Title of the picture.
     """
-    figure = _figure(9.0)
+    figure = new_figure(9.0, 5.0)
     axes = figure.add_subplot()
     front, searched = result.front, result.searched
     axes.scatter(100 * searched.saved, _drawn(searched.losses), s=8, color=_KEPT, label="scored", zorder=1)
@@ -154,4 +136,4 @@ def plot_front(path: str | os.PathLike[str], result: FrontResult, title: str = "
     axes.set_ylabel("loss (reward split), nats")
     axes.legend(frameon=False)
     axes.set_title(title)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.leaderboard import BUDGETS, EVALUATIONS, SEEDS, section
+from das_gym.agents.compare.leaderboard import BUDGETS, EVALUATIONS, SEEDS, find_tables, section
 from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.results import AgentResult, agent_results
 from das_gym.agents.compare.traces import NO_ANSWER, Trace
 
 from das_gym.commandline import parse_or_help
 from das_gym.config import near_miss
+from das_gym.drawing.command import with_settings
 from das_gym.files import read_json, write_text
 from das_gym.problem.budget import Masks
 from das_gym.registration import ENVIRONMENTS
@@ -47,22 +48,19 @@ class Run:
     """One search of a submission: the masks that it asked about."""
 
     env_id: str
-    skip_num: int | None
-    macs_saved: float | None
+    budget: Mapping[str, Any]
     seed: int
     masks: Masks
 
     @property
-    def budget(self) -> dict[str, Any]:
-        """As an environment takes it."""
-        return {"skip_num": self.skip_num} if self.macs_saved is None else {"macs_saved": self.macs_saved}
+    def problem(self) -> tuple[str, int]:
+        """Table and number of the budget."""
+        return self.env_id, BUDGETS.index(self.budget)
 
 
 def main(words: Sequence[str] = ()) -> None:
     """Check the file that the words name and print its rows."""
-    if words and "=" not in words[0] and not words[0].startswith("-") and words[0] not in ("with", "help"):
-        words = ["with", f"file={words[0]}", *words[2:]]
-    settings = parse_or_help(SubmitSettings, words, "agents submit")
+    settings = parse_or_help(SubmitSettings, with_settings(words, "file", one=True), "agents submit")
     if settings is None:
         return
     name, runs = read_submission(Path(settings.file).expanduser())
@@ -71,8 +69,7 @@ def main(words: Sequence[str] = ()) -> None:
         note = "" if seeds >= SEEDS else f" The leaderboard has {SEEDS}."
         parts.append(f"{section(oracle, [result])}\n\n{seeds} seeds.{note}\n")
     print("\n".join(parts))
-    missing = len(ENVIRONMENTS) * len(BUDGETS) - len(parts)
-    if missing > 0:
+    if len(parts) < len(find_tables(None)) * len(BUDGETS):
         print(f"{len(parts)} sections; the leaderboard has more: it wants every bundled table at every budget.")
     if settings.out is not None:
         write_text(settings.out, "\n".join(parts))
@@ -96,8 +93,8 @@ def read_submission(path: Path) -> tuple[str, list[Run]]:
     read = [_read_run(run, f"{path}, run {number}") for number, run in enumerate(runs)]
     seen: set[tuple] = set()
     for run in read:
-        if (key := (run.env_id, run.skip_num, run.macs_saved, run.seed)) in seen:
-            raise ValueError(f"{path}: seed {run.seed} of {run.env_id} with {run.budget} is there twice")
+        if (key := (run.problem, run.seed)) in seen:
+            raise ValueError(f"{path}: seed {run.seed} of {run.env_id} with {dict(run.budget)} is there twice")
         seen.add(key)
     return content["agent"], read
 
@@ -126,7 +123,7 @@ def _read_run(run: Any, where: str) -> Run:
         if not isinstance(mask, str) or not mask or set(mask) - {"0", "1"} or len(mask) != len(masks[0]):
             raise ValueError(f"{where}, mask {number} is {mask!r}: give a text of 0 (kept) and 1 (skipped), one a layer")
     array = np.array([[bit == "1" for bit in mask] for mask in masks])
-    return Run(env_id, budget.get("skip_num"), budget.get("macs_saved"), seed, array)
+    return Run(env_id, budget, seed, array)
 
 
 def score(agent: str, runs: Sequence[Run]) -> list[tuple[TableOracle, AgentResult, int]]:
@@ -139,7 +136,7 @@ def score(agent: str, runs: Sequence[Run]) -> list[tuple[TableOracle, AgentResul
     """
     groups: defaultdict[tuple, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.env_id, run.skip_num, run.macs_saved].append(run)
+        groups[run.problem].append(run)
     found = []
     for group in groups.values():
         oracle = TableOracle(group[0].env_id, group[0].budget)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -158,7 +159,7 @@ class Evaluator:
         if self._memory.refresh():
             self._runner = None
             self._trunk.forget()
-        signature = hash(tuple(e.key for e in examples))
+        signature = _signature(examples)
         keys = [(signature, mask.tobytes()) for mask in masks]
         found = self._memory.find(keys, divergences)
         todo = {key: mask for key, mask in zip(keys, masks, strict=True) if key not in found}
@@ -198,19 +199,29 @@ class Evaluator:
         if divergences and full_logits is None:
             unskipped = np.zeros(len(self.vlp.layers), dtype=bool)
             todo.setdefault((signature, unskipped.tobytes()), unskipped)
-        started = time.perf_counter()
-        self._trunk.start(hash((signature, self.batch_size)))
-        try:
+        with self._run_of(signature):
             means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
-        finally:
-            self._spent.seconds += time.perf_counter() - started
         found = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
         if divergences:
             self._memory.keep_logits((signature, self.batch_size), logits)
-        self._spent.masks += len(todo)
-        self._spent.examples += len(todo) * len(examples)
-        self._spent.broken += int(np.isinf([score.loss for score in found.values()]).sum())
+        self._count(len(todo), len(examples), np.array([score.loss for score in found.values()]))
         return found
+
+    @contextmanager
+    def _run_of(self, signature: int) -> Iterator[None]:
+        """A run over the examples with this signature, timed whether it ends well or not."""
+        started = time.perf_counter()
+        self._trunk.start(hash((signature, self.batch_size)))
+        try:
+            yield
+        finally:
+            self._spent.seconds += time.perf_counter() - started
+
+    def _count(self, masks: int, examples: int, losses: np.ndarray) -> None:
+        """Count what a run has scored; `losses`: (masks,), where a broken mask has one that is not finite."""
+        self._spent.masks += masks
+        self._spent.examples += masks * examples
+        self._spent.broken += int((~np.isfinite(losses)).sum())
 
     def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
         """As `evaluate` with divergences, example by example; nothing is remembered.
@@ -221,14 +232,11 @@ class Evaluator:
         masks = self._check(masks, examples)
         unskipped = np.zeros((1, masks.shape[1]), dtype=bool)
         each = np.zeros((3, len(masks) + 1, len(examples)))
-        started = time.perf_counter()
-        self._trunk.start(hash((hash(tuple(e.key for e in examples)), self.batch_size)))
-        for rows, where, scores, _ in self._leaves(np.concatenate((unskipped, masks)), examples, None, True, None):
-            each[:, rows, where] = np.stack(scores)[:, None]
-        self._spent.seconds += time.perf_counter() - started
-        self._spent.masks += len(masks)
-        self._spent.examples += len(masks) * len(examples)
-        self._spent.broken += int((~np.isfinite(each[0, 1:]).all(axis=1)).sum())
+        with self._run_of(_signature(examples)):
+            for rows, where, scores, _ in self._leaves(np.concatenate((unskipped, masks)), examples, None, True, None):
+                each[:, rows, where] = np.stack(scores)[:, None]
+        with np.errstate(invalid="ignore"):
+            self._count(len(masks), len(examples), each[0, 1:].sum(axis=1))
         return Scores(*each[:, 1:])
 
     def _score(
@@ -307,6 +315,10 @@ class Evaluator:
             self._head_macs[gathered.shape] = head_macs(self.head, gathered)
         self._spent.macs += self._head_macs[gathered.shape]
         return self.head(gathered)
+
+
+def _signature(examples: Sequence[Any]) -> int:
+    return hash(tuple(e.key for e in examples))
 
 
 def _score_of(means: Sequence[float], divergences: bool) -> Score:

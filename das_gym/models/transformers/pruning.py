@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
+from das_gym.models.macs import without_content
 from das_gym.models.transformers.stack import Stack, find_decoder, find_tower
 
 INDEX_LISTS = (
@@ -142,7 +142,7 @@ def what_differs(model: Any) -> str | None:
     """
     try:
         config = type(model.config).from_dict(model.config.to_dict())  # as reading it does: some mend what they are given
-        with torch.device("meta"):
+        with without_content():
             twin = type(model)(config)
     except Exception as error:  # whatever a configuration that checks itself raises
         said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
