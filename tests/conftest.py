@@ -16,6 +16,7 @@ from das_gym.tables.build import build_table
 from das_gym.tables.table import SubnetTable
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
+from tests.made_up_suite import write_made_up_suite
 from tests.small_world import small_world
 
 torch.set_num_threads(1)
@@ -51,6 +52,12 @@ def tiny_kwargs(shapes_folder: Path, random_supernet: Path) -> dict[str, str]:
 def tiny_problem(tiny_kwargs: dict[str, str]) -> Problem:
     """The tiny problem itself; do not train it."""
     return build_problem(ProblemConfig(**tiny_kwargs))
+
+
+@pytest.fixture(scope="session")
+def made_up_suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a suite of a few made-up tables; do not write there."""
+    return write_made_up_suite(tmp_path_factory.mktemp("suite"))
 
 
 @pytest.fixture(scope="session")

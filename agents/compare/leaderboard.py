@@ -1,34 +1,41 @@
-"""All agents on all bundled tables, by count and by cost: LEADERBOARD.md, from one command.
+"""All agents on all bundled tables, by count and by cost, and on the suite's `test`: LEADERBOARD.md, from one command.
 
-python -m agents leaderboard                        100 seeds, 120 evaluations; about five minutes on one core
+python -m agents leaderboard                        100 seeds, 120 evaluations; an hour and a half on one core
 python -m agents leaderboard with seeds=20 out=mine.md
 python -m agents leaderboard with tables=FOLDER     tables elsewhere, named <short>_table.npz: meter_vqa_table.npz, ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
-from das_gym.agents.compare.oracle import TableOracle
+from das_gym.agents.compare.aggregate import aggregate, summary
+from das_gym.agents.compare.oracle import Oracle, SuiteOracle, TableOracle
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
 from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
 from das_gym.agents.listing import first_line
+from das_gym.agents.sb3.config import check_agent_name
 
 from das_gym.commandline import parse_or_help, typed
 from das_gym.files import write_text
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 from das_gym.runs import library_versions, progress
+from das_gym.tables.suite import load_suite
 
 BUDGETS: tuple[Mapping[str, Any], ...] = ({"skip_num": 4}, {"macs_saved": 0.12})
 EVALUATIONS = 120
 SEEDS = 100
 OURS, BASELINE = "bayes", "random"
 HALFWAY = 60
+UNSEEN_EVALUATIONS = 60
+UNSEEN_SHARE = 0.1
+"""Seeds on each problem of the suite's `test`, as a share of those on each table, at least one: the problems are many."""
+
 MIN_FOUND, MAX_REGRET = 0.9, 0.2
 """What our agent is to reach: this share of seeds, and this share of the baseline's regret."""
 
@@ -92,10 +99,37 @@ def verdict(results: Mapping[str, Sequence[AgentResult]]) -> str:
     return "\n".join(lines)
 
 
-def document(sections: Sequence[str], summary: str, seeds: int) -> str:
+def unseen_seeds(seeds: int) -> int:
+    """Seeds on each problem of the suite."""
+    return max(1, round(UNSEEN_SHARE * seeds))
+
+
+class Played:
+    """What all agents did on some problems."""
+
+    def __init__(self, agents: Sequence[str]) -> None:
+        self.agents = agents
+        self.oracles: list[Any] = []
+        self.results: list[list[AgentResult]] = []
+
+    def play(self, oracle: Oracle, seeds: int, evaluations: int, on_agent: Callable[[str], Any]) -> None:
+        """One more problem."""
+        self.oracles.append(oracle)
+        self.results.append(compare(oracle, self.agents, range(seeds), evaluations, on_agent=on_agent))
+
+    def summary(self, evaluations: int) -> str:
+        """All of them in one table."""
+        counts = checkpoints(evaluations)
+        return summary([aggregate(self.oracles, each, counts) for each in zip(*self.results, strict=True)], counts)
+
+
+def document(tables: Played, unseen: Played, seeds: int) -> str:
     """The whole file."""
+    pairs = list(zip(tables.oracles, tables.results, strict=True))
+    by_name = {f"{oracle.table.meta.env_id}, {describe_budget(oracle)}": results for oracle, results in pairs}
+    sections = [section(oracle, results) for oracle, results in pairs]
     versions = library_versions()
-    about = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in COMPARED)
+    about = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in tables.agents)
     near = f"within {100 * TOLERANCE:g} % of the best reward"
     return f"""# Leaderboard
 
@@ -103,7 +137,7 @@ Which agent finds the best mask, and after how many evaluations? Written by
 
     python -m agents leaderboard with seeds={seeds}
 
-on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same numbers.
+on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same numbers, but for milliseconds.
 Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
 `python -m agents compare with meter_vqa` plays on one table and draws a picture.
 
@@ -121,15 +155,33 @@ Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_te
 |---|---|
 {about}
 
+## All problems at once
+
+As arXiv 2108.13264 (rliable) would have it. *Normalised regret*: 0 = the best mask, 1 = layers skipped in a random order,
+2 at most. *at n*: its interquartile mean over problems and seeds after n evaluations, and 95 % of 2,000 bootstrap samples,
+seeds drawn anew within every problem. *optimum*, *within*: share of searches that end at the best mask, or within so much
+of it. *ms a turn*: processor time that choosing 3 masks takes, all problems together, on the machine that wrote this.
+
+On the {len(unseen.oracles)} problems of the suite's `test` (`DAS-Suite-v0`), on which nothing was tuned or trained,
+{unseen_seeds(seeds)} seeds and {UNSEEN_EVALUATIONS} evaluations each:
+
+{unseen.summary(UNSEEN_EVALUATIONS)}
+
+On the {len(tables.oracles)} problems of the bundled tables, {seeds} seeds and {EVALUATIONS} evaluations each:
+
+{tables.summary(EVALUATIONS)}
+
+`python -m benchmarks.large` has 24 layers and more, where masks cannot be listed; docs/agents.md tells what it found.
+
 ## Ours against what it must reach
 
 `{OURS}` (`agents/ask_tell/bayes.py` says how) is to find the best mask in at
 least {100 * MIN_FOUND:.0f} % of the seeds, with a median regret at {HALFWAY} evaluations of at most {MAX_REGRET:g} of
 random search's.
 
-{summary}
+{verdict(by_name)}
 
-## All
+## Table by table
 
 {chr(10).join(part + chr(10) for part in sections)}"""
 
@@ -142,13 +194,21 @@ class LeaderboardSettings:
         seeds: Searches that an agent makes, at least 1.
         out: File to write.
         tables: Folder of tables; None = the bundled ones.
+        suite: Folder of a suite; None = the bundled one.
+        agents: Names, or "module:class"; ours and the baseline's are among them.
     """
 
     seeds: int = SEEDS
     out: str = "LEADERBOARD.md"
     tables: str | None = None
+    suite: str | None = None
+    agents: tuple[str, ...] = COMPARED
 
     def __post_init__(self) -> None:
+        for agent in self.agents:
+            check_agent_name(agent)
+        if missing := {OURS, BASELINE} - set(self.agents):
+            raise ValueError(f"agents={list(self.agents)}: {', '.join(sorted(missing))} has to be among them")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} is not allowed; give a whole number from 1 on")
 
@@ -164,15 +224,18 @@ def main(words: Sequence[str] = ()) -> None:
             f"no tables named <short>_table.npz in {settings.tables or 'the assets'}; "
             f"`{typed('agents table', ENVIRONMENTS[DEFAULT_ENV].short)}` makes one"
         )
-    sections, results = [], {}
-    with progress(len(tables) * len(BUDGETS) * len(COMPARED), "playing", unit="agent") as bar:
+    suite = load_suite(settings.suite, "test")
+    played, unseen = Played(settings.agents), Played(settings.agents)
+    problems = len(tables) * len(BUDGETS) + len(suite.problems)
+    with progress(problems * len(settings.agents), "playing", unit="agent") as bar:
         for budget in BUDGETS:
             for env_id, path in tables.items():
                 oracle = TableOracle(env_id, budget, {"table": str(path)})
-                found = compare(oracle, COMPARED, range(settings.seeds), EVALUATIONS, on_agent=lambda agent: bar.update())
-                sections.append(section(oracle, found))
-                results[f"{oracle.table.meta.env_id}, {describe_budget(oracle)}"] = found
-    write_text(settings.out, document(sections, verdict(results), settings.seeds))
+                played.play(oracle, settings.seeds, EVALUATIONS, lambda agent: bar.update())
+        for problem in suite.problems:
+            other = SuiteOracle(problem, suite.statistics)
+            unseen.play(other, unseen_seeds(settings.seeds), UNSEEN_EVALUATIONS, lambda agent: bar.update())
+    write_text(settings.out, document(played, unseen, settings.seeds))
     print(f"{len(tables)} tables, {len(BUDGETS)} budgets, {settings.seeds} seeds: {settings.out}")
     missing = [entry.short for entry in ENVIRONMENTS.values() if entry.tabular_id not in tables]
     if missing:

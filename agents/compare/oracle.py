@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from das_gym.envs.scored_env import ScoredEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS
+from das_gym.tables.suite import SuiteProblem, random_probabilities
 
 
 class Oracle(ABC):
@@ -30,6 +31,7 @@ class Oracle(ABC):
         space: The masks that keep the budget.
         statistics: Layer statistics by name, (n_layers,) each.
         best_reward: The highest reward of an allowed mask; None where nobody knows.
+        random_reward: What layers skipped in a random order earn in the mean; None where nobody knows.
         asked: (layers skipped, reward) of every call, in order.
     """
 
@@ -38,6 +40,7 @@ class Oracle(ABC):
     space: MaskSpace
     statistics: Mapping[str, Floats]
     best_reward: float | None = None
+    random_reward: float | None = None
 
     @cached_property
     def asked(self) -> list[tuple[tuple[int, ...], float]]:
@@ -95,7 +98,11 @@ class TableOracle(Oracle):
         self._objective, self._split = env.scorer.objective, env.scorer.split
         anywhere = replace(self._objective, budget=Budget(self.table.n_layers))
         self._rewards = self.table.values(anywhere, self._split)
-        self.best_reward = float(self._rewards[self.space.contains(self.table.masks)].max())
+        kept = self.space.contains(self.table.masks)
+        self.best_reward = float(self._rewards[kept].max())
+        if self.table.meta.max_skipped is None:
+            chances = random_probabilities(self.table.masks, kept, self.space.budget.useful_layers)
+            self.random_reward = float(chances @ self._rewards)
 
     def rewards(self, masks: Masks) -> Floats:
         """As `Oracle.rewards`."""
@@ -108,6 +115,29 @@ class TableOracle(Oracle):
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
         """As `Oracle.ranks`."""
         return self.table.rank_of_values(rewards, self._objective, self._split)
+
+
+class SuiteOracle(Oracle):
+    """A problem of a suite.
+
+    Args:
+        problem: That problem.
+        statistics: Names of the layer statistics that agents read.
+    """
+
+    def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
+        self.env_id, self.env_kwargs = problem.name, {}
+        self.table, self._rewards, self.space = problem.table, problem.rewards, MaskSpace(problem.budget)
+        self.statistics = dict(zip(statistics, self.table.statistics.T.astype(np.float64), strict=True))
+        self.best_reward, self.random_reward = problem.optimum, problem.random_mean
+
+    def rewards(self, masks: Masks) -> Floats:
+        """As `Oracle.rewards`."""
+        return self._rewards[self.table.index(masks)]
+
+    def test_metrics(self, masks: Masks) -> Floats:
+        """As `Oracle.test_metrics`: not known, since a suite's problem is one group of examples."""
+        return np.full(len(masks), np.nan)
 
 
 class LiveOracle(Oracle):

@@ -33,6 +33,7 @@ class AgentResult:
         answers: (seeds, n_layers) its final answers.
         rewards: (seeds,) of those.
         test_metrics: (seeds,) of those, on the test split; NaN where it never had an answer.
+        milliseconds: (seeds,) of processor time a turn; None where nobody knows.
     """
 
     agent: str
@@ -44,6 +45,7 @@ class AgentResult:
     answers: Masks
     rewards: Floats
     test_metrics: Floats
+    milliseconds: Floats | None = None
 
     def needed(self) -> Floats:
         """(seeds,) evaluations from which on the answer is as good as the best mask; inf where it never stays so."""
@@ -102,7 +104,18 @@ def agent_results(oracle: Oracle, traces: Sequence[Trace]) -> list[AgentResult]:
         found, near = regret == 0, regret <= TOLERANCE * abs(best)
         tests = np.where(np.isfinite(each.rewards[:, -1]), oracle.test_metrics(each.answers), np.nan)
         results.append(
-            AgentResult(each.agent, regret, ranks, found, near, each.evaluations, each.answers, each.rewards[:, -1], tests)
+            AgentResult(
+                each.agent,
+                regret,
+                ranks,
+                found,
+                near,
+                each.evaluations,
+                each.answers,
+                each.rewards[:, -1],
+                tests,
+                each.milliseconds,
+            )
         )
     return results
 

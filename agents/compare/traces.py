@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +36,18 @@ class Trace:
         rewards: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after so many
             evaluations; -inf before its first turn is scored.
         evaluations: (seeds,) how many it used; an agent that is done keeps its answer.
+        milliseconds: (seeds,) of processor time a turn, for its asking and being told; None where nobody knows.
     """
 
     agent: str
     answers: Masks
     rewards: Floats
     evaluations: npt.NDArray[np.int64]
+    milliseconds: Floats | None = None
+
+
+Search = tuple[Masks, Floats, int, float]
+"""One search, a row of each array of a `Trace`."""
 
 
 def trace_agent(
@@ -63,8 +70,7 @@ def trace_agent(
     different = seeds if is_algorithm(agent) or agent_class(agent).draws else seeds[:1]
     runs = [play_once(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
     runs = runs if len(runs) == len(seeds) else runs * len(seeds)
-    answers, rewards, used = zip(*runs, strict=True)
-    return Trace(agent, np.array(answers), np.array(rewards), np.array(used))
+    return Trace(agent, *map(np.array, zip(*runs, strict=True)))
 
 
 def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:
@@ -94,34 +100,38 @@ def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any])
 
 def _search_once(
     oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> tuple[Masks, Floats, int]:
-    """Its answer, (evaluations,) rewards of its answers on the way, and how many evaluations it used."""
+) -> Search:
     agent = _make(oracle, name, seed, agent_kwargs)
     curve = np.full(evaluations, NO_ANSWER)
-    used = 0
+    used, turns, seconds = 0, 0, 0.0
     while used < evaluations:
+        started = time.process_time()
         masks = ask(agent, name, min(masks_per_turn, evaluations - used))
+        seconds += time.process_time() - started
         if len(masks) == 0:
             break
-        agent.tell(masks, oracle.rewards(masks))
-        used += len(masks)
+        rewards, started = oracle.rewards(masks), time.process_time()
+        agent.tell(masks, rewards)
+        seconds += time.process_time() - started
+        used, turns = used + len(masks), turns + 1
         curve[used - 1 :] = oracle.rewards(answer(agent, name)[None])[0]
     final = answer(agent, name)
     if used == 0:  # the budget leaves one mask, and the agent knows
         curve[:] = oracle.rewards(final[None])[0]
-    return final, curve, used
+    return final, curve, used, 1e3 * seconds / max(turns, 1)
 
 
 def _train_once(
     oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> tuple[Masks, Floats, int]:
+) -> Search:
     """As `_search_once`, with an algorithm of Stable-Baselines3 on `masks_per_turn` environments side by side.
 
-    On the way its answer is the best mask scored so far, at the end that or the policy's own, whichever is better.
+    On the way its answer is the best mask scored so far, at the end that or the policy's own, whichever is better. Its
+    time is that of the whole training, by turns.
     """
     from das_gym.agents.sb3.train import train_sb3
 
-    space = oracle.space
+    space, started = oracle.space, time.process_time()
     result = train_sb3(
         name,
         hyperparameters=agent_kwargs,
@@ -141,4 +151,4 @@ def _train_once(
     final = np.array(result.mask, dtype=bool)
     if space.contains(final[None])[0]:  # a policy that never kept the budget has no answer
         curve[max(used, 1) - 1 :] = oracle.rewards(final[None])[0]
-    return final, curve, used
+    return final, curve, used, 1e3 * (time.process_time() - started) / max(len(result.history), 1)

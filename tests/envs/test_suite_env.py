@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,14 +9,13 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
 import das_gym  # noqa: F401  (registers the environments)
-from tests.made_up_suite import write_made_up_suite
 
 ACTIONS = ("mask", "sequence", "scores")
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(write_made_up_suite(tmp_path_factory.mktemp("suite")))
+def suite(made_up_suite: Path) -> str:
+    return str(made_up_suite)
 
 
 @pytest.mark.parametrize("flat", [True, False])

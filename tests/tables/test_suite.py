@@ -11,12 +11,6 @@ from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.landscape import landscape
 from das_gym.tables.suite import load_suite, random_probabilities, read_suite
-from tests.made_up_suite import write_made_up_suite
-
-
-@pytest.fixture(scope="module")
-def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_made_up_suite(tmp_path_factory.mktemp("suite"))
 
 
 @pytest.mark.parametrize(
@@ -39,8 +33,8 @@ def test_random_orders_are_counted(budget: Budget):
     np.testing.assert_allclose(found, counts / len(orders))
 
 
-def test_problems_are_tables_groups_and_budgets(suite_folder: Path):
-    suite = load_suite(suite_folder, "train")
+def test_problems_are_tables_groups_and_budgets(made_up_suite: Path):
+    suite = load_suite(made_up_suite, "train")
     names = [problem.name for problem in suite.problems]
     assert len(set(names)) == len(names)
     assert {name.split("/")[0] for name in names} == {"train-0", "train-1"}
@@ -52,11 +46,11 @@ def test_problems_are_tables_groups_and_budgets(suite_folder: Path):
         assert scaled[kept].max() == pytest.approx(1)
         assert suite.units[row].sum() == problem.table.n_layers
         assert problem.optimum == problem.rewards[kept].max()
-    assert load_suite(suite_folder, "test").problems[0].source.name == "test-3"
+    assert load_suite(made_up_suite, "test").problems[0].source.name == "test-3"
 
 
-def test_highest_scores_keep_the_budget_as_budgets_do(suite_folder: Path):
-    suite = load_suite(suite_folder, "train")
+def test_highest_scores_keep_the_budget_as_budgets_do(made_up_suite: Path):
+    suite = load_suite(made_up_suite, "train")
     rng = np.random.default_rng(0)
     which = np.arange(len(suite.problems))
     scores = rng.normal(size=(len(which), 16))

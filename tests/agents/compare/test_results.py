@@ -230,14 +230,16 @@ def command(*words, cwd):
     return subprocess.run([sys.executable, "-m", "agents", *words], env=environment, capture_output=True, text=True, cwd=cwd)
 
 
-def test_the_leaderboard_from_one_command(made_up_table, tmp_path, capsys):
+def test_the_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path, capsys):
     out = tmp_path / "LEADERBOARD.md"
-    leaderboard(["with", f"tables={made_up_table.parent}", "seeds=1", f"out={out}"])
+    words = ["with", f"tables={made_up_table.parent}", f"suite={made_up_suite}", "seeds=1", f"out={out}"]
+    leaderboard([*words, "agents=['random','bayes','greedy']"])
     text = out.read_text()
     assert "python -m agents leaderboard with seeds=1" in text
     assert "### DAS-METER-VQA-v0, k = 4 (70 masks)" in text
     assert "### DAS-METER-VQA-v0, at least 12 % of the MACs saved" in text
-    assert text.count("\n| bayes |") == text.count("\n| random |") == 2
+    assert text.count("\n| bayes |") == text.count("\n| random |") == 4
+    assert "On the 2 problems of the bundled tables, 1 seeds and 120 evaluations each" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| DAS-METER-VQA-v0, k = 4 (70 masks) |")]
     assert line.split(" | ")[-2] in ("yes", "no")
     assert "without a table, and so left out: meter_nlvr2, meter_retrieval, vilt_vqa" in capsys.readouterr().out
@@ -247,6 +249,8 @@ def test_the_leaderboard_from_one_command(made_up_table, tmp_path, capsys):
         leaderboard(["with", f"tables={tmp_path / 'none'}"])
     with pytest.raises(ValueError, match="seeds=0 is not allowed; give a whole number from 1 on"):
         leaderboard(["with", "seeds=0"])
+    with pytest.raises(ValueError, match="bayes has to be among them"):
+        leaderboard(["with", "agents=['random']"])
 
 
 def test_the_list_names_everything(tmp_path):

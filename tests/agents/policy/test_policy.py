@@ -12,17 +12,11 @@ from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, tr
 
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.suite import Suite, load_suite
-from tests.made_up_suite import write_made_up_suite
 
 
 @pytest.fixture(scope="module")
-def suite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_made_up_suite(tmp_path_factory.mktemp("suite"))
-
-
-@pytest.fixture(scope="module")
-def suite(suite_folder: Path) -> Suite:
-    return load_suite(suite_folder, "train")
+def suite(made_up_suite: Path) -> Suite:
+    return load_suite(made_up_suite, "train")
 
 
 @pytest.fixture
@@ -90,15 +84,15 @@ def test_agents_ask_it(network: UnitNetwork, suite: Suite, tmp_path: Path):
 
 
 @pytest.mark.long
-def test_training_makes_it_better(suite_folder: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_training_makes_it_better(made_up_suite: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     start = mean_scaled(UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)).eval(), suite)
     told: list[str] = []
     sizes = {"n_envs": 32, "n_steps": 8, "batch_size": 64, "width": 8, "blocks": 1, "learning_rate": 1e-2}
-    settings = PolicySettings(str(tmp_path / "p"), str(suite_folder), steps=4_000, **sizes)
+    settings = PolicySettings(str(tmp_path / "p"), str(made_up_suite), steps=4_000, **sizes)
     train_policy(settings, told.append)
     best = max(float(line.split("train ")[1].split(",")[0]) for line in told)
     assert best > start + 0.02
-    words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={suite_folder}", "steps=64", "n_envs=4", "n_steps=8"]
+    words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={made_up_suite}", "steps=64", "n_envs=4", "n_steps=8"]
     main([*words, "batch_size=32", "problems=3"])
     assert "policy:" in capsys.readouterr().out
     assert UnitNetwork.load(tmp_path / "p.safetensors").config.statistics == DEFAULT_STATISTICS

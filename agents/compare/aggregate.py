@@ -1,0 +1,100 @@
+"""Many problems at once, as arXiv 2108.13264 would have runs told: interquartile means with intervals, and profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from das_gym.agents.compare.oracle import Oracle
+from das_gym.agents.compare.results import AgentResult
+
+from das_gym.problem.budget import Floats
+
+WORST = 2.0
+"""The largest normalised regret, also that of an agent without an answer."""
+
+SHARES = (0.0, 0.01, 0.05, 0.2, 0.5)
+"""Normalised regrets up to which a profile counts the searches."""
+
+RESAMPLES = 2000
+
+
+def normalised_regrets(oracle: Oracle, result: AgentResult) -> Floats:
+    """(seeds, evaluations) regrets as shares of what there is to gain: 0 = the optimum, 1 = skipping in a random order.
+
+    Raises:
+        ValueError: an oracle that does not know both.
+    """
+    if oracle.best_reward is None or oracle.random_reward is None:
+        raise ValueError(f"{oracle.env_id}: only a table knows what its best and its random masks earn")
+    return np.minimum(result.regret / max(oracle.best_reward - oracle.random_reward, 1e-12), WORST)
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """An agent on many problems.
+
+    Attributes:
+        agent: Its name.
+        means: Interquartile mean of the normalised regret after each number of evaluations that was asked for.
+        intervals: 95 % of each, seeds drawn anew within every problem.
+        profile: Share of searches that end within each of `SHARES`.
+        milliseconds: Of processor time a turn, in the mean; NaN where nobody knows.
+    """
+
+    agent: str
+    means: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...]
+    profile: tuple[float, ...]
+    milliseconds: float
+
+
+def aggregate(oracles: Sequence[Oracle], results: Sequence[AgentResult], counts: Sequence[int]) -> Aggregate:
+    """One agent's results on several problems, all with as many seeds and evaluations.
+
+    Args:
+        oracles: What was searched.
+        results: Of the agent on each.
+        counts: Numbers of evaluations to tell of.
+    """
+    curves = np.stack([normalised_regrets(oracle, each) for oracle, each in zip(oracles, results, strict=True)])
+    at = [curves[:, :, count - 1] for count in counts]
+    return Aggregate(
+        results[0].agent,
+        tuple(float(interquartile_mean(values.ravel())) for values in at),
+        tuple(interval(values) for values in at),
+        tuple(float((curves[:, :, -1] <= share + 1e-12).mean()) for share in SHARES),
+        float(np.mean([np.nan if each.milliseconds is None else each.milliseconds.mean() for each in results])),
+    )
+
+
+def interquartile_mean(values: Floats) -> Floats:
+    """(...) the mean of the middle half of (..., n) values."""
+    ordered, cut = np.sort(values, axis=-1), values.shape[-1] // 4
+    means: Floats = ordered[..., cut : values.shape[-1] - cut].mean(axis=-1)
+    return means
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """95 % of the interquartile means of (problems, seeds) values, seeds drawn anew within every problem."""
+    rng, (problems, seeds) = np.random.default_rng(0), values.shape
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = np.take_along_axis(values, rng.integers(seeds, size=(problems, seeds)), axis=1)
+        means.append(interquartile_mean(drawn.ravel()))
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def summary(aggregates: Sequence[Aggregate], counts: Sequence[int]) -> str:
+    """A Markdown table, the agent with the lowest mean at the end first."""
+    head = ["agent", *(f"at {count}" for count in counts)]
+    head += [f"within {100 * share:g} %" if share else "optimum" for share in SHARES] + ["ms a turn"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for each in sorted(aggregates, key=lambda one: (one.means[::-1], one.agent)):
+        told = zip(each.means, each.intervals, strict=True)
+        cells = [each.agent, *(f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in told)]
+        cells += [f"{100 * share:.0f} %" for share in each.profile] + [f"{each.milliseconds:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
