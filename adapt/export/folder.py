@@ -17,13 +17,13 @@ import torch
 from das_gym.adapt.export.card import model_card
 from das_gym.adapt.export.graph import FILE as ONNX_FILE
 from das_gym.adapt.export.graph import require_onnx, write_onnx
-from das_gym.adapt.export.loading import quiet_loading
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 
 from das_gym.commandline import used
 from das_gym.files import replacing
 from das_gym.models.checkpoints import family_of
 from das_gym.models.portable import DAS_GYM, Portable, portable_head
+from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import CHECKSUM, checksum, write_folder
 from das_gym.problem.loading import AdaptedModel
 from das_gym.runs import library_versions

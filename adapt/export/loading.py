@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from das_gym.files import read_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.portable import DAS_GYM
+from das_gym.models.quiet import quiet_loading
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
 from das_gym.runs import RunSettings
 
@@ -84,19 +83,3 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
     head.load_state_dict(named)
     place, base = pick_device(device), fingerprint(vlp)
     return AdaptedModel(Backbone(vlp.to(place), processor, base, loaded.heads), head.to(place).eval(), task)
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """No progress bars and warnings of transformers."""
-    from transformers.utils import logging
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()

@@ -15,6 +15,7 @@ from torch import Tensor
 from das_gym.models.base import State
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
+from das_gym.models.quiet import quiet_loading
 from das_gym.models.transformers import stack
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import JOINT, VLM, LanguageHead, Traits, batch_experts
@@ -326,9 +327,10 @@ class _Check:
 
     def _check_reloading(self, smaller: Any, gone: int, skipped: Tensor, encodings: Sequence[Encoding]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            smaller.save_pretrained(folder)
             dtype = next(smaller.parameters()).dtype
-            again = type(smaller).from_pretrained(folder, dtype=dtype, local_files_only=True)
+            with quiet_loading():
+                smaller.save_pretrained(folder)
+                again = type(smaller).from_pretrained(folder, dtype=dtype, local_files_only=True)
             again = in_double(again.to(smaller.device).eval())
         if not self.same(skipped, self._logits(VLM(again), encodings)):
             raise ValueError(f"{self.name} saved without layer {gone} gives other logits when it is loaded again")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite
 from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
@@ -174,7 +175,8 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
         raise ValueError(f"{folder} holds a {config.model_type}, which writes no answers: pass a model that generates text")
     check_sums(folder)
     try:
-        model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+        with bars_on_terminals():
+            model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ValueError(f"{folder} does not load in transformers: {_first_line(error)}") from error
     wrong = [*sorted(report["missing_keys"]), *sorted(str(one) for one in report["mismatched_keys"])]

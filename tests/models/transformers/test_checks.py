@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers as t
 
 from das_gym.models.transformers.checks import find_traits
+from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.pruning import _shorten, apart, delete_layers
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
@@ -62,3 +64,10 @@ def test_layers_with_settings_of_their_own_keep_them():
     _shorten(config, [1, 2, 3], 4)
     assert [layer.intermediate_size for layer in config.per_layer_config] == [48, 24, 48]
     assert list(config.to_dict()["per_layer_config"]) == ["1"]
+
+
+def test_nobody_is_shown_bars_where_nobody_looks(folder_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]):
+    folder = folder_of("llama")
+    capfd.readouterr()
+    load_vlm(folder)
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,39 @@
+"""transformers, told to be quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No progress bars and warnings of transformers."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with _no_bars():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def bars_on_terminals() -> contextlib.AbstractContextManager[None]:
+    """Progress bars of transformers only where somebody may look."""
+    return contextlib.nullcontext() if sys.stderr.isatty() else _no_bars()
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
