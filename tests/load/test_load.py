@@ -48,7 +48,7 @@ def test_steps_of_a_table(action: str):
     env.reset(seed=0)
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(8)]
-    assert none(growth_of(lambda number: env.step(actions[number % 8]), 600, 16), 1.0)
+    assert none(growth_of(lambda number: env.step(actions[number % 8]), 1500, 16), 1.0)
     env.close()
 
 
