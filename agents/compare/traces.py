@@ -17,6 +17,7 @@ from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.loop import SEARCH_DEFAULTS, agent_generator
 
 from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.statistics import masks_needed
 
 ON_ALL_EXAMPLES: dict[str, dict[str, Any]] = {"evopress": {"stages": [1.0], "offspring": 8, "initial": 8}}
 """Settings of agents that begin on few examples, where every mask is scored on all: comparisons count whole evaluations."""
@@ -34,7 +35,8 @@ class Trace:
         answers: (seeds, n_layers) its final answers.
         rewards: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after so many
             evaluations; -inf before its first turn is scored.
-        evaluations: (seeds,) how many it used; an agent that is done keeps its answer.
+        evaluations: (seeds,) how many it used, with those that a model takes for the statistics it reads; an agent that is
+            done keeps its answer.
     """
 
     agent: str
@@ -95,7 +97,7 @@ def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any])
 def _search_once(
     oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
 ) -> tuple[Masks, Floats, int]:
-    """Its answer, (evaluations,) rewards of its answers on the way, and how many evaluations it used."""
+    """Its answer, (evaluations,) rewards of its answers on the way, and how many evaluations it used, see `Trace`."""
     agent = _make(oracle, name, seed, agent_kwargs)
     curve = np.full(evaluations, NO_ANSWER)
     used = 0
@@ -109,7 +111,7 @@ def _search_once(
     final = answer(agent, name)
     if used == 0:  # the budget leaves one mask, and the agent knows
         curve[:] = oracle.rewards(final[None])[0]
-    return final, curve, used
+    return final, curve, used + masks_needed(agent.statistics_read, agent.n_layers)
 
 
 def _train_once(
@@ -141,4 +143,4 @@ def _train_once(
     final = np.array(result.mask, dtype=bool)
     if space.contains(final[None])[0]:  # a policy that never kept the budget has no answer
         curve[max(used, 1) - 1 :] = oracle.rewards(final[None])[0]
-    return final, curve, used
+    return final, curve, used + masks_needed(oracle.statistics, space.n_layers)  # its policy reads all that is observed
