@@ -2,17 +2,14 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import NormalizeObservation
-from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 
 from das_gym import ENVIRONMENTS
@@ -118,15 +115,6 @@ def test_shows_what_the_live_environment_shows(small_problem, small_table, table
         assert other[2:4] == one[2:4]
         if one[2]:
             np.testing.assert_allclose(tabular.reset()[0], live.reset()[0], rtol=1e-4, atol=1e-6)
-
-
-def test_checkers_have_nothing_to_say(table_path: str):
-    for action in ("mask", "sequence", "scores"):
-        env = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            check_env(env)
-            sb3_check_env(env)
 
 
 def test_no_model_is_loaded(table_path: str, monkeypatch: pytest.MonkeyPatch):
