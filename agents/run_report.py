@@ -98,12 +98,11 @@ def _command(folder: Path, result: SearchResult) -> str:
     defaults = {**asdict(SearchSettings()), "env_id": None, "agent": None, "seed": None}  # which are always told
     if (folder / "config.json").is_file():
         return same_again(folder, "agents", defaults)
-    names = ("env_id", "agent", "agent_kwargs", "seed", "masks_per_turn", "evaluations")
+    names = ("env_id", "agent", "agent_kwargs", "seed", "masks_per_turn")
     budget = {name: result.env_kwargs[name] for name in BUDGET_SETTINGS if result.env_kwargs.get(name) is not None}
     others = {name: value for name, value in result.env_kwargs.items() if name not in BUDGET_SETTINGS}
-    return same_again(
-        folder, "agents", defaults, **{n: getattr(result, n) for n in names}, **budget, env_kwargs=others or None
-    )
+    given = {name: getattr(result, name) for name in names} | {"evaluations": result.masks_asked}
+    return same_again(folder, "agents", defaults, **given, **budget, env_kwargs=others or None)
 
 
 def _cost(result: SearchResult, tabular: Any) -> CostChart:

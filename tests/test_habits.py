@@ -31,6 +31,12 @@ def test_actions_run_what_ci_runs():
     assert set(job["strategy"]["matrix"]["python"]) == named
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_badge_tells_the_lowest_gymnasium(name: str):
+    (lowest,) = [line.partition(">=")[2] for line in PROJECT["dependencies"] if line.startswith("gymnasium>=")]
+    assert f"img.shields.io/badge/Gymnasium-v{lowest}%2B-blue" in (ROOT / name).read_text()
+
+
 def test_issue_templates_are_forms():
     forms = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
     assert len(forms) == 2

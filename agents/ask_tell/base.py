@@ -67,6 +67,8 @@ class Agent(ABC):
         examples_share: Share (0..1] of the reward examples on which the masks of the last ask are to be scored. Such a
             mask costs that share of an evaluation, and its reward is not comparable to others.
         draws: Whether it draws at random. The others do the same whatever the seed.
+        statistics_read: Names of the layer statistics that its choices depend on. The masks that a model scores for them
+            (`das_gym.problem.statistics.masks_needed`) are evaluations of its search.
         preferences: (n_layers,) float64, the larger the rather skipped; None for an agent that has none.
     """
 
@@ -74,6 +76,7 @@ class Agent(ABC):
     free_budget: ClassVar[bool] = False
     draws: ClassVar[bool] = True
     examples_share: float = 1.0
+    statistics_read: tuple[str, ...] = ()
     preferences: Floats | None = None
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:

@@ -13,6 +13,9 @@ from das_gym.agents.ask_tell.best_seen import OneMask
 from das_gym.problem.budget import Floats
 from das_gym.problem.mask_space import MaskSpace
 
+ESTIMATED_FROM = ("stream", "depth", "block_influence_pooled", "block_influence_tokens")
+"""Layer statistics that stand for blocks that nobody measured."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -55,8 +58,7 @@ class Blocks:
         known = statistics or {}
         streams = np.asarray(known.get("stream", np.zeros(n_layers))).tolist()
         order = {stream: [i for i in range(n_layers) if streams[i] == stream] for stream in dict.fromkeys(streams)}
-        names = ("block_influence_pooled", "block_influence_tokens")
-        pooled, tokens = (np.asarray(known.get(name, np.ones(n_layers)), dtype=float) for name in names)
+        pooled, tokens = (np.asarray(known.get(name, np.ones(n_layers)), dtype=float) for name in ESTIMATED_FROM[2:])
         side_by_side = "depth" in known and len({len(chain) for chain in order.values()}) == 1
         stages = [list(s) for s in zip(*order.values(), strict=True)] if side_by_side else [[i] for i in range(n_layers)]
         return cls(
@@ -106,6 +108,7 @@ class OfBlocks(OneMask):
     ) -> None:
         super().__init__(space, seed)
         self.blocks = Blocks.of(blocks, statistics, self.n_layers)
+        self.statistics_read = ESTIMATED_FROM if blocks is None else ()
 
     def own(self, layer: int) -> float:
         """How unlike a layer's own input and output are: 1 - cos over tokens, 0..2."""

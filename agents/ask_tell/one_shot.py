@@ -17,8 +17,8 @@ SKIPS = ("lowest", "highest")
 class OneShot(OneMask):
     """The layers where a statistic of the unskipped model is lowest: one mask.
 
-    The statistics are those that the environment observes, so they cost no evaluation here; `leave_one_out` has its
-    environment score n_layers + 1 masks at the first reset. (`das_gym.agents.ask_tell.greedy.LeaveOneOut` counts them.)
+    The statistics are those that the environment observes. Most take no mask; `leave_one_out` has the model score
+    n_layers + 1, which count as evaluations of the search. (`das_gym.agents.ask_tell.greedy.LeaveOneOut` asks for them.)
 
     Args:
         space: The masks to choose from.
@@ -44,6 +44,7 @@ class OneShot(OneMask):
         super().__init__(space, seed)
         check_names([statistic], statistics or {}, "statistic")
         check_names([skip], SKIPS, "value of skip,")
+        self.statistics_read = (statistic,)
         values = np.asarray((statistics or {})[statistic], dtype=np.float64)
         self.preferences = -values if skip == "lowest" else values
 

@@ -145,10 +145,12 @@ Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_te
 - *Regret*: the best mask's reward minus that of the answer an agent would give after so many evaluations, median
   (quartiles). *Rank*: median rank of the final answer, 1 = best.
 - *Found*: share of seeds whose final answer is the best mask. *Near*: {near}. *Needed*: median number of
-  evaluations from which on the answer is the best mask. *Used*: evaluations asked for; some agents are done early.
+  evaluations from which on the answer is the best mask. *Used*: evaluations asked for (some
+  agents are done early), and the masks that a model scores for the layer statistics which an agent reads.
 - *Test*: mean metric of the final answers on the test split, which no agent sees.
-- `greedy` and `leave_one_out` spend evaluations on masks that skip too little. The statistics that `one_shot` ranks by
-  are not counted: on a model, `leave_one_out` among them takes n_layers + 1 masks.
+- `greedy` and `leave_one_out` spend evaluations on masks that skip too little. `policy` and `policy_bayes` read
+  the statistic `leave_one_out`, for which a model scores n_layers + 1 masks: *used* counts them; *regret at*, *needed* and
+  the budget do not, since a table knows them. What the other agents read takes no mask.
   `bandit` learns with the rate that `python -m agents` gives it.
 
 | agent | what it is |

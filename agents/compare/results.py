@@ -29,7 +29,7 @@ class AgentResult:
         rank: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None where the ground truth is not known.
         found: (seeds, evaluations) bool: the answer earns the best reward exactly.
         near: (seeds, evaluations) bool: the regret is within `TOLERANCE` of the best reward.
-        evaluations: (seeds,) how many it used.
+        evaluations: (seeds,) how many it used, see `Trace`.
         answers: (seeds, n_layers) its final answers.
         rewards: (seeds,) of those.
         test_metrics: (seeds,) of those, on the test split; NaN where it never had an answer.

@@ -18,6 +18,7 @@ from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.loop import SEARCH_DEFAULTS, agent_generator
 
 from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.statistics import masks_needed
 
 ON_ALL_EXAMPLES: dict[str, dict[str, Any]] = {"evopress": {"stages": [1.0], "offspring": 8, "initial": 8}}
 """Settings of agents that begin on few examples, where every mask is scored on all: comparisons count whole evaluations."""
@@ -35,7 +36,8 @@ class Trace:
         answers: (seeds, n_layers) its final answers.
         rewards: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after so many
             evaluations; -inf before its first turn is scored.
-        evaluations: (seeds,) how many it used; an agent that is done keeps its answer.
+        evaluations: (seeds,) how many it used, with those that a model takes for the statistics it reads; an agent that is
+            done keeps its answer.
         milliseconds: (seeds,) of processor time a turn, for its asking and being told; None where nobody knows.
     """
 
@@ -118,6 +120,7 @@ def _search_once(
     final = answer(agent, name)
     if used == 0:  # the budget leaves one mask, and the agent knows
         curve[:] = oracle.rewards(final[None])[0]
+    used += masks_needed(agent.statistics_read, agent.n_layers)
     return final, curve, used, 1e3 * seconds / max(turns, 1)
 
 
@@ -151,4 +154,5 @@ def _train_once(
     final = np.array(result.mask, dtype=bool)
     if space.contains(final[None])[0]:  # a policy that never kept the budget has no answer
         curve[max(used, 1) - 1 :] = oracle.rewards(final[None])[0]
+    used += masks_needed(oracle.statistics, space.n_layers)  # its policy reads all that is observed
     return final, curve, used, 1e3 * (time.process_time() - started) / max(len(result.history), 1)

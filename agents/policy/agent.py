@@ -96,7 +96,9 @@ class Policy(OneMask):
         policy: str | None = None,
     ) -> None:
         super().__init__(space, seed)
-        self._mask = _Reader(space, statistics, policy).mask()
+        reader = _Reader(space, statistics, policy)
+        self.statistics_read = reader.network.config.statistics
+        self._mask = reader.mask()
 
     def best(self) -> Masks:
         """The mask."""
@@ -124,6 +126,7 @@ class PolicyBayes(Bayes):
     ) -> None:
         super().__init__(space, seed, noisy)
         self._reader = _Reader(space, statistics, policy)
+        self.statistics_read = self._reader.network.config.statistics
 
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks that were not told before: the policy's own first, then some that it thinks good."""

@@ -78,7 +78,7 @@ def search_with_sb3(
     print(f"  reward {trained.policy['reward']}, mask {trained.policy['mask']}")
     if trained.starved:
         print(
-            f"  ended after {result.evaluations} of {config.evaluations} evaluations: nearly none of its masks kept the "
+            f"  ended after {result.masks_asked} of {config.evaluations} evaluations: nearly none of its masks kept the "
             "budget; action=sequence and action=scores always keep it"
         )
     if folder is not None:

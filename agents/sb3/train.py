@@ -226,6 +226,7 @@ class _Training:
             answer,
             best or answer,
             self.recorder.turns,
+            statistics_read=None,
             env_kwargs=config.mask_kwargs,
             agent_kwargs=self.parameters,
             preferences=None,

@@ -54,7 +54,8 @@ class SearchConfig(BudgetSettings):
         agent_kwargs: The agent's own hyperparameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
         seed: Seed of the agent and the environment, 0..2^32 - 1.
         masks_per_turn: Masks that are scored on the same examples, at least 1. The paper's is 3.
-        evaluations: Budget: masks to score for the agent, at least 1. Its answer is scored once more at the end.
+        evaluations: Budget: masks to score for the agent, at least 1. Its answer is scored once more at the end, and what
+            the statistics take that it reads comes on top.
         checkpoint_every: Turns between checkpoints, at least 1.
     """
 
@@ -271,6 +272,7 @@ class _Loop:
             {"mask": mask.astype(int).tolist(), **scored},
             best,
             self.history,
+            self.agent.statistics_read,
             env_kwargs=config.mask_kwargs,
             agent_kwargs=config.agent_settings(),
             preferences=_values(self.agent.preferences),

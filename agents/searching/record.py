@@ -20,6 +20,7 @@ from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.mask_space import skipped_names
+from das_gym.problem.statistics import masks_needed
 from das_gym.runs import library_versions
 
 FORMAT = 1
@@ -108,6 +109,18 @@ def plain_numbers(values: np.ndarray) -> list[Any]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
+def masks_of(turns: Iterable[Turn]) -> int:
+    """Evaluations that turns are worth, rounded up."""
+    return math.ceil(sum(turn.cost for turn in turns))
+
+
+def _statistic_masks(base: Any, names: Iterable[str] | None) -> int:
+    """Masks that an environment scored for statistics by name, None = for all it shows; none where a table knows them."""
+    scorer = find_scorer(base)
+    scored: int = getattr(scorer, "observation_masks", 0)
+    return masks_needed(names, scorer.n_layers) if scored and names is not None else scored
+
+
 def _layers_of(base: Any) -> dict[str, Any]:
     """What a record keeps of an environment's layers."""
     scorer = find_scorer(base)
@@ -163,8 +176,8 @@ class SearchResult:
         macs: Of the answer, an example.
         macs_full: Of the full model, an example.
         macs_saved: Share of MACs that the answer saves.
-        evaluations: Masks that were scored before the answer; those scored on a share of the examples count as that share,
-            and the sum is rounded up.
+        evaluations: Masks that were scored before the answer, `statistic_masks` among them; those scored on a share of the
+            examples count as that share, and the sum is rounded up.
         best_seen: The scored mask that keeps the budget and has the highest reward, with its scores (the answer need not
             be it); the answer itself where none was scored.
         preferences: The agent's at the end; None if it has none.
@@ -172,6 +185,8 @@ class SearchResult:
         versions: Of Python and the libraries.
         free_budget: Whether the agent was also scored on masks off the budget, see `Agent`; False in records
             of earlier versions.
+        statistic_masks: Those that the model scored for layer statistics which the agent read (`leave_one_out`); 0 on a
+            table, and in records of earlier versions, which do not count them.
         use: Modules to import before the environment can be made: what registers it.
         units: Where the layers stand, as `das_gym.drawing.architecture.Architecture.record` gives them, and
         statistics: (n_layers,) values of each layer statistic by name, for reports; empty in records of earlier versions and
@@ -180,7 +195,7 @@ class SearchResult:
 
     Raises:
         ValueError: what cannot be the record of a search: masks of another length or of other values than 0 and 1,
-            a `best_seen` that lacks something, a seed below 0.
+            a `best_seen` that lacks something, a seed below 0, more masks for statistics than masks.
     """
 
     env_id: str
@@ -205,6 +220,7 @@ class SearchResult:
     skip_probabilities: list[float] | None
     versions: dict[str, str]
     free_budget: bool = False
+    statistic_masks: int = 0
     use: tuple[str, ...] = ()
     units: tuple[dict[str, Any], ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
@@ -231,13 +247,27 @@ class SearchResult:
             _check_mask(name, mask, len(self.layer_names))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} is not allowed; use 0..{2**32 - 1}")
+        if not 0 <= self.statistic_masks <= self.evaluations:
+            raise ValueError(f"statistic_masks={self.statistic_masks} is not allowed; they are some of {self.evaluations}")
         most = max((len(turn.masks) for turn in self.history), default=1)
         if self.masks_per_turn < most:
             raise ValueError(f"masks_per_turn={self.masks_per_turn} is not allowed; its turns have up to {most} masks")
 
+    @property
+    def masks_asked(self) -> int:
+        """Masks that the agent asked for: what the budget of a search is of."""
+        return self.evaluations - self.statistic_masks
+
     @classmethod
     def of(
-        cls, config: Any, base: Any, answer: Mapping[str, Any], best: Mapping[str, Any], turns: Sequence[Turn], **rest: Any
+        cls,
+        config: Any,
+        base: Any,
+        answer: Mapping[str, Any],
+        best: Mapping[str, Any],
+        turns: Sequence[Turn],
+        statistics_read: Iterable[str] | None,
+        **rest: Any,
     ) -> SearchResult:
         """The result of a search.
 
@@ -247,10 +277,12 @@ class SearchResult:
             answer: `mask`, `reward` and scores of the answer.
             best: Those of the best mask seen.
             turns: All turns.
+            statistics_read: Names of the layer statistics that the agent read; None = all that are observed.
             rest: The other fields.
         """
         shared = {name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")}
         names = list(base.layer_names)
+        of_statistics = _statistic_masks(base, statistics_read)
         return cls(
             **shared,
             **answer,
@@ -258,7 +290,8 @@ class SearchResult:
             skipped_layers=skipped_names(names, answer["mask"]),
             n_skipped=sum(answer["mask"]),
             macs_full=int(base.macs_full),
-            evaluations=math.ceil(sum(turn.cost for turn in turns)),
+            evaluations=masks_of(turns) + of_statistics,
+            statistic_masks=of_statistics,
             best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
             versions=library_versions(),
             use=used(),

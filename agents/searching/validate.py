@@ -14,7 +14,6 @@ something differs.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import check_number
 from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
-from das_gym.agents.searching.record import SCORES, SearchResult, best_row
+from das_gym.agents.searching.record import SCORES, SearchResult, best_row, masks_of
 
 from das_gym.commandline import HELP, parse_or_help, use
 from das_gym.data.origin import check_record, module_of
@@ -96,7 +95,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE) -> list[Check]:
 
 
 def _has_all_turns(result: SearchResult) -> bool:
-    return math.ceil(sum(turn.cost for turn in result.history)) == result.evaluations
+    return masks_of(result.history) == result.masks_asked
 
 
 def _replay_mask(env: Any, what: str, claim: Any, budget: Mapping[str, Any], tolerance: float) -> list[Check]:
@@ -124,9 +123,9 @@ def _derived(result: SearchResult) -> list[Check]:
         "answer: skipped_layers": (result.skipped_layers, skipped_names(result.layer_names, result.mask)),
         "best seen: skipped_layers": (best["skipped_layers"], skipped_names(result.layer_names, best["mask"])),
     }
-    if result.history or result.evaluations == 0:
+    if result.history or result.masks_asked == 0:
         row = best_row(result.history, result.env_kwargs) or {"mask": result.mask, **_claim(vars(result))}
-        pairs["evaluations"] = (result.evaluations, math.ceil(sum(turn.cost for turn in result.history)))
+        pairs["evaluations"] = (result.masks_asked, masks_of(result.history))
         pairs |= {f"best seen, of all turns: {name}": (best[name], row[name]) for name in ("mask", "reward", *SCORES)}
     return [Check(what, claimed, found, claimed == found) for what, (claimed, found) in pairs.items()]
 
@@ -219,7 +218,7 @@ def report(file: str | os.PathLike[str], result: SearchResult, checks: Sequence[
     ]
     if others:
         lines.append(f"  made with {', '.join(others)}")
-    if result.evaluations and not result.history:
+    if result.masks_asked and not result.history:
         lines.append(
             "  no search_history.json beside it: evaluations and the best mask seen are not compared with the turns"
         )

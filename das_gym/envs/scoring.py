@@ -16,7 +16,13 @@ from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.rewards import Objective, find_reward
-from das_gym.problem.statistics import StatisticInputs, check_statistics, compute_statistics, measure_activity
+from das_gym.problem.statistics import (
+    StatisticInputs,
+    check_statistics,
+    compute_statistics,
+    masks_needed,
+    measure_activity,
+)
 from das_gym.problem.unit_latency import cost_of
 
 REWARD_BATCHES = ("fixed", "cycle", "resample")
@@ -68,7 +74,7 @@ class Scorer(ABC):
         statistics: Names of the layer statistics to observe.
 
     Attributes:
-        evaluations: Masks scored so far; masks off the budget are not scored.
+        evaluations: Masks scored so far, those for the observation among them; masks off the budget are not scored.
         position: Which example is the next, where they are taken in turn.
         improvements: The search so far: pairs of an evaluation at which the best reward rose, and that reward.
     """
@@ -77,7 +83,7 @@ class Scorer(ABC):
         self.layer_names = layer_names
         self.objective = objective
         self.statistics = check_statistics(statistics)
-        self.evaluations = 0
+        self.evaluations = self.observation_masks
         self.position = 0
         self.improvements: list[tuple[int, float]] = []
 
@@ -92,6 +98,11 @@ class Scorer(ABC):
     @abstractmethod
     def observation(self) -> np.ndarray:
         """(n_layers * n_statistics,) float32: layer statistics of the unskipped model, layer by layer; a copy."""
+
+    @property
+    def observation_masks(self) -> int:
+        """Masks that are scored for the observation; 0 where a table knows it."""
+        return 0
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest observation, float32."""
@@ -129,7 +140,7 @@ class Scorer(ABC):
 
     def restart(self) -> None:
         """Begin the reward examples and the count of evaluations anew, as `reset(seed=...)` does."""
-        self.evaluations = self.position = 0
+        self.evaluations, self.position = self.observation_masks, 0
         self.improvements = []
 
     def get_state(self) -> dict[str, Any]:
@@ -269,6 +280,11 @@ class MaskScorer(Scorer):
     def architecture(self) -> Architecture:
         """As `Scorer.architecture`."""
         return Architecture.of_layers(self.problem.vlp.layers, self.macs)
+
+    @property
+    def observation_masks(self) -> int:
+        """As `Scorer.observation_masks`: what the statistics ask of the model, counted once a search."""
+        return masks_needed((statistic.name for statistic in self.statistics), self.n_layers)
 
     def next_examples(self, rng: np.random.Generator) -> tuple:
         """The examples of the next step."""

@@ -58,7 +58,8 @@ class SkipEnv(ScoredEnv):
     ## Information
     `info` always holds, as plain numbers: `loss` (nats), `metric` (0..1), `macs` (of one example), `macs_saved`
     (share of the MACs of the model without adapters), `n_skipped`, `feasible` (the budget is kept), and `evaluations` (masks
-    scored so far). Amid a sequence they tell of the layers skipped so far, which are not scored: `loss` is inf, `metric` 0.
+    scored so far, from those of the observation on: n_layers + 1 for the statistic `leave_one_out`, none where a table knows
+    it). Amid a sequence they tell of the layers skipped so far, which are not scored: `loss` is inf, `metric` 0.
     A budget of another cost adds what the mask saves of that, such as `latency_saved`. `action="sequence"` adds
     `action_mask` and `invalid_action`.
 

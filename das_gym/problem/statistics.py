@@ -88,6 +88,7 @@ class Statistic:
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
         compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
+        masks_a_layer: How many masks a layer it asks `StatisticInputs.losses_without` for, 0 where it asks for none.
     """
 
     name: str
@@ -95,6 +96,11 @@ class Statistic:
     low: float
     high: float
     compute: Callable[[StatisticInputs], np.ndarray]
+    masks_a_layer: int = 0
+
+    def masks_needed(self, n_layers: int) -> int:
+        """Masks that a model scores for it, the one that skips nothing among them; 0 where it needs none."""
+        return self.masks_a_layer * n_layers + 1 if self.masks_a_layer else 0
 
 
 @torch.inference_mode()
@@ -281,6 +287,7 @@ STATISTICS: dict[str, Statistic] = {
             -100,
             100,
             leave_one_out,
+            masks_a_layer=1,
         ),
     )
 }
@@ -319,6 +326,7 @@ STATISTICS |= {
             -100,
             100,
             next_interaction,
+            masks_a_layer=2,
         ),
         Statistic(
             "early_exit",
@@ -326,6 +334,7 @@ STATISTICS |= {
             -100,
             100,
             early_exit,
+            masks_a_layer=1,
         ),
     )
 }
@@ -360,6 +369,14 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
         raise ValueError(f"statistics={names}: give one or more of {', '.join(STATISTICS)}, or None for all")
     check_names(names, STATISTICS, "statistic")
     return tuple(STATISTICS[name] for name in names)
+
+
+def masks_needed(names: Iterable[str], n_layers: int) -> int:
+    """Masks that a model of so many layers scores for statistics by name; those that nobody registered need none.
+
+    Each counts its own, as every mask that an agent asks for counts, asked before or not.
+    """
+    return sum(STATISTICS[name].masks_needed(n_layers) for name in names if name in STATISTICS)
 
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:

@@ -8,7 +8,6 @@ import pickle
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
 
 from das_gym.problem.front import dominated_volume
 
@@ -102,12 +101,6 @@ def test_it_pickles_and_goes_on(env):
     again = pickle.loads(pickle.dumps(env.unwrapped))
     assert json.loads(json.dumps(again.get_state())) == json.loads(json.dumps(env.unwrapped.get_state()))
     assert again.reset()[1] == env.reset()[1]
-
-
-def test_gymnasiums_checker_takes_it_with_one_objective(env):
-    alone = gymnasium.wrappers.TransformReward(env, lambda vector: float(vector[0]))
-    with pytest.warns(UserWarning, match="different from the unwrapped version"):
-        check_env(alone, skip_render_check=True)
 
 
 @pytest.mark.parametrize(

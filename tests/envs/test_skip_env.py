@@ -60,7 +60,20 @@ def test_info_is_plain_and_complete(env: gymnasium.Env):
 
 def test_evaluations_count_what_was_scored(env: gymnasium.Env):
     counts = [anew(env, mask)[4]["evaluations"] for mask in (MASK, np.zeros(12, np.int8), MASK)]
-    assert counts == [1, 1, 2]
+    assert counts == [14, 14, 15]  # leave_one_out took 13
+
+
+@pytest.mark.parametrize(("statistics", "masks"), [(None, 13), ("depth", 0), (("leave_one_out", "next_interaction"), 38)])
+def test_evaluations_count_what_the_observation_takes(tiny_kwargs: dict[str, str], statistics, masks: int):
+    env = gymnasium.make("DAS-METER-VQA-v0", reward_examples=4, statistics=statistics, **tiny_kwargs)
+    assert env.reset(seed=0)[1]["evaluations"] == masks
+    assert env.step(MASK)[4]["evaluations"] == masks + 1
+    assert env.reset(seed=0)[1]["evaluations"] == masks
+    again = pickle.loads(pickle.dumps(env.unwrapped))
+    assert anew(again, MASK)[4]["evaluations"] == masks + 1
+    vector = gymnasium.make_vec("DAS-METER-VQA-v0", 2, reward_examples=4, statistics=statistics, **tiny_kwargs)
+    assert vector.reset(seed=0)[1]["evaluations"].tolist() == [masks] * 2
+    assert vector.step(np.stack([MASK] * 2))[4]["evaluations"].tolist() == [masks + 1, masks + 2]
 
 
 def test_a_mask_off_budget_earns_less_than_any_other(env: gymnasium.Env):

@@ -17,6 +17,7 @@ from das_gym.problem.statistics import (
     StatisticInputs,
     check_statistics,
     compute_statistics,
+    masks_needed,
     measure_activity,
     measure_sensitivity,
     register_statistic,
@@ -39,6 +40,18 @@ def test_within_its_bounds_and_the_same_again(measured: StatisticInputs, name: s
     assert (raw <= statistic.high).all()
     np.testing.assert_array_equal(raw, statistic.compute(measured))
     assert statistic.formula
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_it_says_how_many_masks_it_has_scored(measured: StatisticInputs, name: str):
+    asked = []
+
+    def known_losses(masks: np.ndarray) -> np.ndarray:
+        asked.extend(masks)
+        return np.zeros(len(masks))
+
+    STATISTICS[name].compute(dataclasses.replace(measured, known_losses=known_losses))
+    assert masks_needed([name], 12) == len(asked)
 
 
 def test_clipped_to_its_bounds(measured: StatisticInputs):

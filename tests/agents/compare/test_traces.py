@@ -54,6 +54,15 @@ def test_a_single_mask_needs_no_evaluation(made_up_table):
     assert (trace.rewards == oracle.best_reward).all()
 
 
+@pytest.mark.parametrize(("agent", "asked"), [("policy", 1), ("policy_bayes", 9)])
+def test_what_a_model_scores_for_the_statistics_that_an_agent_reads_is_used(agent, asked):
+    oracle = TableOracle(TABULAR, {"skip_num": 4})
+    assert trace_agent(oracle, agent, range(1), 9, 3, {}).evaluations.tolist() == [asked + 13]
+    ranked = trace_agent(oracle, "one_shot", range(1), 9, 3, {"statistic": "leave_one_out"})
+    assert ranked.evaluations.tolist() == [1 + 13]
+    assert np.isfinite(ranked.rewards).all()
+
+
 def test_stages_are_refused(oracle):
     with pytest.raises(ValueError, match="agent 'evolution' is told to begin on fewer examples; comparisons score all"):
         trace_agent(oracle, "evolution", range(1), 5, 3, {"stages": [0.5, 1]})
@@ -121,7 +130,7 @@ def test_algorithms_of_sb3_are_compared_as_they_search(name, budget, made_up_tab
     env_kwargs = {"table": str(made_up_table), "reward": "metric", "macs_price": 0.5}
     oracle = TableOracle(TABULAR, budget, env_kwargs)
     trace = trace_agent(oracle, name, (3,), 11, 4, {})
-    assert trace.evaluations.tolist() == [11]
+    assert trace.evaluations.tolist() == [11 + 9]  # it observes leave_one_out of 8 layers
     trained = train_sb3(name, n_envs=4, env_id=TABULAR, env_kwargs=env_kwargs, seed=3, evaluations=11, **budget)
     assert trace.answers.tolist() == [np.array(trained.result.mask, dtype=bool).tolist()]
     best, expected = -np.inf, []
@@ -142,7 +151,7 @@ def test_seeds_of_an_algorithm_of_sb3_differ_and_repeat(oracle):
 def test_an_algorithm_of_sb3_plays_live_too(tiny_kwargs):
     live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
     ppo, uniform = compare(live, ["ppo", "uniform"], seeds=(0,), evaluations=6)
-    assert ppo.evaluations.tolist() == [6]
+    assert (ppo.evaluations.tolist(), uniform.evaluations.tolist()) == ([6 + 13], [1])
     assert ppo.answers.sum(axis=1).tolist() == [4]
     assert min(ppo.regret[0, -1], uniform.regret[0, -1]) == 0
 
@@ -152,7 +161,7 @@ def test_a_policy_that_never_keeps_its_budget_has_no_answer(tmp_path, monkeypatc
     monkeypatch.setitem(ALGORITHMS, "ppo", dataclasses.replace(ALGORITHMS["ppo"], actions=("mask",)))
     unlearned = {"ppo": {"learning_rate": 0.0}}
     (result,) = compare(oracle, ["ppo"], seeds=(0,), evaluations=1, agent_kwargs=unlearned)
-    assert result.evaluations.tolist() == [0]
+    assert result.evaluations.tolist() == [0 + 13]
     assert result.rewards.tolist() == [-np.inf]
     assert np.isnan(result.test_metrics).all()
 

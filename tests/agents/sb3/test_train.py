@@ -281,7 +281,7 @@ def test_the_record_of_a_resumed_search_replays_where_examples_change(
         train_sb3("ppo", tmp_path, on_turn=stop, **settings)
     result = train_sb3("ppo", tmp_path, resume=True, **settings).result
     assert list(result.history[:2]) == told[:2]
-    assert result.evaluations == 12
+    assert (result.masks_asked, result.evaluations) == (12, 12 + 7)  # its policy reads leave_one_out of 6 layers
     assert [check for check in validate(result) if not check.agrees] == []
 
 

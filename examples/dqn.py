@@ -1,0 +1,132 @@
+"""DQN in one file, in CleanRL's manner: one layer a step, and never one whose skipping has no effect.
+
+python examples/dqn.py --seed 1
+python examples/dqn.py --env_id DAS-Suite-v0 --total_timesteps 200000 --buffer_size 50000
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+import das_gym  # noqa: F401 - registers the environments
+
+
+@dataclass
+class Args:
+    env_id: str = "DAS-METER-VQA-Tabular-v0"  # an id with -Tabular, or DAS-Suite-v0, where every episode is another problem
+    seed: int = 0
+    total_timesteps: int = 16_384
+    num_envs: int = 8
+    buffer_size: int = 10_000
+    batch_size: int = 128
+    learning_starts: int = 512  # steps
+    learning_rate: float = 1e-3
+    gamma: float = 1.0  # only the last step of an episode earns something
+    epsilon_end: float = 0.05
+    exploration_fraction: float = 0.5  # of all steps, over which epsilon falls from 1
+    target_update_every: int = 512  # steps
+    hidden: int = 64
+    log_every: int = 2_048  # steps
+
+
+class Replay:
+    """The last so many transitions, each part in an array of its own."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.count, self.parts = size, 0, []
+
+    def add(self, *parts: np.ndarray) -> None:
+        """(num_envs, ...) arrays."""
+        if not self.parts:
+            self.parts = [np.zeros((self.size, *part.shape[1:]), part.dtype) for part in parts]
+        places = np.arange(self.count, self.count + len(parts[0])) % self.size
+        for kept, part in zip(self.parts, parts, strict=True):
+            kept[places] = part
+        self.count += len(places)
+
+    def sample(self, number: int, rng: np.random.Generator) -> list[torch.Tensor]:
+        places = rng.integers(min(self.count, self.size), size=number)
+        return [torch.as_tensor(part[places]) for part in self.parts]
+
+
+def make_envs(env_id: str, num_envs: int, **suite) -> gymnasium.vector.VectorEnv:
+    """Environments side by side, which begin anew within the step that ends an episode."""
+    kwargs = {"flat": True, **suite} if env_id.startswith("DAS-Suite") else {}
+    return gymnasium.make_vec(env_id, num_envs=num_envs, action="sequence", **kwargs)
+
+
+@torch.no_grad()
+def greedy(network: nn.Module, observations: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """(num_envs,) the allowed actions of the highest value."""
+    return np.where(allowed, network(torch.as_tensor(observations)).numpy(), -np.inf).argmax(axis=1)
+
+
+def final_regret(network: nn.Module, env_id: str) -> float:
+    """Mean regret of the greedy masks: on the table, or on every problem of the suite's `valid` split."""
+    suite = env_id.startswith("DAS-Suite")
+    problems = gymnasium.make(env_id, split="valid").unwrapped.problem_names if suite else ("the only one",)
+    envs = make_envs(env_id, len(problems), split="valid")
+    observations, info = envs.reset(seed=0, options={"problem": list(range(len(problems)))} if suite else None)
+    regrets = np.full(len(problems), np.nan)
+    while np.isnan(regrets).any():
+        observations, rewards, ended, _, info = envs.step(greedy(network, observations, info["action_mask"]))
+        first = ended & np.isnan(regrets)
+        if suite:
+            regrets[first] = info["regret"][first]
+        else:
+            regrets[first] = envs.template.table.values(envs.template.scorer.objective).max() - rewards[first]
+    return float(regrets.mean())
+
+
+def main(**settings) -> float:
+    args = Args(**settings)
+    torch.manual_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    envs = make_envs(args.env_id, args.num_envs)
+    features, actions = envs.single_observation_space.shape[0], int(envs.single_action_space.n)
+    network, target = (
+        nn.Sequential(nn.Linear(features, args.hidden), nn.ReLU(), nn.Linear(args.hidden, args.hidden), nn.ReLU(), last)
+        for last in (nn.Linear(args.hidden, actions), nn.Linear(args.hidden, actions))
+    )
+    target.load_state_dict(network.state_dict())
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate)
+    replay, earned, started = Replay(args.buffer_size), [], time.perf_counter()
+    observations, info = envs.reset(seed=args.seed)
+    for step in range(args.num_envs, args.total_timesteps + 1, args.num_envs):
+        seen, allowed = observations, info["action_mask"]
+        explored = min(step / (args.exploration_fraction * args.total_timesteps), 1.0)
+        epsilon = 1 + explored * (args.epsilon_end - 1)
+        anything = np.where(allowed, rng.random(allowed.shape), -1.0).argmax(axis=1)
+        chosen = np.where(rng.random(args.num_envs) < epsilon, anything, greedy(network, seen, allowed))
+        observations, rewards, ended, _, info = envs.step(chosen)  # nothing is ever truncated
+        replay.add(seen, chosen, rewards.astype(np.float32), ended, observations, info["action_mask"])
+        earned += rewards[ended].tolist()
+        if step >= args.learning_starts:
+            seen, chosen, rewards, ended, following, allowed = replay.sample(args.batch_size, rng)
+            with torch.no_grad():
+                hoped = target(following).masked_fill(~allowed, -torch.inf).amax(dim=1)
+            values = network(seen).gather(1, chosen[:, None])[:, 0]
+            loss = nn.functional.mse_loss(values, rewards + args.gamma * hoped * ~ended)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if step % args.target_update_every < args.num_envs:
+            target.load_state_dict(network.state_dict())
+        if step % args.log_every < args.num_envs:
+            rate, recent = step / (time.perf_counter() - started), np.mean(earned[-256:])
+            print(f"step {step}: {len(earned)} masks scored, mean reward {recent:.4f}, {rate:.0f} steps/s")
+    regret = final_regret(network, args.env_id)
+    print(f"regret {regret:.4f} after {len(earned)} masks")
+    return regret
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in vars(Args()).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    main(**vars(parser.parse_args()))

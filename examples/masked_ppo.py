@@ -1,0 +1,140 @@
+"""PPO in one file, in CleanRL's manner: one layer a step, and never one whose skipping has no effect.
+
+python examples/masked_ppo.py --seed 1
+python examples/masked_ppo.py --env_id DAS-Suite-v0 --total_timesteps 200000
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+from torch.distributions import Categorical
+
+import das_gym  # noqa: F401 - registers the environments
+
+
+@dataclass
+class Args:
+    env_id: str = "DAS-METER-VQA-Tabular-v0"  # an id with -Tabular, or DAS-Suite-v0, where every episode is another problem
+    seed: int = 0
+    total_timesteps: int = 16_384
+    num_envs: int = 8
+    num_steps: int = 16  # of each environment between two updates
+    epochs: int = 4
+    minibatches: int = 4
+    learning_rate: float = 3e-3
+    gamma: float = 1.0  # only the last step of an episode earns something
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    entropy: float = 0.01
+    value: float = 0.5
+    hidden: int = 64
+    log_every: int = 16  # updates
+
+
+class Agent(nn.Module):
+    def __init__(self, features: int, actions: int, hidden: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
+        self.actor, self.critic = nn.Linear(hidden, actions), nn.Linear(hidden, 1)
+        nn.init.zeros_(self.actor.weight)  # begins with all allowed actions alike
+
+    def forward(self, observations: torch.Tensor, allowed: torch.Tensor) -> tuple[Categorical, torch.Tensor]:
+        hidden = self.body(observations)
+        return Categorical(logits=self.actor(hidden).masked_fill(~allowed, -1e9)), self.critic(hidden)[:, 0]
+
+
+def make_envs(env_id: str, num_envs: int, **suite) -> gymnasium.vector.VectorEnv:
+    """Environments side by side, which begin anew within the step that ends an episode."""
+    kwargs = {"flat": True, **suite} if env_id.startswith("DAS-Suite") else {}
+    return gymnasium.make_vec(env_id, num_envs=num_envs, action="sequence", **kwargs)
+
+
+@torch.no_grad()
+def final_regret(agent: Agent, env_id: str) -> float:
+    """Mean regret of the likeliest masks: on the table, or on every problem of the suite's `valid` split."""
+    suite = env_id.startswith("DAS-Suite")
+    problems = gymnasium.make(env_id, split="valid").unwrapped.problem_names if suite else ("the only one",)
+    envs = make_envs(env_id, len(problems), split="valid")
+    observations, info = envs.reset(seed=0, options={"problem": list(range(len(problems)))} if suite else None)
+    regrets = np.full(len(problems), np.nan)
+    while np.isnan(regrets).any():
+        policy, _ = agent(torch.as_tensor(observations), torch.as_tensor(info["action_mask"]))
+        observations, rewards, ended, _, info = envs.step(policy.probs.argmax(dim=1).numpy())
+        first = ended & np.isnan(regrets)
+        if suite:
+            regrets[first] = info["regret"][first]
+        else:
+            regrets[first] = envs.template.table.values(envs.template.scorer.objective).max() - rewards[first]
+    return float(regrets.mean())
+
+
+def advantages_of(rewards, values, ended, last_value, args: Args) -> torch.Tensor:
+    """(num_steps, num_envs) generalised advantage estimates; `ended` says which steps were an episode's last."""
+    found, running = torch.zeros_like(rewards), torch.zeros(rewards.shape[1])
+    for step in reversed(range(len(rewards))):
+        following = last_value if step + 1 == len(rewards) else values[step + 1]
+        error = rewards[step] + args.gamma * following * ~ended[step] - values[step]
+        found[step] = running = error + args.gamma * args.gae_lambda * running * ~ended[step]
+    return found
+
+
+def improve(agent: Agent, optimizer: torch.optim.Optimizer, batch: list[torch.Tensor], args: Args) -> None:
+    """Some epochs on a rollout: observations, allowed, actions, log_probs, advantages, returns, each (steps, ...)."""
+    for _ in range(args.epochs):
+        for rows in torch.randperm(len(batch[0])).chunk(args.minibatches):
+            observations, allowed, actions, log_probs, advantages, returns = (part[rows] for part in batch)
+            policy, values = agent(observations, allowed)
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            ratio = (policy.log_prob(actions) - log_probs).exp()
+            gain = torch.minimum(ratio * advantages, ratio.clamp(1 - args.clip, 1 + args.clip) * advantages).mean()
+            loss = args.value * (values - returns).square().mean() - gain - args.entropy * policy.entropy().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
+            optimizer.step()
+
+
+def main(**settings) -> float:
+    args = Args(**settings)
+    torch.manual_seed(args.seed)
+    envs = make_envs(args.env_id, args.num_envs)
+    agent = Agent(envs.single_observation_space.shape[0], int(envs.single_action_space.n), args.hidden)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate)
+    observations, info = envs.reset(seed=args.seed)
+    earned, started, per_update = [], time.perf_counter(), args.num_envs * args.num_steps
+    for update in range(1, args.total_timesteps // per_update + 1):
+        steps = []
+        for _ in range(args.num_steps):
+            seen, allowed = torch.as_tensor(observations), torch.as_tensor(info["action_mask"])
+            with torch.no_grad():
+                policy, values = agent(seen, allowed)
+            actions = policy.sample()
+            observations, rewards, ended, _, info = envs.step(actions.numpy())  # nothing is ever truncated
+            told = torch.as_tensor(rewards, dtype=torch.float32), torch.as_tensor(ended)
+            steps.append((seen, allowed, actions, policy.log_prob(actions), values, *told))
+            earned += rewards[ended].tolist()
+        seen, allowed, actions, log_probs, values, rewards, ended = (torch.stack(part) for part in zip(*steps, strict=True))
+        with torch.no_grad():
+            last_value = agent(torch.as_tensor(observations), torch.as_tensor(info["action_mask"]))[1]
+        advantages = advantages_of(rewards, values, ended, last_value, args)
+        rollout = (seen, allowed, actions, log_probs, advantages, advantages + values)
+        improve(agent, optimizer, [part.flatten(0, 1) for part in rollout], args)
+        if update % args.log_every == 0:
+            rate = update * per_update / (time.perf_counter() - started)
+            recent = np.mean(earned[-256:])
+            print(f"step {update * per_update}: {len(earned)} masks scored, mean reward {recent:.4f}, {rate:.0f} steps/s")
+    regret = final_regret(agent, args.env_id)
+    print(f"regret {regret:.4f} after {len(earned)} masks")
+    return regret
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in vars(Args()).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    main(**vars(parser.parse_args()))

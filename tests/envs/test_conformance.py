@@ -1,0 +1,96 @@
+"""Every id in every form, as the checkers of Gymnasium and Stable-Baselines3 want it.
+
+Environments with a model are checked in their default form by `test_skip_env`, each with its bundled model; here, where a
+form is the same code for all of them, a small model stands for all.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.envs.registration import registry
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import TransformReward
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from das_gym.registration import ENVIRONMENTS, SUITE_IDS, many_objectives
+
+ACTIONS = ("mask", "sequence", "scores")
+TABULAR = [entry.tabular_id for entry in ENVIRONMENTS.values()]
+LIVE, LIVE_OF_ALL = list(ENVIRONMENTS), "DAS-METER-VQA-v0"
+FORMS = [(id, action) for id in (LIVE_OF_ALL, *TABULAR, *SUITE_IDS) for action in ACTIONS]
+FORMS.remove(("DAS-Suite-Search-v0", "sequence"))  # an action of a search is a whole mask
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_said() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.fixture
+def kwargs(small_kwargs: dict[str, str]) -> dict[str, Any]:
+    """What makes the environment with a model small."""
+    return {**small_kwargs, "reward_examples": 4, "skip_num": 2}
+
+
+def test_no_id_is_left_out():
+    ids = {*LIVE, *TABULAR, *SUITE_IDS}
+    ids |= {many_objectives(id) for id in (*LIVE, *TABULAR)}
+    assert {id for id in registry if id.startswith("DAS-")} == ids
+
+
+@pytest.mark.parametrize(("id", "action"), FORMS)
+def test_checkers_have_nothing_to_say(id: str, action: str, kwargs: dict):
+    env = gymnasium.make(id, action=action, **(kwargs if id == LIVE_OF_ALL else {})).unwrapped
+    check_env(env, skip_render_check=True)
+    sb3_check_env(env)
+
+
+@pytest.mark.parametrize("id", [LIVE_OF_ALL, *TABULAR])
+def test_checkers_take_a_reward_of_many_objectives_one_by_one(id: str, kwargs: dict):
+    env = gymnasium.make(many_objectives(id), **(kwargs if id == LIVE_OF_ALL else {}))
+    assert env.reset(seed=0)[0] in env.observation_space
+    assert env.step(env.action_space.sample())[1] in env.unwrapped.reward_space
+    warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")  # it is: it is wrapped
+    for objective in range(env.unwrapped.reward_dim):
+        alone = TransformReward(env, lambda vector, of=objective: float(vector[of]))
+        check_env(alone, skip_render_check=True)
+        sb3_check_env(alone)
+
+
+@pytest.mark.parametrize(("id", "action"), FORMS)
+@pytest.mark.parametrize("mode", ["own", "sync"])
+def test_side_by_side(id: str, action: str, mode: str, kwargs: dict):
+    """What Gymnasium's documentation says of vector environments; it has no checker for them."""
+    if mode == "own" and registry[id].vector_entry_point is None:
+        pytest.skip("Gymnasium puts it side by side")
+    made: dict[str, Any] = {} if mode == "own" else {"vectorization_mode": mode}
+    env = gymnasium.make_vec(id, num_envs=3, action=action, **made, **(kwargs if id == LIVE_OF_ALL else {}))
+    assert env.observation_space == batch_space(env.single_observation_space, 3)
+    assert env.action_space == batch_space(env.single_action_space, 3)
+    assert env.metadata["autoreset_mode"]
+    env.action_space.seed(0)
+    actions = [env.action_space.sample() for _ in range(6)]
+    runs = []
+    for _ in range(2):
+        observations, _ = env.reset(seed=5)
+        assert observations in env.observation_space
+        runs.append([observations])
+        for action_ in actions:
+            observations, rewards, terminated, truncated, info = env.step(action_)
+            assert observations in env.observation_space
+            assert rewards.shape == terminated.shape == truncated.shape == (3,)
+            assert (rewards.dtype, terminated.dtype, truncated.dtype) == (np.float64, np.bool_, np.bool_)
+            assert not {key for key in info if not key.startswith("_")} - {key[1:] for key in info if key.startswith("_")}
+            runs[-1] += [observations, rewards, terminated]
+    for one, other in zip(*runs, strict=True):
+        assert data_equivalence(one, other)
+    env.close()

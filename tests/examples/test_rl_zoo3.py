@@ -1,0 +1,43 @@
+"""The files of hyper-parameters for rl_zoo3, without it: what it does with them is done here."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import stable_baselines3
+import yaml
+from stable_baselines3.common.env_util import make_vec_env
+
+import das_gym  # noqa: F401 - registers the environments
+
+FOLDER = Path(__file__).parents[2] / "examples" / "rl_zoo3"
+TABULAR = "DAS-METER-VQA-Tabular-v0"
+ALONE: dict[str, dict[str, Any]] = {"ppo": {"action": "scores"}, "dqn": {"action": "sequence"}}
+ENV_KWARGS = {
+    ("ppo", "DAS-Suite-v0"): {"action": "scores", "flat": True},
+    ("ppo", "DAS-Suite-Search-v0"): {"flat": True},
+    ("dqn", "DAS-Suite-v0"): {"action": "sequence", "flat": True},
+}
+CASES = [(path.stem, entry) for path in sorted(FOLDER.glob("*.yml")) for entry in yaml.safe_load(path.read_text())]
+
+
+def test_there_is_a_file_an_algorithm():
+    assert {algorithm for algorithm, _ in CASES} == set(ALONE)
+
+
+@pytest.mark.parametrize(("algorithm", "entry"), CASES)
+def test_an_agent_is_made_from_them_and_learns(algorithm: str, entry: str):
+    settings = copy.deepcopy(yaml.safe_load((FOLDER / f"{algorithm}.yml").read_text())[entry])
+    env_id = TABULAR if entry == "default" else entry
+    n_envs, n_timesteps = settings.pop("n_envs"), settings.pop("n_timesteps")  # all that is not the algorithm's
+    env = make_vec_env(gymnasium.spec(env_id).make, n_envs, env_kwargs=ENV_KWARGS.get((algorithm, entry), ALONE[algorithm]))
+    model = getattr(stable_baselines3, algorithm.upper())(env=env, seed=0, **settings)
+    steps = settings.get("n_steps", 1) * n_envs
+    assert n_timesteps >= 10 * steps
+    model.learn(min(steps, 64))
+    assert model.num_timesteps >= min(steps, 64)
+    env.close()
