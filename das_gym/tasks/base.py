@@ -69,6 +69,11 @@ class Task(ABC):
         self.processor = processor
         self.labels = tuple(labels)
 
+    @property
+    def logit_names(self) -> tuple[str, ...]:
+        """What the logits stand for, in words; empty where they have no names."""
+        return self.labels
+
     @classmethod
     @abstractmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[Any]:
