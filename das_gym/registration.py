@@ -130,6 +130,9 @@ TASKS: dict[str, TaskEntry] = {
             "Shapes captions (bundled), Karpathy's, arrow",
         ),
         TaskEntry(
+            "snli_ve", "SNLI-VE", "das_gym.tasks.snli_ve.task:SNLIVETask", "Shapes-SNLI-VE (bundled), SNLI-VE's files, arrow"
+        ),
+        TaskEntry(
             "answering",
             "Answering",
             "das_gym.tasks.answering.task:AnsweringTask",

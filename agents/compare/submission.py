@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.leaderboard import BUDGETS, EVALUATIONS, SEEDS, section
+from das_gym.agents.compare.leaderboard import BUDGETS, EVALUATIONS, SEEDS, find_tables, section
 from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.results import AgentResult, agent_results
 from das_gym.agents.compare.traces import NO_ANSWER, Trace
@@ -71,7 +71,7 @@ def main(words: Sequence[str] = ()) -> None:
         note = "" if seeds >= SEEDS else f" The leaderboard has {SEEDS}."
         parts.append(f"{section(oracle, [result])}\n\n{seeds} seeds.{note}\n")
     print("\n".join(parts))
-    missing = len(ENVIRONMENTS) * len(BUDGETS) - len(parts)
+    missing = len(find_tables(None)) * len(BUDGETS) - len(parts)
     if missing > 0:
         print(f"{len(parts)} sections; the leaderboard has more: it wants every bundled table at every budget.")
     if settings.out is not None:
