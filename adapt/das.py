@@ -110,7 +110,17 @@ class Training:
         examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
         batch_size = min(settings.batch_size, len(examples))
         backbone, head, task = model.backbone, model.head, model.task
-        self.step_loss = StepLoss(backbone, head, task, examples, batch_size, seed, settings.augment, hardware=hardware)
+        self.step_loss = StepLoss(
+            backbone,
+            head,
+            task,
+            examples,
+            batch_size,
+            seed,
+            settings.augment,
+            hardware=hardware,
+            itm_weight=settings.itm_weight,
+        )
         self.evaluator = Evaluator(backbone.vlp, head, task)
 
     @property
@@ -120,14 +130,11 @@ class Training:
 
     @torch.no_grad()
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
-        """(m,) float64 mean loss of each mask, nats; with dropout where the settings say so, each mask drawing its own."""
+        """(m,) float64 mean loss of each mask, nats: the task's own; with dropout, each mask drawing its own, training's."""
         if not self.settings.reward_dropout:
             with self._evaluating():
                 return self.evaluator.losses(masks, examples)
-        step_loss, task = self.step_loss, self.model.task
-        targets = step_loss.targets(examples)
-        rows = [task.losses(step_loss.logits(examples, mask), targets).double().mean() for mask in masks]
-        return np.array([float(row) for row in rows])
+        return np.array([float(self.step_loss.losses(examples, mask)[0].double().mean()) for mask in masks])
 
     def trainer(
         self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **companions: Any

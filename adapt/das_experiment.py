@@ -32,7 +32,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits
+from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, task_class
 from das_gym.problem.mask_space import skipped_names
 from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
@@ -155,10 +155,13 @@ def read_found(path: Path, skip_num: int) -> Found:
 
 
 def _check(settings: JointSearchSettings) -> None:
-    """Load the model, and refuse to skip more layers than it has."""
-    skip_num, n_layers = settings.pipeline().skip_num, len(load_backbone(settings.problem()).vlp.layers)
-    if skip_num > n_layers:
-        raise ValueError(f"das.skip_num={skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
+    """Load the model, and refuse to skip more layers than it has, or a loss that it has no head for."""
+    pipeline, backbone = settings.pipeline(), load_backbone(settings.problem())
+    n_layers = len(backbone.vlp.layers)
+    if pipeline.skip_num > n_layers:
+        raise ValueError(f"das.skip_num={pipeline.skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
+    if pipeline.itm_weight:
+        task_class(settings.task)(backbone.processor).matching(backbone.heads)
 
 
 def _published() -> dict[str, dict[str, Any]]:

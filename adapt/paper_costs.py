@@ -8,7 +8,7 @@ from das_gym.models.encoding import meta_batch
 from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.problem.costs import count_costs
-from das_gym.tasks.vqa.task import build_vqa_head
+from das_gym.tasks.classification import build_classifier
 
 
 def paper_table(
@@ -29,7 +29,7 @@ def paper_table(
     config = METERConfig(image_size=image_size)
     layers, width = config.fusion_layers, config.hidden_size
     with without_content():
-        vlp, head = METER(config), build_vqa_head(2 * width, num_answers)
+        vlp, head = METER(config), build_classifier(2 * width, num_answers, 2 * width)
     costs = count_costs(vlp, meta_batch(text_tokens, (3, image_size, image_size)), head, counting=counting)
     rows: list[dict[str, float | str]] = [
         {"what": "no adapters", "macs": costs.macs_full, "change": 0, "percent": 0.0, "adapters": 0, "adapters_and_norms": 0}

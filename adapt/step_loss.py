@@ -48,6 +48,7 @@ class StepLoss:
         augment: Whether images of a step go through RandAugment.
         encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
         hardware: How many examples go through the model at a time, and how many encoder outputs are kept.
+        itm_weight: Of the image-text-matching loss, see `Task.matching`; 0 adds none.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class StepLoss:
         augment: bool = False,
         encoder: EncoderCache | None = None,
         hardware: Hardware = ONE_DEVICE,
+        itm_weight: float = 0.0,
     ) -> None:
         if backbone.vlp.untrainable:
             raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
@@ -75,6 +77,8 @@ class StepLoss:
         self.batch_size = batch_size
         self.seed = seed
         self.augment = augment
+        self.itm_weight = itm_weight
+        self._matching = task.matching(backbone.heads) if itm_weight else None
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
         self.keeps_encoded = backbone.vlp.frozen and not backbone.vlp.encoders_train
@@ -96,10 +100,10 @@ class StepLoss:
 
     def _result(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
         self._last = mask, list(examples)
-        logits, targets = self.logits(examples, mask, (self.seed, step) if self.augment else None), self.targets(examples)
+        losses, logits = self.losses(examples, mask, (self.seed, step) if self.augment else None)
         with torch.no_grad():
-            metric = self.task.metrics(logits, targets).mean()
-        return {"loss": self.task.losses(logits, targets).mean(), self.task.metric_name: metric}
+            metric = self.task.metrics(logits, self.targets(examples)).mean()
+        return {"loss": losses.mean(), self.task.metric_name: metric}
 
     def about(self) -> str:
         """What the last step was of, in words: its mask and its examples."""
@@ -107,21 +111,33 @@ class StepLoss:
         under = "" if mask is None else f"under {told_mask(mask)}, "
         return f"{under}on {told_examples([example.key for example in examples])}"
 
-    def logits(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None = None) -> Tensor:
-        """What the head says of examples under a mask, their images augmented where a seed and a step are given."""
+    def losses(
+        self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(batch,) losses of examples under a mask, nats, all that training adds up; and what the head says of them.
+
+        Args:
+            examples: The examples.
+            mask: (n_layers,) bool; None = the pruned one.
+            augment: A seed and a step, where images are to be augmented.
+        """
+        pooled = self._pooled(examples, mask, augment)
+        logits = self.head(self.task.group_features(pooled))
+        losses = self.task.losses(logits, self.targets(examples))
+        return losses if self._matching is None else losses + self.itm_weight * self._matching(pooled), logits
+
+    def _pooled(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None) -> Tensor:
         pairs = self.task.pairs(examples)
         if self.keeps_encoded and augment is None:
-            pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
-        else:
-            pooled = self.vlp.ready(self.task.processor, pairs, augment)(mask)
-        return self.head(self.task.group_features(pooled))
+            return self.vlp.forward_encoded(self.encoder(pairs), mask)
+        return self.vlp.ready(self.task.processor, pairs, augment)(mask)
 
     @torch.no_grad()
     def held_out_loss(self, examples: Sequence[Any], at_once: int = 64) -> float:
         """Mean loss of examples with nothing skipped but what is pruned, nats, without augmentation."""
         step = self.task.examples_of(at_once)
         chunks = [examples[start : start + step] for start in range(0, len(examples), step)]
-        losses = [self.task.losses(self.logits(chunk, None), self.targets(chunk)).double() for chunk in chunks]
+        losses = [self.losses(chunk, None)[0].double() for chunk in chunks]
         return float(torch.cat(losses).mean())
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
@@ -158,7 +174,9 @@ def set_up(
     groups = Group(tunable, rate), Group(own, head_rate)
     schedule = partial(decay, steps=config.steps, warmup=config.warmup, power=config.power, schedule=config.schedule)
     vlp.checkpointing = config.checkpointing
-    step_loss = StepLoss(model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config)
+    step_loss = StepLoss(
+        model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config, config.itm_weight
+    )
     plateau = None
     if config.patience is not None:
         measured = shuffled(task, held_out, task.reward_examples)

@@ -75,6 +75,8 @@ class TrainingConfig(Hardware):
         head_learning_rate: Peak, of the head; None likewise.
         warmup: Share of the steps.
         weight_decay: Of matrices.
+        itm_weight: Of the image-text-matching loss that is added to the task's own, where a task has one (retrieval), by the
+            checkpoint's frozen matching head; 0 adds none.
         power: Of the polynomial decay.
         schedule: `polynomial` or `cosine`, see `decay`.
         save_every: Steps between checkpoints.
@@ -92,6 +94,7 @@ class TrainingConfig(Hardware):
     head_learning_rate: float | None = None
     warmup: float = 0.1
     weight_decay: float = 0.01
+    itm_weight: float = 0.0
     power: float = 1.0
     schedule: str = "polynomial"
     save_every: int = 100
@@ -99,7 +102,7 @@ class TrainingConfig(Hardware):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf), patience=(1, CHECKS))
+        check_ranges(self, **TRAINING_RANGES, power=(0.0, math.inf), itm_weight=(0.0, math.inf), patience=(1, CHECKS))
         check_names([self.schedule], SCHEDULES, "schedule")
 
 

@@ -130,6 +130,9 @@ TASKS: dict[str, TaskEntry] = {
             "Shapes captions (bundled), Karpathy's, arrow",
         ),
         TaskEntry(
+            "snli_ve", "SNLI-VE", "das_gym.tasks.snli_ve.task:SNLIVETask", "Shapes-SNLI-VE (bundled), SNLI-VE's files, arrow"
+        ),
+        TaskEntry(
             "answering",
             "Answering",
             "das_gym.tasks.answering.task:AnsweringTask",
@@ -146,8 +149,11 @@ DEFAULT_MODEL, DEFAULT_TASK, DEFAULT_ENV = "METER", "vqa", "DAS-METER-VQA-v0"
 OLD_TASKS = {"f30k": "retrieval"}
 """What version 0.1.0 called a task: settings, named configs and files that say so are understood."""
 
-DATA_SETS = dict.fromkeys(("llava_slake", "llava_aid20", "llava_aid50", "scienceqa"), "DAS-VLM-Answering-v0")
-"""Named configs after data sets of the paper's LLaVA and LaVIN, and the environment of each; `data_root` names the files."""
+DATA_SETS = dict.fromkeys(("llava_slake", "llava_aid20", "llava_aid50", "scienceqa"), "DAS-VLM-Answering-v0") | {
+    "meter_coco": "DAS-METER-F30K-v0",
+    "vilt_coco": "DAS-ViLT-F30K-v0",
+}
+"""Named configs after data sets of the paper, and the environment of each; `data_root` names the files."""
 
 REWARD_THRESHOLDS = {
     "DAS-METER-VQA-Tabular-v0": 0.8111,

@@ -55,7 +55,8 @@ def on_files(files: Files, config: Any) -> Files:
     files.append(File.generated(config, "environments/many-objectives.md", content=many_objectives_page()))
     for entry in ENVIRONMENTS.values():
         files.append(File.generated(config, f"environments/{entry.id}.md", content=environment_page(entry)))
-        files.append(File.generated(config, f"environments/{entry.id}.png", content=search_picture(entry.id)))
+        if entry.table is not None:
+            files.append(File.generated(config, f"environments/{entry.id}.png", content=search_picture(entry.id)))
     return files
 
 
@@ -80,40 +81,56 @@ def overview() -> str:
     """All environments in a table."""
     lines = ["# Environments", "", "| id | model | task | data | from a table |", "|---|---|---|---|---|"]
     for e in ENVIRONMENTS.values():
-        lines.append(f"| [{e.id}]({e.id}.md) | {e.model} | {e.task} | {e.data} | [{e.tabular_id}](tabular.md) |")
+        table = "no table is bundled" if e.table is None else f"[{e.tabular_id}](tabular.md)"
+        lines.append(f"| [{e.id}]({e.id}.md) | {e.model} | {e.task} | {e.data} | {table} |")
     lines += ["", "Models and tasks of your own get ids of their own: [Extending](../extending.md)."]
     return "\n".join(lines)
 
 
 def environment_page(entry: EnvEntry) -> str:
-    """An environment: what it is made of, a picture, and its docstring."""
+    """An environment: what it is made of, a picture where there is a table to search, and its docstring."""
+    needed = "" if entry.bundled else ", supernet=..."
+    facts = {
+        "made by": f'`gymnasium.make("{entry.id}"{needed})`, many at once by `gymnasium.make_vec` with `num_envs=...`',
+        "model": f"`{entry.model}` ({find_class(MODELS[entry.model].vlp).__doc__.splitlines()[0].rstrip('.')})",
+        "task": f"`{entry.task}`: {entry.data}",
+        "named config": f"`python -m agents with {entry.short}`",
+    }
+    if entry.table is None:
+        facts["supernet"] = f"none is bundled: `python -m adapt supernet with {entry.short}` trains one"
+        lines = []
+    else:
+        facts |= _table_facts(entry)
+        alt = (
+            "The units of each stage, as wide as their share of the MACs, four of them crossed out; the best reward so far."
+        )
+        found = '*What a search by* `bayes` *found on the bundled table, as* `render_mode="rgb_array"` *shows it.*'
+        lines = [f"![{alt}]({entry.id}.png)", "", found, ""]
+    rows = [f"| {name} | {text} |" for name, text in facts.items()]
+    lines = [f"# {entry.id}", "", "| in short | what it is |", "|---|---|", *rows, "", *lines]
+    return "\n".join([*lines, _docstring(find_class("das_gym.envs.skip_env:SkipEnv"))])
+
+
+def _table_facts(entry: EnvEntry) -> dict[str, str]:
+    """What the bundled table knows of an environment."""
     env: Any = gymnasium.make(entry.tabular_id).unwrapped
     meta = env.table.meta
     statistics = [name.partition("/")[2] for name in env.feature_names if name.startswith(f"{meta.layer_names[0]}/")]
-    facts = {
-        "made by": f'`gymnasium.make("{entry.id}")`, many at once by `gymnasium.make_vec("{entry.id}", num_envs=...)`',
-        "model": f"`{entry.model}` ({find_class(MODELS[entry.model].vlp).__doc__.splitlines()[0].rstrip('.')})",
-        "task": f"`{entry.task}`: {entry.data}",
+    return {
         "action space": f"`{env.action_space}`; other forms by `action=`",
         "observation space": f"`Box({env.observation_space.shape}, float32)`: {env.n_layers} layers x {len(statistics)} "
         f"statistics ({', '.join(statistics)})",
         "layers, in mask order": ", ".join(f"`{name}`" for name in meta.layer_names),
         "MACs of one example": f"{env.macs_full:,} of the bundled model, without adapters",
-        "named config": f"`python -m agents with {entry.short}`",
         "from a table": f"[`{entry.tabular_id}`](tabular.md): {len(env.table.macs):,} masks, scored on "
         f"{meta.reward_examples:,} examples (and {meta.test_examples:,} of the test split)",
     }
-    rows = [f"| {name} | {text} |" for name, text in facts.items()]
-    alt = "The units of each stage, as wide as their share of the MACs, four of them crossed out; the best reward so far."
-    lines = [f"# {entry.id}", "", "| in short | what it is |", "|---|---|", *rows, "", f"![{alt}]({entry.id}.png)", ""]
-    lines.append('*What a search by* `bayes` *found on the bundled table, as* `render_mode="rgb_array"` *shows it.*')
-    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.skip_env:SkipEnv"))])
 
 
 def tabular_page() -> str:
-    """All environments that answer from a table."""
+    """All environments that answer from a bundled table."""
     lines = ["# Environments from a table", "", "| id | masks | layers | reward of the best mask |", "|---|---:|---:|---:|"]
-    for entry in ENVIRONMENTS.values():
+    for entry in (entry for entry in ENVIRONMENTS.values() if entry.table is not None):
         env = gymnasium.make(entry.tabular_id)
         table, best = env.get_wrapper_attr("table"), gymnasium.spec(entry.tabular_id).reward_threshold
         lines.append(f"| `{entry.tabular_id}` | {len(table.macs):,} | {table.n_layers} | {best} |")

@@ -118,7 +118,8 @@ def export(
 
 
 def _labels(subnet: AdaptedModel, count: int) -> dict[str, Any]:
-    labels = subnet.task.labels if len(subnet.task.labels) == count else [f"LABEL_{i}" for i in range(count)]
+    named = subnet.task.logit_names
+    labels = named if len(named) == count else [f"LABEL_{i}" for i in range(count)]
     return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
 

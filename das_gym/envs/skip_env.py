@@ -89,7 +89,7 @@ class SkipEnv(ScoredEnv):
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
             the reward split) or `resample` (drawn anew from `np_random`).
         model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
-        task: `vqa`, `nlvr2`, `retrieval`, or another key of `das_gym.registration.TASKS`; the id sets it.
+        task: `vqa`, `nlvr2`, `retrieval`, `snli_ve`, or another key of `das_gym.registration.TASKS`; the id sets it.
         settings: Model and data otherwise: the fields of `das_gym.problem.loading.ProblemConfig`, such as `checkpoint`,
             `supernet`, `data_root`, `tokenizer`, `device`, `on_bad_example`.
         render_mode: `ansi` (the units of each stage in words), `rgb_array` (a picture of the architecture and of the search

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -68,6 +68,11 @@ class Task(ABC):
     def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:
         self.processor = processor
         self.labels = tuple(labels)
+
+    @property
+    def logit_names(self) -> tuple[str, ...]:
+        """What the logits stand for, in words; empty where they have no names."""
+        return self.labels
 
     @classmethod
     @abstractmethod
@@ -149,6 +154,21 @@ class Task(ABC):
     @abstractmethod
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) loss of each example, in nats."""
+
+    def matching(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
+        """The image-text-matching loss that training may add to that of the task.
+
+        Args:
+            heads: The heads that came with the checkpoint, by name, as for `start_head`.
+
+        Returns:
+            From (batch * passes, feature_size) pooled features, example by example, to (batch,) losses in nats.
+
+        Raises:
+            ValueError: the task has no such loss, or the checkpoint no head for it.
+        """
+        del heads
+        raise ValueError(f"itm_weight is above 0, and {self.name} has no image-text-matching loss: leave itm_weight out")
 
     @abstractmethod
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:

@@ -13,6 +13,8 @@ from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, joint_search, new_model, reward_examples
 from das_gym.adapt.das_experiment import DASExperiment
 from das_gym.adapt.paper import DASSettings, das_settings
+from das_gym.adapt.step_loss import batch_at, set_up
+from das_gym.adapt.training import TrainingConfig
 from torch import nn
 
 from das_gym.experiment import RunError
@@ -20,6 +22,8 @@ from das_gym.files import read_json
 from das_gym.models.attention import Attention
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
+from das_gym.shapes.captions import write_shapes_captions
+from das_gym.tasks.retrieval.task import matching_losses
 
 TINY = {"batch_size": 16, "reward_examples": 8}
 
@@ -192,4 +196,38 @@ def test_wrong_settings(updates: dict, text: str, problem: ProblemConfig, tmp_pa
         DASExperiment(paper_bandit).run(
             config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)}
         )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
+    root = write_shapes_captions(tmp_path_factory.mktemp("captions") / "data", scenes={"train": 4, "val": 4, "test": 4})
+    return ProblemConfig(task="retrieval", data_root=str(root))
+
+
+def test_matching_is_added_to_what_trains_and_to_rewards_with_dropout(captions: ProblemConfig):
+    changes = {"batch_size": 1, "reward_examples": 1, "augment": False, "dropout": 0.0, "train_on_reward": False}
+    losses = {}
+    for weight, dropout in ((0.0, True), (0.5, True), (0.5, False)):
+        settings = das_settings("METER", "retrieval", "paper", **changes, itm_weight=weight, reward_dropout=dropout)
+        training, splits = new_training(captions, settings)
+        mask = np.arange(12) < 4
+        step = [float(part["loss"].detach()) for part in training.step_loss.parts(0, mask)]
+        losses[weight, dropout] = (step[0], training.losses(mask[None], splits.reward[:1])[0])
+    step_loss, head = training.step_loss, training.model.backbone.heads["itm_score"]
+    examples = batch_at(step_loss.examples, 1, seed=0, step=0)
+    pooled = training.model.backbone.vlp(training.model.task.processor(training.model.task.pairs(examples)), mask)
+    matching = matching_losses(pooled, **head).mean().item()
+    assert losses[0.5, True][0] - losses[0.0, True][0] == pytest.approx(matching / 2, rel=1e-4)
+    assert losses[0.5, True][1] > losses[0.0, True][1]
+    assert losses[0.5, False][1] == pytest.approx(losses[0.0, True][1], rel=1e-5)  # by the engine: the task's own loss
+    assert not any(tensor.requires_grad for tensor in head.values())
+    finetuning, _ = set_up(training.model, splits.train, TrainingConfig(batch_size=1, itm_weight=0.5), None)
+    assert finetuning.itm_weight == 0.5
+
+
+def test_matching_is_refused_before_a_run_begins(problem: ProblemConfig, tmp_path: Path):
+    updates = {"data_root": problem.data_root, "runs_dir": str(tmp_path), "das": {"itm_weight": 0.5}}
+    with pytest.raises(RunError, match="vqa has no image-text-matching loss: leave itm_weight out"):
+        DASExperiment(paper_bandit).run(config_updates=updates)
     assert not list(tmp_path.iterdir())

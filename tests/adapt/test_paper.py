@@ -20,6 +20,7 @@ def test_published_settings():
         ("METER", "vqa"): 32,
         ("METER", "nlvr2"): 32,
         ("METER", "retrieval"): 2,
+        ("METER", "snli_ve"): 32,
         ("ViLT", "vqa"): 64,
         ("ViLT", "nlvr2"): 64,
         ("ViLT", "retrieval"): 4,
@@ -27,6 +28,10 @@ def test_published_settings():
     }
     assert {PAPER["ViLT", task].skip_num for task in ("vqa", "nlvr2", "retrieval")} == {1}
     assert {task for (_, task), settings in PAPER.items() if settings.reward_split == "train"} == {"nlvr2"}
+    assert {task: s.itm_weight for (_, task), s in PAPER.items() if s.itm_weight} == {"retrieval": 0.5}
+    snli = PAPER["METER", "snli_ve"]
+    assert (snli.learning_rate, snli.head_multiplier, snli.fusion_multiplier, snli.batch_size) == (2e-6, 10.0, 5.0, 64)
+    assert (snli.image_size, snli.max_text_length) == (384, 50)
 
 
 def test_every_setting_has_a_source_and_every_difference_of_ours_a_reason():
@@ -34,9 +39,8 @@ def test_every_setting_has_a_source_and_every_difference_of_ours_a_reason():
     assert all(sources().values())
     assert OURS.keys() <= FIELDS
     assert all(
-        value != getattr(PAPER["METER", "vqa"], name) or why == "as above"
+        why == "as above" or any(value != getattr(settings, name) for settings in PAPER.values())
         for name, (value, why) in OURS.items()
-        if name != "reward_split"
     )
     assert {"update_rate", "skip_num", "image_size", "learning_rate"} <= {name for name, _ in DIFFERENCES}
 
@@ -47,6 +51,8 @@ def test_recipes():
     assert not ours.reward_dropout
     assert not ours.train_on_reward
     assert ours.search_epochs == 3
+    assert das_settings("METER", "retrieval").itm_weight == 0
+    assert das_settings("ViLT", "snli_ve", "paper") == PAPER["ViLT", "vqa"]
     assert das_settings("METER", "vqa", "paper", search_epochs=1).search_epochs == 1
 
 
@@ -67,6 +73,7 @@ def test_our_sizes_count_pairs_of_text_and_image():
         ({"dropout": 1.0}, "dropout=1.0 is not allowed"),
         ({"reward_split": "test"}, "choose reward or train"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is not allowed"),
+        ({"itm_weight": -0.5}, "itm_weight=-0.5 is not allowed; use 0 or more"),
     ],
 )
 def test_wrong_settings(changes: dict, text: str):
@@ -79,6 +86,8 @@ def test_the_tables_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch:
     main([])
     printed = capsys.readouterr().out
     assert "python -m adapt das with vilt_nlvr2 paper checkpoint=FILE" in printed
-    assert "image-text-matching loss" in printed
+    assert "the whole loss (das.itm_weight=1)" in printed
+    assert "python -m adapt das with meter_snli_ve paper checkpoint=FILE" in printed
+    assert "data_root=FOLDER das.train_on_reward=False\n" in printed
     assert "reward_dropout" in printed
     assert "declares 0.1" in printed

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from das_gym.adapt.commands import PROGRAM
-from das_gym.adapt.published import PUBLISHED, TASKS, Published, command, counted, das_command
+from das_gym.adapt.paper import PAPER, DASSettings
+from das_gym.adapt.published import MATCHED, NEEDED, PUBLISHED, TASKS, UNPUBLISHED, Published, command, counted, das_command
 
 from das_gym.registration import named_environments
 
@@ -35,9 +38,15 @@ def test_a_row_without_a_method_is_not_counted():
 
 def test_every_cell_has_a_command_that_exists():
     for model, columns in TASKS.items():
-        for task, _ in columns:
+        for task, _, *more in (*columns, *UNPUBLISHED[model]):
             assert f"{model.lower()}_{task}" in named_environments()
+            assert task in NEEDED
+            weight = PAPER[model, named_environments()[f"{model.lower()}_{task}"].task].itm_weight
+            assert MATCHED.get(task, ()) == ((f"itm_weight={weight}",) if weight else ())
             assert das_command(model, task).startswith("python -m adapt das with ")
+            changes = dict(word.removeprefix("das.").split("=") for word in (more[0] if more else ()))
+            assert changes.keys() <= {f.name for f in dataclasses.fields(DASSettings)}
     assert {"compare", "das"} <= PROGRAM.commands.keys()
     row = Published("METER", "x", "lora", None, None, ())
     assert command(row, "vqa").endswith("'methods=[\"lora\"]' steps=STEPS seeds=1")
+    assert command(row, "coco").endswith("'methods=[\"lora\"]' itm_weight=0.5 steps=STEPS seeds=1")

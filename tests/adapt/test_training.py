@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.training import TRAINING_RANGES, Group, Trainer, adamw, check_ranges, decay
+from das_gym.adapt.training import TRAINING_RANGES, Group, Trainer, TrainingConfig, adamw, check_ranges, decay
 from torch import nn
 
 
@@ -160,6 +160,12 @@ def test_ranges_to_their_ends(name, allowed, refused):
     for value in refused:
         with pytest.raises(ValueError, match=rf"^{name}={value} is not allowed; give (0\.\.|more than 0)"):
             check_ranges(SimpleNamespace(**{name: value}), **{name: TRAINING_RANGES[name]})
+
+
+def test_the_weight_of_matching_is_0_or_more():
+    assert TrainingConfig().itm_weight == 0
+    with pytest.raises(ValueError, match="itm_weight=-1 is not allowed"):
+        TrainingConfig(itm_weight=-1)
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing():

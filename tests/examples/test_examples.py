@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ from das_gym.agents import AGENTS
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
-from das_gym.shapes.scenes import render, sample_scene
 from tests.models.bridge_tower import save_bridge_tower
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
@@ -27,7 +25,6 @@ QUICK: dict[str, dict] = {
     "outside_optimisers": {"evaluations": 12},
     "policy_gradient": {"env_id": "DAS-METER-VQA-Tabular-v0", "num_updates": 3},
     "random_masks": {"steps": 3, "reward_examples": 10},
-    "snli_ve": {"data_root": "data", "steps": 2, "batch_size": 4},
     "sb3_maskable": {"env_id": "DAS-METER-VQA-Tabular-v0", "total_timesteps": 128},
     "sb3_ppo": {"total_timesteps": 64, "reward_examples": 10},
 }
@@ -56,28 +53,9 @@ def registries() -> Iterator[None]:
 def test_runs(path: Path, arguments: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes_folder: Path):
     assert len([line for line in path.read_text().splitlines() if line]) < (120 if path.stem in WHOLE_ALGORITHMS else 80)
     monkeypatch.chdir(tmp_path)
-    write_snli_ve(tmp_path / "data")
     (tmp_path / "shapes").symlink_to(shapes_folder)
     if path.stem == "own_model":
         save_bridge_tower(tmp_path / "bridge_tower", ASSETS / "meter_mini")
     result = runpy.run_path(str(path))["main"](**arguments)
     assert np.isfinite(result)
     assert -1 <= result <= 1
-
-
-def write_snli_ve(root: Path) -> None:
-    """Three images with four hypotheses each, in SNLI-VE's format."""
-    (root / "flickr30k_images").mkdir(parents=True)
-    for number, split in enumerate(("train", "dev", "test")):
-        render(sample_scene(np.random.default_rng(number))).save(root / "flickr30k_images" / f"{number}.jpg")
-        labels = ("entailment", "neutral", "contradiction", "-")
-        entries = [
-            {
-                "Flickr30K_ID": str(number),
-                "pairID": f"{number}.jpg#0r{i}",
-                "sentence2": "There is a circle.",
-                "gold_label": label,
-            }
-            for i, label in enumerate([*labels, *labels])
-        ]
-        (root / f"snli_ve_{split}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))

@@ -144,7 +144,13 @@ def test_what_a_checkpoint_lacks_or_nobody_knows_is_told(mini_folder: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("task", "head"), [("vqa", "vqa_classifier"), ("nlvr2", "nlvr2_classifier"), ("retrieval", "rank_output")]
+    ("task", "head"),
+    [
+        ("vqa", "vqa_classifier"),
+        ("nlvr2", "nlvr2_classifier"),
+        ("retrieval", "rank_output"),
+        ("snli_ve", "snli_classifier"),
+    ],
 )
 def test_a_task_begins_from_the_checkpoints_head(task: str, head: str, mini_folder: Path, tmp_path: Path):
     bare = load_backbone(ProblemConfig())

@@ -9,7 +9,7 @@ from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER, METERConfig
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
-from das_gym.tasks.vqa.task import build_vqa_head
+from das_gym.tasks.classification import build_classifier
 
 
 def on_meta(config: METERConfig | ViLTConfig) -> METER | ViLT:
@@ -26,5 +26,5 @@ def whole(config: METERConfig | ViLTConfig, text: int = 40, answers: int | None 
 def _whole(config: METERConfig | ViLTConfig, text: int, answers: int | None, counting: str) -> Costs:
     vlp = on_meta(config)
     with without_content():
-        head = None if answers is None else build_vqa_head(vlp.feature_size, answers, vlp.head_size)
+        head = None if answers is None else build_classifier(vlp.feature_size, answers, vlp.head_size or vlp.feature_size)
     return count_costs(vlp, meta_batch(text, (3, config.image_size, config.image_size)), head, counting=counting)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,10 @@ def build_rank_head(feature_size: int) -> nn.Sequential:
     nn.init.normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(linear, nn.Flatten(-2))
+
+
+MATCHING_HEAD = "itm_score"
+"""What checkpoints call the head that tells whether text and image match: row 0 of its logits says no, row 1 yes."""
 
 
 class RetrievalTask(Task):
@@ -76,6 +81,20 @@ class RetrievalTask(Task):
         """(batch,) cross-entropy of the true text among the 16, in nats: METER's and ViLT's ranking loss."""
         return F.cross_entropy(logits, targets["true"], reduction="none")
 
+    def matching(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
+        """By the checkpoint's `itm_score`, which stays as it is, see `matching_losses`.
+
+        Raises:
+            ValueError: the checkpoint has none.
+        """
+        if MATCHING_HEAD not in heads:
+            raise ValueError(
+                f"itm_weight is above 0, and the checkpoint has no image-text-matching head ({MATCHING_HEAD}), only "
+                f"{', '.join(sorted(heads)) or 'none'}: use itm_weight=0, or a pre-training checkpoint"
+            )
+        head = heads[MATCHING_HEAD]
+        return partial(matching_losses, weight=head["weight"], bias=head["bias"])
+
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) 1 where the true text has a larger score than every other, else 0."""
         is_true = F.one_hot(targets["true"], logits.shape[-1]).bool()
@@ -94,3 +113,19 @@ class RetrievalTask(Task):
             tuple(text for _, text in texts),
             np.array([number for number, _ in texts], dtype=np.int64),
         )
+
+
+def matching_losses(pooled: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(batch,) cross-entropy of whether text and image match, in nats: half of the true pair, half of the false ones' mean.
+
+    METER's code draws one pair an example anew at every step, a true one for half of them; this is what that comes to on
+    average. Its false pairs have another image, these another text.
+
+    Args:
+        pooled: (batch * NUM_TEXTS, feature_size), example by example, the true text first.
+        weight: (2, feature_size), of the head.
+        bias: (2,), likewise.
+    """
+    logits = F.linear(pooled, weight.to(pooled), bias.to(pooled)).unflatten(0, (-1, NUM_TEXTS))
+    no, yes = (-logits.log_softmax(-1)).unbind(-1)
+    return (yes[:, 0] + no[:, 1:].mean(-1)) / 2

@@ -19,20 +19,11 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.base import PARTS, Task, load_head
+from das_gym.tasks.classification import build_classifier
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
 from das_gym.tasks.vqa.arrow import FILES, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
 from das_gym.tasks.vqa.vqav2 import load_vqav2, read_vqav2, splits_vocabulary
-
-
-def build_vqa_head(feature_size: int, num_answers: int, head_size: int | None = None) -> nn.Sequential:
-    """Linear, LayerNorm, GELU, Linear: (batch, feature_size) to (batch, num_answers) logits, `head_size` wide inside."""
-    inside = head_size or feature_size
-    first, last = nn.Linear(feature_size, inside), nn.Linear(inside, num_answers)
-    for layer in (first, last):
-        nn.init.normal_(layer.weight, std=0.02)
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(first, nn.LayerNorm(inside), nn.GELU(), last)
 
 
 class VQATask(Task):
@@ -93,7 +84,7 @@ class VQATask(Task):
 
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
         """A new head for this answer vocabulary."""
-        return build_vqa_head(feature_size, len(self.labels), head_size)
+        return build_classifier(feature_size, len(self.labels), head_size or feature_size)
 
     def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Start from the checkpoint's `vqa_classifier`, whose answers are taken to be those of this vocabulary, in order."""

@@ -30,7 +30,7 @@ from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, task_
 from das_gym.registration import ASSETS
 
 SIZES = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_heads": 2}
-LABELS = {"vqa": ("no", "yes", "two"), "nlvr2": (), "retrieval": ()}
+LABELS = {"vqa": ("no", "yes", "two"), "nlvr2": (), "retrieval": (), "snli_ve": ()}
 MASKS = {"METER": (1, 0, 0, 1), "ViLT": (0, 1, 0, 1)}
 FRESH = Path(__file__).with_name("load_fresh.py")
 
@@ -246,6 +246,12 @@ def test_the_command(run_folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_logits_of_classes_have_their_names(tmp_path):
+    export(build("ViLT", "snli_ve"), tmp_path / "folder")
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert config["id2label"] == {"0": "contradiction", "1": "neutral", "2": "entailment"}
+
+
 @pytest.mark.parametrize(("model", "task"), [("METER", "nlvr2"), ("ViLT", "vqa")])
 def test_onnx(model, task, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):

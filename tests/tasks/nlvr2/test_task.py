@@ -12,7 +12,7 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
 from das_gym.tasks.nlvr2.files import NLVR2Example
-from das_gym.tasks.nlvr2.task import NLVR2Task, build_nlvr2_head
+from das_gym.tasks.nlvr2.task import NLVR2Task
 from tests.models import golden_cases as golden
 
 
@@ -62,7 +62,7 @@ def test_the_references_numbers_through_gather_and_head(task: NLVR2Task, name: s
     batch = {"image": images, "input_ids": twice[0], "attention_mask": twice[1]}
     batch["image_types"] = torch.tensor([1, 2]).repeat(len(images) // 2)
     weights = golden.loaded(name).heads["nlvr2_classifier"]
-    head = build_nlvr2_head(case.vlp.feature_size, hidden_size=len(weights["0.bias"]))
+    head = task.build_head(case.vlp.feature_size, len(weights["0.bias"]))
     head.load_state_dict(weights)
     head.to(dtype)
     targets = {"label": case.given("answers")}

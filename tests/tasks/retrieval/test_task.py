@@ -12,8 +12,9 @@ from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 from das_gym.models.encoding import meta_batch
 from das_gym.problem.costs import count_costs
 from das_gym.shapes.captions import write_shapes_captions
+from das_gym.tasks.nlvr2.task import NLVR2Task
 from das_gym.tasks.retrieval.captions import NUM_TEXTS, RetrievalExample
-from das_gym.tasks.retrieval.task import RetrievalTask, build_rank_head
+from das_gym.tasks.retrieval.task import RetrievalTask, build_rank_head, matching_losses
 from tests.arrow_tables import write_captions
 from tests.models import golden_cases as golden
 
@@ -74,6 +75,27 @@ def test_a_new_head_starts_from_the_matching_head(tmp_path: Path):
     task.start_head(head, load_checkpoint(tmp_path / "pretrained").heads)
     assert torch.equal(head[0].weight, match["weight"][1:])  # row 1 is "match"
     assert head[0].bias.tolist() == [9.0]
+
+
+def test_matching_is_half_of_the_true_pair_and_half_of_the_mean_of_the_false_ones():
+    weight, bias = torch.tensor([[0.0, 0.0], [1.0, -1.0]]), torch.tensor([0.5, 0.0])
+    pooled = torch.zeros(2 * NUM_TEXTS, 2)
+    pooled[0], pooled[NUM_TEXTS + 4] = torch.tensor([2.0, 1.0]), torch.tensor([0.0, -3.0])
+    indifferent = math.log1p(math.exp(-0.5))  # -log of the share of "no" in logits (0.5, 0)
+    first = (math.log1p(math.exp(0.5 - 1)) + indifferent) / 2  # the true pair's logits are (0.5, 1)
+    wrong = math.log1p(math.exp(3 - 0.5))  # one false pair's are (0.5, 3)
+    second = (math.log1p(math.exp(0.5)) + (14 * indifferent + wrong) / 15) / 2
+    found = matching_losses(pooled, weight, bias)
+    assert found.tolist() == pytest.approx([first, second])
+    matching = RetrievalTask(processor=None).matching({"itm_score": {"weight": weight, "bias": bias}})
+    assert torch.equal(matching(pooled), found)
+
+
+def test_matching_wants_the_checkpoints_head_and_a_task_that_has_it(task: RetrievalTask):
+    with pytest.raises(ValueError, match=r"no image-text-matching head \(itm_score\), only rank_output: use itm_weight=0"):
+        task.matching({"rank_output": {}})
+    with pytest.raises(ValueError, match="nlvr2 has no image-text-matching loss: leave itm_weight out"):
+        NLVR2Task(processor=None).matching({"itm_score": {}})
 
 
 @pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)

@@ -1,0 +1,1 @@
+"""SNLI-VE: the task and its readers."""

@@ -1,0 +1,105 @@
+"""Shapes-SNLI-VE: labels that follow from the picture, SNLI-VE's format, the same for a seed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from das_gym.shapes import snli_ve
+from das_gym.shapes.caption_language import Counted, Name, Related, SceneCaption, There
+from das_gym.shapes.scenes import Scene, SceneObject
+from das_gym.shapes.snli_ve import (
+    CURTAIN_COLOR,
+    CURTAIN_WIDTH,
+    HYPOTHESES,
+    label_of,
+    shapes_snli_ve_root,
+    write_shapes_snli_ve,
+)
+from das_gym.tasks.snli_ve.files import LABELS, load_snli_ve
+
+SMALL = {"train": 30, "dev": 5, "test": 5}
+TEXT_OF_VERSION = {1: "64f14f2fd182abee"}
+"""Digest of the hypotheses and labels of a small set, by snli_ve.VERSION."""
+
+
+def lines(folder: Path, part: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / f"snli_ve_{part}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes_snli_ve(tmp_path_factory.mktemp("data") / "small", scenes=SMALL)
+
+
+RED, BLUE = Name("red", "circle"), Name("blue", "star")
+SCENE = Scene(tuple(SceneObject(*name, x, 48, 10) for name, x in ((("red", "circle"), 20), (("red", "cross"), 50))), 200)
+
+
+@pytest.mark.parametrize(
+    ("fact", "is_true", "open_air", "curtained"),
+    [
+        (There(RED), True, "entailment", "entailment"),
+        (There(BLUE), False, "contradiction", "neutral"),
+        (Related(RED, "left of", Name("red", "cross")), True, "entailment", "entailment"),
+        (Related(BLUE, "left of", RED), False, "contradiction", "neutral"),
+        (Counted(2, color="red"), True, "entailment", "neutral"),
+        (Counted(3, color="red"), False, "contradiction", "neutral"),
+        (Counted(1, color="red"), False, "contradiction", "contradiction"),
+    ],
+)
+def test_labels_follow_from_what_is_to_be_seen(fact: Any, is_true: bool, open_air: str, curtained: str):
+    said = SceneCaption((fact,))
+    assert said.maybe(SCENE) is is_true
+    assert label_of(said, is_true, SCENE, curtain=False) == open_air
+    assert label_of(said, is_true, SCENE, curtain=True) == curtained
+
+
+def test_files_are_snli_ves_and_read_back(small: Path):
+    splits = load_snli_ve(small)
+    for part, read in {"train": splits.train, "dev": splits.reward, "test": splits.test}.items():
+        entries = lines(small, part)
+        assert len(read) == len(entries) == SMALL[part] * HYPOTHESES
+        assert [(e.key, e.hypothesis, LABELS[e.label]) for e in read] == [
+            (row["pairID"], row["sentence2"], row["gold_label"]) for row in entries
+        ]
+    assert set(Counter(LABELS[e.label] for e in splits.train).values()) != {0}
+    assert min(Counter(e.label for e in splits.train).values()) >= 12
+    assert len(list((small / "flickr30k_images").iterdir())) == sum(SMALL.values())
+
+
+def test_what_is_open_has_a_curtain_in_the_picture(small: Path):
+    for example in load_snli_ve(small).train:
+        edges = [example.image.open().getpixel((x, 48)) for x in (CURTAIN_WIDTH // 2, 95 - CURTAIN_WIDTH // 2)]
+        curtain = any(max(abs(a - b) for a, b in zip(edge, CURTAIN_COLOR, strict=True)) < 4 for edge in edges)
+        assert curtain or LABELS[example.label] != "neutral"
+
+
+def test_same_arguments_same_bytes_and_a_changed_generator_needs_a_new_version(small: Path, tmp_path: Path):
+    again = write_shapes_snli_ve(tmp_path / "again", scenes=SMALL)
+    for path in (p for p in small.rglob("*") if p.is_file()):
+        assert (again / path.relative_to(small)).read_bytes() == path.read_bytes()
+    text = [(row["sentence2"], row["gold_label"]) for part in SMALL for row in lines(small, part)]
+    assert TEXT_OF_VERSION[snli_ve.VERSION] == blake2b(repr(text).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [({"seed": -1}, "seed=-1; a seed is 0 or more"), ({"scenes": {"train": 1}}, "give train, dev, test, 1 or more of each")],
+)
+def test_numbers_out_of_range_are_refused(tmp_path: Path, arguments: dict[str, Any], text: str):
+    with pytest.raises(ValueError, match=text):
+        write_shapes_snli_ve(tmp_path / "data", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_root_is_in_the_cache_and_not_written_again(tmp_path: Path):
+    written = tmp_path / f"shapes-snli-ve-{snli_ve.VERSION}"
+    written.mkdir()
+    assert shapes_snli_ve_root(tmp_path) == written
+    assert not list(written.iterdir())

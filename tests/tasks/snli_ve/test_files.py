@@ -1,0 +1,112 @@
+"""SNLI-VE's reader on folders in the official layout, whole and broken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from das_gym.data.images import ImageFile
+from das_gym.tasks.snli_ve.files import LABELS, load_snli_ve
+
+Entry = dict[str, Any]
+
+
+def entry(image: str, number: int, label: str) -> Entry:
+    """An official entry, with keys that nobody reads."""
+    return {
+        "annotator_labels": [label],
+        "captionID": f"{image}.jpg#0",
+        "gold_label": label,
+        "pairID": f"{image}.jpg#0r{number}",
+        "sentence1": "A heron.",
+        "sentence2": f"{label} of {image}. ",
+        "Flickr30K_ID": image,
+    }
+
+
+def write(root: Path, images: str = "flickr30k_images", above: str = "") -> Path:
+    """Two images with four pairs each in train, of which one is undecided, one image in dev and in test."""
+    (root / images).mkdir(parents=True)
+    (root / above).mkdir(exist_ok=True)
+    for part, names in {"train": ("11", "12"), "dev": ("21",), "test": ("31",)}.items():
+        rows = [entry(name, n, label) for name in names for n, label in enumerate((*LABELS[::-1], "-"))]
+        (root / above / f"snli_ve_{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for name in names:
+            Image.new("RGB", (12, 8), (int(name), 90, 30)).save(root / images / f"{name}.jpg")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write(tmp_path / "data")
+
+
+def change(path: Path, edit: Callable[[Entry], object]) -> None:
+    """Edit the second entry of a file."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    edit(rows[1])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_examples_in_the_order_of_the_file_without_the_undecided(root: Path):
+    splits = load_snli_ve(root)
+    assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [6, 3, 3]
+    assert [LABELS[example.label] for example in splits.reward] == ["entailment", "neutral", "contradiction"]
+    first = splits.train[0]
+    assert (first.key, first.hypothesis) == ("11.jpg#0r0", "entailment of 11.")
+    assert first.image == ImageFile(root / "flickr30k_images" / "11.jpg")
+    assert first.image is splits.train[2].image
+    assert first.image.open().size == (12, 8)
+
+
+def test_labels_are_in_the_order_of_meters_head():
+    assert LABELS == ("contradiction", "neutral", "entailment")
+
+
+@pytest.mark.parametrize(
+    ("images", "above"), [("flickr30k-images", ""), ("Flickr30K/images", ""), ("images", "data"), ("", "data")]
+)
+def test_folders(tmp_path: Path, images: str, above: str):
+    splits = load_snli_ve(write(tmp_path / "root", images, above))
+    assert splits.test[0].image.open().size == (12, 8)
+
+
+@pytest.mark.parametrize(
+    ("edit", "text"),
+    [
+        (lambda e: e.pop("sentence2"), r"snli_ve_dev\.jsonl: line 2 has no 'sentence2'; it needs pairID, Flickr30K_ID"),
+        (lambda e: e.update(Flickr30K_ID=21), r"line 2 has Flickr30K_ID=21; it must be of type str"),
+        (lambda e: e.update(Flickr30K_ID="../21"), r"Flickr30K_ID='\.\./21'; it must be the name of an image"),
+        (lambda e: e.update(sentence2=" "), r"line 2: sentence2 is empty"),
+        (lambda e: e.update(gold_label="yes"), r"has the label 'yes'; it must be one of contradiction, neutral, entailment"),
+        (lambda e: e.update(pairID="21.jpg#0r0"), r"line 2 repeats the pairID 21.jpg#0r0 of .*dev\.jsonl: line 1"),
+        (lambda e: e.update(pairID="11.jpg#0r0"), r"repeats the pairID 11.jpg#0r0 of .*train\.jsonl: line 1"),
+    ],
+)
+def test_a_bad_entry_is_named_or_left_out(root: Path, edit: Callable[[Entry], object], text: str):
+    change(root / "snli_ve_dev.jsonl", edit)
+    with pytest.raises(ValueError, match=text):
+        load_snli_ve(root)
+    splits = load_snli_ve(root, "skip")
+    assert (len(splits.reward), splits.left_out_count) == (2, 1)
+
+
+def test_a_missing_image_is_named(root: Path):
+    (root / "flickr30k_images" / "31.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"snli_ve_test\.jsonl: 31\.jpg#0r0: .*1 of 1 images are missing"):
+        load_snli_ve(root)
+    with pytest.raises(ValueError, match=r"snli_ve_test\.jsonl holds no usable example.*the first of 3 left out"):
+        load_snli_ve(root, "skip")
+
+
+def test_a_folder_without_the_files_says_what_it_holds(root: Path, tmp_path: Path):
+    (root / "snli_ve_dev.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no snli_ve_dev\.jsonl, nor has a folder data in it; it holds flickr"):
+        load_snli_ve(root)
+    with pytest.raises(FileNotFoundError, match="is not a folder; name the one with snli_ve_train"):
+        load_snli_ve(tmp_path / "nowhere")
