@@ -127,6 +127,9 @@ class Evaluator:
         self._trunk.forget()
         self._runner = None
 
+    def close(self) -> None:
+        """End workers elsewhere, where there are any (`ShardedEvaluator`); scoring starts them anew."""
+
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """(m,) float64 mean losses in nats; see `evaluate`."""
         return self.evaluate(masks, examples).losses
@@ -155,9 +158,6 @@ class Evaluator:
             ValueError: masks of another shape or with other values, or no examples.
         """
         masks = self._check(masks, examples)
-        if self._memory.refresh():
-            self._runner = None
-            self._trunk.forget()
         signature = hash(tuple(e.key for e in examples))
         keys = [(signature, mask.tobytes()) for mask in masks]
         found = self._memory.find(keys, divergences)
@@ -173,6 +173,7 @@ class Evaluator:
         )
 
     def _check(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
+        """The masks as bool; what depends on adapters or a head that have changed since is forgotten."""
         array = np.asarray(masks)
         width = len(self.vlp.layers)
         if array.shape == (0,):
@@ -183,6 +184,8 @@ class Evaluator:
             raise ValueError("masks hold other values than 0 (keep) and 1 (skip); give one of them for each layer")
         if not len(examples):
             raise ValueError("no examples to score masks on; give at least one")
+        if self._memory.refresh():
+            self.forget()
         return array.astype(bool)
 
     def _score_anew(
@@ -219,17 +222,22 @@ class Evaluator:
             (m, n_examples) float64 losses, metrics and divergences, of which a broken example has a loss inf or NaN.
         """
         masks = self._check(masks, examples)
-        unskipped = np.zeros((1, masks.shape[1]), dtype=bool)
-        each = np.zeros((3, len(masks) + 1, len(examples)))
         started = time.perf_counter()
-        self._trunk.start(hash((hash(tuple(e.key for e in examples)), self.batch_size)))
-        for rows, where, scores, _ in self._leaves(np.concatenate((unskipped, masks)), examples, None, True, None):
-            each[:, rows, where] = np.stack(scores)[:, None]
+        each = self._score_each(masks, examples)
         self._spent.seconds += time.perf_counter() - started
         self._spent.masks += len(masks)
         self._spent.examples += len(masks) * len(examples)
-        self._spent.broken += int((~np.isfinite(each[0, 1:]).all(axis=1)).sum())
-        return Scores(*each[:, 1:])
+        self._spent.broken += int((~np.isfinite(each[0]).all(axis=1)).sum())
+        return Scores(*each)
+
+    def _score_each(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
+        """(3, m, n_examples) losses, metrics and divergences."""
+        unskipped = np.zeros((1, masks.shape[1]), dtype=bool)
+        each = np.zeros((3, len(masks) + 1, len(examples)))
+        self._trunk.start(hash((hash(tuple(e.key for e in examples)), self.batch_size)))
+        for rows, where, scores, _ in self._leaves(np.concatenate((unskipped, masks)), examples, None, True, None):
+            each[:, rows, where] = np.stack(scores)[:, None]
+        return each[:, 1:]
 
     def _score(
         self,
