@@ -72,7 +72,7 @@ from das_gym.models.base import bytes_of
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import IMAGE, VLM
 from das_gym.problem.budget import BUDGET_SETTINGS, Budget, BudgetSettings, check_budget, pick_budget
-from das_gym.problem.config import ProblemConfig, changed_settings, problem_words
+from das_gym.problem.config import ProblemConfig, changed_settings, problem_words, recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, pick_device, shuffled
 from das_gym.problem.mask_cost import SAVED, MaskCost
@@ -572,7 +572,7 @@ class Work:
         apart, low, high = comparison.difference()
         return {
             "settings": json.loads(json.dumps({**dataclasses.asdict(self.settings), "use": used()})),
-            "problem": dataclasses.asdict(self.choice.problem),
+            "problem": recorded_settings(dataclasses.asdict(self.choice.problem)),
             "source": str(self.source),
             "out": str(self.out.absolute()),
             "mask": self.choice.mask.astype(int).tolist(),

@@ -15,7 +15,7 @@ from das_gym.config import build, check_names
 from das_gym.data.origin import check_record
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, restore
 from das_gym.runs import RunSettings, find_run, library_versions
 
@@ -145,7 +145,7 @@ def save(
     subnet.adaptation(**(info or {})).save(folder / SUBNET_FILE)
     described = {
         "format": FORMAT,
-        "problem": dataclasses.asdict(backbone.config),
+        "problem": recorded_settings(dataclasses.asdict(backbone.config)),
         "model_settings": dict(backbone.settings),
         **(record or {}),
         "use": used(),

@@ -33,6 +33,7 @@ from das_gym.commandline import typed
 from das_gym.config import build, check_names
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import read_json, write_json
+from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_cost import SAVED
 from das_gym.registration import DEFAULT_ENV, MODELS, named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
@@ -114,7 +115,7 @@ def search_front(_run: Run, _config: Mapping[str, Any], env_kwargs: Any) -> floa
     result = FrontResult(
         settings={name: value for name, value in dataclasses.asdict(settings).items() if name not in ENV_SETTINGS},
         env_id=settings.env_id,
-        env_kwargs=settings.settings_of_env(),
+        env_kwargs=recorded_settings(settings.settings_of_env()),
         cost=settings.cost,
         layer_names=problem.layer_names,
         searched=searched,

@@ -7,6 +7,8 @@ python -m agents table with meter_vqa each=True reward_examples=500 test_example
                                                            with what each example scores, for any reward batch
 python -m agents table with data_root=/data/vqav2 supernet=mine.safetensors
 python -m agents table with meter_vqa recount=FILE out=FILE  count costs and measure statistics of a table anew
+python -m agents table with meter_vqa workers=ray num_workers=8
+                                                           over the workers of a Ray cluster, or of this machine
 python -m agents table with resume=3                       go on with run 3, which was stopped
 
 `das_gym.tables.table.SubnetTable` reads the file; `gymnasium.make("DAS-METER-VQA-Tabular-v0", table=FILE)` plays on it.
@@ -120,6 +122,7 @@ def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
         file, most = folder / CHECKPOINT, settings.max_skipped
         more: dict[str, Any] = {"max_skipped": most, "each": settings.each, "latency_batch": settings.latency_batch}
         table, spent = build_table(problem, env_id, *counts, checkpoint=file, on_chunk=bar.update, **more)
+    problem.evaluator.close()
     table.save(out)
     write_json(folder / RECORD, {"table": str(out.absolute()), **dataclasses.asdict(table.meta), "spent": spent.as_dict()})
     (folder / CHECKPOINT).unlink()

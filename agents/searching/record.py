@@ -19,6 +19,7 @@ from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
 from das_gym.problem.budget import keeps_budget
+from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
 from das_gym.problem.statistics import masks_needed
 from das_gym.runs import library_versions
@@ -283,6 +284,7 @@ class SearchResult:
         shared = {name: getattr(config, name) for name in ("env_id", "agent", "seed", "masks_per_turn")}
         names = list(base.layer_names)
         of_statistics = _statistic_masks(base, statistics_read)
+        rest["env_kwargs"] = recorded_settings(rest["env_kwargs"])
         return cls(
             **shared,
             **answer,

@@ -27,7 +27,7 @@ SIGNATURE = ".signature"
 KNOWN_PACKAGES = ("das_gym", "stable_baselines3", "sb3_contrib", "gymnasium")
 """Whose classes may be named by any record."""
 
-CAREFUL = ("use", "out", "start_from", "encoder_cache", "trust", "trust_remote_code", "tensorboard_log")
+CAREFUL = ("use", "out", "start_from", "encoder_cache", "trust", "trust_remote_code", "tensorboard_log", "workers")
 """Settings that say what is imported, run or written to."""
 
 

@@ -128,6 +128,9 @@ class Evaluator:
         self._trunk.forget()
         self._runner = None
 
+    def close(self) -> None:
+        """End workers elsewhere, where there are any (`ShardedEvaluator`); scoring starts them anew."""
+
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """(m,) float64 mean losses in nats; see `evaluate`."""
         return self.evaluate(masks, examples).losses
@@ -156,9 +159,6 @@ class Evaluator:
             ValueError: masks of another shape or with other values, or no examples.
         """
         masks = self._check(masks, examples)
-        if self._memory.refresh():
-            self._runner = None
-            self._trunk.forget()
         signature = _signature(examples)
         keys = [(signature, mask.tobytes()) for mask in masks]
         found = self._memory.find(keys, divergences)
@@ -174,6 +174,7 @@ class Evaluator:
         )
 
     def _check(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
+        """The masks as bool; what depends on adapters or a head that have changed since is forgotten."""
         array = np.asarray(masks)
         width = len(self.vlp.layers)
         if array.shape == (0,):
@@ -184,6 +185,8 @@ class Evaluator:
             raise ValueError("masks hold other values than 0 (keep) and 1 (skip); give one of them for each layer")
         if not len(examples):
             raise ValueError("no examples to score masks on; give at least one")
+        if self._memory.refresh():
+            self.forget()
         return array.astype(bool)
 
     def _score_anew(
@@ -204,7 +207,7 @@ class Evaluator:
         found = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
         if divergences:
             self._memory.keep_logits((signature, self.batch_size), logits)
-        self._count(len(todo), len(examples), np.array([score.loss for score in found.values()]))
+        self._count_scored(len(todo), len(examples), np.array([score.loss for score in found.values()]))
         return found
 
     @contextmanager
@@ -217,7 +220,7 @@ class Evaluator:
         finally:
             self._spent.seconds += time.perf_counter() - started
 
-    def _count(self, masks: int, examples: int, losses: np.ndarray) -> None:
+    def _count_scored(self, masks: int, examples: int, losses: np.ndarray) -> None:
         """Count what a run has scored; `losses`: (masks,), where a broken mask has one that is not finite."""
         self._spent.masks += masks
         self._spent.examples += masks * examples
@@ -230,14 +233,19 @@ class Evaluator:
             (m, n_examples) float64 losses, metrics and divergences, of which a broken example has a loss inf or NaN.
         """
         masks = self._check(masks, examples)
+        with self._run_of(_signature(examples)):
+            each = self._score_each(masks, examples)
+        with np.errstate(invalid="ignore"):
+            self._count_scored(len(masks), len(examples), each[0].sum(axis=1))
+        return Scores(*each)
+
+    def _score_each(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
+        """(3, m, n_examples) losses, metrics and divergences."""
         unskipped = np.zeros((1, masks.shape[1]), dtype=bool)
         each = np.zeros((3, len(masks) + 1, len(examples)))
-        with self._run_of(_signature(examples)):
-            for rows, where, scores, _ in self._leaves(np.concatenate((unskipped, masks)), examples, None, True, None):
-                each[:, rows, where] = np.stack(scores)[:, None]
-        with np.errstate(invalid="ignore"):
-            self._count(len(masks), len(examples), each[0, 1:].sum(axis=1))
-        return Scores(*each[:, 1:])
+        for rows, where, scores, _ in self._leaves(np.concatenate((unskipped, masks)), examples, None, True, None):
+            each[:, rows, where] = np.stack(scores)[:, None]
+        return each[:, 1:]
 
     def _score(
         self,

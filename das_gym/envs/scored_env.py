@@ -88,6 +88,11 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
         """The architecture under the last mask; see `das_gym.envs.rendering.render`."""
         return render(self.render_mode, self.scorer, self._last)
 
+    def close(self) -> None:
+        """End what works for it elsewhere; used again, the environment begins it anew."""
+        super().close()
+        self.scorer.close()
+
     def __getstate__(self) -> dict[str, Any]:
         """Arguments and state: the model is loaded again, from the process-wide cache if it is there.
 

@@ -138,6 +138,9 @@ class Scorer(ABC):
     def cost_of(self, setting: str) -> MaskCost:
         """What masks cost, by a key of `SAVED`."""
 
+    def close(self) -> None:  # noqa: B027 - a table has nothing there
+        """Let go of what lies outside of this process."""
+
     def restart(self) -> None:
         """Begin the reward examples and the count of evaluations anew, as `reset(seed=...)` does."""
         self.evaluations, self.position = self.observation_masks, 0
@@ -267,6 +270,10 @@ class MaskScorer(Scorer):
         self._order = problem.task.order(problem.splits.reward)
         self._fixed = self._examples(np.arange(self.batch_size))
         self._observation: np.ndarray | None = None
+
+    def close(self) -> None:
+        """As `Scorer.close`: the evaluator's workers, where there are any."""
+        self.problem.evaluator.close()
 
     def cost_of(self, setting: str) -> MaskCost:
         """As `Scorer.cost_of`; latency is measured where it is neither given nor kept from before."""

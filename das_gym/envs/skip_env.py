@@ -91,7 +91,7 @@ class SkipEnv(ScoredEnv):
         model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
         task: `vqa`, `nlvr2`, `retrieval`, `snli_ve`, or another key of `das_gym.registration.TASKS`; the id sets it.
         settings: Model and data otherwise: the fields of `das_gym.problem.loading.ProblemConfig`, such as `checkpoint`,
-            `supernet`, `data_root`, `tokenizer`, `device`, `on_bad_example`.
+            `supernet`, `data_root`, `tokenizer`, `device`, `on_bad_example`; `workers="ray"` shares masks out.
         render_mode: `ansi` (the units of each stage in words), `rgb_array` (a picture of the architecture and of the search
             so far) or None; `gymnasium.make` takes `human`, too.
         latency_saved: Budget: least share of the full model's latency to save, from what each unit takes on this machine

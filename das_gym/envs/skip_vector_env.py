@@ -143,6 +143,10 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         shown = [None] * self.num_envs if self._last is None else [self._shown(*self._last, i) for i in range(self.num_envs)]
         return tuple(render(self.render_mode, self.template.scorer, each) for each in shown)
 
+    def close_extras(self, **kwargs: Any) -> None:
+        """As `SkipEnv.close`."""
+        self.template.close()
+
     def _shown(self, moves: Moves, scored: Outcome, index: int) -> Shown:
         return Shown(moves.masks[index], float(scored.rewards[index]), scored.row(index), bool(moves.ended[index]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", 
 
 PATH_SETTINGS = ("checkpoint", "supernet", "data_root", "tokenizer", "encoder_cache")
 """Fields of `ProblemConfig` that are paths."""
+
+WORKERS = ("ray",)
+"""Who may share out masks, by name."""
+
+WORKER_SETTINGS = ("workers", "num_workers", "gpus_per_worker")
+"""Fields of `ProblemConfig` that say who computes, and change no score: records leave them out."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,10 @@ class ProblemConfig:
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16`, ...
         device_map: As for `from_pretrained` of transformers.
         trust_remote_code: Whether code in the checkpoint's folder may run.
+        workers: `ray` shares masks out among the workers of a Ray cluster, see `das_gym.engine.sharded`; None scores them in
+            this process.
+        num_workers: How many, 1 or more; None is as many as the cluster has room for.
+        gpus_per_worker: GPUs of each: 0, a part of one, such as 0.5, or a whole number.
     """
 
     model: str = DEFAULT_MODEL
@@ -65,6 +76,9 @@ class ProblemConfig:
     dtype: str | None = None
     device_map: str | None = None
     trust_remote_code: bool | None = None
+    workers: str | None = None
+    num_workers: int | None = None
+    gpus_per_worker: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", OLD_TASKS.get(self.task, self.task))
@@ -72,6 +86,7 @@ class ProblemConfig:
         check_names([self.task], TASKS, "task")
         find_environment(self.model, self.task)
         self._check_options()
+        self._check_workers()
         if self.size not in (None, *SIZES):
             raise ValueError(f"size={self.size!r} is unknown; choose one of {', '.join(SIZES)}")
         if self.size == "base" and self.checkpoint is None:
@@ -106,6 +121,19 @@ class ProblemConfig:
         if "dtype" in taken and self.precision != "float32":
             raise ValueError(f"precision={self.precision} is no setting of {self.model}: say dtype=bfloat16 instead")
 
+    def _check_workers(self) -> None:
+        if self.workers is None:
+            for name, default in (("num_workers", None), ("gpus_per_worker", 0)):
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name}={getattr(self, name)} is for workers=ray: say that, too, or leave it out")
+            return
+        check_names([self.workers], WORKERS, "workers")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise ValueError(f"num_workers={self.num_workers} is not allowed; use 1 or more, or None for all")
+        gpus = self.gpus_per_worker
+        if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
+            raise ValueError(f"gpus_per_worker={gpus} is not allowed; use 0, a part of one GPU, or a whole number")
+
     def bundled(self, file: str) -> Path:
         """A file that comes with das_gym for this model.
 
@@ -124,6 +152,11 @@ class ProblemConfig:
 def changed_settings(config: ProblemConfig) -> dict[str, Any]:
     """The fields of `ProblemConfig` that are not the default, whatever other fields a subclass has."""
     return {f.name: getattr(config, f.name) for f in fields(ProblemConfig) if getattr(config, f.name) != f.default}
+
+
+def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a record keeps them: without `WORKER_SETTINGS`, so that it is replayed anywhere."""
+    return {name: value for name, value in settings.items() if name not in WORKER_SETTINGS}
 
 
 def problem_words(config: ProblemConfig, *more: str) -> str:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.precision import resolve_precision
 from das_gym.models.base import VLP, State, check_model, fingerprint
 from das_gym.models.inputs import Processor
 from das_gym.models.macs import MacCounter
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
 from das_gym.problem.costs import Costs, count_costs
-from das_gym.registration import MODELS, TASKS, find_class
+from das_gym.registration import MODELS, TASKS, ModelEntry, TaskEntry, find_class, register_model, register_task
 from das_gym.tasks.base import Task, check_task
 
 SHOWN_BAD_EXAMPLES = 3
@@ -369,16 +370,51 @@ def build_problem(config: ProblemConfig) -> Problem:
     sample = sample_of(supernet, splits)
     long = MODELS[config.model].reads == "prompts"  # a prompt may be a thousand times as long as a sentence
     pairs = pairs_that_fit(backbone.vlp, sample[0]) if long else PAIRS_PER_BATCH
-    evaluator = Evaluator(
-        backbone.vlp,
-        head,
-        task,
-        batch_size=config.eval_batch_size or task.examples_of(pairs),
-        cache_folder=config.encoder_cache,
-        trunk_bytes=TRUNK_BYTES if long else 0,
-        precision=config.precision,
-    )
+    evaluator = _evaluator(config, supernet, config.eval_batch_size or task.examples_of(pairs))
     return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
+
+
+def _evaluator(config: ProblemConfig, model: AdaptedModel, batch_size: int) -> Evaluator:
+    """What scores masks of the model, here or by workers."""
+    settings: dict[str, Any] = {
+        "batch_size": batch_size,
+        "cache_folder": config.encoder_cache,
+        "trunk_bytes": TRUNK_BYTES if MODELS[config.model].reads == "prompts" else 0,
+        "precision": config.precision,
+    }
+    parts = (model.backbone.vlp, model.head, model.task)
+    if config.workers is None:
+        return Evaluator(*parts, **settings)
+    from das_gym.engine.sharded import ShardedEvaluator
+
+    found = resolve_precision(config.precision, model.backbone.vlp.device)
+    alone = replace(config, workers=None, num_workers=None, gpus_per_worker=0.0)
+    settings |= {"num_workers": config.num_workers, "gpus_per_worker": config.gpus_per_worker}
+    recipe = partial(_recipe, replace(alone, eval_batch_size=batch_size, precision=found), model)
+    return ShardedEvaluator(*parts, recipe=recipe, **settings)
+
+
+def _recipe(config: ProblemConfig, model: AdaptedModel) -> Callable[[], Evaluator]:
+    """What makes a worker's evaluator of the model as it is now: what is frozen is loaded there, what trains is sent."""
+    return partial(_worker_evaluator, MODELS[config.model], TASKS[config.task], config, model.adaptation())
+
+
+def _worker_evaluator(
+    model_entry: ModelEntry, task_entry: TaskEntry, config: ProblemConfig, adaptation: Adaptation
+) -> Evaluator:
+    """A worker's own; entries come along, since a person's own may have been registered elsewhere alone.
+
+    Raises:
+        ValueError: the worker finds another checkpoint than the process that sent the adaptation.
+    """
+    register_model(model_entry)
+    register_task(task_entry)
+    backbone = load_backbone(config)
+    if find_supernet(config) is None:
+        backbone.vlp.remove_adapters()
+    model = restore(backbone, adaptation, config.task, config.supernet or "the supernet")
+    model.head.eval().requires_grad_(False)
+    return _evaluator(config, model, cast(int, config.eval_batch_size))
 
 
 @lru_cache(maxsize=4)

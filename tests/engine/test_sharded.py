@@ -1,0 +1,253 @@
+"""Masks on a local Ray cluster of two workers: the same numbers as alone, whatever becomes of a worker."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from das_gym.agents import SearchConfig, search
+from das_gym.agents.table_experiment import run_table
+
+from das_gym.engine import sharded
+from das_gym.engine.evaluator import Evaluator, Scores
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, build_problem
+from das_gym.tables.build import build_table
+from das_gym.tables.table import SubnetTable
+
+ray = pytest.importorskip("ray", reason="workers='ray' needs Ray: pip install 'das_gym[ray]'")
+
+ENV_ID = "DAS-METER-VQA-v0"
+MASKS = np.eye(6, dtype=bool)
+LAPTOP = {"CPU": 2.0, "memory": 1e9}
+SERVER = {"CPU": 16.0, "GPU": 8.0}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Room for two workers, as nice as other processes of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        quick = {"worker_niceness": 0}
+        ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, _system_config=quick)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def settings(small_kwargs: dict[str, str]) -> dict:
+    return {**small_kwargs, "eval_batch_size": 4, "workers": "ray", "num_workers": 2}
+
+
+@pytest.fixture
+def unconnected(monkeypatch: pytest.MonkeyPatch, settings: dict) -> Problem:
+    """A problem whose workers are never started, and which needs no cluster."""
+    monkeypatch.setattr(sharded, "_connect", lambda: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}])
+    return build_problem(ProblemConfig(**settings))
+
+
+def saved(table: SubnetTable, path: Path) -> bytes:
+    table.save(path)
+    return path.read_bytes()
+
+
+@pytest.mark.long
+def test_table_and_vector_environment_have_the_numbers_of_one_process(
+    cluster: None,
+    settings: dict,
+    small_kwargs: dict[str, str],
+    small_table: SubnetTable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    run_table({**settings, "reward_examples": 10, "test_examples": 6}, ["meter_vqa"])
+    assert Path("runs/1/table.npz").read_bytes() == saved(small_table, tmp_path / "alone.npz")
+
+    masks = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0]], dtype=np.int8)
+    told = []
+    for kwargs in (settings, {**small_kwargs, "eval_batch_size": 4}):
+        env = gymnasium.make_vec(ENV_ID, num_envs=3, skip_num=2, reward="neg_kl", reward_examples=10, **kwargs)
+        observation, _ = env.reset(seed=0)
+        told.append((observation, *env.step(masks)[:2]))
+        evaluator = env.unwrapped.template.scorer.problem.evaluator
+        if kwargs is settings:
+            assert len(evaluator._workers) == 2
+            with pytest.raises(ValueError, match=r"^no examples to score masks on; give at least one$"):
+                evaluator._share(MASKS, (), True, True)  # what workers refuse is told as it would be alone
+            env.close()
+            assert not evaluator._workers
+    for here, alone in zip(*told, strict=True):
+        np.testing.assert_array_equal(here, alone)
+
+
+def dying(make: Callable[[], Evaluator], log: Path) -> Evaluator:
+    """An evaluator that writes down what it scores, and ends its process over the last masks of the second batch."""
+    evaluator = make()
+    score = evaluator.evaluate_each
+
+    def evaluate_each(masks: np.ndarray, examples: tuple) -> Scores:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {examples[0].key} {masks.sum()}\n")
+        seen = {line.split()[1] for line in log.read_text().splitlines()}
+        if len(seen) == 2 and masks[-1].all() and not log.with_suffix(".died").exists():
+            log.with_suffix(".died").touch()
+            os._exit(1)
+        return score(masks, examples)
+
+    evaluator.evaluate_each = evaluate_each
+    return evaluator
+
+
+@pytest.mark.long
+def test_a_worker_killed_amid_a_table_costs_its_shard(
+    cluster: None, settings: dict, small_table: SubnetTable, tmp_path: Path
+):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    problem, log = build_problem(ProblemConfig(**settings)), tmp_path / "calls.txt"
+    recipe = problem.evaluator.recipe
+    problem.evaluator.recipe = lambda: partial(dying, recipe(), log)
+    try:
+        table, spent = build_table(problem, ENV_ID, 10, 6)
+    finally:
+        problem.evaluator.close()
+    assert log.with_suffix(".died").exists()
+    assert saved(table, tmp_path / "shared.npz") == saved(small_table, tmp_path / "alone.npz")
+    calls = [tuple(line.split()) for line in log.read_text().splitlines()]
+    assert len(calls) == 2 * 5 + 1  # two shards of each of five batches, and one of them again
+    assert len({call[1:] for call in calls}) == 2 * 5
+    assert len({pid for pid, *_ in calls}) == 3  # the other worker went on
+    alone = 5 * (2 + 2 * 4 + 2 * 16)  # layer runs
+    assert alone < spent.layer_runs < 1.5 * alone  # what shards have in common, each runs
+
+
+def test_shards_are_neighbours_in_the_tree(unconnected: Problem):
+    masks = np.array([[b >> i & 1 for i in range(6)] for b in range(64)], dtype=bool)
+    rows = unconnected.evaluator._tree_order(masks)
+    assert sorted(rows.tolist()) == list(range(64))
+    first = masks[rows[:16]][:, list(unconnected.vlp.stages[0])]
+    assert len(np.unique(first, axis=0)) == 1  # a quarter of the masks, one way through stage 0
+
+
+def test_workers_get_adapters_as_they_are_now(unconnected: Problem, small_kwargs: dict[str, str], monkeypatch):
+    alone = build_problem(ProblemConfig(**small_kwargs, eval_batch_size=4))
+    examples, ended = alone.splits.reward[:4], []
+    monkeypatch.setattr(unconnected.evaluator, "close", lambda: ended.append(True))
+    for problem in (alone, unconnected):
+        with torch.no_grad():
+            problem.vlp.skippable(0).skip_adapter.up.bias.add_(1.0)
+    there = unconnected.evaluator.recipe()()
+    assert type(there) is Evaluator
+    np.testing.assert_array_equal(there.losses(MASKS, examples), alone.evaluator.losses(MASKS, examples))
+    unconnected.evaluator._check(MASKS, examples)
+    assert ended == [True]  # workers of before are not asked any more
+    unconnected.evaluator._check(MASKS, examples)
+    assert ended == [True]
+
+
+@pytest.mark.parametrize(("model", "task"), [("ViLT", "retrieval"), ("VLM", "answering")])
+def test_a_workers_own_evaluator_is_that_of_the_problem(monkeypatch: pytest.MonkeyPatch, model: str, task: str):
+    """With a supernet and without one; what is sent goes through pickles."""
+    monkeypatch.setattr(sharded, "_connect", lambda: None)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}])
+    problem = build_problem(ProblemConfig(model=model, task=task, workers="ray"))
+    sent = ray.cloudpickle.dumps((problem.evaluator.recipe(), problem.splits.reward[:2]))
+    make, examples = ray.cloudpickle.loads(sent)
+    there, masks = make(), np.eye(len(problem.layer_names), dtype=bool)[:4]
+    assert there.batch_size == problem.evaluator.batch_size
+    monkeypatch.setattr(sharded.ShardedEvaluator, "_score", Evaluator._score)  # in this process
+    here = problem.evaluator.losses(masks, problem.splits.reward[:2])
+    np.testing.assert_array_equal(there.losses(masks, examples), here)
+
+
+def test_what_a_worker_warns_of_and_spends_is_passed_on(small_kwargs: dict[str, str]):
+    problem = build_problem(ProblemConfig(**small_kwargs, eval_batch_size=4))
+    with torch.no_grad():
+        problem.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
+    worker = sharded.Worker()
+    worker._evaluator = problem.evaluator
+    for _ in range(2):
+        answer = worker.score([], MASKS, problem.splits.reward[:4], True, True)
+        assert [category for category, _ in answer.warned] == [RuntimeWarning]
+        assert "the mask that skips layers [3] is not a number" in answer.warned[0][1]
+        assert answer.spent.masks == len(MASKS)
+
+
+def test_records_of_searches_can_be_replayed_without_a_cluster(unconnected, settings: dict, monkeypatch):
+    monkeypatch.setattr(sharded.ShardedEvaluator, "_score", Evaluator._score)
+    own = {**settings, "reward_examples": 4}
+    result = search(SearchConfig(ENV_ID, agent="random", skip_num=2, evaluations=2, masks_per_turn=2, env_kwargs=own))
+    assert result.env_kwargs["reward_examples"] == 4
+    assert not {"workers", "num_workers", "gpus_per_worker"} & result.env_kwargs.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"workers": "rey"}, "unknown workers 'rey'; did you mean 'ray'"),
+        ({"workers": "ray", "num_workers": 0}, "num_workers=0 is not allowed; use 1 or more, or None"),
+        ({"num_workers": 2}, "num_workers=2 is for workers=ray: say that, too, or leave it out"),
+        ({"gpus_per_worker": 1}, "gpus_per_worker=1 is for workers=ray"),
+        (
+            {"workers": "ray", "gpus_per_worker": -1},
+            "gpus_per_worker=-1 is not allowed; use 0, a part of one",
+        ),
+        ({"workers": "ray", "gpus_per_worker": 1.5}, r"gpus_per_worker=1\.5 is not allowed"),
+        ({"workers": "ray", "gpus_per_worker": float("nan")}, "gpus_per_worker=nan is not allowed"),
+    ],
+)
+def test_settings_that_cannot_be(given: dict, match: str):
+    with pytest.raises(ValueError, match=match):
+        ProblemConfig(**given)
+
+
+def test_a_worker_with_another_checkpoint_is_refused(unconnected: Problem, settings: dict):
+    config, model = unconnected.evaluator.recipe.args
+    other = replace(model, backbone=replace(model.backbone, base="0123456789abcdef"))
+    with pytest.raises(ValueError, match="trained on a model with fingerprint 0123456789abcdef, the loaded one has"):
+        unconnected.evaluator.recipe.func(config, other)()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "room"),
+    [
+        ([LAPTOP], 0, 2),
+        ([LAPTOP, SERVER], 0, 18),
+        ([LAPTOP, SERVER], 1, 8),
+        ([SERVER], 0.5, 16),
+        ([SERVER], 0.3, 16),
+        ([{"CPU": 64.0, "GPU": 2.0}], 0.3, 6),
+        ([SERVER, SERVER], 3, 4),
+    ],
+)
+def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch, nodes: list[dict], gpus: float, room: int):
+    gone = {"Alive": False, "Resources": SERVER}
+    monkeypatch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
+    assert sharded._count_workers(None, gpus) == room
+    assert sharded._count_workers(room, gpus) == room
+    with pytest.raises(ValueError, match=f"num_workers={room + 1}, but this Ray cluster has room for {room} workers"):
+        sharded._count_workers(room + 1, gpus)
+
+
+@pytest.mark.parametrize(("node", "most"), [(LAPTOP, 0), (SERVER, 8)])
+def test_gpus_that_no_node_has(monkeypatch: pytest.MonkeyPatch, node: dict, most: int):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node}] * 2)
+    with pytest.raises(ValueError, match=f"gpus_per_worker=9, but no node of this Ray cluster has more than {most}: use "):
+        sharded._count_workers(None, 9)
+
+
+def test_ray_that_is_not_installed(settings: dict, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"workers='ray' needs Ray: pip install 'das_gym\[ray\]', or leave workers out"):
+        build_problem(ProblemConfig(**settings))
