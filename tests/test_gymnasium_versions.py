@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 GENERIC_IN_1_2 = {"Env", "Wrapper", "ObservationWrapper", "RewardWrapper", "ActionWrapper", "Space", "VectorEnv"}
@@ -42,6 +44,7 @@ def subscripted(source: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_class_is_subscripted_that_1_2_refuses():
     files = [
         path for folder in ("das_gym", "agents", "adapt", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")

@@ -8,6 +8,7 @@ import pytest
 from das_gym.commandline import Command, Program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["gymnasium", "torch", "sacred"])
 @pytest.mark.parametrize("words", [["agents", "with", "meter_vqa_table"], ["adapt", "supernet"]])
 def test_ctrl_c_while_libraries_are_imported_is_no_traceback(words, library, tmp_path):

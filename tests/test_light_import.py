@@ -22,6 +22,7 @@ def test_importing_the_package_is_light(package: str):
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_only_commands_import_sacred():
     code = (
         "import sys, das_gym.agents, das_gym.adapt.finetune, das_gym.runs, das_gym.commandline, gymnasium\n"
@@ -54,6 +55,7 @@ def test_type_checkers_are_told_the_same_places(door):
     assert told == door._PLACES
 
 
+@pytest.mark.slow
 def test_a_name_is_kept_once_it_was_asked_for():
     code = (
         "import das_gym; assert 'SkipEnv' in dir(das_gym) and 'SkipEnv' not in vars(das_gym); from das_gym import SkipEnv;"

@@ -94,6 +94,7 @@ def test_another_kind_of_entry_is_refused(register, entry, text: str):
         register(entry)
 
 
+@pytest.mark.slow
 def test_a_model_gives_an_environment_for_every_task_that_scores_like_any(small_kwargs):
     register_model(dataclasses.replace(registration.MODELS["METER"], name="Toy"))
     assert {"DAS-Toy-VQA-v0", "DAS-Toy-NLVR2-v0", "DAS-Toy-F30K-v0"} <= ENVIRONMENTS.keys()

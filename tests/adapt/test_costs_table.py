@@ -4,6 +4,7 @@ import pytest
 from das_gym.adapt.costs_table import main
 
 
+@pytest.mark.slow
 def test_the_table_is_printed(capsys):
     main(["with", "counting=paper"])
     printed = capsys.readouterr().out

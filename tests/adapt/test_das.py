@@ -42,6 +42,7 @@ def new_training(problem: ProblemConfig, settings: DASSettings) -> tuple[Trainin
     return Training(new_model(problem, splits, settings, seed=0), splits, settings, seed=0), splits
 
 
+@pytest.mark.slow
 def test_turns_come_after_warmup_every_few_steps(problem: ProblemConfig):
     settings = settings_of("das_gym", search_epochs=2)
     training, splits = new_training(problem, settings)
@@ -141,6 +142,7 @@ def test_attention_drops_out_too(problem: ProblemConfig, skipped: list[int]):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_a_stopped_search_goes_on_exactly(problem: ProblemConfig, tmp_path: Path):
     settings = settings_of("paper", search_epochs=2)
 
@@ -164,6 +166,7 @@ def test_a_stopped_search_goes_on_exactly(problem: ProblemConfig, tmp_path: Path
     assert np.array_equal(again, whole)
 
 
+@pytest.mark.slow
 def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     updates = {
         "data_root": problem.data_root,

@@ -196,6 +196,7 @@ def test_a_description_names_every_object_from_left_to_right():
     assert describe(SCENE).answer == "red circle, green star, blue circle"
 
 
+@pytest.mark.slow
 def test_the_training_stops_goes_on_and_writes_a_folder_that_answers(tmp_path: Path):
     config = PretrainConfig("VLM", hidden_size=16, image_steps=3, steps=4, batch_size=2, image_batch_size=4, save_every=2)
     logged: list[str] = []

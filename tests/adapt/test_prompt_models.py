@@ -33,6 +33,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
     return ProblemConfig("VLM", "answering", checkpoint=str(folder / "model"), data_root=str(folder / "data"))
 
 
+@pytest.mark.slow
 def test_a_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp_path: Path):
     out = train_supernet(SupernetConfig(steps=3, batch_size=4, max_skipped=2), config, tmp_path / "supernet.safetensors")
     trained = build_problem(ProblemConfig(**{**vars(config), "supernet": str(out)}))
@@ -44,6 +45,7 @@ def test_a_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp
     assert out.stat().st_size < 2**20  # adapters alone: neither the model nor its head
 
 
+@pytest.mark.slow
 def test_a_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path: Path):
     splits = load_splits(config)
     subnet = cut_subnet(config, splits, MASK)
@@ -56,6 +58,7 @@ def test_a_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path
     assert evaluate(again, splits.train, "again").loss == pytest.approx(after.loss, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_papers_pipeline(config: ProblemConfig):
     settings = das_settings("VLM", "answering", batch_size=4, reward_examples=4, steps_per_turn=1, skip_num=1, bottleneck=4)
     splits = load_splits(config)

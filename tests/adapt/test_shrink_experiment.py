@@ -133,6 +133,7 @@ def test_a_folder_that_is_not_the_model_is_removed(
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch):
     del trusting
     original, steps = Trainer._one, []

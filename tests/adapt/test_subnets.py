@@ -84,6 +84,7 @@ def test_records_of_das_gym_0_1_0_load(folder: Path):
     assert load_subnet(folder).task.name == "vqa"
 
 
+@pytest.mark.slow
 def test_what_0_1_0_called_f30k_is_retrieval(tmp_path: Path):
     config = ProblemConfig(task="retrieval")
     model = cut_subnet(config, load_splits(config), MASK)
@@ -179,6 +180,7 @@ def test_arguments_in_another_order_are_told(
         save(whole, folder)
 
 
+@pytest.mark.slow
 def test_the_package_is_light():
     code = (
         "import sys, das_gym.adapt as a; assert 'torch' not in sys.modules; a.load_subnet; assert 'torch' in sys.modules;"

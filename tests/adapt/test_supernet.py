@@ -31,6 +31,7 @@ def test_a_model_of_few_layers_may_lose_all_of_them():
     assert not any(random_mask(0, step, 12, 0).any() for step in range(20))
 
 
+@pytest.mark.slow
 def test_each_step_trains_through_a_mask_of_its_own(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen: list[np.ndarray] = []
 

@@ -27,6 +27,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_kwargs: dict[st
     return {**small_kwargs, "eval_batch_size": 4, "reward_examples": 10, "test_examples": 6}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_table(small: dict, small_table: SubnetTable, tmp_path: Path):
     table = run_table(small, ["meter_vqa"])
     small_table.save(tmp_path / "expected.npz")

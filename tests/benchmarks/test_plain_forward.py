@@ -8,6 +8,7 @@ import pytest
 from benchmarks import plain_forward
 
 
+@pytest.mark.slow
 def test_both_sides_compute_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "plain.json"
     plain_forward.main(["--mini", "--batch", "1", "3", "--repeats", "2", "--json", str(path)])

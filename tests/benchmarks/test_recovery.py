@@ -12,6 +12,7 @@ from tests.models.transformers import tiny
 from tests.tasks.answering import making
 
 
+@pytest.mark.slow
 def test_settings_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
     folder = tiny.save("llava", tmp_path / "llava")

@@ -32,6 +32,7 @@ def test_a_few_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "times as long" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_macs_of_a_pair_are_those_of_the_layers_alone(mini_folder: Path):
     vlp = load_vlp(mini_folder)
     batch = meta_batch(16, (3, vlp.config.image_size, vlp.config.image_size))

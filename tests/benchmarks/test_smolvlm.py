@@ -33,6 +33,7 @@ def test_the_best_guess_without_the_picture(shapes_folder: Path):
     assert exact_match([f"The {example.answer}." for example in train], train)["all"] == 1
 
 
+@pytest.mark.slow
 def test_it_answers_held_out_scenes_and_needs_the_picture(answerer: Answerer, held_out: list[VQAExample]):
     seen = exact_match(answerer.all_answers(held_out), held_out)["all"]
     part = held_out[::3]

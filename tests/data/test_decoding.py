@@ -133,6 +133,7 @@ def test_a_large_picture_of_another_format_is_averaged_over_squares(tmp_path: Pa
     assert load_image(tmp_path / f"large.{kind}").tobytes() == picture.convert("RGB").reduce(3).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_picture_that_unpacks_to_a_gigabyte(tmp_path: Path):
     """A palette with alpha, converted whole, took nine bytes a pixel; 16,384 x 16,384 of them in a megabyte, 2.4 GB."""

@@ -21,6 +21,7 @@ def new_cache(problem: Problem, **settings) -> EncoderCache:
     return EncoderCache(problem.vlp, problem.task.processor, **settings)
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_company(tiny_problem: Problem, pairs: list[Pair]):
     together = new_cache(tiny_problem)
     together(pairs)
@@ -51,6 +52,7 @@ def test_each_text_and_each_image_is_encoded_once(tiny_problem: Problem, pairs: 
     assert cache.images == len({pair.image.key for pair in pairs}) < len(pairs)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tiny_problem: Problem, pairs: list[Pair]):
     whole = new_cache(tiny_problem)
     whole(pairs)

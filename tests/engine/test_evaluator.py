@@ -22,6 +22,7 @@ mask_sets = st.lists(st.lists(st.booleans(), min_size=12, max_size=12), max_size
 
 
 class TestExact:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
     @pytest.mark.parametrize("model", ["METER", "ViLT"])
     @settings(max_examples=8, deadline=None)
@@ -39,6 +40,7 @@ class TestExact:
         else:
             assert scores.divergences is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("model", ["METER", "ViLT"])
     def test_masks_differ_and_so_do_examples(self, worlds, model):
         """Or else the test above would compare nothing."""
@@ -52,6 +54,7 @@ class TestExact:
             assert len({world.task.processor.image(example.image).shape for example in world.examples}) == 3
             assert batch["image"].shape[-2:] == (48, 48)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("model", ["METER", "ViLT"])
     def test_a_mask_scores_the_same_bits_alone_and_in_company(self, worlds, model):
         world = worlds[model, torch.float32]
@@ -78,6 +81,7 @@ def tree_runs(vlp: VLP, skip_num: int | None) -> int:
 
 
 class TestSpending:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("model", "skip_num", "runs"), [("METER", 4, 1140), ("METER", None, 2730), ("ViLT", 4, 1286), ("ViLT", None, 4095)]
     )
@@ -90,6 +94,7 @@ class TestSpending:
         assert evaluator.spent.masks == evaluator.spent.examples == len(masks)
         assert (evaluator.spent.texts, evaluator.spent.images) == (1, 1)
 
+    @pytest.mark.slow
     def test_each_batch_runs_the_tree(self, meter):
         evaluator = meter.evaluator(batch_size=4)
         evaluator.losses(np.concatenate((UNSKIPPED, UNSKIPPED)), meter.examples)
@@ -119,6 +124,7 @@ class TestSpending:
 
 
 class TestMemory:
+    @pytest.mark.slow
     def test_remembers_until_told_to_forget(self, meter):
         evaluator = meter.evaluator()
         first = evaluator.losses(ONE_EACH, meter.examples)
@@ -142,6 +148,7 @@ class TestMemory:
         evaluator.losses(ONE_EACH[:3], meter.examples)
         assert evaluator.spent.masks == masks
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("part", ["skip adapter", "parallel adapter", "pooler", "token types", "head"])
     def test_training_forgets_scores_and_keeps_encoder_outputs(self, new_world, part):
         world = new_world()
@@ -193,6 +200,7 @@ class TestMemory:
 
 
 class TestDivergences:
+    @pytest.mark.slow
     def test_the_full_model_runs_once(self, meter):
         evaluator = meter.evaluator(batch_size=4)
         evaluator.evaluate(ONE_EACH[:2], meter.examples, divergences=True)

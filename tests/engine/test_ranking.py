@@ -65,6 +65,7 @@ def calm(world: World) -> World:
     return world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skipped", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
 def test_equal_to_plain_forwards(worlds: dict, model: str, skipped: tuple[int, ...]):

@@ -62,6 +62,7 @@ def several(context: str, count: int) -> AsyncVectorEnv:
     return AsyncVectorEnv([tabular] * count, context=context, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("context", "count"), [("fork", 2), ("spawn", 1)])
 def test_environments_in_processes_of_their_own_give_what_they_give_here(context: str, count: int):
     here = tabular()
@@ -104,6 +105,7 @@ assert os.waitpid(child, 0)[1] == 0, "it hangs, or has threads that it has not"
 """
 
 
+@pytest.mark.slow
 def test_a_fork_does_not_wait_for_its_parents_threads():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_search_comes_to_the_same_result_whatever_stops_it():
     command = [sys.executable, "-W", "ignore", "-m", "tests.faults", "table_search"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -726,6 +726,7 @@ def test_rules_know_every_name_once():
     assert sum(name.startswith(HEADS) for name in flat) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["meter", "vilt"])
 def test_saving_and_loading_as_transformers_has_it(name, tmp_path):
     vlp = golden.fresh(name)

@@ -69,6 +69,7 @@ def test_it_is_what_transformers_computes(own):
     assert ours.std() > 0.1
 
 
+@pytest.mark.slow
 def test_the_engine_equals_plain_forwards(settings, supernet):
     problem = build_problem(ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings))
     vlp, task, examples = problem.vlp, problem.task, problem.splits.reward[:6]
@@ -84,6 +85,7 @@ def test_the_engine_equals_plain_forwards(settings, supernet):
     assert len({round(loss, 3) for loss in plain}) == len(masks)
 
 
+@pytest.mark.slow
 def test_its_environment(settings, supernet):
     env = gymnasium.make(ID, skip_num=4, supernet=str(supernet), reward_examples=8, **settings)
     observation, info = env.reset(seed=0)
@@ -95,6 +97,7 @@ def test_its_environment(settings, supernet):
     assert info["loss"] != told["loss"]
 
 
+@pytest.mark.slow
 def test_it_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     config = ProblemConfig(model="BridgeTower", supernet=str(supernet), **settings)
     mask = np.arange(12) % 3 == 0

@@ -51,6 +51,7 @@ def vqa_head(features: int, answers: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(features, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, answers))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "formulas"),
     [(METERConfig(), meter_costs), (METERConfig(image_size=288), meter_costs), (ViLTConfig(), vilt_costs)],
@@ -61,6 +62,7 @@ def test_what_is_counted_is_what_the_closed_formulas_say(config, formulas):
         np.testing.assert_array_equal(getattr(counted, name), value, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_runs_in_the_last_stage_is_the_pooled_token_alone():
     """Skipping before the last stage saves more than the paper's count says, in it less."""
     paper, runs = (whole(METERConfig(), answers=3129, counting=counting) for counting in ("paper", "runs"))
@@ -73,6 +75,7 @@ def test_what_runs_in_the_last_stage_is_the_pooled_token_alone():
         whole(METERConfig(), counting="papers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", RECORDED, ids=str)
 def test_paper_table(size):
     costs = whole(METERConfig(image_size=size[0]), size[1], 3129)
@@ -92,6 +95,7 @@ def test_figures_of_the_design():
     assert costs.macs_saved(text_image_mask(0, 0)) == pytest.approx(-0.0176, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_published_parameters():
     rows = {row["what"]: row for row in paper_table()}
     assert rows["adapters, no skipping"]["adapters"] / 1e6 == pytest.approx(5.34, abs=0.005)
@@ -125,6 +129,7 @@ def test_macs_agree_with_torch(name, mask):
     assert tiny_costs(vlp, head).macs(mask) == pytest.approx(counted, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["meter", "vilt"])
 def test_baseline_is_the_model_without_adapters(name):
     vlp = tiny(name)
@@ -182,6 +187,7 @@ def test_what_is_put_into_a_layer_counts_itself():
     assert more.tolist() == [0, 0, 0, (TEXT + 10) * 2 * (32 + 128), *[0] * 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["meter", "vilt"])
 def test_the_baseline_has_no_lora(name):
     peft = pytest.importorskip("peft")

@@ -26,12 +26,14 @@ def test_the_frozen_part_is_frozen_and_in_eval_mode():
     assert not any("encoder" in name or "attention" in name or "feed_in" in name for name in trained)
 
 
+@pytest.mark.slow
 def test_a_problem_is_loaded_once(tiny_kwargs: dict[str, str]):
     config = ProblemConfig(**tiny_kwargs)
     assert load_problem(config) is load_problem(ProblemConfig(**tiny_kwargs))
     assert build_problem(config) is not load_problem(config)
 
 
+@pytest.mark.slow
 def test_a_file_that_has_changed_is_loaded_anew(tiny_kwargs: dict[str, str], tmp_path: Path):
     import os
 
@@ -143,6 +145,7 @@ def test_what_a_checkpoint_lacks_or_nobody_knows_is_told(mini_folder: Path, tmp_
         load_backbone(ProblemConfig(checkpoint=str(folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "head"),
     [

@@ -82,6 +82,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"checkpoint": str(folder / "model"), "data_root": str(folder / "data")}
 
 
+@pytest.mark.slow
 def test_a_model_of_transformers_as_an_environment(prompts: dict[str, str]):
     env = gymnasium.make("DAS-VLM-Answering-v0", **prompts, skip_num=1)
     observation, info = env.reset(seed=0)
@@ -94,6 +95,7 @@ def test_a_model_of_transformers_as_an_environment(prompts: dict[str, str]):
     assert info["macs_saved"] > 0.1
 
 
+@pytest.mark.slow
 def test_sublayers_are_units(prompts: dict[str, str]):
     problem = build_problem(ProblemConfig("VLM", "answering", **prompts, units="sublayers"))
     assert problem.layer_names[:2] == ("decoder.0.attention", "decoder.0.mlp")

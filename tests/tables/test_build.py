@@ -123,6 +123,7 @@ def test_a_checkpoint_of_another_table_is_refused(small_problem: Problem, tmp_pa
         build_table(small_problem, ENV_ID, 3, 2, checkpoint)
 
 
+@pytest.mark.slow
 def test_a_mask_with_a_broken_loss_is_told_and_spoils_no_other(small_kwargs: dict[str, str]):
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
@@ -141,6 +142,7 @@ def test_its_own_problem_is_accepted(small_problem: Problem, small_table: Subnet
     check_table(small_table, small_problem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["model", "supernet", "reward_data", "test_data"])
 def test_another_problem_is_refused(small_problem: Problem, small_table: SubnetTable, small_kwargs, what: str):
     other = build_problem(ProblemConfig(**small_kwargs))
@@ -210,6 +212,7 @@ def test_macs_are_counted_anew_and_scores_stay(small_problem: Problem, small_tab
     assert fresh.scores is stale.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
 def test_bundled_tables_cost_what_the_environment_says(model: str, task: str):

@@ -77,6 +77,7 @@ def load_fresh(folders: dict[str, str], work: Path) -> dict[str, dict[str, Tenso
     return {folder: torch.load(work / folder / "found.pt") for folder in folders}
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_das_gym_says_the_same(tmp_path):
     subnets = {
         "first": build("METER", "vqa"),
@@ -252,6 +253,7 @@ def test_logits_of_classes_have_their_names(tmp_path):
     assert config["id2label"] == {"0": "contradiction", "1": "neutral", "2": "entailment"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "task"), [("METER", "nlvr2"), ("ViLT", "vqa")])
 def test_onnx(model, task, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -43,6 +43,7 @@ def said(vlm: VLM, problem: Problem, examples: Any) -> torch.Tensor:
     return vlm.own_head()(answer_features(vlm, problem.task, examples))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKS)
 def test_the_masks_replay_and_the_folders_code_say_the_same(
     problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path, name: str

@@ -27,6 +27,7 @@ def problem(folder_of: Callable[[str], Path], data: Path) -> Problem:
     return load_problem(dataclasses.replace(config, device="cpu"))
 
 
+@pytest.mark.slow
 def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem, tmp_path: Path):
     """Its logits in a process of transformers alone are the mask's, and so are its words."""
     whole, examples = problem.vlp, problem.task.open_ended(problem.splits.test)

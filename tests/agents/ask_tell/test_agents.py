@@ -75,6 +75,7 @@ def test_same_seed_same_masks(name):
     assert (one == other).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("name", AGENTS)
 def test_fewer_masks_than_asked_for_do_not_hang(name, space):
@@ -147,6 +148,7 @@ def test_an_agent_is_made_of_a_space(name):
         agent_class(name)(12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in AGENTS if name != "exhaustive"])
 @pytest.mark.parametrize("n_layers", [36, 72])
 @pytest.mark.parametrize("by", ["count", "cost"])

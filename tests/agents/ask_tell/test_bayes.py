@@ -59,6 +59,7 @@ def test_equal_rewards_do_no_harm():
     assert len(agent.reported) == 60
 
 
+@pytest.mark.slow
 def test_of_noisy_rewards_the_answer_is_no_lucky_mask():
     space, losses = SPACES["count"], {}
     for noisy in (False, True):

@@ -153,6 +153,7 @@ def test_ours_beats_the_other_searches(budget, made_up_table):
     assert all(ours.mean_regret() < other.mean_regret() for other in rest)
 
 
+@pytest.mark.slow
 def test_live_agrees_with_the_environment(tiny_kwargs):
     live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
     assert isinstance(live, LiveOracle)
@@ -230,6 +231,7 @@ def command(*words, cwd):
     return subprocess.run([sys.executable, "-m", "agents", *words], env=environment, capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_the_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path, capsys):
     out = tmp_path / "LEADERBOARD.md"
     words = ["with", f"tables={made_up_table.parent}", f"suite={made_up_suite}", "seeds=1", f"out={out}"]
@@ -253,6 +255,7 @@ def test_the_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path
         leaderboard(["with", "agents=['random']"])
 
 
+@pytest.mark.slow
 def test_the_list_names_everything(tmp_path):
     listed = command("list", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr

@@ -166,6 +166,7 @@ def test_a_policy_that_never_keeps_its_budget_has_no_answer(tmp_path, monkeypatc
     assert np.isnan(result.test_metrics).all()
 
 
+@pytest.mark.slow
 def test_sb3_is_imported_when_it_is_asked_for(made_up_table):
     code = f"""if True:
         import sys

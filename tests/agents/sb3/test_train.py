@@ -179,6 +179,7 @@ def test_a_refused_setting_is_not_taken_for_a_refused_action_space(env_kwargs: d
     assert train(Picky, env_kwargs, hyperparameters={"n_steps": 2, "n_epochs": 1}).action == "scores"
 
 
+@pytest.mark.slow
 def test_a_class_that_no_table_knows(env_kwargs: dict):
     assert train("sb3_contrib:CrossQ", env_kwargs, hyperparameters={"learning_starts": 8}).action == "scores"
     trained = train(RecurrentPPO, env_kwargs, action="sequence", hyperparameters={"n_steps": 8})
@@ -253,6 +254,7 @@ def test_a_reward_that_is_no_number_is_named(env_kwargs: dict):
         recorder.step(np.isin(np.arange(12), (0, 5))[None].repeat(2, axis=0).astype(np.int8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", ["cycle", "resample"])
 @pytest.mark.parametrize("action", ["mask", "sequence"])
 def test_a_record_replays_where_examples_change(small_kwargs: dict, batches: str, action: str):

@@ -48,6 +48,7 @@ def stop_after(turns):
     return on_turn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["bandit", "bayes", "cross_entropy", "evolution", "greedy", "random"])
 def test_a_search_finds_a_good_mask_and_records_it(agent, tmp_path):
     result = search(config(agent=agent, evaluations=150), tmp_path)
@@ -125,6 +126,7 @@ def test_a_resumed_search_ends_as_an_undisturbed_one(agent, reward_batches, stop
     assert tuple(turns) == whole.history  # those of the checkpoint are told too
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_give_the_same_bytes(tmp_path):
     code = f"""if True:
         import sys

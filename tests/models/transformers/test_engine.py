@@ -25,7 +25,7 @@ def evaluator_of(model: Driven, **settings: Any) -> Evaluator:
     return Evaluator(model.vlm, model.head, AnsweringTask(model.processor), **{"batch_size": 4, **settings})
 
 
-@pytest.mark.parametrize("name", tiny.WORKING)
+@pytest.mark.parametrize("name", tiny.cases(tiny.WORKING))
 def test_losses_are_those_of_plain_forwards(driven: Callable[..., Driven], name: str):
     model = driven(name)
     examples, count = examples_of(model), len(model.vlm.layers)
@@ -40,6 +40,7 @@ def test_losses_are_those_of_plain_forwards(driven: Callable[..., Driven], name:
     np.testing.assert_allclose(found.divergences, apart, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_second_turn_starts_where_the_masks_part(driven: Callable[..., Driven]):
     """What the unskipped model makes of the examples is kept: only layers behind the first skipped one run again."""
     model = driven("llava")
@@ -56,6 +57,7 @@ def test_a_second_turn_starts_where_the_masks_part(driven: Callable[..., Driven]
     assert evaluator.spent.layer_runs == 2 * 3
 
 
+@pytest.mark.slow
 def test_the_trunk_keeps_within_its_bound(driven: Callable[..., Driven]):
     model = driven("llava")
     examples, eye = examples_of(model), np.eye(4, dtype=bool)
@@ -89,6 +91,7 @@ def test_options_share_what_comes_before_them(driven: Callable[..., Driven]):
     assert found.metrics[0] == float(evaluator.task.metrics(plain, targets)[0])
 
 
+@pytest.mark.slow
 def test_what_is_made_of_pictures_is_kept_on_disk(driven: Callable[..., Driven], tmp_path: Path):
     """Every type keeps its own structure of tensors, lists of them among it."""
     for name in ("llava", "qwen3_vl", "llava_next"):

@@ -24,7 +24,7 @@ from tests.models.transformers.conftest import Driven
 MARKS = list(range(3, len(tiny.SPECIAL)))
 """Tokens that stand for pictures: a random model would say them, and then lack a picture."""
 
-every_type = pytest.mark.parametrize("name", tiny.WORKING)
+every_type = pytest.mark.parametrize("name", tiny.cases(tiny.WORKING))
 
 
 def _sharing() -> dict[str, object]:
@@ -39,7 +39,7 @@ def masks_of(driven: Driven) -> np.ndarray:
     return np.vstack((np.zeros((1, count)), np.eye(count)[[0, -1]], np.ones((1, count)), random)).astype(bool)
 
 
-CASES = [(name, "layers") for name in tiny.WORKING] + [(name, "sublayers") for name in tiny.WORKING_APART]
+CASES = tiny.cases(tiny.WORKING, "layers") + tiny.cases(tiny.WORKING_APART, "sublayers")
 
 ROUNDED = {"glm4_moe": 1e-6}
 """Types with parts that compute in float32 whatever the weights: how far logits may be apart."""
@@ -166,6 +166,7 @@ def test_questions_that_begin_alike(driven: Callable[..., Driven], name: str):
     torch.testing.assert_close(model.logits(prompts, mask), model.plain(prompts, mask), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_model_does_not_do_with_its_logits_is_not_done(tmp_path: Path):
     """Gemma 2 caps its logits, and LLaVA around it does not; the same setting stands in both configurations."""
     model, processor = tiny._llava(t.Gemma2Config(**tiny.text()))

@@ -24,6 +24,7 @@ def opened(model: Driven) -> Driven:
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
 def test_it_gives_the_same_until_it_is_changed_and_then_what_its_own_forward_gives(driven: Callable[..., Driven], name: str):
     model = opened(driven(name))

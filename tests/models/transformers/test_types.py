@@ -59,6 +59,7 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
     return f"| {kind} | {title} | {layers} | {apart} | {shares} |"
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_types_do(folder_of: Callable[[str], Path], driven: Callable[..., Driven], tmp_path: Path):
     rows = [row_of(name, folder_of(name), None if name == "blip_2" else driven(name)) for name in tiny.MAKERS]
     for name in tiny.WORKING_APART:

@@ -26,7 +26,7 @@ from tests.models.transformers.test_engine import evaluator_of, examples_of
 
 SEEN = ("llava", "smolvlm", "qwen2_5_vl", "qwen3_vl", "paligemma")
 
-every_tower = pytest.mark.parametrize("name", SEEN)
+every_tower = pytest.mark.parametrize("name", tiny.cases(SEEN))
 
 
 def masks_of(model: Driven, count: int = 4) -> np.ndarray:
@@ -37,7 +37,7 @@ def masks_of(model: Driven, count: int = 4) -> np.ndarray:
     return np.vstack((np.zeros(len(units)), tower, ~tower, np.ones(len(units)), random)).astype(bool)
 
 
-@pytest.mark.parametrize(("name", "units"), [*((name, "layers") for name in SEEN), ("smolvlm", "sublayers")])
+@pytest.mark.parametrize(("name", "units"), tiny.cases(SEEN, "layers") + tiny.cases(["smolvlm"], "sublayers"))
 def test_the_engine_gives_what_plain_forwards_give(driven: Callable[..., Driven], name: str, units: str):
     model = driven(name, units, vision=True)
     examples, masks = examples_of(model), masks_of(model)
@@ -153,6 +153,7 @@ def test_prompts_without_pictures_among_others(driven: Callable[..., Driven]):
     torch.testing.assert_close(model.logits(prompts, mask), model.plain(prompts, mask), atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [("llama", "reads text alone, so that vision=True has nothing to skip"), ("mllama", "can be kept .*: leave vision out")],

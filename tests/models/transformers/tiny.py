@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers as t
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -504,3 +505,12 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+AT_HAND = ("llama", "llava", "smolvlm")
+"""Types that every run of the tests drives; the others are slow, being many."""
+
+
+def cases(names: Iterable[str], *more: Any) -> list[Any]:
+    """Cases of a parametrized test: types, with `more` behind each."""
+    return [pytest.param(name, *more, marks=() if name in AT_HAND else pytest.mark.slow) for name in names]

@@ -126,6 +126,7 @@ def test_the_references_numbers_through_gather_and_head(name: str, dtype: torch.
     case.check(losses, "irtr/loss")
 
 
+@pytest.mark.slow
 def test_costs_count_every_pass(task: RetrievalTask):
     vlp = golden.loaded("meter").vlp
     head = task.build_head(vlp.feature_size)
