@@ -40,17 +40,29 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, ad
     if not isinstance(problem, ProblemConfig) or not isinstance(splits, Splits):
         given = f"{type(problem).__name__}, {type(splits).__name__}, {type(mask).__name__}"
         raise TypeError(f"cut_subnet takes a ProblemConfig, its Splits and a mask, in this order; given: {given}")
-    if find_supernet(problem) is None:
-        torch.manual_seed(0)
-        backbone = load_backbone(problem)
-        kind = task_class(problem.task)
-        task = kind(backbone.processor, kind.choose_labels(splits))
-        subnet = AdaptedModel(backbone, new_head(backbone, task), task)
-    else:
-        subnet = load_supernet(problem, splits)
+    subnet = new_subnet(problem, splits) if find_supernet(problem) is None else load_supernet(problem, splits)
     subnet.backbone.vlp.prune(mask)
     if not adapters:
         without_adapters(subnet.backbone.vlp)
+    return subnet
+
+
+def new_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray | None = None, seed: int = 0) -> AdaptedModel:
+    """The model with adapters and a head that nobody has trained, in memory of its own.
+
+    Args:
+        problem: The model.
+        splits: Its data.
+        mask: (n_layers,) bool, True = skipped, whose layers are removed; None removes none.
+        seed: Of adapters and head.
+    """
+    torch.manual_seed(seed)
+    backbone = load_backbone(problem)
+    kind = task_class(problem.task)
+    task = kind(backbone.processor, kind.choose_labels(splits))
+    subnet = AdaptedModel(backbone, new_head(backbone, task), task)
+    if mask is not None:
+        subnet.backbone.vlp.prune(mask)
     return subnet
 
 

@@ -133,8 +133,13 @@ class TestTrainer:
 def test_a_supernet_that_diverges_names_the_mask_and_the_examples(
     shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = StepLoss.logits
-    monkeypatch.setattr(StepLoss, "logits", lambda *args: whole(*args) * float("nan"))
+    whole = StepLoss.losses
+
+    def diverged(*args):
+        losses, logits = whole(*args)
+        return losses * float("nan"), logits
+
+    monkeypatch.setattr(StepLoss, "losses", diverged)
     config, problem = SupernetConfig(steps=4, batch_size=4), ProblemConfig(data_root=str(shapes_folder))
     text = r"loss is nan at step 0, under the mask that skips layers \[.+\], on examples '\S+', '\S+', '\S+' and 1 more: try"
     with pytest.raises(FloatingPointError, match=text):

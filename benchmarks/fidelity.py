@@ -1,0 +1,181 @@
+"""Whether the reward of a mask predicts what its subnet is worth after fine-tuning, beside every layer statistic.
+
+    python -m benchmarks.fidelity                         METER on VQA, 40 masks, from the supernet and from new adapters
+    python -m benchmarks.fidelity --env vilt_vqa --start new --steps 600 --seeds 2
+    python -m benchmarks.fidelity --out fidelity.json     keeps every training there, and goes on from what is there
+
+Half of the masks are of the best tenth by reward, half of the rest, all with `--skip-num` layers skipped. Each is
+fine-tuned on the train split with the settings of `python -m adapt`, and its metric is that of the test split. `supernet`
+starts from the supernet's adapters and head, `new` from adapters and a head that nobody has trained.
+
+Predictors are the table's reward (exp(-loss) on the reward split) and metric, and for each layer statistic minus its sum
+over the skipped layers: a large one says that a layer matters. rho is Spearman's, over all masks and within the best tenth,
+with 95 % of 2,000 bootstrap samples of masks. `shortfall`: the best metric of all less that of the mask that the predictor
+likes best. With several seeds, `between seeds` is what a training with another seed predicts; nothing can beat that by much.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from das_gym.adapt.compare.trials import Course
+from das_gym.adapt.evaluate import evaluate
+from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, new_subnet
+from das_gym.adapt.step_loss import set_up
+
+from benchmarks.machine import describe_machine
+from das_gym.files import read_json, write_json
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits
+from das_gym.problem.mask_space import every_mask
+from das_gym.registration import named_environments
+from das_gym.runs import progress
+from das_gym.tables.table import SubnetTable
+
+STARTS = ("supernet", "new")
+RESAMPLES = 2000
+
+
+def drawn_masks(table: SubnetTable, skip_num: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(count, n_layers) bool masks, those of the best tenth by reward first, and (count,) bool which those are."""
+    masks = every_mask(table.n_layers, skip_num)
+    order = np.argsort(-table.values("exp_neg_loss")[table.index(masks)], kind="stable")
+    rng, tenth = np.random.default_rng(0), len(masks) // 10
+    top = order[np.sort(rng.permutation(tenth)[: count // 2])]
+    rest = order[tenth + np.sort(rng.permutation(len(masks) - tenth)[: count - len(top)])]
+    return masks[np.concatenate((top, rest))], np.arange(count) < len(top)
+
+
+def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
+    """(m,) what each predictor says of (m, n_layers) masks, the more the better."""
+    rows = table.index(masks)
+    found = {"reward": table.values("exp_neg_loss")[rows], "metric on the reward split": table.values("metric")[rows]}
+    for column, name in enumerate(table.meta.statistics):
+        found[f"sum of {name}"] = -(masks.astype(float) @ table.statistics[:, column].astype(float))
+    return found
+
+
+def trained_metric(course: Course, mask: np.ndarray, start: str, config: FinetuneConfig) -> float:
+    """The metric on the test split of a mask's subnet, fine-tuned."""
+    problem, splits = course.problem, course.splits
+    subnet = cut_subnet(problem, splits, mask) if start == "supernet" else new_subnet(problem, splits, mask, config.seed)
+    torch.manual_seed(config.seed)
+    step_loss, trainer = set_up(subnet, splits.train, config, None, course.encoder, held_out=splits.reward)
+    trainer.run(step_loss.parts, "fine-tuning")
+    return evaluate(subnet, course.test_examples, "test", rank_images=1).metric
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """(n,) places from the lowest on, equal values sharing the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    places: np.ndarray = (ends - (counts - 1) / 2)[which]
+    return places
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rho; NaN where all values of one are the same."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """95 % of rho over bootstrap samples of pairs."""
+    rng = np.random.default_rng(0)
+    found = [spearman(a[rows], b[rows]) for rows in rng.integers(len(a), size=(RESAMPLES, len(a)))]
+    low, high = np.nanpercentile(found, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def told(a: np.ndarray, b: np.ndarray) -> str:
+    """Rho and its interval in words."""
+    rho = spearman(a, b)
+    if not np.isfinite(rho):
+        return "-"
+    low, high = interval(a, b)
+    return f"{rho:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def report(table: SubnetTable, masks: np.ndarray, top: np.ndarray, metrics: np.ndarray) -> str:
+    """A Markdown table of predictors, of (masks, seeds) metrics after fine-tuning.
+
+    Args:
+        table: Has what the predictors say.
+        masks: (m, n_layers) those that were trained.
+        top: (m,) bool, those of the best tenth.
+        metrics: (m, seeds) 0..1.
+    """
+    results = metrics.mean(axis=1)
+    rows = {name: (values, results) for name, values in predictors(table, masks).items()}
+    if metrics.shape[1] > 1:
+        rows["between seeds"] = (metrics[:, 0], metrics[:, 1:].mean(axis=1))
+    lines = ["| predictor | rho, all | rho, best tenth | shortfall, points |", "|---|---|---|---:|"]
+    for name, (values, result) in sorted(rows.items(), key=lambda row: -np.nan_to_num(spearman(*row[1]), nan=-2.0)):
+        short = 100 * (result.max() - result[values.argmax()])
+        lines.append(f"| {name} | {told(values, result)} | {told(values[top], result[top])} | {short:.1f} |")
+    middle, best = np.median(results), results.max()
+    ends = f"{len(masks)} masks, {metrics.shape[1]} seeds: metric after fine-tuning {100 * middle:.1f} % in the median, "
+    return "\n".join([f"{ends}{100 * best:.1f} % at best", "", *lines])
+
+
+def known(path: Path | None) -> dict[str, Any]:
+    """What was trained before."""
+    return read_json(path)["trained"] if path is not None and path.is_file() else {}
+
+
+def train_all(course: Course, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
+    """Metrics by start, seed and mask, those of before among them; the file has each as soon as it is known."""
+    trained = known(options.out)
+    every = [(seed, mask, start) for seed in range(options.seeds) for mask in masks for start in options.start]
+    todo = [each for each in every if key(*each) not in trained]
+    with progress(len(todo), "fine-tuning masks", unit="mask") as bar:
+        for seed, mask, start in todo:
+            config = FinetuneConfig(steps=options.steps, seed=seed)
+            trained[key(seed, mask, start)] = trained_metric(course, mask, start, config)
+            if options.out is not None:
+                settings = {"env": options.env, "steps": options.steps, "skip_num": options.skip_num}
+                write_json(options.out, {"machine": describe_machine(), "settings": settings, "trained": trained})
+            bar.update()
+    return trained
+
+
+def key(seed: int, mask: np.ndarray, start: str) -> str:
+    """What a training is kept under."""
+    return f"{start} {seed} {''.join(str(int(bit)) for bit in mask)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, and print what predicts."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fidelity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    environments = named_environments()
+    parser.add_argument("--env", default="meter_vqa", choices=[name for name, e in environments.items() if e.table])
+    parser.add_argument("--start", nargs="+", default=list(STARTS), choices=list(STARTS))
+    parser.add_argument("--masks", type=int, default=40)
+    parser.add_argument("--skip-num", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=FinetuneConfig.steps)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--test-examples", type=int)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    entry = environments[options.env]
+    table = SubnetTable.load(entry.table)
+    masks, top = drawn_masks(table, options.skip_num, options.masks)
+    problem = ProblemConfig(model=entry.model, task=entry.task)
+    splits = load_splits(problem)
+    course = Course(problem, splits, FinetuneConfig(steps=options.steps), Path(), options.test_examples)
+    trained = train_all(course, masks, options)
+    for start in options.start:
+        metrics = np.array([[trained[key(seed, mask, start)] for seed in range(options.seeds)] for mask in masks])
+        print(f"\n{options.env}, {options.skip_num} layers skipped, {options.steps} steps, adapters: {start}\n")
+        print(report(table, masks, top, metrics))
+
+
+if __name__ == "__main__":
+    main()
