@@ -71,30 +71,30 @@ def trained_metric(course: Course, mask: np.ndarray, start: str, config: Finetun
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """(n,) places from the lowest on, equal values sharing the mean of theirs."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    places: np.ndarray = (ends - (counts - 1) / 2)[which]
+    """(..., n) places of (..., n) values from the lowest on, equal ones sharing the mean of theirs."""
+    one, other = values[..., :, None], values[..., None, :]
+    places: np.ndarray = (other < one).sum(axis=-1) + ((other == one).sum(axis=-1) + 1) / 2
     return places
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rho; NaN where all values of one are the same."""
+def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(...) Spearman's rho of (..., n) values; NaN where all of one are the same."""
+    x, y = (each - each.mean(axis=-1, keepdims=True) for each in (ranks(a), ranks(b)))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+        rho: np.ndarray = (x * y).sum(axis=-1) / np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1))
+    return rho
 
 
 def interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """95 % of rho over bootstrap samples of pairs."""
-    rng = np.random.default_rng(0)
-    found = [spearman(a[rows], b[rows]) for rows in rng.integers(len(a), size=(RESAMPLES, len(a)))]
-    low, high = np.nanpercentile(found, (2.5, 97.5))
+    rows = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
+    low, high = np.nanpercentile(spearman(a[rows], b[rows]), (2.5, 97.5))
     return float(low), float(high)
 
 
 def told(a: np.ndarray, b: np.ndarray) -> str:
     """Rho and its interval in words."""
-    rho = spearman(a, b)
+    rho = float(spearman(a, b))
     if not np.isfinite(rho):
         return "-"
     low, high = interval(a, b)
@@ -115,7 +115,7 @@ def report(table: SubnetTable, masks: np.ndarray, top: np.ndarray, metrics: np.n
     if metrics.shape[1] > 1:
         rows["between seeds"] = (metrics[:, 0], metrics[:, 1:].mean(axis=1))
     lines = ["| predictor | rho, all | rho, best tenth | shortfall, points |", "|---|---|---|---:|"]
-    for name, (values, result) in sorted(rows.items(), key=lambda row: -np.nan_to_num(spearman(*row[1]), nan=-2.0)):
+    for name, (values, result) in sorted(rows.items(), key=lambda row: -float(np.nan_to_num(spearman(*row[1]), nan=-2.0))):
         short = 100 * (result.max() - result[values.argmax()])
         lines.append(f"| {name} | {told(values, result)} | {told(values[top], result[top])} | {short:.1f} |")
     middle, best = np.median(results), results.max()

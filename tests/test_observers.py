@@ -58,9 +58,8 @@ def test_losses_are_drawn(experiment, tmp_path: Path):
     from PIL import Image
 
     run = experiment.run(config_updates={"runs_dir": str(tmp_path)})
-    picture = Image.open(run_folder(run) / module.LOSSES)
-    assert picture.size[0] == 960
-    assert len(picture.getcolors(10_000)) > 3  # a line on paper
+    with Image.open(run_folder(run) / module.LOSSES) as picture:
+        assert len(picture.getcolors(10_000)) > 3  # a line on paper
 
 
 def test_print_config_says_what_settings_are_and_has_no_colours(capsys):
