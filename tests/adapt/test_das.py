@@ -61,6 +61,7 @@ def test_turns_come_after_warmup_every_few_steps(problem: ProblemConfig):
     assert first.preferences == pytest.approx((advantages @ np.array(first.masks) / 4).tolist())
 
 
+@pytest.mark.slow
 def test_only_what_is_tunable_trains(problem: ProblemConfig):
     settings = settings_of("das_gym", search_epochs=1, warmup_epochs=0)
     training, splits = new_training(problem, settings)
@@ -208,6 +209,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
     return ProblemConfig(task="retrieval", data_root=str(root))
 
 
+@pytest.mark.slow
 def test_matching_is_added_to_what_trains_and_to_rewards_with_dropout(captions: ProblemConfig):
     changes = {"batch_size": 1, "reward_examples": 1, "augment": False, "dropout": 0.0, "train_on_reward": False}
     losses = {}

@@ -105,6 +105,7 @@ def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path)
     assert "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained for 3 steps" in card
 
 
+@pytest.mark.slow
 def test_without_recovery_a_mask_and_nothing_else(
     shrink: Callable[..., Any], tmp_path: Path, trusting: None, capsys: pytest.CaptureFixture[str]
 ):

@@ -12,6 +12,7 @@ from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.unit_latency import UnitTimer
 
 
+@pytest.mark.slow
 def test_it_measures_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "latency.json"
     latency.main(["--models", "meter_mini", "--batch", "1", "--subnets", "2", "--rounds", "2", "--json", str(path)])

@@ -156,6 +156,7 @@ def test_workers_get_adapters_as_they_are_now(unconnected: Problem, small_kwargs
     assert ended == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "task"), [("ViLT", "retrieval"), ("VLM", "answering")])
 def test_a_workers_own_evaluator_is_that_of_the_problem(monkeypatch: pytest.MonkeyPatch, model: str, task: str):
     """With a supernet and without one; what is sent goes through pickles."""

@@ -125,6 +125,7 @@ def test_a_search_earns_the_gain_of_its_best(suite: str):
         gymnasium.make("DAS-Suite-Search-v0", suite=suite, action="sequence")
 
 
+@pytest.mark.slow
 def test_a_recurrent_policy_runs_on_a_search(suite: str):
     from sb3_contrib import RecurrentPPO
 

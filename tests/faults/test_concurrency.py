@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_sixteen_runs_have_ids_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
     runs = [folder / "runs" / str(number) for number in range(1, PROCESSES + 1)]

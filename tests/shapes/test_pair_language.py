@@ -96,6 +96,7 @@ def statements(family: str | None = None) -> Iterator[tuple[str, ScenePair, bool
                 yield from ((statement.text, pair, pair.truths[number]) for pair in drawn.pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", STATEMENT_FAMILIES)
 def test_truths_are_right(family: str):
     judged = list(statements(family))

@@ -76,6 +76,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**settings, "skip_num": 1, "evaluations": 4, "device": "cpu", "steps": 2, "methods": ["bayes", "angular"]}
 
 
+@pytest.mark.slow
 def test_two_methods_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFixture[str]):
     run = CompareExperiment(search_first).run(config_updates=given)
     folder = Path(given["runs_dir"]) / "3"

@@ -148,6 +148,7 @@ def test_seeds_of_an_algorithm_of_sb3_differ_and_repeat(oracle):
     assert one.rewards[0].tolist() != one.rewards[1].tolist()
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_sb3_plays_live_too(tiny_kwargs):
     live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
     ppo, uniform = compare(live, ["ppo", "uniform"], seeds=(0,), evaluations=6)

@@ -264,6 +264,7 @@ def test_a_record_replays_where_examples_change(small_kwargs: dict, batches: str
     assert all(check.agrees for check in validate(trained.result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", ["cycle", "resample"])
 @pytest.mark.parametrize("action", ["scores", "sequence"])
 def test_the_record_of_a_resumed_search_replays_where_examples_change(

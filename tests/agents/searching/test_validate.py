@@ -235,6 +235,7 @@ def test_help_says_what_the_settings_are(capsys):
     assert "tolerance: Largest difference" in printed
 
 
+@pytest.mark.slow
 def test_a_search_on_the_model_is_valid(tiny_kwargs, tmp_path):
     config = SearchConfig(agent="bayes", evaluations=9, macs_saved=0.12, env_kwargs={**tiny_kwargs, "reward_examples": 8})
     assert search(config, tmp_path).macs_saved >= 0.12

@@ -52,6 +52,7 @@ def test_consistency_is_the_share_of_sentences_right_with_every_pair(task: NLVR2
     assert found == pytest.approx({"accuracy": 5 / 6, "loss": 0.25, "consistency": 2 / 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["meter", "vilt"])
 def test_the_references_numbers_through_gather_and_head(task: NLVR2Task, name: str, dtype: torch.dtype):
