@@ -40,7 +40,7 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Se
 
     Args:
         path: Where to.
-        table: What is explored; all of it goes into the page, about 22 bytes a mask.
+        table: What is explored; all of it goes into the page, about 22 bytes a mask, and 11 for each group of examples.
         replays: Searches on it.
 
     Raises:
@@ -51,7 +51,7 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Se
             table.index(np.array(replay.masks))
         except ValueError as error:
             raise ValueError(f"{replay.name} did not search this table: {error}") from error
-    meta = table.meta
+    meta, groups = table.meta, _groups(table)
     data = {
         "units": Architecture.of_table(table).record(),
         "metric": meta.metric_name.replace("_", " "),
@@ -59,11 +59,12 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Se
         "keys": None if meta.max_skipped is None else ";".join(map(_key, table.masks)),
         "most": table.n_layers if meta.max_skipped is None else meta.max_skipped,
         "splits": {split: _scores(table, split) for split in SPLITS},
+        "groups": groups,
         "replays": [{**asdict(replay), "masks": [_key(mask) for mask in replay.masks]} for replay in replays],
     }
     examples = {"reward": meta.reward_examples, "test": meta.test_examples}
     title = f"{meta.env_id}: which units can be skipped?"
-    shown = {"meta": meta, "examples": examples, "masks": len(table.masks), "replays": replays}
+    shown = {"meta": meta, "examples": examples, "masks": len(table.masks), "replays": replays, "groups": groups}
     return write_page(path, "explorer", data, title=title, **shown)
 
 
@@ -72,8 +73,25 @@ def _key(mask: Any) -> str:
     return ",".join(map(str, np.flatnonzero(mask)))
 
 
+def _groups(table: SubnetTable) -> list[dict[str, Any]]:
+    """Name, number of examples and metrics of every mask, by split, of each group of a table that has them apart."""
+    if table.examples is None or len(table.meta.groups) < 2:
+        return []
+    found = []
+    for name in filter(None, table.meta.groups):
+        part = table.group_table(name)
+        counts = {"reward": part.meta.reward_examples, "test": part.meta.test_examples}
+        metrics = {split: _floats(part.scores[split].metrics) for split in SPLITS}
+        found.append({"name": name, "examples": counts, "metric": metrics})
+    return found
+
+
 def _scores(table: SubnetTable, split: str) -> dict[str, str]:
-    """Losses and metrics as base64 of little-endian float32, row by row; infinities are what JavaScript reads them as."""
+    """Losses and metrics, row by row."""
     found = table.scores[split]
-    arrays = {"loss": found.losses, "metric": found.metrics}
-    return {name: base64.b64encode(array.astype("<f4").tobytes()).decode() for name, array in arrays.items()}
+    return {"loss": _floats(found.losses), "metric": _floats(found.metrics)}
+
+
+def _floats(values: np.ndarray) -> str:
+    """Base64 of little-endian float32; infinities are what JavaScript reads them as."""
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()

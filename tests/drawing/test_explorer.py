@@ -12,6 +12,7 @@ from das_gym.drawing.explorer import Replay, write_explorer
 from das_gym.engine.evaluator import Scores
 from das_gym.tables.table import SubnetTable, TableMeta
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
+from tests.made_up_suite import GROUPS, made_up_table
 
 
 def a_table(n_layers: int = 6, most: int | None = None) -> SubnetTable:
@@ -222,3 +223,35 @@ def test_a_search_of_other_units_is_refused(table: SubnetTable, tmp_path: Path):
     with pytest.raises(ValueError, match=r"run 3 did not search this table: masks of shape .3, 4."):
         write_explorer(tmp_path / "page.html", table, [replace(REPLAY, masks=[[0, 1, 0, 0]] * 3)])
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.slow
+@needs_browser
+def test_what_breaks_first_comes_first(chromium: Any, tmp_path: Path):
+    table = made_up_table(6, seed=3)
+    page = open_page(chromium, write_explorer(tmp_path / "page.html", table))
+    parts = {name: table.group_table(name) for name in GROUPS}
+
+    def rows() -> list[list[str]]:
+        return [line.inner_text().split("\t") for line in page.query_selector_all("#groups tr")]
+
+    def wanted_rows(mask: np.ndarray, split: str) -> list[list[str]]:
+        found = []
+        for name, part in parts.items():
+            full, now = (float(part.scores[split].metrics[row]) for row in (0, part.index(mask)))
+            count = str(getattr(part.meta, f"{split}_examples"))
+            points = 100 * (now - full)
+            change = f"{points:+.1f}" if points else "0.0"
+            found.append((points, [name, count, f"{100 * full:.1f} %", f"{100 * now:.1f} %", change]))
+        return [row for _, row in sorted(found, key=lambda each: each[0])]
+
+    mask = np.zeros(6, bool)
+    assert rows() == wanted_rows(mask, "reward")
+    for number in (1, 4, 2):
+        page.click(f"button.unit:has-text('block.{number}')")
+        mask[number] = True
+        assert rows() == wanted_rows(mask, "reward")
+    page.check("[name=split][value=test]")
+    assert rows() == wanted_rows(mask, "test")
+    check_accessible(page)
+    check_fits(page)

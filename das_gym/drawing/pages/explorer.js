@@ -14,6 +14,8 @@ const { units, macs, most } = data;
 const scores = Object.fromEntries(Object.entries(data.splits).map(([split, { loss, metric }]) =>
   [split, { loss: floats(loss), metric: floats(metric) }]));
 const rows = scores.reward.loss.length;
+const groups = data.groups.map(({ name, examples, metric }) =>
+  ({ name, examples, metric: { reward: floats(metric.reward), test: floats(metric.test) } }));
 /** The numbers of the skipped units of every row; where no keys are given, row r skips unit i if bit i of r is set. */
 const skipped = data.keys === null
   ? Array.from({ length: rows }, (_, row) => units.flatMap((_, i) => (Math.floor(row / 2 ** i) % 2 ? [i] : [])))
@@ -104,10 +106,26 @@ function show() {
   $("metric").textContent = known ? percent(metric[row]) : "-";
   $("saved").textContent = known ? percent(saved[row]) : "-";
   $("rank").textContent = rank;
+  showGroups(row);
   say(known ? `Skipped: ${told(row)}. Loss ${$("loss").textContent}, ${$("metric").textContent} ${data.metric}, ` +
     `${$("saved").textContent} of the MACs saved, ${/\d/.test(rank) ? "rank " : ""}${rank}.` : `${count} units are skipped: this table knows masks of up to ${most}.`);
   redraw();
 }
+
+/** Groups of examples, those that lose most under a row first. */
+function showGroups(row) {
+  if (!groups.length) return;
+  const told = groups.map(({ name, examples, metric }) => {
+    const [full, now] = [metric[state.split][0], row === undefined ? NaN : metric[state.split][row]];
+    return { change: now - full, cells: [name, examples[state.split].toLocaleString("en"), percent(full),
+      row === undefined ? "-" : percent(now), row === undefined ? "-" : signed(100 * (now - full))] };
+  });
+  told.sort((a, b) => a.change - b.change || 0);
+  $("groups").replaceChildren(...told.map(({ cells: [name, ...numbers] }) =>
+    element("tr", {}, element("th", { scope: "row", class: "text" }, name), ...numbers.map((text) => element("td", {}, text)))));
+}
+
+const signed = (points) => `${points > 0 ? "+" : ""}${points.toFixed(1)}`;
 
 let saying = null;
 /** Tell those who listen once things are still. */
