@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sqlite3
@@ -42,6 +43,23 @@ def test_a_database_numbers_runs_by_itself_and_the_folder_by_its_own(experiment,
     assert rows[0][0] != rows[1][0]
     assert json.loads((folder / "2" / "info.json").read_text()) == {}  # incense wants it
     assert json.loads((folder / "2" / "metrics.json").read_text())["some.loss"]["steps"] == [0, 1, 2]
+
+
+def test_mongodb_has_settings_metrics_and_files(experiment, tmp_path: Path, monkeypatch):
+    """Of a server that lives in this process."""
+    mongomock, pymongo = pytest.importorskip("mongomock"), pytest.importorskip("pymongo")
+    importlib.import_module("mongomock.gridfs").enable_gridfs_integration()
+    client, folder = mongomock.MongoClient(), tmp_path / "runs"
+    monkeypatch.setattr(pymongo, "MongoClient", lambda *args, **kwargs: client)
+    run = experiment.run(config_updates={"runs_dir": str(folder), "number": 5.0}, options={"--mongo_db": "place:1:das"})
+    run.add_artifact(folder / "1" / "config.json")
+    (kept,) = client["das"]["runs"].find()
+    assert (kept["status"], kept["result"], kept["config"]["number"]) == ("COMPLETED", 5.0, 5.0)
+    (metric,) = client["das"]["metrics"].find()
+    assert (metric["name"], metric["steps"], metric["values"]) == ("some.loss", [0, 1, 2], [1, 1 / 2, 1 / 3])
+    (file,) = client["das"]["fs.files"].find({"filename": {"$regex": "config.json"}})
+    assert file["length"] == (folder / "1" / "config.json").stat().st_size
+    assert run_folder(run) == folder / "1"
 
 
 def test_a_missing_library_is_told_before_a_run_begins(experiment, tmp_path: Path, monkeypatch, capsys):
