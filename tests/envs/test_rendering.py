@@ -116,6 +116,7 @@ def test_gymnasiums_checker_is_content(kwargs: dict):
         assert gymnasium.make(env_id, **kwargs[env_id]).metadata["render_modes"] == list(RENDER_MODES)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # of moviepy
 @pytest.mark.filterwarnings("ignore:.*autoreset mode is same-step:UserWarning")  # Gymnasium's, of any such environment
 def test_films(kwargs: dict, tmp_path: Path):

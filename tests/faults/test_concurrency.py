@@ -18,6 +18,8 @@ from das_gym.envs.sb3_vec_env import SB3VecEnv
 from das_gym.files import read_json
 from tests.faults.sixteen import PROCESSES, pictures
 
+pytestmark = pytest.mark.slow  # all of them take seconds
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,7 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.slow
 def test_sixteen_runs_have_ids_of_their_own(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
     runs = [folder / "runs" / str(number) for number in range(1, PROCESSES + 1)]
@@ -63,7 +64,6 @@ def several(context: str, count: int) -> AsyncVectorEnv:
     return AsyncVectorEnv([tabular] * count, context=context, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("context", "count"), [("fork", 2), ("spawn", 1)])
 def test_environments_in_processes_of_their_own_give_what_they_give_here(context: str, count: int):
     here = tabular()
@@ -106,7 +106,6 @@ assert os.waitpid(child, 0)[1] == 0, "it hangs, or has threads that it has not"
 """
 
 
-@pytest.mark.slow
 def test_a_fork_does_not_wait_for_its_parents_threads():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ def padded_batch(case: golden.Recorded) -> dict[str, torch.Tensor]:
     return {"image": case.given("image"), "input_ids": case.given("text_ids"), "attention_mask": case.given("text_masks")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)
 @pytest.mark.parametrize("part", ["", "pad/"], ids=["one size", "padded"])
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])

@@ -139,6 +139,7 @@ def test_baseline_is_the_model_without_adapters(name):
     assert tiny_costs(bare).macs([False] * 12) == tiny_costs(vlp).macs_full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: f"{sum(mask)} skipped")
 @pytest.mark.parametrize("bottleneck", [8, 0])
 @pytest.mark.parametrize("name", ["meter", "vilt"])

@@ -40,6 +40,7 @@ def meter(fine_tuned: Path) -> Problem:
     return build_problem(ProblemConfig(checkpoint=str(fine_tuned)))
 
 
+@pytest.mark.slow
 def test_a_skipped_layer_of_meter_is_left_out(meter: Problem):
     vlp, examples = meter.vlp, meter.splits.reward[:6]
     state = vlp.embed(meter.evaluator.encoder(meter.task.pairs(examples)))

@@ -94,6 +94,7 @@ def test_what_a_method_says_trains_and_nothing_else(worlds: dict[str, World], fa
         assert updated == COUNTS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["lora", "adapter", "parallel"])
 def test_what_is_inserted_begins_as_nothing(worlds: dict[str, World], family: str, name: str):

@@ -112,6 +112,7 @@ def test_hidden_distances():
     assert float(hidden_distance(given, wanted, "mse")) == pytest.approx((1 + 0 + 4 + 4) / 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 @pytest.mark.parametrize("how", ["lora", "full"])
 def test_the_student_learns_and_its_teacher_stays(problem_of: Callable[[str], Problem], name: str, how: str):

@@ -55,6 +55,7 @@ def test_masks_are_distinct_and_keep_the_budget(name, space):
     assert (agent.best() == agent.best()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "space"), PAIRS)
 @pytest.mark.parametrize("turns", [0, 1, 7])
 def test_a_saved_agent_goes_on_exactly(name, space, turns):

@@ -105,6 +105,7 @@ def test_nothing_and_everything_can_be_skipped(agent, skip_num):
 SEARCHING = [name for name in SHOWN_ENOUGH if not issubclass(agent_class(name), OneMask)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reward_batches", ["fixed", "cycle", "resample"])
 @pytest.mark.parametrize(
     ("agent", "stop", "checkpoint_every"),

@@ -24,6 +24,8 @@ from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 from tests.models.transformers.test_engine import evaluator_of, examples_of
 
+pytestmark = pytest.mark.slow  # all of them take seconds
+
 SEEN = ("llava", "smolvlm", "qwen2_5_vl", "qwen3_vl", "paligemma")
 
 every_tower = pytest.mark.parametrize("name", tiny.cases(SEEN))
@@ -153,7 +155,6 @@ def test_prompts_without_pictures_among_others(driven: Callable[..., Driven]):
     torch.testing.assert_close(model.logits(prompts, mask), model.plain(prompts, mask), atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [("llama", "reads text alone, so that vision=True has nothing to skip"), ("mllama", "can be kept .*: leave vision out")],
