@@ -107,6 +107,7 @@ def test_no_patch_of_a_scene_counts_as_padding_for_vilt():
     assert seen.all()
 
 
+@pytest.mark.slow
 @both_models
 def test_every_loss_teaches_the_model(name: str):
     torch.manual_seed(0)

@@ -157,6 +157,7 @@ def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trust
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_its_model_and_its_record_ends_when_it_goes_on(
     shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
 ):

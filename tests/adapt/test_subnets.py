@@ -166,6 +166,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, folder: Path):
         load_subnet(folder)
 
 
+@pytest.mark.slow
 def test_arguments_in_another_order_are_told(
     config: ProblemConfig, splits: Splits, subnet: AdaptedModel, folder: Path, tiny_problem
 ):

@@ -21,6 +21,7 @@ MASKS = np.random.default_rng(3).random((7, 12)) < 0.5
 EVERY = np.array(list(itertools.product((False, True), repeat=12)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "divergences"), [("METER", True), ("ViLT", False)])
 def test_all_that_runs_is_what_torch_counts(worlds, model, divergences):
     """Encoders, layers, poolers and head, in batches of two sizes."""
@@ -34,6 +35,7 @@ def test_all_that_runs_is_what_torch_counts(worlds, model, divergences):
     assert 2 * evaluator.spent.macs == counter.get_total_flops()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "masks"),
     [("METER", MASKS), ("ViLT", MASKS), ("METER", EVERY[EVERY.sum(1) == 4]), ("METER", EVERY[:1])],

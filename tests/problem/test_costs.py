@@ -83,6 +83,7 @@ def test_paper_table(size):
     assert [round(macs / 1e9, 3) for macs in found] == list(RECORDED[size])
 
 
+@pytest.mark.slow
 def test_figures_of_the_design():
     costs = whole(METERConfig(), 40, 3129)
     encoders = costs.base_macs

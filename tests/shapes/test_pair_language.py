@@ -105,6 +105,7 @@ def test_truths_are_right(family: str):
         assert holds(text, pair.left, pair.right) is truth, (text, pair)
 
 
+@pytest.mark.slow
 def test_a_statement_is_true_of_two_pairs_of_its_set_and_false_of_two():
     for drawn in sets():
         assert len(drawn.pairs) == 4

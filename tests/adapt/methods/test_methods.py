@@ -77,6 +77,7 @@ def parameters(model: AdaptedModel) -> dict[int, torch.Tensor]:
     return {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), HAVING)
 def test_what_a_method_says_trains_and_nothing_else(worlds: dict[str, World], family: str, name: str):
     world = worlds[family]

@@ -71,6 +71,7 @@ def test_a_decoder_loses_layers(tmp_path: Path, data: Path):
     assert len(problem.layer_names) == 4
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_from_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     spec = SuiteModel("train-00", "train", "METER", "vqa", ((0,), (2,)), 5, steps=1)
     monkeypatch.setattr("das_gym.adapt.suite.make.suite_models", lambda seed: [spec])

@@ -41,6 +41,7 @@ def play(agent, turns, n=3):
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "space"), PAIRS)
 def test_masks_are_distinct_and_keep_the_budget(name, space):
     space = SPACES[space]

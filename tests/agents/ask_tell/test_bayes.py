@@ -24,6 +24,7 @@ def test_it_finds_the_best_mask(name, seed):
     assert rewards(agent.best()[None])[0] >= 0.999 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["many, by count", "many, by cost"])
 def test_of_too_many_masks_it_finds_a_better_one_than_twenty_times_as_many_random_ones(name):
     space = SPACES[name]

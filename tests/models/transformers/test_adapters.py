@@ -36,6 +36,7 @@ def driven_of(vlm: VLM, folder_of: Callable[[str], Path]) -> Driven:
     return model
 
 
+@pytest.mark.slow
 def test_a_kept_layer_by_hand(adapted: VLM):
     """h + attention(x + A0(x)), then h + MLP(y + A1(y)), x and y normed."""
     layer, hidden = adapted.stack.layers[0], hidden_of(adapted)
@@ -97,6 +98,7 @@ def test_a_pruned_one_says_the_same_with_fewer_parameters(adapted: VLM, folder_o
         )
 
 
+@pytest.mark.slow
 def test_without_adapters_it_is_the_model_that_came(adapted: VLM, folder_of: Callable[[str], Path]):
     adapted.remove_adapters()
     assert adapted.tunable_state() == {}

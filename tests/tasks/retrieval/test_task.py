@@ -98,6 +98,7 @@ def test_matching_wants_the_checkpoints_head_and_a_task_that_has_it(task: Retrie
         NLVR2Task(processor=None).matching({"itm_score": {}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["meter", "vilt"])
 def test_the_references_numbers_through_gather_and_head(name: str, dtype: torch.dtype):
