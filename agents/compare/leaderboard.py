@@ -164,8 +164,10 @@ As arXiv 2108.13264 (rliable) would have it. *Normalised regret*: 0 = the best m
 seeds drawn anew within every problem. *optimum*, *within*: share of searches that end at the best mask, or within so much
 of it. *ms a turn*: processor time that choosing 3 masks takes, all problems together, on the machine that wrote this.
 
-On the {len(unseen.oracles)} problems of the suite's `test` (`DAS-Suite-v0`), on which nothing was tuned or trained,
-{unseen_seeds(seeds)} seeds and {UNSEEN_EVALUATIONS} evaluations each:
+On the {len(unseen.oracles)} problems of the suite's `test` (`DAS-Suite-v0`),
+{unseen_seeds(seeds)} seeds and {UNSEEN_EVALUATIONS} evaluations each. `policy` was trained on `train`, which has none of
+these models. `bayes` was tuned on the bundled tables: some of the problems are of the same models, the others of relatives
+of theirs (docs/suite.md says which):
 
 {unseen.summary(UNSEEN_EVALUATIONS)}
 
