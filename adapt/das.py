@@ -134,7 +134,8 @@ class Training:
         if not self.settings.reward_dropout:
             with self._evaluating():
                 return self.evaluator.losses(masks, examples)
-        return np.array([float(self.step_loss.losses(examples, mask)[0].double().mean()) for mask in masks])
+        step_loss, targets = self.step_loss, self.step_loss.targets(examples)
+        return np.array([float(step_loss.losses(examples, targets, mask)[0].double().mean()) for mask in masks])
 
     def trainer(
         self, steps: int, checkpoint: Path | None, save_every: int, rate: float | None = None, **companions: Any

@@ -33,7 +33,8 @@ def activation_bytes(step_loss: StepLoss) -> int:
     example, device = step_loss.examples[:1], step_loss.vlp.device
     drawing = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
     with drawing, torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        losses, logits = step_loss.losses(example, None, (step_loss.seed, 0) if step_loss.augment else None)
+        targets, drawn = step_loss.targets(example), (step_loss.seed, 0) if step_loss.augment else None
+        losses, logits = step_loss.losses(example, targets, None, drawn)
     del losses, logits
     return sum(kept.values())
 

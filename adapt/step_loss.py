@@ -100,9 +100,10 @@ class StepLoss:
 
     def _result(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
         self._last = mask, list(examples)
-        losses, logits = self.losses(examples, mask, (self.seed, step) if self.augment else None)
+        targets = self.targets(examples)
+        losses, logits = self.losses(examples, targets, mask, (self.seed, step) if self.augment else None)
         with torch.no_grad():
-            metric = self.task.metrics(logits, self.targets(examples)).mean()
+            metric = self.task.metrics(logits, targets).mean()
         return {"loss": losses.mean(), self.task.metric_name: metric}
 
     def about(self) -> str:
@@ -112,18 +113,23 @@ class StepLoss:
         return f"{under}on {told_examples([example.key for example in examples])}"
 
     def losses(
-        self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None = None
+        self,
+        examples: Sequence[Any],
+        targets: dict[str, Tensor],
+        mask: np.ndarray | None,
+        augment: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(batch,) losses of examples under a mask, nats, all that training adds up; and what the head says of them.
 
         Args:
             examples: The examples.
+            targets: What `targets` gives for them.
             mask: (n_layers,) bool; None = the pruned one.
             augment: A seed and a step, where images are to be augmented.
         """
         pooled = self._pooled(examples, mask, augment)
         logits = self.head(self.task.group_features(pooled))
-        losses = self.task.losses(logits, self.targets(examples))
+        losses = self.task.losses(logits, targets)
         return losses if self._matching is None else losses + self.itm_weight * self._matching(pooled), logits
 
     def _pooled(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None) -> Tensor:
@@ -137,7 +143,7 @@ class StepLoss:
         """Mean loss of examples with nothing skipped but what is pruned, nats, without augmentation."""
         step = self.task.examples_of(at_once)
         chunks = [examples[start : start + step] for start in range(0, len(examples), step)]
-        losses = [self.losses(chunk, None)[0].double() for chunk in chunks]
+        losses = [self.losses(chunk, self.targets(chunk), None)[0].double() for chunk in chunks]
         return float(torch.cat(losses).mean())
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
