@@ -123,14 +123,24 @@ def report(table: SubnetTable, masks: np.ndarray, top: np.ndarray, metrics: np.n
     return "\n".join([f"{ends}{100 * best:.1f} % at best", "", *lines])
 
 
-def known(path: Path | None) -> dict[str, Any]:
-    """What was trained before."""
-    return read_json(path)["trained"] if path is not None and path.is_file() else {}
+def known(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:
+    """What was trained before, with the same settings.
+
+    Raises:
+        ValueError: the file's are others.
+    """
+    if path is None or not path.is_file():
+        return {}
+    record = read_json(path)
+    if record["settings"] != settings:
+        raise ValueError(f"{path} was made with {record['settings']}, not {settings}: give another file")
+    return dict(record["trained"])
 
 
 def train_all(course: Course, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
     """Metrics by start, seed and mask, those of before among them; the file has each as soon as it is known."""
-    trained = known(options.out)
+    settings = {name: getattr(options, name) for name in ("env", "steps", "skip_num", "test_examples")}
+    trained = known(options.out, settings)
     every = [(seed, mask, start) for seed in range(options.seeds) for mask in masks for start in options.start]
     todo = [each for each in every if key(*each) not in trained]
     with progress(len(todo), "fine-tuning masks", unit="mask") as bar:
@@ -138,7 +148,6 @@ def train_all(course: Course, masks: np.ndarray, options: argparse.Namespace) ->
             config = FinetuneConfig(steps=options.steps, seed=seed)
             trained[key(seed, mask, start)] = trained_metric(course, mask, start, config)
             if options.out is not None:
-                settings = {"env": options.env, "steps": options.steps, "skip_num": options.skip_num}
                 write_json(options.out, {"machine": describe_machine(), "settings": settings, "trained": trained})
             bar.update()
     return trained

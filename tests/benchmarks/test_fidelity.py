@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.fidelity import drawn_masks, interval, main, predictors, ranks, report, spearman
+from benchmarks.fidelity import drawn_masks, interval, known, main, predictors, ranks, report, spearman
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.table import SubnetTable
 
@@ -60,3 +60,13 @@ def test_the_command_keeps_every_training_and_goes_on(tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert "adapters: supernet" in printed
     assert "| sum of leave_one_out |" in printed
+
+
+def test_a_file_of_other_settings_is_not_gone_on_from(tmp_path: Path):
+    path = tmp_path / "fidelity.json"
+    settings = {"env": "meter_vqa", "steps": 300, "skip_num": 4, "test_examples": None}
+    assert known(path, settings) == {}
+    path.write_text(json.dumps({"settings": settings, "trained": {"new 0 1010": 0.5}}))
+    assert known(path, settings) == {"new 0 1010": 0.5}
+    with pytest.raises(ValueError, match=r"fidelity\.json was made with .*'steps': 300.* give another file"):
+        known(path, {**settings, "steps": 100})
