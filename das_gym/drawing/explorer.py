@@ -75,10 +75,8 @@ def _key(mask: Any) -> str:
 
 def _groups(table: SubnetTable) -> list[dict[str, Any]]:
     """Name, number of examples and metrics of every mask, by split, of each group of a table that has them apart."""
-    if table.examples is None or len(table.meta.groups) < 2:
-        return []
     found = []
-    for name in filter(None, table.meta.groups):
+    for name in table.groups_apart:
         part = table.group_table(name)
         counts = {"reward": part.meta.reward_examples, "test": part.meta.test_examples}
         metrics = {split: _floats(part.scores[split].metrics) for split in SPLITS}

@@ -144,8 +144,7 @@ def budgets_of(table: SubnetTable) -> Iterator[Budget]:
 
 def problems_of(source: SuiteTable, table: SubnetTable, reward: str = "exp_neg_loss") -> Iterator[SuiteProblem]:
     """Every problem that a table gives; those where there is nothing to choose or to find are left out."""
-    groups = [group for group in table.meta.groups if group] if len(table.meta.groups) > 1 else []
-    parts = {"": table, **{group: table.group_table(group) for group in groups}}
+    parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
     rewards = {group: find_reward(reward).compute(part.float64_scores("reward")) for group, part in parts.items()}
     found = []
     for budget in budgets_of(table):

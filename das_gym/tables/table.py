@@ -188,6 +188,14 @@ class SubnetTable:
         check_names([split], SPLITS, "split")
         return Scores(*(getattr(self.scores[split], name).astype(np.float64) for name in SCORES))
 
+    @property
+    def groups_apart(self) -> tuple[str, ...]:
+        """Groups with a table of their own, see `group_table`; none where there is one group, or means alone are held."""
+        if self.examples is None or self.group_statistics is None or len(self.meta.groups) < 2:
+            return ()
+        there = set.intersection(*(set(each.groups.tolist()) for each in self.examples.values()))
+        return tuple(name for number, name in enumerate(self.meta.groups) if name and number in there)
+
     def group_table(self, group: str) -> SubnetTable:
         """The table of one group of examples: a problem of its own, of means, with statistics of its own.
 

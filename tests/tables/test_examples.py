@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from das_gym.drawing.explorer import write_explorer
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.loading import Problem
 from das_gym.tables.build import build_table, check_table, table_examples
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.table import SubnetTable
+from tests.made_up_suite import GROUPS, made_up_table
 
 ENV_ID = "DAS-METER-VQA-v0"
 HALF = 2.0**-11
@@ -70,6 +73,20 @@ def test_a_group_is_a_problem_of_its_own(small_problem: Problem, each_file: Path
         table.group_table("colour")
     env = TabularEnv(table=str(each_file), skip_num=2, group=group)
     assert env.reset()[1]["loss"] == pytest.approx(part.values("loss")[0])
+
+
+def test_a_group_that_a_split_lacks_has_no_table_of_its_own(tmp_path: Path):
+    table = made_up_table(5, seed=1)
+    assert table.groups_apart == GROUPS
+    of_first = dataclasses.replace(table.examples["test"], groups=table.examples["test"].groups * 0)
+    lacking = dataclasses.replace(table, examples={**table.examples, "test": of_first})
+    assert lacking.groups_apart == GROUPS[:1]
+    with pytest.raises(ValueError, match="no example of 'count' is in one of the splits"):
+        lacking.group_table("count")
+    assert "What breaks first" in write_explorer(tmp_path / "page.html", lacking).read_text()
+    means = dataclasses.replace(table, examples=None, group_statistics=None)
+    assert means.groups_apart == ()
+    assert "What breaks first" not in write_explorer(tmp_path / "means.html", means).read_text()
 
 
 @pytest.mark.parametrize("batches", ["fixed", "cycle", "resample"])
