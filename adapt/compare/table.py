@@ -10,6 +10,8 @@ import numpy as np
 from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.compare.trials import Trial
 
+from das_gym.drawing.markdown import markdown_table
+
 POINT = 0.01
 """How much DAS may lose against adapters without skipping and still be called level, of the metric's 0..1."""
 
@@ -126,8 +128,7 @@ def verdict(lines: Sequence[Line]) -> list[str]:
 
 def markdown(title: str, lines: Sequence[Line], notes: Sequence[str]) -> str:
     """The table as Markdown, with what it says and which layers are skipped."""
-    table = ["| " + " | ".join(HEADS) + " |", "|---" + "|---:" * (len(HEADS) - 1) + "|"]
-    table += ["| " + " | ".join(cells(line)) + " |" for line in lines]
+    table = markdown_table(HEADS, map(cells, lines))
     skipped = [f"- {line.title}: {_skipped(line)}" for line in lines if line.skip_num]
     about = (
         "*updated*: parameters of the model that a method updates, without head and poolers, which train with all but head "

@@ -15,6 +15,7 @@ from das_gym.adapt.shrink.generation import generate, interval, scored
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask
 from das_gym.adapt.shrink.report import loss_of
 
+from das_gym.drawing.markdown import markdown_table
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
 
@@ -186,9 +187,7 @@ def rows_of(full: Quality, lines: Sequence[Line]) -> tuple[tuple[str, ...], list
 def markdown(title: str, full: Quality, lines: Sequence[Line]) -> str:
     """The table as Markdown."""
     heads, rows = rows_of(full, lines)
-    table = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 2) + "|---|"]
-    table += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"# {title}", "", *table, "", verdict(lines), ""])
+    return "\n".join([f"# {title}", "", *markdown_table(heads, rows, words=(0, -1)), "", verdict(lines), ""])
 
 
 def print_comparison(title: str, full: Quality, lines: Sequence[Line]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.compare.results import AgentResult
 
+from das_gym.drawing.markdown import markdown_table
 from das_gym.problem.budget import Floats
 
 WORST = 2.0
@@ -91,10 +92,10 @@ def summary(aggregates: Sequence[Aggregate], counts: Sequence[int]) -> str:
     """A Markdown table, the agent with the lowest mean at the end first."""
     head = ["agent", *(f"at {count}" for count in counts)]
     head += [f"within {100 * share:g} %" if share else "optimum" for share in SHARES] + ["ms a turn"]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    rows = []
     for each in sorted(aggregates, key=lambda one: (one.means[::-1], one.agent)):
         told = zip(each.means, each.intervals, strict=True)
         cells = [each.agent, *(f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in told)]
         cells += [f"{100 * share:.0f} %" for share in each.profile] + [f"{each.milliseconds:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n".join(markdown_table(head, rows))

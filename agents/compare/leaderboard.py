@@ -22,6 +22,7 @@ from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.config import check_agent_name
 
 from das_gym.commandline import parse_or_help, typed
+from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_text
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 from das_gym.runs import library_versions, progress
@@ -64,9 +65,7 @@ def section(oracle: TableOracle, results: Sequence[AgentResult]) -> str:
         f"Best reward {oracle.best_reward:.4f}; test {meta.metric_name} of the median allowed mask "
         f"{np.median(test[allowed]):.4f}, of the best {test[allowed].max():.4f}, of the unskipped model {test[0]:.4f}.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|---" + "|---:" * (len(head) - 1) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *markdown_table(head, rows),
     ]
     return "\n".join(lines)
 
@@ -82,7 +81,7 @@ def verdict(results: Mapping[str, Sequence[AgentResult]]) -> str:
         "reached",
         "fewest needed besides",
     )
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    rows = []
     for name, all_agents in results.items():
         by_name = {result.agent: result for result in all_agents}
         ours, baseline = by_name[OURS], by_name[BASELINE]
@@ -92,11 +91,9 @@ def verdict(results: Mapping[str, Sequence[AgentResult]]) -> str:
         halfway = [float(quantile(each.regret[:, HALFWAY - 1], 50)) for each in (ours, baseline)]
         found = ours.found[:, -1].mean()
         reached = found >= MIN_FOUND and halfway[0] <= MAX_REGRET * halfway[1]
-        lines.append(
-            f"| {name} | {100 * found:.0f} % | {needed[0]:.0f} ({needed[1]:.0f}) | {halfway[0]:.4f} | {halfway[1]:.4f} | "
-            f"{'yes' if reached else 'no'} | {rival}: {others[rival]:.0f} |"
-        )
-    return "\n".join(lines)
+        numbers = (f"{100 * found:.0f} %", f"{needed[0]:.0f} ({needed[1]:.0f})", *(f"{value:.4f}" for value in halfway))
+        rows.append((name, *numbers, "yes" if reached else "no", f"{rival}: {others[rival]:.0f}"))
+    return "\n".join(markdown_table(head, rows))
 
 
 def unseen_seeds(seeds: int) -> int:
