@@ -84,6 +84,7 @@ def final_regret(network: nn.Module, env_id: str) -> float:
 
 
 def main(**settings) -> float:
+    """Train with these fields of `Args`; the regret of what was learnt, in units of reward."""
     args = Args(**settings)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)

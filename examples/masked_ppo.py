@@ -100,6 +100,7 @@ def improve(agent: Agent, optimizer: torch.optim.Optimizer, batch: list[torch.Te
 
 
 def main(**settings) -> float:
+    """Train with these fields of `Args`; the regret of what was learnt, in units of reward."""
     args = Args(**settings)
     torch.manual_seed(args.seed)
     envs = make_envs(args.env_id, args.num_envs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from pathlib import Path
 from typing import TypeVar
 
 from das_gym.data.images import ImageSource
@@ -216,3 +217,19 @@ def check_characters(text: str, where: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{where} is {text!a:.60}, which is no valid text ({error.reason})") from None
+
+
+def data_folder(data_root: str | Path, holds: str) -> Path:
+    """The folder of a data set, absolute.
+
+    Args:
+        data_root: As a person gave it.
+        holds: What the folder has to have in it, for the error.
+
+    Raises:
+        FileNotFoundError: It is no folder.
+    """
+    root = Path(data_root).expanduser().absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(f"data_root={str(data_root)!r} is not a folder; name the one with {holds}")
+    return root

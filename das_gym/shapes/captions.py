@@ -19,7 +19,7 @@ from das_gym.files import whole_folder
 from das_gym.runs import progress
 from das_gym.shapes.caption_language import Name, Related, SceneCaption, sample_false, sample_scene_caption
 from das_gym.shapes.scenes import Scene, render, sample_scene
-from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder
+from das_gym.shapes.writing import NewPictures, bundled_root, check_scenes, jpeg, new_folder
 
 VERSION = 1
 """Names the folder in the cache. Raise it with every change to what is drawn or said, so that no stale folder is read."""
@@ -139,10 +139,7 @@ def write_shapes_captions(folder: str | Path, seed: int = 0, scenes: Mapping[str
         ValueError: A number is out of its range.
     """
     folder = new_folder(folder)
-    if seed < 0:
-        raise ValueError(f"seed={seed}; a seed is 0 or more")
-    if set(scenes) != set(SCENES) or min(scenes.values()) < MIN_SCENES:
-        raise ValueError(f"scenes={dict(scenes)}; give {', '.join(SCENES)}, {MIN_SCENES} or more of each")
+    check_scenes(seed, scenes, SCENES, MIN_SCENES)
     entries: list[dict[str, Any]] = []
     pictures = NewPictures()
     with whole_folder(folder) as partial, progress(sum(scenes.values()), "drawing Shapes-captions", unit="scene") as bar:

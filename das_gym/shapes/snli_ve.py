@@ -20,7 +20,7 @@ from das_gym.files import whole_folder
 from das_gym.runs import progress
 from das_gym.shapes.caption_language import Counted, SceneCaption, sample_scene_caption
 from das_gym.shapes.scenes import IMAGE_SIZE, MAX_RADIUS, Scene, pick, render, sample_scene
-from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder
+from das_gym.shapes.writing import NewPictures, bundled_root, check_scenes, jpeg, new_folder
 
 VERSION = 1
 """Names the folder in the cache. Raise it with every change to what is drawn or said, so that no stale folder is read."""
@@ -106,10 +106,7 @@ def write_shapes_snli_ve(folder: str | Path, seed: int = 0, scenes: Mapping[str,
         ValueError: A number is out of its range.
     """
     folder = new_folder(folder)
-    if seed < 0:
-        raise ValueError(f"seed={seed}; a seed is 0 or more")
-    if set(scenes) != set(SCENES) or min(scenes.values()) < 1:
-        raise ValueError(f"scenes={dict(scenes)}; give {', '.join(SCENES)}, 1 or more of each")
+    check_scenes(seed, scenes, SCENES)
     pictures, number = NewPictures(), 0
     with whole_folder(folder) as partial, progress(sum(scenes.values()), "drawing Shapes-SNLI-VE", unit="scene") as bar:
         (partial / "flickr30k_images").mkdir()

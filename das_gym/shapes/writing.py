@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from filelock import FileLock
@@ -52,6 +52,18 @@ def new_folder(folder: str | Path, what: str = "data") -> Path:
             f"{folder} exists already; {what} is written to a new or an empty folder: name another, or delete it"
         )
     return folder
+
+
+def check_scenes(seed: int, scenes: Mapping[str, int], parts: Iterable[str], least: int = 1) -> None:
+    """Refuse a seed below 0, and scenes of other parts or of fewer than `least`.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+    if seed < 0:
+        raise ValueError(f"seed={seed}; a seed is 0 or more")
+    if set(scenes) != set(parts) or min(scenes.values()) < least:
+        raise ValueError(f"scenes={dict(scenes)}; give {', '.join(parts)}, {least} or more of each")
 
 
 def bundled_root(name: str, write: Callable[[Path], object], what: str, cache: str | Path | None = None) -> Path:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples, check_fields, check_text
+from das_gym.data.checks import BadExamples, check_fields, check_text, data_folder
 from das_gym.data.entries import numbered_lines
 from das_gym.data.images import ImageFile, ImageSource
 from das_gym.data.splits import Splits, hash_order, share_of
@@ -84,11 +84,7 @@ def load_nlvr2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[N
         ValueError: An entry is damaged, does not fit the format or occurs twice, a split is empty, or all of train is in
             one directory.
     """
-    root = Path(data_root).expanduser().absolute()
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"data_root={str(data_root)!r} is not a folder; name the one with NLVR2's JSON files and images"
-        )
+    root = data_folder(data_root, "NLVR2's JSON files and images")
     train_path, test_path = _find_file(root, "train"), _find_file(root, *TEST_SPLITS)
     bad = BadExamples(on_bad_example)
     train = _read(train_path, root, bad)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples, check_fields, check_text
+from das_gym.data.checks import BadExamples, check_fields, check_text, data_folder
 from das_gym.data.entries import read_entries
 from das_gym.data.images import ImageFile, ImageSource, Listings
 from das_gym.data.splits import Splits
@@ -63,11 +63,7 @@ def load_snli_ve(data_root: str | Path, on_bad_example: str = "raise") -> Splits
         FileNotFoundError: The folder, a file or an image is missing.
         ValueError: An entry is damaged, does not fit the format or occurs twice, or a split is empty.
     """
-    root = Path(data_root).expanduser().absolute()
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"data_root={str(data_root)!r} is not a folder; name the one with snli_ve_train.jsonl and Flickr30k's images"
-        )
+    root = data_folder(data_root, "snli_ve_train.jsonl and Flickr30k's images")
     paths, bad = [_find_file(root, part) for part in PARTS], BadExamples(on_bad_example)
     reader = _Reader(root, bad)
     train, reward, test = map(reader.examples, paths)

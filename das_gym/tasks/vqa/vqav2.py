@@ -15,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from das_gym.data.checks import BadExamples
+from das_gym.data.checks import BadExamples, data_folder
 from das_gym.data.images import ImageFile, files_in
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa.examples import VQAExample, VQATable
 from das_gym.tasks.vqa.vqav2_cache import cached_columns
 from das_gym.tasks.vqa.vqav2_files import SPLITS, UNANSWERED, PairOfFiles, find_file, some
+
+HOLDS = "VQAv2's JSON files and images"
 
 VQAV2_MIN_COUNT = 9
 """VQAv2's answer vocabulary holds the answers given to at least nine questions."""
@@ -91,7 +93,7 @@ def load_vqav2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[V
     """
     bad = BadExamples(on_bad_example)
     train = read_vqav2(data_root, "train2014", bad)
-    check_answers(train, find_file(_root(data_root), "train2014", "annotations"), bad)
+    check_answers(train, find_file(data_folder(data_root, HOLDS), "train2014", "annotations"), bad)
     reward, test = halves(read_vqav2(data_root, "val2014", bad), str(data_root), bad)
     return Splits(train, reward, test, bad.lines, bad.count)
 
@@ -113,7 +115,7 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
     """
     if split not in (*SPLITS, *UNANSWERED):
         raise ValueError(f"split={split!r} is none of {', '.join((*SPLITS, *UNANSWERED))}")
-    root, bad = _root(data_root), bad or BadExamples()
+    root, bad = data_folder(data_root, HOLDS), bad or BadExamples()
     bad.new_file()
     answered = split in SPLITS
     questions = find_file(root, split, "questions")
@@ -127,15 +129,6 @@ def read_vqav2(data_root: str | Path, split: str, bad: BadExamples | None = None
             f"{images(int(columns.image_ids[0])).path.name}"
         )
     return drop_broken(VQATable.whole(split, columns, images), files.questions, bad)
-
-
-def _root(data_root: str | Path) -> Path:
-    root = Path(data_root).expanduser().absolute()
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"data_root={str(data_root)!r} is not a folder; name the one with VQAv2's JSON files and images"
-        )
-    return root
 
 
 def check_answers(train: VQATable, path: Path, bad: BadExamples) -> None:
