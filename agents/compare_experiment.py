@@ -183,7 +183,7 @@ def print_results(results: Sequence[AgentResult], title: str) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
     table.caption = (
         "Medians over seeds; the picture has the quartiles. regret: the best mask's reward less the answer's, after so many "
-        f"evaluations; found: share of seeds that found the best mask; near: one {near}; needed: evaluations until then"
+        f"evaluations; found: share of seeds that found the best mask; needed: evaluations until then; near: one {near}"
     )
     table.add_column("agent", no_wrap=True)
     for count in checkpoints(evaluations):
