@@ -127,8 +127,7 @@ def main(**settings) -> float:
         improve(agent, optimizer, [part.flatten(0, 1) for part in rollout], args)
         if update % args.log_every == 0:
             rate = update * per_update / (time.perf_counter() - started)
-            recent = np.mean(earned[-256:])
-            print(f"step {update * per_update}: {len(earned)} masks scored, mean reward {recent:.4f}, {rate:.0f} steps/s")
+            print(f"step {update * per_update}: mean reward {np.mean(earned[-256:]):.4f}, {rate:.0f} steps/s")
     regret = final_regret(agent, args.env_id)
     print(f"regret {regret:.4f} after {len(earned)} masks")
     return regret
