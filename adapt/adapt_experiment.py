@@ -3,6 +3,7 @@
 python -m adapt                                        searches first, with the bundled model and data
 python -m adapt with vilt_nlvr2 bandit                 another model and task, another agent
 python -m adapt with search_run=3                      the mask, model and data of that search
+python -m adapt with search_run=3 refine=8             short trainings of its 8 best masks choose among them
 python -m adapt with front=5 point=3                   a point of the front that `python -m agents pareto` found
 python -m adapt with mask=[0,1,0,0,0,1,0,0,1,0,0,1]    a mask of one's own
 python -m adapt with resume=4                          go on with run 4, which was stopped
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +24,11 @@ import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.recipe import settled
+from das_gym.adapt.refining import Round, refine
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
-from das_gym.adapt.training import prefixed
-from das_gym.agents.searching.record import SearchResult
+from das_gym.adapt.training import check_ranges, prefixed
+from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commandline import typed, use, used
 from das_gym.config import build, part_of
@@ -64,6 +67,8 @@ class AdaptSettings(FinetuneConfig, ProblemSettings):
         mask: A mask of one's own: 0 or 1 a layer, 1 = skipped.
         search: Settings of `python -m agents` for the search that comes first where neither a run nor a mask is
             given, as in `search.evaluations=100`; an agent's name alone is `search.agent`.
+        refine: So many of the search's best masks are fine-tuned for a while, and the best of them then takes its mask's
+            place, see `das_gym.adapt.refining`; 1 trusts the search.
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all.
     """
 
@@ -72,12 +77,16 @@ class AdaptSettings(FinetuneConfig, ProblemSettings):
     point: int | None = None
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = field(default_factory=dict)
+    refine: int = 1
     rank_images: int | None = RANKED_IMAGES
 
     def __post_init__(self) -> None:
         FinetuneConfig.__post_init__(self)
         ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
+        check_ranges(self, refine=(1, math.inf))
+        if self.refine > 1 and (self.mask is not None or self.front is not None):
+            raise ValueError(f"refine={self.refine} chooses among the masks of a search; leave out mask, front and point")
         check_chosen(self.mask, self.search_run, self.front, self.point)
 
     def finetuning(self) -> FinetuneConfig:
@@ -93,11 +102,13 @@ class Choice:
         mask: (n_layers,) bool, True = skipped.
         problem: The model and data it is for.
         remark: Why it is not the search's answer, where it is not; else empty.
+        others: What else the search saw and may answer, (n_layers,) bool each, the best first.
     """
 
     mask: np.ndarray
     problem: ProblemConfig
     remark: str = ""
+    others: tuple[np.ndarray, ...] = ()
 
 
 def choose(settings: AdaptSettings) -> Choice:
@@ -138,7 +149,9 @@ def searched(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
         )
     record = vars(SearchResult.load(path))
     mask, remark = best_mask(record)
-    return Choice(mask, _problem(record, path, run, given), remark)
+    seen = [np.array(row["mask"], dtype=bool) for row in best_rows(record["history"], record["env_kwargs"])]
+    others = tuple(other for other in seen if (other != mask).any())
+    return Choice(mask, _problem(record, path, run, given), remark, others)
 
 
 def fronted(runs_dir: str, run: int, point: int, given: Mapping[str, Any]) -> Choice:
@@ -366,9 +379,10 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     choice = choose(settings)
     if choice.remark:
         print(choice.remark)
-    mask, problem = choice.mask, choice.problem
+    problem = choice.problem
     folder = required_folder(_run)
     splits = load_splits(problem)
+    mask, rounds = refined(choice, splits, settings, folder)
     nothing = np.zeros_like(mask)
     subnets = {
         SUBNET: cut_subnet(problem, splits, mask),
@@ -391,6 +405,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         "models": [rows[name].record() for name in (SUBNET, UNSKIPPED)],
         "baseline": rows[BASELINE].record(),
         "left_out": splits.left_out_count,
+        "refined": [dataclasses.asdict(each) for each in rounds],
         "units": Architecture.of_layers(subnets[SUBNET].backbone.vlp.layers).record(),
     }
     write_answers(folder, rows)
@@ -405,6 +420,20 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
     print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
     return rows[SUBNET].metric
+
+
+def refined(choice: Choice, splits: Splits[Any], settings: AdaptSettings, folder: Path) -> tuple[np.ndarray, list[Round]]:
+    """The mask to fine-tune, where several of a search's are to be tried; and what they came to."""
+    masks = [choice.mask, *choice.others][: settings.refine]
+    if len(masks) < 2:
+        return choice.mask, []
+    if len(masks) < settings.refine:
+        print(f"the search saw {len(masks)} masks that keep the budget: all are tried")
+    rounds = refine(choice.problem, splits, masks, settings.finetuning(), folder)
+    mask = np.array(rounds[-1].best(1)[0], dtype=bool)
+    place = next(i for i, each in enumerate(masks) if (each == mask).all())
+    print("the search's best mask stays" if place == 0 else f"taken is the search's number {place + 1} by reward")
+    return mask, rounds
 
 
 def check_test_images(task: Task, splits: Splits[Any]) -> None:

@@ -12,6 +12,7 @@ from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig
 
 from das_gym.data.splits import Splits
+from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.macs import without_adapters
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_backbone, load_supernet, new_head, task_class
@@ -74,6 +75,7 @@ def finetune(
     checkpoint: Path | None = None,
     log: Log | None = None,
     tell: bool = False,
+    encoder: EncoderCache | None = None,
 ) -> None:
     """Train the subnet in place on the train split.
 
@@ -85,9 +87,10 @@ def finetune(
         checkpoint: File for intermediate checkpoints; what lies there is gone on from.
         log: Called with name, value and step.
         tell: Whether to print what memory it takes.
+        encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
     """
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
         return  # a model that brings its head, without adapters: nothing is left to train
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, tell=tell, held_out=splits.reward)
+    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder, tell, splits.reward)
     trainer.run(step_loss.parts, title, log, step_loss.about)

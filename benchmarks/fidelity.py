@@ -139,13 +139,14 @@ def known(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:
 
 def train_all(course: Course, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
     """Metrics by start, seed and mask, those of before among them; the file has each as soon as it is known."""
-    settings = {name: getattr(options, name) for name in ("env", "steps", "skip_num", "test_examples")}
+    settings = {name: getattr(options, name) for name in ("env", "steps", "learning_rate", "skip_num", "test_examples")}
     trained = known(options.out, settings)
     every = [(seed, mask, start) for seed in range(options.seeds) for mask in masks for start in options.start]
     todo = [each for each in every if key(*each) not in trained]
     with progress(len(todo), "fine-tuning masks", unit="mask") as bar:
         for seed, mask, start in todo:
-            config = FinetuneConfig(steps=options.steps, seed=seed)
+            rate = options.learning_rate
+            config = FinetuneConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
             trained[key(seed, mask, start)] = trained_metric(course, mask, start, config)
             if options.out is not None:
                 write_json(options.out, {"machine": describe_machine(), "settings": settings, "trained": trained})
@@ -169,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--masks", type=int, default=40)
     parser.add_argument("--skip-num", type=int, default=4)
     parser.add_argument("--steps", type=int, default=FinetuneConfig.steps)
+    parser.add_argument("--learning-rate", type=float, help="of adapters and head; that of `python -m adapt` otherwise")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--test-examples", type=int)
     parser.add_argument("--out", type=Path)

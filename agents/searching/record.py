@@ -141,10 +141,10 @@ def _check_mask(name: str, mask: Any, n_layers: int) -> None:
         raise ValueError(f"{name} holds {wrong[0]!r}; give 0 (keep) or 1 (skip) a layer")
 
 
-def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The best mask that may be an answer, with its scores; of equal ones the first, None where there is none.
+def best_rows(turns: Iterable[Turn], budget: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The masks that may be an answer, each once, with their scores: the best first, of equal ones the first.
 
-    It was scored on all reward examples and keeps the budget.
+    They were scored on all reward examples and keep the budget.
 
     Args:
         turns: Where to look.
@@ -152,7 +152,16 @@ def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any]
     """
     rows = [turn.row(i) for turn in turns if turn.examples_share == 1.0 for i in range(len(turn.masks))]
     allowed = [row for row in rows if keeps_budget(budget, row["mask"], row["macs_saved"])]
-    return max(allowed, key=lambda row: -math.inf if row["reward"] is None else row["reward"], default=None)
+    allowed.sort(key=lambda row: -math.inf if row["reward"] is None else row["reward"], reverse=True)
+    distinct: dict[tuple[int, ...], dict[str, Any]] = {}
+    for row in allowed:
+        distinct.setdefault(tuple(row["mask"]), row)
+    return list(distinct.values())
+
+
+def best_row(turns: Iterable[Turn], budget: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The first of `best_rows`; None where there is none."""
+    return next(iter(best_rows(turns, budget)), None)
 
 
 @dataclass(frozen=True)

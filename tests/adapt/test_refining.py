@@ -1,0 +1,74 @@
+"""Short trainings that choose among a search's best masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from das_gym.adapt import refining
+from das_gym.adapt.adapt_experiment import AdaptSettings
+from das_gym.adapt.finetune import FinetuneConfig
+from das_gym.adapt.refining import CHECKPOINT, REFINED, Round, lengths, refine
+from das_gym.agents.searching.record import Turn, best_rows
+
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits
+
+MASKS = np.array([[1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1]], dtype=bool)
+CONFIG = FinetuneConfig(steps=4, batch_size=4)
+
+
+def test_each_round_is_twice_as_long_and_the_last_has_half_of_all_steps():
+    assert lengths(8, 400) == [50, 100, 200]
+    assert lengths(5, 400) == [50, 100, 200]
+    assert lengths(2, 400) == [200]
+    assert lengths(16, 3) == [1, 1, 1, 2]
+
+
+def test_the_best_of_a_round_keep_their_order_and_what_is_not_finite_is_last():
+    done = Round(5, ((0, 0), (0, 1), (1, 0), (1, 1)), (0.4, float("nan"), 0.1, 0.2))
+    assert done.best(1) == ((1, 0),)
+    assert done.best(2) == ((1, 0), (1, 1))
+    assert done.best(3) == ((0, 0), (1, 0), (1, 1))
+
+
+def test_the_masks_that_a_search_may_answer_come_best_first_and_once():
+    masks, rewards = [[1, 0], [0, 1], [1, 1], [1, 0]], [0.2, 0.9, 1.0, 0.3]
+    scores = {name: [1.0] * 4 for name in ("loss", "metric", "macs_saved")}
+    turns = [Turn(masks, rewards, macs=[1] * 4, skip_probabilities=None, preferences=None, **scores)]
+    assert [(row["mask"], row["reward"]) for row in best_rows(turns, {"skip_num": 1})] == [([0, 1], 0.9), ([1, 0], 0.3)]
+
+
+def test_masks_are_halved_until_one_is_left_and_a_stop_changes_nothing(
+    tmp_path: Path, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    problem = ProblemConfig(**small_kwargs)
+    splits = load_splits(problem)
+    whole = refine(problem, splits, MASKS, CONFIG, tmp_path)
+    assert [(each.steps, len(each.masks), len(each.losses)) for each in whole] == [(1, 3, 3), (2, 2, 2)]
+    assert whole[1].masks == whole[0].best(2)
+    assert len({loss for each in whole for loss in each.losses}) == 5
+
+    (tmp_path / REFINED).unlink()
+    trained, finetune = [], refining.finetune
+
+    def stopped(*args, **kwargs):
+        trained.append(args)
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        finetune(*args, **kwargs)
+
+    monkeypatch.setattr(refining, "finetune", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        refine(problem, splits, MASKS, CONFIG, tmp_path)
+    assert refine(problem, splits, MASKS, CONFIG, tmp_path) == whole
+    assert len(trained) == 1 + sum(len(each.losses) for each in whole)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_only_a_search_has_masks_to_choose_among():
+    with pytest.raises(ValueError, match=r"refine=8 chooses among the masks of a search; leave out mask, front and point"):
+        AdaptSettings(mask=(0, 1), refine=8)
+    with pytest.raises(ValueError, match=r"refine=0 is not allowed; give 1\.\.inf"):
+        AdaptSettings(refine=0)
