@@ -229,4 +229,7 @@ def told(row: Entrant, trials: Sequence[Trial], seed: int, rate: float, course: 
         return f"{row.title}: learning rate {rate:g}, as of {row.rate_of}"
     tried = ", ".join(f"{100 * t.reward:.1f} % with {t.rate:g}" for t in trials if t.seed == seed)
     metric = course.metric_name.replace("_", " ")
-    return f"{row.title}: {metric} on the reward split by learning rate: {tried}; takes {rate:g}"
+    line = f"{row.title}: {metric} on the reward split by learning rate: {tried}; takes {rate:g}"
+    grid = sorted(t.rate for t in trials if t.seed == seed)
+    ends = {grid[0]: "smallest", grid[-1]: "largest"} if len(grid) > 1 else {}
+    return f"{line}, the {ends[rate]} of the grid: a better one may lie beyond it" if rate in ends else line

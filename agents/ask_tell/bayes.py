@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.best_seen import BestSeen
@@ -31,20 +31,11 @@ from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
 from das_gym.tables.ranks import average_ranks
 
-DRAWN = 6
-"""So many masks are drawn at random before the process chooses."""
-
 LISTED = 5000
 """Up to so many allowed masks are all candidates."""
 
 CANDIDATES = 1000
 """Of all candidates, variances are computed for so many with the highest means."""
-
-NOTHING, EVERYTHING = 2.5, -8.0
-"""Scores that skipping nothing and everything are given under a budget by cost, in standard deviations of those told."""
-
-DOUBT = 1.0
-"""That is dropped while the masks told make skipping everything by so many standard deviations better than nothing."""
 
 _POOL_DRAWS = 100
 _CLIMBS = 4
@@ -58,18 +49,32 @@ class Bayes(BestSeen):
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
         noisy: Whether the reward of a mask depends on when it is scored (`reward_batches` other than "fixed").
+
+    Attributes:
+        drawn: So many masks are drawn at random before the process chooses.
+        nothing, everything: Scores that skipping nothing and everything are given under a budget by cost, in standard
+            deviations of those told.
+        doubt: That is dropped while the masks told make skipping everything by so many standard deviations better than
+            nothing.
+        start: Where in `GRID` learning begins. `python -m benchmarks.bayes` tries others of all of these.
     """
+
+    drawn: ClassVar[int] = 6
+    nothing: ClassVar[float] = 2.5
+    everything: ClassVar[float] = -8.0
+    doubt: ClassVar[float] = 1.0
+    start: ClassVar[tuple[int, int, int]] = START
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
         super().__init__(space, seed)
         if not isinstance(noisy, bool):
             raise ValueError(f"noisy={noisy!r} is not allowed; give True or False")
         self.noisy = noisy
-        self.place = list(START)
+        self.place = list(self.start)
 
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks that were not told before, m = n while so many are left."""
-        if len(self.reported) < DRAWN:
+        if len(self.reported) < self.drawn:
             return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.reported)
         masks, scores = self._known()
         return self._promising(n, self._fit(masks, scores), scores[: len(self.reported)].max())
@@ -102,10 +107,11 @@ class Bayes(BestSeen):
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
         nothing, everything = MaskProcess(masks, scores, self.place).mean(ends)
-        if everything > nothing + DOUBT:
+        if everything > nothing + self.doubt:
             return masks, scores
         untold = [end.tobytes() not in self.reported for end in ends]
-        return np.concatenate((masks, ends[untold])), np.concatenate((scores, np.array([NOTHING, EVERYTHING])[untold]))
+        given = np.array([self.nothing, self.everything])[untold]
+        return np.concatenate((masks, ends[untold])), np.concatenate((scores, given))
 
     def _promising(self, n: int, process: Process, best: float) -> Masks:
         """(m, n_layers) candidates, m = n while so many are left; each is chosen as if the one before had been told."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.ask_tell.bayes import DRAWN, Bayes
+from das_gym.agents.ask_tell.bayes import Bayes
 from das_gym.agents.ask_tell.best_seen import OneMask
 from das_gym.agents.policy.choosing import choose
 from das_gym.agents.policy.network import UnitNetwork
@@ -130,7 +130,7 @@ class PolicyBayes(Bayes):
 
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks that were not told before: the policy's own first, then some that it thinks good."""
-        if len(self.reported) >= DRAWN:
+        if len(self.reported) >= self.drawn:
             return super().ask(n)
         own = self._reader.mask()
         first = [] if own.tobytes() in self.reported else [own]
