@@ -160,7 +160,17 @@ class Training:
         devices = Devices(self.hardware, vlp.device, checkpoint and checkpoint.parent)
         with devices.autocast():
             print(make_room(self.step_loss, parameters, -(-self.step_loss.batch_size // world())))
-        return Trainer(modules, optimizer, steps, schedule, checkpoint, save_every, companions=companions, devices=devices)
+        return Trainer(
+            modules,
+            optimizer,
+            steps,
+            schedule,
+            checkpoint,
+            save_every,
+            companions=companions,
+            devices=devices,
+            reading=self.step_loss.reading,
+        )
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

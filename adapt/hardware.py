@@ -39,6 +39,8 @@ class Hardware:
         checkpointing: Compute what layers keep for the gradient again, instead of keeping it: less memory, more time.
         trackers: Of `tensorboard` and `wandb`, beside the run's own metrics.
         encoder_cache_gib: How much of the frozen encoders' outputs to keep in memory, GiB; 0 keeps none.
+        dataloader_num_workers: Processes that read and transform the pictures of coming steps, beside each that trains; 0
+            reads them there, which is all that small pictures, or ones whose encoder outputs are kept, need.
     """
 
     micro_batch_size: int | None = None
@@ -46,6 +48,7 @@ class Hardware:
     checkpointing: bool = False
     trackers: tuple[str, ...] = ()
     encoder_cache_gib: float = 2.0
+    dataloader_num_workers: int = 0
 
     def __post_init__(self) -> None:
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
@@ -53,6 +56,8 @@ class Hardware:
         check_names(self.trackers, TRACKERS, "tracker")
         if not 0 <= self.encoder_cache_gib < math.inf:
             raise ValueError(f"encoder_cache_gib={self.encoder_cache_gib} is not allowed; use 0 or more")
+        if self.dataloader_num_workers < 0:
+            raise ValueError(f"dataloader_num_workers={self.dataloader_num_workers} is not allowed; use 0 or more")
 
 
 def share(examples: Sequence[Example]) -> Sequence[Example]:

@@ -12,12 +12,14 @@ import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, share
 from das_gym.adapt.memory import make_room
 from das_gym.adapt.plateau import Plateau
+from das_gym.adapt.reading_ahead import ReadingAhead
 from das_gym.adapt.recipe import settled
 from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
 from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel, Backbone, shuffled
 from das_gym.processes import world
@@ -47,8 +49,12 @@ class StepLoss:
         seed: Of the order of examples, and of augmentation.
         augment: Whether images of a step go through RandAugment.
         encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
-        hardware: How many examples go through the model at a time, and how many encoder outputs are kept.
+        hardware: How many examples go through the model at a time, how many encoder outputs are kept, and how many
+            processes read pictures.
         itm_weight: Of the image-text-matching loss, see `Task.matching`; 0 adds none.
+
+    Attributes:
+        reading: Reads pictures of coming steps ahead of `parts`; whoever takes parts closes it at last.
     """
 
     def __init__(
@@ -82,6 +88,9 @@ class StepLoss:
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
         self.keeps_encoded = backbone.vlp.frozen and not backbone.vlp.encoders_train
+        reads_for = self.encoder.processor if self.keeps_encoded and not augment else task.processor
+        steps_per_epoch = len(examples) // batch_size
+        self.reading = ReadingAhead(reads_for, self._to_read, steps_per_epoch, hardware.dataloader_num_workers)
         self._last: tuple[np.ndarray | None, list[Any]] = (None, [])
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
@@ -90,13 +99,24 @@ class StepLoss:
 
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
         """As a call gives it, in parts that add up to it: this process's examples, as many at a time as wanted."""
-        examples = batch_at(self.examples, self.batch_size, self.seed, step)
-        own = share(examples)
+        for number, part in enumerate(self._parts_of(step)):
+            weight = len(part) * world() / self.batch_size
+            with self.reading.of(step, number):
+                result = self._result(part, step, mask)
+            yield {name: value * weight for name, value in result.items()}
+
+    def _parts_of(self, step: int) -> list[Sequence[Any]]:
+        own = share(batch_at(self.examples, self.batch_size, self.seed, step))
         size = self.micro_batch_size or len(own)
-        for start in range(0, len(own), size):
-            part = own[start : start + size]
-            weight = len(part) * world() / len(examples)
-            yield {name: value * weight for name, value in self._result(part, step, mask).items()}
+        return [own[start : start + size] for start in range(0, len(own), size)]
+
+    def _to_read(self, step: int) -> list[Requests]:
+        """Pictures of each part of a step, but those whose encoder outputs are kept."""
+        keeps, augment = self.keeps_encoded and not self.augment, (self.seed, step) if self.augment else None
+        read, pairs = self.reading.processor.requests, self.task.pairs
+        return [
+            read(pairs(part), augment, lambda key: keeps and self.encoder.has("image", key)) for part in self._parts_of(step)
+        ]
 
     def _result(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
         self._last = mask, list(examples)
@@ -197,6 +217,7 @@ def set_up(
         config.save_every,
         devices=devices,
         plateau=plateau,
+        reading=step_loss.reading,
     )
     with devices.autocast():
         line = make_room(step_loss, (*tunable, *own), -(-batch_size // world()))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
 from das_gym.adapt.plateau import CHECKS, Plateau
+from das_gym.adapt.reading_ahead import ReadingAhead
 from torch import Tensor, nn
 
 from das_gym.config import build, check_names
@@ -188,6 +189,7 @@ class Trainer:
         companions: What else changes with the steps, by name: saved and restored with the rest.
         devices: Which processes train together, and in what precision; None is this one alone, in the model's own.
         plateau: Ends the training before its last step, where nothing gets better; its `factor` is the schedule.
+        reading: What reads pictures for the steps; it is closed when they end, however they end.
     """
 
     def __init__(
@@ -202,11 +204,13 @@ class Trainer:
         companions: Mapping[str, Companion] | None = None,
         devices: Devices | None = None,
         plateau: Plateau | None = None,
+        reading: ReadingAhead | None = None,
     ) -> None:
         first = next((p for module in modules.values() for p in module.parameters()), torch.empty(0))
         self.devices = devices or Devices(ONE_DEVICE, first.device)
         self.companions = {**(companions or {}), **({} if plateau is None else {"plateau": plateau})}
         self.plateau = plateau
+        self.reading = reading
         self.optimizer = optimizer
         self.steps = steps
         self.checkpoint = checkpoint
@@ -244,6 +248,14 @@ class Trainer:
         if log is not None:
             for entry in self._logged:
                 log(*entry)
+        try:
+            self._run(step_function, title, log, about)
+        finally:
+            if self.reading is not None:
+                self.reading.close()
+        self.devices.end()
+
+    def _run(self, step_function: Step, title: str, log: Log | None, about: Callable[[], str] | None) -> None:
         with progress(self.steps, title, unit="step", initial=self.step) as bar:
             while self.step < self.end:
                 for name, value in self._one(step_function, about).items():
@@ -258,7 +270,6 @@ class Trainer:
                     self._check_parameters()
                 if self.step % self.save_every == 0:
                     self._save()
-        self.devices.end()
 
     def _report(self, title: str, log: Log | None) -> dict[str, float]:
         """Means since the last report, told to all who listen."""

@@ -82,6 +82,10 @@ class EncoderCache:
             self._keep((stream, key), found[key])
         return found
 
+    def has(self, stream: str, key: Any) -> bool:
+        """Whether what is made of a text or an image is in memory."""
+        return (stream, key) in self._kept
+
     @torch.no_grad()
     def _encode(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
         """What `VLP.encode_items` makes of the items, counted."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
+
+Requests = dict[Hashable, tuple[Any, ...]]
+"""What has to be read for some pairs: what a processor's `read` is called with, by the key in its `ahead`."""
 
 TEXT_BLOCK = 16
 """Texts are padded to a multiple of this many tokens, so that few shapes occur."""
@@ -49,6 +52,11 @@ class Pair:
     def images(self) -> tuple[ImageSource, ...]:
         """The picture, as one of several."""
         return (self.image,)
+
+    @property
+    def image_key(self) -> str:
+        """Tells its picture from that of every other pair."""
+        return self.image.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ class Processor:
         transform: Takes an RGB picture, a size and a patch size in pixels, gives (3, height, width) float32.
         image_size, patch_size: Those sizes.
         max_text_length: Longest text in tokens; longer ones are cut.
+        ahead: What another process has read already, by key, see `requests`; it is not read again.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -94,9 +103,27 @@ class Processor:
     image_size: int
     patch_size: int
     max_text_length: int
+    ahead: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def image(self, source: ImageSource, augment: int | None = None) -> Tensor:
         """(3, height, width) float32, through RandAugment with the seed `augment` where one is given."""
+        found: Tensor | None = self.ahead.get((source.key, augment))
+        return self.read(source, augment) if found is None else found
+
+    def requests(self, pairs: Sequence[Pair], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]) -> Requests:
+        """What has to be read for some pairs.
+
+        Args:
+            pairs: The pairs.
+            augment: As for a call.
+            kept: Whether what is made of the picture of an `image_key` is known already.
+        """
+        sources = {pair.image_key: pair.image for pair in pairs if not kept(pair.image_key)}
+        seeds = dict.fromkeys(sources) if augment is None else {key: augmentation_seed(*augment, key) for key in sources}
+        return {(key, seeds[key]): (source, seeds[key]) for key, source in sources.items()}
+
+    def read(self, source: ImageSource, augment: int | None) -> Tensor:
+        """As `image`, from the picture's file."""
         picture = source.open()
         if augment is not None:
             picture = randaugment(picture, augment)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from das_gym.models.inputs import Prompt
+from das_gym.models.inputs import Prompt, Requests
 
 IMAGE_MARK = "<image>"
 """Where a picture stands in a question, as in LLaVA's data."""
@@ -54,12 +54,14 @@ class PromptProcessor:
         ends: Ids of the tokens that end an answer, the first of which is put where the template has none.
         max_length: Longest prompt with its answer, in tokens.
         answer_type: The token type of the answer's tokens; None = that of the token before them.
+        ahead: What another process has read already, by prompt, see `requests`.
     """
 
     processor: Any
     ends: tuple[int, ...]
     max_length: int
     answer_type: int | None = None
+    ahead: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
     _kept: OrderedDict[Prompt, Encoding] = field(default_factory=OrderedDict, repr=False)
 
     @property
@@ -81,7 +83,7 @@ class PromptProcessor:
 
     def with_answer_type(self, answer_type: int | None) -> PromptProcessor:
         """The same for answers of a token type, with nothing remembered."""
-        return replace(self, answer_type=answer_type, _kept=OrderedDict())
+        return replace(self, answer_type=answer_type, ahead={}, _kept=OrderedDict())
 
     def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (prompts, tokens) int64, and what else there is a token, padded at the right."""
@@ -97,13 +99,23 @@ class PromptProcessor:
         if not pixels and prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
-        encoding = self._encode(prompt)
+        found: Encoding | None = self.ahead.get(prompt)
+        encoding = self.read(prompt) if found is None else found
         self._kept[prompt] = encoding.light()
         if len(self._kept) > KEPT_ENCODINGS:
             self._kept.popitem(last=False)
         return encoding if pixels else encoding.light()
 
-    def _encode(self, prompt: Prompt) -> Encoding:
+    def requests(
+        self, pairs: Sequence[Prompt], augment: tuple[int, int] | None, kept: Callable[[Hashable], bool]
+    ) -> Requests:
+        """What has to be read for some prompts, see `das_gym.models.inputs.Processor.requests`."""
+        del augment
+        seen = [prompt for prompt in pairs if prompt.images]
+        return {prompt: (prompt,) for prompt in seen if prompt not in self._kept or not kept(prompt.image_key)}
+
+    def read(self, prompt: Prompt) -> Encoding:
+        """As `encode` with pixels, from the pictures' files."""
         self._check(prompt)
         question, said = self._ask(prompt)
         ids = question.pop("input_ids")[0]

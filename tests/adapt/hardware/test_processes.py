@@ -45,10 +45,13 @@ def problem(small_kwargs: dict[str, str]) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_two_processes_have_the_loss_curve_and_the_weights_of_one(problem: dict[str, str], tmp_path: Path):
-    """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients."""
+    """A batch of 5 is split 2 and 3, so that a mean of means would be wrong; masks leave parameters without gradients.
+
+    Each of the two has a process that reads its pictures.
+    """
     port, two = free_port(), tmp_path / "two"
     two.mkdir()
-    words = (json.dumps(problem), json.dumps(STEPS), str(two))
+    words = (json.dumps(problem), json.dumps({**STEPS, "dataloader_num_workers": 1}), str(two))
     both = [start(rank, port, *words) for rank in (0, 1)]
     logged: list[tuple[str, float, int]] = []
     one = train_supernet(

@@ -1,0 +1,184 @@
+"""Other processes read the pictures of coming steps: the same training to the bit, the same errors, no process left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from das_gym.adapt.das import Training, finetune_found, new_model
+from das_gym.adapt.finetune import FinetuneConfig, new_subnet
+from das_gym.adapt.hardware import Hardware
+from das_gym.adapt.paper import das_settings
+from das_gym.adapt.step_loss import StepLoss, set_up
+from das_gym.adapt.training import StepResult
+
+from das_gym.models.inputs import Processor
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_splits
+from tests.models.transformers import tiny
+from tests.tasks.answering.making import llava_folder
+
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
+
+Logged = list[tuple[str, float, int]]
+
+
+@pytest.fixture
+def problem(small_kwargs: dict[str, str]) -> ProblemConfig:
+    return ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Every process that a test started has ended with it."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Pictures that this process read itself; the others inherit the watch, not the list."""
+    read, here, seen = Processor.read, os.getpid(), list[int]()
+
+    def watched(self: Processor, *given):
+        if os.getpid() == here:
+            seen.append(1)
+        return read(self, *given)
+
+    monkeypatch.setattr(Processor, "read", watched)
+    return seen
+
+
+def trained(problem: ProblemConfig, workers: int, **settings) -> tuple[list[torch.Tensor], Logged]:
+    """What a fine-tuning comes to, its losses beside."""
+    splits, logged = load_splits(problem), Logged()
+    subnet = new_subnet(problem, splits)
+    config = FinetuneConfig(**{"steps": 6, "batch_size": 4, "dataloader_num_workers": workers, **settings})
+    torch.manual_seed(config.seed)
+    step_loss, trainer = set_up(subnet, splits.train, config, None)
+    trainer.run(step_loss.parts, "training", lambda *entry: logged.append(entry))
+    return [p.detach() for p in subnet.backbone.vlp.parameters()], logged
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"micro_batch_size": 3, "batch_size": 7}, {"encoder_cache_gib": 0.0}])
+def test_a_training_is_the_same_to_the_bit(problem: ProblemConfig, elsewhere: list[int], settings: dict):
+    alone, curve = trained(problem, 0, **settings)
+    del elsewhere[:]
+    read, other = trained(problem, 2, **settings)
+    assert same(alone, read)
+    assert curve == other
+    assert len(elsewhere) <= 1  # the estimate of memory looks at one
+
+
+def test_pictures_are_read_until_all_are_kept(problem: ProblemConfig):
+    splits = load_splits(problem)
+    examples = splits.train[:8]
+    config = FinetuneConfig(steps=9, batch_size=4, dataloader_num_workers=1)
+    step_loss, _ = set_up(new_subnet(problem, splits), examples, config, None)
+    workers = []
+    for step in range(9):
+        list(step_loss.parts(step))
+        workers.append(len(psutil.Process().children(recursive=True)))
+    step_loss.reading.close()
+    assert workers[0] == 1
+    assert workers[-1] == 0
+
+
+def stopped_at(step_loss: StepLoss, last: int, step: int) -> Iterator[StepResult]:
+    if step == last:
+        raise KeyboardInterrupt
+    return step_loss.parts(step)
+
+
+@pytest.mark.slow
+def test_augmentation_dropout_and_a_resume_are_the_same_to_the_bit(problem: ProblemConfig, tmp_path: Path):
+    pytest.importorskip("torchvision")
+    splits = load_splits(problem)
+    changes = {"batch_size": len(splits.train) // 6, "finetune_epochs": 1, "augment": True, "dropout": 0.1}
+    settings = das_settings("METER", "vqa", **changes, bottleneck=16, skip_bottleneck=48)
+    results = []
+    for workers, stop in ((0, None), (2, None), (2, 4)):
+        logged = Logged()
+
+        def training(workers: int = workers) -> Training:
+            model = new_model(problem, splits, settings, seed=0)
+            torch.manual_seed(0)
+            return Training(model, splits, settings, 0, Hardware(dataloader_num_workers=workers))
+
+        checkpoint = tmp_path / f"{workers}_{stop}.pt"
+        if stop is not None:
+            first = training()
+            trainer = first.trainer(6, checkpoint, 3)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.run(partial(stopped_at, first.step_loss, stop), "stopped")
+        again = training()
+        finetune_found(again, checkpoint, lambda *entry, to=logged: to.append(entry), save_every=3)
+        results.append(([p.detach() for p in again.model.backbone.vlp.parameters()], logged))
+    assert len(results[0][1]) == 2
+    assert all(same(weights, results[0][0]) and logged == results[0][1] for weights, logged in results[1:])
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:300])])
+def test_a_bad_picture_is_told_as_without(problem: ProblemConfig, tmp_path: Path, damage):
+    folder = tmp_path / "data"
+    shutil.copytree(problem.data_root, folder)
+    moved = ProblemConfig(**{**vars(problem), "data_root": str(folder)})
+    splits = load_splits(moved)
+    damage(splits.train[5].image.path)
+    told = []
+    for workers in (0, 1):
+        config = FinetuneConfig(steps=40, batch_size=8, dataloader_num_workers=workers)
+        step_loss, trainer = set_up(new_subnet(moved, splits), splits.train, config, None)
+        with pytest.raises((FileNotFoundError, ValueError)) as error:
+            trainer.run(step_loss.parts, "training")
+        told.append((type(error.value), str(error.value), trainer.step))
+    assert told[0] == told[1]
+    assert str(splits.train[5].image.path) in told[0][1]
+
+
+def test_a_process_that_was_killed_is_told(problem: ProblemConfig):
+    splits = load_splits(problem)
+    config = FinetuneConfig(batch_size=4, dataloader_num_workers=2, encoder_cache_gib=0.0)
+    step_loss, trainer = set_up(new_subnet(problem, splits), splits.train, config, None)
+
+    def step(number: int) -> Iterator[StepResult]:
+        if number == 1:
+            for child in psutil.Process().children():
+                child.send_signal(signal.SIGKILL)
+        return step_loss.parts(number)
+
+    with pytest.raises(OSError, match=r"reads pictures ended \(DataLoader worker .*use fewer with dataloader_num_workers="):
+        trainer.run(step, "training")
+
+
+@pytest.mark.slow
+def test_prompts_are_read_ahead_too(tmp_path: Path):
+    tiny.save("llava", tmp_path / "model")
+    llava_folder(tmp_path / "data", train=12, test=4)
+    problem = ProblemConfig("VLM", "answering", checkpoint=str(tmp_path / "model"), data_root=str(tmp_path / "data"))
+    alone, curve = trained(problem, 0, steps=4)
+    read, other = trained(problem, 1, steps=4)
+    assert same(alone, read)
+    assert curve == other
+
+
+def test_what_reads_nothing_ahead_is_refused(problem: ProblemConfig):
+    with pytest.raises(ValueError, match="dataloader_num_workers=-1 is not allowed"):
+        Hardware(dataloader_num_workers=-1)
+    splits = load_splits(problem)
+    subnet = new_subnet(problem, splits)
+    subnet.task.processor = lambda pairs, augment=None: {}
+    with pytest.raises(ValueError, match="dataloader_num_workers=1: a function reads no pictures ahead; use 0"):
+        set_up(subnet, splits.train, FinetuneConfig(batch_size=4, dataloader_num_workers=1), None)
