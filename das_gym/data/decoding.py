@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import re
 import stat
 import struct
 import threading
@@ -55,6 +56,9 @@ _UNREADABLE = (
 _OTHER_FORMAT = (SyntaxError, IndexError, TypeError, struct.error)
 """What the reader of one of PIL's formats raises for a file of another."""
 
+PADDING = 3
+"""Bytes too many before a marker that a JPEG may have: some cameras fill up words of four."""
+
 _REPLACE = "replace it with a whole copy, and a stopped run goes on with resume=<id>"
 
 _WAY_OUT = "or leave its examples out with on_bad_example=skip"
@@ -71,7 +75,7 @@ def load_image(path: str | Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, corrupt, no image, or has more than MAX_PIXELS.
+        ValueError: The file is truncated, corrupt as far as that can be seen, no image, or has more than MAX_PIXELS.
     """
     try:
         return decode_image(path, f"the image {path}")
@@ -98,7 +102,10 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
             size = image.size
             if size[0] * size[1] <= most:
                 with _one_large if size[0] * size[1] > LARGE_PIXELS else contextlib.nullcontext():
-                    return _within_limit(_drafted(image))
+                    picture = _within_limit(_drafted(image))
+                    if image.format in ("JPEG", "MPO"):
+                        _check_jpeg(file)
+                    return picture
     except FileNotFoundError:
         raise
     except _UNREADABLE as error:
@@ -133,6 +140,27 @@ def _identify(file: BinaryIO) -> Image.Image:
                 file.seek(0)
                 return factory(file, "")
     raise UnidentifiedImageError("in no format that PIL reads")
+
+
+def _check_jpeg(file: BinaryIO) -> None:
+    """Refuse a JPEG whose compressed data do not come out even, of which PIL says nothing: libjpeg warns, and goes on.
+
+    The data are decoded once more, to an eighth of the sides, which is quick. What PIL has read is refused for nothing
+    else, and damage that leaves as many codes as there have to be cannot be seen: docs/data.md has how much is.
+
+    Raises:
+        OSError: bytes are left over or lacking, or are no code.
+    """
+    import simplejpeg
+
+    file.seek(0)
+    try:
+        simplejpeg.decode_jpeg(file.read(), "GRAY", min_factor=8, strict=True)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        told = str(error)
+        left = re.match(r"Corrupt JPEG data: (\d+) extraneous bytes before", told)
+        if told.startswith("Corrupt JPEG data") and not (left and int(left[1]) <= PADDING):
+            raise OSError(told) from error
 
 
 def _drafted(image: Image.Image) -> Image.Image:

@@ -19,7 +19,7 @@ from das_gym.runs import progress
 MANY_IMAGES = 1000
 """From this many images to decode on, a progress bar shows."""
 
-_VERDICTS = "readable-images-1.npy"
+_VERDICTS = "readable-images-2.npy"
 _UNREADABLE = (FileNotFoundError, ValueError)
 
 

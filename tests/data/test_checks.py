@@ -186,7 +186,7 @@ def test_what_was_decoded_before_an_interruption_is_remembered(tmp_path: Path):
 def test_a_cache_folder_that_cannot_be_made_costs_only_time(tmp_path: Path, cache: Path):
     images = [Counted(image) for image in write_images(tmp_path / "images", 2)]
     cache.mkdir()
-    (cache / "readable-images-1.npy").mkdir()
+    (cache / "readable-images-2.npy").mkdir()
     for _ in range(2):
         assert not BadExamples("skip").broken_images(images)
     assert [len(image.opened) for image in images] == [2, 2]
