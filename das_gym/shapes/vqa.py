@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from das_gym.files import whole_folder
 from das_gym.runs import progress
 from das_gym.shapes.scene_language import QUESTION_FAMILIES, Question
-from das_gym.shapes.scenes import Scene, render, sample_scene
+from das_gym.shapes.scenes import COLORS, SHAPES, Scene, pick, render, sample_scene
 from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder
 
 VERSION = 1
@@ -49,15 +50,35 @@ def _new_scenes(rng: np.random.Generator, count: int, pictures: NewPictures) -> 
             yield scene, content
 
 
-def _annotation(question: Question, question_id: int, image_id: int) -> dict[str, Any]:
-    """VQAv2's entry, with annotators who all agree."""
-    answers = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": n + 1} for n in range(N_ANNOTATORS)]
+def _wrong_answers(question: Question) -> list[str]:
+    """What somebody might say who looked badly: of the same kind as the answer, a count one off."""
+    if question.answer_type == "number":
+        number = int(question.answer)
+        return [str(other) for other in (number - 1, number + 1) if other >= 0]
+    kinds: tuple[Collection[str], ...] = (("yes", "no"), COLORS, SHAPES)
+    kind = next(kind for kind in kinds if question.answer in kind)
+    return [other for other in kind if other != question.answer]
+
+
+def _said(question: Question, rng: np.random.Generator, disagreement: float) -> list[str]:
+    """What each annotator answers."""
+    wrong = rng.random(N_ANNOTATORS) < disagreement
+    return [pick(rng, _wrong_answers(question)) if errs else question.answer for errs in wrong]
+
+
+def _annotation(question: Question, question_id: int, image_id: int, said: list[str]) -> dict[str, Any]:
+    """VQAv2's entry; of answers that equally many gave, the right one is the majority's."""
+    counts = Counter(said)
+    answers = [
+        {"answer": answer, "answer_confidence": "yes" if answer == question.answer else "maybe", "answer_id": number}
+        for number, answer in enumerate(said, start=1)
+    ]
     return {
         "question_id": question_id,
         "image_id": image_id,
         "question_type": question.family,
         "answer_type": question.answer_type,
-        "multiple_choice_answer": question.answer,
+        "multiple_choice_answer": max(counts, key=lambda answer: (counts[answer], answer == question.answer)),
         "answers": answers,
     }
 
@@ -67,7 +88,13 @@ def _write_json(path: Path, entries: dict[str, list[dict[str, Any]]], split: str
     path.write_text(json.dumps(whole, separators=(",", ":")), encoding="utf-8")
 
 
-def _write_split(folder: Path, split: str, scenes: Iterable[tuple[Scene, bytes]], rng: np.random.Generator) -> None:
+def _write_split(
+    folder: Path,
+    split: str,
+    scenes: Iterable[tuple[Scene, bytes]],
+    rng: np.random.Generator,
+    annotators: Callable[[Question, int], list[str]],
+) -> None:
     """The images, questions and annotations of one split; a question of each family that a scene offers."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -77,7 +104,7 @@ def _write_split(folder: Path, split: str, scenes: Iterable[tuple[Scene, bytes]]
         asked = [question for ask in QUESTION_FAMILIES.values() if (question := ask(rng, scene)) is not None]
         for question_id, question in enumerate(asked, start=image_id * 1000):
             questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
-            annotations.append(_annotation(question, question_id, image_id))
+            annotations.append(_annotation(question, question_id, image_id, annotators(question, question_id)))
     questions_path = folder / f"v2_OpenEnded_mscoco_{split}_questions.json"
     _write_json(questions_path, {"questions": questions}, split, task_type="Open-Ended")
     _write_json(folder / f"v2_mscoco_{split}_annotations.json", {"annotations": annotations}, split)
@@ -95,7 +122,13 @@ def _checked_target(folder: Path, seed: int, counts: dict[str, int]) -> Path:
     return folder
 
 
-def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SCENES, val_scenes: int = VAL_SCENES) -> Path:
+def write_shapes(
+    folder: str | Path,
+    seed: int = 0,
+    train_scenes: int = TRAIN_SCENES,
+    val_scenes: int = VAL_SCENES,
+    disagreement: float = 0.0,
+) -> Path:
     """Write Shapes-VQA as VQAv2 has it: questions and annotations JSON, and a folder of JPEG images, per split.
 
     Every scene gets a question of each family that it offers, and no picture occurs twice, in one split or in two.
@@ -106,6 +139,8 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
         seed: Seed of everything that is drawn, 0 or more.
         train_scenes: Images of train2014, 1..500,000.
         val_scenes: Images of val2014, 1..500,000.
+        disagreement: Chance of each annotator to give a wrong answer of the right one's kind, 0..1; the bundled data have
+            0. Scenes and questions do not depend on it.
 
     Returns:
         The folder, absolute.
@@ -116,11 +151,17 @@ def write_shapes(folder: str | Path, seed: int = 0, train_scenes: int = TRAIN_SC
     """
     counts = {"train2014": train_scenes, "val2014": val_scenes}
     folder = _checked_target(Path(folder), seed, {"train_scenes": train_scenes, "val_scenes": val_scenes})
+    if not 0 <= disagreement <= 1:
+        raise ValueError(f"disagreement={disagreement} is not allowed; it is a chance, use 0..1")
+
+    def annotators(question: Question, question_id: int) -> list[str]:
+        return _said(question, np.random.default_rng([seed, question_id]), disagreement)
+
     pictures = NewPictures()
     with whole_folder(folder) as partial:
         for rng, (split, count) in zip(np.random.default_rng(seed).spawn(2), counts.items(), strict=True):
             with progress(count, f"drawing Shapes-VQA {split}", unit="scene") as bar:
-                _write_split(partial, split, _told(_new_scenes(rng, count, pictures), bar), rng)
+                _write_split(partial, split, _told(_new_scenes(rng, count, pictures), bar), rng, annotators)
     return folder
 
 
