@@ -10,13 +10,11 @@ from benchmarks import reading
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-def test_both_ways_are_measured_with_and_without(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_both_ways_are_measured_with_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("torchvision")
-    monkeypatch.setattr(reading, "IMAGE_SIZE", 64)
     path = tmp_path / "reading.json"
-    reading.main(["--workers", "0", "1", "--pictures", "8", "--batch-size", "2", "--json", str(path)])
+    small = ["--pictures", "8", "--batch-size", "2", "--image-size", "64"]
+    reading.main(["--workers", "0", "1", *small, "--json", str(path)])
     rows = json.loads(path.read_text())["rows"]
     assert [(row["way"], row["workers"]) for row in rows] == [(w, n) for w in ("first pass", "augmented") for n in (0, 1)]
     assert all(row["steps_a_second"] > 0 for row in rows)
