@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,19 +26,23 @@ from das_gym.adapt.report import SUBNET, UNSKIPPED, compare, print_report, write
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, prefixed
 
-from das_gym.commandline import used
+from das_gym.commandline import typed, used
 from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json
-from das_gym.problem.config import ProblemConfig
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import ProblemConfig, problem_words
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, task_class
 from das_gym.problem.mask_space import skipped_names
 from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
 
 FOUND = "found.json"
+SUPERNET_FILE = "supernet.safetensors"
+"""The model that trained while masks were searched, as `python -m adapt supernet` writes one."""
+
 LOGGED = {SUBNET: "finetune", UNSKIPPED: "finetune_unskipped"}
 """Under which name the training of each model is logged, and its checkpoint kept."""
 
@@ -202,14 +207,19 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     if settings.published:
         print(f"the paper's authors skip the layers {', '.join(map(str, settings.published))} of LLaVA-1.5-7B")
     print(f"record: {path}, adapters: {folder / SUBNET_FILE}")
+    if not settings.pipeline().projector_learning_rate:  # a supernet has none of its own
+        words = "bayes", f"skip_num={settings.pipeline().skip_num}", shlex.quote(f"supernet={folder / SUPERNET_FILE}")
+        print(f"a longer search on what trained: {typed('agents', problem_words(problem, *words))}")
     return rows[SUBNET].metric
 
 
 def _finetuned(
     settings: JointSearchSettings, name: str, mask: np.ndarray, splits: Splits[Any], folder: Path, log: Log
 ) -> AdaptedModel:
-    """A new model without what the mask skips, trained as the settings say; a stopped training goes on."""
+    """A model without what the mask skips, trained as the settings say; a stopped training goes on."""
     model = new_model(settings.problem(), splits, settings.pipeline(), settings.seed)
+    if settings.pipeline().finetune_from == "search":
+        Adaptation.load(folder / SUPERNET_FILE).apply(model.backbone.vlp, model.head, model.backbone.base)
     model.backbone.vlp.prune(mask)
     training = Training(model, splits, settings.pipeline(), settings.seed, settings)
     finetune_found(training, folder / _checkpoint(name), prefixed(LOGGED[name], log), settings.save_every, name)
@@ -244,6 +254,7 @@ def _search(
         names = skipped_names(every, mask)
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": names, "turns": [vars(turn) for turn in turns]}
         if is_first():
+            model.adaptation(kind="supernet", **dataclasses.asdict(das)).save(folder / SUPERNET_FILE)
             write_json(folder / FOUND, found)
     known = of_first(lambda: read_found(folder / FOUND, das.skip_num))
     print(f"found after {len(known.turns)} turns: skip {', '.join(known.skipped_layers) or 'nothing'}")

@@ -31,7 +31,8 @@ class DASSettings:
         skip_num: Layers to skip.
         warmup_epochs: Epochs of training before the first turn.
         search_epochs: Epochs of training with search, those of warm-up included.
-        finetune_epochs: Epochs of fine-tuning the found subnet, from new adapters.
+        finetune_epochs: Epochs of fine-tuning the found subnet.
+        finetune_from: What that begins from: `new` adapters and head, or those that the `search` has trained.
         steps_per_turn: Training steps between turns.
         masks_per_turn: Distinct masks that a turn scores.
         update_rate: eta of the bandit's update.
@@ -63,6 +64,7 @@ class DASSettings:
     warmup_epochs: int = _from("code: no turn in the first epoch")
     search_epochs: int = _from("paper, implementation details; scripts")
     finetune_epochs: int = _from("paper, implementation details; scripts")
+    finetune_from: str = _from("code: the found layers are pasted into a command that begins anew")
     steps_per_turn: int = _from("paper, implementation details; code")
     masks_per_turn: int = _from("paper, implementation details; code")
     update_rate: float = _from("code; for METER it also declares 0.1, which nothing uses")
@@ -107,6 +109,7 @@ class DASSettings:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use a number above 0")
         check_names([self.schedule], SCHEDULES, "schedule")
+        check_names([self.finetune_from], ("new", "search"), "finetune_from")
         if self.finetune_learning_rate is not None and not self.finetune_learning_rate > 0:
             raise ValueError(f"finetune_learning_rate={self.finetune_learning_rate} is not allowed; use a number above 0")
         for name in ("projector_learning_rate", "itm_weight"):
@@ -123,6 +126,7 @@ METER_VQA = DASSettings(
     warmup_epochs=1,
     search_epochs=3,
     finetune_epochs=10,
+    finetune_from="new",
     steps_per_turn=10,
     masks_per_turn=3,
     update_rate=1.0,

@@ -1,0 +1,48 @@
+"""What `adapt das` has trained while it searched: kept as a supernet, and, where asked for, what fine-tuning begins from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from das_gym.adapt import load_subnet
+from das_gym.adapt.commands import paper_bandit
+from das_gym.adapt.das_experiment import SUPERNET_FILE, DASExperiment
+from das_gym.adapt.paper import das_settings
+
+from das_gym.files import read_json
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_problem
+
+SHORT = {"search_epochs": 1, "warmup_epochs": 0, "finetune_epochs": 0, "skip_num": 2, "batch_size": 80, "reward_examples": 4}
+WIDTHS = {"bottleneck": 16, "skip_bottleneck": 48}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["search", "new"])
+def test_fine_tuning_begins_from_what_it_is_told(
+    small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str
+):
+    given: dict[str, Any] = {name: value for name, value in small_kwargs.items() if name != "supernet"}
+    given["image_size"] = 96
+    das = {**SHORT, **WIDTHS, "finetune_from": start}
+    DASExperiment(paper_bandit).run(
+        config_updates={**given, "runs_dir": str(tmp_path), "unskipped": False, "das": das}, named_configs=["meter_vqa"]
+    )
+    folder = tmp_path / "1"
+    supernet = Adaptation.load(folder / SUPERNET_FILE)
+    subnet = load_subnet(folder).adaptation().tensors
+    kept = [bool(np.array_equal(supernet.tensors[name], tensor)) for name, tensor in subnet.items()]
+    assert all(kept) is (start == "search")
+    assert read_json(folder / "das.json")["pipeline"]["finetune_from"] == start
+    problem = load_problem(ProblemConfig(**given, supernet=str(folder / SUPERNET_FILE)))
+    assert np.isfinite(problem.evaluator.losses(np.zeros((1, 6), bool), problem.splits.reward[:4])).all()
+    assert f"bayes skip_num=2 supernet={folder / SUPERNET_FILE}" in capsys.readouterr().out
+
+
+def test_another_start_is_refused():
+    with pytest.raises(ValueError, match="unknown finetune_from 'old'"):
+        das_settings("METER", "vqa", finetune_from="old")
