@@ -117,6 +117,12 @@ PROGRAM = Program(
             "make the problems of DAS-Suite-v0 from a seed",
             settings="das_gym.adapt.suite.make:SuiteSettings",
         ),
+        "shapes": Command(
+            "das_gym.adapt.made_data:main",
+            "with out=...",
+            "write the generated questions about pictures in VQAv2's format",
+            settings="das_gym.adapt.made_data:ShapesSettings",
+        ),
         "evaluate": Command(
             "das_gym.adapt.evaluate_command:evaluation_main",
             "with run=... [split=... data_root=... out=...]",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.commands import main
 
 from das_gym.shapes.scenes import COLORS, SHAPES
 from das_gym.shapes.vqa import write_shapes
@@ -101,14 +100,20 @@ def test_accuracy_and_ceiling_by_kind_are_means_of_the_official_credit(folder: P
         assert told[f"ceiling/question/{kind}"] == pytest.approx(np.mean([best[row] for row in rows]))
 
 
-def test_the_command_writes_them_and_tells_what_is_wrong(tmp_path: Path):
-    command = [sys.executable, "-m", "das_gym.shapes", str(tmp_path / "new"), "--train-scenes", "3", "--val-scenes", "30"]
-    done = subprocess.run([*command, "--disagreement", "0.5"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"data_root={tmp_path / 'new'}\n"
+def exit_code(words: list[str]) -> int:
+    """Of a command that is run in this process."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return int(end.value.code or 0)
+
+
+def test_the_command_writes_them_and_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["adapt", "shapes", "with", f"out={tmp_path / 'new'}", "train_scenes=3", "val_scenes=30", "disagreement=0.5"]
+    assert exit_code(words) == 0
+    assert capsys.readouterr().out == f"data_root={tmp_path / 'new'}\n"
     assert len({answer["answer"] for entry in annotations(tmp_path / "new") for answer in entry["answers"][:1]}) > 1
     assert any(len({answer["answer"] for answer in entry["answers"]}) > 1 for entry in annotations(tmp_path / "new"))
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert "exists already" in again.stderr
+    assert exit_code(words) != 0
+    assert "exists already" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"disagreement=1.5 is not allowed; it is a chance, use 0\.\.1"):
         write_shapes(tmp_path / "other", disagreement=1.5, **SCENES)
