@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,33 @@ from typing import Any
 from das_gym.commandline import Command, Program, typed
 
 
-def search_first(settings: dict[str, Any], then: str = "adapt") -> int:
-    """Run a search as the first part of the command `then` and return its run id; if it is interrupted, say how to go on."""
+def search_within(settings: dict[str, Any], begun: Callable[[int], object] | None = None) -> int:
+    """Run a search as a part of another command, and return its run id.
+
+    Args:
+        settings: Of `python -m agents`.
+        begun: Called with the id once the search can be resumed.
+    """
     from das_gym.agents.search_experiment import ex, run_search
 
     ex.suggests = False
+    ex.begun = None if begun is None else lambda run: begun(int(run))
     try:
         return int(run_search(settings)[0])
+    finally:
+        ex.suggests, ex.begun = True, None
+
+
+def search_first(settings: dict[str, Any], then: str = "adapt") -> int:
+    """Run a search as the first part of the command `then` and return its run id; if it is interrupted, say how to go on."""
+    begun: list[int] = []
+    try:
+        return search_within(settings, begun.append)
     except KeyboardInterrupt:
-        if ex.current_run is not None and ex.current_run._id is not None:
-            run = ex.current_run._id
+        for run in begun:
             print(f"Stopped. Go on with: {typed('agents', f'resume={run}')}", file=sys.stderr)
             print(f"and then: {typed(then, f'search_run={run}')}", file=sys.stderr)
         raise
-    finally:
-        ex.suggests = True
 
 
 def searching_agents() -> dict[str, dict[str, Any]]:
@@ -77,7 +89,7 @@ def _shrink_experiment() -> Any:
 def _shrink_compare_experiment() -> Any:
     from das_gym.adapt.shrink.compare_experiment import CompareExperiment
 
-    return CompareExperiment(partial(search_first, then="adapt shrink"))
+    return CompareExperiment(search_within)
 
 
 def _compare_experiment() -> Any:

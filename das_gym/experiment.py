@@ -202,6 +202,7 @@ class RunsExperiment(Experiment):
         siblings: Words that may stand in place of `with`: the program's other sub-commands.
         renamed: Today's names of settings by those of earlier versions, whose runs resume.
         suggests: Whether its commands say what to type next; not where they run as a part of another command.
+        begun: Called with the id of a run once its folder is there, with which it can be resumed; None = nobody is told.
         settings: The dataclass of its settings, once `add_settings` was told.
     """
 
@@ -210,6 +211,7 @@ class RunsExperiment(Experiment):
     siblings: tuple[str, ...] = ()
     renamed: Mapping[str, str] = MappingProxyType({})
     suggests: bool = True
+    begun: Callable[[str], object] | None = None
     settings: type[RunSettings] | None = None
     _named: tuple[NamedConfigs, ...] = ()
 
@@ -235,7 +237,7 @@ class RunsExperiment(Experiment):
         Raises:
             RunError: a wrong setting, file or run id; its text says what to do.
         """
-        observers, locks = self.observers, []
+        observers, locks, handlers = self.observers, [], _LOGGER.handlers
         self.current_run = None
         try:
             given, options = _file_storage(dict(config_updates or {}), dict(options or {}))
@@ -248,7 +250,7 @@ class RunsExperiment(Experiment):
                 given = self._resumed(reopen, command_name or self.default_command, given, named_configs)
                 named_configs = ()
             check_databases(options)
-            folder = RunFolder(runs_dir, reopen, lambda id: setattr(self.current_run, "_id", id))
+            folder = RunFolder(runs_dir, reopen, self._begun)
             self.observers = [folder, *observers] if is_first() else []
             self.logger = _logger()
             options["--capture"] = options.get("--capture") or "sys"
@@ -262,7 +264,13 @@ class RunsExperiment(Experiment):
             for lock in (*locks, *(each.lock for each in self.observers if isinstance(each, RunFolder))):
                 if lock is not None:
                     lock.release()
-            self.observers = observers
+            self.observers, _LOGGER.handlers = observers, handlers  # of the run, perhaps, that this one is a part of
+
+    def _begun(self, id: str) -> None:
+        """A run has its folder, of this id."""
+        setattr(self.current_run, "_id", id)  # noqa: B010  (which may be none, to the eye of a type checker)
+        if self.begun is not None:
+            self.begun(id)
 
     def prepared(self, config_updates: Mapping[str, Any] | None, named_configs: Sequence[str] = ()) -> dict[str, Any]:
         """The given settings, once the modules of `use` are imported, a resumed run's among them.
@@ -453,20 +461,22 @@ def _runs_dir(given: Mapping[str, Any]) -> Path:
     return Path(runs_dir)
 
 
+_LOGGER = logging.getLogger("das_gym.experiment")
+
+
 def _logger() -> logging.Logger:
     """Sacred's messages on standard error; left alone, Sacred would turn up the messages of every library.
 
     Two are left out: its warning of a new entry (settings are checked by us, and a mapping such as `env_kwargs` may get
     some), and the bare number it calls the result (commands print a conclusion).
     """
-    logger = logging.getLogger("das_gym.experiment")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
     handler.addFilter(lambda record: not record.getMessage().startswith(("Added new config entry", "Result: ")))
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
-    return logger
+    _LOGGER.handlers = [handler]
+    _LOGGER.propagate = False
+    _LOGGER.setLevel(logging.INFO)
+    return _LOGGER
 
 
 def required_folder(run: Run) -> Path:

@@ -6,6 +6,7 @@ import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,20 @@ class Judge:
         test: Test examples.
         recovery: Settings, the same for all.
         batch_size: Prompts that are answered at a time.
+        folder: Where a recovery is kept meanwhile, and gone on from; None = nowhere.
     """
 
-    def __init__(self, problem: Problem, whole: VLM, test: Sequence[Any], recovery: RecoveryConfig, batch_size: int) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        whole: VLM,
+        test: Sequence[Any],
+        recovery: RecoveryConfig,
+        batch_size: int,
+        folder: Path | None = None,
+    ) -> None:
         self.problem, self.whole, self.test = problem, whole, test
-        self.recovery, self.batch_size = recovery, batch_size
+        self.recovery, self.batch_size, self.folder = recovery, batch_size, folder
         self._teacher: Teacher | None = None
         self._known: dict[tuple[int, ...], tuple[Quality, Quality | None, float | None]] = {}
 
@@ -124,6 +134,12 @@ class Judge:
         which = drawn(self.whole, mask)
         return Line(found, float(self.problem.costs.macs_saved(mask)), which, before, after, seconds)
 
+    def remember(self, line: Line) -> None:
+        """What was measured before."""
+        self._known[line.found.mask] = (line.before, line.after, line.recovery_seconds)
+        if self.folder is not None:
+            _checkpoint(self.folder, line.found.method).unlink(missing_ok=True)
+
     def _recovered(self, mask: np.ndarray, title: str) -> tuple[Quality | None, float | None]:
         if self.recovery.recover == "none":
             return None, None
@@ -131,8 +147,13 @@ class Judge:
         task, examples = self.problem.task, self.problem.splits.train
         if self._teacher is None and not self.recovery.of_layers:  # which layers' vectors are wanted depends on the mask
             self._teacher = ask(self.whole, task, examples, self.recovery, ())
-        Recovery(student, self.whole, task, examples, self.recovery, teacher=self._teacher).run()
+        checkpoint = None if self.folder is None else _checkpoint(self.folder, title)
+        Recovery(student, self.whole, task, examples, self.recovery, checkpoint, self._teacher).run()
         return self.quality(student, f"{title}, recovered"), time.perf_counter() - started
+
+
+def _checkpoint(folder: Path, method: str) -> Path:
+    return folder / f"{method}.pt"
 
 
 def verdict(lines: Sequence[Line]) -> str:

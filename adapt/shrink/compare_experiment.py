@@ -5,40 +5,58 @@ python -m adapt shrink compare with recover=none                                
 python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","sleb","random"]'
 python -m adapt shrink compare with resume=9                                         go on with run 9, which was stopped
 
-Each method is a search with a run of its own. compare.json in this run's folder has every number, compare.md the table.
+Each method is a search with a run of its own, begun by this one, which knows them (searches.json in its folder) and goes on
+with one that was stopped. compare.json has every number, compare.md the table.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.adapt_experiment import SearchFirst, searched
+from das_gym.adapt.adapt_experiment import searched
 from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, markdown, print_comparison, verdict
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.shrink_experiment import ShrinkSettings, as_vlm, check, told_to_search
 
-from das_gym.commandline import typed, used
+from das_gym.commandline import used
 from das_gym.config import build, part_of
-from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, required_folder
+from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
 from das_gym.files import read_json, write_json, write_text
 from das_gym.problem.budget import BudgetSettings
-from das_gym.problem.loading import load_problem, shuffled
+from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.runs import find_run, library_versions
 
 RECORD = "compare.json"
 TABLE = "compare.md"
+SEARCHES = "searches.json"
 
 METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "sleb", "evopress")
 """Ours, what looks at nothing, what needs no search, and what searches, each from its paper; `docs/rivals.md`."""
+
+
+Search = Callable[[dict[str, Any], Callable[[int], object]], int]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A search that was begun.
+
+    Attributes:
+        run: Its id.
+        seconds: That it took before it was stopped.
+    """
+
+    run: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,109 +103,146 @@ class CompareSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
         """The budget as a search takes it."""
         return self.shrink_settings().budget
 
+    @property
+    def begun(self) -> dict[str, Begun]:
+        """The searches that were given."""
+        return {method: Begun(run) for method, run in self.searches.items()}
+
 
 class CompareExperiment(RunsExperiment):
     """`python -m adapt shrink compare`.
 
     Args:
-        search_first: Runs a search with settings of `python -m agents`, and returns its run id.
+        search: Runs a search with settings of `python -m agents`, calls what it is given with the run's id once it can be
+            resumed, and returns the id; None where all were searched before.
     """
 
-    def __init__(self, search_first: SearchFirst | None = None) -> None:
+    def __init__(self, search: Search | None = None) -> None:
         super().__init__("adapt shrink compare", save_git_info=False)
-        self.search_first = search_first
-        self.add_settings(CompareSettings)
-        self.main(compare)
+        self.add_settings(CompareSettings, check_all)
 
-    def run(
-        self,
-        command_name: str | None = None,
-        config_updates: Mapping[str, Any] | None = None,
-        named_configs: Sequence[str] = (),
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """As `RunsExperiment.run`, after a search by every method; all is checked before the first one."""
-        given = self.prepared(config_updates, named_configs)
-        if command_name in (None, self.default_command) and given.get("resume") is None and self.search_first is not None:
-            try:
-                settings = build(CompareSettings, given)
-                check(settings.shrink_settings())
-            except MISTAKES as error:
-                raise RunError(str(error)) from error
-            given["searches"] = {**settings.searches, **self._search(settings, self.search_first)}
-        return super().run(command_name, given, named_configs, *args, **kwargs)
-
-    @staticmethod
-    def _search(settings: CompareSettings, search_first: SearchFirst) -> dict[str, int]:
-        """Search by every method that has not searched yet; the runs' ids. None profits from what another one scored.
-
-        What comes before the layers that masks are of is computed beforehand, once for all.
-        """
-        problem = load_problem(settings.problem())
-        task = problem.task
-        nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
-        problem.evaluator.losses(nothing, shuffled(task, problem.splits.reward, task.reward_examples))
-        found = {}
-        for method in settings.methods:
-            if method not in settings.searches:
-                problem.evaluator.forget()
-                more = {"agent": method, "evaluations": settings.evaluations}
-                more["agent_kwargs"] = settings.agent_kwargs.get(method, {})
-                try:
-                    found[method] = search_first(told_to_search(settings, more))
-                except BaseException:
-                    print(way_on({**settings.searches, **found}, method), file=sys.stderr)
-                    raise
-        return found
+        @self.main
+        def compare(_run: Any, _config: Mapping[str, Any], agent_kwargs: Any, searches: Any) -> float:
+            """Search, measure, print and keep; the test loss of the best method before recovery is the result."""
+            del agent_kwargs, searches  # named so that Sacred lets them hold keys of their own
+            return compared(_run, build(CompareSettings, _config), search)
 
 
-def way_on(found: Mapping[str, int], stopped: str) -> str:
-    """How to go on after a search that was stopped."""
-    words = " ".join(f"searches.{method}={run}" for method, run in found.items())
-    done = f"add {words} to the same command: these are not searched again; and " if found else ""
-    return (
-        f"the search by {stopped} was stopped. To go on, {done}let it end by `{typed('agents', 'resume=<its run>')}` and "
-        f"add searches.{stopped}=<its run> (or leave that, and it is searched anew)"
-    )
+def check_all(settings: CompareSettings) -> None:
+    """Refuse what can be told before the first search; the model is loaded, and stays so.
+
+    Raises:
+        ValueError, FileNotFoundError: the reason.
+    """
+    check(settings.shrink_settings())
+    for method in settings.methods:
+        if method in settings.begun:
+            found_in(settings.runs_dir, method, settings.begun[method])
 
 
-def found_in(settings: CompareSettings, method: str) -> Found:
+def begun_in(folder: Path) -> dict[str, Begun]:
+    """The searches that the run in `folder` has begun, by method.
+
+    Raises:
+        ValueError: its list is damaged.
+    """
+    path = folder / SEARCHES
+    if not path.is_file():
+        return {}
+    try:
+        return {method: build(Begun, each, "entry") for method, each in read_json(path).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and all methods search anew") from error
+
+
+def search_all(settings: CompareSettings, problem: Problem, folder: Path, search: Search) -> None:
+    """Have every method search that has not done so; one that was stopped goes on. None profits from another one's scores.
+
+    What comes before the layers that masks are of is computed beforehand, once for all.
+    """
+    begun = begun_in(folder)
+    done = {*settings.searches, *(method for method, each in begun.items() if is_done(settings, each))}
+    todo = [method for method in settings.methods if method not in done]
+    if not todo:
+        return
+    nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
+    problem.evaluator.losses(nothing, shuffled(problem.task, problem.splits.reward, problem.task.reward_examples))
+
+    def keep(method: str, seconds: float, run: int) -> None:
+        begun[method] = Begun(run, seconds)
+        write_json(folder / SEARCHES, {name: dataclasses.asdict(each) for name, each in begun.items()})
+
+    for method in todo:
+        problem.evaluator.forget()
+        if method in begun:
+            stopped = begun[method]
+            seconds = stopped.seconds + seconds_of(find_run(settings.runs_dir, stopped.run))
+            told = {"resume": stopped.run, "runs_dir": settings.runs_dir}
+        else:
+            seconds, more = 0.0, {"agent": method, "evaluations": settings.evaluations}
+            told = told_to_search(settings, {**more, "agent_kwargs": settings.agent_kwargs.get(method, {})})
+        search(told, partial(keep, method, seconds))
+
+
+def is_done(settings: CompareSettings, begun: Begun) -> bool:
+    """Whether a search has ended."""
+    return bool(read_json(find_run(settings.runs_dir, begun.run) / "run.json").get("status") == "COMPLETED")
+
+
+def seconds_of(folder: Path) -> float:
+    """How long the run in `folder` took since it was begun or resumed the last time; of a killed one, as far as is known.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    log = read_json(folder / "run.json")
+    try:
+        ended = log["stop_time"] or log["heartbeat"] or log["start_time"]
+        return (datetime.fromisoformat(ended) - datetime.fromisoformat(log["start_time"])).total_seconds()
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged: it does not say when the search began and ended") from error
+
+
+def found_in(runs_dir: str, method: str, begun: Begun) -> Found:
     """What a method's search found.
 
     Raises:
         FileNotFoundError: there is no such search, or it is not finished.
-        ValueError: it was not searched, or by another agent.
+        ValueError: it is a search by another agent.
     """
-    if method not in settings.searches:
-        raise ValueError(f"{method} was not searched: leave searches out, or give the run of every method")
-    run = settings.searches[method]
-    choice = searched(settings.runs_dir, run, {})
-    folder = find_run(settings.runs_dir, run)
-    record, log = read_json(folder / "search.json"), read_json(folder / "run.json")
+    run = begun.run
+    choice = searched(runs_dir, run, {})
+    folder = find_run(runs_dir, run)
+    record = read_json(folder / "search.json")
     if record["agent"] != method:
         raise ValueError(f"searches.{method}={run} is a search by {record['agent']}")
-    try:
-        started, stopped = (datetime.fromisoformat(log[name]) for name in ("start_time", "stop_time"))
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'run.json'} is damaged: it does not say when the search began and ended") from error
-    return found_by(method, run, record, choice.mask, (stopped - started).total_seconds())
+    return found_by(method, run, record, choice.mask, begun.seconds + seconds_of(folder))
 
 
-def compare(_run: Any, _config: Mapping[str, Any], agent_kwargs: Any, searches: Any) -> float:
-    """Measure, print and keep; the test loss of the best method before recovery is the result."""
-    del agent_kwargs, searches  # named so that Sacred lets them hold keys of their own
-    settings = build(CompareSettings, _config)
+def compared(_run: Any, settings: CompareSettings, search: Search | None) -> float:
+    """Search, measure, print and keep; the test loss of the best method before recovery is the result."""
     folder = required_folder(_run)
     problem = load_problem(settings.problem())
+    if search is not None:
+        search_all(settings, problem, folder, search)
+    runs = {**begun_in(folder), **settings.begun}
+    for method in settings.methods:
+        if method not in runs:
+            raise ValueError(f"{method} was not searched: leave searches out, or give the run of every method")
+    settings = dataclasses.replace(settings, searches={method: runs[method].run for method in settings.methods})
     whole = as_vlm(problem)
     test = shuffled(problem.task, problem.splits.test, settings.test_examples)
-    judge = Judge(problem, whole, test, part_of(RecoveryConfig, settings), settings.generate_batch_size)
-    full, lines = judge.quality(whole, "full model"), []
-    for method in settings.methods:
-        lines.append(judge.line(found_in(settings, method)))
-        _run.log_scalar(f"{method}.loss", lines[-1].before.loss)
+    judge = Judge(problem, whole, test, part_of(RecoveryConfig, settings), settings.generate_batch_size, folder)
+    full, lines = measured(folder)
+    full = full or judge.quality(whole, "full model")
+    for line in lines:
+        judge.remember(line)
+    for method in settings.methods[len(lines) :]:
+        lines.append(judge.line(found_in(settings.runs_dir, method, runs[method])))
         keep(folder, settings, full, lines)
+        judge.remember(lines[-1])
+    for line in lines:
+        _run.log_scalar(f"{line.found.method}.loss", line.before.loss)
     title = title_of(settings, len(test))
     write_text(folder / TABLE, markdown(title, full, lines))
     for name in (RECORD, TABLE):
@@ -195,6 +250,17 @@ def compare(_run: Any, _config: Mapping[str, Any], agent_kwargs: Any, searches: 
     print_comparison(title, full, lines)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}")
     return min(line.before.loss for line in lines)
+
+
+def measured(folder: Path) -> tuple[Quality | None, list[Line]]:
+    """What this run measured before it was stopped: the full model, and the first methods."""
+    if not (folder / RECORD).is_file():
+        return None, []
+    record = read_json(folder / RECORD)
+    try:
+        return build(Quality, record["full"]), [build(Line, line) for line in record["methods"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / RECORD} is damaged ({error}): remove it, and all methods are measured anew") from error
 
 
 def title_of(settings: CompareSettings, count: int) -> str:

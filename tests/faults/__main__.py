@@ -37,8 +37,7 @@ def main() -> int:
         for name in given.names or JOBS:
             job = JOBS[name](Path(place))
             began = time.monotonic()
-            wanted, calls = undisturbed(job, Path(place) / name / "whole")
-            took = time.monotonic() - began
+            wanted, calls, took = undisturbed(job, Path(place) / name / "whole")
             faults = list(every(calls, given.every if given.long else max(1, calls // 4)))
             if given.long:
                 faults += [Fault("later", seconds=random.Random(i).uniform(0, took)) for i in range(10)]
@@ -46,15 +45,18 @@ def main() -> int:
             tries = [partial(try_fault, job, hit, fault, wanted) for fault in faults]
             if given.long and mounts():
                 tries += [partial(try_full_disk, job, hit, share, wanted, whole) for share in SHARES]
-            found = 0
-            for attempt in tries:
-                told = attempt()
-                if told is not None:
-                    print(f"{name}, {told}", flush=True)
-                    found += 1
-            points, wrong = points + len(tries), wrong + found
-            took = time.monotonic() - began
-            print(f"{name}: {calls} writes and renames, {len(tries)} faults in {took:.0f} s, {found} wrong", flush=True)
+            print(f"{name}: {calls} writes and renames in {took:.1f} s; {len(tries)} faults to try", flush=True)
+            tried = found = 0
+            try:
+                for attempt in tries:
+                    told = attempt()
+                    tried += 1
+                    if told is not None:
+                        found += 1
+                        print(f"{name}, {told}", flush=True)
+            finally:  # also where somebody has no more time
+                print(f"{name}: {tried} faults in {time.monotonic() - began:.0f} s, {found} wrong", flush=True)
+            points, wrong = points + tried, wrong + found
     print(f"{points} faults, {wrong} wrong")
     return int(bool(wrong))
 

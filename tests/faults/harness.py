@@ -7,6 +7,7 @@ at one of them the process is killed, the file having been cut in half before it
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,19 +52,25 @@ def in_fork(job: Job, folder: Path, fault: Fault) -> tuple[int, int, str]:
     Returns:
         Its exit code, negative for a signal; how many calls it made; and what it said when it failed.
     """
-    told, counted = (folder.with_name(f"{folder.name}.{name}") for name in ("told", "calls"))  # its own disk may be full
-    for path in (told, counted):
+    told, counted, loaded = _beside(folder)
+    for path in (told, counted, loaded):
         path.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
-        _run(job, folder, fault, told, counted)
+        _run(job, folder, fault)
     _, status = os.waitpid(child, 0)
     calls = len(counted.read_bytes()) if counted.is_file() else 0
     return os.waitstatus_to_exitcode(status), calls, told.read_text() if told.is_file() else ""
 
 
-def _run(job: Job, folder: Path, fault: Fault, told: Path, counted: Path) -> None:
+def _beside(folder: Path) -> list[Path]:
+    """Where a child says why it failed, its calls and its modules: beside its folder, whose own disk may be full."""
+    return [folder.with_name(f"{folder.name}.{name}") for name in ("told", "calls", "modules")]
+
+
+def _run(job: Job, folder: Path, fault: Fault) -> None:
     """The child: it never returns."""
+    told, counted, loaded = _beside(folder)
     code = 0
     try:
         null = os.open(os.devnull, os.O_WRONLY)
@@ -70,6 +79,7 @@ def _run(job: Job, folder: Path, fault: Fault, told: Path, counted: Path) -> Non
         sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = open(os.devnull, "w")  # noqa: PTH123, SIM115
         _install(fault, counted)
         job.begin_or_go_on(folder)
+        loaded.write_text("\n".join(sys.modules))
     except BaseException:
         code = 1
         told.write_text(traceback.format_exc())
@@ -192,17 +202,28 @@ def _goes_on(folder: Path) -> bool:
     return folder.parent.name != "runs" or all((folder / name).is_file() for name in ("run.json", "config.json"))
 
 
-def undisturbed(job: Job, folder: Path) -> tuple[dict[str, str], int]:
-    """What a job writes, and with how many calls.
+def undisturbed(job: Job, folder: Path) -> tuple[dict[str, str], int, float]:
+    """What a job writes, with how many calls, and in how many seconds once its modules are imported.
+
+    They are imported here, so that no later fork need do it.
 
     Raises:
-        RuntimeError: it fails by itself.
+        RuntimeError: it fails by itself, or writes something else the second time.
     """
     folder.mkdir(parents=True)
     code, calls, told = in_fork(job, folder, Fault())
     if code != 0 or not (wanted := job.written(folder)):
         raise RuntimeError(f"the job fails undisturbed: {told}")
-    return wanted, calls
+    for name in _beside(folder)[2].read_text().splitlines():
+        with suppress(Exception):
+            importlib.import_module(name)
+    again, began = folder.with_name("again"), time.monotonic()
+    again.mkdir()
+    in_fork(job, again, Fault())
+    took = time.monotonic() - began
+    if job.written(again) != wanted:
+        raise RuntimeError("the job writes something else the second time, undisturbed")
+    return wanted, calls, took
 
 
 def every(calls: int, step: int = 1) -> Iterator[Fault]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +39,14 @@ class Job:
         run: Runs it with settings in this process: where `runs_dir` is, `resume` where there is a run to go on with.
         files: What it must have written, from the run's folder, or the folder beside the runs that `out` names.
         settings: What it is given when it begins.
+        volatile: Names of entries of its JSON files that may differ: times, ids, places. None = its files do to the byte.
     """
 
     run: Callable[[dict[str, Any]], Any]
     files: tuple[str, ...]
     settings: dict[str, Any]
     out: str | None = None
+    volatile: re.Pattern[str] | None = None
 
     def begin_or_go_on(self, folder: Path) -> None:
         """As a person would who finds the folder like this."""
@@ -53,9 +57,9 @@ class Job:
         if not begun:
             self.run({**given, **self.settings, **out})
             return
-        last = max(begun, key=lambda path: int(path.name))
-        if read_json(last / "run.json")["status"] != "COMPLETED":
-            self.run({**given, "resume": int(last.name)})
+        first = min(begun, key=lambda path: int(path.name))  # others are parts of it
+        if read_json(first / "run.json")["status"] != "COMPLETED":
+            self.run({**given, "resume": int(first.name)})
 
     def written(self, folder: Path) -> dict[str, str]:
         """A hash of each file that counts, of the run that has them all."""
@@ -63,8 +67,20 @@ class Job:
         for run in sorted((folder / "runs").glob("[0-9]*"), key=lambda path: -int(path.name)):
             found = [(place or run) / name for name in self.files]
             if all(path.is_file() for path in found):
-                return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+                return {path.name: hashlib.sha256(self._content(path)).hexdigest() for path in found}
         return {}
+
+    def _content(self, path: Path) -> bytes:
+        if self.volatile is None:
+            return path.read_bytes()
+        return json.dumps(scrubbed(read_json(path), self.volatile)).encode()
+
+
+def scrubbed(value: Any, volatile: re.Pattern[str]) -> Any:
+    """A record without the entries whose names are volatile."""
+    if isinstance(value, dict):
+        return {k: scrubbed(v, volatile) for k, v in value.items() if not volatile.fullmatch(k)}
+    return [scrubbed(each, volatile) for each in value] if isinstance(value, list) else value
 
 
 @functools.cache
@@ -126,21 +142,37 @@ def _das(folder: Path) -> Job:
     return Job(_run(lambda: DASExperiment(paper_bandit)), ("adapter.safetensors", "found.json"), settings)
 
 
+@functools.cache
+def answering_in(folder: Path) -> dict[str, Any]:
+    """A tiny model of transformers and data for it."""
+    making.llava_folder(folder / "answers", train=6, val=4, test=4)
+    tiny.save("llava", folder / "llava")
+    return {"checkpoint": str(folder / "llava"), "data_root": str(folder / "answers"), "device": "cpu"}
+
+
 def _shrink(folder: Path) -> Job:
     from das_gym.adapt import shrink_experiment
     from das_gym.adapt.shrink.verifying import Verified
 
-    making.llava_folder(folder / "answers", train=6, val=4, test=4)
-    tiny.save("llava", folder / "llava")
     checked = Verified(3, 0.0, ("with a cache",), 1000)
     shrink_experiment.verify = lambda *_: checked  # without a fresh process, which writes nothing
-    given = {"checkpoint": str(folder / "llava"), "data_root": str(folder / "answers"), "mask": (0, 1, 0, 0)}
-    quick = {"steps": 2, "latency_blocks": 1, "peak_memory": False, "save_every": 1, "device": "cpu"}
+    given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
+    quick = {"steps": 2, "latency_blocks": 1, "peak_memory": False, "save_every": 1}
 
     def run(settings: dict[str, Any]) -> Any:
         return shrink_experiment.ShrinkExperiment().run(config_updates=settings)
 
     return Job(run, ("model.safetensors", "config.json"), {**given, **quick}, out="smaller")
+
+
+def _shrink_compare(folder: Path) -> Job:
+    from das_gym.adapt.commands import search_within
+    from das_gym.adapt.shrink.compare_experiment import CompareExperiment
+
+    quick = {"methods": ("random", "angular"), "skip_num": 1, "evaluations": 4, "steps": 2, "save_every": 1}
+    volatile = re.compile(r"settings|run|(.*_)?seconds")
+    run = _run(lambda: CompareExperiment(search_within))
+    return Job(run, ("compare.json",), {**answering_in(folder), **quick}, volatile=volatile)
 
 
 def _export(folder: Path) -> Job:
@@ -173,6 +205,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "finetune": _finetune,
     "das": _das,
     "shrink": _shrink,
+    "shrink_compare": _shrink_compare,
     "export": _export,
 }
 """By name, what makes a job in a folder."""

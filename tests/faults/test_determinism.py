@@ -15,7 +15,7 @@ from das_gym.agents.compare_experiment import ex as compare
 from das_gym.agents.pareto_experiment import ex as pareto
 
 from das_gym.files import read_json
-from tests.faults.jobs import JOBS, Job, _run
+from tests.faults.jobs import JOBS, Job, _run, scrubbed
 
 VOLATILE = re.compile(
     r"id|out|table|command|runs_dir|search_run|spent|(.*_)?(seconds|ms|latency|speedup|memory|quartiles)(_.*)?"
@@ -38,13 +38,6 @@ def _pareto(folder: Path) -> Job:
     return Job(_run(lambda: pareto), (), {**TABULAR, "evaluations": 40})
 
 
-def scrubbed(value: Any) -> Any:
-    """A record without times, ids and places."""
-    if isinstance(value, dict):
-        return {k: scrubbed(v) for k, v in value.items() if not VOLATILE.fullmatch(k)}
-    return [scrubbed(each) for each in value] if isinstance(value, list) else value
-
-
 def results(folder: Path) -> dict[str, Any]:
     """What a command wrote besides Sacred's own files: weights and tables as bytes, records scrubbed."""
     found = {}
@@ -53,7 +46,7 @@ def results(folder: Path) -> dict[str, Any]:
         if path.is_file() and not re.search(
             r"(config|run|metrics)\.json|cout\.txt|\.html|\.svg|\.png|\.md$|/\.|_sources", name
         ):
-            found[name] = scrubbed(read_json(path)) if path.suffix == ".json" else path.read_bytes()
+            found[name] = scrubbed(read_json(path), VOLATILE) if path.suffix == ".json" else path.read_bytes()
     return found
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from das_gym.adapt.commands import PROGRAM, search_first
-from das_gym.adapt.shrink.compare import Found, Line, Quality, found_by, markdown, verdict
-from das_gym.adapt.shrink.compare_experiment import CompareExperiment, CompareSettings, title_of, way_on
+from das_gym.adapt.commands import PROGRAM, search_within
+from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, markdown, verdict
+from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, title_of
+from das_gym.adapt.shrink.recovery import Recovery
+from das_gym.agents.searching.loop import _Loop
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -55,11 +59,6 @@ def test_the_title_tells_the_budget(budget: dict[str, Any], told: str):
     assert told in title_of(CompareSettings(**budget), 5)
 
 
-def test_what_was_searched_before_a_stop_is_told():
-    assert way_on({"bayes": 1}, "sleb").startswith("the search by sleb was stopped. To go on, add searches.bayes=1 to")
-    assert "to the same command" not in way_on({}, "bayes")
-
-
 def test_the_loss_is_that_of_the_mask_that_is_taken():
     record = {"mask": [1, 0], "loss": 0.5, "evaluations": 7, "best_seen": {"mask": [0, 1], "loss": 0.4}}
     assert found_by("random", 3, record, np.array([True, False]), 1.0).reward_loss == 0.5
@@ -78,19 +77,85 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_methods_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFixture[str]):
-    run = CompareExperiment(search_first).run(config_updates=given)
-    folder = Path(given["runs_dir"]) / "3"
+    run = CompareExperiment(search_within).run(config_updates=given)
+    folder = Path(given["runs_dir"]) / "1"
     record = read_json(folder / "compare.json")
     assert [row["found"]["method"] for row in record["methods"]] == ["bayes", "angular"]
-    assert [row["found"]["run"] for row in record["methods"]] == [1, 2]
+    assert [row["found"]["run"] for row in record["methods"]] == [2, 3]
     assert all(sum(row["found"]["mask"]) == 1 for row in record["methods"])
     assert all(row["after"] is not None for row in record["methods"])
     losses = [row["before"]["loss"] for row in record["methods"]]
     assert run.result == min(losses)
-    searched = read_json(Path(given["runs_dir"]) / "2" / "search.json")
+    searched = read_json(Path(given["runs_dir"]) / "3" / "search.json")
     assert searched["agent_kwargs"]["blocks"]["streams"] == ["joint"] * len(searched["mask"])
     assert (folder / "compare.md").read_text().startswith("# llava, 1 layers saved, lora, 2 steps, 6 test examples")
     assert "Before recovery" in capsys.readouterr().out
+
+
+class Calls:
+    """Counts calls of `module.name`s by name, and stops a run at one of them as Ctrl-C does.
+
+    Attributes:
+        made: Since the run began, in order.
+        stop: Name and number, from 1, of the call to stop at.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *places: tuple[type, str]) -> None:
+        self.made: list[str] = []
+        self.stop = ("", 0)
+        for cls, name in places:
+            monkeypatch.setattr(cls, name, self.counted(name, getattr(cls, name)))
+
+    def counted(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self.made.append(name)
+            if (name, self.made.count(name)) == self.stop:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        return call
+
+    def run(self, settings: dict[str, Any], stop: tuple[str, int] = ("", 0)) -> None:
+        self.made, self.stop = [], stop
+        with pytest.raises(KeyboardInterrupt) if stop[0] else nullcontext():
+            CompareExperiment(search_within).run(config_updates=settings)
+
+
+def without_times(record: dict[str, Any]) -> list[Any]:
+    lines = [{**line, "recovery_seconds": 0, "found": {**line["found"], "seconds": 0}} for line in record["methods"]]
+    return [lines, record["full"], record["verdict"], record["settings"]["searches"]]
+
+
+@pytest.mark.slow
+def test_a_stopped_comparison_comes_to_the_same_result(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    calls = Calls(monkeypatch, (_Loop, "take_turn"), (Judge, "quality"), (Recovery, "_step"))
+    given = {**given, "save_every": 1}
+    calls.run({**given, "runs_dir": str(tmp_path / "whole")})
+    turns = calls.made.count("take_turn")
+    assert calls.made.count("quality") == 5
+    runs = tmp_path / "stopped"
+    calls.run({**given, "runs_dir": str(runs)}, ("take_turn", 2))
+    assert begun_in(runs / "1") == {"bayes": Begun(2)}
+    resume = {"runs_dir": str(runs), "resume": 1}
+    calls.run(resume, ("take_turn", turns - 2))
+    assert begun_in(runs / "1")["bayes"] == Begun(2, pytest.approx(0, abs=60))
+    assert begun_in(runs / "1")["angular"] == Begun(3)
+    calls.run(resume, ("_step", 2))
+    assert calls.made.count("take_turn") == 2  # those that were left
+    assert (runs / "1" / "bayes.pt").is_file()
+    calls.run(resume, ("quality", 4))
+    assert calls.made.count("_step") == 1
+    assert [line["found"]["method"] for line in read_json(runs / "1" / "compare.json")["methods"]] == ["bayes"]
+    calls.run(resume)
+    assert "take_turn" not in calls.made
+    assert calls.made.count("quality") == 2
+    whole, stopped = (read_json(folder / "1" / "compare.json") for folder in (tmp_path / "whole", runs))
+    assert without_times(whole) == without_times(stopped)
+    assert sorted(path.name for path in runs.glob("[0-9]*")) == ["1", "2", "3"]
+    assert not list(runs.rglob("*.pt"))
+    assert "Logging error" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -104,7 +169,7 @@ def test_two_methods_on_a_tiny_model(given: dict[str, Any], capsys: pytest.Captu
 )
 def test_what_is_refused(given: dict[str, Any], update: dict[str, Any], told: str):
     with pytest.raises((RunError, FileNotFoundError), match=told):
-        CompareExperiment(search_first).run(config_updates={**given, **update})
+        CompareExperiment(search_within).run(config_updates={**given, **update})
 
 
 def test_the_program_finds_it_behind_shrink(capsys: pytest.CaptureFixture[str]):
