@@ -217,8 +217,17 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
 
 
 def _done(path: Path) -> list[Trial]:
-    """Trials of this run from before it was stopped."""
-    return [build(Trial, trial) for trial in read_json(path)["trials"]] if path.is_file() else []
+    """Trials of this run from before it was stopped.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [build(Trial, trial) for trial in read_json(path)["trials"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and all is trained anew") from error
 
 
 def _lines(rows: Sequence[Entrant], trials: Sequence[Trial], names: Sequence[str]) -> list[Line]:

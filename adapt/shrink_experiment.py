@@ -423,10 +423,17 @@ def is_saved(settings: ShrinkSettings, folder: Path) -> bool:
 
 
 def end(settings: ShrinkSettings, folder: Path) -> float:
-    """What is left to do then; the saved model's score."""
+    """What is left to do then; the saved model's score.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    try:
+        score = float(read_json(folder / PENDING)["models"][-1]["score"])
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"{folder / PENDING} is damaged ({error}): remove it and the model, and resume again") from error
     (folder / PENDING).replace(folder / RECORD)
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    score: float = read_json(folder / RECORD)["models"][-1]["score"]
     print(f"the model was saved before the run was stopped; record: {folder / RECORD}, model: {place_of(settings, folder)}")
     return score
 

@@ -43,8 +43,10 @@ def build(cls: type[Config], values: Mapping[str, Any], what: str = "setting") -
     Raises:
         ValueError: a key that is no field (the message names the nearest field), a missing field, or what the
             dataclass itself refuses.
-        TypeError: a value of the wrong type.
+        TypeError: a value of the wrong type, or no mapping.
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{values!r} ({type(values).__name__}) is not allowed; give {what}s by name")
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls)) if field.init}
     check_names(values, fields, what)
     missing = [
@@ -200,7 +202,10 @@ def _convert_plain(name: str, value: Any, kind: Any) -> Any:
     if kind is int and isinstance(value, Integral) and not truth:
         return int(value)
     if kind is float and isinstance(value, Real) and not truth:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _refusal(name, value, kind) from None
     if kind is Path and isinstance(value, (str, Path)):
         return Path(value)
     if kind not in (bool, int, float, Path) and isinstance(value, kind):

@@ -98,3 +98,16 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
 def test_a_missing_field_is_named():
     with pytest.raises(ValueError, match="setting 'count' is missing"):
         build(Outer, {})
+
+
+@pytest.mark.parametrize("values", [{"count": 1, "rate": 10**400}, {"count": 1, "betas": [10**400, 1]}])
+def test_a_number_too_large_for_a_float_is_refused(values: dict[str, Any]):
+    """JSON holds whole numbers of any length."""
+    with pytest.raises(TypeError, match=r"=1000+ \(int\) is not allowed"):
+        build(Outer, values)
+
+
+@pytest.mark.parametrize("values", [["count"], 3, None])
+def test_what_is_no_mapping_is_refused(values: Any):
+    with pytest.raises(TypeError, match="is not allowed; give settings by name"):
+        build(Outer, values)

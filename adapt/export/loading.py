@@ -37,7 +37,7 @@ class _About:
 def is_exported(folder: Path) -> bool:
     """Whether `export` wrote the folder."""
     config = folder / "config.json"
-    return config.is_file() and f'"{DAS_GYM}":' in config.read_text(encoding="utf-8")
+    return config.is_file() and f'"{DAS_GYM}":'.encode() in config.read_bytes()
 
 
 def load_exported(folder: Path, device: str = "auto", max_text_length: int | None = None) -> AdaptedModel:

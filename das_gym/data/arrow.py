@@ -139,7 +139,7 @@ def _open(path: Path, size: int, changed: int) -> pyarrow.Table:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the last of a column's name that is no UTF-8
         raise ValueError(
             f"{path} cannot be read as an arrow file ({error}); it is truncated, damaged or in another format: {_MAKE_AGAIN}"
         ) from error
@@ -179,6 +179,8 @@ def read_rows(path: Path, columns: dict[str, str], if_empty: str = _MAKE_AGAIN) 
             raise ValueError(
                 f"{path} has no column {name!r}; it needs {', '.join(columns)}, and has {', '.join(table.column_names)}"
             )
+        if (count := table.column_names.count(name)) > 1:
+            raise ValueError(f"{path} has {count} columns {name!r}, and must have one; {_MAKE_AGAIN}")
         found = _kind(table.schema.field(name).type)
         if found != kind:
             raise ValueError(f"{path}: the column {name!r} holds {found}, and must hold {kind}; {_MAKE_AGAIN}")

@@ -158,7 +158,8 @@ class Evaluator:
         Raises:
             ValueError: masks of another shape or with other values, or no examples.
         """
-        masks = self._check(masks, examples)
+        masks = self._checked(masks, examples)
+        self._forget_changed()
         signature = _signature(examples)
         keys = [(signature, mask.tobytes()) for mask in masks]
         found = self._memory.find(keys, divergences)
@@ -173,8 +174,17 @@ class Evaluator:
             divergences=np.array([score.divergence for score in scores], dtype=np.float64) if divergences else None,
         )
 
-    def _check(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
-        """The masks as bool; what depends on adapters or a head that have changed since is forgotten."""
+    def _forget_changed(self) -> None:
+        """Forget what depends on adapters or a head that have changed since."""
+        if self._memory.refresh():
+            self.forget()
+
+    def _checked(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
+        """The masks as bool.
+
+        Raises:
+            ValueError: they have another shape or other values, or there are no examples.
+        """
         array = np.asarray(masks)
         width = len(self.vlp.layers)
         if array.shape == (0,):
@@ -185,8 +195,6 @@ class Evaluator:
             raise ValueError("masks hold other values than 0 (keep) and 1 (skip); give one of them for each layer")
         if not len(examples):
             raise ValueError("no examples to score masks on; give at least one")
-        if self._memory.refresh():
-            self.forget()
         return array.astype(bool)
 
     def _score_anew(
@@ -232,7 +240,8 @@ class Evaluator:
         Returns:
             (m, n_examples) float64 losses, metrics and divergences, of which a broken example has a loss inf or NaN.
         """
-        masks = self._check(masks, examples)
+        masks = self._checked(masks, examples)
+        self._forget_changed()
         with self._run_of(_signature(examples)):
             each = self._score_each(masks, examples)
         with np.errstate(invalid="ignore"):

@@ -100,17 +100,20 @@ def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
     given = read.get("costs", {}) if isinstance(read, Mapping) else None
     if not isinstance(given, Mapping):
         raise ValueError(f"costs={costs} holds no object of costs; give the file of a latency that was measured")
-    check_names(given, SAVED, "cost")
-    found = {}
-    for setting, figures in given.items():
-        try:
-            full, unskipped = float(figures["full"]), float(figures["unskipped"])
-            savings = np.array(figures["savings"], dtype=float)
-        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-            raise ValueError(
-                f"costs.{setting} is no cost ({error!r}): give full, unskipped, savings of each unit"
-            ) from error
-        if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
-            raise ValueError(f"costs.{setting} is no cost: give finite numbers, full above 0, and savings, one a unit")
-        found[setting] = MaskCost(full, unskipped, savings, setting)
-    return found
+    try:
+        check_names(given, SAVED, "cost")
+        return {setting: _given(setting, figures) for setting, figures in given.items()}
+    except ValueError as error:
+        raise ValueError(f"{costs}: {error}" if isinstance(costs, str) else str(error)) from error
+
+
+def _given(setting: str, figures: Any) -> MaskCost:
+    """One cost, as `MaskCost.as_dict` gives it."""
+    try:
+        full, unskipped = float(figures["full"]), float(figures["unskipped"])
+        savings = np.array(figures["savings"], dtype=float)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"costs.{setting} is no cost ({error!r}): give full, unskipped, savings of each unit") from error
+    if savings.ndim != 1 or not (full > 0 and np.isfinite([full, unskipped, *savings]).all()):
+        raise ValueError(f"costs.{setting} is no cost: give finite numbers, full above 0, and savings, one a unit")
+    return MaskCost(full, unskipped, savings, setting)

@@ -283,7 +283,10 @@ def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable
     record: Mapping[str, Any] = read_json(path / SUITE_FILE)
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("tables"), list):
         raise ValueError(f"{path / SUITE_FILE} is no index of this version ({FORMAT!r}); make the suite again")
-    return path, tuple(build(SuiteTable, table) for table in record["tables"])
+    try:
+        return path, tuple(build(SuiteTable, table) for table in record["tables"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path / SUITE_FILE} is damaged ({error}); make the suite again") from error
 
 
 def load_suite(

@@ -150,9 +150,9 @@ def test_workers_get_adapters_as_they_are_now(unconnected: Problem, small_kwargs
     there = unconnected.evaluator.recipe()()
     assert type(there) is Evaluator
     np.testing.assert_array_equal(there.losses(MASKS, examples), alone.evaluator.losses(MASKS, examples))
-    unconnected.evaluator._check(MASKS, examples)
+    unconnected.evaluator._forget_changed()
     assert ended == [True]  # workers of before are not asked any more
-    unconnected.evaluator._check(MASKS, examples)
+    unconnected.evaluator._forget_changed()
     assert ended == [True]
 
 

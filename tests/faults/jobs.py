@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.files import read_json
+from das_gym.problem.latency import measure_latency
 from das_gym.shapes.vqa import write_shapes
 from tests.models.transformers import tiny
 from tests.small_world import small_world
@@ -127,9 +128,17 @@ def _supernet(folder: Path) -> Job:
     return Job(_run(lambda: ex), ("supernet.safetensors",), {**_without_supernet(folder), **training})
 
 
+def _time_little() -> None:
+    """Latency is measured once: a third of a job's time, and nothing that is compared."""
+    from das_gym.adapt import report
+
+    report.measure_latency = functools.partial(measure_latency, blocks=1, runs=1)
+
+
 def _finetune(folder: Path) -> Job:
     from das_gym.adapt.adapt_experiment import AdaptExperiment
 
+    _time_little()
     files = ("adapter.safetensors", "unskipped_adapter.safetensors")
     return Job(_run(AdaptExperiment), files, {**world_in(folder), **TRAINING, "mask": MASK})
 
@@ -138,6 +147,7 @@ def _das(folder: Path) -> Job:
     from das_gym.adapt.commands import paper_bandit
     from das_gym.adapt.das_experiment import DASExperiment
 
+    _time_little()
     settings = {**_without_supernet(folder), "das": DAS, "save_every": 1}
     return Job(_run(lambda: DASExperiment(paper_bandit)), ("adapter.safetensors", "found.json"), settings)
 

@@ -12,15 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-CORPUS = Path(__file__).with_name("corpus")
-
 
 def fuzz(name: str, seconds: int) -> None:
     """Try bytes on a reader; ends the process, with 0 if all that was raised named the file."""
     import atheris
 
     with atheris.instrument_imports(include=["das_gym"]):
-        from tests.hostile.test_readers import READERS
+        from tests.hostile.test_readers import CORPUS, READERS
 
     file, write, read = READERS[name]
     place = Path(tempfile.mkdtemp())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from das_gym.adapt.adapt_experiment import _front
+from das_gym.adapt.compare_experiment import _done
+from das_gym.adapt.shrink.compare_experiment import begun_in, measured
+from das_gym.agents.compare.submission import read_submission
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,7 +34,9 @@ from das_gym.data.entries import read_entries
 from das_gym.files import read_json
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.mask_cost import given_costs
 from das_gym.runs import read_config
+from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
 from tests.tables.test_table import make_table
 
@@ -74,6 +81,30 @@ def record(path: Path) -> None:
 TENSORS = {"a": torch.arange(6.0), "b.c": torch.ones(2, 3)}
 DESCRIBED = {"format": "das_gym adaptation 1", "task": "vqa", "answers": ["yes"], "base": "0", "mask": [1, 0], "info": {}}
 
+QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
+LINE = {"macs_saved": 0.2, "drawn": "x", "before": QUALITY, "after": None, "recovery_seconds": None}
+LINE["found"] = {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
+TRIAL = {"entrant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": None}
+TRIAL |= {"updated": 1, "trained": 1, "seconds": 1.0}
+POINT = {"mask": [0, 1], "saved": 0.2, "loss": 1.0, "skipped_layers": ["a"]}
+SEARCHED = {"env_id": "DAS-METER-VQA-Tabular-v0", "budget": {"skip_num": 4}, "seed": 0, "masks": ["111100000000"]}
+FIGURES = {"full": 9.0, "unskipped": 9.5, "savings": [1.0, 2.0]}
+
+RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
+    "compared": ("compare.json", {"full": QUALITY, "methods": [LINE]}, lambda path: measured(path.parent)),
+    "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: begun_in(path.parent)),
+    "trials": ("compare.json", {"trials": [TRIAL]}, _done),
+    "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, _front),
+    "submission": ("a.json", {"agent": "mine", "runs": [SEARCHED]}, read_submission),
+    "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
+    "suite": (
+        "suite.json",
+        {"format": FORMAT, "tables": [{"file": "a.npz", "split": "train", "model": "METER", "task": "vqa", "name": "a"}]},
+        lambda path: read_suite(path.parent),
+    ),
+}
+"""What commands keep as JSON and read again: file, content and reader."""
+
 READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     **{
         f"{kind} {mode}": (f"a.{kind}", picture(kind, mode), load_image)
@@ -91,6 +122,10 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
         lambda path: read_config(path.parent),
     ),
     "record": ("search.json", record, SearchResult.load),
+    **{
+        name: (file, lambda path, content=content: path.write_text(json.dumps(content)), read)
+        for name, (file, content, read) in RECORDS.items()
+    },
     "arrow": ("a.arrow", arrow, read_arrow),
     "table": ("a.npz", lambda path: make_table().save(path), SubnetTable.load),
     "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
@@ -149,14 +184,35 @@ def test_damaged_bytes_are_named(name: str, tmp_path: Path):
     try_bytes()
 
 
+CORPUS = Path(__file__).with_name("corpus")
+"""Bytes that were read wrongly once, in a folder a reader; `tests.hostile.fuzz` begins with them, too."""
+
+
+@pytest.mark.parametrize("kept", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_bytes_that_were_read_wrongly_once(kept: Path, tmp_path: Path):
+    file, _, read = READERS[kept.parent.name]
+    path = tmp_path / file
+    path.write_bytes(kept.read_bytes())
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        read(path)
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path):
+    table = pa.table([pa.array([1]), pa.array([2])], names=["image_id", "image_id"])
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(ValueError, match=r"a\.arrow has 2 columns 'image_id', and must have one"):
+        list(read_rows(tmp_path / "a.arrow", {"image_id": "integer"}))
+
+
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=8,
 )
 
 
-@pytest.mark.parametrize("name", ["record", "settings"])
+@pytest.mark.parametrize("name", ["record", "settings", *RECORDS])
 def test_values_of_other_kinds_are_named(name: str, tmp_path: Path):
     file, write, read = READERS[name]
     path = tmp_path / file
