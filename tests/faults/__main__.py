@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: forks do not go w
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="with --long: every N-th write only")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    for stopped in (signal.SIGINT, signal.SIGTERM):  # what was tried is told all the same, in the background too
+        signal.signal(stopped, signal.default_int_handler)
     points = wrong = 0
     with tempfile.TemporaryDirectory() as place:
         os.environ["DAS_GYM_CACHE"] = f"{place}/cache"

@@ -87,14 +87,18 @@ def load_vlm(
 
 @contextlib.contextmanager
 def _named(folder: Path) -> Iterator[None]:
-    """Turn what transformers raises for a damaged folder into an error that names it; those with a text of ours stay.
+    """Turn what transformers raises for a damaged folder into an error with a text of ours; all of them name it.
 
     Raises:
         ValueError: the folder cannot be loaded as its files say.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, MemoryError):
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
+    except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:  # of a damaged configuration transformers raises whatever it stumbles over
         raise ValueError(
