@@ -137,9 +137,9 @@ class RunFolder(FileStorageObserver):
         """As Sacred's own; where nothing can be written, no run folder is left behind."""
         try:
             id = super().started_event(*args, **{**kwargs, "_id": None})
-            self.named(id)
             if not (Path(self.dir) / INFO).exists():
                 self.save_json({}, INFO)
+            self.named(id)
             return id
         except OSError as error:
             if self.reopen is None and self.dir is not None:

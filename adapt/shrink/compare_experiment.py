@@ -141,7 +141,7 @@ def check_all(settings: CompareSettings) -> None:
 
 
 def begun_in(folder: Path) -> dict[str, Begun]:
-    """The searches that the run in `folder` has begun, by method.
+    """The searches that the run in `folder` has begun, by method; not those whose runs are gone, as on a full disk.
 
     Raises:
         ValueError: its list is damaged.
@@ -150,9 +150,10 @@ def begun_in(folder: Path) -> dict[str, Begun]:
     if not path.is_file():
         return {}
     try:
-        return {method: build(Begun, each, "entry") for method, each in read_json(path).items()}
+        begun = {method: build(Begun, each, "entry") for method, each in read_json(path).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it, and all methods search anew") from error
+    return {method: each for method, each in begun.items() if (folder.parent / str(each.run) / "run.json").is_file()}
 
 
 def search_all(settings: CompareSettings, problem: Problem, folder: Path, search: Search) -> None:

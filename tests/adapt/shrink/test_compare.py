@@ -65,6 +65,15 @@ def test_the_loss_is_that_of_the_mask_that_is_taken():
     assert found_by("random", 3, record, np.array([False, True]), 1.0).reward_loss == 0.4
 
 
+def test_a_search_whose_run_is_gone_is_begun_anew(tmp_path: Path):
+    """As where the disk was full when it began: the folder of a run that cannot begin is removed."""
+    for run in ("1", "2"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "run.json").write_text("{}")
+    (tmp_path / "1" / "searches.json").write_text('{"bayes": {"run": 2, "seconds": 1.5}, "sleb": {"run": 3}}')
+    assert begun_in(tmp_path / "1") == {"bayes": Begun(2, 1.5)}
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A tiny model, tiny data, and a run that compared two methods on them."""
