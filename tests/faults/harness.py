@@ -58,7 +58,12 @@ def in_fork(job: Job, folder: Path, fault: Fault) -> tuple[int, int, str]:
     child = os.fork()
     if child == 0:
         _run(job, folder, fault)
-    _, status = os.waitpid(child, 0)
+    try:
+        _, status = os.waitpid(child, 0)
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
     calls = len(counted.read_bytes()) if counted.is_file() else 0
     return os.waitstatus_to_exitcode(status), calls, told.read_text() if told.is_file() else ""
 
