@@ -7,6 +7,7 @@ files are opened without it; the limits are those below.
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import math
 import re
@@ -101,6 +102,8 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
             most = MAX_PIXELS.get(image.format or "") or Image.MAX_IMAGE_PIXELS or OTHER_PIXELS
             size = image.size
             if size[0] * size[1] <= most:
+                if image.format in ("JPEG", "MPO"):
+                    _check_claim(file, size[0] * size[1])
                 with _one_large if size[0] * size[1] > LARGE_PIXELS else contextlib.nullcontext():
                     picture = _within_limit(_drafted(image))
                     if image.format in ("JPEG", "MPO"):
@@ -140,6 +143,21 @@ def _identify(file: BinaryIO) -> Image.Image:
                 file.seek(0)
                 return factory(file, "")
     raise UnidentifiedImageError("in no format that PIL reads")
+
+
+def _check_claim(file: BinaryIO, pixels: int) -> None:
+    """Refuse a large JPEG that cannot hold what it claims to, which libjpeg would fill with gray for half a minute.
+
+    A square of 8 x 8 pixels takes a bit at least. (Arithmetic coding, which nobody uses, may take less.)
+
+    Raises:
+        OSError: it is too short.
+    """
+    at = file.tell()
+    length = file.seek(0, io.SEEK_END)
+    file.seek(at)
+    if pixels > LARGE_PIXELS and length * 512 < pixels:
+        raise OSError(f"{length} bytes cannot hold {pixels} pixels")
 
 
 def _check_jpeg(file: BinaryIO) -> None:

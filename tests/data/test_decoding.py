@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,16 @@ def test_bytes_that_are_no_image_show_no_address_of_memory():
 def test_a_missing_image_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"there is no image .*gone\.jpg; put the file there"):
         load_image(tmp_path / "gone.jpg")
+
+
+def test_a_short_jpeg_that_claims_to_be_large_takes_no_time(tmp_path: Path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (7, 9)).save(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\xff\xc0") + 5
+    content[at : at + 4] = (32767).to_bytes(2, "big") * 2
+    path.write_bytes(content)
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read \(OSError: \d+ bytes cannot hold 1073676289 pixels\)"):
+        load_image(path)
+    assert time.process_time() - began < 2  # seventeen, with libjpeg filling in what is not there
