@@ -156,9 +156,13 @@ def test_coco_is_named_after_its_data_set():
 
 def test_what_a_task_was_called_before_is_understood():
     assert ProblemConfig(task="f30k") == ProblemConfig(task="retrieval")
-    assert len(load_splits(ProblemConfig(task="f30k")).reward) > 0
     named = registration.named_environments()
     assert named["meter_f30k"] is named["meter_retrieval"]
     assert named["vilt_f30k"].id == "DAS-ViLT-F30K-v0"
     assert supernet_experiment.ex.named_configs["vilt_f30k"]() == {"model": "ViLT", "task": "retrieval"}
     assert search_experiment.ex.named_configs["vilt_f30k_table"]() == {"env_id": "DAS-ViLT-F30K-Tabular-v0"}
+
+
+@pytest.mark.slow
+def test_the_data_of_a_task_are_found_by_what_it_was_called_before():
+    assert len(load_splits(ProblemConfig(task="f30k")).reward) > 0

@@ -40,6 +40,7 @@ def test_the_masks_that_a_search_may_answer_come_best_first_and_once():
     assert [(row["mask"], row["reward"]) for row in best_rows(turns, {"skip_num": 1})] == [([0, 1], 0.9), ([1, 0], 0.3)]
 
 
+@pytest.mark.slow
 def test_masks_are_halved_until_one_is_left_and_a_stop_changes_nothing(
     tmp_path: Path, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
