@@ -72,6 +72,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"micro_batch_size": 3, "batch_size": 7}, {"encoder_cache_gib": 0.0}])
 def test_a_training_is_the_same_to_the_bit(problem: ProblemConfig, elsewhere: list[int], settings: dict):
     alone, curve = trained(problem, 0, **settings)

@@ -25,6 +25,7 @@ def test_a_turn_in_two_precisions(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "METER-mini, float32, a turn of 3:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_of_one_set(capsys: pytest.CaptureFixture[str]):
     memory.main(["turn", "--size", "mini", "--examples", "2"])
     found = json.loads(capsys.readouterr().out)

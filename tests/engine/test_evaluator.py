@@ -286,6 +286,7 @@ def interrupt_after(batches: int, error: type[BaseException]) -> Callable[[int],
 
 
 class TestInterrupts:
+    @pytest.mark.slow
     @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
     def test_what_was_scored_before_stays_right(self, meter, error):
         evaluator = meter.evaluator(batch_size=2)

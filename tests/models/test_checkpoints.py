@@ -388,6 +388,7 @@ def test_converted_pretraining_file_still_lacks_its_adapters(tmp_path):
     assert len(load_checkpoint(tmp_path / "second.safetensors").report.missing) == 288
 
 
+@pytest.mark.slow
 def test_convert_as_a_command_reports_errors(tmp_path):
     command = [
         sys.executable,

@@ -113,6 +113,7 @@ def test_a_statement_is_true_of_two_pairs_of_its_set_and_false_of_two():
             assert sorted(truths) == [False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", STATEMENT_FAMILIES)
 def test_either_side_shows_the_same_in_true_pairs_and_in_false_ones(family: str):
     for drawn in sets():

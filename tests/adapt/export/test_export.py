@@ -234,6 +234,7 @@ def run_folder(tmp_path_factory) -> Path:
     return save(AdaptedModel(backbone, head, task), tmp_path_factory.mktemp("runs") / "7").parent
 
 
+@pytest.mark.slow
 def test_the_command(run_folder, tmp_path):
     (run_folder / "run.json").write_text("{}")
     written = run_export(ExportSettings(run=7, out=str(tmp_path / "out"), runs_dir=str(run_folder.parent)))

@@ -98,6 +98,7 @@ def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
     assert not any(p.requires_grad for p in after.values())
 
 
+@pytest.mark.slow
 def test_layers_without_a_place_are_refused(problem_of: Callable[[str], Problem]):
     problem = problem_of("lfm2_vl")
     with pytest.raises(ValueError, match="for adapters by a known name: use recover=lora or recover=full"):

@@ -165,6 +165,7 @@ def test_a_stopped_training_goes_on_as_if_undisturbed(
     assert all(torch.equal(value, resumed[key]) for key, value in undisturbed.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["lora", "full", "adapters"])
 def test_weights_of_16_bits_learn_small_steps(data: Path, tmp_path: Path, how: str):
     """A step of 1e-5 is lost in bfloat16: what trains has 32 bits, and the model its own type again at the end."""
