@@ -106,6 +106,18 @@ def _as_it_is(packed: Any) -> Any:
     return packed
 
 
+LOST = "DataLoader worker"
+"""What torch's error begins with that comes, wherever this process is, when one that reads has ended."""
+
+
+def reading_ended(told: str) -> OSError:
+    """The error for a process that ended before its time."""
+    return OSError(
+        f"a process that reads pictures ended ({told}): use fewer with dataloader_num_workers=, or 0, and a stopped run "
+        "goes on with resume=<id>"
+    )
+
+
 class ReadingAhead:
     """Has other processes read what the parts of coming steps need, in the order in which they come.
 
@@ -175,10 +187,7 @@ class ReadingAhead:
             told = " ".join(str(error).split()) or type(error).__name__
         if told:  # outside of the handler, whose traceback holds on to the processes
             self.close()
-            raise OSError(
-                f"a process that reads pictures ended ({told}): use fewer with dataloader_num_workers=, or 0, and a stopped "
-                "run goes on with resume=<id>"
-            )
+            raise reading_ended(told)
         if packed is None:
             self._batches = None
             return {}
