@@ -382,14 +382,15 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     problem = choice.problem
     folder = required_folder(_run)
     splits = load_splits(problem)
+    nothing = np.zeros_like(choice.mask)
+    unskipped = cut_subnet(problem, splits, nothing)
+    check_test_images(unskipped.task, splits)
     mask, rounds = refined(choice, splits, settings, folder)
-    nothing = np.zeros_like(mask)
     subnets = {
         SUBNET: cut_subnet(problem, splits, mask),
-        UNSKIPPED: cut_subnet(problem, splits, nothing),
+        UNSKIPPED: unskipped,
         BASELINE: cut_subnet(problem, splits, nothing, adapters=False),
     }
-    check_test_images(subnets[SUBNET].task, splits)
     config, told = settled(settings.finetuning(), subnets[SUBNET])
     print(told)
     for name, subnet in subnets.items():

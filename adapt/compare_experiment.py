@@ -33,7 +33,7 @@ from das_gym.adapt.training import TrainingConfig
 from das_gym.commandline import used
 from das_gym.config import build, check_names, part_of
 from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
-from das_gym.files import read_json, write_json, write_text
+from das_gym.files import damage_named, read_json, write_json, write_text
 from das_gym.models.macs import meta_twin
 from das_gym.problem.config import changed_settings
 from das_gym.problem.loading import load_backbone, load_splits
@@ -224,10 +224,8 @@ def _done(path: Path) -> list[Trial]:
     """
     if not path.is_file():
         return []
-    try:
+    with damage_named(path, "remove it, and all is trained anew"):
         return [build(Trial, trial) for trial in read_json(path)["trials"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and all is trained anew") from error
 
 
 def _lines(rows: Sequence[Entrant], trials: Sequence[Trial], names: Sequence[str]) -> list[Line]:

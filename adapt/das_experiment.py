@@ -31,7 +31,7 @@ from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
-from das_gym.files import read_json, write_json
+from das_gym.files import damage_named, read_json, write_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, problem_words
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, task_class
@@ -150,12 +150,10 @@ def read_found(path: Path, skip_num: int) -> Found:
     Raises:
         ValueError: the file is damaged, or of another search.
     """
-    try:
+    with damage_named(path, "remove it to search anew"):
         found = build(Found, read_json(path))
         if sum(found.mask) != skip_num:
             raise ValueError(f"it skips {sum(found.mask)} layers, not {skip_num}")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it to search anew") from error
     return found
 
 

@@ -22,13 +22,14 @@ from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
-from das_gym.files import read_json, write_json
+from das_gym.files import damage_named, read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, shuffled
 from das_gym.processes import is_first, of_first
 
 REFINED = "refined.json"
-CHECKPOINT = "refining.pt"
+CHECKPOINTS = "refining-*.pt"
+"""One a training: what a finished one left must not be taken for the next one's."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,12 @@ def refine(
         masks: (n_layers,) bool each, two or more, the best by reward first.
         config: Of the whole fine-tuning that is to come.
         folder: What is known is kept here, in `REFINED`; what lies there is not done again.
+
+    Raises:
+        ValueError: what lies there is damaged.
     """
     path = folder / REFINED
-    rounds = [build(Round, each) for each in read_json(path)["rounds"]] if path.is_file() else []
+    rounds = _known(path)
     encoder: EncoderCache | None = None
     left = tuple(tuple(np.asarray(mask, dtype=int).tolist()) for mask in masks)
     for number, steps in enumerate(lengths(len(masks), config.steps)):
@@ -82,16 +86,25 @@ def refine(
             encoder = encoder or EncoderCache(
                 subnet.backbone.vlp, subnet.task.processor, int(config.encoder_cache_gib * 2**30)
             )
-            title = f"refining, mask {len(rounds[number].losses) + 1} of {len(left)}"
-            finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, folder / CHECKPOINT, encoder=encoder)
+            place = len(rounds[number].losses) + 1
+            title, checkpoint = f"refining, mask {place} of {len(left)}", folder / f"refining-{number}-{place}.pt"
+            finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, checkpoint, encoder=encoder)
             losses = (*rounds[number].losses, of_first(partial(_held_out, subnet, splits, title)))
             rounds[number] = dataclasses.replace(rounds[number], losses=losses)
             if is_first():
                 write_json(path, {"rounds": [dataclasses.asdict(each) for each in rounds]})
-                (folder / CHECKPOINT).unlink(missing_ok=True)
+                for done in folder.glob(CHECKPOINTS):
+                    done.unlink(missing_ok=True)
         left = rounds[number].best(math.ceil(len(left) / 2))
         print(told(rounds[number], left))
     return rounds
+
+
+def _known(path: Path) -> list[Round]:
+    if not path.is_file():
+        return []
+    with damage_named(path, "remove it, and all is refined anew"):
+        return [build(Round, each) for each in read_json(path)["rounds"]]
 
 
 def _held_out(subnet: AdaptedModel, splits: Splits[Any], title: str) -> float:

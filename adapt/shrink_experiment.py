@@ -67,7 +67,7 @@ from das_gym.experiment import (
     required_folder,
     run_folder,
 )
-from das_gym.files import read_json, write_json, write_text
+from das_gym.files import damage_named, read_json, write_json, write_text
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import IMAGE, VLM
@@ -428,10 +428,8 @@ def end(settings: ShrinkSettings, folder: Path) -> float:
     Raises:
         ValueError: the record is damaged.
     """
-    try:
+    with damage_named(folder / PENDING, "remove it and the model, and resume again"):
         score = float(read_json(folder / PENDING)["models"][-1]["score"])
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"{folder / PENDING} is damaged ({error}): remove it and the model, and resume again") from error
     (folder / PENDING).replace(folder / RECORD)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     print(f"the model was saved before the run was stopped; record: {folder / RECORD}, model: {place_of(settings, folder)}")

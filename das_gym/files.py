@@ -172,6 +172,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return parse_json(Path(path).read_bytes(), path, "delete it or write it again")
 
 
+@contextmanager
+def damage_named(path: Path, way_out: str) -> Iterator[None]:
+    """Name the file of a record that is read within, where it is not what it should be.
+
+    Args:
+        path: The file.
+        way_out: What to do then.
+
+    Raises:
+        ValueError: it lacks something, or a value is of another kind.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {way_out}") from error
+
+
 def parse_json(text: str | bytes, source: object, way_out: str) -> Any:
     """What a JSON text in UTF-8 says.
 

@@ -29,7 +29,7 @@ from das_gym.adapt.shrink_experiment import ShrinkSettings, as_vlm, check, told_
 from das_gym.commandline import used
 from das_gym.config import build, part_of
 from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
-from das_gym.files import read_json, write_json, write_text
+from das_gym.files import damage_named, read_json, write_json, write_text
 from das_gym.problem.budget import BudgetSettings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
@@ -149,10 +149,8 @@ def begun_in(folder: Path) -> dict[str, Begun]:
     path = folder / SEARCHES
     if not path.is_file():
         return {}
-    try:
+    with damage_named(path, "remove it, and all methods search anew"):
         begun = {method: build(Begun, each, "entry") for method, each in read_json(path).items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and all methods search anew") from error
     return {method: each for method, each in begun.items() if (folder.parent / str(each.run) / "run.json").is_file()}
 
 
@@ -255,13 +253,12 @@ def compared(_run: Any, settings: CompareSettings, search: Search | None) -> flo
 
 def measured(folder: Path) -> tuple[Quality | None, list[Line]]:
     """What this run measured before it was stopped: the full model, and the first methods."""
-    if not (folder / RECORD).is_file():
+    path = folder / RECORD
+    if not path.is_file():
         return None, []
-    record = read_json(folder / RECORD)
-    try:
+    record = read_json(path)
+    with damage_named(path, "remove it, and all methods are measured anew"):
         return build(Quality, record["full"]), [build(Line, line) for line in record["methods"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / RECORD} is damaged ({error}): remove it, and all methods are measured anew") from error
 
 
 def title_of(settings: CompareSettings, count: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from das_gym.adapt import refining
 from das_gym.adapt.adapt_experiment import AdaptSettings
 from das_gym.adapt.finetune import FinetuneConfig
-from das_gym.adapt.refining import CHECKPOINT, REFINED, Round, lengths, refine
+from das_gym.adapt.refining import CHECKPOINTS, REFINED, Round, lengths, refine
 from das_gym.agents.searching.record import Turn, best_rows
 
 from das_gym.problem.config import ProblemConfig
@@ -65,7 +67,7 @@ def test_masks_are_halved_until_one_is_left_and_a_stop_changes_nothing(
         refine(problem, splits, MASKS, CONFIG, tmp_path)
     assert refine(problem, splits, MASKS, CONFIG, tmp_path) == whole
     assert len(trained) == 1 + sum(len(each.losses) for each in whole)
-    assert not (tmp_path / CHECKPOINT).exists()
+    assert not list(tmp_path.glob(CHECKPOINTS))
 
 
 def test_only_a_search_has_masks_to_choose_among():
@@ -73,3 +75,40 @@ def test_only_a_search_has_masks_to_choose_among():
         AdaptSettings(mask=(0, 1), refine=8)
     with pytest.raises(ValueError, match=r"refine=0 is not allowed; give 1\.\.inf"):
         AdaptSettings(refine=0)
+
+
+@pytest.mark.slow
+def test_what_a_finished_mask_left_does_not_train_the_next(
+    tmp_path: Path, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    """A stop between writing down what came of a mask and removing its checkpoint."""
+    problem = ProblemConfig(**small_kwargs)
+    splits = load_splits(problem)
+    whole = refine(problem, splits, MASKS[:2], CONFIG, tmp_path)
+    (tmp_path / REFINED).unlink()
+    write_json, written = refining.write_json, []
+
+    def stopped(*args):
+        write_json(*args)
+        written.append(args)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(refining, "write_json", stopped)
+    monkeypatch.setattr(refining, "finetune", partial(saving, finetune=refining.finetune))
+    with pytest.raises(KeyboardInterrupt):
+        refine(problem, splits, MASKS[:2], CONFIG, tmp_path)
+    assert list(tmp_path.glob("*.pt"))
+    assert refine(problem, splits, MASKS[:2], CONFIG, tmp_path) == whole
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def saving(subnet, splits, config, *args, finetune, **kwargs):
+    """Fine-tune with a checkpoint after every step."""
+    finetune(subnet, splits, dataclasses.replace(config, save_every=1), *args, **kwargs)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path, small_kwargs: dict[str, str]):
+    (tmp_path / REFINED).write_text('{"round": []}')
+    with pytest.raises(ValueError, match=r"refined\.json is damaged \('rounds'\): remove it, and all is refined anew"):
+        refine(ProblemConfig(**small_kwargs), None, MASKS, CONFIG, tmp_path)
