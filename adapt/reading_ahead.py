@@ -110,14 +110,6 @@ LOST = "DataLoader worker"
 """What torch's error begins with that comes, wherever this process is, when one that reads has ended."""
 
 
-def reading_ended(told: str) -> OSError:
-    """The error for a process that ended before its time."""
-    return OSError(
-        f"a process that reads pictures ended ({told}): use fewer with dataloader_num_workers=, or 0, and a stopped run "
-        "goes on with resume=<id>"
-    )
-
-
 class ReadingAhead:
     """Has other processes read what the parts of coming steps need, in the order in which they come.
 
@@ -159,6 +151,24 @@ class ReadingAhead:
         finally:
             ahead.clear()
 
+    def during(self, work: Callable[[], None]) -> None:
+        """Do the work that takes parts, and end the processes, however it ends.
+
+        Raises:
+            OSError: one of them ended before its time.
+        """
+        told = ""
+        try:
+            work()
+        except RuntimeError as error:
+            if not str(error).startswith(LOST):
+                raise
+            told = " ".join(str(error).split())
+        finally:
+            self.close()
+        if told:  # outside of the handler, whose traceback holds on to the processes
+            raise _ended(told)
+
     def close(self) -> None:
         """End the processes."""
         self._batches, self._expected = None, -1  # torch's iterator ends them when nobody holds it any more
@@ -187,7 +197,7 @@ class ReadingAhead:
             told = " ".join(str(error).split()) or type(error).__name__
         if told:  # outside of the handler, whose traceback holds on to the processes
             self.close()
-            raise reading_ended(told)
+            raise _ended(told)
         if packed is None:
             self._batches = None
             return {}
@@ -195,3 +205,11 @@ class ReadingAhead:
             raise ValueError(f"part {number} of step {step} was asked for, and {packed.place} comes: take parts in order")
         found: dict[Hashable, Any] = _Unpacker(packed).load()
         return found
+
+
+def _ended(told: str) -> OSError:
+    """The error for a process that ended before its time."""
+    return OSError(
+        f"a process that reads pictures ended ({told}): use fewer with dataloader_num_workers=, or 0, and a stopped run "
+        "goes on with resume=<id>"
+    )

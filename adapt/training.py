@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
 from das_gym.adapt.plateau import CHECKS, Plateau
-from das_gym.adapt.reading_ahead import LOST, ReadingAhead, reading_ended
+from das_gym.adapt.reading_ahead import ReadingAhead
 from torch import Tensor, nn
 
 from das_gym.config import build, check_names
@@ -248,18 +249,11 @@ class Trainer:
         if log is not None:
             for entry in self._logged:
                 log(*entry)
-        lost = ""
-        try:
-            self._run(step_function, title, log, about)
-        except RuntimeError as error:
-            if not str(error).startswith(LOST):
-                raise
-            lost = " ".join(str(error).split())
-        finally:
-            if self.reading is not None:
-                self.reading.close()
-        if lost:  # outside of the handler, whose traceback holds on to the processes
-            raise reading_ended(lost)
+        run = partial(self._run, step_function, title, log, about)
+        if self.reading is None:
+            run()
+        else:
+            self.reading.during(run)
         self.devices.end()
 
     def _run(self, step_function: Step, title: str, log: Log | None, about: Callable[[], str] | None) -> None:

@@ -102,11 +102,12 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
             most = MAX_PIXELS.get(image.format or "") or Image.MAX_IMAGE_PIXELS or OTHER_PIXELS
             size = image.size
             if size[0] * size[1] <= most:
-                if image.format in ("JPEG", "MPO"):
+                is_jpeg = image.format in ("JPEG", "MPO")
+                if is_jpeg:
                     _check_claim(file, size[0] * size[1])
                 with _one_large if size[0] * size[1] > LARGE_PIXELS else contextlib.nullcontext():
                     picture = _within_limit(_drafted(image))
-                    if image.format in ("JPEG", "MPO"):
+                    if is_jpeg:
                         _check_jpeg(file)
                     return picture
     except FileNotFoundError:
