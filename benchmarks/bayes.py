@@ -5,7 +5,7 @@
 
 One constant after the other takes each value of its list while the rest stay. A value is taken if it lowers the mean of
 normalised regret (0 = the optimum, 1 = a random order) over problems, seeds and the evaluations of `LOOKS`, and 95 % of
-bootstrap samples of models say so: problems of one model are alike, so that models are drawn, not problems.
+bootstrap samples of models, and of the problems of each, say so: problems of one model are alike.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from das_gym.agents.compare.aggregate import aggregate, normalised_regrets, summ
 from das_gym.agents.compare.oracle import SuiteOracle
 from das_gym.agents.compare.results import AgentResult, compare
 
+from benchmarks.generalise import interval
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.tables.suite import Suite, load_suite
@@ -65,17 +66,7 @@ def regrets(oracles: Sequence[SuiteOracle], constants: Mapping[str, Any], seeds:
     return np.array([normalised_regrets(o, each)[:, at].mean() for o, each in zip(oracles, results, strict=True)])
 
 
-def interval(differences: np.ndarray, models: Sequence[str]) -> tuple[float, float]:
-    """95 % of the mean of (problems,) differences, models drawn anew."""
-    names = sorted(set(models))
-    of_model = [differences[np.array(models) == name] for name in names]
-    sums, counts = (np.array([part(each) for each in of_model]) for part in (np.sum, np.size))
-    drawn = np.random.default_rng(0).integers(len(names), size=(2000, len(names)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (2.5, 97.5))
-    return float(low), float(high)
-
-
-def choose(oracles: Sequence[SuiteOracle], models: Sequence[str], seeds: int) -> dict[str, Any]:
+def choose(oracles: Sequence[SuiteOracle], models: np.ndarray, seeds: int) -> dict[str, Any]:
     """The constants that are better than those of `Bayes`, by the rule of the module."""
     chosen: dict[str, Any] = {}
     best = regrets(oracles, chosen, seeds)
@@ -113,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     oracles = oracles_of(train := load_suite(options.suite, "train"), options.every)
-    models = [problem.source.name for problem in train.problems[:: options.every]]
+    models = np.array([problem.source.name for problem in train.problems[:: options.every]])
     chosen = choose(oracles, models, options.seeds)
     print(f"chosen on train: {chosen or 'nothing else than what bayes has'}\n\non test, {options.test_seeds} seeds:\n")
     table = report(load_suite(options.suite, "test"), chosen, options.test_seeds)

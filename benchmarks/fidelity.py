@@ -29,6 +29,7 @@ from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, new_subnet
 from das_gym.adapt.step_loss import set_up
 
 from benchmarks.machine import describe_machine
+from das_gym.drawing.markdown import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
@@ -114,13 +115,14 @@ def report(table: SubnetTable, masks: np.ndarray, top: np.ndarray, metrics: np.n
     rows = {name: (values, results) for name, values in predictors(table, masks).items()}
     if metrics.shape[1] > 1:
         rows["between seeds"] = (metrics[:, 0], metrics[:, 1:].mean(axis=1))
-    lines = ["| predictor | rho, all | rho, best tenth | shortfall, points |", "|---|---|---|---:|"]
+    cells = []
     for name, (values, result) in sorted(rows.items(), key=lambda row: -float(np.nan_to_num(spearman(*row[1]), nan=-2.0))):
         short = 100 * (result.max() - result[values.argmax()])
-        lines.append(f"| {name} | {told(values, result)} | {told(values[top], result[top])} | {short:.1f} |")
+        cells.append((name, told(values, result), told(values[top], result[top]), f"{short:.1f}"))
     middle, best = np.median(results), results.max()
     ends = f"{len(masks)} masks, {metrics.shape[1]} seeds: metric after fine-tuning {100 * middle:.1f} % in the median, "
-    return "\n".join([f"{ends}{100 * best:.1f} % at best", "", *lines])
+    heads = ("predictor", "rho, all", "rho, best tenth", "shortfall, points")
+    return "\n".join([f"{ends}{100 * best:.1f} % at best", "", *markdown_table(heads, cells, words=(0, 1, 2))])
 
 
 def known(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:

@@ -27,6 +27,7 @@ from das_gym.agents.policy.network import UnitNetwork
 from torch import nn
 
 from benchmarks.machine import describe_machine
+from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_json
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tables.suite import MAX_UNITS, Suite, SuiteProblem, load_suite
@@ -126,13 +127,13 @@ def table(test: Suite, found: dict[str, np.ndarray], kept: Callable[[SuiteProble
     """A Markdown table of mean regrets over some of the problems."""
     some = np.array([kept(problem) for problem in test.problems])
     models = np.array([problem.source.name for problem in test.problems])[some]
-    rows = ["| method | mean regret | 95 % interval | median | optimum found |", "|---|---:|---:|---:|---:|"]
+    rows = []
     for name, values in sorted(found.items(), key=lambda item: float(item[1][some].mean())):
         low, high = interval(values[some], models)
         share = 100 * float((values[some] < 1e-9).mean())
         mean, median = float(values[some].mean()), float(np.median(values[some]))
-        rows.append(f"| {name} | {mean:.3f} | {low:.3f} to {high:.3f} | {median:.3f} | {share:.0f} % |")
-    return rows
+        rows.append((name, f"{mean:.3f}", f"{low:.3f} to {high:.3f}", f"{median:.3f}", f"{share:.0f} %"))
+    return markdown_table(("method", "mean regret", "95 % interval", "median", "optimum found"), rows)
 
 
 def verdict(found: dict[str, np.ndarray]) -> str:

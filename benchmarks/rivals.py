@@ -23,6 +23,7 @@ from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.traces import trace_agent
 
 from benchmarks.machine import describe_machine
+from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_json, write_text
 from das_gym.registration import ASSETS, ENVIRONMENTS
 
@@ -85,21 +86,19 @@ def verdict(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def section(title: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     """A table of Markdown."""
-    lines = [f"### {title}", "", "| method | regret, reward split | regret, test split | evaluations | seconds |"]
-    lines += ["|---|---:|---:|---:|---:|"]
+    heads = ("method", "regret, reward split", "regret, test split", "evaluations", "seconds")
     order = sorted(results, key=lambda method: float(np.mean(results[method]["regret"]["reward"])))
-    lines += [f"| {method} | {' | '.join(cells(results[method]))} |" for method in order]
-    return "\n".join([*lines, "", f"`{OURS}`: {verdict(results)}.", ""])
+    table = markdown_table(heads, ((method, *cells(results[method])) for method in order))
+    return "\n".join([f"### {title}", "", *table, "", f"`{OURS}`: {verdict(results)}.", ""])
 
 
 def overview(tables: Mapping[str, Mapping[str, Mapping[str, Any]]], split: str) -> str:
     """Mean regrets on one split, a row a table and a column a method, as Markdown."""
     methods = list(next(iter(tables.values())))
-    lines = [f"| regret, {split} split, nats | {' | '.join(methods)} |", "|---" * (len(methods) + 1) + "|"]
+    heads, rows = (f"regret, {split} split, nats", *methods), []
     for title, results in tables.items():
-        means = [f"{np.mean(results[method]['regret'][split]):.4f}" for method in methods]
-        lines.append(f"| {title} | {' | '.join(means)} |")
-    return "\n".join([*lines, ""])
+        rows.append((title, *(f"{np.mean(results[method]['regret'][split]):.4f}" for method in methods)))
+    return "\n".join([*markdown_table(heads, rows, words=range(len(heads))), ""])
 
 
 def main(arguments: list[str] | None = None) -> None:

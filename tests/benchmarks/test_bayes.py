@@ -23,17 +23,17 @@ def registry() -> Iterator[None]:
 
 
 def test_models_are_drawn_and_not_their_problems():
-    models = ["a"] * 50 + ["b"] * 50
+    models = np.repeat(["a", "b"], 50)
     differences = np.where(np.arange(100) < 50, -0.1, 0.05)
     low, high = bayes.interval(differences, models)
     assert (low, high) == (pytest.approx(-0.1), pytest.approx(0.05))
-    assert bayes.interval(np.full(4, -0.2), ["a", "a", "b", "c"]) == (pytest.approx(-0.2), pytest.approx(-0.2))
+    assert bayes.interval(np.full(4, -0.2), np.array(["a", "a", "b", "c"])) == (pytest.approx(-0.2), pytest.approx(-0.2))
 
 
 @pytest.mark.slow
 def test_it_takes_what_is_better_and_leaves_what_is_worse(monkeypatch: pytest.MonkeyPatch):
     train = load_suite(split="train")
-    oracles, models = bayes.oracles_of(train, 60), [problem.source.name for problem in train.problems[::60]]
+    oracles, models = bayes.oracles_of(train, 60), np.array([problem.source.name for problem in train.problems[::60]])
     monkeypatch.setattr(bayes, "TRIED", {"drawn": (60,)})
     assert bayes.choose(oracles, models, 1) == {}
     monkeypatch.setattr(Bayes, "drawn", 60)
