@@ -1,6 +1,6 @@
 """The constants of `bayes`: chosen on the suite's `train`, reported on its `test`, which took no part.
 
-    python -m benchmarks.bayes                            every constant in turn, then `test`; about ten minutes of one core
+    python -m benchmarks.bayes                            every constant in turn, then `test`; about five minutes of one core
     python -m benchmarks.bayes --every 10 --seeds 1       on every tenth problem of `train`: a look
 
 One constant after the other takes each value of its list while the rest stay. A value is taken if it lowers the mean of
