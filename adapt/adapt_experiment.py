@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,10 +23,10 @@ import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.recipe import settled
-from das_gym.adapt.refining import Round, refine
+from das_gym.adapt.refining import Round, candidates, refine, taken
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
-from das_gym.adapt.training import check_ranges, prefixed
+from das_gym.adapt.training import prefixed
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commandline import typed, use, used
@@ -84,9 +83,7 @@ class AdaptSettings(FinetuneConfig, ProblemSettings):
         FinetuneConfig.__post_init__(self)
         ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
-        check_ranges(self, refine=(1, math.inf))
-        if self.refine > 1 and (self.mask is not None or self.front is not None):
-            raise ValueError(f"refine={self.refine} chooses among the masks of a search; leave out mask, front and point")
+        check_refine(self.refine, self.mask, self.front)
         check_chosen(self.mask, self.search_run, self.front, self.point)
 
     def finetuning(self) -> FinetuneConfig:
@@ -211,6 +208,18 @@ def check_chosen(
         raise ValueError(f"point={point} is the number, from 0 on, of a point of a front: give it with front=<run id>")
     if mask is not None and not set(mask) <= {0, 1}:
         raise ValueError(f"mask={list(mask)} holds other values than 0 (keep) and 1 ({one})")
+
+
+def check_refine(refine: int, mask: Sequence[int] | None, front: int | None) -> None:
+    """Refuse to choose among one mask, or none.
+
+    Raises:
+        ValueError: the reason.
+    """
+    if refine < 1:
+        raise ValueError(f"refine={refine} is not allowed; use 1 or more")
+    if refine > 1 and (mask is not None or front is not None):
+        raise ValueError(f"refine={refine} chooses among the masks of a search; leave out mask, front and point")
 
 
 def _front(path: Path) -> dict[str, Any]:
@@ -425,16 +434,11 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
 
 def refined(choice: Choice, splits: Splits[Any], settings: AdaptSettings, folder: Path) -> tuple[np.ndarray, list[Round]]:
     """The mask to fine-tune, where several of a search's are to be tried; and what they came to."""
-    masks = [choice.mask, *choice.others][: settings.refine]
+    masks = candidates(choice.mask, choice.others, settings.refine)
     if len(masks) < 2:
         return choice.mask, []
-    if len(masks) < settings.refine:
-        print(f"the search saw {len(masks)} masks that keep the budget: all are tried")
     rounds = refine(choice.problem, splits, masks, settings.finetuning(), folder)
-    mask = np.array(rounds[-1].best(1)[0], dtype=bool)
-    place = next(i for i, each in enumerate(masks) if (each == mask).all())
-    print("the search's best mask stays" if place == 0 else f"taken is the search's number {place + 1} by reward")
-    return mask, rounds
+    return taken(rounds, masks), rounds
 
 
 def check_test_images(task: Task, splits: Splits[Any]) -> None:

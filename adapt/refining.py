@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,39 +58,33 @@ def lengths(count: int, steps: int) -> list[int]:
     return [max(1, round(steps / 2 ** (rounds - i))) for i in range(rounds)]
 
 
-def refine(
-    problem: ProblemConfig, splits: Splits[Any], masks: Sequence[np.ndarray], config: FinetuneConfig, folder: Path
-) -> list[Round]:
+Train = Callable[[np.ndarray, int, str, Path], float]
+"""Trains a (n_layers,) bool mask for so many steps, with a title and a checkpoint; gives its loss on the reward split."""
+
+
+def halve(masks: Sequence[np.ndarray], steps: int, folder: Path, train: Train) -> list[Round]:
     """Halve the masks round by round until one is left: `rounds[-1].best(1)`.
 
     Args:
-        problem: Model and data.
-        splits: Its data.
         masks: (n_layers,) bool each, two or more, the best by reward first.
-        config: Of the whole fine-tuning that is to come.
+        steps: Of the whole training that is to come.
         folder: What is known is kept here, in `REFINED`; what lies there is not done again.
+        train: Trains one.
 
     Raises:
         ValueError: what lies there is damaged.
     """
     path = folder / REFINED
     rounds = _known(path)
-    encoder: EncoderCache | None = None
     left = tuple(tuple(np.asarray(mask, dtype=int).tolist()) for mask in masks)
-    for number, steps in enumerate(lengths(len(masks), config.steps)):
+    for number, length in enumerate(lengths(len(masks), steps)):
         if number == len(rounds):
-            rounds.append(Round(steps, left))
+            rounds.append(Round(length, left))
         while len(rounds[number].losses) < len(left):
-            mask = left[len(rounds[number].losses)]
-            subnet = cut_subnet(problem, splits, np.array(mask, dtype=bool))
-            encoder = encoder or EncoderCache(
-                subnet.backbone.vlp, subnet.task.processor, int(config.encoder_cache_gib * 2**30)
-            )
-            place = len(rounds[number].losses) + 1
-            title, checkpoint = f"refining, mask {place} of {len(left)}", folder / f"refining-{number}-{place}.pt"
-            finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, checkpoint, encoder=encoder)
-            losses = (*rounds[number].losses, of_first(partial(_held_out, subnet, splits, title)))
-            rounds[number] = dataclasses.replace(rounds[number], losses=losses)
+            place = len(rounds[number].losses)
+            title, checkpoint = f"refining, mask {place + 1} of {len(left)}", folder / f"refining-{number}-{place + 1}.pt"
+            loss = train(np.array(left[place], dtype=bool), length, title, checkpoint)
+            rounds[number] = dataclasses.replace(rounds[number], losses=(*rounds[number].losses, loss))
             if is_first():
                 write_json(path, {"rounds": [dataclasses.asdict(each) for each in rounds]})
                 for done in folder.glob(CHECKPOINTS):
@@ -98,6 +92,49 @@ def refine(
         left = rounds[number].best(math.ceil(len(left) / 2))
         print(told(rounds[number], left))
     return rounds
+
+
+def candidates(mask: np.ndarray, others: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """So many of a search's masks, its answer first; fewer, and a line that says so, where it saw fewer."""
+    masks = [mask, *others][:count]
+    if 1 < len(masks) < count:
+        print(f"the search saw {len(masks)} masks that keep the budget: all are tried")
+    return masks
+
+
+def taken(rounds: Sequence[Round], masks: Sequence[np.ndarray]) -> np.ndarray:
+    """(n_layers,) bool: the mask that is left, told in a line."""
+    mask = np.array(rounds[-1].best(1)[0], dtype=bool)
+    place = next(i for i, each in enumerate(masks) if (each == mask).all())
+    print("the search's best mask stays" if place == 0 else f"taken is the search's number {place + 1} by reward")
+    return mask
+
+
+def refine(
+    problem: ProblemConfig, splits: Splits[Any], masks: Sequence[np.ndarray], config: FinetuneConfig, folder: Path
+) -> list[Round]:
+    """Halve masks by what their subnets come to when they are fine-tuned, see `halve`.
+
+    Args:
+        problem: Model and data.
+        splits: Its data.
+        masks: As for `halve`.
+        config: Of the whole fine-tuning that is to come.
+        folder: As for `halve`.
+
+    Raises:
+        ValueError: what lies there is damaged.
+    """
+    encoders: list[EncoderCache] = []
+
+    def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
+        subnet = cut_subnet(problem, splits, mask)
+        if not encoders:
+            encoders.append(EncoderCache(subnet.backbone.vlp, subnet.task.processor, int(config.encoder_cache_gib * 2**30)))
+        finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, checkpoint, encoder=encoders[0])
+        return of_first(partial(_held_out, subnet, splits, title))
+
+    return halve(masks, config.steps, folder, train)
 
 
 def _known(path: Path) -> list[Round]:

@@ -4,6 +4,7 @@ python -m adapt shrink with checkpoint=DIR data_root=DIR macs_saved=0.2 out=NEW 
 python -m adapt shrink with checkpoint=DIR data_root=DIR skip_num=3 recover=none    3 layers deleted, nothing trained
 python -m adapt shrink with checkpoint=DIR data_root=DIR latency_saved=0.2          or memory_saved, parameters_saved
 python -m adapt shrink with search_run=3 out=NEW                                    the mask, model and data of that search
+python -m adapt shrink with search_run=3 refine=8                                   short recoveries choose among its best
 python -m adapt shrink with front=5 point=3 out=NEW                                 a point of the front of `agents pareto`
 python -m adapt shrink with checkpoint=DIR data_root=DIR 'mask=[0,1,0,0]'           a mask of one's own
 python -m adapt shrink compare with checkpoint=DIR data_root=DIR macs_saved=0.2     methods side by side, nothing saved
@@ -28,16 +29,19 @@ from das_gym.adapt.adapt_experiment import (
     SearchFirst,
     SearchingExperiment,
     check_chosen,
+    check_refine,
     fronted,
     searched,
     told_to_any_search,
 )
 from das_gym.adapt.memory import free_bytes
+from das_gym.adapt.refining import Round, candidates, taken
 from das_gym.adapt.run_report import SearchReport, run_report
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn
 from das_gym.adapt.shrink.das_adapters import check_places, has_adapters, masked_with
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask
+from das_gym.adapt.shrink.refining import refine
 from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring, print_report
 from das_gym.adapt.shrink.saving import (
     check_out,
@@ -105,6 +109,8 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
         front, point: Or id of a run of `python -m agents pareto`, and which of its points, from 0 on.
         mask: A mask of one's own: 0 or 1 a layer, 1 = deleted.
         search: Settings of `python -m agents` for the search that comes first, as in `search.evaluations=100`.
+        refine: So many of the search's best masks are recovered for a while, and the best of them then takes its mask's
+            place, see `das_gym.adapt.refining`; 1 trusts the search.
         test_examples: Most test examples that are answered and scored; None = all.
         generate_batch_size: Prompts that are answered at a time.
         latency_blocks: Timed blocks of each model.
@@ -120,6 +126,7 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
     point: int | None = None
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = field(default_factory=dict)
+    refine: int = 1
     test_examples: int | None = 500
     generate_batch_size: int = 8
     latency_blocks: int = 9
@@ -133,6 +140,9 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more")
         check_chosen(self.mask, self.search_run, self.front, self.point, one="delete")
+        check_refine(self.refine, self.mask, self.front)
+        if self.refine > 1 and self.recover == "none":
+            raise ValueError(f"refine={self.refine} judges masks by what recovery leaves: leave it out, or recover=none")
         if MODELS[self.model].reads != "prompts":
             others = [name for name, entry in MODELS.items() if entry.reads == "prompts"]
             raise ValueError(
@@ -252,6 +262,16 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
             f"the mask skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the {SAVED[cost.setting]}, and "
             f"not {budget.describe()}: leave {next(iter(settings.asked))} out, or the mask"
         )
+    check_answers(problem, mask)
+
+
+def check_answers(problem: Problem, mask: np.ndarray) -> None:
+    """Refuse a mask without whose layers the model does not generate as it should.
+
+    Raises:
+        ValueError: the reason.
+    """
+    vlm = as_vlm(problem)
     check_generates(cut(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
 
 
@@ -399,7 +419,9 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         print(choice.remark)
     out = place_of(settings, folder)
     problem = load_problem(choice.problem)
-    work = Work(settings, choice, problem, out)
+    teacher = teacher_of(problem, settings.recovery())
+    choice, rounds = refined(choice, problem, settings, folder, teacher)
+    work = Work(settings, choice, problem, out, teacher, rounds)
     comparison = work.run(folder, _run.log_scalar)
     (folder / PENDING).replace(folder / RECORD)
     (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -410,6 +432,33 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     print_report(comparison, work.title, work.drawn)
     print(f"record: {folder / RECORD}, model: {out}")
     return comparison.final.score
+
+
+def teacher_of(problem: Problem, config: RecoveryConfig) -> Teacher | None:
+    """What the whole model says to the examples of recovery; None where nobody asks, or a mask decides what is asked."""
+    if config.recover == "none" or config.of_layers or not len(problem.splits.train):
+        return None
+    return ask(as_vlm(problem), problem.task, problem.splits.train, config, ())
+
+
+def refined(
+    choice: Choice, problem: Problem, settings: ShrinkSettings, folder: Path, teacher: Teacher | None
+) -> tuple[Choice, list[Round]]:
+    """The mask to delete, where several of a search's are to be tried; and what they came to."""
+    masks = [mask for mask in candidates(choice.mask, choice.others, settings.refine) if answers(problem, mask)]
+    if len(masks) < 2:
+        return choice, []
+    rounds = refine(problem, as_vlm(problem), masks, settings.recovery(), folder, teacher)
+    return dataclasses.replace(choice, mask=taken(rounds, masks)), rounds
+
+
+def answers(problem: Problem, mask: np.ndarray) -> bool:
+    """Whether `check_answers` lets a mask pass."""
+    try:
+        check_answers(problem, mask)
+    except ValueError:
+        return False
+    return True
 
 
 def place_of(settings: ShrinkSettings, folder: Path) -> Path:
@@ -445,12 +494,16 @@ class Work:
         choice: What is deleted, from what.
         problem: The whole model with its data; it stays as it is.
         out: The folder to write.
+        teacher: What the whole model says, where it was asked before.
+        rounds: What the masks came to that it was chosen among.
     """
 
     settings: ShrinkSettings
     choice: Choice
     problem: Problem
     out: Path
+    teacher: Teacher | None = None
+    rounds: Sequence[Round] = ()
 
     def __post_init__(self) -> None:
         self.whole = as_vlm(self.problem)
@@ -476,7 +529,7 @@ class Work:
         rounded(models[SHRUNK].model, self.dtype)
         final = cut(self.whole, mask)
         settings, examples = self.settings.recovery(), self.problem.splits.train
-        recovery = Recovery(final, self.whole, task, examples, settings, folder / CHECKPOINT)
+        recovery = Recovery(final, self.whole, task, examples, settings, folder / CHECKPOINT, self.teacher)
         recovery.run(log)
         rounded(final.model, self.dtype)  # what is measured is what is saved
         if self.settings.recover != "none":
@@ -541,7 +594,8 @@ class Work:
             return f"point {self.settings.point} of the front of run {self.settings.front}"
         if self.settings.search_run is None:
             return "a mask that was given"
-        return f"found by search run {self.settings.search_run}"
+        among = f", of whose {len(self.rounds[0].masks)} best it recovers best" if self.rounds else ""
+        return f"found by search run {self.settings.search_run}{among}"
 
     @property
     def command(self) -> str:
@@ -554,6 +608,7 @@ class Work:
             "search",
             "mask",
             "search_run",
+            "refine",
             "front",
             "point",
         }
@@ -589,6 +644,7 @@ class Work:
             "models": [row.record() for row in comparison.rows.values()],
             "difference": {"score": apart, "low": low, "high": high},
             "loss_regained": comparison.regained(),
+            "refined": [dataclasses.asdict(each) for each in self.rounds],
             "verified": dataclasses.asdict(self.verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,

@@ -285,8 +285,12 @@ class Recovery:
     trained: int = field(default=0, init=False)
     """Parameters that trained."""
 
-    def run(self, log: Log | None = None) -> None:
+    def run(self, log: Log | None = None, title: str = "recovering") -> None:
         """Train, and merge what was learnt.
+
+        Args:
+            log: Called with name, value and step.
+            title: Of the progress bar.
 
         Raises:
             ValueError: no examples.
@@ -308,7 +312,7 @@ class Recovery:
         modules: dict[str, nn.Module] = {"student": self.student.model}
         trainer = Trainer(modules, optimizer, config.steps, schedule, self.checkpoint, config.save_every)
         teacher = self.teacher or ask(self.whole, self.task, self.examples, config, left)
-        trainer.run(partial(self._step, teacher, size), f"recovering ({config.recover})", log)
+        trainer.run(partial(self._step, teacher, size), f"{title} ({config.recover})", log)
         self._finish(dtype)
 
     def _open(self, rows: Iterable[int]) -> Sequence[Any]:

@@ -158,6 +158,41 @@ def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trust
 
 
 @pytest.mark.slow
+def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_nothing(
+    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
+):
+    del trusting
+    asked = {"skip_num": 1, "steps": 4, "refine": 3, "test_examples": 2, "search": {"evaluations": 4}}
+    folder = run_folder(shrink(search_first, **asked))
+    whole = read_json(folder / "shrink.json")
+    searched = read_json(folder.parent / "1" / "search.json")
+    first, second = whole["refined"]
+    assert [(each["steps"], len(each["losses"])) for each in (first, second)] == [(1, 3), (2, 2)]
+    assert first["masks"][0] == searched["mask"]
+    assert len({tuple(mask) for mask in first["masks"]}) == 3
+    assert whole["mask"] == second["masks"][second["losses"].index(min(second["losses"]))]
+    assert "found by search run 1, of whose 3 best it recovers best" in (folder / "model" / "README.md").read_text()
+    assert "refine" not in whole["command"]
+
+    original, trained = Trainer._one, []
+
+    def stopping(self: Trainer, *arguments: Any) -> Any:
+        trained.append(self.step)
+        if len(trained) == 5:  # amid the second round
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_one", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(search_run=1, **{**asked, "search": {}})
+    ShrinkExperiment().run(config_updates={"resume": 3, "runs_dir": str(tmp_path / "runs")})
+    assert trained == [0, 0, 0, 0, 1, 1, 0, 1, 0, 1, 2, 3]
+    again = read_json(folder.parent / "3" / "shrink.json")
+    assert (again["refined"], again["mask"]) == (whole["refined"], whole["mask"])
+    assert again["models"][2]["loss"] == whole["models"][2]["loss"]
+
+
+@pytest.mark.slow
 def test_a_run_stopped_between_its_model_and_its_record_ends_when_it_goes_on(
     shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
 ):
@@ -216,6 +251,8 @@ def never(settings: dict[str, Any]) -> int:
         ({"device_map": "auto"}, "a model is shrunk on one device; leave device_map out"),
         ({"recover": "prompts"}, "recover='prompts' .* is not allowed; give one of 'lora', 'full', 'adapters', 'none'"),
         ({"steps": 0}, "steps=0 is not allowed"),
+        ({"refine": 8, "recover": "none"}, "refine=8 judges masks by what recovery leaves: leave it out, or recover=none"),
+        ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask, front and"),
         ({"test_examples": 0}, "test_examples=0 is not allowed; use 1 or more"),
         ({"model": "METER", "task": "vqa"}, "model=METER answers in no words: shrink is for VLM"),
         ({"checkpoint": "{data_root}"}, "holds no config.json"),
