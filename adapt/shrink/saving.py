@@ -17,6 +17,7 @@ from das_gym.adapt.shrink.das_adapters import has_adapters, write_code
 from safetensors import SafetensorError
 
 from das_gym.files import parse_json, read_json, whole_folder, write_json
+from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5", ".npz")
@@ -178,7 +179,8 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
     coded = has_adapters(model)  # transformers renames no weights for code that is not its own
-    plain.save_pretrained(folder, max_shard_size=shard_size(source), save_original_format=not coded)
+    with bars_on_terminals():
+        plain.save_pretrained(folder, max_shard_size=shard_size(source), save_original_format=not coded)
     for path in weight_files(folder):  # safetensors leaves them to their owner alone
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
     _name_dtype(folder, source)

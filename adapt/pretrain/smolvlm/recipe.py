@@ -22,6 +22,7 @@ from das_gym.adapt.training import Log, StepResult, prefixed
 from torch import Tensor, nn
 
 from das_gym.files import write_json
+from das_gym.models.quiet import bars_on_terminals
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
@@ -82,7 +83,8 @@ def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
 
 def save(model: SmolVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write a folder that `from_pretrained` reads: weights in float16, which config.json has loaded as float32."""
-    model.half().save_pretrained(out)
+    with bars_on_terminals():
+        model.half().save_pretrained(out)
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     write_json(out / "config.json", config | {"dtype": "float32"})
     tokenizer.backend_tokenizer.no_padding()  # of the last batch

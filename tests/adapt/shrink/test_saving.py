@@ -53,11 +53,14 @@ def test_what_a_source_is_like(source: Path):
     assert saved_dtype(torch.float32, torch.float64) == torch.float32
 
 
-def test_a_smaller_folder_is_like_its_source(source: Path, model: torch.nn.Module, tmp_path: Path):
+def test_a_smaller_folder_is_like_its_source(
+    source: Path, model: torch.nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
     smaller = prune(model, [0, 1, 0, 0])
     rounded(smaller, torch.bfloat16)
     with new_folder(tmp_path / "out") as part:
         save(smaller, part, source, source, torch.bfloat16)
+    assert capfd.readouterr().err == ""  # no bars of transformers where nobody looks
     out = tmp_path / "out"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert source_dtype(out) == torch.bfloat16
