@@ -467,8 +467,13 @@ def place_of(settings: ShrinkSettings, folder: Path) -> Path:
 
 
 def is_saved(settings: ShrinkSettings, folder: Path) -> bool:
-    """Whether a run was stopped when its model was in its place, and its record was not."""
-    return (folder / PENDING).is_file() and place_of(settings, folder).exists()
+    """Whether a run was stopped when its model was in its place: its record may wait to be, too."""
+    return record_of(folder).is_file() and place_of(settings, folder).exists()
+
+
+def record_of(folder: Path) -> Path:
+    """The record, or where it waits until the model is in its place."""
+    return folder / PENDING if (folder / PENDING).is_file() else folder / RECORD
 
 
 def end(settings: ShrinkSettings, folder: Path) -> float:
@@ -477,9 +482,10 @@ def end(settings: ShrinkSettings, folder: Path) -> float:
     Raises:
         ValueError: the record is damaged.
     """
-    with damage_named(folder / PENDING, "remove it and the model, and resume again"):
-        score = float(read_json(folder / PENDING)["models"][-1]["score"])
-    (folder / PENDING).replace(folder / RECORD)
+    record = record_of(folder)
+    with damage_named(record, "remove it and the model, and resume again"):
+        score = float(read_json(record)["models"][-1]["score"])
+    record.replace(folder / RECORD)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     print(f"the model was saved before the run was stopped; record: {folder / RECORD}, model: {place_of(settings, folder)}")
     return score

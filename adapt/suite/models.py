@@ -17,6 +17,7 @@ from torch import Tensor
 
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
+from das_gym.models.quiet import bars_on_terminals
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits, restore
@@ -153,13 +154,15 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
     from das_gym.models.transformers.pruning import prune
 
     source = _assets(spec.model)
-    model = AutoModelForImageTextToText.from_pretrained(source)
+    with bars_on_terminals():
+        model = AutoModelForImageTextToText.from_pretrained(source)
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     prune(model, [place not in spec.kept[0] for place in range(count)])
     _add_noise(model, spec)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    with bars_on_terminals():
+        model.save_pretrained(partial)
     for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, partial / name)
     partial.rename(folder)

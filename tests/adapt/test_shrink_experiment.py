@@ -193,8 +193,9 @@ def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_n
 
 
 @pytest.mark.slow
-def test_a_run_stopped_between_its_model_and_its_record_ends_when_it_goes_on(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("after", [False, True], ids=["before the record", "behind it"])
+def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
+    shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch, after: bool
 ):
     """The model is whole by then: `out` is there, and that is no mistake."""
     del trusting
@@ -202,6 +203,8 @@ def test_a_run_stopped_between_its_model_and_its_record_ends_when_it_goes_on(
 
     def stopping(path: Path, target: Path) -> Path:
         if path.name == shrink_experiment.PENDING:
+            if after:
+                original(path, target)
             raise KeyboardInterrupt
         return original(path, target)
 
@@ -210,12 +213,12 @@ def test_a_run_stopped_between_its_model_and_its_record_ends_when_it_goes_on(
         with pytest.raises(KeyboardInterrupt):
             shrink(mask=(0, 1, 0, 0), recover="none", out=str(tmp_path / "out"))
     run = tmp_path / "runs" / "1"
-    pending = read_json(run / shrink_experiment.PENDING)
-    assert not (run / "shrink.json").exists()
+    record = read_json(run / ("shrink.json" if after else shrink_experiment.PENDING))
+    assert (run / "shrink.json").exists() is after
     saved = (tmp_path / "out" / "config.json").read_bytes()
     resumed = ShrinkExperiment().run(config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs")})
-    assert read_json(run / "shrink.json") == pending
-    assert resumed.result == pending["models"][-1]["score"]
+    assert read_json(run / "shrink.json") == record
+    assert resumed.result == record["models"][-1]["score"]
     assert (tmp_path / "out" / "config.json").read_bytes() == saved
 
 
