@@ -23,7 +23,7 @@ import torch
 from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.policy.agent import bundled_policy
 from das_gym.agents.policy.choosing import suite_masks
-from das_gym.agents.policy.network import UnitNetwork
+from das_gym.agents.policy.network import UnitNetwork, UnitNetworks
 from torch import nn
 
 from benchmarks.machine import describe_machine
@@ -115,7 +115,7 @@ def measure(split: str, suite: str | None, policies: Sequence[Path]) -> tuple[Su
     """The problems, and (P,) regrets by method; those of several policies are averaged problem by problem."""
     train, test = load_suite(suite, "train"), load_suite(suite, split)
     which = np.arange(len(test.problems))
-    networks = [UnitNetwork.load(path) for path in policies]
+    networks = [UnitNetworks.load(path) for path in policies]
     found = {"policy": np.mean([regrets(test, suite_masks(network, test, which)) for network in networks], axis=0)}
     found |= {name: regrets(test, by_rule(test, name)) for name in RULES}
     found["ranker, unit by unit"] = regrets(test, ranker(train, test, networks[0].config.statistics))

@@ -41,6 +41,9 @@ ENVIRONMENT = "DAS-VLM-Answering-Tabular-v0"
 RULES = ("block_influence", "angular", "leave_one_out", "interlace", "sleb")
 EVALUATIONS, MASKS_PER_TURN = 120, 3
 
+TIE = 1e-6
+"""Sums that differ by less are equal."""
+
 Losses = dict[str, dict[str, float]]
 """Loss of each split, by what a training is kept under."""
 
@@ -109,7 +112,7 @@ def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
     found = {f"loss before, {split} split": table.values("loss", split)[rows] for split in ("reward", "test")}
     for column, name in enumerate(table.meta.statistics):
         found[f"sum of {name}"] = masks.astype(float) @ table.statistics[:, column].astype(float)
-    return found
+    return {name: values for name, values in found.items() if np.ptp(values) > TIE}
 
 
 def report(table: SubnetTable, chosen: Candidates, trained: Losses, lengths: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from das_gym.agents.ask_tell.bayes import Bayes
 from das_gym.agents.ask_tell.best_seen import OneMask
 from das_gym.agents.policy.choosing import choose
-from das_gym.agents.policy.network import UnitNetwork
+from das_gym.agents.policy.network import UnitNetworks
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -28,12 +28,12 @@ def bundled_policy() -> Path:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, stamp: int) -> UnitNetwork:
+def _load(path: Path, stamp: int) -> UnitNetworks:
     del stamp  # part of the cache's key: a policy trained anew is loaded anew
-    return UnitNetwork.load(path)
+    return UnitNetworks.load(path)
 
 
-def load_policy(policy: str | None = None) -> UnitNetwork:
+def load_policy(policy: str | None = None) -> UnitNetworks:
     """A policy, from a process-wide cache.
 
     Args:

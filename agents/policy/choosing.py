@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from das_gym.agents.policy.network import UnitNetwork
+from das_gym.agents.policy.network import UnitNetwork, UnitNetworks
 
 from das_gym.problem.budget import Budget
 from das_gym.tables.suite import MAX_UNITS, Suite
 
 
 @torch.no_grad()
-def suite_masks(network: UnitNetwork, suite: Suite, which: np.ndarray, chunk: int = 512) -> np.ndarray:
+def suite_masks(network: UnitNetwork | UnitNetworks, suite: Suite, which: np.ndarray, chunk: int = 512) -> np.ndarray:
     """(m, MAX_UNITS) bool: what the policy skips on problems `which` ((m,) int64) of a suite.
 
     Args:
@@ -42,7 +42,7 @@ def suite_masks(network: UnitNetwork, suite: Suite, which: np.ndarray, chunk: in
 
 @torch.no_grad()
 def choose(
-    network: UnitNetwork, statistics: np.ndarray, budget: Budget, rng: np.random.Generator | None = None
+    network: UnitNetwork | UnitNetworks, statistics: np.ndarray, budget: Budget, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """(n,) bool: what the policy skips of one model.
 

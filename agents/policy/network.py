@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,12 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import build
-from das_gym.models.tensor_files import read_safetensors, write_tensors
+from das_gym.files import damage_named
+from das_gym.models.tensor_files import TensorFile, read_safetensors, write_tensors
 from das_gym.problem.statistics import STATISTICS
 
-FORMAT = "das_gym policy 1"
+FORMAT = "das_gym policy 2"
 GLOBALS = 4
 """What every unit is told of the whole: both goals, what is left to do, and how many units there are."""
+
+READINGS = 3
+"""How often a statistic is read."""
+
+WAY_OUT = "train one with `python -m agents policy`"
+
+FAR = 1e9
+"""Less than any score, and finite."""
 
 MOST = 4.0
 """Standard scores beyond are clipped."""
@@ -41,8 +51,9 @@ class PolicyConfig:
 class UnitNetwork(nn.Module):
     """A vector for every unit of a problem, which has looked at all the others.
 
-    Statistics are read twice: as standard scores within the problem, in which models of different sizes are alike, and as
-    logarithms of what they are.
+    Statistics are read three times: as standard scores and as ranks within the problem, in which models of different sizes
+    are alike, and as logarithms of what they are. Where one unit matters more than all others together, as the first layers
+    of most models, standard scores tell the others hardly apart, and ranks do.
 
     Args:
         config: Its sizes.
@@ -52,7 +63,7 @@ class UnitNetwork(nn.Module):
         super().__init__()
         self.config = config
         count, width = len(config.statistics), config.width
-        self.enter = nn.Linear(2 * count + 1 + GLOBALS, width)
+        self.enter = nn.Linear(READINGS * count + 1 + GLOBALS, width)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(width, config.heads, 2 * width, 0.0, batch_first=True, norm_first=True)
             for _ in range(config.blocks)
@@ -63,7 +74,7 @@ class UnitNetwork(nn.Module):
         nn.init.zeros_(self.direct.weight)
         nn.init.zeros_(self.score.weight)
         if "leave_one_out" in config.statistics:  # begins as the best of the simple rules, and learns to do better
-            self.direct.weight.data[0, config.statistics.index("leave_one_out")] = -1.0
+            self.direct.weight.data[0, config.statistics.index("leave_one_out")] = -3.0
 
     def forward(
         self, statistics: Tensor, units: Tensor, skipped: Tensor, goals: Tensor, saved: Tensor
@@ -82,24 +93,53 @@ class UnitNetwork(nn.Module):
         """
         count = units.sum(dim=1, keepdim=True).clamp_min(1)
         there = units[..., None]
-        standard, logs = self._read(statistics, there, count[..., None])
+        standard, logs, ranks = self._read(statistics, there, count[..., None])
         done = skipped.sum(dim=1, keepdim=True) / count
         left = torch.where(goals[:, :1] > 0, goals[:, :1] - done, goals[:, 1:] - saved[:, None])
         whole = torch.cat((goals, left, count / 16), dim=1)[:, None].expand(-1, units.shape[1], -1)
-        hidden = self.enter(torch.cat((standard, logs, skipped[..., None], whole), dim=2))
+        hidden = self.enter(torch.cat((standard, logs, ranks, skipped[..., None], whole), dim=2))
         absent = units == 0
         for block in self.blocks:
             hidden = block(hidden, src_key_padding_mask=absent)
         hidden = self.norm(hidden)
-        scores = (self.score(hidden) + self.direct(standard)).squeeze(-1)
+        scores = (self.score(hidden) + self.direct(ranks)).squeeze(-1)
         return scores, (hidden * there).sum(dim=1) / count
 
     @staticmethod
-    def _read(statistics: Tensor, there: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(statistics: Tensor, there: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(batch, n, n_statistics) each: standard scores, logarithms, and ranks from -1 to 1, equal ones sharing theirs."""
         mean = (statistics * there).sum(dim=1, keepdim=True) / count
         spread = (((statistics - mean) ** 2 * there).sum(dim=1, keepdim=True) / count).sqrt()
         standard = ((statistics - mean) / (spread + 1e-6)).clamp(-MOST, MOST) * there
-        return standard, statistics.sign() * torch.log1p(10 * statistics.abs()) / 3 * there
+        logs = statistics.sign() * torch.log1p(10 * statistics.abs()) / 3 * there
+        higher = (statistics[:, :, None] - statistics[:, None]).sign() * there[:, None]
+        return standard, logs, higher.sum(dim=2) / count * there
+
+
+class UnitNetworks(nn.Module):
+    """Networks that were trained apart and decide together: one is right here, another there, and their mean is steadier.
+
+    Args:
+        members: One or more that read the same statistics.
+    """
+
+    def __init__(self, members: Iterable[UnitNetwork]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def config(self) -> PolicyConfig:
+        """Of each of them."""
+        return self.members[0].config  # type: ignore[return-value]
+
+    def forward(
+        self, statistics: Tensor, units: Tensor, skipped: Tensor, goals: Tensor, saved: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `UnitNetwork.forward`; scores are the mean of the members' log-probabilities of what can still be skipped."""
+        gone = (units == 0) | (skipped > 0)
+        found = [member(statistics, units, skipped, goals, saved) for member in self.members]
+        scores = [one.masked_fill(gone, -FAR).log_softmax(dim=1) for one, _ in found]
+        return torch.stack(scores).mean(dim=0), torch.stack([whole for _, whole in found]).mean(dim=0)
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
@@ -107,7 +147,7 @@ class UnitNetwork(nn.Module):
         write_tensors(Path(path), tensors, {"format": FORMAT, "config": json.dumps(asdict(self.config))})
 
     @classmethod
-    def load(cls, path: str | Path) -> UnitNetwork:
+    def load(cls, path: str | Path) -> UnitNetworks:
         """Read what `save` wrote.
 
         Raises:
@@ -116,11 +156,23 @@ class UnitNetwork(nn.Module):
         """
         file = read_safetensors(Path(path))
         if file.config.get("format") != FORMAT:
-            raise ValueError(f"{path} is no policy of this version ({FORMAT!r}); train one with `python -m agents policy`")
-        config = build(PolicyConfig, json.loads(file.config["config"]))
+            raise ValueError(f"{path} is no policy of this version ({FORMAT!r}): {WAY_OUT}")
+        config, tensors = cls._config(Path(path), file), dict(file.tensors)
+        try:
+            with torch.device("meta"):  # what a file claims takes no memory
+                networks = cls(UnitNetwork(config) for _ in {name.split(".")[1] for name in tensors})
+            networks.load_state_dict(tensors, assign=True)
+        except (RuntimeError, AssertionError, LookupError) as error:
+            raise ValueError(f"{path} is damaged, its tensors are not those of its config: {WAY_OUT}") from error
         unknown = [name for name in config.statistics if name not in STATISTICS]
         if unknown:
             raise ValueError(f"{path} reads {', '.join(unknown)}, which nobody registered: import what registers it first")
-        network = cls(config)
-        network.load_state_dict(dict(file.tensors))
-        return network.eval()
+        return networks.eval()
+
+    @staticmethod
+    def _config(path: Path, file: TensorFile) -> PolicyConfig:
+        with damage_named(path, WAY_OUT):
+            config = build(PolicyConfig, json.loads(file.config["config"]))
+            if not (1 <= config.blocks <= len(file.tensors) and 1 <= config.heads <= config.width and config.statistics):
+                raise ValueError(f"{config.blocks} blocks, {config.heads} heads of {config.width}, {config.statistics}")
+        return config

@@ -1,6 +1,7 @@
 """Train a policy on the problems of a suite, by MaskablePPO.
 
 python -m agents policy with out=policy.safetensors                the bundled suite's `train`
+python -m agents policy with out=FILE members=5                    five, trained apart, that decide together
 python -m agents policy with out=FILE steps=200_000 seed=3 suite=FOLDER
 python -m agents policy with out=FILE problems=50                  fewer problems, to see what that costs
 """
@@ -9,14 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from das_gym.agents.policy.choosing import suite_masks
-from das_gym.agents.policy.network import UnitNetwork
+from das_gym.agents.policy.network import UnitNetwork, UnitNetworks
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import parse_or_help
@@ -31,6 +32,7 @@ class PolicySettings:
         out: File to write.
         suite: Folder of a suite; None = the bundled one.
         steps: Steps of all environments together.
+        members: Policies to train, with seeds from `seed` on; the file's decide together.
         seed: Of everything that is drawn.
         n_envs: Environments side by side.
         n_steps: Steps of each between two updates.
@@ -46,6 +48,7 @@ class PolicySettings:
     out: str
     suite: str | None = None
     steps: int = 400_000
+    members: int = 1
     seed: int = 0
     n_envs: int = 64
     n_steps: int = 32
@@ -57,6 +60,10 @@ class PolicySettings:
     blocks: int = 2
     statistics: tuple[str, ...] | None = None
     problems: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.members < 1:
+            raise ValueError(f"members={self.members} is not allowed; use 1 or more")
 
 
 def mean_scaled(network: UnitNetwork, suite: Suite) -> float:
@@ -134,5 +141,6 @@ def main(words: Sequence[str]) -> None:
     settings = parse_or_help(PolicySettings, words, "agents policy")
     if settings is None:
         return
-    train_policy(settings).save(settings.out)
+    seeds = range(settings.seed, settings.seed + settings.members)
+    UnitNetworks(train_policy(replace(settings, seed=seed)) for seed in seeds).save(settings.out)
     print(f"policy: {Path(settings.out).absolute()}")

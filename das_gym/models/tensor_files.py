@@ -87,9 +87,13 @@ def read_safetensors(path: Path) -> TensorFile:
     """Tensors of a safetensors file, and what our metadata say of it.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: it is damaged.
     """
     from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there")
 
     try:
         with safe_open(path, "pt", backend="pread") as file:

@@ -20,8 +20,10 @@ import pytest
 import torch
 from das_gym.adapt.adapt_experiment import _front
 from das_gym.adapt.compare_experiment import _done
+from das_gym.adapt.refining import _known
 from das_gym.adapt.shrink.compare_experiment import begun_in, measured
 from das_gym.agents.compare.submission import read_submission
+from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -78,6 +80,10 @@ def record(path: Path) -> None:
     path.write_text(json.dumps(plain))
 
 
+def policy(path: Path) -> None:
+    UnitNetworks([UnitNetwork(PolicyConfig(("depth",), width=4, heads=1, blocks=1))]).save(path)
+
+
 TENSORS = {"a": torch.arange(6.0), "b.c": torch.ones(2, 3)}
 DESCRIBED = {"format": "das_gym adaptation 1", "task": "vqa", "answers": ["yes"], "base": "0", "mask": [1, 0], "info": {}}
 
@@ -95,6 +101,7 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: begun_in(path.parent)),
     "trials": ("compare.json", {"trials": [TRIAL]}, _done),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, _front),
+    "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, _known),
     "submission": ("a.json", {"agent": "mine", "runs": [SEARCHED]}, read_submission),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
     "suite": (
@@ -130,6 +137,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "table": ("a.npz", lambda path: make_table().save(path), SubnetTable.load),
     "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
     "adaptation": ("a.safetensors", lambda path: write_tensors(path, TENSORS, DESCRIBED), Adaptation.load),
+    "policy": ("a.safetensors", policy, UnitNetworks.load),
     "zip checkpoint": ("a.ckpt", lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path), read_tensors),
     "old checkpoint": (
         "a.ckpt",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.policy.choosing import choose, suite_masks
-from das_gym.agents.policy.network import PolicyConfig, UnitNetwork
+from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
 from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, train_policy
 
 from das_gym.problem.statistics import DEFAULT_STATISTICS
@@ -20,11 +21,12 @@ def suite(made_up_suite: Path) -> Suite:
 
 
 @pytest.fixture
-def network() -> UnitNetwork:
+def network() -> UnitNetworks:
     torch.manual_seed(0)
-    network = UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)).eval()
-    torch.nn.init.normal_(network.score.weight)
-    return network
+    networks = UnitNetworks(UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)) for _ in range(2)).eval()
+    for member in networks.members:
+        torch.nn.init.normal_(member.score.weight)
+    return networks
 
 
 def observed(suite: Suite, row: int) -> dict[str, np.ndarray]:
@@ -39,7 +41,7 @@ def test_untrained_it_skips_what_costs_least_alone(suite: Suite):
     np.testing.assert_array_equal(suite_masks(fresh, suite, which), suite.skip_highest(which, -values))
 
 
-def test_padding_changes_nothing_and_side_by_side_is_as_alone(suite: Suite, network: UnitNetwork):
+def test_padding_changes_nothing_and_side_by_side_is_as_alone(suite: Suite, network: UnitNetworks):
     masks = suite_masks(network, suite, np.arange(len(suite.problems)), chunk=5)
     for row, problem in enumerate(suite.problems):
         n = problem.table.n_layers
@@ -47,7 +49,7 @@ def test_padding_changes_nothing_and_side_by_side_is_as_alone(suite: Suite, netw
         assert problem.budget.is_kept_by(masks[row : row + 1, :n])[0]
 
 
-def test_the_order_of_units_does_not_matter(suite: Suite, network: UnitNetwork):
+def test_the_order_of_units_does_not_matter(suite: Suite, network: UnitNetworks):
     statistics = torch.randn(1, 7, len(DEFAULT_STATISTICS))
     order = torch.randperm(7)
     rest = torch.ones(1, 7), torch.zeros(1, 7), torch.tensor([[0.4, 0.0]]), torch.zeros(1)
@@ -55,15 +57,65 @@ def test_the_order_of_units_does_not_matter(suite: Suite, network: UnitNetwork):
         torch.testing.assert_close(network(statistics[:, order], *rest)[0], network(statistics, *rest)[0][:, order])
 
 
-def test_a_saved_policy_is_the_same(network: UnitNetwork, suite: Suite, tmp_path: Path):
+def test_ranks_tell_units_apart_beside_one_that_matters_far_more():
+    statistics = torch.tensor([[[100.0], [0.002], [0.001], [0.002], [0.0]]])
+    there = torch.tensor([1.0, 1, 1, 1, 0])[None, :, None]
+    standard, logs, ranks = UnitNetwork._read(statistics, there, torch.tensor([[[4.0]]]))
+    torch.testing.assert_close(ranks[0, :, 0], torch.tensor([0.75, 0.0, -0.75, 0.0, 0.0]))
+    assert float(standard[0, 1:4].std()) < 1e-4
+    assert float(logs[0, 1:4].std()) < 1e-2
+
+
+def test_members_decide_together(suite: Suite, network: UnitNetworks):
+    statistics = torch.from_numpy(suite.observed[:1])
+    units = torch.from_numpy(suite.units[:1]).float()
+    rest = units, torch.zeros_like(units), torch.tensor([[0.4, 0.0]]), torch.zeros(1)
+    with torch.no_grad():
+        together, whole = network(statistics, *rest)
+        apart = [member(statistics, *rest) for member in network.members]
+    n = int(units.sum())
+    wanted = sum(scores[:, :n].log_softmax(dim=1) for scores, _ in apart) / 2
+    torch.testing.assert_close(together[:, :n], wanted)
+    torch.testing.assert_close(whole, (apart[0][1] + apart[1][1]) / 2)
+    assert not torch.equal(apart[0][0], apart[1][0])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"width": 10**9, "heads": 1}, {"blocks": 10**9}, {"heads": 5}, {"blocks": 1}, {"width": 16}, {"statistics": []}],
+)
+def test_a_policy_whose_tensors_are_others_is_refused(network: UnitNetworks, tmp_path: Path, config: dict[str, object]):
+    for member in network.members:
+        member.config = dataclasses.replace(member.config, **config)
     network.save(tmp_path / "policy.safetensors")
-    loaded = UnitNetwork.load(tmp_path / "policy.safetensors")
+    with pytest.raises(ValueError, match=r"policy\.safetensors is damaged.*train one with `python -m agents policy`"):
+        UnitNetworks.load(tmp_path / "policy.safetensors")
+
+
+def test_a_policy_that_is_not_there(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors is not there"):
+        UnitNetworks.load(tmp_path / "none.safetensors")
+
+
+def test_a_policy_of_an_older_version_is_refused(network: UnitNetworks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("das_gym.agents.policy.network.FORMAT", "das_gym policy 1")
+        network.save(tmp_path / "old.safetensors")
+    with pytest.raises(
+        ValueError, match=r"old\.safetensors is no policy of this version .* train one with `python -m agents"
+    ):
+        UnitNetworks.load(tmp_path / "old.safetensors")
+
+
+def test_a_saved_policy_is_the_same(network: UnitNetworks, suite: Suite, tmp_path: Path):
+    network.save(tmp_path / "policy.safetensors")
+    loaded = UnitNetworks.load(tmp_path / "policy.safetensors")
     assert loaded.config == network.config
     which = np.arange(len(suite.problems))
     np.testing.assert_array_equal(suite_masks(loaded, suite, which), suite_masks(network, suite, which))
 
 
-def test_agents_ask_it(network: UnitNetwork, suite: Suite, tmp_path: Path):
+def test_agents_ask_it(network: UnitNetworks, suite: Suite, tmp_path: Path):
     path = str(tmp_path / "policy.safetensors")
     network.save(path)
     for row in (0, len(suite.problems) - 1):
@@ -93,6 +145,8 @@ def test_training_makes_it_better(made_up_suite: Path, suite: Suite, tmp_path: P
     best = max(float(line.split("train ")[1].split(",")[0]) for line in told)
     assert best > start + 0.02
     words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={made_up_suite}", "steps=64", "n_envs=4", "n_steps=8"]
-    main([*words, "batch_size=32", "problems=3"])
+    main([*words, "batch_size=32", "problems=3", "members=2"])
     assert "policy:" in capsys.readouterr().out
-    assert UnitNetwork.load(tmp_path / "p.safetensors").config.statistics == DEFAULT_STATISTICS
+    first, second = UnitNetworks.load(tmp_path / "p.safetensors").members
+    assert first.config.statistics == DEFAULT_STATISTICS
+    assert not torch.equal(first.enter.weight, second.enter.weight)
