@@ -11,10 +11,10 @@
 6. An ask takes some milliseconds: the process is exact, and has as many points as masks were told.
 7. No mask comes twice, so a small set of masks is exhausted in the end.
 8. Where the allowed masks are too many to list, candidates are random ones and what climbs in the posterior mean pass.
-   There half of a score is the standardised logarithm of the reward (or the reward itself, where one is not positive):
-   ranks alone forget how far apart the best masks are, and it takes long to tell them apart.
 9. The answer is the best mask told; of noisy rewards (`noisy=True`), the mask told whose posterior mean is highest.
-10. Under a budget by cost, where masks skip few layers or many, skipping nothing is taken to be better than any mask, and
+10. Among 30 layers and more, half of a score is the standardised logarithm of the reward (or the reward itself, where one is
+   not positive): ranks alone forget how far apart the best masks are, and it takes long to tell them apart.
+11. Under a budget by cost, where masks skip few layers or many, skipping nothing is taken to be better than any mask, and
    skipping everything worse, unless what was told says the opposite. Nothing else is assumed of a model, and not which
    layers are alike.
 """
@@ -39,6 +39,9 @@ LISTED = 5000
 CANDIDATES = 1000
 """Of all candidates, variances are computed for so many with the highest means."""
 
+MANY = 30
+"""From so many layers on ranks alone are not enough: logarithms beside them gain nothing at 24, but at 36 and 72."""
+
 _POOL_DRAWS = 100
 _CLIMBS = 4
 _AROUND = 100
@@ -58,8 +61,8 @@ class Bayes(BestSeen):
             deviations of those told.
         doubt: That is dropped while the masks told make skipping everything by so many standard deviations better than
             nothing.
-        logarithms: Share of a score that is no rank, where the allowed masks are too many to list.
         start: Where in `GRID` learning begins. `python -m benchmarks.bayes` tries others of all of these.
+        logarithms: Share of a score that is no rank, from `MANY` layers on.
     """
 
     drawn: ClassVar[int] = 6
@@ -117,13 +120,9 @@ class Bayes(BestSeen):
         given = np.array([self.nothing, self.everything])[untold]
         return np.concatenate((masks, ends[untold])), np.concatenate((scores, given))
 
-    @property
-    def _lists(self) -> bool:
-        return (self.space.size or LISTED + 1) <= LISTED
-
     def _scores(self, rewards: list[float]) -> Floats:
         """(m,) what the process explains of (m,) rewards."""
-        if self._lists or not self.logarithms:
+        if self.n_layers < MANY or not self.logarithms:
             return normal_scores(rewards)
         return self.logarithms * log_scores(rewards) + (1.0 - self.logarithms) * normal_scores(rewards)
 
@@ -143,7 +142,7 @@ class Bayes(BestSeen):
 
     def _candidates(self, process: Process) -> Masks:
         """(m, n_layers) masks worth a closer look, none of which was told."""
-        masks = self.space.masks if self._lists else self._pool(process)
+        masks = self.space.masks if (self.space.size or LISTED + 1) <= LISTED else self._pool(process)
         fresh = masks[[mask.tobytes() not in self.reported for mask in masks]]
         if len(fresh) > CANDIDATES:
             fresh = fresh[np.argsort(-process.mean(fresh), kind="stable")[:CANDIDATES]]

@@ -6,6 +6,11 @@ from das_gym.agents import Bayes, RandomSearch
 from das_gym.agents.ask_tell.bayes import log_scores, normal_scores
 from landscapes import SPACES, rewards
 
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_space import MaskSpace
+
+MANY = MaskSpace(Budget(36, 12))
+
 
 def search(agent, evaluations, value=rewards, noise=0.0):
     rng = np.random.default_rng(1)
@@ -38,15 +43,15 @@ def test_rising_functions_of_the_reward_make_no_difference():
     assert list(one.reported) == list(other.reported)
 
 
-def test_among_many_masks_losses_and_multiples_of_them_make_no_difference():
-    one = search(Bayes(SPACES["many, by count"], 3), 24)
-    other = search(Bayes(SPACES["many, by count"], 3), 24, value=lambda masks: 5.0 * np.log(rewards(masks)) - 100.0)
+def test_among_many_layers_losses_and_multiples_of_them_make_no_difference():
+    one = search(Bayes(MANY, 3), 18)
+    other = search(Bayes(MANY, 3), 18, value=lambda masks: 5.0 * np.log(rewards(masks)) - 100.0)
     assert list(one.reported) == list(other.reported)
 
 
-def test_among_many_masks_scores_keep_how_far_apart_they_are_and_one_bad_mask_bends_little():
+def test_among_many_layers_scores_keep_how_far_apart_they_are_and_one_bad_mask_bends_little():
     def gaps(*losses):
-        return -np.diff(Bayes(SPACES["many, by count"], 0)._scores(np.exp(-np.array(losses)).tolist()))
+        return -np.diff(Bayes(MANY, 0)._scores(np.exp(-np.array(losses)).tolist()))
 
     near = gaps(1.0, 1.3, 1.31, 1.6)
     assert near[1] < 0.4 * near[0]  # ranks alone: 0.77
