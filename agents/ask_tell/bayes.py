@@ -12,7 +12,9 @@
 7. No mask comes twice, so a small set of masks is exhausted in the end.
 8. Where the allowed masks are too many to list, candidates are random ones and what climbs in the posterior mean pass.
 9. The answer is the best mask told; of noisy rewards (`noisy=True`), the mask told whose posterior mean is highest.
-10. Under a budget by cost, where masks skip few layers or many, skipping nothing is taken to be better than any mask, and
+10. Among 30 layers and more, half of a score is the standardised logarithm of the reward (or the reward itself, where one is
+   not positive): ranks alone forget how far apart the best masks are, and it takes long to tell them apart.
+11. Under a budget by cost, where masks skip few layers or many, skipping nothing is taken to be better than any mask, and
    skipping everything worse, unless what was told says the opposite. Nothing else is assumed of a model, and not which
    layers are alike.
 """
@@ -37,6 +39,9 @@ LISTED = 5000
 CANDIDATES = 1000
 """Of all candidates, variances are computed for so many with the highest means."""
 
+MANY = 30
+"""From so many layers on ranks alone are not enough: logarithms beside them gain nothing at 24, but at 36 and 72."""
+
 _POOL_DRAWS = 100
 _CLIMBS = 4
 _AROUND = 100
@@ -57,6 +62,7 @@ class Bayes(BestSeen):
         doubt: That is dropped while the masks told make skipping everything by so many standard deviations better than
             nothing.
         start: Where in `GRID` learning begins. `python -m benchmarks.bayes` tries others of all of these.
+        logarithms: Share of a score that is no rank, from `MANY` layers on.
     """
 
     drawn: ClassVar[int] = 6
@@ -64,6 +70,7 @@ class Bayes(BestSeen):
     everything: ClassVar[float] = -8.0
     doubt: ClassVar[float] = 1.0
     start: ClassVar[tuple[int, int, int]] = START
+    logarithms: ClassVar[float] = 0.5
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
         super().__init__(space, seed)
@@ -102,7 +109,7 @@ class Bayes(BestSeen):
 
     def _known(self) -> tuple[Masks, Floats]:
         """Masks told and their scores; after them the two ends, under a budget by cost, as far as they were not told."""
-        masks, scores = self.reported_masks(), normal_scores(list(self.reported.values()))
+        masks, scores = self.reported_masks(), self._scores(list(self.reported.values()))
         if self.space.skip_num is not None:
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
@@ -112,6 +119,12 @@ class Bayes(BestSeen):
         untold = [end.tobytes() not in self.reported for end in ends]
         given = np.array([self.nothing, self.everything])[untold]
         return np.concatenate((masks, ends[untold])), np.concatenate((scores, given))
+
+    def _scores(self, rewards: list[float]) -> Floats:
+        """(m,) what the process explains of (m,) rewards."""
+        if self.n_layers < MANY or not self.logarithms:
+            return normal_scores(rewards)
+        return self.logarithms * log_scores(rewards) + (1.0 - self.logarithms) * normal_scores(rewards)
 
     def _promising(self, n: int, process: Process, best: float) -> Masks:
         """(m, n_layers) candidates, m = n while so many are left; each is chosen as if the one before had been told."""
@@ -164,3 +177,11 @@ def normal_scores(rewards: list[float]) -> Floats:
     """(m,) quantiles of the standard normal distribution at the ranks of (m,) rewards; equal rewards share theirs."""
     middles = (average_ranks(np.array(rewards)) + 0.5) / len(rewards)
     return np.array([NormalDist().inv_cdf(middle) for middle in middles])
+
+
+def log_scores(rewards: list[float]) -> Floats:
+    """(m,) logarithms of (m,) rewards, or rewards where one is not positive, with mean 0 and deviation 1; equal ones: 0."""
+    values = np.array(rewards)
+    values = np.log(values) if (values > 0).all() else values
+    values = values - values.max()
+    return (values - values.mean()) / max(float(values.std()), 1e-12)

@@ -140,7 +140,7 @@ class PolynomialProcess(Process):
         So all pairs take two matrix products, however many layers there are to pair.
         """
         agree = (self.masks != mask).astype(np.float64)  # (told, n_layers): would agree once flipped
-        d = dot_products(self.masks, mask[None])[:, 0]
+        d = mask.size - 2.0 * agree.sum(axis=1)
         down, one_down, same, one_up, up = (self.weights * self._covariance_at(d + step) for step in (-4, -2, 0, 2, 4))
         differ = 1.0 - agree
         found = same.sum() + (agree.T * (up - same)) @ agree + (differ.T * (down - same)) @ differ

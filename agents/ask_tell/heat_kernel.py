@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.bayes import Bayes
@@ -75,6 +75,8 @@ class HeatKernel(Bayes):
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
     """
+
+    logarithms: ClassVar[float] = 0.0
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(space, seed)

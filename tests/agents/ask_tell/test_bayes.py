@@ -3,8 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from das_gym.agents import Bayes, RandomSearch
-from das_gym.agents.ask_tell.bayes import normal_scores
+from das_gym.agents.ask_tell.bayes import log_scores, normal_scores
 from landscapes import SPACES, rewards
+
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_space import MaskSpace
+
+MANY = MaskSpace(Budget(36, 12))
 
 
 def search(agent, evaluations, value=rewards, noise=0.0):
@@ -36,6 +41,27 @@ def test_rising_functions_of_the_reward_make_no_difference():
     one = search(Bayes(SPACES["count"], 3), 45)
     other = search(Bayes(SPACES["count"], 3), 45, value=lambda masks: 100.0 + 5.0 * np.log(rewards(masks)))
     assert list(one.reported) == list(other.reported)
+
+
+def test_among_many_layers_losses_and_multiples_of_them_make_no_difference():
+    one = search(Bayes(MANY, 3), 18)
+    other = search(Bayes(MANY, 3), 18, value=lambda masks: 5.0 * np.log(rewards(masks)) - 100.0)
+    assert list(one.reported) == list(other.reported)
+
+
+def test_among_many_layers_scores_keep_how_far_apart_they_are_and_one_bad_mask_bends_little():
+    def gaps(*losses):
+        return -np.diff(Bayes(MANY, 0)._scores(np.exp(-np.array(losses)).tolist()))
+
+    near = gaps(1.0, 1.3, 1.31, 1.6)
+    assert near[1] < 0.4 * near[0]  # ranks alone: 0.77
+    assert (gaps(1.0, 1.1, 1.2, 1.3, 1.4, 50.0) > 0.2).all()  # logarithms alone: 0.0055
+
+
+def test_log_scores():
+    np.testing.assert_allclose(log_scores([1.0, np.e, np.e**2]), [-1.22474487, 0.0, 1.22474487], atol=1e-8)
+    np.testing.assert_allclose(log_scores([0.0, 0.1, 0.2]), [-1.22474487, 0.0, 1.22474487], atol=1e-8)
+    assert (log_scores([1e100] * 3) == 0.0).all()
 
 
 def test_the_first_masks_skip_no_more_than_the_budget_asks_for():
