@@ -95,6 +95,13 @@ def test_every_episode_draws_a_problem_and_the_seed_decides(suite: str):
         gymnasium.make("DAS-Suite-v0", suite=suite, problems=0)
 
 
+def test_the_page_shows_what_the_bundled_suite_draws():
+    page = (Path(__file__).parents[2] / "docs" / "suite.md").read_text()
+    env = gymnasium.make("DAS-Suite-v0", split="train", action="sequence").unwrapped
+    _, info = env.reset(seed=0)
+    assert f'[info["problem"]])  # {env.problem_names[info["problem"]]}\n' in page
+
+
 def test_mistakes_are_told(suite: str):
     env = gymnasium.make("DAS-Suite-v0", suite=suite).unwrapped
     with pytest.raises(gymnasium.error.ResetNeeded):
