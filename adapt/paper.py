@@ -14,7 +14,7 @@ from typing import Any
 
 from das_gym.adapt.training import SCHEDULES
 
-from das_gym.commandline import typed
+from das_gym.commandline import HELP, typed
 from das_gym.config import check_names
 from das_gym.registration import TASKS, find_class
 
@@ -288,6 +288,9 @@ def main(words: Sequence[str] = ()) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if words and words[0] in HELP:
+        print(__doc__)
+        return
     if words:
         raise ValueError(f"`{typed('adapt paper')}` takes no settings; leave {' '.join(words)!r} out")
     table = Table(

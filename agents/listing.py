@@ -16,7 +16,7 @@ from das_gym.commandline import parse_or_help, typed, use
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
-from das_gym.registration import ENVIRONMENTS, EnvEntry
+from das_gym.registration import ENVIRONMENTS, SUITE_IDS, EnvEntry, many_objectives
 
 NARROWEST = 80
 """Columns of text at least; a narrower terminal wraps the lines itself."""
@@ -35,13 +35,15 @@ def environments(columns: int = ROOMY) -> Table:
         columns: Of text, that there is room for; with fewer than `ROOMY`, model, task and data are left out.
     """
     title = f"environments: gymnasium.make(id), {typed('agents', '<short>')}"
+    others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives('DAS-METER-VQA-v0')}, and so on"
     if columns < ROOMY:
         table = _table(title, "id", "short", "layers", whole=3)
-        table.caption = "from a table: DAS-METER-VQA-Tabular-v0, meter_vqa_table, and so on"
+        table.caption = f"from a table: DAS-METER-VQA-Tabular-v0, meter_vqa_table, and so on\n{others}"
         for entry in ENVIRONMENTS.values():
             table.add_row(entry.id, entry.short, _layers(entry))
         return table
     table = _table(title, "id", "from a table", "short", "model", "task", "layers", "data", whole=5)
+    table.caption = others
     for entry in ENVIRONMENTS.values():
         table.add_row(entry.id, entry.tabular_id, entry.short, entry.model, entry.task, _layers(entry), entry.data)
     return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import importlib.util
 import io
 import json
 import logging
@@ -53,13 +52,11 @@ from das_gym.runs import (
     runs_dir_words,
     waiting,
 )
+from das_gym.sacred_options import check_config_file, check_options
 
 LOSSES = "losses.png"
 INFO = "info.json"
 """Sacred writes it where there is something to tell; incense, which reads run folders, cannot do without."""
-
-DATABASES = {"--mongo_db": ("-m", "pymongo"), "--sql": ("-s", "sqlalchemy")}
-"""Sacred's options for databases, as they are typed, and what each needs."""
 
 LOCK = ".lock"
 """The file of a run folder that says that a process is at work in it."""
@@ -249,7 +246,7 @@ class RunsExperiment(Experiment):
                 locks += [lock_run(reopen)] if is_first() else []
                 given = self._resumed(reopen, command_name or self.default_command, given, named_configs)
                 named_configs = ()
-            check_databases(options)
+            check_options(options)
             folder = RunFolder(runs_dir, reopen, self._begun)
             self.observers = [folder, *observers] if is_first() else []
             self.logger = _logger()
@@ -293,7 +290,10 @@ class RunsExperiment(Experiment):
                     self._add_named(named)
             for old in given.keys() & self.renamed.keys():
                 raise ValueError(f"unknown setting {old!r}; did you mean {self.renamed[old]!r}?")
-            check_names((n for n in named_configs if not Path(n).is_file()), self.named_configs, "named config")
+            files = [name for name in named_configs if Path(name).is_file()]
+            check_names((n for n in named_configs if n not in files), self.named_configs, "named config")
+            for file in files:
+                check_config_file(file)
         except MISTAKES as error:
             raise RunError(str(error)) from error
         return {name: value for name, value in given.items() if name != "use" or value}
@@ -316,7 +316,8 @@ class RunsExperiment(Experiment):
         @self.config_hook
         def _(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
             del logger
-            settings = build(cls, config)
+            own = {k: v for k, v in config.items() if (command_name, k) != ("save_config", "config_filename")}
+            settings = build(cls, own)
             if check is not None and command_name == self.default_command:
                 with waiting("reading model and data"):
                     check(settings)
@@ -359,7 +360,8 @@ class RunsExperiment(Experiment):
             sys.exit(2)
 
     def get_usage(self, program_name: str | None = None) -> tuple[str, str, str]:
-        """As Sacred's own, with the command as it is typed."""
+        """As Sacred's own, with the command as it is typed, and what the module of its main function says of it."""
+        self.doc = getattr(sys.modules.get(self.commands[self.default_command].__module__), "__doc__", None) or ""
         short, whole, internal = super().get_usage(program_name or str(Path(self.base_dir) / "__main__.py"))
         command = typed(self.path)
         return short.replace("__main__.py", command), whole.replace("__main__.py", command), internal
@@ -437,18 +439,6 @@ def _file_storage(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[
     return {**given, "runs_dir": folder}, options
 
 
-def check_databases(options: Mapping[str, Any]) -> None:
-    """Refuse Sacred's `-m` and `-s` where the library that they need is missing.
-
-    Raises:
-        ValueError: names the extra to install.
-    """
-    for option, (flag, library) in DATABASES.items():
-        if options.get(option) and importlib.util.find_spec(library) is None:
-            extra = "mongo" if library == "pymongo" else "sql"
-            raise ValueError(f"{flag} needs {library}: pip install 'das_gym[{extra}]'")
-
-
 def _runs_dir(given: Mapping[str, Any]) -> Path:
     """The folder of all runs.
 
@@ -467,12 +457,14 @@ _LOGGER = logging.getLogger("das_gym.experiment")
 def _logger() -> logging.Logger:
     """Sacred's messages on standard error; left alone, Sacred would turn up the messages of every library.
 
-    Two are left out: its warning of a new entry (settings are checked by us, and a mapping such as `env_kwargs` may get
-    some), and the bare number it calls the result (commands print a conclusion).
+    Three are left out: its warnings of a new entry (a mapping such as `env_kwargs` may get some) and of another type
+    (`skip_num` is "auto" or a number), since settings are checked by us; and the bare number it calls the result (commands
+    print a conclusion).
     """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
-    handler.addFilter(lambda record: not record.getMessage().startswith(("Added new config entry", "Result: ")))
+    left_out = ("Added new config entry", "Changed type of config entry", "Result: ")
+    handler.addFilter(lambda record: not record.getMessage().startswith(left_out))
     _LOGGER.handlers = [handler]
     _LOGGER.propagate = False
     _LOGGER.setLevel(logging.INFO)

@@ -79,6 +79,23 @@ def test_the_help_fits_80_columns_and_its_examples_name_commands(program):
 
 
 @pytest.mark.parametrize(
+    ("program", "name"), [(p, name) for p in (agents_commands.PROGRAM, adapt_commands.PROGRAM) for name in p.commands]
+)
+def test_the_help_of_a_command_says_what_it_does(program, name, capsys):
+    command, code = program.commands[name], 0
+    try:
+        code = program.run([name, "--help"])
+    except SystemExit as end:
+        code = end.code or 0
+    target, settings = command.load(), command.settings
+    if hasattr(target, "run_commandline"):
+        target = target.commands[target.default_command]
+    module = sys.modules[settings.partition(":")[0] if settings else target.__module__]
+    assert code == 0
+    assert module.__doc__.strip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (["agents"], 0, "  search [with ...]"),

@@ -6,12 +6,15 @@ import importlib
 import importlib.util
 import json
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from das_gym import experiment as module
+from das_gym import sacred_options
 from das_gym.experiment import RunsExperiment, run_folder
+from das_gym.runs import ResumableSettings
 
 
 @pytest.fixture
@@ -72,6 +75,60 @@ def test_a_missing_library_is_told_before_a_run_begins(experiment, tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-m", "127.0.0.1:1:das"], "-m: no database to write to (127.0.0.1:1: [Errno 111]"),
+        (["-m", "a b"], "-m: no database to write to ('a b' is not of the form host:port:name)"),
+        (["-s", "nonsense"], "-s: no database to write to (Could not parse"),
+        (["-s", "sqlite:////nowhere/x.db"], "-s: no database to write to ((sqlite3.OperationalError)"),
+        (["-q"], "-q: nothing here begins a queued run later"),
+        (["-i", "77"], "-i: runs are numbered by their folder"),
+        (["-e"], "-e: these runs keep their sources"),
+    ],
+)
+def test_an_option_of_no_use_is_told_before_a_run_begins(experiment, tmp_path: Path, monkeypatch, capsys, words, says):
+    monkeypatch.setattr(sacred_options, "DATABASE_MS", 50)
+    with pytest.raises(SystemExit):
+        experiment.run_commandline(["trial", *words, "with", f"runs_dir={tmp_path / 'runs'}"])
+    told = capsys.readouterr().err
+    assert says in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("bad.json", "{bad", "bad.json cannot be read (Expecting property name"),
+        ("list.yaml", "- 1", "list.yaml holds no settings by name"),
+        ("settings.pickle", "x", "settings.pickle is no file of settings; give one that ends in .json"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(experiment, tmp_path: Path, capsys, name, content, says):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit):
+        experiment.run_commandline(["trial", "with", str(tmp_path / name), f"runs_dir={tmp_path / 'runs'}"])
+    assert says in (told := capsys.readouterr().err)
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_of_another_type_and_saved_ones_pass_without_a_warning(tmp_path: Path, capsys, monkeypatch):
+    @dataclass(frozen=True)
+    class Settings(ResumableSettings):
+        seed: int = 0
+        skip_num: int | str = "auto"
+
+    monkeypatch.chdir(tmp_path)
+    ex = RunsExperiment("trial", save_git_info=False)
+    ex.add_settings(Settings)
+    ex.main(lambda skip_num: float(skip_num))
+    ex.run_commandline(["trial", "save_config", "with", "skip_num=4", "config_filename=saved.json"])
+    assert ex.run_commandline(["trial", "with", "saved.json", "skip_num=3"]).result == 3.0
+    assert "WARNING" not in capsys.readouterr().err
+
+
 def test_losses_are_drawn(experiment, tmp_path: Path):
     from PIL import Image
 
@@ -81,8 +138,6 @@ def test_losses_are_drawn(experiment, tmp_path: Path):
 
 
 def test_print_config_says_what_settings_are_and_has_no_colours(capsys):
-    from das_gym.runs import ResumableSettings
-
     ex = RunsExperiment("trial", save_git_info=False)
     ex.add_settings(ResumableSettings)
     ex.main(lambda: 0.0)

@@ -8,6 +8,7 @@ SUBMISSIONS.md says what the file holds. Nothing in it is believed but the masks
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from das_gym.problem.budget import Masks
 from das_gym.registration import ENVIRONMENTS
 
 MAX_BYTES = 64 * 2**20
+
+NAME = r"\w[\w +.()/-]{,39}"
+"""What an agent may be called: it stands in a row of a Markdown table."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,11 @@ def main(words: Sequence[str] = ()) -> None:
     name, runs = read_submission(Path(settings.file).expanduser())
     parts = []
     for oracle, result, seeds in score(name, runs):
-        note = "" if seeds >= SEEDS else f" The leaderboard has {SEEDS}."
-        parts.append(f"{section(oracle, [result])}\n\n{seeds} seeds.{note}\n")
+        note = "" if seeds == SEEDS else f"; the leaderboard has {SEEDS}"
+        parts.append(f"{section(oracle, [result])}\n\nSeeds: {seeds}{note}.\n")
     print("\n".join(parts))
     if len(parts) < len(find_tables(None)) * len(BUDGETS):
-        print(f"{len(parts)} sections; the leaderboard has more: it wants every bundled table at every budget.")
+        print(f"Sections: {len(parts)}; the leaderboard has more: it wants every bundled table at every budget.")
     if settings.out is not None:
         write_text(settings.out, "\n".join(parts))
 
@@ -82,11 +86,17 @@ def read_submission(path: Path) -> tuple[str, list[Run]]:
         FileNotFoundError: no such file.
         ValueError: it is no submission; the text says what is wrong in which run.
     """
-    if path.is_file() and path.stat().st_size > MAX_BYTES:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: name a submission, a JSON file; SUBMISSIONS.md says what it holds")
+    if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MiB: no submission is")
     content = read_json(path)
     if not isinstance(content, Mapping) or not isinstance(content.get("agent"), str):
         raise ValueError(f'{path}: give {{"agent": "<its name>", "runs": [...]}}; SUBMISSIONS.md says what a run holds')
+    if not re.fullmatch(NAME, content["agent"]):
+        raise ValueError(
+            f"{path}: agent={content['agent']!r} is no name for a row; use up to 40 letters, digits, spaces and _+.()/-"
+        )
     runs = content.get("runs")
     if not isinstance(runs, list) or not runs:
         raise ValueError(f"{path}: runs is no list of searches")
@@ -115,8 +125,8 @@ def _read_run(run: Any, where: str) -> Run:
         raise ValueError(f"{where}: env_id={env_id!r} is no tabular environment{hint}")
     if budget not in BUDGETS:
         raise ValueError(f"{where}: budget={budget!r}; the leaderboard has {', '.join(map(str, map(dict, BUDGETS)))}")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ValueError(f"{where}: seed={seed!r} is no whole number")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
+        raise ValueError(f"{where}: seed={seed!r}; give a whole number from 0 to {SEEDS - 1}")
     if not isinstance(masks, list) or not 1 <= len(masks) <= EVALUATIONS:
         raise ValueError(f"{where}: give 1 to {EVALUATIONS} masks: each is an evaluation")
     for number, mask in enumerate(masks):

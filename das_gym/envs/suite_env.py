@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from das_gym.config import check_names
 from das_gym.envs.scored_env import first_row
 from das_gym.envs.suite_episodes import SuiteEpisodes
+from das_gym.problem.budget import is_whole
 from das_gym.problem.statistics import statistic_names
 from das_gym.tables.suite import Suite, load_suite
 
@@ -28,8 +31,8 @@ def _suite(
     whole = load_suite(suite, split, reward, names)
     if problems is None:
         return whole
-    if not 1 <= problems <= len(whole.problems):
-        raise ValueError(f"problems={problems}: this split has {len(whole.problems)}; use 1 to so many")
+    if not is_whole(problems) or not 1 <= problems <= len(whole.problems):
+        raise ValueError(f"problems={problems!r}: this split has {len(whole.problems)}; use 1 to so many")
     order = np.random.default_rng(problems_seed).permutation(len(whole.problems))
     return Suite((whole.problems[place] for place in order[:problems]), names)
 
@@ -77,6 +80,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     statistics: Names of the layer statistics to observe; None = all that the tables hold.
     suite: Folder of a suite, see `python -m adapt suite`; None = the bundled one.
     problems, problems_seed: Draw from so many of the split's problems alone, which the seed chooses; None = all.
+    render_mode: None: nothing is drawn.
 
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` takes all n steps with a few look-ups (`python -m benchmarks.suite` says how fast).
@@ -100,7 +104,15 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         suite: str | None = None,
         problems: int | None = None,
         problems_seed: int = 0,
+        render_mode: None = None,
+        **others: Any,
     ) -> None:
+        check_names(others, _arguments(type(self)), "environment argument")
+        if render_mode is not None:
+            raise ValueError(
+                f"render_mode={render_mode!r}: a suite's environments draw nothing; those of one table do, "
+                "such as DAS-METER-VQA-Tabular-v0"
+            )
         self.suite = _suite(split, reward, statistics, suite, problems, problems_seed)
         self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
         self.observation_space = self.episodes.observation_space
@@ -146,14 +158,25 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
 
     Args:
         num_envs: How many.
+        autoreset_mode: `AutoresetMode.SAME_STEP`, or its value.
         **settings: `SuiteEnv`'s arguments.
+
+    Raises:
+        ValueError: another autoreset mode, or what `SuiteEnv` refuses.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
 
-    def __init__(self, num_envs: int = 1, **settings: Any) -> None:
+    def __init__(
+        self, num_envs: int = 1, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **settings: Any
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
+        if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
+            raise ValueError(
+                f"autoreset_mode={autoreset_mode}: a suite's environments reset within the step, 'SameStep'; "
+                'make_vec(..., vectorization_mode="sync", vector_kwargs={"autoreset_mode": ...}) has the others'
+            )
         template = SuiteEnv(**settings)
         self.num_envs, self.suite = num_envs, template.suite
         self.episodes = SuiteEpisodes(self.suite, template.episodes.action, template.episodes.flat, num_envs)
@@ -181,7 +204,10 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         if given is None:
             chosen = self._drawn(self.num_envs)
         else:
-            chosen = np.broadcast_to([self.suite.index(each) for each in np.atleast_1d(given).tolist()], self.num_envs)
+            named = [self.suite.index(each) for each in np.atleast_1d(given).tolist()]
+            if len(named) not in (1, self.num_envs):
+                raise ValueError(f"options name {len(named)} problems; name 1, or {self.num_envs}: one each")
+            chosen = np.broadcast_to(named, self.num_envs)
         self.episodes.begin(everyone, chosen)
         told = self.episodes.told() | self.episodes.choices()
         return self.episodes.observe(), _present(told, np.ones(self.num_envs, bool))
@@ -207,6 +233,12 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         for row in rows.tolist():
             found[row] = observed[row] if self.episodes.flat else {name: part[row] for name, part in observed.items()}
         return {"final_obs": found, "_final_obs": ended, "final_info": _present(told, ended), "_final_info": ended}
+
+
+def _arguments(kind: type[SuiteEnv]) -> list[str]:
+    """Names of the arguments of an environment, those of `SuiteEnv` among them."""
+    given = [each for cls in (kind, SuiteEnv) for each in inspect.signature(cls).parameters.values()]
+    return list(dict.fromkeys(each.name for each in given if each.kind is not each.VAR_KEYWORD))
 
 
 def _present(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 from das_gym.envs.scored_env import first_row
 from das_gym.envs.suite_env import SuiteEnv
+from das_gym.problem.budget import is_whole
 from das_gym.tables.suite import MAX_UNITS
 
 
@@ -50,8 +51,8 @@ class SuiteSearchEnv(SuiteEnv):
     def __init__(self, evaluations: int = 30, action: str = "scores", **settings: Any) -> None:
         if action == "sequence":
             raise ValueError("action='sequence': an action of a search is a whole mask; use 'scores' or 'mask'")
-        if evaluations < 1:
-            raise ValueError(f"evaluations={evaluations}: a search has at least one")
+        if not is_whole(evaluations) or evaluations < 1:
+            raise ValueError(f"evaluations={evaluations!r}: a search has at least one, a whole number")
         super().__init__(action=action, **settings)
         self.evaluations = evaluations
         parts = {

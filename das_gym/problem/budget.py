@@ -71,7 +71,7 @@ class Budget:
     cost: MaskCost | None = None
 
     def __post_init__(self) -> None:
-        if not _is_whole(self.n_layers) or self.n_layers < 1:
+        if not is_whole(self.n_layers) or self.n_layers < 1:
             raise ValueError(f"n_layers={self.n_layers!r} is not allowed; give a whole number, at least 1 skippable layer")
         setting = "saved" if self.cost is None else self.cost.setting
         check_budget({"skip_num": self.skip_num, setting: self.saved}, self.n_layers)
@@ -178,7 +178,7 @@ def check_budget(budget: Mapping[str, Any], n_layers: int | None = None) -> None
         many, out = ("both", "one of them") if len(given) == 2 else ("all", "all but one")
         raise ValueError(f"{', '.join(first)} and {last} are {many} given; a mask is bound by one budget: leave {out} out")
     skip_num = given.pop("skip_num", None)
-    if skip_num is not None and not (_is_whole(skip_num) and 0 <= skip_num <= (skip_num if n_layers is None else n_layers)):
+    if skip_num is not None and not (is_whole(skip_num) and 0 <= skip_num <= (skip_num if n_layers is None else n_layers)):
         if n_layers is None:
             raise ValueError(f"skip_num={skip_num!r} is not allowed; give a whole number from 0 on, or None")
         raise ValueError(
@@ -234,5 +234,6 @@ def is_from_zero(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import build, check_names
+from das_gym.config import build, check_names, near_miss
 from das_gym.files import read_json
-from das_gym.problem.budget import Budget
+from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.rewards import find_reward
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
@@ -255,10 +255,13 @@ class Suite:
         """
         if isinstance(problem, str):
             names = [each.name for each in self.problems]
-            check_names([problem], names, "problem")
+            if problem not in names:
+                near = near_miss(problem, names)
+                hint = f"; did you mean {near!r}?" if near else ", or a name such as " + repr(names[0])
+                raise ValueError(f"problem={problem!r}: this split has problems 0..{len(names) - 1}{hint}")
             return names.index(problem)
-        if not 0 <= problem < len(self.problems):
-            raise ValueError(f"problem={problem}: this split has problems 0..{len(self.problems) - 1}")
+        if not is_whole(problem) or not 0 <= problem < len(self.problems):
+            raise ValueError(f"problem={problem!r}: this split has problems 0..{len(self.problems) - 1}")
         return int(problem)
 
 

@@ -55,3 +55,11 @@ def test_names_stay_whole_on_a_terminal(table, printed: str):
         narrow = [(id, short) for id, _, short, _, _ in ENTRIES]
         assert narrow == [tuple(r[:2]) for r in rows(console.file.getvalue()) if r[0]]
         assert "block.0..11" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_ids_of_many_problems_and_objectives_are_told(columns: int):
+    text = io.StringIO()
+    Console(file=text, width=columns).print(environments(columns))
+    for id in ("DAS-Suite-v0", "DAS-Suite-Search-v0", "DAS-METER-VQA-MO-v0"):
+        assert id in text.getvalue()

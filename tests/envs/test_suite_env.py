@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -94,6 +95,13 @@ def test_every_episode_draws_a_problem_and_the_seed_decides(suite: str):
         gymnasium.make("DAS-Suite-v0", suite=suite, problems=0)
 
 
+def test_the_page_shows_what_the_bundled_suite_draws():
+    page = (Path(__file__).parents[2] / "docs" / "suite.md").read_text()
+    env = gymnasium.make("DAS-Suite-v0", split="train", action="sequence").unwrapped
+    _, info = env.reset(seed=0)
+    assert f'[info["problem"]])  # {env.problem_names[info["problem"]]}\n' in page
+
+
 def test_mistakes_are_told(suite: str):
     env = gymnasium.make("DAS-Suite-v0", suite=suite).unwrapped
     with pytest.raises(gymnasium.error.ResetNeeded):
@@ -101,10 +109,41 @@ def test_mistakes_are_told(suite: str):
     env.reset(seed=0)
     with pytest.raises(ValueError, match="give"):
         env.step(np.zeros(7, np.int8))
-    with pytest.raises(ValueError, match="unknown problem"):
-        env.reset(options={"problem": "nothing"})
+    for problem in ("nothing", 1.5, True, [3]):
+        with pytest.raises(ValueError, match=r"this split has problems 0\.\."):
+            env.reset(options={"problem": problem})
+    side_by_side = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite)
+    with pytest.raises(ValueError, match="options name 2 problems; name 1, or 3"):
+        side_by_side.reset(options={"problem": [0, 1]})
     with pytest.raises(ValueError, match="unknown split"):
         gymnasium.make("DAS-Suite-v0", suite=suite, split="training")
+
+
+@pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"splitt": "train"}, "unknown environment argument 'splitt'; did you mean 'split'"),
+        ({"skip_num": 3}, "unknown environment argument 'skip_num'"),
+        ({"problems": 1.5}, "problems=1.5: this split has"),
+        ({"problems": True}, "problems=True: this split has"),
+        ({"render_mode": "rgb_array"}, "render_mode='rgb_array': a suite's environments draw nothing"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")  # Gymnasium's own word on it
+def test_wrong_arguments_are_told(id: str, arguments: dict[str, Any], says: str, suite: str):
+    with pytest.raises(ValueError, match=says):
+        gymnasium.make(id, suite=suite, **arguments)
+
+
+def test_what_one_form_alone_takes_is_told(suite: str):
+    with pytest.raises(ValueError, match="unknown environment argument 'evaluation'; did you mean 'evaluations'"):
+        gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluation=3)
+    with pytest.raises(ValueError, match=r"evaluations=1\.5: a search has at least one"):
+        gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=1.5)
+    with pytest.raises(ValueError, match="autoreset_mode=NextStep: a suite's environments reset within the step"):
+        gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, autoreset_mode="NextStep")
+    assert gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, autoreset_mode="SameStep").num_envs == 2
 
 
 def test_a_search_earns_the_gain_of_its_best(suite: str):

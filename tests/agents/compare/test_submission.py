@@ -60,7 +60,7 @@ def test_as_a_command(tmp_path, capsys):
     assert PROGRAM.run(["submit", str(path), "with", f"out={out}"]) == 0
     printed = capsys.readouterr().out
     assert "| mine |" in printed
-    assert "1 seeds. The leaderboard has 100." in printed
+    assert "Seeds: 1; the leaderboard has 100." in printed
     assert out.read_text() in printed
 
 
@@ -70,7 +70,9 @@ def test_as_a_command(tmp_path, capsys):
         ({"env_id": "DAS-METER-VQA-Tabulr-v0"}, "did you mean 'DAS-METER-VQA-Tabular-v0'"),
         ({"env_id": f"evil:{ID}"}, "is no tabular environment"),
         ({"budget": {"skip_num": 5}}, "budget={'skip_num': 5}; the leaderboard has"),
-        ({"seed": "0"}, "seed='0' is no whole number"),
+        ({"seed": "0"}, "seed='0'; give a whole number from 0 to 99"),
+        ({"seed": -1}, "seed=-1; give a whole number from 0 to 99"),
+        ({"seed": 100}, "seed=100; give a whole number from 0 to 99"),
         ({"masks": []}, "give 1 to 120 masks"),
         ({"masks": ["010101000010"] * 121}, "give 1 to 120 masks"),
         ({"masks": ["01010100001x"]}, "give a text of 0"),
@@ -82,6 +84,18 @@ def test_as_a_command(tmp_path, capsys):
 def test_what_is_wrong_is_told(tmp_path, changes, says):
     with pytest.raises(ValueError, match=says):
         score(*read_submission(write(tmp_path / "mine.json", run(**changes))))
+
+
+@pytest.mark.parametrize("name", ["", "a|b", "two\nlines", "<script>", "a" * 41])
+def test_a_name_stands_in_a_row_of_the_table(tmp_path, name):
+    with pytest.raises(ValueError, match="is no name for a row"):
+        read_submission(write(tmp_path / "mine.json", run(), agent=name))
+
+
+def test_no_file_is_told_in_words(tmp_path, capsys):
+    for path in (tmp_path / "none.json", tmp_path):
+        assert PROGRAM.run(["submit", str(path)]) == 1
+        assert f"error: no file {path}: name a submission" in capsys.readouterr().err
 
 
 def test_a_seed_comes_once(tmp_path):
