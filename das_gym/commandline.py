@@ -211,7 +211,11 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
     """
     given = list(words)
     if given and given.pop(0) != "with":
-        raise ValueError(f"settings stand behind `with`; did you mean `{typed(command, *words)}`?")
+        if "=" in words[0]:
+            raise ValueError(f"settings stand behind `with`; did you mean `{typed(command, *words)}`?")
+        raise ValueError(
+            f"{words[0]!r} is no setting: give `{typed(command, 'name=value')}`; `{typed(command)} --help` lists them"
+        )
     values: dict[str, Any] = {}
     for word in given:
         name, sign, value = word.partition("=")

@@ -43,6 +43,12 @@ def test_settings_behind_with():
     assert parse(Numbers, ["with", "one=3", "two=0.5"], "adapt costs") == Numbers(3, 0.5)
     with pytest.raises(TypeError, match=r"one='x' .str. is not allowed; give a whole number"):
         parse(Numbers, ["with", "one=x"], "adapt costs")
+    with pytest.raises(ValueError, match=r"did you mean `python -m adapt costs with one=3`\?"):
+        parse(Numbers, ["one=3"], "adapt costs")
+    with pytest.raises(
+        ValueError, match=r"'3' is no setting: give `python -m adapt costs with name=value`; .* --help` lists"
+    ):
+        parse(Numbers, ["3"], "adapt costs")
 
 
 def test_a_command_as_it_is_typed(monkeypatch):
