@@ -354,17 +354,14 @@ class ShrinkExperiment(SearchingExperiment):
         self.compare = compare
         self.add_settings(ShrinkSettings, check)
         self.search_with(search_first, agents)
-        self.search_report = search_report
         self.main(shrink)
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """As `SearchingExperiment.run`; at the end a report is written beside the record, and its path told."""
-        run = super().run(*args, **kwargs)
-        folder = run_folder(run)
-        if folder is not None and (folder / RECORD).is_file():
-            told = run_report(folder, self.search_report)
-            print(f"report: {write_report(folder / REPORT, [told])}")
-        return run
+        @self.post_run_hook  # a run is complete when its report is there
+        def report(_run: Any) -> None:
+            """A report beside the record; its path is told."""
+            folder = run_folder(_run)
+            if folder is not None and (folder / RECORD).is_file():
+                print(f"report: {write_report(folder / REPORT, [run_report(folder, search_report)])}")
 
     def check_first(self, given: Mapping[str, Any]) -> None:
         """Raise for whatever can be told before a search or a run begins; the model is loaded, and stays so.
