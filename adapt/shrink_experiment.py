@@ -331,10 +331,11 @@ def check_longest(problem: Problem, examples: Sequence[Any]) -> None:
     Raises:
         ValueError: names it.
     """
+    processor: Any = problem.task.processor
     prompts = ((prompt, example) for example in examples for prompt in problem.task.pairs([example]))
     for prompt, example in heapq.nlargest(LONGEST, prompts, key=lambda each: len(each[0].text)):
         try:
-            problem.task.processor.encode(prompt)
+            processor.encode(prompt)
         except ValueError as error:
             raise ValueError(f"{example.key}: {error}") from error
 

@@ -124,8 +124,9 @@ class CompareExperiment(RunsExperiment):
         super().__init__("adapt shrink compare", save_git_info=False)
 
         def check_settings(settings: CompareSettings) -> None:
-            for method in settings.methods if check_method is not None else ():
-                check_method(method, settings.agent_kwargs.get(method, {}))
+            if check_method is not None:
+                for method in settings.methods:
+                    check_method(method, settings.agent_kwargs.get(method, {}))
             check_all(settings)
 
         self.add_settings(CompareSettings, check_settings)
