@@ -393,7 +393,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     splits = load_splits(problem)
     nothing = np.zeros_like(choice.mask)
     unskipped = cut_subnet(problem, splits, nothing)
-    check_test_images(unskipped.task, splits)
+    check_test_images(unskipped.task, splits.test)
     mask, rounds = refined(choice, splits, settings, folder)
     subnets = {
         SUBNET: cut_subnet(problem, splits, mask),
@@ -441,10 +441,10 @@ def refined(choice: Choice, splits: Splits[Any], settings: AdaptSettings, folder
     return taken(rounds, masks), rounds
 
 
-def check_test_images(task: Task, splits: Splits[Any]) -> None:
+def check_test_images(task: Task, test: Sequence[Any]) -> None:
     """Open every image that will be reported on, the first time: a damaged one is named before anything is trained.
 
     Raises:
         ValueError, FileNotFoundError: names the image.
     """
-    require_readable(image for pair in task.pairs(splits.test) for image in pair.images)
+    require_readable(image for pair in task.pairs(test) for image in pair.images)

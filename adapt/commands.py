@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,21 @@ def searching_agents() -> dict[str, dict[str, Any]]:
     return {name: {"agent": name, **(SB3_DEFAULTS if name in ALGORITHMS else {})} for name in (*AGENTS, *ALGORITHMS)}
 
 
+def check_method(name: str, agent_kwargs: Mapping[str, Any]) -> None:
+    """Refuse what is no agent, or a hyper-parameter that it does not have.
+
+    Raises:
+        ValueError: the reason.
+    """
+    from das_gym.agents.ask_tell.base import check_agent_kwargs
+    from das_gym.agents.sb3.algorithms import ALGORITHMS
+    from das_gym.agents.sb3.config import check_agent_name
+
+    check_agent_name(name)
+    if name not in ALGORITHMS:
+        check_agent_kwargs(name, agent_kwargs)
+
+
 def search_report(folder: Path) -> Any:
     """What the search in a run folder tells in a report."""
     from das_gym.agents.run_report import search_report
@@ -89,7 +104,7 @@ def _shrink_experiment() -> Any:
 def _shrink_compare_experiment() -> Any:
     from das_gym.adapt.shrink.compare_experiment import CompareExperiment
 
-    return CompareExperiment(search_within)
+    return CompareExperiment(search_within, check_method)
 
 
 def _compare_experiment() -> Any:

@@ -167,7 +167,7 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
     folder, problem = required_folder(_run), settings.problem()
     splits = load_splits(problem)
     course = Course(problem, splits, part_of(TrainingConfig, settings), folder, settings.test_examples, _run.log_scalar)
-    check_test_images(course.task, splits)
+    check_test_images(course.task, splits.test)
     rows = entrants(settings.methods, settings.method_settings, _masks(settings, course.n_layers))
     names = [layer.name for layer in course.plain.backbone.vlp.layers]
     print(plan(settings, rows, course))

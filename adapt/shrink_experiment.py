@@ -14,6 +14,7 @@ python -m adapt shrink with resume=4                                            
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import json
 import shlex
 import sys
@@ -30,6 +31,7 @@ from das_gym.adapt.adapt_experiment import (
     SearchingExperiment,
     check_chosen,
     check_refine,
+    check_test_images,
     fronted,
     searched,
     told_to_any_search,
@@ -40,7 +42,7 @@ from das_gym.adapt.run_report import SearchReport, run_report
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut, drawn
 from das_gym.adapt.shrink.das_adapters import check_places, has_adapters, masked_with
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask, rows_used
 from das_gym.adapt.shrink.refining import refine
 from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring, print_report
 from das_gym.adapt.shrink.saving import (
@@ -57,7 +59,6 @@ from das_gym.adapt.shrink.verifying import Questions, ask_fresh, check_generates
 
 from das_gym.commandline import typed, used
 from das_gym.config import build, part_of
-from das_gym.data.checks import require_readable
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.command import REPORT
 from das_gym.drawing.report import write_report
@@ -91,6 +92,9 @@ PENDING = "shrink_pending.json"
 
 SHARE = 0.2
 """Share of the MACs to save where nobody says how much."""
+
+LONGEST = 8
+"""Prompts of each split whose length is looked at before anything begins: those of most characters."""
 
 IN_ENV_KWARGS = ("units", "vision", "dtype", "device_map", "trust_remote_code")
 """Settings that a search takes as its environment's alone."""
@@ -311,7 +315,29 @@ def check(settings: ShrinkSettings) -> None:
     choice = settings.choice()
     problem = settings.problem() if choice is None else choice.problem
     check_place(settings, problem)
-    check_loaded(settings, load_problem(problem), None if choice is None else choice.mask)
+    loaded = load_problem(problem)
+    check_loaded(settings, loaded, None if choice is None else choice.mask)
+    test = shuffled(loaded.task, loaded.splits.test, settings.test_examples)
+    check_test_images(loaded.task, test)
+    check_longest(loaded, test)
+    train = loaded.splits.train
+    if settings.recover != "none" and len(train):
+        check_longest(loaded, [train[row] for row in sorted(rows_used(len(train), settings.recovery()))])
+
+
+def check_longest(problem: Problem, examples: Sequence[Any]) -> None:
+    """Encode the examples of the longest texts: one that is too long for the model is named before anything is searched.
+
+    Raises:
+        ValueError: names it.
+    """
+    processor: Any = problem.task.processor
+    prompts = ((prompt, example) for example in examples for prompt in problem.task.pairs([example]))
+    for prompt, example in heapq.nlargest(LONGEST, prompts, key=lambda each: len(each[0].text)):
+        try:
+            processor.encode(prompt)
+        except ValueError as error:
+            raise ValueError(f"{example.key}: {error}") from error
 
 
 def as_vlm(problem: Problem) -> VLM:
@@ -526,8 +552,6 @@ class Work:
     def run(self, folder: Path, log: Callable[[str, float, int], None]) -> Comparison:
         """From deletion to the saved folder, with the record pending in the run's."""
         task, mask = self.problem.task, self.choice.mask
-        pairs: list[Any] = list(task.pairs(task.open_ended(self.test)))
-        require_readable(image for prompt in pairs for image in prompt.images)
         models = {FULL: self.whole, SHRUNK: cut(self.whole, mask)}
         rounded(models[SHRUNK].model, self.dtype)
         final = cut(self.whole, mask)

@@ -115,11 +115,21 @@ class CompareExperiment(RunsExperiment):
     Args:
         search: Runs a search with settings of `python -m agents`, calls what it is given with the run's id once it can be
             resumed, and returns the id; None where all were searched before.
+        check_method: Refuses the name of no agent, and hyper-parameters that it does not have; None = not looked at.
     """
 
-    def __init__(self, search: Search | None = None) -> None:
+    def __init__(
+        self, search: Search | None = None, check_method: Callable[[str, Mapping[str, Any]], object] | None = None
+    ) -> None:
         super().__init__("adapt shrink compare", save_git_info=False)
-        self.add_settings(CompareSettings, check_all)
+
+        def check_settings(settings: CompareSettings) -> None:
+            if check_method is not None:
+                for method in settings.methods:
+                    check_method(method, settings.agent_kwargs.get(method, {}))
+            check_all(settings)
+
+        self.add_settings(CompareSettings, check_settings)
 
         @self.main
         def compare(_run: Any, _config: Mapping[str, Any], agent_kwargs: Any, searches: Any) -> float:

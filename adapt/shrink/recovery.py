@@ -216,6 +216,12 @@ class Teacher:
             return self.head(features.to(self.dtype))
 
 
+def rows_used(count: int, config: RecoveryConfig) -> set[int]:
+    """Which of so many examples, one or more, the training reads."""
+    size = min(config.batch_size, count)
+    return {row for step in range(config.steps) for row in batch_at(range(count), size, config.seed, step)}
+
+
 def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig, left: Sequence[int]) -> Teacher:
     """What the whole model says to the examples of a training.
 
@@ -227,7 +233,7 @@ def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig,
         left: Positions of the layers that were not deleted.
     """
     numbers, size = range(len(examples)), min(config.batch_size, len(examples))
-    used = {row for step in range(config.steps) for row in batch_at(numbers, size, config.seed, step)}
+    used = rows_used(len(examples), config)
     read = places_read(whole, left, config.recover == "adapters") if config.of_layers else []
     return Teacher(whole, task, task.open_ended([examples[row] for row in numbers]), used, size, read)
 

@@ -169,7 +169,8 @@ def check_generates(smaller: VLM, asked: Questions) -> None:
         return
     why = f"generate of transformers says {said[first]} {first}, and {said[other or first]} {other or first}"
     raise NotTheSameError(
-        f"{type(smaller.model).__name__} cannot do without these layers: {why}; give a mask that keeps its first layers"
+        f"{type(smaller.model).__name__} cannot do without these layers: {why}; give a mask that keeps its first layers, "
+        "and one or more of each kind"
     )
 
 

@@ -14,6 +14,7 @@ from das_gym.adapt import shrink_experiment
 from das_gym.adapt.adapt_experiment import SearchFirst
 from das_gym.adapt.commands import search_first, searching_agents
 from das_gym.adapt.shrink import verifying
+from das_gym.adapt.shrink.compare_experiment import CompareExperiment
 from das_gym.adapt.shrink.verifying import NotTheSameError
 from das_gym.adapt.shrink_experiment import ShrinkExperiment, ShrinkSettings, check_dtype
 from das_gym.adapt.training import Trainer
@@ -222,7 +223,7 @@ def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
     assert (tmp_path / "out" / "config.json").read_bytes() == saved
 
 
-def never(settings: dict[str, Any]) -> int:
+def never(settings: dict[str, Any], *_: Any) -> int:
     raise AssertionError(f"nothing is to be searched: {settings}")
 
 
@@ -270,6 +271,32 @@ def test_what_is_refused_before_anything_begins(
         shrink(never, **filled)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["", "compare"])
+def test_a_damaged_test_picture_is_named_before_anything_is_searched(given: dict[str, str], tmp_path: Path, command: str):
+    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
+    (tmp_path / "data" / "images" / "20.png").write_bytes(b"no picture")
+    updates = {**given, "data_root": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")}
+    experiment = CompareExperiment(never) if command else ShrinkExperiment(never, searching_agents)
+    with pytest.raises(RunError, match=r"20\.png cannot be read"):
+        experiment.run(config_updates=updates)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(("name", "number"), [("train", 2), ("test", 20)])
+def test_a_text_that_is_too_long_is_named_before_anything_is_searched(
+    shrink: Callable[..., Any], tmp_path: Path, name: str, number: int
+):
+    making.llava_folder(tmp_path / "data", train=12, val=6, test=6)
+    path = tmp_path / "data" / f"{name}.json"
+    entries = read_json(path)
+    long = next(entry for entry in entries if entry["image"] == f"{number}.png")
+    long["conversations"][1]["value"] = "red " * 600
+    write_json(path, entries)
+    with pytest.raises(RunError, match=rf"^{name}\.json.*tokens with its answer's .*, the model reads 512: take it out"):
+        shrink(never, data_root=str(tmp_path / "data"))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_quantised_folder_and_shared_layers_are_refused(shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path):

@@ -123,8 +123,8 @@ class PromptProcessor:
         whole = torch.cat((ids, answer))
         if len(whole) > self.max_length:
             raise ValueError(
-                f"{_short(prompt)} comes to {len(whole)} tokens, the model reads {self.max_length}: leave it out "
-                "(on_bad_example=skip), shorten it, or make its pictures smaller"
+                f"{_short(prompt)} comes to {len(whole)} tokens with its answer's {len(answer)}, the model reads "
+                f"{self.max_length}: take it out of the data, shorten it, or make its pictures smaller"
             )
         question.pop("attention_mask", None)
         types, sizes, seen = {}, {}, {}

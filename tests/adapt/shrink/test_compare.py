@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from das_gym.adapt.commands import PROGRAM, search_within
+from das_gym.adapt.commands import PROGRAM, check_method, search_within
 from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, markdown, verdict
 from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, title_of
 from das_gym.adapt.shrink.recovery import Recovery
@@ -174,11 +174,14 @@ def test_a_stopped_comparison_comes_to_the_same_result(
         ({"agent_kwargs": {"sleb": {}}}, "'sleb' is not compared; methods are bayes, angular"),
         ({"skip_num": 99}, "skip_num=99: the model has"),
         ({"searches": {"bayes": 77, "angular": 78}}, "no run 77"),
+        ({"methods": ["bayes", "angular", "bays"]}, "unknown agent 'bays'; did you mean 'bayes'"),
+        ({"agent_kwargs": {"angular": {"evil": 1}}}, "evil"),
     ],
 )
-def test_what_is_refused(given: dict[str, Any], update: dict[str, Any], told: str):
+def test_what_is_refused(given: dict[str, Any], tmp_path: Path, update: dict[str, Any], told: str):
     with pytest.raises((RunError, FileNotFoundError), match=told):
-        CompareExperiment(search_within).run(config_updates={**given, **update})
+        CompareExperiment(search_within, check_method).run(config_updates={**given, "runs_dir": str(tmp_path), **update})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_program_finds_it_behind_shrink(capsys: pytest.CaptureFixture[str]):

@@ -284,7 +284,7 @@ class TestRefused:
         [
             (Prompt("what <image> and <image>", (NoiseImage(0),), "red"), "has 2 marks <image> for 1 pictures"),
             (Prompt("what", (NoiseImage(0),), "  "), "comes to no token"),
-            (Prompt("what " * 600, (NoiseImage(0),), "red"), "the model reads 512: leave it out"),
+            (Prompt("what " * 600, (NoiseImage(0),), "red"), "its answer's [1-9], the model reads 512: take it out"),
         ],
     )
     def test_a_prompt_that_cannot_be(self, driven: Callable[..., Driven], prompt: Prompt, text: str):
