@@ -35,11 +35,11 @@ from das_gym.data.checks import require_readable
 from das_gym.data.origin import check_record
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
-from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
+from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json
 from das_gym.problem.budget import keeps_budget
-from das_gym.problem.config import ProblemConfig, changed_settings
-from das_gym.problem.loading import load_splits
+from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_settings
+from das_gym.problem.loading import check_problem, load_splits
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import find_run

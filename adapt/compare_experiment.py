@@ -32,11 +32,11 @@ from das_gym.adapt.training import TrainingConfig
 
 from das_gym.commandline import used
 from das_gym.config import build, check_names, part_of
-from das_gym.experiment import MISTAKES, ProblemSettings, RunError, RunsExperiment, check_problem, required_folder
+from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import damage_named, read_json, write_json, write_text
 from das_gym.models.macs import meta_twin
-from das_gym.problem.config import changed_settings
-from das_gym.problem.loading import load_backbone, load_splits
+from das_gym.problem.config import ProblemSettings, changed_settings
+from das_gym.problem.loading import check_problem, load_backbone, load_splits
 from das_gym.processes import is_first, of_first
 from das_gym.registration import find_environment
 from das_gym.runs import library_versions

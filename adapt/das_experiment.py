@@ -30,10 +30,10 @@ from das_gym.commandline import typed, used
 from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
-from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
+from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.files import damage_named, read_json, write_json
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import ProblemConfig, problem_words
+from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
 from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, task_class
 from das_gym.problem.mask_space import skipped_names
 from das_gym.processes import is_first, of_first

@@ -19,9 +19,9 @@ from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym.commandline import typed
 from das_gym.config import build, part_of
-from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
+from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
-from das_gym.problem.config import problem_words
+from das_gym.problem.config import ProblemSettings, problem_words
 from das_gym.problem.loading import load_backbone
 from das_gym.processes import is_first
 from das_gym.tasks.labels import read_labels, write_labels

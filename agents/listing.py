@@ -35,7 +35,8 @@ def environments(columns: int = ROOMY) -> Table:
         columns: Of text, that there is room for; with fewer than `ROOMY`, model, task and data are left out.
     """
     title = f"environments: gymnasium.make(id), {typed('agents', '<short>')}"
-    others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives('DAS-METER-VQA-v0')}, and so on"
+    first = next(iter(ENVIRONMENTS.values()))
+    others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives(first.id)}, and so on"
     if columns < ROOMY:
         table = _table(title, "id", "short", "layers", whole=3)
         table.caption = f"from a table: DAS-METER-VQA-Tabular-v0, meter_vqa_table, and so on\n{others}"

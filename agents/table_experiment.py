@@ -27,8 +27,9 @@ from das_gym.agents.landscape import table_landscape
 
 from das_gym.config import build
 from das_gym.engine.spending import Spending
-from das_gym.experiment import ProblemSettings, Run, RunsExperiment, required_folder
+from das_gym.experiment import Run, RunsExperiment, required_folder
 from das_gym.files import write_json
+from das_gym.problem.config import ProblemSettings
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
 from das_gym.registration import EnvEntry, find_environment

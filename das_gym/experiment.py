@@ -12,12 +12,9 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
-
-import numpy as np
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
@@ -31,20 +28,17 @@ with warnings.catch_warnings():
 from filelock import FileLock, Timeout
 
 from das_gym.commandline import meant, typed, use
-from das_gym.config import build, check_names, part_of, settings_text
+from das_gym.config import build, check_names, settings_text
 from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, sign
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_text
 from das_gym.interrupts import INTERRUPTED
-from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import find_supernet, load_backbone, pick_device
 from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
 from das_gym.runs import (
     CONFIG,
     MISTAKES,
     RUNS_DIR,
-    ResumableSettings,
     RunSettings,
     check_links,
     find_run,
@@ -63,32 +57,6 @@ LOCK = ".lock"
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Callable[[], Mapping[str, Mapping[str, Any]]]
-
-
-@dataclass(frozen=True)
-class ProblemSettings(ResumableSettings, ProblemConfig):
-    """The settings of a command about one model and its data."""
-
-    def problem(self) -> ProblemConfig:
-        """Model and data."""
-        return part_of(ProblemConfig, self)
-
-
-def check_problem(problem: ProblemConfig, mask: Sequence[bool] | np.ndarray | None = None) -> None:
-    """Refuse a problem without a supernet or on a device that is not there, before a run begins and data are read.
-
-    Args:
-        problem: Model and data.
-        mask: One that its model is to have; it is loaded to be asked.
-
-    Raises:
-        ValueError: what is missing, and how to get it; a mask of another width.
-        FileNotFoundError: a path that is not there.
-    """
-    find_supernet(problem)
-    pick_device(problem.device)
-    if mask is not None:
-        load_backbone(problem).vlp.check_mask(mask)
 
 
 class RunError(SacredError):

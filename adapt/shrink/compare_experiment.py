@@ -22,15 +22,17 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import searched
+from das_gym.adapt.shrink.checks import as_vlm, check
 from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, markdown, print_comparison, verdict
 from das_gym.adapt.shrink.recovery import RecoveryConfig
-from das_gym.adapt.shrink_experiment import ShrinkSettings, as_vlm, check, told_to_search
+from das_gym.adapt.shrink.settings import ShrinkSettings, told_to_search
 
 from das_gym.commandline import used
 from das_gym.config import build, part_of
-from das_gym.experiment import ProblemSettings, RunsExperiment, required_folder
+from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.files import damage_named, read_json, write_json, write_text
 from das_gym.problem.budget import BudgetSettings
+from das_gym.problem.config import ProblemSettings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.runs import find_run, library_versions

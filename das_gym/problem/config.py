@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.commandline import typed
-from das_gym.config import check_names
+from das_gym.config import check_names, part_of
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, TASKS, find_environment
+from das_gym.runs import ResumableSettings
 
 SIZES = ("mini", "base")
 
@@ -169,3 +170,12 @@ def problem_words(config: ProblemConfig, *more: str) -> str:
 def supernet_command(config: ProblemConfig) -> str:
     """The command that trains a supernet for a configuration."""
     return typed("adapt supernet", problem_words(config))
+
+
+@dataclass(frozen=True)
+class ProblemSettings(ResumableSettings, ProblemConfig):
+    """The settings of a command about one model and its data."""
+
+    def problem(self) -> ProblemConfig:
+        """Model and data."""
+        return part_of(ProblemConfig, self)

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from das_gym.adapt import shrink_experiment
 from das_gym.adapt.adapt_experiment import SearchFirst
 from das_gym.adapt.commands import search_first, searching_agents
-from das_gym.adapt.shrink import verifying
+from das_gym.adapt.shrink import checks, verifying, work
+from das_gym.adapt.shrink.checks import check_dtype
 from das_gym.adapt.shrink.compare_experiment import CompareExperiment
+from das_gym.adapt.shrink.settings import PENDING, SHARE, ShrinkSettings
 from das_gym.adapt.shrink.verifying import NotTheSameError
-from das_gym.adapt.shrink_experiment import ShrinkExperiment, ShrinkSettings, check_dtype
+from das_gym.adapt.shrink_experiment import ShrinkExperiment
 from das_gym.adapt.training import Trainer
 
 from das_gym.experiment import RunError, run_folder
@@ -53,7 +54,7 @@ def shrink(given: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
 def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fresh process, which takes seconds: what one says is what is wanted of it."""
     found = verifying.Verified(3, 0.0, ("with a cache",), 1000)
-    monkeypatch.setattr(shrink_experiment, "verify", lambda *_: found)
+    monkeypatch.setattr(work, "verify", lambda *_: found)
 
 
 @pytest.mark.slow
@@ -129,7 +130,7 @@ def test_a_folder_that_is_not_the_model_is_removed(
     def wrong(*_: Any) -> None:
         raise NotTheSameError("the logits are 0.5 of their largest away")
 
-    monkeypatch.setattr(shrink_experiment, "verify", wrong)
+    monkeypatch.setattr(work, "verify", wrong)
     with pytest.raises(RunError, match=r"the logits are 0\.5 of their largest away"):
         shrink(mask=(0, 1, 0, 0), recover="none", out=str(tmp_path / "out"))
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
@@ -203,7 +204,7 @@ def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
     original = Path.replace
 
     def stopping(path: Path, target: Path) -> Path:
-        if path.name == shrink_experiment.PENDING:
+        if path.name == PENDING:
             if after:
                 original(path, target)
             raise KeyboardInterrupt
@@ -214,7 +215,7 @@ def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
         with pytest.raises(KeyboardInterrupt):
             shrink(mask=(0, 1, 0, 0), recover="none", out=str(tmp_path / "out"))
     run = tmp_path / "runs" / "1"
-    record = read_json(run / ("shrink.json" if after else shrink_experiment.PENDING))
+    record = read_json(run / ("shrink.json" if after else PENDING))
     assert (run / "shrink.json").exists() is after
     saved = (tmp_path / "out" / "config.json").read_bytes()
     resumed = ShrinkExperiment().run(config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs")})
@@ -319,19 +320,19 @@ def test_a_disk_that_is_too_full_is_told_first(shrink: Callable[..., Any], tmp_p
 
 def test_a_type_that_the_machine_lacks(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]):
     source = Path(given["checkpoint"])
-    monkeypatch.setattr(shrink_experiment, "bfloat16_hardware", lambda _: None)
+    monkeypatch.setattr(checks, "bfloat16_hardware", lambda _: None)
     check_dtype(torch.float32, torch.device("cpu"), source)
     with pytest.raises(ValueError, match=r"are bfloat16, for which this cpu has no instructions: pass dtype=float32"):
         check_dtype(torch.bfloat16, torch.device("cpu"), source)
-    monkeypatch.setattr(shrink_experiment, "bfloat16_hardware", lambda _: "amx_bf16")
+    monkeypatch.setattr(checks, "bfloat16_hardware", lambda _: "amx_bf16")
     check_dtype(torch.bfloat16, torch.device("cpu"), source)
     with pytest.raises(ValueError, match=r"are float16, .*dtype=float16 to compute in it slowly"):
         check_dtype(torch.float16, torch.device("cpu"), source)
 
 
 def test_nothing_bundled_is_told(shrink: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    entry = shrink_experiment.MODELS["VLM"]
-    monkeypatch.setitem(shrink_experiment.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
+    entry = checks.MODELS["VLM"]
+    monkeypatch.setitem(checks.MODELS, "VLM", entry.__class__(**{**entry.__dict__, "assets": None}))
     with pytest.raises(RunError, match=r"no VLM is bundled here: pass checkpoint=<the folder"):
         shrink(never, checkpoint=None)
 
@@ -339,7 +340,7 @@ def test_nothing_bundled_is_told(shrink: Callable[..., Any], monkeypatch: pytest
 def test_what_the_search_is_told(given: dict[str, str]):
     experiment = ShrinkExperiment()
     told = experiment.search_settings({**given, "dtype": "float32", "seed": 3, "search": {"agent": "greedy"}})
-    assert told["macs_saved"] == shrink_experiment.SHARE
+    assert told["macs_saved"] == SHARE
     assert (told["env_id"], told["agent"], told["seed"]) == ("DAS-VLM-Answering-v0", "greedy", 3)
     assert told["env_kwargs"] == {"dtype": "float32"}
     assert "dtype" not in told

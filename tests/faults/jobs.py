@@ -161,16 +161,17 @@ def answering_in(folder: Path) -> dict[str, Any]:
 
 
 def _shrink(folder: Path) -> Job:
-    from das_gym.adapt import shrink_experiment
+    from das_gym.adapt.shrink import work
     from das_gym.adapt.shrink.verifying import Verified
+    from das_gym.adapt.shrink_experiment import ShrinkExperiment
 
     checked = Verified(3, 0.0, ("with a cache",), 1000)
-    shrink_experiment.verify = lambda *_: checked  # without a fresh process, which writes nothing
+    work.verify = lambda *_: checked  # without a fresh process, which writes nothing
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
     quick = {"steps": 2, "latency_blocks": 1, "peak_memory": False, "save_every": 1}
 
     def run(settings: dict[str, Any]) -> Any:
-        return shrink_experiment.ShrinkExperiment().run(config_updates=settings)
+        return ShrinkExperiment().run(config_updates=settings)
 
     return Job(run, ("model.safetensors", "config.json"), {**given, **quick}, out="smaller")
 

@@ -1,0 +1,195 @@
+"""What is refused before anything is searched, trained or written."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from das_gym.adapt.adapt_experiment import check_test_images
+from das_gym.adapt.memory import free_bytes
+from das_gym.adapt.shrink.cutting import check_shared, check_units, cut
+from das_gym.adapt.shrink.das_adapters import check_places
+from das_gym.adapt.shrink.recovery import rows_used
+from das_gym.adapt.shrink.saving import check_out, loaded_dtype, weight_files
+from das_gym.adapt.shrink.settings import ShrinkSettings, is_saved
+from das_gym.adapt.shrink.verifying import check_generates, questions
+
+from das_gym.engine.precision import bfloat16_hardware
+from das_gym.models.base import bytes_of
+from das_gym.models.transformers.model import VLM
+from das_gym.problem.budget import Budget, pick_budget
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
+from das_gym.problem.mask_cost import SAVED
+from das_gym.problem.unit_latency import cost_of
+from das_gym.registration import MODELS
+from das_gym.runs import find_run
+
+LONGEST = 8
+"""Prompts of each split whose length is looked at before anything begins: those of most characters."""
+
+
+def source_of(problem: ProblemConfig) -> Path:
+    """The folder of the weights.
+
+    Raises:
+        ValueError: none is given and none is bundled.
+        FileNotFoundError: it is none of transformers.
+    """
+    if problem.checkpoint is not None:
+        if not (Path(problem.checkpoint) / "config.json").is_file():
+            raise FileNotFoundError(f"{problem.checkpoint} holds no config.json: pass the folder of a model of transformers")
+        return Path(problem.checkpoint)
+    folder = MODELS[problem.model].assets
+    if folder is None or not (folder / "config.json").is_file():
+        raise ValueError(f"no {problem.model} is bundled here: pass checkpoint=<the folder of a model of transformers>")
+    return folder
+
+
+def check(settings: ShrinkSettings) -> None:
+    """Refuse whatever can be told before a search or a run begins; the model is loaded, and stays so.
+
+    Raises:
+        ValueError, FileNotFoundError: the reason.
+    """
+    if settings.resume is not None and is_saved(settings, find_run(settings.runs_dir, settings.resume)):
+        return
+    choice = settings.choice()
+    problem = settings.problem() if choice is None else choice.problem
+    check_place(settings, problem)
+    loaded = load_problem(problem)
+    check_loaded(settings, loaded, None if choice is None else choice.mask)
+    test = shuffled(loaded.task, loaded.splits.test, settings.test_examples)
+    check_test_images(loaded.task, test)
+    check_longest(loaded, test)
+    train = loaded.splits.train
+    if settings.recover != "none" and len(train):
+        check_longest(loaded, [train[row] for row in sorted(rows_used(len(train), settings.recovery()))])
+
+
+def check_place(settings: ShrinkSettings, problem: ProblemConfig) -> None:
+    """What can be told without loading the model: where it goes, room on the disk, whether this machine has its type.
+
+    Raises:
+        ValueError: the reason.
+    """
+    source = source_of(problem)
+    room = sum(path.stat().st_size for path in weight_files(source))
+    out = Path(settings.out) if settings.out is not None else Path(settings.runs_dir) / "new" / "model"
+    check_out(out, source, room)
+    check_units(problem.units)
+    if problem.device_map is not None:
+        raise ValueError(
+            f"device_map={problem.device_map}: a model is shrunk on one device; leave device_map out, or pass device="
+        )
+    check_problem(problem)
+    if problem.dtype in (None, "auto"):
+        check_dtype(loaded_dtype(source), pick_device(problem.device), source)
+
+
+def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
+    """Refuse weights of a type for which this machine has no instructions; `dtype=` computes in another one.
+
+    Raises:
+        ValueError: it has none.
+    """
+    lacks = device.type == "cpu" and (
+        dtype == torch.float16 or (dtype == torch.bfloat16 and bfloat16_hardware(device) is None)
+    )
+    if lacks or (dtype == torch.bfloat16 and device.type == "cuda" and bfloat16_hardware(device) is None):
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the weights in {source} are {name}, for which this {device.type} has no instructions: pass dtype=float32 to "
+            f"compute in that (the new folder is saved in {name} all the same), or dtype={name} to compute in it slowly"
+        )
+
+
+def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | None) -> None:
+    """What needs the model: shared weights, a budget or a mask that it does not allow.
+
+    Raises:
+        ValueError: the reason.
+    """
+    vlm = as_vlm(problem)
+    check_shared(vlm.model, vlm.tower is not None)
+    check_memory(vlm)
+    if settings.recover == "adapters":
+        check_places(vlm)
+    if mask is None:
+        bound(settings, problem, settings.budget)
+        return
+    if not vlm.check_mask(mask).any():
+        raise ValueError("the mask skips nothing: there is nothing to delete; give one with a 1, or macs_saved=")
+    budget = bound(settings, problem, settings.asked or {"skip_num": None})
+    if not budget.is_kept_by(mask[None])[0]:
+        cost = cost_of(problem, "macs_saved") if budget.cost is None else budget.cost
+        raise ValueError(
+            f"the mask skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the {SAVED[cost.setting]}, and "
+            f"not {budget.describe()}: leave {next(iter(settings.asked))} out, or the mask"
+        )
+    check_answers(problem, mask)
+
+
+def check_answers(problem: Problem, mask: np.ndarray) -> None:
+    """Refuse a mask without whose layers the model does not generate as it should.
+
+    Raises:
+        ValueError: the reason.
+    """
+    vlm = as_vlm(problem)
+    check_generates(cut(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
+
+
+def check_memory(vlm: VLM) -> None:
+    """Refuse a model beside which there is no room for the smaller one, which a process of its own loads to check it.
+
+    Raises:
+        ValueError: how much is needed and how much is free.
+    """
+    needed, free = bytes_of(list(vlm.model.parameters())), free_bytes(vlm.device)
+    if needed > free:
+        raise ValueError(
+            "the saved folder is loaded once more, in a process of its own, to check it: that takes up to "
+            f"{needed / 1e9:.1f} GB beside this one, and {free / 1e9:.1f} GB of memory are free: make room, or use a "
+            "smaller dtype"
+        )
+
+
+def check_longest(problem: Problem, examples: Sequence[Any]) -> None:
+    """Encode the examples of the longest texts: one that is too long for the model is named before anything is searched.
+
+    Raises:
+        ValueError: names it.
+    """
+    processor: Any = problem.task.processor
+    prompts = ((prompt, example) for example in examples for prompt in problem.task.pairs([example]))
+    for prompt, example in heapq.nlargest(LONGEST, prompts, key=lambda each: len(each[0].text)):
+        try:
+            processor.encode(prompt)
+        except ValueError as error:
+            raise ValueError(f"{example.key}: {error}") from error
+
+
+def bound(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
+    """A budget of the problem's model; latency is that of `search.latency_batch` prompts at a time, one unless it is told.
+
+    Raises:
+        ValueError: no mask can keep it.
+    """
+    batch = settings.search.get("latency_batch", 1)
+    return pick_budget(len(problem.layer_names), budget, lambda setting: cost_of(problem, setting, batch))
+
+
+def as_vlm(problem: Problem) -> VLM:
+    """Its model.
+
+    Raises:
+        TypeError: another family's.
+    """
+    if not isinstance(problem.vlp, VLM):
+        raise TypeError(f"shrink needs a model of transformers, not a {type(problem.vlp).__name__}")
+    return problem.vlp
