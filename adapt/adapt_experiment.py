@@ -39,7 +39,7 @@ from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_fold
 from das_gym.files import read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_settings
-from das_gym.problem.loading import check_problem, load_splits
+from das_gym.problem.loading import check_problem, load_problem, load_splits
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import find_run
@@ -349,6 +349,20 @@ class AdaptExperiment(SearchingExperiment):
         self.add_settings(AdaptSettings, _check)
         self.search_with(search_first, agents)
         self.main(adapt)
+
+    def check_first(self, given: Mapping[str, Any]) -> None:
+        """Open the test pictures before a search; the problem is loaded for it, and stays so.
+
+        Raises:
+            RunError: one is damaged, or a setting is refused.
+        """
+        try:
+            settings = build(AdaptSettings, given)
+            if settings.mask is None and settings.search_run is None and settings.front is None:
+                problem = load_problem(settings.problem())
+                check_test_images(problem.task, problem.splits.test)
+        except MISTAKES as error:
+            raise RunError(str(error)) from error
 
 
 def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:

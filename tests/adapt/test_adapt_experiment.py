@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,10 @@ class SearchedError(Exception):
         (("bandit",), {"search": {"agent": "random"}, "device": "cpu"}, {"agent": "random", "device": "cpu"}),
     ],
 )
-def test_what_the_search_is_told(names: tuple[str, ...], given: dict[str, Any], asked: dict[str, Any]):
+def test_what_the_search_is_told(
+    names: tuple[str, ...], given: dict[str, Any], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(AdaptExperiment, "check_first", lambda *_: None)  # which loads the model
     told: dict[str, Any] = {}
 
     def search_first(settings: dict[str, Any]) -> int:
@@ -165,6 +169,21 @@ def test_what_the_search_is_told(names: tuple[str, ...], given: dict[str, Any], 
     with pytest.raises(SearchedError):
         AdaptExperiment(search_first, searching_agents).run(config_updates=given, named_configs=names)
     assert asked.items() <= told.items()
+
+
+def test_a_damaged_test_picture_is_named_before_anything_is_searched(tmp_path: Path, small_kwargs: dict[str, str]):
+    data = tmp_path / "data"
+    shutil.copytree(small_kwargs["data_root"], data)
+    for path in (data / "val2014").glob("*"):
+        path.write_bytes(b"no picture")
+
+    def never(settings: dict[str, Any]) -> int:
+        raise AssertionError(settings)
+
+    updates = {**small_kwargs, "data_root": str(data), "runs_dir": str(tmp_path / "runs")}
+    with pytest.raises(RunError, match=r"val2014.* cannot be read"):
+        AdaptExperiment(never, searching_agents).run(config_updates=updates)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def front_of(folder: Path) -> None:
