@@ -32,9 +32,10 @@ from das_gym.models.transformers.model import VLM
 from das_gym.runs import progress
 from das_gym.tasks.base import Task
 
-RATE, RATE_WIDTH = 1e-3, 80
-"""Peak learning rate on the bundled model, better there than 1e-4 (`python -m benchmarks.recovery`), and its width. The
-root leads to about what is usual for billions of parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
+RATES = {"lora": 1e-3, "adapters": 1e-3, "full": 1e-4, "none": 0.0}
+RATE_WIDTH = 80
+"""Peak learning rates on the bundled model, the best there of a small grid (`python -m benchmarks.recovery`), and its width.
+The root leads to about what is usual for billions of parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
 
 WIDTHS = ("rank", "alpha", "bottleneck", "skip_bottleneck")
 LARGE_TEACHER = 2**30
@@ -51,8 +52,8 @@ class RecoveryConfig:
         seed: Of the order of examples and of LoRA's start.
         steps: Training steps.
         batch_size: Examples a step, at most as many as there are.
-        learning_rate: Peak; None is `RATE` for a decoder as wide as the bundled one, and falls with the root of the width:
-            1.4e-4 at 4,096.
+        learning_rate: Peak; None is that of `RATES` for a decoder as wide as the bundled one, and falls with the root of the
+            width: 1.4e-4 at 4,096 for LoRA and adapters, 1.4e-5 for all parameters.
         warmup: Share of the steps; a cosine to 0 follows.
         weight_decay: Of matrices.
         rank: LoRA's.
@@ -97,7 +98,9 @@ class RecoveryConfig:
 
     def rate(self, hidden_size: int) -> float:
         """The peak learning rate of a decoder of that width."""
-        return RATE * math.sqrt(RATE_WIDTH / hidden_size) if self.learning_rate is None else self.learning_rate
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return RATES[self.recover] * math.sqrt(RATE_WIDTH / hidden_size)
 
     def widths(self, hidden_size: int) -> tuple[int, int]:
         """Of adapters before attention and MLP, and of those in the place of deleted layers."""
