@@ -32,7 +32,7 @@ from das_gym.models.transformers.model import VLM
 from das_gym.runs import progress
 from das_gym.tasks.base import Task
 
-RATES = {"lora": 1e-3, "adapters": 1e-3, "full": 1e-4, "none": 0.0}
+RATES = {"lora": 1e-3, "adapters": 3e-3, "full": 1e-4, "none": 0.0}
 RATE_WIDTH = 80
 """Peak learning rates on the bundled model, the best there of a small grid (`python -m benchmarks.recovery`), and its width.
 The root leads to about what is usual for billions of parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
@@ -53,7 +53,7 @@ class RecoveryConfig:
         steps: Training steps.
         batch_size: Examples a step, at most as many as there are.
         learning_rate: Peak; None is that of `RATES` for a decoder as wide as the bundled one, and falls with the root of the
-            width: 1.4e-4 at 4,096 for LoRA and adapters, 1.4e-5 for all parameters.
+            width: at 4,096 1.4e-4 for LoRA, 4.2e-4 for adapters, 1.4e-5 for all parameters.
         warmup: Share of the steps; a cosine to 0 follows.
         weight_decay: Of matrices.
         rank: LoRA's.
