@@ -124,6 +124,7 @@ def test_without_recovery_a_mask_and_nothing_else(
     assert "<td>" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_the_model_is_removed(
     shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

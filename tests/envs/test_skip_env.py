@@ -228,6 +228,7 @@ def test_renders_the_last_mask(tiny_kwargs: dict[str, str]):
     assert words.startswith("skipped text.0, text.3, image.1, image.5: reward")
 
 
+@pytest.mark.slow
 def test_any_number_of_layers_without_a_budget(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", skip_num=None, reward_examples=8, **tiny_kwargs)
     env.reset(seed=0)

@@ -52,6 +52,7 @@ def test_a_skipped_layer_of_meter_is_left_out(meter: Problem):
     assert full != skipped
 
 
+@pytest.mark.slow
 def test_its_head_is_the_checkpoints(meter: Problem, fine_tuned: Path):
     theirs = load_checkpoint(fine_tuned).heads["vqa_classifier"]
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in meter.head.state_dict().items())

@@ -158,6 +158,7 @@ CLUES: dict[str, Callable[[str, ScenePair], Hashable]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", STATEMENT_FAMILIES)
 @pytest.mark.parametrize("clue", CLUES)
 def test_one_scene_or_the_text_alone_is_at_chance(family: str, clue: str):
