@@ -58,6 +58,7 @@ def test_its_head_is_the_checkpoints(meter: Problem, fine_tuned: Path):
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in meter.head.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_gaps_is_refused(fine_tuned: Path, tmp_path: Path):
     folder = shutil.copytree(fine_tuned, tmp_path / "model")
     file = read_tensors(folder / "model.safetensors")

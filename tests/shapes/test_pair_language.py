@@ -165,6 +165,7 @@ def test_one_scene_or_the_text_alone_is_at_chance(family: str, clue: str):
     assert abs(guessed(family, CLUES[clue]) - 0.5) < 0.06, clue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", STATEMENT_FAMILIES)
 def test_the_text_and_both_scenes_are_enough(family: str):
     def both(text: str, pair: ScenePair) -> Hashable:
