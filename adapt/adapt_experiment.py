@@ -56,19 +56,18 @@ SearchFirst = Callable[[dict[str, Any]], int]
 
 
 @dataclass(frozen=True)
-class AdaptSettings(FinetuneConfig, ProblemSettings):
-    """The settings of `python -m adapt`: those of fine-tuning, of model and data (a search run brings its own), and these.
+class ChoosingSettings:
+    """Which mask a command takes: one's own, a search's, or a front's.
 
     Attributes:
         search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
         front: Id of a run of `python -m agents pareto`, whose point number `point` to use, with its model and data.
         point: Which of its points, from 0 on.
         mask: A mask of one's own: 0 or 1 a layer, 1 = skipped.
-        search: Settings of `python -m agents` for the search that comes first where neither a run nor a mask is
-            given, as in `search.evaluations=100`; an agent's name alone is `search.agent`.
-        refine: So many of the search's best masks are fine-tuned for a while, and the best of them then takes its mask's
+        search: Settings of `python -m agents` for the search that comes first where nothing else is given, as in
+            `search.evaluations=100`; an agent's name alone is `search.agent`.
+        refine: So many of the search's best masks are trained for a while, and the best of them then takes its mask's
             place, see `das_gym.adapt.refining`; 1 trusts the search.
-        rank_images: Most test images that retrieval ranks, with all of their texts; None = all.
     """
 
     search_run: int | None = None
@@ -77,14 +76,49 @@ class AdaptSettings(FinetuneConfig, ProblemSettings):
     mask: tuple[int, ...] | None = None
     search: dict[str, Any] = field(default_factory=dict)
     refine: int = 1
+
+    def check_chosen(self, one: str = "skip") -> None:
+        """Refuse settings that choose a mask twice, or not at all where they begin to, or among one mask or none.
+
+        Args:
+            one: What a 1 in a mask means, for the message.
+
+        Raises:
+            ValueError: the reason.
+        """
+        mask, runs = self.mask, {"search_run": self.search_run, "front": self.front}
+        given = ["mask"] * (mask is not None) + [f"{name}={run}" for name, run in runs.items() if run is not None]
+        if len(given) > 1:
+            raise ValueError(f"both {' and '.join(given)} are given; give one of them")
+        if self.front is not None and self.point is None:
+            raise ValueError(f"front={self.front} needs the number of one of its points: give point=3, say")
+        if self.point is not None and (self.front is None or self.point < 0):
+            raise ValueError(
+                f"point={self.point} is the number, from 0 on, of a point of a front: give it with front=<run id>"
+            )
+        if mask is not None and not set(mask) <= {0, 1}:
+            raise ValueError(f"mask={list(mask)} holds other values than 0 (keep) and 1 ({one})")
+        if self.refine < 1:
+            raise ValueError(f"refine={self.refine} is not allowed; use 1 or more")
+        if self.refine > 1 and (mask is not None or self.front is not None):
+            raise ValueError(f"refine={self.refine} chooses among the masks of a search; leave out mask, front and point")
+
+
+@dataclass(frozen=True)
+class AdaptSettings(FinetuneConfig, ProblemSettings, ChoosingSettings):
+    """The settings of `python -m adapt`: of fine-tuning, model and data (a search run brings its own), mask, and this.
+
+    Attributes:
+        rank_images: Most test images that retrieval ranks, with all of their texts; None = all.
+    """
+
     rank_images: int | None = RANKED_IMAGES
 
     def __post_init__(self) -> None:
         FinetuneConfig.__post_init__(self)
         ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
-        check_refine(self.refine, self.mask, self.front)
-        check_chosen(self.mask, self.search_run, self.front, self.point)
+        self.check_chosen()
 
     def finetuning(self) -> FinetuneConfig:
         """The settings of fine-tuning alone."""
@@ -183,45 +217,6 @@ def fronted(runs_dir: str, run: int, point: int, given: Mapping[str, Any]) -> Ch
     return Choice(np.array(chosen["mask"], dtype=bool), _problem(record, path, run, given), remark)
 
 
-def check_chosen(
-    mask: Sequence[int] | None, search_run: int | None, front: int | None, point: int | None, one: str = "skip"
-) -> None:
-    """Refuse settings that choose a mask twice, or not at all where they begin to.
-
-    Args:
-        mask: One that is given.
-        search_run: Id of a search.
-        front: Id of a search of a whole front.
-        point: Which of the front's.
-        one: What a 1 in a mask means, for the message.
-
-    Raises:
-        ValueError: the reason.
-    """
-    given = [f"{name}={value}" for name, value in (("search_run", search_run), ("front", front)) if value is not None]
-    given = [*(["mask"] if mask is not None else []), *given]
-    if len(given) > 1:
-        raise ValueError(f"both {' and '.join(given)} are given; give one of them")
-    if front is not None and point is None:
-        raise ValueError(f"front={front} needs the number of one of its points: give point=3, say")
-    if point is not None and (front is None or point < 0):
-        raise ValueError(f"point={point} is the number, from 0 on, of a point of a front: give it with front=<run id>")
-    if mask is not None and not set(mask) <= {0, 1}:
-        raise ValueError(f"mask={list(mask)} holds other values than 0 (keep) and 1 ({one})")
-
-
-def check_refine(refine: int, mask: Sequence[int] | None, front: int | None) -> None:
-    """Refuse to choose among one mask, or none.
-
-    Raises:
-        ValueError: the reason.
-    """
-    if refine < 1:
-        raise ValueError(f"refine={refine} is not allowed; use 1 or more")
-    if refine > 1 and (mask is not None or front is not None):
-        raise ValueError(f"refine={refine} chooses among the masks of a search; leave out mask, front and point")
-
-
 def _front(path: Path) -> dict[str, Any]:
     """The record of a front.
 
@@ -309,7 +304,11 @@ class SearchingExperiment(RunsExperiment):
         return _search_settings(given)
 
     def check_first(self, given: Mapping[str, Any]) -> None:
-        """Raise for whatever can be told before a run begins, however long it takes to find out."""
+        """Raise for whatever can be told before a search or a run begins, however long it takes to find out.
+
+        Raises:
+            ValueError, TypeError, FileNotFoundError: the reason.
+        """
 
     def run(
         self,
@@ -327,7 +326,10 @@ class SearchingExperiment(RunsExperiment):
         begins = command_name in (None, self.default_command) and whole.get("resume") is None
         chosen = any(whole.get(name) is not None for name in ("mask", "search_run", "front"))
         if begins:
-            self.check_first(whole)
+            try:
+                self.check_first(whole)
+            except MISTAKES as error:
+                raise RunError(str(error)) from error
         if self.search_first is not None and begins and not chosen:
             search = partial(self.search_first, self.search_settings(whole))
             given["search_run"] = of_first(search)
@@ -354,15 +356,12 @@ class AdaptExperiment(SearchingExperiment):
         """Open the test pictures before a search; the problem is loaded for it, and stays so.
 
         Raises:
-            RunError: one is damaged, or a setting is refused.
+            ValueError, TypeError, FileNotFoundError: one is damaged, or a setting is refused.
         """
-        try:
-            settings = build(AdaptSettings, given)
-            if settings.mask is None and settings.search_run is None and settings.front is None:
-                problem = load_problem(settings.problem())
-                check_test_images(problem.task, problem.splits.test)
-        except MISTAKES as error:
-            raise RunError(str(error)) from error
+        settings = build(AdaptSettings, given)
+        if settings.mask is None and settings.search_run is None and settings.front is None:
+            problem = load_problem(settings.problem())
+            check_test_images(problem.task, problem.splits.test)
 
 
 def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ one than its first steps do. Masks are judged by their loss on the reward split.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,9 +95,12 @@ def halve(masks: Sequence[np.ndarray], steps: int, folder: Path, train: Train) -
     return rounds
 
 
-def candidates(mask: np.ndarray, others: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """So many of a search's masks, its answer first; fewer, and a line that says so, where it saw fewer."""
-    masks = [mask, *others][:count]
+def candidates(mask: np.ndarray, others: Iterable[np.ndarray], count: int) -> list[np.ndarray]:
+    """So many of a search's masks, its answer first; fewer, and a line that says so, where it saw fewer.
+
+    Of the others no more are taken than that needs.
+    """
+    masks = [mask, *itertools.islice(others, count - 1)]
     if 1 < len(masks) < count:
         print(f"the search saw {len(masks)} masks that keep the budget: all are tried")
     return masks
@@ -125,13 +129,13 @@ def refine(
     Raises:
         ValueError: what lies there is damaged.
     """
-    encoders: list[EncoderCache] = []
+    encoder: EncoderCache | None = None
 
     def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
+        nonlocal encoder
         subnet = cut_subnet(problem, splits, mask)
-        if not encoders:
-            encoders.append(EncoderCache(subnet.backbone.vlp, subnet.task.processor, int(config.encoder_cache_gib * 2**30)))
-        finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, checkpoint, encoder=encoders[0])
+        encoder = encoder or EncoderCache(subnet.backbone.vlp, subnet.task.processor, int(config.encoder_cache_gib * 2**30))
+        finetune(subnet, splits, dataclasses.replace(config, steps=steps), title, checkpoint, encoder=encoder)
         return of_first(partial(_held_out, subnet, splits, title))
 
     return halve(masks, config.steps, folder, train)

@@ -24,7 +24,7 @@ from das_gym.adapt.adapt_experiment import Choice, SearchFirst, SearchingExperim
 from das_gym.adapt.refining import Round, candidates, taken
 from das_gym.adapt.run_report import SearchReport, run_report
 from das_gym.adapt.shrink.checks import as_vlm, check, check_answers
-from das_gym.adapt.shrink.recovery import RecoveryConfig, Teacher, ask
+from das_gym.adapt.shrink.recovery import Teacher, ask_for_all
 from das_gym.adapt.shrink.refining import refine
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.settings import (
@@ -43,7 +43,7 @@ from das_gym.commandline import typed
 from das_gym.config import build
 from das_gym.drawing.command import REPORT
 from das_gym.drawing.report import write_report
-from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder, run_folder
+from das_gym.experiment import RunsExperiment, required_folder, run_folder
 from das_gym.files import damage_named, read_json
 from das_gym.problem.loading import Problem, load_problem
 
@@ -81,15 +81,8 @@ class ShrinkExperiment(SearchingExperiment):
                 print(f"report: {write_report(folder / REPORT, [run_report(folder, search_report)])}")
 
     def check_first(self, given: Mapping[str, Any]) -> None:
-        """Raise for whatever can be told before a search or a run begins; the model is loaded, and stays so.
-
-        Raises:
-            RunError: the reason.
-        """
-        try:
-            check(build(ShrinkSettings, given))
-        except MISTAKES as error:
-            raise RunError(str(error)) from error
+        """As `check`."""
+        check(build(ShrinkSettings, given))
 
     def search_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the search is told."""
@@ -118,7 +111,7 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         print(choice.remark)
     out = place_of(settings, folder)
     problem = load_problem(choice.problem)
-    teacher = teacher_of(problem, settings.recovery())
+    teacher = ask_for_all(as_vlm(problem), problem.task, problem.splits.train, settings.recovery())
     choice, rounds = refined(choice, problem, settings, folder, teacher)
     work = Work(settings, choice, problem, out, teacher, rounds)
     comparison = work.run(folder, _run.log_scalar)
@@ -133,18 +126,12 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     return comparison.final.score
 
 
-def teacher_of(problem: Problem, config: RecoveryConfig) -> Teacher | None:
-    """What the whole model says to the examples of recovery; None where nobody asks, or a mask decides what is asked."""
-    if config.recover == "none" or config.of_layers or not len(problem.splits.train):
-        return None
-    return ask(as_vlm(problem), problem.task, problem.splits.train, config, ())
-
-
 def refined(
     choice: Choice, problem: Problem, settings: ShrinkSettings, folder: Path, teacher: Teacher | None
 ) -> tuple[Choice, list[Round]]:
     """The mask to delete, where several of a search's are to be tried; and what they came to."""
-    masks = [mask for mask in candidates(choice.mask, choice.others, settings.refine) if answers(problem, mask)]
+    others = (mask for mask in choice.others if answers(problem, mask))  # its own was checked before the run
+    masks = candidates(choice.mask, others, settings.refine)
     if len(masks) < 2:
         return choice, []
     rounds = refine(problem, as_vlm(problem), masks, settings.recovery(), folder, teacher)

@@ -13,7 +13,7 @@ import numpy as np
 from das_gym.adapt.report import WIDTH
 from das_gym.adapt.shrink.cutting import cut, drawn
 from das_gym.adapt.shrink.generation import generate, interval, scored
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask_for_all
 from das_gym.adapt.shrink.report import loss_of
 
 from das_gym.drawing.markdown import markdown_table
@@ -145,8 +145,7 @@ class Judge:
             return None, None
         student, started = cut(self.whole, mask), time.perf_counter()
         task, examples = self.problem.task, self.problem.splits.train
-        if self._teacher is None and not self.recovery.of_layers:  # which layers' vectors are wanted depends on the mask
-            self._teacher = ask(self.whole, task, examples, self.recovery, ())
+        self._teacher = self._teacher or ask_for_all(self.whole, task, examples, self.recovery)
         checkpoint = None if self.folder is None else _checkpoint(self.folder, title)
         Recovery(student, self.whole, task, examples, self.recovery, checkpoint, self._teacher).run()
         return self.quality(student, f"{title}, recovered"), time.perf_counter() - started

@@ -241,6 +241,13 @@ def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig,
     return Teacher(whole, task, task.open_ended([examples[row] for row in numbers]), used, size, read)
 
 
+def ask_for_all(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
+    """As `ask`, once for recoveries of any masks; None where none asks, or a mask decides what is asked."""
+    if config.recover == "none" or config.of_layers or not len(examples):
+        return None
+    return ask(whole, task, examples, config, ())
+
+
 def own_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Give a module parameters of its own, copies of those that it shared, which train; they are returned."""
     own: list[nn.Parameter] = []

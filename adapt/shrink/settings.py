@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.adapt_experiment import Choice, check_chosen, check_refine, fronted, searched, told_to_any_search
+from das_gym.adapt.adapt_experiment import Choice, ChoosingSettings, fronted, searched, told_to_any_search
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 
 from das_gym.config import part_of
@@ -31,20 +31,15 @@ IN_ENV_KWARGS = ("units", "vision", "dtype", "device_map", "trust_remote_code")
 
 
 @dataclass(frozen=True)
-class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
-    """The settings of `python -m adapt shrink`: of recovery, of model and data (a search run brings its own), and these.
+class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings, ChoosingSettings):
+    """The settings of `python -m adapt shrink`: of recovery, model and data (a search run brings its own), mask, and these.
 
     The budget is the search's, and a mask that is given has to keep it, too.
 
     Attributes:
         out: The folder to write; None is `model` in the run's folder.
         skip_num: Budget: exactly how many layers to delete; None, with no share to save either, is `macs_saved=0.2`.
-        search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
-        front, point: Or id of a run of `python -m agents pareto`, and which of its points, from 0 on.
         mask: A mask of one's own: 0 or 1 a layer, 1 = deleted.
-        search: Settings of `python -m agents` for the search that comes first, as in `search.evaluations=100`.
-        refine: So many of the search's best masks are recovered for a while, and the best of them then takes its mask's
-            place, see `das_gym.adapt.refining`; 1 trusts the search.
         test_examples: Most test examples that are answered and scored; None = all.
         generate_batch_size: Prompts that are answered at a time.
         latency_blocks: Timed blocks of each model.
@@ -55,12 +50,6 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
     task: str = "answering"
     out: str | None = None
     skip_num: int | None = None
-    search_run: int | None = None
-    front: int | None = None
-    point: int | None = None
-    mask: tuple[int, ...] | None = None
-    search: dict[str, Any] = field(default_factory=dict)
-    refine: int = 1
     test_examples: int | None = 500
     generate_batch_size: int = 8
     latency_blocks: int = 9
@@ -73,8 +62,7 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
         for name in ("test_examples", "generate_batch_size", "latency_blocks"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more")
-        check_chosen(self.mask, self.search_run, self.front, self.point, one="delete")
-        check_refine(self.refine, self.mask, self.front)
+        self.check_chosen(one="delete")
         if self.refine > 1 and self.recover == "none":
             raise ValueError(f"refine={self.refine} judges masks by what recovery leaves: leave it out, or recover=none")
         if MODELS[self.model].reads != "prompts":

@@ -11,7 +11,7 @@ import pytest
 from das_gym.adapt import refining
 from das_gym.adapt.adapt_experiment import AdaptSettings
 from das_gym.adapt.finetune import FinetuneConfig
-from das_gym.adapt.refining import CHECKPOINTS, REFINED, Round, lengths, refine
+from das_gym.adapt.refining import CHECKPOINTS, REFINED, Round, candidates, lengths, refine
 from das_gym.agents.searching.record import Turn, best_rows
 
 from das_gym.problem.config import ProblemConfig
@@ -68,6 +68,23 @@ def test_masks_are_halved_until_one_is_left_and_a_stop_changes_nothing(
     assert refine(problem, splits, MASKS, CONFIG, tmp_path) == whole
     assert len(trained) == 1 + sum(len(each.losses) for each in whole)
     assert not list(tmp_path.glob(CHECKPOINTS))
+
+
+def test_of_other_masks_no_more_are_looked_at_than_are_tried(capsys: pytest.CaptureFixture[str]):
+    seen: list[int] = []
+
+    def others():
+        for number in range(1, 3):
+            seen.append(number)
+            yield MASKS[number]
+
+    assert len(candidates(MASKS[0], others(), 1)) == 1
+    assert not seen
+    np.testing.assert_array_equal(candidates(MASKS[0], others(), 2), MASKS[:2])
+    assert seen == [1]
+    assert capsys.readouterr().out == ""
+    np.testing.assert_array_equal(candidates(MASKS[0], others(), 5), MASKS)
+    assert capsys.readouterr().out == "the search saw 3 masks that keep the budget: all are tried\n"
 
 
 def test_only_a_search_has_masks_to_choose_among():
