@@ -56,9 +56,13 @@ def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
     """(m,) what each predictor says of (m, n_layers) masks, the more the better."""
     rows = table.index(masks)
     found = {"reward": table.values("exp_neg_loss")[rows], "metric on the reward split": table.values("metric")[rows]}
-    for column, name in enumerate(table.meta.statistics):
-        found[f"sum of {name}"] = -(masks.astype(float) @ table.statistics[:, column].astype(float))
-    return found
+    return found | {name: -sums for name, sums in statistic_sums(table, masks).items()}
+
+
+def statistic_sums(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
+    """(m,) sums of each layer statistic over what (m, n_layers) masks skip."""
+    sums = masks.astype(float) @ table.statistics.astype(float)
+    return {f"sum of {name}": sums[:, column] for column, name in enumerate(table.meta.statistics)}
 
 
 def trained_metric(course: Course, mask: np.ndarray, start: str, config: FinetuneConfig) -> float:

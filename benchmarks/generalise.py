@@ -14,6 +14,7 @@ skipped takes as many scored masks as there are units; the rule of that name and
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,14 @@ def verdict(found: dict[str, np.ndarray]) -> str:
     return f"The policy's regret is {share:.0f} % of that of the best rule, {best}."
 
 
+def told_of_members(test: Suite, policies: Sequence[Path]) -> str:
+    """Mean regrets of the members of the policies, each deciding alone."""
+    which = np.arange(len(test.problems))
+    members = [member for path in policies for member in UnitNetworks.load(path).members]
+    alone = [f"{regrets(test, suite_masks(member, test, which)).mean():.3f}" for member in members]  # type: ignore[arg-type]
+    return f"Its members alone: {', '.join(alone)}."
+
+
 def searches(test: Suite, count: int, seeds: int, evaluations: int, policy: Path) -> dict[str, Any]:
     """Evaluations until `bayes` and `policy_bayes` are at the optimum (`evaluations` + 1 where they are not), by problem."""
     order = np.random.default_rng(0).permutation(len(test.problems))[:count]
@@ -190,8 +199,10 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print(f"{len(test.problems)} problems of `{options.split}`, {len(policies)} policies\n")
     print("\n".join([*table(test, found, lambda problem: True), "", verdict(found)]))
-    for kind in sorted({(problem.source.model, problem.source.task) for problem in test.problems}):
-        print(f"\n{kind[0]}, {kind[1]}:\n")
+    print(told_of_members(test, policies))
+    kinds = Counter((problem.source.model, problem.source.task) for problem in test.problems)
+    for kind, count in sorted(kinds.items()):
+        print(f"\n{kind[0]}, {kind[1]}, {count} problems:\n")
         print("\n".join(table(test, found, lambda problem: (problem.source.model, problem.source.task) == kind)))  # noqa: B023
     if options.search:
         used = searches(test, options.search, options.seeds, options.evaluations, policies[0])

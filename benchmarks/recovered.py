@@ -27,7 +27,7 @@ from das_gym.adapt.shrink.report import loss_of
 from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.traces import trace_agent
 
-from benchmarks.fidelity import drawn_masks, known, spearman, told
+from benchmarks.fidelity import drawn_masks, known, spearman, statistic_sums, told
 from benchmarks.machine import describe_machine
 from benchmarks.recovery import BATCH, whole_model
 from das_gym.drawing.markdown import markdown_table
@@ -110,8 +110,7 @@ def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
     """(m,) what is known before any training: the less, the better the mask should become."""
     rows = table.index(masks)
     found = {f"loss before, {split} split": table.values("loss", split)[rows] for split in ("reward", "test")}
-    for column, name in enumerate(table.meta.statistics):
-        found[f"sum of {name}"] = masks.astype(float) @ table.statistics[:, column].astype(float)
+    found |= statistic_sums(table, masks)
     return {name: values for name, values in found.items() if np.ptp(values) > TIE}
 
 
@@ -133,18 +132,11 @@ def report(table: SubnetTable, chosen: Candidates, trained: Losses, lengths: Seq
     ends = f"{np.median(result):.4f} in the median, {result.min():.4f} at best"
     head = f"{len(masks)} masks, test loss after {longest} steps {ends}"
     before = table.values("loss", "test")[table.index(masks)]
+    refined = {f"least reward loss after {min(lengths)} steps": int(after(min(lengths), "reward").argmin())}
     picks = [
         (name, f"{before[row]:.4f}", *(f"{after(steps, 'test')[row]:.4f}" for steps in lengths))
-        for name, row in chosen.picks.items()
+        for name, row in (chosen.picks | refined).items()
     ]
-    best_by = int(after(min(lengths), "reward").argmin())
-    picks.append(
-        (
-            f"least reward loss after {min(lengths)} steps",
-            f"{before[best_by]:.4f}",
-            *(f"{after(steps, 'test')[best_by]:.4f}" for steps in lengths),
-        )
-    )
     columns = ("pick of", "test loss before", *(f"after {steps} steps" for steps in lengths))
     tables = (markdown_table(heads, cells, words=(0, 1, 2)), markdown_table(columns, picks, words=(0,)))
     return "\n".join([head, "", *tables[0], "", *tables[1]])

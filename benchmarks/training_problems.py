@@ -26,11 +26,10 @@ from das_gym.tables.suite import Suite, load_suite
 RULE = "leave_one_out"
 
 
-def policy(folder: Path, settings: PolicySettings) -> UnitNetworks:
-    """One of the folder, trained where it is not there yet."""
+def policy(settings: PolicySettings) -> UnitNetworks:
+    """The one that its settings name, trained where it is not there yet."""
     path = Path(settings.out)
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
         UnitNetworks([train_policy(settings, log=lambda _: None)]).save(path)
         print(f"{path.name} is trained", flush=True)
     return UnitNetworks.load(path)
@@ -62,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for count in options.problems:
         networks = [
             policy(
-                options.folder,
                 PolicySettings(
                     str(options.folder / f"policy-{count or 'all'}-{seed}.safetensors"),
                     suite=options.suite,
@@ -70,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     seed=seed,
                     statistics=statistics,
                     problems=count or None,
-                ),
+                )
             )
             for seed in range(options.seeds)
         ]

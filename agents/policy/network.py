@@ -143,8 +143,7 @@ class UnitNetworks(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        write_tensors(Path(path), tensors, {"format": FORMAT, "config": json.dumps(asdict(self.config))})
+        write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps(asdict(self.config))})
 
     @classmethod
     def load(cls, path: str | Path) -> UnitNetworks:
