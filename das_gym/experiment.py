@@ -20,6 +20,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # and on Python 3.12 on calls pkgutil.find_loader
     from sacred import Experiment
+    from sacred.dependencies import PackageDependency, gather_sources_and_dependencies
     from sacred.observers import FileStorageObserver, RunObserver
     from sacred.run import Run
     from sacred.serializer import flatten
@@ -37,11 +38,13 @@ from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
 from das_gym.runs import (
     CONFIG,
+    MISSING,
     MISTAKES,
     RUNS_DIR,
     RunSettings,
     check_links,
     find_run,
+    library_versions,
     read_config,
     runs_dir_words,
     waiting,
@@ -136,6 +139,14 @@ class RunFolder(FileStorageObserver):
         write_text(Path(self.dir) / filename, text)
 
 
+def _caller() -> dict[str, Any]:
+    """The globals of the module that makes an experiment: of the first frame that is no constructor."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_name == "__init__":
+        frame = frame.f_back
+    return frame.f_globals
+
+
 def _not_written(runs_dir: str | Path, error: OSError) -> RunError:
     return RunError(f"runs_dir={runs_dir} cannot be written to ({error.strerror}); give another folder")
 
@@ -182,11 +193,20 @@ class RunsExperiment(Experiment):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._tell_sources(_caller())
 
         @self.command(unobserved=True)
         def print_config(_run: Run) -> None:
             """Print every setting as it would be, with what it means; * = not the default."""
             print(settings_text(self.settings or RunSettings, _run.config))
+
+    def _tell_sources(self, maker: dict[str, Any]) -> None:
+        """Record the file that made the experiment, and the libraries' versions; Sacred itself would record this file."""
+        if "__file__" in maker:
+            self.base_dir = str(Path(maker["__file__"]).resolve().parent)
+            self.mainfile, self.sources, _ = gather_sources_and_dependencies(maker, self.save_git_info, self.base_dir)
+        versions = {name: version for name, version in library_versions().items() if name != "python"}
+        self.dependencies = {PackageDependency(*each) for each in versions.items() if each[1] != MISSING}
 
     def run(
         self,

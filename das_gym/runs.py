@@ -112,14 +112,18 @@ def _plain(value: Any, path: Path) -> Any:
     return {name: _plain(each, path) for name, each in value.items()}
 
 
+MISSING = "not installed"
+"""The version of a library that is not there."""
+
+
 def library_versions() -> dict[str, str]:
-    """Version of Python, of das_gym and of each of `LIBRARIES`; "not installed" where one is missing."""
+    """Version of Python, of das_gym and of each of `LIBRARIES`; `MISSING` where one is."""
     versions = {"python": platform.python_version(), "das_gym": das_gym.__version__}
     for name in LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+            versions[name] = MISSING
     return versions
 
 

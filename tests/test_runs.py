@@ -52,6 +52,15 @@ def test_a_run_is_kept_in_its_folder(experiment, tmp_path):
     assert experiment.observers == []
 
 
+def test_a_run_tells_its_own_file_and_the_libraries(experiment, tmp_path):
+    experiment.run(config_updates={"runs_dir": str(tmp_path)})
+    told = json.loads((tmp_path / "1" / "run.json").read_text())["experiment"]
+    assert told["mainfile"] == "test_runs.py"
+    versions = dict(line.split("==") for line in told["dependencies"])
+    assert versions["torch"] == library_versions()["torch"]
+    assert versions["das_gym"] == das_gym.__version__
+
+
 def test_a_mistake_is_told_without_a_traceback(experiment, tmp_path, capsys):
     with pytest.raises(RunError, match=r"images/7.png is broken; replace it\n\(the whole trace is in .*run.json\)"):
         experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True})
