@@ -43,6 +43,7 @@ class PolicySettings:
         width, blocks: Of the network.
         statistics: Names of the layer statistics to read; None = all that the tables hold.
         problems: Train on the first so many problems, in an order that the seed draws; None = all.
+        relatives: As for `DAS-Suite-v0`.
     """
 
     out: str
@@ -60,6 +61,7 @@ class PolicySettings:
     blocks: int = 2
     statistics: tuple[str, ...] | None = None
     problems: int | None = None
+    relatives: int = 0
 
     def __post_init__(self) -> None:
         if self.members < 1:
@@ -92,6 +94,7 @@ def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
         suite=settings.suite,
         statistics=settings.statistics,
         problems=settings.problems,
+        relatives=settings.relatives,
         problems_seed=settings.seed,
     )
     suite: Suite = env.unwrapped.suite  # type: ignore[attr-defined]

@@ -25,10 +25,11 @@ def _suite(
     statistics: str | Iterable[str] | None,
     suite: str | None,
     problems: int | None,
+    relatives: int,
     problems_seed: int,
 ) -> Suite:
     names = None if statistics is None else statistic_names(statistics)
-    whole = load_suite(suite, split, reward, names)
+    whole = load_suite(suite, split, reward, names, relatives, problems_seed)
     if problems is None:
         return whole
     if not is_whole(problems) or not 1 <= problems <= len(whole.problems):
@@ -79,7 +80,9 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     reward: What is scaled, see `das_gym.problem.rewards.REWARDS`.
     statistics: Names of the layer statistics to observe; None = all that the tables hold.
     suite: Folder of a suite, see `python -m adapt suite`; None = the bundled one.
-    problems, problems_seed: Draw from so many of the split's problems alone, which the seed chooses; None = all.
+    problems: Draw from so many of the split's problems alone; None = all.
+    relatives: Besides every model so many others: what is left of it without one to three of its units.
+    problems_seed: Chooses both.
     render_mode: None: nothing is drawn.
 
     ## Vectorized environment
@@ -103,6 +106,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         statistics: str | Iterable[str] | None = None,
         suite: str | None = None,
         problems: int | None = None,
+        relatives: int = 0,
         problems_seed: int = 0,
         render_mode: None = None,
         **others: Any,
@@ -113,7 +117,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
                 f"render_mode={render_mode!r}: a suite's environments draw nothing; those of one table do, "
                 "such as DAS-METER-VQA-Tabular-v0"
             )
-        self.suite = _suite(split, reward, statistics, suite, problems, problems_seed)
+        self.suite = _suite(split, reward, statistics, suite, problems, relatives, problems_seed)
         self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
         self.observation_space = self.episodes.observation_space
         self.action_space = self.episodes.action_space

@@ -43,6 +43,12 @@ FEWEST_MASKS = 20
 LEAST_SPREAD = 1e-3
 """One whose best mask earns less than this more than a random one is left out: there is nothing to find."""
 
+RELATIVE_UNITS = 3
+"""A relative of a model lacks one to so many of its units."""
+
+RELATIVE_REWARD = 0.5
+"""It earns at least this share of what the model does: one that is broken teaches nothing."""
+
 WORST = -1.0
 """What a mask earns at least that keeps its budget, scaled."""
 
@@ -142,9 +148,31 @@ def budgets_of(table: SubnetTable) -> Iterator[Budget]:
             yield Budget(n, saved=saved, cost=cost)
 
 
-def problems_of(source: SuiteTable, table: SubnetTable, reward: str = "exp_neg_loss") -> Iterator[SuiteProblem]:
-    """Every problem that a table gives; those where there is nothing to choose or to find are left out."""
+def relatives_of(table: SubnetTable, count: int, reward: str, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Units, up to `count` sets of them, without any of which a model is another one that still does its task."""
+    earned = find_reward(reward).compute(table.float64_scores("reward"))
+    skipped = table.masks.sum(axis=1)
+    fitting = (skipped >= 1) & (skipped <= RELATIVE_UNITS) & (earned >= RELATIVE_REWARD * earned[0])
+    drawn = rng.permutation(np.flatnonzero(fitting))[:count]
+    return [tuple(np.flatnonzero(table.masks[row]).tolist()) for row in drawn]
+
+
+def problems_of(
+    source: SuiteTable, table: SubnetTable, reward: str = "exp_neg_loss", without: tuple[int, ...] = ()
+) -> Iterator[SuiteProblem]:
+    """Every problem that a table gives; those where there is nothing to choose or to find are left out.
+
+    Args:
+        source: Its entry.
+        table: It.
+        reward: What is earned, see `das_gym.problem.rewards.REWARDS`.
+        without: Units that are skipped for good: the problems of what is left.
+    """
     parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
+    if without:
+        parts = {group: part.without(without) for group, part in parts.items()}
+        table = parts[""]
+        source = dataclasses.replace(source, name=f"{source.name} without {'+'.join(map(str, without))}")
     rewards = {group: find_reward(reward).compute(part.float64_scores("reward")) for group, part in parts.items()}
     found = []
     for budget in budgets_of(table):
@@ -297,23 +325,48 @@ def load_suite(
     split: str = "train",
     reward: str = "exp_neg_loss",
     statistics: tuple[str, ...] | None = None,
+    relatives: int = 0,
+    relatives_seed: int = 0,
 ) -> Suite:
     """The problems of a split, from a process-wide cache: do not change its arrays.
+
+    Args:
+        folder: That of the tables; None is the bundled one.
+        split: One of `SUITE_SPLITS`.
+        reward: What is scaled, see `das_gym.problem.rewards.REWARDS`.
+        statistics: Names of the layer statistics to observe; None = all that the tables hold.
+        relatives: Besides every model so many others, of its masks: what is left without one to three of its units is a
+            model, too, whose masks the table knows.
+        relatives_seed: Draws which.
 
     Raises:
         ValueError: an unknown split, reward or statistic, or a damaged table.
         FileNotFoundError: no suite, or a table of it is missing.
     """
     check_names([split], SUITE_SPLITS, "split")
+    if not is_whole(relatives) or relatives < 0:
+        raise ValueError(f"relatives={relatives!r} is not allowed; use 0 or more")
     path, tables = read_suite(folder)
-    return _load_suite(path, (path / SUITE_FILE).stat().st_mtime_ns, tables, split, reward, statistics)
+    stamp = (path / SUITE_FILE).stat().st_mtime_ns
+    return _load_suite(path, stamp, tables, split, reward, statistics, relatives, relatives_seed)
 
 
 @lru_cache(maxsize=8)
 def _load_suite(
-    path: Path, stamp: int, tables: tuple[SuiteTable, ...], split: str, reward: str, statistics: tuple[str, ...] | None
+    path: Path,
+    stamp: int,
+    tables: tuple[SuiteTable, ...],
+    split: str,
+    reward: str,
+    statistics: tuple[str, ...] | None,
+    relatives: int,
+    relatives_seed: int,
 ) -> Suite:
     del stamp  # part of the cache's key: a suite made anew is loaded anew
-    chosen = [table for table in tables if table.split == split]
-    found = [problem for table in chosen for problem in problems_of(table, SubnetTable.load(path / table.file), reward)]
+    found: list[SuiteProblem] = []
+    for number, source in enumerate(entry for entry in tables if entry.split == split):
+        table = SubnetTable.load(path / source.file)
+        rng = np.random.default_rng([relatives_seed, number])
+        for without in ((), *relatives_of(table, relatives, reward, rng)):
+            found += problems_of(source, table, reward, without)
     return Suite(found, statistics)

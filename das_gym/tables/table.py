@@ -14,7 +14,7 @@ import dataclasses
 import io
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
+from das_gym.problem.statistics import STATISTICS
 from das_gym.tables.examples import ExampleScores
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
@@ -37,6 +38,8 @@ FORMATS = ("das_gym table 1", "das_gym table 2")
 
 SPLITS = ("reward", "test")
 SCORES = ("losses", "metrics", "divergences")
+LEAVE_ONE_OUT = "leave_one_out"
+"""The statistic that losses of masks tell."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,33 @@ class SubnetTable:
         counts: dict[str, Any] = {f"{split}_examples": len(members[split]) for split in SPLITS}
         meta = dataclasses.replace(self.meta, **counts, groups=())
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
+
+    def without(self, layers: Sequence[int]) -> SubnetTable:
+        """The table of the model that is left when some layers are skipped for good, of means.
+
+        `leave_one_out` is that of what is left; other statistics stay as they were measured beside the layers that are gone.
+
+        Args:
+            layers: Their numbers.
+
+        Raises:
+            ValueError: a table that does not hold every mask, or no layer is left.
+        """
+        kept = [layer for layer in range(self.n_layers) if layer not in layers]
+        if self.meta.max_skipped is not None or not kept:
+            raise ValueError(f"layers {list(layers)} cannot be taken out of a table of {self.n_layers} layers: give fewer")
+        rows = np.flatnonzero(self.masks[:, list(layers)].all(axis=1))
+        scores = {split: Scores(*(getattr(self.scores[split], name)[rows] for name in SCORES)) for split in SPLITS}
+        statistics = self.statistics[kept].copy()
+        if LEAVE_ONE_OUT in self.meta.statistics:
+            losses = scores["reward"].losses.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # losses may be infinite
+                alone = losses[1 << np.arange(len(kept))] - losses[0]
+            bounds = STATISTICS[LEAVE_ONE_OUT]
+            statistics[:, self.meta.statistics.index(LEAVE_ONE_OUT)] = np.clip(np.nan_to_num(alone), bounds.low, bounds.high)
+        names = tuple(self.meta.layer_names[layer] for layer in kept)
+        meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs={}, groups=())
+        return SubnetTable(meta, scores, self.macs[rows], statistics)
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
         """(2^n_layers,) float64: losses and divergences in nats (smaller is better), rewards (larger is better).

@@ -10,7 +10,8 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.landscape import landscape
-from das_gym.tables.suite import load_suite, random_probabilities, read_suite
+from das_gym.tables.suite import load_suite, random_probabilities, read_suite, relatives_of
+from tests.made_up_suite import made_up_table
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,54 @@ def test_problems_are_tables_groups_and_budgets(made_up_suite: Path):
         assert suite.units[row].sum() == problem.table.n_layers
         assert problem.optimum == problem.rewards[kept].max()
     assert load_suite(made_up_suite, "test").problems[0].source.name == "test-3"
+
+
+def test_without_layers_a_table_is_that_of_what_is_left():
+    whole = made_up_table(7, 0)
+    for table in (whole, whole.group_table("color")):
+        left = table.without((1, 4))
+        masks = left.masks
+        full = np.insert(masks, (1, 3), True, axis=1)  # before the second and the fourth of what is left
+        assert full[:, [1, 4]].all()
+        np.testing.assert_array_equal(left.macs, table.macs[table.index(full)])
+        for split in ("reward", "test"):
+            np.testing.assert_array_equal(left.values("loss", split), table.values("loss", split)[table.index(full)])
+        assert left.meta.layer_names == ("block.0", "block.2", "block.3", "block.5", "block.6")
+        assert left.macs_saved[0] == 0
+        column = left.meta.statistics.index("leave_one_out")
+        losses = left.values("loss")
+        np.testing.assert_allclose(left.statistics[:, column], losses[1 << np.arange(5)] - losses[0], atol=1e-6)
+        kept = [0, 2, 3, 5, 6]
+        np.testing.assert_array_equal(np.delete(left.statistics, column, 1), np.delete(table.statistics[kept], column, 1))
+    with pytest.raises(ValueError, match="give fewer"):
+        whole.without(range(7))
+
+
+def test_relatives_are_further_problems_of_the_same_tables(made_up_suite: Path):
+    alone, more = load_suite(made_up_suite, "train"), load_suite(made_up_suite, "train", relatives=3)
+    names = [problem.name for problem in more.problems]
+    assert len(set(names)) == len(names) > len(alone.problems)
+    assert {problem.name for problem in alone.problems} <= set(names)
+    models = {problem.source.name for problem in more.problems}
+    assert all(name.split(" without ")[0] in ("train-0", "train-1") for name in models)
+    assert sum(" without " in name for name in models) <= 6
+    again = load_suite(made_up_suite, "train", relatives=3, relatives_seed=1)
+    assert [problem.name for problem in again.problems] != names
+    with pytest.raises(ValueError, match="relatives=-1 is not allowed"):
+        load_suite(made_up_suite, "train", relatives=-1)
+
+
+def test_a_relative_still_does_its_task():
+    table = made_up_table(7, 0)
+    rewards, rng = table.values("exp_neg_loss"), np.random.default_rng(0)
+    drawn = relatives_of(table, 500, "exp_neg_loss", rng)
+    assert len(set(drawn)) == len(drawn)
+    for without in drawn:
+        mask = np.isin(np.arange(7), without)
+        assert 1 <= mask.sum() <= 3
+        assert rewards[table.index(mask)] >= 0.5 * rewards[0]
+    good = (table.masks.sum(axis=1) <= 3) & (rewards >= 0.5 * rewards[0])
+    assert len(drawn) == good.sum() - 1
 
 
 def test_highest_scores_keep_the_budget_as_budgets_do(made_up_suite: Path):
