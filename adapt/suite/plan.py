@@ -10,17 +10,26 @@ NOISE = (0.0, 0.1, 0.2, 0.3)
 STEPS = (30, 60, 100)
 MAX_SKIPPED = (0, 2, 4)
 
-TRAIN = (("METER", "vqa"), ("ViLT", "vqa")) * 10
-VALID = (("METER", "vqa"), ("ViLT", "vqa"), ("VLM", "answering"))
-TEST = (
-    ("VLM", "answering"),
-    ("VLM", "answering"),
-    ("VLM sublayers", "answering"),
-    ("METER", "nlvr2"),
-    ("ViLT", "nlvr2"),
-    ("METER", "retrieval"),
+PARTS = (
+    ("train", (("METER", "vqa"), ("ViLT", "vqa")) * 10),
+    (
+        "test",
+        (
+            ("VLM", "answering"),
+            ("VLM", "answering"),
+            ("VLM sublayers", "answering"),
+            ("METER", "nlvr2"),
+            ("ViLT", "nlvr2"),
+            ("METER", "retrieval"),
+        ),
+    ),
+    ("valid", (("METER", "vqa"), ("ViLT", "vqa"), ("VLM", "answering"))),
+    ("train", (("VLM", "answering"), ("VLM sublayers", "answering")) * 5),
 )
-"""Model and task of each: neither the tasks of `test` nor its decoders, nor a model of it, is in `train`."""
+"""Split, and model and task of each: no model of `test` is in `train`, neither are its tasks `nlvr2` and `retrieval`.
+
+They are drawn in this order: what is added at the end leaves the rest as it was.
+"""
 
 WHOLE = {"METER": 6, "ViLT": 12, "VLM": 12}
 """Layers (of each list) of the bundled models."""
@@ -30,13 +39,13 @@ NEW = {"METER": (4, 4, 5), "ViLT": (7, 8, 9), "VLM": (8, 9), "VLM sublayers": (5
 
 
 def suite_models(seed: int = SEED) -> list[SuiteModel]:
-    """All models, those of `train` first; the same for the same seed."""
-    rng = np.random.default_rng(seed)
-    return [
-        _draw(rng, split, f"{split}-{number:02d}", model, task)
-        for split, kinds in (("train", TRAIN), ("test", TEST), ("valid", VALID))
-        for number, (model, task) in enumerate(kinds)
-    ]
+    """All models, in the order of `PARTS`; the same for the same seed."""
+    rng, found = np.random.default_rng(seed), []
+    for split, kinds in PARTS:
+        for model, task in kinds:
+            number = sum(spec.split == split for spec in found)
+            found.append(_draw(rng, split, f"{split}-{number:02d}", model, task))
+    return found
 
 
 def _draw(rng: np.random.Generator, split: str, name: str, kind: str, task: str) -> SuiteModel:
