@@ -156,15 +156,12 @@ def check_generates(smaller: VLM, asked: Questions) -> None:
     ways: dict[str, dict[str, Any]] = {"without a cache": {"use_cache": False}, "with a cache": {"use_cache": True}}
     if pads_left(asked.vlm, encodings, pad_token(smaller, processor)):
         ways["with left padding"] = {"use_cache": True, "extra": 3}
-    said: dict[str, Any] = {}
-    for way, settings_of in ways.items():
-        try:
-            said[way] = say(smaller, processor, encodings, settings, (), **settings_of)[0]
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-            said[way] = f"nothing ({next(iter(str(error).splitlines()), type(error).__name__)})"
+    said = {way: _said(smaller, processor, encodings, settings, more) for way, more in ways.items()}
     first, *others = said
     exact = smaller.model.dtype not in (torch.float16, torch.bfloat16)  # in these equals may be taken for each other
-    other = next((way for way in others if said[way] != said[first] and (exact or isinstance(said[way], str))), None)
+    differing = [way for way in others if said[way] != said[first] and (exact or isinstance(said[way], str))]
+    whole = {way: _said(asked.vlm, processor, encodings, settings, ways[way]) for way in (first, *differing) if differing}
+    other = next((way for way in differing if whole[way] == whole[first]), None)  # else it is not these layers' doing
     if other is None and not isinstance(said[first], str):
         return
     why = f"generate of transformers says {said[first]} {first}, and {said[other or first]} {other or first}"
@@ -172,6 +169,16 @@ def check_generates(smaller: VLM, asked: Questions) -> None:
         f"{type(smaller.model).__name__} cannot do without these layers: {why}; give a mask that keeps its first layers, "
         "and one or more of each kind"
     )
+
+
+def _said(
+    vlm: VLM, processor: Any, encodings: Sequence[Encoding], settings: Mapping[str, Any], more: Mapping[str, Any]
+) -> Any:
+    """What a model says to the first prompt, or in words why it says nothing."""
+    try:
+        return say(vlm, processor, encodings, settings, (), **more)[0]
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        return f"nothing ({next(iter(str(error).splitlines()), type(error).__name__)})"
 
 
 def ask_fresh(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,6 +153,24 @@ def test_a_model_that_generates_wrongly_without_its_first_layer_is_refused_early
         check_generates(cut(asked.vlm, [1, 0, 0, 0]), asked)
 
 
+def test_what_the_whole_model_does_no_better_is_not_the_masks_fault(
+    problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch
+):
+    """Gemma 2's window, where it is short, counts the padding: the whole model says something else with it, too."""
+    problem = problem_of("llava")
+    asked = questions(problem.vlp, problem.task, problem.splits.reward)
+    smaller, whole_fails = cut(problem.vlp, MASK), True
+
+    def say(vlm: Any, *arguments: Any, extra: int = 0, **more: Any) -> list[list[int]]:
+        return [[1 if extra and (vlm is smaller or whole_fails) else 2]]
+
+    monkeypatch.setattr(verifying, "say", say)
+    check_generates(smaller, asked)
+    whole_fails = False
+    with pytest.raises(NotTheSameError, match="with left padding"):
+        check_generates(smaller, asked)
+
+
 def test_a_folder_that_does_not_load_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     script = tmp_path / "fresh.py"
     script.write_text("raise RuntimeError('the weights are gone')\n")
