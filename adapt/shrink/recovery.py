@@ -181,7 +181,6 @@ class Teacher:
         vlm: The whole model.
         task: Answered in words.
         examples: Each of one pair.
-        used: Numbers of those that will be asked for.
         batch_size: Examples at a time.
         places: Positions of layers of which it keeps what they give, besides.
     """
@@ -191,20 +190,18 @@ class Teacher:
         vlm: VLM,
         task: Task,
         examples: Sequence[Any],
-        used: Iterable[int],
         batch_size: int,
         places: Sequence[int] = (),
     ) -> None:
         self.head = vlm.own_head()
         self.dtype = vlm.model.dtype
         self._kept: dict[str, Tensor] = {}
-        rows = sorted(set(used))
-        with torch.no_grad(), progress(len(rows), "asking the whole model", unit="example") as bar:
-            for start in range(0, len(rows), batch_size):
-                chunk = [examples[row] for row in rows[start : start + batch_size]]
+        with torch.no_grad(), progress(len(examples), "asking the whole model", unit="example") as bar:
+            for start in range(0, len(examples), batch_size):
+                chunk = examples[start : start + batch_size]
                 vectors = answer_vectors(vlm, task, chunk, places)
                 counts = torch.bincount(task.targets(chunk)["prompt"]).tolist()
-                large = vectors.numel() * 4 * len(rows) > LARGE_TEACHER * len(chunk)
+                large = vectors.numel() * 4 * len(examples) > LARGE_TEACHER * len(chunk)
                 for example, part in zip(chunk, vectors.split(counts), strict=True):
                     self._kept[example.key] = part.half() if large and part.dtype == torch.float32 else part.clone()
                 bar.update(len(chunk))
@@ -235,10 +232,9 @@ def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig,
         config: Settings of the training.
         left: Positions of the layers that were not deleted.
     """
-    numbers, size = range(len(examples)), min(config.batch_size, len(examples))
-    used = rows_used(len(examples), config)
+    used = [examples[row] for row in sorted(rows_used(len(examples), config))]
     read = places_read(whole, left, config.recover == "adapters") if config.of_layers else []
-    return Teacher(whole, task, task.open_ended([examples[row] for row in numbers]), used, size, read)
+    return Teacher(whole, task, task.open_ended(used), min(config.batch_size, len(examples)), read)
 
 
 def ask_for_all(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:

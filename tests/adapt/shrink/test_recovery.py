@@ -63,7 +63,7 @@ def test_the_loss_by_hand(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     task, student = problem.task, cut(problem.vlp, MASK)
     examples = task.open_ended(problem.splits.train[:3])
-    teacher = Teacher(problem.vlp, task, examples, range(3), 2)
+    teacher = Teacher(problem.vlp, task, examples, 2)
     config = RecoveryConfig(distillation=2.0, cross_entropy=0.5, hidden="mse", hidden_weight=3.0)
     with torch.no_grad():
         found = recovery_loss(student, teacher, task, examples, config)
@@ -96,7 +96,7 @@ def test_hidden_vectors_of_every_layer(problem_of: Callable[[str], Problem], how
     read = places_read(whole, layers_left(whole, student), how == "adapters")
     assert read == ([0, 3] if how == "adapters" else [1, 3])
     with torch.no_grad():
-        teacher = Teacher(whole, task, examples, range(2), 2, read)
+        teacher = Teacher(whole, task, examples, 2, read)
         mine, its = answer_vectors(student, task, examples, (0, 1)), teacher.vectors(examples)
         config = RecoveryConfig(recover=how, hidden="mse", hidden_at="layers")  # type: ignore[arg-type]
         found = recovery_loss(student, teacher, task, examples, config)
