@@ -24,11 +24,14 @@ from das_gym.agents.sb3.config import check_agent_name
 from das_gym.commandline import parse_or_help, typed
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_text
-from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
+from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
 from das_gym.runs import library_versions, progress
 from das_gym.tables.suite import load_suite
 
 BUDGETS: tuple[Mapping[str, Any], ...] = ({"skip_num": 4}, {"macs_saved": 0.12})
+FURTHER_BUDGET = {"skip_num": 4}
+"""On tables of further checkpoints, which hold masks of few layers."""
+
 EVALUATIONS = 120
 SEEDS = 100
 OURS, BASELINE = "bayes", "random"
@@ -51,6 +54,16 @@ def find_tables(folder: Path | None) -> dict[str, Path]:
     return tables
 
 
+def further_tables() -> list[tuple[str, Path]]:
+    """Id of the tabular environment and table of each further bundled checkpoint, see `ModelEntry.others`."""
+    places = [
+        (entry, folder / f"{entry.task}_table.npz")
+        for entry in ENVIRONMENTS.values()
+        for folder in MODELS[entry.model].others
+    ]
+    return [(entry.tabular_id, path) for entry, path in places if path.is_file()]
+
+
 def section(oracle: TableOracle, results: Sequence[AgentResult]) -> str:
     """One table of results, the agent with the lowest mean regret first."""
     meta = oracle.table.meta
@@ -60,7 +73,7 @@ def section(oracle: TableOracle, results: Sequence[AgentResult]) -> str:
     head += ["rank", "found", "near", "needed", "used", f"test {meta.metric_name}"]
     rows = [[result.agent, *cells(result)] for result in sorted(results, key=AgentResult.mean_regret)]
     lines = [
-        f"### {meta.env_id}, {describe_budget(oracle)}",
+        f"### {meta.env_id}, {oracle.table.n_layers} layers, {describe_budget(oracle)}",
         "",
         f"Best reward {oracle.best_reward:.4f}; test {meta.metric_name} of the median allowed mask "
         f"{np.median(test[allowed]):.4f}, of the best {test[allowed].max():.4f}, of the unskipped model {test[0]:.4f}.",
@@ -120,11 +133,13 @@ class Played:
         return summary([aggregate(self.oracles, each, counts) for each in zip(*self.results, strict=True)], counts)
 
 
-def document(tables: Played, unseen: Played, seeds: int) -> str:
+def document(tables: Played, unseen: Played, further: Played, seeds: int) -> str:
     """The whole file."""
     pairs = list(zip(tables.oracles, tables.results, strict=True))
     by_name = {f"{oracle.table.meta.env_id}, {describe_budget(oracle)}": results for oracle, results in pairs}
-    sections = [section(oracle, results) for oracle, results in pairs]
+    sections = [
+        section(oracle, results) for oracle, results in (*pairs, *zip(further.oracles, further.results, strict=True))
+    ]
     versions = library_versions()
     about = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in tables.agents)
     near = f"within {100 * TOLERANCE:g} % of the best reward"
@@ -172,7 +187,8 @@ On the {len(tables.oracles)} problems of the bundled tables, {seeds} seeds and {
 
 {tables.summary(EVALUATIONS)}
 
-`python -m benchmarks.large` has 24 layers and more, where masks cannot be listed; docs/agents.md tells what it found.
+A table of 24 layers is at the end, with {unseen_seeds(seeds)} seeds. `python -m benchmarks.large` has 24 layers and more,
+of which many are skipped and masks cannot be listed; docs/agents.md tells what it found.
 
 ## Ours against what it must reach
 
@@ -226,8 +242,9 @@ def main(words: Sequence[str] = ()) -> None:
             f"`{typed('agents table', ENVIRONMENTS[DEFAULT_ENV].short)}` makes one"
         )
     suite = load_suite(settings.suite, "test")
-    played, unseen = Played(settings.agents), Played(settings.agents)
-    problems = len(tables) * len(BUDGETS) + len(suite.problems)
+    played, unseen, further = (Played(settings.agents) for _ in range(3))
+    more = further_tables() if settings.tables is None else []
+    problems = len(tables) * len(BUDGETS) + len(suite.problems) + len(more)
     with progress(problems * len(settings.agents), "playing", unit="agent") as bar:
         for budget in BUDGETS:
             for env_id, path in tables.items():
@@ -236,7 +253,10 @@ def main(words: Sequence[str] = ()) -> None:
         for problem in suite.problems:
             other = SuiteOracle(problem, suite.statistics)
             unseen.play(other, unseen_seeds(settings.seeds), UNSEEN_EVALUATIONS, lambda agent: bar.update())
-    write_text(settings.out, document(played, unseen, settings.seeds))
+        for env_id, path in more:
+            oracle = TableOracle(env_id, FURTHER_BUDGET, {"table": str(path)})
+            further.play(oracle, unseen_seeds(settings.seeds), EVALUATIONS, lambda agent: bar.update())
+    write_text(settings.out, document(played, unseen, further, settings.seeds))
     print(f"{len(tables)} tables, {len(BUDGETS)} budgets, {settings.seeds} seeds: {settings.out}")
     missing = [entry.short for entry in ENVIRONMENTS.values() if entry.tabular_id not in tables]
     if missing:

@@ -103,6 +103,8 @@ class TableOracle(Oracle):
         if self.table.meta.max_skipped is None:
             chances = random_probabilities(self.table.masks, kept, self.space.budget.useful_layers)
             self.random_reward = float(chances @ self._rewards)
+        elif self.space.skip_num is not None:
+            self.random_reward = float(self._rewards[kept].mean())
 
     def rewards(self, masks: Masks) -> Floats:
         """As `Oracle.rewards`."""

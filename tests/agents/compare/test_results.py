@@ -238,8 +238,8 @@ def test_the_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path
     leaderboard([*words, "agents=['random','bayes','greedy']"])
     text = out.read_text()
     assert "python -m agents leaderboard with seeds=1" in text
-    assert "### DAS-METER-VQA-v0, k = 4 (70 masks)" in text
-    assert "### DAS-METER-VQA-v0, at least 12 % of the MACs saved" in text
+    assert "### DAS-METER-VQA-v0, 8 layers, k = 4 (70 masks)" in text
+    assert "### DAS-METER-VQA-v0, 8 layers, at least 12 % of the MACs saved" in text
     assert text.count("\n| bayes |") == text.count("\n| random |") == 4
     assert "On the 2 problems of the bundled tables, 1 seeds and 120 evaluations each" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| DAS-METER-VQA-v0, k = 4 (70 masks) |")]
