@@ -147,7 +147,10 @@ class Agent(ABC):
         self.rng.bit_generator.state = state["rng"]
 
     def _check_told(self, masks: Masks, rewards: Floats) -> tuple[Masks, Floats]:
-        masks, rewards = np.asarray(masks, dtype=bool), np.asarray(rewards, dtype=np.float64)
+        given, rewards = np.asarray(masks), np.asarray(rewards, dtype=np.float64)
+        masks = given.astype(bool)
+        if (given != masks).any():
+            raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
         if masks.ndim != 2 or masks.shape[1] != self.n_layers or rewards.shape != masks.shape[:1]:
             raise ValueError(
                 f"masks {masks.shape}, rewards {rewards.shape}: give (m, {self.n_layers}) and (m,), one row a mask"

@@ -1,7 +1,7 @@
 """Our own agent: a Gaussian process over masks that asks where it expects the largest improvement.
 
 1. Rewards are replaced by the normal scores of their ranks: exp(-loss), -loss and any other rising function of them give
-   the same search, and one bad mask bends nothing.
+   the same search among up to 29 layers (see 10), and one bad mask bends nothing.
 2. A Gaussian process explains the scores by effects of single layers, pairs and triples (`gaussian_process` beside this):
    skipping is nearly additive, not quite, and which mask is best depends on the rest.
 3. How much each order counts, and noise, is learned: at each ask, one step on a grid up the marginal likelihood.

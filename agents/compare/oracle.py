@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from das_gym.agents.searching.environment import observed_statistics
 
+from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.registration import ENVIRONMENTS
-from das_gym.tables.suite import SuiteProblem, random_probabilities
+from das_gym.registration import ENVIRONMENTS, SUITE_IDS, many_objectives
+from das_gym.tables.suite import SuiteProblem, load_suite, random_probabilities
 
 
 class Oracle(ABC):
@@ -56,8 +57,9 @@ class Oracle(ABC):
         Raises:
             ValueError: another shape, or a mask that does not keep the budget.
         """
-        array = np.asarray(mask, dtype=bool)
-        if array.shape != (self.space.n_layers,) or not self.space.contains(array[None])[0]:
+        given = np.asarray(mask)
+        array = given.astype(bool)
+        if array.shape != (self.space.n_layers,) or (given != array).any() or not self.space.contains(array[None])[0]:
             raise ValueError(
                 f"mask={np.asarray(mask).tolist()}: give {self.space.n_layers} truths, one a layer, with "
                 f"{self.space.budget.describe()}; space.top(scores) makes such a mask of one number a layer"
@@ -187,9 +189,34 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
     return env
 
 
-def make_oracle(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
-    """The oracle of an environment: of its table where the id is a tabular one."""
-    return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget, env_kwargs)
+def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
+    """The oracle of an environment: of its table where the id is a tabular one, of a problem of the suite's.
+
+    Args:
+        env_id: The environment.
+        budget: `skip_num`, or a share to save; {} or None is none. A problem of a suite has its own.
+        env_kwargs: Its other settings. Of `DAS-Suite-v0`: `problem`, a number or a name, `split`, `suite`, and what else
+            `load_suite` takes.
+
+    Raises:
+        ValueError: what the environment refuses, or one whose rewards are vectors.
+    """
+    name = env_id.rpartition(":")[2]
+    if name in SUITE_IDS:
+        if budget:
+            raise ValueError(f"budget={dict(budget)}: a problem of a suite has its own; leave it out")
+        return _suite_oracle(**dict(env_kwargs or {}))
+    if name.endswith(many_objectives("")):
+        alone = f"{name.removesuffix(many_objectives(''))}-v0"
+        raise ValueError(f"{env_id} rewards with a vector, and an oracle gives one number: use {alone}")
+    return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, env_kwargs)
+
+
+def _suite_oracle(problem: int | str = 0, split: str = "test", suite: str | None = None, **more: Any) -> SuiteOracle:
+    """The oracle of a problem of a suite."""
+    check_names(more, ("reward", "statistics", "relatives", "relatives_seed"), "setting of a suite's oracle")
+    whole = load_suite(suite, split, **more)
+    return SuiteOracle(whole.problems[whole.index(problem)], whole.statistics)
 
 
 def is_tabular(env_id: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import gymnasium
@@ -29,6 +29,8 @@ def _suite(
     problems_seed: int,
 ) -> Suite:
     names = None if statistics is None else statistic_names(statistics)
+    if not is_whole(problems_seed) or problems_seed < 0:
+        raise ValueError(f"problems_seed={problems_seed!r} is not allowed; use a whole number, 0 or more")
     whole = load_suite(suite, split, reward, names, relatives, problems_seed)
     if problems is None:
         return whole
@@ -77,7 +79,8 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     ## Arguments
     split: `train`, `valid` or `test`.
     action, flat: As above.
-    reward: What is scaled, see `das_gym.problem.rewards.REWARDS`.
+    reward: What is scaled, see `das_gym.problem.rewards.REWARDS`. Tables hold divergences of all examples together alone, so
+        that with `neg_kl` groups give no problems.
     statistics: Names of the layer statistics to observe; None = all that the tables hold.
     suite: Folder of a suite, see `python -m adapt suite`; None = the bundled one.
     problems: Draw from so many of the split's problems alone; None = all.
@@ -137,9 +140,13 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         return self.episodes.action_masks()[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw a problem, or take the one in `options`, and observe it."""
+        """Draw a problem, or take the one in `options`, and observe it.
+
+        Raises:
+            ValueError: other options than `problem`, or no such problem.
+        """
         super().reset(seed=seed)
-        given = (options or {}).get("problem")
+        given = _chosen(options)
         chosen = self.np_random.integers(len(self.suite.problems)) if given is None else self.suite.index(given)
         self.episodes.begin(np.zeros(1, np.int64), np.array([chosen]))
         return self._observation(), first_row(self.episodes.told() | self.episodes.choices())
@@ -174,8 +181,13 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
     def __init__(
         self, num_envs: int = 1, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **settings: Any
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
+        if not is_whole(num_envs) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r}: a vector environment has at least one, a whole number")
+        if "max_episode_steps" in settings:
+            raise ValueError(
+                f"max_episode_steps={settings['max_episode_steps']}: episodes end with their budget here, leave it out; or "
+                'let Gymnasium cut them off, by make_vec(..., vectorization_mode="sync")'
+            )
         if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
             raise ValueError(
                 f"autoreset_mode={autoreset_mode}: a suite's environments reset within the step, 'SameStep'; "
@@ -194,6 +206,11 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         """(num_envs, 16) bool: what each episode has skipped so far."""
         return self.episodes.masks.copy()
 
+    @property
+    def problems(self) -> np.ndarray:
+        """(num_envs,) int64: the problem that each is on now; `info["problem"]` is that of the step's episode."""
+        return self.episodes.which.copy()
+
     def action_masks(self) -> np.ndarray:
         """(num_envs, n_choices) bool: actions that have an effect now."""
         return self.episodes.action_masks()
@@ -201,14 +218,23 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Draw a problem for each; of a list of seeds the first counts. `options={"problem": [...]}` names them all."""
-        super().reset(seed=seed[0] if isinstance(seed, (list, tuple)) else seed)
-        given = (options or {}).get("problem")
+        """Draw a problem for each; of a list of seeds the first counts. `options={"problem": [...]}` names them all.
+
+        Raises:
+            ValueError: other options, no such problem, or another number of problems or seeds than of environments.
+        """
+        if isinstance(seed, (list, tuple)):
+            if len(seed) != self.num_envs:
+                raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments: give one each, or one number")
+            seed = seed[0]
+        super().reset(seed=seed)
+        given = _chosen(options)
         everyone = self.episodes.everyone
         if given is None:
             chosen = self._drawn(self.num_envs)
         else:
-            named = [self.suite.index(each) for each in np.atleast_1d(given).tolist()]
+            several = isinstance(given, (list, tuple, np.ndarray))
+            named = [self.suite.index(each) for each in (given if several else [given])]
             if len(named) not in (1, self.num_envs):
                 raise ValueError(f"options name {len(named)} problems; name 1, or {self.num_envs}: one each")
             chosen = np.broadcast_to(named, self.num_envs)
@@ -237,6 +263,14 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         for row in rows.tolist():
             found[row] = observed[row] if self.episodes.flat else {name: part[row] for name, part in observed.items()}
         return {"final_obs": found, "_final_obs": ended, "final_info": _present(told, ended), "_final_info": ended}
+
+
+def _chosen(options: Any) -> Any:
+    """The problem, or problems, that the options of `reset` name; None = draw."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f'options={options!r}: give a dictionary, {{"problem": number or name}}, or None')
+    check_names(options or {}, ("problem",), "option of reset")
+    return (options or {}).get("problem")
 
 
 def _arguments(kind: type[SuiteEnv]) -> list[str]:

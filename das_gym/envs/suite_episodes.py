@@ -145,7 +145,10 @@ class SuiteEpisodes:
 
     def _masks(self, actions: Any, batch: tuple[int, ...]) -> np.ndarray:
         """(m, MAX_UNITS) bool: what whole actions skip."""
-        array = np.asarray(actions)
+        try:
+            array = np.asarray(actions, dtype=np.float64)  # whatever it was: scores are negated, which some types cannot be
+        except (TypeError, ValueError):
+            raise ValueError(f"action {actions!r} holds no numbers; give {MAX_UNITS}, one a unit") from None
         if array.shape != (*batch, MAX_UNITS):
             raise ValueError(f"action of shape {array.shape}; give {(*batch, MAX_UNITS)}: one number a unit")
         if self.action == "scores":

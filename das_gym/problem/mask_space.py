@@ -132,8 +132,14 @@ class MaskSpace:
 
         By cost: layers are skipped from the largest value down until the budget is kept; then those that it does
         not need are kept again, from the smallest value up.
+
+        Raises:
+            ValueError: another shape, or a value that is not a number.
         """
-        mask = self.budget.skip_highest(np.asarray(values)[None])[0]
+        values = np.asarray(values, dtype=np.float64)
+        if values.shape != (self.n_layers,) or np.isnan(values).any():
+            raise ValueError(f"values {values.tolist()}: give {self.n_layers} numbers, one a layer")
+        mask = self.budget.skip_highest(values[None])[0]
         if self.skip_num is not None:
             return mask
         for layer in np.argsort(-values, kind="stable")[::-1]:

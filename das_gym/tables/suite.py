@@ -165,7 +165,8 @@ def problems_of(
     Args:
         source: Its entry.
         table: It.
-        reward: What is earned, see `das_gym.problem.rewards.REWARDS`.
+        reward: What is earned, see `das_gym.problem.rewards.REWARDS`; groups give no problems where it is not known of them,
+            as divergences are not.
         without: Units that are skipped for good: the problems of what is left.
     """
     parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
@@ -232,6 +233,10 @@ class Suite:
         self.saved = np.concatenate([problem.table.macs_saved for problem in self.problems])
         self.random_means = np.array([problem.random_mean for problem in self.problems])
         self.optima = np.array([problem.optimum for problem in self.problems])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Suite:
+        """Itself: its arrays are many, and nobody changes them."""
+        return self
 
     def _fill(self, row: int, problem: SuiteProblem) -> None:
         n, table = problem.table.n_layers, problem.table

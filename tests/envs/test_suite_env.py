@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,53 @@ def test_mistakes_are_told(suite: str):
     side_by_side = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite)
     with pytest.raises(ValueError, match="options name 2 problems; name 1, or 3"):
         side_by_side.reset(options={"problem": [0, 1]})
+    with pytest.raises(ValueError, match="2 seeds for 3 environments"):
+        side_by_side.reset(seed=[0, 1])
+    for each in (env, side_by_side):
+        with pytest.raises(ValueError, match="unknown option of reset 'Problem'; did you mean 'problem'"):
+            each.reset(options={"Problem": 3})
+        with pytest.raises(ValueError, match="options='bad': give a dictionary"):
+            each.reset(options="bad")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown split"):
         gymnasium.make("DAS-Suite-v0", suite=suite, split="training")
+    for number in (1.5, "a", 0):
+        with pytest.raises(ValueError, match=f"num_envs={number!r}: a vector environment has at least one"):
+            gymnasium.make_vec("DAS-Suite-v0", num_envs=number, suite=suite)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_episode_steps=2: episodes end with their budget here"):
+        gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, max_episode_steps=2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.uint64, np.int8, bool])
+def test_scores_of_every_type_are_ordered_alike(dtype: type, suite: str):
+    """Numbers without a sign cannot be negated, and the least of a signed byte is its own negative."""
+    env = gymnasium.make("DAS-Suite-v0", suite=suite, action="scores").unwrapped
+    scores = np.array([1, 0, 1, 0, 0, 0, 1] + [0] * 9)
+    if dtype is np.int8:
+        scores[3] = -128
+    env.reset(options={"problem": 0})
+    env.step(scores.astype(np.float64))
+    wanted = env.last_mask
+    env.reset(options={"problem": 0})
+    env.step(scores.astype(dtype))
+    np.testing.assert_array_equal(env.last_mask, wanted)
+    env.reset(options={"problem": 0})
+    with pytest.raises(ValueError, match="holds no numbers"):
+        env.step(np.array(["a"] * 16))
+
+
+def test_side_by_side_problems_are_named_by_number_or_name_and_told(suite: str):
+    env = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite).unwrapped
+    name = env.suite.problems[4].name
+    env.reset(seed=0, options={"problem": [2, name, np.int64(1)]})
+    assert env.problems.tolist() == [2, 4, 1]
+    *_, info = env.step(env.action_space.sample())
+    assert info["problem"].tolist() == [2, 4, 1]
+    assert env.problems.tolist() != [2, 4, 1]
+
+
+def test_copies_share_the_suite(suite: str):
+    env = gymnasium.make("DAS-Suite-v0", suite=suite)
+    assert copy.deepcopy(env).unwrapped.suite is env.unwrapped.suite
 
 
 @pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
@@ -127,6 +173,8 @@ def test_mistakes_are_told(suite: str):
         ({"skip_num": 3}, "unknown environment argument 'skip_num'"),
         ({"problems": 1.5}, "problems=1.5: this split has"),
         ({"problems": True}, "problems=True: this split has"),
+        ({"problems": 3, "problems_seed": None}, "problems_seed=None is not allowed"),
+        ({"problems_seed": -1}, "problems_seed=-1 is not allowed"),
         ({"render_mode": "rgb_array"}, "render_mode='rgb_array': a suite's environments draw nothing"),
     ],
 )

@@ -17,6 +17,7 @@ from das_gym.agents.compare.traces import Trace
 from das_gym.agents.compare_experiment import CompareSettings, cells, ex, print_results
 
 from das_gym.experiment import RunError
+from das_gym.tables.suite import load_suite
 from das_gym.tables.table import SubnetTable
 
 ROOT = Path(__file__).parents[3]
@@ -34,10 +35,33 @@ def test_an_oracle_is_a_function_of_one_mask_and_keeps_what_was_asked(oracle):
     assert oracle.asked == [(tuple(np.flatnonzero(mask)), oracle.rewards(mask[None])[0])]
     oracle(mask)
     assert len(oracle.asked) == 2
-    for wrong in (np.ones(8), np.zeros(7)):
+    for wrong in (np.ones(8), np.zeros(7), 0.5 * mask, 2 * mask, np.where(mask, np.nan, 0)):
         with pytest.raises(ValueError, match=r"give 8 truths, one a layer, with exactly 4 of 8 layers"):
             oracle(wrong)
     assert len(oracle.asked) == 2
+
+
+def test_a_problem_of_a_suite_has_an_oracle(made_up_suite):
+    settings = {"suite": str(made_up_suite), "split": "valid"}
+    oracle = make_oracle("DAS-Suite-v0", env_kwargs={**settings, "problem": 3})
+    problem = load_suite(made_up_suite, "valid").problems[3]
+    assert oracle.env_id == problem.name
+    assert max(oracle(mask) for mask in oracle.space.masks) == problem.optimum == oracle.best_reward
+    with pytest.raises(ValueError, match="a problem of a suite has its own"):
+        make_oracle("DAS-Suite-v0", {"skip_num": 4}, settings)
+    with pytest.raises(ValueError, match=r"unknown setting of a suite's oracle 'flat'"):
+        make_oracle("DAS-Suite-v0", env_kwargs={**settings, "flat": True})
+
+
+def test_an_environment_with_vectors_for_rewards_has_none():
+    with pytest.raises(ValueError, match="use DAS-METER-VQA-Tabular-v0"):
+        make_oracle("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4})
+
+
+@pytest.mark.parametrize("values", [np.full(8, np.nan), np.zeros(3)])
+def test_the_top_of_no_numbers_is_refused(oracle, values):
+    with pytest.raises(ValueError, match="give 8 numbers, one a layer"):
+        oracle.space.top(values)
 
 
 def test_a_table_oracle_tells_the_truth(oracle, made_up_table):
