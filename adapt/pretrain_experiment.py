@@ -1,8 +1,9 @@
-"""Pre-train METER-mini, ViLT-mini or SmolVLM-mini.
+"""Pre-train METER-mini, ViLT-mini, SmolVLM-mini or LLaVA-mini.
 
 python -m adapt pretrain                                      METER-mini; writes to runs/<id>/meter_mini
 python -m adapt pretrain with model=ViLT                      ViLT-mini; writes to runs/<id>/vilt_mini
-python -m adapt pretrain with model=VLM                       SmolVLM-mini; writes to runs/<id>/vlm_mini
+python -m adapt pretrain with model=SmolVLM                   SmolVLM-mini; writes to runs/<id>/smolvlm_mini
+python -m adapt pretrain with model=LLaVA                     LLaVA-mini; writes to runs/<id>/llava_mini
 python -m adapt pretrain with model=ViLT out=my_folder        to a folder of your choice
 python -m adapt pretrain with resume=5                        go on with run 5, which was stopped
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 from das_gym.adapt.pretrain.config import CHECKPOINTS, PretrainConfig
 from das_gym.adapt.pretrain.recipe import pretrain
+from das_gym.adapt.pretrain.vlm.models import ANSWERING_MODELS
 
 from das_gym.commandline import typed
 from das_gym.config import build
@@ -29,7 +31,7 @@ class PretrainSettings(ResumableSettings, PretrainConfig):
     """The settings of `python -m adapt pretrain`.
 
     Attributes:
-        out: Folder to write the checkpoint to; None is `meter_mini`, `vilt_mini` or `vlm_mini` in the run's folder.
+        out: Folder to write the checkpoint to; None is `meter_mini` or likewise in the run's folder.
     """
 
     out: str | None = None
@@ -53,6 +55,6 @@ def main(_run: Any, _config: Mapping[str, Any]) -> None:
 
 def _next(model: str, out: Path) -> str:
     """What to do with the checkpoint."""
-    if model == "VLM":
+    if model in ANSWERING_MODELS:
         return f"AutoModelForImageTextToText.from_pretrained({str(out)!r})"
     return typed("adapt supernet", f"{model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))

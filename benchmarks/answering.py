@@ -1,7 +1,8 @@
-"""How well the bundled SmolVLM-mini answers the questions of Shapes: what `das_gym/assets/README.md` says, measured again.
+"""How well SmolVLM-mini and LLaVA-mini answer the questions of Shapes: what `das_gym/assets/README.md` says, measured again.
 
-    python -m benchmarks.smolvlm
-    python -m benchmarks.smolvlm my_folder --questions 500 --json smolvlm.json
+    python -m benchmarks.answering
+    python -m benchmarks.answering das_gym/assets/llava_mini
+    python -m benchmarks.answering my_folder --questions 500 --json answering.json
 
 Exact match in % on val2014, by question type: by greedy generation, with every picture replaced by an empty one, and what
 the most frequent training answer to each exact question gets without any model. Two minutes on one core.
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from das_gym.adapt.pretrain.smolvlm.language import INSTRUCTION
-from das_gym.adapt.pretrain.smolvlm.processor import messages
+from das_gym.adapt.pretrain.vlm.language import INSTRUCTION
+from das_gym.adapt.pretrain.vlm.tokenizer import messages
 from PIL import Image
 
 from das_gym.files import write_json
@@ -30,7 +31,7 @@ from das_gym.tasks.vqa.examples import VQAExample
 from das_gym.tasks.vqa.vqav2 import read_vqav2
 
 if TYPE_CHECKING:
-    from transformers import SmolVLMForConditionalGeneration
+    from transformers import PreTrainedModel
     from transformers.processing_utils import ProcessorMixin
 
 SMOLVLM_MINI = ASSETS / "smolvlm_mini"
@@ -50,7 +51,7 @@ class Answerer:
         processor: Pads on the left.
     """
 
-    model: SmolVLMForConditionalGeneration
+    model: PreTrainedModel
     processor: ProcessorMixin
 
     @classmethod
@@ -64,11 +65,15 @@ class Answerer:
     @torch.inference_mode()
     def answers(self, questions: Sequence[str], pictures: Sequence[Image.Image]) -> list[str]:
         """What it says, one question a picture, by greedy generation."""
-        texts = [
-            self.processor.apply_chat_template(messages(question + INSTRUCTION), add_generation_prompt=True)
-            for question in questions
-        ]
-        inputs = self.processor(text=texts, images=[[picture] for picture in pictures], padding=True, return_tensors="pt")
+        pairs = zip(questions, pictures, strict=True)
+        inputs = self.processor.apply_chat_template(
+            [messages(question + INSTRUCTION, picture) for question, picture in pairs],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            padding=True,
+        )
         said = self.model.generate(**inputs, do_sample=False, max_new_tokens=ANSWER_TOKENS)
         new = said[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]

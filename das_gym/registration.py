@@ -29,6 +29,7 @@ class ModelEntry:
             `dropout`, `bottleneck` and `skip_bottleneck` that are not the checkpoint's own. Gives the model, or what
             holds it as `vlp`, with the `heads` that came with it and a `report`; see `das_gym.models.checkpoints.Loaded`.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
+        others: Folders of further bundled checkpoints: `checkpoint=` takes their last names as it takes paths.
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. Tasks say likewise what
             they give; only those that agree make an environment.
         options: Settings of `ProblemConfig` that `load` takes besides.
@@ -38,6 +39,7 @@ class ModelEntry:
     vlp: Any
     load: Any = "das_gym.models.checkpoints:load_checkpoint"
     assets: Path | None = None
+    others: tuple[Path, ...] = ()
     reads: str = "pairs"
     options: tuple[str, ...] = ("image_size",)
 
@@ -111,6 +113,7 @@ MODELS: dict[str, ModelEntry] = {
             vlp="das_gym.models.transformers.model:VLM",
             load="das_gym.models.transformers.loading:load_vlm",
             assets=ASSETS / "smolvlm_mini",
+            others=(ASSETS / "llava_mini",),
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
         ),

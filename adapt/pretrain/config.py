@@ -33,7 +33,8 @@ class Size:
 SIZES = {
     "METER": Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=8e-4),
     "ViLT": Size(hidden_size=64, image_steps=2000, image_batch_size=64, steps=5000, batch_size=80, learning_rate=1e-3),
-    "VLM": Size(hidden_size=80, image_steps=3000, image_batch_size=16, steps=4800, batch_size=10, learning_rate=1e-3),
+    "SmolVLM": Size(hidden_size=80, image_steps=3000, image_batch_size=16, steps=4800, batch_size=10, learning_rate=1e-3),
+    "LLaVA": Size(hidden_size=64, image_steps=2500, image_batch_size=16, steps=3000, batch_size=8, learning_rate=1e-3),
 }
 """By model: with these the shipped checkpoints were made."""
 
@@ -45,11 +46,11 @@ class PretrainConfig:
     Attributes:
         model: A key of `SIZES`.
         seed: Of weights, scenes and what is said of them.
-        hidden_size: Width of all layers; of VLM, of the decoder.
-        bottleneck, skip_bottleneck: Adapters that the checkpoint will be given; VLM has none.
+        hidden_size: Width of all layers; of SmolVLM and LLaVA, of the decoder.
+        bottleneck, skip_bottleneck: Adapters that the checkpoint will be given; SmolVLM and LLaVA have none.
         image_steps, image_batch_size, image_learning_rate: Of the first part.
-        steps, batch_size, learning_rate: Of the second part; with VLM a batch is so many pictures with about six
-            questions each.
+        steps, batch_size, learning_rate: Of the second part; with SmolVLM and LLaVA a batch is so many pictures with
+            about six questions each.
         warmup: Share of each part's steps.
         weight_decay: Of matrices.
         save_every: Steps between checkpoints.

@@ -1,7 +1,7 @@
 """Pre-training the mini models: the shipped checkpoints come from here.
 
-SmolVLM-mini has a recipe of its own, `smolvlm/recipe.py`. METER-mini and ViLT-mini learn from captioned scenes. First
-the layers that read the image alone learn to name colour and shape at every patch; then the whole model
+SmolVLM-mini and LLaVA-mini have a recipe of their own, `vlm/recipe.py`. METER-mini and ViLT-mini learn from captioned
+scenes. First the layers that read the image alone learn to name colour and shape at every patch; then the whole model
 learns masked language modelling, image-text matching, which patches a colour or shape word points at
 (before fusion, as in GLIP), which patches show what the sentence is about (after fusion, as in MDETR), and where
 everything is. Without the dense losses fusion stays at the language prior for a very long time. Where a family has no
@@ -18,8 +18,9 @@ from das_gym.adapt.pretrain.config import CHECKPOINTS, PretrainConfig, make_trai
 from das_gym.adapt.pretrain.family import PATCH_SIZE
 from das_gym.adapt.pretrain.losses import PretrainHeads, caption_losses, image_losses
 from das_gym.adapt.pretrain.models import PRETRAIN_MODELS
-from das_gym.adapt.pretrain.smolvlm.recipe import pretrain_vlm
 from das_gym.adapt.pretrain.tokenizer import tokenizer_files, train_tokenizer
+from das_gym.adapt.pretrain.vlm.models import ANSWERING_MODELS
+from das_gym.adapt.pretrain.vlm.recipe import pretrain_vlm
 from das_gym.adapt.training import Log, StepResult, prefixed
 
 from das_gym.models.base import VLP
@@ -28,7 +29,7 @@ from das_gym.models.checkpoints import save_checkpoint
 
 def pretrain(config: PretrainConfig, out: Path, checkpoints: Path, log: Log | None = None) -> Path:
     """Pre-train a mini model: `pretrain_vlm` or `pretrain_vlp`, which say what is written."""
-    train = pretrain_vlm if config.model == "VLM" else pretrain_vlp
+    train = pretrain_vlm if config.model in ANSWERING_MODELS else pretrain_vlp
     return train(config, out, checkpoints, log)
 
 

@@ -1,8 +1,9 @@
-"""The models of the suite: the bundled minis with other depths and weights, trained on as supernets for a minute each."""
+"""The models of the suite: the bundled minis with other depths and weights, trained on for a minute each."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from das_gym.adapt.pretrain.vlm.batches import ConversationBatches
+from das_gym.adapt.pretrain.vlm.family import AnsweringModel
+from das_gym.adapt.pretrain.vlm.losses import features, words_losses
+from das_gym.adapt.pretrain.vlm.models import ANSWERING_MODELS
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.supernet import SupernetConfig, random_mask
-from das_gym.adapt.training import Log, StepResult
+from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, decay
 from torch import Tensor
 
 from das_gym.models.base import fingerprint
@@ -25,6 +30,12 @@ from das_gym.registration import MODELS
 
 DEPTHS = {"METER": (("text_layers", "image_layers"), "fusion_layers"), "ViLT": (("blocks",), "num_layers")}
 """By model: its lists of layers, and the size that says how long they are."""
+
+DECODERS = {f"{name.lower()}_mini": family for name, family in ANSWERING_MODELS.items()}
+"""By bundled checkpoint: how it was pre-trained, and is trained on."""
+
+DECODER_BATCH, DECODER_RATE = 6, 5e-4
+"""Pictures a step, and the learning rate, of training a decoder on."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +51,10 @@ class SuiteModel:
         seed: Of noise, masks, batches and data.
         noise: Standard deviation of what is added to each matrix, in those of the matrix.
         skip_adapters: Whether adapters stand in for skipped layers; else they are left out.
-        steps: Of training adapters and head; a decoder is not trained.
-        max_skipped: Each step skips 0..max_skipped units, every number as likely.
+        steps: Of training adapters and head, and of all that is left of a decoder.
+        max_skipped: Each step skips 0..max_skipped units, every number as likely; of a decoder none.
         units: As in `ProblemConfig`, of a decoder.
+        checkpoint: Name of the bundled checkpoint that it comes from, where a model has several; None is the usual one.
     """
 
     name: str
@@ -56,6 +68,7 @@ class SuiteModel:
     steps: int = 60
     max_skipped: int = 4
     units: str | None = None
+    checkpoint: str | None = None
 
 
 def make_model(spec: SuiteModel, data: Path, folder: Path, log: Log | None = None) -> ProblemConfig:
@@ -148,17 +161,18 @@ def _add_noise(model: torch.nn.Module, spec: SuiteModel) -> None:
 
 
 def _write_decoder(spec: SuiteModel, folder: Path) -> None:
-    """The kept layers of the bundled decoder, as transformers reads it."""
-    from transformers import AutoModelForImageTextToText
+    """The kept layers of a bundled decoder, trained on to do without the rest, as transformers reads it."""
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
 
     from das_gym.models.transformers.pruning import prune
 
-    source = _assets(spec.model)
+    source = _assets(spec.model, spec.checkpoint)
     with bars_on_terminals():
         model = AutoModelForImageTextToText.from_pretrained(source)
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     prune(model, [place not in spec.kept[0] for place in range(count)])
     _add_noise(model, spec)
+    _train_decoder(model, AutoTokenizer.from_pretrained(source), DECODERS[source.name], spec)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with bars_on_terminals():
@@ -168,8 +182,23 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
     partial.rename(folder)
 
 
-def _assets(model: str) -> Path:
+def _train_decoder(model: Any, tokenizer: Any, family: AnsweringModel, spec: SuiteModel) -> None:
+    """Have a decoder answer questions about scenes that are drawn."""
+    batches = ConversationBatches(family, tokenizer, spec.seed, DECODER_BATCH)
+
+    def step(index: int) -> StepResult:
+        batch = batches(index, described=False)
+        found = words_losses(model, features(family, model, batch), batch)
+        return {"loss": found.pop("words"), **found}
+
+    optimizer = adamw([Group(list(model.parameters()), DECODER_RATE)], weight_decay=0.01)
+    schedule = functools.partial(decay, steps=spec.steps, warmup=0.1)
+    Trainer({"model": model}, optimizer, spec.steps, schedule).run(step, spec.name)
+
+
+def _assets(model: str, checkpoint: str | None = None) -> Path:
+    """Where a bundled checkpoint lies."""
     folder = MODELS[model].assets
     if folder is None:
         raise ValueError(f"no model of {model} is bundled: the suite has none to begin from")
-    return folder
+    return folder if checkpoint is None else {other.name: other for other in MODELS[model].others}[checkpoint]

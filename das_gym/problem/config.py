@@ -36,7 +36,8 @@ class ProblemConfig:
         model: Name of the model, a key of `das_gym.registration.MODELS`.
         task: Name of the task, a key of `das_gym.registration.TASKS`; `f30k`, as 0.1.0 has it, is `retrieval`.
         size: `mini` (bundled) or `base` (needs `checkpoint`); None follows the checkpoint.
-        checkpoint: Path of pre-trained weights: a folder of ours, or an official file.
+        checkpoint: Path of pre-trained weights: a folder of ours, or an official file; or the name of a further bundled one,
+            see `ModelEntry.others`.
         supernet: Path of the supernet's adaptation file.
         data_root: Folder in one of the task's formats.
         tokenizer: Folder of the tokenizer, or the processor, where the checkpoint's folder holds none.
@@ -101,10 +102,15 @@ class ProblemConfig:
             value = getattr(self, name)
             if value is None:
                 continue
-            object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
-            if name != "encoder_cache" and not Path(getattr(self, name)).exists():
+            path = Path(value).expanduser().absolute()
+            others = {folder.name: folder for folder in MODELS[self.model].others} if name == "checkpoint" else {}
+            if value in others and not path.exists():
+                path = others[value]
+            object.__setattr__(self, name, str(path))
+            if name != "encoder_cache" and not path.exists():
+                more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
                 raise FileNotFoundError(
-                    f"{name}={value}: no such file or folder; check the path, or leave {name} out for the bundled one"
+                    f"{name}={value}: no such file or folder; check the path, leave {name} out for the bundled one{more}"
                 )
 
     @property

@@ -64,6 +64,19 @@ def test_a_size_that_is_not_the_checkpoints(mini_folder: Path):
         load_backbone(ProblemConfig(size="base", checkpoint=str(mini_folder)))
 
 
+def test_a_further_bundled_checkpoint_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    named = ProblemConfig(model="VLM", task="answering", checkpoint="llava_mini")
+    assert named.checkpoint == str(ASSETS / "llava_mini")
+    assert named == ProblemConfig(model="VLM", task="answering", checkpoint=str(ASSETS / "llava_mini"))
+    with pytest.raises(FileNotFoundError, match="or give the name of a bundled one: llava_mini"):
+        ProblemConfig(model="VLM", task="answering", checkpoint="llava-mini")
+    with pytest.raises(FileNotFoundError, match="leave checkpoint out for the bundled one$"):
+        ProblemConfig(checkpoint="llava_mini")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llava_mini").mkdir()  # a person's own folder comes first
+    assert ProblemConfig(model="VLM", task="answering", checkpoint="llava_mini").checkpoint == str(tmp_path / "llava_mini")
+
+
 def test_a_checkpoint_without_a_tokenizer(mini_folder: Path, tmp_path: Path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(mini_folder / name, tmp_path / name)

@@ -67,10 +67,15 @@ def test_a_model_has_the_layers_that_it_kept(spec: SuiteModel, data: Path, tmp_p
     assert make_model(dataclasses.replace(spec, steps=9), data, tmp_path / spec.name) == config  # what is there stays
 
 
-def test_a_decoder_loses_layers(tmp_path: Path, data: Path):
+def test_a_decoder_loses_layers_and_is_trained_on(tmp_path: Path, data: Path):
     spec = SuiteModel("d", "test", "VLM", "answering", ((0, 5),), 5, units="sublayers", steps=0)
     problem = build_problem(make_model(spec, data, tmp_path / "d"))
     assert len(problem.layer_names) == 4
+    longer = build_problem(make_model(dataclasses.replace(spec, steps=2), data, tmp_path / "longer"))
+    before, after = (dict(p.vlp.named_parameters()) for p in (problem, longer))
+    moved = [name for name, parameter in before.items() if not torch.equal(parameter, after[name])]
+    assert any("self_attn" in name for name in moved)
+    assert any("vision" in name for name in moved)
 
 
 @pytest.mark.slow

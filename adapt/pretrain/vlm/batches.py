@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from das_gym.adapt.pretrain.batches import IGNORE, ImageBatch, Normalise, pictures
-from das_gym.adapt.pretrain.smolvlm.language import INSTRUCTION, describe, mentions, questions, target
-from das_gym.adapt.pretrain.smolvlm.model import IMAGE_TOKENS, TOKEN_SIZE
-from das_gym.adapt.pretrain.smolvlm.processor import AROUND_IMAGE, END, GLOBAL_IMAGE, IMAGE, START
+from das_gym.adapt.pretrain.vlm.family import IMAGE_TOKENS, TOKEN_SIZE, AnsweringModel
+from das_gym.adapt.pretrain.vlm.language import INSTRUCTION, describe, mentions, questions, target
 from torch import Tensor
 
 from das_gym.shapes.scene_language import Question
@@ -19,11 +18,6 @@ from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, patch_owners, 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-BEFORE_IMAGE = f"{START}User:"
-THE_IMAGE = AROUND_IMAGE + GLOBAL_IMAGE + IMAGE * IMAGE_TOKENS + AROUND_IMAGE
-AFTER_TEXT = f"{END}\nAssistant:"
-"""What the chat template and the processor write around a user's image and text."""
 
 CAPITALISED = 0.1
 """Share of the texts that begin with a capital letter."""
@@ -90,30 +84,30 @@ def _place(item: SceneObject) -> tuple[float, float]:
     return item.x / IMAGE_SIZE, item.y / IMAGE_SIZE
 
 
-def _prompt(question: Question, capital: bool) -> str:
-    """All that stands between the picture and the answer."""
+def _asked_text(question: Question, capital: bool) -> str:
+    """What the user says beside the picture."""
     if question.family == "description":
-        return question.text + AFTER_TEXT
+        return question.text
     first = question.text[0].upper() if capital else question.text[0]
-    return first + question.text[1:] + INSTRUCTION + AFTER_TEXT
+    return first + question.text[1:] + INSTRUCTION
 
 
 class ConversationBatches:
     """Makes batches of conversations.
 
     Args:
-        tokenizer: SmolVLM-mini's.
+        family: Whose.
+        tokenizer: The model's.
         seed: Of all batches.
         batch_size: Pictures a batch.
-        normalise: Of the pixels.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int, normalise: Normalise) -> None:
+    def __init__(self, family: AnsweringModel, tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int) -> None:
+        self.family = family
         self.tokenizer = tokenizer
         self.seed = seed
         self.batch_size = batch_size
-        self.normalise = normalise
-        self.prefix = np.array(tokenizer(BEFORE_IMAGE + THE_IMAGE)["input_ids"])
+        self.prefix = np.array(tokenizer(family.prompt.before)["input_ids"])
 
     def __call__(self, step: int, described: bool) -> ConversationBatch:
         """The batch of a step; with `described` every scene is described as well."""
@@ -129,8 +123,11 @@ class ConversationBatches:
     def _batch(
         self, scenes: Sequence[Scene], asked: Sequence[tuple[int, Question]], capitals: np.ndarray
     ) -> ConversationBatch:
-        prompts = [_prompt(question, capital) for (_, question), capital in zip(asked, capitals, strict=True)]
-        texts = [f"{prompt} {question.answer}{END}" for prompt, (_, question) in zip(prompts, asked, strict=True)]
+        around = self.family.prompt
+        prompts = [
+            _asked_text(question, capital) + around.after for (_, question), capital in zip(asked, capitals, strict=True)
+        ]
+        texts = [f"{prompt} {question.answer}{around.end}" for prompt, (_, question) in zip(prompts, asked, strict=True)]
         encoded = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="np")
         ids = encoded["input_ids"]
         labels, counts = np.full(ids.shape, IGNORE), np.full(ids.shape, IGNORE)
@@ -150,4 +147,4 @@ class ConversationBatches:
         rows = np.array([row for row, _ in asked])
         mask = np.concatenate((np.ones_like(prefix)[rows], encoded["attention_mask"]), axis=1)
         arrays = (prefix, rows, ids, mask, labels, counts, places, targets)
-        return ConversationBatch(picture_batch(scenes, self.normalise), *map(torch.from_numpy, arrays))
+        return ConversationBatch(picture_batch(scenes, self.family.normalise), *map(torch.from_numpy, arrays))

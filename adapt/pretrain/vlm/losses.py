@@ -1,27 +1,21 @@
-"""The losses that teach SmolVLM-mini: the answers' words, and beside them where that which is asked about lies."""
+"""The losses that teach to answer in words: the answers' words, and beside them where that which is asked about lies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from das_gym.adapt.pretrain.batches import IGNORE
 from das_gym.adapt.pretrain.losses import PretrainHeads, masked_mse, patch_losses
-from das_gym.adapt.pretrain.smolvlm.batches import ConversationBatch, PictureBatch
-from das_gym.adapt.pretrain.smolvlm.model import TOKEN_SIZE
+from das_gym.adapt.pretrain.vlm.batches import ConversationBatch, PictureBatch
+from das_gym.adapt.pretrain.vlm.family import TOKEN_SIZE, AnsweringModel
 from das_gym.adapt.training import StepResult
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.shapes.scenes import MAX_OBJECTS
-
-if TYPE_CHECKING:
-    from transformers import SmolVLMForConditionalGeneration
-
-MENTION_LAYER, TARGET_LAYER = 5, 9
-"""Decoder layers after which named objects, and the object that is the answer, are looked for."""
 
 PICTURE_WEIGHTS = {"color": 1.0, "shape": 1.0, "center": 10.0, "silhouette": 3.0}
 WEIGHTS = {"words": 1.0, "counts": 0.3, "places": 5.0, "targets": 5.0, "picture": 0.5}
@@ -50,25 +44,19 @@ class ConversationFeatures:
 
     Attributes:
         patches: (batch, image tokens, size): the picture as the decoder gets it.
-        mentions, targets, last: (batch, tokens, size): after MENTION_LAYER, after TARGET_LAYER, and what the language
-            modelling head reads.
+        states: By decoder layer, (batch, tokens, size): what goes into it.
+        last: (batch, tokens, size): what the language modelling head reads.
     """
 
     patches: Tensor
-    mentions: Tensor
-    targets: Tensor
+    states: Sequence[Tensor]
     last: Tensor
 
 
-def image_tokens(model: SmolVLMForConditionalGeneration, image: Tensor) -> Tensor:
-    """(batch, image tokens, hidden_size) from (batch, 3, 96, 96) pixels."""
-    return torch.stack(model.get_image_features(image[:, None]).pooler_output)
-
-
-def features(model: SmolVLMForConditionalGeneration, batch: ConversationBatch) -> ConversationFeatures:
+def features(family: AnsweringModel, model: Any, batch: ConversationBatch) -> ConversationFeatures:
     """One pass of the decoder over the pictures, and one over all that is asked about them."""
-    patches = image_tokens(model, batch.pictures.scenes.image)
-    decoder, embeddings = model.model.text_model, model.get_input_embeddings()
+    patches = family.image_tokens(model, batch.pictures.scenes.image)
+    decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
     prefix = embeddings(batch.prefix_ids)
     is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
     cache = decoder(inputs_embeds=prefix.masked_scatter(is_image, patches), use_cache=True).cache
@@ -80,8 +68,15 @@ def features(model: SmolVLMForConditionalGeneration, batch: ConversationBatch) -
         use_cache=True,
         output_hidden_states=True,
     )
-    states = output.hidden_states
-    return ConversationFeatures(patches, states[MENTION_LAYER], states[TARGET_LAYER], output.last_hidden_state)
+    return ConversationFeatures(patches, output.hidden_states, output.last_hidden_state)
+
+
+def words_losses(model: Any, read: ConversationFeatures, batch: ConversationBatch) -> StepResult:
+    """The cross-entropy of the answers' words, and the share of them that come out right."""
+    said = batch.labels != IGNORE
+    logits = model.lm_head(read.last[said])
+    right = (logits.detach().argmax(-1) == batch.labels[said]).float().mean()
+    return {"words": F.cross_entropy(logits, batch.labels[said]), "right": right}
 
 
 def picture_losses(heads: ConversationHeads, patches: Tensor, batch: PictureBatch) -> StepResult:
@@ -98,19 +93,17 @@ def _weighted(losses: StepResult, weights: Mapping[str, float]) -> Tensor:
 
 
 def conversation_losses(
-    model: SmolVLMForConditionalGeneration, heads: ConversationHeads, batch: ConversationBatch
+    family: AnsweringModel, model: Any, heads: ConversationHeads, batch: ConversationBatch
 ) -> StepResult:
     """All losses, their weighted sum as `loss`, and the share of answers' tokens that come out right as `right`."""
-    read = features(model, batch)
-    said, named = batch.labels != IGNORE, batch.counts != IGNORE
-    logits = model.lm_head(read.last[said])
-    seen = picture_losses(heads, read.patches, batch.pictures)
+    read, named = features(family, model, batch), batch.counts != IGNORE
+    mentions, targets = read.states[family.mention_layer], read.states[family.target_layer]
+    seen, words = picture_losses(heads, read.patches, batch.pictures), words_losses(model, read, batch)
     losses = {
-        "words": F.cross_entropy(logits, batch.labels[said]),
-        "counts": F.cross_entropy(heads.count(read.mentions[named]), batch.counts[named]),
-        "places": masked_mse(heads.place(read.mentions), batch.places),
-        "targets": masked_mse(heads.target(read.targets), batch.targets),
+        "words": words["words"],
+        "counts": F.cross_entropy(heads.count(mentions[named]), batch.counts[named]),
+        "places": masked_mse(heads.place(mentions), batch.places),
+        "targets": masked_mse(heads.target(targets), batch.targets),
         "picture": seen.pop("loss"),
     }
-    right = (logits.detach().argmax(-1) == batch.labels[said]).float().mean()
-    return {"loss": _weighted(losses, WEIGHTS), **losses, **seen, "right": right}
+    return {"loss": _weighted(losses, WEIGHTS), **losses, **seen, "right": words["right"]}

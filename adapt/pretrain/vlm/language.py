@@ -1,4 +1,4 @@
-"""What SmolVLM-mini is asked about a scene and what it answers: the questions of Shapes, and a description."""
+"""What is asked about a scene and what is answered in words: the questions of Shapes, and a description."""
 
 from __future__ import annotations
 

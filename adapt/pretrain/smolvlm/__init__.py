@@ -1,1 +1,0 @@
-"""How the bundled SmolVLM-mini was made."""
