@@ -15,7 +15,7 @@ from das_gym.config import check_names
 from das_gym.envs.scored_env import first_row
 from das_gym.envs.suite_episodes import SuiteEpisodes
 from das_gym.problem.budget import is_whole
-from das_gym.problem.statistics import statistic_names
+from das_gym.problem.statistics import check_statistics
 from das_gym.tables.suite import Suite, load_suite
 
 
@@ -28,7 +28,7 @@ def _suite(
     relatives: int,
     problems_seed: int,
 ) -> Suite:
-    names = None if statistics is None else statistic_names(statistics)
+    names = None if statistics is None else tuple(statistic.name for statistic in check_statistics(statistics))
     if not is_whole(problems_seed) or problems_seed < 0:
         raise ValueError(f"problems_seed={problems_seed!r} is not allowed; use a whole number, 0 or more")
     whole = load_suite(suite, split, reward, names, relatives, problems_seed)

@@ -174,6 +174,7 @@ def test_copies_share_the_suite(suite: str):
         ({"problems": 1.5}, "problems=1.5: this split has"),
         ({"problems": True}, "problems=True: this split has"),
         ({"problems": 3, "problems_seed": None}, "problems_seed=None is not allowed"),
+        ({"statistics": []}, "give one or more of stream, depth"),
         ({"problems_seed": -1}, "problems_seed=-1 is not allowed"),
         ({"render_mode": "rgb_array"}, "render_mode='rgb_array': a suite's environments draw nothing"),
     ],
