@@ -70,7 +70,7 @@ def test_a_further_bundled_checkpoint_goes_by_its_name(tmp_path: Path, monkeypat
     assert named == ProblemConfig(model="VLM", task="answering", checkpoint=str(ASSETS / "llava_mini"))
     with pytest.raises(FileNotFoundError, match="or give the name of a bundled one: llava_mini"):
         ProblemConfig(model="VLM", task="answering", checkpoint="llava-mini")
-    with pytest.raises(FileNotFoundError, match="leave checkpoint out for the bundled one$"):
+    with pytest.raises(FileNotFoundError, match=r"leave checkpoint out for the bundled one$"):
         ProblemConfig(checkpoint="llava_mini")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "llava_mini").mkdir()  # a person's own folder comes first
