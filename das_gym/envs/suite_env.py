@@ -250,7 +250,7 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         rewards, ended, told = self.episodes.take(actions, (self.num_envs,))
         final: dict[str, Any] = {}
         if ended.any():
-            final = self._final(told, ended)
+            final = self._final(told | self.episodes.choices(), ended)
             places = np.flatnonzero(ended)
             self.episodes.begin(places, self._drawn(len(places)))
         info = _present(told | self.episodes.choices(), np.ones(self.num_envs, bool)) | final

@@ -83,6 +83,9 @@ def test_side_by_side_is_as_alone(action: str, flat: bool, suite: str):
         parts = [(own[0], last)] if flat else [(own[0][key], last[key]) for key in own[0]]
         for mine, theirs in parts:
             np.testing.assert_array_equal(mine, theirs)
+        told = info["final_info"] if ended[row] else info
+        for name, value in own[4].items():
+            np.testing.assert_array_equal(value, told[name][row])
 
 
 def test_every_episode_draws_a_problem_and_the_seed_decides(suite: str):
