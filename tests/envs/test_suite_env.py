@@ -163,6 +163,22 @@ def test_side_by_side_problems_are_named_by_number_or_name_and_told(suite: str):
     assert env.problems.tolist() != [2, 4, 1]
 
 
+def test_an_ended_episode_tells_its_own_action_mask(suite: str):
+    env = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite, action="sequence").unwrapped
+    env.reset(seed=0)
+    ended = np.zeros(3, bool)
+    while not ended.any():
+        masks = env.last_masks
+        actions = env.action_masks().argmax(axis=1)
+        _, _, ended, _, info = env.step(actions)
+    row = int(ended.argmax())
+    skipped = masks[row] | (np.arange(16) == actions[row])
+    assert not (info["final_info"]["action_mask"][row] & skipped).any()
+    assert info["action_mask"][row, actions[row]] or not np.array_equal(
+        info["final_info"]["action_mask"], info["action_mask"]
+    )
+
+
 def test_copies_share_the_suite(suite: str):
     env = gymnasium.make("DAS-Suite-v0", suite=suite)
     assert copy.deepcopy(env).unwrapped.suite is env.unwrapped.suite
