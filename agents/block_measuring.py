@@ -1,9 +1,10 @@
 """Measure the blocks of layers that `angular` and `interlace` choose by, and keep them beside a table.
 
     python -m agents blocks with table=das_gym/assets/meter_mini/vqa_table.npz
+    python -m agents blocks with table=das_gym/assets/llava_mini/answering_table.npz checkpoint=llava_mini
 
 Searches on a model measure them by themselves, on the reward examples. A table does not hold them: this command loads the
-bundled model and data that the table was made from and writes `vqa_blocks.json`, which is found there from then on.
+model and the bundled data that the table was made from and writes `vqa_blocks.json`, which is found there from then on.
 """
 
 from __future__ import annotations
@@ -101,8 +102,12 @@ def beside(table: Path) -> dict[str, Any] | None:
     return blocks
 
 
-def measure_beside(table: Path) -> Path:
-    """Measure the bundled model on the reward examples of a table, and write that beside it.
+def measure_beside(table: Path, checkpoint: str | None = None) -> Path:
+    """Measure the model on the reward examples of a table, and write that beside it.
+
+    Args:
+        table: Its file.
+        checkpoint: As in `ProblemConfig`; None is the bundled one.
 
     Raises:
         ValueError: the table was made from something else.
@@ -115,7 +120,8 @@ def measure_beside(table: Path) -> Path:
     content = load_table(table)
     entry = ENVIRONMENTS[content.meta.env_id]
     halves = any(name.endswith(".mlp") for name in content.meta.layer_names)
-    problem = load_problem(ProblemConfig(model=entry.model, task=entry.task, units="sublayers" if halves else None))
+    units = "sublayers" if halves else None
+    problem = load_problem(ProblemConfig(model=entry.model, task=entry.task, checkpoint=checkpoint, units=units))
     check_table(content, problem)
     blocks = measure_blocks(problem.evaluator, table_examples(problem, "reward", content.meta.reward_examples))
     write_json(file_beside(table), {"hashes": content.meta.hashes, "blocks": blocks}, indent=None)
@@ -127,14 +133,16 @@ class BlocksSettings:
     """The settings of `python -m agents blocks`.
 
     Attributes:
-        table: Path of a table made from a bundled model and its data.
+        table: Path of a table made from bundled data.
+        checkpoint: Of the table's model; None is the bundled one.
     """
 
     table: str
+    checkpoint: str | None = None
 
 
 def main(words: Sequence[str] = ()) -> None:
     """Measure and write as the words behind `python -m agents blocks` say."""
     settings = parse_or_help(BlocksSettings, words, "agents blocks")
     if settings is not None:
-        print(f"blocks of layers: {measure_beside(Path(settings.table).expanduser())}")
+        print(f"blocks of layers: {measure_beside(Path(settings.table).expanduser(), settings.checkpoint)}")

@@ -14,7 +14,8 @@ from synthetic import ENV_ID
 from das_gym.envs.tabular_env import load_table
 from das_gym.registration import ASSETS
 
-TABLES = [*find_tables(None).values(), ASSETS / "smolvlm_mini" / "answering_sublayers_table.npz"]
+FURTHER = ("smolvlm_mini/answering_sublayers_table.npz", "llava_mini/answering_table.npz")
+TABLES = [*find_tables(None).values(), *(ASSETS / name for name in FURTHER)]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=[f"{path.parent.name} {path.stem}" for path in TABLES])
