@@ -72,10 +72,12 @@ class _Reader:
         self.space = space
         self.values = np.stack([(statistics or {})[name] for name in names], axis=1)
 
-    def mask(self, rng: np.random.Generator | None = None) -> Masks:
-        """The policy's mask, or with a generator one of those that it thinks good."""
-        found = choose(self.network, self.values, self.space.budget, rng)
-        return found if self.space.skip_num is not None else self.space.top(np.where(found, 1.0, 0.0))
+    def masks(self, rng: np.random.Generator | None = None, count: int = 1) -> Masks:
+        """(count, n_layers): the policy's mask, or with a generator some of those that it thinks good."""
+        found = choose(self.network, self.values, self.space.budget, rng, count)
+        if self.space.skip_num is not None:
+            return found
+        return np.stack([self.space.top(np.where(mask, 1.0, 0.0)) for mask in found])
 
 
 class Policy(OneMask):
@@ -98,7 +100,7 @@ class Policy(OneMask):
         super().__init__(space, seed)
         reader = _Reader(space, statistics, policy)
         self.statistics_read = reader.network.config.statistics
-        self._mask = reader.mask()
+        self._mask = reader.masks()[0]
 
     def best(self) -> Masks:
         """The mask."""
@@ -132,16 +134,17 @@ class PolicyBayes(Bayes):
         """(m, n_layers) masks that were not told before: the policy's own first, then some that it thinks good."""
         if len(self.reported) >= self.drawn:
             return super().ask(n)
-        own = self._reader.mask()
+        own = self._reader.masks()[0]
         first = [] if own.tobytes() in self.reported else [own]
         seen = {*self.reported, own.tobytes()}
         more = n - len(first)
         if not more:
             return np.array(first)
-        draws = iter(range(_DRAWS_A_MASK * more))
+        drawn = iter(self._reader.masks(self.rng, _DRAWS_A_MASK * more))
 
         def draw() -> Masks:
-            return self._reader.mask(self.rng) if next(draws, None) is not None else self.space.sample(self.rng)
+            found = next(drawn, None)
+            return self.space.sample(self.rng) if found is None else found
 
         others = self.space.distinct(more, draw, self.rng, seen)
         return np.concatenate((np.array(first, dtype=bool).reshape(-1, self.n_layers), others))

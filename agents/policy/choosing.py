@@ -42,30 +42,36 @@ def suite_masks(network: UnitNetwork | UnitNetworks, suite: Suite, which: np.nda
 
 @torch.no_grad()
 def choose(
-    network: UnitNetwork | UnitNetworks, statistics: np.ndarray, budget: Budget, rng: np.random.Generator | None = None
+    network: UnitNetwork | UnitNetworks,
+    statistics: np.ndarray,
+    budget: Budget,
+    rng: np.random.Generator | None = None,
+    count: int = 1,
 ) -> np.ndarray:
-    """(n,) bool: what the policy skips of one model.
+    """(count, n) bool: what the policy skips of one model.
 
     Args:
         network: The policy.
         statistics: (n, n_statistics) float, those of `network.config.statistics`.
-        budget: What the mask must satisfy.
+        budget: What the masks must satisfy.
         rng: Draws units by the softmax of their scores; None takes the highest.
+        count: Masks, drawn apart; they may be equal.
     """
     n = len(statistics)
-    known = torch.from_numpy(np.asarray(statistics, np.float32))[None], torch.ones(1, n)
-    goals = torch.tensor([[(budget.skip_num or 0) / n, budget.saved or 0.0]], dtype=torch.float32)
-    mask = np.zeros(n, bool)
-    nothing = _saved(budget, mask)
-    while not budget.is_kept_by(mask[None])[0]:
-        saved = torch.tensor([_saved(budget, mask) - nothing], dtype=torch.float32)
-        scores = network(*known, torch.from_numpy(mask).float()[None], goals, saved)[0][0].double().numpy()
-        scores[~(budget.useful_layers & ~mask)] = -np.inf
+    known = torch.from_numpy(np.asarray(statistics, np.float32)).expand(count, -1, -1), torch.ones(count, n)
+    goals = torch.tensor([[(budget.skip_num or 0) / n, budget.saved or 0.0]], dtype=torch.float32).expand(count, -1)
+    masks = np.zeros((count, n), bool)
+    nothing = _saved(budget, masks)
+    while (going := ~budget.is_kept_by(masks)).any():
+        saved = torch.from_numpy(_saved(budget, masks) - nothing).float()
+        scores = network(*known, torch.from_numpy(masks).float(), goals, saved)[0].double().numpy()
         if rng is not None:
-            scores = scores + rng.gumbel(size=n)
-        mask[scores.argmax()] = True
-    return mask
+            scores = scores + rng.gumbel(size=scores.shape)
+        best = np.where(budget.useful_layers & ~masks, scores, -np.inf).argmax(axis=1)
+        masks[going, best[going]] = True
+    return masks
 
 
-def _saved(budget: Budget, mask: np.ndarray) -> float:
-    return 0.0 if budget.cost is None else float(budget.cost.saved(mask[None])[0])
+def _saved(budget: Budget, masks: np.ndarray) -> np.ndarray:
+    """(m,) float64: the share of the cost that each mask saves; 0 without a cost."""
+    return np.zeros(len(masks)) if budget.cost is None else budget.cost.saved(masks)
