@@ -175,6 +175,7 @@ def test_the_text_and_both_scenes_are_enough(family: str):
     assert guessed(family, both) > 0.9  # what was not seen before counts one half
 
 
+@pytest.mark.slow
 def test_no_word_is_new_to_who_knows_the_questions_and_captions_of_shapes(mini_folder: Path):
     rng = np.random.default_rng(0)
     scenes = [sample_scene(rng) for _ in range(400)]

@@ -67,6 +67,7 @@ def test_a_model_has_the_layers_that_it_kept(spec: SuiteModel, data: Path, tmp_p
     assert make_model(dataclasses.replace(spec, steps=9), data, tmp_path / spec.name) == config  # what is there stays
 
 
+@pytest.mark.slow
 def test_a_decoder_loses_layers_and_is_trained_on(tmp_path: Path, data: Path):
     spec = SuiteModel("d", "test", "VLM", "answering", ((0, 5),), 5, units="sublayers", steps=0)
     problem = build_problem(make_model(spec, data, tmp_path / "d"))
