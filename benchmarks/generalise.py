@@ -14,6 +14,7 @@ skipped takes as many scored masks as there are units; the rule of that name and
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,6 +138,13 @@ def table(test: Suite, found: dict[str, np.ndarray], kept: Callable[[SuiteProble
     return markdown_table(("method", "mean regret", "95 % interval", "median", "optimum found"), rows)
 
 
+def kind_of(problem: SuiteProblem) -> str:
+    """What a problem's model was made from, and its task, in a word: `llava-sublayers-answering`."""
+    source = problem.source
+    made = re.fullmatch(r"(?:train|valid|test)-\d+-(.+)", source.name)
+    return made[1] if made else f"{source.model.lower()}-{source.task}"
+
+
 def verdict(found: dict[str, np.ndarray]) -> str:
     """The policy's regret beside that of the best rule."""
     best = min(RULES, key=lambda name: float(found[name].mean()))
@@ -200,10 +208,9 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{len(test.problems)} problems of `{options.split}`, {len(policies)} policies\n")
     print("\n".join([*table(test, found, lambda problem: True), "", verdict(found)]))
     print(told_of_members(test, policies))
-    kinds = Counter((problem.source.model, problem.source.task) for problem in test.problems)
-    for kind, count in sorted(kinds.items()):
-        print(f"\n{kind[0]}, {kind[1]}, {count} problems:\n")
-        print("\n".join(table(test, found, lambda problem: (problem.source.model, problem.source.task) == kind)))  # noqa: B023
+    for kind, count in sorted(Counter(map(kind_of, test.problems)).items()):
+        print(f"\n{kind}, {count} problems:\n")
+        print("\n".join(table(test, found, lambda problem: kind_of(problem) == kind)))  # noqa: B023
     if options.search:
         used = searches(test, options.search, options.seeds, options.evaluations, policies[0])
         print(f"\nEvaluations until the optimum: {options.search} problems, {options.seeds} seeds\n")
