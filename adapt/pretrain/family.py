@@ -21,7 +21,24 @@ TEXT_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class PretrainModel:
+class Pixels:
+    """How a model reads pictures.
+
+    Attributes:
+        mean, std: Of its pixels, red, green and blue.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) pixels, 0..1, as the model reads them."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
+@dataclass(frozen=True)
+class PretrainModel(Pixels):
     """A model as pre-training sees it.
 
     Attributes:
@@ -30,7 +47,6 @@ class PretrainModel:
         image_parts: The modules that the first part trains.
         early_patches: From the model and images to (batch, patches, hidden_size), for the first part.
         features: From the model and a batch to what the losses of the second part read.
-        mean, std: Of its pixels, red, green and blue.
         special_tokens: Of its tokenizer.
     """
 
@@ -39,14 +55,7 @@ class PretrainModel:
     image_parts: Callable[[Any], dict[str, nn.Module]]
     early_patches: Callable[[Any, Tensor], Tensor]
     features: Callable[[Any, Mapping[str, Tensor]], Features]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
     special_tokens: SpecialTokens
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, height, width) pixels, 0..1, as the model reads them."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
 
 
 def mini_sizes(hidden_size: int, vocab_size: int, bottleneck: int, skip_bottleneck: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from das_gym.shapes.scene_language import CAPTION_FAMILIES, QUESTION_FAMILIES
 from das_gym.shapes.scenes import sample_scene
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.normalizers import Normalizer
     from transformers import PreTrainedTokenizerFast
 
 
@@ -60,22 +62,40 @@ def _corpus(seed: int) -> Iterator[str]:
                 yield caption.text
 
 
-def train_tokenizer(seed: int = 0, special: SpecialTokens = ROBERTA) -> PreTrainedTokenizerFast:
-    """A lower-casing byte-level BPE tokenizer trained on the language of Shapes."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
+def byte_level_bpe(
+    texts: Iterable[str], vocab_size: int, special_tokens: Iterable[str], normalizer: Normalizer | None = None
+) -> Tokenizer:
+    """A byte-level BPE trained on texts: none is out of vocabulary.
+
+    Args:
+        texts: The language.
+        vocab_size: Most tokens.
+        special_tokens: Ids in this order, from 0 on.
+        normalizer: Of texts.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Lowercase()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=list(special.tokens),
+        vocab_size=vocab_size,
+        special_tokens=list(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(seed), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def train_tokenizer(seed: int = 0, special: SpecialTokens = ROBERTA) -> PreTrainedTokenizerFast:
+    """A lower-casing byte-level BPE tokenizer trained on the language of Shapes."""
+    from tokenizers import normalizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = byte_level_bpe(_corpus(seed), VOCAB_SIZE, special.tokens, normalizers.Lowercase())
     first, last = special.tokens[special.first], special.tokens[special.last]
     tokenizer.post_processor = processors.RobertaProcessing((last, special.last), (first, special.first))
     return PreTrainedTokenizerFast(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from das_gym.adapt.pretrain.family import HEADS, Pixels
 from torch import Tensor, nn
 
 from das_gym.shapes.scenes import IMAGE_SIZE
@@ -17,7 +18,6 @@ TOKEN_SIZE = 16
 
 IMAGE_TOKENS = (IMAGE_SIZE // TOKEN_SIZE) ** 2
 VISION_SIZE = 64
-HEADS = 4
 MAX_POSITIONS = 512
 LONGEST_WAVE = 20.0
 """Of the vision towers' first positions, in patches times 2 pi."""
@@ -39,7 +39,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class AnsweringModel:
+class AnsweringModel(Pixels):
     """A model that answers in words, as pre-training sees it.
 
     Attributes:
@@ -52,7 +52,6 @@ class AnsweringModel:
         make_tokenizer: From a seed.
         make_processor: From the tokenizer.
         prompt: What stands around texts.
-        mean, std: Of its pixels, red, green and blue.
     """
 
     build: Callable[[int, Any], Any]
@@ -64,13 +63,15 @@ class AnsweringModel:
     make_tokenizer: Callable[[int], Any]
     make_processor: Callable[[Any], Any]
     prompt: Prompt
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, height, width) pixels, 0..1, as the model reads them."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
+
+def untrained(kind: type[Any], config: Any, tokenizer: Any) -> Any:
+    """A model of a kind, which says short answers by itself."""
+    from transformers import GenerationConfig
+
+    model = kind(config)
+    model.generation_config = GenerationConfig(**special_ids(tokenizer), max_new_tokens=16)
+    return model
 
 
 def special_ids(tokenizer: Any) -> dict[str, int]:

@@ -14,6 +14,7 @@ from das_gym.adapt.pretrain.vlm.family import (
     decoder_sizes,
     initialise,
     special_ids,
+    untrained,
     vision_sizes,
 )
 from das_gym.adapt.pretrain.vlm.language import DESCRIPTION, INSTRUCTION
@@ -62,19 +63,17 @@ def build(hidden_size: int, tokenizer: PreTrainedTokenizerFast) -> LlavaForCondi
         hidden_size: Of the decoder.
         tokenizer: Gives the size of the vocabulary and the special tokens.
     """
-    from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    special = special_ids(tokenizer)
     config = LlavaConfig(
         text_config={"model_type": "llama", **decoder_sizes(hidden_size, DECODER_LAYERS, tokenizer)},
         vision_config={"model_type": "clip_vision_model", **vision_sizes(VISION_LAYERS, TOKEN_SIZE)},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=READ_LAYER,
-        **special,
+        **special_ids(tokenizer),
     )
-    model = LlavaForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(**special, max_new_tokens=16)
+    model: LlavaForConditionalGeneration = untrained(LlavaForConditionalGeneration, config, tokenizer)
     return model
 
 

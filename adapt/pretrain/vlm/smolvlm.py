@@ -14,6 +14,7 @@ from das_gym.adapt.pretrain.vlm.family import (
     decoder_sizes,
     initialise,
     special_ids,
+    untrained,
     vision_sizes,
 )
 from das_gym.adapt.pretrain.vlm.language import DESCRIPTION, INSTRUCTION
@@ -66,18 +67,16 @@ def build(hidden_size: int, tokenizer: PreTrainedTokenizerFast) -> SmolVLMForCon
         hidden_size: Of the decoder.
         tokenizer: Gives the size of the vocabulary and the special tokens.
     """
-    from transformers import GenerationConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
-    special = special_ids(tokenizer)
     config = SmolVLMConfig(
         text_config={"model_type": "llama", **decoder_sizes(hidden_size, DECODER_LAYERS, tokenizer)},
         vision_config=vision_sizes(VISION_LAYERS, TOKEN_SIZE // SCALE_FACTOR),
         scale_factor=SCALE_FACTOR,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        **special,
+        **special_ids(tokenizer),
     )
-    model = SmolVLMForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(**special, max_new_tokens=16)
+    model: SmolVLMForConditionalGeneration = untrained(SmolVLMForConditionalGeneration, config, tokenizer)
     return model
 
 

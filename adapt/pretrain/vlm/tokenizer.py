@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from das_gym.adapt.pretrain.tokenizer import byte_level_bpe
 from das_gym.adapt.pretrain.vlm.language import INSTRUCTION, describe, questions
 
 from das_gym.shapes.scenes import sample_scene
@@ -54,19 +55,10 @@ def train_tokenizer(tokens: Tokens, seed: int = 0) -> PreTrainedTokenizerFast:
 
     A space is put before what follows a special token, so that a word has one id wherever it stands.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=MAX_VOCABULARY,
-        special_tokens=list(tokens.special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(tokens, seed), trainer)
+    tokenizer = byte_level_bpe(_corpus(tokens, seed), MAX_VOCABULARY, tokens.special)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in tokens.phrases])
     named = (tokens.bos, tokens.eos, tokens.pad)
     return PreTrainedTokenizerFast(
