@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -12,6 +13,7 @@ from gymnasium import spaces
 from das_gym.envs.actions import find_action_mode
 from das_gym.envs.rendering import RENDER_MODES, Shown, check_render_mode, render
 from das_gym.envs.scoring import Scorer
+from das_gym.problem.budget import is_whole
 
 
 class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
@@ -125,6 +127,21 @@ class ScoredEnv(gymnasium.Env[np.ndarray, Any]):
     def _observation(self) -> np.ndarray:
         statistics = self.scorer.observation()
         return np.concatenate((statistics, self.mode.features()[0])) if self.mode.feature_names else statistics
+
+
+def check_vector(num_envs: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse what a vector environment cannot be made of.
+
+    Raises:
+        ValueError: no number of environments, or `max_episode_steps`, which Gymnasium's own vectorisation takes.
+    """
+    if not is_whole(num_envs) or num_envs < 1:
+        raise ValueError(f"num_envs={num_envs!r}: a vector environment has at least one, a whole number")
+    if "max_episode_steps" in settings:
+        raise ValueError(
+            f"max_episode_steps={settings['max_episode_steps']}: episodes end with their budget here, leave it out; or "
+            'let Gymnasium cut them off, by make_vec(..., vectorization_mode="sync"), without shared engine calls'
+        )
 
 
 def first_row(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from das_gym.config import check_names
 from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.rendering import Shown, render
-from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.scored_env import ScoredEnv, check_vector
 from das_gym.envs.scoring import Outcome
 from das_gym.envs.skip_env import SkipEnv
 
@@ -56,13 +56,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         **kwargs: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs}: a vector environment has at least one")
-        if "max_episode_steps" in kwargs:
-            raise ValueError(
-                f"max_episode_steps={kwargs['max_episode_steps']}: episodes end with their budget here, leave it out; or "
-                'let Gymnasium cut them off, by make_vec(..., vectorization_mode="sync"), without shared engine calls'
-            )
+        check_vector(num_envs, kwargs)
         modes = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)}
         value = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
         check_names([value], modes, "autoreset_mode")

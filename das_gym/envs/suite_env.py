@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from das_gym.config import check_names
-from das_gym.envs.scored_env import first_row
+from das_gym.envs.scored_env import check_vector, first_row
 from das_gym.envs.suite_episodes import SuiteEpisodes
 from das_gym.problem.budget import is_whole
 from das_gym.problem.statistics import check_statistics
@@ -181,13 +181,7 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
     def __init__(
         self, num_envs: int = 1, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **settings: Any
     ) -> None:
-        if not is_whole(num_envs) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r}: a vector environment has at least one, a whole number")
-        if "max_episode_steps" in settings:
-            raise ValueError(
-                f"max_episode_steps={settings['max_episode_steps']}: episodes end with their budget here, leave it out; or "
-                'let Gymnasium cut them off, by make_vec(..., vectorization_mode="sync")'
-            )
+        check_vector(num_envs, settings)
         if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
             raise ValueError(
                 f"autoreset_mode={autoreset_mode}: a suite's environments reset within the step, 'SameStep'; "

@@ -73,5 +73,6 @@ def test_wrong_actions_are_refused(vector, actions):
 
 
 def test_at_least_one_environment(tiny_kwargs: dict[str, str]):
-    with pytest.raises(ValueError, match="at least one"):
-        gymnasium.make_vec("DAS-METER-VQA-v0", num_envs=0, **tiny_kwargs)
+    for number in (0, 1.5, "a"):
+        with pytest.raises(ValueError, match="at least one"):
+            gymnasium.make_vec("DAS-METER-VQA-v0", num_envs=number, **tiny_kwargs)  # type: ignore[arg-type]
