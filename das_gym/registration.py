@@ -43,6 +43,11 @@ class ModelEntry:
     reads: str = "pairs"
     options: tuple[str, ...] = ("image_size",)
 
+    @property
+    def named(self) -> dict[str, Path]:
+        """`others` by the names that `checkpoint=` takes."""
+        return {folder.name: folder for folder in self.others}
+
 
 @dataclass(frozen=True)
 class TaskEntry:

@@ -201,4 +201,4 @@ def _assets(model: str, checkpoint: str | None = None) -> Path:
     folder = MODELS[model].assets
     if folder is None:
         raise ValueError(f"no model of {model} is bundled: the suite has none to begin from")
-    return folder if checkpoint is None else {other.name: other for other in MODELS[model].others}[checkpoint]
+    return folder if checkpoint is None else MODELS[model].named[checkpoint]

@@ -206,9 +206,9 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
         if budget:
             raise ValueError(f"budget={dict(budget)}: a problem of a suite has its own; leave it out")
         return _suite_oracle(**dict(env_kwargs or {}))
-    if name.endswith(many_objectives("")):
-        alone = f"{name.removesuffix(many_objectives(''))}-v0"
-        raise ValueError(f"{env_id} rewards with a vector, and an oracle gives one number: use {alone}")
+    alone = {many_objectives(id): id for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
+    if name in alone:
+        raise ValueError(f"{env_id} rewards with a vector, and an oracle gives one number: use {alone[name]}")
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, env_kwargs)
 
 

@@ -103,7 +103,7 @@ class ProblemConfig:
             if value is None:
                 continue
             path = Path(value).expanduser().absolute()
-            others = {folder.name: folder for folder in MODELS[self.model].others} if name == "checkpoint" else {}
+            others = MODELS[self.model].named if name == "checkpoint" else {}
             if value in others and not path.exists():
                 path = others[value]
             object.__setattr__(self, name, str(path))

@@ -98,6 +98,10 @@ class Statistic:
     compute: Callable[[StatisticInputs], np.ndarray]
     masks_a_layer: int = 0
 
+    def bounded(self, values: np.ndarray) -> np.ndarray:
+        """Values as they are observed: numbers, within the bounds."""
+        return np.clip(np.nan_to_num(values), self.low, self.high)
+
     def masks_needed(self, n_layers: int) -> int:
         """Masks that a model scores for it, the one that skips nothing among them; 0 where it needs none."""
         return self.masks_a_layer * n_layers + 1 if self.masks_a_layer else 0
@@ -381,5 +385,5 @@ def masks_needed(names: Iterable[str], n_layers: int) -> int:
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:
     """(n_layers, n_statistics) float32 within the bounds of each statistic."""
-    columns = [np.clip(np.nan_to_num(s.compute(inputs)), s.low, s.high) for s in statistics]
+    columns = [s.bounded(s.compute(inputs)) for s in statistics]
     return np.stack(columns, axis=1).astype(np.float32)

@@ -47,7 +47,7 @@ RELATIVE_UNITS = 3
 """A relative of a model lacks one to so many of its units."""
 
 RELATIVE_REWARD = 0.5
-"""It earns at least this share of what the model does: one that is broken teaches nothing."""
+"""Its exp(-loss) is at least this share of the model's: one that is broken teaches nothing."""
 
 WORST = -1.0
 """What a mask earns at least that keeps its budget, scaled."""
@@ -148,9 +148,9 @@ def budgets_of(table: SubnetTable) -> Iterator[Budget]:
             yield Budget(n, saved=saved, cost=cost)
 
 
-def relatives_of(table: SubnetTable, count: int, reward: str, rng: np.random.Generator) -> list[tuple[int, ...]]:
+def relatives_of(table: SubnetTable, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """Units, up to `count` sets of them, without any of which a model is another one that still does its task."""
-    earned = find_reward(reward).compute(table.float64_scores("reward"))
+    earned = table.values("exp_neg_loss")
     skipped = table.masks.sum(axis=1)
     fitting = (skipped >= 1) & (skipped <= RELATIVE_UNITS) & (earned >= RELATIVE_REWARD * earned[0])
     drawn = rng.permutation(np.flatnonzero(fitting))[:count]
@@ -372,6 +372,6 @@ def _load_suite(
     for number, source in enumerate(entry for entry in tables if entry.split == split):
         table = SubnetTable.load(path / source.file)
         rng = np.random.default_rng([relatives_seed, number])
-        for without in ((), *relatives_of(table, relatives, reward, rng)):
+        for without in ((), *(relatives_of(table, relatives, rng) if relatives else ())):
             found += problems_of(source, table, reward, without)
     return Suite(found, statistics)

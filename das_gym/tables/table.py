@@ -241,8 +241,7 @@ class SubnetTable:
             losses = scores["reward"].losses.astype(np.float64)
             with np.errstate(invalid="ignore"):  # losses may be infinite
                 alone = losses[1 << np.arange(len(kept))] - losses[0]
-            bounds = STATISTICS[LEAVE_ONE_OUT]
-            statistics[:, self.meta.statistics.index(LEAVE_ONE_OUT)] = np.clip(np.nan_to_num(alone), bounds.low, bounds.high)
+            statistics[:, self.meta.statistics.index(LEAVE_ONE_OUT)] = STATISTICS[LEAVE_ONE_OUT].bounded(alone)
         names = tuple(self.meta.layer_names[layer] for layer in kept)
         meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs={}, groups=())
         return SubnetTable(meta, scores, self.macs[rows], statistics)

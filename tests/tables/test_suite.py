@@ -88,7 +88,7 @@ def test_relatives_are_further_problems_of_the_same_tables(made_up_suite: Path):
 def test_a_relative_still_does_its_task():
     table = made_up_table(7, 0)
     rewards, rng = table.values("exp_neg_loss"), np.random.default_rng(0)
-    drawn = relatives_of(table, 500, "exp_neg_loss", rng)
+    drawn = relatives_of(table, 500, rng)
     assert len(set(drawn)) == len(drawn)
     for without in drawn:
         mask = np.isin(np.arange(7), without)
