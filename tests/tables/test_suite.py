@@ -79,6 +79,8 @@ def test_relatives_are_further_problems_of_the_same_tables(made_up_suite: Path):
     models = {problem.source.name for problem in more.problems}
     assert all(name.split(" without ")[0] in ("train-0", "train-1") for name in models)
     assert sum(" without " in name for name in models) <= 6
+    by_divergence = load_suite(made_up_suite, "train", "neg_kl", relatives=3)  # of the same models, whatever is rewarded
+    assert {problem.source.name for problem in by_divergence.problems} == models
     again = load_suite(made_up_suite, "train", relatives=3, relatives_seed=1)
     assert [problem.name for problem in again.problems] != names
     with pytest.raises(ValueError, match="relatives=-1 is not allowed"):
