@@ -7,8 +7,9 @@
 Regret is told as a share of what there is to gain: 0 = the optimum, 1 = skipping in a random order. Intervals are 95 %, of a
 bootstrap over models and then over their problems.
 
-Nobody scores a mask here: statistics are what the unskipped model shows. (`leave_one_out` and what else needs single units
-skipped takes as many scored masks as there are units; the rule of that name and the policy read the same.)
+Nobody scores a mask here but for statistics: `leave_one_out` takes as many as there are units, `next_interaction` twice and
+`run_interaction` three times as many. `beside its neighbours` is the rule that the policy begins as: it reads what the
+policy reads, and skips, one after another, what costs least beside what is skipped already.
 """
 
 from __future__ import annotations
@@ -23,19 +24,24 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.agents.ask_tell.base import make_agent
+from das_gym.agents.compare.oracle import SuiteOracle
 from das_gym.agents.policy.agent import bundled_policy
 from das_gym.agents.policy.choosing import suite_masks
-from das_gym.agents.policy.network import UnitNetwork, UnitNetworks
+from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks
 from torch import nn
 
 from benchmarks.machine import describe_machine
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_json
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.problem.statistics import masks_needed
 from das_gym.tables.suite import MAX_UNITS, Suite, SuiteProblem, load_suite
 
 RULES = ("block_influence_tokens", "block_influence_pooled", "residual_norm", "angular", "leave_one_out")
 """Rules of the field, which skip where a statistic is lowest."""
+
+BESIDE = "beside its neighbours"
+"""The rule that an untrained policy is."""
 
 RESAMPLES = 2000
 RANKER_STEPS = 400
@@ -115,11 +121,13 @@ def interval(values: np.ndarray, models: np.ndarray, seed: int = 0) -> tuple[flo
 
 def measure(split: str, suite: str | None, policies: Sequence[Path]) -> tuple[Suite, dict[str, np.ndarray]]:
     """The problems, and (P,) regrets by method; those of several policies are averaged problem by problem."""
-    train, test = load_suite(suite, "train"), load_suite(suite, split)
-    which = np.arange(len(test.problems))
     networks = [UnitNetworks.load(path) for path in policies]
+    names = tuple(dict.fromkeys((*RULES, *NEIGHBOURS, *(n for network in networks for n in network.config.statistics))))
+    train, test = (load_suite(suite, each, statistics=names) for each in ("train", split))
+    which = np.arange(len(test.problems))
     found = {"policy": np.mean([regrets(test, suite_masks(network, test, which)) for network in networks], axis=0)}
     found |= {name: regrets(test, by_rule(test, name)) for name in RULES}
+    found[BESIDE] = regrets(test, suite_masks(UnitNetwork(PolicyConfig(NEIGHBOURS)).eval(), test, which))
     found["ranker, unit by unit"] = regrets(test, ranker(train, test, networks[0].config.statistics))
     found["fixed order of places"] = regrets(test, fixed(train, test))
     return test, found | {"random order": np.ones(len(which))}
@@ -146,10 +154,10 @@ def kind_of(problem: SuiteProblem) -> str:
 
 
 def verdict(found: dict[str, np.ndarray]) -> str:
-    """The policy's regret beside that of the best rule."""
+    """The policy's regret beside that of the best rule of the field, and of the rule that it begins as."""
     best = min(RULES, key=lambda name: float(found[name].mean()))
-    share = 100 * float(found["policy"].mean()) / float(found[best].mean())
-    return f"The policy's regret is {share:.0f} % of that of the best rule, {best}."
+    shares = [f"{100 * float(found['policy'].mean() / found[name].mean()):.0f} %" for name in (best, BESIDE)]
+    return f"The policy's regret is {shares[0]} of that of the best rule, {best}, and {shares[1]} of that of `{BESIDE}`."
 
 
 def told_of_members(test: Suite, policies: Sequence[Path]) -> str:
@@ -160,16 +168,31 @@ def told_of_members(test: Suite, policies: Sequence[Path]) -> str:
     return f"Its members alone: {', '.join(alone)}."
 
 
-def searches(test: Suite, count: int, seeds: int, evaluations: int, policy: Path) -> dict[str, Any]:
+def searches(problems: Sequence[SuiteProblem], seeds: int, evaluations: int, policy: Path) -> dict[str, Any]:
     """Evaluations until `bayes` and `policy_bayes` are at the optimum (`evaluations` + 1 where they are not), by problem."""
-    order = np.random.default_rng(0).permutation(len(test.problems))[:count]
     used: dict[str, list[list[int]]] = {"bayes": [], "policy_bayes": []}
-    for problem in (test.problems[place] for place in order):
-        statistics = dict(zip(test.statistics, problem.table.statistics.T.astype(float), strict=True))
+    for problem in problems:
+        statistics = SuiteOracle(problem, ()).statistics
         for name, counts in used.items():
             settings = {"policy": str(policy)} if name == "policy_bayes" else {}
             counts.append([until_best(problem, name, seed, evaluations, settings, statistics) for seed in range(seeds)])
     return {name: np.array(counts) for name, counts in used.items()}
+
+
+def told_of_searches(
+    problems: Sequence[SuiteProblem], used: dict[str, np.ndarray], evaluations: int, policy: Path
+) -> list[str]:
+    """What came of them, and of `bayes` where it may score as many masks as the policy's statistics take."""
+    lines = []
+    for name, counts in used.items():
+        share = 100 * float((counts <= evaluations).mean())
+        means = f"median {np.median(counts):.0f}, mean {counts.mean():.1f}"
+        lines.append(f"{name}: {means}, found within {evaluations}: {share:.0f} %")
+    read = UnitNetworks.load(policy).config.statistics
+    needed = np.array([masks_needed(read, problem.table.n_layers) for problem in problems])
+    found = 100 * float((used["bayes"] <= np.minimum(needed, evaluations)[:, None]).mean())
+    taken = f"The policy's statistics take {needed.min()} to {needed.max()} masks"
+    return [*lines, f"{taken}: within as many, bayes alone has found {found:.0f} % of the optima."]
 
 
 def until_best(
@@ -212,12 +235,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{kind}, {count} problems:\n")
         print("\n".join(table(test, found, lambda problem: kind_of(problem) == kind)))  # noqa: B023
     if options.search:
-        used = searches(test, options.search, options.seeds, options.evaluations, policies[0])
-        print(f"\nEvaluations until the optimum: {options.search} problems, {options.seeds} seeds\n")
-        for name, counts in used.items():
-            share = 100 * float((counts <= options.evaluations).mean())
-            means = f"median {np.median(counts):.0f}, mean {counts.mean():.1f}"
-            print(f"{name}: {means}, found within {options.evaluations}: {share:.0f} %")
+        order = np.random.default_rng(0).permutation(len(test.problems))[: options.search]
+        some = [test.problems[place] for place in order]
+        used = searches(some, options.seeds, options.evaluations, policies[0])
+        print(f"\nEvaluations until the optimum: {len(some)} problems, {options.seeds} seeds\n")
+        print("\n".join(told_of_searches(some, used, options.evaluations, policies[0])))
         record["searches"] = {name: counts.tolist() for name, counts in used.items()}
     if options.json is not None:
         write_json(options.json, record)

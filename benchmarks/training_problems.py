@@ -52,11 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--problems", type=int, nargs="+", default=[10, 30, 100, 300, 0], help="0 = all of them")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=PolicySettings.steps)
-    parser.add_argument("--statistics", nargs="+", help="what policies read; all by default")
+    parser.add_argument("--statistics", nargs="+", default=PolicySettings.statistics, help="what policies read")
     options = parser.parse_args(arguments)
-    splits = {name: load_suite(options.suite, name) for name in ("train", "test")}
+    statistics = tuple(options.statistics)
+    shown = tuple(dict.fromkeys((*statistics, RULE)))
+    splits = {name: load_suite(options.suite, name, statistics=shown) for name in ("train", "test")}
     models = np.array([problem.source.name for problem in splits["test"].problems])
-    statistics = None if options.statistics is None else tuple(options.statistics)
     rows = []
     for count in options.problems:
         networks = [

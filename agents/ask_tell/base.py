@@ -230,7 +230,8 @@ def make_agent(
     """
     cls = agent_class(name)
     check_agent_kwargs(name, agent_kwargs or {})
-    observed = {"statistics": statistics or {}} if "statistics" in inspect.signature(cls).parameters else {}
+    known = {} if statistics is None else statistics  # an empty mapping may tell what it is asked for
+    observed = {"statistics": known} if "statistics" in inspect.signature(cls).parameters else {}
     return cls(space, seed, **observed, **(agent_kwargs or {}))
 
 

@@ -161,8 +161,9 @@ Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_te
   agents are done early), and the masks that a model scores for the layer statistics which an agent reads.
 - *Test*: mean metric of the final answers on the test split, which no agent sees.
 - `greedy` and `leave_one_out` spend evaluations on masks that skip too little. `policy` and `policy_bayes` read
-  the statistic `leave_one_out`, for which a model scores n_layers + 1 masks: *used* counts them; *regret at*, *needed* and
-  the budget do not, since a table knows them. What the other agents read takes no mask.
+  statistics of single layers and of two and three neighbours, for which a model scores up to 3 n_layers + 1 masks: *used*
+  counts them; *regret at*, *needed* and the budget do not, since a table knows them. Where they are not known, `bayes`
+  mostly finds the best mask with as many. What the other agents read takes no mask.
   `bandit` learns with the rate that `python -m agents` gives it.
 
 | agent | what it is |

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.searching.environment import observed_statistics
+from das_gym.agents.searching.environment import LayerStatistics, observed_statistics
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
@@ -132,7 +132,8 @@ class SuiteOracle(Oracle):
     def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
         self.env_id, self.env_kwargs = problem.name, {}
         self.table, self._rewards, self.space = problem.table, problem.rewards, MaskSpace(problem.budget)
-        self.statistics = dict(zip(statistics, self.table.statistics.T.astype(np.float64), strict=True))
+        observed = {name: self.table.statistic(name).astype(np.float64) for name in statistics}
+        self.statistics = LayerStatistics(observed, self.table.statistic)
         self.best_reward, self.random_reward = problem.optimum, problem.random_mean
 
     def rewards(self, masks: Masks) -> Floats:

@@ -63,14 +63,16 @@ class _Reader:
 
     def __init__(self, space: MaskSpace, statistics: Mapping[str, Floats] | None, policy: str | None) -> None:
         self.network = load_policy(policy)
-        names = self.network.config.statistics
-        missing = [name for name in names if name not in (statistics or {})]
-        if missing:
+        names, known = self.network.config.statistics, {} if statistics is None else statistics
+        try:
+            self.values = np.stack([known[name] for name in names], axis=1)
+        except KeyError as error:
             raise ValueError(
-                f"the policy reads {', '.join(missing)} too, which the environment does not show: give it statistics={names}"
-            )
+                f"the policy reads {error.args[0]} too, which the environment does not show: give it statistics={names}"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"the policy reads {', '.join(names)}: {error}") from error
         self.space = space
-        self.values = np.stack([(statistics or {})[name] for name in names], axis=1)
 
     def masks(self, rng: np.random.Generator | None = None, count: int = 1) -> Masks:
         """(count, n_layers): the policy's mask, or with a generator some of those that it thinks good."""

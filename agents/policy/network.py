@@ -30,6 +30,9 @@ FAR = 1e9
 MOST = 4.0
 """Standard scores beyond are clipped."""
 
+NEIGHBOURS = ("leave_one_out", "next_interaction", "run_interaction", "stream", "depth")
+"""A network that reads all of these is told what skipping each unit costs beside what is skipped already."""
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -55,6 +58,9 @@ class UnitNetwork(nn.Module):
     are alike, and as logarithms of what they are. Where one unit matters more than all others together, as the first layers
     of most models, standard scores tell the others hardly apart, and ranks do.
 
+    It begins as a simple rule, and learns to do better: to skip what costs least alone (`leave_one_out`), or, where it reads
+    `NEIGHBOURS`, what costs least beside its neighbours that are skipped already (`cost_beside`).
+
     Args:
         config: Its sizes.
     """
@@ -62,7 +68,9 @@ class UnitNetwork(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        count, width = len(config.statistics), config.width
+        self._neighbours = [config.statistics.index(name) for name in NEIGHBOURS if name in config.statistics]
+        self._sees_neighbours = len(self._neighbours) == len(NEIGHBOURS)
+        count, width = len(config.statistics) + self._sees_neighbours, config.width
         self.enter = nn.Linear(READINGS * count + 1 + GLOBALS, width)
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(width, config.heads, 2 * width, 0.0, batch_first=True, norm_first=True)
@@ -73,7 +81,9 @@ class UnitNetwork(nn.Module):
         self.direct = nn.Linear(count, 1, bias=False)
         nn.init.zeros_(self.direct.weight)
         nn.init.zeros_(self.score.weight)
-        if "leave_one_out" in config.statistics:  # begins as the best of the simple rules, and learns to do better
+        if self._sees_neighbours:
+            self.direct.weight.data[0, -1] = -3.0
+        elif "leave_one_out" in config.statistics:
             self.direct.weight.data[0, config.statistics.index("leave_one_out")] = -3.0
 
     def forward(
@@ -93,6 +103,9 @@ class UnitNetwork(nn.Module):
         """
         count = units.sum(dim=1, keepdim=True).clamp_min(1)
         there = units[..., None]
+        if self._sees_neighbours:
+            beside = cost_beside(statistics[..., self._neighbours], skipped, units)
+            statistics = torch.cat((statistics, beside[..., None]), dim=2)
         standard, logs, ranks = self._read(statistics, there, count[..., None])
         done = skipped.sum(dim=1, keepdim=True) / count
         left = torch.where(goals[:, :1] > 0, goals[:, :1] - done, goals[:, 1:] - saved[:, None])
@@ -114,6 +127,36 @@ class UnitNetwork(nn.Module):
         logs = statistics.sign() * torch.log1p(10 * statistics.abs()) / 3 * there
         higher = (statistics[:, :, None] - statistics[:, None]).sign() * there[:, None]
         return standard, logs, higher.sum(dim=2) / count * there
+
+
+def cost_beside(statistics: Tensor, skipped: Tensor, units: Tensor) -> Tensor:
+    """(batch, n) nats: what skipping each unit costs beside what is skipped, as far as runs of three units tell.
+
+    The next of a unit is the one of its stream with the next depth.
+
+    Args:
+        statistics: (batch, n, 5) those of `NEIGHBOURS`.
+        skipped: (batch, n) float, 1 = skipped already.
+        units: (batch, n) float, 1 = there is such a unit.
+    """
+    alone, pairs, runs, stream, depth = statistics.unbind(dim=2)
+    place = depth + 1e-4 * torch.arange(depth.shape[1], device=depth.device)
+    ahead = place[:, None] - place[:, :, None]  # (batch, n, n): by how much the second is behind the first
+    never = (stream[:, :, None] != stream[:, None]) | (ahead <= 0) | ((units[:, :, None] * units[:, None]) == 0)
+    ahead = ahead.masked_fill(never, torch.inf)
+    following = ((ahead == ahead.amin(dim=2, keepdim=True)) & ~never).to(alone)
+
+    def after(values: Tensor) -> Tensor:
+        """The values of the next unit of each."""
+        return (following @ values[..., None]).squeeze(-1)
+
+    def before(values: Tensor) -> Tensor:
+        """The values of the unit of which each is the next."""
+        return (following.mT @ values[..., None]).squeeze(-1)
+
+    next_, previous = after(skipped), before(skipped)
+    cost = alone + pairs * next_ + before(pairs * skipped)
+    return cost + runs * next_ * after(next_) + before(runs * skipped) * next_ + before(before(runs * skipped)) * previous
 
 
 class UnitNetworks(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from das_gym.agents.policy.choosing import suite_masks
-from das_gym.agents.policy.network import UnitNetwork, UnitNetworks
+from das_gym.agents.policy.network import NEIGHBOURS, UnitNetwork, UnitNetworks
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import parse_or_help
@@ -41,7 +41,7 @@ class PolicySettings:
         learning_rate: At first; it falls to 0.
         entropy: What a more even choice of actions is worth.
         width, blocks: Of the network.
-        statistics: Names of the layer statistics to read; None = all that the tables hold.
+        statistics: Names of the layer statistics to read.
         problems: Train on the first so many problems, in an order that the seed draws; None = all.
         relatives: As for `DAS-Suite-v0`.
     """
@@ -59,7 +59,7 @@ class PolicySettings:
     entropy: float = 0.01
     width: int = 32
     blocks: int = 2
-    statistics: tuple[str, ...] | None = None
+    statistics: tuple[str, ...] = NEIGHBOURS
     problems: int | None = None
     relatives: int = 0
 

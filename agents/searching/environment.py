@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,8 +56,27 @@ def has_fewer_examples(scorer: Any) -> bool:
     return hasattr(scorer, "batch_size")
 
 
+class LayerStatistics(dict[str, Floats]):
+    """Name to (n_layers,) values: what is observed, and what is asked for besides.
+
+    Args:
+        observed: What is.
+        measure: Tells others by name, or raises a ValueError.
+    """
+
+    def __init__(self, observed: Mapping[str, Floats], measure: Callable[[str], Floats]) -> None:
+        super().__init__(observed)
+        self._measure = measure
+
+    def __missing__(self, name: str) -> Floats:
+        self[name] = np.asarray(self._measure(name), dtype=np.float64)
+        return self[name]
+
+
 def observed_statistics(base: Any, observation: Floats) -> dict[str, Floats]:
     """Name to (n_layers,) values of every statistic of which the environment observes all layers.
+
+    Those of das_gym tell others, too, when they are asked for.
 
     Args:
         base: The environment; its `feature_names` are `<layer>/<statistic>`, it may have none.
@@ -68,6 +87,8 @@ def observed_statistics(base: Any, observation: Floats) -> dict[str, Floats]:
         layer, _, name = feature.rpartition("/")
         found.setdefault(name, {})[layer] = value
     names = base.layer_names
-    return {
+    observed = {
         name: np.array([values[layer] for layer in names]) for name, values in found.items() if values.keys() >= set(names)
     }
+    measure = getattr(find_scorer(base), "statistic", None)
+    return observed if measure is None else LayerStatistics(observed, measure)

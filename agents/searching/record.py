@@ -21,7 +21,6 @@ from das_gym.files import read_json, write_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
-from das_gym.problem.statistics import masks_needed
 from das_gym.runs import library_versions
 
 FORMAT = 1
@@ -118,8 +117,10 @@ def masks_of(turns: Iterable[Turn]) -> int:
 def _statistic_masks(base: Any, names: Iterable[str] | None) -> int:
     """Masks that an environment scored for statistics by name, None = for all it shows; none where a table knows them."""
     scorer = find_scorer(base)
-    scored: int = getattr(scorer, "observation_masks", 0)
-    return masks_needed(names, scorer.n_layers) if scored and names is not None else scored
+    if not hasattr(scorer, "masks_for"):
+        return 0
+    needed: int = scorer.observation_masks if names is None else scorer.masks_for(names)
+    return needed
 
 
 def _layers_of(base: Any) -> dict[str, Any]:

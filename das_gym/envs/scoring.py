@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -99,10 +100,23 @@ class Scorer(ABC):
     def observation(self) -> np.ndarray:
         """(n_layers * n_statistics,) float32: layer statistics of the unskipped model, layer by layer; a copy."""
 
+    @abstractmethod
+    def statistic(self, name: str) -> np.ndarray:
+        """(n_layers,) float32: a layer statistic of the unskipped model by name, observed or not.
+
+        Raises:
+            ValueError: an unknown name, or nobody can tell.
+        """
+
+    def masks_for(self, names: Iterable[str]) -> int:
+        """Masks that are scored for layer statistics by name; 0 where a table knows them."""
+        del names
+        return 0
+
     @property
     def observation_masks(self) -> int:
-        """Masks that are scored for the observation; 0 where a table knows it."""
-        return 0
+        """Masks that are scored for the observation."""
+        return self.masks_for(statistic.name for statistic in self.statistics)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest observation, float32."""
@@ -288,10 +302,9 @@ class MaskScorer(Scorer):
         """As `Scorer.architecture`."""
         return Architecture.of_layers(self.problem.vlp.layers, self.macs)
 
-    @property
-    def observation_masks(self) -> int:
-        """As `Scorer.observation_masks`: what the statistics ask of the model, counted once a search."""
-        return masks_needed((statistic.name for statistic in self.statistics), self.n_layers)
+    def masks_for(self, names: Iterable[str]) -> int:
+        """As `Scorer.masks_for`: what the statistics ask of the model, counted once a search."""
+        return masks_needed(names, self.n_layers)
 
     def next_examples(self, rng: np.random.Generator) -> tuple:
         """The examples of the next step."""
@@ -307,11 +320,18 @@ class MaskScorer(Scorer):
     def observation(self) -> np.ndarray:
         """As `Scorer.observation`; measured once."""
         if self._observation is None:
-            evaluator = self.problem.evaluator
-            activity = measure_activity(evaluator, self.fixed_examples)
-            inputs = StatisticInputs(evaluator, self.problem.costs, self.fixed_examples, activity)
-            self._observation = compute_statistics(self.statistics, inputs).reshape(-1)
+            self._observation = compute_statistics(self.statistics, self._inputs).reshape(-1)
         return self._observation.copy()
+
+    def statistic(self, name: str) -> np.ndarray:
+        """As `Scorer.statistic`, on the fixed examples."""
+        return compute_statistics(check_statistics(name), self._inputs)[:, 0]
+
+    @cached_property
+    def _inputs(self) -> StatisticInputs:
+        """What statistics are computed from; masks that several ask for are scored once."""
+        evaluator, examples = self.problem.evaluator, self.fixed_examples
+        return StatisticInputs(evaluator, self.problem.costs, examples, measure_activity(evaluator, examples))
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """As `Scorer.measure`, in one engine call."""

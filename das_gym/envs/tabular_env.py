@@ -64,10 +64,7 @@ class TableScorer(Scorer):
         super().__init__(table.meta.layer_names, objective, usual if statistics is None else statistics)
         self.split, self._scores = split, table.float64_scores(split)
         self._told: dict[int, tuple[float, dict[str, Any]]] = {}
-        names = [statistic.name for statistic in self.statistics]
-        check_names(names, table.meta.statistics, "statistic of this table")
-        columns = [table.meta.statistics.index(name) for name in names]
-        self._observation = table.statistics[:, columns].reshape(-1)
+        self._observation = np.stack([self.statistic(each.name) for each in self.statistics], axis=1).reshape(-1)
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
             raise ValueError(f"reward={reward!r} needs divergences, which this table lacks; choose another reward")
 
@@ -91,6 +88,10 @@ class TableScorer(Scorer):
             f"{setting}: this table was made before tables told {SAVED[setting]}; count it anew with "
             f"`{typed('agents table', 'recount=FILE out=FILE')}`, or search {live} itself"
         )
+
+    def statistic(self, name: str) -> np.ndarray:
+        """As `Scorer.statistic`: what the table holds, or what the losses of its masks tell."""
+        return self.table.statistic(name)
 
     def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
         """As `Scorer.score`; what the whole table earns is computed once, and then looked up."""

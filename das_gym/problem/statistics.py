@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -51,6 +51,53 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
+class MaskLosses:
+    """Losses of one model under any mask, each scored once: all that some statistics are computed from.
+
+    Attributes:
+        losses: From (m, n_layers) masks to (m,) losses in nats.
+        streams: (n_layers) the stream of each layer.
+        stages: (n_layers) where in the model each layer runs: rising along a stream.
+    """
+
+    losses: Callable[[np.ndarray], np.ndarray]
+    streams: Sequence[Any]
+    stages: Sequence[float]
+    _known: dict[bytes, float] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers there are."""
+        return len(self.streams)
+
+    @cached_property
+    def followers(self) -> list[list[int]]:
+        """The layers of the same stream behind each layer, in order."""
+        places = list(zip(self.stages, range(self.n_layers), strict=True))
+        behind = [[o for o in places if self.streams[o[1]] == self.streams[x[1]] and o > x] for x in places]
+        return [[index for _, index in sorted(found)] for found in behind]
+
+    def above_unskipped(self, masks: np.ndarray) -> np.ndarray:
+        """(m,) losses under (m, n_layers) bool masks, less the loss of the unskipped model."""
+        wanted = np.concatenate((np.zeros((1, self.n_layers), dtype=bool), np.asarray(masks, dtype=bool)))
+        unknown = list({key: mask for mask in wanted if (key := mask.tobytes()) not in self._known}.values())
+        if unknown:
+            found = self.losses(np.stack(unknown))
+            self._known.update((mask.tobytes(), float(loss)) for mask, loss in zip(unknown, found, strict=True))
+        losses = np.array([self._known[mask.tobytes()] for mask in wanted])
+        with np.errstate(invalid="ignore"):  # losses may be infinite
+            return losses[1:] - losses[0]
+
+    def runs(self, length: int) -> np.ndarray:
+        """(n_layers, n_layers) bool: each layer and the next `length - 1` of its stream, alone where there are too few."""
+        masks = np.eye(self.n_layers, dtype=bool)
+        for index, behind in enumerate(self.followers):
+            if len(behind) >= length - 1:
+                masks[index, behind[: length - 1]] = True
+        return masks
+
+
+@dataclass(frozen=True)
 class StatisticInputs:
     """All that a statistic is computed from: one model on one set of examples.
 
@@ -70,13 +117,16 @@ class StatisticInputs:
         """Measured when it is first asked for."""
         return measure_sensitivity(self.evaluator, self.examples)
 
+    @cached_property
+    def mask_losses(self) -> MaskLosses:
+        """The model's losses on the examples; a mask that two statistics ask for is scored once."""
+        layers = self.evaluator.vlp.layers
+        losses = self.known_losses or partial(self.evaluator.losses, examples=self.examples)
+        return MaskLosses(losses, [layer.stream for layer in layers], [layer.stage for layer in layers])
+
     def losses_without(self, masks: np.ndarray) -> np.ndarray:
         """(m,) losses under (m, n_layers) masks on the examples, less the loss of the unskipped model."""
-        nothing = np.zeros((1, len(self.evaluator.vlp.layers)), dtype=bool)
-        losses = self.known_losses or partial(self.evaluator.losses, examples=self.examples)
-        found = losses(np.concatenate((nothing, masks)))
-        with np.errstate(invalid="ignore"):  # losses may be infinite
-            return found[1:] - found[0]
+        return self.mask_losses.above_unskipped(masks)
 
 
 @dataclass(frozen=True)
@@ -88,7 +138,9 @@ class Statistic:
         formula: What it is, in a line.
         low, high: Its bounds; values beyond are clipped to them.
         compute: (n_layers,) float values from the inputs. Every statistic is deterministic.
-        masks_a_layer: How many masks a layer it asks `StatisticInputs.losses_without` for, 0 where it asks for none.
+        masks_a_layer: How many masks a layer it asks `StatisticInputs.losses_without` for, at most.
+        includes: Names of statistics whose masks are among its own.
+        of_losses: The values from the losses of masks alone, where nothing else is needed: a table knows those.
     """
 
     name: str
@@ -97,14 +149,12 @@ class Statistic:
     high: float
     compute: Callable[[StatisticInputs], np.ndarray]
     masks_a_layer: int = 0
+    includes: tuple[str, ...] = ()
+    of_losses: Callable[[MaskLosses], np.ndarray] | None = None
 
     def bounded(self, values: np.ndarray) -> np.ndarray:
         """Values as they are observed: numbers, within the bounds."""
         return np.clip(np.nan_to_num(values), self.low, self.high)
-
-    def masks_needed(self, n_layers: int) -> int:
-        """Masks that a model scores for it, the one that skips nothing among them; 0 where it needs none."""
-        return self.masks_a_layer * n_layers + 1 if self.masks_a_layer else 0
 
 
 @torch.inference_mode()
@@ -204,38 +254,45 @@ def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> 
     return np.stack(effects)
 
 
-def leave_one_out(inputs: StatisticInputs) -> np.ndarray:
+def leave_one_out(losses: MaskLosses) -> np.ndarray:
     """(n_layers,) loss with that layer alone skipped, minus the loss of the unskipped model, in nats."""
-    return inputs.losses_without(np.eye(len(inputs.evaluator.vlp.layers), dtype=bool))
+    return losses.above_unskipped(losses.runs(1))
 
 
-def _followers(inputs: StatisticInputs) -> list[list[int]]:
-    """The layers of the same stream behind each layer, in order."""
-    layers = inputs.evaluator.vlp.layers
-    behind = [
-        [i for i, o in enumerate(layers) if o.stream == x.stream and (o.stage, i) > (x.stage, n)]
-        for n, x in enumerate(layers)
-    ]
-    return [sorted(indices, key=lambda i: layers[i].stage) for indices in behind]
-
-
-def next_interaction(inputs: StatisticInputs) -> np.ndarray:
+def next_interaction(losses: MaskLosses) -> np.ndarray:
     """(n_layers,) loss with the layer and the next of its stream skipped, beyond what the two cost one by one, in nats."""
-    alone, pairs = np.eye(len(inputs.evaluator.vlp.layers), dtype=bool), []
-    followers = _followers(inputs)
-    for index, behind in enumerate(followers):
-        pairs.append(alone[index] | alone[behind[0]] if behind else alone[index])
-    single, both = np.split(inputs.losses_without(np.concatenate((alone, np.stack(pairs)))), 2)
+    single, both = np.split(losses.above_unskipped(np.concatenate([losses.runs(length) for length in (1, 2)])), 2)
     with np.errstate(invalid="ignore"):  # losses may be infinite
-        return np.array([both[i] - single[i] - single[b[0]] if b else 0.0 for i, b in enumerate(followers)])
+        return np.array([both[i] - single[i] - single[b[0]] if b else 0.0 for i, b in enumerate(losses.followers)])
 
 
-def early_exit(inputs: StatisticInputs) -> np.ndarray:
+def run_interaction(losses: MaskLosses) -> np.ndarray:
+    """(n_layers,) loss with the layer and the next two of its stream skipped, beyond what is known of them, in nats.
+
+    That is what each costs alone, and what the first two and the last two cost beyond that (`next_interaction`).
+    """
+    lengths = np.concatenate([losses.runs(length) for length in (1, 2, 3)])
+    single, both, three = np.split(losses.above_unskipped(lengths), 3)
+    with np.errstate(invalid="ignore"):  # losses may be infinite
+        return np.array(
+            [three[i] - both[i] - both[b[0]] + single[b[0]] if len(b) > 1 else 0.0 for i, b in enumerate(losses.followers)]
+        )
+
+
+def early_exit(losses: MaskLosses) -> np.ndarray:
     """(n_layers,) loss with the layer and all behind it in its stream skipped, minus the unskipped model's, in nats."""
-    masks = np.eye(len(inputs.evaluator.vlp.layers), dtype=bool)
-    for index, behind in enumerate(_followers(inputs)):
+    masks = losses.runs(1)
+    for index, behind in enumerate(losses.followers):
         masks[index, behind] = True
-    return inputs.losses_without(masks)
+    return losses.above_unskipped(masks)
+
+
+def _of_losses(
+    formula: str, compute: Callable[[MaskLosses], np.ndarray], masks_a_layer: int, includes: tuple[str, ...] = ()
+) -> Statistic:
+    """A statistic of the losses of masks alone, named as its function."""
+    name = compute.__name__
+    return Statistic(name, formula, -100, 100, lambda m: compute(m.mask_losses), masks_a_layer, includes, compute)
 
 
 def _stream(inputs: StatisticInputs) -> np.ndarray:
@@ -285,13 +342,10 @@ STATISTICS: dict[str, Statistic] = {
             100,
             lambda m: m.activity.residual_norm,
         ),
-        Statistic(
-            "leave_one_out",
+        _of_losses(
             "loss with the layer alone skipped - loss of the unskipped model, nats (SLEB, arXiv 2402.09025)",
-            -100,
-            100,
             leave_one_out,
-            masks_a_layer=1,
+            1,
         ),
     )
 }
@@ -324,21 +378,20 @@ STATISTICS |= {
             100,
             lambda m: m.sensitivity.fisher,
         ),
-        Statistic(
-            "next_interaction",
+        _of_losses(
             "loss with the layer and the next of its stream skipped, beyond the sum of leave_one_out of both, nats",
-            -100,
-            100,
             next_interaction,
-            masks_a_layer=2,
+            2,
+            ("leave_one_out",),
         ),
-        Statistic(
-            "early_exit",
-            "loss with the layer and all behind it in its stream skipped - loss of the unskipped model, nats",
-            -100,
-            100,
-            early_exit,
-            masks_a_layer=1,
+        _of_losses(
+            "loss with the layer and the next two of its stream skipped, beyond leave_one_out and next_interaction, nats",
+            run_interaction,
+            3,
+            ("leave_one_out", "next_interaction"),
+        ),
+        _of_losses(
+            "loss with the layer and all behind it in its stream skipped - loss of the unskipped model, nats", early_exit, 1
         ),
     )
 }
@@ -376,11 +429,14 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
 
 
 def masks_needed(names: Iterable[str], n_layers: int) -> int:
-    """Masks that a model of so many layers scores for statistics by name; those that nobody registered need none.
+    """Masks that a model of so many layers scores for statistics by name, at most; those that nobody registered need none.
 
-    Each counts its own, as every mask that an agent asks for counts, asked before or not.
+    The one that skips nothing is among them, and counts once, as do the masks of a statistic that another one includes.
     """
-    return sum(STATISTICS[name].masks_needed(n_layers) for name in names if name in STATISTICS)
+    known = [STATISTICS[name] for name in dict.fromkeys(names) if name in STATISTICS]
+    included = {name for statistic in known for name in statistic.includes}
+    needed = n_layers * sum(statistic.masks_a_layer for statistic in known if statistic.name not in included)
+    return needed + 1 if needed else 0
 
 
 def compute_statistics(statistics: Sequence[Statistic], inputs: StatisticInputs) -> np.ndarray:

@@ -242,11 +242,10 @@ class Suite:
         n, table = problem.table.n_layers, problem.table
         if n > MAX_UNITS or table.meta.max_skipped is not None:
             raise ValueError(f"{problem.source.file} has {n} units; a suite takes whole tables of {MAX_UNITS} at most")
-        check_names(self.statistics, table.meta.statistics, f"statistic of {problem.source.file}")
         self.units[row, :n] = True
         self.useful[row, :n] = problem.budget.useful_layers
         self.savings[row, :n] = table.layer_macs.savings / table.layer_macs.full
-        self.observed[row, :n] = table.statistics[:, [table.meta.statistics.index(name) for name in self.statistics]]
+        self.observed[row, :n] = np.stack([table.statistic(name) for name in self.statistics], axis=1)
         self.goals[row] = (problem.budget.skip_num or 0) / n, problem.budget.saved or 0.0
 
     @staticmethod

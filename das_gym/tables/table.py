@@ -30,7 +30,7 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
-from das_gym.problem.statistics import STATISTICS
+from das_gym.problem.statistics import STATISTICS, MaskLosses
 from das_gym.tables.examples import ExampleScores
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
@@ -38,8 +38,6 @@ FORMATS = ("das_gym table 1", "das_gym table 2")
 
 SPLITS = ("reward", "test")
 SCORES = ("losses", "metrics", "divergences")
-LEAVE_ONE_OUT = "leave_one_out"
-"""The statistic that losses of masks tell."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,8 @@ class SubnetTable:
     def without(self, layers: Sequence[int]) -> SubnetTable:
         """The table of the model that is left when some layers are skipped for good, of means.
 
-        `leave_one_out` is that of what is left; other statistics stay as they were measured beside the layers that are gone.
+        Statistics of the losses of masks, such as `leave_one_out`, are those of what is left; others stay as they were
+        measured beside the layers that are gone.
 
         Args:
             layers: Their numbers.
@@ -236,15 +235,39 @@ class SubnetTable:
             raise ValueError(f"layers {list(layers)} cannot be taken out of a table of {self.n_layers} layers: give fewer")
         rows = np.flatnonzero(self.masks[:, list(layers)].all(axis=1))
         scores = {split: Scores(*(getattr(self.scores[split], name)[rows] for name in SCORES)) for split in SPLITS}
-        statistics = self.statistics[kept].copy()
-        if LEAVE_ONE_OUT in self.meta.statistics:
-            losses = scores["reward"].losses.astype(np.float64)
-            with np.errstate(invalid="ignore"):  # losses may be infinite
-                alone = losses[1 << np.arange(len(kept))] - losses[0]
-            statistics[:, self.meta.statistics.index(LEAVE_ONE_OUT)] = STATISTICS[LEAVE_ONE_OUT].bounded(alone)
         names = tuple(self.meta.layer_names[layer] for layer in kept)
         meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs={}, groups=())
-        return SubnetTable(meta, scores, self.macs[rows], statistics)
+        left = SubnetTable(meta, scores, self.macs[rows], self.statistics[kept])
+        anew = {name for name in meta.statistics if name in STATISTICS and STATISTICS[name].of_losses is not None}
+        columns = [left._told(name) if name in anew else left.statistic(name) for name in meta.statistics]
+        return dataclasses.replace(left, statistics=np.stack(columns, axis=1))
+
+    def statistic(self, name: str) -> np.ndarray:
+        """(n_layers,) float32: a layer statistic that it holds, or one that the losses of its masks tell.
+
+        Raises:
+            ValueError: it neither holds nor knows it, or masks of more skipped layers than it has would tell it.
+        """
+        if name in self.meta.statistics:
+            return self.statistics[:, self.meta.statistics.index(name)]
+        known = [each.name for each in STATISTICS.values() if each.of_losses is not None]
+        check_names([name], (*self.meta.statistics, *known), "statistic of this table")
+        return self._told(name)
+
+    def _told(self, name: str) -> np.ndarray:
+        """(n_layers,) float32: a statistic by name, from the losses of masks on the reward split."""
+        statistic = STATISTICS[name]
+        assert statistic.of_losses is not None
+        return statistic.bounded(statistic.of_losses(self._mask_losses)).astype(np.float32)
+
+    @cached_property
+    def _mask_losses(self) -> MaskLosses:
+        """Those of the reward split; a table that does not tell streams and depths is of layers one behind another."""
+        held = self.meta.statistics
+        streams = self.statistic("stream") if "stream" in held else np.zeros(self.n_layers)
+        stages = self.statistic("depth") if "depth" in held else np.arange(self.n_layers)
+        losses = self.values("loss")
+        return MaskLosses(lambda masks: losses[self.index(masks)], streams.tolist(), stages.tolist())
 
     def values(self, by: str | Objective = "loss", split: str = "reward") -> np.ndarray:
         """(2^n_layers,) float64: losses and divergences in nats (smaller is better), rewards (larger is better).

@@ -63,7 +63,7 @@ def test_evaluations_count_what_was_scored(env: gymnasium.Env):
     assert counts == [14, 14, 15]  # leave_one_out took 13
 
 
-@pytest.mark.parametrize(("statistics", "masks"), [(None, 13), ("depth", 0), (("leave_one_out", "next_interaction"), 38)])
+@pytest.mark.parametrize(("statistics", "masks"), [(None, 13), ("depth", 0), (("leave_one_out", "next_interaction"), 25)])
 def test_evaluations_count_what_the_observation_takes(tiny_kwargs: dict[str, str], statistics, masks: int):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_examples=4, statistics=statistics, **tiny_kwargs)
     assert env.reset(seed=0)[1]["evaluations"] == masks

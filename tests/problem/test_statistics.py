@@ -51,7 +51,26 @@ def test_it_says_how_many_masks_it_has_scored(measured: StatisticInputs, name: s
         return np.zeros(len(masks))
 
     STATISTICS[name].compute(dataclasses.replace(measured, known_losses=known_losses))
-    assert masks_needed([name], 12) == len(asked)
+    assert len({mask.tobytes() for mask in asked}) == len(asked)
+    ends = {"next_interaction": 2, "run_interaction": 2 + 4}.get(name, 0)  # at the end of a stream there are fewer
+    assert masks_needed([name], 12) == len(asked) + ends
+
+
+def test_masks_that_several_statistics_ask_for_are_scored_once(measured: StatisticInputs):
+    asked = []
+
+    def known_losses(masks: np.ndarray) -> np.ndarray:
+        asked.extend(masks)
+        return masks.sum(axis=1) ** 2.0
+
+    names = ("run_interaction", "leave_one_out", "depth", "next_interaction", "early_exit")
+    values = compute_statistics(check_statistics(names), dataclasses.replace(measured, known_losses=known_losses))
+    assert len({mask.tobytes() for mask in asked}) == len(asked) == 1 + 12 + 10 + 8 + 6  # exits of four to six of a stream
+    assert masks_needed(names[:4], 12) == 37 == masks_needed(names[:1], 12)
+    assert masks_needed(names, 12) == 49
+    np.testing.assert_array_equal(values[:, 1], 1)
+    np.testing.assert_array_equal(values[:, 3], [2, 2, 2, 2, 2, 0] * 2)
+    np.testing.assert_array_equal(values[:, 0], [2, 2, 2, 2, 0, 0] * 2)  # of the first and the third
 
 
 def test_clipped_to_its_bounds(measured: StatisticInputs):
@@ -210,9 +229,13 @@ def test_interactions_and_exits_are_differences_of_losses(measured: StatisticInp
         return float(measured.evaluator.losses(mask, measured.examples)[0])
 
     both = loss(7, 8) - loss(7) - loss(8) + loss()  # image.1 and image.2
-    pairs, exits = (STATISTICS[name].compute(measured) for name in ("next_interaction", "early_exit"))
+    three = loss(7, 8, 9) - loss(7, 8) - loss(8, 9) + loss(8)
+    names = ("next_interaction", "early_exit", "run_interaction")
+    pairs, exits, runs = (STATISTICS[name].compute(measured) for name in names)
     assert pairs[7] == pytest.approx(both, abs=1e-6)
     assert pairs[5] == pairs[11] == 0  # the last of each stream
+    assert runs[7] == pytest.approx(three, abs=1e-6)
+    assert runs[4] == runs[5] == runs[10] == runs[11] == 0
     assert exits[3] == pytest.approx(loss(3, 4, 5) - loss())
     known = dataclasses.replace(measured, known_losses=lambda masks: masks.sum(axis=1).astype(float))
     np.testing.assert_array_equal(STATISTICS["early_exit"].compute(known), [6, 5, 4, 3, 2, 1] * 2)

@@ -65,10 +65,26 @@ def test_without_layers_a_table_is_that_of_what_is_left():
         column = left.meta.statistics.index("leave_one_out")
         losses = left.values("loss")
         np.testing.assert_allclose(left.statistics[:, column], losses[1 << np.arange(5)] - losses[0], atol=1e-6)
+        pairs = losses[3 << np.arange(4)] - losses[1 << np.arange(4)] - losses[2 << np.arange(4)] + losses[0]
+        np.testing.assert_allclose(left.statistic("next_interaction"), [*pairs, 0], atol=1e-6)
         kept = [0, 2, 3, 5, 6]
         np.testing.assert_array_equal(np.delete(left.statistics, column, 1), np.delete(table.statistics[kept], column, 1))
     with pytest.raises(ValueError, match="give fewer"):
         whole.without(range(7))
+
+
+def test_a_suite_shows_what_losses_tell_although_no_table_holds_it(made_up_suite: Path):
+    names = ("leave_one_out", "run_interaction")
+    suite = load_suite(made_up_suite, "train", statistics=names, relatives=2)
+    for row, problem in enumerate(suite.problems):
+        n = problem.table.n_layers
+        assert "run_interaction" not in problem.table.meta.statistics
+        np.testing.assert_array_equal(suite.observed[row, :n, 1], problem.table.statistic("run_interaction"))
+        assert not suite.observed[row, max(n - 2, 0) :, 1].any()
+    with pytest.raises(ValueError, match=r"unknown statistic of this table 'run_interacton'.*run_interaction"):
+        load_suite(made_up_suite, "train", statistics=("run_interacton",))
+    with pytest.raises(ValueError, match="unknown statistic of this table 'fisher'"):
+        load_suite(made_up_suite, "train", statistics=("fisher",))
 
 
 def test_relatives_are_further_problems_of_the_same_tables(made_up_suite: Path):

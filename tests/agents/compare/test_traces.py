@@ -57,7 +57,7 @@ def test_a_single_mask_needs_no_evaluation(made_up_table):
 @pytest.mark.parametrize(("agent", "asked"), [("policy", 1), ("policy_bayes", 9)])
 def test_what_a_model_scores_for_the_statistics_that_an_agent_reads_is_used(agent, asked):
     oracle = TableOracle(TABULAR, {"skip_num": 4})
-    assert trace_agent(oracle, agent, range(1), 9, 3, {}).evaluations.tolist() == [asked + 13]
+    assert trace_agent(oracle, agent, range(1), 9, 3, {}).evaluations.tolist() == [asked + 37]
     ranked = trace_agent(oracle, "one_shot", range(1), 9, 3, {"statistic": "leave_one_out"})
     assert ranked.evaluations.tolist() == [1 + 13]
     assert np.isfinite(ranked.rewards).all()

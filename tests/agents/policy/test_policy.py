@@ -8,7 +8,7 @@ import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
 from das_gym.agents.policy.choosing import choose, suite_masks
-from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
+from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, cost_beside
 from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, train_policy
 
 from das_gym.problem.statistics import DEFAULT_STATISTICS
@@ -39,6 +39,51 @@ def test_untrained_it_skips_what_costs_least_alone(suite: Suite):
     which = np.arange(len(suite.problems))
     values = suite.observed[:, :, suite.statistics.index("leave_one_out")]
     np.testing.assert_array_equal(suite_masks(fresh, suite, which), suite.skip_highest(which, -values))
+
+
+def test_costs_beside_neighbours_are_exact_where_only_runs_of_three_matter(made_up_suite: Path):
+    """On a loss of chains of up to three units, in two streams, of units in another order, two of them not there."""
+    rng = np.random.default_rng(0)
+    stream, depth = np.array([0, 0, 1, 0, 1, 0, 1, 1, 0, 0]), np.array([0.5, 0, 0, 0.25, 0.5, 0.75, 0.25, 1, 0, 0])
+    chains = [[1, 3, 0, 5], [2, 6, 4, 7]]
+    costs = {tuple(c[i : i + k]): rng.normal() for c in chains for k in (1, 2, 3) for i in range(len(c) - k + 1)}
+
+    def loss(mask: np.ndarray) -> float:
+        return sum(cost for units, cost in costs.items() if mask[list(units)].all())
+
+    parts = np.zeros((3, 10))
+    for units, cost in costs.items():
+        parts[len(units) - 1, units[0]] = cost
+    there = np.arange(10) < 8
+    masks = (rng.random((40, 10)) < 0.4) & there
+    statistics = np.broadcast_to(np.stack((*parts, stream, depth), axis=1).astype(np.float32), (40, 10, 5))
+    given = (statistics, masks.astype(np.float32), np.broadcast_to(there, masks.shape).astype(np.float32))
+    found = cost_beside(*(torch.from_numpy(part.copy()) for part in given)).numpy()
+    for mask, row in zip(masks, found, strict=True):
+        for unit in np.flatnonzero(~mask & there):
+            more = mask.copy()
+            more[unit] = True
+            assert row[unit] == pytest.approx(loss(more) - loss(mask), abs=1e-5)
+
+
+def test_untrained_it_skips_what_costs_least_beside_its_neighbours(made_up_suite: Path):
+    suite = load_suite(made_up_suite, "train", statistics=NEIGHBOURS)
+    fresh = UnitNetwork(PolicyConfig(NEIGHBOURS)).eval()
+    masks = suite_masks(fresh, suite, np.arange(len(suite.problems)))
+    for problem, mask in zip(suite.problems, masks, strict=True):
+        n, budget, table = problem.table.n_layers, problem.budget, problem.table
+        alone, pairs, runs, _, _ = (table.statistic(name) for name in NEIGHBOURS)  # one stream, in order
+        chosen = np.zeros(n, bool)
+        while not budget.is_kept_by(chosen[None])[0]:
+            costs = np.full(n, np.inf)
+            for unit in np.flatnonzero(~chosen & budget.useful_layers):
+                more = np.append(chosen, (False, False))
+                more[unit] = True
+                costs[unit] = alone[more[:n]].sum()
+                costs[unit] += pairs[more[:n] & more[1 : n + 1]].sum()
+                costs[unit] += runs[more[:n] & more[1 : n + 1] & more[2:]].sum()
+            chosen[costs.argmin()] = True
+        np.testing.assert_array_equal(mask[:n], chosen)
 
 
 def test_padding_changes_nothing_and_side_by_side_is_as_alone(suite: Suite, network: UnitNetworks):
@@ -129,15 +174,16 @@ def test_agents_ask_it(network: UnitNetworks, suite: Suite, tmp_path: Path):
         assert len(np.unique(first, axis=0)) == 3
         search.tell(first, problem.rewards[problem.table.rows(first)])
         assert not (search.ask(1)[:, None] == first).all(axis=2).any()
-    with pytest.raises(ValueError, match=r"the policy reads stream, .*give it statistics="):
+    with pytest.raises(ValueError, match=r"the policy reads stream too, .*give it statistics="):
         make_agent("policy", space, 0, {"policy": path}, {"depth": np.zeros(space.n_layers)})
     with pytest.raises(FileNotFoundError, match="python -m agents policy"):
         make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
 
 
 @pytest.mark.long
-def test_training_makes_it_better(made_up_suite: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    start = mean_scaled(UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)).eval(), suite)
+def test_training_makes_it_better(made_up_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    suite = load_suite(made_up_suite, "train", statistics=NEIGHBOURS)
+    start = mean_scaled(UnitNetwork(PolicyConfig(NEIGHBOURS)).eval(), suite)
     told: list[str] = []
     sizes = {"n_envs": 32, "n_steps": 8, "batch_size": 64, "width": 8, "blocks": 1, "learning_rate": 1e-2}
     settings = PolicySettings(str(tmp_path / "p"), str(made_up_suite), steps=4_000, **sizes)
@@ -148,5 +194,5 @@ def test_training_makes_it_better(made_up_suite: Path, suite: Suite, tmp_path: P
     main([*words, "batch_size=32", "problems=3", "members=2"])
     assert "policy:" in capsys.readouterr().out
     first, second = UnitNetworks.load(tmp_path / "p.safetensors").members
-    assert first.config.statistics == DEFAULT_STATISTICS
+    assert first.config.statistics == NEIGHBOURS
     assert not torch.equal(first.enter.weight, second.enter.weight)

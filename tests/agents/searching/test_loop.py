@@ -322,7 +322,8 @@ def test_a_budget_that_ends_amid_a_generation(tiny_kwargs):
 
 
 @pytest.mark.parametrize(
-    ("agent", "statistic", "masks"), [("one_shot", "leave_one_out", 13), ("one_shot", "depth", 0), ("random", None, 0)]
+    ("agent", "statistic", "masks"),
+    [("one_shot", "leave_one_out", 13), ("one_shot", "depth", 0), ("random", None, 0), ("policy", None, 37)],
 )
 def test_what_a_model_scores_for_the_statistics_an_agent_reads_is_counted(tiny_kwargs, tmp_path, agent, statistic, masks):
     named = {} if statistic is None else {"agent_kwargs": {"statistic": statistic}}
@@ -330,7 +331,7 @@ def test_what_a_model_scores_for_the_statistics_an_agent_reads_is_counted(tiny_k
     settings = SearchConfig(**live, skip_num=4, agent=agent, evaluations=2, **named)
     result = search(settings, tmp_path)
     assert (result.statistic_masks, result.evaluations) == (masks, masks + result.masks_asked)
-    assert result.masks_asked == (1 if agent == "one_shot" else 2)
+    assert result.masks_asked == (2 if agent == "random" else 1)
     assert all(check.agrees for check in validate(SearchResult.load(tmp_path)))
     tabular = search(SearchConfig(env_id="DAS-METER-VQA-Tabular-v0", skip_num=4, agent=agent, evaluations=2, **named))
     assert (tabular.statistic_masks, tabular.evaluations) == (0, result.masks_asked)
