@@ -39,7 +39,7 @@ from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 from das_gym.commandline import typed
 from das_gym.config import build, described
 from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.problem.config import PATH_SETTINGS, ProblemConfig
+from das_gym.problem.config import PATH_SETTINGS, ProblemConfig, setting_path
 from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.registration import named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
@@ -116,7 +116,7 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
             if value is not None and name in env_kwargs:
                 raise ValueError(f"{name}={value} is given, and env_kwargs.{name}={env_kwargs[name]} too; give one of them")
             if value is not None:
-                env_kwargs[name] = str(Path(value).expanduser().absolute()) if name in PATH_SETTINGS else value
+                env_kwargs[name] = str(setting_path(name, value)) if name in PATH_SETTINGS else value
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
         fields["env_kwargs"] = env_kwargs
         if is_algorithm(self.agent):

@@ -28,6 +28,18 @@ WORKER_SETTINGS = ("workers", "num_workers", "gpus_per_worker")
 """Fields of `ProblemConfig` that say who computes, and change no score: records leave them out."""
 
 
+def setting_path(name: str, value: str, model: str | None = None) -> Path:
+    """The path that one of `PATH_SETTINGS` names, absolute.
+
+    Where no file is called so, the name of a bundled checkpoint (`ModelEntry.others`) stands for its folder: one of `model`,
+    or of any model where that is not known.
+    """
+    path = Path(value).expanduser().absolute()
+    models = MODELS.values() if model is None else (MODELS[model],)
+    named = {each: folder for entry in models for each, folder in entry.named.items()}
+    return named[value] if name == "checkpoint" and value in named and not path.exists() else path
+
+
 @dataclass(frozen=True)
 class ProblemConfig:
     """What to load; every field left out stands for the bundled model or data.
@@ -102,12 +114,10 @@ class ProblemConfig:
             value = getattr(self, name)
             if value is None:
                 continue
-            path = Path(value).expanduser().absolute()
-            others = MODELS[self.model].named if name == "checkpoint" else {}
-            if value in others and not path.exists():
-                path = others[value]
+            path = setting_path(name, value, self.model)
             object.__setattr__(self, name, str(path))
             if name != "encoder_cache" and not path.exists():
+                others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
                 raise FileNotFoundError(
                     f"{name}={value}: no such file or folder; check the path, leave {name} out for the bundled one{more}"

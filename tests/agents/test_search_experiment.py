@@ -16,6 +16,7 @@ from synthetic import ENV_ID
 
 from das_gym.experiment import RunError
 from das_gym.problem.config import ProblemConfig
+from das_gym.registration import ASSETS
 
 ROOT = Path(__file__).parents[2]
 PATHS = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
@@ -98,6 +99,14 @@ def test_settings_of_the_environment_reach_it():
     assert settings.search_config().env_kwargs == {"reward": "metric", "data_root": "/data", "size": "base"}
     with pytest.raises(ValueError, match=r"data_root=/a is given, and env_kwargs\.data_root=/b too; give one of them"):
         SearchSettings(data_root="/a", env_kwargs={"data_root": "/b"}).search_config()
+
+
+def test_the_name_of_a_bundled_checkpoint_is_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = SearchSettings(checkpoint="llava_mini", tokenizer="llava_mini").search_config().env_kwargs
+    assert asked == {"checkpoint": str(ASSETS / "llava_mini"), "tokenizer": str(tmp_path / "llava_mini")}
+    (tmp_path / "llava_mini").mkdir()
+    assert SearchSettings(checkpoint="llava_mini").search_config().env_kwargs == {"checkpoint": str(tmp_path / "llava_mini")}
 
 
 def test_whatever_a_problem_has_can_be_set_and_reaches_it():
