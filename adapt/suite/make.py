@@ -107,7 +107,8 @@ def _bundled_table(entry: EnvEntry, tables: Path) -> SuiteTable:
     model, task = entry.model, entry.task
     path = tables / f"bundled-{model.lower()}-{task}.npz"
     if entry.table is not None and not path.is_file():
-        table, problem = SubnetTable.load(entry.table), build_problem(ProblemConfig(model=model, task=task))
+        table = SubnetTable.load(entry.table).of_all_examples()
+        problem = build_problem(ProblemConfig(model=model, task=task))
         count = EXAMPLES.get(task, (BUNDLED_EXAMPLES, 0))[0]
         with_statistics(table, problem, tuple(STATISTICS), count).save(path)
         print(f"{path.stem}: its statistics measured on {count} examples", flush=True)

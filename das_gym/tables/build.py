@@ -32,10 +32,11 @@ from das_gym.problem.statistics import (
 from das_gym.problem.unit_latency import cost_of
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
+from das_gym.tables.groups import GroupScores
 from das_gym.tables.table import SCORES, SPLITS, SubnetTable, TableMeta
 from das_gym.tasks.base import Task
 
-CHECKPOINT_FORMAT = "das_gym table checkpoint 1"
+CHECKPOINT_FORMAT = "das_gym table checkpoint 2"
 EXAMPLES_MEASURED = 16
 """About so many examples have their images opened for a data hash."""
 CONTENT = ("reward_content", "test_content")
@@ -170,13 +171,18 @@ class _Progress:
         identity: What the table will be of; another identity is another table.
         sums: By split, (3, masks) float64 sums over examples of losses, metrics and divergences.
         each: By split, what each example scores; None where means are enough.
+        places: By split, (examples,) the group of each example, as a number.
+        group_sums: By split, (2, groups, masks) float64 sums over a group's examples of losses and metrics; no groups where
+            they are not told apart, or each example is kept.
         done: By split, how many examples are in them.
         spent: What that cost.
     """
 
     identity: dict[str, Any]
     sums: dict[str, np.ndarray]
-    each: dict[str, ExampleScores] | None = None
+    each: dict[str, ExampleScores] | None
+    places: dict[str, np.ndarray]
+    group_sums: dict[str, np.ndarray]
     done: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     spent: Spending = field(default_factory=Spending)
 
@@ -185,12 +191,22 @@ class _Progress:
         if self.each is not None:
             self.each[split] = self.each[split].put(self.done[split], scores)
         self.sums[split] += np.stack([getattr(scores, name).sum(axis=1) for name in SCORES])
+        groups = self.places[split][self.done[split] :][: scores.losses.shape[1]]
+        for group in np.unique(groups) if self.group_sums[split].size else ():
+            mine = groups == group
+            self.group_sums[split][:, group] += scores.losses[:, mine].sum(axis=1), scores.metrics[:, mine].sum(axis=1)
         self.done[split] += scores.losses.shape[1]
+
+    def group_scores(self) -> dict[str, GroupScores]:
+        """What each group scores in the mean, by split."""
+        count = len(self.identity["groups"])
+        sizes = {split: np.bincount(places, minlength=count) for split, places in self.places.items()}
+        return {split: GroupScores.of_sums(sums, sizes[split]) for split, sums in self.group_sums.items()}
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         meta = {"format": CHECKPOINT_FORMAT, **self.identity, "done": self.done, "spent": dataclasses.asdict(self.spent)}
-        arrays = dict(self.sums)
+        arrays = self.sums | {f"{split}_groups": sums for split, sums in self.group_sums.items()}
         for split, each in (self.each or {}).items():
             arrays |= each.arrays(split)
         buffer = io.BytesIO()
@@ -206,26 +222,33 @@ class _Progress:
         try:
             arrays = read_arrays(path)
             meta = parse_json(str(arrays["meta"]), "its description", "begin a new run")
-            sums = {split: arrays[split] for split in SPLITS}
             form, done = meta.pop("format"), build(_Done, meta.pop("done"))
             self.spent = build(Spending, meta.pop("spent"))
             if form != CHECKPOINT_FORMAT:
                 raise ValueError("it is of another version")
-            if any((sums[s].shape, sums[s].dtype) != (self.sums[s].shape, self.sums[s].dtype) for s in SPLITS):
-                raise ValueError("its sums are of other masks")
-            for split, each in (self.each or {}).items():
-                found = ExampleScores.of(arrays, split)
-                found.check(split, sums[split].shape[1], len(each.keys), len(self.identity["groups"]))
-                self.each[split] = found  # type: ignore[index]
+            if meta == self.identity:
+                self._take(arrays)
         except (*BAD_ARRAYS, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it to begin the table anew") from error
-        self.sums, self.done = sums, vars(done)
         for name, value in meta.items():
             if value != self.identity.get(name):
                 raise ValueError(
                     f"{path} is of a table with {name}={value}, the problem now has {self.identity.get(name)}: model, "
                     "supernet or data have changed since; begin a new run"
                 )
+        self.done = vars(done)
+
+    def _take(self, arrays: Mapping[str, Any]) -> None:
+        """What a checkpoint of this table holds."""
+        sums, group_sums = ({split: arrays[split + end] for split in SPLITS} for end in ("", "_groups"))
+        for found, own in ((sums, self.sums), (group_sums, self.group_sums)):
+            if any((found[s].shape, found[s].dtype) != (own[s].shape, own[s].dtype) for s in SPLITS):
+                raise ValueError("its sums are of other masks or groups")
+        for split, each in (self.each or {}).items():
+            read = ExampleScores.of(arrays, split)
+            read.check(split, sums[split].shape[1], len(each.keys), len(self.identity["groups"]))
+            self.each[split] = read  # type: ignore[index]
+        self.sums, self.group_sums = sums, group_sums
 
 
 def build_table(
@@ -268,18 +291,17 @@ def build_table(
         "test": table_examples(problem, "test", test_examples),
     }
     hashes = problem_hashes(problem, examples["reward"], examples["test"])
-    groups = sorted({problem.task.group(e) for part in examples.values() for e in part}) if each else []
+    groups = sorted({problem.task.group(e) for part in examples.values() for e in part})
+    if not each and len(groups) < 2:
+        groups = []
     if each:
         hashes |= content_hashes(problem.task, examples["reward"], examples["test"])
     batch = problem.evaluator.batch_size
     identity = {"env_id": env_id, "batch_size": batch, **hashes} | (
         {} if max_skipped is None else {"max_skipped": max_skipped}
     )
-    sums = {split: np.zeros((len(SCORES), len(masks))) for split in SPLITS}
-    progress = _Progress(identity, sums)
-    if each:
-        identity["groups"] = groups
-        progress.each = {split: _unscored(problem.task, part, len(masks), groups) for split, part in examples.items()}
+    identity["groups"] = groups
+    progress = _nothing_yet(problem.task, examples, identity, len(masks), each)
     if checkpoint is not None and checkpoint.is_file():
         progress.restore(checkpoint)
     if on_chunk is not None:
@@ -308,13 +330,23 @@ def build_table(
     )
     scores = {split: _means(progress.sums[split] / len(examples[split])) for split in SPLITS}
     macs = MaskCost.of(problem.costs).amounts(masks)
-    table = SubnetTable(meta, scores, macs, np.zeros((width, len(STATISTICS)), np.float32))
-    if not each:
-        return with_statistics(table, problem), progress.spent
-    by_group = np.zeros((len(groups), *table.statistics.shape), np.float32)
-    return with_statistics(
-        dataclasses.replace(table, examples=progress.each, group_statistics=by_group), problem
-    ), progress.spent
+    statistics = np.zeros((width, len(STATISTICS)), np.float32)
+    by_group = np.zeros((len(groups), *statistics.shape), np.float32) if groups else None
+    apart = None if each or not groups else progress.group_scores()
+    table = SubnetTable(meta, scores, macs, statistics, progress.each, by_group, apart)
+    return with_statistics(table, problem), progress.spent
+
+
+def _nothing_yet(
+    task: Task, examples: Mapping[str, Sequence[Any]], identity: dict[str, Any], masks: int, each: bool
+) -> _Progress:
+    """What is known before the first example is scored."""
+    groups = identity["groups"]
+    sums = {split: np.zeros((len(SCORES), masks)) for split in SPLITS}
+    kept = {s: _unscored(task, part, masks, groups) for s, part in examples.items()} if each else None
+    places = {s: np.array([groups.index(task.group(e)) if groups else 0 for e in part], int) for s, part in examples.items()}
+    apart = 0 if each else len(groups)
+    return _Progress(identity, sums, kept, places, {split: np.zeros((2, apart, masks)) for split in SPLITS})
 
 
 def with_statistics(
@@ -332,14 +364,14 @@ def with_statistics(
     examples = table_examples(problem, "reward", table.meta.reward_examples)
     meta = dataclasses.replace(table.meta, statistics=names)
     statistics = _statistics(problem, examples[:count], names, table)
-    if table.examples is None or table.group_statistics is None:
-        return SubnetTable(meta, table.scores, table.macs, statistics)
+    if table.group_statistics is None:
+        return dataclasses.replace(table, meta=meta, statistics=statistics)
     by_group = np.zeros((len(meta.groups), *statistics.shape), np.float32)
     for number, group in enumerate(meta.groups):
-        members = [e for e in examples if problem.task.group(e) == group]
-        if members and (table.examples["test"].groups == number).any():
+        if all(table.group_sizes(split)[number] for split in SPLITS):
+            members = [e for e in examples if problem.task.group(e) == group]
             by_group[number] = _statistics(problem, members[:count], names, table.group_table(group))
-    return SubnetTable(meta, table.scores, table.macs, statistics, table.examples, by_group)
+    return dataclasses.replace(table, meta=meta, statistics=statistics, group_statistics=by_group)
 
 
 def _unscored(task: Task, examples: Sequence[Any], masks: int, groups: Sequence[str]) -> ExampleScores:

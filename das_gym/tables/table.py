@@ -4,8 +4,9 @@ A table is an .npz file. Row `sum(mask[i] << i)` belongs to mask `mask`. Its arr
 `{split}_metrics` and `{split}_divergences` for the splits `reward` and `test`, each (2^n_layers,) float32; `macs`,
 (2^n_layers,) int64; `statistics`, (n_layers, n_statistics) float32; and `meta`, a JSON text with the fields of `TableMeta`.
 
-Format 2 has every example besides, see `das_gym.tables.examples`: any batch of them is scored as the model scores it, and
-each group of examples is a problem of its own. Format 1 has means alone.
+Format 2 has every example besides, see `das_gym.tables.examples`: any batch of them is scored as the model scores it.
+Format 1 has means alone, of all examples and, in tables that were made from now on, of each group of them, see
+`das_gym.tables.groups`. Where groups are told apart each is a problem of its own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, MaskLosses
 from das_gym.tables.examples import ExampleScores
+from das_gym.tables.groups import GroupScores
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
 """Of means alone, and with every example."""
@@ -56,7 +58,8 @@ class TableMeta:
         versions: Of Python and the libraries that made it.
         max_skipped: Masks of more skipped layers are not in it; None = every mask is.
         costs: What masks cost besides MACs, as `das_gym.problem.mask_cost.given_costs` takes it; earlier tables have none.
-        groups: Names of the groups of examples, as `SubnetTable.examples` numbers them; a table of means has none.
+        groups: Names of the groups of examples, as `SubnetTable.examples` and `group_scores` number them; none where they
+            are not told apart.
     """
 
     env_id: str
@@ -89,7 +92,9 @@ class SubnetTable:
         statistics: (n_layers, n_statistics) float32, what the environment observes.
         examples: By split, what each example scores; None in a table of means.
         group_statistics: (n_groups, n_layers, n_statistics) float32: `statistics`, measured on the reward examples of each
-            of `meta.groups` alone; None likewise.
+            of `meta.groups` alone; None where groups are not told apart.
+        group_scores: By split, what each group scores in the mean, in a table of means that tells groups apart; None in
+            others.
 
     Raises:
         ValueError: arrays that do not fit together.
@@ -101,6 +106,7 @@ class SubnetTable:
     statistics: np.ndarray
     examples: Mapping[str, ExampleScores] | None = None
     group_statistics: np.ndarray | None = None
+    group_scores: Mapping[str, GroupScores] | None = None
 
     def __post_init__(self) -> None:
         rows, layers = len(self.masks), self.n_layers
@@ -112,9 +118,10 @@ class SubnetTable:
             _check_values(name, array)
         if self.meta.macs_full < 1:
             raise ValueError(f"macs_full={self.meta.macs_full} is not allowed; a model has 1 or more")
-        if self.examples is not None:
+        parts = self.examples or self.group_scores
+        if parts is not None:
             for split, count in zip(SPLITS, (self.meta.reward_examples, self.meta.test_examples), strict=True):
-                self.examples[split].check(split, rows, count, len(self.meta.groups))
+                parts[split].check(split, rows, count, len(self.meta.groups))
             if self.group_statistics is None or self.group_statistics.shape != (
                 len(self.meta.groups),
                 *self.statistics.shape,
@@ -191,11 +198,25 @@ class SubnetTable:
 
     @property
     def groups_apart(self) -> tuple[str, ...]:
-        """Groups with a table of their own, see `group_table`; none where there is one group, or means alone are held."""
-        if self.examples is None or self.group_statistics is None or len(self.meta.groups) < 2:
+        """Groups with a table of their own, see `group_table`; none where there is one group, or none are told apart."""
+        if self.group_statistics is None or len(self.meta.groups) < 2:
             return ()
-        there = set.intersection(*(set(each.groups.tolist()) for each in self.examples.values()))
-        return tuple(name for number, name in enumerate(self.meta.groups) if name and number in there)
+        sizes = np.array([self.group_sizes(split) for split in SPLITS])
+        return tuple(name for name, size in zip(self.meta.groups, sizes.min(axis=0), strict=True) if name and size)
+
+    def group_sizes(self, split: str) -> np.ndarray:
+        """(n_groups,) int64: how many examples of a split are in each group that is told apart."""
+        if self.group_scores is not None:
+            return self.group_scores[split].sizes
+        assert self.examples is not None
+        return np.bincount(self.examples[split].groups, minlength=len(self.meta.groups))
+
+    def _group_means(self, split: str, number: int) -> Scores:
+        """(n_masks,) what a group of a split scores in the mean."""
+        if self.group_scores is not None:
+            return self.group_scores[split].scores(number)
+        assert self.examples is not None
+        return self.examples[split].means(np.flatnonzero(self.examples[split].groups == number))
 
     def group_table(self, group: str) -> SubnetTable:
         """The table of one group of examples: a problem of its own, of means, with statistics of its own.
@@ -206,15 +227,14 @@ class SubnetTable:
         Raises:
             ValueError: no such group, or none of its examples in one of the splits.
         """
-        if self.examples is None or self.group_statistics is None:
+        if self.group_statistics is None:
             raise ValueError(f"this table of {self.meta.env_id} holds means alone: make it again to have its groups apart")
         check_names([group], self.meta.groups, "group of this table")
         number = self.meta.groups.index(group)
-        members = {split: np.flatnonzero(each.groups == number) for split, each in self.examples.items()}
-        if any(not len(places) for places in members.values()):
+        counts: dict[str, Any] = {f"{split}_examples": int(self.group_sizes(split)[number]) for split in SPLITS}
+        if not all(counts.values()):
             raise ValueError(f"no example of {group!r} is in one of the splits; choose another group")
-        scores = {split: self.examples[split].means(members[split]) for split in SPLITS}
-        counts: dict[str, Any] = {f"{split}_examples": len(members[split]) for split in SPLITS}
+        scores = {split: self._group_means(split, number) for split in SPLITS}
         meta = dataclasses.replace(self.meta, **counts, groups=())
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
@@ -385,10 +405,10 @@ class SubnetTable:
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all; equal tables give equal bytes."""
         arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
-        if self.examples is not None and self.group_statistics is not None:
+        for split, each in (self.examples or self.group_scores or {}).items():
+            arrays |= each.arrays(split)
+        if self.group_statistics is not None:
             arrays["group_statistics"] = self.group_statistics
-            for split, each in self.examples.items():
-                arrays |= each.arrays(split)
         meta = json.dumps({"format": FORMATS[self.examples is not None], **dataclasses.asdict(self.meta)})
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays, macs=self.macs, statistics=self.statistics, meta=np.array(meta))
@@ -418,10 +438,17 @@ class SubnetTable:
             raise ValueError(f"its format is not {' or '.join(map(repr, FORMATS))}")
         scores = {split: Scores(*(arrays[f"{split}_{name}"] for name in SCORES)) for split in SPLITS}
         whole = build(TableMeta, meta), scores, arrays["macs"], arrays["statistics"]
-        if form == FORMATS[0]:
+        if form == FORMATS[1]:
+            examples = {split: ExampleScores.of(arrays, split) for split in SPLITS}
+            return cls(*whole, examples, arrays["group_statistics"])
+        if "group_statistics" not in arrays:
             return cls(*whole)
-        examples = {split: ExampleScores.of(arrays, split) for split in SPLITS}
-        return cls(*whole, examples, arrays["group_statistics"])
+        return cls(*whole, None, arrays["group_statistics"], {split: GroupScores.of(arrays, split) for split in SPLITS})
+
+    def of_all_examples(self) -> SubnetTable:
+        """The table without its groups, and without what each example scores."""
+        meta = dataclasses.replace(self.meta, groups=())
+        return SubnetTable(meta, self.scores, self.macs, self.statistics)
 
     def _competing(self, by: str | Objective, skip_num: int | None, macs_saved: float | None) -> np.ndarray:
         if isinstance(by, Objective) and skip_num is None and macs_saved is None:

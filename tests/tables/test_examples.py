@@ -12,6 +12,7 @@ from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.loading import Problem
 from das_gym.tables.build import build_table, check_table, table_examples
 from das_gym.tables.examples import ExampleScores
+from das_gym.tables.groups import GroupScores
 from das_gym.tables.table import SubnetTable
 from tests.made_up_suite import GROUPS, made_up_table
 
@@ -75,6 +76,49 @@ def test_a_group_is_a_problem_of_its_own(small_problem: Problem, each_file: Path
     assert env.reset()[1]["loss"] == pytest.approx(part.values("loss")[0])
 
 
+def test_a_table_of_means_tells_groups_apart(small_table: SubnetTable, small_problem: Problem, tmp_path: Path):
+    """The same as one with every example, but for what float16 rounds; nothing else changes."""
+    small_table.save(tmp_path / "means.npz")
+    table, each = SubnetTable.load(tmp_path / "means.npz"), build_table(small_problem, ENV_ID, 10, 6, each=True)[0]
+    assert table.groups_apart == each.groups_apart != ()
+    for group in table.groups_apart:
+        part, other = table.group_table(group), each.group_table(group)
+        assert (part.meta.reward_examples, part.meta.test_examples) == (other.meta.reward_examples, other.meta.test_examples)
+        for split in ("reward", "test"):
+            np.testing.assert_allclose(part.values("loss", split), other.values("loss", split), rtol=HALF)
+            np.testing.assert_allclose(part.values("metric", split), other.values("metric", split), atol=1e-6)
+        np.testing.assert_allclose(part.statistics, other.statistics, rtol=2e-2, atol=2e-2)
+        of_group = [e for e in table_examples(small_problem, "reward", 10) if e.question_type == group]
+        np.testing.assert_allclose(part.values("loss"), small_problem.evaluator.losses(table.masks, of_group), rtol=1e-5)
+    assert "What breaks first" in write_explorer(tmp_path / "page.html", table).read_text()
+    whole = table.of_all_examples()
+    assert (whole.groups_apart, whole.meta.groups) == ((), ())
+    np.testing.assert_array_equal(whole.statistics, table.statistics)
+    with pytest.raises(ValueError, match="holds means alone"):
+        whole.group_table("count")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"losses": np.zeros((2, 64), np.float32)}, "_group_losses has shape"),
+        ({"sizes": np.array([1, 2, 3])}, "_group_sizes"),
+        ({"metrics": np.full(1, np.nan, np.float32)}, "_group_metrics"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(small_table: SubnetTable, change: dict, text: str):
+    wrong = dataclasses.replace(small_table.group_scores["test"], **change)
+    with pytest.raises(ValueError, match=text):
+        dataclasses.replace(small_table, group_scores={**small_table.group_scores, "test": wrong})
+
+
+def test_a_mask_that_breaks_one_group_breaks_no_other():
+    sums = np.array([[[1.0, np.inf], [4.0, 2.0], [0.0, 0.0]], [[1.0, 0.5], [2.0, 1.0], [0.0, 0.0]]])
+    found = GroupScores.of_sums(sums, np.array([1, 2, 0]))
+    np.testing.assert_array_equal(found.losses, [[1, np.inf], [2, 1], [0, 0]])
+    np.testing.assert_array_equal(found.metrics, [[1, 0], [1, 0.5], [0, 0]])
+
+
 def test_a_group_that_a_split_lacks_has_no_table_of_its_own(tmp_path: Path):
     table = made_up_table(5, seed=1)
     assert table.groups_apart == GROUPS
@@ -112,7 +156,7 @@ def test_reward_batches_are_those_of_the_model(
 
 
 def test_a_table_of_means_has_no_batches(small_table: SubnetTable, tmp_path: Path):
-    small_table.save(tmp_path / "one.npz")
+    small_table.of_all_examples().save(tmp_path / "one.npz")
     with pytest.raises(ValueError, match="holds means over all examples alone"):
         TabularEnv(table=str(tmp_path / "one.npz"), reward_batches="cycle")
     with pytest.raises(ValueError, match="holds means alone"):

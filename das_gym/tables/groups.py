@@ -1,0 +1,61 @@
+"""What each group of examples, such as a type of questions, scores in the mean: of tables that do not hold every example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from das_gym.engine.evaluator import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class GroupScores:
+    """The groups of one split.
+
+    Attributes:
+        losses: (n_groups, n_masks) float32 means in nats; inf where a loss was not a number.
+        metrics: (n_groups, n_masks) float32 means.
+        sizes: (n_groups,) int64, how many examples are in each; one without any has losses and metrics of 0.
+    """
+
+    losses: np.ndarray
+    metrics: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of_sums(cls, sums: np.ndarray, sizes: np.ndarray) -> GroupScores:
+        """From (2, n_groups, n_masks) sums over examples of losses and metrics, and (n_groups,) how many those are."""
+        losses, metrics = sums / np.maximum(sizes, 1)[:, None]
+        broken = ~np.isfinite(losses)
+        losses, metrics = np.where(broken, np.inf, losses), np.where(broken, 0.0, metrics)
+        return cls(losses.astype(np.float32), metrics.astype(np.float32), sizes)
+
+    def scores(self, group: int) -> Scores:
+        """(n_masks,) float32 means of one, without divergences."""
+        return Scores(self.losses[group], self.metrics[group], np.full_like(self.losses[group], np.nan))
+
+    def arrays(self, split: str) -> dict[str, np.ndarray]:
+        """As a file holds them."""
+        return {f"{split}_group_{name}": values for name, values in vars(self).items()}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any], split: str) -> GroupScores:
+        """What `arrays` gave."""
+        return cls(**{name: arrays[f"{split}_group_{name}"] for name in cls.__dataclass_fields__})
+
+    def check(self, split: str, masks: int, count: int, groups: int) -> None:
+        """Refuse arrays that do not fit together, or hold what nothing can have measured.
+
+        Raises:
+            ValueError: names them.
+        """
+        for name, shape in {"losses": (groups, masks), "metrics": (groups, masks), "sizes": (groups,)}.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{split}_group_{name} has shape {getattr(self, name).shape}; this table needs {shape}")
+        if np.isnan(self.losses).any() or (self.losses < 0).any() or not np.isfinite(self.metrics).all():
+            raise ValueError(f"{split}_group_losses or _metrics holds a number that nothing can have measured")
+        if (self.sizes < 0).any() or self.sizes.sum() != count:
+            raise ValueError(f"{split}_group_sizes is of {self.sizes.sum()} examples; this table has {count}")
