@@ -19,11 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from das_gym.adapt.adapt_experiment import Choice, SearchFirst, SearchingExperiment
 from das_gym.adapt.refining import Round, candidates, taken
 from das_gym.adapt.run_report import SearchReport, run_report
-from das_gym.adapt.shrink.checks import as_vlm, check, check_answers
+from das_gym.adapt.shrink.checks import answers, as_vlm, check, deletable
 from das_gym.adapt.shrink.recovery import Teacher, ask_for_all
 from das_gym.adapt.shrink.refining import refine
 from das_gym.adapt.shrink.report import print_report
@@ -107,10 +106,11 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     choice = settings.choice()
     if choice is None:
         raise ValueError(f"give search_run=<id> or mask=[...]; `{typed('adapt shrink')}` alone searches first")
-    if choice.remark:
-        print(choice.remark)
     out = place_of(settings, folder)
     problem = load_problem(choice.problem)
+    choice = deletable(choice, problem)
+    if choice.remark:
+        print(choice.remark)
     teacher = ask_for_all(as_vlm(problem), problem.task, problem.splits.train, settings.recovery())
     choice, rounds = refined(choice, problem, settings, folder, teacher)
     work = Work(settings, choice, problem, out, teacher, rounds)
@@ -130,21 +130,12 @@ def refined(
     choice: Choice, problem: Problem, settings: ShrinkSettings, folder: Path, teacher: Teacher | None
 ) -> tuple[Choice, list[Round]]:
     """The mask to delete, where several of a search's are to be tried; and what they came to."""
-    others = (mask for mask in choice.others if answers(problem, mask))  # its own was checked before the run
+    others = (mask for mask in choice.others if answers(problem, mask))  # its own is one that can be deleted
     masks = candidates(choice.mask, others, settings.refine)
     if len(masks) < 2:
         return choice, []
     rounds = refine(problem, as_vlm(problem), masks, settings.recovery(), folder, teacher)
     return dataclasses.replace(choice, mask=taken(rounds, masks)), rounds
-
-
-def answers(problem: Problem, mask: np.ndarray) -> bool:
-    """Whether `check_answers` lets a mask pass."""
-    try:
-        check_answers(problem, mask)
-    except ValueError:
-        return False
-    return True
 
 
 def end(settings: ShrinkSettings, folder: Path) -> float:

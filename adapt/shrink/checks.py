@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.adapt_experiment import check_test_images
+from das_gym.adapt.adapt_experiment import Choice, check_test_images
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut
 from das_gym.adapt.shrink.das_adapters import check_places
@@ -28,6 +29,9 @@ from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.unit_latency import cost_of
 from das_gym.registration import MODELS
 from das_gym.runs import find_run
+
+TRIED = 64
+"""Masks of a search that are tried, the best first, where the very best cannot be deleted."""
 
 LONGEST = 8
 """Prompts of each split whose length is looked at before anything begins: those of most characters."""
@@ -63,6 +67,8 @@ def check(settings: ShrinkSettings) -> None:
     check_place(settings, problem)
     loaded = load_problem(problem)
     check_loaded(settings, loaded, None if choice is None else choice.mask)
+    if choice is not None:
+        deletable(choice, loaded)
     test = shuffled(loaded.task, loaded.splits.test, settings.test_examples)
     check_test_images(loaded.task, test)
     check_longest(loaded, test)
@@ -131,7 +137,32 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
             f"the mask skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the {SAVED[cost.setting]}, and "
             f"not {budget.describe()}: leave {next(iter(settings.asked))} out, or the mask"
         )
-    check_answers(problem, mask)
+
+
+def deletable(choice: Choice, problem: Problem) -> Choice:
+    """The choice, or the best other mask that its search saw where its own cannot be deleted; its remark says so.
+
+    Raises:
+        ValueError: why its own cannot be, and no other of the first `TRIED` can either.
+    """
+    try:
+        check_answers(problem, choice.mask)
+    except ValueError as error:
+        fitting = (mask for mask in choice.others[:TRIED] if mask.any() and answers(problem, mask))
+        if (mask := next(fitting, None)) is None:
+            raise
+        instead = f"the search's best mask cannot be deleted ({error}): the best that it saw of those that can is taken"
+        return replace(choice, mask=mask, remark=f"{choice.remark}\n{instead}".strip())
+    return choice
+
+
+def answers(problem: Problem, mask: np.ndarray) -> bool:
+    """Whether `check_answers` lets a mask pass."""
+    try:
+        check_answers(problem, mask)
+    except ValueError:
+        return False
+    return True
 
 
 def check_answers(problem: Problem, mask: np.ndarray) -> None:

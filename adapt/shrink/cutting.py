@@ -40,7 +40,8 @@ def cut(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
     difference = what_differs(model)
     if difference is not None:
         raise ValueError(f"{type(model).__name__} without these layers would not load again as it was: {difference}")
-    smaller = VLM(model, traits=dataclasses.replace(vlm.traits, tower=None))  # nothing in it is skipped any more
+    traits = dataclasses.replace(vlm.traits, tower=None, keys_only=False)  # its last layer may be of another kind
+    smaller = VLM(model, traits=traits)
     smaller.freeze()
     return smaller
 

@@ -31,6 +31,9 @@ REFUSED = {
 }
 """Types of models that are known not to work, and why."""
 
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call the bound of logits."""
+
 RELOADED_BYTES = 2**28
 """Models of up to this size are saved without a layer and loaded again; larger ones are compared without content."""
 
@@ -271,7 +274,7 @@ class _Check:
         own = self._logits(VLM(self.model), self._encodings(self._prompts(3))).to(projection.weight.dtype)
         features = self._features(vlm)
         plain = projection(features)
-        for softcap in dict.fromkeys((None, getattr(vlm.text_config, "final_logit_softcapping", None))):
+        for softcap in dict.fromkeys((None, *(getattr(vlm.text_config, name, None) for name in SOFTCAPS))):
             scale = _neat(_scale(plain.double(), own.double(), softcap), vlm.text_config)
             if self.same(LanguageHead(projection, softcap, scale)(features), own):
                 return replace(traits, logit_scale=scale, softcap=softcap)
@@ -295,15 +298,15 @@ class _Check:
         skipped = self._driven(traits, gone)
         smaller = delete_layers(shell(self.model), gone)
         encodings = self._encodings(self._prompts(3))
+        difference = what_differs(smaller)
+        if difference is not None:
+            raise ValueError(f"{self.name} without layer {gone[0]} would not load again as it was: {difference}")
         if not self.same(skipped, self._logits(VLM(smaller, traits=Traits()), encodings)):
             raise ValueError(
                 f"{self.name} without layer {gone[0]} is not the same as with that layer skipped: its layers are tied to "
                 "their numbers in a way that das_gym does not know"
             )
         self._check_deletions(vlm, encodings[:1])
-        difference = what_differs(smaller)
-        if difference is not None:
-            raise ValueError(f"{self.name} without layer {gone[0]} would not load again as it was: {difference}")
         if sum(p.numel() * p.element_size() for p in smaller.parameters()) <= RELOADED_BYTES:
             self._check_reloading(smaller, gone[0], skipped, encodings)
 

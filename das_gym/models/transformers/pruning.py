@@ -29,8 +29,11 @@ COUNTS = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
 LASTS = ("moe_layer_end_index",)
 """Settings that number the last layer of a kind."""
 
-TOWER_COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
-"""What configurations call the number of layers of a vision tower."""
+LAYER_COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
+"""What configurations of vision towers, and modules that hold a list of layers, call their number."""
+
+NOT_BY_LAYER = ("_token_id", "_token_ids", "_multipliers", "_section", "architectures")
+"""Ends of names of settings that are no lists of layers, even if they are as long."""
 
 READS = ("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices")
 """Settings that number hidden vectors of a vision tower: 0 is its input, -1 what its last layer gives."""
@@ -40,6 +43,9 @@ TOWER_INDEX_LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")
 
 SOURCES = ("kv_source_layers",)
 """Settings that name, layer by layer, the layer that keys and values come from."""
+
+SLIDING = "has_sliding_layers"
+"""What a decoder calls it that a layer of its configuration attends to a window."""
 
 SHARING = ("store_full_length_kv", "first_kv_shared_layer_idx")
 """Values that only tell from whom later layers take keys and values, which models that are driven do not."""
@@ -101,6 +107,9 @@ def delete_layers(model: Any, gone: Collection[int], seen: Collection[int] = ())
         for name in INDEX_LISTS:
             if isinstance(listed := getattr(module, name, None), list):
                 setattr(module, name, [kept.index(place) for place in listed if place in kept])
+        kinds = getattr(getattr(module, "config", None), "layer_types", None)
+        if hasattr(module, SLIDING) and kinds is not None:
+            setattr(module, SLIDING, "sliding_attention" in kinds)
     if seen:
         delete_vision_layers(model, seen)
     return model
@@ -124,6 +133,9 @@ def _delete(layers: Stack, gone: Collection[int], what: str) -> tuple[int, list[
     if not kept:
         raise ValueError(f"all {count} {what} would be deleted: leave one at least")
     setattr(layers.owner, layers.name, nn.ModuleList(layers.layers[place] for place in kept))
+    for name in LAYER_COUNTS:
+        if vars(layers.owner).get(name) == count:
+            setattr(layers.owner, name, len(kept))
     for number, place in enumerate(kept):
         _renumber(layers.layers[number], place, number)
     return count, kept
@@ -220,7 +232,7 @@ def _shorten(config: Any, kept: Sequence[int], count: int) -> None:
             setattr(config, name, [kept.index(value[place]) for place in kept if value[place] in kept])
         elif name in INDEX_LISTS and isinstance(value, list):
             setattr(config, name, [kept.index(place) for place in value if place in kept])
-        elif isinstance(value, list | tuple) and len(value) == count:
+        elif isinstance(value, list | tuple) and len(value) == count and not name.endswith(NOT_BY_LAYER):
             setattr(config, name, type(value)(value[place] for place in kept))
         elif name in COUNTS and isinstance(value, int):
             setattr(config, name, sum(place < value for place in kept))
@@ -235,7 +247,7 @@ def _shorten(config: Any, kept: Sequence[int], count: int) -> None:
 
 def _shorten_tower(config: Any, kept: Sequence[int], count: int) -> None:
     """As `_shorten`, for a vision tower: only lists that speak of layers, since sizes of pictures may be as long."""
-    names = [name for name in TOWER_COUNTS if getattr(config, name, None) == count]
+    names = [name for name in LAYER_COUNTS if getattr(config, name, None) == count]
     for name in names[:1]:
         for other, value in list(vars(config).items()):
             if "layer" in other and other not in READS and isinstance(value, list | tuple) and len(value) == count:

@@ -32,6 +32,21 @@ def test_what_is_left_has_the_masks_loss_and_the_whole_model_its_own(problem_of:
     assert {p.data_ptr() for p in smaller.model.parameters()} < whole  # nothing is copied
 
 
+@pytest.mark.slow
+def test_what_is_left_may_end_in_a_layer_of_another_kind(problem_of: Callable[[str], Problem]):
+    """A last layer of attention needs keys alone where nobody reads; one of convolution, which is the last now, has none."""
+    problem = problem_of("lfm2_vl")
+    mask = np.array([False, False, False, True])
+    smaller, prompts = cut(problem.vlp, mask), problem.task.pairs(open_test(problem))
+    logits = []
+    for vlm, skipped in ((smaller, [False] * 3), (problem.vlp, mask)):
+        seen = lambda _, items: {key: vlm.see(problem.task.processor, one) for key, one in items.items()}  # noqa: B023, E731
+        with torch.no_grad():
+            state = vlm.gather(problem.task.processor, prompts, seen)
+            logits.append(vlm.own_head()(vlm.forward_encoded(state, skipped)))
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
 def test_the_whole_model_takes_the_parameters_of_what_was_trained(problem_of: Callable[[str], Problem]):
     """Masked, it is then the smaller one."""
     problem = problem_of("llava")

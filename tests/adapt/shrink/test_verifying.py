@@ -115,7 +115,7 @@ def test_what_differs_is_named(
         verify(tmp_path / "out", smaller, MASK, asked, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["llama", "mllama", "qwen3_vl"])  # tiny.WORKING all do, in half a minute
+@pytest.mark.parametrize("name", ["llama", "mllama", "qwen3_vl", "glm4_moe"])  # tiny.WORKING all do, in half a minute
 def test_other_types_are_the_same_in_transformers_alone(name: str, here: Callable[..., None], tmp_path: Path):
     """In float64, on pictures of different sizes."""
     here()

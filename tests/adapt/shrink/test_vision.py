@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.adapt_experiment import Choice
+from das_gym.adapt.shrink.checks import deletable
 from das_gym.adapt.shrink.cutting import check_shared, cut, drawn
 from das_gym.adapt.shrink.report import loss_of
 from das_gym.adapt.shrink.saving import save
@@ -39,6 +41,19 @@ def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem,
     source = Path(problem.backbone.config.checkpoint)
     save(smaller.model, tmp_path, source, source, torch.float32)
     assert verify(tmp_path, smaller, MASK, questions(whole, problem.task, examples), torch.float32).logits_apart < 1e-4
+
+
+@pytest.mark.slow
+def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem):
+    """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
+    every = np.array([False] * 4 + [True] * 3)
+    best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, MASK))
+    found = deletable(best, problem)
+    np.testing.assert_array_equal(found.mask, MASK)
+    assert found.remark.startswith("a remark\nthe search's best mask cannot be deleted (all 3 layers of the vision tower")
+    assert deletable(found, problem) is found
+    with pytest.raises(ValueError, match="all 3 layers of the vision tower would be deleted: leave one at least"):
+        deletable(dataclasses.replace(best, others=(every | MASK,)), problem)
 
 
 def test_its_layers_that_share_their_weights_are_refused():

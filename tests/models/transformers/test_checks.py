@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers as t
 
 from das_gym.models.transformers.checks import find_traits
 from das_gym.models.transformers.loading import load_vlm
-from das_gym.models.transformers.pruning import _shorten, apart, delete_layers
+from das_gym.models.transformers.pruning import _shorten, apart, delete_layers, prune
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
@@ -64,6 +65,42 @@ def test_layers_with_settings_of_their_own_keep_them():
     _shorten(config, [1, 2, 3], 4)
     assert [layer.intermediate_size for layer in config.per_layer_config] == [48, 24, 48]
     assert list(config.to_dict()["per_layer_config"]) == ["1"]
+
+
+def test_lists_that_are_as_long_as_the_decoder_by_chance_stay():
+    model = t.LlamaForCausalLM(t.LlamaConfig(**tiny.text() | {"num_hidden_layers": 3}))
+    model.config.eos_token_id, model.config.ssm_multipliers = [2, 3, 4], [0.1, 0.2, 0.3]
+    prune(model, [0, 1, 0])
+    assert (model.config.eos_token_id, model.config.ssm_multipliers) == ([2, 3, 4], [0.1, 0.2, 0.3])
+
+
+def test_all_layers_that_see_a_window_can_go():
+    """The decoder remembers whether there are any."""
+    settings = tiny.text(use_sliding_window=True, sliding_window=8, max_window_layers=2)
+    model = prune(t.Qwen3ForCausalLM(t.Qwen3Config(**settings)), [0, 0, 1, 1])
+    assert model.config.layer_types == ["full_attention"] * 2
+    assert model.model.has_sliding_layers is False
+
+
+def test_a_vision_tower_that_counts_its_layers_loses_some():
+    """Gemma 4's is asked for the number by nobody but itself."""
+    model = tiny.gemma4()[0]
+    prune(model, [0] * 4, [0, 1, 0])
+    assert model.config.vision_config.num_hidden_layers == model.model.vision_tower.encoder.num_layers == 2
+
+
+def test_logits_that_are_bounded_under_another_name(tmp_path: Path):
+    vlm = load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64))
+    assert vlm.traits.softcap == 30.0
+
+
+def test_a_layer_whose_deletion_cannot_be_loaded_is_told_before_it_is_run(driven: Callable[..., Driven]):
+    """Gemma 4's embeddings by layer are one matrix for all of them."""
+    settings = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 0, "global_head_dim": 8}
+    config = t.Gemma4TextConfig(**tiny.text(**settings), hidden_size_per_layer_input=4, vocab_size_per_layer_input=512)
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"without layer 2 would not load again as it was: .*per_layer"):
+        find_traits(t.Gemma4ForCausalLM(config).eval(), driven("gemma4_text").processor)
 
 
 def test_nobody_is_shown_bars_where_nobody_looks(folder_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]):

@@ -447,6 +447,26 @@ def _gpt2() -> tuple[Any, Any]:
     return t.GPT2LMHeadModel(t.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)), tokenizer()
 
 
+def recurrent_gemma() -> tuple[Any, Any]:
+    """Recurrent layers among those of attention, in turns that a configuration repeats; logits are bounded."""
+    kinds = {"lru_width": WIDTH, "attention_window_size": 16, "block_types": ["recurrent", "recurrent", "attention"]}
+    config = t.RecurrentGemmaConfig(**text(**kinds) | {"num_hidden_layers": 5}, logits_soft_cap=30.0)
+    return t.RecurrentGemmaForCausalLM(config), tokenizer()
+
+
+def gemma4() -> tuple[Any, Any]:
+    """Sees; its vision tower keeps the number of its layers."""
+    seen = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": TOWER_LAYERS, "num_attention_heads": 2}
+    seen |= {"num_key_value_heads": 2, "head_dim": 12, "patch_size": 8, "pooling_kernel_size": 2}
+    seen |= {"position_embedding_size": 64}
+    marks = {"image_token_id": "<image_soft_token>", "boi_token_id": "<start_of_image>", "eoi_token_id": "<end_of_image>"}
+    inner = _gemma4_text()[0].config
+    config = t.Gemma4Config(
+        vision_config=seen, text_config=inner, video_token_id=_id("<video>"), **{n: _id(m) for n, m in marks.items()}
+    )
+    return t.Gemma4ForConditionalGeneration(config), tokenizer()
+
+
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llama": _llama,
     "llava": _llava,
@@ -482,10 +502,15 @@ WORKING_APART = tuple(name for name in WORKING if name not in WHOLE_ONLY)
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A random model of a type, the same each time, whose layers all do something."""
+    return made(MAKERS[name], dtype)
+
+
+def made(maker: Callable[[], tuple[Any, Any]], dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """As `make`, of a type that is not among those that everything is tried with."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)  # as `from_pretrained` has it: some buffers are computed when the model is made
     try:
-        model, processor = MAKERS[name]()
+        model, processor = maker()
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.no_grad():
@@ -501,7 +526,12 @@ def make(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
 
 def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A folder as people have it."""
-    model, processor = make(name, dtype)
+    return save_made(MAKERS[name], folder, dtype)
+
+
+def save_made(maker: Callable[[], tuple[Any, Any]], folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """As `save`, of a type that is not among those that everything is tried with."""
+    model, processor = made(maker, dtype)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
