@@ -40,7 +40,7 @@ from das_gym.problem.mask_cost import given_costs
 from das_gym.runs import read_config
 from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
-from tests.tables.test_table import make_table
+from tests.tables.test_table import make_grouped_table, make_table
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 PROFILE = settings(
@@ -135,6 +135,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     },
     "arrow": ("a.arrow", arrow, read_arrow),
     "table": ("a.npz", lambda path: make_table().save(path), SubnetTable.load),
+    "grouped table": ("a.npz", lambda path: make_grouped_table().save(path), SubnetTable.load),
     "safetensors": ("a.safetensors", lambda path: write_tensors(path, TENSORS, {"model": "x"}), read_tensors),
     "adaptation": ("a.safetensors", lambda path: write_tensors(path, TENSORS, DESCRIBED), Adaptation.load),
     "policy": ("a.safetensors", policy, UnitNetworks.load),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from das_gym.engine.evaluator import Scores
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import every_mask
 from das_gym.problem.rewards import REWARDS, Objective
+from das_gym.tables.groups import GroupScores
 from das_gym.tables.table import SubnetTable, TableMeta
 
 LOSSES = np.array([0.5, 0.4, 0.9, 0.7, 0.6, 0.6, 1.0, np.inf])
@@ -34,6 +36,17 @@ def make_table(**changes) -> SubnetTable:
     test = Scores(*(array.astype(np.float32) for array in (LOSSES[::-1], METRICS, LOSSES / 5)))
     fields = {"meta": meta, "scores": {"reward": reward, "test": test}, "macs": MACS, "statistics": np.ones((3, 2), "f4")}
     return SubnetTable(**{**fields, **changes})
+
+
+def make_grouped_table() -> SubnetTable:
+    """The same, with two groups of examples, as large as each other."""
+    table = make_table()
+    apart = {
+        split: GroupScores(np.stack([each.losses] * 2), np.stack([each.metrics] * 2), np.array([count // 2] * 2))
+        for (split, each), count in zip(table.scores.items(), (20, 10), strict=True)
+    }
+    meta = dataclasses.replace(table.meta, groups=("colour", "count"))
+    return dataclasses.replace(table, meta=meta, group_statistics=np.ones((2, 3, 2), "f4"), group_scores=apart)
 
 
 @pytest.fixture
