@@ -9,7 +9,7 @@ from das_gym.engine.evaluator import Scores
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
-from das_gym.problem.statistics import DEFAULT_STATISTICS
+from das_gym.problem.statistics import DEFAULT_STATISTICS, STATISTICS
 from das_gym.tables.table import SubnetTable, TableMeta
 
 SAVINGS = np.repeat([0.02, 0.07], 6)
@@ -23,7 +23,7 @@ SPACES = {
 
 
 def statistics(space):
-    values = {name: np.sin(np.arange(space.n_layers) + place) for place, name in enumerate(DEFAULT_STATISTICS)}
+    values = {name: np.sin(np.arange(space.n_layers) + place) for place, name in enumerate(STATISTICS)}
     return {**values, "block_influence_tokens": np.cos(np.arange(space.n_layers))}
 
 

@@ -172,12 +172,13 @@ def test_observes_what_is_asked_for(table_path: str, small_table: SubnetTable):
 
 
 def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
-    older = replace(
-        small_table, meta=replace(small_table.meta, statistics=("depth",)), statistics=small_table.statistics[:, 1:2]
-    )
+    whole = small_table.of_all_examples()
+    older = replace(whole, meta=replace(whole.meta, statistics=("depth",)), statistics=whole.statistics[:, 1:2])
     assert TableScorer(older, {"skip_num": 2}).feature_names[0] == "text.0/depth"
-    with pytest.raises(ValueError, match=r"unknown statistic of this table 'stream'; known: depth"):
+    with pytest.raises(ValueError, match=r"unknown statistic of this table 'stream'; known: depth, leave_one_out"):
         TableScorer(older, {"skip_num": 2}, statistics=["stream"])
+    told = TableScorer(older, {"skip_num": 2}, statistics=["leave_one_out"]).observation()
+    np.testing.assert_array_equal(told, small_table.statistic("leave_one_out"))  # losses of masks tell it
 
 
 def test_a_reward_that_the_table_cannot_answer(small_table: SubnetTable):

@@ -9,7 +9,7 @@ from das_gym.agents.ask_tell.asking import answer, ask
 from synthetic import ENV_ID
 
 from das_gym.problem.budget import Budget
-from das_gym.problem.statistics import DEFAULT_STATISTICS
+from das_gym.problem.statistics import STATISTICS
 
 SPACE = MaskSpace(Budget(6, 2))
 GOOD = SPACE.masks[:3]
@@ -90,7 +90,7 @@ def test_an_answer_that_is_none(answered, text):
 @pytest.mark.parametrize("n", [0, -1, 2.5, True, None])
 @pytest.mark.parametrize("name", AGENTS)
 def test_no_agent_is_asked_for_less_than_one_mask(name, n):
-    agent = make_agent(name, SPACE, 0, statistics=dict.fromkeys(DEFAULT_STATISTICS, np.arange(6.0)))
+    agent = make_agent(name, SPACE, 0, statistics=dict.fromkeys(STATISTICS, np.arange(6.0)))
     with pytest.raises(ValueError, match=r"n=.* is not allowed; give a whole number from 1"):
         agent.ask(n)
 
