@@ -127,7 +127,7 @@ def measure(split: str, suite: str | None, policies: Sequence[Path]) -> tuple[Su
     which = np.arange(len(test.problems))
     found = {"policy": np.mean([regrets(test, suite_masks(network, test, which)) for network in networks], axis=0)}
     found |= {name: regrets(test, by_rule(test, name)) for name in RULES}
-    found[BESIDE] = regrets(test, suite_masks(UnitNetwork(PolicyConfig(NEIGHBOURS)).eval(), test, which))
+    found[BESIDE] = regrets(test, suite_masks(UnitNetworks.untrained(PolicyConfig(NEIGHBOURS)), test, which))
     found["ranker, unit by unit"] = regrets(test, ranker(train, test, networks[0].config.statistics))
     found["fixed order of places"] = regrets(test, fixed(train, test))
     return test, found | {"random order": np.ones(len(which))}

@@ -14,7 +14,7 @@ from das_gym.agents.policy.network import UnitNetworks
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.tables.suite import bundled_suite
+from das_gym.tables.suite import MAX_UNITS, bundled_suite
 
 POLICY_FILE = "policy.safetensors"
 
@@ -52,6 +52,9 @@ def load_policy(policy: str | None = None) -> UnitNetworks:
 class _Reader:
     """A policy, and what it reads of one model.
 
+    Where there are more units than problems of a suite have, what was learned does not hold, and it is the rule that the
+    policy began as.
+
     Args:
         space: The masks to choose from.
         statistics: Statistic name to (n_layers,) values.
@@ -63,6 +66,8 @@ class _Reader:
 
     def __init__(self, space: MaskSpace, statistics: Mapping[str, Floats] | None, policy: str | None) -> None:
         self.network = load_policy(policy)
+        if space.n_layers > MAX_UNITS:
+            self.network = UnitNetworks.untrained(self.network.config)
         names, known = self.network.config.statistics, {} if statistics is None else statistics
         try:
             self.values = np.stack([known[name] for name in names], axis=1)

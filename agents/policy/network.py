@@ -184,6 +184,12 @@ class UnitNetworks(nn.Module):
         scores = [one.masked_fill(gone, -FAR).log_softmax(dim=1) for one, _ in found]
         return torch.stack(scores).mean(dim=0), torch.stack([whole for _, whole in found]).mean(dim=0)
 
+    @classmethod
+    def untrained(cls, config: PolicyConfig) -> UnitNetworks:
+        """One that has learned nothing: the rule that training begins as. Nothing is drawn from anybody's generator."""
+        with torch.random.fork_rng(devices=[]):
+            return cls([UnitNetwork(config)]).eval()
+
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
         write_tensors(Path(path), self.state_dict(), {"format": FORMAT, "config": json.dumps(asdict(self.config))})

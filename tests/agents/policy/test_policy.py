@@ -11,8 +11,9 @@ from das_gym.agents.policy.choosing import choose, suite_masks
 from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, cost_beside
 from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, train_policy
 
+from das_gym.problem.budget import Budget
 from das_gym.problem.statistics import DEFAULT_STATISTICS
-from das_gym.tables.suite import Suite, load_suite
+from das_gym.tables.suite import MAX_UNITS, Suite, load_suite
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,16 @@ def test_agents_ask_it(network: UnitNetworks, suite: Suite, tmp_path: Path):
         make_agent("policy", space, 0, {"policy": path}, {"depth": np.zeros(space.n_layers)})
     with pytest.raises(FileNotFoundError, match="python -m agents policy"):
         make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
+
+
+def test_of_more_units_than_it_can_have_seen_it_is_the_rule_that_it_began_as(network: UnitNetworks, tmp_path: Path):
+    network.save(tmp_path / "policy.safetensors")
+    rng = np.random.default_rng(0)
+    for n, learned in ((MAX_UNITS, True), (MAX_UNITS + 1, False)):
+        statistics = {name: rng.normal(size=n) for name in DEFAULT_STATISTICS}
+        space = MaskSpace(Budget(n, 5))
+        mask = make_agent("policy", space, 0, {"policy": str(tmp_path / "policy.safetensors")}, statistics).best()
+        assert (mask == space.top(-statistics["leave_one_out"])).all() == (not learned)
 
 
 @pytest.mark.long
