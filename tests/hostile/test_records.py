@@ -165,7 +165,11 @@ def whole(name: str, table: Path) -> Any:
     return record
 
 
-@pytest.mark.parametrize("name", RECORDS)
+LONG = ("adapt", "shrink")
+"""Those of which the most values are tried."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in RECORDS])
 def test_a_record_with_another_value_is_read_or_named(name: str, table: Path, tmp_path: Path):
     folder = tmp_path / "7"
     folder.mkdir()

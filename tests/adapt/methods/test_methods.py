@@ -111,7 +111,13 @@ def test_what_is_inserted_begins_as_nothing(worlds: dict[str, World], family: st
 
 
 @pytest.mark.parametrize(
-    ("family", "name"), [("METER", "lora"), ("METER", "prompt"), ("ViLT", "adapter"), ("VLM", "parallel")]
+    ("family", "name"),
+    [
+        ("METER", "lora"),
+        ("METER", "prompt"),
+        pytest.param("ViLT", "adapter", marks=pytest.mark.slow),
+        pytest.param("VLM", "parallel", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_inserted_costs_what_it_runs_and_lora_nothing_once_it_is_merged(worlds, family: str, name: str):
     world = worlds[family]

@@ -89,6 +89,7 @@ def test_a_vision_tower_that_counts_its_layers_loses_some():
     assert model.config.vision_config.num_hidden_layers == model.model.vision_tower.encoder.num_layers == 2
 
 
+@pytest.mark.slow
 def test_logits_that_are_bounded_under_another_name(tmp_path: Path):
     vlm = load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64))
     assert vlm.traits.softcap == 30.0
