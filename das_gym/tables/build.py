@@ -191,7 +191,7 @@ class _Progress:
         if self.each is not None:
             self.each[split] = self.each[split].put(self.done[split], scores)
         self.sums[split] += np.stack([getattr(scores, name).sum(axis=1) for name in SCORES])
-        groups = self.places[split][self.done[split] :][: scores.losses.shape[1]]
+        groups = self.places[split][self.done[split] : self.done[split] + scores.losses.shape[1]]
         for group in np.unique(groups) if self.group_sums[split].size else ():
             mine = groups == group
             self.group_sums[split][:, group] += scores.losses[:, mine].sum(axis=1), scores.metrics[:, mine].sum(axis=1)
@@ -226,16 +226,17 @@ class _Progress:
             self.spent = build(Spending, meta.pop("spent"))
             if form != CHECKPOINT_FORMAT:
                 raise ValueError("it is of another version")
-            if meta == self.identity:
+            differing = [name for name in {**meta, **self.identity} if meta.get(name) != self.identity.get(name)]
+            if not differing:
                 self._take(arrays)
         except (*BAD_ARRAYS, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it to begin the table anew") from error
-        for name, value in meta.items():
-            if value != self.identity.get(name):
-                raise ValueError(
-                    f"{path} is of a table with {name}={value}, the problem now has {self.identity.get(name)}: model, "
-                    "supernet or data have changed since; begin a new run"
-                )
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"{path} is of a table with {name}={meta.get(name)}, the problem now has {self.identity.get(name)}: model, "
+                "supernet or data have changed since; begin a new run"
+            )
         self.done = vars(done)
 
     def _take(self, arrays: Mapping[str, Any]) -> None:

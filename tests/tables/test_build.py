@@ -123,6 +123,22 @@ def test_a_checkpoint_of_another_table_is_refused(small_problem: Problem, tmp_pa
         build_table(small_problem, ENV_ID, 3, 2, checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        ({"max_skipped": 2}, "a table with max_skipped=None, the problem now has 2"),
+        ({"each": True}, "a table with reward_content=None, the problem now has "),
+    ],
+)
+def test_a_checkpoint_that_lacks_what_this_table_is_of_is_refused(
+    small_problem: Problem, tmp_path: Path, more: dict, text: str
+):
+    checkpoint = tmp_path / "checkpoint.npz"
+    build_table(small_problem, ENV_ID, 2, 2, checkpoint)
+    with pytest.raises(ValueError, match=rf"checkpoint\.npz is of {text}.*begin a new run"):
+        build_table(small_problem, ENV_ID, 2, 2, checkpoint, **more)
+
+
 @pytest.mark.slow
 def test_a_mask_with_a_broken_loss_is_told_and_spoils_no_other(small_kwargs: dict[str, str]):
     problem = build_problem(ProblemConfig(**small_kwargs))
