@@ -397,6 +397,11 @@ STATISTICS |= {
 }
 
 
+def told_by_losses() -> list[str]:
+    """Names of the statistics that losses of masks alone tell."""
+    return [name for name, statistic in STATISTICS.items() if statistic.of_losses is not None]
+
+
 def register_statistic(statistic: Statistic) -> None:
     """Add a layer statistic of one's own: environments observe it when asked, tables made from now on hold it.
 

@@ -368,8 +368,9 @@ def with_statistics(
     if table.group_statistics is None:
         return dataclasses.replace(table, meta=meta, statistics=statistics)
     by_group = np.zeros((len(meta.groups), *statistics.shape), np.float32)
+    sizes = np.minimum(*table.group_sizes().values())
     for number, group in enumerate(meta.groups):
-        if all(table.group_sizes(split)[number] for split in SPLITS):
+        if sizes[number]:
             members = [e for e in examples if problem.task.group(e) == group]
             by_group[number] = _statistics(problem, members[:count], names, table.group_table(group))
     return dataclasses.replace(table, meta=meta, statistics=statistics, group_statistics=by_group)

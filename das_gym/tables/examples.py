@@ -6,13 +6,14 @@ as a number of one of the few values that occur. Divergences are not kept exampl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
 from das_gym.engine.evaluator import Scores
+from das_gym.tables.parts import SplitPart
 
 MOST = float(np.finfo(np.float16).max)
 """Larger losses count as this many nats; infinite ones stay infinite."""
@@ -22,7 +23,7 @@ MOST_VALUES = 256
 
 
 @dataclass(frozen=True, eq=False)
-class ExampleScores:
+class ExampleScores(SplitPart):
     """The scores of one split, example by example.
 
     Attributes:
@@ -33,6 +34,8 @@ class ExampleScores:
         images: (n_examples,) int32: examples on the same first image have the same number.
         keys: (n_examples,) text: the data set's own names.
     """
+
+    kind: ClassVar[str] = "example"
 
     losses: np.ndarray
     metrics: np.ndarray
@@ -79,26 +82,19 @@ class ExampleScores:
         metrics[~np.isfinite(losses)] = 0.0
         return Scores(losses.astype(np.float32), metrics.astype(np.float32), np.full(len(losses), np.nan, np.float32))
 
-    def arrays(self, split: str) -> dict[str, np.ndarray]:
-        """As a file holds them."""
-        return {f"{split}_example_{name}": values for name, values in vars(self).items()}
+    def group_sizes(self, count: int) -> np.ndarray:
+        """As `SplitPart.group_sizes`."""
+        return np.bincount(self.groups, minlength=count)
 
-    @classmethod
-    def of(cls, arrays: Mapping[str, Any], split: str) -> ExampleScores:
-        """What `arrays` gave."""
-        return cls(**{name: arrays[f"{split}_example_{name}"] for name in cls.__dataclass_fields__})
+    def group_means(self, group: int) -> Scores:
+        """As `SplitPart.group_means`."""
+        return self.means(np.flatnonzero(self.groups == group))
 
     def check(self, split: str, masks: int, count: int, groups: int) -> None:
-        """Refuse arrays that do not fit together, or hold what nothing can have measured.
-
-        Raises:
-            ValueError: names them.
-        """
+        """As `SplitPart.check`."""
         wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("losses", "metrics"), (count, masks))
         wanted |= dict.fromkeys(("groups", "images", "keys"), (count,))
-        for name, shape in wanted.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{split}_example_{name} has shape {getattr(self, name).shape}; this table needs {shape}")
+        self.check_shapes(split, wanted)
         if np.isnan(self.losses).any() or (self.losses < 0).any():
             raise ValueError(f"{split}_example_losses holds a number that nothing can have measured")
         if count and (

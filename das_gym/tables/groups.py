@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
 from das_gym.engine.evaluator import Scores
+from das_gym.tables.parts import SplitPart
 
 
 @dataclass(frozen=True, eq=False)
-class GroupScores:
+class GroupScores(SplitPart):
     """The groups of one split.
 
     Attributes:
@@ -20,6 +20,8 @@ class GroupScores:
         metrics: (n_groups, n_masks) float32 means.
         sizes: (n_groups,) int64, how many examples are in each; one without any has losses and metrics of 0.
     """
+
+    kind: ClassVar[str] = "group"
 
     losses: np.ndarray
     metrics: np.ndarray
@@ -33,28 +35,18 @@ class GroupScores:
         losses, metrics = np.where(broken, np.inf, losses), np.where(broken, 0.0, metrics)
         return cls(losses.astype(np.float32), metrics.astype(np.float32), sizes)
 
-    def scores(self, group: int) -> Scores:
-        """(n_masks,) float32 means of one, without divergences."""
+    def group_sizes(self, count: int) -> np.ndarray:
+        """As `SplitPart.group_sizes`."""
+        del count
+        return self.sizes
+
+    def group_means(self, group: int) -> Scores:
+        """As `SplitPart.group_means`."""
         return Scores(self.losses[group], self.metrics[group], np.full_like(self.losses[group], np.nan))
 
-    def arrays(self, split: str) -> dict[str, np.ndarray]:
-        """As a file holds them."""
-        return {f"{split}_group_{name}": values for name, values in vars(self).items()}
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, Any], split: str) -> GroupScores:
-        """What `arrays` gave."""
-        return cls(**{name: arrays[f"{split}_group_{name}"] for name in cls.__dataclass_fields__})
-
     def check(self, split: str, masks: int, count: int, groups: int) -> None:
-        """Refuse arrays that do not fit together, or hold what nothing can have measured.
-
-        Raises:
-            ValueError: names them.
-        """
-        for name, shape in {"losses": (groups, masks), "metrics": (groups, masks), "sizes": (groups,)}.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{split}_group_{name} has shape {getattr(self, name).shape}; this table needs {shape}")
+        """As `SplitPart.check`."""
+        self.check_shapes(split, {"losses": (groups, masks), "metrics": (groups, masks), "sizes": (groups,)})
         if np.isnan(self.losses).any() or (self.losses < 0).any() or not np.isfinite(self.metrics).all():
             raise ValueError(f"{split}_group_losses or _metrics holds a number that nothing can have measured")
         if (self.sizes < 0).any() or self.sizes.sum() != count:

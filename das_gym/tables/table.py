@@ -31,9 +31,10 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
-from das_gym.problem.statistics import STATISTICS, MaskLosses
+from das_gym.problem.statistics import STATISTICS, MaskLosses, told_by_losses
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.groups import GroupScores
+from das_gym.tables.parts import SplitPart
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
 """Of means alone, and with every example."""
@@ -118,10 +119,9 @@ class SubnetTable:
             _check_values(name, array)
         if self.meta.macs_full < 1:
             raise ValueError(f"macs_full={self.meta.macs_full} is not allowed; a model has 1 or more")
-        parts = self.examples or self.group_scores
-        if parts is not None:
+        if self.parts:
             for split, count in zip(SPLITS, (self.meta.reward_examples, self.meta.test_examples), strict=True):
-                parts[split].check(split, rows, count, len(self.meta.groups))
+                self.parts[split].check(split, rows, count, len(self.meta.groups))
             if self.group_statistics is None or self.group_statistics.shape != (
                 len(self.meta.groups),
                 *self.statistics.shape,
@@ -132,6 +132,11 @@ class SubnetTable:
     def n_layers(self) -> int:
         """How many layers can be skipped."""
         return len(self.meta.layer_names)
+
+    @property
+    def parts(self) -> Mapping[str, SplitPart]:
+        """By split, what tells groups of examples apart; empty where nothing does."""
+        return self.examples or self.group_scores or {}
 
     @cached_property
     def masks(self) -> np.ndarray:
@@ -199,24 +204,14 @@ class SubnetTable:
     @property
     def groups_apart(self) -> tuple[str, ...]:
         """Groups with a table of their own, see `group_table`; none where there is one group, or none are told apart."""
-        if self.group_statistics is None or len(self.meta.groups) < 2:
+        if not self.parts or len(self.meta.groups) < 2:
             return ()
-        sizes = np.array([self.group_sizes(split) for split in SPLITS])
-        return tuple(name for name, size in zip(self.meta.groups, sizes.min(axis=0), strict=True) if name and size)
+        least = np.minimum(*self.group_sizes().values())
+        return tuple(name for name, size in zip(self.meta.groups, least, strict=True) if name and size)
 
-    def group_sizes(self, split: str) -> np.ndarray:
-        """(n_groups,) int64: how many examples of a split are in each group that is told apart."""
-        if self.group_scores is not None:
-            return self.group_scores[split].sizes
-        assert self.examples is not None
-        return np.bincount(self.examples[split].groups, minlength=len(self.meta.groups))
-
-    def _group_means(self, split: str, number: int) -> Scores:
-        """(n_masks,) what a group of a split scores in the mean."""
-        if self.group_scores is not None:
-            return self.group_scores[split].scores(number)
-        assert self.examples is not None
-        return self.examples[split].means(np.flatnonzero(self.examples[split].groups == number))
+    def group_sizes(self) -> dict[str, np.ndarray]:
+        """By split, (n_groups,) int64: how many examples are in each group; empty where none are told apart."""
+        return {split: part.group_sizes(len(self.meta.groups)) for split, part in self.parts.items()}
 
     def group_table(self, group: str) -> SubnetTable:
         """The table of one group of examples: a problem of its own, of means, with statistics of its own.
@@ -227,14 +222,14 @@ class SubnetTable:
         Raises:
             ValueError: no such group, or none of its examples in one of the splits.
         """
-        if self.group_statistics is None:
+        if not self.parts or self.group_statistics is None:
             raise ValueError(f"this table of {self.meta.env_id} holds means alone: make it again to have its groups apart")
         check_names([group], self.meta.groups, "group of this table")
         number = self.meta.groups.index(group)
-        counts: dict[str, Any] = {f"{split}_examples": int(self.group_sizes(split)[number]) for split in SPLITS}
+        counts: dict[str, Any] = {f"{split}_examples": int(sizes[number]) for split, sizes in self.group_sizes().items()}
         if not all(counts.values()):
             raise ValueError(f"no example of {group!r} is in one of the splits; choose another group")
-        scores = {split: self._group_means(split, number) for split in SPLITS}
+        scores = {split: part.group_means(number) for split, part in self.parts.items()}
         meta = dataclasses.replace(self.meta, **counts, groups=())
         return SubnetTable(meta, scores, self.macs, self.group_statistics[number])
 
@@ -258,8 +253,7 @@ class SubnetTable:
         names = tuple(self.meta.layer_names[layer] for layer in kept)
         meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs={}, groups=())
         left = SubnetTable(meta, scores, self.macs[rows], self.statistics[kept])
-        anew = {name for name in meta.statistics if name in STATISTICS and STATISTICS[name].of_losses is not None}
-        columns = [left._told(name) if name in anew else left.statistic(name) for name in meta.statistics]
+        columns = [(left._told if name in told_by_losses() else left.statistic)(name) for name in meta.statistics]
         return dataclasses.replace(left, statistics=np.stack(columns, axis=1))
 
     def statistic(self, name: str) -> np.ndarray:
@@ -270,8 +264,7 @@ class SubnetTable:
         """
         if name in self.meta.statistics:
             return self.statistics[:, self.meta.statistics.index(name)]
-        known = [each.name for each in STATISTICS.values() if each.of_losses is not None]
-        check_names([name], (*self.meta.statistics, *known), "statistic of this table")
+        check_names([name], (*self.meta.statistics, *told_by_losses()), "statistic of this table")
         return self._told(name)
 
     def _told(self, name: str) -> np.ndarray:
@@ -405,9 +398,9 @@ class SubnetTable:
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all; equal tables give equal bytes."""
         arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
-        for split, each in (self.examples or self.group_scores or {}).items():
-            arrays |= each.arrays(split)
-        if self.group_statistics is not None:
+        for split, part in self.parts.items():
+            arrays |= part.arrays(split)
+        if self.parts and self.group_statistics is not None:
             arrays["group_statistics"] = self.group_statistics
         meta = json.dumps({"format": FORMATS[self.examples is not None], **dataclasses.asdict(self.meta)})
         buffer = io.BytesIO()
