@@ -22,7 +22,7 @@ from typing import Any
 from das_gym.adapt.adapt_experiment import Choice, SearchFirst, SearchingExperiment
 from das_gym.adapt.refining import Round, candidates, taken
 from das_gym.adapt.run_report import SearchReport, run_report
-from das_gym.adapt.shrink.checks import answers, as_vlm, check, deletable
+from das_gym.adapt.shrink.checks import answers, as_vlm, asked_budget, check, deletable
 from das_gym.adapt.shrink.recovery import Teacher, ask_for_all
 from das_gym.adapt.shrink.refining import refine
 from das_gym.adapt.shrink.report import print_report
@@ -108,7 +108,7 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         raise ValueError(f"give search_run=<id> or mask=[...]; `{typed('adapt shrink')}` alone searches first")
     out = place_of(settings, folder)
     problem = load_problem(choice.problem)
-    choice = deletable(choice, problem)
+    choice = deletable(choice, problem, asked_budget(settings, problem))
     if choice.remark:
         print(choice.remark)
     teacher = ask_for_all(as_vlm(problem), problem.task, problem.splits.train, settings.recovery())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def check(settings: ShrinkSettings) -> None:
     loaded = load_problem(problem)
     check_loaded(settings, loaded, None if choice is None else choice.mask)
     if choice is not None:
-        deletable(choice, loaded)
+        deletable(choice, loaded, asked_budget(settings, loaded))
     test = shuffled(loaded.task, loaded.splits.test, settings.test_examples)
     check_test_images(loaded.task, test)
     check_longest(loaded, test)
@@ -130,7 +131,7 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
         return
     if not vlm.check_mask(mask).any():
         raise ValueError("the mask skips nothing: there is nothing to delete; give one with a 1, or macs_saved=")
-    budget = bound(settings, problem, settings.asked or {"skip_num": None})
+    budget = asked_budget(settings, problem)
     if not budget.is_kept_by(mask[None])[0]:
         cost = cost_of(problem, "macs_saved") if budget.cost is None else budget.cost
         raise ValueError(
@@ -139,8 +140,13 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
         )
 
 
-def deletable(choice: Choice, problem: Problem) -> Choice:
+def deletable(choice: Choice, problem: Problem, budget: Budget) -> Choice:
     """The choice, or the best other mask that its search saw where its own cannot be deleted; its remark says so.
+
+    Args:
+        choice: A search's, or a person's own, which has no others.
+        problem: What it is for.
+        budget: What is asked for: another mask has to keep it, too.
 
     Raises:
         ValueError: why its own cannot be, and no other of the first `TRIED` can either.
@@ -148,7 +154,8 @@ def deletable(choice: Choice, problem: Problem) -> Choice:
     try:
         check_answers(problem, choice.mask)
     except ValueError as error:
-        fitting = (mask for mask in choice.others[:TRIED] if mask.any() and answers(problem, mask))
+        allowed = (mask for mask in choice.others if mask.any() and budget.is_kept_by(mask[None])[0])
+        fitting = (mask for mask in itertools.islice(allowed, TRIED) if answers(problem, mask))
         if (mask := next(fitting, None)) is None:
             raise
         instead = f"the search's best mask cannot be deleted ({error}): the best that it saw of those that can is taken"
@@ -203,6 +210,11 @@ def check_longest(problem: Problem, examples: Sequence[Any]) -> None:
             processor.encode(prompt)
         except ValueError as error:
             raise ValueError(f"{example.key}: {error}") from error
+
+
+def asked_budget(settings: ShrinkSettings, problem: Problem) -> Budget:
+    """What a mask has to keep: the budget that was asked for, else none."""
+    return bound(settings, problem, settings.asked or {"skip_num": None})
 
 
 def bound(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:

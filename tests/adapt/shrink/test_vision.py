@@ -16,6 +16,7 @@ from das_gym.adapt.shrink.report import loss_of
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import questions, verify
 
+from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from tests.models.transformers import tiny
@@ -47,13 +48,15 @@ def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem,
 def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem):
     """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
     every = np.array([False] * 4 + [True] * 3)
-    best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, MASK))
-    found = deletable(best, problem)
+    first, free = np.arange(7) == 0, Budget(7)
+    best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, first, MASK))
+    np.testing.assert_array_equal(deletable(best, problem, free).mask, first)
+    found = deletable(best, problem, Budget(7, 2))  # what was asked for
     np.testing.assert_array_equal(found.mask, MASK)
     assert found.remark.startswith("a remark\nthe search's best mask cannot be deleted (all 3 layers of the vision tower")
-    assert deletable(found, problem) is found
+    assert deletable(found, problem, free) is found
     with pytest.raises(ValueError, match="all 3 layers of the vision tower would be deleted: leave one at least"):
-        deletable(dataclasses.replace(best, others=(every | MASK,)), problem)
+        deletable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
 
 
 def test_its_layers_that_share_their_weights_are_refused():
