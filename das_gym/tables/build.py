@@ -297,24 +297,10 @@ def build_table(
         groups = []
     if each:
         hashes |= content_hashes(problem.task, examples["reward"], examples["test"])
-    batch = problem.evaluator.batch_size
-    identity = {"env_id": env_id, "batch_size": batch, **hashes} | (
-        {} if max_skipped is None else {"max_skipped": max_skipped}
-    )
-    identity["groups"] = groups
+    identity = {"env_id": env_id, "batch_size": problem.evaluator.batch_size, **hashes}
+    identity |= {"max_skipped": max_skipped, "groups": groups}
     progress = _nothing_yet(problem.task, examples, identity, len(masks), each)
-    if checkpoint is not None and checkpoint.is_file():
-        progress.restore(checkpoint)
-    if on_chunk is not None:
-        on_chunk(sum(progress.done.values()))
-    for split in SPLITS:
-        for start in range(progress.done[split], len(examples[split]), batch):
-            chunk = examples[split][start : start + batch]
-            progress.add(split, _score(problem, masks, chunk, progress.spent))
-            if checkpoint is not None:
-                progress.save(checkpoint)
-            if on_chunk is not None:
-                on_chunk(len(chunk))
+    _score_all(problem, masks, examples, progress, checkpoint, on_chunk)
     meta = TableMeta(
         env_id=env_id,
         layer_names=problem.layer_names,
@@ -336,6 +322,30 @@ def build_table(
     apart = None if each or not groups else progress.group_scores()
     table = SubnetTable(meta, scores, macs, statistics, progress.each, by_group, apart)
     return with_statistics(table, problem), progress.spent
+
+
+def _score_all(
+    problem: Problem,
+    masks: np.ndarray,
+    examples: Mapping[str, Sequence[Any]],
+    progress: _Progress,
+    checkpoint: Path | None,
+    on_chunk: Callable[[int], Any] | None,
+) -> None:
+    """Add the scores of all examples, or of those that the checkpoint lacks, batch by batch; it is written after each."""
+    if checkpoint is not None and checkpoint.is_file():
+        progress.restore(checkpoint)
+    if on_chunk is not None:
+        on_chunk(sum(progress.done.values()))
+    batch = problem.evaluator.batch_size
+    for split in SPLITS:
+        for start in range(progress.done[split], len(examples[split]), batch):
+            chunk = examples[split][start : start + batch]
+            progress.add(split, _score(problem, masks, chunk, progress.spent))
+            if checkpoint is not None:
+                progress.save(checkpoint)
+            if on_chunk is not None:
+                on_chunk(len(chunk))
 
 
 def _nothing_yet(
