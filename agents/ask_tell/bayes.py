@@ -21,13 +21,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.best_seen import BestSeen
-from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Process, climb, expected_improvement
+from das_gym.agents.ask_tell.gaussian_process import GRID, START, MaskProcess, Process, climb, expected_improvement
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
@@ -61,7 +62,8 @@ class Bayes(BestSeen):
             deviations of those told.
         doubt: That is dropped while the masks told make skipping everything by so many standard deviations better than
             nothing.
-        start: Where in `GRID` learning begins. `python -m benchmarks.bayes` tries others of all of these.
+        grid: Variances that the process may have.
+        start: Where in `grid` learning begins. `python -m benchmarks.bayes` tries others of all of these.
         logarithms: Share of a score that is no rank, from `MANY` layers on.
     """
 
@@ -69,7 +71,8 @@ class Bayes(BestSeen):
     nothing: ClassVar[float] = 2.5
     everything: ClassVar[float] = -8.0
     doubt: ClassVar[float] = 1.0
-    start: ClassVar[tuple[int, int, int]] = START
+    grid: Sequence[Sequence[float]] = GRID
+    start: Sequence[int] = START
     logarithms: ClassVar[float] = 0.5
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, noisy: bool = False) -> None:
@@ -84,14 +87,15 @@ class Bayes(BestSeen):
         if len(self.reported) < self.drawn:
             return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.reported)
         masks, scores = self._known()
-        return self._promising(n, self._fit(masks, scores), scores[: len(self.reported)].max())
+        process = self._fit(masks, scores)
+        return self._promising(n, process, self._to_exceed(process, scores[: len(self.reported)]))
 
     def best(self) -> Masks:
         """The best mask told, or the one that the process holds for the best."""
         if not self.noisy or not self.reported:
             return super().best()
         masks = self.reported_masks()
-        return masks[MaskProcess(*self._known(), self.place).mean(masks).argmax()].copy()
+        return masks[self._process(*self._known(), self.place).mean(masks).argmax()].copy()
 
     def state_dict(self) -> dict[str, Any]:
         """As `BestSeen.state_dict`, with what was learned of the variances."""
@@ -104,8 +108,12 @@ class Bayes(BestSeen):
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
         """The process, given the scores of masks, with what it learns of itself from them."""
-        process, self.place = climb(masks, scores, self.place)
+        process, self.place = climb(partial(self._process, masks, scores), self.place, self.grid)
         return process
+
+    def _process(self, masks: Masks, scores: Floats, place: Sequence[int]) -> MaskProcess:
+        """The process whose variances are those at a place of `grid`."""
+        return MaskProcess(masks, scores, place)
 
     def _known(self) -> tuple[Masks, Floats]:
         """Masks told and their scores; after them the two ends, under a budget by cost, as far as they were not told."""
@@ -113,7 +121,7 @@ class Bayes(BestSeen):
         if self.space.skip_num is not None:
             return masks, scores
         ends = np.stack((np.zeros(self.n_layers, dtype=bool), np.ones(self.n_layers, dtype=bool)))
-        nothing, everything = MaskProcess(masks, scores, self.place).mean(ends)
+        nothing, everything = self._process(masks, scores, self.place).mean(ends)
         if everything > nothing + self.doubt:
             return masks, scores
         untold = [end.tobytes() not in self.reported for end in ends]
@@ -125,6 +133,11 @@ class Bayes(BestSeen):
         if self.n_layers < MANY or not self.logarithms:
             return normal_scores(rewards)
         return self.logarithms * log_scores(rewards) + (1.0 - self.logarithms) * normal_scores(rewards)
+
+    def _to_exceed(self, process: Process, scores: Floats) -> float:
+        """What an improvement is an improvement over, of the (m,) scores told: the best."""
+        del process
+        return float(scores.max())
 
     def _promising(self, n: int, process: Process, best: float) -> Masks:
         """(m, n_layers) candidates, m = n while so many are left; each is chosen as if the one before had been told."""

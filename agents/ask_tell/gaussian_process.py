@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,10 @@ class Process(ABC):
     def flip_means(self, mask: Masks) -> Floats:
         """(n_layers, n_layers) posterior means of a (n_layers,) mask with two layers flipped; on the diagonal, with one."""
 
+    def prior_variances(self, masks: Masks) -> Floats:
+        """(m,) prior variances of (m, n_layers) masks, up to `scale`: the same for all, unless a process says otherwise."""
+        return np.full(len(masks), self.covariance(masks[:1], masks[:1])[0, 0])
+
     def mean(self, masks: Masks) -> Floats:
         """(m,) posterior means."""
         return self.covariance(masks, self.masks) @ self.weights
@@ -102,8 +106,7 @@ class Process(ABC):
     def posterior(self, masks: Masks) -> Posterior:
         """Means and variances."""
         weights = self.whiten @ self.covariance(self.masks, masks)
-        prior = self.covariance(masks[:1], masks[:1])[0]
-        variance = np.maximum(prior - (weights**2).sum(axis=0), 0.0) * self.scale
+        variance = np.maximum(self.prior_variances(masks) - (weights**2).sum(axis=0), 0.0) * self.scale
         return Posterior(self, masks, self._white @ weights, variance, weights * math.sqrt(self.scale))
 
 
@@ -124,6 +127,10 @@ class PolynomialProcess(Process):
     def covariance(self, some: Masks, others: Masks) -> Floats:
         """As `Process.covariance`."""
         return self._covariance_at(dot_products(some, others))
+
+    def prior_variances(self, masks: Masks) -> Floats:
+        """As `Process.prior_variances`."""
+        return self._covariance_at(np.full(len(masks), float(masks.shape[1])))
 
     def _covariance_at(self, d: Floats) -> Floats:
         """Prior covariance where the dot product of the signs is `d`, of any shape."""
@@ -162,16 +169,24 @@ class MaskProcess(PolynomialProcess):
         super().__init__(masks, values, noise, np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1]))
 
 
-def climb(masks: Masks, values: Floats, place: Sequence[int]) -> tuple[MaskProcess, list[int]]:
-    """One step up the marginal likelihood along each axis of `GRID`: the process and its place."""
+def climb(
+    make: Callable[[Sequence[int]], MaskProcess], place: Sequence[int], grid: Sequence[Sequence[float]] = GRID
+) -> tuple[MaskProcess, list[int]]:
+    """One step up the marginal likelihood along each axis of a grid: the process and its place.
+
+    Args:
+        make: From a place, one index an axis, to the process there.
+        place: Where to begin.
+        grid: The values of each axis.
+    """
     here = list(place)
-    best = MaskProcess(masks, values, here)
-    for axis, choices in enumerate(GRID):
+    best = make(here)
+    for axis, choices in enumerate(grid):
         for step in (-1, 1):
             there = list(here)
             there[axis] += step
             if 0 <= there[axis] < len(choices):
-                other = MaskProcess(masks, values, there)
+                other = make(there)
                 if other.log_likelihood > best.log_likelihood:
                     best, here = other, there
     return best, here

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class FrontSearch:
         if len(self.told) < min(DRAWN, 2**self.n_layers):
             return self.random(min(n, DRAWN - len(self.told)))
         masks, values = self.masks, log_goodness(self.losses)
-        process, self.place = climb(masks, values, self.place)
+        process, self.place = climb(partial(MaskProcess, masks, values), self.place)
         saved = self.saved(masks)
         rows = front_rows(saved, self.losses)
         best = _Best(saved[rows], values[rows], float(values.min()))

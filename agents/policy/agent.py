@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from das_gym.agents.ask_tell.bayes import Bayes
 from das_gym.agents.ask_tell.best_seen import OneMask
+from das_gym.agents.ask_tell.gaussian_process import MaskProcess, Process
 from das_gym.agents.policy.choosing import choose
+from das_gym.agents.policy.hinted import HINT_START, HINTED_GRID, Hint, HintedProcess, NeighbourCosts
 from das_gym.agents.policy.network import UnitNetworks
 
 from das_gym.problem.budget import Floats, Masks
@@ -86,6 +88,11 @@ class _Reader:
             return found
         return np.stack([self.space.top(np.where(mask, 1.0, 0.0)) for mask in found])
 
+    def hint(self) -> Hint | None:
+        """What the statistics tell of whole masks; None where the policy does not read the necessary ones."""
+        known = dict(zip(self.network.config.statistics, self.values.T, strict=True))
+        return Hint(NeighbourCosts(known), self.space) if NeighbourCosts.needs <= known.keys() else None
+
 
 class Policy(OneMask):
     """Ours, learned: a policy trained on other models reads the layer statistics of this one; one mask, no search.
@@ -115,7 +122,11 @@ class Policy(OneMask):
 
 
 class PolicyBayes(Bayes):
-    """`bayes` that begins with the policy's masks instead of random ones.
+    """`bayes` that begins with the policy's masks, and whose process is told what the policy's statistics say of the others.
+
+    What units cost alone and beside the next ones of their stream tells of every mask; how far that is to be believed is
+    learned like the process's other variances, see `HintedProcess`. A policy that does not read `leave_one_out` and places
+    gives no such hint.
 
     Args:
         space: The masks to choose from.
@@ -124,6 +135,8 @@ class PolicyBayes(Bayes):
         policy: File of a policy; None is the bundled one.
         noisy: As for `Bayes`.
     """
+
+    drawn = 3
 
     def __init__(
         self,
@@ -136,6 +149,9 @@ class PolicyBayes(Bayes):
         super().__init__(space, seed, noisy)
         self._reader = _Reader(space, statistics, policy)
         self.statistics_read = self._reader.network.config.statistics
+        self._hint = self._reader.hint()
+        if self._hint is not None:
+            self.grid, self.place = HINTED_GRID, [*self.start, HINT_START]
 
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks that were not told before: the policy's own first, then some that it thinks good."""
@@ -155,3 +171,16 @@ class PolicyBayes(Bayes):
 
         others = self.space.distinct(more, draw, self.rng, seen)
         return np.concatenate((np.array(first, dtype=bool).reshape(-1, self.n_layers), others))
+
+    def _process(self, masks: Masks, scores: Floats, place: Sequence[int]) -> MaskProcess:
+        if self._hint is None:
+            return super()._process(masks, scores, place)
+        return HintedProcess(masks, scores, place, self._hint)
+
+    def _to_exceed(self, process: Process, scores: Floats) -> float:
+        """The highest posterior mean of a mask told.
+
+        Where the hint is believed and single masks are off it, the best score told is out of the reach of every mean: each
+        expected improvement is next to nothing, and the largest that of some mask far from all.
+        """
+        return float(process.mean(self.reported_masks()).max())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -61,10 +62,10 @@ def test_climbing_finds_likelier_variances():
     values = rewards(told, pairs=0.0)
     place, likelihoods = [2, 1, 3], []
     for _ in range(10):
-        process, place = climb(told, values, place)
+        process, place = climb(partial(MaskProcess, told, values), place)
         likelihoods.append(process.log_likelihood)
     assert likelihoods == sorted(likelihoods)
-    process, again = climb(told, values, place)
+    process, again = climb(partial(MaskProcess, told, values), place)
     assert again == place
     assert all(0 <= index < len(choices) for index, choices in zip(place, GRID, strict=True))
     assert place[2] < 3  # no noise in these values

@@ -14,6 +14,7 @@ from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, tr
 from das_gym.problem.budget import Budget
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.suite import MAX_UNITS, Suite, load_suite
+from tests.agents.policy.chains import Chains
 
 
 @pytest.fixture(scope="module")
@@ -42,29 +43,20 @@ def test_untrained_it_skips_what_costs_least_alone(suite: Suite):
     np.testing.assert_array_equal(suite_masks(fresh, suite, which), suite.skip_highest(which, -values))
 
 
-def test_costs_beside_neighbours_are_exact_where_only_runs_of_three_matter(made_up_suite: Path):
-    """On a loss of chains of up to three units, in two streams, of units in another order, two of them not there."""
-    rng = np.random.default_rng(0)
-    stream, depth = np.array([0, 0, 1, 0, 1, 0, 1, 1, 0, 0]), np.array([0.5, 0, 0, 0.25, 0.5, 0.75, 0.25, 1, 0, 0])
-    chains = [[1, 3, 0, 5], [2, 6, 4, 7]]
-    costs = {tuple(c[i : i + k]): rng.normal() for c in chains for k in (1, 2, 3) for i in range(len(c) - k + 1)}
-
-    def loss(mask: np.ndarray) -> float:
-        return sum(cost for units, cost in costs.items() if mask[list(units)].all())
-
-    parts = np.zeros((3, 10))
-    for units, cost in costs.items():
-        parts[len(units) - 1, units[0]] = cost
+def test_costs_beside_neighbours_are_exact_where_only_runs_of_three_matter():
+    """On a loss of chains of up to three units, and two units more that are not there."""
+    chains, rng = Chains(), np.random.default_rng(0)
+    columns = np.stack([chains.statistics[name] for name in NEIGHBOURS], axis=1)
     there = np.arange(10) < 8
     masks = (rng.random((40, 10)) < 0.4) & there
-    statistics = np.broadcast_to(np.stack((*parts, stream, depth), axis=1).astype(np.float32), (40, 10, 5))
+    statistics = np.broadcast_to(np.pad(columns, ((0, 2), (0, 0))).astype(np.float32), (40, 10, 5))
     given = (statistics, masks.astype(np.float32), np.broadcast_to(there, masks.shape).astype(np.float32))
     found = cost_beside(*(torch.from_numpy(part.copy()) for part in given)).numpy()
     for mask, row in zip(masks, found, strict=True):
         for unit in np.flatnonzero(~mask & there):
             more = mask.copy()
             more[unit] = True
-            assert row[unit] == pytest.approx(loss(more) - loss(mask), abs=1e-5)
+            assert row[unit] == pytest.approx(chains.loss(more) - chains.loss(mask), abs=1e-5)
 
 
 def test_untrained_it_skips_what_costs_least_beside_its_neighbours(made_up_suite: Path):

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from das_gym.agents import MaskSpace, make_agent
+from das_gym.agents.policy.hinted import HINT_START, HINTS, Hint, HintedProcess, NeighbourCosts
+from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetworks
+
+from das_gym.problem.budget import Budget
+from das_gym.problem.mask_space import every_mask
+from tests.agents.policy.chains import STREAM, Chains
+
+N = len(STREAM)
+CHAINS = Chains()
+SPACE = MaskSpace(Budget(N, 4))
+
+
+def flips(mask: np.ndarray) -> np.ndarray:
+    """(N * N, N) the mask with two units flipped; one where they are the same."""
+    return np.array([mask ^ (np.isin(np.arange(N), (i, j))) for i in range(N) for j in range(N)])
+
+
+def test_costs_are_exact_where_only_runs_of_three_matter():
+    masks = every_mask(N)
+    costs = NeighbourCosts(CHAINS.statistics)
+    np.testing.assert_allclose(costs(masks), [CHAINS.loss(mask) for mask in masks], atol=1e-12)
+    for mask in masks[::17]:
+        np.testing.assert_allclose(costs.after_flips(mask).ravel(), costs(flips(mask)), atol=1e-12)
+
+
+def test_what_is_not_known_of_neighbours_is_taken_for_nothing():
+    masks = every_mask(N)
+    alone = {name: CHAINS.statistics[name] for name in NeighbourCosts.needs}
+    np.testing.assert_allclose(NeighbourCosts(alone)(masks), masks @ CHAINS.statistics["leave_one_out"], atol=1e-12)
+
+
+def test_a_hint_is_the_order_of_costs_on_the_scale_of_normal_scores():
+    hint = Hint(NeighbourCosts(CHAINS.statistics), SPACE)
+    losses = np.array([CHAINS.loss(mask) for mask in SPACE.masks])
+    scores = hint(SPACE.masks)
+    np.testing.assert_array_equal(np.argsort(-scores, kind="stable"), np.argsort(losses, kind="stable"))
+    assert scores.mean() == pytest.approx(0, abs=1e-9)
+    assert scores.std() == pytest.approx(1, abs=0.05)
+    ends = hint(np.array([np.zeros(N, bool), np.ones(N, bool)]))
+    assert np.isfinite(ends).all()
+    mask = SPACE.masks[7]
+    np.testing.assert_allclose(hint.after_flips(mask).ravel(), hint(flips(mask)), atol=1e-9)
+
+
+def test_of_more_masks_than_can_be_listed_some_are_drawn_and_always_the_same():
+    n = 40
+    rng = np.random.default_rng(0)
+    costs = NeighbourCosts({"leave_one_out": rng.random(n), "stream": np.zeros(n), "depth": np.arange(n) / n})
+    space = MaskSpace(Budget(n, 12))
+    masks = np.stack([space.sample(rng) for _ in range(50)])
+    found = Hint(costs, space)(masks)
+    np.testing.assert_array_equal(found, Hint(costs, space)(masks))
+    assert (np.diff(found[np.argsort(costs(masks))]) <= 0).all()
+
+
+@pytest.mark.parametrize("place", [(2, 1, 1, 0), (2, 1, 1, HINT_START), (0, 4, 3, len(HINTS) - 1)])
+def test_the_hinted_process_is_the_one_of_the_textbook(place: tuple[int, ...]):
+    hint = Hint(NeighbourCosts(CHAINS.statistics), SPACE)
+    told, masks = SPACE.masks[::9], SPACE.masks[4::7]
+    values = np.random.default_rng(0).normal(size=len(told))
+    process = HintedProcess(told, values, place, hint)
+    across = process.covariance(masks, told)
+    inner = np.linalg.inv(process.covariance(told, told) + process.noise * np.eye(len(told)))
+    left = process.covariance(masks, masks) - across @ inner @ across.T
+    posterior = process.posterior(masks)
+    np.testing.assert_allclose(posterior.mean, across @ inner @ values, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(posterior.variance, np.diag(left) * process.scale, rtol=1e-5, atol=1e-9)
+    mask = masks[3]
+    np.testing.assert_allclose(process.flip_means(mask).ravel(), process.mean(flips(mask)), atol=1e-9)
+
+
+def test_a_search_that_is_told_all_is_at_the_optimum_at_once(tmp_path):
+    """The process believes a hint that proves right, and forgets one that does not."""
+    UnitNetworks.untrained(PolicyConfig(NEIGHBOURS)).save(tmp_path / "policy.safetensors")
+    settings = {"policy": str(tmp_path / "policy.safetensors")}
+
+    def needed(agent: str, loss, **settings: str) -> float:
+        best, counts = min(map(loss, SPACE.masks)), []
+        for seed in range(3):
+            found = make_agent(agent, SPACE, seed, settings, CHAINS.statistics)
+            counts.append(1)
+            while loss(mask := found.ask(1)[0]) != best:
+                found.tell(mask[None], np.array([np.exp(-loss(mask))]))
+                counts[-1] += 1
+        return float(np.mean(counts))
+
+    assert needed("policy_bayes", CHAINS.loss, **settings) <= 5
+    other = Chains(1).loss
+    assert needed("policy_bayes", other, **settings) <= needed("bayes", other) + 10
+
+
+def test_a_policy_that_reads_no_losses_gives_no_hint(tmp_path):
+    UnitNetworks.untrained(PolicyConfig(("stream", "depth"))).save(tmp_path / "policy.safetensors")
+    settings = {"policy": str(tmp_path / "policy.safetensors")}
+    agent = make_agent("policy_bayes", SPACE, 0, settings, {"stream": STREAM, "depth": np.zeros(N)})
+    for _ in range(5):
+        masks = agent.ask(2)
+        agent.tell(masks, masks @ np.arange(N) / 100)
+    assert len(agent.state_dict()["place"]) == 3
