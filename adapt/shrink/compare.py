@@ -15,6 +15,7 @@ from das_gym.adapt.shrink.cutting import cut, drawn
 from das_gym.adapt.shrink.generation import generate, interval, scored
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask_for_all
 from das_gym.adapt.shrink.report import loss_of
+from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.drawing.markdown import markdown_table
 from das_gym.models.transformers.model import VLM
@@ -204,14 +205,20 @@ def rows_of(full: Quality, lines: Sequence[Line]) -> tuple[tuple[str, ...], list
     return heads, rows
 
 
-def markdown(title: str, full: Quality, lines: Sequence[Line]) -> str:
-    """The table as Markdown."""
+def remarks(lines: Sequence[Line], left_out: Mapping[str, str]) -> list[str]:
+    """The verdict, and why methods have no line."""
+    return [verdict(lines), *(f"{method} has no line: {reason}" for method, reason in left_out.items())]
+
+
+def markdown(title: str, full: Quality, lines: Sequence[Line], left_out: Mapping[str, str]) -> str:
+    """The table as Markdown; reasons of methods that are left out below it."""
     heads, rows = rows_of(full, lines)
-    return "\n".join([f"# {title}", "", *markdown_table(heads, rows, words=(0, -1)), "", verdict(lines), ""])
+    below = [part for remark in remarks(lines, left_out) for part in ("", remark)]
+    return "\n".join([f"# {title}", "", *markdown_table(heads, rows, words=(0, -1)), *below, ""])
 
 
-def print_comparison(title: str, full: Quality, lines: Sequence[Line]) -> None:
-    """The table for a person, and the verdict."""
+def print_comparison(title: str, full: Quality, lines: Sequence[Line], left_out: Mapping[str, str]) -> None:
+    """The table for a person, the verdict, and why methods are left out."""
     from rich.console import Console
     from rich.table import Table
 
@@ -224,19 +231,21 @@ def print_comparison(title: str, full: Quality, lines: Sequence[Line]) -> None:
     console = Console()
     console.width = max(console.width, 130)
     console.print(table)
-    print(textwrap.fill(verdict(lines), WIDTH))
+    for remark in remarks(lines, left_out):
+        print(textwrap.fill(remark, WIDTH))
 
 
-def found_by(method: str, run: int, record: Mapping[str, Any], mask: np.ndarray, seconds: float) -> Found:
-    """What the record of a search says.
+def found_by(method: str, run: int, record: SearchResult, mask: np.ndarray, seconds: float) -> Found:
+    """What the record of a search says of a mask that it scored.
 
     Args:
         method: The agent.
         run: Id of the search.
-        record: The content of `search.json`.
+        record: Its record.
         mask: (n_layers,) bool, the one that is taken.
         seconds: How long it took.
     """
     taken = tuple(int(bit) for bit in mask)
-    scores = record if taken == tuple(record["mask"]) else record["best_seen"]
-    return Found(method, run, taken, int(record["evaluations"]), seconds, scores["loss"])
+    rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
+    loss = next(row["loss"] for row in rows if tuple(row["mask"]) == taken)
+    return Found(method, run, taken, record.evaluations, seconds, loss)

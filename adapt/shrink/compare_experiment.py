@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.adapt_experiment import searched
-from das_gym.adapt.shrink.checks import as_vlm, check
+from das_gym.adapt.adapt_experiment import Choice, searched
+from das_gym.adapt.shrink.checks import as_vlm, asked_budget, check, deletable
 from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, markdown, print_comparison, verdict
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.shrink.settings import ShrinkSettings, told_to_search
+from das_gym.agents.searching.record import SearchResult
 
 from das_gym.commandline import used
 from das_gym.config import build, part_of
@@ -149,7 +150,7 @@ def check_all(settings: CompareSettings) -> None:
     check(settings.shrink_settings())
     for method in settings.methods:
         if method in settings.begun:
-            found_in(settings.runs_dir, method, settings.begun[method])
+            check_search(settings.runs_dir, method, settings.searches[method])
 
 
 def begun_in(folder: Path) -> dict[str, Begun]:
@@ -214,20 +215,23 @@ def seconds_of(folder: Path) -> float:
         raise ValueError(f"{folder / 'run.json'} is damaged: it does not say when the search began and ended") from error
 
 
-def found_in(runs_dir: str, method: str, begun: Begun) -> Found:
-    """What a method's search found.
+def check_search(runs_dir: str, method: str, run: int) -> None:
+    """Refuse a run that is no method's search.
 
     Raises:
         FileNotFoundError: there is no such search, or it is not finished.
-        ValueError: it is a search by another agent.
+        ValueError: it is a search by another agent, or its record is damaged.
     """
-    run = begun.run
-    choice = searched(runs_dir, run, {})
-    folder = find_run(runs_dir, run)
-    record = read_json(folder / "search.json")
-    if record["agent"] != method:
-        raise ValueError(f"searches.{method}={run} is a search by {record['agent']}")
-    return found_by(method, run, record, choice.mask, begun.seconds + seconds_of(folder))
+    searched(runs_dir, run, {})
+    agent = read_json(find_run(runs_dir, run) / "search.json")["agent"]
+    if agent != method:
+        raise ValueError(f"searches.{method}={run} is a search by {agent}")
+
+
+def found_in(settings: CompareSettings, method: str, begun: Begun, choice: Choice) -> Found:
+    """What a method's search says of the mask that is taken."""
+    folder = find_run(settings.runs_dir, begun.run)
+    return found_by(method, begun.run, SearchResult.load(folder), choice.mask, begun.seconds + seconds_of(folder))
 
 
 def compared(_run: Any, settings: CompareSettings, search: Search | None) -> float:
@@ -241,26 +245,48 @@ def compared(_run: Any, settings: CompareSettings, search: Search | None) -> flo
         if method not in runs:
             raise ValueError(f"{method} was not searched: leave searches out, or give the run of every method")
     settings = dataclasses.replace(settings, searches={method: runs[method].run for method in settings.methods})
-    whole = as_vlm(problem)
     test = shuffled(problem.task, problem.splits.test, settings.test_examples)
-    judge = Judge(problem, whole, test, part_of(RecoveryConfig, settings), settings.generate_batch_size, folder)
-    full, lines = measured(folder)
-    full = full or judge.quality(whole, "full model")
-    for line in lines:
-        judge.remember(line)
-    for method in settings.methods[len(lines) :]:
-        lines.append(judge.line(found_in(settings.runs_dir, method, runs[method])))
-        keep(folder, settings, full, lines)
-        judge.remember(lines[-1])
+    judge = Judge(problem, as_vlm(problem), test, part_of(RecoveryConfig, settings), settings.generate_batch_size, folder)
+    full, lines, left_out = measure_all(settings, problem, runs, judge, folder)
     for line in lines:
         _run.log_scalar(f"{line.found.method}.loss", line.before.loss)
     title = title_of(settings, len(test))
-    write_text(folder / TABLE, markdown(title, full, lines))
+    write_text(folder / TABLE, markdown(title, full, lines, left_out))
     for name in (RECORD, TABLE):
         _run.add_artifact(folder / name)
-    print_comparison(title, full, lines)
+    print_comparison(title, full, lines, left_out)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}")
     return min(line.before.loss for line in lines)
+
+
+def measure_all(
+    settings: CompareSettings, problem: Problem, runs: Mapping[str, Begun], judge: Judge, folder: Path
+) -> tuple[Quality, list[Line], dict[str, str]]:
+    """The full model's quality, a line for every method, and why methods have none; each is kept as soon as it is known.
+
+    Raises:
+        ValueError: no method's mask can be deleted.
+    """
+    full, lines = measured(folder)
+    full = full or judge.quality(judge.whole, "full model")
+    for line in lines:
+        judge.remember(line)
+    left_out: dict[str, str] = {}
+    budget, known = asked_budget(settings.shrink_settings(), problem), {line.found.method for line in lines}
+    for method in (method for method in settings.methods if method not in known):
+        choice = searched(settings.runs_dir, runs[method].run, {})
+        try:
+            choice = deletable(choice, problem, budget)
+        except ValueError as error:
+            left_out[method] = str(error)
+            continue
+        lines.append(judge.line(found_in(settings, method, runs[method], choice)))
+        keep(folder, settings, full, lines, left_out)
+        judge.remember(lines[-1])
+    if not lines:
+        raise ValueError(f"no method found a mask that can be deleted: {'; '.join(left_out.values())}")
+    keep(folder, settings, full, lines, left_out)
+    return full, lines, left_out
 
 
 def measured(folder: Path) -> tuple[Quality | None, list[Line]]:
@@ -282,12 +308,13 @@ def title_of(settings: CompareSettings, count: int) -> str:
     return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"
 
 
-def keep(folder: Path, settings: CompareSettings, full: Quality, lines: Sequence[Line]) -> None:
+def keep(folder: Path, settings: CompareSettings, full: Quality, lines: Sequence[Line], left_out: Mapping[str, str]) -> None:
     """Write `compare.json`, as far as it is known."""
     record = {
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "full": dataclasses.asdict(full),
         "methods": [line.record() for line in lines],
+        "left_out": left_out,
         "verdict": verdict(lines),
         "versions": library_versions(),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from das_gym.adapt.commands import PROGRAM, check_method, search_within
 from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, markdown, verdict
 from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, title_of
 from das_gym.adapt.shrink.recovery import Recovery
+from das_gym.agents.ask_tell.best_seen import OneMask
 from das_gym.agents.searching.loop import _Loop
+from das_gym.agents.searching.record import Turn
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
+from das_gym.problem.budget import Masks
 from tests.models.transformers import tiny
 from tests.tasks.answering import making
 
@@ -40,11 +44,13 @@ def test_the_verdict_says_where_ours_is_not_ahead():
 
 
 def test_the_table_in_markdown():
-    text = markdown("title", FULL, [line("bayes", 0.3, 0.5, 0.2), line("sleb", 0.3, 0.4, 0.3)]).splitlines()
+    text = markdown("title", FULL, [line("bayes", 0.3, 0.5, 0.2), line("sleb", 0.3, 0.4, 0.3)], {}).splitlines()
     assert text[0] == "# title"
     assert text[2].endswith("| loss | score (95 %) | recovered loss | recovered score (95 %) | layers |")
     assert [row.split(" | ")[0] for row in text[4:7]] == ["| full model", "| sleb", "| bayes"]
-    assert "recovered" not in markdown("title", FULL, [line("bayes", 0.3, 0.5)])
+    alone = markdown("title", FULL, [line("bayes", 0.3, 0.5)], {"uniform": "it says why"})
+    assert "recovered" not in alone
+    assert alone.endswith("\n\nuniform has no line: it says why\n")
 
 
 @pytest.mark.parametrize(
@@ -60,9 +66,11 @@ def test_the_title_tells_the_budget(budget: dict[str, Any], told: str):
 
 
 def test_the_loss_is_that_of_the_mask_that_is_taken():
-    record = {"mask": [1, 0], "loss": 0.5, "evaluations": 7, "best_seen": {"mask": [0, 1], "loss": 0.4}}
-    assert found_by("random", 3, record, np.array([True, False]), 1.0).reward_loss == 0.5
-    assert found_by("random", 3, record, np.array([False, True]), 1.0).reward_loss == 0.4
+    turn = Turn([[0, 0]], [0.3], [1.2], [0.5], [9], [0.0], None, None)
+    best_seen = {"mask": [0, 1], "loss": 0.4}
+    record: Any = SimpleNamespace(mask=[1, 0], loss=0.5, evaluations=7, best_seen=best_seen, history=(turn,), env_kwargs={})
+    for mask, loss in (([1, 0], 0.5), ([0, 1], 0.4), ([0, 0], 1.2)):
+        assert found_by("random", 3, record, np.array(mask, dtype=bool), 1.0).reward_loss == loss
 
 
 def test_a_search_whose_run_is_gone_is_begun_anew(tmp_path: Path):
@@ -99,6 +107,30 @@ def test_two_methods_on_a_tiny_model(given: dict[str, Any], capsys: pytest.Captu
     assert searched["agent_kwargs"]["blocks"]["streams"] == ["joint"] * len(searched["mask"])
     assert (folder / "compare.md").read_text().startswith("# llava, 1 layers saved, lora, 2 steps, 6 test examples")
     assert "Before recovery" in capsys.readouterr().out
+
+
+class WholeTower(OneMask):
+    """Skips the last layers, which are those of a vision tower where one is there."""
+
+    def best(self) -> Masks:
+        return self.space.top(np.arange(self.n_layers, dtype=float))
+
+
+@pytest.mark.slow
+def test_a_method_whose_mask_cannot_be_deleted_is_left_out(given: dict[str, Any], tmp_path: Path):
+    tiny.save("qwen2_5_vl", tmp_path / "model")
+    tower = f"{__name__}:WholeTower"
+    more = {"checkpoint": str(tmp_path / "model"), "vision": True, "skip_num": 3, "recover": "none"}
+    settings = {**given, **more, "methods": [tower, "random"], "runs_dir": str(tmp_path / "runs")}
+    CompareExperiment(search_within).run(config_updates=settings)
+    record = read_json(tmp_path / "runs" / "1" / "compare.json")
+    assert [row["found"]["method"] for row in record["methods"]] == ["random"]
+    assert list(record["left_out"]) == [tower]
+    told = "all 3 layers of the vision tower would be deleted"
+    assert told in record["left_out"][tower]
+    assert told in (tmp_path / "runs" / "1" / "compare.md").read_text()
+    with pytest.raises(RunError, match=f"no method found a mask that can be deleted: {told}"):
+        CompareExperiment(search_within).run(config_updates={**settings, "methods": [tower]})
 
 
 class Calls:
