@@ -15,7 +15,6 @@ from das_gym.adapt.shrink.cutting import cut, drawn
 from das_gym.adapt.shrink.generation import generate, interval, scored
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask_for_all
 from das_gym.adapt.shrink.report import loss_of
-from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.drawing.markdown import markdown_table
 from das_gym.models.transformers.model import VLM
@@ -233,19 +232,3 @@ def print_comparison(title: str, full: Quality, lines: Sequence[Line], left_out:
     console.print(table)
     for remark in remarks(lines, left_out):
         print(textwrap.fill(remark, WIDTH))
-
-
-def found_by(method: str, run: int, record: SearchResult, mask: np.ndarray, seconds: float) -> Found:
-    """What the record of a search says of a mask that it scored.
-
-    Args:
-        method: The agent.
-        run: Id of the search.
-        record: Its record.
-        mask: (n_layers,) bool, the one that is taken.
-        seconds: How long it took.
-    """
-    taken = tuple(int(bit) for bit in mask)
-    rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
-    loss = next(row["loss"] for row in rows if tuple(row["mask"]) == taken)
-    return Found(method, run, taken, record.evaluations, seconds, loss)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.adapt_experiment import Choice, searched
+from das_gym.adapt.adapt_experiment import searched
 from das_gym.adapt.shrink.checks import as_vlm, asked_budget, check, deletable
-from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, markdown, print_comparison, verdict
+from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, markdown, print_comparison, verdict
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.shrink.settings import ShrinkSettings, told_to_search
-from das_gym.agents.searching.record import SearchResult
+from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commandline import used
 from das_gym.config import build, part_of
@@ -228,10 +228,20 @@ def check_search(runs_dir: str, method: str, run: int) -> None:
         raise ValueError(f"searches.{method}={run} is a search by {agent}")
 
 
-def found_in(settings: CompareSettings, method: str, begun: Begun, choice: Choice) -> Found:
-    """What a method's search says of the mask that is taken."""
-    folder = find_run(settings.runs_dir, begun.run)
-    return found_by(method, begun.run, SearchResult.load(folder), choice.mask, begun.seconds + seconds_of(folder))
+def found_by(method: str, run: int, record: SearchResult, mask: np.ndarray, seconds: float) -> Found:
+    """What the record of a search says of a mask that it scored.
+
+    Args:
+        method: The agent.
+        run: Id of the search.
+        record: Its record.
+        mask: (n_layers,) bool, the one that is taken.
+        seconds: How long it took.
+    """
+    taken = tuple(int(bit) for bit in mask)
+    rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
+    loss = next(row["loss"] for row in rows if tuple(row["mask"]) == taken)
+    return Found(method, run, taken, record.evaluations, seconds, loss)
 
 
 def compared(_run: Any, settings: CompareSettings, search: Search | None) -> float:
@@ -280,7 +290,9 @@ def measure_all(
         except ValueError as error:
             left_out[method] = str(error)
             continue
-        lines.append(judge.line(found_in(settings, method, runs[method], choice)))
+        search, log = runs[method], find_run(settings.runs_dir, runs[method].run)
+        seconds = search.seconds + seconds_of(log)
+        lines.append(judge.line(found_by(method, search.run, SearchResult.load(log), choice.mask, seconds)))
         keep(folder, settings, full, lines, left_out)
         judge.remember(lines[-1])
     if not lines:

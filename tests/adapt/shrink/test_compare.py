@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM, check_method, search_within
-from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, found_by, markdown, verdict
-from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, title_of
+from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, markdown, verdict
+from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, found_by, title_of
 from das_gym.adapt.shrink.recovery import Recovery
 from das_gym.agents.ask_tell.best_seen import OneMask
 from das_gym.agents.searching.loop import _Loop
