@@ -63,7 +63,7 @@ class _Reader:
         policy: The policy's file; None is the bundled one.
 
     Raises:
-        ValueError: a statistic that the policy reads is not observed.
+        ValueError: a statistic that the policy reads is not observed, or not finite.
     """
 
     def __init__(self, space: MaskSpace, statistics: Mapping[str, Floats] | None, policy: str | None) -> None:
@@ -79,6 +79,9 @@ class _Reader:
             ) from error
         except ValueError as error:
             raise ValueError(f"the policy reads {', '.join(names)}: {error}") from error
+        if not np.isfinite(self.values).all():
+            wrong = ", ".join(np.array(names)[~np.isfinite(self.values).all(axis=0)])
+            raise ValueError(f"the policy reads {wrong}, which is not finite for every layer: clip it, as das_gym's are")
         self.space = space
 
     def masks(self, rng: np.random.Generator | None = None, count: int = 1) -> Masks:

@@ -169,6 +169,9 @@ def test_agents_ask_it(network: UnitNetworks, suite: Suite, tmp_path: Path):
         assert not (search.ask(1)[:, None] == first).all(axis=2).any()
     with pytest.raises(ValueError, match=r"the policy reads stream too, .*give it statistics="):
         make_agent("policy", space, 0, {"policy": path}, {"depth": np.zeros(space.n_layers)})
+    endless = {**observed(suite, row), "leave_one_out": np.full(space.n_layers, np.inf)}
+    with pytest.raises(ValueError, match="the policy reads leave_one_out, which is not finite for every layer"):
+        make_agent("policy_bayes", space, 0, {"policy": path}, endless)
     with pytest.raises(FileNotFoundError, match="python -m agents policy"):
         make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
 
