@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[1]
 FOLDERS = ("das_gym", "agents", "adapt")
+DATA = [REPOSITORY / "das_gym" / name for name in ("assets", "drawing/pages")]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def installed_name(folder: Path) -> str:
 def test_every_package_is_listed():
     listed = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {installed_name(path.parent) for folder in FOLDERS for path in (REPOSITORY / folder).rglob("__init__.py")}
+    there |= {installed_name(path.parent) for folder in DATA for path in folder.rglob("*") if path.is_file()}
     assert sorted(listed) == sorted(there)
 
 
@@ -54,8 +56,7 @@ def test_what_the_wheel_holds(wheel):
     }
     assert {str(path.relative_to(wheel)) for path in wheel.rglob("*.py")} == code
     assert (wheel / "das_gym/py.typed").is_file()
-    folders = [REPOSITORY / "das_gym" / name for name in ("assets", "drawing/pages")]
-    assets = [path.relative_to(REPOSITORY) for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assets = [path.relative_to(REPOSITORY) for folder in DATA for path in folder.rglob("*") if path.is_file()]
     assert assets
     assert all((wheel / path).is_file() for path in assets)
     scripts = next(wheel.glob("*.dist-info/entry_points.txt")).read_text()
