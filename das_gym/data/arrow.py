@@ -139,6 +139,7 @@ def _open(path: Path, size: int, changed: int) -> pyarrow.Table:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         table.validate(full=True)
+        table = table.rename_columns(table.column_names)  # the same names, which older versions decode only when asked
     except (pa.ArrowException, OSError, ValueError) as error:  # the last of a column's name that is no UTF-8
         raise ValueError(
             f"{path} cannot be read as an arrow file ({error}); it is truncated, damaged or in another format: {_MAKE_AGAIN}"

@@ -34,7 +34,8 @@ def missing_files(images: Mapping[str, ImageSource]) -> dict[str, Exception]:
 def decode_errors(images: Mapping[str, ImageSource]) -> Generator[tuple[str, Exception], None, None]:
     """Key and error of each image that cannot be decoded, in order; those known to be readable are not decoded again."""
     prints = {key: _fingerprint(image) for key, image in images.items()}
-    known = np.isin(np.fromiter(prints.values(), np.uint64, len(prints)), _read_verdicts())
+    fingerprints = np.fromiter(prints.values(), np.uint64, len(prints))
+    known = np.isin(fingerprints, _read_verdicts(), kind="sort")  # by a table, numpy 2.0 overflows
     unknown = [key for key, seen in zip(prints, known, strict=True) if not seen]
     readable: list[int] = []
     try:

@@ -15,6 +15,7 @@ from das_gym.adapt.training import StepResult
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.models.transformers.stack import cache_name
 from das_gym.shapes.scenes import MAX_OBJECTS
 
 PICTURE_WEIGHTS = {"color": 1.0, "shape": 1.0, "center": 10.0, "silhouette": 3.0}
@@ -59,12 +60,13 @@ def features(family: AnsweringModel, model: Any, batch: ConversationBatch) -> Co
     decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
     prefix = embeddings(batch.prefix_ids)
     is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
-    cache = decoder(inputs_embeds=prefix.masked_scatter(is_image, patches), use_cache=True).cache
+    name = cache_name(type(decoder).forward)
+    cache = decoder(inputs_embeds=prefix.masked_scatter(is_image, patches), use_cache=True)[name]
     cache.batch_select_indices(batch.rows)
     output = decoder(
         inputs_embeds=embeddings(batch.input_ids),
         attention_mask=batch.attention_mask,
-        cache=cache,
+        **{name: cache},
         use_cache=True,
         output_hidden_states=True,
     )

@@ -87,7 +87,7 @@ def eyes(model: SmolVLMForConditionalGeneration) -> dict[str, nn.Module]:
 
 def image_tokens(model: SmolVLMForConditionalGeneration, image: Tensor) -> Tensor:
     """(batch, image tokens, hidden_size) from (batch, 3, 96, 96) pixels."""
-    return torch.stack(model.get_image_features(image[:, None]).pooler_output)
+    return torch.stack(list(model.get_image_features(image[:, None]).pooler_output))
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:

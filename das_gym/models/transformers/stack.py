@@ -251,16 +251,17 @@ def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -
     """The layer's output; `cache` stands in for transformers' own and is asked for keys and values."""
     kwargs = dict(call.kwargs)
     if cache is not None:
-        kwargs["cache" if takes_cache(type(layer).forward) else CACHES[1]] = cache
+        kwargs[cache_name(type(layer).forward)] = cache
     output = layer(hidden, *call.args, **kwargs)
     result: Tensor = output[0] if isinstance(output, tuple) else output
     return result
 
 
 @functools.cache
-def takes_cache(forward: Callable[..., Any]) -> bool:
-    """Whether the forward of a layer calls the cache `cache`, as newer versions of transformers do."""
-    return "cache" in inspect.signature(forward).parameters
+def cache_name(forward: Callable[..., Any]) -> str:
+    """What the forward of a layer, or of a decoder, calls the cache: `cache` in newer versions of transformers."""
+    new, old, _ = CACHES
+    return new if new in inspect.signature(forward).parameters else old
 
 
 class Axes(NamedTuple):
