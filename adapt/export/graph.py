@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from das_gym.problem.loading import AdaptedModel
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
+OLDEST_TORCH = "2.11"
+"""Its exporter takes these models for any batch; that of 2.9 binds them to the batch that it sees, that of 2.6 lacks operators."""
+
 FILE = "model.onnx"
 OPSET = 20
 
@@ -29,11 +33,15 @@ TOLERANCE = 1e-4
 
 
 def require_onnx() -> None:
-    """Refuse where a package is missing.
+    """Refuse where a package is missing, or torch too old.
 
     Raises:
         ValueError: names what to install.
     """
+    if TorchVersion(torch.__version__) < OLDEST_TORCH:
+        raise ValueError(
+            f"onnx=True needs torch {OLDEST_TORCH} or newer, and this is {torch.__version__}: upgrade it, or leave onnx out"
+        )
     missing = []
     for name in NEEDED:
         try:
