@@ -20,7 +20,7 @@ from das_gym.problem.loading import AdaptedModel
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OLDEST_TORCH = "2.11"
-"""Its exporter takes these models for any batch; that of 2.9 binds them to the batch that it sees, that of 2.6 lacks operators."""
+"""Its exporter takes these models for any batch; 2.9 binds them to the one that it sees, 2.6 lacks operators."""
 
 FILE = "model.onnx"
 OPSET = 20
