@@ -290,9 +290,9 @@ def measure_all(
         except ValueError as error:
             left_out[method] = str(error)
             continue
-        search, log = runs[method], find_run(settings.runs_dir, runs[method].run)
-        seconds = search.seconds + seconds_of(log)
-        lines.append(judge.line(found_by(method, search.run, SearchResult.load(log), choice.mask, seconds)))
+        search, place = runs[method], find_run(settings.runs_dir, runs[method].run)
+        seconds = search.seconds + seconds_of(place)
+        lines.append(judge.line(found_by(method, search.run, SearchResult.load(place), choice.mask, seconds)))
         keep(folder, settings, full, lines, left_out)
         judge.remember(lines[-1])
     if not lines:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import ClassVar
 
 import numpy as np
+from das_gym.agents.ask_tell.bayes import LISTED, normal_scores
 from das_gym.agents.ask_tell.gaussian_process import GRID, MaskProcess
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
-from das_gym.tables.ranks import average_ranks
 
 HINTS = (0.0, 0.1, 1.0, 10.0, 100.0)
 """Variances to choose from of the hint's effect, as multiples of that of single layers."""
@@ -22,11 +21,8 @@ HINTED_GRID = (*GRID, HINTS)
 HINT_START = 3
 """Where in `HINTS` learning begins."""
 
-_LISTED = 5000
-"""Up to so many allowed masks are compared with all of them."""
-
 _DRAWN = 2000
-"""Of more, with so many."""
+"""Where the allowed masks are too many to list, so many are compared with."""
 
 
 class NeighbourCosts:
@@ -94,11 +90,10 @@ class Hint:
 
     def __init__(self, costs: NeighbourCosts, space: MaskSpace) -> None:
         rng = np.random.default_rng(0)
-        listed = (space.size or _LISTED + 1) <= _LISTED
+        listed = (space.size or LISTED + 1) <= LISTED
         values = np.sort(costs(space.masks if listed else np.stack([space.sample(rng) for _ in range(_DRAWN)])))
-        middles = (average_ranks(values) + 0.5) / len(values)
         self._costs, (self._values, first) = costs, np.unique(values, return_index=True)
-        self._scores = np.array([-NormalDist().inv_cdf(middle) for middle in middles[first]])
+        self._scores = -normal_scores(values.tolist())[first]
 
     def __call__(self, masks: Masks) -> Floats:
         """(m,) scores of (m, n) masks, the higher the better."""
