@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.machine import describe_machine
-from benchmarks.models import Subject, load_subject
+from benchmarks.models import DAS, Subject, load_subject
 from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.models.macs import MacCounter
@@ -42,9 +42,6 @@ ROUNDS = {"meter_base": 8}
 
 WARM = 2
 """Rounds before those that are counted."""
-
-DAS = ("text.1", "text.3", "image.1", "image.3")
-"""Two text and two image layers, none of the last stage, in which a layer computes little."""
 
 
 def subject_of(name: str, batch: int) -> Subject:

@@ -34,6 +34,9 @@ SETS = {TURN: "a turn of 3", FOUR: "all of k = 4", ALL: "all masks"}
 BASE_TEXT, BASE_ANSWERS = 40, 3129
 """METER-base on VQA 2.0: tokens of a question, and answers."""
 
+DAS = ("text.1", "text.3", "image.1", "image.3")
+"""What DAS skips of METER here: two text and two image layers, none of the last stage, in which a layer computes little."""
+
 
 @dataclass(frozen=True)
 class Noise:
