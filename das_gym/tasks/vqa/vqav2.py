@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,18 +42,24 @@ class CocoImages:
         folder: The folder of one split.
         split: Its name, which the files repeat.
         suffix: What their names end in.
+        others: Names that end otherwise, without and with what they end in.
     """
 
     folder: Path
     split: str
     suffix: str = ".jpg"
+    others: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> CocoImages:
-        """Those of a folder that is called as its split, by whichever of the usual suffixes most of them have."""
-        suffixes = Counter(Path(name).suffix for name in files_in(folder) if name.startswith(f"COCO_{folder.name}_"))
-        known = [suffix for suffix, _ in suffixes.most_common() if suffix.lower() in SUFFIXES]
-        return cls(folder, folder.name, *known[:1])
+        """Those of a folder that is called as its split, by any of the usual suffixes."""
+        names = [Path(name) for name in sorted(files_in(folder)) if name.startswith(f"COCO_{folder.name}_")]
+        usual = [name for name in names if name.suffix.lower() in SUFFIXES]
+        if not usual:
+            return cls(folder, folder.name)
+        ((most, _),) = Counter(name.suffix for name in usual).most_common(1)
+        found = {name.stem: name.name for name in sorted(usual, key=lambda name: name.suffix == most)}  # those win
+        return cls(folder, folder.name, most, {stem: name for stem, name in found.items() if Path(name).suffix != most})
 
     def __call__(self, place: int) -> ImageFile:
         """The image of an id."""
@@ -65,7 +71,8 @@ class CocoImages:
         return [place for place in places if self._name(place) not in there]
 
     def _name(self, image_id: int) -> str:
-        return f"COCO_{self.split}_{image_id:012d}{self.suffix}"
+        stem = f"COCO_{self.split}_{image_id:012d}"
+        return self.others.get(stem, stem + self.suffix)
 
 
 def in_reward_split(image_id: int) -> bool:

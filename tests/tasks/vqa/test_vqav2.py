@@ -183,6 +183,15 @@ def test_images_may_have_any_of_the_usual_suffixes(root: Path, suffix: str):
     assert {example.image.path.suffix for example in read_vqav2(root, "val2014")} == {suffix}
 
 
+def test_images_of_one_folder_may_differ_in_their_suffixes(root: Path):
+    first, second, *_ = sorted((root / "val2014").iterdir())
+    first.rename(first.with_suffix(".PNG"))
+    second.with_suffix(".png").write_bytes(second.read_bytes())
+    suffixes = {example.image.path.stem: example.image.path.suffix for example in read_vqav2(root, "val2014")}
+    assert suffixes[first.stem] == ".PNG"
+    assert suffixes[second.stem] == second.suffix  # as most have it
+
+
 def test_unanimous_answers_stay_as_written(root: Path):
     read = read_vqav2(root, "train2014")
     assert (read[2].answer, set(read[2].answers)) == ("2", {"two"})
