@@ -316,6 +316,7 @@ def register_all() -> None:
                 register(
                     id=many,
                     entry_point=f"das_gym.envs.mo_env:MO{form}Env",
+                    vector_entry_point=f"das_gym.envs.mo_env:MO{form}VectorEnv",
                     kwargs={"model": entry.model, "task": entry.task},
                     order_enforce=False,
                     disable_env_checker=True,  # it wants a number for a reward

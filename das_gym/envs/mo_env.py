@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.skip_env import SkipEnv
+from das_gym.envs.skip_vector_env import SkipVectorEnv
 from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import dominated_volume, undominated_rows
@@ -53,11 +55,9 @@ class _ManyObjectives(ScoredEnv):
         observation, reward, ended, truncated, info = super().step(action)
         vector = np.zeros(self.reward_dim)
         if ended and self.last_mask is not None:
-            vector[0] = reward
+            vector = self.reward_vectors(np.array([reward]), self.last_mask[None], np.array([info["feasible"]]))[0]
             if info["feasible"]:
-                vector[1:] = self._saved(self.last_mask[None])[0]
-                points = np.concatenate((self._front, vector[None]))
-                self._front = points[undominated_rows(points)]
+                self._front = _front_with(self._front, vector)
         return (
             observation,
             vector.astype(np.float32),
@@ -65,6 +65,10 @@ class _ManyObjectives(ScoredEnv):
             truncated,
             info | {"hypervolume": dominated_volume(self._front)},
         )
+
+    def reward_vectors(self, rewards: Floats, masks: Masks, feasible: np.ndarray) -> Floats:
+        """(m, reward_dim): (m,) rewards, and what (m, n_layers) masks save, which is nothing where they miss a budget."""
+        return np.column_stack((rewards, self._saved(masks) * feasible[:, None]))
 
     def _saved(self, masks: Masks) -> Floats:
         """(m, reward_dim - 1) share of each cost that (m, n_layers) masks save."""
@@ -167,3 +171,77 @@ class MOTabularEnv(_ManyObjectives, TabularEnv):
         points = np.column_stack((rewards, self._saved(masks)))
         rows = undominated_rows(points)
         return masks[rows], points[rows]
+
+
+class MOSkipVectorEnv(SkipVectorEnv):
+    """`num_envs` copies of `MOSkipEnv`, as `SkipVectorEnv`: rewards are (num_envs, reward_dim) float32.
+
+    `info["hypervolume"]`, (num_envs,), is of each copy's own rewards since `reset` was last given a seed.
+
+    Args:
+        num_envs: How many masks a step scores.
+        arguments: As for `SkipVectorEnv` and `MOSkipEnv`.
+
+    Attributes:
+        reward_space: Box of the rewards of a step.
+        reward_dim: How many objectives there are.
+    """
+
+    env_class = MOSkipEnv
+    template: _ManyObjectives
+
+    def __init__(self, num_envs: int = 1, **arguments: Any) -> None:
+        super().__init__(num_envs, **arguments)
+        self.reward_dim = self.template.reward_dim
+        self.single_reward_space = self.template.reward_space
+        self.reward_space = batch_space(self.single_reward_space, num_envs)
+        self._fronts = [np.empty((0, self.reward_dim))] * num_envs
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """As `SkipVectorEnv.reset`; a seed also forgets the masks that `hypervolume` is of."""
+        observations, info = super().reset(seed=seed, options=options)
+        if seed is not None:
+            self._fronts = [front[:0] for front in self._fronts]
+        return observations, info | {"hypervolume": self._volumes()}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """As `SkipVectorEnv.step`, with (num_envs, reward_dim) float32 rewards."""
+        observations, rewards, ended, truncated, info = super().step(actions)
+        vectors = np.zeros((self.num_envs, self.reward_dim))
+        if ended.any():
+            feasible, masks = info["feasible"][ended], self.last_masks
+            assert masks is not None
+            vectors[ended] = self.template.reward_vectors(rewards[ended], masks[ended], feasible)
+            for index in np.flatnonzero(ended)[feasible]:
+                self._fronts[index] = _front_with(self._fronts[index], vectors[index])
+        told = {"hypervolume": self._volumes(), "_hypervolume": np.ones(self.num_envs, dtype=bool)}
+        if "final_info" in info:
+            info["final_info"] |= told | {"_hypervolume": ended}
+        return observations, vectors.astype(np.float32), ended, truncated, info | told
+
+    def get_state(self) -> dict[str, Any]:
+        """As `SkipVectorEnv.get_state`, with the fronts so far."""
+        return {**super().get_state(), "fronts": [front.tolist() for front in self._fronts]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """As `SkipVectorEnv.set_state`."""
+        super().set_state(state)
+        self._fronts = [np.array(front).reshape(-1, self.reward_dim) for front in state["fronts"]]
+
+    def _volumes(self) -> Floats:
+        """(num_envs,) volume between the origin and the rewards of each copy."""
+        return np.array([dominated_volume(front) for front in self._fronts])
+
+
+class MOTabularVectorEnv(MOSkipVectorEnv):
+    """`num_envs` copies of `MOTabularEnv`, as `MOSkipVectorEnv`."""
+
+    env_class = MOTabularEnv
+
+
+def _front_with(front: Floats, point: Floats) -> Floats:
+    """What of a front and another point nothing else beats."""
+    points = np.concatenate((front, point[None]))
+    return points[undominated_rows(points)]

@@ -103,6 +103,47 @@ def test_it_pickles_and_goes_on(env):
     assert again.reset()[1] == env.reset()[1]
 
 
+@pytest.mark.parametrize("autoreset_mode", ["SameStep", "NextStep"])
+def test_side_by_side_they_give_what_each_gives_alone(autoreset_mode: str):
+    several = gymnasium.make_vec(ID, num_envs=3, autoreset_mode=autoreset_mode)
+    alone = [gymnasium.make(ID) for _ in range(3)]
+    several.reset(seed=0)
+    for env in alone:
+        env.reset(seed=0)
+    for actions in masks(12).reshape(4, 3, 12).astype(np.int8):
+        _, rewards, ended, _, info = several.step(actions)
+        told = [anew(env, action) for env, action in zip(alone, actions, strict=True)]
+        assert ended.all()
+        assert rewards in several.reward_space
+        np.testing.assert_array_equal(rewards, [each[1] for each in told])
+        np.testing.assert_array_equal(info["hypervolume"], [each[4]["hypervolume"] for each in told])
+        if autoreset_mode == "NextStep":
+            _, rewards, *_, again = several.step(actions)  # begins anew
+            assert not rewards.any()
+            np.testing.assert_array_equal(again["hypervolume"], info["hypervolume"])
+        else:
+            np.testing.assert_array_equal(info["final_info"]["hypervolume"], info["hypervolume"])
+    state = json.loads(json.dumps(several.get_state()))
+    _, rewards, *_, info = several.step(actions)
+    other = gymnasium.make_vec(ID, num_envs=3, autoreset_mode=autoreset_mode)
+    other.reset(seed=5)
+    other.set_state(state)
+    _, again, *_, told = other.step(actions)
+    np.testing.assert_array_equal(again, rewards)
+    np.testing.assert_array_equal(told["hypervolume"], info["hypervolume"])
+    assert not several.reset(seed=1)[1]["hypervolume"].any()
+
+
+def test_side_by_side_a_mask_off_the_budget_saves_nothing():
+    several = gymnasium.make_vec(ID, num_envs=2, skip_num=4)
+    several.reset(seed=0)
+    actions = np.zeros((2, 12), np.int8)
+    actions[0, :4] = 1
+    rewards = several.step(actions)[1]
+    assert rewards[0, 1] > 0
+    assert rewards[1, 1] == 0
+
+
 @pytest.mark.parametrize(
     ("objectives", "says"),
     [
