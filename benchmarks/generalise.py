@@ -59,10 +59,26 @@ def regrets(suite: Suite, masks: np.ndarray) -> np.ndarray:
     return (suite.optima - raw) / (suite.optima - suite.random_means)
 
 
+def by_scores(suite: Suite, scores: np.ndarray) -> np.ndarray:
+    """(P, MAX_UNITS) masks of the units with the highest of (P, MAX_UNITS) scores, as agents give them.
+
+    Under a budget by cost they keep again what it does not need.
+    """
+    found = np.zeros((len(suite.problems), MAX_UNITS), bool)
+    for row, problem in enumerate(suite.problems):
+        n = problem.table.n_layers
+        found[row, :n] = MaskSpace(problem.budget).top(scores[row, :n])
+    return found
+
+
+def by_policy(suite: Suite, network: UnitNetwork | UnitNetworks) -> np.ndarray:
+    """(P, MAX_UNITS) masks of a policy, as agents give them."""
+    return by_scores(suite, suite_masks(network, suite, np.arange(len(suite.problems))).astype(float))
+
+
 def by_rule(suite: Suite, name: str) -> np.ndarray:
     """(P, MAX_UNITS) masks of the units where a statistic is lowest."""
-    values = suite.observed[:, :, suite.statistics.index(name)]
-    return suite.skip_highest(np.arange(len(suite.problems)), -values)
+    return by_scores(suite, -suite.observed[:, :, suite.statistics.index(name)])
 
 
 def least(suite: Suite) -> np.ndarray:
@@ -106,7 +122,7 @@ def ranker(train: Suite, test: Suite, names: Sequence[str]) -> np.ndarray:
         optimizer.step()
     with torch.no_grad():
         scores = network(torch.from_numpy(features(test, names)).float()).squeeze(2).numpy()
-    return test.skip_highest(np.arange(len(test.problems)), scores)
+    return by_scores(test, scores)
 
 
 def fixed(train: Suite, test: Suite) -> np.ndarray:
@@ -119,7 +135,7 @@ def fixed(train: Suite, test: Suite) -> np.ndarray:
         stream, depth = test.observed[problem, unit, places]
         near = (known[:, 0] == stream) & (np.abs(known[:, 1] - depth) <= max(0.08, np.abs(known[:, 1] - depth).min() + 1e-6))
         scores[problem, unit] = effects[near].mean()
-    return test.skip_highest(np.arange(len(test.problems)), scores)
+    return by_scores(test, scores)
 
 
 def interval(values: np.ndarray, models: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -139,14 +155,13 @@ def measure(split: str, suite: str | None, policies: Sequence[Path]) -> tuple[Su
     networks = [UnitNetworks.load(path) for path in policies]
     names = tuple(dict.fromkeys((*RULES, *NEIGHBOURS, *(n for network in networks for n in network.config.statistics))))
     train, test = (load_suite(suite, each, statistics=names) for each in ("train", split))
-    which = np.arange(len(test.problems))
-    found = {"policy": np.mean([regrets(test, suite_masks(network, test, which)) for network in networks], axis=0)}
+    found = {"policy": np.mean([regrets(test, by_policy(test, network)) for network in networks], axis=0)}
     found |= {name: regrets(test, by_rule(test, name)) for name in RULES}
-    found[BESIDE] = regrets(test, suite_masks(UnitNetworks.untrained(PolicyConfig(NEIGHBOURS)), test, which))
+    found[BESIDE] = regrets(test, by_policy(test, UnitNetworks.untrained(PolicyConfig(NEIGHBOURS))))
     found[LEAST] = regrets(test, least(test))
     found["ranker, unit by unit"] = regrets(test, ranker(train, test, networks[0].config.statistics))
     found["fixed order of places"] = regrets(test, fixed(train, test))
-    return test, found | {"random order": np.ones(len(which))}
+    return test, found | {"random order": np.ones(len(test.problems))}
 
 
 def table(test: Suite, found: dict[str, np.ndarray], kept: Callable[[SuiteProblem], bool]) -> list[str]:
@@ -179,9 +194,8 @@ def verdict(found: dict[str, np.ndarray]) -> str:
 
 def told_of_members(test: Suite, policies: Sequence[Path]) -> str:
     """Mean regrets of the members of the policies, each deciding alone."""
-    which = np.arange(len(test.problems))
     members = [member for path in policies for member in UnitNetworks.load(path).members]
-    alone = [f"{regrets(test, suite_masks(member, test, which)).mean():.3f}" for member in members]  # type: ignore[arg-type]
+    alone = [f"{regrets(test, by_policy(test, member)).mean():.3f}" for member in members]
     return f"Its members alone: {', '.join(alone)}."
 
 

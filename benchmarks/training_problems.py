@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from das_gym.agents.policy.choosing import suite_masks
 from das_gym.agents.policy.network import UnitNetworks
 from das_gym.agents.policy.training import PolicySettings, train_policy
 
-from benchmarks.generalise import by_rule, interval, regrets
+from benchmarks.generalise import by_policy, by_rule, interval, regrets
 from das_gym.drawing.markdown import markdown_table
 from das_gym.tables.suite import Suite, load_suite
 
@@ -37,7 +36,7 @@ def policy(settings: PolicySettings) -> UnitNetworks:
 
 def regret(network: UnitNetworks, suite: Suite) -> np.ndarray:
     """(P,) of the policy's first masks."""
-    return regrets(suite, suite_masks(network, suite, np.arange(len(suite.problems))))
+    return regrets(suite, by_policy(suite, network))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
@@ -187,7 +187,7 @@ class MOSkipVectorEnv(SkipVectorEnv):
         reward_dim: How many objectives there are.
     """
 
-    env_class = MOSkipEnv
+    env_class: ClassVar[type[ScoredEnv]] = MOSkipEnv
     template: _ManyObjectives
 
     def __init__(self, num_envs: int = 1, **arguments: Any) -> None:
