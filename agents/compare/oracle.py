@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,10 +16,11 @@ from das_gym.agents.searching.environment import LayerStatistics, observed_stati
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.suite_env import problems_of
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS, SUITE_IDS, many_objectives
-from das_gym.tables.suite import SuiteProblem, load_suite, random_probabilities
+from das_gym.tables.suite import SuiteProblem, random_probabilities
 
 
 class Oracle(ABC):
@@ -196,8 +198,8 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
     Args:
         env_id: The environment.
         budget: `skip_num`, or a share to save; {} or None is none. A problem of a suite has its own.
-        env_kwargs: Its other settings. Of `DAS-Suite-v0`: `problem`, a number or a name, `split`, `suite`, and what else
-            `load_suite` takes.
+        env_kwargs: Its other settings. Of `DAS-Suite-v0`: `problem`, a number or a name, and the environment's own settings
+            of which problems there are and what is shown of them, in `test` unless `split` says otherwise.
 
     Raises:
         ValueError: what the environment refuses, or one whose rewards are vectors.
@@ -213,11 +215,11 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, env_kwargs)
 
 
-def _suite_oracle(problem: int | str = 0, split: str = "test", suite: str | None = None, **more: Any) -> SuiteOracle:
+def _suite_oracle(problem: int | str = 0, split: str = "test", **more: Any) -> SuiteOracle:
     """The oracle of a problem of a suite."""
-    check_names(more, ("reward", "statistics", "relatives", "relatives_seed"), "setting of a suite's oracle")
-    whole = load_suite(suite, split, **more)
-    return SuiteOracle(whole.problems[whole.index(problem)], whole.statistics)
+    check_names(more, tuple(inspect.signature(problems_of).parameters), "setting of a suite's oracle")
+    suite = problems_of(split, **more)
+    return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
 
 
 def is_tabular(env_id: str) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.compare.leaderboard import BUDGETS, EVALUATIONS, SEEDS, find_tables, section
 from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.results import AgentResult, agent_results
@@ -26,7 +27,6 @@ from das_gym.config import near_miss
 from das_gym.drawing.command import with_settings
 from das_gym.files import read_json, write_text
 from das_gym.problem.budget import Masks
-from das_gym.registration import ENVIRONMENTS
 
 MAX_BYTES = 64 * 2**20
 
@@ -70,13 +70,24 @@ def main(words: Sequence[str] = ()) -> None:
     name, runs = read_submission(Path(settings.file).expanduser())
     parts = []
     for oracle, result, seeds in score(name, runs):
-        note = "" if seeds == SEEDS else f"; the leaderboard has {SEEDS}"
-        parts.append(f"{section(oracle, [result])}\n\nSeeds: {seeds}{note}.\n")
+        parts.append(f"{section(oracle, [result])}\n\n{_about_seeds(oracle, result, seeds)}\n")
     print("\n".join(parts))
     if len(parts) < len(find_tables(None)) * len(BUDGETS):
         print(f"Sections: {len(parts)}; the leaderboard has more: it wants every bundled table at every budget.")
     if settings.out is not None:
         write_text(settings.out, "\n".join(parts))
+
+
+def _about_seeds(oracle: TableOracle, result: AgentResult, seeds: int) -> str:
+    """How many there are, and how often the first mask asked about was the best one."""
+    lines = [f"Seeds: {seeds}{'' if seeds == SEEDS else f'; an entry has {SEEDS}'}."]
+    at_once = int((result.needed() == 1).sum())
+    if oracle.space.size and at_once > 1 + 5 * seeds / oracle.space.size:
+        lines.append(
+            f"The best mask is the first one asked about in {at_once} of {seeds} searches, of {oracle.space.size:,}: say in the "
+            "pull request from what it was known."
+        )
+    return "\n".join(lines)
 
 
 def read_submission(path: Path) -> tuple[str, list[Run]]:
@@ -97,6 +108,8 @@ def read_submission(path: Path) -> tuple[str, list[Run]]:
         raise ValueError(
             f"{path}: agent={content['agent']!r} is no name for a row; use up to 40 letters, digits, spaces and _+.()/-"
         )
+    if content["agent"].lower() in AGENTS:
+        raise ValueError(f"{path}: agent={content['agent']!r} is one of das_gym's; give your own a name of its own")
     runs = content.get("runs")
     if not isinstance(runs, list) or not runs:
         raise ValueError(f"{path}: runs is no list of searches")
@@ -118,13 +131,14 @@ def _read_run(run: Any, where: str) -> Run:
     if not isinstance(run, Mapping):
         raise ValueError(f"{where} is no object")
     env_id, budget, seed, masks = (run.get(key) for key in ("env_id", "budget", "seed", "masks"))
-    known = [entry.tabular_id for entry in ENVIRONMENTS.values()]
+    known = find_tables(None)
     if env_id not in known:  # no "module:id": nothing is imported for a file
         near = near_miss(str(env_id), known)
-        hint = f"; did you mean {near!r}" if near else ""
-        raise ValueError(f"{where}: env_id={env_id!r} is no tabular environment{hint}")
+        hint = f"did you mean {near!r}" if near else f"there are {', '.join(known)}"
+        raise ValueError(f"{where}: env_id={env_id!r} is no tabular environment of a bundled table; {hint}")
     if budget not in BUDGETS:
         raise ValueError(f"{where}: budget={budget!r}; the leaderboard has {', '.join(map(str, map(dict, BUDGETS)))}")
+    budget = BUDGETS[BUDGETS.index(budget)]  # {"skip_num": 4.0} is equal to one
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
         raise ValueError(f"{where}: seed={seed!r}; give a whole number from 0 to {SEEDS - 1}")
     if not isinstance(masks, list) or not 1 <= len(masks) <= EVALUATIONS:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents import AGENTS
@@ -51,6 +52,12 @@ def test_a_problem_of_a_suite_has_an_oracle(made_up_suite):
         make_oracle("DAS-Suite-v0", {"skip_num": 4}, settings)
     with pytest.raises(ValueError, match=r"unknown setting of a suite's oracle 'flat'"):
         make_oracle("DAS-Suite-v0", env_kwargs={**settings, "flat": True})
+
+
+def test_its_problems_are_those_of_the_environment_with_the_same_settings(made_up_suite):
+    settings = {"suite": str(made_up_suite), "split": "train", "relatives": 2, "problems": 5, "problems_seed": 3}
+    names = gymnasium.make("DAS-Suite-v0", **settings).get_wrapper_attr("problem_names")
+    assert [make_oracle("DAS-Suite-v0", env_kwargs={**settings, "problem": i}).env_id for i in range(5)] == list(names)
 
 
 def test_an_environment_with_vectors_for_rewards_has_none():

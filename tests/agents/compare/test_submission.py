@@ -60,7 +60,7 @@ def test_as_a_command(tmp_path, capsys):
     assert PROGRAM.run(["submit", str(path), "with", f"out={out}"]) == 0
     printed = capsys.readouterr().out
     assert "| mine |" in printed
-    assert "Seeds: 1; the leaderboard has 100." in printed
+    assert "Seeds: 1; an entry has 100." in printed
     assert out.read_text() in printed
 
 
@@ -69,6 +69,7 @@ def test_as_a_command(tmp_path, capsys):
     [
         ({"env_id": "DAS-METER-VQA-Tabulr-v0"}, "did you mean 'DAS-METER-VQA-Tabular-v0'"),
         ({"env_id": f"evil:{ID}"}, "is no tabular environment"),
+        ({"env_id": "DAS-METER-SNLI-VE-Tabular-v0"}, "is no tabular environment of a bundled table"),
         ({"budget": {"skip_num": 5}}, "budget={'skip_num': 5}; the leaderboard has"),
         ({"seed": "0"}, "seed='0'; give a whole number from 0 to 99"),
         ({"seed": -1}, "seed=-1; give a whole number from 0 to 99"),
@@ -90,6 +91,24 @@ def test_what_is_wrong_is_told(tmp_path, changes, says):
 def test_a_name_stands_in_a_row_of_the_table(tmp_path, name):
     with pytest.raises(ValueError, match="is no name for a row"):
         read_submission(write(tmp_path / "mine.json", run(), agent=name))
+
+
+@pytest.mark.parametrize("name", ["bayes", "Bandit"])
+def test_our_own_names_are_ours(tmp_path, name):
+    with pytest.raises(ValueError, match="is one of das_gym's"):
+        read_submission(write(tmp_path / "mine.json", run(), agent=name))
+
+
+def test_a_budget_may_be_written_as_another_kind_of_number(tmp_path):
+    ((oracle, *_),) = score(*read_submission(write(tmp_path / "mine.json", run(budget={"skip_num": 4.0}))))
+    assert oracle.space.skip_num == 4
+
+
+def test_what_knew_the_best_mask_beforehand_is_asked_how(tmp_path, capsys):
+    best = text(TableOracle(ID, {"skip_num": 4}).table.best(skip_num=4))
+    path = write(tmp_path / "mine.json", *(run(seed=seed, masks=[best]) for seed in range(3)))
+    assert PROGRAM.run(["submit", str(path)]) == 0
+    assert "The best mask is the first one asked about in 3 of 3 searches, of 495" in capsys.readouterr().out
 
 
 def test_no_file_is_told_in_words(tmp_path, capsys):
