@@ -84,8 +84,8 @@ def _about_seeds(oracle: TableOracle, result: AgentResult, seeds: int) -> str:
     at_once = int((result.needed() == 1).sum())
     if oracle.space.size and at_once > 1 + 5 * seeds / oracle.space.size:
         lines.append(
-            f"The best mask is the first one asked about in {at_once} of {seeds} searches, of {oracle.space.size:,}: say in the "
-            "pull request from what it was known."
+            f"The best mask is the first one asked about in {at_once} of {seeds} searches, of {oracle.space.size:,}: say in "
+            "the pull request from what it was known."
         )
     return "\n".join(lines)
 
