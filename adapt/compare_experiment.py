@@ -46,6 +46,12 @@ TABLE = "compare.md"
 PICTURE = "compare.png"
 WIDTH = 118
 
+GRID = (5e-4, 2e-3, 8e-3)
+"""Learning rates to choose from for small models."""
+
+AROUND = (0.25, 1.0, 4.0)
+"""Those of a model of base size, as multiples of the paper's."""
+
 
 @dataclass(frozen=True)
 class CompareSettings(TrainingConfig, ProblemSettings):
@@ -56,7 +62,8 @@ class CompareSettings(TrainingConfig, ProblemSettings):
         methods: Names of `das_gym.adapt.methods.base.METHODS`.
         method_settings: Settings of methods, by name.
         skip_nums: How many layers DAS skips, one row each, found and at random.
-        learning_rates: The grid, of inserted parameters and head alike.
+        learning_rates: The grid, of inserted parameters and head alike; none given are `GRID`, or for a model of base size
+            the paper's rate of adapters, a quarter and four times of it.
         seeds: How many: `seed` and the next ones.
         search: Settings of `python -m agents` for the searches, as in `search.evaluations=100`.
         searches: Id of the search run by number of layers, for those that were searched before.
@@ -67,7 +74,7 @@ class CompareSettings(TrainingConfig, ProblemSettings):
     methods: tuple[str, ...] = tuple(METHODS)
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip_nums: tuple[int, ...] = (2, 4, 6)
-    learning_rates: tuple[float, ...] = (5e-4, 2e-3, 8e-3)
+    learning_rates: tuple[float, ...] = ()
     seeds: int = 3
     search: dict[str, Any] = field(default_factory=dict)
     searches: dict[str, int] = field(default_factory=dict)
@@ -80,9 +87,9 @@ class CompareSettings(TrainingConfig, ProblemSettings):
         check_names(self.method_settings, self.methods, "method with settings, which has to be among methods,")
         for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in self.methods else ())):
             given = getattr(self, name)
-            if not given or len(set(given)) < len(given):
+            if (not given and name != "learning_rates") or len(set(given)) < len(given):
                 raise ValueError(f"{name}={list(given)} is not allowed; name one or more, each once")
-        if self.seeds < 1 or min(self.learning_rates) <= 0 or min(self.skip_nums, default=0) < 0:
+        if self.seeds < 1 or min(self.learning_rates, default=1) <= 0 or min(self.skip_nums, default=0) < 0:
             raise ValueError("seeds is 1 or more, learning_rates are above 0, skip_nums 0 or more")
         if self.learning_rate is not None or self.head_learning_rate is not None:
             raise ValueError("the learning rate is chosen from a grid here: give learning_rates=[...]")
@@ -170,7 +177,8 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
     check_test_images(course.task, splits.test)
     rows = entrants(settings.methods, settings.method_settings, _masks(settings, course.n_layers))
     names = [layer.name for layer in course.plain.backbone.vlp.layers]
-    print(plan(settings, rows, course))
+    rates = settings.learning_rates or grid_of(course)
+    print(plan(settings, rows, rates, course))
 
     def keep(trials: Sequence[Trial]) -> None:
         if not is_first():
@@ -188,7 +196,7 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
         write_text(folder / TABLE, markdown(_title(settings, course), lines, verdict(lines)))
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    trials = run_all(course, rows, settings.learning_rates, seeds, _done(folder / RECORD), keep)
+    trials = run_all(course, rows, rates, seeds, _done(folder / RECORD), keep)
     if not is_first():
         return None
     lines = _lines(rows, trials, names)
@@ -232,15 +240,22 @@ def _lines(rows: Sequence[Entrant], trials: Sequence[Trial], names: Sequence[str
     return [line for row in rows if (line := line_of(row, trials, names)) is not None]
 
 
-def plan(settings: CompareSettings, rows: Sequence[Entrant], course: Course) -> str:
-    """What is going to be done, and how to have less of it."""
+def grid_of(course: Course) -> tuple[float, ...]:
+    """The learning rates to choose from where none are given."""
+    own = course.recipe.learning_rate or 0.0
+    return tuple(own * share for share in AROUND) if course.plain.backbone.vlp.size == "base" else GRID
+
+
+def plan(settings: CompareSettings, rows: Sequence[Entrant], rates: Sequence[float], course: Course) -> str:
+    """What is going to be done, and how to have less of it; of a model of base size what the paper has otherwise, too."""
     own = sum(row.rate_of is None for row in rows)
-    count = own * (len(settings.learning_rates) - 1) + len(rows) * settings.seeds
+    count = own * (len(rates) - 1) + len(rows) * settings.seeds
     pairs = course.recipe.batch_size or course.task.examples_of(settings.pairs_per_step)
-    return (
-        f"{len(rows)} rows, {settings.seeds} seeds, {len(settings.learning_rates)} learning rates: {count} trainings of "
-        f"{settings.steps} steps of {pairs} examples; steps=, seeds=, methods= make it shorter"
+    told = (
+        f"{len(rows)} rows, {settings.seeds} seeds, learning rates {', '.join(f'{rate:g}' for rate in rates)}: {count} "
+        f"trainings of {settings.steps} steps of {pairs} examples; steps=, seeds=, methods= make it shorter"
     )
+    return f"{course.about}\n{told}" if course.plain.backbone.vlp.size == "base" else told
 
 
 def _title(settings: CompareSettings, course: Course) -> str:

@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from das_gym.adapt.methods.base import make_method
+from das_gym.adapt.paper import PAPER
 
 from das_gym.commandline import typed
 from das_gym.models.adapters import ScaledAdapter
@@ -19,6 +20,7 @@ from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from das_gym.problem.costs import count_costs
+from das_gym.registration import named_environments
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +50,8 @@ Source: the code's configs and data sets. Both train on COCO's train and restval
 NEEDED = {
     "METER": "checkpoint meter_clip16_288_roberta_pretrain.ckpt (METER's authors) and RoBERTa-base's tokenizer",
     "ViLT": "checkpoint vilt_200k_mlm_itm.ckpt (ViLT's authors; or dandelin/vilt-b32-mlm) and BERT-base-uncased's tokenizer",
-    "vqa": "VQAv2's questions, annotations and COCO images; test-dev answers go to its server, from `adapt predict`",
+    "vqa": "VQAv2's questions, annotations and COCO images; DAS's test-dev answers go to its server, from `adapt predict`; "
+    "`adapt compare` keeps no model, and scores on val2014",
     "nlvr2": "NLVR2's JSON files and images",
     "retrieval": "Karpathy's dataset_flickr30k.json and the Flickr30k images",
     "snli_ve": "SNLI-VE's snli_ve_{train,dev,test}.jsonl and the Flickr30k images",
@@ -151,7 +154,10 @@ def command(row: Published, task: str) -> str:
     """What to type for a cell; `-` where there is no such method here."""
     if row.method is None:
         return "-"
-    words = (f"{row.model.lower()}_{task}", *FILES, f"'methods=[\"{row.method}\"]'", *MATCHED.get(task, ()))
+    name = f"{row.model.lower()}_{task}"
+    size = PAPER[row.model, named_environments()[name].task].image_size
+    sized = () if size is None else (f"image_size={size}",)
+    words = (name, *FILES, *sized, f"'methods=[\"{row.method}\"]'", *MATCHED.get(task, ()))
     return typed("adapt compare", *words, "steps=STEPS", "seeds=1")
 
 

@@ -96,7 +96,7 @@ class Course:
         backbone = load_backbone(problem)
         self.task = kind(backbone.processor, kind.choose_labels(splits))
         self.plain = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
-        self.recipe, _ = settled(recipe, self.plain)
+        self.recipe, self.about = settled(recipe, self.plain)
         self.encoder = EncoderCache(backbone.vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
         self.n_layers = len(backbone.vlp.layers)
         self.metric_name = self.task.metric_name

@@ -48,5 +48,7 @@ def test_every_cell_has_a_command_that_exists():
             assert changes.keys() <= {f.name for f in dataclasses.fields(DASSettings)}
     assert {"compare", "das"} <= PROGRAM.commands.keys()
     row = Published("METER", "x", "lora", None, None, ())
+    assert " image_size=384 " in command(row, "vqa")
+    assert " image_size=288 " in command(row, "nlvr2")
     assert command(row, "vqa").endswith("'methods=[\"lora\"]' steps=STEPS seeds=1")
     assert command(row, "coco").endswith("'methods=[\"lora\"]' itm_weight=0.5 steps=STEPS seeds=1")

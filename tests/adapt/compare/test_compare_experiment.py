@@ -6,6 +6,7 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from das_gym.adapt.compare import trials
 from das_gym.adapt.compare.entrants import entrants
 from das_gym.adapt.compare.table import Line, line_of, verdict
 from das_gym.adapt.compare.trials import Course, Trial, chosen_rate
+from das_gym.adapt.compare_experiment import GRID, grid_of
 
 from das_gym.files import read_json
 from das_gym.problem.latency import measure_latency
@@ -85,6 +87,15 @@ def test_mistakes_are_told_before_anything_is_searched(run_here, small_kwargs: d
         assert code == 1
         assert told in said
         assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/search.json"))
+
+
+def test_a_model_of_base_size_has_rates_about_the_papers():
+    def course(size: str) -> Any:
+        backbone = SimpleNamespace(vlp=SimpleNamespace(size=size))
+        return SimpleNamespace(recipe=SimpleNamespace(learning_rate=2.5e-5), plain=SimpleNamespace(backbone=backbone))
+
+    assert grid_of(course("base")) == (2.5e-5 / 4, 2.5e-5, 1e-4)
+    assert grid_of(course("mini")) == GRID
 
 
 def trial(entrant: str, rate: float, seed: int, reward: float, loss: float = 1.0, **more: Any) -> Trial:
