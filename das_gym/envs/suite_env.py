@@ -115,6 +115,11 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         render_mode: None = None,
         **others: Any,
     ) -> None:
+        if "autoreset_mode" in others:
+            raise ValueError(
+                "autoreset_mode is a setting of vector environments, and this one has no form of its own: "
+                'make_vec(..., vectorization_mode="sync", vector_kwargs={"autoreset_mode": ...})'
+            )
         check_names(others, _arguments(type(self)), "environment argument")
         if render_mode is not None:
             raise ValueError(

@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
 import das_gym  # noqa: F401  (registers the environments)
@@ -236,3 +237,13 @@ def test_a_recurrent_policy_runs_on_a_search(suite: str):
     env = gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=4, flat=True)
     model = RecurrentPPO("MlpLstmPolicy", env, n_steps=8, batch_size=8, n_epochs=1, seed=0)
     assert model.learn(16).num_timesteps == 16
+
+
+def test_the_search_steps_side_by_side_by_gymnasiums_own_vector_form(suite: str):
+    settings = {"split": "valid", "suite": suite, "num_envs": 2}
+    modes = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    several = gymnasium.make_vec("DAS-Suite-Search-v0", vectorization_mode="sync", vector_kwargs=modes, **settings)
+    several.reset(seed=0)
+    assert several.step(several.action_space.sample())[1].shape == (2,)
+    with pytest.raises(ValueError, match="autoreset_mode is a setting of vector environments"):
+        gymnasium.make_vec("DAS-Suite-Search-v0", autoreset_mode="NextStep", **settings)
