@@ -30,6 +30,9 @@ KNOWN_PACKAGES = ("das_gym", "stable_baselines3", "sb3_contrib", "gymnasium")
 CAREFUL = ("use", "out", "start_from", "encoder_cache", "trust", "trust_remote_code", "tensorboard_log", "workers")
 """Settings that say what is imported, run or written to."""
 
+NAMING = ("env_id", "agent", "agents", "baselines")
+"""Settings whose text names a module wherever it has a colon: Gymnasium and Python import what stands before it."""
+
 
 def sign(content: bytes) -> str:
     """The signature of a file's content by this person's key, which is made where there is none; empty if it cannot be."""
@@ -135,18 +138,35 @@ def module_of(name: str) -> list[str]:
     return [module] if colon else []
 
 
+def modules_in(settings: Any, name: str = "") -> list[str]:
+    """Modules that settings name, in mappings and lists too: by `use`, and as "module:name".
+
+    Args:
+        settings: By name; or the value of one.
+        name: Of that one.
+    """
+    if isinstance(settings, Mapping):
+        return [module for key, value in settings.items() for module in modules_in(value, str(key))]
+    if isinstance(settings, list | tuple):
+        return [module for each in settings for module in modules_in(each, name)]
+    if not isinstance(settings, str):
+        return []
+    if name == "use":
+        return settings.split(",") if settings else []
+    return module_of(settings) if name in NAMING or re.fullmatch(r"[\w.]+:[\w.-]+", settings) else []
+
+
 def careful_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings, in mappings too, that say what is imported, run or written to: by dotted name."""
     return {name: value for name, value in _flat(settings) if _is_careful(name.rpartition(".")[2], value)}
 
 
 def _is_careful(name: str, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(careful_settings(value))
     if isinstance(value, list | tuple):
         return any(_is_careful(name, each) for each in value)
-    if name in CAREFUL:
-        return bool(value)
-    named = isinstance(value, str) and re.fullmatch(r"[\w.]+:[\w.-]+", value)
-    return bool(named) and bool(unknown_modules(module_of(value)))
+    return bool(value) if name in CAREFUL else bool(unknown_modules(modules_in(value, name)))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
