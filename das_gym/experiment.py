@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 
 from das_gym.commandline import meant, typed, use
 from das_gym.config import build, check_names, settings_text
-from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, sign
+from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, modules_in, signatures
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_text
 from das_gym.interrupts import INTERRUPTED
@@ -132,11 +132,19 @@ class RunFolder(FileStorageObserver):
             super().failed_event(fail_time, fail_trace)
 
     def save_json(self, obj: Any, filename: str) -> None:
-        """Write one of Sacred's own files, atomically; settings with a signature, see `das_gym.origin`."""
+        """Write one of Sacred's own files, atomically; settings of a run begun here with a signature, see `data.origin`."""
         text = json.dumps(flatten(obj), sort_keys=True, indent=2)
-        if filename == CONFIG:
-            write_text(Path(self.dir) / SIGNATURE, sign(text.encode()))
+        if filename == CONFIG and (self.reopen is None or begun_here(self.reopen)):
+            write_text(Path(self.dir) / SIGNATURE, signatures(Path(self.dir), text))
         write_text(Path(self.dir) / filename, text)
+
+
+def _recorded_use(folder: Path) -> tuple[str, ...]:
+    """The modules of one's own that a run was begun with; refused in a run from elsewhere, but for those imported by now."""
+    recorded = build(RunSettings, {"use": read_config(folder).get("use") or ()}).use
+    if not begun_here(folder):
+        check_modules(recorded, folder)
+    return recorded
 
 
 def _caller() -> dict[str, Any]:
@@ -268,10 +276,7 @@ class RunsExperiment(Experiment):
             if given.get("resume") is not None:
                 folder = find_run(_runs_dir(given), given["resume"])
                 check_links(folder)
-                if "use" not in given:
-                    given["use"] = read_config(folder).get("use", ())
-                    if not begun_here(folder):
-                        check_modules(given["use"], folder)
+                given["use"] = tuple(dict.fromkeys((*use(given.get("use")), *_recorded_use(folder))))
             if given.get("use"):
                 given["use"] = use(given["use"])
                 for named in self._named:
@@ -381,7 +386,8 @@ class RunsExperiment(Experiment):
                 f"run {folder.name} was not begun here, and its settings say what is imported, run or written to: "
                 f"{', '.join(untyped)}; if you trust it, give them again behind `with`"
             )
-        return {**given, **settings, "runs_dir": str(folder.parent), "resume": given["resume"]}
+        kept = {name: given[name] for name in ("resume", "use") if name in given}
+        return {**given, **settings, **kept, "runs_dir": str(folder.parent)}
 
     def _known(self, folder: Path) -> dict[str, Any]:
         """What `run.json` says: `experiment.name`, `command` and `status`, texts."""

@@ -162,14 +162,27 @@ def write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 1) -
     write_text(path, text + "\n")
 
 
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """What is in the file `path`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is a pipe or a device, which may never end.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is a pipe or a device, and a plain file is read: put one in its place")
+    return path.read_bytes()
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """What is in the JSON file `path`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not JSON; the message names the file.
+        ValueError: it is not JSON, or no plain file; the message names it.
     """
-    return parse_json(Path(path).read_bytes(), path, "delete it or write it again")
+    return parse_json(read_bytes(path), path, "delete it or write it again")
 
 
 @contextmanager
@@ -213,7 +226,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         FileNotFoundError: no such file.
         Exception: one of `BAD_ARRAYS`: it is damaged, or unpacks to more than `MOST_UNPACKED` bytes.
     """
-    content = io.BytesIO(Path(path).read_bytes())
+    content = io.BytesIO(read_bytes(path))
     with zipfile.ZipFile(content) as archive:
         size = sum(record.file_size for record in archive.infolist())
     if size > MOST_UNPACKED:

@@ -77,12 +77,14 @@ def check_links(folder: Path) -> None:
     """Refuse a run folder through whose links something elsewhere would be written; a folder `_sources` beside it counts.
 
     Raises:
-        ValueError: names the link.
+        ValueError: names the link, or the pipe or device, which would be waited for.
     """
     inside = (Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files))
     for path in (folder, folder.parent / "_sources", *inside):
         if path.is_symlink():
             raise ValueError(f"{path} is a link, and a run writes into its own folder alone: put a copy in its place")
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is a pipe or a device, which no run writes: take it away")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -4,16 +4,21 @@ import errno
 import json
 import os
 import platform
+import re
 import shlex
+import sys
 from pathlib import Path
 
 import gymnasium
 import pytest
 
 import das_gym
+from das_gym import commandline
 from das_gym.commandline import typed
+from das_gym.data.origin import begun_here
 from das_gym.experiment import RunError, RunsExperiment, lock_run, run_folder
 from das_gym.runs import find_run, library_versions, progress, read_config, runs_dir_words
+from tests.faults.harness import Fault, _install
 
 
 @pytest.fixture
@@ -242,21 +247,99 @@ def test_a_damaged_run_is_told_in_a_line(experiment, stopped, name, text):
         resume(experiment, stopped)
 
 
-def test_a_run_from_elsewhere_chooses_no_module(experiment, stopped, monkeypatch, tmp_path):
-    (tmp_path / "harm_me.py").write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_run_from_elsewhere_chooses_no_module(experiment, stopped, harmful):
     edit(stopped, use=["harm_me"])
     with pytest.raises(RunError, match=r"asks for the module 'harm_me'.*if you trust it, add use=harm_me"):
         resume(experiment, stopped)
-    assert not (tmp_path / "harm_me.ran").exists()
+    assert not harmful.exists()
 
 
-@pytest.mark.parametrize("name", ["out", "number"])
-def test_a_run_from_elsewhere_chooses_nothing_to_run_or_write(experiment, stopped, name):
-    value = {"out": "/anywhere", "number": "evil:Foo"}[name]
-    edit(stopped, **{name: value})
-    with pytest.raises(RunError, match=f"was not begun here, and its settings say .*: {name}={value}; if you trust"):
+@pytest.fixture
+def harmful(monkeypatch, tmp_path):
+    """A module `harm_me` that can be imported; gives a file that is there once it was."""
+    (tmp_path / "harm_me.py").write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path / "harm_me.ran"
+    sys.modules.pop("harm_me", None)
+
+
+def test_a_run_from_elsewhere_adds_no_module_to_those_that_are_typed(experiment, stopped, harmful, monkeypatch):
+    monkeypatch.setattr(commandline, "_used", [])
+    edit(stopped, use=["harm_me"])
+    with pytest.raises(RunError, match=r"asks for the module 'harm_me'"):
+        resume(experiment, stopped, use="json")
+    assert not begun_here(stopped)
+    assert not harmful.exists()
+
+
+@pytest.mark.parametrize("wrong", ["harm_me", 3, [3], {"a": 1}])
+def test_modules_of_a_run_are_a_list_of_names(experiment, stopped, wrong):
+    edit(stopped, use=wrong)
+    with pytest.raises(RunError, match=r"use(\[0\])?=.* is not allowed; give a"):
         resume(experiment, stopped)
+
+
+def test_modules_that_are_typed_are_added_to_those_of_a_run_begun_here(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(commandline, "_used", [])
+    experiment.add_config(use=())
+    with pytest.raises(RunError):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True, "use": "string"})
+    with pytest.raises(RunError, match=r"images/7\.png"):
+        resume(experiment, tmp_path / "1", use="json")
+    assert read_config(tmp_path / "1")["use"] == ("json", "string")
+    assert begun_here(tmp_path / "1")
+
+
+def test_a_run_from_elsewhere_stays_one(experiment, stopped):
+    assert resume(experiment, stopped).result == 1.0
+    assert not begun_here(stopped)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("out", "/anywhere"),
+        ("number", "evil:Foo"),
+        ("env_id", "evil:ns/Foo-v0"),
+        ("env_id", "evil-mod:Foo-v0"),
+        ("agent", "evil:"),
+        ("agent", "evil.Foo:"),
+        ("agent", "evil:Foo bar"),
+        ("agents", ["random", "evil :"]),
+        ("baselines", ["evil-mod:"]),
+        ("searches", [{"agent": "evil:"}]),
+        ("searches", [{"out": "/anywhere"}]),
+    ],
+)
+def test_a_run_from_elsewhere_chooses_nothing_to_run_or_write(experiment, stopped, name, value):
+    edit(stopped, **{name: value})
+    told = re.escape(f"{name}={value}")
+    with pytest.raises(RunError, match=f"was not begun here, and its settings say .*: {told}; if you trust"):
+        resume(experiment, stopped)
+
+
+@pytest.mark.parametrize("at", range(1, 10))
+def test_a_kill_as_a_run_goes_on_leaves_it_ones_own(experiment, tmp_path, at):
+    with pytest.raises(RunError):
+        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True})
+    child = os.fork()
+    if child == 0:
+        _install(Fault("kill", at), tmp_path / "calls")
+        try:
+            experiment.run(config_updates={"runs_dir": str(tmp_path), "resume": 1})
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert begun_here(tmp_path / "1")
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json", ".signature", "cout.txt"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(experiment, stopped, name):
+    (stopped / name).unlink(missing_ok=True)
+    os.mkfifo(stopped / name)
+    with pytest.raises(RunError, match=rf"{name} is a pipe or a device, which no run writes"):
+        resume(experiment, stopped)
+    assert not begun_here(stopped)
 
 
 def test_a_run_begun_here_needs_no_word_of_trust(experiment, tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.cache import cache_folder
+from das_gym.files import read_bytes
 from das_gym.runs import CONFIG
 
 KEY = "origin.key"
@@ -51,9 +52,19 @@ def is_signed(content: bytes, signature: str) -> bool:
 def begun_here(folder: Path) -> bool:
     """Whether this person began a run, and its settings are as they were."""
     try:
-        return is_signed((folder / CONFIG).read_bytes(), (folder / SIGNATURE).read_text("utf-8", "replace"))
-    except OSError:
+        content, lines = read_bytes(folder / CONFIG), read_bytes(folder / SIGNATURE).decode("utf-8", "replace").split()
+    except (OSError, ValueError):
         return False
+    return any(is_signed(content, line) for line in lines)
+
+
+def signatures(folder: Path, settings: str) -> str:
+    """What `SIGNATURE` holds while `settings` take the place of a run's: their signature and, below, that of those there.
+
+    A run that is stopped between the two files is known by the one or the other.
+    """
+    there = [sign(read_bytes(folder / CONFIG))] if begun_here(folder) else []
+    return "\n".join(dict.fromkeys([sign(settings.encode()), *there]))
 
 
 def _key() -> bytes | None:
