@@ -321,7 +321,7 @@ class SearchingExperiment(RunsExperiment):
         """As `RunsExperiment.run`, after a search if one is needed."""
         given = self.prepared(config_updates, named_configs)
         whole: dict[str, Any] = {"search": {}}
-        for part in (*(self.named_configs[name]() for name in named_configs if name in self.named_configs), given):
+        for part in (*self.named_parts(named_configs), given):
             whole |= {**part, "search": {**whole["search"], **part.get("search", {})}}
         begins = command_name in (None, self.default_command) and whole.get("resume") is None
         chosen = any(whole.get(name) is not None for name in ("mask", "search_run", "front"))

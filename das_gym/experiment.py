@@ -10,8 +10,8 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -49,7 +49,7 @@ from das_gym.runs import (
     runs_dir_words,
     waiting,
 )
-from das_gym.sacred_options import check_config_file, check_options
+from das_gym.sacred_options import check_options, read_config_file
 
 LOSSES = "losses.png"
 INFO = "info.json"
@@ -247,8 +247,12 @@ class RunsExperiment(Experiment):
             self.observers = [folder, *observers] if is_first() else []
             self.logger = _logger()
             options["--capture"] = options.get("--capture") or "sys"
-            with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
-                return super().run(command_name, given, named_configs, info, meta_info, options)
+            meta_info = {"named_configs": list(named_configs), **(meta_info or {})}
+            with (
+                nullcontext() if is_first() else redirect_stdout(io.StringIO()),
+                self._files_as_named(named_configs) as names,
+            ):
+                return super().run(command_name, given, names, info, meta_info, options)
         except SacredError:
             raise
         except MISTAKES as error:
@@ -286,14 +290,34 @@ class RunsExperiment(Experiment):
             files = [name for name in named_configs if Path(name).is_file()]
             check_names((n for n in named_configs if n not in files), self.named_configs, "named config")
             for file in files:
-                check_config_file(file)
+                check_modules(modules_in(read_config_file(file)), file)
         except MISTAKES as error:
             raise RunError(str(error)) from error
         return {name: value for name, value in given.items() if name != "use" or value}
 
     def named_settings(self, named_configs: Sequence[str]) -> dict[str, Any]:
-        """What the named configs set, later ones over earlier ones."""
-        return {k: v for name in named_configs if name in self.named_configs for k, v in self.named_configs[name]().items()}
+        """What the named configs and files of settings set, later ones over earlier ones."""
+        return {k: v for part in self.named_parts(named_configs) for k, v in part.items()}
+
+    def named_parts(self, named_configs: Sequence[str]) -> list[dict[str, Any]]:
+        """What each of the named configs and files of settings sets."""
+        return [
+            read_config_file(name) if Path(name).is_file() else dict(self.named_configs[name]())
+            for name in named_configs
+            if Path(name).is_file() or name in self.named_configs
+        ]
+
+    @contextmanager
+    def _files_as_named(self, named_configs: Sequence[str]) -> Iterator[list[str]]:
+        """The named configs with files of settings among them, which Sacred does not read by itself, under other names."""
+        names = {file: f"file {number}" for number, file in enumerate(named_configs) if Path(file).is_file()}
+        try:
+            for file, name in names.items():
+                self.add_named_config(name, read_config_file(file))
+            yield [names.get(name, name) for name in named_configs]
+        finally:
+            for name in names.values():
+                self.named_configs.pop(name, None)
 
     def add_settings(self, cls: type[Settings], check: Callable[[Settings], object] | None = None) -> None:
         """Take the settings of a dataclass, and refuse wrong ones before a run begins.
@@ -370,8 +394,8 @@ class RunsExperiment(Experiment):
         if known["status"] == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
         settings = {self.renamed.get(k, k): v for k, v in read_config(folder).items()}
-        asked = dict(iterate_flattened({k: v for k, v in given.items() if k not in ("resume", "runs_dir", "use")}))
-        asked = {**dict(iterate_flattened(self.named_settings(named_configs))), **asked}
+        parts = (*self.named_parts(named_configs), given)
+        asked = {k: v for part in parts for k, v in iterate_flattened(part) if k not in ("resume", "runs_dir", "use")}
         for key, value in asked.items():
             stored = get_by_dotted_path(settings, key)
             if stored != value and key.partition(".")[0] in settings:  # an unknown key is refused as in any run

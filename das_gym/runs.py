@@ -94,24 +94,28 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: what `config.json` holds is something else; an object of Python's, for example.
     """
     path = folder / CONFIG
-    settings = _plain(read_json(path), path)
+    settings = plain_settings(read_json(path), path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}, not settings; begin a new run")
     return settings
 
 
-def _plain(value: Any, path: Path) -> Any:
-    """A value as it was before Sacred wrote it: `{"py/tuple": [...]}` is a tuple."""
+def plain_settings(value: Any, path: Path) -> Any:
+    """A value as it was before Sacred wrote it: `{"py/tuple": [...]}` is a tuple.
+
+    Raises:
+        ValueError: it asks for another object of Python's, which Sacred itself would make; names the file.
+    """
     if isinstance(value, list):
-        return [_plain(each, path) for each in value]
+        return [plain_settings(each, path) for each in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {"py/tuple"} and isinstance(value["py/tuple"], list):
-        return tuple(_plain(each, path) for each in value["py/tuple"])
-    odd = next((name for name in value if name.startswith("py/")), None)
+        return tuple(plain_settings(each, path) for each in value["py/tuple"])
+    odd = next((name for name in value if str(name).startswith("py/")), None)
     if odd is not None:
         raise ValueError(f"{path} holds an object of Python's ({odd}), which settings never are; it is not from das_gym")
-    return {name: _plain(each, path) for name, each in value.items()}
+    return {name: plain_settings(each, path) for name, each in value.items()}
 
 
 MISSING = "not installed"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import textwrap
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from das_gym.runs import waiting
+from das_gym.runs import plain_settings, waiting
 
 DATABASES = {"--mongo_db": ("-m", "pymongo", "mongo"), "--sql": ("-s", "sqlalchemy", "sql")}
 """Sacred's options for databases, as they are typed, the library that each needs, and the extra that brings it."""
@@ -69,19 +70,20 @@ def _ask_database(option: str, place: str) -> None:
         client.admin.command("ping")
 
 
-def check_config_file(path: str) -> None:
-    """Refuse a file behind `with` that holds no settings.
+def read_config_file(path: str) -> dict[str, Any]:
+    """The settings in a file behind `with`, as plain values. Sacred's own reader of JSON would make any object it names.
 
     Raises:
-        ValueError: names it.
+        ValueError: it holds no settings, or objects of Python's; names it.
     """
     if Path(path).suffix not in CONFIG_FILES:
         raise ValueError(f"{path} is no file of settings; give one that ends in {' or '.join(CONFIG_FILES)}")
     from sacred.config.config_files import load_config_file
 
     try:
-        content = load_config_file(path)
+        content = json.loads(Path(path).read_bytes()) if Path(path).suffix == ".json" else load_config_file(path)
     except Exception as error:  # json's, yaml's
         raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); mend it") from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise ValueError(f"{path} holds no settings by name; give name: value")
+    return dict(plain_settings(content, Path(path)))

@@ -13,7 +13,7 @@ import pytest
 
 from das_gym import experiment as module
 from das_gym import sacred_options
-from das_gym.experiment import RunsExperiment, run_folder
+from das_gym.experiment import RunError, RunsExperiment, run_folder
 from das_gym.runs import ResumableSettings
 
 
@@ -112,6 +112,37 @@ def test_a_file_that_holds_no_settings_is_named(experiment, tmp_path: Path, caps
     assert says in (told := capsys.readouterr().err)
     assert "Traceback" not in told
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["settings.json", "settings.yaml"])  # every JSON is YAML
+def test_a_file_of_settings_runs_nothing(experiment, tmp_path: Path, capsys, name):
+    harm = {"py/reduce": [{"py/function": "os.system"}, {"py/tuple": [f"touch {tmp_path}/MARK"]}]}
+    (tmp_path / name).write_text(json.dumps({"number": [harm]}))
+    with pytest.raises(SystemExit):
+        experiment.run_commandline(["trial", "with", str(tmp_path / name), f"runs_dir={tmp_path / 'runs'}"])
+    assert f"{name} holds an object of Python's (py/reduce), which settings never are" in capsys.readouterr().err
+    assert not (tmp_path / "MARK").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use": ["harm_me"]}, {"search": {"env_id": "harm_me:X-v0"}}, {"agents": ["harm_me:"]}]
+)
+def test_a_file_of_settings_chooses_no_module(experiment, tmp_path: Path, settings):
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(RunError, match=r"settings.json asks for the module 'harm_me'.*add use=harm_me"):
+        experiment.run(config_updates={"runs_dir": str(tmp_path)}, named_configs=[str(tmp_path / "settings.json")])
+
+
+def test_files_of_settings_and_words_are_taken_in_their_order(experiment, tmp_path: Path):
+    paths = [str(tmp_path / f"{n}.json") for n in (1, 2)]
+    for n, path in enumerate(paths, 1):
+        Path(path).write_text(json.dumps({"number": float(n)}))
+    for given, names, number in (({}, paths, 2.0), ({}, paths[::-1], 1.0), ({"number": 3.0}, paths, 3.0)):
+        run = experiment.run(config_updates={"runs_dir": str(tmp_path / "r"), **given}, named_configs=names)
+        assert run.result == number
+        assert run.meta_info["named_configs"] == names
+    assert not experiment.named_configs
 
 
 def test_settings_of_another_type_and_saved_ones_pass_without_a_warning(tmp_path: Path, capsys, monkeypatch):
