@@ -2,6 +2,7 @@
 
 python -m agents report 3                       runs/3/report.html
 python -m agents report 3 4 5 with out=all.html     side by side
+python -m agents report theirs with use=my_module   a folder from elsewhere, whose record does not choose what is imported
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from das_gym.agents.searching.picture import architecture_of, progress_of
 from das_gym.agents.searching.record import RECORD, SearchResult
 
 from das_gym.commandline import typed, use
+from das_gym.data.origin import check_record, module_of
 from das_gym.drawing.command import report, same_again
 from das_gym.drawing.report import Comparison, CostChart, Heat, RunReport
 from das_gym.problem.budget import BUDGET_SETTINGS
@@ -38,7 +40,8 @@ def search_report(folder: Path) -> RunReport:
 
     Raises:
         FileNotFoundError: no search ended there.
-        ValueError: its record cannot be read, or its table is not the one that it was searched on.
+        ValueError: its record cannot be read, or its table is not the one that it was searched on; or it comes from
+            elsewhere and names modules that were not imported before.
     """
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(
@@ -46,8 +49,11 @@ def search_report(folder: Path) -> RunReport:
             f"`{typed('agents', f'resume={folder.name}')}` goes on with a search that was stopped"
         )
     result = SearchResult.load(folder)
+    tells = is_tabular(result.env_id)
+    modules = [*result.use, *module_of(result.env_id)]
+    check_record(folder, folder / RECORD, modules, result.env_kwargs if tells else {})
     use(result.use)
-    tabular = make_scored(result.env_id, {}, result.env_kwargs) if is_tabular(result.env_id) else None
+    tabular = make_scored(result.env_id, {}, result.env_kwargs) if tells else None
     probabilities = [turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]
     return RunReport(
         name=f"run {folder.name}",

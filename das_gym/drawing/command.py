@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.commandline import HELP, parse_or_help, setting_words, typed
+from das_gym.commandline import HELP, parse_or_help, setting_words, typed, use
 from das_gym.drawing.report import RunReport, write_report
-from das_gym.files import read_json
-from das_gym.runs import RUNS_DIR, find_run
+from das_gym.runs import CONFIG, RUNS_DIR, find_run, read_config
 
 REPORT = "report.html"
 NOT_REPEATED = ("runs_dir", "resume", "use", "checkpoint_every", "save_every")
@@ -25,11 +24,13 @@ class ReportSettings:
         runs: Ids of runs, or their folders.
         out: The file to write; None is report.html in the folder of the run, or of several report_1_2.html beside them.
         runs_dir: Folder of all runs.
+        use: Modules of one's own to import first, for what they register.
     """
 
     runs: tuple[str, ...] = ()
     out: str | None = None
     runs_dir: str = RUNS_DIR
+    use: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -90,6 +91,7 @@ def report(words: Sequence[str], command: str, report_of: Callable[[Path], RunRe
     settings = parse_or_help(ReportSettings, with_settings(words, "runs"), command)
     if settings is None:
         return 0
+    use(settings.use)
     folders = settings.folders()
     path = write_report(settings.place(folders), [report_of(folder) for folder in folders])
     print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
@@ -105,7 +107,6 @@ def same_again(folder: Path, command: str, defaults: Mapping[str, Any], **other:
         defaults: Its settings where nobody says otherwise.
         **other: Settings that are to be given otherwise than the run was; None = left out.
     """
-    config = folder / "config.json"
-    known = {**(read_json(config) if config.is_file() else {}), **other}
+    known = {**(read_config(folder) if (folder / CONFIG).is_file() else {}), **other}
     chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
     return typed(command, *setting_words(chosen, defaults))
