@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import parse_or_help, use
 from das_gym.config import check_names
 from das_gym.files import read_json
 from das_gym.registration import ENVIRONMENTS
@@ -50,6 +50,7 @@ class RunsSettings:
         status: Only runs of this state: `done`, `failed`, `stopped`, `running`, `damaged`.
         order: `best`, highest result first, command by command; or `newest`.
         most: How many are shown.
+        use: Modules of one's own to import first, for what they register.
     """
 
     runs_dir: str = RUNS_DIR
@@ -59,6 +60,7 @@ class RunsSettings:
     status: str | None = None
     order: str = "best"
     most: int = 30
+    use: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_names([self.order], ORDERS, "order")
@@ -131,12 +133,22 @@ def _told(path: Path) -> PastRun:
         id=int(folder.name),
         command=str(run["experiment"]["name"]),
         agent=str(config.get("agent") or "-"),
-        env=_short(config),
+        env=_short(_problem(folder, config)),
         result=float(result) if isinstance(result, int | float) and math.isfinite(result) else None,
         macs_saved=None if saved is None else float(saved),
         status=STATES.get(run.get("status"), str(run.get("status")).lower()),
         started=str(run.get("start_time") or "")[:16].replace("T", " "),
     )
+
+
+def _problem(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What names model and task: a run's record, or its settings unless they leave both to a search or a front."""
+    records = (read_json(folder / name) for name in MODELS_RECORDS if (folder / name).is_file())
+    told = next((record["problem"] for record in records if "problem" in record), None)
+    if told is not None:
+        return dict(told)
+    left = any(config.get(name) is not None for name in ("search_run", "front"))
+    return {} if left else config
 
 
 def _short(config: Mapping[str, Any]) -> str:
@@ -184,6 +196,7 @@ def main(words: Sequence[str] = ()) -> int:
     settings = parse_or_help(RunsSettings, words, "agents runs")
     if settings is None:
         return 0
+    use(settings.use)
     runs = past_runs(settings)
     if not runs:
         print(f"no such run in {settings.runs_dir}")

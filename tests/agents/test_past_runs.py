@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,31 @@ def test_what_is_told(runs: Path):
     assert (told[1].macs_saved, told[2].macs_saved, told[4].macs_saved) == (None, 0.125, 0.2)
     assert (told[3].status, told[3].result, told[3].started) == ("stopped", None, "2026-11-23 10:00")
     assert told[4].agent == "-"
+
+
+def test_an_adaptation_is_of_its_searchs_model_and_task(tmp_path: Path):
+    for run, search in ((1, {"search_run": 7}), (2, {"front": 7}), (3, {"search_run": 7})):
+        write_json(tmp_path / str(run) / "run.json", {"experiment": {"name": "adapt"}, "status": "INTERRUPTED"})
+        write_json(tmp_path / str(run) / "config.json", {"model": "METER", "task": "vqa", **search})
+    problem = {"model": "ViLT", "task": "nlvr2"}
+    for folder in (tmp_path / "1", tmp_path / "2"):
+        write_json(folder / "adapt.json", {"problem": problem, "models": [{"macs_saved": 0.1}]})
+    asked = RunsSettings(runs_dir=str(tmp_path), order="newest")
+    assert [run.env for run in past_runs(asked)] == ["-", "vilt_nlvr2", "vilt_nlvr2"]
+    assert [run.id for run in past_runs(replace(asked, env="nlvr2"))] == [2, 1]
+    assert past_runs(replace(asked, env="meter_vqa")) == []
+
+
+def test_a_pipe_among_the_runs_is_not_waited_for(runs: Path):
+    (runs / "1" / "run.json").unlink()
+    os.mkfifo(runs / "1" / "run.json")
+    told = {run.id: run.status for run in past_runs(RunsSettings(runs_dir=str(runs)))}
+    assert (told[1], told[2]) == ("damaged", "done")
+
+
+def test_modules_of_ones_own_are_imported_first(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "use=no_such_module"]) == 1
+    assert "use=no_such_module cannot be imported" in capsys.readouterr().err
 
 
 def test_it_is_printed_in_80_columns(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
