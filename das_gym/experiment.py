@@ -116,8 +116,13 @@ class RunFolder(FileStorageObserver):
             raise _not_written(self.basedir, error) from None
 
     def completed_event(self, stop_time: Any, result: Any) -> None:
-        """As Sacred's own, with a picture of the losses that were logged."""
-        super().completed_event(stop_time, result)
+        """As Sacred's own, after a picture of the losses that were logged: a run that is complete is never gone on with."""
+        try:
+            self._draw_losses()
+        finally:
+            super().completed_event(stop_time, result)
+
+    def _draw_losses(self) -> None:
         metrics = Path(self.dir) / "metrics.json"
         logged = read_json(metrics) if metrics.is_file() else {}
         curves = {name: (m["steps"], m["values"]) for name, m in logged.items() if name.split(".")[-1] == "loss"}
@@ -410,7 +415,7 @@ class RunsExperiment(Experiment):
                 f"run {folder.name} was not begun here, and its settings say what is imported, run or written to: "
                 f"{', '.join(untyped)}; if you trust it, give them again behind `with`"
             )
-        kept = {name: given[name] for name in ("resume", "use") if name in given}
+        kept: dict[str, Any] = {name: given[name] for name in ("resume", "use") if name in given}
         return {**given, **settings, **kept, "runs_dir": str(folder.parent)}
 
     def _known(self, folder: Path) -> dict[str, Any]:
