@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # and on Python 3.12 on calls pkgutil.find_loader
     from sacred import Experiment
-    from sacred.dependencies import PackageDependency, gather_sources_and_dependencies
+    from sacred.dependencies import PackageDependency, gather_sources_and_dependencies, get_digest
     from sacred.observers import FileStorageObserver, RunObserver
     from sacred.run import Run
     from sacred.serializer import flatten
@@ -32,7 +32,7 @@ from das_gym.commandline import meant, typed, use
 from das_gym.config import build, check_names, settings_text
 from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, modules_in, signatures
 from das_gym.drawing.charts import draw_curves
-from das_gym.files import read_json, write_text
+from das_gym.files import read_json, write_bytes, write_text
 from das_gym.interrupts import INTERRUPTED
 from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
@@ -130,6 +130,14 @@ class RunFolder(FileStorageObserver):
             draw_curves(
                 Path(self.dir) / LOSSES, curves, f"{self.run_entry['experiment']['name']}, run {Path(self.dir).name}"
             )
+
+    def find_or_save(self, filename: str, store_dir: Path) -> Path:
+        """As Sacred's own, whole or not at all; a copy that is not what the checksum in its name says is written again."""
+        source, digest = Path(filename), get_digest(filename)
+        stored = Path(store_dir) / f"{source.stem}_{digest}{source.suffix}"
+        if not stored.is_file() or get_digest(str(stored)) != digest:
+            write_bytes(stored, source.read_bytes())
+        return stored
 
     def failed_event(self, fail_time: Any, fail_trace: Any) -> None:
         """As Sacred's own, if there is a folder to tell it in."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import signal
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ from das_gym import experiment as module
 from das_gym import sacred_options
 from das_gym.experiment import RunError, RunsExperiment, run_folder
 from das_gym.runs import ResumableSettings
+from tests.faults.harness import Fault, in_fork
 
 
 @pytest.fixture
@@ -143,6 +147,35 @@ def test_files_of_settings_and_words_are_taken_in_their_order(experiment, tmp_pa
         assert run.result == number
         assert run.meta_info["named_configs"] == names
     assert not experiment.named_configs
+
+
+def test_a_kill_while_losses_are_drawn_leaves_nothing_behind(experiment, tmp_path: Path):
+    def begin_or_go_on(runs: Path) -> None:
+        experiment.run(
+            config_updates={"runs_dir": str(runs), **({"resume": 1} if (runs / "1/config.json").is_file() else {})}
+        )
+
+    job: Any = SimpleNamespace(begin_or_go_on=begin_or_go_on)
+    code, calls, _ = in_fork(job, tmp_path / "whole", Fault())
+    assert code == 0
+    for at in range(calls - 5, calls + 1):  # the last two files
+        runs = tmp_path / str(at)
+        assert in_fork(job, runs, Fault("kill", at))[0] == -signal.SIGKILL
+        if json.loads((runs / "1/run.json").read_text())["status"] != "COMPLETED":
+            assert in_fork(job, runs, Fault())[0] == 0
+        assert (runs / "1/losses.png").is_file()
+        assert [path.name for path in runs.rglob("*.part")] == []
+
+
+def test_a_cut_copy_of_a_source_is_written_again(experiment, tmp_path: Path):
+    experiment.run(config_updates={"runs_dir": str(tmp_path)})
+    (copy,) = (tmp_path / "_sources").glob("test_observers_*.py")
+    assert copy.read_bytes() == Path(__file__).read_bytes()
+    copy.write_bytes(b"cut")
+    experiment.run(config_updates={"runs_dir": str(tmp_path)})
+    assert copy.read_bytes() == Path(__file__).read_bytes()
+    sources = json.loads((tmp_path / "2/run.json").read_text())["experiment"]["sources"]
+    assert ["test_observers.py", f"_sources/{copy.name}"] in [[Path(name).name, place] for name, place in sources]
 
 
 def test_settings_of_another_type_and_saved_ones_pass_without_a_warning(tmp_path: Path, capsys, monkeypatch):
