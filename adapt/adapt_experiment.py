@@ -27,7 +27,7 @@ from das_gym.adapt.refining import Round, candidates, refine, taken
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import prefixed
-from das_gym.agents.searching.record import SearchResult, best_rows
+from das_gym.agents.searching.record import HISTORY, SearchResult, best_rows
 
 from das_gym.commandline import typed, use, used
 from das_gym.config import build, part_of
@@ -42,7 +42,7 @@ from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_setti
 from das_gym.problem.loading import check_problem, load_problem, load_splits
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
-from das_gym.runs import find_run
+from das_gym.runs import check_own, find_run
 from das_gym.tasks.base import Task
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
@@ -178,6 +178,7 @@ def searched(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
             f"{path} is not there: run {run} is no search, or one that did not end "
             f"(`{typed('agents', f'resume={run}')}` goes on with a search)"
         )
+    check_own(path, folder / HISTORY)
     record = vars(SearchResult.load(path))
     mask, remark = best_mask(record)
     seen = [np.array(row["mask"], dtype=bool) for row in best_rows(record["history"], record["env_kwargs"])]
@@ -205,6 +206,7 @@ def fronted(runs_dir: str, run: int, point: int, given: Mapping[str, Any]) -> Ch
             f"{path} is not there: run {run} is none of `{typed('agents pareto')}`, or one that did not end "
             f"(`{typed('agents pareto', f'resume={run}')}` goes on with one)"
         )
+    check_own(path)
     record = _front(path)
     points = record["points"]
     if point >= len(points):

@@ -87,6 +87,17 @@ def check_links(folder: Path) -> None:
             raise ValueError(f"{path} is a pipe or a device, which no run writes: take it away")
 
 
+def check_own(*files: Path) -> None:
+    """Refuse files of a run folder that are links: what tells of a run lies in its folder.
+
+    Raises:
+        ValueError: names the link.
+    """
+    for file in files:
+        if file.is_symlink():
+            raise ValueError(f"{file} is a link, and a run's record lies in its folder: put a copy in its place")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The settings of a run, as plain values: nothing in the file is rebuilt but tuples.
 
