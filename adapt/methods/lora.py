@@ -45,6 +45,21 @@ class LoRA(Method):
         merge_lora(vlp)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module gives `x W' + b` and nothing else, as LoRA takes it: some routers are subclasses of `nn.Linear`."""
+    if not isinstance(module, nn.Linear) or type(module) is nn.Linear:
+        return isinstance(module, nn.Linear)
+    given = torch.ones(1, module.in_features).to(module.weight)
+    with torch.no_grad():
+        try:
+            found = module(given)
+        except (RuntimeError, TypeError, ValueError):
+            return False
+        return isinstance(found, torch.Tensor) and torch.allclose(
+            found, nn.functional.linear(given, module.weight, module.bias)
+        )
+
+
 def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list[nn.Parameter]:
     """Put LoRA around modules, given by name, with numbers of 32 bits at least; what trains is returned."""
     from peft import LoraConfig, inject_adapter_in_model

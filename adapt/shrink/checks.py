@@ -15,7 +15,7 @@ from das_gym.adapt.adapt_experiment import Choice, check_test_images
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut
 from das_gym.adapt.shrink.das_adapters import check_places
-from das_gym.adapt.shrink.recovery import rows_used
+from das_gym.adapt.shrink.recovery import lora_places, rows_used
 from das_gym.adapt.shrink.saving import check_out, loaded_dtype, weight_files
 from das_gym.adapt.shrink.settings import ShrinkSettings, is_saved
 from das_gym.adapt.shrink.verifying import check_generates, questions
@@ -116,7 +116,7 @@ def check_dtype(dtype: torch.dtype, device: torch.device, source: Path) -> None:
 
 
 def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | None) -> None:
-    """What needs the model: shared weights, a budget or a mask that it does not allow.
+    """What needs the model: shared weights, nothing that recovery could train, a budget or a mask that it does not allow.
 
     Raises:
         ValueError: the reason.
@@ -126,6 +126,8 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
     check_memory(vlm)
     if settings.recover == "adapters":
         check_places(vlm)
+    if settings.recover == "lora":
+        lora_places(vlm)
     if mask is None:
         bound(settings, problem, settings.budget)
         return

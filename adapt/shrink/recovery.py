@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from das_gym.adapt.methods.lora import inject_lora, merge_lora
+from das_gym.adapt.methods.lora import inject_lora, is_linear, merge_lora
 from das_gym.adapt.shrink.cutting import decoder_path
 from das_gym.adapt.shrink.das_adapters import layers_left, stand_in
 from das_gym.adapt.shrink.generation import batches_of
@@ -256,21 +256,30 @@ def own_parameters(module: nn.Module) -> list[nn.Parameter]:
     return own
 
 
+def lora_places(vlm: VLM) -> list[str]:
+    """Names of the linear layers of decoder and projector, which LoRA goes around.
+
+    Raises:
+        ValueError: there is none.
+    """
+    places = (decoder_path(vlm), *projector_of(vlm.model))
+    names = [
+        name
+        for name, module in vlm.model.named_modules()
+        if any(name == p or name.startswith(f"{p}.") for p in places) and is_linear(module)
+    ]
+    if not names:
+        raise ValueError(f"{type(vlm.model).__name__} has no linear layers in its decoder: use recover=full or recover=none")
+    return names
+
+
 def add_lora(vlm: VLM, rank: int, alpha: int) -> list[nn.Parameter]:
     """LoRA on every linear layer of decoder and projector; what trains is returned.
 
     Raises:
         ValueError: there is no linear layer.
     """
-    places = (decoder_path(vlm), *projector_of(vlm.model))
-    names = [
-        name
-        for name, module in vlm.model.named_modules()
-        if isinstance(module, nn.Linear) and any(name == p or name.startswith(f"{p}.") for p in places)
-    ]
-    if not names:
-        raise ValueError(f"{type(vlm.model).__name__} has no linear layers in its decoder: use recover=full or recover=none")
-    return inject_lora(vlm.model, names, rank, alpha)
+    return inject_lora(vlm.model, lora_places(vlm), rank, alpha)
 
 
 @dataclass

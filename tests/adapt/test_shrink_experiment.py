@@ -301,6 +301,15 @@ def test_a_text_that_is_too_long_is_named_before_anything_is_searched(
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_a_model_that_lora_has_no_place_in_is_told_before_anything_is_searched(shrink: Callable[..., Any], tmp_path: Path):
+    """GPT-2's layers are convolutions of one position."""
+    making.text_folder(tmp_path / "data", train=12, val=6, test=6)
+    tiny.save("gpt2", tmp_path / "gpt2")
+    with pytest.raises(RunError, match=r"^GPT2LMHeadModel has no linear layers .*: use recover=full or recover=none$"):
+        shrink(never, data_root=str(tmp_path / "data"), checkpoint=str(tmp_path / "gpt2"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "gpt2"]
+
+
 def test_a_quantised_folder_and_shared_layers_are_refused(shrink: Callable[..., Any], given: dict[str, str], tmp_path: Path):
     folder = tmp_path / "packed"
     shutil.copytree(given["checkpoint"], folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as t
 from das_gym.adapt.shrink.cutting import cut
 from das_gym.adapt.shrink.das_adapters import layers_left
 from das_gym.adapt.shrink.recovery import (
@@ -19,6 +20,7 @@ from das_gym.adapt.shrink.recovery import (
     answer_vectors,
     decoder_path,
     hidden_distance,
+    lora_places,
     merge_lora,
     places_read,
     recovery_loss,
@@ -143,6 +145,39 @@ def test_merging_changes_no_output(problem_of: Callable[[str], Problem]):
     merge_lora(student.model)
     torch.testing.assert_close(features_of(student, problem), before, atol=1e-4, rtol=1e-4)
     assert float((before - features_of(cut(problem.vlp, MASK), problem)).abs().max()) > 1e-2
+
+
+ROUTED = {
+    "phimoe": lambda: tiny.llava_of(t.PhimoeConfig(**tiny.text(num_local_experts=4, num_experts_per_tok=2))),
+    "llama4": lambda: tiny.llava_of(
+        t.Llama4TextConfig(**tiny.text(num_local_experts=2, intermediate_size_mlp=48, interleave_moe_layer_step=2))
+    ),
+    "falcon": lambda: (
+        t.FalconForCausalLM(
+            t.FalconConfig(vocab_size=512, hidden_size=tiny.WIDTH, num_hidden_layers=2, num_attention_heads=4)
+        ),
+        tiny.tokenizer(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_lora_leaves_routers_alone(name: str):
+    """PhiMoE's and Llama 4's are subclasses of `nn.Linear` that give tuples; Falcon's linear layers are subclasses, too."""
+    vlm = VLM(tiny.made(ROUTED[name])[0])
+    names = lora_places(vlm)
+    assert any(each.endswith(("q_proj", "query_key_value")) for each in names)
+    assert not any(each.endswith("router") for each in names)
+    tokens = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        before = vlm.model(input_ids=tokens).logits
+        for parameter in add_lora(vlm, rank=4, alpha=8):
+            torch.nn.init.normal_(parameter, std=0.1)
+        changed = vlm.model(input_ids=tokens).logits
+        merge_lora(vlm.model)
+        merged = vlm.model(input_ids=tokens).logits
+    assert not torch.allclose(changed, before)
+    torch.testing.assert_close(merged, changed, atol=1e-4, rtol=1e-4)
 
 
 def test_a_stopped_training_goes_on_as_if_undisturbed(

@@ -170,7 +170,7 @@ def test_questions_that_begin_alike(driven: Callable[..., Driven], name: str):
 @pytest.mark.slow
 def test_what_a_model_does_not_do_with_its_logits_is_not_done(tmp_path: Path):
     """Gemma 2 caps its logits, and LLaVA around it does not; the same setting stands in both configurations."""
-    model, processor = tiny._llava(t.Gemma2Config(**tiny.text()))
+    model, processor = tiny.llava_of(t.Gemma2Config(**tiny.text()))
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     driven = Driven(tmp_path)

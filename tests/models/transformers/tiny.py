@@ -124,7 +124,8 @@ def _clip_images(**more: Any) -> Any:
     return t.CLIPImageProcessor(size=size, crop_size={"height": SIDE, "width": SIDE}, **more)
 
 
-def _llava(decoder: Any = None) -> tuple[Any, Any]:
+def llava_of(decoder: Any = None) -> tuple[Any, Any]:
+    """LLaVA on a decoder of a configuration; None is Llama's."""
     config = t.LlavaConfig(
         vision_config=t.CLIPVisionConfig(**tower()),
         text_config=decoder or t.LlamaConfig(**text()),
@@ -469,7 +470,7 @@ def gemma4() -> tuple[Any, Any]:
 
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llama": _llama,
-    "llava": _llava,
+    "llava": llava_of,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "smolvlm": _smolvlm,

@@ -55,6 +55,15 @@ def llava_folder(root: Path, images: str = "images", **counts: int) -> Path:
     return root
 
 
+def text_folder(root: Path, **counts: int) -> Path:
+    """As `llava_folder`, about no image."""
+    for name, count in counts.items():
+        talks = [entry(n)["conversations"] for n in range(count)]
+        said = [[{**turn, "value": turn["value"].replace("<image>\n", "")} for turn in talk] for talk in talks]
+        write(root / f"{name}.json", [{"id": f"{name} {n}", "conversations": talk} for n, talk in enumerate(said)])
+    return root
+
+
 def parts_of(splits: Splits[AnswerExample]) -> dict[str, list[AnswerExample]]:
     return {name: list(getattr(splits, name)) for name in ("train", "reward", "test")}
 
