@@ -421,7 +421,24 @@ class VLM(VLP):
         with features.instead(self.model, given) if given else nullcontext():
             if given:
                 batch["pixel_values"] = torch.zeros(len(given), device=self.device)
-            return (self.model if whole else self.model.base_model)(**batch, use_cache=False)
+            return self.model(**batch, use_cache=False) if whole else self._headless(batch)
+
+    def _headless(self, batch: Mapping[str, Tensor]) -> Any:
+        """Its own forward up to `last_hidden_state`; where it has no part without the head, what the head is given."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        head = self.model.get_output_embeddings()
+        if self.model.base_model is not self.model or head is None:
+            return self.model.base_model(**batch, use_cache=False)
+        given: list[Tensor] = []
+
+        def keep(hidden: Tensor) -> Tensor:
+            given.append(hidden)
+            return hidden
+
+        with stack.replaced({head: keep}):
+            self.model(**batch, use_cache=False)
+        return BaseModelOutput(last_hidden_state=given[0])  # type: ignore[arg-type]
 
     def count_without_content(self) -> None:
         """Experts as products whose shapes do not depend on what tokens hold: as many, each token by its own experts."""

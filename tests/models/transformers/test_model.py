@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
 from das_gym.models.transformers.checks import NoiseImage, in_double
+from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.loading import load_vlm
+from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.pruning import prune
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
@@ -176,6 +178,18 @@ def test_what_a_model_does_not_do_with_its_logits_is_not_done(tmp_path: Path):
     driven = Driven(tmp_path)
     assert driven.vlm.text_config.final_logit_softcapping
     assert (driven.head.softcap, driven.head.scale) == (None, 1.0)
+
+
+@torch.no_grad()
+def test_a_model_that_is_its_own_base_gives_what_its_head_reads():
+    """Llama 4's text model holds its decoder beside the head, under a name that `base_model` does not know."""
+    config = t.Llama4TextConfig(**tiny.text(num_local_experts=2, intermediate_size_mlp=48, interleave_moe_layer_step=2))
+    vlm = VLM(tiny.made(lambda: (t.Llama4ForCausalLM(config), None))[0])
+    assert vlm.model.base_model is vlm.model
+    encoding = Encoding(torch.arange(4, 12), 6, {}, {}, {})
+    hidden, logits = vlm.run([encoding]).last_hidden_state, vlm.run([encoding], whole=True).logits
+    assert hidden.shape == (1, 8, tiny.WIDTH)
+    torch.testing.assert_close(vlm.own_head()(hidden), logits)
 
 
 def test_layers_without_a_place_for_adapters_are_searched_only(driven: Callable[..., Driven]):
