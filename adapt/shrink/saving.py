@@ -20,7 +20,10 @@ from das_gym.files import parse_json, read_json, whole_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".msgpack", ".h5", ".npz")
+WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
+    *(".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),
+)
 """Ends of the names of files that hold weights."""
 
 NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
@@ -187,9 +190,10 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
     if coded:
         write_code(folder, model)
     for origin in dict.fromkeys((source, processor)):  # byte for byte: nothing of tokens or pictures may change
-        for path in sorted(origin.iterdir()):
-            if path.is_file() and _is_copied(path) and (origin == processor or not (folder / path.name).exists()):
-                shutil.copyfile(path, folder / path.name)
+        for name in _beside_weights(origin):
+            if origin == processor or not (folder / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(origin / name, folder / name)
     write_sums(folder)
 
 
@@ -205,6 +209,31 @@ def _name_dtype(folder: Path, source: Path) -> None:
     write_json(folder / "config.json", config, indent=2)
 
 
-def _is_copied(path: Path) -> bool:
-    name = path.name.lower()
-    return not (name.startswith(".") or name in NOT_COPIED or name.endswith((*WEIGHTS, ".index.json")))
+def _beside_weights(folder: Path) -> Iterator[Path]:
+    """Files that belong to a model besides its weights, by their place in its folder.
+
+    Nothing hidden, no cache, no folder behind a link, and no sub-folder that holds weights, which is a model of its own.
+    """
+    for path in _seen(folder):
+        if path.is_file() and path.name.lower() not in NOT_COPIED and not _is_weights(path):
+            yield Path(path.name)
+        elif path.is_dir() and not path.is_symlink():
+            yield from (inner.relative_to(folder) for inner in _below(path))
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files of a sub-folder and of those in it, but for those that `_beside_weights` leaves out."""
+    there = _seen(folder)
+    files = [path for path in there if path.is_file()]
+    if any(_is_weights(path) for path in files):
+        return []
+    inner = [path for path in there if path.is_dir() and not path.is_symlink()]
+    return files + [path for each in inner for path in _below(each)]
+
+
+def _seen(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__pycache__")))
+
+
+def _is_weights(path: Path) -> bool:
+    return path.name.lower().endswith((*WEIGHTS, ".index.json"))

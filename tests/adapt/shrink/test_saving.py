@@ -80,6 +80,26 @@ def test_a_smaller_folder_is_like_its_source(
     AutoProcessor.from_pretrained(out)
 
 
+def test_what_lies_in_sub_folders_comes_along(source: Path, model: torch.nn.Module, tmp_path: Path):
+    """But for caches, other models, and what lies behind a link to a folder."""
+    origin, out = tmp_path / "origin", tmp_path / "out"
+    shutil.copytree(source, origin)
+    inner = ("additional_chat_templates/rag.jinja", "code/parts/config.json", "code/__pycache__/a.pyc")
+    inner += (".cache/huggingface/lock", "original/consolidated.00.pth", "original/params.json", "code/deep/model.bin")
+    for name in inner:
+        (origin / name).parent.mkdir(parents=True, exist_ok=True)
+        (origin / name).write_bytes(b"{{ messages }}\r\n")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("x")
+    (origin / "linked").symlink_to(tmp_path / "private", target_is_directory=True)
+    (origin / "code" / "blob.txt").symlink_to(tmp_path / "private" / "key")  # as the hub's cache has every file
+    out.mkdir()
+    save(model, out, origin, origin, torch.bfloat16)
+    kept = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.parent != out}
+    assert kept == {*inner[:2], "code/blob.txt"}
+    assert (out / inner[0]).read_bytes() == b"{{ messages }}\r\n"
+
+
 def test_rounding_gives_parameters_of_its_own_where_it_changes_something():
     layer = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(layer.bias, 0.5)
