@@ -316,4 +316,4 @@ def main(words: Sequence[str] = ()) -> None:
         print(title)
         for name, told in lines:
             print(textwrap.fill(f"{name}: {told}", 80, initial_indent="  ", subsequent_indent="      "))
-    print_published()
+    print_published({cell: settings.image_size for cell, settings in PAPER.items()})

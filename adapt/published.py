@@ -5,12 +5,12 @@ METER and ViLT as METER-base and ViLT-B/32 are counted without content, so that 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.paper import PAPER
 
 from das_gym.commandline import typed
 from das_gym.models.adapters import ScaledAdapter
@@ -150,14 +150,12 @@ FILES = ("checkpoint=FILE", "tokenizer=FOLDER", "data_root=FOLDER")
 """What every command names."""
 
 
-def command(row: Published, task: str) -> str:
+def command(row: Published, task: str, image_size: int | None) -> str:
     """What to type for a cell; `-` where there is no such method here."""
     if row.method is None:
         return "-"
-    name = f"{row.model.lower()}_{task}"
-    size = PAPER[row.model, named_environments()[name].task].image_size
-    sized = () if size is None else (f"image_size={size}",)
-    words = (name, *FILES, *sized, f"'methods=[\"{row.method}\"]'", *MATCHED.get(task, ()))
+    sized = () if image_size is None else (f"image_size={image_size}",)
+    words = (f"{row.model.lower()}_{task}", *FILES, *sized, f"'methods=[\"{row.method}\"]'", *MATCHED.get(task, ()))
     return typed("adapt compare", *words, "steps=STEPS", "seeds=1")
 
 
@@ -166,8 +164,12 @@ def das_command(model: str, task: str, *changes: str) -> str:
     return typed("adapt das", f"{model.lower()}_{task}", "paper", *FILES, *changes)
 
 
-def print_published() -> None:
-    """Print the tables, what is counted here beside what is published, what is needed, and every cell's command."""
+def print_published(image_sizes: Mapping[tuple[str, str], int | None]) -> None:
+    """Print the tables, what is counted here beside what is published, what is needed, and every cell's command.
+
+    Args:
+        image_sizes: Pixels that the paper has, by model and task.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -193,19 +195,22 @@ def print_published() -> None:
     console.print("Each cell, once these are there (STEPS = epochs x examples / batch; the paper trains 10 epochs):")
     for model, columns in TASKS.items():
         for task, _ in columns:
-            _print_commands(console, model, task)
+            _print_commands(console, model, task, image_sizes)
     console.print("Problems of the code that no table here has scores of:")
     for model, problems in UNPUBLISHED.items():
         for task, title, changes in problems:
             console.print(f" {model}, {title}:")
-            _print_commands(console, model, task, *changes)
+            _print_commands(console, model, task, image_sizes, *changes)
     console.print("Not here:")
     for what in LACKING:
         console.print(f"  {what}")
 
 
-def _print_commands(console: Console, model: str, task: str, *changes: str) -> None:
+def _print_commands(
+    console: Console, model: str, task: str, image_sizes: Mapping[tuple[str, str], int | None], *changes: str
+) -> None:
     """DAS's command, with changes to its settings, and that of every row."""
+    image_size = image_sizes[model, named_environments()[f"{model.lower()}_{task}"].task]
     console.print(f"  DAS: {das_command(model, task, *changes)}", soft_wrap=True)
     for row in (each for each in PUBLISHED if each.model == model and each.method is not None):
-        console.print(f"  {row.title}: {command(row, task)}", soft_wrap=True)
+        console.print(f"  {row.title}: {command(row, task, image_size)}", soft_wrap=True)

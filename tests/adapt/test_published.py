@@ -48,7 +48,7 @@ def test_every_cell_has_a_command_that_exists():
             assert changes.keys() <= {f.name for f in dataclasses.fields(DASSettings)}
     assert {"compare", "das"} <= PROGRAM.commands.keys()
     row = Published("METER", "x", "lora", None, None, ())
-    assert " image_size=384 " in command(row, "vqa")
-    assert " image_size=288 " in command(row, "nlvr2")
-    assert command(row, "vqa").endswith("'methods=[\"lora\"]' steps=STEPS seeds=1")
-    assert command(row, "coco").endswith("'methods=[\"lora\"]' itm_weight=0.5 steps=STEPS seeds=1")
+    assert " image_size=384 " in command(row, "vqa", 384)
+    assert "image_size" not in command(row, "vqa", None)
+    assert command(row, "vqa", 384).endswith("'methods=[\"lora\"]' steps=STEPS seeds=1")
+    assert command(row, "coco", None).endswith("'methods=[\"lora\"]' itm_weight=0.5 steps=STEPS seeds=1")

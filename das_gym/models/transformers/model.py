@@ -438,7 +438,7 @@ class VLM(VLP):
 
         with stack.replaced({head: keep}):
             self.model(**batch, use_cache=False)
-        return BaseModelOutput(last_hidden_state=given[0])  # type: ignore[arg-type]
+        return BaseModelOutput(last_hidden_state=given[0])
 
     def count_without_content(self) -> None:
         """Experts as products whose shapes do not depend on what tokens hold: as many, each token by its own experts."""
