@@ -49,7 +49,7 @@ from das_gym.runs import (
     runs_dir_words,
     waiting,
 )
-from das_gym.sacred_options import check_options, read_config_file
+from das_gym.sacred_options import check_options, check_words, read_config_file
 
 LOSSES = "losses.png"
 INFO = "info.json"
@@ -375,6 +375,11 @@ class RunsExperiment(Experiment):
         wrong = meant(words[1:], self.path, (*self.siblings, *self.commands), self.named_configs)
         if wrong is not None:
             print(f"error: {wrong}", file=sys.stderr)
+            sys.exit(2)
+        try:
+            check_words(words)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         try:
             return super().run_commandline(words)

@@ -111,22 +111,26 @@ def read_config(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def plain_settings(value: Any, path: Path) -> Any:
+def plain_settings(value: Any, source: object) -> Any:
     """A value as it was before Sacred wrote it: `{"py/tuple": [...]}` is a tuple.
 
+    Args:
+        value: The value.
+        source: Where it was read, for the message.
+
     Raises:
-        ValueError: it asks for another object of Python's, which Sacred itself would make; names the file.
+        ValueError: it asks for another object of Python's, which Sacred itself would make.
     """
-    if isinstance(value, list):
-        return [plain_settings(each, path) for each in value]
+    if isinstance(value, list | tuple):
+        return type(value)(plain_settings(each, source) for each in value)
     if not isinstance(value, dict):
         return value
     if value.keys() == {"py/tuple"} and isinstance(value["py/tuple"], list):
-        return tuple(plain_settings(each, path) for each in value["py/tuple"])
+        return tuple(plain_settings(each, source) for each in value["py/tuple"])
     odd = next((name for name in value if str(name).startswith("py/")), None)
     if odd is not None:
-        raise ValueError(f"{path} holds an object of Python's ({odd}), which settings never are; it is not from das_gym")
-    return {name: plain_settings(each, path) for name, each in value.items()}
+        raise ValueError(f"{source} holds an object of Python's ({odd}), which settings never are; it is not from das_gym")
+    return {name: plain_settings(each, source) for name, each in value.items()}
 
 
 MISSING = "not installed"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,24 @@ def _ask_database(option: str, place: str) -> None:
     client: Any = pymongo.MongoClient(url, serverSelectionTimeoutMS=DATABASE_MS)
     with closing(client):
         client.admin.command("ping")
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Refuse a setting that names an object of Python's, which Sacred would make: a command may be copied from anywhere.
+
+    Args:
+        words: As they are typed behind a command.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            literal = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue  # a text
+        plain_settings(literal, name)
 
 
 def read_config_file(path: str) -> dict[str, Any]:

@@ -129,6 +129,16 @@ def test_a_file_of_settings_runs_nothing(experiment, tmp_path: Path, capsys, nam
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("wrap", ["{}", "[{}]", "({},)", "{{'a': {}}}"])
+def test_a_word_that_is_pasted_runs_nothing(experiment, tmp_path: Path, capsys, wrap):
+    harm = {"py/reduce": [{"py/function": "os.system"}, {"py/tuple": [f"touch {tmp_path}/MARK"]}]}
+    with pytest.raises(SystemExit) as end:
+        experiment.run_commandline(["trial", "with", f"number={wrap.format(harm)}", f"runs_dir={tmp_path / 'runs'}"])
+    assert end.value.code == 2
+    assert "error: number holds an object of Python's (py/reduce)" in capsys.readouterr().err
+    assert not (tmp_path / "MARK").exists()
+
+
 @pytest.mark.parametrize(
     "settings", [{"use": ["harm_me"]}, {"search": {"env_id": "harm_me:X-v0"}}, {"agents": ["harm_me:"]}]
 )
