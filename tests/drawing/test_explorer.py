@@ -172,6 +172,22 @@ def test_a_search_is_watched(page: Any, table: SubnetTable):
 
 @pytest.mark.slow
 @needs_browser
+def test_words_agree_with_numbers_while_a_search_plays(chromium: Any, table: SubnetTable, tmp_path: Path):
+    masks = [[int(bit) for bit in mask] for mask in table.masks[1:41]]
+    long = replace(REPLAY, masks=masks, rewards=[0.4] * 40, best=[0.4] * 40)
+    page = open_page(chromium, write_explorer(tmp_path / "page.html", table, [long]))
+    page.wait_for_selector("#said:has-text('Skipped: nothing.')", state="attached")
+    page.click("#play")
+    for _ in range(5):
+        page.wait_for_timeout(200)
+        words, loss = page.evaluate("['status', 'loss'].map((id) => document.getElementById(id).textContent)")
+        assert f"Loss {loss}," in words
+    page.wait_for_selector("#said:has-text('Skipped: text.'), #said:has-text('Skipped: image.')", state="attached")
+    assert page.inner_text("#play") == "Pause"
+
+
+@pytest.mark.slow
+@needs_browser
 def test_by_keyboard_alone(page: Any, table: SubnetTable):
     start_anew(page)
     page.evaluate("document.activeElement.blur()")
@@ -217,6 +233,9 @@ def test_a_table_of_few_skipped_units(chromium: Any, tmp_path: Path):
     page.wait_for_selector("#status:has-text('knows masks of up to 2')")
     page.click("#best")
     np.testing.assert_array_equal(mask_of(page, table), table.best())
+    page.check("#exactly")
+    slide(page, "k", 0)
+    assert page.inner_text("#within").startswith("1 mask keeps it.")
 
 
 def test_a_search_of_other_units_is_refused(table: SubnetTable, tmp_path: Path):

@@ -85,7 +85,7 @@ function showBudget() {
   $("least-told").textContent = state.least === 0 ? "any share" : percent(state.least);
   $("best").disabled = best < 0;
   $("within").textContent = best < 0 ? "No mask of the table keeps this budget." :
-    `${kept.length.toLocaleString("en")} masks keep it. The best skips ${told(best)}: loss ${number(scores[state.split].loss[best])}, ` +
+    `${kept.length.toLocaleString("en")} ${kept.length === 1 ? "mask keeps" : "masks keep"} it. The best skips ${told(best)}: loss ${number(scores[state.split].loss[best])}, ` +
     `${percent(scores[state.split].metric[best])} ${data.metric}, ${percent(saved[best])} of the MACs saved.`;
 }
 
@@ -128,10 +128,15 @@ function showGroups(row) {
 const signed = (points) => `${points > 0 ? "+" : ""}${points.toFixed(1)}`;
 
 let saying = null;
-/** Tell those who listen once things are still. */
+/** Show the text at once, and tell it to those who listen: once things are still, or every two seconds of a search. */
 function say(text) {
+  $("status").textContent = text;
+  if (timer !== null && saying !== null) return;
   clearTimeout(saying);
-  saying = setTimeout(() => ($("status").textContent = text), timer === null ? 150 : 1000);
+  saying = setTimeout(() => {
+    saying = null;
+    $("said").textContent = $("status").textContent;
+  }, timer === null ? 150 : 2000);
 }
 
 function choose(indices) {
