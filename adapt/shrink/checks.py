@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.adapt_experiment import Choice, check_test_images
+from das_gym.adapt.adapt_experiment import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.cutting import check_shared, check_units, cut
 from das_gym.adapt.shrink.das_adapters import check_places
+from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import lora_places, rows_used
 from das_gym.adapt.shrink.saving import check_out, loaded_dtype, weight_files
 from das_gym.adapt.shrink.settings import ShrinkSettings, is_saved
@@ -33,9 +33,6 @@ from das_gym.runs import find_run
 
 TRIED = 64
 """Masks of a search that are tried, the best first, where the very best cannot be deleted."""
-
-LONGEST = 8
-"""Prompts of each split whose length is looked at before anything begins: those of most characters."""
 
 
 def source_of(problem: ProblemConfig) -> Path:
@@ -71,11 +68,12 @@ def check(settings: ShrinkSettings) -> None:
     if choice is not None:
         deletable(choice, loaded, asked_budget(settings, loaded))
     test = shuffled(loaded.task, loaded.splits.test, settings.test_examples)
-    check_test_images(loaded.task, test)
-    check_longest(loaded, test)
+    check_examples(loaded.task, test)
     train = loaded.splits.train
     if settings.recover != "none" and len(train):
-        check_longest(loaded, [train[row] for row in sorted(rows_used(len(train), settings.recovery()))])
+        check_examples(loaded.task, [train[row] for row in sorted(rows_used(len(train), settings.recovery()))])
+    if choice is None or settings.refine > 1:
+        check_examples(loaded.task, loaded.splits.reward)
 
 
 def check_place(settings: ShrinkSettings, problem: ProblemConfig) -> None:
@@ -197,21 +195,6 @@ def check_memory(vlm: VLM) -> None:
             f"{needed / 1e9:.1f} GB beside this one, and {free / 1e9:.1f} GB of memory are free: make room, or use a "
             "smaller dtype"
         )
-
-
-def check_longest(problem: Problem, examples: Sequence[Any]) -> None:
-    """Encode the examples of the longest texts: one that is too long for the model is named before anything is searched.
-
-    Raises:
-        ValueError: names it.
-    """
-    processor: Any = problem.task.processor
-    prompts = ((prompt, example) for example in examples for prompt in problem.task.pairs([example]))
-    for prompt, example in heapq.nlargest(LONGEST, prompts, key=lambda each: len(each[0].text)):
-        try:
-            processor.encode(prompt)
-        except ValueError as error:
-            raise ValueError(f"{example.key}: {error}") from error
 
 
 def asked_budget(settings: ShrinkSettings, problem: Problem) -> Budget:

@@ -120,6 +120,19 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
     raise ValueError(f"{name} has {size[0]} x {size[1]} pixels, more than {most}; scale it down, {_WAY_OUT}")
 
 
+def file_pixels(path: Path) -> int:
+    """How many pixels a picture in a file says it has; nothing is decoded.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with _opened(path) as file, _identify(file) as image:
+            return int(image.width * image.height)
+    except _UNREADABLE as error:
+        raise ValueError(f"the image {path} cannot be read ({type(error).__name__}: {error}): {_REPLACE}") from error
+
+
 def _opened(source: str | Path | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
     if not isinstance(source, str | Path):
         return contextlib.nullcontext(source)

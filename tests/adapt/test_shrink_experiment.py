@@ -19,6 +19,7 @@ from das_gym.adapt.shrink.settings import PENDING, SHARE, ShrinkSettings
 from das_gym.adapt.shrink.verifying import NotTheSameError
 from das_gym.adapt.shrink_experiment import ShrinkExperiment
 from das_gym.adapt.training import Trainer
+from PIL import Image
 
 from das_gym.experiment import RunError, run_folder
 from das_gym.files import read_json, write_json
@@ -299,6 +300,65 @@ def test_a_text_that_is_too_long_is_named_before_anything_is_searched(
     with pytest.raises(RunError, match=rf"^{name}\.json.*tokens with its answer's .*, the model reads 512: take it out"):
         shrink(never, data_root=str(tmp_path / "data"))
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def spoilt(place: Path, name: str, **changes: Any) -> Path:
+    """Data whose last entry of a split is another one."""
+    making.llava_folder(place, train=12, val=12, test=12)
+    entries = read_json(place / f"{name}.json")
+    entries[-1] = {**entries[-1], **changes}
+    write_json(place / f"{name}.json", entries)
+    return place
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"conversations": making.said("<image>\nx", "</s>")},
+            "the answer '</s>' comes to no token: take it out",
+        ),
+        (
+            {"image": ["many.png"] * 40, "conversations": making.said("<image>" * 40, "red")},
+            r"comes to 6\d\d tokens with its answer's 3, the model reads 512: take it out",
+        ),
+    ],
+    ids=["an answer of no token", "many pictures"],
+)
+def test_an_entry_that_the_model_cannot_read_is_named_before_anything_is_searched(
+    shrink: Callable[..., Any], tmp_path: Path, name: str, changes: dict[str, Any], text: str
+):
+    """Wherever it stands, and although its text is shorter than others."""
+    data = spoilt(tmp_path / "data", name, **changes)
+    making.draw(data / "images" / "many.png")
+    at_cost = name == "val" and "image" in changes  # costs are counted at the longest, when data are loaded
+    with pytest.raises(RunError, match=("" if at_cost else rf"^{name}\.json.*: ") + rf"the question .*{text}") as refused:
+        shrink(never, data_root=str(data), batch_size=12)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_a_picture_cut_short_is_named_before_anything_is_searched(shrink: Callable[..., Any], tmp_path: Path, name: str):
+    data = spoilt(tmp_path / "data", name, image="short.png")
+    picture = (data / "images" / "0.png").read_bytes()
+    (data / "images" / "short.png").write_bytes(picture[:50])
+    with pytest.raises(RunError, match=rf"^{name}\.json.*: the image .*short\.png cannot be read"):
+        shrink(never, data_root=str(data), batch_size=12)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_picture_of_too_many_tokens_is_named_before_anything_is_searched(shrink: Callable[..., Any], tmp_path: Path):
+    """Qwen's pictures are as many tokens as they have squares; the others' texts are longer."""
+    folder = tiny.save("qwen2_5_vl", tmp_path / "qwen")
+    settings = read_json(folder / "processor_config.json")
+    settings["image_processor"]["size"] = {"shortest_edge": 256, "longest_edge": 10**6}
+    write_json(folder / "processor_config.json", settings)
+    data = spoilt(tmp_path / "data", "test", image="large.png", conversations=making.said("<image>\nx", "no"))
+    Image.new("RGB", (440, 400)).save(data / "images" / "large.png")
+    with pytest.raises(RunError, match=r"^test\.json.*comes to \d{3} tokens .*or make its pictures smaller"):
+        shrink(never, data_root=str(data), checkpoint=str(folder))
 
 
 def test_a_model_that_lora_has_no_place_in_is_told_before_anything_is_searched(shrink: Callable[..., Any], tmp_path: Path):

@@ -114,6 +114,18 @@ class PromptProcessor:
         seen = [prompt for prompt in pairs if prompt.images]
         return {prompt: (prompt,) for prompt in seen if prompt not in self._kept or not kept(prompt.image_key)}
 
+    def count_words(self, prompt: Prompt) -> int:
+        """How many tokens the text of a prompt comes to with its answer; its pictures are not opened.
+
+        Raises:
+            ValueError: as `encode`, but for the length.
+        """
+        self._check(prompt)
+        asked = self._asked(prompt) if self._templated else None
+        answer = self._answer_ids(prompt, asked)
+        text = _plainly(prompt) if asked is None else asked
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) + len(answer)
+
     def read(self, prompt: Prompt) -> Encoding:
         """As `encode` with pixels, from the pictures' files."""
         self._check(prompt)
@@ -145,10 +157,14 @@ class PromptProcessor:
         if prompt.images and not self.sees:
             raise ValueError(f"{_short(prompt)} has a picture, and this model reads text alone: use data without pictures")
 
+    @property
+    def _templated(self) -> bool:
+        return getattr(self.processor, "chat_template", None) is not None
+
     def _ask(self, prompt: Prompt) -> tuple[dict[str, Tensor], str | None]:
         """The inputs of the question, and its text as the template writes it; None without a template."""
         pictures = [image.open() for image in prompt.images]
-        if getattr(self.processor, "chat_template", None) is None:
+        if not self._templated:
             return self._ask_plainly(prompt, pictures), None
         messages = self._messages(prompt, pictures)
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -157,15 +173,20 @@ class PromptProcessor:
 
     def _ask_plainly(self, prompt: Prompt, pictures: list[Any]) -> dict[str, Tensor]:
         """Without a chat template: earlier rounds and the question line by line, the pictures' marks where they stand."""
-        lines = [line for round in prompt.rounds for line in round] + [prompt.question]
-        text = "\n".join(lines)
+        text = _plainly(prompt)
         token = getattr(self.processor, "image_token", None) or IMAGE_MARK
         if not self.sees:
             return dict(self.processor(text, return_tensors="pt"))
         lacking = len(pictures) - text.count(IMAGE_MARK)
         text = token * lacking + text.replace(IMAGE_MARK, token)
         if not pictures:
-            return dict(self.processor(text=[text], return_tensors="pt"))
+            try:
+                return dict(self.processor(text=[text], return_tensors="pt"))
+            except ValueError as error:
+                raise ValueError(
+                    f"{_short(prompt)} has no picture, and a {type(self.processor).__name__} reads no text without one: "
+                    "take it out of the data, or give it a picture"
+                ) from error
         try:
             return dict(self.processor(text=[text], images=[pictures], return_tensors="pt"))
         except (TypeError, ValueError):  # some processors take the pictures of all texts in one list
@@ -204,16 +225,27 @@ class PromptProcessor:
         end = next((place for place, token in enumerate(ids) if token in self.ends), None)
         ids = ids[:end] if end is None else ids[: end + 1]
         if not prompt.answer.strip() or not ids or ids[0] in self.ends:
-            raise ValueError(f"{_short(prompt)}: the answer {prompt.answer!r} comes to no token")
+            raise ValueError(
+                f"{_short(prompt)}: the answer {prompt.answer!r} comes to no token: take it out of the data, or give another"
+            )
         return ids if end is not None else [*ids, self.ends[0]]
 
-    def _answer_text(self, prompt: Prompt, asked: str) -> str:
-        """What the template writes behind the question when the answer has been given."""
-        marks = [object() for _ in prompt.images]
-        messages = self._messages(prompt, marks)
+    def _asked(self, prompt: Prompt) -> str:
+        """The question as the template writes it."""
+        text: str = self.processor.apply_chat_template(self._said(prompt), add_generation_prompt=True, tokenize=False)
+        return text
+
+    def _said(self, prompt: Prompt) -> list[dict[str, Any]]:
+        """As `_messages`, with places for pictures alone."""
+        messages = self._messages(prompt, [object() for _ in prompt.images])
         for message in messages:
             for part in message["content"] if self.sees else ():
                 part.pop("image", None)
+        return messages
+
+    def _answer_text(self, prompt: Prompt, asked: str) -> str:
+        """What the template writes behind the question when the answer has been given."""
+        messages = self._said(prompt)
         messages.append({"role": "assistant", "content": self._content(prompt.answer, [])})
         whole = self.processor.apply_chat_template(messages, tokenize=False)
         text = whole[len(asked) :] if whole.startswith(asked) else prompt.answer
@@ -259,6 +291,11 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
             "preprocessor_config.json, processor_config.json and the tokenizer's files from where the weights came, "
             "or name their folder with tokenizer="
         ) from error
+
+
+def _plainly(prompt: Prompt) -> str:
+    """What is asked without a chat template: earlier rounds and the question line by line."""
+    return "\n".join([*(line for both in prompt.rounds for line in both), prompt.question])
 
 
 def _short(prompt: Prompt) -> str:

@@ -305,6 +305,21 @@ class TestRefused:
         with pytest.raises(ValueError, match=text):
             driven("llava").processor.encode(prompt)
 
+    def test_a_question_without_a_picture_where_none_is_read(self, driven: Callable[..., Driven]):
+        """PaliGemma's processor asks for `images` of its own."""
+        with pytest.raises(
+            ValueError, match=r"'what' has no picture, and a PaliGemmaProcessor reads no text .*: take it out"
+        ):
+            driven("paligemma").processor.encode(Prompt("what", (), "red"))
+
+    def test_words_are_counted_without_pictures(self, driven: Callable[..., Driven]):
+        for name in ("llava", "llama"):
+            processor = driven(name).processor
+            prompt = Prompt("what is it", (NoiseImage(0),) if processor.sees else (), "red", (("how many", "two"),))
+            encoding = processor.encode(prompt)
+            marks = int((encoding.ids == tiny.SPECIAL.index("<image>")).sum())
+            assert processor.count_words(prompt) == len(encoding.ids) - max(0, marks - 1)
+
     def test_a_picture_for_a_model_that_reads_text(self, driven: Callable[..., Driven]):
         with pytest.raises(ValueError, match="this model reads text alone"):
             driven("llama").processor.encode(Prompt("what", (NoiseImage(0),), "red"))
