@@ -14,14 +14,11 @@ from torch import nn
 from das_gym.files import read_json, write_json, write_text
 from das_gym.models.transformers import modeling_das_adapters
 from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER
-from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.loading import ADAPTED, auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import DasAdapter, add_adapters
 from das_gym.models.transformers.pruning import shell
 from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child
-
-SETTINGS = "das_adapters"
-"""Key of config.json that says which adapters a model has, see `add_adapters`."""
 
 CLASS = '''
 
@@ -40,7 +37,7 @@ class {base}WithAdapters({base}):
 
 def has_adapters(model: Any) -> bool:
     """Whether `stand_in` has put adapters into a model of transformers."""
-    return hasattr(model.config, SETTINGS)
+    return hasattr(model.config, ADAPTED)
 
 
 def check_places(whole: VLM) -> None:
@@ -87,7 +84,7 @@ def stand_in(smaller: VLM, whole: VLM, bottleneck: int, skip_bottleneck: int) ->
         "gone_before": [after - before - 1 for before, after in pairwise(ends)],
     }
     add_adapters(smaller.model, settings)
-    setattr(smaller.model.config, SETTINGS, settings)
+    setattr(smaller.model.config, ADAPTED, settings)
     for unit, place in zip(_gone_units(smaller), _gone(whole, left), strict=True):
         norm = getattr(whole.stack.layers[place], settings["norm"])
         unit.norm.load_state_dict(norm.state_dict())
@@ -111,7 +108,7 @@ def masked_with(whole: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
         smaller: What `stand_in` made of it, trained.
         mask: (n_layers,) bool, what was deleted.
     """
-    settings = getattr(smaller.model.config, SETTINGS)
+    settings = getattr(smaller.model.config, ADAPTED)
     masked = VLM(shell(whole.model), traits=whole.traits)
     masked.insert_adapters(settings["bottleneck"], settings["skip_bottleneck"])
     units, kept = iter(_gone_units(smaller)), iter(smaller.stack.layers)
@@ -135,7 +132,7 @@ def write_code(folder: Path, model: Any) -> None:
     """
     base, file = type(model).__name__, Path(modeling_das_adapters.__file__)
     code = file.read_text(encoding="utf-8")
-    write_text(folder / file.name, code + CLASS.format(base=base, settings=SETTINGS))
+    write_text(folder / file.name, code + CLASS.format(base=base, settings=ADAPTED))
     config = read_json(folder / "config.json")
     name = f"{base}WithAdapters"
     config["architectures"] = [name]

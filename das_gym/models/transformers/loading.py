@@ -19,6 +19,9 @@ from das_gym.models.transformers.model import UNITS, VLM
 
 QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
 
+ADAPTED = "das_adapters"
+"""The key of a configuration whose model holds DAS's adapters, as shrink saves it with recover=adapters; which ones, it says."""
+
 
 def load_vlm(
     checkpoint: str | Path,
@@ -64,6 +67,7 @@ def load_vlm(
     with _named(folder):
         config = _config(folder, trust_remote_code)
         _check_quantisation(config, folder)
+        _check_adapted(config, folder)
         processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
         options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
         if device_map is not None:
@@ -124,6 +128,14 @@ def _check_quantisation(config: Any, folder: Path) -> None:
     if how is not None:
         method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", how)
         raise ValueError(f"{folder} holds quantised weights ({method}): {QUANTISED}; pass the folder of the full weights")
+
+
+def _check_adapted(config: Any, folder: Path) -> None:
+    if hasattr(config, ADAPTED):
+        raise ValueError(
+            f"{folder} was made with recover=adapters: das_gym's own adapters stand between its layers, and none of these "
+            "can be skipped: pass the folder that it was made from"
+        )
 
 
 def _check_room(folder: Path, dtype: Any) -> None:

@@ -18,7 +18,7 @@ from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import questions, replayed
 
 from das_gym.models.transformers import modeling_das_adapters
-from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.test_recovery import divergence
@@ -103,6 +103,17 @@ def test_layers_without_a_place_are_refused(problem_of: Callable[[str], Problem]
     problem = problem_of("lfm2_vl")
     with pytest.raises(ValueError, match="for adapters by a known name: use recover=lora or recover=full"):
         stand_in(cut(problem.vlp, MASK), problem.vlp, 4, 6)
+
+
+def test_a_folder_with_adapters_is_not_shrunk_again(
+    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path
+):
+    save(with_random_adapters(problem_of("llava").vlp, MASK).model, tmp_path, *[folder_of("llava")] * 2, torch.float32)
+    for trusted in (True, False):
+        with pytest.raises(
+            ValueError, match=r"was made with recover=adapters: das_gym's own adapters .*pass the folder that"
+        ):
+            load_vlm(tmp_path, trust_remote_code=trusted)
 
 
 def test_the_folders_code_needs_torch_alone():
