@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from das_gym.data import decoding
-from das_gym.data.decoding import decode_image, load_image
+from das_gym.data.decoding import decode_image, file_pixels, load_image
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -206,3 +206,12 @@ def test_a_short_jpeg_that_claims_to_be_large_takes_no_time(tmp_path: Path):
     with pytest.raises(ValueError, match=r"a\.jpg cannot be read \(OSError: \d+ bytes cannot hold 1073676289 pixels\)"):
         load_image(path)
     assert time.process_time() - began < 2  # seventeen, with libjpeg filling in what is not there
+
+
+def test_pixels_by_the_header_alone(tmp_path: Path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:45])
+    (tmp_path / "none.png").write_bytes(b"no picture")
+    assert [file_pixels(tmp_path / name) for name in ("whole.png", "cut.png")] == [600, 600]
+    with pytest.raises(ValueError, match=r"the image .*none\.png cannot be read"):
+        file_pixels(tmp_path / "none.png")

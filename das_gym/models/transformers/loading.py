@@ -20,7 +20,7 @@ from das_gym.models.transformers.model import UNITS, VLM
 QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
 
 ADAPTED = "das_adapters"
-"""The key of a configuration whose model holds DAS's adapters, as shrink saves it with recover=adapters; which ones, it says."""
+"""Key of config.json that says which adapters of DAS a model has: shrink saves it with recover=adapters."""
 
 
 def load_vlm(
