@@ -482,6 +482,113 @@ def test_a_payload_is_a_name_and_no_error_says_how_to_run_it(module, name, tmp_p
     assert not (tmp_path / "pwned").exists()
 
 
+class Scripted(torch.nn.Module):
+    """A program of TorchScript that writes a file when it is loaded."""
+
+    def __init__(self, mark: str):
+        super().__init__()
+        self.mark = mark
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.mark, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]):
+        self.mark, self.training = state
+        torch.save(torch.zeros(2), self.mark)
+
+    def forward(self, x):
+        return x
+
+
+def repacked(source, target, change=lambda name, content: (name, content)):
+    """A copy of an archive, not compressed, with other records."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(*change(name, old.read(name)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("record", ["constants.pkl", "Constants.PKL", "deep/constants.pkl"])
+def test_programs_of_torchscript_are_refused(record, tmp_path):
+    mark, path = tmp_path / "mark.pt", tmp_path / "evil.ckpt"
+    torch.jit.script(Scripted(str(mark))).save(str(tmp_path / "program.pt"))
+    mark.unlink(missing_ok=True)
+    repacked(tmp_path / "program.pt", path, lambda name, content: (name.replace("constants.pkl", record), content))
+    refused(path, r"evil\.ckpt .*it holds constants\.pkl, as programs of TorchScript do; torch\.save their state_dict")
+    assert not mark.exists()
+
+
+def test_archives_of_every_kind_that_torch_writes(tmp_path):
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3).T,
+        "b": torch.arange(3),
+        "c": torch.ones(0, 2),
+        "d": torch.ones(2).bfloat16(),
+    }
+    path = tmp_path / "a.ckpt"
+    torch.save(tensors, path)
+    repacked(path, tmp_path / "big.ckpt", lambda name, b: (name, b"big" if name.endswith("byteorder") else b))
+    for name in ("a.ckpt", "big.ckpt"):
+        read, right = read_tensors(tmp_path / name).tensors, torch.load(tmp_path / name)
+        assert all(torch.equal(read[key], right[key]) and read[key].dtype == right[key].dtype for key in tensors)
+
+
+def test_an_archive_without_checksums(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(3.0)}, tmp_path / "a.ckpt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    file = read_tensors(tmp_path / "a.ckpt")
+    assert torch.equal(file.tensors["a"], torch.arange(3.0))
+    assert not file.checked
+
+
+def test_a_record_of_another_size_than_its_tensor_is_damage(tmp_path):
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "whole.ckpt")
+    short = lambda name, content: (name, content[:8] if name.endswith("data/0") else content)  # noqa: E731
+    repacked(tmp_path / "whole.ckpt", tmp_path / "a.ckpt", short)
+    refused(tmp_path / "a.ckpt", "the record whole/data/0 has 8 bytes, but holds 3 numbers of torch.float32")
+
+
+NESTED = b"K\x01" + b"\x85" * 200_000
+LAUGHS = b"K\x01" + b"2\x86" * 60
+OLD = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"\x80\x02}" + NESTED + b"K\x01s.", "one of its keys is nested"),
+        (b"\x80\x02}" + LAUGHS + b"K\x01s.", "one of its keys is nested"),
+        (b"\x80\x02}(" + NESTED + b"K\x01u.", "one of its keys is nested"),
+        (b"\x80\x02(" + NESTED + b"K\x01d.", "one of its keys is nested"),
+        (b"\x80\x04(" + NESTED + b"\x91.", "one of its keys is nested"),
+        (b"\x80\x04\x8f(" + NESTED + b"\x90.", "one of its keys is nested"),
+        (b"\x80\x02ccollections\nOrderedDict\n]" + NESTED + b"K\x01\x86a\x85R.", "one of its keys is nested"),
+        (OLD + b"\x80\x02]" + NESTED + b"a.", "one of its keys is nested"),
+        (b"\x80\x02}\x8b\x40\0\0\0" + b"\x7f" * 64 + b"K\x01s.", "number of more than 64 bits"),
+        (b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b"a.", "it ends where 8589934592 more bytes should follow"),
+        (b"\x80\x04\x95" + (2**33).to_bytes(8, "little") + b"K\x01.", "it ends where 8589934592 more bytes should follow"),
+        (b"(" * 100_000 + b".", "more than 1000 containers lie one within the other"),
+        (b"\x80\x02\x82\x01.", "it names a class by a number of copyreg's"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_small_pickles_take_neither_memory_nor_time_nor_stack(content, match, zipped, tmp_path):
+    path = tmp_path / "a.ckpt"
+    if zipped:
+        torch.save({"a": torch.ones(1)}, tmp_path / "whole.ckpt")
+        pkl = content.removeprefix(OLD)
+        repacked(tmp_path / "whole.ckpt", path, lambda name, b: (name, pkl if name.endswith("data.pkl") else b))
+        match = match if pkl == content else "without a state_dict"
+    else:
+        path.write_bytes(content)
+    refused(path, match)
+
+
 def test_damaged_files(tmp_path):
     whole = (golden.GOLDEN / "vilt_tiny.ckpt").read_bytes()
     flipped = bytearray(whole)
