@@ -76,7 +76,7 @@ def _facts(result: SearchResult) -> dict[str, str]:
     known = (
         {}
         if truth is None
-        else {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret": f"{truth.regret:.4f}"}
+        else {"rank of the answer": f"{truth.rank:,} of {truth.masks:,}", "regret of the answer": f"{truth.regret:.4f}"}
     )
     budget = {name: result.env_kwargs.get(name) for name in BUDGET_SETTINGS}
     words = ", ".join(f"{name}={value}" for name, value in budget.items() if value is not None)

@@ -6,6 +6,7 @@ Each asks here which one it is. The first one keeps the run, prints, and writes;
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -27,8 +28,23 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def lonely() -> str | None:
+    """What is wrong where `accelerate launch` was to start several processes and this one is alone; None where nothing is.
+
+    On CPUs it starts one unless it is given `--mpirun_hostfile`.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if not launched or "WORLD_SIZE" in os.environ:
+        return None
+    command = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m adapt ..."
+    return f"accelerate launch started one process alone; on CPUs: `{command}`"
+
+
 def join() -> None:
-    """Meet the other processes, and take the device that is this one's; alone, nothing happens."""
+    """Meet the other processes, and take the device that is this one's; alone, nothing happens, but `lonely` is told."""
+    alone = lonely()
+    if alone is not None:
+        print(alone, file=sys.stderr)
     if world() > 1:
         import torch
         from accelerate import PartialState
@@ -36,7 +52,8 @@ def join() -> None:
         told = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
         PartialState(cpu=told or not torch.cuda.is_available())
         if not torch.distributed.is_initialized():
-            raise ValueError(f"WORLD_SIZE={world()}, but the processes did not meet: start them by `accelerate launch`")
+            ways = "`accelerate launch`, or on CPUs `torchrun`"
+            raise ValueError(f"WORLD_SIZE={world()}, but the processes did not meet: start them by {ways}")
 
 
 def of_first(make: Callable[[], Value]) -> Value:

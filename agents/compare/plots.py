@@ -49,7 +49,7 @@ def plot_skip_probabilities(
         place, colour = (1.01, heights[layer]), colours.get(layer, "0.4")
         axes.annotate(name, place, xycoords=("axes fraction", "data"), color=colour, va="center", fontsize=8)
     axes.set_xlabel("turn (the masks that are asked for at once)")
-    axes.set_ylabel("skip probability, sigmoid of the layer's preference; coloured: the answer")
+    axes.set_ylabel("skip probability; coloured: the answer")
     axes.set_xlim(1, max(2, len(turns)))
     axes.set_title(title)
     save_figure(figure, path)
@@ -126,14 +126,24 @@ def plot_front(path: str | os.PathLike[str], result: FrontResult, title: str = "
     axes.scatter(
         100 * searched.saved[:1], _drawn(searched.losses[:1]), s=90, color="black", marker="s", label="full model", zorder=3
     )
-    step = max(1, len(front.masks) // 15)
-    for number in range(0, len(front.masks), step):
-        place = (100 * front.saved[number], front.losses[number])
-        axes.annotate(str(number), place, xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
     if np.nanmin(_drawn(searched.losses)) > 0:
         axes.set_yscale("log")
     axes.set_xlabel(f"{result.cost} saved, %. Front: masks of which none is both cheaper and better than another")
     axes.set_ylabel("loss (reward split), nats")
     axes.legend(frameon=False)
     axes.set_title(title)
+    figure.draw_without_rendering()  # which settles where points are
+    points = axes.transData.transform(np.column_stack([100 * front.saved, front.losses]))
+    for number in _apart(points, 20 * figure.dpi / 72):
+        place = (100 * front.saved[number], front.losses[number])
+        axes.annotate(str(number), place, xytext=(0, -12), textcoords="offset points", ha="center", fontsize=8)
     save_figure(figure, path)
+
+
+def _apart(points: Floats, least: float) -> list[int]:
+    """Those of (n, 2) points that lie at least so far from each one taken before."""
+    taken: list[int] = []
+    for number, point in enumerate(points):
+        if all(np.hypot(*(point - points[other])) >= least for other in taken):
+            taken.append(number)
+    return taken

@@ -21,7 +21,7 @@ STAGES_A_BAND = 24
 """Most stages beside each other; more are drawn below."""
 
 CHART = 150
-TEXT, SMALL, TITLE = 15, 12, 20
+TEXT, SMALL, TITLE, LEAST_TEXT = 15, 12, 20, 9
 
 INK, GREY, PAPER, KEPT, CURVE = "#1b1b1b", "#595959", "#ffffff", "#0072b2", "#b34700"
 """Each has a contrast of at least 4.5 on paper; blue and orange are told apart by colour-blind people."""
@@ -156,8 +156,11 @@ def _legend(canvas: Any, top: float) -> None:
 
 
 def _draw_facts(canvas: Any, facts: Sequence[str], top: float) -> None:
+    """Left of the curve; a line that is too long for that is written smaller."""
+    room = WIDTH // 2 - MARGIN - 8
     for number, fact in enumerate(facts):
-        canvas.text((MARGIN, top + 22 * number), fact, INK, font(TEXT))
+        fitting = next((size for size in range(TEXT, LEAST_TEXT, -1) if font(size).getlength(fact) <= room), LEAST_TEXT)
+        canvas.text((MARGIN, top + 22 * number), fact, INK, font(fitting))
 
 
 def _draw_curve(canvas: Any, scene: Scene, box: tuple[float, float, float, float]) -> None:

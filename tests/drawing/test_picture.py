@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,3 +58,10 @@ def test_the_search_so_far_is_drawn():
     rising = draw(scene(12, mask, improvements=[(1, 0.1), (5, 0.5)], evaluations=9))
     assert (flat != rising).any()
     assert (draw(scene(12, mask)) != flat).any()
+
+
+def test_long_facts_end_before_the_curve():
+    fact = "24,198,912 MACs an example, 11.9 % saved (the whole model: 27,470,336)"
+    plain, told = (draw(replace(scene(12, np.zeros(12, bool)), facts=facts)) for facts in ([], [fact]))
+    changed = np.flatnonzero((plain != told).any(axis=(0, 2)))
+    assert 300 < changed.max() < WIDTH // 2

@@ -44,7 +44,8 @@ const DRAW = {
     });
   },
   regret(place, run) {
-    lines(place, "Regret: what the best mask of all has more", "regret", [["regret", run.progress.regret]], run.name);
+    const name = "regret of the best seen";
+    lines(place, "Regret of the best seen: what the best mask of all has more", name, [[name, run.progress.regret]], run.name);
   },
   heat(place, run) {
     const { turns, values } = run.heat;
@@ -101,7 +102,7 @@ for (const place of document.querySelectorAll("[data-chart]")) {
     lines(place, "Best reward so far, run by run", "best reward", searched.map((run) => [run.name, run.progress.best]));
   } else if (kind === "all-regret") {
     const known = searched.filter((run) => run.progress.regret);
-    if (known.length > 1) lines(place, "Regret, run by run", "regret", known.map((run) => [run.name, run.progress.regret]));
+    if (known.length > 1) lines(place, "Regret of the best seen, run by run", "regret of the best seen", known.map((run) => [run.name, run.progress.regret]));
   } else if (place.dataset.run) {
     DRAW[kind](place, data.runs[place.dataset.run - 1]);
   }

@@ -19,6 +19,7 @@ from das_gym.adapt.training import Group, TrainingConfig, adamw
 from das_gym.models.tensor_files import read_safetensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits, load_supernet
+from das_gym.processes import join
 
 REPOSITORY = Path(__file__).parents[3]
 STEPS = {"steps": 51, "batch_size": 5, "save_every": 51}
@@ -122,6 +123,20 @@ def test_products_run_in_16_bits_where_that_is_wanted(small_kwargs: dict[str, st
     trainer.run(step_loss.parts, "16 bits")
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in model.backbone.vlp.parameters()} == {torch.float32}
+
+
+def test_what_accelerate_launch_left_alone_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    join()
+    assert capsys.readouterr().err == ""  # one process was asked for
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    join()
+    assert "started one process alone; on CPUs: `ACCELERATE_USE_CPU=true torchrun" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    join()
+    assert capsys.readouterr().err == ""
 
 
 def test_parts_of_a_step_are_all_of_it_once(monkeypatch: pytest.MonkeyPatch):
