@@ -22,6 +22,9 @@ from das_gym.registration import OLD_TASKS
 
 FORMAT = "das_gym adaptation 1"
 
+WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""What weights may be numbers of in a file; in a model they become its own."""
+
 
 @dataclass(frozen=True)
 class Adaptation:
@@ -82,7 +85,10 @@ class Adaptation:
         form = described.pop("format", None)
         if form != FORMAT:
             raise ValueError(f"{path} is not an adaptation file of das_gym (format {form!r}, not {FORMAT!r})")
-        check_finite(tensors.items(), path)
+        for name, tensor in tensors.items():
+            if tensor.dtype not in WEIGHT_TYPES:
+                raise ValueError(f"{path}: {name} holds numbers of {tensor.dtype}, which no weights are; write it again")
+        check_finite(((name, tensor.float()) for name, tensor in tensors.items()), path)
         try:
             about = build(_Description, described)
         except (TypeError, ValueError) as error:

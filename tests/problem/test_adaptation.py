@@ -118,6 +118,24 @@ def test_weights_that_are_not_numbers_are_named(saved: Adaptation, tmp_path: Pat
         Adaptation.load(tmp_path / "nan.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "says"),
+    [
+        (1e300, torch.float64, "values of .* that are NaN or infinite"),  # in a model of 32 bits
+        (complex("nan"), torch.complex64, "holds numbers of torch.complex64, which no weights are"),
+        (1.0, torch.float8_e4m3fn, "which no weights are"),
+        (1, torch.int64, "which no weights are"),
+        (True, torch.bool, "which no weights are"),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused(saved: Adaptation, tmp_path: Path, value, dtype: torch.dtype, says: str):
+    name = next(iter(saved.tensors))
+    odd = torch.full(saved.tensors[name].shape, value, dtype=torch.float32 if dtype.itemsize == 1 else dtype).to(dtype)
+    dataclasses.replace(saved, tensors={**saved.tensors, name: odd}).save(tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=says):
+        Adaptation.load(tmp_path / "odd.safetensors")
+
+
 def test_another_kind_of_file_is_named(mini_folder: Path):
     with pytest.raises(ValueError, match="is not an adaptation file of das_gym"):
         Adaptation.load(mini_folder / "model.safetensors")
