@@ -37,13 +37,16 @@ from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json
-from das_gym.problem.budget import keeps_budget
+from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_settings
 from das_gym.problem.loading import check_problem, load_problem, load_splits
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import check_own, find_run
 from das_gym.tasks.base import Task
+
+OF_THE_SEARCH = (*BUDGET_SETTINGS, "agent", "evaluations")
+"""Settings of a search, which commands that search first take as `search.NAME`, unless they have one of that name."""
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
 UNSKIPPED_FILE = "unskipped_adapter.safetensors"
@@ -322,6 +325,10 @@ class SearchingExperiment(RunsExperiment):
     ) -> Any:
         """As `RunsExperiment.run`, after a search if one is needed."""
         given = self.prepared(config_updates, named_configs)
+        known = {f.name for f in dataclasses.fields(self.settings)} if self.settings is not None else set()
+        for name in OF_THE_SEARCH:
+            if name in given and name not in known:
+                raise RunError(f"unknown setting {name!r}; the search's is 'search.{name}'")
         whole: dict[str, Any] = {"search": {}}
         for part in (*self.named_parts(named_configs), given):
             whole |= {**part, "search": {**whole["search"], **part.get("search", {})}}

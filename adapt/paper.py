@@ -293,21 +293,18 @@ def main(words: Sequence[str] = ()) -> None:
         return
     if words:
         raise ValueError(f"`{typed('adapt paper')}` takes no settings; leave {' '.join(words)!r} out")
-    table = Table(
-        title="Settings of the paper's pipeline, and ours",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        pad_edge=False,
-    )
-    for name in ("setting", *(f"{model}\n{task if len(task) < 6 else task[:5]}" for model, task in PAPER), "ours"):
-        table.add_column(name, no_wrap=True)
-    for name in sources():
-        ours = str(OURS[name][0]) if name in OURS else "same"
-        table.add_row(name, *(str(getattr(settings, name)) for settings in PAPER.values()), ours)
     console = Console()
-    console.width = max(console.width, 100)
-    console.print(table)
+    console.width = max(console.width, 80)
+    print("Settings of the paper's pipeline, and ours where they are others:")
+    for model in dict.fromkeys(model for model, _ in PAPER):
+        of_tasks = {task: settings for (of, task), settings in PAPER.items() if of == model}
+        table = Table(title=model, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+        for head in ("setting", *of_tasks, "ours"):
+            table.add_column(head, no_wrap=True)
+        for name in sources():
+            ours = str(OURS[name][0]) if name in OURS else "same"
+            table.add_row(name, *(str(getattr(settings, name)) for settings in of_tasks.values()), ours)
+        console.print(table)
     for title, lines in (
         ("Where each comes from:", sources().items()),
         ("Why ours differ:", ((f"{name}={value}", why) for name, (value, why) in OURS.items())),

@@ -245,3 +245,11 @@ def test_a_front_needs_no_search(run_folder: Path):
     with pytest.raises(RunError, match=r"points 0\.\.1"):
         experiment.run(config_updates={"front": 1, "point": 7, "runs_dir": str(run_folder.parent)})
     assert not searches
+
+
+@pytest.mark.parametrize("setting", ["skip_num=6", "macs_saved=0.2", "evaluations=9"])
+def test_a_setting_of_the_search_alone_says_how_it_is_given(run_here, setting: str):
+    code, told = run_here("with", "meter_vqa", setting)
+    assert code == 1
+    name = setting.partition("=")[0]
+    assert f"unknown setting '{name}'; the search's is 'search.{name}'" in told

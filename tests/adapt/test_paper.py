@@ -85,6 +85,9 @@ def test_the_tables_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setattr("das_gym.adapt.published.counted", lambda row: (1.25, 2.5))  # its numbers have tests of their own
     main([])
     printed = capsys.readouterr().out
+    settings = printed.partition("Where each comes from:")[0]
+    assert "…" not in settings
+    assert max(map(len, settings.splitlines())) <= 80
     assert "python -m adapt das with vilt_nlvr2 paper checkpoint=FILE" in printed
     assert "the whole loss (das.itm_weight=1)" in printed
     assert "python -m adapt das with meter_snli_ve paper checkpoint=FILE" in printed
