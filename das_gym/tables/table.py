@@ -42,6 +42,9 @@ FORMATS = ("das_gym table 1", "das_gym table 2")
 SPLITS = ("reward", "test")
 SCORES = ("losses", "metrics", "divergences")
 
+MAX_LAYERS, MAX_MACS = 1024, 2**53
+"""Nothing larger is read from a file: masks would fill the memory, and MACs be no exact numbers any more."""
+
 
 @dataclass(frozen=True)
 class TableMeta:
@@ -110,6 +113,8 @@ class SubnetTable:
     group_scores: Mapping[str, GroupScores] | None = None
 
     def __post_init__(self) -> None:
+        if self.n_layers > MAX_LAYERS:
+            raise ValueError(f"a table of {self.n_layers:,} layers is not allowed; {MAX_LAYERS:,} are the most")
         rows, layers = len(self.masks), self.n_layers
         arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
         wanted = {"macs": (rows,), "statistics": (layers, len(self.meta.statistics)), **dict.fromkeys(arrays, (rows,))}
@@ -117,8 +122,8 @@ class SubnetTable:
             if array.shape != wanted[name]:
                 raise ValueError(f"{name} has shape {array.shape}; a table of {layers} layers needs {wanted[name]}")
             _check_values(name, array)
-        if self.meta.macs_full < 1:
-            raise ValueError(f"macs_full={self.meta.macs_full} is not allowed; a model has 1 or more")
+        if not 1 <= self.meta.macs_full <= MAX_MACS:
+            raise ValueError(f"macs_full is not allowed; a model has from 1 to {MAX_MACS:,}")
         if self.parts:
             for split, count in zip(SPLITS, (self.meta.reward_examples, self.meta.test_examples), strict=True):
                 self.parts[split].check(split, rows, count, len(self.meta.groups))
@@ -466,7 +471,8 @@ def _check_values(name: str, array: np.ndarray) -> None:
     """Refuse numbers that nothing can have measured; a loss may be infinite, see `SubnetTable`, and a score not measured.
 
     Raises:
-        ValueError: of another type, negative MACs or losses, statistics that are not finite.
+        ValueError: of another type; MACs or losses below 0, too many MACs, metrics beyond 0..1, statistics that are not
+            finite.
     """
     kind, word = (np.integer, "whole numbers") if name == "macs" else (np.floating, "real numbers")
     if not np.issubdtype(array.dtype, kind):
@@ -477,6 +483,10 @@ def _check_values(name: str, array: np.ndarray) -> None:
         wrong = array < 0
         if name.endswith("_losses"):
             wrong |= np.isnan(array)
+        elif name.endswith("_metrics"):
+            wrong |= array > 1
+        elif name == "macs":
+            wrong |= array > MAX_MACS
     if wrong.any():
         raise ValueError(f"{name} holds {array[wrong][0]}, which nothing can have measured")
 

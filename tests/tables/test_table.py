@@ -231,7 +231,8 @@ def test_any_flipped_bit_is_named_or_changes_nothing(table: SubnetTable, tmp_pat
         ({"statistics": np.ones((3, 2), complex)}, "statistics is of type complex128; a table holds real numbers"),
         *(({"losses": np.full(8, value)}, "reward_losses") for value in (-1.0, np.nan, 1j)),
         ({"losses": LOSSES.astype(str)}, "reward_losses is of type"),
-        ({"metrics": -METRICS - 1}, "reward_metrics holds"),
+        *(({"metrics": METRICS + more}, "reward_metrics holds") for more in (-2, 1, np.inf)),
+        ({"macs": MACS.astype(np.uint64) + 2**60}, "macs holds 1152921504606847976, which nothing can have measured"),
     ],
 )
 def test_numbers_that_nothing_measures_are_refused(change: dict, match: str):
@@ -242,6 +243,19 @@ def test_numbers_that_nothing_measures_are_refused(change: dict, match: str):
         given = {"scores": {"reward": scores, "test": scores}}
     with pytest.raises(ValueError, match=match):
         make_table(**given)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"macs_full": 0}, "macs_full is not allowed"),
+        ({"macs_full": 10**400}, "macs_full is not allowed; a model has from 1 to 9,007,199,254,740,992"),
+        ({"layer_names": tuple(map(str, range(10**6)))}, "a table of 1,000,000 layers is not allowed; 1,024 are the most"),
+    ],
+)
+def test_a_description_that_no_model_has_is_refused(change: dict, match: str):
+    with pytest.raises(ValueError, match=match):
+        make_table(meta=dataclasses.replace(make_table().meta, **change))
 
 
 def test_a_loss_may_be_infinite():
