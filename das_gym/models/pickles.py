@@ -88,9 +88,8 @@ class _Archive:
         if any(name.lower().rpartition("/")[2] == TORCHSCRIPT for name in self.records):
             raise ValueError(f"it holds {TORCHSCRIPT}, as programs of TorchScript do; torch.save their state_dict() instead")
         order = f"{self.root}/byteorder"
-        self.swapped = (
-            self._read(order).numpy().tobytes() if order in self.records else b"little"
-        ) != sys.byteorder.encode()
+        written = self._read(order).numpy().tobytes() if order in self.records else b"little"
+        self.swapped = written != sys.byteorder.encode()
         self.storages: dict[str, UntypedStorage] = {}
 
     def load(self) -> Any:
@@ -129,7 +128,7 @@ class _Archive:
             raise ValueError(f"its records, up to {name}, have more bytes than the file")
         record.CRC = None  # type: ignore[assignment]  # compared before, where there is one
         content = torch.empty(record.file_size, dtype=torch.uint8)
-        room = memoryview(content.numpy())  # type: ignore[arg-type]
+        room = content.numpy().data
         with self.archive.open(record) as stream:
             while room:
                 part = stream.read(min(len(room), 2**22))
@@ -145,6 +144,9 @@ MAX_OPEN = 1000
 
 MAX_KEY = 16
 """Parts of a key, or of what names a storage: the time to hash it is that of all its parts."""
+
+_LOADERS: dict[int, Callable[[Any], None]] = dict(pickle._Unpickler.dispatch)
+"""What Python does for each code of a pickle."""
 
 
 class _Unpickler(pickle._Unpickler):  # the one written in Python: its dispatch can be changed
@@ -191,7 +193,7 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python: its dispatch 
         """Begin a container."""
         if len(self.metastack) >= MAX_OPEN:
             raise ValueError(f"more than {MAX_OPEN} containers lie one within the other")
-        super().load_mark()  # type: ignore[misc]
+        _LOADERS[pickle.MARK[0]](self)
 
     def load_bytearray8(self) -> None:
         """Bytes: as many as there are, where Python would first make room for as many as the file says."""
@@ -200,7 +202,7 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python: its dispatch 
     def load_binpersid(self) -> None:
         """A storage."""
         _check_keys(self.stack[-1])
-        super().load_binpersid()  # type: ignore[misc]
+        _LOADERS[pickle.BINPERSID[0]](self)
 
     def load_build(self) -> None:
         """Drop the state of an object: it could change a class that is known here."""
@@ -211,7 +213,7 @@ class _Unpickler(pickle._Unpickler):  # the one written in Python: its dispatch 
         raise ValueError("it names a class by a number of copyreg's")
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,
+        **_LOADERS,
         pickle.MARK[0]: load_mark,
         pickle.BYTEARRAY8[0]: load_bytearray8,
         pickle.BINPERSID[0]: load_binpersid,
@@ -273,7 +275,7 @@ def _tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int
     """A plain tensor within its storage; torch alone would enlarge the storage for it."""
     dtype = next((each for each in rest if isinstance(each, torch.dtype)), storage.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(offset, *size, *stride, 0) < 0 or (0 not in size and (last + 1) * dtype.itemsize > storage.nbytes()):
+    if min((offset, *size, *stride), default=0) < 0 or (0 not in size and (last + 1) * dtype.itemsize > storage.nbytes()):
         raise ValueError(f"a tensor of shape {tuple(size)} goes beyond its {storage.nbytes()} bytes")
     return torch.empty(0, dtype=dtype).set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
 
