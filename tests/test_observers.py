@@ -159,6 +159,7 @@ def test_files_of_settings_and_words_are_taken_in_their_order(experiment, tmp_pa
     assert not experiment.named_configs
 
 
+@pytest.mark.slow
 def test_a_kill_while_losses_are_drawn_leaves_nothing_behind(experiment, tmp_path: Path):
     def begin_or_go_on(runs: Path) -> None:
         experiment.run(

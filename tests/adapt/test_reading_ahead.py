@@ -132,6 +132,7 @@ def test_augmentation_dropout_and_a_resume_are_the_same_to_the_bit(problem: Prob
     assert all(same(weights, results[0][0]) and logged == results[0][1] for weights, logged in results[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:300])])
 def test_a_bad_picture_is_told_as_without(problem: ProblemConfig, tmp_path: Path, damage):
     folder = tmp_path / "data"

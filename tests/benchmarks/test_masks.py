@@ -32,6 +32,7 @@ def test_memory_of_one_set(capsys: pytest.CaptureFixture[str]):
     assert found["peak_mib"] >= found["before_mib"] > 100
 
 
+@pytest.mark.slow
 def test_pooled_token_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     path = tmp_path / "pooled.json"
     pooled.main(["--size", "mini", "--examples", "2", "--repeats", "2", "--json", str(path)])

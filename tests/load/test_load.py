@@ -32,6 +32,7 @@ def none(found: Growth, most: float) -> bool:
     return found.traced < most and found.handles <= 0 and found.threads <= 0
 
 
+@pytest.mark.slow
 def test_a_leak_is_seen():
     kept: list[bytes] = []
     assert growth_of(lambda number: kept.append(bytes(100)), 400).traced > 100
