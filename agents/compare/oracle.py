@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from das_gym.agents.searching.environment import LayerStatistics, observed_stati
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.suite_env import problems_of
+from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS, SUITE_IDS, many_objectives
@@ -215,10 +214,14 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, env_kwargs)
 
 
+OF_PROBLEMS = ("reward", "statistics", "suite", "problems", "relatives", "problems_seed")
+"""Settings of `SuiteEnv` that say which problems there are, and what is shown of them."""
+
+
 def _suite_oracle(problem: int | str = 0, split: str = "test", **more: Any) -> SuiteOracle:
     """The oracle of a problem of a suite."""
-    check_names(more, tuple(inspect.signature(problems_of).parameters), "setting of a suite's oracle")
-    suite = problems_of(split, **more)
+    check_names(more, OF_PROBLEMS, "setting of a suite's oracle")
+    suite = SuiteEnv(split, **more).suite
     return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
 
 

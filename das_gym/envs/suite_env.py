@@ -19,16 +19,15 @@ from das_gym.problem.statistics import check_statistics
 from das_gym.tables.suite import Suite, load_suite
 
 
-def problems_of(
-    split: str = "train",
-    reward: str = "exp_neg_loss",
-    statistics: str | Iterable[str] | None = None,
-    suite: str | None = None,
-    problems: int | None = None,
-    relatives: int = 0,
-    problems_seed: int = 0,
+def _suite(
+    split: str,
+    reward: str,
+    statistics: str | Iterable[str] | None,
+    suite: str | None,
+    problems: int | None,
+    relatives: int,
+    problems_seed: int,
 ) -> Suite:
-    """The problems that an environment of a suite draws from, see `SuiteEnv`."""
     names = None if statistics is None else tuple(statistic.name for statistic in check_statistics(statistics))
     if not is_whole(problems_seed) or problems_seed < 0:
         raise ValueError(f"problems_seed={problems_seed!r} is not allowed; use a whole number, 0 or more")
@@ -126,7 +125,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
                 f"render_mode={render_mode!r}: a suite's environments draw nothing; those of one table do, "
                 "such as DAS-METER-VQA-Tabular-v0"
             )
-        self.suite = problems_of(split, reward, statistics, suite, problems, relatives, problems_seed)
+        self.suite = _suite(split, reward, statistics, suite, problems, relatives, problems_seed)
         self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
         self.observation_space = self.episodes.observation_space
         self.action_space = self.episodes.action_space
