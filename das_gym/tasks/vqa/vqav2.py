@@ -58,8 +58,8 @@ class CocoImages:
         if not usual:
             return cls(folder, folder.name)
         ((most, _),) = Counter(name.suffix for name in usual).most_common(1)
-        found = {name.stem: name.name for name in sorted(usual, key=lambda name: name.suffix == most)}  # those win
-        return cls(folder, folder.name, most, {stem: name for stem, name in found.items() if Path(name).suffix != most})
+        of_most = {name.stem for name in usual if name.suffix == most}
+        return cls(folder, folder.name, most, {name.stem: name.name for name in usual if name.stem not in of_most})
 
     def __call__(self, place: int) -> ImageFile:
         """The image of an id."""
