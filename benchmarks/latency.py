@@ -89,15 +89,23 @@ def measure(name: str, batch: int, subnets: int, rounds: int, clock: Callable[[]
     timer = UnitTimer(
         served(vlp, subject.head, subject.task, subject.examples), whole, len(names), torch.device("cpu"), clock
     )
-    taken, full = [], []
+    run.append(whole or timer.timed)
+    taken = []
     for number in range(WARM + rounds):
         if number == WARM:
             timer.forget()
-            taken, full = [], []
+            taken = []
         timer.round()
-        taken.append([elapsed(call, clock) for call in run])
-        full.append(elapsed(whole or timer.timed, clock))
-    return compared(timer, np.array(taken), np.array(full), masks, MaskCost.of(costs_of(subject)), meter)
+        taken.append(in_turns(run, clock, np.random.default_rng(number)))
+    return compared(timer, np.array(taken), masks, MaskCost.of(costs_of(subject)), meter)
+
+
+def in_turns(calls: Sequence[Callable[[], Any]], clock: Callable[[], float], rng: np.random.Generator) -> list[float]:
+    """Milliseconds of one run of each, in an order drawn anew: what runs before another may weigh on it."""
+    taken = [0.0] * len(calls)
+    for place in rng.permutation(len(calls)):
+        taken[place] = elapsed(calls[place], clock)
+    return taken
 
 
 def elapsed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
@@ -107,20 +115,17 @@ def elapsed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     return 1000 * (clock() - started)
 
 
-def compared(
-    timer: UnitTimer, taken: np.ndarray, full: np.ndarray, masks: np.ndarray, macs: MaskCost, das: bool
-) -> dict[str, Any]:
+def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskCost, das: bool) -> dict[str, Any]:
     """Predicted beside measured.
 
     Args:
         timer: Has timed the parts.
-        taken: (rounds, subnets) milliseconds.
-        full: (rounds,) of the model without adapters.
+        taken: (rounds, subnets + 1) milliseconds, the last of the model without adapters.
         masks: (subnets, n_layers); the last is that of DAS where `das` is true.
         macs: What masks cost in MACs.
         das: Whether DAS is compared, too.
     """
-    figures = timer.latencies()
+    figures, taken, full = timer.latencies(), taken[:, :-1], taken[:, -1]
     predicted, measured = figures.cost.amounts(masks), np.median(taken, axis=0)
     record: dict[str, Any] = {"latencies": vars(figures), "full_ms": float(np.median(full))}
     if das:

@@ -37,10 +37,26 @@ def test_errors_are_those_of_the_clock():
     for _ in range(3):
         timer.round()
     masks = np.array([[False, True], [True, False], [False, False]])
-    taken = np.array([[2.0, 4.0, 2.0]] * 3)
-    record = latency.compared(timer, taken, np.full(3, 4.0), masks, MaskCost(100, 100, np.array([10, 40])), das=False)
+    taken = np.array([[2.0, 4.0, 2.0, 4.0]] * 3)
+    record = latency.compared(timer, taken, masks, MaskCost(100, 100, np.array([10, 40])), das=False)
     assert [round(subnet["predicted_ms"], 9) for subnet in record["subnets"]] == [2.0, 3.0, 4.0]
     assert (record["error"]["median"], record["largest_error"]) == (pytest.approx(0.25), pytest.approx(1.0))
     masks[-1] = [True, False]
-    das = latency.compared(timer, taken, np.full(3, 4.0), masks, MaskCost(100, 100, np.array([10, 40])), das=True)["das"]
+    das = latency.compared(timer, taken, masks, MaskCost(100, 100, np.array([10, 40])), das=True)["das"]
     assert (das["macs_saved"], das["measured_saved"]["median"], das["of_the_macs"]) == pytest.approx((0.1, 0.5, 5.0))
+
+
+def test_each_round_has_an_order_of_its_own_and_keeps_whose_time_is_whose():
+    now, order = [0.0], []
+
+    def taking(milliseconds):
+        def call():
+            order.append(milliseconds)
+            now[0] += milliseconds / 1000
+
+        return call
+
+    calls = [taking(each) for each in (1, 2, 3, 4)]
+    for number in range(2):
+        assert latency.in_turns(calls, lambda: now[0], np.random.default_rng(number)) == pytest.approx([1, 2, 3, 4])
+    assert order[:4] != order[4:]

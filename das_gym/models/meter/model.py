@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.adapters import Site, parallel_adapter, skip_adapter
+from das_gym.models.adapters import Site, add_to, parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
@@ -139,16 +139,16 @@ class FusionLayer(nn.Module):
             mixed, x = self.self_attention.pooled(x[:, :1], x, attend), x[:, :1]
         else:
             mixed = self.self_attention(x, self.self_attention.keys_values(x), attend)
-        return self.self_norm(self.dropout(mixed) + x + self.self_adapter(x))
+        return self.self_norm(add_to(self.dropout(mixed), x, self.self_adapter(x)))
 
     def attend_cross(self, x: Tensor, mixed: Tensor) -> Tensor:
         """The second sub-layer, from what its attention mixed of the other stream."""
-        return self.cross_norm(self.dropout(mixed) + x + self.cross_adapter(x))
+        return self.cross_norm(add_to(self.dropout(mixed), x, self.cross_adapter(x)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The third sub-layer."""
         update = self.dropout(self.feed_out(gelu(self.feed_in(x))))
-        return self.feed_norm(update + x) + self.feed_adapter(x)
+        return add_to(self.feed_norm(add_to(update, x)), self.feed_adapter(x))
 
 
 class METER(Pretrained, VLP):

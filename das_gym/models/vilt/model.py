@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.adapters import Site, parallel_adapter, skip_adapter
+from das_gym.models.adapters import Site, add_to, parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
 from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
@@ -106,9 +106,9 @@ class ViLTBlock(nn.Module):
             mixed, x = self.attention.pooled(normed[:, :1], normed, attend), x[:, :1]
         else:
             mixed = self.attention(normed, self.attention.keys_values(normed), attend)
-        x = x + self.dropout(mixed) + self.attention_adapter(x)
+        x = add_to(self.dropout(mixed), x, self.attention_adapter(x))
         update = self.mlp_out(self.dropout(F.gelu(self.mlp_in(self.mlp_norm(x)))))
-        return x + self.dropout(update) + self.mlp_adapter(x)
+        return add_to(self.dropout(update), x, self.mlp_adapter(x))
 
 
 def _first(counts: Tensor, places: int) -> Tensor:
