@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from das_gym.adapt.shrink.cutting import cut
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
 from das_gym.adapt.shrink.report import loss_of
 from das_gym.agents.compare.oracle import TableOracle
@@ -32,6 +31,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.recovery import BATCH, whole_model
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_json
+from das_gym.models.transformers.cutting import cut
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem, shuffled
 from das_gym.runs import progress

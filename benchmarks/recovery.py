@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.adapt.shrink.cutting import cut, drawn
-from das_gym.adapt.shrink.generation import generate, interval, scored
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
 from das_gym.adapt.shrink.report import loss_of
+from das_gym.adapt.shrink.scores import interval, scored
 from das_gym.agents.searching.loop import SearchConfig, search
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
+from das_gym.models.transformers.cutting import cut, drawn
+from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem, shuffled

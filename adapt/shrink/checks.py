@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from das_gym.adapt.adapt_experiment import Choice
 from das_gym.adapt.memory import free_bytes
-from das_gym.adapt.shrink.cutting import check_shared, check_units, cut
-from das_gym.adapt.shrink.das_adapters import check_places
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import lora_places, rows_used
-from das_gym.adapt.shrink.saving import check_out, loaded_dtype, weight_files
+from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings, is_saved
 from das_gym.adapt.shrink.verifying import check_generates, questions
 
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
+from das_gym.models.transformers.cutting import check_shared, check_units, cut
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
@@ -122,8 +122,8 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
     vlm = as_vlm(problem)
     check_shared(vlm.model, vlm.tower is not None)
     check_memory(vlm)
-    if settings.recover == "adapters":
-        check_places(vlm)
+    if settings.recover == "adapters" and vlm.untrainable:
+        raise ValueError(f"{vlm.untrainable}: use recover=lora or recover=full")
     if settings.recover == "lora":
         lora_places(vlm)
     if mask is None:

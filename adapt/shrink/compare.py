@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.report import WIDTH
-from das_gym.adapt.shrink.cutting import cut, drawn
-from das_gym.adapt.shrink.generation import generate, interval, scored
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask_for_all
 from das_gym.adapt.shrink.report import loss_of
+from das_gym.adapt.shrink.scores import interval, scored
 
 from das_gym.drawing.markdown import markdown_table
+from das_gym.models.transformers.cutting import cut, drawn
+from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
 

@@ -19,16 +19,16 @@ from typing import Any, Literal
 
 import torch
 from das_gym.adapt.methods.lora import inject_lora, is_linear, merge_lora
-from das_gym.adapt.shrink.cutting import decoder_path
-from das_gym.adapt.shrink.das_adapters import layers_left, stand_in
-from das_gym.adapt.shrink.generation import batches_of
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.models.transformers.cutting import decoder_path
 from das_gym.models.transformers.features import projector_of
+from das_gym.models.transformers.generation import batches_of
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stand_ins import layers_left, stand_in
 from das_gym.runs import progress
 from das_gym.tasks.base import Task
 
@@ -48,7 +48,7 @@ class RecoveryConfig:
 
     Attributes:
         recover: `lora`, `full` (all parameters of the kept decoder layers and the projector), `adapters` (those of DAS, see
-            `das_adapters`, which stay in the model), or `none`.
+            `das_gym.models.transformers.stand_ins`, which stay in the model), or `none`.
         seed: Of the order of examples and of LoRA's start.
         steps: Training steps.
         batch_size: Examples a step, at most as many as there are.
@@ -287,7 +287,7 @@ class Recovery:
     """The training of a model after deletion.
 
     Attributes:
-        student: What `cutting.cut` made; it is trained in place, and the whole model stays as it is.
+        student: What `cut` made; it is trained in place, and the whole model stays as it is.
         whole: The whole model.
         task: Answered in words.
         examples: The train split.

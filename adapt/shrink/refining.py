@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from das_gym.adapt.refining import Round, halve
-from das_gym.adapt.shrink.cutting import cut
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher
 from das_gym.adapt.shrink.report import loss_of
 
+from das_gym.models.transformers.cutting import cut
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem, shuffled
 

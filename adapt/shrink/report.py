@@ -10,18 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.report import WIDTH
-from das_gym.adapt.shrink.generation import (
-    difference_interval,
-    generate,
-    greedily,
-    greedy_settings,
-    interval,
-    left_padded,
-    pad_token,
-    scored,
-)
 from das_gym.adapt.shrink.recovery import answer_features
+from das_gym.adapt.shrink.scores import difference_interval, interval, scored
 
+from das_gym.models.transformers.generation import generate, greedily, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Spread, measure_latency, speedup

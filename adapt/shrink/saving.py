@@ -6,19 +6,19 @@ import copy
 import errno
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.shrink.das_adapters import has_adapters, write_code
 from safetensors import SafetensorError
 
-from das_gym.files import parse_json, read_json, whole_folder, write_json
+from das_gym.files import read_json, whole_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
+from das_gym.models.transformers.stand_ins import has_adapters, write_code
+from das_gym.models.transformers.weights import DTYPE_KEYS, shard_size, weight_files
 
 WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
@@ -27,71 +27,12 @@ WEIGHTS = (
 """Ends of the names of files that hold weights."""
 
 NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-DTYPE_KEYS = ("dtype", "torch_dtype")
-INDEX = "model.safetensors.index.json"
-WHOLE = "1000GB"
-"""Shard size of a model that was in one file."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
 """Of a disk that does not take any more."""
 
 SPARE_BYTES = 2**26
 """Room on the disk beside the weights: tokenizer, processor, run folder."""
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads weights from: safetensors, or else torch's own."""
-    found = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    return found or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def source_dtype(folder: Path) -> torch.dtype:
-    """The type that most of the weights of a folder have; of files that are not safetensors, what its configuration says."""
-    counts: Counter[str] = Counter()
-    for path in weight_files(folder):
-        if path.suffix == ".safetensors":
-            for entry in _tensors_of(path):
-                counts[entry["dtype"]] += entry["data_offsets"][1] - entry["data_offsets"][0]
-    counts = Counter({name: count for name, count in counts.items() if name in DTYPES})
-    if counts:
-        return DTYPES[counts.most_common(1)[0][0]]
-    return _named_dtype(folder) or torch.float32
-
-
-def loaded_dtype(folder: Path) -> torch.dtype:
-    """The type that `dtype="auto"` computes in: what the configuration says, or else that of the weights."""
-    return _named_dtype(folder) or source_dtype(folder)
-
-
-def _named_dtype(folder: Path) -> torch.dtype | None:
-    """The type that a configuration names."""
-    config = read_json(folder / "config.json")
-    places = (config, config.get("text_config") or {})
-    named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
-    return getattr(torch, named, None)
-
-
-def _tensors_of(path: Path) -> list[dict[str, Any]]:
-    """What a file of safetensors says of each tensor; nothing else of it is read."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError(f"{path} is not a whole safetensors file: its header of {length} bytes is longer than itself")
-        header = parse_json(file.read(length), f"the header of {path}", "copy it again")
-    try:
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        return [{"dtype": str(e["dtype"]), "data_offsets": [int(at) for at in e["data_offsets"]]} for e in entries]
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error!r}); copy it again") from error
-
-
-def shard_size(folder: Path) -> str:
-    """The size of a folder's largest shard, as `save_pretrained` takes it; enough for one file where there is one."""
-    if not (folder / INDEX).is_file():
-        return WHOLE
-    sizes = [max(entry["data_offsets"][1] for entry in _tensors_of(path)) for path in weight_files(folder)]
-    return f"{-(-max(sizes) // 1000)}KB"
 
 
 def saved_dtype(source: torch.dtype, computed: torch.dtype) -> torch.dtype:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.adapt.shrink import fresh
-from das_gym.adapt.shrink.cutting import with_parameters_of
-from das_gym.adapt.shrink.das_adapters import has_adapters, masked_with
-from das_gym.adapt.shrink.generation import (
+from torch import Tensor
+
+from das_gym.models.transformers.cutting import with_parameters_of
+from das_gym.models.transformers.generation import (
     PADDING_TOLERANCE,
     form_of,
     greedy_settings,
@@ -25,13 +26,12 @@ from das_gym.adapt.shrink.generation import (
     picture_tokens,
     say,
 )
-from das_gym.adapt.shrink.saving import source_dtype
-from torch import Tensor
-
 from das_gym.models.transformers.inputs import Encoding
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stack import passing, replaced
+from das_gym.models.transformers.stand_ins import has_adapters, masked_with
+from das_gym.models.transformers.weights import source_dtype
 from das_gym.tasks.base import Task
 
 PROMPTS = 3

@@ -16,11 +16,9 @@ from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.refining import Round
 from das_gym.adapt.shrink.card import Card
 from das_gym.adapt.shrink.checks import as_vlm, source_of
-from das_gym.adapt.shrink.cutting import cut, drawn
-from das_gym.adapt.shrink.das_adapters import has_adapters, masked_with
 from das_gym.adapt.shrink.recovery import Recovery, Teacher
 from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring
-from das_gym.adapt.shrink.saving import new_folder, rounded, save, saved_dtype, source_dtype
+from das_gym.adapt.shrink.saving import new_folder, rounded, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, ShrinkSettings
 from das_gym.adapt.shrink.verifying import Questions, ask_fresh, questions, verify
 
@@ -28,8 +26,11 @@ from das_gym.commandline import typed, used
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
+from das_gym.models.transformers.cutting import cut, drawn
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import IMAGE, VLM
+from das_gym.models.transformers.stand_ins import has_adapters, masked_with
+from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig, problem_words, recorded_settings
 from das_gym.problem.costs import Costs

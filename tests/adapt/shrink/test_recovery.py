@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
-from das_gym.adapt.shrink.cutting import cut
-from das_gym.adapt.shrink.das_adapters import layers_left
 from das_gym.adapt.shrink.recovery import (
     Recovery,
     RecoveryConfig,
@@ -28,8 +26,10 @@ from das_gym.adapt.shrink.recovery import (
 from das_gym.adapt.training import Trainer, decay
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.models.transformers.cutting import cut
 from das_gym.models.transformers.features import projector_of
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stand_ins import layers_left
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from tests.adapt.shrink.conftest import MASK

@@ -8,21 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from das_gym.adapt.shrink.saving import (
-    check_out,
-    loaded_dtype,
-    new_folder,
-    rounded,
-    save,
-    saved_dtype,
-    shard_size,
-    source_dtype,
-    weight_files,
-)
+from das_gym.adapt.shrink.saving import check_out, new_folder, rounded, save, saved_dtype
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from das_gym.files import read_json, write_json
 from das_gym.models.transformers import prune
+from das_gym.models.transformers.weights import loaded_dtype, shard_size, source_dtype, weight_files
 from tests.models.transformers import tiny
 
 

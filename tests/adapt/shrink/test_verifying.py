@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import fresh, verifying
-from das_gym.adapt.shrink.cutting import cut
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import NotTheSameError, Questions, check_generates, questions, verify
 
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.checks import NoiseImage
+from das_gym.models.transformers.cutting import cut
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem

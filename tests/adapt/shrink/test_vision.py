@@ -11,11 +11,11 @@ import pytest
 import torch
 from das_gym.adapt.adapt_experiment import Choice
 from das_gym.adapt.shrink.checks import deletable
-from das_gym.adapt.shrink.cutting import check_shared, cut, drawn
 from das_gym.adapt.shrink.report import loss_of
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import questions, verify
 
+from das_gym.models.transformers.cutting import check_shared, cut, drawn
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.shrink.cutting import decoder_path
 from torch import nn
 
 from das_gym.files import read_json, write_json, write_text
 from das_gym.models.transformers import modeling_das_adapters
 from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER
+from das_gym.models.transformers.cutting import decoder_path
 from das_gym.models.transformers.loading import ADAPTED, auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import DasAdapter, add_adapters
@@ -40,16 +40,6 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model.config, ADAPTED)
 
 
-def check_places(whole: VLM) -> None:
-    """Refuse a model whose layers have no place for adapters.
-
-    Raises:
-        ValueError: the reason.
-    """
-    if whole.untrainable:
-        raise ValueError(f"{whole.untrainable}: use recover=lora or recover=full")
-
-
 def layers_left(whole: VLM, smaller: VLM) -> list[int]:
     """Positions in the whole model of the layers that `cutting.cut` left, whose parameters both have."""
     places = {id(next(layer.parameters())): place for place, layer in enumerate(whole.stack.layers)}
@@ -70,7 +60,8 @@ def stand_in(smaller: VLM, whole: VLM, bottleneck: int, skip_bottleneck: int) ->
     Raises:
         ValueError: layers without a place for adapters.
     """
-    check_places(whole)
+    if whole.untrainable:
+        raise ValueError(whole.untrainable)
     left, layers = layers_left(whole, smaller), smaller.stack.layers
     ends = [-1, *left, len(whole.stack.layers)]
     settings: dict[str, Any] = {

@@ -1,13 +1,11 @@
-"""Answers that a model really says, and how right they are."""
+"""Answers that a model really says."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -15,16 +13,12 @@ from torch.nn import functional as F  # noqa: N812
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import VLM
 from das_gym.runs import progress
-from das_gym.tasks.base import Task
 
 SPARE_TOKENS = 8
 """How many tokens more than the longest reference a model may say."""
 
 PICTURE_WORDS = ("image", "video", "vision", "boi", "eoi")
 """Parts of the settings that name tokens which stand for pictures."""
-
-Z = 1.959964
-"""Of a normal distribution, 95 % lies within so many standard deviations."""
 
 PADDING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 """How far logits may be apart under padding, as a share of their largest."""
@@ -210,46 +204,3 @@ def generate(
                     said[start + row] = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
                 bar.update(len(rows))
     return [said[number] for number in range(len(prompts))]
-
-
-def scored(task: Task, examples: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
-    """(len(examples),) float64, 0..1: how right each text is."""
-    return np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
-
-
-def interval(scores: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean score: Wilson's where each is right or wrong, else by 2,000 bootstrap samples.
-
-    Args:
-        scores: (n,) 0..1, at least one.
-    """
-    count, mean = len(scores), float(scores.mean())
-    if np.isin(scores, (0, 1)).all():
-        width = Z * math.sqrt(mean * (1 - mean) / count + Z**2 / (4 * count**2))
-        middle, scale = mean + Z**2 / (2 * count), 1 + Z**2 / count
-        return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
-    return bootstrap(scores)
-
-
-def bootstrap(values: np.ndarray, samples: int = 2000) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of (n,) values, the same each time."""
-    draws = np.random.default_rng(0).integers(0, len(values), (samples, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), (2.5, 97.5)).tolist()
-    return low, high
-
-
-def difference_interval(apart: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean difference of scores on the same examples.
-
-    By Agresti and Min (2005, half a pair added to each kind of pairs) where each score is right or wrong, so that a handful
-    of pairs without a difference is no proof that there is none; else by 2,000 bootstrap samples.
-
-    Args:
-        apart: (n,) -1..1, at least one.
-    """
-    if not np.isin(apart, (-1, 0, 1)).all():
-        return bootstrap(apart)
-    better, worse, count = (apart == 1).sum() + 0.5, (apart == -1).sum() + 0.5, len(apart) + 2
-    middle = (better - worse) / count
-    width = Z * math.sqrt(better + worse - (better - worse) ** 2 / count) / count
-    return float(max(-1.0, middle - width)), float(min(1.0, middle + width))

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.shrink.cutting import cut
-from das_gym.adapt.shrink.das_adapters import has_adapters, masked_with, stand_in
+from das_gym.adapt.shrink.checks import check_loaded
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, answer_features
 from das_gym.adapt.shrink.saving import save
+from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import questions, replayed
 
 from das_gym.models.transformers import modeling_das_adapters
+from das_gym.models.transformers.cutting import cut
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stand_ins import has_adapters, masked_with, stand_in
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.test_recovery import divergence
 
@@ -101,8 +103,10 @@ def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
 @pytest.mark.slow
 def test_layers_without_a_place_are_refused(problem_of: Callable[[str], Problem]):
     problem = problem_of("lfm2_vl")
-    with pytest.raises(ValueError, match="for adapters by a known name: use recover=lora or recover=full"):
+    with pytest.raises(ValueError, match=r"for adapters by a known name$"):
         stand_in(cut(problem.vlp, MASK), problem.vlp, 4, 6)
+    with pytest.raises(ValueError, match="for adapters by a known name: use recover=lora or recover=full"):
+        check_loaded(ShrinkSettings(recover="adapters"), problem, MASK)
 
 
 def test_a_folder_with_adapters_is_not_shrunk_again(
