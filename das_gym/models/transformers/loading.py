@@ -16,6 +16,7 @@ from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
 from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double, tower_reads, with_tower
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
+from das_gym.models.transformers.weights import source_dtype, weight_files
 
 QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
 
@@ -142,29 +143,15 @@ def _check_room(folder: Path, dtype: Any) -> None:
     """Refuse weights that memory has no room for, before they are read."""
     import psutil
 
-    files = {*folder.glob("*.safetensors")} or {*folder.glob("pytorch_model*.bin")}
-    needed = sum(path.stat().st_size for path in files)
+    needed = sum(path.stat().st_size for path in weight_files(folder))
     if isinstance(dtype, torch.dtype):
-        needed = needed * dtype.itemsize // _itemsize(files)
+        needed = needed * dtype.itemsize // source_dtype(folder).itemsize
     free = psutil.virtual_memory().available
     if needed > free:
         raise ValueError(
             f"the weights in {folder} take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: use a smaller "
             "dtype, such as dtype=bfloat16, or device_map=auto, which spreads them over devices and disk"
         )
-
-
-def _itemsize(files: set[Path]) -> int:
-    """Bytes of a number in the first of the files."""
-    from safetensors import safe_open
-
-    first = min(files, default=None)
-    if first is None or first.suffix != ".safetensors":
-        return 4
-    with safe_open(first, "pt") as file:
-        name = next(iter(file.keys()))
-        size: int = file.get_slice(name)[:1].element_size()
-        return size
 
 
 def _dtype(name: str) -> Any:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
+import psutil
 import pytest
 
 from das_gym.models.inputs import load_tokenizer
+from das_gym.models.transformers import loading
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.registration import ASSETS
 
@@ -70,3 +74,17 @@ def test_code_in_a_folder_is_not_run(folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="has code of its own, which is not run"):  # and does not ask
         load_tokenizer(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_memory_has_no_room_for_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Mistral's folders hold all of it twice: what transformers does not load takes no room."""
+    size = (folder / "model.safetensors").stat().st_size
+    shutil.copyfile(folder / "model.safetensors", folder / "consolidated.safetensors")
+    free = SimpleNamespace(available=size)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(loading, "_load", Mock(side_effect=ValueError("it is loaded")))
+    with pytest.raises(ValueError, match="it is loaded"):
+        load_vlm(folder)
+    for free.available, dtype in ((size - 1, "auto"), (2 * size - 1, "float32")):
+        with pytest.raises(ValueError, match="of memory are free: use a smaller dtype"):
+            load_vlm(folder, dtype=dtype)
