@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.shrink.scores import bootstrap
 from das_gym.agents import make_agent
 
 from benchmarks.machine import describe_machine
@@ -104,18 +105,10 @@ def optuna_search(landscape: Landscape, name: str, seed: int, evaluations: int) 
     return {"regret": landscape.regret(study.best_value), "ms": ms, "longest_ms": 1e3 * MASKS_PER_TURN * max(times)}
 
 
-def interval(values: Floats) -> tuple[float, float]:
-    """95 % of the bootstrapped means."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(values, (2000, len(values))).mean(axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
-
-
 def line(name: str, found: list[dict[str, float]]) -> str:
     """One agent's results in words."""
     regrets = np.array([each["regret"] for each in found])
-    low, high = interval(regrets)
+    low, high = bootstrap(regrets)
     best, near = np.mean(regrets < 1e-9), np.mean(regrets < NEAR)
     ms, longest = np.mean([each["ms"] for each in found]), max(each["longest_ms"] for each in found)
     shares = f"{100 * best:7.0f} {100 * near:7.0f}"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks import large
@@ -25,8 +24,3 @@ def test_it_plays_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     assert found.keys() == {"bayes", "random", "optuna"}
     assert all(0 <= each["regret"] < 1.5 for runs in found.values() for each in runs)
     assert "24 layers, 8 skipped, 12 evaluations" in capsys.readouterr().out
-
-
-def test_intervals_are_of_means():
-    low, high = large.interval(np.array([0.0, 1.0, 0.0, 1.0]))
-    assert 0 <= low < 0.5 < high <= 1
