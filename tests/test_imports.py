@@ -24,16 +24,18 @@ REGISTRATION_FROM = "problem"
 COMMAND = re.compile(r"(experiment|commands?|__main__)$")
 """Ends of the names of commands: they alone import `das_gym.experiment`, and those of adapt import agents."""
 
-FAMILY = re.compile(r"METER|ViLT|(?<![a-zA-Z])(?:meter|vilt)(?![a-z])")
+FAMILY = re.compile(r"METER|ViLT|(?<![a-zA-Z])(?:meter|vilt)(?![a-z])|\bVLM\b|models\.transformers")
 """In names and in texts of one word; a help text may mention a family."""
 
 FAMILIES_MAY_BE_NAMED = (
     "das_gym.models.meter",
     "das_gym.models.vilt",
+    "das_gym.models.transformers",
     "das_gym.registration",
     "das_gym.adapt.paper",
     "das_gym.adapt.published",
     "das_gym.adapt.pretrain",
+    "das_gym.adapt.shrink",  # which writes folders of transformers
     "das_gym.adapt.suite",
 )
 
