@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +84,28 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
         )
     content = read_json(record)
     check_names(changes, (field.name for field in dataclasses.fields(ProblemConfig)))
-    try:
-        problem, settings = _recorded(content, changes)
+    with _named(record):
+        recorded, settings = _recorded(content)
         modules = build(RunSettings, {"use": content.get("use", ())}).use
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{record} is no record of a subnet ({error}); fine-tune it again") from error
-    untyped = {name: value for name, value in vars(problem).items() if name not in changes}
-    check_record(folder, record, modules, untyped)
-    use(modules)
+    check_record(folder, record, modules, {name: value for name, value in recorded.items() if name not in changes})
+    use(modules)  # first: they may register its model and task
+    with _named(record, "import the module that registers it (use=MODULE), or fine-tune it again"):
+        problem = build(ProblemConfig, {**recorded, **changes})
     subnet = restore(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
     return subnet
 
 
-def _recorded(record: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[ProblemConfig, dict[str, Any]]:
+@contextmanager
+def _named(record: Path, way_out: str = "fine-tune it again") -> Iterator[None]:
+    """Name the record in errors of what it holds."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{record} is no record of a subnet ({error}); {way_out}") from error
+
+
+def _recorded(record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Model and data of a record, and the model's own settings, such as its adapters' widths."""
     problem = dict(record["problem"])
     problem["task"] = OLD_TASKS.get(problem["task"], problem["task"])
@@ -106,7 +115,7 @@ def _recorded(record: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[Pr
     if settings is None:  # records of 0.1.0
         widths = ("bottleneck", "skip_bottleneck") if "pipeline" in record and problem["checkpoint"] else ()
         settings = {name: record["pipeline"][name] for name in widths}
-    return build(ProblemConfig, {**problem, **changes}), dict(settings)
+    return problem, dict(settings)
 
 
 def save(

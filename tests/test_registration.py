@@ -13,19 +13,14 @@ import das_gym.registration as registration
 from das_gym import ENVIRONMENTS, ModelEntry, ProblemConfig, Task, TaskEntry, register_model, register_task
 from das_gym.problem.loading import load_splits, task_class
 from das_gym.tasks.vqa.task import VQATask
+from tests.registered import as_before
 
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tables as they were, whatever a test registers."""
-    before = [(table, dict(table)) for table in (registration.MODELS, registration.TASKS, registration.ENVIRONMENTS)]
-    known = set(registration.registry)
-    yield
-    for table, content in before:
-        table.clear()
-        table.update(content)
-    for id in set(registration.registry) - known:
-        del registration.registry[id]
+    with as_before():
+        yield
 
 
 def test_a_task_gives_an_environment_for_every_model():

@@ -16,10 +16,15 @@ from das_gym.adapt import load_subnet, save
 from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, SUBNET_FILE
 
+from das_gym import commandline
+from das_gym.data.origin import SIGNATURE, signatures
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_splits
+from das_gym.registration import ASSETS
+from das_gym.runs import CONFIG
+from tests.registered import as_before
 
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=bool)
 
@@ -108,6 +113,28 @@ def test_a_record_does_not_choose_what_is_imported(folder: Path):
             load_subnet(folder)
     finally:
         write_json(folder / RECORD, record)
+
+
+def test_the_modules_of_a_run_begun_here_register_its_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: AdaptedModel, splits: Splits
+):
+    monkeypatch.setattr(commandline, "_used", [])
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "module_of_mine.py").write_text(
+        "from das_gym import ModelEntry, register_model\n"
+        "register_model(ModelEntry('Mine', vlp='das_gym.models.meter.model:METER'))\n"
+    )
+    record = read_json(folder / RECORD)
+    record["problem"] |= {"model": "Mine", "checkpoint": str(ASSETS / "meter_mini")}
+    write_json(folder / RECORD, record)
+    with pytest.raises(ValueError, match=r"unknown model 'Mine'; .*import the module that registers it"):
+        load_subnet(folder)
+    write_json(folder / RECORD, {**record, "use": ["module_of_mine"]})
+    (folder / SIGNATURE).write_text(signatures(folder, "{}"))
+    (folder / CONFIG).write_text("{}")
+    with as_before():
+        assert torch.equal(logits(load_subnet(folder), splits), logits(subnet, splits))
+    assert commandline.used() == ("module_of_mine",)
 
 
 @pytest.mark.parametrize(

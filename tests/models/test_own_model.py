@@ -14,12 +14,12 @@ import torch
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
-import das_gym.registration as registration
 from das_gym import ModelEntry, register_model
 from das_gym.models.base import check_model
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_splits, restore
 from tests.models.bridge_tower import save_bridge_tower
+from tests.registered import as_before
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model.py"
 ID = "DAS-BridgeTower-VQA-v0"
@@ -28,17 +28,11 @@ ID = "DAS-BridgeTower-VQA-v0"
 @pytest.fixture(scope="module")
 def own(tmp_path_factory, mini_folder: Path) -> Iterator[SimpleNamespace]:
     """The example's module, registered, and a checkpoint for it."""
-    tables = [(table, dict(table)) for table in (registration.MODELS, registration.ENVIRONMENTS)]
-    known = set(registration.registry)
-    example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
-    example.checkpoint = save_bridge_tower(tmp_path_factory.mktemp("bridge") / "model", mini_folder)
-    register_model(ModelEntry("BridgeTower", vlp=example.BridgeTower, load=example.load))
-    yield example
-    for table, content in tables:
-        table.clear()
-        table.update(content)
-    for id in set(registration.registry) - known:
-        del registration.registry[id]
+    with as_before():
+        example = SimpleNamespace(**runpy.run_path(str(EXAMPLE)))
+        example.checkpoint = save_bridge_tower(tmp_path_factory.mktemp("bridge") / "model", mini_folder)
+        register_model(ModelEntry("BridgeTower", vlp=example.BridgeTower, load=example.load))
+        yield example
 
 
 @pytest.fixture(scope="module")
