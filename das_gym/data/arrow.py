@@ -6,14 +6,17 @@ itself as the data root, which is needed where the folder holds two data sets fo
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from das_gym.data.arrow_sizes import unpacked_size
 from das_gym.data.decoding import decode_image
 
 if TYPE_CHECKING:
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BATCH_ROWS = 1024
+
+MIN_UNPACKED, MAX_RATIO = 2**28, 16
+"""Compressed columns may unpack to so many bytes, and to so many times those of the file: a file of 50 kB can hold what
+unpacks to 1.5 GB."""
 
 _MAKE_AGAIN = "get or make it again (ViLT's and METER's scripts write such tables)"
 
@@ -117,34 +124,63 @@ class ArrowFolder:
         return path
 
 
-def open_table(path: Path) -> pyarrow.Table:
-    """A table, memory-mapped and checked; opened once in a process while it does not change.
+def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | None = None) -> pyarrow.Table:
+    """Columns of a table, memory-mapped and checked; opened once in a process while it does not change.
+
+    Args:
+        path: The table.
+        columns: Kind of each column that is needed, such as `bytes`, `integer`, `text` or `list of text`.
+        read: Those of them that the result has; None = all.
 
     Raises:
         ImportError: pyarrow is not installed.
         FileNotFoundError: There is no such file.
-        ValueError: It is no arrow file, truncated or damaged.
+        ValueError: It is no arrow file, truncated or damaged, it unpacks to far more than it has, or a column is missing
+            or of another kind.
     """
     try:
         stat = path.stat()
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no table {path}; {_MAKE_AGAIN}") from None
-    return _open(path, stat.st_size, stat.st_mtime_ns)
+    return _open(path, tuple(columns.items()), tuple(columns if read is None else read), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=32)
-def _open(path: Path, size: int, changed: int) -> pyarrow.Table:
-    del size, changed  # part of the cache's key
+def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...], size: int, changed: int) -> pyarrow.Table:
+    del changed  # part of the cache's key
     pa = _pyarrow()
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    with _named(path):
+        file = pa.memory_map(str(path))
+        schema = pa.ipc.open_file(file).schema
+        names = schema.names  # the last of which may be no UTF-8
+    for name, kind in columns:
+        if name not in names:
+            needed = ", ".join(each for each, _ in columns)
+            raise ValueError(f"{path} has no column {name!r}; it needs {needed}, and has {', '.join(names)}")
+        if (count := names.count(name)) > 1:
+            raise ValueError(f"{path} has {count} columns {name!r}, and must have one; {_MAKE_AGAIN}")
+        found = _kind(schema.field(name).type)
+        if found != kind:
+            raise ValueError(f"{path}: the column {name!r} holds {found}, and must hold {kind}; {_MAKE_AGAIN}")
+    with _named(path):
+        most = max(MIN_UNPACKED, size * MAX_RATIO)
+        if (unpacked := unpacked_size(file.read_buffer())) > most:
+            raise ValueError(f"its compressed columns unpack to {unpacked} bytes, more than {most}: write it uncompressed")
+        options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in read])
+        table = pa.ipc.open_file(file, options=options).read_all()
         table.validate(full=True)
-        table = table.rename_columns(table.column_names)  # the same names, which older versions decode only when asked
-    except (pa.ArrowException, OSError, ValueError) as error:  # the last of a column's name that is no UTF-8
+    return table
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What pyarrow raises for a table, as an error that names it."""
+    try:
+        yield
+    except (_pyarrow().ArrowException, OSError, ValueError, LookupError, struct.error) as error:
         raise ValueError(
             f"{path} cannot be read as an arrow file ({error}); it is truncated, damaged or in another format: {_MAKE_AGAIN}"
         ) from error
-    return table
 
 
 def _pyarrow() -> Any:
@@ -157,12 +193,17 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def read_rows(path: Path, columns: dict[str, str], if_empty: str = _MAKE_AGAIN) -> Iterator[dict[str, Any]]:
+def open_rows(path: Path, columns: Mapping[str, str]) -> pyarrow.Table:
+    """A table without its columns of bytes, which have to be there; see `open_table`."""
+    return open_table(path, columns, [name for name, kind in columns.items() if kind != "bytes"])
+
+
+def read_rows(path: Path, columns: Mapping[str, str], if_empty: str = _MAKE_AGAIN) -> Iterator[dict[str, Any]]:
     """The rows of a table as plain values, checked against the kinds of their columns; images are left out.
 
     Args:
         path: The table.
-        columns: Kind of each column that is needed, such as `bytes`, `integer`, `text` or `list of text`.
+        columns: As for `open_table`.
         if_empty: What to do about a table without rows.
 
     Yields:
@@ -172,21 +213,10 @@ def read_rows(path: Path, columns: dict[str, str], if_empty: str = _MAKE_AGAIN) 
         FileNotFoundError: There is no such file.
         ValueError: It is damaged, has no rows, or a column is missing or of another kind.
     """
-    table = open_table(path)
+    table = open_rows(path, columns)
     if not table.num_rows:
         raise ValueError(f"{path} has no rows; a split needs at least one: {if_empty}")
-    for name, kind in columns.items():
-        if name not in table.column_names:
-            raise ValueError(
-                f"{path} has no column {name!r}; it needs {', '.join(columns)}, and has {', '.join(table.column_names)}"
-            )
-        if (count := table.column_names.count(name)) > 1:
-            raise ValueError(f"{path} has {count} columns {name!r}, and must have one; {_MAKE_AGAIN}")
-        found = _kind(table.schema.field(name).type)
-        if found != kind:
-            raise ValueError(f"{path}: the column {name!r} holds {found}, and must hold {kind}; {_MAKE_AGAIN}")
-    plain = table.select([name for name, kind in columns.items() if kind != "bytes"])
-    for batch in plain.to_batches(max_chunksize=BATCH_ROWS):
+    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         yield from batch.to_pylist()
 
 
@@ -235,9 +265,9 @@ class ArrowImage:
             FileNotFoundError: The table is gone.
             ValueError: The cell is empty or no image, or the table is damaged or has no such cell.
         """
-        table = open_table(self.path)
-        if self.column not in table.column_names or self.row >= table.num_rows:
-            raise ValueError(f"{self.path} has no {self.column!r} in a row {self.row}; it has changed: load it anew")
+        table = open_table(self.path, {self.column: "bytes"})
+        if self.row >= table.num_rows:
+            raise ValueError(f"{self.path} has no row {self.row}; it has changed: load it anew")
         cell = table[self.column][self.row].as_buffer()
         return decode_image(io.BytesIO(b"" if cell is None else cell), f"{self.column} in row {self.row} of {self.path}")
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from das_gym.data.arrow import ArrowFolder, ArrowImage, ArrowRows, is_arrow, open_table, read_rows
+from das_gym.data import arrow
+from das_gym.data.arrow import ArrowFolder, ArrowImage, ArrowRows, is_arrow, open_rows, open_table, read_rows
+from das_gym.data.arrow_sizes import unpacked_size
 from das_gym.problem.loading import task_class
 from das_gym.tasks.nlvr2 import arrow as nlvr2
 from das_gym.tasks.retrieval import arrow as retrieval
@@ -83,7 +86,7 @@ def test_a_missing_table_is_named_beside_what_is_there(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"holds no table nlvr2_<split>\.arrow"):
         ArrowFolder.find(tmp_path, FILES["nlvr2"])
     with pytest.raises(FileNotFoundError, match=r"there is no table .*gone\.arrow"):
-        open_table(tmp_path / "gone.arrow")
+        open_table(tmp_path / "gone.arrow", COLUMNS)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 500, -1, -200])
@@ -91,7 +94,7 @@ def test_a_truncated_table_is_named(tmp_path: Path, kept: int):
     path = write_table(tmp_path / "vqav2_val.arrow", [vqa_row(n) for n in range(3)])
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"vqav2_val\.arrow cannot be read as an arrow file \(.*it is truncated, damaged"):
-        open_table(path)
+        open_table(path, COLUMNS)
 
 
 def test_damaged_columns_raise_and_do_not_crash(tmp_path: Path):
@@ -154,9 +157,55 @@ def test_an_image_that_is_none_names_its_row(tmp_path: Path, content: bytes | No
 
 def test_a_row_or_column_that_is_gone(tmp_path: Path):
     path = write_table(tmp_path / "a.arrow", [caption_row("c")])
-    for image in (ArrowImage(path, 1), ArrowImage(path, 0, "image_0")):
-        with pytest.raises(ValueError, match=r"a\.arrow has no 'image(_0)?' in a row \d; it has changed: load it anew"):
-            image.open()
+    with pytest.raises(ValueError, match=r"a\.arrow has no row 1; it has changed: load it anew"):
+        ArrowImage(path, 1).open()
+    with pytest.raises(ValueError, match=r"a\.arrow has no column 'image_0'; it needs image_0, and has image, "):
+        ArrowImage(path, 0, "image_0").open()
+
+
+def test_a_column_without_anything_is_no_column_of_images(tmp_path: Path):
+    path = write_table(tmp_path / "a.arrow", [caption_row("c", image=None)])
+    with pytest.raises(ValueError, match=r"a\.arrow: the column 'image' holds null, and must hold bytes"):
+        ArrowImage(path, 0).open()
+
+
+def write_compressed(path: Path, how: str, zeros: int) -> Path:
+    """Two rows whose images are zeros, and a dictionary that nobody reads, of as many."""
+    zero = bytes(zeros)
+    columns = {"image": [zero, zero], "image_id": [1, 2], "other": pa.array([zero, zero]).dictionary_encode()}
+    table = pa.table(columns)
+    options = pa.ipc.IpcWriteOptions(compression=how)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=1)
+    return path
+
+
+@pytest.mark.parametrize("how", ["lz4", "zstd", None])
+def test_what_a_table_unpacks_to_is_read_from_its_headers(tmp_path: Path, how: str | None):
+    path = write_compressed(tmp_path / "a.arrow", how, 10**6)
+    found = unpacked_size(pa.memory_map(str(path)).read_buffer())
+    assert found == 0 if how is None else 3e6 < found < 3.001e6
+
+
+@pytest.mark.parametrize("how", ["lz4", "zstd"])
+def test_a_table_that_unpacks_to_far_more_than_it_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str):
+    """50 kB of them took 1.5 GB."""
+    path = write_compressed(tmp_path / "a.arrow", how, 10**6)
+    assert [row["image_id"] for row in read_rows(path, {"image_id": "integer"})] == [1, 2]
+    monkeypatch.setattr(arrow, "MIN_UNPACKED", 10**6)
+    table = write_compressed(tmp_path / "b.arrow", how, 10**6)
+    with pytest.raises(
+        ValueError, match=r"b\.arrow cannot be read .* unpack to 300\d{4} bytes, more than 1000000: write it"
+    ):
+        list(read_rows(table, {"image_id": "integer"}))
+
+
+def test_columns_that_nobody_asks_for_are_not_read(tmp_path: Path):
+    path = write_compressed(tmp_path / "a.arrow", "zstd", 10**6)
+    before = pa.total_allocated_bytes()
+    table = open_rows(path, {"image": "bytes", "image_id": "integer"})
+    assert table.column_names == ["image_id"]
+    assert pa.total_allocated_bytes() - before < 2 * 10**6  # the dictionary, which all columns share
 
 
 def test_tables_one_below_the_other():
@@ -178,4 +227,4 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(builtins, "__import__", without_pyarrow)
     with pytest.raises(ImportError, match=r"arrow tables need pyarrow: install it with pip install 'das_gym\[arrow\]'"):
-        open_table(path)
+        open_table(path, COLUMNS)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.data.arrow import ArrowFolder, ArrowRows, TaskFiles, open_table, read_rows
+from das_gym.data.arrow import ArrowFolder, ArrowRows, TaskFiles, open_rows, read_rows
 from das_gym.data.checks import BadExamples, check_text
 from das_gym.data.splits import Splits
 from das_gym.tasks.vqa.columns import ColumnsBuilder, VQAColumns
@@ -70,7 +70,7 @@ def load_arrow_vqa(data_root: str | Path, on_bad_example: str = "raise") -> Spli
 def _read(paths: tuple[Path, ...], split: str, bad: BadExamples) -> VQATable:
     """The questions of some tables, one below the other."""
     bad.new_file()
-    starts = np.cumsum([0, *(open_table(path).num_rows for path in paths)]).tolist()
+    starts = np.cumsum([0, *(open_rows(path, _COLUMNS).num_rows for path in paths)]).tolist()
     columns = cached_columns(paths, bad, lambda: _read_columns(paths, starts, bad))
     return drop_broken(VQATable.whole(split, columns, ArrowRows(paths, tuple(starts))), paths[0], bad)
 
