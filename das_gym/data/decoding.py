@@ -1,4 +1,4 @@
-"""From an image file to a picture: any format that PIL reads, in mode RGB, and errors that name the file.
+"""From an image file to a picture: formats of data sets, in mode RGB, and errors that name the file.
 
 PIL's limit on the size of pictures is one for the whole process, and warns before it refuses. It is left as it is, and
 files are opened without it; the limits are those below.
@@ -35,9 +35,17 @@ _one_large = threading.Lock()
 SHORT_SIDE = 2048
 """Pixels that the shorter side of such a JPEG keeps at least: several times what a model reads."""
 
-MAX_PIXELS = {"JPEG": 2**30, "MPO": 2**30, "PNG": 2**28, "BMP": 2**28}
-"""Most pixels of a picture, by format. 2^28 pixels take a gigabyte for a moment; a progressive JPEG of 2^30 takes three.
-Other formats have PIL's own limit: they check it again while they are decoded."""
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+"""PIL's formats that are read. It has thirty more, which no data set needs; for an EPS, and an IPTC that holds one, it has
+Ghostscript run what the picture says."""
+
+PROGRESSIVE = "progressive JPEG"
+"""Decoded whole, however small it is wanted."""
+
+MAX_PIXELS = {"JPEG": 2**30, "MPO": 2**30, PROGRESSIVE: 2**27, "PNG": 2**28, "BMP": 2**28}
+MAX_PIXELS |= dict.fromkeys(("AVIF", "JPEG2000", "WEBP"), 2**25)
+"""Most pixels of a picture, by format: about a gigabyte for a moment. Other formats have PIL's own limit: they check it
+again while they are decoded."""
 
 OTHER_PIXELS = WHOLE_PIXELS
 """That of other formats where PIL's own limit was switched off."""
@@ -69,7 +77,7 @@ def load_image(path: str | Path) -> Image.Image:
     """Read an image file, fully decoded. Orientation is as stored: EXIF rotation is not applied.
 
     Args:
-        path: A file in any format that PIL reads.
+        path: A file in one of FORMATS, or in one that somebody has registered with PIL.
 
     Returns:
         The image, mode RGB; one of more than WHOLE_PIXELS is scaled down.
@@ -99,7 +107,8 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
     """
     try:
         with _opened(source) as file, _identify(file) as image:
-            most = MAX_PIXELS.get(image.format or "") or Image.MAX_IMAGE_PIXELS or OTHER_PIXELS
+            kind = PROGRESSIVE if image.info.get("progressive") else image.format or ""
+            most = MAX_PIXELS.get(kind) or Image.MAX_IMAGE_PIXELS or OTHER_PIXELS
             size = image.size
             if size[0] * size[1] <= most:
                 is_jpeg = image.format in ("JPEG", "MPO")
@@ -136,8 +145,9 @@ def file_pixels(path: Path) -> int:
 def _opened(source: str | Path | BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
     if not isinstance(source, str | Path):
         return contextlib.nullcontext(source)
-    if stat.S_ISFIFO(Path(source).stat().st_mode):  # to open it would wait for whoever writes to it
-        raise OSError("it is a pipe, not a file")
+    mode = Path(source).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # some wait for whoever writes to them, some never end
+        raise OSError("it is a pipe or a device, not a file")
     return Path(source).open("rb")
 
 
@@ -150,13 +160,15 @@ def _identify(file: BinaryIO) -> Image.Image:
         for name in [name for name in Image.ID if name not in tried]:
             tried.add(name)
             factory, accept = Image.OPEN[name]
+            if factory.__module__.startswith("PIL.") and name not in FORMATS:
+                continue
             accepted = accept is None or accept(prefix)
             if not accepted or isinstance(accepted, str):  # a text says what PIL lacks to read it
                 continue
             with contextlib.suppress(*_OTHER_FORMAT):
                 file.seek(0)
                 return factory(file, "")
-    raise UnidentifiedImageError("in no format that PIL reads")
+    raise UnidentifiedImageError("in none of the formats that are read")
 
 
 def _check_claim(file: BinaryIO, pixels: int) -> None:

@@ -41,7 +41,7 @@ class ImageFile:
     """A picture in a file of its own.
 
     Attributes:
-        path: The file, in any format that PIL reads.
+        path: The file, in a format that `das_gym.data.decoding` reads.
     """
 
     path: Path

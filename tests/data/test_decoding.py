@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -163,8 +164,9 @@ else:
 
 def test_a_pipe_is_no_picture(tmp_path: Path):
     os.mkfifo(tmp_path / "picture.png")
-    with pytest.raises(ValueError, match=r"picture\.png cannot be read \(OSError: it is a pipe, not a file\)"):
-        load_image(tmp_path / "picture.png")
+    for path in (tmp_path / "picture.png", Path("/dev/zero")):
+        with pytest.raises(ValueError, match=rf"{path} cannot be read \(OSError: it is a pipe or a device, not a file\)"):
+            load_image(path)
 
 
 @pytest.mark.usefixtures("small_limits")
@@ -177,6 +179,50 @@ def test_a_picture_that_is_too_large_says_how_large_it_may_be(tmp_path: Path, ki
         load_image(tmp_path / f"huge.{kind}")
 
 
+@pytest.mark.parametrize("kind", ["jp2", "webp", "avif", "progressive"])
+def test_what_is_decoded_whole_may_have_fewer_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    """The largest that are allowed took 1.5 to 3 GB."""
+    path = tmp_path / f"a.{'jpg' if kind == 'progressive' else kind}"
+    noise(40, 30).save(path, **({"progressive": True} if kind == "progressive" else {}))
+    assert load_image(path).size == (40, 30)
+    name = {"jp2": "JPEG2000", "progressive": decoding.PROGRESSIVE}.get(kind, kind.upper())
+    assert decoding.MAX_PIXELS[name] <= 2**27
+    monkeypatch.setitem(decoding.MAX_PIXELS, name, 1000)
+    with pytest.raises(ValueError, match=r"has 40 x 30 pixels, more than 1000; scale it down"):
+        load_image(path)
+
+
+IPTC = b"".join(
+    b"\x1c" + bytes(tag) + len(value).to_bytes(2, "big") + value
+    for tag, value in [((3, 60), b"\x01\x00"), ((3, 20), b"\x0a"), ((3, 30), b"\x0a"), ((3, 120), b"\x05")]
+)
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) print\n%%EOF\n"
+
+
+@pytest.mark.parametrize("content", [EPS, IPTC + b"\x1c\x08\x0a" + len(EPS).to_bytes(2, "big") + EPS], ids=["eps", "iptc"])
+def test_no_program_is_run_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes):
+    """PIL gives an EPS to the first `gs` that the shell finds."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read \(UnidentifiedImageError: in none of the formats"):
+        load_image(tmp_path / "a.jpg")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_format_that_somebody_registers_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def theirs(file: BinaryIO, name: str) -> Image.Image:
+        del name
+        return Image.new("RGB", (3, 2)) if file.read(4) == b"mine" else None
+
+    Image.init()
+    monkeypatch.setitem(Image.OPEN, "MINE", (theirs, lambda prefix: prefix.startswith(b"mine")))
+    monkeypatch.setattr(Image, "ID", [*Image.ID, "MINE"])
+    (tmp_path / "a.mine").write_bytes(b"mine")
+    assert load_image(tmp_path / "a.mine").size == (3, 2)
+
+
 @pytest.mark.usefixtures("small_limits")
 def test_pils_own_limit_is_left_alone(tmp_path: Path):
     noise(60, 100).save(tmp_path / "large.png")
@@ -186,7 +232,9 @@ def test_pils_own_limit_is_left_alone(tmp_path: Path):
 
 
 def test_bytes_that_are_no_image_show_no_address_of_memory():
-    with pytest.raises(ValueError, match=r"^row 3 cannot be read \(UnidentifiedImageError: in no format that PIL reads\); "):
+    with pytest.raises(
+        ValueError, match=r"^row 3 cannot be read \(UnidentifiedImageError: in none of the formats that are read\); "
+    ):
         decode_image(io.BytesIO(b"<html>"), "row 3")
 
 
