@@ -14,6 +14,7 @@ from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.models.portable import DAS_GYM
 from das_gym.models.quiet import quiet_loading
+from das_gym.models.sizes import MAX_SIDE
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
 from das_gym.runs import RunSettings
 
@@ -24,13 +25,12 @@ class _About:
 
     task: str
     labels: tuple[str, ...]
-    image_size: Any
+    image_size: int
     max_text_length: int
     use: Any
 
     def __post_init__(self) -> None:
-        sizes = self.image_size if isinstance(self.image_size, list) else [self.image_size]
-        if not all(isinstance(size, int) and 1 <= size <= 2**16 for size in (*sizes, self.max_text_length)):
+        if not (1 <= self.image_size <= MAX_SIDE and 1 <= self.max_text_length <= 2**16):
             raise ValueError(f"image_size={self.image_size!r}, max_text_length={self.max_text_length}")
 
 

@@ -16,12 +16,13 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, TypedStorage, UntypedStorage
+from torch import Tensor, UntypedStorage
 from torch.serialization import StorageType
 
 TORCHSCRIPT = "constants.pkl"
@@ -73,6 +74,22 @@ def load_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_READER)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Storage:
+    """The numbers of tensors, and their type: what `_tensor` asks of torch's own `TypedStorage`."""
+
+    content: UntypedStorage
+    dtype: torch.dtype
+
+    def untyped(self) -> UntypedStorage:
+        """The numbers."""
+        return self.content
+
+    def nbytes(self) -> int:
+        """Their bytes."""
+        return self.content.nbytes()
+
+
 class _Archive:
     """A zip archive of `torch.save`, in a file of `size` bytes.
 
@@ -98,7 +115,7 @@ class _Archive:
         vars(unpickler)["persistent_load"] = self._storage
         return unpickler.load()
 
-    def _storage(self, saved: Any) -> TypedStorage:
+    def _storage(self, saved: Any) -> _Storage:
         """The numbers of one tensor or of several; `saved` tells their type, where they are and how many.
 
         Raises:
@@ -114,7 +131,7 @@ class _Archive:
         found = self.storages[name]
         if found.nbytes() != count * dtype.itemsize:
             raise ValueError(f"the record {name} has {found.nbytes()} bytes, but holds {count} numbers of {dtype}")
-        return TypedStorage(wrap_storage=found, dtype=dtype, _internal=True)
+        return _Storage(found, dtype)
 
     def _read(self, name: str) -> Tensor:
         """(n,) uint8: the bytes of a record.
@@ -277,7 +294,7 @@ def _tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride), default=0) < 0 or (0 not in size and (last + 1) * dtype.itemsize > storage.nbytes()):
         raise ValueError(f"a tensor of shape {tuple(size)} goes beyond its {storage.nbytes()} bytes")
-    return torch.empty(0, dtype=dtype).set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
+    return torch.empty(0, dtype=dtype).set_(storage.untyped(), offset, tuple(size), tuple(stride))
 
 
 def _first(value: Any, *rest: Any) -> Any:

@@ -9,7 +9,16 @@ MAX_LAYERS = 512
 """More than any model has: a config that says more is damaged, and would build for ever."""
 
 MAX_SIZE = 2**24
-"""Of widths, vocabularies, and pixels a side."""
+"""Of widths and vocabularies."""
+
+MAX_SIDE, MAX_PATCHES = 2**13, 2**9
+"""Pixels and patches a side of the pictures that a model reads."""
+
+MAX_BOTTLENECK = 2**14
+"""Width of adapters, which are made where a file has none."""
+
+_HIGHEST = {"image_size": MAX_SIDE, "position_grid": MAX_PATCHES}
+_HIGHEST |= dict.fromkeys(("bottleneck", "skip_bottleneck"), MAX_BOTTLENECK)
 
 
 def check_sizes(config: Any, may_be_zero: tuple[str, ...] = (), may_be_none: tuple[str, ...] = ()) -> None:
@@ -32,6 +41,24 @@ def check_sizes(config: Any, may_be_zero: tuple[str, ...] = (), may_be_none: tup
             if not (number and 0 <= value <= 1):
                 raise ValueError(f"{name}={value!r} is not allowed; use 0..1")
             continue
-        low, high = int(name not in may_be_zero), MAX_LAYERS if name.endswith("layers") else MAX_SIZE
+        low, high = int(name not in may_be_zero), _highest(name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{name}={value!r} is not allowed; use a whole number, {low}..{high}")
+
+
+def _highest(name: str) -> int:
+    if name.endswith("layers"):
+        return MAX_LAYERS
+    return _HIGHEST.get(name, MAX_SIZE)
+
+
+def check_patches(image_size: int, patch_size: int) -> None:
+    """Refuse pictures that do not come to whole patches, or come to more than any model reads.
+
+    Raises:
+        ValueError: says what they come to.
+    """
+    if image_size % patch_size:
+        raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
+    if image_size // patch_size > MAX_PATCHES:
+        raise ValueError(f"image_size={image_size} with patch_size={patch_size} has more than {MAX_PATCHES} patches a side")

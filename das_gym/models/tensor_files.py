@@ -194,6 +194,8 @@ def check_archive(path: Path) -> bool:
             return False
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+                raise zipfile.BadZipFile("its records have more bytes than the file")
             for record in archive.infolist():
                 if record.compress_type != zipfile.ZIP_STORED:
                     raise zipfile.BadZipFile(f"record {record.filename} is compressed, as torch.save never does")

@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -553,6 +554,17 @@ def test_a_record_of_another_size_than_its_tensor_is_damage(tmp_path):
     refused(tmp_path / "a.ckpt", "the record whole/data/0 has 8 bytes, but holds 3 numbers of torch.float32")
 
 
+def test_records_one_over_the_other_take_no_time(tmp_path):
+    """To compare each with its checksum took as long as there are records."""
+    path = tmp_path / "a.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", bytes(2**20))
+        archive.filelist += 10_000 * archive.filelist
+    began = time.process_time()
+    refused(path, "a.ckpt is damaged: its records have more bytes than the file")
+    assert time.process_time() - began < 2
+
+
 NESTED = b"K\x01" + b"\x85" * 200_000
 LAUGHS = b"K\x01" + b"2\x86" * 60
 OLD = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}))
@@ -763,13 +775,28 @@ def test_settings(tmp_path):
     refused(path, "image_size=50 is not a multiple of patch_size=16", num_heads=4, text_heads=4, image_size=50)
     with pytest.raises(ValueError, match="image_size=-16 is no size; give a multiple of the patch size"):
         load_checkpoint(path, num_heads=4, text_heads=4, image_size=-16)
+    refused(
+        path,
+        r"image_size=16000000 is not allowed; use a whole number, 1\.\.8192",
+        **golden.HEADS["meter"],
+        image_size=16_000_000,
+    )
     assert load_vlp(path, num_heads=4, text_heads=2, dropout=0.0).config.text_heads == 2
+
+
+def test_pictures_of_more_patches_than_any_model_reads():
+    """To make room for their positions failed in torch."""
+    with pytest.raises(ValueError, match="image_size=8192 with patch_size=8 has more than 512 patches a side"):
+        METERConfig(image_size=8192, patch_size=8)
+    with pytest.raises(ValueError, match="image_size=8192 with patch_size=8 has more than 512 patches a side"):
+        ViLTConfig(image_size=8192, patch_size=8)
 
 
 @pytest.mark.parametrize(
     ("setting", "value", "text"),
     [
-        ("bottleneck", -3, "bottleneck=-3 is not allowed; use a whole number, 0..16777216"),
+        ("bottleneck", -3, "bottleneck=-3 is not allowed; use a whole number, 0..16384"),
+        ("bottleneck", 16_000_000, "bottleneck=16000000 is not allowed; use a whole number, 0..16384"),
         ("bottleneck", 8.5, "bottleneck=8.5 is not allowed; use a whole number"),
         ("skip_bottleneck", -1, "skip_bottleneck=-1 is not allowed; use a whole number, 0.."),
         ("bottleneck", 0, "adapter.*, for which a model of these sizes has no place: leave out bottleneck="),

@@ -22,7 +22,7 @@ from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
 from das_gym.models.macs import structure
 from das_gym.models.meter.inputs import meter_transform
-from das_gym.models.sizes import check_sizes
+from das_gym.models.sizes import check_patches, check_sizes
 
 SPARE_POSITIONS = 2
 """Text positions that no token uses: RoBERTa counts from 2 on."""
@@ -69,8 +69,7 @@ class METERConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, may_be_zero=("bottleneck", "skip_bottleneck"))
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
+        check_patches(self.image_size, self.patch_size)
         for name, width, heads in (
             ("hidden_size", self.hidden_size, self.num_heads),
             ("vision_width", self.vision_width, self.vision_heads),

@@ -21,7 +21,7 @@ from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream,
 from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
 from das_gym.models.macs import structure
-from das_gym.models.sizes import check_sizes
+from das_gym.models.sizes import check_patches, check_sizes
 from das_gym.models.vilt.inputs import vilt_transform
 
 USUAL_TEXT = 40
@@ -64,8 +64,7 @@ class ViLTConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, may_be_zero=("bottleneck", "skip_bottleneck"), may_be_none=("position_grid",))
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
+        check_patches(self.image_size, self.patch_size)
         if self.hidden_size % self.num_heads:
             heads = self.num_heads
             raise ValueError(f"hidden_size={self.hidden_size} cannot be split over {heads} heads; use a multiple of {heads}")
