@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from das_gym.config import build, check_names
 from das_gym.files import write_bytes
+from das_gym.models.pickles import load_pickle
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.processes import is_first, rank, world
 from das_gym.runs import progress
@@ -174,6 +175,17 @@ class _State:
     companions: dict[str, str]
     device_rng: Tensor | None = None
     scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def _check_sizes(kept: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse tensors that stand for more numbers than a checkpoint has: an optimizer copies what it is given.
+
+    Raises:
+        ValueError: one does.
+    """
+    for value in (value for each in kept for value in each.values() if isinstance(value, Tensor)):
+        if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} is larger than what was saved of it")
 
 
 class Trainer:
@@ -362,7 +374,8 @@ class Trainer:
             return
         try:
             check_archive(self.checkpoint)
-            state = build(_State, torch.load(self.checkpoint, weights_only=True), "entry")
+            state = build(_State, load_pickle(self.checkpoint), "entry")
+            _check_sizes(state.optimizer["state"].values())
             found = {name: (p.shape, p.dtype) for name, p in state.parameters.items()}
         except Exception as error:  # of a damaged file torch raises whatever its reader stumbles over
             raise ValueError(f"{self.checkpoint} is damaged ({error}): remove it to begin anew") from error
@@ -386,6 +399,11 @@ class Trainer:
             for name, parameter in self._trained.items():
                 parameter.copy_(state.parameters[name])
         self.optimizer.load_state_dict(state.optimizer)
+        for owner, kept in self.optimizer.state.items():
+            tensors = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+            check_finite(tensors.items(), cast(Path, self.checkpoint))
+            if any(value.shape not in (owner.shape, torch.Size()) for value in tensors.values()):
+                raise ValueError("the optimizer's state is of other shapes than the parameters")
         for name, companion in self.companions.items():
             companion.load_state_dict(json.loads(state.companions[name]))
         self.step = state.step

@@ -54,7 +54,13 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path):
         Trainer({"model": other}, optimizer, 1, lambda _: 1.0, tmp_path / "checkpoint.pt").run(lambda _: {}, "other")
 
 
-@pytest.mark.parametrize("damage", [lambda whole: whole[:-200], lambda whole: b"something else", lambda whole: b""])
+NESTED = b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s."
+"""A pickle for whose key Python takes more stack than there is; torch's own reader ended the process."""
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[:-200], lambda whole: b"something else", lambda whole: b"", lambda whole: NESTED]
+)
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage):
     path = tmp_path / "checkpoint.pt"
     model, first = trainer(path)
@@ -97,6 +103,22 @@ def test_a_checkpoint_with_something_else_in_it_is_named(tmp_path: Path, name: s
         second.run(partial(step, again), "again")
         return
     with pytest.raises(ValueError, match=r"checkpoint\.pt (is damaged|was saved by another)"):
+        second.run(partial(step, again), "again")
+
+
+@pytest.mark.parametrize("value", [torch.full((1, 3), math.nan), torch.ones(5), torch.ones(1).expand(10**9)])
+def test_an_optimizer_with_something_else_in_it_is_named(tmp_path: Path, value: torch.Tensor):
+    path = tmp_path / "checkpoint.pt"
+    model, first = trainer(path)
+    first.run(partial(step, model), "first")
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["state"][0]["exp_avg"] = value
+    torch.save(state, path)
+    again, second = trainer(path)
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint\.pt is damaged \(.*(exp_avg has 3 values|of other shapes|is larger than what)",
+    ):
         second.run(partial(step, again), "again")
 
 
