@@ -73,6 +73,8 @@ class SuiteTable:
     def __post_init__(self) -> None:
         if self.split not in SUITE_SPLITS:
             raise ValueError(f"split={self.split!r} of {self.file}: use one of {', '.join(SUITE_SPLITS)}")
+        if not self.file or "/" in self.file or "\\" in self.file:
+            raise ValueError(f"file={self.file!r}: it must be the name of a table beside the index")
 
 
 def suite_record(tables: Iterable[SuiteTable], seed: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.landscape import landscape
-from das_gym.tables.suite import load_suite, random_probabilities, read_suite, relatives_of
+from das_gym.tables.suite import FORMAT, load_suite, random_probabilities, read_suite, relatives_of
 from tests.made_up_suite import made_up_table
 
 
@@ -133,6 +134,16 @@ def test_a_folder_without_a_suite_says_how_to_make_one(tmp_path: Path):
         read_suite(tmp_path)
     (tmp_path / "suite.json").write_text("{}")
     with pytest.raises(ValueError, match="no index of this version"):
+        read_suite(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["", "../other.npz", "/etc/other.npz", "sub\\other.npz"])
+def test_tables_of_a_suite_lie_beside_its_index(tmp_path: Path, file: str):
+    table = {"file": file, "split": "train", "model": "METER", "task": "vqa", "name": "a"}
+    (tmp_path / "suite.json").write_text(json.dumps({"format": FORMAT, "tables": [table]}))
+    with pytest.raises(
+        ValueError, match=r"suite\.json is damaged \(file=.*: it must be the name of a table beside the index"
+    ):
         read_suite(tmp_path)
 
 
