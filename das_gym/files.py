@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import struct
+import tokenize
 import uuid
 import zipfile
 import zlib
@@ -24,7 +25,7 @@ import psutil
 
 BAD_ARRAYS = (
     *(KeyError, IndexError, TypeError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError),
-    *(SyntaxError, UnicodeError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(SyntaxError, UnicodeError, OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
 )
 """What numpy raises for a damaged .npy or .npz file."""
 
@@ -233,7 +234,10 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"it unpacks to {size} bytes, more than {MOST_UNPACKED}")
     content.seek(0)
     with np.load(content, allow_pickle=False) as arrays:
-        return dict(arrays)
+        found = dict(arrays)
+    if odd := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
+        raise ValueError(f"{odd[0]} is no array")
+    return found
 
 
 def _plain(value: Any) -> Any:

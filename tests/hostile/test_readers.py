@@ -40,6 +40,8 @@ from das_gym.problem.mask_cost import given_costs
 from das_gym.runs import read_config
 from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
+from tests.hostile.data_sets import DATA_SETS
+from tests.hostile.within import DESCRIBED, TENSORS, WITHIN
 from tests.tables.test_table import make_grouped_table, make_table
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
@@ -83,9 +85,6 @@ def record(path: Path) -> None:
 def policy(path: Path) -> None:
     UnitNetworks([UnitNetwork(PolicyConfig(("depth",), width=4, heads=1, blocks=1))]).save(path)
 
-
-TENSORS = {"a": torch.arange(6.0), "b.c": torch.ones(2, 3)}
-DESCRIBED = {"format": "das_gym adaptation 1", "task": "vqa", "answers": ["yes"], "base": "0", "mask": [1, 0], "info": {}}
 
 QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
 LINE = {"macs_saved": 0.2, "drawn": "x", "before": QUALITY, "after": None, "recovery_seconds": None}
@@ -146,6 +145,8 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
         read_tensors,
     ),
     "pickle": ("a.ckpt", lambda path: path.write_bytes(pickle.dumps({"a": [1, {2}]})), read_tensors),
+    **WITHIN,
+    **DATA_SETS,
 }
 
 

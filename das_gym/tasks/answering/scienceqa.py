@@ -52,7 +52,7 @@ def load_scienceqa(folder: Path, root: Path, on_bad_example: str = "raise") -> S
             read = list(_conversations(split, pids[split], problems, folder, finder, bad, seen))
             parts[split] = drop_broken(read, bad)
             bad.require(parts[split], f"the {split} split ({folder / PID_SPLITS})")
-    return divided(parts, str(folder / PROBLEMS), bad)
+    return divided(parts, f"{folder / PROBLEMS} and {PID_SPLITS}", bad)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
