@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from das_gym.files import read_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import check_sums
-from das_gym.models.tensor_files import check_finite
+from das_gym.models.tensor_files import check_finite, read_tensors
 from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
 from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double, tower_reads, with_tower
 from das_gym.models.transformers.inputs import load_processor
@@ -19,6 +20,8 @@ from das_gym.models.transformers.model import UNITS, VLM
 from das_gym.models.transformers.weights import source_dtype, weight_files
 
 QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
+
+ADAPTER_OF_PEFT = "adapter_config.json"
 
 ADAPTED = "das_adapters"
 """Key of config.json that says which adapters of DAS a model has: shrink saves it with recover=adapters."""
@@ -66,6 +69,7 @@ def load_vlm(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: pass the folder of a model of transformers")
     with _named(folder):
+        _check_code(folder, trust_remote_code)
         config = _config(folder, trust_remote_code)
         _check_quantisation(config, folder)
         _check_adapted(config, folder)
@@ -112,6 +116,33 @@ def _named(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _check_code(folder: Path, trust_remote_code: bool) -> None:
+    """Refuse a folder by which transformers would load another one, or kernels of the Hub, which are code."""
+    if (folder / ADAPTER_OF_PEFT).exists():
+        raise ValueError(
+            f"{folder} holds {ADAPTER_OF_PEFT}, with which transformers loads whatever model that names: merge the adapter "
+            "into the weights (peft's merge_and_unload), save those, and pass their folder"
+        )
+    kernel = next(_kernels(read_json(folder / "config.json")), None)
+    if kernel is not None and not trust_remote_code:
+        raise ValueError(
+            f"{folder / 'config.json'} has layers computed by {kernel!r}, which is code of others: take that out, or pass "
+            "trust_remote_code=True"
+        )
+
+
+def _kernels(value: Any, how: bool = False) -> Iterator[str]:
+    """What a configuration says of how attention or experts are computed, where that is the name of a repository."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _kernels(inner, how or name.endswith(("_implementation", "_implementation_internal")))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _kernels(inner, how)
+    elif how and isinstance(value, str) and "/" in value:
+        yield value
+
+
 def _config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
@@ -154,6 +185,21 @@ def _check_room(folder: Path, dtype: Any) -> None:
         )
 
 
+def _check_pickles(folder: Path) -> None:
+    """Read weights that transformers would read by torch: some pickles end the process there, and no checksum is compared.
+
+    Raises:
+        ValueError: one is damaged, or holds more than tensors.
+    """
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        return
+    index = folder / "pytorch_model.bin.index.json"
+    named = set(read_json(index)["weight_map"].values()) if index.is_file() else set[str]()
+    for name in sorted(named | {"pytorch_model.bin"}):
+        if (folder / name).is_file():
+            read_tensors(folder / name)
+
+
 def _dtype(name: str) -> Any:
     if name == "auto":
         return name
@@ -177,6 +223,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
     if auto is None:
         raise ValueError(f"{folder} holds a {config.model_type}, which writes no answers: pass a model that generates text")
     check_sums(folder)
+    _check_pickles(folder)
     try:
         with bars_on_terminals():
             model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)

@@ -46,7 +46,8 @@ def _named_dtype(folder: Path) -> torch.dtype | None:
     config = read_json(folder / "config.json")
     places = (config, config.get("text_config") or {})
     named = next((place[key] for place in places for key in DTYPE_KEYS if place.get(key)), "")
-    return getattr(torch, named, None)
+    found = getattr(torch, str(named), None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 def _tensors_of(path: Path) -> list[dict[str, Any]]:

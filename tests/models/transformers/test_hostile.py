@@ -10,11 +10,14 @@ from unittest.mock import Mock
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from das_gym.models.inputs import load_tokenizer
 from das_gym.models.transformers import loading
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.registration import ASSETS
+from tests.hostile.within import replaced
 
 SMOL = ASSETS / "smolvlm_mini"
 CODE = "import pathlib\npathlib.Path({!r}).touch()\nclass Foo: pass\n"
@@ -44,6 +47,7 @@ def change(folder: Path, name: str = "config.json", **fields: object) -> None:
         {"scale_factor": None},
         {"text_config": 3},
         {"vision_config": {"image_size": 0}},
+        {"vision_config": {"image_size": 16_000_000}},
         {"vision_config": {"num_attention_heads": -1}},
         {"text_config": {"num_attention_heads": 0}},
         {"text_config": {"num_hidden_layers": -1}},
@@ -88,3 +92,43 @@ def test_a_model_that_memory_has_no_room_for_is_refused(folder: Path, monkeypatc
     for free.available, dtype in ((size - 1, "auto"), (2 * size - 1, "float32")):
         with pytest.raises(ValueError, match="of memory are free: use a smaller dtype"):
             load_vlm(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize("value", ["evil/kernel", "evil/kernel@main:run", {"text_config": "evil/kernel"}])
+def test_kernels_of_others_are_not_fetched(folder: Path, name: str, value: object):
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    for fields in ({name: value}, {"text_config": {**text, name: value}}):
+        change(folder, **fields)
+        with pytest.raises(ValueError, match=r"config\.json has layers computed by 'evil/kernel.*trust_remote_code=True"):
+            load_vlm(folder)
+
+
+def test_a_folder_that_names_another_is_refused(folder: Path, tmp_path: Path):
+    """transformers reads `adapter_config.json` first, and loads the model that it names."""
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "other")}))
+    with pytest.raises(ValueError, match=r"model holds adapter_config\.json, .* merge the adapter into the weights"):
+        load_vlm(folder)
+
+
+NESTED = b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s."
+"""A pickle for whose key Python takes more stack than there is: torch's reader of plain weights ends the process."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [True, False])
+def test_weights_that_are_pickles_are_read_here_first(folder: Path, shards: bool):
+    name = "shard.bin" if shards else "pytorch_model.bin"
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "whole.bin")
+    (folder / "whole.bin").rename(folder / name)
+    if shards:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    assert len(load_vlm(folder).stack.layers) == 12
+    (folder / name).rename(folder / "whole.bin")
+    replaced(folder / "whole.bin", folder / name, "data.pkl", NESTED)
+    with pytest.raises(ValueError, match=rf"{name} is damaged or no checkpoint: one of its keys is nested"):
+        load_vlm(folder)
