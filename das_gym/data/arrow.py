@@ -177,7 +177,7 @@ def _named(path: Path) -> Iterator[None]:
     """What pyarrow raises for a table, as an error that names it."""
     try:
         yield
-    except (_pyarrow().ArrowException, OSError, ValueError, LookupError, struct.error) as error:
+    except (_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError, struct.error) as error:
         raise ValueError(
             f"{path} cannot be read as an arrow file ({error}); it is truncated, damaged or in another format: {_MAKE_AGAIN}"
         ) from error

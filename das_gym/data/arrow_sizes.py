@@ -72,7 +72,7 @@ def unpacked_size(file: pyarrow.Buffer) -> int:
     """Bytes that all compressed buffers of an arrow file say they unpack to.
 
     Raises:
-        ValueError, LookupError, struct.error, pyarrow.ArrowException: it is damaged.
+        ValueError, LookupError, EOFError, struct.error, pyarrow.ArrowException: it is damaged.
     """
     import pyarrow as pa
 

@@ -183,6 +183,8 @@ def test_a_picture_that_is_too_large_says_how_large_it_may_be(tmp_path: Path, ki
 def test_what_is_decoded_whole_may_have_fewer_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     """The largest that are allowed took 1.5 to 3 GB."""
     path = tmp_path / f"a.{'jpg' if kind == 'progressive' else kind}"
+    if path.suffix not in Image.registered_extensions():
+        pytest.skip(f"this pillow writes no {kind}")
     noise(40, 30).save(path, **({"progressive": True} if kind == "progressive" else {}))
     assert load_image(path).size == (40, 30)
     name = {"jp2": "JPEG2000", "progressive": decoding.PROGRESSIVE}.get(kind, kind.upper())
