@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -40,11 +41,17 @@ def lonely() -> str | None:
     return f"accelerate launch started one process alone; on CPUs: `{command}`"
 
 
+@cache
+def _tell(line: str) -> None:
+    """Print a line where errors go, once in a process."""
+    print(line, file=sys.stderr)
+
+
 def join() -> None:
-    """Meet the other processes, and take the device that is this one's; alone, nothing happens, but `lonely` is told."""
+    """Meet the other processes, and take the device that is this one's; alone, `lonely` is told, once, and nothing else."""
     alone = lonely()
     if alone is not None:
-        print(alone, file=sys.stderr)
+        _tell(alone)
     if world() > 1:
         import torch
         from accelerate import PartialState

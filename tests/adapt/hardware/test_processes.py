@@ -16,6 +16,7 @@ from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adapt.training import Group, TrainingConfig, adamw
 
+from das_gym import processes
 from das_gym.models.tensor_files import read_safetensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits, load_supernet
@@ -132,8 +133,11 @@ def test_what_accelerate_launch_left_alone_is_told(monkeypatch: pytest.MonkeyPat
     join()
     assert capsys.readouterr().err == ""  # one process was asked for
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    processes._tell.cache_clear()
     join()
     assert "started one process alone; on CPUs: `ACCELERATE_USE_CPU=true torchrun" in capsys.readouterr().err
+    join()  # the next training of the same command
+    assert capsys.readouterr().err == ""
     monkeypatch.setenv("WORLD_SIZE", "1")
     join()
     assert capsys.readouterr().err == ""
