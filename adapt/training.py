@@ -377,7 +377,7 @@ class Trainer:
             state = build(_State, load_pickle(self.checkpoint), "entry")
             _check_sizes(state.optimizer["state"].values())
             found = {name: (p.shape, p.dtype) for name, p in state.parameters.items()}
-        except Exception as error:  # of a damaged file torch raises whatever its reader stumbles over
+        except Exception as error:  # a damaged file can raise anything
             raise ValueError(f"{self.checkpoint} is damaged ({error}): remove it to begin anew") from error
         same = found == {name: (p.shape, p.dtype) for name, p in self._trained.items()}
         if not same or not 0 <= state.step <= self.steps:

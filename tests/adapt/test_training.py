@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +122,28 @@ def test_an_optimizer_with_something_else_in_it_is_named(tmp_path: Path, value: 
         match=r"checkpoint\.pt is damaged \(.*(exp_avg has 3 values|of other shapes|is larger than what)",
     ):
         second.run(partial(step, again), "again")
+
+
+def test_a_checkpoint_is_no_way_to_run_code_or_to_crash_the_process(tmp_path: Path):
+    """torch.load ran the first as TorchScript, and overflowed the stack with the second, whatever it was told of weights."""
+    path = tmp_path / "checkpoint.pt"
+    model, first = trainer(path)
+    first.run(partial(step, model), "first")
+    whole = path.read_bytes()
+    nested = b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s."
+    for change, told in (
+        (
+            lambda name, content: ("a/constants.pkl" if name == "archive/version" else name, content),
+            "it holds constants.pkl",
+        ),
+        (lambda name, content: (name, nested if name.endswith("data.pkl") else content), "one of its keys is nested"),
+    ):
+        with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                new.writestr(*change(name, old.read(name)))
+        again, second = trainer(path)
+        with pytest.raises(ValueError, match=rf"checkpoint\.pt is damaged \({told}"):
+            second.run(partial(step, again), "again")
 
 
 def test_a_loss_that_is_no_number_stops_the_training():

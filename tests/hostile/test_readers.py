@@ -22,6 +22,7 @@ from das_gym.adapt.adapt_experiment import _front
 from das_gym.adapt.compare_experiment import _done
 from das_gym.adapt.refining import _known
 from das_gym.adapt.shrink.compare_experiment import begun_in, measured
+from das_gym.adapt.training import Group, Trainer, adamw
 from das_gym.agents.compare.submission import read_submission
 from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
 from das_gym.agents.searching.record import SearchResult
@@ -86,6 +87,18 @@ def policy(path: Path) -> None:
     UnitNetworks([UnitNetwork(PolicyConfig(("depth",), width=4, heads=1, blocks=1))]).save(path)
 
 
+def trainer(path: Path) -> Trainer:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    optimizer = adamw([Group(list(model.parameters()), 0.1)], 0.01)
+    return Trainer({"model": model}, optimizer, 2, lambda _: 1.0, path, save_every=1)
+
+
+def trained_until(path: Path) -> None:
+    first = trainer(path)
+    first.run(lambda _: {"loss": sum(p.sum() for p in first._trained.values())}, "first")
+
+
 QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
 LINE = {"macs_saved": 0.2, "drawn": "x", "before": QUALITY, "after": None, "recovery_seconds": None}
 LINE["found"] = {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
@@ -144,6 +157,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
         lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path, _use_new_zipfile_serialization=False),
         read_tensors,
     ),
+    "training": ("a.pt", lambda path: trained_until(path), lambda path: trainer(path)._resume()),
     "pickle": ("a.ckpt", lambda path: path.write_bytes(pickle.dumps({"a": [1, {2}]})), read_tensors),
     **WITHIN,
     **DATA_SETS,
