@@ -86,6 +86,20 @@ class Prompt:
         return tuple(image.key for image in self.images)
 
 
+class PromptError(ValueError):
+    """A prompt that a model cannot read.
+
+    Attributes:
+        prompt: The prompt.
+    """
+
+    def __init__(
+        self, reason: str, prompt: Prompt | None = None
+    ) -> None:  # by its reason alone other processes make it anew
+        super().__init__(reason)
+        self.prompt = prompt
+
+
 @dataclass(frozen=True)
 class Processor:
     """Turns pairs into a batch.

@@ -17,7 +17,7 @@ from das_gym.data.splits import Splits
 from das_gym.engine.evaluator import Evaluator
 from das_gym.engine.precision import resolve_precision
 from das_gym.models.base import VLP, State, check_model, fingerprint
-from das_gym.models.inputs import Processor
+from das_gym.models.inputs import Processor, PromptError
 from das_gym.models.macs import MacCounter
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, supernet_command
@@ -204,9 +204,17 @@ def example_costs(model: AdaptedModel, splits: Splits[Any], sample: tuple[State,
 
 
 def sample_of(model: AdaptedModel, splits: Splits[Any]) -> tuple[State, int]:
-    """The encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.sample`."""
-    vlp, task = model.backbone.vlp, model.task
-    return vlp.sample(task.processor, task.pairs(splits.reward[:COST_SAMPLE]), MacCounter(vlp))
+    """The encoder outputs of one pair of text and image, and the MACs of its encoders; see `VLP.sample`.
+
+    Raises:
+        ValueError: the model cannot read it; names the example.
+    """
+    vlp, task, examples = model.backbone.vlp, model.task, splits.reward[:COST_SAMPLE]
+    try:
+        return vlp.sample(task.processor, task.pairs(examples), MacCounter(vlp))
+    except PromptError as error:
+        key = next(example.key for example in examples if error.prompt in task.pairs([example]))
+        raise ValueError(f"{key}: {error}") from error
 
 
 def pairs_that_fit(vlp: VLP, sample: State) -> int:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from das_gym.models.inputs import Prompt, Requests
+from das_gym.models.inputs import Prompt, PromptError, Requests
 
 IMAGE_MARK = "<image>"
 """Where a picture stands in a question, as in LLaVA's data."""
@@ -134,9 +134,10 @@ class PromptProcessor:
         answer = torch.tensor(self._answer_ids(prompt, said), dtype=torch.long)
         whole = torch.cat((ids, answer))
         if len(whole) > self.max_length:
-            raise ValueError(
+            raise PromptError(
                 f"{_short(prompt)} comes to {len(whole)} tokens with its answer's {len(answer)}, the model reads "
-                f"{self.max_length}: take it out of the data, shorten it, or make its pictures smaller"
+                f"{self.max_length}: take it out of the data, shorten it, or make its pictures smaller",
+                prompt,
             )
         question.pop("attention_mask", None)
         types, sizes, seen = {}, {}, {}
@@ -153,9 +154,11 @@ class PromptProcessor:
     def _check(self, prompt: Prompt) -> None:
         marks = sum(text.count(IMAGE_MARK) for text in (prompt.question, *(asked for asked, _ in prompt.rounds)))
         if marks > len(prompt.images):
-            raise ValueError(f"{_short(prompt)} has {marks} marks {IMAGE_MARK} for {len(prompt.images)} pictures")
+            raise PromptError(f"{_short(prompt)} has {marks} marks {IMAGE_MARK} for {len(prompt.images)} pictures", prompt)
         if prompt.images and not self.sees:
-            raise ValueError(f"{_short(prompt)} has a picture, and this model reads text alone: use data without pictures")
+            raise PromptError(
+                f"{_short(prompt)} has a picture, and this model reads text alone: use data without pictures", prompt
+            )
 
     @property
     def _templated(self) -> bool:
@@ -183,9 +186,10 @@ class PromptProcessor:
             try:
                 return dict(self.processor(text=[text], return_tensors="pt"))
             except ValueError as error:
-                raise ValueError(
+                raise PromptError(
                     f"{_short(prompt)} has no picture, and a {type(self.processor).__name__} reads no text without one: "
-                    "take it out of the data, or give it a picture"
+                    "take it out of the data, or give it a picture",
+                    prompt,
                 ) from error
         try:
             return dict(self.processor(text=[text], images=[pictures], return_tensors="pt"))
@@ -225,8 +229,10 @@ class PromptProcessor:
         end = next((place for place, token in enumerate(ids) if token in self.ends), None)
         ids = ids[:end] if end is None else ids[: end + 1]
         if not prompt.answer.strip() or not ids or ids[0] in self.ends:
-            raise ValueError(
-                f"{_short(prompt)}: the answer {prompt.answer!r} comes to no token: take it out of the data, or give another"
+            raise PromptError(
+                f"{_short(prompt)}: the answer {prompt.answer!r} comes to no token: take it out of the data, or give "
+                "another",
+                prompt,
             )
         return ids if end is not None else [*ids, self.ends[0]]
 
