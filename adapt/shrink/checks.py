@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -172,14 +173,27 @@ def answers(problem: Problem, mask: np.ndarray) -> bool:
     return True
 
 
+_REFUSED: WeakKeyDictionary[VLM, dict[bytes, str]] = WeakKeyDictionary()
+"""Of a model, which masks were tried, and why they were refused; empty where they were not."""
+
+
 def check_answers(problem: Problem, mask: np.ndarray) -> None:
-    """Refuse a mask without whose layers the model does not generate as it should.
+    """Refuse a mask without whose layers the model does not generate as it should; a mask is tried once.
 
     Raises:
         ValueError: the reason.
     """
     vlm = as_vlm(problem)
-    check_generates(cut(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
+    known, key = _REFUSED.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
+    if key not in known:
+        try:
+            check_generates(cut(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
+        except ValueError as error:
+            known[key] = str(error)
+            raise
+        known[key] = ""
+    if known[key]:
+        raise ValueError(known[key])
 
 
 def check_memory(vlm: VLM) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.adapt_experiment import Choice
+from das_gym.adapt.shrink import checks
 from das_gym.adapt.shrink.checks import deletable
 from das_gym.adapt.shrink.report import loss_of
 from das_gym.adapt.shrink.saving import save
@@ -45,7 +46,7 @@ def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem,
 
 
 @pytest.mark.slow
-def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem):
+def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem, monkeypatch: pytest.MonkeyPatch):
     """Masks may skip the whole tower, and be the best; a model without any tower cannot be saved."""
     every = np.array([False] * 4 + [True] * 3)
     first, free = np.arange(7) == 0, Budget(7)
@@ -54,7 +55,9 @@ def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem):
     found = deletable(best, problem, Budget(7, 2))  # what was asked for
     np.testing.assert_array_equal(found.mask, MASK)
     assert found.remark.startswith("a remark\nthe search's best mask cannot be deleted (all 3 layers of the vision tower")
-    assert deletable(found, problem, free) is found
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "check_generates", lambda *_: pytest.fail("a mask is tried twice"))
+        assert deletable(found, problem, free) is found
     with pytest.raises(ValueError, match="all 3 layers of the vision tower would be deleted: leave one at least"):
         deletable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
 
