@@ -28,8 +28,8 @@ class Line:
         trained: All that trains.
         macs: Of one example.
         change: Of the MACs against the pre-trained model, a share: -0.1 = a tenth less.
-        latency: Milliseconds an example.
-        speedup: How many times as fast as the pre-trained model.
+        speedup: How many times as fast as the pre-trained model, measured in turns with it with the first seed: median and
+            quartiles. Milliseconds of rows do not compare: hours lie between them.
         scores: The metric on the test split of each seed, 0..1.
         layers: Skipped layers of each seed.
     """
@@ -42,8 +42,7 @@ class Line:
     trained: float
     macs: float
     change: float
-    latency: float
-    speedup: float
+    speedup: tuple[float, ...]
     scores: tuple[float, ...]
     layers: tuple[tuple[str, ...], ...]
 
@@ -76,14 +75,13 @@ def line_of(row: Entrant, trials: Sequence[Trial], names: Sequence[str]) -> Line
         trained=mean([t.trained for t in own]),
         macs=mean([t.macs or 0 for t in own]),
         change=mean([(t.macs or 0) / (t.macs_full or 1) - 1 for t in own]),
-        latency=mean([t.latency[0] for t in own if t.latency]),
-        speedup=mean([t.speedup[0] for t in own if t.speedup]),
+        speedup=next((t.speedup for t in own if t.speedup), ()),
         scores=tuple(t.test for t in own if t.test is not None),
         layers=tuple(tuple(n for n, bit in zip(names, t.mask, strict=True) if bit) for t in own),
     )
 
 
-HEADS = ("method", "learning rate", "updated", "all that trains", "MACs, M", "change", "ms", "times as fast", "test, %")
+HEADS = ("method", "learning rate", "updated", "all that trains", "MACs, M", "change", "times as fast", "test, %")
 
 
 def cells(line: Line) -> tuple[str, ...]:
@@ -96,8 +94,7 @@ def cells(line: Line) -> tuple[str, ...]:
         f"{line.trained:,.0f}",
         f"{line.macs / 1e6:,.2f}",
         f"{100 * line.change:+.1f} %",
-        f"{line.latency:.2f}",
-        f"{line.speedup:.2f}",
+        "{:.2f} ({:.2f}..{:.2f})".format(*line.speedup) if line.speedup else "-",
         f"{100 * line.score:.1f}{spread} ({len(line.scores)})",
     )
 
@@ -132,7 +129,8 @@ def markdown(title: str, lines: Sequence[Line], notes: Sequence[str]) -> str:
     skipped = [f"- {line.title}: {_skipped(line)}" for line in lines if line.skip_num]
     about = (
         "*updated*: parameters of the model that a method updates, without head and poolers, which train with all but head "
-        "only. *change*: of the MACs against the pre-trained model. *test*: mean ± standard deviation over (seeds)."
+        "only. *change*: of the MACs against the pre-trained model. *times as fast*: as the pre-trained model, both timed "
+        "in turns: median and, in brackets, quartiles, with the first seed. *test*: mean ± standard deviation over (seeds)."
     )
     return "\n".join([f"# {title}", "", *table, "", about, "", *notes, "", "Skipped layers:", "", *skipped, ""])
 

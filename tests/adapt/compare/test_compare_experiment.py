@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from das_gym.adapt.compare import trials
 from das_gym.adapt.compare.entrants import entrants
-from das_gym.adapt.compare.table import Line, line_of, verdict
+from das_gym.adapt.compare.table import Line, cells, line_of, verdict
 from das_gym.adapt.compare.trials import Course, Trial, chosen_rate
 from das_gym.adapt.compare_experiment import GRID, grid_of
 
@@ -125,6 +125,7 @@ def test_a_line_has_mean_and_spread_over_seeds_and_the_verdict_judges_by_them():
     assert lines[1].spread == pytest.approx(0.02 / math.sqrt(2))
     assert lines[1].change == pytest.approx(-0.1)
     assert lines[1].layers == (("b",), ("b",))
+    assert cells(lines[1])[-2:] == ("1.50 (1.00..2.00)", "79.0 ± 1.4 (2)")
     assert verdict(lines) == [
         "DAS, 1 skipped: loses 1.0 points (at most 1) against adapters without skipping, at 18.2 % fewer MACs.",
         "DAS, 1 skipped: 6.0 points ahead of random masks of as many layers, more than the spread of 4.2.",
