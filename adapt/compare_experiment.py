@@ -10,6 +10,7 @@ python -m adapt compare with resume=9                              go on with ru
 The learning rate of each method is chosen on the reward split, by the same grid, with the first seed. Masks of DAS are
 searched first, in runs of their own: on the bundled table where there is one, else on the supernet; random masks are
 trained beside them. compare.json in this run's folder has every training, compare.md the table, compare.png the picture.
+The model of each row that is best on the reward split is kept there: `python -m adapt evaluate with run=9 method=lora`.
 """
 
 from __future__ import annotations
@@ -19,29 +20,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from das_gym.adapt.adapt_experiment import SearchFirst, check_test_images, searched, told_to_any_search
 from das_gym.adapt.compare.entrants import MASKED, Entrant, entrants
+from das_gym.adapt.compare.kept import RECORD, drop_others, kept_file, to_keep
 from das_gym.adapt.compare.plot import plot_scores
 from das_gym.adapt.compare.table import Line, line_of, markdown, print_table, verdict
-from das_gym.adapt.compare.trials import Course, Trial, run_all
+from das_gym.adapt.compare.trials import Course, Trial, Tuned, merit, read_trials, run_all
 from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.training import TrainingConfig
 
-from das_gym.commandline import used
+from das_gym.commandline import typed, used
 from das_gym.config import build, check_names, part_of
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
-from das_gym.files import damage_named, read_json, write_json, write_text
+from das_gym.files import write_json, write_text
 from das_gym.models.macs import meta_twin
-from das_gym.problem.config import ProblemSettings, changed_settings
+from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
 from das_gym.problem.loading import check_problem, load_backbone, load_splits
 from das_gym.processes import is_first, of_first
 from das_gym.registration import find_environment
-from das_gym.runs import library_versions
+from das_gym.runs import library_versions, runs_dir_words
 
-RECORD = "compare.json"
 TABLE = "compare.md"
 PICTURE = "compare.png"
 WIDTH = 118
@@ -68,6 +68,8 @@ class CompareSettings(TrainingConfig, ProblemSettings):
         search: Settings of `python -m agents` for the searches, as in `search.evaluations=100`.
         searches: Id of the search run by number of layers, for those that were searched before.
         test_examples: Most test examples that are scored; None = all.
+        keep: Whose trained models stay in the run's folder, for `adapt predict`, `evaluate` and `export`: of each row the
+            seed that is `best` on the reward split, `all` seeds, or `none`. Of full tuning that is the whole model.
     """
 
     steps: int = 600
@@ -79,6 +81,7 @@ class CompareSettings(TrainingConfig, ProblemSettings):
     search: dict[str, Any] = field(default_factory=dict)
     searches: dict[str, int] = field(default_factory=dict)
     test_examples: int | None = None
+    keep: Literal["best", "all", "none"] = "best"
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
@@ -180,23 +183,29 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
     rates = settings.learning_rates or grid_of(course)
     print(plan(settings, rows, rates, course))
 
-    def keep(trials: Sequence[Trial]) -> None:
+    def keep(trials: Sequence[Trial], last: Trial, tuned: Tuned | None) -> None:
         if not is_first():
             return
+        if tuned is not None and last in to_keep(trials, settings.keep):
+            tuned.learnt.save(kept_file(folder, last))  # before the record, by which a resumed run does not train it again
         lines = _lines(rows, trials, names)
         record = {
             "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
+            "problem": recorded_settings(dataclasses.asdict(problem)),
+            "model_settings": {},
             "metric": course.metric_name,
             "trials": [dataclasses.asdict(trial) for trial in trials],
             "lines": [dataclasses.asdict(line) for line in lines],
             "verdict": verdict(lines),
+            "use": used(),
             "versions": library_versions(),
         }
         write_json(folder / RECORD, record)
+        drop_others(folder, trials, settings.keep)
         write_text(folder / TABLE, markdown(_title(settings, course), lines, verdict(lines)))
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    trials = run_all(course, rows, rates, seeds, _done(folder / RECORD), keep)
+    trials = run_all(course, rows, rates, seeds, read_trials(folder / RECORD), keep)
     if not is_first():
         return None
     lines = _lines(rows, trials, names)
@@ -207,6 +216,10 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
         _run.add_artifact(folder / name)
     print_table(_title(settings, course), lines, verdict(lines), WIDTH)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}, picture: {folder / PICTURE}")
+    kept = to_keep(trials, settings.keep)
+    if kept:
+        words = f"run={folder.name}", f"method={max(kept, key=merit).entrant}", runs_dir_words(folder)
+        print(f"{len(kept)} trained models are kept there, too; one of them: {typed('adapt evaluate', *words)}")
     found = [line.score for line in lines if line.key.startswith("das_")] or [line.score for line in lines]
     return max(found)
 
@@ -222,18 +235,6 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
             raise ValueError(f"searches.{k}={settings.searches[str(k)]} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())
     return masks
-
-
-def _done(path: Path) -> list[Trial]:
-    """Trials of this run from before it was stopped.
-
-    Raises:
-        ValueError: the record is damaged.
-    """
-    if not path.is_file():
-        return []
-    with damage_named(path, "remove it, and all is trained anew"):
-        return [build(Trial, trial) for trial in read_json(path)["trials"]]
 
 
 def _lines(rows: Sequence[Entrant], trials: Sequence[Trial], names: Sequence[str]) -> list[Line]:

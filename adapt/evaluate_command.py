@@ -3,12 +3,13 @@
 python -m adapt evaluate with run=2
 python -m adapt evaluate with run=smaller split=val2014 data_root=/data/vqav2 out=answers.json
 python -m adapt predict with run=2 split=test-dev2015 data_root=/data/vqav2 out=answers.json
+python -m adapt evaluate with run=5 method=lora
 
 `run` is the id of a run of `python -m adapt` or `adapt das` that ended, or the folder of one, or a folder that
-`adapt export` wrote. The file holds an object an example, as the task's server takes it: for VQA `question_id` and
-`answer`, for NLVR2 `identifier` and `prediction`. For answers in words it holds `key` with the chosen option, or, where
-there is nothing to choose from, what the model says teacher-forced. `predict` scores nothing, and takes data without
-answers too.
+`adapt export` wrote; or a run of `adapt compare`, of whose models `method` names one. The file holds an object an
+example, as the task's server takes it: for VQA `question_id` and `answer`, for NLVR2 `identifier` and `prediction`. For
+answers in words it holds `key` with the chosen option, or, where there is nothing to choose from, what the model says
+teacher-forced. `predict` scores nothing, and takes data without answers too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class EvaluateSettings:
 
     Attributes:
         run: Id of a run that ended, or a folder.
+        method: Whose model, where the run compares methods: `lora`, `das_4`, `random_4`, ...
+        seed: Of that model, where all are kept; None is the one that is best on the reward split.
         split: `train`, `reward` or `test`, as das_gym divides the data; of VQAv2 also `train2014`, `val2014`, `test2015`
             or `test-dev2015`, for which nothing else has to be there.
         data_root: Folder of the data; None is the bundled one.
@@ -48,6 +51,8 @@ class EvaluateSettings:
     """
 
     run: int | str
+    method: str | None = None
+    seed: int | None = None
     split: str = "test"
     data_root: str | None = None
     out: str | None = None
@@ -73,7 +78,7 @@ class EvaluateSettings:
             FileNotFoundError, ValueError: no such run, part or data.
         """
         use(self.use)
-        subnet, _ = subnet_of(self.run, self.runs_dir, self.device, self.checkpoint)
+        subnet, _ = subnet_of(self.run, self.runs_dir, self.device, self.checkpoint, self.method, self.seed)
         examples = task_class(subnet.task.name).load_part(self.data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

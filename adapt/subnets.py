@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from das_gym.adapt.compare.kept import RECORD as COMPARED
+from das_gym.adapt.compare.kept import kept_model
 from das_gym.adapt.export.loading import is_exported, load_exported
+from das_gym.adapt.methods.learnt import restore_learnt
 
 from das_gym.commandline import typed, use, used
 from das_gym.config import build, check_names
@@ -29,7 +32,14 @@ NOT_NEEDED = ("supernet", "data_root")
 """Paths that a fine-tuned subnet loads without."""
 
 
-def subnet_of(run: int | str, runs_dir: str, device: str, checkpoint: str | None = None) -> tuple[AdaptedModel, Path]:
+def subnet_of(
+    run: int | str,
+    runs_dir: str,
+    device: str,
+    checkpoint: str | None = None,
+    method: str | None = None,
+    seed: int | None = None,
+) -> tuple[AdaptedModel, Path]:
     """The subnet of a run as commands name it, and the run's folder.
 
     Args:
@@ -37,6 +47,8 @@ def subnet_of(run: int | str, runs_dir: str, device: str, checkpoint: str | None
         runs_dir: Folder of all runs.
         device: Where the model goes.
         checkpoint: The model that the run adapted, where that was moved.
+        method: Whose model, of a run of `python -m adapt compare`, see `kept_model`.
+        seed: Likewise.
 
     Raises:
         FileNotFoundError: no such run; and what `load_subnet` raises.
@@ -45,7 +57,10 @@ def subnet_of(run: int | str, runs_dir: str, device: str, checkpoint: str | None
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     moved = {} if checkpoint is None else {"checkpoint": checkpoint}
-    return load_subnet(folder, device=device, **moved), folder
+    compares = (folder / COMPARED).is_file()
+    if not compares and (method is not None or seed is not None):
+        raise ValueError(f"method= and seed= choose a model of a run of `{typed('adapt compare')}`, and {folder} is none")
+    return load_subnet(kept_model(folder, method, seed) if compares else folder, device=device, **moved), folder
 
 
 def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
@@ -53,7 +68,8 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
 
     Args:
         path: The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote; or an adapter
-            file in it; or a folder that `python -m adapt export` wrote, none of whose code is run.
+            file in it, such as those that `python -m adapt compare` keeps; or a folder that `python -m adapt export` wrote,
+            none of whose code is run.
         **changes: Fields of `ProblemConfig` that are not as recorded, such as `device="cpu"`, or `checkpoint=` where
             that was moved. An exported folder has `device` and `max_text_length` alone.
 
@@ -72,13 +88,14 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     folder = path if path.is_dir() else path.parent
     file = path if path.suffix == ".safetensors" else folder / SUBNET_FILE
     adaptation = Adaptation.load(file) if file.is_file() else None
-    if adaptation is not None and adaptation.mask is None:
+    if adaptation is not None and adaptation.mask is None and adaptation.method is None:
         raise ValueError(
             f"{file} holds a supernet, not a subnet; pass it as supernet=, or fine-tune a mask of it by `{typed('adapt')}`"
         )
-    record = next((folder / name for name in (RECORD, JOINT_RECORD) if (folder / name).is_file()), None)
+    names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARED,)
+    record = next((folder / name for name in names if (folder / name).is_file()), None)
     if record is None or adaptation is None:
-        missing = f"{RECORD} or {JOINT_RECORD}" if record is None else file.name
+        missing = " or ".join(names) if record is None else file.name
         raise FileNotFoundError(
             f"there is no {missing} in {folder}: give the folder of a run of `{typed('adapt')}` that ended"
         )
@@ -91,7 +108,8 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     use(modules)  # first: they may register its model and task
     with _named(record, "import the module that registers it (use=MODULE), or fine-tune it again"):
         problem = build(ProblemConfig, {**recorded, **changes})
-    subnet = restore(load_backbone(problem, **settings), adaptation, problem.task, file)
+    put_back = restore if adaptation.method is None else restore_learnt
+    subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
     return subnet
 

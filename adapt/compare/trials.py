@@ -15,13 +15,17 @@ import torch
 from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods.base import Method
+from das_gym.adapt.methods.learnt import learnt
 from das_gym.adapt.recipe import settled
 from das_gym.adapt.report import one_example
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, TrainingConfig, prefixed
 
+from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.engine.encoder_cache import EncoderCache
+from das_gym.files import damage_named, read_json
+from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, new_head, shuffled, task_class
@@ -67,6 +71,19 @@ class Trial:
     speedup: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """A trained model.
+
+    Attributes:
+        model: As it is used, see `Method.finish`.
+        learnt: What its method learnt, as it is kept.
+    """
+
+    model: AdaptedModel
+    learnt: Adaptation
+
+
 class Course:
     """What all trainings have in common: model, data, recipe, and encoder outputs, which are computed once for all.
 
@@ -105,7 +122,7 @@ class Course:
         backbone.vlp.remove_adapters()
         self.macs_full = example_costs(self.plain, splits).macs_full
 
-    def train(self, entrant: Entrant, rate: float, seed: int) -> tuple[AdaptedModel, Trial]:
+    def train(self, entrant: Entrant, rate: float, seed: int) -> tuple[Tuned, Trial]:
         """Train one, in memory of its own, and score it on the reward split.
 
         Raises:
@@ -122,6 +139,7 @@ class Course:
             model, self.splits.train, config, self.folder / f"{name}.pt", self.encoder, held_out=self.splits.reward
         )
         trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", prefixed(name, self.log))
+        kept = learnt(model, entrant.method, method, row=entrant.key, learning_rate=rate, seed=seed)
         method.finish(model.backbone.vlp)
         scored = evaluate(model, self.reward_examples, f"{entrant.title}, reward split", rank_images=1)
         mask = tuple(model.backbone.vlp.check_mask(None).astype(int).tolist())
@@ -129,7 +147,7 @@ class Course:
         trained = sum(p.numel() for p in models.values())
         trial = Trial(entrant.key, rate, seed, scored.metric, scored.loss, updated, trained, seconds, mask)
         (self.folder / f"{name}.pt").unlink(missing_ok=True)
-        return model, trial
+        return Tuned(model, kept), trial
 
     def _new(self, entrant: Entrant, seed: int) -> tuple[AdaptedModel, Method]:
         backbone = load_backbone(self.problem)
@@ -154,7 +172,8 @@ class Course:
         )
 
 
-Keep = Callable[[Sequence[Trial]], None]
+Keep = Callable[[Sequence[Trial], Trial, Tuned | None], None]
+"""Called with all trials, the last one, and its model where that was measured on the test split."""
 
 
 def run_all(
@@ -170,30 +189,30 @@ def run_all(
         rates: The grid.
         seeds: All seeds.
         done: Trials of before; what they tell is not done again.
-        keep: Called with all trials after each.
+        keep: Called after each.
 
     Returns:
         All trials.
     """
     trials = {(t.entrant, t.rate, t.seed): t for t in done}
 
-    def add(trial: Trial) -> None:
+    def add(trial: Trial, tuned: Tuned | None = None) -> None:
         trials[trial.entrant, trial.rate, trial.seed] = trial
-        keep(list(trials.values()))
+        keep(list(trials.values()), trial, tuned)
 
     chosen: dict[str, float] = {}
     for seed in seeds:
         for row in rows:
-            model: AdaptedModel | None = None
+            tuned: Tuned | None = None
             if row.key not in chosen:
                 grid = rates if row.rate_of is None else (chosen[row.rate_of],)
-                model, chosen[row.key] = _choose(course, row, grid, seed, trials, add)
+                tuned, chosen[row.key] = _choose(course, row, grid, seed, trials, add)
                 print(told(row, [t for t in trials.values() if t.entrant == row.key], seed, chosen[row.key], course))
             key = (row.key, chosen[row.key], seed)
             if key in trials and trials[key].test is not None:
                 continue
-            trained = course.train(row, *key[1:]) if model is None else (model, trials[key])
-            add(course.measure(*trained, clock=seed == seeds[0]))
+            tuned, trial = course.train(row, *key[1:]) if tuned is None else (tuned, trials[key])
+            add(course.measure(tuned.model, trial, clock=seed == seeds[0]), tuned)
     return list(trials.values())
 
 
@@ -203,24 +222,41 @@ def _choose(
     rates: Sequence[float],
     seed: int,
     trials: Mapping[tuple[str, float, int], Trial],
-    add: Callable[[Trial], None],
-) -> tuple[AdaptedModel | None, float]:
+    add: Callable[..., None],
+) -> tuple[Tuned | None, float]:
     """The learning rate that is best on the reward split, and its model, unless that was trained before."""
-    models: dict[float, AdaptedModel] = {}
+    models: dict[float, Tuned] = {}
     for rate in rates:
         if (row.key, rate, seed) not in trials:
-            model, trial = course.train(row, rate, seed)
+            tuned, trial = course.train(row, rate, seed)
             add(trial)
-            models = {rate: model, **models}
+            models = {rate: tuned, **models}
         first = [t for (key, _, s), t in trials.items() if (key, s) == (row.key, seed)]
         best = of_first(lambda first=first: chosen_rate(first))  # type: ignore[misc]
-        models = {rate: model for rate, model in models.items() if rate == best}  # one is enough to keep
+        models = {rate: tuned for rate, tuned in models.items() if rate == best}  # one is enough to keep
     return models.get(best), best
 
 
 def chosen_rate(trials: Sequence[Trial]) -> float:
-    """The learning rate that is best on the reward split: by the metric, and by the loss where that is level."""
-    return max(trials, key=lambda t: (t.reward, -t.reward_loss if math.isfinite(t.reward_loss) else -math.inf)).rate
+    """The learning rate that is best on the reward split."""
+    return max(trials, key=merit).rate
+
+
+def merit(trial: Trial) -> tuple[float, float]:
+    """How good a training is, by the metric on the reward split, and by the loss where that is level; more is better."""
+    return trial.reward, -trial.reward_loss if math.isfinite(trial.reward_loss) else -math.inf
+
+
+def read_trials(path: Path) -> list[Trial]:
+    """The trials in a comparison's record; none where there is no such file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not path.is_file():
+        return []
+    with damage_named(path, "remove it, and all is trained anew"):
+        return [build(Trial, trial) for trial in read_json(path)["trials"]]
 
 
 def told(row: Entrant, trials: Sequence[Trial], seed: int, rate: float, course: Course) -> str:

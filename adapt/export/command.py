@@ -3,6 +3,7 @@
 python -m adapt export with run=2 out=smaller
 python -m adapt export with run=2 out=smaller onnx=True
 python -m adapt export with run=/elsewhere/runs/2 out=smaller
+python -m adapt export with run=5 method=das_4 out=smaller
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, subnet_of
@@ -25,7 +27,9 @@ class ExportSettings:
     """The settings of `python -m adapt export`.
 
     Attributes:
-        run: Id of a run of `python -m adapt` or `adapt das` that ended, or the folder of one.
+        run: Id of a run of `python -m adapt`, `adapt das` or `adapt compare` that ended, or the folder of one.
+        method: Whose model, of a run of `adapt compare`: `das_4`, `lora`, ...
+        seed: Of that model, where all are kept; None is the one that is best on the reward split.
         out: The folder to write; it must not exist.
         onnx: Whether to write model.onnx besides, checked by onnxruntime; needs `pip install 'das_gym[export]'`.
         runs_dir: Folder of all runs.
@@ -35,6 +39,8 @@ class ExportSettings:
 
     run: int | str
     out: str
+    method: str | None = None
+    seed: int | None = None
     onnx: bool = False
     runs_dir: str = RUNS_DIR
     checkpoint: str | None = None
@@ -52,7 +58,11 @@ def run_export(settings: ExportSettings) -> Exported:
     if settings.onnx:
         require_onnx()
     use(settings.use)
-    subnet, folder = subnet_of(settings.run, settings.runs_dir, "cpu", settings.checkpoint)
+    chosen = settings.method, settings.seed
+    subnet, folder = subnet_of(settings.run, settings.runs_dir, "cpu", settings.checkpoint, *chosen)
+    vlp = subnet.backbone.vlp
+    if vlp.pruned_mask is None:  # of a method that removes nothing
+        vlp.prune(np.zeros(len(vlp.layers), bool))
     record: dict[str, Any] = next(
         (read_json(folder / name) for name in (RECORD, JOINT_RECORD) if (folder / name).is_file()), {}
     )

@@ -1,13 +1,13 @@
 """Adaptation files: what training adds to a frozen model, and nothing else.
 
-A supernet (adapters of every layer, trained over random masks) and a fine-tuned subnet (adapters of
-one mask) are both such a file: tunable parameters and head as safetensors, the rest as its metadata.
+A supernet (adapters of every layer, trained over random masks), a fine-tuned subnet (adapters of one mask) and what
+another method of fine-tuning learnt are such files: parameters and head as safetensors, the rest as its metadata.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,19 @@ WEIGHT_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
+class MethodSettings:
+    """A method of fine-tuning, see `das_gym.adapt.methods`.
+
+    Attributes:
+        name: As which it is registered.
+        settings: Its settings, plain JSON values.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Adaptation:
     """Trained parameters for a frozen model.
 
@@ -37,6 +50,7 @@ class Adaptation:
         base: `fingerprint` of the model it was trained on.
         mask: The mask it was trained for, 0 or 1 a layer; None for a supernet.
         info: How it was made: plain JSON values.
+        method: What was put into the model and trained, where that is not its own adapters; None for those.
     """
 
     tensors: Mapping[str, Tensor]
@@ -45,12 +59,16 @@ class Adaptation:
     base: str
     mask: tuple[int, ...] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    method: MethodSettings | None = None
 
     @classmethod
     def of(cls, vlp: VLP, head: nn.Module, **fields: Any) -> Adaptation:
         """What `vlp` and `head` hold now."""
-        tensors = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
-        tensors |= own_parameters(vlp, head)
+        return cls.holding(_tunable(vlp, head), vlp, **fields)
+
+    @classmethod
+    def holding(cls, tensors: Mapping[str, Tensor], vlp: VLP, **fields: Any) -> Adaptation:
+        """What these hold now, of a model and its head."""
         mask = None if vlp.pruned_mask is None else tuple(vlp.pruned_mask.astype(int).tolist())
         detached = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         return cls(tensors=detached, mask=mask, **fields)
@@ -64,6 +82,7 @@ class Adaptation:
             "base": self.base,
             "mask": self.mask,
             "info": dict(self.info),
+            **({} if self.method is None else {"method": asdict(self.method)}),
         }
         write_tensors(Path(path), self.tensors, described)
 
@@ -99,17 +118,33 @@ class Adaptation:
         """Put the parameters into a model with fingerprint `base`; a subnet's mask is pruned.
 
         Raises:
-            ValueError: trained on another model, or parameters that do not fit.
+            ValueError: trained on another model or by another method, or parameters that do not fit.
+        """
+        self.check_base(base)
+        if self.method is not None:
+            raise ValueError(f"what the method {self.method.name} learnt is loaded by das_gym.adapt.load_subnet")
+        if self.mask is not None:
+            vlp.prune(np.array(self.mask, dtype=bool))
+        self.put(_tunable(vlp, head))
+
+    def check_base(self, base: str) -> None:
+        """Refuse another model than it was trained on.
+
+        Raises:
+            ValueError: the fingerprint is another one.
         """
         if base != self.base:
             raise ValueError(
                 f"this adaptation was trained on a model with fingerprint {self.base}, the loaded one has {base}: "
                 "use the checkpoint (and image size) it was trained on, or train it anew"
             )
-        if self.mask is not None:
-            vlp.prune(np.array(self.mask, dtype=bool))
-        wanted = {f"vlp.{name}": p for name, p in vlp.tunable_state().items()}
-        wanted |= own_parameters(vlp, head)
+
+    def check_fits(self, wanted: Mapping[str, Tensor]) -> None:
+        """Refuse parameters of other names or shapes than it has.
+
+        Raises:
+            ValueError: names some.
+        """
         if wanted.keys() != self.tensors.keys():
             odd = sorted(wanted.keys() ^ self.tensors.keys())
             raise ValueError(
@@ -119,6 +154,14 @@ class Adaptation:
             mine, models = tuple(self.tensors[name].shape), tuple(parameter.shape)
             if mine != models:
                 raise ValueError(f"{name} has shape {mine} in the adaptation, {models} in the model")
+
+    def put(self, wanted: Mapping[str, Tensor]) -> None:
+        """Copy its parameters into those of a model and its head.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        self.check_fits(wanted)
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(self.tensors[name])
@@ -133,10 +176,16 @@ class _Description:
     base: str
     mask: tuple[int, ...] | None
     info: dict[str, Any]
+    method: MethodSettings | None = None
 
     def __post_init__(self) -> None:
         if not set(self.mask or ()) <= {0, 1}:
             raise ValueError(f"mask={list(self.mask or ())} holds other values than 0 (keep) and 1 (skip)")
+
+
+def _tunable(vlp: VLP, head: nn.Module) -> dict[str, Tensor]:
+    """What a model trains by itself, and its head, as `Adaptation.tensors` names them."""
+    return {f"vlp.{name}": p for name, p in vlp.tunable_state().items()} | own_parameters(vlp, head)
 
 
 def own_parameters(vlp: VLP, head: nn.Module) -> dict[str, nn.Parameter]:

@@ -249,10 +249,9 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
         )
     path = config.supernet or config.bundled(f"{config.task}_supernet.safetensors")
     supernet = Adaptation.load(path)
-    if supernet.mask is not None:
-        raise ValueError(
-            f"{path} holds the adapters of one mask, not a supernet: train one with `{supernet_command(config)}`"
-        )
+    if supernet.mask is not None or supernet.method is not None:
+        what = "the adapters of one mask" if supernet.method is None else f"what {supernet.method.name} learnt"
+        raise ValueError(f"{path} holds {what}, not a supernet: train one with `{supernet_command(config)}`")
     _check_task(supernet, config.task, path)
     return path, supernet
 
@@ -349,11 +348,20 @@ def restore(backbone: Backbone, adaptation: Adaptation, task: str, path: str | P
     Raises:
         ValueError: it is for another task or model.
     """
+    model = unadapted(backbone, adaptation, task, path)
+    adaptation.apply(backbone.vlp, model.head, backbone.base)
+    return model
+
+
+def unadapted(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
+    """The model that an adaptation file is for, with an untrained head for its labels.
+
+    Raises:
+        ValueError: the file is for another task.
+    """
     _check_task(adaptation, task, path)
     labelled = task_class(task)(backbone.processor, adaptation.answers)
-    head = _head(backbone.vlp, labelled).to(backbone.vlp.device)
-    adaptation.apply(backbone.vlp, head, backbone.base)
-    return AdaptedModel(backbone, head, labelled)
+    return AdaptedModel(backbone, _head(backbone.vlp, labelled).to(backbone.vlp.device), labelled)
 
 
 def new_head(backbone: Backbone, task: Task) -> nn.Module:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 from das_gym.adapt.adapt_experiment import _front
-from das_gym.adapt.compare_experiment import _done
+from das_gym.adapt.compare.trials import read_trials
 from das_gym.adapt.refining import _known
 from das_gym.adapt.shrink.compare_experiment import begun_in, measured
 from das_gym.adapt.training import Group, Trainer, adamw
@@ -111,7 +111,7 @@ FIGURES = {"full": 9.0, "unskipped": 9.5, "savings": [1.0, 2.0]}
 RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "compared": ("compare.json", {"full": QUALITY, "methods": [LINE]}, lambda path: measured(path.parent)),
     "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: begun_in(path.parent)),
-    "trials": ("compare.json", {"trials": [TRIAL]}, _done),
+    "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, _front),
     "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, _known),
     "submission": ("a.json", {"agent": "mine", "runs": [SEARCHED]}, read_submission),

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from das_gym.adapt.compare import trials
 from das_gym.adapt.compare.entrants import entrants
+from das_gym.adapt.compare.kept import drop_others, kept_file, kept_model, to_keep
 from das_gym.adapt.compare.table import Line, cells, line_of, verdict
 from das_gym.adapt.compare.trials import Course, Trial, chosen_rate
 from das_gym.adapt.compare_experiment import GRID, grid_of
 
-from das_gym.files import read_json
+from das_gym.files import read_json, write_json
 from das_gym.problem.latency import measure_latency
 
 METHODS = '["lora","das"]'
@@ -73,6 +74,66 @@ def test_a_comparison_stopped_and_resumed_comes_to_the_same(
     assert code == 0, told
     resumed = read_json(tmp_path / "runs/3/compare.json")
     assert plain(resumed["trials"]) == plain(whole["trials"])
+    kept = sorted(path.name for path in (tmp_path / "runs/2").glob("*.safetensors"))
+    assert [name.partition("_seed")[0] for name in kept] == ["das_2", "lora", "random_2"]
+    for name in kept:
+        assert (tmp_path / "runs/3" / name).read_bytes() == (tmp_path / "runs/2" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_models_of_a_comparison_are_evaluated_and_predict(
+    run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
+    given, data = [f"{name}={value}" for name, value in small_kwargs.items()], f"data_root={small_kwargs['data_root']}"
+    quick = ("steps=2", "batch_size=4", "seeds=2", "learning_rates=[1e-2]", 'methods=["lora","prompt"]', "keep=all")
+    code, told = run_here("compare", "with", *given, *quick)
+    assert code == 0, told
+    assert "4 trained models are kept there, too; one of them: " in told
+    record = read_json(tmp_path / "runs/1/compare.json")
+    for trial in record["trials"]:
+        words = ("run=1", f"method={trial['entrant']}", f"seed={trial['seed']}")
+        code, told = run_here("evaluate", "with", *words, data)
+        assert code == 0, told
+        assert f"loss {trial['test_loss']:.4f} nats" in told
+    assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json", data)[0] == 0
+    assert read_json(tmp_path / "answers.json")
+    for words, said in (
+        ((), "runs/1 compares methods: say whose model, method=lora or prompt"),
+        (("method=lorra",), "unknown method of runs/1 'lorra'; did you mean 'lora'"),
+        (("method=lora", "seed=7"), "seed=7 of lora is not kept, only 0, 1: compare with keep=all"),
+    ):
+        code, told = run_here("evaluate", "with", "run=1", *words)
+        assert code == 1
+        assert said in told
+    code, told = run_here("export", "with", "run=1", "method=lora", "out=lora")
+    assert code == 0, told
+    code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
+    assert code == 1
+    assert "prompt" in told
+    (tmp_path / "runs/1/compare.json").write_text('{"methods": []}')
+    code, told = run_here("evaluate", "with", "run=1", "method=lora")
+    assert code == 1
+    assert "compare.json compares no methods of fine-tuning: give a run of `python -m adapt compare`" in told
+
+
+def test_which_models_are_kept(tmp_path: Path):
+    done = [trial("a", 1.0, 0, 0.9), trial("a", 2.0, 0, 0.5, test=0.9), trial("a", 2.0, 1, 0.6, test=0.1)]
+    assert to_keep(done, "none") == []
+    assert to_keep(done, "all") == done[1:]
+    assert to_keep(done, "best") == [done[2]]  # by the reward split
+    for each in done[1:]:
+        kept_file(tmp_path, each).write_bytes(b"x")
+    (tmp_path / "other.safetensors").write_bytes(b"x")
+    drop_others(tmp_path, done, "best")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_seed1.safetensors", "other.safetensors"]
+    write_json(tmp_path / "compare.json", {"trials": [dataclasses.asdict(each) for each in done]})
+    assert kept_model(tmp_path, "a").name == "a_seed1.safetensors"
+    with pytest.raises(ValueError, match="seed=0 of a is not kept, only 1"):
+        kept_model(tmp_path, "a", 0)
+    drop_others(tmp_path, done, "none")
+    with pytest.raises(FileNotFoundError, match="keeps no model of any method: compare with keep=best or keep=all"):
+        kept_model(tmp_path, "a")
 
 
 def test_mistakes_are_told_before_anything_is_searched(run_here, small_kwargs: dict[str, str], tmp_path: Path):

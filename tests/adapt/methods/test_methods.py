@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,23 @@ import pytest
 import torch
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
 from das_gym.adapt.methods.das import DAS
+from das_gym.adapt.methods.learnt import learnt, restore_learnt, trained
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.problem.adaptation import Adaptation, MethodSettings
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, load_splits, new_head, task_class
+from das_gym.problem.loading import (
+    AdaptedModel,
+    example_costs,
+    find_supernet,
+    load_backbone,
+    load_splits,
+    new_head,
+    task_class,
+)
 from das_gym.registration import ASSETS
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder
@@ -130,6 +141,83 @@ def test_what_is_inserted_costs_what_it_runs_and_lora_nothing_once_it_is_merged(
     if name == "lora":
         make_method(name).finish(model.backbone.vlp)
         assert example_costs(model, world.splits).macs(mask) == without
+
+
+def said(model: AdaptedModel, splits: Any) -> torch.Tensor:
+    with torch.no_grad():
+        features = model.backbone.vlp.ready(model.task.processor, model.task.pairs(splits.test[:2]))()
+        return model.head(model.task.group_features(features))
+
+
+def changed(world: World, name: str, **settings: Any) -> tuple[AdaptedModel, Adaptation]:
+    """A model whose trained parameters are other ones than they began as, and what is kept of it."""
+    model, method = world.model(), make_method(name, settings)
+    method.apply(model, seed=3)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained(model).values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    kept = learnt(model, name, method, seed=3)
+    method.finish(model.backbone.vlp)
+    return model, kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), HAVING)
+def test_what_was_learnt_comes_back_to_the_bit(worlds: dict[str, World], family: str, name: str, tmp_path: Path):
+    world = worlds[family]
+    n_layers = len(world.model().backbone.vlp.layers)
+    settings = {"mask": (1, *(0,) * (n_layers - 1))} if name == "das" else {}
+    model, kept = changed(world, name, **settings)
+    kept.save(tmp_path / "kept.safetensors")
+    again = Adaptation.load(tmp_path / "kept.safetensors")
+    assert again.info == {"seed": 3}
+    restored = restore_learnt(load_backbone(world.problem), again, world.problem.task, "kept.safetensors")
+    assert torch.equal(said(restored, world.splits), said(model, world.splits))
+    weights = sum(p.numel() for p in model.backbone.vlp.parameters())
+    if name != "full":
+        assert sum(tensor.numel() for tensor in kept.tensors.values()) < weights / 2
+
+
+def test_lora_is_kept_as_two_small_matrices(worlds: dict[str, World], tmp_path: Path):
+    model, kept = changed(worlds["METER"], "lora", rank=2)
+    inserted = [name for name in kept.tensors if "lora_" in name]
+    assert len(inserted) == 2 * 6 * 2 * 2
+    again = restore_learnt(load_backbone(worlds["METER"].problem), kept, "vqa", "kept")
+    assert torch.equal(said(again, worlds["METER"].splits), said(model, worlds["METER"].splits))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"method": MethodSettings("lorra")}, "unknown method 'lorra'; did you mean 'lora'"),
+        ({"method": MethodSettings("lora", {"rank": "x"})}, "kept: rank='x' .str. is not allowed"),
+        (
+            {"method": MethodSettings("lora", {"rank": 2**20})},
+            r"has shape .4, 64. in the adaptation, .1048576, 64. in the mo",
+        ),
+        ({"method": MethodSettings("prompt", {"tokens": 2**20})}, "parameters of the adaptation and of the model differ"),
+        ({"mask": (1, 0, 0, 0, 0, 0)}, "kept: its mask is not that of its method, lora"),
+        ({"base": "0" * 16}, "was trained on a model with fingerprint 0000000000000000"),
+        ({"task": "nlvr2"}, "kept is for task 'nlvr2', not 'vqa'"),
+        ({"tensors": {}}, "parameters of the adaptation and of the model differ"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_it_takes_memory(worlds, change: dict[str, Any], told: str):
+    _, kept = changed(worlds["METER"], "lora")
+    with pytest.raises(ValueError, match=told):
+        restore_learnt(load_backbone(worlds["METER"].problem), dataclasses.replace(kept, **change), "vqa", "kept")
+
+
+def test_what_a_method_learnt_is_no_supernet(worlds: dict[str, World], tmp_path: Path):
+    _, kept = changed(worlds["METER"], "bitfit")
+    kept.save(tmp_path / "kept.safetensors")
+    problem = dataclasses.replace(worlds["METER"].problem, supernet=str(tmp_path / "kept.safetensors"))
+    with pytest.raises(ValueError, match="holds what bitfit learnt, not a supernet"):
+        find_supernet(problem)
+    model = worlds["METER"].model()
+    with pytest.raises(ValueError, match="what the method bitfit learnt is loaded by"):
+        kept.apply(model.backbone.vlp, model.head, model.backbone.base)
 
 
 def test_lora_leaves_what_it_learnt_and_nothing_else(worlds: dict[str, World]):
