@@ -42,7 +42,7 @@ def test_a_comparison_stopped_and_resumed_comes_to_the_same(
     code, told = run_here(*words(small_kwargs))
     assert code == 0, told
     whole = read_json(tmp_path / "runs/2/compare.json")
-    assert "3 rows, 2 seeds, 2 learning rates: 8 trainings of 2 steps of 4 examples" in told
+    assert "3 rows, 2 seeds, learning rates 0.001, 0.01: 8 trainings of 2 steps of 4 examples" in told
     assert "LoRA: accuracy on the reward split by learning rate: " in told
     assert "DAS, 2 at random: learning rate" in told
     assert [line["key"] for line in whole["lines"]] == ["lora", "das_2", "random_2"]
