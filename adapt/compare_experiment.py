@@ -41,6 +41,7 @@ from das_gym.problem.loading import check_problem, load_backbone, load_splits
 from das_gym.processes import is_first, of_first
 from das_gym.registration import find_environment
 from das_gym.runs import library_versions, runs_dir_words
+from das_gym.wording import counted
 
 TABLE = "compare.md"
 PICTURE = "compare.png"
@@ -252,14 +253,15 @@ def plan(settings: CompareSettings, rows: Sequence[Entrant], rates: Sequence[flo
     own = sum(row.rate_of is None for row in rows)
     count = own * (len(rates) - 1) + len(rows) * settings.seeds
     pairs = course.recipe.batch_size or course.task.examples_of(settings.pairs_per_step)
+    tried = f"learning rates {', '.join(f'{rate:g}' for rate in rates)}"
     told = (
-        f"{len(rows)} rows, {settings.seeds} seeds, learning rates {', '.join(f'{rate:g}' for rate in rates)}: {count} "
-        f"trainings of {settings.steps} steps of {pairs} examples; steps=, seeds=, methods= make it shorter"
+        f"{counted(len(rows), 'row')}, {counted(settings.seeds, 'seed')}, {tried}: {counted(count, 'training')} of "
+        f"{counted(settings.steps, 'step')} of {counted(pairs, 'example')}; steps=, seeds=, methods= make it shorter"
     )
     return f"{course.about}\n{told}" if course.plain.backbone.vlp.size == "base" else told
 
 
 def _title(settings: CompareSettings, course: Course) -> str:
     model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
-    count = len(course.test_examples)
-    return f"{model}: {course.metric_name.replace('_', ' ')} after {settings.steps} steps, {count:,} test examples"
+    metric, tested = course.metric_name.replace("_", " "), counted(len(course.test_examples), "test example")
+    return f"{model}: {metric} after {counted(settings.steps, 'step')}, {tested}"

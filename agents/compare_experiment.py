@@ -39,6 +39,7 @@ from das_gym.files import write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions, progress
+from das_gym.wording import counted
 
 FORMAT = 1
 RECORD = "compare.json"
@@ -137,7 +138,7 @@ def compare_agents(_run: Run, _config: Mapping[str, Any], env_kwargs: Any, agent
             settings.agent_kwargs,
             on_agent=lambda agent: bar.update(),
         )
-    title = f"{oracle.env_id}, {describe_budget(oracle)}, {settings.seeds} seeds"
+    title = f"{oracle.env_id}, {describe_budget(oracle)}, {counted(settings.seeds, 'seed')}"
     folder = run_folder(_run)
     if folder is not None:
         write_json(folder / RECORD, record(settings, oracle, results))
@@ -153,7 +154,7 @@ def describe_budget(oracle: Oracle) -> str:
     """The budget in words, and how many masks keep it."""
     space = oracle.space
     budget = space.budget.describe() if space.skip_num is None else f"k = {space.skip_num}"
-    return budget if space.size is None else f"{budget} ({space.size:,} masks)"
+    return budget if space.size is None else f"{budget} ({counted(space.size, 'mask')})"
 
 
 def record(settings: CompareSettings, oracle: Oracle, results: Sequence[AgentResult]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_cost import SAVED
 from das_gym.registration import DEFAULT_ENV, MODELS, named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
+from das_gym.wording import counted
 
 PICTURE = "front.png"
 CHECKPOINT = "front_checkpoint.json"
@@ -126,7 +127,7 @@ def search_front(_run: Run, _config: Mapping[str, Any], env_kwargs: Any) -> floa
     print_front(result, problem.metric_name)
     if folder is not None:
         write_json(folder / RECORD, record)
-        plot_front(folder / PICTURE, result, f"{settings.env_id}, {len(searched.masks)} masks scored")
+        plot_front(folder / PICTURE, result, f"{settings.env_id}, {counted(len(searched.masks), 'mask')} scored")
         for name in (RECORD, PICTURE):
             _run.add_artifact(folder / name)
         (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -223,6 +224,6 @@ def print_front(result: FrontResult, metric: str) -> None:
     Console(width=WIDTH).print(table)
     beside = sum(len(scored.masks) for scored in result.baselines.values())
     rules = f", and {beside} of {', '.join(result.baselines)}" if result.baselines else ""
-    print(textwrap.fill(f"{len(result.searched.masks)} masks were scored by the search{rules}.", WIDTH))
+    print(textwrap.fill(f"Scored: {counted(len(result.searched.masks), 'mask')} by the search{rules}.", WIDTH))
     if result.hypervolume_share is not None:
         print(f"The search found {100 * result.hypervolume_share:.2f} % of the true front's hypervolume (by the table).")

@@ -43,6 +43,7 @@ from das_gym.problem.config import PATH_SETTINGS, ProblemConfig, setting_path
 from das_gym.problem.mask_cost import SAVED, given_costs
 from das_gym.registration import named_environments
 from das_gym.runs import ResumableSettings, progress, runs_dir_words
+from das_gym.wording import counted
 
 PICTURE, PROBABILITIES = "search.png", "skip_probabilities.png"
 ENV_SETTINGS = {
@@ -231,9 +232,8 @@ def summary(result: SearchResult, folder: Path | None) -> str:
     def shown(value: float | None) -> str:
         return "not finite" if value is None else f"{value:.4f}"
 
-    scored = "mask scored" if result.evaluations == 1 else "masks scored"
     lines = [
-        f"{result.agent} on {result.env_id}, seed {result.seed}: {result.evaluations} {scored}",
+        f"{result.agent} on {result.env_id}, seed {result.seed}: {counted(result.evaluations, 'mask')} scored",
         f"  skips {result.n_skipped} of {len(result.layer_names)} layers: {', '.join(result.skipped_layers) or 'none'}",
         f"  reward {shown(result.reward)}, loss {shown(result.loss)}, metric {shown(result.metric)}",
         f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (the whole model: {result.macs_full:,})",

@@ -37,6 +37,7 @@ from das_gym.runs import progress
 from das_gym.tables.build import build_table, check_table, recount, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable
+from das_gym.wording import counted
 
 TABLE = "table.npz"
 RECORD = "table.json"
@@ -159,7 +160,7 @@ def summary(table: SubnetTable, spent: Spending) -> str:
     agreement = spearman(table.values("loss", "reward"), table.values("loss", "test"))
     broken = int(np.isinf(table.values("loss")).sum())
     if broken:
-        lines.append(f"  {broken} masks have a loss that is not a number")
+        lines.append(f"  {counted(broken, 'mask')} whose loss is not a number")
     lines += [
         f"  rank correlation of losses between the two splits (Spearman): {agreement:.4f}",
         f"  {spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s",

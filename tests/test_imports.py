@@ -15,7 +15,18 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "drawing", "envs", "agents", "adapt")
 """From the ground up: a package imports itself and those before it; adapt leaves agents out but for its commands."""
 
-LEAVES = ("commandline", "completion", "config", "files", "interrupts", "lazy", "processes", "runs", "sacred_options")
+LEAVES = (
+    "commandline",
+    "completion",
+    "config",
+    "files",
+    "interrupts",
+    "lazy",
+    "processes",
+    "runs",
+    "sacred_options",
+    "wording",
+)
 """Modules at the top that everybody may import; they import each other alone."""
 
 REGISTRATION_FROM = "problem"

@@ -37,6 +37,7 @@ from das_gym.problem.config import ProblemSettings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.runs import find_run, library_versions
+from das_gym.wording import counted
 
 RECORD = "compare.json"
 TABLE = "compare.md"
@@ -314,9 +315,9 @@ def measured(folder: Path) -> tuple[Quality | None, list[Line]]:
 def title_of(settings: CompareSettings, count: int) -> str:
     """What was compared on."""
     name, value = next(iter(settings.budget.items()))
-    budget = f"{value} layers" if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
+    budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
     model = "the bundled model" if settings.checkpoint is None else Path(settings.checkpoint).name
-    recovery = "no recovery" if settings.recover == "none" else f"{settings.recover}, {settings.steps} steps"
+    recovery = "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.steps, 'step')}"
     return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"
 
 

@@ -27,6 +27,7 @@ from das_gym.files import write_text
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
 from das_gym.runs import library_versions, progress
 from das_gym.tables.suite import load_suite
+from das_gym.wording import counted
 
 BUDGETS: tuple[Mapping[str, Any], ...] = ({"skip_num": 4}, {"macs_saved": 0.12})
 FURTHER_BUDGET = {"skip_num": 4}
@@ -143,6 +144,7 @@ def document(tables: Played, unseen: Played, further: Played, seeds: int) -> str
     versions = library_versions()
     about = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in tables.agents)
     near = f"within {100 * TOLERANCE:g} % of the best reward"
+    many, few = counted(seeds, "seed"), counted(unseen_seeds(seeds), "seed")
     return f"""# Leaderboard
 
 Which agent finds the best mask, and after how many evaluations? Written by
@@ -153,7 +155,7 @@ on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same nu
 Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
 `python -m agents compare with meter_vqa` plays on one table and draws a picture.
 
-- {seeds} seeds, {EVALUATIONS} evaluations each, 3 masks a turn. Agents see rewards, exp(-loss), of the reward split alone.
+- {many}, {EVALUATIONS} evaluations each, 3 masks a turn. Agents see rewards, exp(-loss), of the reward split alone.
 - *Regret*: the best mask's reward minus that of the answer an agent would give after so many evaluations, median
   (quartiles). *Rank*: median rank of the final answer, 1 = best.
 - *Found*: share of seeds whose final answer is the best mask. *Near*: {near}. *Needed*: median number of
@@ -178,17 +180,17 @@ seeds drawn anew within every problem. *optimum*, *within*: share of searches th
 of it. *ms a turn*: processor time that choosing 3 masks takes, all problems together, on the machine that wrote this.
 
 On the {len(unseen.oracles)} problems of the suite's `test` (`DAS-Suite-v0`),
-{unseen_seeds(seeds)} seeds and {UNSEEN_EVALUATIONS} evaluations each. `policy` was trained on `train`, which has none of
+{few} and {UNSEEN_EVALUATIONS} evaluations each. `policy` was trained on `train`, which has none of
 these models. `bayes` was tuned on the bundled tables: some of the problems are of the same models, the others of relatives
 of theirs (docs/suite.md says which):
 
 {unseen.summary(UNSEEN_EVALUATIONS)}
 
-On the {len(tables.oracles)} problems of the bundled tables, {seeds} seeds and {EVALUATIONS} evaluations each:
+On the {len(tables.oracles)} problems of the bundled tables, {many} and {EVALUATIONS} evaluations each:
 
 {tables.summary(EVALUATIONS)}
 
-A table of 24 layers is at the end, with {unseen_seeds(seeds)} seeds. `python -m benchmarks.large` has 24 layers and more,
+A table of 24 layers is at the end, with {few}. `python -m benchmarks.large` has 24 layers and more,
 of which many are skipped and masks cannot be listed; docs/agents.md tells what it found.
 
 ## Ours against what it must reach
@@ -258,7 +260,7 @@ def main(words: Sequence[str] = ()) -> None:
             oracle = TableOracle(env_id, FURTHER_BUDGET, {"table": str(path)})
             further.play(oracle, unseen_seeds(settings.seeds), EVALUATIONS, lambda agent: bar.update())
     write_text(settings.out, document(played, unseen, further, settings.seeds))
-    print(f"{len(tables)} tables, {len(BUDGETS)} budgets, {settings.seeds} seeds: {settings.out}")
+    print(f"{counted(len(tables), 'table')}, {len(BUDGETS)} budgets, {counted(settings.seeds, 'seed')}: {settings.out}")
     missing = [entry.short for entry in ENVIRONMENTS.values() if entry.tabular_id not in tables]
     if missing:
         print(f"without a table, and so left out: {', '.join(missing)}")

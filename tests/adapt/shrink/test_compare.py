@@ -105,7 +105,7 @@ def test_two_methods_on_a_tiny_model(given: dict[str, Any], capsys: pytest.Captu
     assert run.result == min(losses)
     searched = read_json(Path(given["runs_dir"]) / "3" / "search.json")
     assert searched["agent_kwargs"]["blocks"]["streams"] == ["joint"] * len(searched["mask"])
-    assert (folder / "compare.md").read_text().startswith("# llava, 1 layers saved, lora, 2 steps, 6 test examples")
+    assert (folder / "compare.md").read_text().startswith("# llava, 1 layer saved, lora, 2 steps, 6 test examples")
     assert "Before recovery" in capsys.readouterr().out
 
 

@@ -272,7 +272,7 @@ def test_the_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path
     assert "### DAS-METER-VQA-v0, 8 layers, k = 4 (70 masks)" in text
     assert "### DAS-METER-VQA-v0, 8 layers, at least 12 % of the MACs saved" in text
     assert text.count("\n| bayes |") == text.count("\n| random |") == 4
-    assert "On the 2 problems of the bundled tables, 1 seeds and 120 evaluations each" in text
+    assert "On the 2 problems of the bundled tables, 1 seed and 120 evaluations each" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| DAS-METER-VQA-v0, k = 4 (70 masks) |")]
     assert line.split(" | ")[-2] in ("yes", "no")
     assert "without a table, and so left out: meter_nlvr2, meter_retrieval, meter_snli_ve," in capsys.readouterr().out
