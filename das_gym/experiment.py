@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -381,6 +382,7 @@ class RunsExperiment(Experiment):
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        setattr(self, "run", partial(_plainly, self.run))  # noqa: B010  (which Sacred calls)
         try:
             return super().run_commandline(words)
         except KeyboardInterrupt:
@@ -393,6 +395,8 @@ class RunsExperiment(Experiment):
                 raise
             print(f"error: cannot read {' '.join(words[1:])!r}; `{typed(self.path)} --help` says how", file=sys.stderr)
             sys.exit(2)
+        finally:
+            delattr(self, "run")
 
     def get_usage(self, program_name: str | None = None) -> tuple[str, str, str]:
         """As Sacred's own, with the command as it is typed, and what the module of its main function says of it."""
@@ -459,6 +463,17 @@ class RunsExperiment(Experiment):
         run = self.current_run
         folder = None if run is None else run_folder(run)
         return "" if folder is None else f"\n(the whole trace is in {folder / 'run.json'})"
+
+
+def _plainly(run: Callable[..., Run], *args: Any, options: Mapping[str, Any], **kwargs: Any) -> Run:
+    """As `run`, but a mistake ends in a line of its own, before which Sacred would print the exception's name."""
+    try:
+        return run(*args, options=options, **kwargs)
+    except RunError as error:
+        if options.get("--debug") or options.get("--pdb"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _file_storage(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

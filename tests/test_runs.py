@@ -73,7 +73,8 @@ def test_a_mistake_is_told_without_a_traceback(experiment, tmp_path, capsys):
         experiment.run_commandline(["trial", "with", f"runs_dir={tmp_path}", "broken=True"])
     assert end.value.code == 1
     error = capsys.readouterr().err
-    assert "RunError: images/7.png is broken; replace it" in error
+    assert "error: images/7.png is broken; replace it\n(the whole trace is in" in error
+    assert "RunError" not in error
     assert "Traceback" not in error
     assert status(tmp_path / "2") == "FAILED"
     assert "Traceback" in "".join(json.loads((tmp_path / "2" / "run.json").read_text())["fail_trace"])
@@ -145,7 +146,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_a_line(experiment, tmp_pa
     with pytest.raises(SystemExit):
         experiment.run_commandline(["trial", "with", f"runs_dir={runs_dir}"])
     error = capsys.readouterr().err
-    assert f"RunError: runs_dir={runs_dir} cannot be written to" in error
+    assert error.splitlines()[-1].startswith(f"error: runs_dir={runs_dir} cannot be written to")
     assert "Traceback" not in error
 
 
