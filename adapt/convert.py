@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
-class ConvertSettings:
+class ConvertSettings(CommandSettings):
     """The settings of `python -m adapt convert`.
 
     Attributes:
@@ -36,7 +36,8 @@ class ConvertSettings:
 
 def convert(settings: ConvertSettings) -> str:
     """Write the checkpoint; returns what became of every name."""
-    sizes = {name: value for name, value in vars(settings).items() if name not in ("source", "out") and value is not None}
+    own = ("image_size", "num_heads", "text_heads", "vision_heads")
+    sizes = {name: value for name in own if (value := getattr(settings, name)) is not None}
     loaded = load_checkpoint(settings.source, **sizes)
     save_checkpoint(settings.out, loaded.vlp, loaded.heads, search=loaded.search, leave_out=loaded.report.missing)
     return f"{loaded.report}\nwritten to {Path(settings.out).absolute()}"

@@ -15,11 +15,11 @@ from das_gym.adapt.paper_costs import paper_table
 from rich.console import Console
 from rich.table import Table
 
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import CommandSettings, parse_or_help
 
 
 @dataclass(frozen=True)
-class CostsSettings:
+class CostsSettings(CommandSettings):
     """The settings of `python -m adapt costs`.
 
     Attributes:

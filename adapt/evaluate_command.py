@@ -22,7 +22,7 @@ from typing import Any
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
 from das_gym.adapt.subnets import subnet_of
 
-from das_gym.commandline import parse_or_help, use
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.data.checks import require_readable
 from das_gym.files import write_json
 from das_gym.problem.loading import AdaptedModel, task_class
@@ -30,7 +30,7 @@ from das_gym.runs import RUNS_DIR
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(CommandSettings):
     """The settings of `python -m adapt evaluate` and `predict`.
 
     Attributes:
@@ -47,7 +47,6 @@ class EvaluateSettings:
         device: `auto`, `cpu`, `cuda`, ...
         runs_dir: Folder of all runs.
         checkpoint: The model that the run adapted, where that was moved.
-        use: Modules of one's own to import first.
     """
 
     run: int | str
@@ -62,7 +61,6 @@ class EvaluateSettings:
     device: str = "auto"
     runs_dir: str = RUNS_DIR
     checkpoint: str | None = None
-    use: str | None = None
 
     def __post_init__(self) -> None:
         check_rank_images(self.rank_images)
@@ -77,7 +75,6 @@ class EvaluateSettings:
         Raises:
             FileNotFoundError, ValueError: no such run, part or data.
         """
-        use(self.use)
         subnet, _ = subnet_of(self.run, self.runs_dir, self.device, self.checkpoint, self.method, self.seed)
         examples = task_class(subnet.task.name).load_part(self.data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.shapes.vqa import TRAIN_SCENES, VAL_SCENES, write_shapes
 
 
 @dataclass(frozen=True)
-class ShapesSettings:
+class ShapesSettings(CommandSettings):
     """The settings of `python -m adapt shapes`.
 
     Attributes:
@@ -36,5 +36,5 @@ def main(words: Sequence[str]) -> None:
     """Write them, and say where."""
     settings = parse_or_help(ShapesSettings, words, "adapt shapes")
     if settings is not None:
-        own = {name: value for name, value in vars(settings).items() if name != "out"}
+        own = {name: value for name, value in vars(settings).items() if name not in ("out", "use")}
         print(f"data_root={write_shapes(settings.out, **own)}")

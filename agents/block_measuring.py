@@ -25,7 +25,7 @@ from das_gym.agents.compare.oracle import is_tabular, make_scored
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.loop import SearchConfig
 
-from das_gym.commandline import parse_or_help, typed, use
+from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.envs.tabular_env import load_table
 from das_gym.files import read_json, write_json
 from das_gym.registration import ENVIRONMENTS
@@ -129,23 +129,20 @@ def measure_beside(table: Path, checkpoint: str | None = None) -> Path:
 
 
 @dataclass(frozen=True)
-class BlocksSettings:
+class BlocksSettings(CommandSettings):
     """The settings of `python -m agents blocks`.
 
     Attributes:
         table: Path of a table made from bundled data.
         checkpoint: Of the table's model; None is the bundled one.
-        use: Modules of one's own to import first, for what they register.
     """
 
     table: str
     checkpoint: str | None = None
-    use: str | tuple[str, ...] = ()
 
 
 def main(words: Sequence[str] = ()) -> None:
     """Measure and write as the words behind `python -m agents blocks` say."""
     settings = parse_or_help(BlocksSettings, words, "agents blocks")
     if settings is not None:
-        use(settings.use)
         print(f"blocks of layers: {measure_beside(Path(settings.table).expanduser(), settings.checkpoint)}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from das_gym.agents.searching.picture import progress_of
 from das_gym.agents.searching.record import SearchResult
 
-from das_gym.commandline import parse_or_help, use
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import check_names
 from das_gym.drawing.command import with_settings
 from das_gym.drawing.explorer import Replay, write_explorer
@@ -25,7 +25,7 @@ from das_gym.tables.table import SubnetTable
 
 
 @dataclass(frozen=True)
-class ExploreSettings:
+class ExploreSettings(CommandSettings):
     """The settings of `explore`.
 
     Attributes:
@@ -33,14 +33,12 @@ class ExploreSettings:
         out: The file to write; None is explore_<table>.html in the working folder.
         runs: Ids of searches on that table, to be watched.
         runs_dir: Folder of all runs.
-        use: Modules of one's own to import first, for what they register.
     """
 
     table: str = DEFAULT_ENV
     out: str | None = None
     runs: tuple[int, ...] = ()
     runs_dir: str = RUNS_DIR
-    use: str | tuple[str, ...] = ()
 
     def path(self) -> Path:
         """Of the table.
@@ -62,7 +60,6 @@ def main(words: Sequence[str]) -> int:
     settings = parse_or_help(ExploreSettings, with_settings(words, "table", one=True), "agents explore")
     if settings is None:
         return 0
-    use(settings.use)
     path = settings.path()
     table = load_table(path)
     replays = [replay_of(find_run(settings.runs_dir, run), table) for run in settings.runs]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.problem.budget import Budget
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.landscape import Landscape, landscape
@@ -25,7 +25,7 @@ RUGGED = 0.8
 
 
 @dataclass(frozen=True)
-class LandscapeSettings:
+class LandscapeSettings(CommandSettings):
     """The settings of `python -m agents landscape`.
 
     Attributes:

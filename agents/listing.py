@@ -12,7 +12,7 @@ from das_gym.agents.searching.loop import SEARCH_DEFAULTS
 from rich.console import Console
 from rich.table import Table
 
-from das_gym.commandline import parse_or_help, typed, use
+from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS
@@ -114,14 +114,8 @@ def _table(title: str, *columns: str, whole: int = 1) -> Table:
 
 
 @dataclass(frozen=True)
-class ListSettings:
-    """The settings of `python -m agents list`.
-
-    Attributes:
-        use: Modules of one's own to import first, or their names in a text behind commas.
-    """
-
-    use: tuple[str, ...] | str = ()
+class ListSettings(CommandSettings):
+    """The settings of `python -m agents list`: those of every command."""
 
 
 def main(words: Sequence[str] = ()) -> None:
@@ -129,7 +123,6 @@ def main(words: Sequence[str] = ()) -> None:
     settings = parse_or_help(ListSettings, words, "agents list")
     if settings is None:
         return
-    use(settings.use)
     console = Console()
     console.width = max(console.width, NARROWEST if console.is_terminal else WIDE)
     for table in (environments(console.width), agents(), algorithms(), rewards(), statistics()):

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from das_gym.commandline import parse_or_help, use
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import check_names
 from das_gym.files import read_json
 from das_gym.registration import ENVIRONMENTS
@@ -39,7 +39,7 @@ NARROWEST = 80
 
 
 @dataclass(frozen=True)
-class RunsSettings:
+class RunsSettings(CommandSettings):
     """The settings of `python -m agents runs`.
 
     Attributes:
@@ -50,7 +50,6 @@ class RunsSettings:
         status: Only runs of this state: `done`, `failed`, `stopped`, `running`, `damaged`.
         order: `best`, highest result first, command by command; or `newest`.
         most: How many are shown.
-        use: Modules of one's own to import first, for what they register.
     """
 
     runs_dir: str = RUNS_DIR
@@ -60,7 +59,6 @@ class RunsSettings:
     status: str | None = None
     order: str = "best"
     most: int = 30
-    use: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_names([self.order], ORDERS, "order")
@@ -196,7 +194,6 @@ def main(words: Sequence[str] = ()) -> int:
     settings = parse_or_help(RunsSettings, words, "agents runs")
     if settings is None:
         return 0
-    use(settings.use)
     runs = past_runs(settings)
     if not runs:
         print(f"no such run in {settings.runs_dir}")

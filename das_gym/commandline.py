@@ -24,6 +24,17 @@ HELP = ("-h", "--help", "help")
 _used: list[str] = []
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommandSettings:
+    """What every command takes that is no experiment; `parse` imports the modules.
+
+    Attributes:
+        use: Modules of one's own to import first, for what they register; a text holds several behind commas.
+    """
+
+    use: str | tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Command:
     """A sub-command.
@@ -201,7 +212,7 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
     """A `cls` from `with name=value ...`.
 
     Args:
-        cls: A dataclass.
+        cls: A dataclass; of a `CommandSettings`, modules of a person's own are imported before anything is checked.
         words: What stands behind the command.
         command: The command, as in `typed`.
 
@@ -226,6 +237,8 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
             values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             values[name] = value
+    if issubclass(cls, CommandSettings) and "use" in values:
+        use(build(CommandSettings, {"use": values["use"]}).use)
     return build(cls, values)
 
 
@@ -235,7 +248,11 @@ def parse_or_help(cls: type[Config], words: Sequence[str], command: str) -> Conf
     `print_config` alone prints the settings with their defaults.
     """
     if words and words[0] in HELP:
-        print(f"{inspect.getdoc(sys.modules[cls.__module__])}\n\n{inspect.getdoc(cls)}")
+        own, heading = inspect.getdoc(cls) or "", "Attributes:\n"
+        print(f"{inspect.getdoc(sys.modules[cls.__module__])}\n\n{own}")
+        if issubclass(cls, CommandSettings):
+            common = (inspect.getdoc(CommandSettings) or "").partition(heading)[2]
+            print(common if heading in own else f"\n{heading}{common}")
         return None
     if list(words) == ["print_config"]:
         print(settings_text(cls, defaults_of(cls)))

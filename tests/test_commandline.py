@@ -101,6 +101,26 @@ def test_the_help_of_a_command_says_what_it_does(program, name, capsys):
     assert module.__doc__.strip() in capsys.readouterr().out
 
 
+TAKING_SETTINGS = [
+    (program, name)
+    for program in (agents_commands.PROGRAM, adapt_commands.PROGRAM)
+    for name, each in program.commands.items()
+    if each.settings is not None
+]
+
+
+@pytest.mark.parametrize(("program", "name"), TAKING_SETTINGS, ids=[f"{p.name} {name}" for p, name in TAKING_SETTINGS])
+def test_every_command_imports_modules_of_ones_own_first(program, name, capsys):
+    """Before anything else is looked at, such as an agent's name."""
+    assert program.run([name, "with", "use=no_such_module", "agents=[1]"]) == 1
+    assert "error: use=no_such_module cannot be imported (ModuleNotFoundError" in capsys.readouterr().err
+    assert program.run([name, "--help"]) == 0
+    assert "    use: Modules of one's own to import first" in capsys.readouterr().out
+    assert program.run([name, "print_config"]) == 0
+    assert "  use=[]\n      Modules of one's own" in capsys.readouterr().out
+    assert "use=" in program.commands[name].known()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

@@ -17,13 +17,13 @@ from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, subnet_of
 
-from das_gym.commandline import parse_or_help, use
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.files import read_json
 from das_gym.runs import RUNS_DIR
 
 
 @dataclass(frozen=True)
-class ExportSettings:
+class ExportSettings(CommandSettings):
     """The settings of `python -m adapt export`.
 
     Attributes:
@@ -34,7 +34,6 @@ class ExportSettings:
         onnx: Whether to write model.onnx besides, checked by onnxruntime; needs `pip install 'das_gym[export]'`.
         runs_dir: Folder of all runs.
         checkpoint: The model that the run adapted, where that was moved.
-        use: Modules of one's own to import first; those of the run come by themselves.
     """
 
     run: int | str
@@ -44,7 +43,6 @@ class ExportSettings:
     onnx: bool = False
     runs_dir: str = RUNS_DIR
     checkpoint: str | None = None
-    use: str | None = None
 
 
 def run_export(settings: ExportSettings) -> Exported:
@@ -57,7 +55,6 @@ def run_export(settings: ExportSettings) -> Exported:
     check_out(settings.out)
     if settings.onnx:
         require_onnx()
-    use(settings.use)
     chosen = settings.method, settings.seed
     subnet, folder = subnet_of(settings.run, settings.runs_dir, "cpu", settings.checkpoint, *chosen)
     vlp = subnet.backbone.vlp

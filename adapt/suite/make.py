@@ -17,7 +17,7 @@ from pathlib import Path
 from das_gym.adapt.suite.models import SuiteModel, make_model
 from das_gym.adapt.suite.plan import SEED, suite_models
 
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.files import write_json
 from das_gym.problem.loading import build_problem
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
@@ -37,7 +37,7 @@ BUNDLED_EXAMPLES = 256
 
 
 @dataclass(frozen=True)
-class SuiteSettings:
+class SuiteSettings(CommandSettings):
     """The settings of `python -m adapt suite`.
 
     Attributes:

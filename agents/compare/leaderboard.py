@@ -21,7 +21,7 @@ from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, desc
 from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.config import check_agent_name
 
-from das_gym.commandline import parse_or_help, typed
+from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_text
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
@@ -207,7 +207,7 @@ random search's.
 
 
 @dataclass(frozen=True)
-class LeaderboardSettings:
+class LeaderboardSettings(CommandSettings):
     """The settings of `python -m agents leaderboard`.
 
     Attributes:

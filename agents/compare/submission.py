@@ -22,7 +22,7 @@ from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.results import AgentResult, agent_results
 from das_gym.agents.compare.traces import NO_ANSWER, Trace
 
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import near_miss
 from das_gym.drawing.command import with_settings
 from das_gym.files import read_json, write_text
@@ -35,7 +35,7 @@ NAME = r"\w[\w +.()/-]{,39}"
 
 
 @dataclass(frozen=True)
-class SubmitSettings:
+class SubmitSettings(CommandSettings):
     """The settings of `python -m agents submit`.
 
     Attributes:

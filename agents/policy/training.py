@@ -20,12 +20,12 @@ from das_gym.agents.policy.choosing import suite_masks
 from das_gym.agents.policy.network import NEIGHBOURS, UnitNetwork, UnitNetworks
 
 import das_gym  # noqa: F401  (registers the environments)
-from das_gym.commandline import parse_or_help
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.tables.suite import Suite, load_suite
 
 
 @dataclass(frozen=True)
-class PolicySettings:
+class PolicySettings(CommandSettings):
     """The settings of `python -m agents policy`.
 
     Attributes:

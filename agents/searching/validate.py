@@ -27,8 +27,9 @@ from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
 from das_gym.agents.searching.record import SCORES, SearchResult, best_row, masks_of
 
-from das_gym.commandline import HELP, parse_or_help, use
+from das_gym.commandline import CommandSettings, parse_or_help, use
 from das_gym.data.origin import check_record, module_of
+from das_gym.drawing.command import with_settings
 from das_gym.problem.budget import Masks, keeps_budget
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import MISTAKES, library_versions
@@ -164,18 +165,16 @@ def _compare(what: str, claimed: float | None, found: float, tolerance: float) -
 
 
 @dataclass(frozen=True)
-class ValidateSettings:
+class ValidateSettings(CommandSettings):
     """The settings of `python -m agents validate`.
 
     Attributes:
         file: The record, `search.json`, or the folder that holds it.
         tolerance: Largest difference, relative or absolute, from 0 on.
-        use: Modules of one's own to import first, for what they register.
     """
 
     file: str
     tolerance: float = TOLERANCE
-    use: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("tolerance", self.tolerance, minimum=0)
@@ -183,13 +182,10 @@ class ValidateSettings:
 
 def main(words: Sequence[str]) -> int:
     """Validate the record that the words behind `python -m agents validate` name; the exit code."""
-    if words and words[0] not in ("with", *HELP) and "=" not in words[0]:  # a path alone
-        words = ["with", f"file={words[0]}", *words[2 if words[1:2] == ["with"] else 1 :]]
-    settings = parse_or_help(ValidateSettings, words, "agents validate")
+    settings = parse_or_help(ValidateSettings, with_settings(words, "file", one=True), "agents validate")
     if settings is None:
         return 0
     try:
-        use(settings.use)
         result = SearchResult.load(settings.file)
         modules = [*result.use, *module_of(result.env_id), *module_of(result.agent)]
         folder = Path(settings.file) if Path(settings.file).is_dir() else Path(settings.file).parent

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.commandline import HELP, parse_or_help, setting_words, typed, use
+from das_gym.commandline import HELP, CommandSettings, parse_or_help, setting_words, typed
 from das_gym.drawing.report import RunReport, write_report
 from das_gym.runs import CONFIG, RUNS_DIR, find_run, read_config
 
@@ -17,20 +17,18 @@ NOT_REPEATED = ("runs_dir", "resume", "use", "checkpoint_every", "save_every")
 
 
 @dataclass(frozen=True)
-class ReportSettings:
+class ReportSettings(CommandSettings):
     """The settings of `report`, whose runs stand before `with`: `report 1 2 with out=both.html`.
 
     Attributes:
         runs: Ids of runs, or their folders.
         out: The file to write; None is report.html in the folder of the run, or of several report_1_2.html beside them.
         runs_dir: Folder of all runs.
-        use: Modules of one's own to import first, for what they register.
     """
 
     runs: tuple[str, ...] = ()
     out: str | None = None
     runs_dir: str = RUNS_DIR
-    use: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -72,6 +70,8 @@ def with_settings(words: Sequence[str], name: str, one: bool = False) -> list[st
     """
     if not words or words[0] in (*HELP, "print_config"):
         return list(words)
+    if "=" in words[0] and not Path(words[0]).exists():  # a setting without `with`, which the parser tells of
+        return list(words)
     at = list(words).index("with") if "with" in words else len(words)
     values, rest = tuple(words[:at]), words[at + 1 :]
     if one and len(values) > 1:
@@ -91,7 +91,6 @@ def report(words: Sequence[str], command: str, report_of: Callable[[Path], RunRe
     settings = parse_or_help(ReportSettings, with_settings(words, "runs"), command)
     if settings is None:
         return 0
-    use(settings.use)
     folders = settings.folders()
     path = write_report(settings.place(folders), [report_of(folder) for folder in folders])
     print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")

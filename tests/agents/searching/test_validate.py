@@ -218,7 +218,7 @@ def test_a_broken_record_is_told_in_words(change, text, tmp_path, capsys):
         (["with", "file=x", "tolerance=-1"], "tolerance=-1.0 is not allowed; give a number from 0"),
         (["with", "file=x", "tolerance=1e999"], "tolerance=inf is not allowed"),
         (["with", "file=x", "tolerance=much"], "tolerance='much' .str. is not allowed; give a number"),
-        (["x", "--tolerance", "1e-3"], "'--tolerance' is no setting; .* `python -m agents validate with tolerance=...`"),
+        (["x", "--tolerance", "1e-3"], "x --tolerance 1e-3: give one file; settings stand behind `with`"),
         (["file=x"], "did you mean `python -m agents validate with file=x`"),
         ([], "setting 'file' is missing"),
     ],
