@@ -50,14 +50,25 @@ class Scene:
     evaluations: int = 0
 
 
-def draw(scene: Scene) -> np.ndarray:
-    """(height, WIDTH, 3) uint8; the size is the architecture's alone, so that the pictures of an episode make a film."""
+def height_of(architecture: Architecture) -> int:
+    """Pixels that a picture of it takes from top to bottom; even, as the sides of films are."""
+    bands = sum(len(_lanes_of(architecture, band)) * LANE + 16 for band in _bands(architecture))
+    height = 2 * MARGIN + 60 + bands + CHART
+    return height + height % 2
+
+
+def draw(scene: Scene, height: int | None = None) -> np.ndarray:
+    """(height, WIDTH, 3) uint8.
+
+    Args:
+        scene: What is drawn.
+        height: Pixels, at least `height_of` its architecture; None is that, so that the pictures of an episode make a film.
+    """
     from PIL import Image, ImageDraw
 
     bands = _bands(scene.architecture)
     lanes = [_lanes_of(scene.architecture, band) for band in bands]
-    height = 2 * MARGIN + 60 + sum(len(names) * LANE + 16 for names in lanes) + CHART
-    image = Image.new("RGB", (WIDTH, height + height % 2), PAPER)  # films have even sides
+    image = Image.new("RGB", (WIDTH, height or height_of(scene.architecture)), PAPER)
     canvas = ImageDraw.Draw(image)
     canvas.text((MARGIN, MARGIN - 6), scene.title, INK, font(TITLE))
     _legend(canvas, MARGIN + 26)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from das_gym.drawing.picture import Scene, draw
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.picture import Points, Scene, draw
 from das_gym.envs.scoring import Scorer
 from das_gym.problem.mask_space import skipped_names
+from das_gym.wording import counted
 
 RENDER_MODES = ("ansi", "rgb_array")
 
@@ -34,6 +37,32 @@ class Shown:
     def scored(self) -> bool:
         """Whether the mask was scored: not amid a sequence, and not off the budget."""
         return bool(np.isfinite(self.info["loss"]))
+
+
+@dataclass(frozen=True)
+class View:
+    """What is searched, and how far the search is.
+
+    Attributes:
+        architecture: The units.
+        budget: In words.
+        improvements: At which evaluation the best reward rose, and to what.
+        evaluations: Masks scored so far.
+        problem: The problem's name, where there are several.
+        height: Of pictures, pixels; None is the architecture's own.
+    """
+
+    architecture: Architecture
+    budget: str
+    improvements: Points = ()
+    evaluations: int = 0
+    problem: str = ""
+    height: int | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the units, in mask order."""
+        return [unit.name for unit in self.architecture.units]
 
 
 def check_render_mode(render_mode: str | None) -> None:
@@ -61,19 +90,26 @@ def render(render_mode: str | None, scorer: Scorer, shown: Shown | None) -> str 
     """
     if render_mode is None:
         return None
-    architecture = scorer.architecture()
-    mask = np.zeros(scorer.n_layers, dtype=bool) if shown is None else shown.mask
+    view = View(scorer.architecture(), scorer.budget.describe(), scorer.improvements, scorer.evaluations)
+    return show(render_mode, view, shown)
+
+
+def show(render_mode: str, view: View, shown: Shown | None) -> str | np.ndarray:
+    """As `render`, of whatever is searched."""
+    count = len(view.architecture.units)
+    mask = np.zeros(count, dtype=bool) if shown is None else shown.mask
     if render_mode == "ansi":
-        words = f"{scorer.n_layers} layers, none chosen yet" if shown is None else describe(scorer, shown)
-        return "\n".join([*architecture.lines(mask), words]) + "\n"
-    title = f"{int(mask.sum())} of {scorer.n_layers} units skipped (budget: {scorer.budget.describe()})"
-    facts = ["nothing chosen yet"] if shown is None else _facts(shown)
-    return draw(Scene(architecture, mask, title, facts, scorer.improvements, scorer.evaluations))
+        words = f"{counted(count, 'layer')}, none chosen yet" if shown is None else describe(view.names, shown)
+        about = f"{view.problem}: " if view.problem else ""
+        return "\n".join([*view.architecture.lines(mask), about + words]) + "\n"
+    title = f"{int(mask.sum())} of {counted(count, 'unit')} skipped (budget: {view.budget})"
+    facts = [*([view.problem] if view.problem else []), *(["nothing chosen yet"] if shown is None else _facts(shown))]
+    return draw(Scene(view.architecture, mask, title, facts, view.improvements, view.evaluations), view.height)
 
 
-def describe(scorer: Scorer, shown: Shown) -> str:
-    """One line on a mask."""
-    skipped = ", ".join(skipped_names(scorer.layer_names, shown.mask)) or "nothing"
+def describe(names: Sequence[str], shown: Shown) -> str:
+    """One line on a mask of units by these names."""
+    skipped = ", ".join(skipped_names(names, shown.mask)) or "nothing"
     saved = f"MACs saved {100 * shown.info['macs_saved']:.1f} %"
     if not shown.scored:
         return f"skipped {skipped}: not scored, {_reason(shown)}; reward {shown.reward:.4f}, {saved}"
@@ -86,7 +122,7 @@ def _facts(shown: Shown) -> list[str]:
         f"reward {shown.reward:.4f}" if scored else f"reward {shown.reward:.4f}: {_reason(shown)}",
         f"loss {info['loss']:.4f} nats, metric {100 * info['metric']:.1f} %" if scored else "not scored",
         f"MACs saved {100 * info['macs_saved']:.1f} %",
-        f"{info['evaluations']:,} masks scored",
+        f"{counted(info['evaluations'], 'mask')} scored",
     ]
 
 

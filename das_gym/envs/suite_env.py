@@ -12,8 +12,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from das_gym.config import check_names
+from das_gym.envs.rendering import RENDER_MODES, check_render_mode
 from das_gym.envs.scored_env import check_vector, first_row
 from das_gym.envs.suite_episodes import SuiteEpisodes
+from das_gym.envs.suite_rendering import Kept, SuiteScreen
 from das_gym.problem.budget import is_whole
 from das_gym.problem.statistics import check_statistics
 from das_gym.tables.suite import Suite, load_suite
@@ -86,7 +88,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     problems: Draw from so many of the split's problems alone; None = all.
     relatives: Besides every model so many others: what is left of it without one to three of its units.
     problems_seed: Chooses both.
-    render_mode: None: nothing is drawn.
+    render_mode: `ansi`, `rgb_array` (the pictures of a split have one size) or None.
 
     ## Vectorized environment
     `gymnasium.make_vec(id, num_envs=n)` takes all n steps with a few look-ups (`python -m benchmarks.suite` says how fast).
@@ -98,7 +100,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     v0: first.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 - as in gymnasium.Env
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 2}  # noqa: RUF012 - as in gymnasium.Env
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         problems: int | None = None,
         relatives: int = 0,
         problems_seed: int = 0,
-        render_mode: None = None,
+        render_mode: str | None = None,
         **others: Any,
     ) -> None:
         if "autoreset_mode" in others:
@@ -120,15 +122,14 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
                 'make_vec(..., vectorization_mode="sync", vector_kwargs={"autoreset_mode": ...})'
             )
         check_names(others, _arguments(type(self)), "environment argument")
-        if render_mode is not None:
-            raise ValueError(
-                f"render_mode={render_mode!r}: a suite's environments draw nothing; those of one table do, "
-                "such as DAS-METER-VQA-Tabular-v0"
-            )
+        check_render_mode(render_mode)
         self.suite = _suite(split, reward, statistics, suite, problems, relatives, problems_seed)
         self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
         self.observation_space = self.episodes.observation_space
         self.action_space = self.episodes.action_space
+        self.render_mode = render_mode
+        self._screen = None if render_mode is None else SuiteScreen(self.episodes, render_mode)
+        self._kept: Kept | None = None
 
     @property
     def problem_names(self) -> tuple[str, ...]:
@@ -154,12 +155,28 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         given = _chosen(options)
         chosen = self.np_random.integers(len(self.suite.problems)) if given is None else self.suite.index(given)
         self.episodes.begin(np.zeros(1, np.int64), np.array([chosen]))
+        self._kept = Kept(int(chosen), None)
         return self._observation(), first_row(self.episodes.told() | self.episodes.choices())
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take an action; a mask that is complete is scored."""
-        rewards, ended, info = self.episodes.take(action, ())
-        return self._observation(), float(rewards[0]), bool(ended[0]), False, first_row(info | self.episodes.choices())
+        rewards, ended, told = self.episodes.take(action, ())
+        reward, over, info = float(rewards[0]), bool(ended[0]), first_row(told | self.episodes.choices())
+        if self._screen is not None:
+            self._kept = self._screen.keep(0, reward, info, over)
+        return self._observation(), reward, over, False, info
+
+    def render(self) -> Any:
+        """The problem under the last mask; see `das_gym.envs.rendering.render`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no problem has been drawn.
+        """
+        if self._screen is None:
+            return None
+        if self._kept is None:
+            raise gymnasium.error.ResetNeeded("no problem has been drawn: call reset() before render()")
+        return self._screen.render(self._kept)
 
     def _observation(self) -> Any:
         observed = self.episodes.observe()
@@ -181,7 +198,7 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         ValueError: another autoreset mode, or what `SuiteEnv` refuses.
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
+    metadata = {**SuiteEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
 
     def __init__(
         self, num_envs: int = 1, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **settings: Any
@@ -193,8 +210,10 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
                 'make_vec(..., vectorization_mode="sync", vector_kwargs={"autoreset_mode": ...}) has the others'
             )
         template = SuiteEnv(**settings)
-        self.num_envs, self.suite = num_envs, template.suite
+        self.num_envs, self.suite, self.render_mode = num_envs, template.suite, template.render_mode
         self.episodes = SuiteEpisodes(self.suite, template.episodes.action, template.episodes.flat, num_envs)
+        self._screen = None if self.render_mode is None else SuiteScreen(self.episodes, self.render_mode)
+        self._kept: list[Kept] = []
         self.single_observation_space = template.observation_space
         self.single_action_space = template.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -238,6 +257,7 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
                 raise ValueError(f"options name {len(named)} problems; name 1, or {self.num_envs}: one each")
             chosen = np.broadcast_to(named, self.num_envs)
         self.episodes.begin(everyone, chosen)
+        self._kept = [Kept(number, None) for number in self.episodes.which.tolist()]
         told = self.episodes.told() | self.episodes.choices()
         return self.episodes.observe(), _present(told, np.ones(self.num_envs, bool))
 
@@ -247,6 +267,10 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in each; those that end begin anew, on other problems."""
         rewards, ended, told = self.episodes.take(actions, (self.num_envs,))
+        if self._screen is not None:
+            rows = [{name: values[row] for name, values in told.items()} for row in range(self.num_envs)]
+            each = zip(range(self.num_envs), rewards.tolist(), rows, ended.tolist(), strict=True)
+            self._kept = [self._screen.keep(*row) for row in each]
         final: dict[str, Any] = {}
         if ended.any():
             final = self._final(told | self.episodes.choices(), ended)
@@ -254,6 +278,12 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
             self.episodes.begin(places, self._drawn(len(places)))
         info = _present(told | self.episodes.choices(), np.ones(self.num_envs, bool)) | final
         return self.episodes.observe(), rewards, ended, np.zeros(self.num_envs, bool), info
+
+    def render(self) -> tuple[Any, ...] | None:
+        """The problem of each episode under its last mask; one that ended is shown as it ended, until the next step."""
+        if self._screen is None:
+            return None
+        return tuple(map(self._screen.render, self._kept))
 
     def _final(self, told: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, Any]:
         """What Gymnasium's wrappers expect of environments that reset within the step."""

@@ -89,7 +89,15 @@ class SuiteSearchEnv(SuiteEnv):
         history["rewards"][place], history["scored"][place] = scaled, 1.0
         gain = max(scaled - float(history["best"][0]), 0.0)
         history["best"][0] = max(scaled, float(history["best"][0]))
-        return self._observation(), gain, bool(self.episodes.over[0]), False, first_row(info) | self._told()
+        told = first_row(info) | self._told()
+        if self._screen is not None:
+            self._kept = self._screen.keep(0, gain, told, whole=True)._replace(improvements=self._rises())
+        return self._observation(), gain, bool(self.episodes.over[0]), False, told
+
+    def _rises(self) -> list[tuple[int, float]]:
+        """At which mask the best reward rose, and to what."""
+        rewards = self._history["rewards"][: self._count].tolist()
+        return [(at + 1, reward) for at, reward in enumerate(rewards) if reward > max(rewards[:at], default=-1.0)]
 
     def _told(self) -> dict[str, Any]:
         return {"best": float(self._history["best"][0]), "evaluations": self._count}

@@ -193,7 +193,7 @@ def test_copies_share_the_suite(suite: str):
         ({"problems": 3, "problems_seed": None}, "problems_seed=None is not allowed"),
         ({"statistics": []}, "give one or more of stream, depth"),
         ({"problems_seed": -1}, "problems_seed=-1 is not allowed"),
-        ({"render_mode": "rgb_array"}, "render_mode='rgb_array': a suite's environments draw nothing"),
+        ({"render_mode": "svg"}, "render_mode='svg' is not allowed; use 'ansi'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")  # Gymnasium's own word on it
