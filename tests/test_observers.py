@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from das_gym.agents.search_experiment import ex as search
 
 from das_gym import experiment as module
 from das_gym import sacred_options
@@ -52,12 +53,35 @@ def test_a_database_numbers_runs_by_itself_and_the_folder_by_its_own(experiment,
     assert json.loads((folder / "2" / "metrics.json").read_text())["some.loss"]["steps"] == [0, 1, 2]
 
 
-def test_mongodb_has_settings_metrics_and_files(experiment, tmp_path: Path, monkeypatch):
-    """Of a server that lives in this process."""
+@pytest.fixture
+def mongodb(monkeypatch) -> Any:
+    """A MongoDB server that lives in this process, and the client that everybody gets."""
     mongomock, pymongo = pytest.importorskip("mongomock"), pytest.importorskip("pymongo")
     importlib.import_module("mongomock.gridfs").enable_gridfs_integration()
-    client, folder = mongomock.MongoClient(), tmp_path / "runs"
+    client = mongomock.MongoClient()
     monkeypatch.setattr(pymongo, "MongoClient", lambda *args, **kwargs: client)
+    return client
+
+
+def test_a_search_is_read_back_from_mongodb(mongodb, tmp_path: Path):
+    settings = {"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "bandit", "evaluations": 9, "runs_dir": str(tmp_path)}
+    search.run(config_updates=settings, options={"--mongo_db": "place:1:das"})
+    database, folder = mongodb["das"], tmp_path / "1"
+    (kept,) = database["runs"].find()
+    assert (kept["status"], kept["experiment"]["name"]) == ("COMPLETED", "agents")
+    assert kept["config"] == json.loads((folder / "config.json").read_text()) | {"seed": kept["config"]["seed"]}
+    assert kept["result"] == json.loads((folder / "search.json").read_text())["reward"]
+    logged = json.loads((folder / "metrics.json").read_text())
+    found = {metric["name"]: metric["values"] for metric in database["metrics"].find({"run_id": kept["_id"]})}
+    assert found == {name: metric["values"] for name, metric in logged.items()}
+    files = importlib.import_module("gridfs").GridFS(database)
+    kept_files = {each["name"]: files.get(each["file_id"]).read() for each in kept["artifacts"]}
+    assert {"search.json", "search.png", "skip_probabilities.png"} <= kept_files.keys()
+    assert all((folder / name).read_bytes() == content for name, content in kept_files.items())
+
+
+def test_mongodb_has_settings_metrics_and_files(mongodb, experiment, tmp_path: Path):
+    client, folder = mongodb, tmp_path / "runs"
     run = experiment.run(config_updates={"runs_dir": str(folder), "number": 5.0}, options={"--mongo_db": "place:1:das"})
     run.add_artifact(folder / "1" / "config.json")
     (kept,) = client["das"]["runs"].find()
