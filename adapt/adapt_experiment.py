@@ -440,7 +440,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
         "refined": [dataclasses.asdict(each) for each in rounds],
         "units": Architecture.of_layers(subnets[SUBNET].backbone.vlp.layers).record(),
     }
-    write_answers(folder, rows)
+    write_answers(folder, rows, subnets[SUBNET].task, splits.test)
     save(subnets[SUBNET], folder, info, record)  # the record last: it means that all is there
     for name in subnets:
         (folder / f"{name}.pt").unlink(missing_ok=True)

@@ -186,7 +186,7 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     if not is_first():
         return 0.0
     subnet, rows = models[SUBNET], compare(models, splits, settings.rank_images)
-    write_answers(folder, rows)
+    write_answers(folder, rows, subnet.task, splits.test)
     record = {
         "format": "das_gym das 1",
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),

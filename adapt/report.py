@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
+from das_gym.adapt.examples import write_examples
 
 from das_gym.data.splits import Splits
 from das_gym.files import write_json
@@ -16,6 +17,7 @@ from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs
 from das_gym.problem.mask_space import skipped_names
+from das_gym.tasks.base import Task
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """What is shown beside the metric, where the task reports it."""
@@ -141,11 +143,24 @@ def _row(
     )
 
 
-def write_answers(folder: Path, rows: Mapping[str, Row]) -> None:
-    """Write what each evaluated model answered to the test split, `answers_<name>.json`; see `Task.predictions`."""
-    for row in rows.values():
-        if row.evaluation is not None:
-            write_json(folder / f"answers_{row.name}.json", row.evaluation.predictions)
+def write_answers(folder: Path, rows: Mapping[str, Row], task: Task, test: Sequence[Any]) -> None:
+    """Write what each evaluated model answered, `answers_<name>.json`, and some of it for reports, see `write_examples`.
+
+    Args:
+        folder: Of the run.
+        rows: As `compare` returns them; reports show those of `UNSKIPPED` and `SUBNET`.
+        task: The task.
+        test: The test split, which was evaluated.
+    """
+    predicted = {name: row.evaluation.predictions for name, row in rows.items() if row.evaluation is not None}
+    for name, predictions in predicted.items():
+        write_json(folder / f"answers_{name}.json", predictions)
+    said = {
+        name: [task.said(example, given) for example, given in zip(test, predicted[name], strict=True)]
+        for name in (UNSKIPPED, SUBNET)
+        if name in predicted
+    }
+    write_examples(folder, task, test, said)
 
 
 def print_report(rows: Mapping[str, Row], title: str) -> None:

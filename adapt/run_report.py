@@ -15,12 +15,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from das_gym.adapt.examples import read_examples
 from das_gym.adapt.report import BASELINE
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.command import report, same_again
-from das_gym.drawing.report import Answers, Comparison, Heat, Progress, RunReport
+from das_gym.drawing.report import Answers, Asked, Comparison, Heat, Progress, RunReport
 from das_gym.files import read_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import ENVIRONMENTS
@@ -59,6 +60,8 @@ def run_report(folder: Path, search_report: SearchReport | None) -> RunReport:
                 search = folder.parent / str(record["settings"].get("search_run"))
             except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
                 raise ValueError(f"{folder / name} is no record of this version ({error!r}); run it again") from error
+            shown = read_examples(folder)
+            told = told if shown is None else dataclasses.replace(told, answers=shown)
             if search_report is None or not (search / SEARCH_RECORD).is_file():
                 return told
             return told.with_search(search_report(search))
@@ -149,7 +152,8 @@ def _comparison(models: Sequence[Mapping[str, Any]]) -> Comparison:
 def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
     models, apart = record["models"], record["difference"]
     final, names = models[-1], [model["name"] for model in models]
-    rows = [(answer["question"], [answer[name] for name in names]) for answer in record["answers"]]
+    answers = record["answers"]
+    said = [[answer[name] for name in names] for answer in answers]
     return RunReport(
         name=f"run {folder.name}",
         title=f"{Path(record['source']).name} shrunk: {sum(record['mask'])} of {len(record['mask'])} units deleted",
@@ -167,7 +171,7 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
         mask=record["mask"],
         commands=[record["command"]],
         comparison=Comparison(names, _lines(models)),
-        answers=Answers.of(names, rows) if rows else None,
+        answers=Answers.of(names, said, lambda number: Asked(answers[number]["question"])) if said else None,
         versions=record["versions"],
     )
 

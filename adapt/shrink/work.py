@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import Choice
+from das_gym.adapt.examples import write_examples
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.refining import Round
 from das_gym.adapt.shrink.card import Card
@@ -98,6 +99,7 @@ class Work:
             card = self._card(comparison, recovery.trained, verified)
             write_text(part / "README.md", card.text())
             self.verified = verified
+            write_examples(folder, task, self.test, comparison.texts)
             write_json(folder / PENDING, self.record(comparison))
         return comparison
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
 from das_gym.runs import library_versions
 from das_gym.tables.table import SubnetTable
+from das_gym.wording import counted
 
 MOST_DOTS = 1500
 """Masks of a table that a chart shows; the front and what the run tried are always among them."""
@@ -23,6 +25,8 @@ MOST_TURNS = 120
 """Columns of a heat map; of more turns, so many at even distances."""
 
 MOST_ANSWERS = 12
+
+PICTURE = re.compile(r"data:image/(jpeg|png);base64,[A-Za-z0-9+/]+=*")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,28 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question.
+
+    Attributes:
+        question: In words.
+        reference: The right answer; empty where nobody knows it.
+        pictures: What it is about, small, as `data:` URLs of JPEG or PNG.
+
+    Raises:
+        ValueError: a picture is anything else.
+    """
+
+    question: str
+    reference: str = ""
+    pictures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not all(PICTURE.fullmatch(picture) for picture in self.pictures):
+            raise ValueError("pictures are data: URLs of JPEG or PNG in base64")
+
+
+@dataclass(frozen=True)
 class Answers:
     """What models said.
 
@@ -124,20 +150,45 @@ class Answers:
         models: Their names, the full one first.
         rows: (question, what each said).
         about: Which questions these are, in words.
+
+    Raises:
+        ValueError: not every model answers every question.
     """
 
     models: list[str]
-    rows: list[tuple[str, list[str]]]
+    rows: list[tuple[Asked, list[str]]]
     about: str
 
+    def __post_init__(self) -> None:
+        if any(len(said) != len(self.models) for _, said in self.rows):
+            raise ValueError(f"there are {len(self.models)} models, and a question has another number of answers")
+
     @classmethod
-    def of(cls, models: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Answers:
-        """The first `MOST_ANSWERS`, those on which the models differ before the others."""
-        differing = [row for row in rows if len(set(row[1])) > 1]
-        same = [row for row in rows if len(set(row[1])) == 1]
-        shown = [*differing, *same][:MOST_ANSWERS]
-        about = f"{len(shown)} of {len(rows)} questions; the models differ on {len(differing)}, which come first"
+    def of(cls, models: Sequence[str], said: Sequence[Sequence[str]], asked: Callable[[int], Asked]) -> Answers:
+        """The first `MOST_ANSWERS`, those on which the models differ before the others.
+
+        Args:
+            models: Names, the full one first.
+            said: What each of them said to each question.
+            asked: The question of a number.
+        """
+        order = sorted(range(len(said)), key=lambda i: len(set(said[i])) < 2)
+        shown = [(asked(i), list(said[i])) for i in order[:MOST_ANSWERS]]
+        about = f"{len(shown):,} of {counted(len(said), 'question')}"
+        if len(models) > 1:
+            differing = sum(len(set(each)) > 1 for each in said)
+            about += f"; the models differ on {differing:,}, which come first" if differing else "; the models agree on all"
         return cls(list(models), shown, about)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether any question has a picture."""
+        return any(asked.pictures for asked, _ in self.rows)
+
+    @property
+    def referenced(self) -> bool:
+        """Whether the right answer to any question is known."""
+        return any(asked.reference for asked, _ in self.rows)
 
 
 @dataclass(frozen=True)

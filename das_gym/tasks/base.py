@@ -191,6 +191,23 @@ class Task(ABC):
         numbers = logits.flatten(1).argmax(-1).tolist() if chosen else [None] * len(examples)
         return [{"key": e.key, "prediction": number} for e, number in zip(examples, numbers, strict=True)]
 
+    def question(self, example: Any) -> str:
+        """What an example asks, for people to read: the text of its first pair, unless a task says otherwise."""
+        return self.pairs([example])[0].text
+
+    def reference(self, example: Any) -> str:
+        """The right answer to an example in words; empty where nobody knows it, or a task does not say."""
+        del example
+        return ""
+
+    def said(self, example: Any, prediction: Mapping[str, Any]) -> str:
+        """What a model answered to an example in words: its entry of `predictions`, empty where that says nothing."""
+        del example
+        answer, names = prediction.get("prediction"), self.logit_names
+        if isinstance(answer, int) and 0 <= answer < len(names):
+            return names[answer]
+        return "" if answer is None else str(answer)
+
     def group(self, example: Any) -> str:
         """The data set's own group of an example, such as a type of questions; empty where it has none."""
         del example

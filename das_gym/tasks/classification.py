@@ -62,3 +62,7 @@ class ClassificationTask(Task):
         """The key by `key_name`, and `prediction`, one of `classes`."""
         said = logits.argmax(-1).tolist()
         return [{self.key_name: e.key, "prediction": self.classes[n]} for e, n in zip(examples, said, strict=True)]
+
+    def reference(self, example: Any) -> str:
+        """The right class."""
+        return self.classes[int(example.label)]

@@ -18,7 +18,9 @@ from das_gym.adapt import load_subnet
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.evaluate import evaluate, mean_image
 from das_gym.adapt.finetune import cut_subnet
+from das_gym.adapt.run_report import run_report
 
+from das_gym.drawing.report import write_report
 from das_gym.models.base import fingerprint
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
@@ -114,6 +116,18 @@ def test_answers_are_kept_and_written_again(
     assert "exists, and nothing is ever written over" in capsys.readouterr().err
     assert PROGRAM.run(["predict", *words]) == 1
     assert "pass out=answers.json" in capsys.readouterr().err
+
+
+def test_a_report_shows_examples_with_answers(adapted: Path):
+    kept = json.loads((adapted / "runs/2/examples.json").read_text())
+    assert kept["models"] == ["unskipped", "subnet"]
+    assert len(kept["rows"]) == 12
+    asked, said = kept["rows"][0]
+    assert asked["question"].endswith("?")
+    assert asked["reference"]
+    assert all(said)
+    page = write_report(adapted / "page.html", [run_report(adapted / "runs/2", None)]).read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') == 12
 
 
 def test_adapt_searches_with_bayes(adapted: Path):

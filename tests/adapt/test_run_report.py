@@ -12,6 +12,7 @@ from das_gym.adapt.run_report import run_report
 from das_gym.agents.search_experiment import run_search
 
 from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.report import Answers, Asked
 from das_gym.files import write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import ASSETS
@@ -105,6 +106,21 @@ def test_an_adaptation_is_told_with_its_search(runs: Path):
     assert run_report(runs / "2", None).progress is None
 
 
+def test_examples_beside_the_record_are_told(runs: Path):
+    assert run_report(runs / "2", search_report).answers is None
+    kept = Answers(["unskipped", "subnet"], [(Asked("what is it?", "an owl"), ["an owl", "a cat"])], "one")
+    for run in ("2", "4"):
+        path = runs / run / "examples.json"
+        try:
+            write_json(path, asdict(kept))
+            assert run_report(runs / run, search_report).answers == kept
+            write_json(path, {**asdict(kept), "models": ["subnet"]})
+            with pytest.raises(ValueError, match=r"examples.json is damaged \(there are 1 models.*: remove it for a report"):
+                run_report(runs / run, None)
+        finally:
+            path.unlink()
+
+
 def test_a_joint_search_tells_its_turns(runs: Path):
     told = run_report(runs / "3", search_report)
     assert told.progress.rewards == [0.2, 0.3, 0.2, 0.3]
@@ -119,7 +135,7 @@ def test_a_shrunk_model_tells_what_it_says(runs: Path):
     assert told.title == "big shrunk: 1 of 2 units deleted"
     assert told.facts["deleted"] == "decoder.1"
     assert told.facts["difference, points"] == "-5.0 (95 % interval -10.0..+1.0)"
-    assert told.answers.rows[0] == ("q20", ["a", "b"])
+    assert told.answers.rows[0] == (Asked("q20"), ["a", "b"])  # of a run from before examples.json
     assert dict(told.comparison.rows)["times as fast (quartiles)"] == ["-", "1.5 (1.4..1.6)"]
 
 

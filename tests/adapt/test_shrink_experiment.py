@@ -79,6 +79,9 @@ def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Pa
     assert record["drawn"] == "".join("■□"[gone] for gone in record["mask"])
     assert len(record["answers"]) == 6
     assert set(record["answers"][0]) == {"key", "question", "full", "shrunk", "recovered"}
+    kept = read_json(folder / "examples.json")
+    assert kept["models"] == ["full", "shrunk", "recovered"]
+    assert len(kept["rows"]) == 6
     assert not (folder / "recovery.pt").exists()
     config = json.loads((out / "config.json").read_text())
     assert config["text_config"]["num_hidden_layers"] == 4 - sum(record["mask"])

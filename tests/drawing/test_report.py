@@ -10,6 +10,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import (
     MOST_TURNS,
     Answers,
+    Asked,
     Comparison,
     CostChart,
     Heat,
@@ -22,6 +23,8 @@ from das_gym.files import write_json
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
 
 NAMES = ["text.0", "text.1", "image.0", "image.1"]
+DOT = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+ASKED = [Asked("<b>is it & red?</b>", "<i>yes</i>", [DOT]), Asked("what?</script>")]
 
 
 def a_report(name: str = "run 1", n_units: int = 4, **more) -> RunReport:
@@ -34,7 +37,7 @@ def a_report(name: str = "run 1", n_units: int = 4, **more) -> RunReport:
         "cost": CostChart.of([(0.1, 0.3), (0.2, 0.2), (0.1, 0.1)], (0.2, 0.2)),
         "statistics": {"depth": list(range(n_units)), "leave_one_out": rng.random(n_units).tolist()},
         "comparison": Comparison(["before", "after"], [("loss", ["0.1", "0.2"])]),
-        "answers": Answers.of(["full", "shrunk"], [("<b>is it & red?</b>", ["yes", "yes"]), ("what?</script>", ["a", ""])]),
+        "answers": Answers.of(["full", "shrunk"], [["yes", "yes"], ["a", ""]], ASKED.__getitem__),
         "versions": {"python": "3"},
     }
     mask = [int(i == 1) for i in range(n_units)]
@@ -64,19 +67,38 @@ def test_a_tables_masks_and_front(small_table):
 
 
 def test_questions_on_which_models_differ_come_first():
-    rows = [(f"q{i}", ["a", "b" if i == 30 else "a"]) for i in range(40)]
-    answers = Answers.of(["full", "shrunk"], rows)
-    assert answers.rows[0] == ("q30", ["a", "b"])
+    said = [["a", "b" if i == 30 else "a"] for i in range(40)]
+    answers = Answers.of(["full", "shrunk"], said, lambda number: Asked(f"q{number}"))
+    assert [asked.question for asked, _ in answers.rows[:3]] == ["q30", "q0", "q1"]
+    assert answers.rows[0][1] == ["a", "b"]
     assert answers.about == "12 of 40 questions; the models differ on 1, which come first"
+    alike = Answers.of(["full", "shrunk"], said[:5], lambda number: Asked(f"q{number}"))
+    assert alike.about == "5 of 5 questions; the models agree on all"
+    assert Answers.of(["subnet"], [["a"]], lambda number: Asked("q")).about == "1 of 1 question"
+
+
+@pytest.mark.parametrize(
+    "picture", ["https://elsewhere/x.png", "data:text/html;base64,YQ==", 'data:image/png;base64,"', DOT + "\n"]
+)
+def test_a_picture_is_nothing_but_a_picture(picture: str):
+    with pytest.raises(ValueError, match="data: URLs of JPEG or PNG"):
+        Asked("q", pictures=[picture])
+
+
+def test_every_model_answers_every_question():
+    with pytest.raises(ValueError, match="there are 2 models, and a question has another number"):
+        Answers(["a", "b"], [(Asked("q"), ["yes"])], "one")
 
 
 def test_texts_are_escaped_and_nothing_is_loaded(tmp_path: Path):
     text = write_report(tmp_path / "page.html", [a_report()]).read_text()
     assert "&lt;b&gt;is it &amp; red?&lt;/b&gt;" in text
     assert "what?&lt;/script&gt;" in text
+    assert "&lt;i&gt;yes&lt;/i&gt;" in text
+    assert '<img src="data:image/png;base64,' in text
     assert "x &#39;a&lt;b&#39;" in text
     assert "default-src 'none'" in text
-    assert "src=" not in text.replace("default-src=", "").split("<script>")[0]
+    assert "src=" not in text.replace('<img src="data:image/', "").split("<script>")[0]
 
 
 def test_a_search_is_told_with_what_came_of_it():

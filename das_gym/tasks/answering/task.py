@@ -16,6 +16,7 @@ from das_gym.data.splits import Splits
 from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.metrics import score_answer, summary_by_kind
+from das_gym.tasks.answering.prompts import IMAGE_MARK
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.base import Task
 
@@ -72,6 +73,18 @@ class AnsweringTask(Task):
         numbers = {key: number for number, key in enumerate(dict.fromkeys(pictures))}
         places = np.random.default_rng(0).permutation(len(numbers))
         return np.argsort([places[numbers[key]] for key in pictures], kind="stable")
+
+    def question(self, example: AnswerExample) -> str:
+        """What the user says last, without the marks of pictures."""
+        return example.question.replace(IMAGE_MARK, "").strip()
+
+    def reference(self, example: AnswerExample) -> str:
+        """The reference answer."""
+        return example.answer
+
+    def said(self, example: AnswerExample, prediction: Mapping[str, Any]) -> str:
+        """The likeliest option; where there is nothing to choose from, what `predictions` calls `teacher_forced`."""
+        return str(prediction["answer" if example.options else "teacher_forced"])
 
     def group(self, example: AnswerExample) -> str:
         """The data set's own kind."""

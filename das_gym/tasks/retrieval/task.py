@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,18 @@ class RetrievalTask(Task):
     def pairs(self, examples: Sequence[RetrievalExample]) -> list[Pair]:
         """Each image with its 16 texts, the true one first."""
         return [Pair(text, example.image) for example in examples for text in example.texts]
+
+    def question(self, example: RetrievalExample) -> str:
+        """Which of the texts is true."""
+        return f"Which of {len(example.texts)} texts is true of the picture?"
+
+    def reference(self, example: RetrievalExample) -> str:
+        """The true text."""
+        return example.texts[0]
+
+    def said(self, example: RetrievalExample, prediction: Mapping[str, Any]) -> str:
+        """The text with the highest score."""
+        return example.texts[prediction["prediction"]]
 
     def targets(self, examples: Sequence[RetrievalExample]) -> dict[str, Tensor]:
         """`true`: (batch,) int64 zeros, the position of the true text."""

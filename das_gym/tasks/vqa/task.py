@@ -112,6 +112,16 @@ class VQATask(Task):
         answers = [self.labels[number] for number in logits.argmax(-1).tolist()]
         return [{"question_id": e.question_id, "answer": answer} for e, answer in zip(examples, answers, strict=True)]
 
+    def reference(self, example: VQAExample) -> str:
+        """What the annotators answered, the most frequent first, with their numbers where they differ."""
+        counts = Counter(example.answers).most_common()
+        return counts[0][0] if len(counts) == 1 else ", ".join(f"{answer} ({count})" for answer, count in counts)
+
+    def said(self, example: VQAExample, prediction: Mapping[str, Any]) -> str:
+        """The answer."""
+        del example
+        return str(prediction["answer"])
+
     def group(self, example: VQAExample) -> str:
         """The type of the question."""
         return example.question_type

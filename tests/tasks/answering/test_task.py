@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +82,13 @@ def test_what_is_said_to_each_example():
     said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
     assert said == [{"key": "1", "teacher_forced": "ae"}, {"key": "2", "answer": "cd"}]
     assert TASK.predictions([CHOICE, OPEN], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5)[[2, 3, 4, 5, 0, 1]])[1]["key"] == "1"
+
+
+def test_an_example_in_words():
+    asked = replace(OPEN, question="<image>\nwhat is <image>")
+    assert (TASK.question(asked), TASK.reference(asked)) == ("what is", "ab")
+    said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
+    assert [TASK.said(example, given) for example, given in zip([OPEN, CHOICE], said, strict=True)] == ["ae", "cd"]
 
 
 def test_a_divergence_is_the_mean_over_the_references_tokens():

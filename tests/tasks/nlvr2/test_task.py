@@ -11,6 +11,7 @@ from das_gym.data.images import ImageFile
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone
 from das_gym.shapes.nlvr2 import write_shapes_nlvr2
+from das_gym.tasks.base import Task
 from das_gym.tasks.nlvr2.files import NLVR2Example
 from das_gym.tasks.nlvr2.task import NLVR2Task
 from tests.models import golden_cases as golden
@@ -101,3 +102,11 @@ def test_shapes_through_the_bundled_model(tmp_path: Path):
     assert logits.shape == (3, 2)
     assert task.losses(logits, task.targets(examples)).shape == (3,)
     assert task.divergences(logits, logits, {}).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+def test_an_example_in_words(task: NLVR2Task):
+    one = example(label=False)
+    assert (task.question(one), task.reference(one)) == ("there is 1 owl.", "False")
+    (given,) = task.predictions([one], torch.tensor([[0.0, 1.0]]))
+    assert task.said(one, given) == "True"
+    assert [Task.said(task, one, {"prediction": n}) for n in (0, 7, None)] == ["False", "7", ""]  # of a task without words

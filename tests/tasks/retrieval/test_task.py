@@ -159,3 +159,10 @@ def test_gallery_holds_each_image_once_with_all_its_captions():
     assert len(RetrievalTask.gallery(examples, 3).images) == 2
     with pytest.raises(ValueError, match="max_images=0 is not allowed; use 1 or more, or None"):
         RetrievalTask.gallery(examples, 0)
+
+
+def test_an_example_in_words(task: RetrievalTask):
+    one = example(3)
+    assert (task.question(one), task.reference(one)) == ("Which of 16 texts is true of the picture?", "true 3")
+    (given,) = task.predictions([one], torch.eye(16)[5:6])
+    assert task.said(one, given) == one.texts[5]

@@ -73,3 +73,11 @@ def test_unanimous_words_train_as_the_answer_they_mean_and_score_as_they_stand()
     assert targets["scores"].tolist() == [[1.0, 0.0]]
     assert targets["accuracy"].tolist() == [[0.0, 0.0]]  # "two" is asked for in its normal form, "2"
     assert task.covers_labels([example(*["two"] * 10)])
+
+
+def test_an_example_in_words(task: VQATask):
+    unanimous = example(*["yes"] * 10)
+    assert (task.question(unanimous), task.reference(unanimous)) == ("?", "yes")
+    assert task.reference(example(*["no"] * 3, *["red"] * 7)) == "red (7), no (3)"
+    (given,) = task.predictions([unanimous], torch.tensor([[0.0, 1.0, 0.0]]))
+    assert task.said(unanimous, given) == "no"

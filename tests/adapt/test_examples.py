@@ -1,0 +1,65 @@
+"""Examples with their answers, as reports show them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import pytest
+from das_gym.adapt.examples import EXAMPLES, SIDE, read_examples, write_examples
+from PIL import Image
+
+from das_gym.data.images import ImageFile
+from das_gym.files import read_json, write_json
+from das_gym.tasks.nlvr2.files import NLVR2Example
+from das_gym.tasks.nlvr2.task import NLVR2Task
+
+TASK = NLVR2Task(processor=None)  # words and pictures alone are asked for
+
+
+@pytest.fixture
+def examples(tmp_path: Path) -> list[NLVR2Example]:
+    images = []
+    for color in ("red", "blue"):
+        images.append(ImageFile(tmp_path / f"{color}.png"))
+        Image.new("RGB", (2 * SIDE, SIDE), color).save(images[-1].path)
+    return [NLVR2Example(f"{i}", f"sentence {i}", (images[0], images[1]), i % 2 == 0) for i in range(20)]
+
+
+def test_what_is_written_is_read(examples: list[NLVR2Example], tmp_path: Path):
+    said = {"unskipped": ["True"] * 20, "subnet": ["True"] * 17 + ["False"] * 3}
+    write_examples(tmp_path, TASK, examples, said)
+    told = read_examples(tmp_path)
+    assert told.models == ["unskipped", "subnet"]
+    assert told.about == "12 of 20 questions; the models differ on 3, which come first"
+    assert [(asked.question, asked.reference, *answers) for asked, answers in told.rows][2:4] == [
+        ("sentence 19", "False", "True", "False"),
+        ("sentence 0", "True", "True", "True"),
+    ]
+    left, right = told.rows[0][0].pictures
+    with Image.open(io.BytesIO(base64.b64decode(left.partition(",")[2]))) as picture:
+        assert picture.size == (SIDE, SIDE // 2)
+        assert picture.getpixel((5, 5))[0] > 200
+    assert left != right
+
+
+def test_a_run_without_examples_has_none(tmp_path: Path):
+    assert read_examples(tmp_path) is None
+
+
+@pytest.mark.parametrize("change", [{"rows": 3}, {"rows": [["q", ["a", "b"]]]}, {"models": []}, {"more": 1}])
+def test_a_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path, change: dict):
+    write_examples(tmp_path, TASK, examples[:2], {"unskipped": ["True"] * 2, "subnet": ["True"] * 2})
+    kept = read_json(tmp_path / EXAMPLES)
+    write_json(tmp_path / EXAMPLES, kept | change)
+    with pytest.raises(ValueError, match=r"examples.json is damaged .*remove it for a report without examples"):
+        read_examples(tmp_path)
+
+
+def test_a_picture_that_could_load_something_is_refused(examples: list[NLVR2Example], tmp_path: Path):
+    write_examples(tmp_path, TASK, examples[:1], {"subnet": ["True"]})
+    text = (tmp_path / EXAMPLES).read_text()
+    (tmp_path / EXAMPLES).write_text(text.replace("data:image/jpeg;base64,", "https://elsewhere/"))
+    with pytest.raises(ValueError, match=r"examples.json is damaged \(pictures are data: URLs"):
+        read_examples(tmp_path)
