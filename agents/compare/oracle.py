@@ -77,6 +77,16 @@ class Oracle(ABC):
     def test_metrics(self, masks: Masks) -> Floats:
         """(m,) metrics of (m, n_layers) masks on the test split, 0..1."""
 
+    def normalised(self, regrets: Floats) -> Floats:
+        """(...) regrets as shares of what there is to gain: 0 = the best mask, 1 = layers skipped in a random order.
+
+        Raises:
+            ValueError: nobody knows both.
+        """
+        if self.best_reward is None or self.random_reward is None:
+            raise ValueError(f"{self.env_id}: only a table knows what its best and its random masks earn")
+        return regrets / max(self.best_reward - self.random_reward, 1e-12)
+
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
         """1 + how many allowed masks have a higher reward than each of (...) rewards; None where nobody knows."""
         del rewards

@@ -6,14 +6,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import large
-from das_gym.problem.mask_space import every_mask
-
-
-def test_the_best_mask_of_a_landscape_is_the_best_of_all():
-    landscape = large.Landscape(12, 3)
-    assert landscape.best == pytest.approx(landscape.losses(every_mask(12, 4)).min())
-    assert landscape.regret(landscape.best) == 0
-    assert landscape.regret(landscape.random) == 1
 
 
 def test_it_plays_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
