@@ -22,14 +22,12 @@ RESAMPLES = 2000
 
 
 def normalised_regrets(oracle: Oracle, result: AgentResult) -> Floats:
-    """(seeds, evaluations) regrets as shares of what there is to gain: 0 = the optimum, 1 = skipping in a random order.
+    """(seeds, evaluations) regrets as shares of what there is to gain, see `Oracle.normalised`, `WORST` at most.
 
     Raises:
-        ValueError: an oracle that does not know both.
+        ValueError: an oracle that does not know what there is to gain.
     """
-    if oracle.best_reward is None or oracle.random_reward is None:
-        raise ValueError(f"{oracle.env_id}: only a table knows what its best and its random masks earn")
-    return np.minimum(result.regret / max(oracle.best_reward - oracle.random_reward, 1e-12), WORST)
+    return np.minimum(oracle.normalised(result.regret), WORST)
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,20 @@ class Aggregate:
     milliseconds: float
 
 
-def aggregate(oracles: Sequence[Oracle], results: Sequence[AgentResult], counts: Sequence[int]) -> Aggregate:
+def aggregate(
+    oracles: Sequence[Oracle], results: Sequence[AgentResult], counts: Sequence[int], of_one_kind: bool = False
+) -> Aggregate:
     """One agent's results on several problems, all with as many seeds and evaluations.
 
     Args:
         oracles: What was searched.
         results: Of the agent on each.
         counts: Numbers of evaluations to tell of.
+        of_one_kind: Problems are themselves drawn from seeds, and intervals draw them anew as well.
     """
     curves = np.stack([normalised_regrets(oracle, each) for oracle, each in zip(oracles, results, strict=True)])
+    if of_one_kind:
+        curves = curves.reshape(1, -1, curves.shape[2])
     at = [curves[:, :, count - 1] for count in counts]
     return Aggregate(
         results[0].agent,
@@ -88,12 +91,35 @@ def interval(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def summary(aggregates: Sequence[Aggregate], counts: Sequence[int]) -> str:
-    """A Markdown table, the agent with the lowest mean at the end first."""
+def told_apart(values: Floats, others: Floats) -> bool:
+    """Whether 95 % of the differences of two interquartile means, problems drawn anew, are on one side of 0.
+
+    Args:
+        values: (n,) one agent's, a problem each.
+        others: (n,) another's, on the same problems.
+    """
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(interquartile_mean(values[drawn]) - interquartile_mean(others[drawn]), (2.5, 97.5))
+    return bool(low > 0 or high < 0)
+
+
+def ranked(aggregates: Sequence[Aggregate]) -> list[Aggregate]:
+    """The agent with the lowest mean at the end first; of equal ones the one with the lower mean before."""
+    return sorted(aggregates, key=lambda one: (one.means[::-1], one.agent))
+
+
+def summary(aggregates: Sequence[Aggregate], counts: Sequence[int], best: str = "optimum") -> str:
+    """A Markdown table, in the order of `ranked`.
+
+    Args:
+        aggregates: One an agent.
+        counts: After how many evaluations its means are.
+        best: Head of the column of searches that end at the best mask.
+    """
     head = ["agent", *(f"at {count}" for count in counts)]
-    head += [f"within {100 * share:g} %" if share else "optimum" for share in SHARES] + ["ms a turn"]
+    head += [f"within {100 * share:g} %" if share else best for share in SHARES] + ["ms a turn"]
     rows = []
-    for each in sorted(aggregates, key=lambda one: (one.means[::-1], one.agent)):
+    for each in ranked(aggregates):
         told = zip(each.means, each.intervals, strict=True)
         cells = [each.agent, *(f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in told)]
         cells += [f"{100 * share:.0f} %" for share in each.profile] + [f"{each.milliseconds:.1f}"]

@@ -1,7 +1,9 @@
-"""All agents on all bundled tables, by count and by cost, and on the suite's `test`: LEADERBOARD.md, from one command.
+"""All agents on all bundled tables, on the suite's `test` and on planted problems: LEADERBOARD.md, from one command.
 
-python -m agents leaderboard                        100 seeds, 120 evaluations; an hour and a half on one core
+python -m agents leaderboard                        100 seeds; two hours on one core
 python -m agents leaderboard with seeds=20 out=mine.md
+python -m agents leaderboard with keep=FOLDER       keeps what was played, so that a stopped one goes on
+python -m agents leaderboard with only_planted=True           their section alone; the others of the file stay as they are
 python -m agents leaderboard with tables=FOLDER     tables elsewhere, named <short>_table.npz: meter_vqa_table.npz, ...
 """
 
@@ -15,7 +17,10 @@ from typing import Any
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.compare.aggregate import aggregate, summary
+from das_gym.agents.compare.kept_traces import KeptTraces
+from das_gym.agents.compare.many_layers import AFTER, ManyLayers, planted_section, with_planted_section
 from das_gym.agents.compare.oracle import Oracle, SuiteOracle, TableOracle
+from das_gym.agents.compare.planted import EVALUATIONS as PLANTED_EVALUATIONS
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
 from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
 from das_gym.agents.listing import first_line
@@ -38,8 +43,11 @@ SEEDS = 100
 OURS, BASELINE = "bayes", "random"
 HALFWAY = 60
 UNSEEN_EVALUATIONS = 60
-UNSEEN_SHARE = 0.1
-"""Seeds on each problem of the suite's `test`, as a share of those on each table, at least one: the problems are many."""
+UNSEEN_SEEDS = 5
+"""At most, on each problem of the suite's `test`, which are many, and on tables of further checkpoints."""
+
+PLANTED = (24, 36, 72)
+"""Numbers of layers of the planted problems."""
 
 MIN_FOUND, MAX_REGRET = 0.9, 0.2
 """What our agent is to reach: this share of seeds, and this share of the baseline's regret."""
@@ -110,23 +118,24 @@ def verdict(results: Mapping[str, Sequence[AgentResult]]) -> str:
     return "\n".join(markdown_table(head, rows))
 
 
-def unseen_seeds(seeds: int) -> int:
-    """Seeds on each problem of the suite."""
-    return max(1, round(UNSEEN_SHARE * seeds))
-
-
 class Played:
-    """What all agents did on some problems."""
+    """What all agents did on some problems.
 
-    def __init__(self, agents: Sequence[str]) -> None:
-        self.agents = agents
+    Args:
+        agents: Their names.
+        kept: What was played before.
+    """
+
+    def __init__(self, agents: Sequence[str], kept: KeptTraces) -> None:
+        self.agents, self.kept = agents, kept
         self.oracles: list[Any] = []
         self.results: list[list[AgentResult]] = []
 
     def play(self, oracle: Oracle, seeds: int, evaluations: int, on_agent: Callable[[str], Any]) -> None:
         """One more problem."""
         self.oracles.append(oracle)
-        self.results.append(compare(oracle, self.agents, range(seeds), evaluations, on_agent=on_agent))
+        trace = self.kept.trace
+        self.results.append(compare(oracle, self.agents, range(seeds), evaluations, on_agent=on_agent, trace=trace))
 
     def summary(self, evaluations: int) -> str:
         """All of them in one table."""
@@ -135,7 +144,7 @@ class Played:
 
 
 def document(tables: Played, unseen: Played, further: Played, seeds: int) -> str:
-    """The whole file."""
+    """The whole file but the section of planted problems."""
     pairs = list(zip(tables.oracles, tables.results, strict=True))
     by_name = {f"{oracle.table.meta.env_id}, {describe_budget(oracle)}": results for oracle, results in pairs}
     sections = [
@@ -144,7 +153,7 @@ def document(tables: Played, unseen: Played, further: Played, seeds: int) -> str
     versions = library_versions()
     about = "\n".join(f"| `{name}` | {first_line(agent_class(name))} |" for name in tables.agents)
     near = f"within {100 * TOLERANCE:g} % of the best reward"
-    many, few = counted(seeds, "seed"), counted(unseen_seeds(seeds), "seed")
+    many, few = counted(seeds, "seed"), counted(min(seeds, UNSEEN_SEEDS), "seed")
     return f"""# Leaderboard
 
 Which agent finds the best mask, and after how many evaluations? Written by
@@ -155,7 +164,8 @@ on das_gym {versions["das_gym"]}, numpy {versions["numpy"]}; same seeds, same nu
 Add an agent: one file in `agents/ask_tell/`, one line in `das_gym.agents.ask_tell.base.AGENTS`, and run the command again.
 `python -m agents compare with meter_vqa` plays on one table and draws a picture.
 
-- {many}, {EVALUATIONS} evaluations each, 3 masks a turn. Agents see rewards, exp(-loss), of the reward split alone.
+- {many}, {EVALUATIONS} evaluations each, 3 masks a turn, where nothing else is said. Agents see rewards,
+  exp(-loss), of the reward split alone.
 - *Regret*: the best mask's reward minus that of the answer an agent would give after so many evaluations, median
   (quartiles). *Rank*: median rank of the final answer, 1 = best.
 - *Found*: share of seeds whose final answer is the best mask. *Near*: {near}. *Needed*: median number of
@@ -190,10 +200,9 @@ On the {len(tables.oracles)} problems of the bundled tables, {many} and {EVALUAT
 
 {tables.summary(EVALUATIONS)}
 
-A table of 24 layers is at the end, with {few}. `python -m benchmarks.large` has 24 layers and more,
-of which many are skipped and masks cannot be listed; docs/agents.md tells what it found.
+A table of 24 layers is at the end, with {few}.
 
-## Ours against what it must reach
+{AFTER}
 
 `{OURS}` (`agents/ask_tell/bayes.py` says how) is to find the best mask in at
 least {100 * MIN_FOUND:.0f} % of the seeds, with a median regret at {HALFWAY} evaluations of at most {MAX_REGRET:g} of
@@ -216,6 +225,10 @@ class LeaderboardSettings(CommandSettings):
         tables: Folder of tables; None = the bundled ones.
         suite: Folder of a suite; None = the bundled one.
         agents: Names, or "module:class"; ours and the baseline's are among them.
+        planted: Numbers of layers of planted problems; [] = none of them.
+        planted_seeds: Problems of each of these numbers, at least 1; None = `seeds`.
+        only_planted: Play on these alone, and put their section into `out`, a leaderboard, where all others stay.
+        keep: Folder for what was played: the command goes on from there when it is run again. None keeps nothing.
     """
 
     seeds: int = SEEDS
@@ -223,6 +236,10 @@ class LeaderboardSettings(CommandSettings):
     tables: str | None = None
     suite: str | None = None
     agents: tuple[str, ...] = COMPARED
+    planted: tuple[int, ...] = PLANTED
+    planted_seeds: tuple[int, ...] | None = None
+    only_planted: bool = False
+    keep: str | None = None
 
     def __post_init__(self) -> None:
         for agent in self.agents:
@@ -231,13 +248,50 @@ class LeaderboardSettings(CommandSettings):
             raise ValueError(f"agents={list(self.agents)}: {', '.join(sorted(missing))} has to be among them")
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} is not allowed; give a whole number from 1 on")
+        counts = self.seeds_of_planted
+        if len(counts) != len(self.planted) or min(counts, default=1) < 1:
+            raise ValueError(
+                f"planted_seeds={list(counts)}: give a number from 1 on for each of planted={list(self.planted)}"
+            )
+        if self.only_planted and not self.planted:
+            raise ValueError("only_planted=True with planted=[]: nothing is left to play")
+        if set(self.planted) - PLANTED_EVALUATIONS.keys():
+            raise ValueError(f"planted={list(self.planted)}: give some of {', '.join(map(str, PLANTED_EVALUATIONS))}")
+
+    @property
+    def seeds_of_planted(self) -> tuple[int, ...]:
+        """Problems of each number of layers in `planted`."""
+        return (self.seeds,) * len(self.planted) if self.planted_seeds is None else self.planted_seeds
 
 
 def main(words: Sequence[str] = ()) -> None:
-    """Play as the words behind `python -m agents leaderboard` say, print where the time goes, and write the file."""
+    """Play as the words behind `python -m agents leaderboard` say, and write the file."""
     settings = parse_or_help(LeaderboardSettings, words, "agents leaderboard")
     if settings is None:
         return
+    kept = KeptTraces(None if settings.keep is None else Path(settings.keep).expanduser())
+    out = Path(settings.out)
+    text = out.read_text(encoding="utf-8") if settings.only_planted else play_tables(settings, kept)
+    if settings.planted:
+        with_planted_section(text, "")  # or it would be found out after hours that there is no place for it
+        text = with_planted_section(text, play_planted(settings, kept))
+    write_text(out, text)
+    print(f"written: {out}")
+
+
+def play_planted(settings: LeaderboardSettings, kept: KeptTraces) -> str:
+    """The section of planted problems."""
+    planted = [ManyLayers(n_layers, settings.agents, kept) for n_layers in settings.planted]
+    problems = list(zip(planted, settings.seeds_of_planted, strict=True))
+    with progress(sum(seeds * len(each.agents) for each, seeds in problems), "planted problems", unit="agent") as bar:
+        for each, seeds in problems:
+            for seed in range(seeds):
+                each.play(seed, lambda agent: bar.update())
+    return planted_section(planted)
+
+
+def play_tables(settings: LeaderboardSettings, kept: KeptTraces) -> str:
+    """The file without that section; what is missing in it is printed."""
     tables = find_tables(None if settings.tables is None else Path(settings.tables).expanduser())
     if not tables:
         raise ValueError(
@@ -245,8 +299,9 @@ def main(words: Sequence[str] = ()) -> None:
             f"`{typed('agents table', ENVIRONMENTS[DEFAULT_ENV].short)}` makes one"
         )
     suite = load_suite(settings.suite, "test")
-    played, unseen, further = (Played(settings.agents) for _ in range(3))
+    played, unseen, further = (Played(settings.agents, kept) for _ in range(3))
     more = further_tables() if settings.tables is None else []
+    few = min(settings.seeds, UNSEEN_SEEDS)
     problems = len(tables) * len(BUDGETS) + len(suite.problems) + len(more)
     with progress(problems * len(settings.agents), "playing", unit="agent") as bar:
         for budget in BUDGETS:
@@ -254,13 +309,12 @@ def main(words: Sequence[str] = ()) -> None:
                 oracle = TableOracle(env_id, budget, {"table": str(path)})
                 played.play(oracle, settings.seeds, EVALUATIONS, lambda agent: bar.update())
         for problem in suite.problems:
-            other = SuiteOracle(problem, suite.statistics)
-            unseen.play(other, unseen_seeds(settings.seeds), UNSEEN_EVALUATIONS, lambda agent: bar.update())
+            unseen.play(SuiteOracle(problem, suite.statistics), few, UNSEEN_EVALUATIONS, lambda agent: bar.update())
         for env_id, path in more:
             oracle = TableOracle(env_id, FURTHER_BUDGET, {"table": str(path)})
-            further.play(oracle, unseen_seeds(settings.seeds), EVALUATIONS, lambda agent: bar.update())
-    write_text(settings.out, document(played, unseen, further, settings.seeds))
-    print(f"{counted(len(tables), 'table')}, {len(BUDGETS)} budgets, {counted(settings.seeds, 'seed')}: {settings.out}")
+            further.play(oracle, few, EVALUATIONS, lambda agent: bar.update())
+    print(f"{counted(len(tables), 'table')}, {len(BUDGETS)} budgets, {counted(settings.seeds, 'seed')}")
     missing = [entry.short for entry in ENVIRONMENTS.values() if entry.tabular_id not in tables]
     if missing:
         print(f"without a table, and so left out: {', '.join(missing)}")
+    return document(played, unseen, further, settings.seeds)

@@ -128,6 +128,7 @@ def compare(
     masks_per_turn: int = 3,
     agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
     on_agent: Callable[[str], Any] | None = None,
+    trace: Callable[..., Trace] = trace_agent,
 ) -> list[AgentResult]:
     """Compare agents.
 
@@ -139,6 +140,7 @@ def compare(
         masks_per_turn: Masks between two answers.
         agent_kwargs: Hyperparameters by agent; `das_gym.agents.searching.loop.SEARCH_DEFAULTS` are filled in.
         on_agent: Called with the name of each agent when it is done.
+        trace: Makes an agent's searches.
 
     Returns:
         One result an agent, in the order of `agents`.
@@ -152,7 +154,7 @@ def compare(
         check_agent(oracle, agent, settings[agent], masks_per_turn)
     traces = []
     for agent in agents:
-        traces.append(trace_agent(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]))
+        traces.append(trace(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]))
         if on_agent is not None:
             on_agent(agent)
     return agent_results(oracle, traces)

@@ -266,16 +266,33 @@ def command(*words, cwd):
 def test_the_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path, capsys):
     out = tmp_path / "LEADERBOARD.md"
     words = ["with", f"tables={made_up_table.parent}", f"suite={made_up_suite}", "seeds=1", f"out={out}"]
-    leaderboard([*words, "agents=['random','bayes','greedy']"])
+    words += ["agents=['random','bayes','greedy']", "planted=[24]", f"keep={tmp_path / 'kept'}"]
+    leaderboard(words)
     text = out.read_text()
     assert "python -m agents leaderboard with seeds=1" in text
     assert "### DAS-METER-VQA-v0, 8 layers, k = 4 (70 masks)" in text
     assert "### DAS-METER-VQA-v0, 8 layers, at least 12 % of the MACs saved" in text
-    assert text.count("\n| bayes |") == text.count("\n| random |") == 4
+    assert text.count("\n| bayes |") == text.count("\n| random |") == 5
+    assert (
+        text.index("## Many layers")
+        < text.index("### 24 layers, 8 skipped, 120 evaluations, 1 seed")
+        < text.index("## Ours")
+    )
     assert "On the 2 problems of the bundled tables, 1 seed and 120 evaluations each" in text
     (line,) = [line for line in text.splitlines() if line.startswith("| DAS-METER-VQA-v0, k = 4 (70 masks) |")]
     assert line.split(" | ")[-2] in ("yes", "no")
     assert "without a table, and so left out: meter_nlvr2, meter_retrieval, meter_snli_ve," in capsys.readouterr().out
+    leaderboard(words)  # from what was kept, milliseconds included
+    assert out.read_text() == text
+    out.write_text(text.replace("is first", "was first"))
+    leaderboard([*words, "only_planted=True"])
+    assert out.read_text() == text
+    with pytest.raises(ValueError, match=r"planted_seeds=\[1, 0\]: give a number from 1 on for each of planted=\[24, 36\]"):
+        leaderboard(["with", "planted=[24,36]", "planted_seeds=[1,0]"])
+    with pytest.raises(ValueError, match=r"only_planted=True with planted=\[\]: nothing is left to play"):
+        leaderboard(["with", "planted=[]", "only_planted=True"])
+    with pytest.raises(ValueError, match=r"planted=\[25\]: give some of 24, 36, 72, 100"):
+        leaderboard(["with", "planted=[25]"])
     with pytest.raises(
         ValueError, match=r"no tables named <short>_table\.npz in .*`python -m agents table with meter_vqa` makes one"
     ):
