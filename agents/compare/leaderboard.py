@@ -227,6 +227,7 @@ class LeaderboardSettings(CommandSettings):
         agents: Names, or "module:class"; ours and the baseline's are among them.
         planted: Numbers of layers of planted problems; [] = none of them.
         planted_seeds: Problems of each of these numbers, at least 1; None = `seeds`.
+        optuna: Those of these numbers where Optuna's TPE plays, too, if it is installed.
         only_planted: Play on these alone, and put their section into `out`, a leaderboard, where all others stay.
         keep: Folder for what was played: the command goes on from there when it is run again. None keeps nothing.
     """
@@ -238,6 +239,7 @@ class LeaderboardSettings(CommandSettings):
     agents: tuple[str, ...] = COMPARED
     planted: tuple[int, ...] = PLANTED
     planted_seeds: tuple[int, ...] | None = None
+    optuna: tuple[int, ...] = PLANTED
     only_planted: bool = False
     keep: str | None = None
 
@@ -281,7 +283,7 @@ def main(words: Sequence[str] = ()) -> None:
 
 def play_planted(settings: LeaderboardSettings, kept: KeptTraces) -> str:
     """The section of planted problems."""
-    planted = [ManyLayers(n_layers, settings.agents, kept) for n_layers in settings.planted]
+    planted = [ManyLayers(n, settings.agents, kept, optuna=n in settings.optuna) for n in settings.planted]
     problems = list(zip(planted, settings.seeds_of_planted, strict=True))
     with progress(sum(seeds * len(each.agents) for each, seeds in problems), "planted problems", unit="agent") as bar:
         for each, seeds in problems:

@@ -44,13 +44,14 @@ class ManyLayers:
 
     Args:
         n_layers: Layers of every problem, a key of `EVALUATIONS`.
-        agents: Names; those that read layer statistics are left out, and Optuna's TPE comes last where it is installed.
+        agents: Names; those that read layer statistics are left out.
         kept: What was played before.
+        optuna: Whether Optuna's TPE plays, too, where it is installed.
     """
 
-    def __init__(self, n_layers: int, agents: Sequence[str], kept: KeptTraces) -> None:
+    def __init__(self, n_layers: int, agents: Sequence[str], kept: KeptTraces, optuna: bool = True) -> None:
         self.n_layers, self.evaluations, self.kept = n_layers, EVALUATIONS[n_layers], kept
-        self.agents = without_statistics(agents, n_layers) + ([OPTUNA] if has_optuna() else [])
+        self.agents = without_statistics(agents, n_layers) + ([OPTUNA] if optuna and has_optuna() else [])
         self.oracles: list[PlantedOracle] = []
         self.results: list[list[AgentResult]] = []
 
@@ -90,13 +91,19 @@ class ManyLayers:
 
 def planted_section(planted: Sequence[ManyLayers]) -> str:
     """What agents did on planted problems, in the leaderboard's words, a table for each number of layers."""
-    optuna = (
-        f"`{OPTUNA}` is Optuna's TPE (version {version(OPTUNA)}, multivariate, one number a layer, of which the largest are "
-        "skipped), asked for one mask at a time."
-        if any(OPTUNA in each.agents for each in planted)
-        else "Optuna, whose TPE is a row where it is installed, was not."
+    by_optuna = [each.n_layers for each in planted if OPTUNA in each.agents]
+    about = (
+        f"\n\n`{OPTUNA}` is Optuna's TPE (version {version(OPTUNA)}, multivariate, over one number a layer, of which the "
+        "largest are skipped), asked for one mask at a time."
+        if by_optuna
+        else ""
     )
-    layers, seeds = ([*numbers] for numbers in zip(*((each.n_layers, len(each.oracles)) for each in planted), strict=True))
+    settings = {
+        "planted": [each.n_layers for each in planted],
+        "planted_seeds": [len(each.oracles) for each in planted],
+        "optuna": by_optuna,
+    }
+    words = " ".join(f"{name}={value}".replace(" ", "") for name, value in settings.items())
     parts = "\n\n".join(each.part() for each in planted)
     return f"""{HEADING}
 
@@ -106,17 +113,13 @@ the loss here: 0 = the best mask known, the best of 200 climbs on the loss itsel
 of random masks. Intervals are 95 % of 2,000 bootstrap samples, problems drawn anew. Agents are first by their
 interquartile mean at the end; two cannot be told apart where 95 % of the differences of that mean, on the same problems
 drawn anew, hold 0. There is no model, and no agent that reads its statistics. `greedy` would need more evaluations than it
-has to be done, and answers with what it knows. {optuna}
+has to be done, and answers with what it knows.{about}
 
 This section alone is written by
 
-    python -m agents leaderboard with only_planted=True planted={_plain(layers)} planted_seeds={_plain(seeds)}
+    python -m agents leaderboard with only_planted=True {words}
 
 {parts}"""
-
-
-def _plain(numbers: Sequence[int]) -> str:
-    return str(numbers).replace(" ", "")
 
 
 def with_planted_section(text: str, section: str) -> str:

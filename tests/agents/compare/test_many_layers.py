@@ -46,7 +46,7 @@ def test_each_number_of_layers_has_a_table_and_a_first(short: None):
     lines = planted_section([played]).splitlines()
     assert "### 24 layers, 8 skipped, 12 evaluations, 2 seeds" in lines
     assert lines[0] == many_layers.HEADING
-    assert "    python -m agents leaderboard with only_planted=True planted=[24] planted_seeds=[2]" in lines
+    assert "    python -m agents leaderboard with only_planted=True planted=[24] planted_seeds=[2] optuna=[24]" in lines
     (head,) = [line for line in lines if line.startswith("| agent |")]
     assert head.startswith("| agent | at 4 | at 8 | at 12 | best known | within 1 % |")
     assert sum(line.startswith(("| random |", "| evolution |", "| optuna |")) for line in lines) == 3
@@ -55,10 +55,14 @@ def test_each_number_of_layers_has_a_table_and_a_first(short: None):
 
 
 def test_without_optuna_there_is_no_row_of_it(short: None, monkeypatch: pytest.MonkeyPatch):
+    assert ManyLayers(24, ["random"], KeptTraces(None), optuna=False).agents == ["random"]
     monkeypatch.setattr(many_layers, "has_optuna", lambda: False)
+    monkeypatch.delattr(many_layers, "version")
     played = play(1, KeptTraces(None))
     assert played.agents == ["random", "evolution"]
-    assert "Optuna, whose TPE is a row where it is installed, was not." in planted_section([played])
+    section = planted_section([played])
+    assert "Optuna's" not in section
+    assert "planted=[24] planted_seeds=[1] optuna=[]" in section
 
 
 def test_what_was_played_is_not_played_again(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
