@@ -25,7 +25,6 @@ from das_gym.agents.compare.planted import EVALUATIONS, PlantedOracle
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
-from das_gym.problem.budget import Floats
 
 AGENTS = ("bayes", "quadratic_regression", "heat_kernel", "linear_regression", "evolution", "cross_entropy", "random")
 NEAR = 0.01

@@ -109,7 +109,7 @@ def ranked(aggregates: Sequence[Aggregate]) -> list[Aggregate]:
 
 
 def summary(aggregates: Sequence[Aggregate], counts: Sequence[int], best: str = "optimum") -> str:
-    """A Markdown table, in the order of `ranked`.
+    """A Markdown table, in the order of `ranked`; "-" for a time that nobody knows.
 
     Args:
         aggregates: One an agent.
@@ -122,6 +122,7 @@ def summary(aggregates: Sequence[Aggregate], counts: Sequence[int], best: str = 
     for each in ranked(aggregates):
         told = zip(each.means, each.intervals, strict=True)
         cells = [each.agent, *(f"{mean:.4f} [{low:.4f}, {high:.4f}]" for mean, (low, high) in told)]
-        cells += [f"{100 * share:.0f} %" for share in each.profile] + [f"{each.milliseconds:.1f}"]
+        cells += [f"{100 * share:.0f} %" for share in each.profile]
+        cells.append("-" if np.isnan(each.milliseconds) else f"{each.milliseconds:.1f}")
         rows.append(cells)
     return "\n".join(markdown_table(head, rows))

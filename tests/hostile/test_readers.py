@@ -106,6 +106,8 @@ TRIAL = {"entrant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss
 TRIAL |= {"updated": 1, "trained": 1, "seconds": 1.0}
 POINT = {"mask": [0, 1], "saved": 0.2, "loss": 1.0, "skipped_layers": ["a"]}
 SEARCHED = {"env_id": "DAS-METER-VQA-Tabular-v0", "budget": {"skip_num": 4}, "seed": 0, "masks": ["111100000000"]}
+UNSEEN = {"env_id": "DAS-Suite-v0", "split": "test", "problem": "bundled METER/vqa/all/skip_num=3", "seed": 0}
+UNSEEN |= {"masks": ["111000000000"]}
 FIGURES = {"full": 9.0, "unskipped": 9.5, "savings": [1.0, 2.0]}
 
 RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
@@ -115,6 +117,7 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, _front),
     "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, _known),
     "submission": ("a.json", {"agent": "mine", "runs": [SEARCHED]}, read_submission),
+    "unseen submission": ("a.json", {"agent": "mine", "runs": [UNSEEN]}, read_submission),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
     "suite": (
         "suite.json",

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 from das_gym.agents import make_agent
 from das_gym.agents.commands import PROGRAM
-from das_gym.agents.compare.oracle import TableOracle
+from das_gym.agents.compare.aggregate import aggregate
+from das_gym.agents.compare.oracle import SuiteOracle, TableOracle
 from das_gym.agents.compare.results import compare
 from das_gym.agents.compare.submission import read_submission, score
 from das_gym.agents.searching.loop import agent_generator
 
+from das_gym.tables.suite import SuiteProblem, load_suite
+
 ID = "DAS-METER-VQA-Tabular-v0"
+UNSEEN = "test-3/vqa/all/skip_num=3"
+"""A problem of the made-up suite, of 7 units."""
 
 
 def text(mask: np.ndarray) -> str:
@@ -31,6 +36,15 @@ def run(**changes: Any) -> dict[str, Any]:
     return {"env_id": ID, "budget": {"skip_num": 4}, "seed": 0, "masks": ["010101000010"], **changes}
 
 
+def on_suite(**changes: Any) -> dict[str, Any]:
+    return {"env_id": "DAS-Suite-v0", "problem": UNSEEN, "seed": 0, "masks": ["0110100"], **changes}
+
+
+def best_of(problem: SuiteProblem) -> np.ndarray:
+    kept = problem.budget.is_kept_by(problem.table.masks)
+    return problem.table.masks[np.where(kept, problem.rewards, -np.inf).argmax()]
+
+
 def test_what_random_search_hands_in_is_worth_what_the_leaderboard_says(tmp_path):
     oracle, runs = TableOracle(ID, {"skip_num": 4}), []
     for seed in range(3):
@@ -39,9 +53,10 @@ def test_what_random_search_hands_in_is_worth_what_the_leaderboard_says(tmp_path
             masks += list(asked := agent.ask(3))
             agent.tell(asked, oracle.rewards(asked))
         runs.append(run(seed=seed, masks=[text(mask) for mask in masks], rewards=[9.0]))
-    ((_, found, seeds),) = score(*read_submission(write(tmp_path / "mine.json", *runs)))
+    (scored,) = score(*read_submission(write(tmp_path / "mine.json", *runs)))
     (expected,) = compare(oracle, ["random"], range(3), 120, masks_per_turn=1)
-    assert seeds == 3
+    found = scored.result
+    assert scored.seeds == 3
     assert found.answers.tolist() == expected.answers.tolist()
     np.testing.assert_array_equal(found.rewards, expected.rewards)
     assert found.test_metrics.tolist() == expected.test_metrics.tolist()
@@ -49,7 +64,8 @@ def test_what_random_search_hands_in_is_worth_what_the_leaderboard_says(tmp_path
 
 def test_masks_off_the_budget_count_and_are_no_answer(tmp_path):
     masks = ["000000000000", "010101000010"]
-    ((_, found, _),) = score(*read_submission(write(tmp_path / "mine.json", run(masks=masks))))
+    (scored,) = score(*read_submission(write(tmp_path / "mine.json", run(masks=masks))))
+    found = scored.result
     assert np.isinf(found.regret[0, 0])
     assert found.regret[0, 1] == found.regret[0, -1] == 0
     assert found.evaluations.tolist() == [2]
@@ -100,8 +116,8 @@ def test_our_own_names_are_ours(tmp_path, name):
 
 
 def test_a_budget_may_be_written_as_another_kind_of_number(tmp_path):
-    ((oracle, *_),) = score(*read_submission(write(tmp_path / "mine.json", run(budget={"skip_num": 4.0}))))
-    assert oracle.space.skip_num == 4
+    (scored,) = score(*read_submission(write(tmp_path / "mine.json", run(budget={"skip_num": 4.0}))))
+    assert scored.oracle.space.skip_num == 4
 
 
 def test_what_knew_the_best_mask_beforehand_is_asked_how(tmp_path, capsys):
@@ -128,3 +144,91 @@ def test_what_is_no_submission_is_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=r"mine\.json"):
         read_submission(path)
+
+
+def test_problems_of_a_suite_are_worth_what_the_leaderboard_says(tmp_path, made_up_suite, capsys):
+    suite, runs, oracles = load_suite(made_up_suite, "test"), [], []
+    for problem in suite.problems[:3]:
+        oracle = SuiteOracle(problem, suite.statistics)
+        oracles.append(oracle)
+        for seed in range(2):
+            agent, masks = make_agent("random", oracle.space, agent_generator(seed)), []
+            for _ in range(10):
+                masks += list(asked := agent.ask(3))
+                agent.tell(asked, oracle.rewards(asked))
+            runs.append(on_suite(problem=problem.name, seed=seed, split="test", masks=[text(mask) for mask in masks]))
+    path = write(tmp_path / "mine.json", *runs)
+    scored = score(*read_submission(path, str(made_up_suite)))
+    assert [each.oracle.env_id for each in scored] == [problem.name for problem in suite.problems[:3]]
+    expected = [compare(oracle, ["random"], range(2), 60, masks_per_turn=1)[0] for oracle in oracles]
+    for each, by_us in zip(scored, expected, strict=True):
+        np.testing.assert_array_equal(each.result.regret[:, :30], by_us.regret[:, :30])
+        assert each.result.evaluations.tolist() == np.minimum(by_us.evaluations, 30).tolist()
+        assert each.result.regret.shape == (2, 60)
+    assert PROGRAM.run(["submit", str(path), "with", f"suite={made_up_suite}", f"out={tmp_path / 'rows.md'}"]) == 0
+    printed = capsys.readouterr().out
+    row = aggregate([each.oracle for each in scored], [each.result for each in scored], (15, 30, 60))
+    assert f"| mine | {row.means[0]:.4f} [" in printed
+    assert printed.count("| mine |") == 1
+    assert f"Problems: 3 of {len(suite.problems)}; an entry has all.\nSeeds: 2; an entry has 10.\n" in printed
+    assert (tmp_path / "rows.md").read_text() in printed
+
+
+def test_problems_of_a_suite_and_tables_go_into_one_file(tmp_path, made_up_suite, capsys):
+    further = on_suite(split="valid", problem="valid-2/vqa/color/skip_num=3")
+    path = write(tmp_path / "mine.json", run(), on_suite(), further)
+    assert PROGRAM.run(["submit", str(path), "with", f"suite={made_up_suite}"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| mine |") == 3
+    assert "Sections: 1; the leaderboard has more" in printed
+    assert "The leaderboard has the bundled suite's `test`, no other problems of suites." in printed
+
+
+def test_the_bundled_suite_is_the_one_that_is_meant(tmp_path, capsys):
+    suite = load_suite(None, "test")
+    runs = [
+        on_suite(problem=problem.name, seed=seed, masks=[text(best_of(problem))])
+        for problem in suite.problems[:4]
+        for seed in range(10)
+    ]
+    path = write(tmp_path / "mine.json", *runs)
+    assert PROGRAM.run(["submit", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "### `DAS-Suite-v0`, `test`" in printed
+    assert "| mine | 0.0000 [0.0000, 0.0000]" in printed
+    assert "The best mask is the first one asked about in 40 of 40 searches: say" in printed
+    assert "Seeds: 10.\n" in printed
+    assert "no other problems" not in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"problem": "test-3/vqa/al/skip_num=3"}, f"run 0: problem=.*did you mean '{UNSEEN}'"),
+        ({"problem": 0}, "problem=0; give its name"),
+        ({"split": "tset"}, "unknown split 'tset'; did you mean 'test'"),
+        ({"split": ["test"]}, "unknown split"),
+        ({"split": "train"}, "this split has problems 0"),
+        ({"budget": {"skip_num": 3}}, "a problem of a suite has its own; leave it out"),
+        ({"seed": 10}, "seed=10; give a whole number from 0 to 9"),
+        ({"masks": ["0110100"] * 61}, "give 1 to 60 masks"),
+        ({"masks": ["0110100" + "0" * 9]}, "masks of 16 layers; it has 7"),
+        ({"masks": ["0110101"]}, "no mask keeps the budget, exactly 3 of 7 layers"),
+    ],
+)
+def test_what_is_wrong_with_a_problem_of_a_suite_is_told(tmp_path, made_up_suite, changes, says):
+    with pytest.raises(ValueError, match=says):
+        score(*read_submission(write(tmp_path / "mine.json", on_suite(**changes)), str(made_up_suite)))
+
+
+def test_problems_of_a_split_have_the_same_seeds_each_once(tmp_path, made_up_suite):
+    other = on_suite(problem="test-3/vqa/color/skip_num=3", seed=1)
+    with pytest.raises(ValueError, match=r"color/skip_num=3 has the seeds \[1\], and .*all/skip_num=3 \[0\]: give all"):
+        score(*read_submission(write(tmp_path / "mine.json", on_suite(), other), str(made_up_suite)))
+    with pytest.raises(ValueError, match=f"seed 0 of {UNSEEN} is there twice"):
+        read_submission(write(tmp_path / "mine.json", on_suite(), on_suite()), str(made_up_suite))
+
+
+def test_a_folder_without_a_suite_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m adapt suite"):
+        read_submission(write(tmp_path / "mine.json", on_suite()), str(tmp_path))
