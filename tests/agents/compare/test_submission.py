@@ -170,7 +170,7 @@ def test_problems_of_a_suite_are_worth_what_the_leaderboard_says(tmp_path, made_
     row = aggregate([each.oracle for each in scored], [each.result for each in scored], (15, 30, 60))
     assert f"| mine | {row.means[0]:.4f} [" in printed
     assert printed.count("| mine |") == 1
-    assert f"Problems: 3 of {len(suite.problems)}; an entry has all.\nSeeds: 2; an entry has 10.\n" in printed
+    assert f"Problems: 3 of {len(suite.problems)}; an entry has all.\nSeeds: 2; an entry has 5.\n" in printed
     assert (tmp_path / "rows.md").read_text() in printed
 
 
@@ -189,15 +189,15 @@ def test_the_bundled_suite_is_the_one_that_is_meant(tmp_path, capsys):
     runs = [
         on_suite(problem=problem.name, seed=seed, masks=[text(best_of(problem))])
         for problem in suite.problems[:4]
-        for seed in range(10)
+        for seed in range(5)
     ]
     path = write(tmp_path / "mine.json", *runs)
     assert PROGRAM.run(["submit", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "### `DAS-Suite-v0`, `test`" in printed
     assert "| mine | 0.0000 [0.0000, 0.0000]" in printed
-    assert "The best mask is the first one asked about in 40 of 40 searches: say" in printed
-    assert "Seeds: 10.\n" in printed
+    assert "The best mask is the first one asked about in 20 of 20 searches: say" in printed
+    assert "Seeds: 5.\n" in printed
     assert "no other problems" not in printed
 
 
@@ -210,7 +210,7 @@ def test_the_bundled_suite_is_the_one_that_is_meant(tmp_path, capsys):
         ({"split": ["test"]}, "unknown split"),
         ({"split": "train"}, "this split has problems 0"),
         ({"budget": {"skip_num": 3}}, "a problem of a suite has its own; leave it out"),
-        ({"seed": 10}, "seed=10; give a whole number from 0 to 9"),
+        ({"seed": 5}, "seed=5; give a whole number from 0 to 4"),
         ({"masks": ["0110100"] * 61}, "give 1 to 60 masks"),
         ({"masks": ["0110100" + "0" * 9]}, "masks of 16 layers; it has 7"),
         ({"masks": ["0110101"]}, "no mask keeps the budget, exactly 3 of 7 layers"),
