@@ -153,6 +153,8 @@ def make_block(
     distinct: dict[tuple[int, ...], tuple[Call, Call]] = {}
 
     def parts(call: Call) -> tuple[Call, Call]:
+        if not call.made:
+            return call, call
         key = tuple(id(value) for value in (*call.args, *call.kwargs.values()))
         if key not in distinct:
             given = with_mask(call, tokens, embedded.device) if start else call
@@ -169,8 +171,8 @@ def make_block(
         before=tuple(shared for shared, _ in pairs) if start else (),
         calls=tuple(given for _, given in pairs),
         last=(
-            packing.pack(last, 0, first, [(0, first)], axes),
-            packing.pack(last, first, own, [(0, first), (first, own)], axes),
+            packing.pack(last, 0, first, [(0, first)], axes) if last.made else last,
+            packing.pack(last, first, own, [(0, first), (first, own)], axes) if last.made else last,
         ),
         added={at: join(value[:: plan.each, :start], value[:, start:]) for at, value in recording.added.items()},
     )

@@ -565,6 +565,8 @@ class VLM(VLP):
     def _answers(self, layer: nn.Module, block: Block, before: Tensor, rows: Tensor) -> Tensor:
         """The last layer at the positions from which answers are read; of the others only keys and values are computed."""
         place = len(self.stack.layers) - 1
+        if not block.last[1].made:
+            return block.part(rows, block.first, None)
         if not self.traits.keys_only:
             return block.part(self._run(layer, place, WHOLE, False, block, before, rows)[1], block.first, None)
         known = stack.LayerCache()

@@ -35,10 +35,16 @@ class Call(NamedTuple):
     Attributes:
         args: Positional arguments after the hidden vectors.
         kwargs: Keyword arguments, without those in `LEFT_OUT`.
+        made: Whether it was called at all: Mllama passes by its cross-attention layers where there is no picture.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    made: bool = True
+
+
+UNMADE = Call((), {}, made=False)
+"""Of a layer that was passed by."""
 
 
 class Recording(NamedTuple):
@@ -165,10 +171,11 @@ def record(stack: Stack, run: Callable[[], Any], adds: Sequence[int] | None = No
     Args:
         stack: Its layers.
         run: Calls the model.
-        adds: Before which layers something is added; None finds out, which takes a look at each hidden vector.
+        adds: Before which layers something is added; None finds out, which takes a look at each hidden vector, and at
+            whether every layer is called.
 
     Raises:
-        ValueError: the model did not call every layer once.
+        ValueError: the model did not call every layer, or none of them.
     """
     layers = list(stack.layers)
     given: dict[int, tuple[Tensor, Call]] = {}
@@ -184,12 +191,12 @@ def record(stack: Stack, run: Callable[[], Any], adds: Sequence[int] | None = No
 
     with replaced({layer: stub(position) for position, layer in enumerate(layers)}):
         run()
-    if sorted(given) != list(range(len(layers))):
+    if not given or (adds is None and len(given) < len(layers)):
         raise ValueError(f"the model called {len(given)} of its {len(layers)} layers")
-    first = given[0][0]
+    first = given[min(given)][0]
     look = range(1, len(layers)) if adds is None else adds
     added = {at: given[at][0] for at in look if at in given and (adds is not None or bool(given[at][0].any()))}
-    return Recording(first, tuple(given[at][1] for at in range(len(layers))), added)
+    return Recording(first, tuple(given[at][1] if at in given else UNMADE for at in range(len(layers))), added)
 
 
 def gives_tuple(layer: nn.Module) -> bool:
@@ -249,6 +256,8 @@ def passing(layer: nn.Module, stands_in: Callable[[Tensor], Tensor] = lambda hid
 
 def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -> Tensor:
     """The layer's output; `cache` stands in for transformers' own and is asked for keys and values."""
+    if not call.made:
+        return hidden
     kwargs = dict(call.kwargs)
     if cache is not None:
         kwargs[cache_name(type(layer).forward)] = cache
@@ -337,7 +346,7 @@ class Packing:
                 return value
             along = axes.get(f"{keystr(path)} {value.dim()}", Axes(None, ()))
             if len(along.tokens) > 1:
-                return self._mask(value, start, end, keys)
+                return self._mask(_softened(value), start, end, keys)
             return self._along(value, along, start, end)
 
         args, kwargs = tree_map_with_path(packed, (call.args, call.kwargs))
@@ -363,7 +372,7 @@ class Packing:
         own = own.narrow(3, self.prefix + start, end - start)
         asking, asked = end - start, sum(high - low for low, high in keys)
         size = (self.groups, mask.shape[1], self.each * asking, self.prefix + self.each * asked)
-        nothing = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        nothing = False if mask.dtype == torch.bool else _least(mask.dtype)
         result = mask.new_full(size, nothing)
         for row in range(self.each):
             queries = result.narrow(2, row * asking, asking)
@@ -389,6 +398,8 @@ class Packing:
             if not isinstance(value, Tensor):
                 return value
             along = axes.get(f"{keystr(path)} {value.dim()}", Axes(None, ()))
+            if len(along.tokens) > 1:
+                value = _softened(value)
             for axis in along.tokens:
                 value = value.narrow(axis, 0, self.prefix)
             if along.rows is not None and value.shape[along.rows] > 1:
@@ -397,6 +408,19 @@ class Packing:
 
         args, kwargs = tree_map_with_path(narrowed, (call.args, call.kwargs))
         return Call(args, kwargs)
+
+
+def _least(dtype: torch.dtype) -> float:
+    """What is added where nothing is to be seen: finite in float32, too, in which attention written out takes its softmax.
+
+    A padded token that sees nothing, as far from others as a sliding window reaches, would be NaN, and all that follows.
+    """
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+
+
+def _softened(mask: Tensor) -> Tensor:
+    """A mask that is added, with nothing below `_least` in it."""
+    return mask.clamp_min(_least(mask.dtype)) if mask.dtype == torch.float64 else mask
 
 
 def _is_causal(mask: Tensor) -> bool:

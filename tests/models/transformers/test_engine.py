@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers as t
 
 from das_gym.engine.evaluator import Evaluator
+from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
 from tests.models.transformers import tiny
@@ -75,6 +78,28 @@ def test_pictures_are_seen_once(driven: Callable[..., Driven]):
     evaluator.losses(np.eye(4, dtype=bool)[:2], examples_of(model))
     evaluator.losses(np.eye(4, dtype=bool)[2:], examples_of(model))
     assert evaluator.spent.images == 2
+
+
+@pytest.mark.slow
+def test_padded_tokens_that_see_nothing_spoil_no_others(tmp_path: Path):
+    """Gemma 2's attention takes its softmax in float32, where the least number of float64 is infinite."""
+    decoder = t.Gemma2Config(**tiny.text(sliding_window=4, query_pre_attn_scalar=8))
+    model = Driven(tiny.save_made(lambda: tiny.llava_of(decoder), tmp_path, torch.float64))
+    picture = model.prompts()[0].images
+    questions = ("how many", "how many red circles and how many green squares")
+    prompts = [Prompt(question, picture, "2") for question in questions]
+    for mask in ([0, 0, 0, 0], [1, 0, 0, 1]):
+        torch.testing.assert_close(model.logits(prompts, mask), model.plain(prompts, mask), atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 1]])
+def test_questions_without_pictures_pass_by_what_looks_at_pictures(driven: Callable[..., Driven], mask: list[int]):
+    """Mllama does not call its cross-attention layers, of which layer 1 is one, where there is no picture."""
+    model = driven("mllama")
+    prompts = [*model.prompts()[:2], *(replace(prompt, images=()) for prompt in model.prompts()[2:4])]
+    found = model.logits(prompts, mask)
+    torch.testing.assert_close(found, model.plain(prompts, mask), atol=1e-10, rtol=1e-10)
 
 
 @torch.no_grad()
