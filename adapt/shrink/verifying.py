@@ -102,7 +102,7 @@ class Questions:
             "with a cache": (alone, {"use_cache": True}),
             "without a cache": (alone, {"use_cache": False}),
         }
-        if pads_left(vlm, encodings[:2], pad):
+        if pads_left(vlm, encodings, pad):
             same = [e for e in encodings if form_of(e) == form_of(encodings[0])]
             asked["with left padding"] = ([left_padded(same, pad, vlm, extra=3)], {"use_cache": True})
         whole = [(left_padded([e._replace(answer=len(e.ids))], pad, vlm), e.answer) for e in encodings]

@@ -20,6 +20,9 @@ SPARE_TOKENS = 8
 PICTURE_WORDS = ("image", "video", "vision", "boi", "eoi")
 """Parts of the settings that name tokens which stand for pictures."""
 
+PROBED, PROBES = 64, 4
+"""Prompts among which some with different pictures are looked for, and how many of these are tried padded at the left."""
+
 PADDING_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 """How far logits may be apart under padding, as a share of their largest."""
 
@@ -114,24 +117,25 @@ def greedy_settings(vlm: VLM, processor: PromptProcessor, new_tokens: int, least
 
 @torch.no_grad()
 def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
-    """Whether the model gives the same next token's logits to a prompt that is padded at the left.
+    """Whether prompts that go through together, padded at the left, get the next token's logits that each gets alone.
 
     Args:
         vlm: The model.
-        encodings: A few, with their pixels.
+        encodings: A few, with their pixels; those of one form should have different pictures.
         pad: Id of padding.
     """
     tolerance = PADDING_TOLERANCE.get(vlm.model.dtype, 0.1)
-    for encoding in encodings:
-        with greedily(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
-            plain, padded = (
-                vlm.model.generate(
-                    **left_padded([encoding], pad, vlm, extra), output_logits=True, return_dict_in_generate=True
-                ).logits[0]
-                for extra in (0, 5)
-            )
-        if float((plain - padded).abs().max()) > tolerance * (float(plain.abs().max()) + 1e-6):
-            return False
+
+    def logits(rows: Sequence[int], extra: int) -> Tensor:
+        batch = left_padded([encodings[row] for row in rows], pad, vlm, extra)
+        said: Tensor = vlm.model.generate(**batch, output_logits=True, return_dict_in_generate=True).logits[0]
+        return said
+
+    with greedily(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
+        for rows in batches_of(encodings, len(encodings)):
+            alone, together = torch.cat([logits([row], 0) for row in rows]), logits(rows, 5)
+            if float((alone - together).abs().max()) > tolerance * (float(alone.abs().max()) + 1e-6):
+                return False
     return True
 
 
@@ -192,7 +196,8 @@ def generate(
     """
     encodings = [processor.encode(prompt) for prompt in prompts]
     settings = greedy_settings(vlm, processor, new_tokens or longest_answer(encodings))
-    probe = [processor.encode(prompt, pixels=True) for prompt in prompts[:2]]
+    tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
+    probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
     said: dict[int, str] = {}
     chunk = max(size * 4, 1)  # so many prompts have their pixels in memory

@@ -80,6 +80,19 @@ def test_a_model_that_minds_padding_is_noticed(problem_of: Callable[[str], Probl
     assert not pads_left(vlm, encodings, 0)
 
 
+def test_a_model_that_mixes_the_pictures_of_a_batch_is_noticed(
+    problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch
+):
+    problem = problem_of("llava")
+    vlm = cut(problem.vlp, MASK)
+    encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
+    original = vlm.model.generate
+    mixing = lambda pixel_values, **rest: original(pixel_values=pixel_values.roll(1, dims=0), **rest)  # noqa: E731
+    monkeypatch.setattr(vlm.model, "generate", mixing)
+    assert pads_left(vlm, encodings[:1], 0)
+    assert not pads_left(vlm, encodings, 0)
+
+
 def test_prompts_of_one_form_go_together(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
