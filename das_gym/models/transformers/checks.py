@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.transformers import stack
+from das_gym.models.transformers.full_precision import has_halves, in_full
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import JOINT, VLM, LanguageHead, Traits, batch_experts
 from das_gym.models.transformers.pruning import apart, delete_layers, shell, what_differs
@@ -110,7 +111,7 @@ def check_sublayers(vlm: VLM, processor: PromptProcessor) -> None:
         ValueError: a layer is not the one after the other.
     """
     check = _Check(vlm.model, processor)
-    with torch.no_grad():
+    with torch.no_grad(), check.precisely():
         whole, halves = (check.driven(VLM(vlm.model, units, vlm.traits)) for units in ("layers", "sublayers"))
     if not check.same(halves, whole):
         raise ValueError(
@@ -152,10 +153,48 @@ class _Check:
                 "ones, which a layer by itself cannot"
             )
         self.tolerance = TOLERANCES.get(next(model.parameters()).dtype, 0.1)
+        self.full = False
+
+    @contextmanager
+    def precisely(self) -> Iterator[None]:
+        """Compute in 32 bits where the weights have 16, if the model can: what rounding hides is seen then.
+
+        An answer's tokens that see each other, or a picture's part that depends on the question, may be less than it.
+        """
+        before = self.tolerance, self.full
+        self.full = not self.full and any(has_halves(module) for module in self.model.modules()) and self._runs_in_full()
+        if self.full:
+            self.tolerance = TOLERANCES[torch.float32]
+        try:
+            with in_full(self.model) if self.full else nullcontext():
+                yield
+        finally:
+            self.tolerance, self.full = before
+
+    def _runs_in_full(self) -> bool:
+        """Whether it is a model that minds no other type of its hidden vectors than that of its weights."""
+        encodings = self._encodings(self._prompts(1))
+        try:
+            with in_full(self.model):
+                return VLM(self.model).run(encodings, whole=True).logits.dtype == torch.float32
+        except Exception:  # whatever torch raises where types are mixed
+            return False
 
     @torch.no_grad()
     def traits(self) -> Traits:
-        """The examination, step by step: each needs what those before it found."""
+        """The examination."""
+        small = sum(p.numel() * p.element_size() for p in self.model.parameters()) <= RELOADED_BYTES
+        with self.precisely():
+            traits = self._ways()
+            if small:
+                self._check_deletion(traits)
+        if not small:
+            self._check_deletion(traits)
+        self._check_counting(traits)
+        return traits
+
+    def _ways(self) -> Traits:
+        """How it is driven, step by step: each needs what those before it found."""
         plain = VLM(self.model)
         self._note(plain)
         traits = replace(Traits(), keeps_images=False, shares_prefix=False, keys_only=False)
@@ -166,13 +205,11 @@ class _Check:
         reach = max(traits.adds, default=0)
         why = "the model adds features of the picture behind it"
         traits = replace(traits, protected=dict.fromkeys(range(reach), why))
-        traits = self._with_head(traits)
+        traits = plainest = self._with_head(traits)
         traits = replace(traits, protected={**self._ends_that_stay(), **traits.protected})
         for feature in ("keeps_images", "shares_prefix", "keys_only"):
             richer: Traits = replace(traits, **{feature: True})  # type: ignore[arg-type]
-            traits = richer if self._agrees(richer) else traits
-        self._check_deletion(traits)
-        self._check_counting(traits)
+            traits = richer if self._agrees(richer, plainest) else traits
         return traits
 
     def _prompts(self, count: int) -> list[Prompt]:
@@ -227,9 +264,10 @@ class _Check:
     def _logits(self, vlm: VLM, encodings: Sequence[Encoding], tokens: int | None = None) -> Tensor:
         """(answer tokens, vocabulary) of the model's own forward, each prompt by itself."""
         found = []
-        for encoding in encodings:
-            output = self._run(vlm, [encoding], whole=True).logits[0]
-            found.append(output[encoding.answer - 1 : -1][:tokens])
+        with in_full(vlm.model) if self.full else nullcontext():  # it may be another model than the one examined
+            for encoding in encodings:
+                output = self._run(vlm, [encoding], whole=True).logits[0]
+                found.append(output[encoding.answer - 1 : -1][:tokens])
         return torch.cat(found)
 
     def same(self, one: Tensor, other: Tensor) -> bool:
@@ -264,20 +302,30 @@ class _Check:
     def _with_head(self, traits: Traits) -> Traits:
         """How the model's logits follow from the layers run one by one.
 
+        Pictures of several prompts go in together, or, where they are told apart by numbers in their batch (Molmo 2), what
+        the model makes of each is given to it.
+
         Raises:
             ValueError: they do not.
         """
-        vlm = VLM(self.model, traits=traits)
         projection = self.model.get_output_embeddings()
         if projection is None:
             raise ValueError(f"{self.name} cannot be driven: it names no output embeddings, so no logits can be computed")
-        own = self._logits(VLM(self.model), self._encodings(self._prompts(3))).to(projection.weight.dtype)
-        features = self._features(vlm)
-        plain = projection(features)
-        for softcap in dict.fromkeys((None, *(getattr(vlm.text_config, name, None) for name in SOFTCAPS))):
-            scale = _neat(_scale(plain.double(), own.double(), softcap), vlm.text_config)
-            if self.same(LanguageHead(projection, softcap, scale)(features), own):
-                return replace(traits, logit_scale=scale, softcap=softcap)
+        own = self._logits(VLM(self.model), self._encodings(self._prompts(3)))
+        own = own if self.full else own.to(projection.weight.dtype)
+        for keeps in (False, True) if self.processor.sees else (False,):
+            vlm = VLM(self.model, traits=replace(traits, keeps_images=keeps))
+            try:
+                features = self._features(vlm)
+            except ValueError:
+                if not keeps:
+                    raise
+                break
+            plain = projection(features)
+            for softcap in dict.fromkeys((None, *(getattr(vlm.text_config, name, None) for name in SOFTCAPS))):
+                scale = _neat(_scale(plain.double(), own.double(), softcap), vlm.text_config)
+                if self.same(LanguageHead(projection, softcap, scale)(features), own):
+                    return replace(vlm.traits, logit_scale=scale, softcap=softcap)
         raise ValueError(
             f"{self.name} cannot be driven: its layers one by one do not give what its own forward gives, so it does "
             "more between its layers, or behind them, than can be replayed"
@@ -349,12 +397,13 @@ class _Check:
             raise ValueError(f"{self.name} reads text alone, so that vision=True has nothing to skip: leave it out")
         if not traits.keeps_images:
             raise ValueError(f"{self.name} makes more of pictures than can be kept and given to it again: leave vision out")
-        tower = TowerCheck(self.model, self.tolerance)
         given = VLM(self.model, traits=traits).placed(self._pixels())
-        with self._or_refuse("the layers of its vision tower cannot be watched, so leave vision out"):
-            found = tower.traits(given)
-        richer = replace(traits, tower=found)
-        if not self.same(self._driven(richer), self._driven(traits)):
+        with self.precisely():
+            with self._or_refuse("the layers of its vision tower cannot be skipped, so leave vision out"):
+                found = TowerCheck(self.model, self.tolerance).traits(given)
+            richer = replace(traits, tower=found)
+            agrees = self.same(self._driven(richer), self._driven(traits))
+        if not agrees:
             raise ValueError(
                 f"{self.name} does more between the layers of its vision tower than can be replayed: leave vision out"
             )
@@ -383,9 +432,9 @@ class _Check:
                     hidden, _ = counter.run_layer(index, state, False, False)
                     state = state.with_hidden({vlm.layers[index].stream: hidden})
 
-    def _agrees(self, richer: Traits) -> bool:
+    def _agrees(self, richer: Traits, plainest: Traits) -> bool:
         """Whether a shorter way gives the same; what it cannot do it may say in any way."""
-        plain = replace(richer, keeps_images=False, shares_prefix=False, keys_only=False)
+        plain = replace(richer, keeps_images=plainest.keeps_images, shares_prefix=False, keys_only=False)
         try:
             return self.same(self._driven(richer), self._driven(plain))
         except Exception:

@@ -20,6 +20,7 @@ INDEX_LISTS = (
     "mlp_only_layers",
     "moe_layers",
     "no_rope_layer_indices",
+    "rope_scaling_layers",
 )
 """Settings that list layers by number."""
 
@@ -110,6 +111,9 @@ def delete_layers(model: Any, gone: Collection[int], seen: Collection[int] = ())
         kinds = getattr(getattr(module, "config", None), "layer_types", None)
         if hasattr(module, SLIDING) and kinds is not None:
             setattr(module, SLIDING, "sliding_attention" in kinds)
+    for name, value in list(vars(decoder.owner).items()):  # such as Molmo 2's kinds of rotary embeddings
+        if isinstance(value, list) and len(value) == count and all(isinstance(kind, str) for kind in value):
+            setattr(decoder.owner, name, [value[place] for place in kept])
     if seen:
         delete_vision_layers(model, seen)
     return model
@@ -198,9 +202,9 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is a plain value, or a list of numbers, such as those of layers of a kind."""
+    """Whether it is a plain value, or a list of numbers or words, such as those of layers of a kind, or the kind of each."""
     if isinstance(value, list):
-        return all(isinstance(part, int) for part in value)
+        return all(isinstance(part, int | str) for part in value)
     return isinstance(value, int | float | str | tuple)
 
 

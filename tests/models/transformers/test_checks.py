@@ -13,6 +13,7 @@ import transformers as t
 
 from das_gym.models.transformers.checks import find_traits
 from das_gym.models.transformers.loading import load_vlm
+from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.pruning import _shorten, apart, delete_layers, prune
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
@@ -87,6 +88,32 @@ def test_a_vision_tower_that_counts_its_layers_loses_some():
     model = tiny.gemma4()[0]
     prune(model, [0] * 4, [0, 1, 0])
     assert model.config.vision_config.num_hidden_layers == model.model.vision_tower.encoder.num_layers == 2
+
+
+@pytest.mark.slow
+def test_what_rounding_would_hide_is_seen_in_16_bits():
+    """PaliGemma's question is read both ways: an answer's tokens are of another type, and nothing is shared."""
+    model, processor = tiny.make("paligemma", torch.bfloat16)
+    before = [id(parameter) for parameter in model.parameters()]
+    traits = find_traits(model, VLM(model).processor_of(processor))
+    assert (traits.shares_prefix, traits.answer_type) == (False, 1)
+    assert [id(parameter) for parameter in model.parameters()] == before
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.slow
+def test_pictures_that_are_numbered_within_their_batch_are_seen_one_by_one(tmp_path: Path):
+    """Molmo 2's; each of its layers keeps its own kind of rotary embeddings."""
+    model = Driven(tiny.save_made(tiny.molmo2, tmp_path / "whole", torch.float64))
+    assert model.vlm.traits.keeps_images
+    for mask in ([0, 0, 0, 0], [1, 0, 0, 1]):
+        wanted = model.logits(model.prompts(), mask)
+        torch.testing.assert_close(wanted, model.plain(model.prompts(), mask), atol=1e-10, rtol=1e-10)
+    prune(model.vlm.model, [1, 0, 0, 1]).save_pretrained(tmp_path / "smaller")
+    again = Driven(tmp_path / "whole")
+    again.vlm.model = t.AutoModelForImageTextToText.from_pretrained(tmp_path / "smaller", dtype=torch.float64).eval()
+    assert again.vlm.model.config.text_config.rope_scaling_layers == [1]
+    torch.testing.assert_close(again.plain(model.prompts(), [0] * 4), wanted, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.slow

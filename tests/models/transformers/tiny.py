@@ -468,6 +468,36 @@ def gemma4() -> tuple[Any, Any]:
     return t.Gemma4ForConditionalGeneration(config), tokenizer()
 
 
+def molmo2() -> tuple[Any, Any]:
+    """Pools patches of pictures by their numbers in a batch, so that those of several prompts cannot go in together.
+
+    Some layers' rotary embeddings are scaled.
+    """
+    words = tokenizer()
+    marks = ["<im_patch>", "<im_col>", "<im_start>", "<low_res_im_start>", "<frame_start>", "<im_end>", "<frame_end>"]
+    words.add_special_tokens(
+        {"additional_special_tokens": [*marks, "<im_low>", "<|video|>"]}, replace_extra_special_tokens=False
+    )
+    ids = dict(zip(marks, words.convert_tokens_to_ids(marks), strict=True))
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 12, "hidden_size": 24, "intermediate_size": 32}
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 64}
+    config = t.Molmo2Config(
+        vision_config=heads | {"num_hidden_layers": TOWER_LAYERS, "image_size": [SIDE, SIDE], "patch_size": 8},
+        adapter_config=heads | {"vision_feature_layer": [2, 0], "text_hidden_size": WIDTH},
+        text_config=text(additional_vocab_size=16, rope_scaling_layers=[0, 2, 3], rope_parameters=rope),
+        image_start_token_id=ids["<im_start>"],
+        low_res_image_start_token_id=ids["<low_res_im_start>"],
+        image_end_token_id=ids["<im_end>"],
+        image_patch_id=ids["<im_patch>"],
+        frame_start_token_id=ids["<frame_start>"],
+        frame_end_token_id=ids["<frame_end>"],
+    )
+    sizes = {"size": {"height": SIDE, "width": SIDE}, "patch_size": 8, "pooling_size": [2, 2]}
+    images = t.Molmo2ImageProcessor(**sizes, max_crops=2, overlap_margins=[1, 1])
+    processor = t.Molmo2Processor(images, t.Molmo2VideoProcessor(**sizes), words)
+    return t.Molmo2ForConditionalGeneration(config), _with_template(processor, "<|image|>")
+
+
 MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llama": _llama,
     "llava": llava_of,
