@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from das_gym.adapt.methods.base import Method, all_sites, check_widths
 from torch import nn
@@ -36,9 +36,9 @@ class AdapterTuning(Method):
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp):
-            layer = getattr(site.owner, site.out)
+            layer: Any = site.last
             adapter = ScaledAdapter(site.width, bottleneck or max(1, site.width // 8)).to(layer.weight.device)
-            setattr(site.owner, site.out, Behind(layer, adapter))
+            site.owner.set_submodule(site.out, Behind(layer, adapter))
             trained += adapter.parameters()
         return trained
 

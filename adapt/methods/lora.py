@@ -35,7 +35,7 @@ class LoRA(Method):
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
         """LoRA's layers around queries and values."""
         vlp.remove_adapters()
-        wanted = {id(getattr(site.owner, name)) for site in all_sites(vlp) for name in site.projections}
+        wanted = {id(site.owner.get_submodule(name)) for site in all_sites(vlp) for name in site.projections}
         return inject_lora(
             vlp, [name for name, module in vlp.named_modules() if id(module) in wanted], self.rank, self.alpha
         )

@@ -36,6 +36,6 @@ class ScaledParallel(Method):
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp, "mlp"):
             adapter = ScaledAdapter(site.width, self.bottleneck or max(1, site.width // 4), self.scale)
-            site.put_beside(adapter.to(getattr(site.owner, site.out).weight.device))
+            site.put_beside(adapter.to(site.last.weight.device))
             trained += adapter.parameters()
         return trained

@@ -86,9 +86,9 @@ class Site:
 
     Attributes:
         kind: `attention`, `cross` (attention to the other stream) or `mlp`.
-        owner: The module whose children `out` and `projections` name.
-        out: What it calls the linear layer that gives the sub-layer's output.
-        projections: What it calls the linear layers of queries and values; empty in an MLP.
+        owner: The module that `out` and `projections` lie in, by their names there, such as `dense` or `output.dense`.
+        out: The linear layer that gives the sub-layer's output.
+        projections: The linear layers of queries and values; empty in an MLP.
         put_beside: Has a module read what the sub-layer reads, and adds what it gives to what the sub-layer gives.
     """
 
@@ -99,9 +99,14 @@ class Site:
     put_beside: Callable[[nn.Module], None]
 
     @property
+    def last(self) -> nn.Module:
+        """What `out` names."""
+        return self.owner.get_submodule(self.out)
+
+    @property
     def width(self) -> int:
         """Of hidden vectors."""
-        return int(getattr(self.owner, self.out).out_features)
+        return int(self.last.out_features)  # type: ignore[arg-type]
 
 
 class SkipAdapter(Adapter):

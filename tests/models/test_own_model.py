@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
+from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym import ModelEntry, register_model
+from das_gym.models.adapters import Site
 from das_gym.models.base import check_model
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_splits, restore
@@ -106,3 +108,25 @@ def test_it_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image": torch.ones(1, 3, 32, 32)}
     with torch.no_grad():
         assert torch.equal(tuned.backbone.vlp.eval()(batch), again.backbone.vlp.eval()(batch))
+
+
+@pytest.mark.parametrize(("method", "widths"), [("lora", (4, 4)), ("adapter", (8,))])
+def test_methods_of_fine_tuning_find_modules_below_the_owner_of_a_site(own, method: str, widths: tuple[int, ...]):
+    """As transformers' BERTs have them: queries in `self`, what comes out in `output`."""
+    vlp = own.load(own.checkpoint)
+    batch = {"input_ids": torch.arange(8)[None] + 5, "attention_mask": torch.ones(1, 8), "image": torch.ones(1, 3, 32, 32)}
+
+    def sites(index: int) -> tuple[Site, ...]:
+        attention = vlp.skippable(index).layer.attention
+        return (Site("attention", attention, "output.dense", ("self.query", "self.value"), print),)
+
+    vlp.sites = sites
+    with torch.no_grad():
+        before, trained = vlp(batch), make_method(method).insert(vlp)
+        torch.testing.assert_close(vlp(batch), before)  # it begins as nothing
+        for parameter in trained:
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+        assert not torch.allclose(vlp(batch), before, atol=1e-3)
+    size = vlp.bridge.config.hidden_size
+    bias = 0 if method == "lora" else 8 + size
+    assert sum(p.numel() for p in trained) == 12 * sum(2 * size * width + bias for width in widths)
