@@ -139,6 +139,13 @@ def test_a_damaged_folder_is_told(tmp_path):
     for change, message in (
         ({"das_gym": {"task": "vqa"}}, "lacks labels, image_size, max_text_length under 'das_gym'; export the run again"),
         ({"das_gym": {**whole["das_gym"], "labels": ["no", "yes"]}}, "holds a head of .* the task vqa has one of"),
+        *(
+            (
+                {"das_gym": {**whole["das_gym"], "image_size": size}},
+                r"config\.json is damaged under 'das_gym' \(.*image_size",
+            )
+            for size in (16_000_000, [32, 32], 0)
+        ),
         ({"blocks": None}, "out: .*NoneType"),
     ):
         (folder / "config.json").write_text(json.dumps(whole | change))
