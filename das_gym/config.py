@@ -60,6 +60,40 @@ def build(cls: type[Config], values: Mapping[str, Any], what: str = "setting") -
     return cls(**{name: _convert(name, value, kinds[name]) for name, value in values.items()})
 
 
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """A value as a field of that type is given it by `build`.
+
+    Args:
+        name: What it is called in errors.
+        value: The value.
+        kind: The type, as for a field.
+
+    Raises:
+        TypeError: it is none.
+    """
+    return _convert(name, value, kind)
+
+
+def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] | type[float] = float) -> np.ndarray:
+    """The array that lists of plain values stand for.
+
+    Args:
+        name: What it is called in errors.
+        values: The lists.
+        shape: What it must have.
+        kind: `float`: finite numbers, float64; `bool`: True and False, or 1 and 0.
+
+    Raises:
+        ValueError: it is another.
+    """
+    found = np.array(values)  # whose error for lists of different lengths is a ValueError
+    if found.shape != shape:
+        raise ValueError(f"{name} has the shape {found.shape}, not {shape}")
+    if found.dtype.kind not in "bfiu" or not np.isfinite(found).all() or (kind is bool and not np.isin(found, (0, 1)).all()):
+        raise ValueError(f"{name} holds something else than {'0 and 1' if kind is bool else 'finite numbers'}")
+    return found.astype(kind)
+
+
 def described(cls: type) -> dict[str, str]:
     """What each field of a dataclass is: the "Attributes" of its docstring, and of those of the classes it inherits from."""
     told: dict[str, str] = {}

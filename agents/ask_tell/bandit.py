@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent, check_number
 
+from das_gym.config import read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -70,7 +71,7 @@ class Bandit(Agent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self.preferences = np.array(state["preferences"], dtype=np.float64)
+        self.preferences = read_array("preferences", state["preferences"], (self.n_layers,))
 
     def _log_probabilities(self) -> Floats:
         return -np.logaddexp(0.0, -self.preferences)

@@ -28,7 +28,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.best_seen import BestSeen
-from das_gym.agents.ask_tell.gaussian_process import GRID, START, MaskProcess, Process, climb, expected_improvement
+from das_gym.agents.ask_tell.gaussian_process import (
+    GRID,
+    START,
+    MaskProcess,
+    Process,
+    climb,
+    expected_improvement,
+    read_place,
+)
 
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace, flipped
@@ -104,7 +112,7 @@ class Bayes(BestSeen):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self.place = list(state["place"])
+        self.place = read_place(state["place"], self.grid)
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
         """The process, given the scores of masks, with what it learns of itself from them."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.base import Agent
 
+from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -56,7 +57,13 @@ class BestSeen(Agent):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self.reported = {bytes(map(int, bits)): reward for bits, reward in state["told"].items()}
+        told = convert("told", state["told"], dict[str, float])
+        self.reported = {self._key([int(bit) for bit in bits]): reward for bits, reward in told.items()}
+        read_array("told", list(told.values()), (len(told),))
+
+    def _key(self, bits: Any) -> bytes:
+        """What a mask is remembered by, from (n_layers,) plain values."""
+        return read_array("a mask", bits, (self.n_layers,), bool).tobytes()
 
 
 class OneMask(BestSeen):

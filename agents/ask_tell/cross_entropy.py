@@ -9,6 +9,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import check_number
 from das_gym.agents.ask_tell.best_seen import BestSeen
 
+from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -78,8 +79,8 @@ class CrossEntropy(BestSeen):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self.probabilities = np.array(state["probabilities"], dtype=np.float64)
-        self._since_move = state["since_move"]
+        self.probabilities = self._bounded(read_array("probabilities", state["probabilities"], (self.n_layers,)))
+        self._since_move = convert("since_move", state["since_move"], int)
 
     @staticmethod
     def _bounded(probabilities: Floats) -> Floats:

@@ -9,6 +9,7 @@ import numpy as np
 from das_gym.agents.ask_tell.base import check_number
 from das_gym.agents.ask_tell.best_seen import BestSeen
 
+from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -112,12 +113,14 @@ class Evolution(BestSeen):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        parent = state["parent"]
+        parent = convert("parent", state["parent"], list[int] | None)
         self.parent = None if parent is None else np.isin(np.arange(self.n_layers), parent)
-        self._stage = state["stage"]
-        self._scored = {bytes(key): reward for key, reward in state["scored"]}
-        self._waiting = [bytes(key) for key in state["waiting"]]
-        self._rejected = dict.fromkeys(bytes(key) for key in state["rejected"])
+        self._stage = convert("stage", state["stage"], int)
+        if not 0 <= self._stage < len(self.stages):
+            raise ValueError(f"stage={self._stage} is none of {len(self.stages)}")
+        self._scored = {self._key(bits): float(read_array("a reward", reward, ())) for bits, reward in state["scored"]}
+        self._waiting = [self._key(bits) for bits in state["waiting"]]
+        self._rejected = dict.fromkeys(self._key(bits) for bits in state["rejected"])
 
     def _end_stage(self) -> None:
         if self._stage == len(self.stages) - 1:

@@ -11,9 +11,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from das_gym.config import convert
 from das_gym.problem.budget import Floats, Masks
 
 PAIRS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -167,6 +169,18 @@ class MaskProcess(PolynomialProcess):
     def __init__(self, masks: Masks, values: Floats, place: Sequence[int] = START) -> None:
         pairs, triples, noise = (choices[i] for choices, i in zip(GRID, place, strict=True))
         super().__init__(masks, values, noise, np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1]))
+
+
+def read_place(values: Any, grid: Sequence[Sequence[float]] = GRID) -> list[int]:
+    """A place of a grid, from plain values.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    place: list[int] = convert("place", values, list[int])
+    if len(place) != len(grid) or not all(0 <= index < len(axis) for index, axis in zip(place, grid, strict=True)):
+        raise ValueError(f"place={place} lies outside the grid")
+    return place
 
 
 def climb(

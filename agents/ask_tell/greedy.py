@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.agents.ask_tell.best_seen import BestSeen
 
+from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -73,9 +74,11 @@ class Greedy(BestSeen):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self.current = np.isin(np.arange(self.n_layers), state["current"])
-        self.rounds_done = state["rounds_done"]
-        self._scores = np.array([-np.inf if score is None else score for score in state["scores"]])
+        self.current = np.isin(np.arange(self.n_layers), convert("current", state["current"], list[int]))
+        self.rounds_done = convert("rounds_done", state["rounds_done"], int)
+        scores = convert("scores", state["scores"], list[float | None])
+        known = read_array("scores", [0.0 if score is None else score for score in scores], (self.n_layers,))
+        self._scores = np.where([score is None for score in scores], -np.inf, known)
 
     def _with(self, layer: int) -> Masks:
         mask = self.current.copy()

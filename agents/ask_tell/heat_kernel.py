@@ -15,6 +15,7 @@ import numpy as np
 from das_gym.agents.ask_tell.bayes import Bayes
 from das_gym.agents.ask_tell.gaussian_process import Process
 
+from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
@@ -108,8 +109,11 @@ class HeatKernel(Bayes):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self.learned = {name: np.array(values) for name, values in state["learned"].items()}
-        self.radius, self.failures = state["radius"], state["failures"]
+        learned = state["learned"]
+        self.learned = {name: read_array(name, learned[name], mine.shape) for name, mine in self.learned.items()}
+        self.radius, self.failures = (convert(name, state[name], int) for name in ("radius", "failures"))
+        if not 1 <= self.radius <= self.n_layers:
+            raise ValueError(f"radius={self.radius} is not allowed; use 1..{self.n_layers}")
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
         """Some steps of resilient propagation: each of `logs` by a step of its own, longer while its slope keeps sign."""

@@ -20,8 +20,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement
+from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement, read_place
 
+from das_gym.config import convert
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import front_rows
 from das_gym.problem.mask_space import every_mask
@@ -105,7 +106,8 @@ class FrontSearch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken, once the same masks were told."""
         self.rng.bit_generator.state = state["rng"]
-        self.place, self._level, self._turns = list(state["place"]), state["level"], state["turns"]
+        self.place = read_place(state["place"])
+        self._level, self._turns = (convert(name, state[name], int) for name in ("level", "turns"))
 
     def random(self, n: int) -> Masks:
         """(m, n_layers) masks none of which was told: the ends first, then random ones of random numbers of layers."""

@@ -298,8 +298,10 @@ class _Loop:
             if hasattr(self.base, "set_state"):
                 self.base.set_state(state["env"])
             self.history = [build(Turn, turn) for turn in state["turns"]]
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); begin a new search") from error
+        if any(len(turn.masks[0]) != len(self.layer_names) for turn in self.history if turn.masks):
+            raise ValueError(f"{path} is damaged: its masks are not of {len(self.layer_names)} layers; begin a new search")
 
 
 def agent_generator(seed: int) -> np.random.Generator:

@@ -67,6 +67,12 @@ class Turn:
                 )
         for index, mask in enumerate(self.masks):
             _check_mask(f"mask {index} of a turn", mask, len(self.masks[0]))
+        for name in (*SCORES, "rewards", "skip_probabilities", "preferences"):
+            numbers = [value for value in getattr(self, name) or () if value is not None]
+            if not np.isfinite(np.array(numbers, dtype=np.float64)).all():
+                raise ValueError(f"a turn has {name}={numbers}; None stands for a number that is not finite")
+        if not 0 < self.examples_share <= 1:
+            raise ValueError(f"examples_share={self.examples_share} is not allowed; use more than 0, up to 1")
 
     @property
     def cost(self) -> float:

@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from das_gym.config import check_names
+from das_gym.config import check_names, read_array
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 
@@ -110,8 +110,9 @@ class ActionMode(ABC):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where `get_state` was called."""
-        self.masks = np.array(state["masks"], dtype=bool)
-        self.over = np.array(state.get("over", [False] * self.rows), dtype=bool)  # older states tell it of sequences alone
+        self.masks = read_array("masks", state["masks"], (self.rows, self.n_layers), bool)
+        over = state.get("over", [False] * self.rows)  # older states tell it of sequences alone
+        self.over = read_array("over", over, (self.rows,), bool)
 
     def _whole(self, masks: np.ndarray) -> Moves:
         self._check_begun()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import check_names
+from das_gym.config import check_names, convert, read_array
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
 from das_gym.problem.budget import Budget, pick_budget
@@ -166,9 +166,12 @@ class Scorer(ABC):
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from where `get_state` was called."""
-        self.evaluations = state["evaluations"]
-        self.position = state["position"]
-        self.improvements = [(at, reward) for at, reward in state.get("improvements", ())]  # older states have none
+        self.evaluations = convert("evaluations", state["evaluations"], int | float)
+        self.position = convert("position", state["position"], int)
+        improvements = state.get("improvements", ())  # older states have none
+        self.improvements = convert("improvements", improvements, list[tuple[int | float, float]])
+        counts = [self.evaluations, *(at for at, _ in self.improvements)]
+        read_array("numbers of evaluations", counts, (len(counts),))
 
     def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
         """Rewards of the masks whose episodes have ended, from one call of `measure`.

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from das_gym.config import check_names
+from das_gym.config import check_names, read_array
 from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.rendering import Shown, render
 from das_gym.envs.scored_env import ScoredEnv, check_vector
@@ -153,7 +153,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Go on from where `get_state` was called."""
         self.template.set_state({**state, "episode": self.template.mode.get_state()})
         self.mode.set_state(state["episode"])
-        self._waiting = np.array(state.get("waiting", np.zeros(self.num_envs)), dtype=bool)
+        self._waiting = read_array("waiting", state.get("waiting", np.zeros(self.num_envs)), (self.num_envs,), bool)
 
     def _observations(self) -> np.ndarray:
         statistics = self.template.scorer.observation()
