@@ -3,6 +3,7 @@
 python -m agents landscape                           every table that comes with das_gym, at skip_num=4
 python -m agents landscape with table=FILE skip_num=3
 python -m agents landscape with suite=bundled        every problem of the bundled suite, in short; or a suite's folder
+python -m agents landscape with suite=bundled 'budgets=["latency"]'
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.problem.budget import Budget
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.landscape import Landscape, landscape
-from das_gym.tables.suite import SUITE_SPLITS, load_suite
+from das_gym.tables.suite import DEFAULT_BUDGETS, SUITE_SPLITS, load_suite
 from das_gym.tables.table import SubnetTable
 
 RUGGED = 0.8
@@ -32,11 +33,13 @@ class LandscapeSettings(CommandSettings):
         table: A table's file; None = every bundled one.
         skip_num: Units to skip.
         suite: `bundled`, or a suite's folder: its problems instead of tables.
+        budgets: Kinds of budgets of its problems: `count`, `macs`, `latency`.
     """
 
     table: str | None = None
     skip_num: int = 4
     suite: str | None = None
+    budgets: tuple[str, ...] = DEFAULT_BUDGETS
 
 
 def tables_of(settings: LandscapeSettings) -> dict[str, SubnetTable]:
@@ -52,13 +55,13 @@ def table_landscape(table: SubnetTable, skip_num: int, reward: str = "exp_neg_lo
     return landscape(table.masks, table.values(reward), Budget(table.n_layers, skip_num))
 
 
-def suite_lines(suite: str) -> list[str]:
+def suite_lines(suite: str, budgets: Sequence[str] = DEFAULT_BUDGETS) -> list[str]:
     """A line a split: how many problems, and what they are like in the median."""
     lines = [
         f"{'split':<8}{'models':>7}{'problems':>9}{'median R2':>11}{f'R2 < {RUGGED}':>10}{'autocorr.':>11}{'optima':>8}"
     ]
     for split in SUITE_SPLITS:
-        problems = load_suite(None if suite == "bundled" else suite, split).problems
+        problems = load_suite(None if suite == "bundled" else suite, split, budgets=budgets).problems
         found = [landscape(p.table.masks, p.rewards, p.budget) for p in problems]
         fits = np.array([each.additivity for each in found])
         alike, optima = np.nanmedian([e.autocorrelation for e in found]), np.median([e.optima for e in found])
@@ -76,7 +79,7 @@ def main(words: Sequence[str]) -> None:
     if settings is None:
         return
     if settings.suite is not None:
-        print("\n".join(suite_lines(settings.suite)))
+        print("\n".join(suite_lines(settings.suite, settings.budgets)))
         return
     print(f"{'table':<34}{'masks':>7}{'R2 of a sum over units':>24}{'autocorrelation':>17}{'local optima':>14}")
     for name, table in tables_of(settings).items():

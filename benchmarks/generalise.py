@@ -3,6 +3,7 @@
     python -m benchmarks.generalise                              the bundled policy on the bundled suite's `test`
     python -m benchmarks.generalise --policies a b c             several policies, such as of different seeds
     python -m benchmarks.generalise --search 40 --seeds 3        and `bayes` begun from it on 40 of the problems
+    python -m benchmarks.generalise --budgets latency            on those of measured latency
 
 Regret is told as a share of what there is to gain: 0 = the optimum, 1 = skipping in a random order. Intervals are 95 %, of a
 bootstrap over models and then over their problems.
@@ -37,7 +38,7 @@ from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_json
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistics import masks_needed
-from das_gym.tables.suite import MAX_UNITS, Suite, SuiteProblem, load_suite
+from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite, SuiteProblem, load_suite
 
 RULES = ("block_influence_tokens", "block_influence_pooled", "residual_norm", "angular", "leave_one_out")
 """Rules of the field, which skip where a statistic is lowest."""
@@ -150,11 +151,13 @@ def interval(values: np.ndarray, models: np.ndarray, seed: int = 0) -> tuple[flo
     return float(low), float(high)
 
 
-def measure(split: str, suite: str | None, policies: Sequence[Path]) -> tuple[Suite, dict[str, np.ndarray]]:
+def measure(
+    split: str, suite: str | None, policies: Sequence[Path], budgets: Sequence[str] = DEFAULT_BUDGETS
+) -> tuple[Suite, dict[str, np.ndarray]]:
     """The problems, and (P,) regrets by method; those of several policies are averaged problem by problem."""
     networks = [UnitNetworks.load(path) for path in policies]
     names = tuple(dict.fromkeys((*RULES, *NEIGHBOURS, *(n for network in networks for n in network.config.statistics))))
-    train, test = (load_suite(suite, each, statistics=names) for each in ("train", split))
+    train, test = (load_suite(suite, each, statistics=names, budgets=budgets) for each in ("train", split))
     found = {"policy": np.mean([regrets(test, by_policy(test, network)) for network in networks], axis=0)}
     found |= {name: regrets(test, by_rule(test, name)) for name in RULES}
     found[BESIDE] = regrets(test, by_policy(test, UnitNetworks.untrained(PolicyConfig(NEIGHBOURS))))
@@ -247,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--suite", help="folder of a suite; the bundled one by default")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
+    parser.add_argument("--budgets", nargs="+", default=DEFAULT_BUDGETS, choices=BUDGET_KINDS)
     parser.add_argument("--policies", type=Path, nargs="+", help="files of policies; the bundled one by default")
     parser.add_argument("--search", type=int, default=0, help="problems to search with bayes, too")
     parser.add_argument("--seeds", type=int, default=3, help="of those searches")
@@ -254,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     policies = options.policies or [bundled_policy()]
-    test, found = measure(options.split, options.suite, policies)
+    test, found = measure(options.split, options.suite, policies, options.budgets)
     record: dict[str, Any] = {"machine": describe_machine(), "policies": len(policies), "split": options.split}
     record["regret"] = {
         name: dict(zip([p.name for p in test.problems], v.tolist(), strict=True)) for name, v in found.items()

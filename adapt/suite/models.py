@@ -51,7 +51,7 @@ class SuiteModel:
         seed: Of noise, masks, batches and data.
         noise: Standard deviation of what is added to each matrix, in those of the matrix.
         skip_adapters: Whether adapters stand in for skipped layers; else they are left out.
-        steps: Of training adapters and head, and of all that is left of a decoder.
+        steps: Of training adapters and head, and of all that is left of a decoder; 0 trains nothing.
         max_skipped: Each step skips 0..max_skipped units, every number as likely; of a decoder none.
         units: As in `ProblemConfig`, of a decoder.
         checkpoint: Name of the bundled checkpoint that it comes from, where a model has several; None is the usual one.
@@ -92,6 +92,8 @@ def make_model(spec: SuiteModel, data: Path, folder: Path, log: Log | None = Non
     if not first.is_file():
         _write_pairs_model(spec, checkpoint, first)
     problem = ProblemConfig(**given, checkpoint=str(checkpoint))
+    if spec.steps == 0:
+        return dataclasses.replace(problem, supernet=str(first))
     if not supernet.is_file():
         _train(spec, problem, first, supernet, log)
     return dataclasses.replace(problem, supernet=str(supernet))

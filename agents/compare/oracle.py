@@ -224,7 +224,7 @@ def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs
     return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, env_kwargs)
 
 
-OF_PROBLEMS = ("reward", "statistics", "suite", "problems", "relatives", "problems_seed")
+OF_PROBLEMS = ("reward", "statistics", "suite", "problems", "relatives", "problems_seed", "budgets")
 """Settings of `SuiteEnv` that say which problems there are, and what is shown of them."""
 
 

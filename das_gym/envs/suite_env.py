@@ -18,7 +18,7 @@ from das_gym.envs.suite_episodes import SuiteEpisodes
 from das_gym.envs.suite_rendering import Kept, SuiteScreen
 from das_gym.problem.budget import is_whole
 from das_gym.problem.statistics import check_statistics
-from das_gym.tables.suite import Suite, load_suite
+from das_gym.tables.suite import DEFAULT_BUDGETS, Suite, load_suite
 
 
 def _suite(
@@ -29,11 +29,12 @@ def _suite(
     problems: int | None,
     relatives: int,
     problems_seed: int,
+    budgets: str | Iterable[str],
 ) -> Suite:
     names = None if statistics is None else tuple(statistic.name for statistic in check_statistics(statistics))
     if not is_whole(problems_seed) or problems_seed < 0:
         raise ValueError(f"problems_seed={problems_seed!r} is not allowed; use a whole number, 0 or more")
-    whole = load_suite(suite, split, reward, names, relatives, problems_seed)
+    whole = load_suite(suite, split, reward, names, relatives, problems_seed, budgets)
     if problems is None:
         return whole
     if not is_whole(problems) or not 1 <= problems <= len(whole.problems):
@@ -60,8 +61,9 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     ## Observation Space
     A `Dict` of vectors, all float32; with `flat=True` one `Box` of them, in this order:
     `statistics` (16 x statistics, unit by unit, 0 where there is no unit), `units` (16: 1 where there is one), `savings`
-    (16: share of the MACs that skipping it saves), `budget` (2: share of the units to skip, or 0; share of the MACs to
-    save, or 0); and with `action="sequence"` `skipped` (16) and `saved` (1: share of the MACs saved so far).
+    (16: share of the cost that skipping it saves), `budget` (2: share of the units to skip, or 0; share of the cost to
+    save, or 0); and with `action="sequence"` `skipped` (16) and `saved` (1: share of the cost saved so far). The cost is
+    what the budget is about: MACs, or the latency that was measured of each unit; of a budget by count it is MACs.
 
     ## Rewards
     Scaled by problem: 0 is what skipping units in a random order earns in the mean, 1 what the best mask earns, and -1 the
@@ -76,7 +78,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     ## Information
     `raw_reward` (before scaling; -inf where no mask that keeps the budget was scored), `regret` (in the same unit), `loss`,
     `metric`, `macs_saved`, `n_skipped`, `feasible`, `problem`, `random_mean`, `optimum`; of sequences `invalid_action` and
-    `action_mask`.
+    `action_mask`; where a problem of latency is among the environment's, `latency_saved`.
 
     ## Arguments
     split: `train`, `valid` or `test`.
@@ -85,6 +87,8 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         that with `neg_kl` groups give no problems.
     statistics: Names of the layer statistics to observe; None = all that the tables hold.
     suite: Folder of a suite, see `python -m adapt suite`; None = the bundled one.
+    budgets: Kinds of budgets, `count`, `macs` and `latency`, one or several. Problems of latency come behind all others, so
+        that those keep their numbers; they need tables that know the latency of units, as the bundled ones do.
     problems: Draw from so many of the split's problems alone; None = all.
     relatives: Besides every model so many others: what is left of it without one to three of its units.
     problems_seed: Chooses both.
@@ -113,6 +117,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         problems: int | None = None,
         relatives: int = 0,
         problems_seed: int = 0,
+        budgets: str | Iterable[str] = DEFAULT_BUDGETS,
         render_mode: str | None = None,
         **others: Any,
     ) -> None:
@@ -123,7 +128,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
             )
         check_names(others, _arguments(type(self)), "environment argument")
         check_render_mode(render_mode)
-        self.suite = _suite(split, reward, statistics, suite, problems, relatives, problems_seed)
+        self.suite = _suite(split, reward, statistics, suite, problems, relatives, problems_seed, budgets)
         self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
         self.observation_space = self.episodes.observation_space
         self.action_space = self.episodes.action_space

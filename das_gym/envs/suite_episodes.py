@@ -166,11 +166,13 @@ class SuiteEpisodes:
             "regret": np.where(told, self.optima - self.suite.raw[rows], np.inf),
             "loss": np.where(told, self.suite.losses[rows], np.inf),
             "metric": np.where(told, self.suite.metrics[rows], 0.0),
-            "macs_saved": self.suite.saved[rows],
+            "macs_saved": self.suite.macs_saved[rows],
             "n_skipped": self.masks.sum(axis=1),
             "feasible": kept,
             **self.told(),
         }
+        if self.suite.latency_saved is not None:
+            info["latency_saved"] = self.suite.latency_saved[rows]
         return info | ({"invalid_action": invalid} if self.action == "sequence" else {})
 
     @property

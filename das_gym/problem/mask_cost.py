@@ -74,6 +74,11 @@ class MaskCost:
         """
         return (self.full - self.amounts(masks)) / self.full
 
+    def without(self, layers: np.ndarray) -> MaskCost:
+        """That of the model that is left, which is then the full one, when (n_layers,) bool units are skipped for good."""
+        left = self.amounts(layers[None])[0].item()
+        return MaskCost(left, left, self.savings[~layers], self.setting)
+
     @property
     def saves(self) -> np.ndarray:
         """(n_layers,) bool: units that cost more than their skip adapter."""

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ Timed = Callable[..., Any]
 """`timed(mask, mark)` runs the model once under a (n_layers,) mask, with marks around units (`das_gym.models.base.Mark`)."""
 
 
-def latency_of(problem: Problem, batch: int = 1) -> UnitLatencies:
+def latency_of(problem: Problem, batch: int = 1, processor_time: bool = False) -> UnitLatencies:
     """What the units of a problem's model take, from the cache folder where they were measured before.
 
     One process of this machine measures a model at a time, and the others wait for its figures.
@@ -91,6 +92,7 @@ def latency_of(problem: Problem, batch: int = 1) -> UnitLatencies:
     Args:
         problem: Model, task and data.
         batch: Examples that run at a time, at least 1: the first that score masks.
+        processor_time: Of a model on the CPU, one thread's processor time, which others on the processor hardly stretch.
 
     Raises:
         ValueError: a batch below 1.
@@ -98,8 +100,22 @@ def latency_of(problem: Problem, batch: int = 1) -> UnitLatencies:
     if batch < 1:
         raise ValueError(f"latency_batch={batch} is not allowed; use 1 or more examples at a time")
     examples = [problem.splits.reward[i] for i in problem.task.order(problem.splits.reward)[:batch].tolist()]
+    if not processor_time or problem.vlp.device.type != "cpu":
+        return _latency_of(problem, examples, time.perf_counter)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _latency_of(problem, examples, time.thread_time, {"clock": "processor time"})
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _latency_of(
+    problem: Problem, examples: Sequence[Any], clock: Callable[[], float], more: Mapping[str, str] = MappingProxyType({})
+) -> UnitLatencies:
+    """As `latency_of`, of some examples, by a clock; `more` is what the figures hold for besides."""
     timed = served(problem.vlp, problem.head, problem.task, examples)
-    measured = _measured(problem.vlp, timed, len(examples))
+    measured = {**_measured(problem.vlp, timed, len(examples)), **more}
     path = figures_file(measured)
     with _alone(path):
         kept = _kept(path, len(problem.layer_names))
@@ -107,7 +123,7 @@ def latency_of(problem: Problem, batch: int = 1) -> UnitLatencies:
             return kept
         bare = without_adapters_sharing(problem.vlp)
         timed_bare = None if bare is None else served(bare, problem.head, problem.task, examples)
-        timer = UnitTimer(timed, timed_bare, len(problem.layer_names), problem.vlp.device)
+        timer = UnitTimer(timed, timed_bare, len(problem.layer_names), problem.vlp.device, clock)
         found = dataclasses.replace(measure_units(timer), measured=measured)
         cost = {"latency_saved": found.cost.as_dict()}
         record = {"costs": cost, "layers": problem.layer_names, "latencies": dataclasses.asdict(found)}

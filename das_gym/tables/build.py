@@ -29,7 +29,7 @@ from das_gym.problem.statistics import (
     compute_statistics,
     measure_activity,
 )
-from das_gym.problem.unit_latency import cost_of
+from das_gym.problem.unit_latency import UnitLatencies, latency_of
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.groups import GroupScores
@@ -129,8 +129,35 @@ def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
 def _costs(problem: Problem, latency_batch: int | None = None) -> dict[str, dict[str, Any]]:
     """What masks cost besides MACs: what can be counted, and latency where it is to be measured."""
     counted = {setting: MaskCost.of(problem.costs, setting).as_dict() for setting in COUNTED}
-    timed = {} if latency_batch is None else {"latency_saved": cost_of(problem, "latency_saved", latency_batch).as_dict()}
-    return counted | timed
+    return counted | ({} if latency_batch is None else _timed(latency_of(problem, latency_batch)))
+
+
+def _timed(latencies: UnitLatencies) -> dict[str, dict[str, Any]]:
+    """Latency as a table holds it, with what it was measured on."""
+    return {"latency_saved": {**latencies.cost.as_dict(), "measured": latencies.measured}}
+
+
+def with_latency(table: SubnetTable, problem: Problem, batch: int = 1, processor_time: bool = False) -> SubnetTable:
+    """The table with the latency of its units measured here; all else stays as it is.
+
+    Latency does not depend on weights, so that a model of the same shape serves, trained or not.
+
+    Args:
+        table: Of units of the same names.
+        problem: Whose units are timed, see `das_gym.problem.unit_latency.latency_of`.
+        batch: Examples at a time.
+        processor_time: As for `latency_of`.
+
+    Raises:
+        ValueError: other units.
+    """
+    if problem.layer_names != table.meta.layer_names:
+        raise ValueError(
+            f"a model with the units {', '.join(problem.layer_names)} cannot be timed for a table of "
+            f"{', '.join(table.meta.layer_names)}"
+        )
+    costs = table.meta.costs | _timed(latency_of(problem, batch, processor_time))
+    return dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs=costs))
 
 
 def _data_hash(task: Task, examples: Sequence[Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from das_gym.config import build, check_names, near_miss
 from das_gym.files import read_json
 from das_gym.problem.budget import Budget, is_whole
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.rewards import find_reward
 from das_gym.problem.statistics import STATISTICS
 from das_gym.registration import ASSETS
@@ -31,11 +32,17 @@ SUITE_SPLITS = ("train", "valid", "test")
 MAX_UNITS = 16
 """What observations and actions are padded to."""
 
+BUDGET_KINDS = {"count": "skip_num", "macs": "macs_saved", "latency": "latency_saved"}
+"""Kinds of budgets, and the setting that says each."""
+
+DEFAULT_BUDGETS = ("count", "macs")
+"""Those that give problems unless others are asked for."""
+
 COUNT_SHARES = (0.25, 0.4, 0.5, 0.6)
 """Budgets by count: these shares of the units, rounded."""
 
 SAVED_SHARES = (0.25, 0.5)
-"""Budgets by MACs: these shares of what skipping everything saves."""
+"""Budgets by MACs or latency: these shares of what skipping everything saves."""
 
 FEWEST_MASKS = 20
 """A problem with fewer masks to choose from is left out."""
@@ -110,6 +117,16 @@ class SuiteProblem:
         words = " ".join(f"{key}={value}" for key, value in self.budget.settings.items() if value is not None)
         return "/".join((self.source.name, self.source.task, self.group or "all", words))
 
+    @property
+    def cost(self) -> MaskCost:
+        """What its budget is about: a cost, or MACs where it is about how many units are skipped."""
+        return self.table.layer_macs if self.budget.cost is None else self.budget.cost
+
+    @property
+    def saved(self) -> np.ndarray:
+        """(n_masks,) float64 share of that cost that each mask saves."""
+        return self.table.macs_saved if self.cost.setting == "macs_saved" else self.cost.saved(self.table.masks)
+
     def scaled(self, rewards: np.ndarray) -> np.ndarray:
         """Rewards as the environment gives them: 0 = the random mean, 1 = the optimum, -1 at least."""
         return np.maximum((rewards - self.random_mean) / (self.optimum - self.random_mean), WORST)
@@ -138,16 +155,38 @@ def random_probabilities(masks: np.ndarray, kept: np.ndarray, useful: np.ndarray
     return found
 
 
-def budgets_of(table: SubnetTable) -> Iterator[Budget]:
-    """The budgets under which a table gives problems."""
-    n, cost = table.n_layers, table.layer_macs
-    for skip_num in sorted({round(share * n) for share in COUNT_SHARES}):
-        if math.comb(n, skip_num) >= FEWEST_MASKS:
-            yield Budget(n, skip_num)
-    for share in SAVED_SHARES:
-        saved = math.floor(1000 * share * cost.range[1]) / 1000
-        if saved > 0:
-            yield Budget(n, saved=saved, cost=cost)
+def budget_kinds(budgets: str | Iterable[str]) -> tuple[str, ...]:
+    """Kinds of budgets as they are given, one or several, in the order of `BUDGET_KINDS`.
+
+    Raises:
+        ValueError: an unknown one, or none.
+    """
+    given = (budgets,) if isinstance(budgets, str) else tuple(budgets) if isinstance(budgets, Iterable) else ()
+    if not given:
+        raise ValueError(f"budgets={budgets!r}: give one or more of {', '.join(BUDGET_KINDS)}")
+    check_names(given, BUDGET_KINDS, "kind of budget")
+    return tuple(kind for kind in BUDGET_KINDS if kind in given)
+
+
+def budgets_of(table: SubnetTable, kinds: Sequence[str] = DEFAULT_BUDGETS) -> Iterator[Budget]:
+    """The budgets under which a table gives problems.
+
+    Args:
+        table: It knows the costs that are asked for.
+        kinds: Keys of `BUDGET_KINDS`.
+    """
+    n = table.n_layers
+    for kind in kinds:
+        if kind == "count":
+            for skip_num in sorted({round(share * n) for share in COUNT_SHARES}):
+                if math.comb(n, skip_num) >= FEWEST_MASKS:
+                    yield Budget(n, skip_num)
+            continue
+        cost = table.costs[BUDGET_KINDS[kind]]
+        for share in SAVED_SHARES:
+            saved = math.floor(1000 * share * cost.range[1]) / 1000
+            if saved > 0:
+                yield Budget(n, saved=saved, cost=cost)
 
 
 def relatives_of(table: SubnetTable, count: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
@@ -160,7 +199,11 @@ def relatives_of(table: SubnetTable, count: int, rng: np.random.Generator) -> li
 
 
 def problems_of(
-    source: SuiteTable, table: SubnetTable, reward: str = "exp_neg_loss", without: tuple[int, ...] = ()
+    source: SuiteTable,
+    table: SubnetTable,
+    reward: str = "exp_neg_loss",
+    without: tuple[int, ...] = (),
+    budgets: Sequence[str] = DEFAULT_BUDGETS,
 ) -> Iterator[SuiteProblem]:
     """Every problem that a table gives; those where there is nothing to choose or to find are left out.
 
@@ -170,7 +213,17 @@ def problems_of(
         reward: What is earned, see `das_gym.problem.rewards.REWARDS`; groups give no problems where it is not known of them,
             as divergences are not.
         without: Units that are skipped for good: the problems of what is left.
+        budgets: Kinds of budgets, see `BUDGET_KINDS`.
+
+    Raises:
+        ValueError: a budget by latency, where nobody timed the units.
     """
+    for kind in budgets:
+        if kind != "count" and BUDGET_KINDS[kind] not in table.costs:
+            raise ValueError(
+                f"{source.file} does not know the {kind} of its units: leave {kind!r} out of budgets, or have them timed "
+                "with `python -m adapt suite with out=FOLDER retime=<the folder of the tables>`"
+            )
     parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
     if without:
         parts = {group: part.without(without) for group, part in parts.items()}
@@ -178,7 +231,7 @@ def problems_of(
         source = dataclasses.replace(source, name=f"{source.name} without {'+'.join(map(str, without))}")
     rewards = {group: find_reward(reward).compute(part.float64_scores("reward")) for group, part in parts.items()}
     found = []
-    for budget in budgets_of(table):
+    for budget in budgets_of(table, budgets):
         kept = budget.is_kept_by(table.masks)
         if kept.sum() < FEWEST_MASKS:
             continue
@@ -202,9 +255,10 @@ class Suite:
         statistics: Names of the statistics.
         units: (P, MAX_UNITS) bool, which units there are.
         observed: (P, MAX_UNITS, n_statistics) float32, 0 where there is no unit.
-        savings: (P, MAX_UNITS) float32, share of the MACs that skipping a unit saves.
+        savings: (P, MAX_UNITS) float32, share of the budget's own cost that skipping a unit saves; of MACs under a budget by
+            count.
         useful: (P, MAX_UNITS) bool, units that serve the budget.
-        goals: (P, 2) float32: share of units to skip, or 0; share of MACs to save, or 0.
+        goals: (P, 2) float32: share of units to skip, or 0; share of that cost to save, or 0.
 
     Raises:
         ValueError: no problem at all, a model of too many units, or a statistic that a table lacks.
@@ -232,7 +286,11 @@ class Suite:
         self.scaled = np.concatenate([self._scaled(problem) for problem in self.problems])
         self.losses = np.concatenate([problem.table.values("loss") for problem in self.problems])
         self.metrics = np.concatenate([problem.table.float64_scores("reward").metrics for problem in self.problems])
-        self.saved = np.concatenate([problem.table.macs_saved for problem in self.problems])
+        self.saved = np.concatenate([problem.saved for problem in self.problems])
+        self.macs_saved, self.latency_saved = self.saved, None
+        if any(problem.cost.setting == "latency_saved" for problem in self.problems):
+            self.macs_saved = np.concatenate([problem.table.macs_saved for problem in self.problems])
+            self.latency_saved = np.concatenate([self._latency_saved(problem) for problem in self.problems])
         self.random_means = np.array([problem.random_mean for problem in self.problems])
         self.optima = np.array([problem.optimum for problem in self.problems])
 
@@ -246,9 +304,14 @@ class Suite:
             raise ValueError(f"{problem.source.file} has {n} units; a suite takes whole tables of {MAX_UNITS} at most")
         self.units[row, :n] = True
         self.useful[row, :n] = problem.budget.useful_layers
-        self.savings[row, :n] = table.layer_macs.savings / table.layer_macs.full
+        self.savings[row, :n] = problem.cost.savings / problem.cost.full
         self.observed[row, :n] = np.stack([table.statistic(name) for name in self.statistics], axis=1)
         self.goals[row] = (problem.budget.skip_num or 0) / n, problem.budget.saved or 0.0
+
+    @staticmethod
+    def _latency_saved(problem: SuiteProblem) -> np.ndarray:
+        known = problem.table.costs.get("latency_saved")
+        return np.full(len(problem.rewards), np.nan) if known is None else known.saved(problem.table.masks)
 
     @staticmethod
     def _scaled(problem: SuiteProblem) -> np.ndarray:
@@ -333,8 +396,11 @@ def load_suite(
     statistics: tuple[str, ...] | None = None,
     relatives: int = 0,
     relatives_seed: int = 0,
+    budgets: str | Iterable[str] = DEFAULT_BUDGETS,
 ) -> Suite:
     """The problems of a split, from a process-wide cache: do not change its arrays.
+
+    Problems of latency come behind all others, so that those have the same numbers with them and without.
 
     Args:
         folder: That of the tables; None is the bundled one.
@@ -344,9 +410,11 @@ def load_suite(
         relatives: Besides every model so many others, of its masks: what is left without one to three of its units is a
             model, too, whose masks the table knows.
         relatives_seed: Draws which.
+        budgets: Kinds of budgets, one or several, see `BUDGET_KINDS`.
 
     Raises:
-        ValueError: an unknown split, reward or statistic, or a damaged table.
+        ValueError: an unknown split, reward, statistic or kind of budget, a damaged table, or one that does not know the
+            latency that is asked for.
         FileNotFoundError: no suite, or a table of it is missing.
     """
     check_names([split], SUITE_SPLITS, "split")
@@ -354,7 +422,7 @@ def load_suite(
         raise ValueError(f"relatives={relatives!r} is not allowed; use 0 or more")
     path, tables = read_suite(folder)
     stamp = (path / SUITE_FILE).stat().st_mtime_ns
-    return _load_suite(path, stamp, tables, split, reward, statistics, relatives, relatives_seed)
+    return _load_suite(path, stamp, tables, split, reward, statistics, relatives, relatives_seed, budget_kinds(budgets))
 
 
 @lru_cache(maxsize=8)
@@ -367,6 +435,7 @@ def _load_suite(
     statistics: tuple[str, ...] | None,
     relatives: int,
     relatives_seed: int,
+    budgets: tuple[str, ...],
 ) -> Suite:
     del stamp  # part of the cache's key: a suite made anew is loaded anew
     found: list[SuiteProblem] = []
@@ -374,5 +443,6 @@ def _load_suite(
         table = SubnetTable.load(path / source.file)
         rng = np.random.default_rng([relatives_seed, number])
         for without in ((), *(relatives_of(table, relatives, rng) if relatives else ())):
-            found += problems_of(source, table, reward, without)
+            found += problems_of(source, table, reward, without, budgets)
+    found.sort(key=lambda problem: problem.cost.setting == "latency_saved")
     return Suite(found, statistics)

@@ -28,7 +28,7 @@ from das_gym.config import build, check_names
 from das_gym.engine.evaluator import Scores
 from das_gym.files import BAD_ARRAYS, parse_json, read_arrays, write_bytes
 from das_gym.problem.budget import Budget
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, MaskLosses, told_by_losses
@@ -62,6 +62,7 @@ class TableMeta:
         versions: Of Python and the libraries that made it.
         max_skipped: Masks of more skipped layers are not in it; None = every mask is.
         costs: What masks cost besides MACs, as `das_gym.problem.mask_cost.given_costs` takes it; earlier tables have none.
+            Latency says under `measured` what its milliseconds hold for: machine, threads, type, examples at a time.
         groups: Names of the groups of examples, as `SubnetTable.examples` and `group_scores` number them; none where they
             are not told apart.
     """
@@ -154,6 +155,11 @@ class SubnetTable:
         """What masks cost, as environments count it."""
         alone = self.index(np.eye(self.n_layers, dtype=bool))
         return MaskCost(self.meta.macs_full, int(self.macs[0]), self.macs[0] - self.macs[alone])
+
+    @cached_property
+    def costs(self) -> Mapping[str, MaskCost]:
+        """What masks cost, by the keys of `das_gym.problem.mask_cost.SAVED` that the table knows."""
+        return {"macs_saved": self.layer_macs, **given_costs(self.meta.costs)}
 
     @cached_property
     def macs_saved(self) -> np.ndarray:
@@ -255,8 +261,9 @@ class SubnetTable:
             raise ValueError(f"layers {list(layers)} cannot be taken out of a table of {self.n_layers} layers: give fewer")
         rows = np.flatnonzero(self.masks[:, list(layers)].all(axis=1))
         scores = {split: Scores(*(getattr(self.scores[split], name)[rows] for name in SCORES)) for split in SPLITS}
-        names = tuple(self.meta.layer_names[layer] for layer in kept)
-        meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs={}, groups=())
+        names, gone = tuple(self.meta.layer_names[layer] for layer in kept), np.isin(np.arange(self.n_layers), layers)
+        costs = {name: cost.without(gone).as_dict() for name, cost in given_costs(self.meta.costs).items()}
+        meta = dataclasses.replace(self.meta, layer_names=names, macs_full=int(self.macs[rows[0]]), costs=costs, groups=())
         left = SubnetTable(meta, scores, self.macs[rows], self.statistics[kept])
         columns = [(left._told if name in told_by_losses() else left.statistic)(name) for name in meta.statistics]
         return dataclasses.replace(left, statistics=np.stack(columns, axis=1))

@@ -27,7 +27,7 @@ def suite(made_up_suite: Path) -> str:
 def test_both_checkers_pass(id: str, action: str, flat: bool, suite: str):
     if "Search" in id and action == "sequence":
         pytest.skip("an action of a search is a whole mask")
-    env = gymnasium.make(id, suite=suite, action=action, flat=flat).unwrapped
+    env = gymnasium.make(id, suite=suite, action=action, flat=flat, budgets=("macs", "latency")).unwrapped
     check_env(env, skip_render_check=True)
     check_sb3(env)
 
@@ -53,6 +53,38 @@ def test_a_mask_earns_what_the_table_says(suite: str):
         assert info["raw_reward"] == -np.inf
 
 
+def test_a_problem_of_latency_is_bound_by_what_units_take(suite: str):
+    env = gymnasium.make("DAS-Suite-v0", suite=suite, action="sequence", budgets="latency").unwrapped
+    plain = gymnasium.make("DAS-Suite-v0", suite=suite, action="sequence").unwrapped
+    assert env.observation_space == plain.observation_space
+    rng = np.random.default_rng(0)
+    for number, problem in enumerate(env.suite.problems):
+        n, cost = problem.table.n_layers, problem.table.costs["latency_saved"]
+        observed, _ = env.reset(options={"problem": number})
+        np.testing.assert_allclose(observed["savings"][:n], cost.savings / cost.full, rtol=1e-6)
+        np.testing.assert_allclose(observed["budget"], [0, problem.budget.saved], rtol=1e-6)
+        assert not env.action_masks()[n - 1 :].any()  # the last unit is quicker than what stands in its place
+        ended = False
+        while not ended:
+            observed, reward, ended, _, info = env.step(rng.choice(np.flatnonzero(env.action_masks())))
+            mask = env.last_mask[None, :n]
+            assert observed["saved"][0] == pytest.approx((cost.unskipped - cost.amounts(mask)[0]) / cost.full)
+            assert info["latency_saved"] == cost.saved(mask)[0]
+            assert info["macs_saved"] == problem.table.macs_saved[problem.table.index(mask[0])]
+            assert ended == info["feasible"] == (info["latency_saved"] >= problem.budget.saved)
+            assert reward == (max(problem.scaled(problem.rewards[problem.table.index(mask)])[0], -1) if ended else 0)
+
+
+def test_rewards_of_latency_are_scaled_as_all_others(suite: str):
+    env = gymnasium.make("DAS-Suite-v0", suite=suite, budgets="latency").unwrapped
+    problem = env.suite.problems[0]
+    masks, n = problem.table.masks, problem.table.n_layers
+    best = np.where(problem.budget.is_kept_by(masks), problem.rewards, -1).argmax()
+    for mask, earned in ((masks[best], 1.0), (masks[0], -1 - problem.budget.saved - 1 / 40)):  # unskipped: 1 of 40 ms more
+        env.reset(options={"problem": problem.name})
+        assert env.step(np.pad(mask, (0, 16 - n)).astype(np.int8))[1] == pytest.approx(earned)
+
+
 def test_random_valid_actions_earn_nothing_in_the_mean(suite: str):
     env = gymnasium.make_vec("DAS-Suite-v0", num_envs=512, suite=suite, action="sequence", reward="neg_loss").unwrapped
     env.reset(seed=0, options={"problem": 0})
@@ -66,11 +98,12 @@ def test_random_valid_actions_earn_nothing_in_the_mean(suite: str):
     assert raw.mean() == pytest.approx(problem.random_mean, abs=4 * raw.std() / np.sqrt(512))
 
 
+@pytest.mark.parametrize("budgets", [("count", "macs"), "latency"])
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_side_by_side_is_as_alone(action: str, flat: bool, suite: str):
-    both = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite, action=action, flat=flat)
-    alone = gymnasium.make("DAS-Suite-v0", suite=suite, action=action, flat=flat)
+def test_side_by_side_is_as_alone(action: str, flat: bool, budgets: str | tuple[str, ...], suite: str):
+    both = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite, action=action, flat=flat, budgets=budgets)
+    alone = gymnasium.make("DAS-Suite-v0", suite=suite, action=action, flat=flat, budgets=budgets)
     problems = [1, 4, 9]
     both.reset(seed=0, options={"problem": problems})
     both.action_space.seed(0)
@@ -192,6 +225,8 @@ def test_copies_share_the_suite(suite: str):
         ({"problems": True}, "problems=True: this split has"),
         ({"problems": 3, "problems_seed": None}, "problems_seed=None is not allowed"),
         ({"statistics": []}, "give one or more of stream, depth"),
+        ({"budgets": "latencies"}, "unknown kind of budget 'latencies'; did you mean 'latency'"),
+        ({"budgets": []}, "give one or more of count, macs, latency"),
         ({"problems_seed": -1}, "problems_seed=-1 is not allowed"),
         ({"render_mode": "svg"}, "render_mode='svg' is not allowed; use 'ansi'"),
     ],

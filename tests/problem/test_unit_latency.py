@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,25 @@ def test_figures_that_cannot_be_kept_are_measured_each_time(
     figures = {"full": 9.0, "base": 1.0, "kept": (2.0,) * 6, "skipped": (0.0,) * 6}
     monkeypatch.setattr(unit_latency, "measure_units", lambda timer: UnitLatencies(**figures))
     assert latency_of(small_problem).kept == figures["kept"]
+
+
+def test_processor_time_is_that_of_one_thread(small_problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
+    seen = []
+
+    def measure(timer: UnitTimer) -> UnitLatencies:
+        seen.append((timer._watch.clock, torch.get_num_threads()))
+        return UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.0,) * 6)
+
+    monkeypatch.setattr(unit_latency, "measure_units", measure)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = latency_of(small_problem, processor_time=True)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [(time.thread_time, 1)]
+    assert (found.measured["clock"], found.measured["threads"]) == ("processor time", 1)
+    assert "clock" not in latency_of(small_problem).measured  # by the clock on the wall, and kept apart
+    assert seen[1][0] is time.perf_counter

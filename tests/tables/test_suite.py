@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from das_gym.files import write_json
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.landscape import landscape
-from das_gym.tables.suite import FORMAT, load_suite, random_probabilities, read_suite, relatives_of
+from das_gym.tables.suite import FORMAT, SuiteTable, load_suite, random_probabilities, read_suite, relatives_of, suite_record
 from tests.made_up_suite import made_up_table
 
 
@@ -127,6 +129,82 @@ def test_highest_scores_keep_the_budget_as_budgets_do(made_up_suite: Path):
         n = problem.table.n_layers
         np.testing.assert_array_equal(masks[row, :n], problem.budget.skip_highest(scores[row : row + 1, :n])[0])
         assert not masks[row, n:].any()
+
+
+def test_problems_of_latency_are_more_problems_behind_all_others(made_up_suite: Path):
+    alone, more = load_suite(made_up_suite), load_suite(made_up_suite, budgets=("latency", "macs", "count"))
+    names = [problem.name for problem in more.problems]
+    count = len(alone.problems)
+    assert names[:count] == [problem.name for problem in alone.problems]
+    assert len(set(names)) == len(names)
+    assert len(names) > count
+    assert all("/latency_saved=" in name for name in names[count:])
+    for array in ("units", "useful", "savings", "observed", "goals", "optima", "random_means"):
+        np.testing.assert_array_equal(getattr(more, array)[:count], getattr(alone, array))
+    for array in ("raw", "kept", "scaled", "saved", "macs_saved"):
+        np.testing.assert_array_equal(getattr(more, array)[: len(alone.raw)], getattr(alone, array))
+    assert alone.latency_saved is None
+    assert alone.macs_saved is alone.saved
+    only = load_suite(made_up_suite, budgets="latency")
+    assert [problem.name for problem in only.problems] == names[count:]
+    counts = load_suite(made_up_suite, budgets=["count"])
+    assert {problem.name.split("/")[3].split("=")[0] for problem in counts.problems} == {"skip_num"}
+
+
+def test_a_problem_of_latency_shows_latency(made_up_suite: Path):
+    suite = load_suite(made_up_suite, budgets="latency")
+    for row, problem in enumerate(suite.problems):
+        n = problem.table.n_layers
+        cost = MaskCost(40.0, 41.0, np.append(np.arange(n - 1, 0, -1.0), -0.5))
+        np.testing.assert_allclose(suite.savings[row, :n], cost.savings / 40, rtol=1e-6)
+        np.testing.assert_allclose(suite.goals[row], [0, problem.budget.saved])
+        assert problem.budget.saved in [np.floor(1000 * share * (n * (n - 1) / 2 - 1) / 40) / 1000 for share in (0.25, 0.5)]
+        assert suite.useful[row].tolist() == [True] * (n - 1) + [False] * (17 - n)
+        rows = suite.rows(np.full(2**n, row), np.pad(every_mask(n), ((0, 0), (0, 16 - n))))
+        np.testing.assert_allclose(suite.saved[rows], (every_mask(n) @ cost.savings - 1) / 40, atol=1e-12)
+        np.testing.assert_array_equal(suite.latency_saved[rows], suite.saved[rows])
+        np.testing.assert_array_equal(suite.macs_saved[rows], problem.table.macs_saved)
+        np.testing.assert_array_equal(suite.kept[rows], suite.saved[rows] >= problem.budget.saved)
+
+
+def test_a_table_that_knows_no_latency_says_how_it_is_measured(made_up_suite: Path, tmp_path: Path):
+    table = made_up_table(6, 0)
+    untimed = dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs={}))
+    untimed.save(tmp_path / "a.npz")
+    write_json(tmp_path / "suite.json", suite_record([SuiteTable("a.npz", "train", "METER", "vqa", "a")], 0))
+    assert load_suite(tmp_path).problems
+    with pytest.raises(ValueError, match=r"a\.npz does not know the latency of its units: leave 'latency' out.*retime="):
+        load_suite(tmp_path, budgets=("count", "latency"))
+    with pytest.raises(ValueError, match="unknown kind of budget 'latencies'; did you mean 'latency'"):
+        load_suite(made_up_suite, budgets=("latencies",))
+    for nothing in ((), None):
+        with pytest.raises(ValueError, match="give one or more of count, macs, latency"):
+            load_suite(made_up_suite, budgets=nothing)  # type: ignore[arg-type]
+
+
+def test_bundled_tables_tell_on_what_their_units_were_timed():
+    for split, models in (("valid", 3), ("test", 6)):
+        tables = {problem.source.file: problem.table for problem in load_suite(None, split).problems}
+        assert len(tables) == models
+        for table in tables.values():
+            measured = table.meta.costs["latency_saved"]["measured"]
+            assert (measured["threads"], measured["examples"], measured["clock"]) == (1, 1, "processor time")
+            assert tuple(measured["units"]) == table.meta.layer_names
+            assert (table.costs["latency_saved"].savings > 0).all()
+
+
+def test_what_is_left_of_a_model_takes_less_time():
+    whole = made_up_table(7, 0)
+    left = whole.without((1, 4))
+    masks = np.insert(left.masks, (1, 3), True, axis=1)
+    cost, before = left.costs["latency_saved"], whole.costs["latency_saved"]
+    np.testing.assert_allclose(cost.amounts(left.masks), before.amounts(masks))
+    assert cost.full == cost.unskipped == before.amounts(masks[:1])[0]
+
+
+def test_relatives_have_problems_of_latency(made_up_suite: Path):
+    suite = load_suite(made_up_suite, relatives=3, budgets="latency")
+    assert any(" without " in problem.name for problem in suite.problems)
 
 
 def test_a_folder_without_a_suite_says_how_to_make_one(tmp_path: Path):

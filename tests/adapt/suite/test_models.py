@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.suite import models
 from das_gym.adapt.suite.make import SuiteSettings, make_suite
 from das_gym.adapt.suite.models import SuiteModel, make_model
 from das_gym.adapt.suite.plan import suite_models
@@ -13,6 +14,7 @@ from das_gym.adapt.suite.plan import suite_models
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.loading import build_problem
+from das_gym.problem.unit_latency import measure_units
 from das_gym.registration import ASSETS
 from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.table import SubnetTable
@@ -87,11 +89,28 @@ def test_the_command_goes_on_from_what_is_there(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         "das_gym.adapt.suite.make.write_shapes", lambda folder, seed, **counts: write_shapes(folder, seed, 20, 8)
     )
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measure_units, "__defaults__", ((2, 2), 0.0, 1))
     folder = make_suite(SuiteSettings(str(tmp_path), bundled=False))
     table = SubnetTable.load(folder / "train-00.npz")
     assert table.n_layers == 2
     assert table.examples is not None
+    latency = table.meta.costs["latency_saved"]
+    assert (latency["measured"]["clock"], latency["measured"]["examples"]) == ("processor time", 1)
     written = (folder / "train-00.npz").stat().st_mtime_ns
     make_suite(SuiteSettings(str(tmp_path), bundled=False))
     assert (folder / "train-00.npz").stat().st_mtime_ns == written
     assert (folder / "suite.json").is_file()
+
+    without = {name: cost for name, cost in table.meta.costs.items() if name != "latency_saved"}
+    dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs=without)).save(folder / "train-00.npz")
+    monkeypatch.setattr(models, "_train", lambda *given: pytest.fail("trained"))
+    assert make_suite(SuiteSettings(str(tmp_path / "other"), retime=str(folder))) == folder
+    again = SubnetTable.load(folder / "train-00.npz")
+    assert again.meta == table.meta  # the same shape on the same examples: what was measured before
+    again.save(tmp_path / "again.npz")
+    table.save(tmp_path / "before.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "before.npz").read_bytes()
+    monkeypatch.setattr("das_gym.adapt.suite.make.suite_models", lambda seed: [])
+    with pytest.raises(ValueError, match="unknown model of seed=2026 'train-00'"):
+        make_suite(SuiteSettings(str(tmp_path / "other"), retime=str(folder)))
