@@ -21,7 +21,7 @@ from das_gym.agents.policy.network import NEIGHBOURS, UnitNetwork, UnitNetworks
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import CommandSettings, parse_or_help
-from das_gym.tables.suite import Suite, load_suite
+from das_gym.tables.suite import DEFAULT_BUDGETS, Suite, load_suite
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PolicySettings(CommandSettings):
         width, blocks: Of the network.
         statistics: Names of the layer statistics to read.
         problems: Train on the first so many problems, in an order that the seed draws; None = all.
-        relatives: As for `DAS-Suite-v0`.
+        relatives, budgets: As for `DAS-Suite-v0`; those of `valid`, where the best is chosen, are of the same kinds.
     """
 
     out: str
@@ -62,6 +62,7 @@ class PolicySettings(CommandSettings):
     statistics: tuple[str, ...] = NEIGHBOURS
     problems: int | None = None
     relatives: int = 0
+    budgets: tuple[str, ...] = DEFAULT_BUDGETS
 
     def __post_init__(self) -> None:
         if self.members < 1:
@@ -96,9 +97,10 @@ def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
         problems=settings.problems,
         relatives=settings.relatives,
         problems_seed=settings.seed,
+        budgets=settings.budgets,
     )
     suite: Suite = env.unwrapped.suite  # type: ignore[attr-defined]
-    valid = load_suite(settings.suite, "valid", statistics=settings.statistics)
+    valid = load_suite(settings.suite, "valid", statistics=settings.statistics, budgets=settings.budgets)
     sizes = {"statistics": suite.statistics, "width": settings.width, "blocks": settings.blocks}
     model = MaskablePPO(
         SuitePolicy,

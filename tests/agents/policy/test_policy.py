@@ -13,13 +13,13 @@ from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, tr
 
 from das_gym.problem.budget import Budget
 from das_gym.problem.statistics import DEFAULT_STATISTICS
-from das_gym.tables.suite import MAX_UNITS, Suite, load_suite
+from das_gym.tables.suite import BUDGET_KINDS, MAX_UNITS, Suite, load_suite
 from tests.agents.policy.chains import Chains
 
 
 @pytest.fixture(scope="module")
 def suite(made_up_suite: Path) -> Suite:
-    return load_suite(made_up_suite, "train")
+    return load_suite(made_up_suite, "train", budgets=BUDGET_KINDS)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_training_makes_it_better(made_up_suite: Path, tmp_path: Path, capsys: p
     best = max(float(line.split("train ")[1].split(",")[0]) for line in told)
     assert best > start + 0.02
     words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={made_up_suite}", "steps=64", "n_envs=4", "n_steps=8"]
-    main([*words, "batch_size=32", "problems=3", "members=2"])
+    main([*words, "batch_size=32", "problems=3", "members=2", 'budgets=["macs", "latency"]'])
     assert "policy:" in capsys.readouterr().out
     first, second = UnitNetworks.load(tmp_path / "p.safetensors").members
     assert first.config.statistics == NEIGHBOURS
