@@ -40,7 +40,9 @@ def _suite(
     if not is_whole(problems) or not 1 <= problems <= len(whole.problems):
         raise ValueError(f"problems={problems!r}: this split has {len(whole.problems)}; use 1 to so many")
     order = np.random.default_rng(problems_seed).permutation(len(whole.problems))
-    return Suite((whole.problems[place] for place in order[:problems]), names)
+    some = Suite((whole.problems[place] for place in order[:problems]), names)
+    some.made_by = (_suite, (split, reward, statistics, suite, problems, relatives, problems_seed, budgets))
+    return some
 
 
 class SuiteEnv(gymnasium.Env[Any, Any]):

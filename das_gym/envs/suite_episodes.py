@@ -40,15 +40,6 @@ class SuiteEpisodes:
         self.masks = np.zeros((rows, MAX_UNITS), bool)
         self.over = np.ones(rows, bool)
         self.everyone = np.arange(rows)
-        count = len(suite.problems)
-        self._saved_whole = suite.saved[suite.rows(np.arange(count), np.zeros((count, MAX_UNITS), bool))]
-        self._known = {
-            "statistics": suite.observed.reshape(count, -1),
-            "units": suite.units.astype(np.float32),
-            "savings": suite.savings,
-            "budget": suite.goals,
-        }
-        self._known_flat = np.concatenate(list(self._known.values()), axis=1)
 
     @property
     def action_space(self) -> spaces.Space[Any]:
@@ -84,16 +75,16 @@ class SuiteEpisodes:
 
     def observe(self) -> Any:
         """The observations of all episodes: (m, size) float32, or a dictionary of such."""
-        parts = {} if self.flat else {name: values[self.which] for name, values in self._known.items()}
+        parts = {} if self.flat else {name: values[self.which] for name, values in self.suite.known.items()}
         more: dict[str, np.ndarray] = {}
         if self.action == "sequence":
             saved = self.suite.saved[self.suite.rows(self.which, self.masks)]
             more = {
                 "skipped": self.masks.astype(np.float32),
-                "saved": (saved - self._saved_whole[self.which])[:, None].astype(np.float32),
+                "saved": (saved - self.suite.saved_whole[self.which])[:, None].astype(np.float32),
             }
         if self.flat:
-            return np.concatenate((self._known_flat[self.which], *more.values()), axis=1)
+            return np.concatenate((self.suite.known_flat[self.which], *more.values()), axis=1)
         return parts | more
 
     def action_masks(self) -> np.ndarray:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +259,7 @@ class Suite:
             count.
         useful: (P, MAX_UNITS) bool, units that serve the budget.
         goals: (P, 2) float32: share of units to skip, or 0; share of that cost to save, or 0.
+        made_by: A function and its arguments that make it again: it is pickled as these. None = it is pickled whole.
 
     Raises:
         ValueError: no problem at all, a model of too many units, or a statistic that a table lacks.
@@ -293,6 +294,10 @@ class Suite:
             self.latency_saved = np.concatenate([self._latency_saved(problem) for problem in self.problems])
         self.random_means = np.array([problem.random_mean for problem in self.problems])
         self.optima = np.array([problem.optimum for problem in self.problems])
+        self.made_by: tuple[Callable[..., Suite], tuple[Any, ...]] | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.made_by or super().__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Suite:
         """Itself: its arrays are many, and nobody changes them."""
@@ -317,6 +322,27 @@ class Suite:
     def _scaled(problem: SuiteProblem) -> np.ndarray:
         off = problem.budget.violations(problem.table.masks)
         return np.where(off > 0, WORST - off, problem.scaled(problem.rewards))
+
+    @cached_property
+    def known(self) -> dict[str, np.ndarray]:
+        """What is observed of the problems before anything is skipped, by name, (P, size) float32 each."""
+        return {
+            "statistics": self.observed.reshape(len(self.problems), -1),
+            "units": self.units.astype(np.float32),
+            "savings": self.savings,
+            "budget": self.goals,
+        }
+
+    @cached_property
+    def known_flat(self) -> np.ndarray:
+        """(P, size) float32: `known` in one."""
+        return np.concatenate(list(self.known.values()), axis=1)
+
+    @cached_property
+    def saved_whole(self) -> np.ndarray:
+        """(P,) share of the MACs that the unskipped model saves: what adapters cost, negative."""
+        count = len(self.problems)
+        return self.saved[self.rows(np.arange(count), np.zeros((count, MAX_UNITS), bool))]
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -422,7 +448,10 @@ def load_suite(
         raise ValueError(f"relatives={relatives!r} is not allowed; use 0 or more")
     path, tables = read_suite(folder)
     stamp = (path / SUITE_FILE).stat().st_mtime_ns
-    return _load_suite(path, stamp, tables, split, reward, statistics, relatives, relatives_seed, budget_kinds(budgets))
+    kinds = budget_kinds(budgets)
+    suite = _load_suite(path, stamp, tables, split, reward, statistics, relatives, relatives_seed, kinds)
+    suite.made_by = (load_suite, (folder, split, reward, statistics, relatives, relatives_seed, kinds))
+    return suite
 
 
 @lru_cache(maxsize=8)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
@@ -213,6 +214,22 @@ def test_an_ended_episode_tells_its_own_action_mask(suite: str):
 def test_copies_share_the_suite(suite: str):
     env = gymnasium.make("DAS-Suite-v0", suite=suite)
     assert copy.deepcopy(env).unwrapped.suite is env.unwrapped.suite
+
+
+@pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
+@pytest.mark.parametrize("problems", [None, 5])
+def test_a_pickle_goes_on_and_does_not_hold_the_suite(id: str, problems: int | None):
+    """The bundled one took 42 MB."""
+    env = gymnasium.make(id, action="scores", problems=problems)
+    env.reset(seed=0)
+    pickled = pickle.dumps(env)
+    assert len(pickled) < 50_000
+    twin = pickle.loads(pickled)
+    assert twin.unwrapped.problem_names == env.unwrapped.problem_names
+    for _ in range(3):
+        action = env.action_space.sample()
+        assert data_equivalence(env.step(action), twin.step(action))
+        assert data_equivalence(env.reset(), twin.reset())
 
 
 @pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
