@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from das_gym.adapt.methods.base import Method, all_sites, check_widths
 from torch import nn
@@ -36,7 +36,7 @@ class AdapterTuning(Method):
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp):
-            layer: Any = site.last
+            layer = site.last
             adapter = ScaledAdapter(site.width, bottleneck or max(1, site.width // 8)).to(layer.weight.device)
             site.owner.set_submodule(site.out, Behind(layer, adapter))
             trained += adapter.parameters()

@@ -9,7 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 
+from das_gym.config import check_names
 from das_gym.envs.actions import find_action_mode
 from das_gym.envs.rendering import RENDER_MODES, Shown, check_render_mode, render
 from das_gym.envs.scoring import Scorer
@@ -142,6 +144,18 @@ def check_vector(num_envs: Any, settings: Mapping[str, Any]) -> None:
             f"max_episode_steps={settings['max_episode_steps']}: episodes end with their budget here, leave it out; or "
             'let Gymnasium cut them off, by make_vec(..., vectorization_mode="sync"), without shared engine calls'
         )
+
+
+def find_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    """The autoreset mode of a vector environment, by itself or its value.
+
+    Raises:
+        ValueError: neither SAME_STEP nor NEXT_STEP.
+    """
+    modes = {known.value: known for known in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)}
+    value = mode.value if isinstance(mode, AutoresetMode) else mode
+    check_names([value], modes, "autoreset_mode")
+    return modes[value]
 
 
 def first_row(arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from das_gym.config import check_names, read_array
+from das_gym.config import read_array
 from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.rendering import Shown, render
-from das_gym.envs.scored_env import ScoredEnv, check_vector
+from das_gym.envs.scored_env import ScoredEnv, check_vector, find_autoreset_mode
 from das_gym.envs.scoring import Outcome
 from das_gym.envs.skip_env import SkipEnv
 
@@ -57,11 +57,9 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         **kwargs: Any,
     ) -> None:
         check_vector(num_envs, kwargs)
-        modes = {mode.value: mode for mode in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP)}
-        value = autoreset_mode.value if isinstance(autoreset_mode, AutoresetMode) else autoreset_mode
-        check_names([value], modes, "autoreset_mode")
-        self.metadata = {**self.metadata, "autoreset_mode": modes[value]}
-        self._at_once = modes[value] is AutoresetMode.SAME_STEP
+        mode = find_autoreset_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self._at_once = mode is AutoresetMode.SAME_STEP
         self._waiting = np.zeros(num_envs, dtype=bool)
         self.num_envs = num_envs
         self.render_mode = render_mode

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from das_gym.config import check_names
 from das_gym.envs.rendering import RENDER_MODES, check_render_mode
-from das_gym.envs.scored_env import check_vector, first_row
+from das_gym.envs.scored_env import check_vector, find_autoreset_mode, first_row
 from das_gym.envs.suite_episodes import SuiteEpisodes
 from das_gym.envs.suite_rendering import Kept, SuiteScreen
 from das_gym.problem.budget import is_whole
@@ -196,10 +196,14 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
     Environments reset within the step (autoreset mode SAME_STEP): `final_obs` and `final_info` hold what an ended episode
     ended with; `info` holds the numbers of the step itself, `action_mask` alone those of the state after the reset.
 
+    With `autoreset_mode=AutoresetMode.NEXT_STEP`, which Gymnasium's vector wrappers of observations want, an episode ends
+    with its last observation, and the next step begins one on another problem in the place of its action: reward 0, `info`
+    of a reset.
+
     Args:
         num_envs: How many.
-        autoreset_mode: `AutoresetMode.SAME_STEP`, or its value.
-        **settings: `SuiteEnv`'s arguments.
+        autoreset_mode: `AutoresetMode.SAME_STEP` or `AutoresetMode.NEXT_STEP`, or its value.
+        **settings: `SuiteEnv`'s arguments. Pictures are of the last step, also of episodes that ended with it.
 
     Raises:
         ValueError: another autoreset mode, or what `SuiteEnv` refuses.
@@ -211,11 +215,10 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         self, num_envs: int = 1, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **settings: Any
     ) -> None:
         check_vector(num_envs, settings)
-        if autoreset_mode not in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
-            raise ValueError(
-                f"autoreset_mode={autoreset_mode}: a suite's environments reset within the step, 'SameStep'; "
-                'make_vec(..., vectorization_mode="sync", vector_kwargs={"autoreset_mode": ...}) has the others'
-            )
+        mode = find_autoreset_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self._at_once = mode is AutoresetMode.SAME_STEP
+        self._waiting = np.zeros(num_envs, bool)
         template = SuiteEnv(**settings)
         self.num_envs, self.suite, self.render_mode = num_envs, template.suite, template.render_mode
         self.episodes = SuiteEpisodes(self.suite, template.episodes.action, template.episodes.flat, num_envs)
@@ -265,6 +268,7 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
             chosen = np.broadcast_to(named, self.num_envs)
         self.episodes.begin(everyone, chosen)
         self._kept = [Kept(number, None) for number in self.episodes.which.tolist()]
+        self._waiting[:] = False
         told = self.episodes.told() | self.episodes.choices()
         return self.episodes.observe(), _present(told, np.ones(self.num_envs, bool))
 
@@ -273,17 +277,23 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in each; those that end begin anew, on other problems."""
+        begun, everyone = self._waiting, np.ones(self.num_envs, bool)
+        if begun.any():
+            self._begin(begun)
         rewards, ended, told = self.episodes.take(actions, (self.num_envs,))
+        if begun.any():
+            rewards, ended, told = self._without(begun, rewards, ended, told)
         if self._screen is not None:
-            rows = [{name: values[row] for name, values in told.items()} for row in range(self.num_envs)]
-            each = zip(range(self.num_envs), rewards.tolist(), rows, ended.tolist(), strict=True)
-            self._kept = [self._screen.keep(*row) for row in each]
+            self._kept = self._shown(self._screen, rewards, ended, told, begun)
         final: dict[str, Any] = {}
-        if ended.any():
+        if not self._at_once:
+            self._waiting = ended.copy()
+        elif ended.any():
             final = self._final(told | self.episodes.choices(), ended)
-            places = np.flatnonzero(ended)
-            self.episodes.begin(places, self._drawn(len(places)))
-        info = _present(told | self.episodes.choices(), np.ones(self.num_envs, bool)) | final
+            self._begin(ended)
+        info = _present(told, ~begun) | _present(self.episodes.choices(), everyone) | final
+        if begun.any():
+            info |= {f"_{key}": everyone for key in self.episodes.told()}
         return self.episodes.observe(), rewards, ended, np.zeros(self.num_envs, bool), info
 
     def render(self) -> tuple[Any, ...] | None:
@@ -291,6 +301,28 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         if self._screen is None:
             return None
         return tuple(map(self._screen.render, self._kept))
+
+    def _shown(
+        self, screen: SuiteScreen, rewards: np.ndarray, ended: np.ndarray, told: dict[str, np.ndarray], begun: np.ndarray
+    ) -> list[Kept]:
+        """What is shown of a step in each; nothing was done yet in those that began with it."""
+        rows = [{name: values[row] for name, values in told.items()} for row in range(self.num_envs)]
+        each = zip(range(self.num_envs), rewards.tolist(), rows, ended.tolist(), strict=True)
+        return [
+            Kept(number, None) if new else screen.keep(*row)
+            for number, row, new in zip(self.episodes.which.tolist(), each, begun.tolist(), strict=True)
+        ]
+
+    def _without(self, begun: np.ndarray, rewards: np.ndarray, ended: np.ndarray, told: dict[str, np.ndarray]) -> Any:
+        """What a step came to, when episodes of (num_envs,) bool began with it, whatever their actions were."""
+        self.episodes.begin(np.flatnonzero(begun), self.episodes.which[begun])
+        told = {key: np.where(begun, np.zeros_like(values), values) for key, values in told.items()} | self.episodes.told()
+        return np.where(begun, 0.0, rewards), ended & ~begun, told
+
+    def _begin(self, which: np.ndarray) -> None:
+        """Draw a problem for each of (num_envs,) bool."""
+        places = np.flatnonzero(which)
+        self.episodes.begin(places, self._drawn(len(places)))
 
     def _final(self, told: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, Any]:
         """What Gymnasium's wrappers expect of environments that reset within the step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,14 +100,14 @@ class Site:
     put_beside: Callable[[nn.Module], None]
 
     @property
-    def last(self) -> nn.Module:
+    def last(self) -> Any:
         """What `out` names."""
         return self.owner.get_submodule(self.out)
 
     @property
     def width(self) -> int:
         """Of hidden vectors."""
-        return int(self.last.out_features)  # type: ignore[arg-type]
+        return int(self.last.out_features)
 
 
 class SkipAdapter(Adapter):

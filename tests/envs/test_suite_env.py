@@ -3,9 +3,11 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
+import gymnasium.wrappers.vector
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env, data_equivalence
@@ -232,6 +234,37 @@ def test_a_pickle_goes_on_and_does_not_hold_the_suite(id: str, problems: int | N
         assert data_equivalence(env.reset(), twin.reset())
 
 
+@pytest.mark.parametrize("action", ACTIONS)
+def test_reset_with_the_next_step(action: str, suite: str):
+    """As Gymnasium's own vector environment of single ones does it, but for the problems that are drawn."""
+    made: dict[str, Any] = {"num_envs": 3, "suite": suite, "action": action, "flat": True}
+    env = gymnasium.make_vec("DAS-Suite-v0", autoreset_mode="NextStep", **made)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    same = gymnasium.make_vec("DAS-Suite-v0", vectorization_mode="sync", **made)
+    env.reset(seed=0, options={"problem": [1, 4, 9]})
+    for each, problem in zip(same.envs, (1, 4, 9), strict=True):
+        each.unwrapped.np_random = SimpleNamespace(integers=lambda count, problem=problem: problem)
+    same.reset()
+    env.unwrapped._drawn = lambda count: env.unwrapped.problems[env.unwrapped._waiting]  # the same ones again
+    env.action_space.seed(0)
+    for _ in range(20):
+        actions = env.action_space.sample()
+        mine, theirs = env.step(actions), same.step(actions)
+        for one, other in zip(mine[:4], theirs[:4], strict=True):
+            np.testing.assert_array_equal(one, other)
+        for key, values in theirs[4].items():
+            np.testing.assert_array_equal(mine[4][key], values, err_msg=key)
+
+
+def test_gymnasiums_vector_wrappers_normalise_observations(suite: str):
+    env = gymnasium.make_vec("DAS-Suite-v0", num_envs=3, suite=suite, flat=True, action="scores", autoreset_mode="NextStep")
+    wrapped = gymnasium.wrappers.vector.NormalizeObservation(env)
+    wrapped.reset(seed=0)
+    for _ in range(6):
+        wrapped.step(wrapped.action_space.sample())
+    assert np.abs(wrapped.obs_rms.mean).max() > 0.1
+
+
 @pytest.mark.parametrize("id", ["DAS-Suite-v0", "DAS-Suite-Search-v0"])
 @pytest.mark.parametrize(
     ("arguments", "says"),
@@ -259,8 +292,8 @@ def test_what_one_form_alone_takes_is_told(suite: str):
         gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluation=3)
     with pytest.raises(ValueError, match=r"evaluations=1\.5: a search has at least one"):
         gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=1.5)
-    with pytest.raises(ValueError, match="autoreset_mode=NextStep: a suite's environments reset within the step"):
-        gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, autoreset_mode="NextStep")
+    with pytest.raises(ValueError, match="unknown autoreset_mode 'Disabled'; known: SameStep, NextStep"):
+        gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, autoreset_mode="Disabled")
     assert gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, autoreset_mode="SameStep").num_envs == 2
 
 
