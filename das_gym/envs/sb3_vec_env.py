@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import registry
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
@@ -160,8 +161,12 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
         env_id: As for `gymnasium.make_vec`, such as "DAS-METER-VQA-v0".
         n_envs: How many.
         seed: Of the first reset; None = random.
-        kwargs: As for `gymnasium.make_vec`: settings of the environment, such as `skip_num`.
+        kwargs: As for `gymnasium.make_vec`: settings of the environment, such as `skip_num`. Where Gymnasium puts single
+            ones side by side, as those of DAS-Suite-Search-v0, they reset within the step, as Stable-Baselines3 needs it.
     """
+    spec = registry.get(env_id.rpartition(":")[2])
+    if kwargs.get("vectorization_mode") or (spec is not None and spec.vector_entry_point is None):
+        kwargs["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP, **(kwargs.get("vector_kwargs") or {})}
     vec_env = SB3VecEnv(gymnasium.make_vec(env_id, num_envs=n_envs, **kwargs))
     vec_env.seed(seed)
     return VecMonitor(vec_env)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -212,6 +215,15 @@ def test_gymnasiums_own_vectorisation_is_bridged(tabular_kwargs: dict):
     assert env.get_attr("skip_num", indices=[1]) == [2]
     env.set_attr("note", "mine")
     assert env.get_attr("note") == ["mine", "mine"]
+
+
+@pytest.mark.parametrize("env_id", ["DAS-Suite-Search-v0", "das_gym:DAS-Suite-Search-v0"])
+def test_one_without_a_vector_form_is_put_side_by_side(env_id: str, made_up_suite: Path):
+    env = make_sb3_vec_env(env_id, n_envs=2, seed=0, suite=str(made_up_suite), evaluations=3, flat=True)
+    RecurrentPPO("MlpLstmPolicy", env, n_steps=6, batch_size=6, n_epochs=1, seed=0).learn(12)
+    sync = make_sb3_vec_env(TABULAR, n_envs=2, vectorization_mode="sync")
+    sync.reset()
+    assert sync.step(np.eye(12, dtype=np.int8)[:2])[2].all()
 
 
 def test_another_autoreset_is_refused(tabular_kwargs: dict):
