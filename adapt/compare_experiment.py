@@ -45,7 +45,7 @@ from das_gym.wording import counted
 
 TABLE = "compare.md"
 PICTURE = "compare.png"
-WIDTH = 118
+WIDTH = 126
 
 GRID = (5e-4, 2e-3, 8e-3)
 """Learning rates to choose from for small models."""

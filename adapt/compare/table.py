@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,7 +108,7 @@ def verdict(lines: Sequence[Line]) -> list[str]:
     for line in lines:
         if line.key.startswith("das_") and adapter is not None:
             lost, saved = 100 * (adapter.score - line.score), 100 * (1 - line.macs / adapter.macs)
-            how = f"loses {lost:.1f} points" if lost >= 0 else f"gains {-lost:.1f} points"
+            how = f"loses {abs(lost):.1f} points" if lost >= 0 else f"gains {-lost:.1f} points"
             judged = "at most" if round(lost, 1) <= 100 * POINT else "more than"
             judged = f" ({judged} {100 * POINT:g})" if lost >= 0 else ""
             macs = f"{abs(saved):.1f} % {'fewer' if saved >= 0 else 'more'} MACs"
@@ -115,7 +116,7 @@ def verdict(lines: Sequence[Line]) -> list[str]:
         rival = by_key.get(f"random_{line.skip_num}")
         if line.key.startswith("das_") and rival is not None:
             ahead, spread = 100 * (line.score - rival.score), 100 * np.nanmax([line.spread, rival.spread, 0.0])
-            how = f"{ahead:.1f} points ahead of" if ahead > 0 else f"{-ahead:.1f} points behind"
+            how = f"{abs(ahead):.1f} points {'ahead of' if ahead > 0 else 'behind'}" if ahead else "level with"
             known = len(rival.scores) > 1 or len(line.scores) > 1
             judged = "more than" if abs(ahead) > spread else "within"
             told = f", {judged} the spread of {spread:.1f}" if known else ", of one seed each"
@@ -146,7 +147,8 @@ def print_table(title: str, lines: Sequence[Line], notes: Sequence[str], width: 
 
     table = Table(title=title, title_justify="left")
     for head in HEADS:
-        table.add_column(head, justify="left" if head == "method" else "right", no_wrap=head == "method")
+        narrow = "\n".join(textwrap.wrap(head, 9))
+        table.add_column(narrow, justify="left" if head == "method" else "right", no_wrap=head == "method")
     for line in lines:
         table.add_row(*cells(line))
     console = Console()

@@ -13,9 +13,9 @@ import pytest
 from das_gym.adapt.compare import trials
 from das_gym.adapt.compare.entrants import entrants
 from das_gym.adapt.compare.kept import drop_others, kept_file, kept_model, to_keep
-from das_gym.adapt.compare.table import Line, cells, line_of, verdict
+from das_gym.adapt.compare.table import Line, cells, line_of, print_table, verdict
 from das_gym.adapt.compare.trials import Course, Trial, chosen_rate
-from das_gym.adapt.compare_experiment import GRID, grid_of
+from das_gym.adapt.compare_experiment import GRID, WIDTH, grid_of
 
 from das_gym.files import read_json, write_json
 from das_gym.problem.latency import measure_latency
@@ -193,7 +193,25 @@ def test_a_line_has_mean_and_spread_over_seeds_and_the_verdict_judges_by_them():
     ]
     worse = dataclasses.replace(lines[1], scores=(0.7, 0.7))
     assert verdict([lines[0], worse, lines[2]])[0].startswith("DAS, 1 skipped: loses 10.0 points (more than 1)")
+    level = dataclasses.replace(lines[2], scores=lines[1].scores)
+    assert verdict([lines[1], level]) == [
+        "DAS, 1 skipped: level with random masks of as many layers, within the spread of 1.4."
+    ]
     assert line_of(adapter, [], ("a", "b")) is None
+
+
+def test_a_row_of_the_table_is_one_line(capsys: pytest.CaptureFixture[str]):
+    numbers = {
+        "updated": 323_310_000.0,
+        "trained": 326_000_000.0,
+        "macs": 93.1e9,
+        "change": 0.1234,
+        "speedup": (0.95, 0.93, 1.1),
+    }
+    row = Line("parallel", "scaled parallel adapter", 0, 2.5e-5, scores=(0.7, 0.8), layers=((), ()), **numbers)
+    print_table("title", [row], [], WIDTH)
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "scaled parallel adapter" in line and "75.0 ± 7.1 (2)" in line]) == 1
 
 
 def test_random_masks_are_drawn_by_seed_and_skip_as_many_layers():
