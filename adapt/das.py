@@ -21,6 +21,7 @@ from das_gym.adapt.paper import DASSettings
 from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.training import Companion, Group, Log, StepResult, Trainer, adamw, decay
 
+from das_gym.config import build
 from das_gym.data.splits import Splits
 from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.evaluator import Evaluator
@@ -195,7 +196,7 @@ class _Turns:
         return {"history": [vars(turn) for turn in self.history]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.history = [JointTurn(**turn) for turn in state["history"]]
+        self.history = [build(JointTurn, turn) for turn in state["history"]]
 
 
 def reward_examples(task: Task, splits: Splits[Any], settings: DASSettings) -> tuple[Any, ...]:

@@ -390,7 +390,7 @@ class Trainer:
             raise ValueError(f"{self.checkpoint} was saved by {processes} processes, and here are {world()}: start as many")
         try:
             self._restore(state)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(f"{self.checkpoint} is damaged ({error!r}): remove it to begin anew") from error
 
     def _restore(self, state: _State) -> None:
