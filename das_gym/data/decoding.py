@@ -47,6 +47,9 @@ MAX_PIXELS |= dict.fromkeys(("AVIF", "JPEG2000", "WEBP"), 2**25)
 """Most pixels of a picture, by format: about a gigabyte for a moment. Other formats have PIL's own limit: they check it
 again while they are decoded."""
 
+MAX_SCANNED = 2**31
+"""Most pixels of a progressive JPEG times its scans, of which the usual have ten: each goes over the whole picture."""
+
 OTHER_PIXELS = WHOLE_PIXELS
 """That of other formats where PIL's own limit was switched off."""
 
@@ -114,6 +117,8 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
                 is_jpeg = image.format in ("JPEG", "MPO")
                 if is_jpeg:
                     _check_claim(file, size[0] * size[1])
+                if kind == PROGRESSIVE:
+                    _check_scans(file, size[0] * size[1])
                 with _one_large if size[0] * size[1] > LARGE_PIXELS else contextlib.nullcontext():
                     picture = _within_limit(_drafted(image))
                     if is_jpeg:
@@ -184,6 +189,20 @@ def _check_claim(file: BinaryIO, pixels: int) -> None:
     file.seek(at)
     if pixels > LARGE_PIXELS and length * 512 < pixels:
         raise OSError(f"{length} bytes cannot hold {pixels} pixels")
+
+
+def _check_scans(file: BinaryIO, pixels: int) -> None:
+    """Refuse a progressive JPEG that would take minutes: a scan without anything new has sixteen bytes.
+
+    Raises:
+        OSError: it has too many.
+    """
+    at = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")
+    file.seek(at)
+    if scans * pixels > MAX_SCANNED:
+        raise OSError(f"it goes over its {pixels} pixels {scans} times")
 
 
 def _check_jpeg(file: BinaryIO) -> None:

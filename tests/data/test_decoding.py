@@ -258,6 +258,21 @@ def test_a_short_jpeg_that_claims_to_be_large_takes_no_time(tmp_path: Path):
     assert time.process_time() - began < 2  # seventeen, with libjpeg filling in what is not there
 
 
+def test_a_jpeg_of_many_scans_takes_no_time(tmp_path: Path):
+    """Each takes as long as the picture is large: a megabyte of them took hours."""
+    whole = io.BytesIO()
+    Image.new("RGB", (1024, 1024)).save(whole, "JPEG", progressive=True)
+    content = whole.getvalue()
+    last, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    (tmp_path / "few.jpg").write_bytes(content[:last] + 20 * content[last:end] + content[end:])
+    assert load_image(tmp_path / "few.jpg").size == (1024, 1024)
+    (tmp_path / "many.jpg").write_bytes(content[:last] + 10_000 * content[last:end] + content[end:])
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"many\.jpg cannot be read \(OSError: it goes over its 1048576 pixels 10009 times"):
+        load_image(tmp_path / "many.jpg")
+    assert time.process_time() - began < 1
+
+
 def test_pixels_by_the_header_alone(tmp_path: Path):
     Image.new("RGB", (30, 20)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:45])
