@@ -40,7 +40,7 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM",
 Ghostscript run what the picture says."""
 
 PROGRESSIVE = "progressive JPEG"
-"""Decoded whole, however small it is wanted."""
+"""One in several scans, also one colour after the other: it is decoded whole, however small it is wanted."""
 
 MAX_PIXELS = {"JPEG": 2**30, "MPO": 2**30, PROGRESSIVE: 2**27, "PNG": 2**28, "BMP": 2**28}
 MAX_PIXELS |= dict.fromkeys(("AVIF", "JPEG2000", "WEBP"), 2**25)
@@ -110,11 +110,11 @@ def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
     """
     try:
         with _opened(source) as file, _identify(file) as image:
-            kind = PROGRESSIVE if image.info.get("progressive") else image.format or ""
+            is_jpeg = image.format in ("JPEG", "MPO")
+            kind = PROGRESSIVE if is_jpeg and _has_scans(file) else image.format or ""
             most = MAX_PIXELS.get(kind) or Image.MAX_IMAGE_PIXELS or OTHER_PIXELS
             size = image.size
             if size[0] * size[1] <= most:
-                is_jpeg = image.format in ("JPEG", "MPO")
                 if is_jpeg:
                     _check_claim(file, size[0] * size[1])
                 if kind == PROGRESSIVE:
@@ -189,6 +189,35 @@ def _check_claim(file: BinaryIO, pixels: int) -> None:
     file.seek(at)
     if pixels > LARGE_PIXELS and length * 512 < pixels:
         raise OSError(f"{length} bytes cannot hold {pixels} pixels")
+
+
+def _has_scans(file: BinaryIO) -> bool:
+    """Whether a JPEG's first scan does not tell all of its pixels; also where that cannot be seen."""
+    at = file.tell()
+    file.seek(2)
+    try:
+        return _first_scan_lacks(file)
+    except (IndexError, struct.error):
+        return True
+    finally:
+        file.seek(at)
+
+
+def _first_scan_lacks(file: BinaryIO) -> bool:
+    progressive, components = False, 0
+    while True:
+        start, marker = struct.unpack(">BB", file.read(2))
+        if marker == 0xFF:  # one may fill up
+            file.seek(-1, io.SEEK_CUR)
+            continue
+        (length,) = struct.unpack(">H", file.read(2))
+        content = file.read(max(0, length - 2))
+        if start != 0xFF or length < 2:
+            return True
+        if marker == 0xDA:
+            return progressive or content[0] < components
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            progressive, components = marker in (0xC2, 0xC6, 0xCA, 0xCE), content[5]
 
 
 def _check_scans(file: BinaryIO, pixels: int) -> None:

@@ -258,6 +258,23 @@ def test_a_short_jpeg_that_claims_to_be_large_takes_no_time(tmp_path: Path):
     assert time.process_time() - began < 2  # seventeen, with libjpeg filling in what is not there
 
 
+def test_a_jpeg_of_a_colour_after_the_other_is_decoded_whole(tmp_path: Path):
+    """Whose coefficients take six bytes a pixel."""
+    path = tmp_path / "a.jpg"
+    noise(16, 16).save(path, comment=b"c\xff\xda\0\x08\x01")
+    assert load_image(path).size == (16, 16)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\xff\xc0") + 5
+    content[at : at + 4] = (10_000).to_bytes(2, "big") + (20_000).to_bytes(2, "big")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"\d+ bytes cannot hold 200000000 pixels"):
+        load_image(path)
+    content[content.rindex(b"\xff\xda") + 4] = 1  # components of the scan, of three
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"has 20000 x 10000 pixels, more than 134217728"):
+        load_image(path)
+
+
 def test_a_jpeg_of_many_scans_takes_no_time(tmp_path: Path):
     """Each takes as long as the picture is large: a megabyte of them took hours."""
     whole = io.BytesIO()
