@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from das_gym.config import build, check_names
+from das_gym.config import build, check_names, read_array
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,15 @@ def test_a_number_too_large_for_a_float_is_refused(values: dict[str, Any]):
 def test_what_is_no_mapping_is_refused(values: Any):
     with pytest.raises(TypeError, match="is not allowed; give settings by name"):
         build(Outer, values)
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2], [[1]], [1, 2, "x"], [1, 2, float("nan")], [1, 2, 10**400], [1, [2], 3], {}, None]
+)
+def test_an_array_of_something_else_is_refused(values: Any):
+    assert read_array("it", [1, 0.5, True], (3,)).tolist() == [1.0, 0.5, 1.0]
+    assert read_array("it", [1, 0, True], (3,), bool).tolist() == [True, False, True]
+    with pytest.raises(ValueError, match=r"it has the shape|it holds something else|inhomogeneous"):
+        read_array("it", values, (3,))
+    with pytest.raises(ValueError, match="it holds something else than 0 and 1"):
+        read_array("it", [0, 1, 2], (3,), bool)

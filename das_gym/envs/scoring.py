@@ -27,6 +27,9 @@ from das_gym.problem.statistics import (
 from das_gym.problem.unit_latency import cost_of
 
 REWARD_BATCHES = ("fixed", "cycle", "resample")
+MOST_COUNTED = 2**53
+"""Evaluations that a saved state may have counted: those beyond are no whole numbers of floats."""
+
 INFO_KEYS = ("loss", "metric", "macs", "macs_saved", "n_skipped", "feasible", "evaluations")
 
 
@@ -171,7 +174,8 @@ class Scorer(ABC):
         improvements = state.get("improvements", ())  # older states have none
         self.improvements = convert("improvements", improvements, list[tuple[int | float, float]])
         counts = [self.evaluations, *(at for at, _ in self.improvements)]
-        read_array("numbers of evaluations", counts, (len(counts),))
+        if not all(0 <= count <= MOST_COUNTED for count in read_array("numbers of evaluations", counts, (len(counts),))):
+            raise ValueError(f"a number of evaluations is not among 0..{MOST_COUNTED}")
 
     def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
         """Rewards of the masks whose episodes have ended, from one call of `measure`.

@@ -171,6 +171,29 @@ def test_observes_what_is_asked_for(table_path: str, small_table: SubnetTable):
     np.testing.assert_array_equal(one.reset()[0], small_table.statistics[:, columns[1]])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"evaluations": -1},
+        {"evaluations": 1e308},
+        {"evaluations": "x"},
+        {"position": 0.5},
+        {"improvements": [[1, "x"]]},
+        {"improvements": [[10**400, 0.5]]},
+        {"episode": {"masks": [[0]], "over": [False]}},
+        {"episode": {"masks": [[2] * 6], "over": [False]}},
+        {"episode": {"masks": [[0] * 6], "over": False}},
+    ],
+)
+def test_a_state_of_other_values_is_refused(table_path: str, change: dict):
+    env = gymnasium.make(ID, table=table_path, skip_num=2).unwrapped
+    env.reset(seed=0)
+    state = env.get_state()
+    env.set_state(state)
+    with pytest.raises((ValueError, TypeError), match=r"is not allowed|is not among|has the shape|holds something else"):
+        env.set_state({**state, **change})
+
+
 def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
     whole = small_table.of_all_examples()
     older = replace(whole, meta=replace(whole.meta, statistics=("depth",)), statistics=whole.statistics[:, 1:2])
