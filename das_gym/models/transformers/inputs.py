@@ -41,8 +41,9 @@ class Encoding(NamedTuple):
     pixels: dict[str, Tensor]
 
     def light(self) -> Encoding:
-        """The same without the pixels."""
-        return self._replace(pixels={})
+        """The same without the pixels; nothing stands for those that a forward wants to be given beside `pixel_values`."""
+        nothing = {name: value[:0] for name, value in self.pixels.items() if not name.startswith("pixel")}
+        return self._replace(pixels={}, sizes=self.sizes | nothing)
 
 
 @dataclass
@@ -142,7 +143,7 @@ class PromptProcessor:
         question.pop("attention_mask", None)
         types, sizes, seen = {}, {}, {}
         for name, value in question.items():
-            if name.startswith("pixel"):
+            if name.startswith("pixel") or name.endswith("pixel_values"):  # DeepSeek-VL's high_res_pixel_values
                 seen[name] = value
             elif value.shape[:2] == (1, len(ids)):
                 last = value[0, -1:] if self.answer_type is None else torch.full_like(value[0, -1:], self.answer_type)

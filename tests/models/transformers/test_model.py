@@ -323,3 +323,17 @@ class TestRefused:
     def test_a_picture_for_a_model_that_reads_text(self, driven: Callable[..., Driven]):
         with pytest.raises(ValueError, match="this model reads text alone"):
             driven("llama").processor.encode(Prompt("what", (NoiseImage(0),), "red"))
+
+
+def test_no_pixels_are_remembered_with_a_prompt(driven: Callable[..., Driven], monkeypatch: pytest.MonkeyPatch):
+    """DeepSeek-VL's larger one has pictures in two sizes, and its forward wants to be given both."""
+    model = driven("llava")
+    processor = model.processor.with_answer_type(None)
+    ask = processor._ask
+    larger = {"high_res_pixel_values": torch.ones(1, 3, 64, 64)}
+    monkeypatch.setattr(processor, "_ask", lambda prompt: (ask(prompt)[0] | larger, ask(prompt)[1]))
+    prompt = model.prompts()[0]
+    assert processor.encode(prompt, pixels=True).pixels.keys() == {"pixel_values", "high_res_pixel_values"}
+    kept = processor.encode(prompt)
+    assert not kept.pixels
+    assert kept.sizes["high_res_pixel_values"].shape == (0, 3, 64, 64)
