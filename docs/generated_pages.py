@@ -60,16 +60,6 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_post_page(output: str, page: Any, config: Any) -> str:
-    """Leave out the one script that the theme would fetch from elsewhere: it lets old browsers search pages on a disk."""
-    return re.sub(r'<script src="https://unpkg.com/[^"]*"></script>', "", output)
-
-
-def on_post_template(output_content: str, template_name: str, config: Any) -> str:
-    """Likewise of the page that says that there is no such page."""
-    return on_post_page(output_content, None, config)
-
-
 def _without_outside_links(text: str) -> str:
     """Links as the top of the repository has them, as they are from within docs/."""
     for name, (source, _) in COPIES.items():

@@ -1,5 +1,5 @@
 /* What the theme puts on a page, for those who use a keyboard or a screen reader: a table that is wider than the page can be
-   reached and scrolled, a copy button is no landmark, and a page's own contents are told from the site's. */
+   reached and scrolled, a copy button is no landmark, and the search and a page's own contents have names of their own. */
 const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => reachable(target)));
 
 function reachable(box) {
@@ -19,6 +19,8 @@ function tend() {
     part.setAttribute("aria-label", `On this page: ${part.getAttribute("aria-label")}`);
   });
   document.querySelectorAll("nav.md-code__nav").forEach((bar) => bar.setAttribute("role", "none"));
+  document.querySelector(".md-search")?.setAttribute("aria-label", "Search the documentation");
+  document.querySelector(".md-search__options")?.setAttribute("aria-label", "Search: options");
 }
 
 new MutationObserver(tend).observe(document.body, { childList: true, subtree: true });

@@ -97,6 +97,21 @@ def test_a_table_scrolls_by_keyboard_where_it_is_wider_than_the_page(site: Path,
     page.context.close()
 
 
+@needs_browser
+def test_a_site_on_a_disk_is_searched_by_keyboard(site: Path, chromium: Any):
+    page, wrong = opened(chromium, site / "index.html")
+    page.wait_for_selector(".md-search:not([hidden])")
+    page.keyboard.press("/")
+    page.keyboard.type("normalised regret")
+    page.wait_for_selector(".md-search-result__link")
+    assert "glossary.html" in [
+        link.get_attribute("href").partition("#")[0].rpartition("/")[2].partition("?")[0]
+        for link in page.query_selector_all(".md-search-result__link")
+    ]
+    assert not wrong
+    page.context.close()
+
+
 def opened(chromium: Any, path: Path, scheme: str = "light") -> tuple[Any, list[str]]:
     """A page, and what it did wrong while it was opened: errors of scripts, and requests."""
     page = chromium.new_context(viewport={"width": WIDTHS[-1], "height": 900}, color_scheme=scheme).new_page()
