@@ -3,13 +3,13 @@
 python -m adapt suite with out=FOLDER                 all of them; what lies in FOLDER already is gone on from
 python -m adapt suite with out=FOLDER only=train-03   those models whose names begin so
 python -m adapt suite with out=FOLDER seed=7          another suite
-python -m adapt suite with out=FOLDER retime=TABLES   time the units of a suite's models anew, and nothing else
+python -m adapt suite with out=FOLDER retime=TABLES   time the units of a suite's models here, and nothing else
 
 FOLDER/work holds models and data, FOLDER/tables what `DAS-Suite-v0` reads: pass it `suite=FOLDER/tables`.
 
 Every table knows the latency of its units: of one example at a time, by the processor time of one thread, so that other work
 on the machine hardly stretches it; tables tell on which processor. It does not depend on weights: `retime` makes models of
-the same shape without training them.
+the same shape without training them, and one shape is timed once (the cache folder keeps it).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class SuiteSettings(CommandSettings):
         seed: Draws models and data.
         only: Make the models alone whose names begin so, and no index.
         bundled: Whether the bundled models' tables are in `test` as well.
-        retime: Folder of a suite's tables, made with the same seed: the latency of their units is measured here and now and
-            written into them, and nothing else is made or changed. `only` chooses among them.
+        retime: Folder of a suite's tables, made with the same seed: the latency of their units is measured on this machine,
+            or known from before, and written into them; nothing else is made or changed. `only` chooses among them.
     """
 
     out: str
