@@ -100,6 +100,13 @@ def start_anew(page: Any) -> None:
     page.uncheck("#exactly")
 
 
+def test_its_words_are_told(table: SubnetTable, tmp_path: Path):
+    text = write_explorer(tmp_path / "page.html", table).read_text()
+    assert "<dt>rank by loss</dt>" in text
+    assert "skipping nothing saves less than nothing" in text
+    assert "<dt>reward</dt>" not in text  # a report's
+
+
 @pytest.mark.slow
 @needs_browser
 def test_a_click_skips_and_shows_the_masks_numbers(page: Any, table: SubnetTable):
