@@ -193,6 +193,7 @@ def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureF
     assert record["models"][0]["mask"] == record["search"]["mask"]
     assert sum(record["search"]["mask"]) == 4
     assert (tmp_path / "1" / "adapter.safetensors").is_file()
+    assert read_json(tmp_path / "1" / "examples.json")["models"] == ["unskipped", "subnet"]
     printed = capsys.readouterr().out
     assert [model["name"] for model in record["models"]] == ["subnet", "unskipped"]
     assert not any(record["models"][1]["mask"])
