@@ -102,6 +102,13 @@ def test_what_rounding_would_hide_is_seen_in_16_bits():
 
 
 @pytest.mark.slow
+def test_a_model_of_double_weights_that_rounds_to_float32_is_driven(tmp_path: Path):
+    model = Driven(tiny.save_made(tiny.hunyuan_vl, tmp_path, torch.float64))
+    found, wanted = (logits(model.prompts(), [1, 0, 0, 1]) for logits in (model.logits, model.plain))
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
 def test_pictures_that_are_numbered_within_their_batch_are_seen_one_by_one(tmp_path: Path):
     """Molmo 2's; each of its layers keeps its own kind of rotary embeddings."""
     model = Driven(tiny.save_made(tiny.molmo2, tmp_path / "whole", torch.float64))
