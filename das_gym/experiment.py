@@ -212,6 +212,7 @@ class RunsExperiment(Experiment):
     begun: Callable[[str], object] | None = None
     settings: type[RunSettings] | None = None
     _named: tuple[NamedConfigs, ...] = ()
+    _files: Mapping[str, dict[str, Any]] = MappingProxyType({})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -301,10 +302,10 @@ class RunsExperiment(Experiment):
                     self._add_named(named)
             for old in given.keys() & self.renamed.keys():
                 raise ValueError(f"unknown setting {old!r}; did you mean {self.renamed[old]!r}?")
-            files = [name for name in named_configs if Path(name).is_file()]
-            check_names((n for n in named_configs if n not in files), self.named_configs, "named config")
-            for file in files:
-                check_modules(modules_in(read_config_file(file)), file)
+            self._files = {name: read_config_file(name) for name in named_configs if Path(name).is_file()}
+            check_names((n for n in named_configs if n not in self._files), self.named_configs, "named config")
+            for file, settings in self._files.items():
+                check_modules(modules_in(settings), file)
         except MISTAKES as error:
             raise RunError(str(error)) from error
         return {name: value for name, value in given.items() if name != "use" or value}
@@ -314,20 +315,20 @@ class RunsExperiment(Experiment):
         return {k: v for part in self.named_parts(named_configs) for k, v in part.items()}
 
     def named_parts(self, named_configs: Sequence[str]) -> list[dict[str, Any]]:
-        """What each of the named configs and files of settings sets."""
+        """What each of the named configs and files of settings sets; files are those that `prepared` read."""
         return [
-            read_config_file(name) if Path(name).is_file() else dict(self.named_configs[name]())
+            self._files[name] if name in self._files else dict(self.named_configs[name]())
             for name in named_configs
-            if Path(name).is_file() or name in self.named_configs
+            if name in self._files or name in self.named_configs
         ]
 
     @contextmanager
     def _files_as_named(self, named_configs: Sequence[str]) -> Iterator[list[str]]:
         """The named configs with files of settings among them, which Sacred does not read by itself, under other names."""
-        names = {file: f"file {number}" for number, file in enumerate(named_configs) if Path(file).is_file()}
+        names = {file: f"file {number}" for number, file in enumerate(self._files)}
         try:
             for file, name in names.items():
-                self.add_named_config(name, read_config_file(file))
+                self.add_named_config(name, self._files[file])
             yield [names.get(name, name) for name in named_configs]
         finally:
             for name in names.values():
