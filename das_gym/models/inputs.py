@@ -188,7 +188,7 @@ class Processor:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         words = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         vocabulary = hashlib.sha256(words.encode()).hexdigest()
-        transform = f"{self.transform.__module__}.{self.transform.__qualname__}"
+        transform = f"{self.transform.__module__}.{getattr(self.transform, '__qualname__', self.transform)}"
         return f"{transform} {self.image_size} {self.patch_size} {self.max_text_length} {vocabulary}"
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,22 @@ def test_longer_texts_are_cut(processor: Processor):
     tokens = processor.texts(["red " * 50, "blue"])
     assert tokens["input_ids"].shape == (2, 8)
     assert tokens["attention_mask"].sum(1).tolist() == [8, 3]
+
+
+def test_what_batches_depend_on_is_told_apart(processor: Processor):
+    """A transform need be no function with a name: torchvision's are objects, which say what they are."""
+
+    class Scaled:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def __call__(self, image: Image.Image, size: int, patch: int) -> torch.Tensor:
+            return self.factor * vilt_transform(image, size, patch)
+
+        def __repr__(self) -> str:
+            return f"Scaled({self.factor})"
+
+    others = [replace(processor, **change) for change in ({"max_text_length": 7}, {"image_size": 48}, {"patch_size": 8})]
+    others += [replace(processor, transform=Scaled(factor)) for factor in (1.0, 2.0)]
+    assert len({each.identity() for each in (processor, *others)}) == 6
+    assert replace(processor).identity() == processor.identity()
