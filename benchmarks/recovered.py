@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
 from das_gym.adapt.shrink.report import loss_of
 from das_gym.agents.compare.oracle import TableOracle
@@ -28,7 +29,7 @@ from das_gym.agents.compare.traces import trace_agent
 
 from benchmarks.fidelity import drawn_masks, known, spearman, statistic_sums, told
 from benchmarks.machine import describe_machine
-from benchmarks.recovery import BATCH, whole_model
+from benchmarks.recovery import BATCH
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_json
 from das_gym.models.transformers.cutting import cut
@@ -86,7 +87,7 @@ def train_all(masks: np.ndarray, options: argparse.Namespace) -> Losses:
     if not todo:
         return trained
     problem = load_problem(ProblemConfig(model="VLM", task="answering"))
-    whole, task, train = whole_model(problem), problem.task, problem.splits.train
+    whole, task, train = as_vlm(problem), problem.task, problem.splits.train
     splits = {"reward": problem.splits.reward, "test": problem.splits.test}
     held_out = {name: task.open_ended(shuffled(task, split, options.examples)) for name, split in splits.items()}
     teacher = ask(whole, task, train, RecoveryConfig(steps=max(options.steps)), ())

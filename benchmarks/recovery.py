@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
 from das_gym.adapt.shrink.report import loss_of
 from das_gym.adapt.shrink.scores import interval, scored
@@ -54,13 +55,6 @@ def find_mask(options: argparse.Namespace, config: ProblemConfig) -> np.ndarray:
     return np.array(search(asked).mask, dtype=bool)
 
 
-def whole_model(problem: Problem) -> VLM:
-    """Its model."""
-    if not isinstance(problem.vlp, VLM):
-        raise TypeError(f"{type(problem.vlp).__name__} is no model of transformers")
-    return problem.vlp
-
-
 class Subject:
     """A model, its deletion, and what both come to on held-out examples.
 
@@ -73,7 +67,7 @@ class Subject:
 
     def __init__(self, problem: Problem, mask: np.ndarray, examples: int, longest: RecoveryConfig) -> None:
         self.problem, self.task, self.mask = problem, problem.task, mask
-        self.whole = whole_model(problem)
+        self.whole = as_vlm(problem)
         self.held_out = shuffled(problem.task, problem.splits.reward, examples)
         self.test = shuffled(problem.task, problem.splits.test, examples)
         self.teacher = ask(self.whole, self.task, problem.splits.train, replace(longest, hidden_at="last"), ())
