@@ -151,12 +151,11 @@ class SuiteEpisodes:
         return array.astype(bool).reshape(self.m, MAX_UNITS) & self.suite.units[self.which]
 
     def _info(self, rows: np.ndarray, kept: np.ndarray, invalid: np.ndarray) -> dict[str, np.ndarray]:
-        told = kept & self.over
         info = {
-            "raw_reward": np.where(told, self.suite.raw[rows], -np.inf),
-            "regret": np.where(told, self.optima - self.suite.raw[rows], np.inf),
-            "loss": np.where(told, self.suite.losses[rows], np.inf),
-            "metric": np.where(told, self.suite.metrics[rows], 0.0),
+            "raw_reward": np.where(kept, self.suite.raw[rows], -np.inf),
+            "regret": np.where(kept, self.optima - self.suite.raw[rows], np.inf),
+            "loss": np.where(kept, self.suite.losses[rows], np.inf),
+            "metric": np.where(kept, self.suite.metrics[rows], 0.0),
             "macs_saved": self.suite.macs_saved[rows],
             "n_skipped": self.masks.sum(axis=1),
             "feasible": kept,

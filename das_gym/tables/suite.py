@@ -368,7 +368,7 @@ class Suite:
             if not going.any():
                 break
             masks[everyone[going], order[going, place]] = True
-        return masks & self.units[which]
+        return masks
 
     def index(self, problem: int | str) -> int:
         """The number of a problem by its number or its name.

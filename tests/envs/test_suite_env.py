@@ -15,6 +15,9 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
 import das_gym  # noqa: F401  (registers the environments)
+from das_gym.envs.suite_episodes import SuiteEpisodes
+from das_gym.tables.suite import Suite, SuiteTable, problems_of
+from tests.made_up_suite import made_up_table
 
 ACTIONS = ("mask", "sequence", "scores")
 
@@ -88,6 +91,34 @@ def test_rewards_of_latency_are_scaled_as_all_others(suite: str):
         assert env.step(np.pad(mask, (0, 16 - n)).astype(np.int8))[1] == pytest.approx(earned)
 
 
+@pytest.mark.parametrize("budget", ["skip_num", "saved"])
+def test_a_sequence_shows_what_it_has_done_and_earns_at_its_end(budget: str):
+    table = made_up_table(7, 0)
+    assert table.macs_saved[0] < 0  # adapters cost something
+    suite = Suite(problems_of(SuiteTable("t.npz", "train", "METER", "vqa", "t"), table))
+    which = next(n for n, each in enumerate(suite.problems) if getattr(each.budget, budget) is not None)
+    problem, episodes = suite.problems[which], SuiteEpisodes(suite, "sequence", False, 1)
+    episodes.begin(np.zeros(1, int), np.array([which]))
+    mask, ended = np.zeros(7, bool), False
+    for unit in np.flatnonzero(problem.budget.useful_layers):
+        assert not ended
+        np.testing.assert_array_equal(episodes.action_masks()[0, :7], problem.budget.useful_layers & ~mask)
+        mask[unit] = True
+        (reward,), (ended,), info = episodes.take(np.array([unit]), (1,))
+        observed, row = episodes.observe(), int(table.index(mask))
+        np.testing.assert_array_equal(observed["skipped"][0, :7], mask)
+        assert observed["saved"][0, 0] == pytest.approx(table.macs_saved[row] - table.macs_saved[0])
+        assert ended == problem.budget.is_kept_by(mask[None])[0]
+        assert reward == (pytest.approx(problem.scaled(problem.rewards[row])) if ended else 0)
+        assert info["raw_reward"][0] == (problem.rewards[row] if ended else -np.inf)
+        assert info["loss"][0] == (table.values("loss")[row] if ended else np.inf)
+        if ended:
+            break
+    assert mask.sum() > 1
+    episodes.masks[:] = True
+    assert episodes.action_masks().any()
+
+
 def test_random_valid_actions_earn_nothing_in_the_mean(suite: str):
     env = gymnasium.make_vec("DAS-Suite-v0", num_envs=512, suite=suite, action="sequence", reward="neg_loss").unwrapped
     env.reset(seed=0, options={"problem": 0})
@@ -130,8 +161,9 @@ def test_every_episode_draws_a_problem_and_the_seed_decides(suite: str):
     first = [env.reset(seed=7)[1]["problem"], *(env.reset()[1]["problem"] for _ in range(9))]
     assert len(set(first)) > 3
     assert first == [env.reset(seed=7)[1]["problem"], *(env.reset()[1]["problem"] for _ in range(9))]
-    few = gymnasium.make("DAS-Suite-v0", suite=suite, problems=2).unwrapped
-    assert len(few.problem_names) == 2
+    few, other = (gymnasium.make("DAS-Suite-v0", suite=suite, problems=4, problems_seed=n).unwrapped for n in (0, 1))
+    assert len(few.problem_names) == 4
+    assert set(few.problem_names) != set(other.problem_names)
     with pytest.raises(ValueError, match=r"problems=0: this split has \d+"):
         gymnasium.make("DAS-Suite-v0", suite=suite, problems=0)
 
@@ -313,6 +345,22 @@ def test_a_search_earns_the_gain_of_its_best(suite: str):
     assert total == pytest.approx(info["best"], abs=1e-6)
     with pytest.raises(ValueError, match="whole mask"):
         gymnasium.make("DAS-Suite-Search-v0", suite=suite, action="sequence")
+
+
+def test_a_search_earns_what_is_better_than_before_and_forgets_it(suite: str):
+    env = gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=4, action="mask").unwrapped
+    env.reset(options={"problem": 0})
+    problem = env.suite.problems[0]
+    kept = np.flatnonzero(problem.budget.is_kept_by(problem.table.masks))
+    order = kept[np.argsort(problem.rewards[kept])]
+    rows = order[[-3, -5, -1, 0]]
+    first, second, _, _ = problem.scaled(problem.rewards[rows])
+    assert 1 > first > second > 0
+    masks = np.pad(problem.table.masks[rows], ((0, 0), (0, 16 - problem.table.n_layers))).astype(np.int8)
+    assert [env.step(mask)[1] for mask in masks] == pytest.approx([first, 0, 1 - first, 0])
+    observed, info = env.reset(options={"problem": 0})
+    assert not any(observed[name].any() for name in ("masks", "rewards", "scored", "best"))
+    assert (info["best"], info["evaluations"]) == (0, 0)
 
 
 @pytest.mark.slow

@@ -8,12 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from das_gym.engine.evaluator import Scores
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
 from das_gym.tables.landscape import landscape
-from das_gym.tables.suite import FORMAT, SuiteTable, load_suite, random_probabilities, read_suite, relatives_of, suite_record
+from das_gym.tables.suite import (
+    FORMAT,
+    MAX_UNITS,
+    SuiteTable,
+    load_suite,
+    problems_of,
+    random_probabilities,
+    read_suite,
+    relatives_of,
+    suite_record,
+)
 from tests.made_up_suite import made_up_table
 
 
@@ -51,6 +62,24 @@ def test_problems_are_tables_groups_and_budgets(made_up_suite: Path):
         assert suite.units[row].sum() == problem.table.n_layers
         assert problem.optimum == problem.rewards[kept].max()
     assert load_suite(made_up_suite, "test").problems[0].source.name == "test-3"
+
+
+def test_problems_with_little_to_choose_or_to_find_are_left_out():
+    source, table = SuiteTable("t.npz", "train", "METER", "vqa", "t"), made_up_table(5, 0)
+    found = list(problems_of(source, table))  # of five units ten masks at most skip as many, and 16 save half of all
+    assert {(problem.budget.skip_num, problem.budget.saved) for problem in found} == {(None, 0.039)}
+    assert [problem.group for problem in found] == ["", "color", "count"]
+    flat = np.full(32, 0.5, np.float32)
+    scores = dict.fromkeys(("reward", "test"), Scores(flat, flat, flat))
+    assert not list(problems_of(source, dataclasses.replace(table.of_all_examples(), scores=scores)))
+
+
+def test_units_that_are_not_there_count_as_kept(made_up_suite: Path):
+    suite = load_suite(made_up_suite, "train")
+    masks = np.zeros((2, MAX_UNITS), bool)
+    masks[1, -1] = True
+    first, second = suite.rows(np.array([0, 0]), masks)
+    assert first == second
 
 
 def test_without_layers_a_table_is_that_of_what_is_left():

@@ -7,13 +7,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM, check_method, search_within
 from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, markdown, verdict
 from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, found_by, title_of
-from das_gym.adapt.shrink.recovery import Recovery
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
 from das_gym.agents.ask_tell.best_seen import OneMask
 from das_gym.agents.searching.loop import _Loop
 from das_gym.agents.searching.record import Turn
@@ -21,10 +22,12 @@ from das_gym.agents.searching.record import Turn
 from das_gym.experiment import RunError
 from das_gym.files import read_json
 from das_gym.problem.budget import Masks
+from das_gym.problem.loading import Problem
 from tests.models.transformers import tiny
 from tests.tasks.answering import making
 
 FULL = Quality(0.1, 0.9, 0.8, 0.95)
+MASK, OTHER = (0, 1, 0, 1), (0, 1, 1, 0)
 
 
 def line(method: str, seen: float | None, loss: float, after: float | None = None) -> Line:
@@ -41,6 +44,19 @@ def test_the_verdict_says_where_ours_is_not_ahead():
     )
     assert "bayes is ahead of all" in verdict([lines[0], lines[2]])
     assert verdict(lines[1:]) == "bayes is not among the methods."
+
+
+def test_a_mask_that_two_methods_found_is_measured_once(
+    problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch
+):
+    problem = problem_of("llava")
+    judge = Judge(problem, problem.vlp, [], RecoveryConfig(recover="none"), 1)
+    measure = Mock(return_value=FULL)
+    monkeypatch.setattr(judge, "quality", measure)
+    lines = [judge.line(Found(name, 1, mask, 20, 1.5, 0.3)) for name, mask in (("a", MASK), ("b", MASK), ("c", OTHER))]
+    assert measure.call_count == 2
+    assert [one.before for one in lines] == [FULL] * 3
+    assert lines[0].drawn == lines[1].drawn != lines[2].drawn
 
 
 def test_the_table_in_markdown():

@@ -112,8 +112,10 @@ def test_generation_settings_of_the_model_come_back(problem_of: Callable[[str], 
     assert model.generation_config is before
 
 
-def test_tokens_of_pictures(problem_of: Callable[[str], Problem]):
-    assert picture_tokens(problem_of("llava").vlp.model) == [3]
+def test_tokens_of_pictures_are_never_said(problem_of: Callable[[str], Problem]):
+    vlm = problem_of("llava").vlp
+    assert picture_tokens(vlm.model) == [3]
+    assert greedy_settings(vlm, problem_of("llava").task.processor, 6)["suppress_tokens"] == [3]
     assert picture_tokens(problem_of("qwen2_vl").vlp.model) == [8, 9, 10, 11]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
+from das_gym.adapt.shrink import recovery
 from das_gym.adapt.shrink.recovery import (
     Recovery,
     RecoveryConfig,
@@ -216,6 +217,18 @@ def test_weights_of_16_bits_learn_small_steps(data: Path, tmp_path: Path, how: s
     recovery.run()
     assert seen == {torch.float32}
     assert {p.dtype for p in student.model.parameters()} == {torch.bfloat16}
+
+
+def test_what_a_large_teacher_says_is_kept_in_16_bits(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
+    problem = problem_of("llava")
+    examples = problem.task.open_ended(problem.splits.train[:3])
+    whole = Teacher(problem.vlp, problem.task, examples, 2).vectors(examples)
+    assert whole.dtype == torch.float32
+    monkeypatch.setattr(recovery, "LARGE_TEACHER", 0)
+    teacher = Teacher(problem.vlp, problem.task, examples, 2)
+    assert teacher.vectors(examples).dtype == torch.float16
+    torch.testing.assert_close(teacher.vectors(examples).float(), whole, rtol=1e-3, atol=1e-3)
+    assert teacher.logits(teacher.vectors(examples)[:, 0]).dtype == torch.float32
 
 
 def test_none_trains_nothing(problem_of: Callable[[str], Problem]):

@@ -71,6 +71,17 @@ def test_a_smaller_folder_is_like_its_source(
     AutoProcessor.from_pretrained(out)
 
 
+def test_the_files_of_another_processor_come_from_its_folder(source: Path, model: torch.nn.Module, tmp_path: Path):
+    other, out = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(source, other)
+    (other / "chat_template.jinja").write_text("{{ messages }}")
+    (other / "LICENSE").unlink()
+    out.mkdir()
+    save(model, out, source, other, torch.bfloat16)
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (out / "LICENSE").read_bytes() == (source / "LICENSE").read_bytes()
+
+
 def test_what_lies_in_sub_folders_comes_along(source: Path, model: torch.nn.Module, tmp_path: Path):
     """But for caches, other models, and what lies behind a link to a folder."""
     origin, out = tmp_path / "origin", tmp_path / "out"

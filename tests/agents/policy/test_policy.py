@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
+from das_gym.agents.policy import agent
 from das_gym.agents.policy.choosing import choose, suite_masks
 from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, cost_beside
 from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, train_policy
 
 from das_gym.problem.budget import Budget
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.tables.suite import BUDGET_KINDS, MAX_UNITS, Suite, load_suite
 from tests.agents.policy.chains import Chains
@@ -85,6 +87,48 @@ def test_padding_changes_nothing_and_side_by_side_is_as_alone(suite: Suite, netw
         n = problem.table.n_layers
         np.testing.assert_array_equal(choose(network, suite.observed[row, :n], problem.budget)[0], masks[row, :n])
         assert problem.budget.is_kept_by(masks[row : row + 1, :n])[0]
+
+
+class Asked:
+    """A network that gives the same scores whatever it reads, and remembers what it was told of the cost saved so far."""
+
+    config = PolicyConfig(DEFAULT_STATISTICS)
+
+    def __init__(self, scores: list[float]) -> None:
+        self.scores, self.saved = torch.tensor(scores), []
+
+    def __call__(self, statistics: torch.Tensor, units: torch.Tensor, skipped: torch.Tensor, goals: torch.Tensor, saved):
+        self.saved.append(saved.tolist())
+        return self.scores.expand(len(units), -1), None
+
+
+def test_units_that_cost_more_when_skipped_are_kept_and_what_is_saved_is_told_against_nothing_skipped():
+    """The whole model costs 110 of 100: it has adapters; skipping the first unit would cost 5 more."""
+    budget = Budget(4, saved=0.2, cost=MaskCost(100, 110, np.array([-5.0, 20, 10, 30])))
+    asked = Asked([9.0, 3.0, 2.0, 1.0])
+    assert choose(asked, np.zeros((4, 4)), budget).tolist() == [[False, True, True, False]]
+    assert asked.saved == [[0.0], [pytest.approx(0.2)]]
+
+
+def test_by_cost_the_agent_skips_nothing_that_could_be_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(agent, "load_policy", lambda path: Asked([3.0, 2.0, 1.0, 0.0]))
+    space = MaskSpace(Budget(4, saved=0.2, cost=MaskCost(100, 100, np.array([5.0, 20, 10, 30]))))
+    chosen = make_agent("policy", space, statistics=dict.fromkeys(DEFAULT_STATISTICS, np.zeros(4))).best()
+    assert chosen.tolist() == [False, True, False, False]  # with the second the first is not needed
+
+
+def test_masks_are_drawn_by_the_softmax_of_scores():
+    drawn = choose(Asked([1.0986123, 0.0]), np.zeros((2, 4)), Budget(2, 1), np.random.default_rng(0), 20_000)
+    assert drawn[:, 0].mean() == pytest.approx(0.75, abs=0.012)  # log 3 against 0
+
+
+@pytest.mark.parametrize(("goal", "left"), [((0.5, 0.0), 0.5 - 0.25), ((0.0, 0.4), 0.4 - 0.1)])
+def test_units_are_told_what_is_left_to_do(goal: tuple[float, float], left: float):
+    network, entered = UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)), []
+    network.enter.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
+    skipped = torch.tensor([[1.0, 0, 0, 0]])
+    network(torch.zeros(1, 4, len(DEFAULT_STATISTICS)), torch.ones(1, 4), skipped, torch.tensor([goal]), torch.tensor([0.1]))
+    assert entered[0][0, :, -5:].tolist() == [pytest.approx([done, *goal, left, 4 / 16]) for done in skipped[0].tolist()]
 
 
 def test_the_order_of_units_does_not_matter(suite: Suite, network: UnitNetworks):
