@@ -39,7 +39,7 @@ class EvaluateSettings(CommandSettings):
         seed: Of that model, where all are kept; None is the one that is best on the reward split.
         split: `train`, `reward` or `test`, as das_gym divides the data; of VQAv2 also `train2014`, `val2014`, `test2015`
             or `test-dev2015`, for which nothing else has to be there.
-        data_root: Folder of the data; None is the bundled one.
+        data_root: Folder of the data; None is the run's own, or the bundled one where that is gone or was not told.
         out: JSON file for what the model answers; None writes none (`predict` needs one).
         examples: At most so many, the first; None is all.
         rank_images: Most images that are ranked in retrieval, None = all.
@@ -69,17 +69,19 @@ class EvaluateSettings(CommandSettings):
         if self.out is not None and Path(self.out).expanduser().exists():
             raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
 
-    def load(self) -> tuple[AdaptedModel, Sequence[Any]]:
-        """The model and the examples.
+    def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
+        """The model, the examples, and the folder that they are from; None for the bundled data.
 
         Raises:
             FileNotFoundError, ValueError: no such run, part or data.
         """
         subnet, _ = subnet_of(self.run, self.runs_dir, self.device, self.checkpoint, self.method, self.seed)
-        examples = task_class(subnet.task.name).load_part(self.data_root, self.split, self.on_bad_example)
+        config = subnet.backbone.config
+        data_root = self.data_root or (config.data_root if config is not None else None)
+        examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)
-        return subnet, examples
+        return subnet, examples, data_root
 
 
 def evaluation_main(words: Sequence[str]) -> None:
@@ -87,11 +89,11 @@ def evaluation_main(words: Sequence[str]) -> None:
     settings = parse_or_help(EvaluateSettings, words, "adapt evaluate")
     if settings is None:
         return
-    subnet, examples = settings.load()
+    subnet, examples, data_root = settings.load()
     if not subnet.task.is_labelled(examples):
         raise ValueError(f"split={settings.split} has no answers to compare with: use `adapt predict`")
     found = evaluate(subnet, examples, "evaluating", rank_images=settings.rank_images)
-    print_numbers(found, f"{found.examples:,} examples of {settings.split}, {settings.data_root or 'bundled data'}")
+    print_numbers(found, f"{found.examples:,} examples of {settings.split}, {data_root or 'bundled data'}")
     if settings.out is not None:
         write_json(settings.out, found.predictions)
         print(f"answers: {settings.out}")
@@ -104,7 +106,7 @@ def prediction_main(words: Sequence[str]) -> None:
         return
     if settings.out is None:
         raise ValueError("predict needs a file to write answers to: pass out=answers.json")
-    subnet, examples = settings.load()
+    subnet, examples, _ = settings.load()
     answers = predict(subnet, examples, "predicting")
     write_json(settings.out, answers)
     print(f"{len(answers):,} answers: {settings.out}")

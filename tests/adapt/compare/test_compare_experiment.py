@@ -85,7 +85,7 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
     run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
-    given, data = [f"{name}={value}" for name, value in small_kwargs.items()], f"data_root={small_kwargs['data_root']}"
+    given = [f"{name}={value}" for name, value in small_kwargs.items()]
     quick = ("steps=2", "batch_size=4", "seeds=2", "learning_rates=[1e-2]", 'methods=["lora","prompt"]', "keep=all")
     code, told = run_here("compare", "with", *given, *quick)
     assert code == 0, told
@@ -93,10 +93,10 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
     record = read_json(tmp_path / "runs/1/compare.json")
     for trial in record["trials"]:
         words = ("run=1", f"method={trial['entrant']}", f"seed={trial['seed']}")
-        code, told = run_here("evaluate", "with", *words, data)
+        code, told = run_here("evaluate", "with", *words)  # on the data of the run
         assert code == 0, told
         assert f"loss {trial['test_loss']:.4f} nats" in told
-    assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json", data)[0] == 0
+    assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json")[0] == 0
     assert read_json(tmp_path / "answers.json")
     for words, said in (
         ((), "runs/1 compares methods: say whose model, method=lora or prompt"),
