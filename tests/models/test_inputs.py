@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from das_gym.models.inputs import Pair, Processor, load_tokenizer
+from das_gym.models.inputs import Pair, Processor, Prompt, PromptError, load_tokenizer
 from das_gym.models.vilt.inputs import vilt_transform
 
 
@@ -83,3 +84,10 @@ def test_what_batches_depend_on_is_told_apart(processor: Processor):
     others += [replace(processor, transform=Scaled(factor)) for factor in (1.0, 2.0)]
     assert len({each.identity() for each in (processor, *others)}) == 6
     assert replace(processor).identity() == processor.identity()
+
+
+def test_what_is_wrong_with_a_prompt_comes_back_from_another_process():
+    error = PromptError("too long", Prompt("what", (), "red"))
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.prompt) == ("too long", error.prompt)
+    assert str(PromptError("as DataLoader makes it anew")) == "as DataLoader makes it anew"
