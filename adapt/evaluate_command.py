@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
-from das_gym.adapt.subnets import subnet_of
+from das_gym.adapt.subnets import recorded_data, subnet_of
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.data.checks import require_readable
@@ -39,7 +39,7 @@ class EvaluateSettings(CommandSettings):
         seed: Of that model, where all are kept; None is the one that is best on the reward split.
         split: `train`, `reward` or `test`, as das_gym divides the data; of VQAv2 also `train2014`, `val2014`, `test2015`
             or `test-dev2015`, for which nothing else has to be there.
-        data_root: Folder of the data; None is the run's own, or the bundled one where that is gone or was not told.
+        data_root: Folder of the data; None is the run's own.
         out: JSON file for what the model answers; None writes none (`predict` needs one).
         examples: At most so many, the first; None is all.
         rank_images: Most images that are ranked in retrieval, None = all.
@@ -75,9 +75,10 @@ class EvaluateSettings(CommandSettings):
         Raises:
             FileNotFoundError, ValueError: no such run, part or data.
         """
-        subnet, _ = subnet_of(self.run, self.runs_dir, self.device, self.checkpoint, self.method, self.seed)
-        config = subnet.backbone.config
-        data_root = self.data_root or (config.data_root if config is not None else None)
+        subnet, folder = subnet_of(self.run, self.runs_dir, self.device, self.checkpoint, self.method, self.seed)
+        data_root = recorded_data(folder) if self.data_root is None else self.data_root
+        if self.data_root is None and data_root is not None and not Path(data_root).expanduser().exists():
+            raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

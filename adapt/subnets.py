@@ -136,6 +136,16 @@ def _recorded(record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return problem, dict(settings)
 
 
+def recorded_data(folder: Path) -> str | None:
+    """The folder of the data that a run's record names, there or not; None for the bundled data, and where no record is."""
+    record = next((folder / name for name in (RECORD, JOINT_RECORD, COMPARED) if (folder / name).is_file()), None)
+    if record is None:
+        return None
+    with _named(record):
+        found: str | None = read_json(record)["problem"].get("data_root")
+        return found
+
+
 def save(
     subnet: AdaptedModel,
     folder: str | os.PathLike[str],

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from das_gym.adapt import evaluate_command
 from das_gym.adapt.compare import trials
 from das_gym.adapt.compare.entrants import entrants
 from das_gym.adapt.compare.kept import drop_others, kept_file, kept_model, to_keep
@@ -98,6 +99,11 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
         assert f"loss {trial['test_loss']:.4f} nats" in told
     assert run_here("predict", "with", "run=1", "method=lora", "out=answers.json")[0] == 0
     assert read_json(tmp_path / "answers.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate_command, "recorded_data", lambda folder: "/gone")
+        code, told = run_here("evaluate", "with", "run=1", "method=lora")
+        assert code == 1
+        assert "the data of that run, /gone, are gone: say where they are by data_root=DIR" in told
     for words, said in (
         ((), "runs/1 compares methods: say whose model, method=lora or prompt"),
         (("method=lorra",), "unknown method of runs/1 'lorra'; did you mean 'lora'"),
