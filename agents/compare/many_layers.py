@@ -146,4 +146,4 @@ def who_is_first(order: Sequence[str], ends: Mapping[str, Floats]) -> str:
     if not alike:
         return f"`{first}` is first, and no other is as good."
     named = alike[0] if len(alike) == 1 else f"{', '.join(alike[:-1])} and {alike[-1]}"
-    return f"`{first}` is first; {named} cannot be told from it on as many problems."
+    return f"`{first}` is first; {named} cannot be told from it on these problems."
