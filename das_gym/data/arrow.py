@@ -153,6 +153,8 @@ def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...
         file = pa.memory_map(str(path))
         schema = pa.ipc.open_file(file).schema
         names = schema.names  # the last of which may be no UTF-8
+    if not names:
+        return pa.table({})  # no rows is what is wrong with it
     for name, kind in columns:
         if name not in names:
             needed = ", ".join(each for each, _ in columns)
