@@ -1,5 +1,6 @@
 /* What the theme puts on a page, for those who use a keyboard or a screen reader: a table that is wider than the page can be
-   reached and scrolled, a copy button is no landmark, and the search and a page's own contents have names of their own. */
+   reached and scrolled, a copy button is no landmark, the search and a page's own contents have names of their own, and where the
+   list of pages is folded away, a key opens it. */
 const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => reachable(target)));
 
 function reachable(box) {
@@ -23,5 +24,6 @@ function tend() {
   document.querySelector(".md-search__options")?.setAttribute("aria-label", "Search: options");
 }
 
+document.getElementById("__drawer").setAttribute("aria-label", "Show the list of pages");
 new MutationObserver(tend).observe(document.body, { childList: true, subtree: true });
 tend();
