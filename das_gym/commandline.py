@@ -21,6 +21,7 @@ from das_gym.runs import MISTAKES, waiting
 
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
+SCRIPTS = ("das-agents", "das-adapt")
 _used: list[str] = []
 
 
@@ -157,7 +158,7 @@ def typed(program: str, *words: str) -> str:
     """
     name, _, command = program.partition(" ")
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    if Path(sys.argv[0]).stem == f"das-{name}":
+    if Path(sys.argv[0]).stem in SCRIPTS:
         start = f"das-{name}"
     else:
         start = f"python -m {'das_gym.' if spec is not None and spec.name.startswith('das_gym.') else ''}{name}"

@@ -56,7 +56,7 @@ def test_a_command_as_it_is_typed(monkeypatch):
     assert typed("agents", "resume=3", "") == "python -m agents with resume=3"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/das-agents"])
     assert typed("agents table", "resume=3") == "das-agents table with resume=3"
-    assert typed("adapt") == "python -m adapt"
+    assert typed("adapt") == "das-adapt"
 
 
 def test_a_module_that_fails_is_named(tmp_path, monkeypatch):
