@@ -10,7 +10,7 @@ import pytest
 
 from das_gym.engine.evaluator import Scores
 from das_gym.problem.budget import Budget
-from das_gym.problem.mask_space import every_mask
+from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.tables.groups import GroupScores
 from das_gym.tables.table import SubnetTable, TableMeta
@@ -52,6 +52,16 @@ def make_grouped_table() -> SubnetTable:
 @pytest.fixture
 def table() -> SubnetTable:
     return make_table()
+
+
+def test_rows_of_a_table_of_few_skipped_layers(table: SubnetTable):
+    kept = table.index(masks_up_to(3, 2))
+    scores = {split: Scores(*(part[kept] for part in vars(each).values())) for split, each in table.scores.items()}
+    few = make_table(meta=replace(table.meta, max_skipped=2), scores=scores, macs=table.macs[kept])
+    np.testing.assert_array_equal(few.index(few.masks), np.arange(7))
+    assert few.rows(np.ones(3, int)) == -1
+    for mask in few.masks:
+        assert few.describe(mask) == table.describe(mask)
 
 
 def test_rows_are_numbered_by_bits(table: SubnetTable):

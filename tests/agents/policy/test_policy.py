@@ -110,6 +110,13 @@ def test_units_that_cost_more_when_skipped_are_kept_and_what_is_saved_is_told_ag
     assert asked.saved == [[0.0], [pytest.approx(0.2)]]
 
 
+def test_what_is_saved_on_a_suite_is_told_against_nothing_skipped(suite: Suite):
+    asked = Asked([0.0] * MAX_UNITS)
+    suite_masks(asked, suite, np.arange(3))
+    assert asked.saved[0] == [0.0] * 3
+    assert min(asked.saved[1]) > 0
+
+
 def test_by_cost_the_agent_skips_nothing_that_could_be_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(agent, "load_policy", lambda path: Asked([3.0, 2.0, 1.0, 0.0]))
     space = MaskSpace(Budget(4, saved=0.2, cost=MaskCost(100, 100, np.array([5.0, 20, 10, 30]))))
