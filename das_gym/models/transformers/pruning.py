@@ -108,15 +108,25 @@ def delete_layers(model: Any, gone: Collection[int], seen: Collection[int] = ())
         for name in INDEX_LISTS:
             if isinstance(listed := getattr(module, name, None), list):
                 setattr(module, name, [kept.index(place) for place in listed if place in kept])
-        kinds = getattr(getattr(module, "config", None), "layer_types", None)
-        if hasattr(module, SLIDING) and kinds is not None:
-            setattr(module, SLIDING, "sliding_attention" in kinds)
+        _drop_kinds(module)
     for name, value in list(vars(decoder.owner).items()):  # such as Molmo 2's kinds of rotary embeddings
         if isinstance(value, list) and len(value) == count and all(isinstance(kind, str) for kind in value):
             setattr(decoder.owner, name, [value[place] for place in kept])
     if seen:
         delete_vision_layers(model, seen)
     return model
+
+
+def _drop_kinds(module: Any) -> None:
+    """Have a module know of those kinds of layers alone that its configuration, cut already, still has."""
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    if kinds is None:
+        return
+    if hasattr(module, SLIDING):
+        setattr(module, SLIDING, "sliding_attention" in kinds)
+    listed = getattr(module, "layer_types", None)
+    if isinstance(listed, list) and len(set(listed)) == len(listed):  # such as those of Gemma 4's rotary embeddings
+        module.layer_types = [kind for kind in listed if kind in kinds]
 
 
 def delete_vision_layers(model: Any, seen: Collection[int]) -> None:
