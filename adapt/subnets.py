@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
             f"{file} holds a supernet, not a subnet; pass it as supernet=, or fine-tune a mask of it by `{typed('adapt')}`"
         )
     names = (RECORD, JOINT_RECORD) if adaptation is None or adaptation.method is None else (COMPARED,)
-    record = next((folder / name for name in names if (folder / name).is_file()), None)
+    record = record_in(folder, names)
     if record is None or adaptation is None:
         missing = " or ".join(names) if record is None else file.name
         raise FileNotFoundError(
@@ -136,9 +136,14 @@ def _recorded(record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     return problem, dict(settings)
 
 
+def record_in(folder: Path, names: Sequence[str] = (RECORD, JOINT_RECORD)) -> Path | None:
+    """The first of these records that lies in the folder of a run; None where none does."""
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
 def recorded_data(folder: Path) -> str | None:
     """The folder of the data that a run's record names, there or not; None for the bundled data, and where no record is."""
-    record = next((folder / name for name in (RECORD, JOINT_RECORD, COMPARED) if (folder / name).is_file()), None)
+    record = record_in(folder, (RECORD, JOINT_RECORD, COMPARED))
     if record is None:
         return None
     with _named(record):

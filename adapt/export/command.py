@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
-from das_gym.adapt.subnets import JOINT_RECORD, RECORD, subnet_of
+from das_gym.adapt.subnets import record_in, subnet_of
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.files import read_json
@@ -60,9 +60,8 @@ def run_export(settings: ExportSettings) -> Exported:
     vlp = subnet.backbone.vlp
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
-    record: dict[str, Any] = next(
-        (read_json(folder / name) for name in (RECORD, JOINT_RECORD) if (folder / name).is_file()), {}
-    )
+    found = record_in(folder)
+    record: dict[str, Any] = {} if found is None else read_json(found)
     return export(subnet, settings.out, settings.onnx, record)
 
 

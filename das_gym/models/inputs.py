@@ -90,12 +90,10 @@ class PromptError(ValueError):
     """A prompt that a model cannot read.
 
     Attributes:
-        prompt: The prompt.
+        prompt: The prompt; None where torch's DataLoader makes the error anew, by its reason alone.
     """
 
-    def __init__(
-        self, reason: str, prompt: Prompt | None = None
-    ) -> None:  # by its reason alone other processes make it anew
+    def __init__(self, reason: str, prompt: Prompt | None = None) -> None:
         super().__init__(reason)
         self.prompt = prompt
 

@@ -340,7 +340,7 @@ class Suite:
 
     @cached_property
     def saved_whole(self) -> np.ndarray:
-        """(P,) share of the MACs that the unskipped model saves: what adapters cost, negative."""
+        """(P,) share of the budget's own cost that the unskipped model saves: what adapters cost, negative."""
         count = len(self.problems)
         return self.saved[self.rows(np.arange(count), np.zeros((count, MAX_UNITS), bool))]
 
