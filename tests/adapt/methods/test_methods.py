@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt import step_loss
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
 from das_gym.adapt.methods.das import DAS
 from das_gym.adapt.methods.learnt import learnt, restore_learnt, trained
@@ -30,6 +31,7 @@ from das_gym.problem.loading import (
     task_class,
 )
 from das_gym.registration import ASSETS
+from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder
 
@@ -96,14 +98,28 @@ def test_what_a_method_says_trains_and_nothing_else(worlds: dict[str, World], fa
     updated = make_method(name).apply(model)
     before = {key: p.detach().clone() for key, p in parameters(model).items()}
     config = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-2, head_learning_rate=1e-2)
-    step_loss, trainer = set_up(model, world.splits.train, config, None)
-    trainer.run(step_loss, name)
+    parts, trainer = set_up(model, world.splits.train, config, None)
+    trainer.run(parts, name)
     changed = [p for key, p in parameters(model).items() if not torch.equal(p, before[key])]
     assert changed
     assert all(p.requires_grad for p in changed)
-    assert step_loss.keeps_encoded == (name != "full")
+    assert parts.keeps_encoded == (name != "full")
     if family == "METER" and name in COUNTS:
         assert updated == COUNTS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), [pair for pair in HAVING if pair[0] == "METER" or pair[1] in ("lora", "das")])
+def test_training_on_another_device(worlds: dict[str, World], family: str, name: str, monkeypatch: pytest.MonkeyPatch):
+    """All of it lies there: what mixes it with tensors of the CPU is refused, as on CUDA."""
+    monkeypatch.setattr(step_loss, "make_room", lambda *_: "")  # it asks where tensors lie in memory
+    world = worlds[family]
+    with elsewhere():
+        model = dataclasses.replace(world, problem=dataclasses.replace(world.problem, device=DEVICE)).model()
+        make_method(name).apply(model)
+        parts, trainer = set_up(model, world.splits.train, TrainingConfig(steps=2, batch_size=4), None)
+        trainer.run(parts, name)
+    assert all(isinstance(p, Elsewhere) for p in parameters(model).values())
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
+from tests.elsewhere import DEVICE, elsewhere
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 
@@ -41,6 +42,18 @@ def test_losses_are_those_of_plain_forwards(driven: Callable[..., Driven], name:
     apart = [float(evaluator.task.divergences(logits, plain[0], targets).mean()) for logits in plain]
     np.testing.assert_allclose(found.losses, losses, atol=1e-10)
     np.testing.assert_allclose(found.divergences, apart, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_on_another_device(folder_of: Callable[[str], Path]):
+    """All of it lies there: what mixes it with tensors of the CPU is refused, as on CUDA."""
+    model = Driven(folder_of("llava"))
+    masks, examples = np.eye(4, dtype=bool), examples_of(model)
+    wanted = evaluator_of(model).losses(masks, examples)
+    with elsewhere():
+        model.vlm.to(DEVICE)
+        found = evaluator_of(model, trunk_bytes=2**20).losses(masks, examples)
+    np.testing.assert_allclose(found, wanted, atol=1e-10)
 
 
 @pytest.mark.slow

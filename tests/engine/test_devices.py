@@ -1,0 +1,64 @@
+"""What is scored on another device lies there as a whole: tensors of the CPU would be refused there, as on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from das_gym.models.macs import MacCounter
+from das_gym.problem.costs import count_costs
+from das_gym.problem.statistics import STATISTICS, StatisticInputs, compute_statistics, measure_activity
+from tests.elsewhere import DEVICE, Elsewhere, elsewhere
+from tests.engine.conftest import World
+
+pytestmark = pytest.mark.slow
+MASKS = np.eye(12, dtype=bool)[[0, 3, 11]]
+
+
+def test_the_device_refuses_what_cuda_refuses():
+    here = torch.arange(3.0)
+    with elsewhere():
+        there = here.to(DEVICE)
+        assert there.device == torch.device(DEVICE)
+        assert (there + torch.tensor(1.0)).tolist() == [1.0, 2.0, 3.0]
+        assert there[torch.tensor([2, 0])].tolist() == [2.0, 0.0]
+        assert torch.zeros(2, device=DEVICE).add_(there[0]).cpu().tolist() == [0.0, 0.0]
+        for wrong in (lambda: there + here, lambda: there.index_select(0, torch.tensor([0])), lambda: here[there.long()]):
+            with pytest.raises(RuntimeError, match="and of tensors on the CPU"):
+                wrong()
+        weight = torch.nn.Linear(3, 1).to(DEVICE).weight
+        (there @ weight[0]).backward()
+        assert isinstance(weight.grad, Elsewhere)
+
+
+@pytest.mark.parametrize("model", ["METER", "ViLT"])
+def test_scores_are_those_of_the_cpu(new_world: Callable[..., World], model: str):
+    world = new_world(model)
+    wanted = world.evaluator(trunk_bytes=2**20).evaluate(MASKS, world.examples, divergences=True)
+    with elsewhere():
+        world.vlp.to(DEVICE)
+        world.head.to(DEVICE)
+        found = world.evaluator(trunk_bytes=2**20).evaluate(MASKS, world.examples, divergences=True)
+    np.testing.assert_allclose(found.losses, wanted.losses, atol=1e-6)
+    np.testing.assert_allclose(found.divergences, wanted.divergences, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["METER", "ViLT"])
+def test_every_statistic(new_world: Callable[..., World], model: str):
+    def computed(world: World) -> np.ndarray:
+        evaluator, examples = world.evaluator(), world.examples
+        sample = world.vlp.sample(world.task.processor, world.task.pairs(examples), MacCounter(world.vlp))
+        costs = count_costs(world.vlp, sample, world.head)
+        inputs = StatisticInputs(evaluator, costs, examples, measure_activity(evaluator, examples))
+        return compute_statistics(tuple(STATISTICS.values()), inputs)
+
+    world = new_world(model)
+    wanted = computed(world)
+    with elsewhere():
+        world.vlp.to(DEVICE)
+        world.head.to(DEVICE)
+        found = computed(world)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
