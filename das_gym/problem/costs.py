@@ -7,6 +7,7 @@ stage the token that is read is the only query. The papers of this field count e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ COUNTINGS = ("runs", "paper")
 @dataclass(frozen=True, eq=False)
 class Costs:
     """What a model costs, part by part; arrays are (n_layers,) int64, in mask order.
+
+    Parameters that a layer shares with another one, or with anything else, are the base's: they stay whatever is skipped.
 
     Attributes:
         base_macs: Encoders, embeddings and poolers: what runs under every mask.
@@ -160,8 +163,7 @@ def _memory(twin: VLP, bare: VLP, head: Iterable[Tensor]) -> MaskCost:
     """Bytes of the weights under any mask."""
 
     def each(part: str) -> np.ndarray:
-        modules = [getattr(twin.skippable(index), part) for index in range(len(twin.layers))]
-        return np.array([bytes_of(list(module.parameters())) for module in modules], dtype=np.int64)
+        return np.array([bytes_of(unit) for unit in _units(twin, part)], dtype=np.int64)
 
     kept, skip, head_bytes = each("layer"), each("skip_adapter"), bytes_of(list(head))
     full, unskipped = (bytes_of(list(model.parameters())) + head_bytes - int(skip.sum()) for model in (bare, twin))
@@ -170,12 +172,10 @@ def _memory(twin: VLP, bare: VLP, head: Iterable[Tensor]) -> MaskCost:
 
 def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:
     """The fields of `Costs` that count the model's parameters."""
-    layers = range(len(twin.layers))
     tunable = {id(p) for p in twin.tunable_state().values()}
 
     def each(model: VLP, part: str, chosen: set[int] | None = None) -> np.ndarray:
-        modules = [getattr(model.skippable(index), part) for index in layers]
-        return np.array([_count(module.parameters(), chosen) for module in modules], dtype=np.int64)
+        return np.array([_count(unit, chosen) for unit in _units(model, part)], dtype=np.int64)
 
     plain, kept, skip = each(bare, "layer"), each(twin, "layer"), each(twin, "skip_adapter")
     bare_base = _count(bare.parameters()) - int((plain + each(bare, "skip_adapter")).sum())
@@ -191,6 +191,20 @@ def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:
         "kept_trainable": kept_trainable,
         "skip_trainable": skip_trainable,
     }
+
+
+def _units(vlp: VLP, part: str) -> list[list[Tensor]]:
+    """The parameters that go with each unit's `layer` or `skip_adapter`: those of nothing else; what is shared stays."""
+    units = [vlp.skippable(index) for index in range(len(vlp.layers))]
+    parts = [list(own.modules()) for unit in units for own in (unit.layer, unit.skip_adapter) if own is not None]
+    inside = {module for modules in parts for module in modules}
+    others = ([module] for module in vlp.modules() if module not in inside)
+    owners = Counter(
+        owned
+        for modules in (*parts, *others)
+        for owned in {id(p) for module in modules for p in module._parameters.values() if p is not None}
+    )
+    return [[p for p in getattr(unit, part).parameters() if owners[id(p)] == 1] for unit in units]
 
 
 def _count(parameters: Iterable[Tensor], chosen: set[int] | None = None) -> int:

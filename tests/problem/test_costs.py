@@ -231,6 +231,22 @@ def vilt_costs_full(image_tokens: int) -> int:
     return witness["base_macs"] + int(witness["layer_macs"].sum())
 
 
+def test_what_two_layers_share_stays_with_either():
+    vlp = tiny("vilt")
+    vlp.blocks[5].layer.mlp_in = vlp.blocks[2].layer.mlp_in  # a module
+    vlp.pooler.weight = vlp.blocks[7].layer.attention.out.weight = vlp.blocks[4].layer.attention.out.weight  # a parameter
+    vlp.blocks[9].layer.mlp_norm = vlp.blocks[9].layer.attention_norm  # within a layer: it goes with that
+    costs, memory = tiny_costs(vlp), tiny_costs(vlp).memory
+    kept = sum(p.numel() for p in vlp.parameters()) - int(costs.skip_parameters.sum())
+    assert costs.parameters([False] * 12) == kept == memory.unskipped // 4
+    for gone in ([2], [4], [7], [9], [0, 2, 7, 9]):
+        mask, twin = np.isin(np.arange(12), gone), copy.deepcopy(vlp)
+        twin.prune(mask)
+        assert costs.parameters(mask) == sum(p.numel() for p in twin.parameters()) == memory.amounts(mask[None])[0] // 4
+    one, both = (costs.parameters(np.isin(np.arange(12), gone)) for gone in ([2], [2, 5]))
+    assert kept - both == 2 * (kept - one)  # sums over layers cannot tell that nobody needs it any more: it counts as left
+
+
 def test_errors():
     costs = tiny_costs(tiny("meter"))
     with pytest.raises(ValueError, match=r"mask of shape \(3,\): this model has 12 layers, give one bool each"):
