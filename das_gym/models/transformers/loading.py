@@ -21,6 +21,9 @@ from das_gym.models.transformers.weights import source_dtype, weight_files
 
 QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
 
+QUANTISED_BESIDE = ("quantize_config.json", "quant_config.json")
+"""What AutoGPTQ and AutoAWQ wrote when config.json did not tell of them yet."""
+
 ADAPTER_OF_PEFT = "adapter_config.json"
 
 ADAPTED = "das_adapters"
@@ -156,7 +159,10 @@ def _config(folder: Path, trust_remote_code: bool) -> Any:
 
 
 def _check_quantisation(config: Any, folder: Path) -> None:
-    how = getattr(config, "quantization_config", None)
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "to_dict"))]  # Kimi K2.5 has it in a part
+    how = next((found for part in parts if (found := getattr(part, "quantization_config", None)) is not None), None)
+    if how is None:
+        how = next((name for name in QUANTISED_BESIDE if (folder / name).is_file()), None)
     if how is not None:
         method = how.get("quant_method") if isinstance(how, dict) else getattr(how, "quant_method", how)
         raise ValueError(f"{folder} holds quantised weights ({method}): {QUANTISED}; pass the folder of the full weights")

@@ -273,12 +273,19 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"do not fit its config\.json: \d+ are missing"):
             load_vlm(tmp_path / "model")
 
-    def test_quantised_weights(self, folder_of: Callable[[str], Path], tmp_path: Path):
+    @pytest.mark.parametrize("part", ["", "text_config"])
+    def test_quantised_weights(self, folder_of: Callable[[str], Path], tmp_path: Path, part: str):
         shutil.copytree(folder_of("llava"), tmp_path / "model")
         config = json.loads((tmp_path / "model/config.json").read_text())
-        config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+        (config[part] if part else config)["quantization_config"] = {"quant_method": "gptq", "bits": 4}
         (tmp_path / "model/config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=r"holds quantised weights \(gptq\)"):
+            load_vlm(tmp_path / "model")
+
+    def test_quantised_weights_by_a_file_of_their_own(self, folder_of: Callable[[str], Path], tmp_path: Path):
+        shutil.copytree(folder_of("llava"), tmp_path / "model")
+        (tmp_path / "model/quantize_config.json").write_text('{"bits": 4, "group_size": 128}')
+        with pytest.raises(ValueError, match=r"holds quantised weights \(quantize_config\.json\)"):
             load_vlm(tmp_path / "model")
 
     def test_a_type_of_weights_that_is_none(self, folder_of: Callable[[str], Path]):
