@@ -147,6 +147,8 @@ def _name_dtype(folder: Path, source: Path) -> None:
         named = next((its[key] for key in DTYPE_KEYS if its.get(key)), None)
         if named is not None and "dtype" in mine:
             mine["dtype"] = named
+        elif mine is not config:  # else it would be what was computed in
+            mine.pop("dtype", None)
     write_json(folder / "config.json", config, indent=2)
 
 

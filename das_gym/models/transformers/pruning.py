@@ -24,7 +24,7 @@ INDEX_LISTS = (
 )
 """Settings that list layers by number."""
 
-COUNTS = ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers")
+COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
 """Settings that count the first layers that are of another kind."""
 
 LASTS = ("moe_layer_end_index",)

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from das_gym.files import parse_json, read_json
+from das_gym.models.tensor_files import read_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_KEYS = ("dtype", "torch_dtype")
-INDEX = "model.safetensors.index.json"
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""What tells of weights in several files."""
+
 WHOLE = "1000GB"
 """Shard size of a model that was in one file."""
 
@@ -24,16 +27,18 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def source_dtype(folder: Path) -> torch.dtype:
-    """The type that most of the weights of a folder have; of files that are not safetensors, what its configuration says."""
-    counts: Counter[str] = Counter()
-    for path in weight_files(folder):
+    """The type that most of the weights of a folder have; of torch's own files what its configuration says, if it does."""
+    counts, files = Counter[Any](), weight_files(folder)
+    for path in files:
         if path.suffix == ".safetensors":
             for entry in _tensors_of(path):
-                counts[entry["dtype"]] += entry["data_offsets"][1] - entry["data_offsets"][0]
-    counts = Counter({name: count for name, count in counts.items() if name in DTYPES})
-    if counts:
-        return DTYPES[counts.most_common(1)[0][0]]
-    return _named_dtype(folder) or torch.float32
+                counts[DTYPES.get(entry["dtype"])] += entry["data_offsets"][1] - entry["data_offsets"][0]
+    named = None if counts else _named_dtype(folder)
+    if files and not counts and named is None:
+        smallest = min(files, key=lambda path: path.stat().st_size)
+        counts.update(tensor.dtype for tensor in read_tensors(smallest).tensors.values())
+    known = [dtype for dtype, _ in counts.most_common() if dtype in DTYPES.values()]
+    return known[0] if known else named or torch.float32
 
 
 def loaded_dtype(folder: Path) -> torch.dtype:
@@ -66,7 +71,12 @@ def _tensors_of(path: Path) -> list[dict[str, Any]]:
 
 def shard_size(folder: Path) -> str:
     """The size of a folder's largest shard, as `save_pretrained` takes it; enough for one file where there is one."""
-    if not (folder / INDEX).is_file():
+    if not any((folder / name).is_file() for name in INDICES):
         return WHOLE
-    sizes = [max(entry["data_offsets"][1] for entry in _tensors_of(path)) for path in weight_files(folder)]
+    sizes = [
+        max(entry["data_offsets"][1] for entry in _tensors_of(path))
+        if path.suffix == ".safetensors"
+        else path.stat().st_size
+        for path in weight_files(folder)
+    ]
     return f"{-(-max(sizes) // 1000)}KB"

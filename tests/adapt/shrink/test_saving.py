@@ -71,6 +71,36 @@ def test_a_smaller_folder_is_like_its_source(
     AutoProcessor.from_pretrained(out)
 
 
+def test_files_of_torch_have_their_type_and_their_shards(source: Path, model: torch.nn.Module, tmp_path: Path):
+    """As older versions of transformers saved them: a configuration without a type, beside float16 in two files."""
+    old, out = tmp_path / "old", tmp_path / "out"
+    shutil.copytree(source, old, ignore=shutil.ignore_patterns("*.safetensors*"))
+    config = read_json(old / "config.json")
+    for told in (config, config["text_config"], config["vision_config"]):
+        told.pop("dtype", None)
+    write_json(old / "config.json", config)
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    names = sorted(tensors)
+    halves = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, chosen in halves.items():
+        torch.save({name: tensors[name] for name in chosen}, old / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, chosen in halves.items() for name in chosen}}
+    write_json(old / "pytorch_model.bin.index.json", index)
+    assert source_dtype(old) == loaded_dtype(old) == torch.float16
+    smaller = prune(AutoModelForImageTextToText.from_pretrained(old, dtype=torch.float32), [0, 1, 0, 0])
+    with new_folder(out) as part:
+        save(smaller, part, old, old, torch.float16)
+    config = read_json(out / "config.json")
+    assert (config["dtype"], config["text_config"].get("dtype"), config["vision_config"].get("dtype")) == (
+        "float16",
+        None,
+        None,
+    )
+    assert len(weight_files(out)) > 1
+    assert not (out / "pytorch_model.bin.index.json").exists()
+    assert AutoModelForImageTextToText.from_pretrained(out, dtype="auto").dtype == torch.float16
+
+
 def test_the_files_of_another_processor_come_from_its_folder(source: Path, model: torch.nn.Module, tmp_path: Path):
     other, out = tmp_path / "other", tmp_path / "out"
     shutil.copytree(source, other)

@@ -81,6 +81,8 @@ def test_all_layers_that_see_a_window_can_go():
     model = prune(t.Qwen3ForCausalLM(t.Qwen3Config(**settings)), [0, 0, 1, 1])
     assert model.config.layer_types == ["full_attention"] * 2
     assert model.model.has_sliding_layers is False
+    model = prune(t.Qwen3ForCausalLM(t.Qwen3Config(**settings)), [0, 1, 0, 0])
+    assert model.config.max_window_layers == 1  # what others read, who do not know `layer_types`
 
 
 def test_a_vision_tower_that_counts_its_layers_loses_some():
