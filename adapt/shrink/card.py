@@ -15,6 +15,7 @@ from das_gym.adapt.shrink.verifying import Verified
 from das_gym.runs import library_versions
 
 TASKS_OF_CLASSES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
+TRUST = ", trust_remote_code=True"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Card:
         comparison: The result.
         verified: What was checked.
         command: What a person typed.
+        brings_code: Whether the source's folder has code of its own, which has to be trusted.
     """
 
     source: Path
@@ -50,10 +52,11 @@ class Card:
     comparison: Comparison
     verified: Verified
     command: str
+    brings_code: bool = False
 
     def text(self) -> str:
         """The card."""
-        name = self.source.name
+        name = called(self.source)
         kinds = {"decoder layers": self.gone, "layers of its vision tower": self.gone_seen}
         lines = dict(zip(kinds, self.drawn.split()[::-1], strict=False))  # one alone where the tower stays
         told = [(len(lines[what]), gone, what) for what, gone in kinds.items() if gone]
@@ -80,7 +83,7 @@ class Card:
                 f"from transformers import {self.auto}, AutoProcessor",
                 "",
                 f'model = {self.auto}.from_pretrained("path/of/this/folder", dtype="auto"{self._code()})',
-                'processor = AutoProcessor.from_pretrained("path/of/this/folder")',
+                f'processor = AutoProcessor.from_pretrained("path/of/this/folder"{TRUST if self.brings_code else ""})',
                 "```",
                 "",
                 "Checked when it was saved: loaded by transformers alone, its logits are those of the full model with these "
@@ -96,11 +99,13 @@ class Card:
 
     def _front(self) -> list[str]:
         lines = ["---", "library_name: transformers", f"pipeline_tag: {TASKS_OF_CLASSES[self.auto]}"]
-        lines += [*_of_source(self.source, ("license", "license_name", "license_link", "base_model")), "tags:"]
+        name, own = called(self.source), ("license", "license_name", "license_link")
+        based = [f"base_model: {name}"] if "/" in name else _of_source(self.source, ("base_model",))
+        lines += [*_of_source(self.source, own), *based, "tags:"]
         return [*lines, "- das_gym", "- pruned", "---", ""]
 
     def _code(self) -> str:
-        return ", trust_remote_code=True" if self.recovery.recover == "adapters" else ""
+        return TRUST if self.brings_code or self.recovery.recover == "adapters" else ""
 
     def _training(self) -> str:
         config = self.recovery
@@ -129,6 +134,14 @@ class Card:
         names = list(self.comparison.rows)
         lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
         return [*lines, *(f"| {name.strip()} | {' | '.join(cells)} |" for name, cells in lines_of(self.comparison))]
+
+
+def called(folder: Path) -> str:
+    """What a model is called: by its name on the Hub where it lies in the cache of that, else by its folder's."""
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
 
 
 def _of_source(source: Path, names: Sequence[str]) -> list[str]:

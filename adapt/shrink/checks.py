@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,13 @@ from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import lora_places, rows_used
 from das_gym.adapt.shrink.saving import check_out
-from das_gym.adapt.shrink.settings import ShrinkSettings, is_saved
+from das_gym.adapt.shrink.settings import ShrinkSettings, is_saved, place_of
 from das_gym.adapt.shrink.verifying import check_generates, questions
 
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.cutting import check_shared, check_units, cut
-from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.model import IMAGE, JOINT, VLM
 from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
@@ -85,8 +86,7 @@ def check_place(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     """
     source = source_of(problem)
     room = sum(path.stat().st_size for path in weight_files(source))
-    out = Path(settings.out) if settings.out is not None else Path(settings.runs_dir) / "new" / "model"
-    check_out(out, source, room)
+    check_out(place_of(settings, Path(settings.runs_dir) / "new"), source, room)
     check_units(problem.units)
     if problem.device_map is not None:
         raise ValueError(
@@ -128,7 +128,7 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
     if settings.recover == "lora":
         lora_places(vlm)
     if mask is None:
-        bound(settings, problem, settings.budget)
+        check_reach(vlm, bound(settings, problem, settings.budget))
         return
     if not vlm.check_mask(mask).any():
         raise ValueError("the mask skips nothing: there is nothing to delete; give one with a 1, or macs_saved=")
@@ -138,6 +138,28 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
         raise ValueError(
             f"the mask skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the {SAVED[cost.setting]}, and "
             f"not {budget.describe()}: leave {next(iter(settings.asked))} out, or the mask"
+        )
+
+
+def check_reach(vlm: VLM, budget: Budget) -> None:
+    """Refuse a budget that only masks keep which leave no layer of the decoder, or none of the vision tower.
+
+    Raises:
+        ValueError: how far it may go.
+    """
+    stacks = {JOINT: vlm.stack} if vlm.tower is None else {JOINT: vlm.stack, IMAGE: vlm.tower.stack}
+    units = {name: [n for n, unit in enumerate(vlm.layers) if unit.stream == name] for name in stacks}
+    whole = [units[name] for name, stack in stacks.items() if len(units[name]) == len(stack.layers)]
+    stay = np.array(list(itertools.product(*whole)), dtype=int)
+    most = np.tile(budget.useful_layers, (len(stay), 1))
+    np.put_along_axis(most, stay, False, axis=1)
+    if budget.skip_num is not None and budget.skip_num > (count := most.sum(axis=1).max()):
+        raise ValueError(f"skip_num={budget.skip_num}: one layer has to stay; use {count} or less")
+    if budget.cost is not None and not budget.is_kept_by(most).any():
+        reach = math.floor(budget.cost.saved(most).max() * 1e4) / 1e4
+        raise ValueError(
+            f"{budget.cost.setting}={budget.saved} is out of reach where one layer has to stay: the most saved then is "
+            f"{reach:.4f} ({100 * reach:.2f} %); ask for that or less"
         )
 
 

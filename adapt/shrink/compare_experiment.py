@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import searched
+from das_gym.adapt.shrink.card import called
 from das_gym.adapt.shrink.checks import as_vlm, asked_budget, check, deletable
 from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, markdown, print_comparison, verdict
 from das_gym.adapt.shrink.recovery import RecoveryConfig
@@ -316,7 +317,7 @@ def title_of(settings: CompareSettings, count: int) -> str:
     """What was compared on."""
     name, value = next(iter(settings.budget.items()))
     budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
-    model = "the bundled model" if settings.checkpoint is None else Path(settings.checkpoint).name
+    model = "the bundled model" if settings.checkpoint is None else called(Path(settings.checkpoint))
     recovery = "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.steps, 'step')}"
     return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"
 

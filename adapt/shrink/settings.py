@@ -124,7 +124,7 @@ def told_to_search(settings: Any, more: Mapping[str, Any]) -> dict[str, Any]:
 
 def place_of(settings: ShrinkSettings, folder: Path) -> Path:
     """Where the model goes."""
-    return Path(settings.out) if settings.out is not None else folder / "model"
+    return folder / "model" if settings.out is None else Path(settings.out).expanduser()
 
 
 def is_saved(settings: ShrinkSettings, folder: Path) -> bool:

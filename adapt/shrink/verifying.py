@@ -117,13 +117,13 @@ class Questions:
             "device": str(vlm.device),
             "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
-            "trust_remote_code": brings_code or any(_is_remote(part) for part in (vlm.model, vlm.source_processor)),
+            "trust_remote_code": brings_code or is_remote(vlm),
         }
 
 
-def _is_remote(part: Any) -> bool:
-    """Whether an object's class came with its folder: it was trusted when it was loaded."""
-    return type(part).__module__.startswith("transformers_modules.")
+def is_remote(vlm: VLM) -> bool:
+    """Whether the class of a model or of its processor came with its folder: it was trusted when it was loaded."""
+    return any(type(part).__module__.startswith("transformers_modules.") for part in (vlm.model, vlm.source_processor))
 
 
 def endless_settings(vlm: VLM, processor: Any) -> dict[str, Any]:

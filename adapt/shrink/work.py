@@ -21,7 +21,7 @@ from das_gym.adapt.shrink.recovery import Recovery, Teacher
 from das_gym.adapt.shrink.report import FULL, RECOVERED, SHRUNK, Comparison, Measuring
 from das_gym.adapt.shrink.saving import new_folder, rounded, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, ShrinkSettings
-from das_gym.adapt.shrink.verifying import Questions, ask_fresh, questions, verify
+from das_gym.adapt.shrink.verifying import Questions, ask_fresh, is_remote, questions, verify
 
 from das_gym.commandline import typed, used
 from das_gym.drawing.architecture import Architecture
@@ -141,6 +141,7 @@ class Work:
             comparison=comparison,
             verified=verified,
             command=self.command,
+            brings_code=is_remote(self.whole),
         )
 
     def _budget(self) -> str:

@@ -15,7 +15,7 @@ from das_gym.adapt.commands import search_first, searching_agents
 from das_gym.adapt.shrink import checks, verifying, work
 from das_gym.adapt.shrink.checks import check_dtype
 from das_gym.adapt.shrink.compare_experiment import CompareExperiment
-from das_gym.adapt.shrink.settings import PENDING, SHARE, ShrinkSettings
+from das_gym.adapt.shrink.settings import PENDING, SHARE, ShrinkSettings, place_of
 from das_gym.adapt.shrink.verifying import NotTheSameError
 from das_gym.adapt.shrink_experiment import ShrinkExperiment
 from das_gym.adapt.training import Trainer
@@ -113,11 +113,22 @@ def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path)
 
 @pytest.mark.slow
 def test_without_recovery_a_mask_and_nothing_else(
-    shrink: Callable[..., Any], tmp_path: Path, trusting: None, capsys: pytest.CaptureFixture[str]
+    shrink: Callable[..., Any],
+    given: dict[str, str],
+    tmp_path: Path,
+    trusting: None,
+    capsys: pytest.CaptureFixture[str],
 ):
     del trusting
-    run = shrink(mask=(0, 1, 0, 0), recover="none")
+    cached = tmp_path / "models--Acme--Tiny-LLaVA" / "snapshots" / "0a1b2c3d"  # as the Hub's downloads lie
+    cached.mkdir(parents=True)
+    for path in Path(given["checkpoint"]).iterdir():
+        (cached / path.name).symlink_to(path)
+    run = shrink(mask=(0, 1, 0, 0), recover="none", checkpoint=str(cached))
     record = read_json(run_folder(run) / "shrink.json")
+    card = (tmp_path / "runs" / "1" / "model" / "README.md").read_text()
+    assert "license: mit\nbase_model: Acme/Tiny-LLaVA\n" in card
+    assert "# Acme/Tiny-LLaVA, without 1 of 4 decoder layers" in card
     assert [model["name"] for model in record["models"]] == ["full", "shrunk"]
     assert record["drawn"] == "■□■■"
     assert record["loss_regained"] is None
@@ -245,6 +256,11 @@ def never(settings: dict[str, Any], *_: Any) -> int:
         ),
         ({"parameters_saved": 0.5, "memory_saved": 0.2}, "are both given; a mask is bound by one budget"),
         ({"skip_num": 9}, r"skip_num=9: the model has 4 skippable layers; use 0\.\.4"),
+        ({"skip_num": 4}, "skip_num=4: one layer has to stay; use 3 or less"),
+        (
+            {"parameters_saved": 0.3},
+            r"parameters_saved=0\.3 is out of reach where one layer has to stay: the most .* is 0\.\d+",
+        ),
         ({"skip_num": 1, "macs_saved": 0.2}, "are both given; a mask is bound by one budget"),
         ({"mask": (0, 1, 0)}, "4"),
         ({"mask": (0, 0, 0, 0)}, "the mask skips nothing: there is nothing to delete"),
@@ -420,6 +436,12 @@ def test_what_the_search_is_told(given: dict[str, str]):
     assert told["skip_num"] == 2
     assert "macs_saved" not in told
     assert told["agent"] == "bayes"
+
+
+def test_the_home_folder_by_its_sign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert place_of(ShrinkSettings(out="~/smaller"), Path("runs/1")) == tmp_path / "smaller"
+    assert place_of(ShrinkSettings(), Path("runs/1")) == Path("runs/1/model")
 
 
 def test_the_settings_have_a_budget():
