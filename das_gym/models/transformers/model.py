@@ -485,7 +485,7 @@ class VLM(VLP):
         at_end = pooled_only and after == len(self.stack.layers)
         chosen, hidden = self.skippable(index).chosen(skipped), state.hidden["joint"]
         if skipped:
-            hidden = self._each(state, hidden, lambda block, before, rows: self._pass(block, before, chosen(rows), at_end))
+            hidden = self._each(state, hidden, partial(self._pass, chosen, at_end))
         else:
             layer = chosen if kind == WHOLE else self.stack.layers[place]
             with self._without(layer, kind):
@@ -539,9 +539,9 @@ class VLM(VLP):
         return torch.cat([join(*run(block, *block.split(part))) for block, part in zip(blocks, parts, strict=True)], dim=1)
 
     @staticmethod
-    def _pass(block: Block, before: Tensor, rows: Tensor, last: bool) -> tuple[Tensor, Tensor]:
-        """What a skipped unit gives."""
-        return (before[:, :0], block.part(rows, block.first, None)) if last else (before, rows)
+    def _pass(unit: nn.Module, last: bool, block: Block, before: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands in a skipped layer's place makes of prefixes and rows; `last`: only what answers are read from."""
+        return (before[:, :0], unit(block.part(rows, block.first, None))) if last else (unit(before), unit(rows))
 
     def _run(
         self, layer: nn.Module, place: int, kind: str, last: bool, block: Block, before: Tensor, rows: Tensor

@@ -82,6 +82,15 @@ def test_macs_of_adapters(adapted: VLM, folder_of: Callable[[str], Path]):
     assert skipped == tokens * 2 * 5 * tiny.WIDTH
 
 
+def test_what_questions_share_passes_through_the_same_adapters(adapted: VLM, folder_of: Callable[[str], Path]):
+    """Three questions on a picture together are what each is alone, whatever stands in for the layers between."""
+    model = driven_of(adapted, folder_of)
+    assert adapted.traits.shares_prefix
+    for mask in ([0, 1, 0, 0], [1, 0, 0, 1], [1, 1, 0, 1]):
+        alone = [model.logits([prompt], mask) for prompt in model.prompts()]
+        torch.testing.assert_close(model.logits(model.prompts(), mask), torch.cat(alone))
+
+
 def test_a_pruned_one_says_the_same_with_fewer_parameters(adapted: VLM, folder_of: Callable[[str], Path]):
     model = driven_of(adapted, folder_of)
     mask = np.array([False, True, False, True])
