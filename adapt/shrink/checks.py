@@ -18,7 +18,7 @@ from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import lora_places, rows_used
 from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings, is_saved, place_of
-from das_gym.adapt.shrink.verifying import check_generates, questions
+from das_gym.adapt.shrink.verifying import check_generates, is_remote, questions
 
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
@@ -125,6 +125,10 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
     check_memory(vlm)
     if settings.recover == "adapters" and vlm.untrainable:
         raise ValueError(f"{vlm.untrainable}: use recover=lora or recover=full")
+    if settings.recover == "adapters" and is_remote(vlm):
+        raise ValueError(
+            "the model's class came with its folder, and adapters go into those of transformers: use recover=lora"
+        )
     if settings.recover == "lora":
         lora_places(vlm)
     if mask is None:

@@ -398,6 +398,22 @@ def test_a_quantised_folder_and_shared_layers_are_refused(shrink: Callable[..., 
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
+def test_a_model_that_brings_its_code_gets_no_adapters(shrink: Callable[..., Any], tmp_path: Path):
+    """Its folder names one class of transformers alone; that it loads is seen on the way."""
+    folder, data = tiny.save("llama", tmp_path / "mine"), making.text_folder(tmp_path / "data", train=4, val=2, test=2)
+    config = read_json(folder / "config.json")
+    brought = {"AutoConfig": "code.MineConfig", "AutoModelForCausalLM": "code.Mine"}
+    write_json(folder / "config.json", {**config, "model_type": "mine", "architectures": ["Mine"], "auto_map": brought})
+    (folder / "code.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n"
+        "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
+    )
+    given = {"checkpoint": str(folder), "data_root": str(data), "trust_remote_code": True}
+    with pytest.raises(RunError, match=r"the model's class came with its folder, .*: use recover=lora"):
+        shrink(never, **given, recover="adapters")
+
+
 def test_a_disk_that_is_too_full_is_told_first(shrink: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))

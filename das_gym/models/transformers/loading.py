@@ -220,7 +220,8 @@ def auto_class(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kinds = (AutoModelForImageTextToText, AutoModelForCausalLM)
-    return next((kind for kind in kinds if type(config) in kind._model_mapping or hasattr(config, "auto_map")), None)
+    brought = getattr(config, "auto_map", {})
+    return next((kind for kind in kinds if type(config) in kind._model_mapping or kind.__name__ in brought), None)
 
 
 def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
