@@ -149,12 +149,13 @@ class Program:
         return "\n".join(lines) + "\n"
 
 
-def typed(program: str, *words: str) -> str:
+def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:
     """A command as a person types it here: `python -m agents with resume=3 use=my_module`.
 
     Args:
         program: `agents`, `adapt`, with a sub-command where there is one: "agents table".
         words: Settings, quoted where a shell needs that; none leaves `with` out. Modules that came in by `use=` are added.
+        modules: More that have to come in so.
     """
     name, _, command = program.partition(" ")
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -163,8 +164,8 @@ def typed(program: str, *words: str) -> str:
     else:
         start = f"python -m {'das_gym.' if spec is not None and spec.name.startswith('das_gym.') else ''}{name}"
     given = [word for word in words if word]
-    if given and _used:
-        given.append(f"use={','.join(_used)}")
+    if given and (needed := dict.fromkeys((*_used, *modules))):
+        given.append(f"use={','.join(needed)}")
     return " ".join([start, *([command] if command else []), *(["with", *given] if given else [])])
 
 

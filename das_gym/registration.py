@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,10 @@ A test reads the tables and says so. Specs have no `max_episode_steps`: every ep
 the latest, and a limit would wrap what `make` returns.
 """
 
+REGISTERED_IN: dict[str, str] = {}
+"""Module of a person's own in which a model or task was registered, by the entry's name: what commands have to be given by
+`use=`."""
+
 ENVIRONMENTS: dict[str, EnvEntry] = {}
 """Every pair of a model and a task that go together, by id; `register_all` fills it."""
 
@@ -235,6 +240,7 @@ def register_model(entry: ModelEntry) -> None:
 
         check_class(entry.vlp)
     MODELS[entry.name] = entry
+    _remember(entry.name, sys._getframe(1).f_globals)
     register_all()
 
 
@@ -259,6 +265,7 @@ def register_task(entry: TaskEntry) -> None:
     if entry.name in TASKS and TASKS[entry.name].title != entry.title:
         _forget(entry.name)
     TASKS[entry.name] = entry
+    _remember(entry.name, sys._getframe(1).f_globals)
     register_all()
 
 
@@ -269,6 +276,15 @@ def _forget(task: str) -> None:
         for id in (entry.id, entry.tabular_id):
             registry.pop(id, None)
             registry.pop(many_objectives(id), None)
+
+
+def _remember(name: str, caller: Mapping[str, Any]) -> None:
+    """Note the module that registers an entry; a script is called as it would be imported."""
+    module = str(caller.get("__name__", "__main__"))
+    if module == "__main__":
+        module = Path(caller["__file__"]).stem if "__file__" in caller else "MODULE"
+    if not module.startswith("das_gym."):
+        REGISTERED_IN[name] = module
 
 
 def _check_entry(entry: object, wanted: type[ModelEntry] | type[TaskEntry]) -> None:

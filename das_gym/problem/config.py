@@ -10,7 +10,7 @@ from typing import Any
 
 from das_gym.commandline import typed
 from das_gym.config import check_names, part_of
-from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, TASKS, find_environment
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, REGISTERED_IN, TASKS, find_environment
 from das_gym.runs import ResumableSettings
 
 SIZES = ("mini", "base")
@@ -184,8 +184,9 @@ def problem_words(config: ProblemConfig, *more: str) -> str:
 
 
 def supernet_command(config: ProblemConfig) -> str:
-    """The command that trains a supernet for a configuration."""
-    return typed("adapt supernet", problem_words(config))
+    """The command that trains a supernet for a configuration, with the modules that register its model and task."""
+    modules = [REGISTERED_IN[name] for name in (config.model, config.task) if name in REGISTERED_IN]
+    return typed("adapt supernet", problem_words(config), modules=modules)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.config import ProblemConfig, problem_words
 from das_gym.problem.loading import build_problem, load_backbone, load_problem, load_splits, new_head, task_class
-from das_gym.registration import ASSETS, MODELS
+from das_gym.registration import ASSETS, MODELS, register_model
+from tests.registered import as_before
 
 
 def test_the_frozen_part_is_frozen_and_in_eval_mode():
@@ -116,6 +117,14 @@ def test_a_supernet_is_missed_before_data_are_read(monkeypatch: pytest.MonkeyPat
     advice = "train one with `python -m adapt supernet with meter_nlvr2 image_size=64`, then pass supernet="
     with pytest.raises(ValueError, match=advice):
         build_problem(ProblemConfig(task="nlvr2", image_size=64))
+
+
+def test_the_command_for_a_supernet_names_the_module_that_registers_the_model():
+    with as_before():
+        register_model(replace(MODELS["METER"], name="Mine"))  # in Python: no command knows it without this module
+        advice = rf"python -m adapt supernet with mine_vqa checkpoint=.* use={__name__}`"
+        with pytest.raises(ValueError, match=advice):
+            build_problem(ProblemConfig("Mine", checkpoint=str(ASSETS / "meter_mini")))
 
 
 def test_a_supernet_for_another_task_is_refused_before_data_are_read(
