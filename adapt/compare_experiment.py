@@ -33,6 +33,7 @@ from das_gym.adapt.training import TrainingConfig
 
 from das_gym.commandline import typed, used
 from das_gym.config import build, check_names, part_of
+from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import write_json, write_text
 from das_gym.models.macs import meta_twin
@@ -180,7 +181,8 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
     course = Course(problem, splits, part_of(TrainingConfig, settings), folder, settings.test_examples, _run.log_scalar)
     check_test_images(course.task, splits.test)
     rows = entrants(settings.methods, settings.method_settings, _masks(settings, course.n_layers))
-    names = [layer.name for layer in course.plain.backbone.vlp.layers]
+    layers = course.plain.backbone.vlp.layers
+    names, units = [layer.name for layer in layers], Architecture.of_layers(layers).record()
     rates = settings.learning_rates or grid_of(course)
     print(plan(settings, rows, rates, course))
 
@@ -195,6 +197,7 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
             "metric": course.metric_name,
+            "units": units,
             "trials": [dataclasses.asdict(trial) for trial in trials],
             "lines": [dataclasses.asdict(line) for line in lines],
             "verdict": verdict(lines),

@@ -1,4 +1,4 @@
-"""`python -m adapt report RUN...`: what runs of `adapt`, `adapt das` and `adapt shrink` came to, as one HTML file.
+"""`python -m adapt report RUN...`: what runs of `adapt` and its sub-commands came to, as one HTML file.
 
 python -m adapt report 2                        runs/2/report.html
 python -m adapt report 2 5 with out=both.html   side by side; the searches before them are told, too
@@ -15,10 +15,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from das_gym.adapt.compare.kept import RECORD as COMPARED
+from das_gym.adapt.compare.table import HEADS, Line, cells
 from das_gym.adapt.examples import read_examples
 from das_gym.adapt.report import BASELINE
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD
 
+from das_gym.config import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.command import report, same_again
 from das_gym.drawing.report import Answers, Asked, Comparison, Heat, Progress, RunReport
@@ -51,6 +54,7 @@ def run_report(folder: Path, search_report: SearchReport | None) -> RunReport:
         RECORD: _adapted,
         JOINT_RECORD: _joint,
         SHRUNK_RECORD: _shrunk,
+        COMPARED: _compared,
     }
     for name, tell in kinds.items():
         if (folder / name).is_file():
@@ -195,6 +199,41 @@ def _lines(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
         "times as fast, further tokens": lambda m: spread(m["decode_speedup"]),
     }
     return [(what, [show(model) for model in models]) for what, show in shown.items()]
+
+
+def _compared(folder: Path, record: dict[str, Any]) -> RunReport:
+    from das_gym.adapt.compare_experiment import CompareSettings
+
+    if "trials" not in record:  # of searches or agents
+        files = [path for name in ("compare.md", "compare.png", COMPARED) if (path := folder / name).is_file()]
+        raise FileNotFoundError(f"a report of {folder} would say what {files[0]} says: open that")
+    lines = [build(Line, line) for line in record["lines"]]
+    if not lines:
+        raise FileNotFoundError(f"nothing of {folder} has been measured yet: go on with it by resume=")
+    best = max(lines, key=lambda line: line.score)
+    shown = max((line for line in lines if line.key.startswith("das_")), key=lambda line: line.score, default=best)
+    mask = next(list(trial["mask"]) for trial in record["trials"] if trial["entrant"] == shown.key)
+    metric = record["metric"].replace("_", " ")
+    said = {sentence.partition(": ")[0]: "" for sentence in record["verdict"]}
+    for sentence in record["verdict"]:
+        row, _, told = sentence.partition(": ")
+        said[row] = f"{said[row]} {told[:1].upper()}{told[1:]}".strip()
+    defaults = dataclasses.asdict(CompareSettings())
+    return RunReport(
+        name=f"run {folder.name}",
+        title=f"{_what(record['problem'])}, methods of fine-tuning compared",
+        facts={
+            f"{metric} on test, %": f"{100 * best.score:.2f} ({best.title}, the best)",
+            "shown under a mask": shown.title,
+            "trainings": f"{len(record['trials']):,}",
+            **said,
+        },
+        architecture=_architecture(record.get("units"), [f"layer.{i}" for i in range(len(mask))]),
+        mask=mask,
+        commands=[same_again(folder, "adapt compare", defaults, **_problem(record["problem"]), searches=None)],
+        comparison=Comparison(list(HEADS[1:]), [(row[0], list(row[1:])) for row in map(cells, lines)], "Method by method"),
+        versions=record["versions"],
+    )
 
 
 def _architecture(units: Sequence[Mapping[str, Any]] | None, names: Sequence[str]) -> Architecture:

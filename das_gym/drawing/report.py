@@ -114,10 +114,11 @@ def _points(saved: np.ndarray, losses: np.ndarray) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of models: `rows` are (what, one cell a column)."""
+    """A table of models: `rows` are (what, one cell a column), and `title` stands above it."""
 
     columns: list[str]
     rows: list[tuple[str, list[str]]]
+    title: str = "Before and after"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from das_gym.adapt.commands import PROGRAM, search_report
+from das_gym.adapt.compare.table import Line
 from das_gym.adapt.run_report import run_report
 from das_gym.agents.search_experiment import run_search
 
@@ -139,18 +140,55 @@ def test_a_shrunk_model_tells_what_it_says(runs: Path):
     assert dict(told.comparison.rows)["times as fast (quartiles)"] == ["-", "1.5 (1.4..1.6)"]
 
 
+def test_a_comparison_tells_its_rows(runs: Path):
+    def line(key: str, title: str, scores: tuple[float, ...], **more: Any) -> dict[str, Any]:
+        costs = {"rate": 1e-3, "updated": 10.0, "trained": 20.0, "macs": 2e6, "change": 0.1, "speedup": (1.5, 1.0, 2.0)}
+        return asdict(Line(key, title, scores=scores, **costs, **{"skip_num": 0, "layers": ((), ()), **more}))
+
+    trials = [{"entrant": "lora", "mask": [0] * 12}, {"entrant": "das_4", "mask": MASK}]
+    record = {
+        "problem": asdict(ProblemConfig()),
+        "settings": {"searches": {"4": 1}},
+        "metric": "accuracy",
+        "trials": trials,
+        "lines": [line("lora", "LoRA", (0.92, 0.94)), line("das_4", "DAS, 4 skipped", (0.9,), skip_num=4)],
+        "verdict": ["DAS, 4 skipped: loses 1.0 points.", "DAS, 4 skipped: level with random masks."],
+        "versions": {"python": "3.11"},
+    }
+    a_run(runs / "7", "compare.json", record, {"seeds": 2, "searches": {"4": 1}, "skip_nums": [4]})
+    told = run_report(runs / "7", search_report)
+    assert told.title == "DAS-METER-VQA-v0, methods of fine-tuning compared"
+    assert told.mask == MASK
+    assert told.facts["accuracy on test, %"] == "93.00 (LoRA, the best)"
+    assert told.facts["DAS, 4 skipped"] == "Loses 1.0 points. Level with random masks."
+    assert told.commands == ["python -m adapt compare with seeds=2 'skip_nums=[4]'"]
+    assert told.comparison.title == "Method by method"
+    assert told.comparison.columns[0] == "learning rate"
+    assert told.comparison.rows[0][0] == "LoRA"
+    assert told.comparison.rows[0][1][-2:] == ["1.50 (1.00..2.00)", "93.0 ± 1.4 (2)"]
+    write_json(runs / "7/compare.json", {**record, "lines": []})
+    with pytest.raises(FileNotFoundError, match=r"nothing of .*/7 has been measured yet: go on with it by resume="):
+        run_report(runs / "7", None)
+    write_json(runs / "7/compare.json", {"methods": [], "settings": {}})
+    (runs / "7/compare.md").write_text("of `shrink compare`")
+    with pytest.raises(FileNotFoundError, match=r"a report of .*/7 would say what .*/7/compare\.md says: open that"):
+        run_report(runs / "7", None)
+    write_json(runs / "7/compare.json", record)
+
+
 def test_all_of_them_side_by_side(runs: Path, capsys: pytest.CaptureFixture[str]):
-    assert PROGRAM.run(["report", "1", "2", "3", "4", "with", f"runs_dir={runs}"]) == 0
-    page = (runs / "report_1_2_3_4.html").read_text()
-    assert page.count("<article") == 4
-    assert "report_1_2_3_4.html (" in capsys.readouterr().out
+    assert PROGRAM.run(["report", "1", "2", "3", "4", "7", "with", f"runs_dir={runs}"]) == 0
+    page = (runs / "report_1_2_3_4_7.html").read_text()
+    assert page.count("<article") == 5
+    assert page.count("<h3>Method by method</h3>") == 1
+    assert "report_1_2_3_4_7.html (" in capsys.readouterr().out
 
 
 def test_what_cannot_be_told(runs: Path, capsys: pytest.CaptureFixture[str]):
     a_run(runs / "5", "other.json", {}, {})
     a_run(runs / "6", "shrink.json", {"settings": {}}, {})
     for run, says in (
-        ("5", "has none of search.json, adapt.json, das.json, shrink.json"),
+        ("5", "has none of search.json, adapt.json, das.json, shrink.json, compare.json"),
         ("6", "is no record of this version"),
     ):
         assert PROGRAM.run(["report", run, "with", f"runs_dir={runs}"]) == 1
