@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
-from das_gym.adapt.subnets import recorded_data, subnet_of
+from das_gym.adapt.subnets import load_subnet, place_of, recorded_data
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.data.checks import require_readable
@@ -75,10 +75,14 @@ class EvaluateSettings(CommandSettings):
         Raises:
             FileNotFoundError, ValueError: no such run, part or data.
         """
-        subnet, folder = subnet_of(self.run, self.runs_dir, self.device, self.checkpoint, self.method, self.seed)
+        place, folder = place_of(self.run, self.runs_dir, self.method, self.seed)
         data_root = recorded_data(folder) if self.data_root is None else self.data_root
-        if self.data_root is None and data_root is not None and not Path(data_root).expanduser().exists():
-            raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
+        if data_root is not None and not Path(data_root).expanduser().exists():
+            if self.data_root is None:
+                raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
+            raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
+        moved = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
+        subnet = load_subnet(place, device=self.device, **moved)
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

@@ -32,35 +32,27 @@ NOT_NEEDED = ("supernet", "data_root")
 """Paths that a fine-tuned subnet loads without."""
 
 
-def subnet_of(
-    run: int | str,
-    runs_dir: str,
-    device: str,
-    checkpoint: str | None = None,
-    method: str | None = None,
-    seed: int | None = None,
-) -> tuple[AdaptedModel, Path]:
-    """The subnet of a run as commands name it, and the run's folder.
+def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int | None = None) -> tuple[Path, Path]:
+    """What `load_subnet` takes of a run as commands name it, and the run's folder.
 
     Args:
         run: Id of a run, or a folder as for `load_subnet`.
         runs_dir: Folder of all runs.
-        device: Where the model goes.
-        checkpoint: The model that the run adapted, where that was moved.
         method: Whose model, of a run of `python -m adapt compare`, see `kept_model`.
         seed: Likewise.
 
     Raises:
-        FileNotFoundError: no such run; and what `load_subnet` raises.
+        FileNotFoundError: no such run.
+        ValueError: what `kept_model` raises, or a method of a run that compares none.
     """
     folder = Path(str(run)).expanduser()
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
-    moved = {} if checkpoint is None else {"checkpoint": checkpoint}
-    compares = (folder / COMPARED).is_file()
-    if not compares and (method is not None or seed is not None):
+    if (folder / COMPARED).is_file():
+        return kept_model(folder, method, seed), folder
+    if method is not None or seed is not None:
         raise ValueError(f"method= and seed= choose a model of a run of `{typed('adapt compare')}`, and {folder} is none")
-    return load_subnet(kept_model(folder, method, seed) if compares else folder, device=device, **moved), folder
+    return folder, folder
 
 
 def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
@@ -147,7 +139,9 @@ def recorded_data(folder: Path) -> str | None:
     if record is None:
         return None
     with _named(record):
-        found: str | None = read_json(record)["problem"].get("data_root")
+        found = read_json(record)["problem"].get("data_root")
+        if not isinstance(found, str | None):
+            raise TypeError(f"data_root={found!r}")
         return found
 
 

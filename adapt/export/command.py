@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
-from das_gym.adapt.subnets import record_in, subnet_of
+from das_gym.adapt.subnets import load_subnet, place_of, record_in
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.files import read_json
@@ -55,8 +55,9 @@ def run_export(settings: ExportSettings) -> Exported:
     check_out(settings.out)
     if settings.onnx:
         require_onnx()
-    chosen = settings.method, settings.seed
-    subnet, folder = subnet_of(settings.run, settings.runs_dir, "cpu", settings.checkpoint, *chosen)
+    place, folder = place_of(settings.run, settings.runs_dir, settings.method, settings.seed)
+    moved = {} if settings.checkpoint is None else {"checkpoint": settings.checkpoint}
+    subnet = load_subnet(place, device="cpu", **moved)
     vlp = subnet.backbone.vlp
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
+from das_gym.adapt.evaluate_command import EvaluateSettings
 from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, SUBNET_FILE
 
@@ -135,6 +136,20 @@ def test_the_modules_of_a_run_begun_here_register_its_model(
     with as_before():
         assert torch.equal(logits(load_subnet(folder), splits), logits(subnet, splits))
     assert commandline.used() == ("module_of_mine",)
+
+
+def test_data_that_are_gone_are_told_before_the_model_is_loaded(folder: Path, tmp_path: Path):
+    (folder / SUBNET_FILE).unlink()  # which loading would tell
+    record = read_json(folder / RECORD)
+    for data_root, error, said in (
+        ("/gone", FileNotFoundError, "the data of that run, /gone, are gone: say where they are by data_root=DIR"),
+        (3, ValueError, r"adapt\.json is no record of a subnet \(data_root=3\)"),
+    ):
+        write_json(folder / RECORD, {**record, "problem": {**record["problem"], "data_root": data_root}})
+        with pytest.raises(error, match=said):
+            EvaluateSettings(run=str(folder)).load()
+    with pytest.raises(FileNotFoundError, match="data_root=/elsewhere: no such file or folder"):
+        EvaluateSettings(run=str(folder), data_root="/elsewhere").load()
 
 
 @pytest.mark.parametrize(
