@@ -70,6 +70,18 @@ def kept_model(folder: Path, method: str | None, seed: int | None = None) -> Pat
     return kept_file(folder, _of_seed([t for t in there if t.entrant == method], seed))
 
 
+def trial_of(folder: Path, file: Path) -> Trial:
+    """The training of which a file in a comparison's folder is what was learnt.
+
+    Raises:
+        ValueError: the record does not say.
+    """
+    trials = [t for t in read_trials(folder / RECORD) if t.test is not None and kept_file(folder, t) == file]
+    if not trials:
+        raise ValueError(f"{folder / RECORD} does not say what {file.name} is: give the run's number and a method")
+    return trials[0]
+
+
 def _of_seed(trials: Sequence[Trial], seed: int | None) -> Trial:
     if seed is None:
         return max(trials, key=merit)

@@ -32,24 +32,30 @@ def model_card(
         subnet: What was written.
         portable: As it was written.
         exported: Where, and how exactly.
-        record: The content of the run's record; may be empty.
+        record: The content of the run's record, or what `compare` says of a row; may be empty.
         num_images: Images of an example.
     """
     vlp = subnet.backbone.vlp
     kinds, mask = layer_kinds(vlp), vlp.check_mask(None).astype(int).tolist()
     rows = [f"| {layer.name} | {kind} |" for layer, kind in zip(vlp.layers, kinds, strict=True)]
+    what = f"{type(vlp).__name__} without {sum(mask)} of its {len(kinds)} skippable layers"
+    how = (
+        "Dynamic Architecture Skipping (arXiv 2309.01479) freezes a "
+        "vision-language model, takes out the layers that a task does not need, puts bottleneck adapters in their place and "
+        "beside the sub-layers of the others, and trains those and the head."
+    )
+    if "row" in record and not sum(mask):  # of another method
+        what, how = f"{type(vlp).__name__}, fine-tuned", f"A row of `python -m adapt compare`: {record['row']}."
     tags = ", ".join(["layer-skipping", str(portable.config["model_type"]), subnet.task.name])
     code = _loading(portable, exported, num_images)
     parts = [
         f"---\nlibrary_name: transformers\ntags: [{tags}]\n---",
-        f"# {type(vlp).__name__} without {sum(mask)} of its {len(kinds)} skippable layers, for {subnet.task.name}",
-        "Made by `python -m adapt export` of das_gym: Dynamic Architecture Skipping (arXiv 2309.01479) freezes a "
-        "vision-language model, takes out the layers that a task does not need, puts bottleneck adapters in their place and "
-        "beside the sub-layers of the others, and trains those and the head.",
+        f"# {what}, for {subnet.task.name}",
+        f"Made by `python -m adapt export` of das_gym. {how}",
         f"## Loading\n\n```python\n{code}\n```\n\n{' '.join([_how(portable, exported), *portable.notes])}",
         "\n".join([f"## Layers\n\nMask: `{mask}`, 1 = skipped.\n", "| layer | what stands there |", "|---|---|", *rows]),
         f"## Made from\n\n{_source(subnet, record)}",
-        f"## Result\n\n{_result(record)}\n\n{_exactness(exported)}",
+        f"## Result\n\n{result(record)}\n\n{_exactness(exported)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -100,12 +106,15 @@ def _source(subnet: AdaptedModel, record: Mapping[str, Any]) -> str:
         "data": problem.get("data_root") or "das_gym's bundled",
         "supernet": problem.get("supernet") or "das_gym's bundled one",
     }
+    if "row" in record:  # a comparison begins from new adapters
+        del lines["supernet"]
     if not problem:
         lines = {name: value for name, value in lines.items() if name in ("its fingerprint", "task")}
     return "\n".join(f"- {name}: {value}" for name, value in lines.items())
 
 
-def _result(record: Mapping[str, Any]) -> str:
+def result(record: Mapping[str, Any]) -> str:
+    """What a run's record says of its models, as a table."""
     given = [model for model in (record.get("baseline"), *record.get("models", ())) if model]
     models = [{**model, **(model.get("evaluation") or {})} for model in given]
     if not models:

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.adapt.compare.kept import RECORD as COMPARED
+from das_gym.adapt.compare.kept import trial_of
 from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
+from das_gym.adapt.methods.base import METHODS
 from das_gym.adapt.subnets import load_subnet, place_of, record_in
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.files import read_json
+from das_gym.registration import MODELS, find_class
 from das_gym.runs import RUNS_DIR
 
 
@@ -52,18 +57,52 @@ def run_export(settings: ExportSettings) -> Exported:
         FileNotFoundError, ValueError: no such run, or what cannot be written.
         FileExistsError: `out` exists.
     """
-    check_out(settings.out)
+    out = check_out(settings.out)
     if settings.onnx:
         require_onnx()
     place, folder = place_of(settings.run, settings.runs_dir, settings.method, settings.seed)
+    row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
+    if row is not None and row.leaves:
+        raise ValueError(
+            f"method={settings.method} cannot be exported: it leaves {row.leaves}, for which transformers has no code "
+            "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
+        )
     moved = {} if settings.checkpoint is None else {"checkpoint": settings.checkpoint}
     subnet = load_subnet(place, device="cpu", **moved)
-    vlp = subnet.backbone.vlp
+    vlp, config = subnet.backbone.vlp, subnet.backbone.config
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
+    record = _compared(folder, place) if place != folder else _record(folder)
+    if config is None or MODELS[config.model].reads == "pairs":
+        return export(subnet, out, settings.onnx, record)
+    if settings.onnx:
+        raise ValueError("onnx=True is for models that read pairs of a text and a picture: leave it out")
+    from das_gym.adapt.shrink.exporting import write  # a folder of transformers, as shrink writes them
+
+    return write(subnet, out, record)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """The record of a run, where one lies in its folder."""
     found = record_in(folder)
-    record: dict[str, Any] = {} if found is None else read_json(found)
-    return export(subnet, settings.out, settings.onnx, record)
+    return {} if found is None else dict(read_json(found))
+
+
+def _compared(folder: Path, place: Path) -> dict[str, Any]:
+    """What the record of a comparison says of the model in one of its files, as records of other runs say it."""
+    record, trial = read_json(folder / COMPARED), trial_of(folder, place)
+    line = next((line for line in record["lines"] if line["key"] == trial.entrant), {"title": trial.entrant})
+    told = {
+        "name": line["title"],
+        "trainable_parameters": trial.trained,
+        "macs": trial.macs,
+        "macs_saved": 1 - (trial.macs or 0) / (trial.macs_full or 1),
+        "metric": trial.test,
+        "metric_name": record["metric"],
+        "loss": trial.test_loss,
+        "latency_ms": trial.latency and trial.latency[0],
+    }
+    return {"problem": record["problem"], "row": f"{line['title']}, learning rate {trial.rate:g}", "models": [told]}
 
 
 def main(words: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ class AdapterTuning(Method):
     """
 
     title: ClassVar[str] = "adapter"
+    leaves: ClassVar[str] = "adapters behind its sub-layers"
 
     bottleneck: int | None = None
 

@@ -44,10 +44,12 @@ class Method(ABC):
 
     Attributes:
         title: As it is called in tables.
+        leaves: What of it stays in the model after `finish` and no exported folder can hold, in words; empty = nothing.
         poolers: Whether what trains under every mask does: poolers, token types and the like.
     """
 
     title: ClassVar[str]
+    leaves: ClassVar[str] = ""
 
     poolers: bool = True
 

@@ -22,6 +22,7 @@ class ScaledParallel(Method):
     """
 
     title: ClassVar[str] = "scaled parallel adapter"
+    leaves: ClassVar[str] = "adapters beside its MLPs"
 
     bottleneck: int | None = None
     scale: float = 4.0

@@ -22,6 +22,7 @@ class Prompt(Method):
     """
 
     title: ClassVar[str] = "prompt tuning"
+    leaves: ClassVar[str] = "learnt tokens in its input"
 
     tokens: int = 16
 

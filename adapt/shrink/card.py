@@ -65,7 +65,7 @@ class Card:
         versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
         return "\n".join(
             [
-                *self._front(),
+                *front_matter(self.source, self.auto, ("pruned",)),
                 f"# {name}, without {' and '.join(counts)}",
                 "",
                 f"Made from `{name}` by das_gym: {' and '.join(which)} (counted from 0) were deleted ({self.budget}). "
@@ -79,12 +79,7 @@ class Card:
                 "",
                 f"Scored on {self.data}, greedily. Whatever else the model could do before was not measured.",
                 "",
-                "```python",
-                f"from transformers import {self.auto}, AutoProcessor",
-                "",
-                f'model = {self.auto}.from_pretrained("path/of/this/folder", dtype="auto"{self._code()})',
-                f'processor = AutoProcessor.from_pretrained("path/of/this/folder"{TRUST if self.brings_code else ""})',
-                "```",
+                *loading(self.auto, self._code(), TRUST if self.brings_code else ""),
                 "",
                 "Checked when it was saved: loaded by transformers alone, its logits are those of the full model with these "
                 f"layers skipped (apart at most {self.verified.logits_apart:.1e} of the largest), and so is what it "
@@ -96,13 +91,6 @@ class Card:
                 "",
             ]
         )
-
-    def _front(self) -> list[str]:
-        lines = ["---", "library_name: transformers", f"pipeline_tag: {TASKS_OF_CLASSES[self.auto]}"]
-        name, own = called(self.source), ("license", "license_name", "license_link")
-        based = [f"base_model: {name}"] if "/" in name else _of_source(self.source, ("base_model",))
-        lines += [*_of_source(self.source, own), *based, "tags:"]
-        return [*lines, "- das_gym", "- pruned", "---", ""]
 
     def _code(self) -> str:
         return TRUST if self.brings_code or self.recovery.recover == "adapters" else ""
@@ -142,6 +130,33 @@ def called(folder: Path) -> str:
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/", 1)
     return folder.name
+
+
+def front_matter(source: Path, auto: str, tags: Sequence[str]) -> list[str]:
+    """The first lines of a card: what hubs read.
+
+    Args:
+        source: The folder that the model comes from, whose licence is its own.
+        auto: The class of transformers that loads it.
+        tags: Beside `das_gym`.
+    """
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {TASKS_OF_CLASSES[auto]}"]
+    name, own = called(source), ("license", "license_name", "license_link")
+    based = [f"base_model: {name}"] if "/" in name else _of_source(source, ("base_model",))
+    lines += [*_of_source(source, own), *based, "tags:", "- das_gym"]
+    return [*lines, *(f"- {tag}" for tag in tags), "---", ""]
+
+
+def loading(auto: str, more: str = "", processor_more: str = "") -> list[str]:
+    """How a folder is loaded: by which class, and with which arguments more, of the model and of its processor."""
+    return [
+        "```python",
+        f"from transformers import {auto}, AutoProcessor",
+        "",
+        f'model = {auto}.from_pretrained("path/of/this/folder", dtype="auto"{more})',
+        f'processor = AutoProcessor.from_pretrained("path/of/this/folder"{processor_more})',
+        "```",
+    ]
 
 
 def _of_source(source: Path, names: Sequence[str]) -> list[str]:

@@ -227,7 +227,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, asked: Questions, dtype
     masked = merge(asked.vlm, smaller, mask)
     tolerance = TOLERANCES.get(asked.vlm.model.dtype, 0.1)
     wanted = replayed(masked, asked, mask)
-    apart = max(_apart(one, other) for one, other in zip(found["logits"], wanted, strict=True))
+    apart = max(logits_apart(one, other) for one, other in zip(found["logits"], wanted, strict=True))
     if apart > tolerance:
         raise NotTheSameError(
             f"the logits of {folder} are {apart:.2g} of their largest away from those of the masked model (allowed: "
@@ -244,14 +244,15 @@ def _of_first_form(encodings: Sequence[Encoding]) -> list[Encoding]:
     return [e for e in encodings if form_of(e) == form_of(encodings[0])]
 
 
-def _apart(given: Tensor, wanted: Tensor) -> float:
+def logits_apart(given: Tensor, wanted: Tensor) -> float:
+    """Largest difference, as a share of the largest wanted; infinite where shapes differ or a number is not finite."""
     if given.shape != wanted.shape or not bool(torch.isfinite(given).all()):
         return float("inf")
     return float((given - wanted).abs().max()) / (float(wanted.abs().max()) + 1e-6)
 
 
 @torch.no_grad()
-def replayed(vlm: VLM, asked: Questions, mask: np.ndarray) -> list[Tensor]:
+def replayed(vlm: VLM, asked: Questions, mask: np.ndarray | None) -> list[Tensor]:
     """(tokens, vocabulary) of each answer, by the replay of layers that scores masks."""
     processor: Any = asked.task.processor
     prompts: list[Any] = list(asked.task.pairs(asked.examples))

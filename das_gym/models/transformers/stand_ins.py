@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from torch import nn
 
 from das_gym.files import read_json, write_json, write_text
 from das_gym.models.transformers import modeling_das_adapters
-from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER
+from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER, strip_adapters
 from das_gym.models.transformers.cutting import decoder_path
+from das_gym.models.transformers.features import projector_of
 from das_gym.models.transformers.loading import ADAPTED, auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.modeling_das_adapters import DasAdapter, add_adapters
-from das_gym.models.transformers.pruning import shell
-from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child
+from das_gym.models.transformers.pruning import delete_layers, shell, what_differs
+from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, find_decoder
 
 CLASS = '''
 
@@ -62,8 +64,16 @@ def stand_in(smaller: VLM, whole: VLM, bottleneck: int, skip_bottleneck: int) ->
     """
     if whole.untrainable:
         raise ValueError(whole.untrainable)
-    left, layers = layers_left(whole, smaller), smaller.stack.layers
-    ends = [-1, *left, len(whole.stack.layers)]
+    left = layers_left(whole, smaller)
+    norm = child(smaller.stack.layers[0], INPUT_NORMS) or ""
+    norms = [getattr(whole.stack.layers[place], norm) for place in _gone(whole, left)]
+    return _put(smaller, left, norms, bottleneck, skip_bottleneck)
+
+
+def _put(smaller: VLM, left: list[int], norms: list[nn.Module], bottleneck: int, skip_bottleneck: int) -> list[nn.Parameter]:
+    """As `stand_in`, for the places of the layers that are left, and the norms of those that are gone, in order."""
+    layers = smaller.stack.layers
+    ends = [-1, *left, len(left) + len(norms)]
     settings: dict[str, Any] = {
         "layers": decoder_path(smaller),
         "norm": child(layers[0], INPUT_NORMS),
@@ -76,8 +86,7 @@ def stand_in(smaller: VLM, whole: VLM, bottleneck: int, skip_bottleneck: int) ->
     }
     add_adapters(smaller.model, settings)
     setattr(smaller.model.config, ADAPTED, settings)
-    for unit, place in zip(_gone_units(smaller), _gone(whole, left), strict=True):
-        norm = getattr(whole.stack.layers[place], settings["norm"])
+    for unit, norm in zip(_gone_units(smaller), norms, strict=True):
         unit.norm.load_state_dict(norm.state_dict())
     adapters = [module for module in smaller.model.modules() if isinstance(module, DasAdapter)]
     for adapter in adapters:
@@ -87,6 +96,55 @@ def stand_in(smaller: VLM, whole: VLM, bottleneck: int, skip_bottleneck: int) ->
     for parameter in trained:
         parameter.requires_grad_(True)
     return trained
+
+
+def as_saved(subnet: VLM) -> VLM:
+    """A fine-tuned model as a folder of transformers has it: its skipped layers gone, its adapters in the folder's form.
+
+    Args:
+        subnet: Pruned; it shares its parameters, but for those of adapters, with what is returned.
+
+    Raises:
+        ValueError: training left something in it that no folder says, or layers that cannot be deleted.
+    """
+    mask, model = subnet.check_mask(None), shell(subnet.model)
+    for layer in find_decoder(model).layers:
+        strip_adapters(layer)
+    for module in projector_of(model).values():  # one that trained computes in 32 bits, by hooks
+        for part in module.modules():
+            part._forward_pre_hooks.clear()
+            part._forward_hooks.clear()
+    gone = subnet.gone_of(mask) if subnet.tunable else []
+    delete_layers(model, gone)
+    difference = what_differs(model)
+    if difference is not None:
+        raise ValueError(
+            f"what this fine-tuning left cannot be told by a folder of transformers: {difference}; of the methods, full, "
+            "lora, bitfit and das can be exported"
+        )
+    smaller = VLM(model, traits=dataclasses.replace(subnet.traits, tower=None, keys_only=False))
+    if subnet.tunable:
+        _take_over(subnet, smaller, mask)
+    smaller.freeze()
+    return smaller
+
+
+def _take_over(subnet: VLM, smaller: VLM, mask: np.ndarray) -> None:
+    """Put the adapters of a pruned model into what is left of it without them."""
+    units: list[Any] = [subnet.skippable(index).skip_adapter for index in np.flatnonzero(mask).tolist()]
+    gone = subnet.gone_of(mask)
+    left = [place for place in range(len(subnet.stack.layers)) if place not in gone]
+    layers = dict(zip(left, smaller.stack.layers, strict=True))
+    own = [place for place, bit in zip(subnet.places, mask, strict=True) if not bit]
+    first: Any = next((getattr(subnet.stack.layers[place], ATTENTION_ADAPTER) for place in own), None)
+    widths = [adapter.down.out_features for adapter in (first, units[0].adapter if units else first) if adapter is not None]
+    _put(smaller, left, [unit.norm for unit in units], widths[0], widths[-1])
+    for unit, mine in zip(units, _gone_units(smaller), strict=True):
+        _copy(unit.adapter, mine.adapter)
+    settings = getattr(smaller.model.config, ADAPTED)
+    for place in own:
+        for part, name in ((settings["attention"], ATTENTION_ADAPTER), (settings["mlp"], MLP_ADAPTER)):
+            _copy(getattr(subnet.stack.layers[place], name), getattr(layers[place], part).das_adapter)
 
 
 def masked_with(whole: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
@@ -143,5 +201,5 @@ def _gone_units(smaller: VLM) -> list[Any]:
     return units
 
 
-def _copy(source: DasAdapter, target: nn.Module) -> None:
+def _copy(source: Any, target: nn.Module) -> None:
     target.to(source.down.weight).load_state_dict(source.state_dict())

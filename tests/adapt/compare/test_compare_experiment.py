@@ -17,6 +17,7 @@ from das_gym.adapt.compare.kept import drop_others, kept_file, kept_model, to_ke
 from das_gym.adapt.compare.table import Line, cells, line_of, print_table, verdict
 from das_gym.adapt.compare.trials import Course, Trial, chosen_rate
 from das_gym.adapt.compare_experiment import GRID, WIDTH, grid_of
+from das_gym.adapt.export import command as export_command
 
 from das_gym.files import read_json, write_json
 from das_gym.problem.latency import measure_latency
@@ -114,13 +115,27 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
         assert said in told
     code, told = run_here("export", "with", "run=1", "method=lora", "out=lora")
     assert code == 0, told
-    code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
-    assert code == 1
-    assert "prompt" in told
+    card = (tmp_path / "lora/README.md").read_text()
+    assert "# METER, fine-tuned, for vqa" in card
+    assert "A row of `python -m adapt compare`: LoRA, learning rate 0.01." in card
+    assert f"| accuracy on test | {best_of(record, 'lora')['test']:.1%} |" in card
+    with monkeypatch.context() as patched:
+        patched.setattr(export_command, "load_subnet", lambda *words, **more: pytest.fail("it was loaded"))
+        code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
+        assert code == 1
+        assert "method=prompt cannot be exported: it leaves learnt tokens in its input" in told
+    assert run_here("report", "1")[0] == 0
+    assert "methods of fine-tuning compared" in (tmp_path / "runs/1/report.html").read_text()
     (tmp_path / "runs/1/compare.json").write_text('{"methods": []}')
     code, told = run_here("evaluate", "with", "run=1", "method=lora")
     assert code == 1
     assert "compare.json compares no methods of fine-tuning: give a run of `python -m adapt compare`" in told
+
+
+def best_of(record: dict[str, Any], row: str) -> dict[str, Any]:
+    """The training of a row that is best on the reward split."""
+    done = [trial for trial in record["trials"] if trial["entrant"] == row]
+    return max(done, key=lambda trial: (trial["reward"], -trial["reward_loss"]))
 
 
 def test_which_models_are_kept(tmp_path: Path):
