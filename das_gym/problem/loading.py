@@ -268,6 +268,13 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
         return without_training(load_backbone(config), config.task, splits)
     path, supernet = found
     _warn_of_blindness(supernet, path)
+    if config.supernet is None and config.data_root is not None:
+        warnings.warn(
+            f"data_root={config.data_root} is scored by the bundled supernet, which learnt das_gym's own pictures and "
+            "answers: unless yours are like those, it says nothing of masks, and is a poor start; train one on these data: "
+            f"`{supernet_command(config)}`, then pass supernet=<the file it writes>",
+            stacklevel=2,
+        )
     model = restore(load_backbone(config), supernet, config.task, path)
     if not model.task.covers_labels(splits.reward):
         raise ValueError(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from das_gym.data.splits import Splits
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.tensor_files import read_tensors, write_tensors
 from das_gym.problem.config import ProblemConfig, problem_words
-from das_gym.problem.loading import build_problem, load_backbone, load_problem, load_splits, new_head, task_class
+from das_gym.problem.loading import (
+    build_problem,
+    load_backbone,
+    load_problem,
+    load_splits,
+    load_supernet,
+    new_head,
+    task_class,
+)
 from das_gym.registration import ASSETS, MODELS, register_model
 from tests.registered import as_before
 
@@ -117,6 +126,16 @@ def test_a_supernet_is_missed_before_data_are_read(monkeypatch: pytest.MonkeyPat
     advice = "train one with `python -m adapt supernet with meter_nlvr2 image_size=64`, then pass supernet="
     with pytest.raises(ValueError, match=advice):
         build_problem(ProblemConfig(task="nlvr2", image_size=64))
+
+
+def test_the_bundled_supernet_on_data_of_ones_own_is_warned_of(shapes_folder: Path, tiny_kwargs: dict[str, str]):
+    config = ProblemConfig(data_root=str(shapes_folder))
+    advice = r"by the bundled supernet, which learnt das_gym's own .* `python -m adapt supernet with meter_vqa data_root="
+    with pytest.warns(UserWarning, match=advice):
+        load_supernet(config, load_splits(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_supernet(ProblemConfig(**tiny_kwargs), load_splits(config))
 
 
 def test_the_command_for_a_supernet_names_the_module_that_registers_the_model():
