@@ -28,7 +28,7 @@ from das_gym.adapt.compare.kept import RECORD, drop_others, kept_file, to_keep
 from das_gym.adapt.compare.plot import plot_scores
 from das_gym.adapt.compare.table import Line, line_of, markdown, print_table, verdict
 from das_gym.adapt.compare.trials import Course, Trial, Tuned, merit, read_trials, run_all
-from das_gym.adapt.methods.base import METHODS
+from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.commandline import typed, used
@@ -36,7 +36,7 @@ from das_gym.config import build, check_names, part_of
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import write_json, write_text
-from das_gym.models.macs import meta_twin
+from das_gym.models.base import VLP
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
 from das_gym.problem.loading import check_problem, load_backbone, load_splits
 from das_gym.processes import is_first, of_first
@@ -61,7 +61,7 @@ class CompareSettings(TrainingConfig, ProblemSettings):
 
     Attributes:
         steps: Of every training.
-        methods: Names of `das_gym.adapt.methods.base.METHODS`.
+        methods: Names of `das_gym.adapt.methods.base.METHODS`; none given are all that the model can have.
         method_settings: Settings of methods, by name.
         skip_nums: How many layers DAS skips, one row each, found and at random.
         learning_rates: The grid, of inserted parameters and head alike; none given are `GRID`, or for a model of base size
@@ -75,7 +75,7 @@ class CompareSettings(TrainingConfig, ProblemSettings):
     """
 
     steps: int = 600
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = ()
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip_nums: tuple[int, ...] = (2, 4, 6)
     learning_rates: tuple[float, ...] = ()
@@ -89,10 +89,11 @@ class CompareSettings(TrainingConfig, ProblemSettings):
         TrainingConfig.__post_init__(self)
         ProblemSettings.__post_init__(self)
         check_names(self.methods, METHODS, "method")
-        check_names(self.method_settings, self.methods, "method with settings, which has to be among methods,")
-        for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in self.methods else ())):
+        named = self.methods or tuple(METHODS)
+        check_names(self.method_settings, named, "method with settings, which has to be among methods,")
+        for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
             given = getattr(self, name)
-            if (not given and name != "learning_rates") or len(set(given)) < len(given):
+            if (not given and name == "skip_nums") or len(set(given)) < len(given):
                 raise ValueError(f"{name}={list(given)} is not allowed; name one or more, each once")
         if self.seeds < 1 or min(self.learning_rates, default=1) <= 0 or min(self.skip_nums, default=0) < 0:
             raise ValueError("seeds is 1 or more, learning_rates are above 0, skip_nums 0 or more")
@@ -132,8 +133,7 @@ class CompareExperiment(RunsExperiment):
         given = self.prepared(config_updates, named_configs)
         if command_name in (None, self.default_command) and given.get("resume") is None and self.search_first is not None:
             try:
-                settings = build(CompareSettings, {**self.named_settings(named_configs), **given})
-                check(settings)
+                settings = check(build(CompareSettings, {**self.named_settings(named_configs), **given}))
             except MISTAKES as error:
                 raise RunError(str(error)) from error
             found = {
@@ -145,21 +145,41 @@ class CompareExperiment(RunsExperiment):
         return super().run(command_name, given, named_configs, *args, **kwargs)
 
 
-def check(settings: CompareSettings) -> None:
-    """Refuse what the model cannot do, before anything is searched.
+def check(settings: CompareSettings) -> CompareSettings:
+    """Refuse what the model cannot do, before anything is searched; the settings with their methods named.
 
     Raises:
         ValueError: a method that it cannot have, or more layers to skip than it has.
     """
-    problem = settings.problem()
+    vlp = load_backbone(settings.problem()).vlp
+    settings = settings if settings.methods else with_methods(settings, vlp)[0]
     if settings.searched_nums:
-        check_problem(problem)
-    vlp = load_backbone(problem).vlp
+        check_problem(settings.problem())
     n_layers = len(vlp.layers)
     if max(settings.searched_nums, default=0) > n_layers:
         raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
-    for row in entrants(settings.methods, settings.method_settings, {0: (0,) * n_layers}):
-        row.made(0, n_layers).insert(meta_twin(vlp))
+    for name in settings.methods:
+        make_method(name, settings.method_settings.get(name, {})).check(vlp)
+    return settings
+
+
+def with_methods(settings: CompareSettings, vlp: VLP) -> tuple[CompareSettings, list[str]]:
+    """The settings with all methods that a model can have, and a line for each that it cannot.
+
+    Raises:
+        ValueError: it can have none.
+    """
+    having, left_out = [], []
+    for name in METHODS:
+        method = make_method(name, settings.method_settings.get(name, {}))
+        try:
+            method.check(vlp)
+            having.append(name)
+        except ValueError as error:
+            left_out.append(f"left out: {error}")
+    if not having:
+        raise ValueError("; ".join(left_out))
+    return dataclasses.replace(settings, methods=tuple(having)), left_out
 
 
 def told_to_search(settings: CompareSettings, skip_num: int) -> dict[str, Any]:
@@ -180,11 +200,12 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
     splits = load_splits(problem)
     course = Course(problem, splits, part_of(TrainingConfig, settings), folder, settings.test_examples, _run.log_scalar)
     check_test_images(course.task, splits.test)
+    settings, left_out = (settings, []) if settings.methods else with_methods(settings, load_backbone(problem).vlp)
     rows = entrants(settings.methods, settings.method_settings, _masks(settings, course.n_layers))
     layers = course.plain.backbone.vlp.layers
     names, units = [layer.name for layer in layers], Architecture.of_layers(layers).record()
     rates = settings.learning_rates or grid_of(course)
-    print(plan(settings, rows, rates, course))
+    print("\n".join([plan(settings, rows, rates, course), *left_out]))
 
     def keep(trials: Sequence[Trial], last: Trial, tuned: Tuned | None) -> None:
         if not is_first():
@@ -206,7 +227,7 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
         }
         write_json(folder / RECORD, record)
         drop_others(folder, trials, settings.keep)
-        write_text(folder / TABLE, markdown(_title(settings, course), lines, verdict(lines)))
+        write_text(folder / TABLE, markdown(_title(settings, course), lines, [*verdict(lines), *left_out]))
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     trials = run_all(course, rows, rates, seeds, read_trials(folder / RECORD), keep)
@@ -218,7 +239,7 @@ def compare(_run: Any, _config: Mapping[str, Any], search: Any, searches: Any, m
     plot_scores(folder / PICTURE, lines, course.metric_name, _title(settings, course))
     for name in (RECORD, TABLE, PICTURE):
         _run.add_artifact(folder / name)
-    print_table(_title(settings, course), lines, verdict(lines), WIDTH)
+    print_table(_title(settings, course), lines, [*verdict(lines), *left_out], WIDTH)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}, picture: {folder / PICTURE}")
     kept = to_keep(trials, settings.keep)
     if kept:

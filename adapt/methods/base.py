@@ -15,6 +15,7 @@ from torch import nn
 from das_gym.config import add_entry, build, check_names
 from das_gym.models.adapters import Site
 from das_gym.models.base import VLP
+from das_gym.models.macs import meta_twin
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import find_class
@@ -86,12 +87,28 @@ class Method(ABC):
         head = list(own_parameters(vlp, model.head).values())
         for parameter in (*trained, *shared, *head):
             parameter.requires_grad_(True)
-        if not (trained or shared or head):
+        self._check_trains(vlp, bool(trained or shared or head))
+        apart = {id(p) for p in vlp.shared_parameters()}
+        return sum(p.numel() for p in {id(p): p for p in trained if id(p) not in apart}.values())
+
+    def check(self, vlp: VLP) -> None:
+        """Refuse a model that cannot have it, and leave that as it is.
+
+        Args:
+            vlp: As it was loaded.
+
+        Raises:
+            ValueError: it cannot, or nothing would train.
+        """
+        twin = meta_twin(vlp)
+        trained = self.insert(twin)
+        self._check_trains(vlp, bool(trained or vlp.own_head() is None or (self.poolers and twin.shared_parameters())))
+
+    def _check_trains(self, vlp: VLP, trains: bool) -> None:
+        if not trains:
             raise ValueError(
                 f"{self.title}: nothing would train, since a {type(vlp).__name__} brings its head; choose another method"
             )
-        apart = {id(p) for p in vlp.shared_parameters()}
-        return sum(p.numel() for p in {id(p): p for p in trained if id(p) not in apart}.values())
 
 
 def all_sites(vlp: VLP, *kinds: str) -> list[Site]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import step_loss
+from das_gym.adapt.compare_experiment import CompareSettings, with_methods
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
 from das_gym.adapt.methods.das import DAS
 from das_gym.adapt.methods.learnt import learnt, restore_learnt, trained
@@ -281,6 +282,20 @@ def test_das_removes_what_its_mask_skips(worlds: dict[str, World]):
 def test_what_a_family_cannot_have_is_refused_by_name(worlds: dict[str, World], family: str, name: str):
     with pytest.raises(ValueError, match=REFUSED[family, name]):
         make_method(name).apply(worlds[family].model())
+    with pytest.raises(ValueError, match=REFUSED[family, name]):
+        make_method(name).check(worlds[family].model().backbone.vlp)
+
+
+def test_a_comparison_of_no_named_methods_is_of_all_that_a_model_can_have(worlds: dict[str, World]):
+    for family, world in worlds.items():
+        vlp = world.model().backbone.vlp
+        before = dict(vlp.named_parameters())
+        settings, left_out = with_methods(CompareSettings(**vars(world.problem)), vlp)
+        assert [(family, name) for name in settings.methods] == [pair for pair in HAVING if pair[0] == family]
+        assert len(left_out) == len([pair for pair in REFUSED if pair[0] == family])
+        assert all(line.startswith("left out: ") for line in left_out)
+        assert dict(vlp.named_parameters()).keys() == before.keys()
+        assert all(p is before[name] for name, p in vlp.named_parameters())
 
 
 @pytest.mark.parametrize(
