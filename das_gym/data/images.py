@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""What the names of image files usually end in, in small or capital letters."""
+
+
 class ImageSource(Protocol):
     """A picture that is read when it is needed."""
 

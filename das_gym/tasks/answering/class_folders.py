@@ -11,15 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from das_gym.data.checks import BadExamples, check_characters
-from das_gym.data.images import ImageFile, files_in
+from das_gym.data.images import SUFFIXES, ImageFile, files_in
 from das_gym.data.splits import Splits
 from das_gym.tasks.answering.conversations import Conversation, divided, drop_broken
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.image_files import IMAGE_FOLDERS, subfolders
 from das_gym.tasks.answering.prompts import CLASS_QUESTION, instructed
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
-"""What an image file's name ends with."""
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Folders of class folders, and what they are for."""

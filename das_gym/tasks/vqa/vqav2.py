@@ -8,6 +8,7 @@ the `v2_`, is read as well. What was read from large files is kept in the cache 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from das_gym.data.checks import BadExamples, data_folder
-from das_gym.data.images import ImageFile, files_in
+from das_gym.data.images import SUFFIXES, ImageFile, files_in
 from das_gym.data.splits import Splits
+from das_gym.tasks.vqa.accuracy import normalize_answer
 from das_gym.tasks.vqa.examples import VQAExample, VQATable
 from das_gym.tasks.vqa.vqav2_cache import cached_columns
 from das_gym.tasks.vqa.vqav2_files import SPLITS, UNANSWERED, PairOfFiles, find_file, some
@@ -27,8 +29,8 @@ HOLDS = "VQAv2's JSON files and images"
 VQAV2_MIN_COUNT = 9
 """VQAv2's answer vocabulary holds the answers given to at least nine questions."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""What the names of image files may end in, in small or capital letters."""
+MOST_ODD = 0.05
+"""Share of the questions that may have an unanimous answer in another spelling than models have it."""
 
 KEPT_SHARE = 0.9
 """Least share of the questions that a vocabulary of the default threshold can answer."""
@@ -101,7 +103,9 @@ def load_vqav2(data_root: str | Path, on_bad_example: str = "raise") -> Splits[V
     bad = BadExamples(on_bad_example)
     train = read_vqav2(data_root, "train2014", bad)
     check_answers(train, find_file(data_folder(data_root, HOLDS), "train2014", "annotations"), bad)
-    reward, test = halves(read_vqav2(data_root, "val2014", bad), str(data_root), bad)
+    val = read_vqav2(data_root, "val2014", bad)
+    warn_of_spelling(val, find_file(data_folder(data_root, HOLDS), "val2014", "annotations"))
+    reward, test = halves(val, str(data_root), bad)
     return Splits(train, reward, test, bad.lines, bad.count)
 
 
@@ -145,6 +149,25 @@ def check_answers(train: VQATable, path: Path, bad: BadExamples) -> None:
         raise ValueError(
             f"{path}: every question has the answer {next(iter(answers))!r}; VQA needs at least two different answers "
             f"(multiple_choice_answer) to choose from{bad.first_left_out}"
+        )
+
+
+def warn_of_spelling(val: VQATable, path: Path) -> None:
+    """Warn where many questions, read from `path`, have an unanimous answer that no model gives: theirs are normalised.
+
+    The official script compares it as written: `Yes` of all annotators makes `yes` wrong. VQAv2 has few of them.
+    """
+    columns = val.columns
+    first = columns.answers[columns.answer_ends[:-1][np.diff(columns.answer_ends) > 0]]  # others are normalised already
+    codes, counts = np.unique(first, return_counts=True)
+    odd = {columns.names[code]: count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)}
+    odd = {name: count for name, count in odd.items() if normalize_answer(name) != name}
+    if sum(odd.values()) > MOST_ODD * len(first):
+        name = max(odd, key=lambda name: odd[name])
+        warnings.warn(
+            f"{path}: to {sum(odd.values())} of {len(first)} questions all annotators gave an answer in a spelling that no "
+            f"model has, such as {name!r}; VQA's official script counts {normalize_answer(name)!r} wrong: write it so",
+            stacklevel=2,
         )
 
 

@@ -176,7 +176,7 @@ def test_questions_without_answers_are_read_alone(root: Path):
     assert VQATask.is_labelled(read_vqav2(root, "val2014"))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg"])
+@pytest.mark.parametrize("suffix", [".png", ".JPG", ".jpeg", ".tif"])
 def test_images_may_have_any_of_the_usual_suffixes(root: Path, suffix: str):
     for path in (root / "val2014").iterdir():
         path.rename(path.with_suffix(suffix))
@@ -196,6 +196,19 @@ def test_unanimous_answers_stay_as_written(root: Path):
     read = read_vqav2(root, "train2014")
     assert (read[2].answer, set(read[2].answers)) == ("2", {"two"})
     assert set(read[0].answers) == {"heron", "2 herons"}
+
+
+def test_unanimous_answers_in_a_spelling_that_no_model_has_are_warned_of(root: Path):
+    def shout(annotations: dict[str, Any]) -> None:
+        for entry in annotations["annotations"]:
+            for answer in entry["answers"]:
+                answer["answer"] = "Yes."
+
+    edit(root / VAL_ANNOTATIONS, shout)
+    with pytest.warns(
+        UserWarning, match=r"v2_mscoco_val2014_annotations\.json: to (\d+) of \1 questions .* 'Yes\.'; .* 'yes' wrong"
+    ):
+        load_vqav2(root)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file"])
