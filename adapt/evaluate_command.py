@@ -9,7 +9,7 @@ python -m adapt evaluate with run=5 method=lora
 `adapt export` wrote; or a run of `adapt compare`, of whose models `method` names one. The file holds an object an
 example, as the task's server takes it: for VQA `question_id` and `answer`, for NLVR2 `identifier` and `prediction`. For
 answers in words it holds `key` with the chosen option, or, where there is nothing to choose from, what the model says
-teacher-forced. `predict` scores nothing, and takes data without answers too.
+teacher-forced. `predict` scores nothing, and takes data without answers too, but for answers in words.
 """
 
 from __future__ import annotations

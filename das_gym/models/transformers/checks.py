@@ -22,6 +22,7 @@ from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import JOINT, VLM, LanguageHead, Traits, batch_experts
 from das_gym.models.transformers.pruning import apart, delete_layers, shell, what_differs
 from das_gym.models.transformers.tower_check import TowerCheck
+from das_gym.processes import is_first
 
 REFUSED = {
     "blip-2": "its query transformer counts layers by `cross_attention_frequency`, which a smaller configuration changes",
@@ -377,6 +378,8 @@ class _Check:
                 )
 
     def _check_reloading(self, smaller: Any, gone: int, skipped: Tensor, encodings: Sequence[Encoding]) -> None:
+        if not is_first():  # of several that train together: `save_pretrained` writes nothing there
+            return
         with tempfile.TemporaryDirectory() as folder:
             dtype = next(smaller.parameters()).dtype
             with quiet_loading():

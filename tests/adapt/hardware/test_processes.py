@@ -21,6 +21,8 @@ from das_gym.models.tensor_files import read_safetensors
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits, load_supernet
 from das_gym.processes import join
+from tests.models.transformers import tiny
+from tests.tasks.answering.making import llava_folder
 
 REPOSITORY = Path(__file__).parents[3]
 STEPS = {"steps": 51, "batch_size": 5, "save_every": 51}
@@ -70,6 +72,24 @@ def test_two_processes_have_the_loss_curve_and_the_weights_of_one(problem: dict[
     for name, tensor in weights.items():
         assert torch.allclose(others[name], tensor, atol=1e-3), name
     assert len(torch.load(two / "checkpoint.pt", weights_only=True)["rng"]) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_model_of_transformers(tmp_path: Path):
+    """It is examined when it is loaded, for which only the first process can save and reload it."""
+    tiny.save("llava", tmp_path / "model")
+    llava_folder(tmp_path / "data", train=6, test=2)
+    problem = {"model": "VLM", "task": "answering"}
+    problem |= {"checkpoint": str(tmp_path / "model"), "data_root": str(tmp_path / "data")}
+    settings, port = {"steps": 4, "batch_size": 5}, free_port()
+    both = [start(rank, port, json.dumps(problem), json.dumps(settings), str(tmp_path)) for rank in (0, 1)]
+    one = train_supernet(SupernetConfig(**settings), ProblemConfig(**problem), tmp_path / "one.safetensors")
+    for process in both:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+    weights, others = (read_safetensors(path).tensors for path in (one, tmp_path / "supernet.safetensors"))
+    for name, tensor in weights.items():
+        assert torch.allclose(others[name], tensor, atol=1e-3), name
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 7])
