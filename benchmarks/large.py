@@ -3,10 +3,12 @@
     python -m benchmarks.large                                  24, 36, 72 and 100 layers, five seeds each
     python -m benchmarks.large --layers 36 --agents bayes heat_kernel optuna --seeds 10 --json large.json
     python -m benchmarks.large --layers 36 --evaluations 300 --agents bayes --seeds 10
+    python -m benchmarks.large --layers 36 --kind groups
 
 Losses are planted, from the seed, as those of LEADERBOARD.md (`das_gym.agents.compare.planted`): effects of single layers
-and of pairs. A third of the layers is skipped. Regret 0 is the best mask known, 1 the mean of random masks. `optuna` is its
-TPE sampler over one number a layer, of which the largest are skipped (needs optuna).
+and of pairs; with `--kind groups`, of layers that stand in for each other, which no sum of pairs tells. A third of the
+layers is skipped. Regret 0 is the best mask known, 1 the mean of random masks. `optuna` is its TPE sampler over one number
+a layer, of which the largest are skipped (needs optuna).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 from das_gym.adapt.shrink.scores import bootstrap
 from das_gym.agents import make_agent
 from das_gym.agents.compare.optuna_tpe import OPTUNA, TreeParzen
-from das_gym.agents.compare.planted import EVALUATIONS, PlantedOracle
+from das_gym.agents.compare.planted import EVALUATIONS, LOSSES, PlantedOracle
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
@@ -82,12 +84,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--agents", nargs="+", default=list(AGENTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--evaluations", type=int, help=f"of each search; by number of layers {EVALUATIONS}")
+    parser.add_argument("--kind", choices=LOSSES, default="pairs", help="of losses")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    record: dict[str, Any] = {"machine": describe_machine(), "layers": {}}
+    record: dict[str, Any] = {"machine": describe_machine(), "kind": options.kind, "layers": {}}
     for n_layers in options.layers:
         evaluations = options.evaluations or EVALUATIONS[n_layers]
-        oracles = [PlantedOracle(n_layers, seed) for seed in range(options.seeds)]
+        oracles = [PlantedOracle(n_layers, seed, options.kind) for seed in range(options.seeds)]
         print(f"{n_layers} layers, {n_layers // 3} skipped, {evaluations} evaluations")
         print(f"  {'agent':21} {'regret':>7} {'95 %':^16} {'found %':>7} {'near %':>7} {'ms':>8} {'longest':>8}")
         for name in options.agents:

@@ -11,7 +11,8 @@ from benchmarks import large
 def test_it_plays_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(large.EVALUATIONS, 24, 12)
     path = tmp_path / "large.json"
-    large.main(["--layers", "24", "--agents", "bayes", "random", "optuna", "--seeds", "2", "--json", str(path)])
+    settings = ["--layers", "24", "--seeds", "2", "--kind", "groups", "--json", str(path)]
+    large.main([*settings, "--agents", "bayes", "random", "optuna"])
     found = json.loads(path.read_text())["layers"]["24"]
     assert found.keys() == {"bayes", "random", "optuna"}
     assert all(0 <= each["regret"] < 1.5 for runs in found.values() for each in runs)
