@@ -198,15 +198,17 @@ class SequenceMode(ActionMode):
         chosen = self._check(actions, batch)
         self._check_begun()
         rows = np.arange(self.rows)
-        choices = self._choices()
+        choices = self._choices(self._complete())
         some = np.asarray(choices.any(axis=1))
         invalid = some & ~choices[rows, chosen]
         if invalid.any():
             chosen = with_effect(chosen, choices | ~some[:, None])
         skips = some & (chosen < self.n_layers)
         self.masks[rows[skips], chosen[skips]] = True
-        self.over = self._complete() | (chosen == self.n_layers)
-        return Moves(self.masks.copy(), self.over.copy(), {**self.info(), "invalid_action": invalid})
+        complete = self._complete()
+        self.over = complete | (chosen == self.n_layers)
+        told = {"action_mask": _never_none(self._choices(complete)), "invalid_action": invalid}
+        return Moves(self.masks.copy(), self.over.copy(), told)
 
     def features(self) -> np.ndarray:
         """(m, n_layers + 2) float32: 1 for each skipped layer, share of MACs saved, what is left of the budget."""
@@ -219,12 +221,11 @@ class SequenceMode(ActionMode):
 
     def action_masks(self) -> np.ndarray:
         """As `ActionMode.action_masks`; where no action has an effect any more, all are True."""
-        choices = self._choices()
-        return choices | ~choices.any(axis=1, keepdims=True)
+        return _never_none(self._choices(self._complete()))
 
     def _check(self, actions: Any, batch: tuple[int, ...]) -> np.ndarray:
         array, count = np.asarray(actions), int(self.space.n)  # type: ignore[attr-defined]
-        if array.shape != batch or not np.issubdtype(array.dtype, np.integer):
+        if array.shape != batch or array.dtype.kind not in "iu":
             raise ValueError(
                 f"action {array.tolist()!r}; give {'one whole number' if not batch else f'{batch[0]} whole numbers'}: "
                 f"a layer, 0..{self.n_layers - 1}{f', or {self.n_layers} to stop' if self.can_stop else ''}"
@@ -239,10 +240,15 @@ class SequenceMode(ActionMode):
             return self.masks.sum(axis=1) == self.n_layers
         return self.budget.is_kept_by(self.masks)
 
-    def _choices(self) -> np.ndarray:
-        """(m, n_choices) bool: actions that change anything."""
-        choices = ~self.masks & ~self._complete()[:, None] & self.budget.useful_layers
+    def _choices(self, complete: np.ndarray) -> np.ndarray:
+        """(m, n_choices) bool: actions that change anything; (m,) bool says whose masks are `_complete`."""
+        choices = ~self.masks & ~complete[:, None] & self.budget.useful_layers
         return np.concatenate((choices, np.ones((self.rows, 1), dtype=bool)), axis=1) if self.can_stop else choices
+
+
+def _never_none(choices: np.ndarray) -> np.ndarray:
+    """(m, n_choices) bool choices; all of them where there are none."""
+    return choices | ~choices.any(axis=1, keepdims=True)
 
 
 def with_effect(actions: np.ndarray, action_masks: np.ndarray) -> np.ndarray:

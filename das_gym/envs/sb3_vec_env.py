@@ -77,7 +77,7 @@ class SB3VecEnv(VecEnv):
         dones = terminated | truncated
         infos = info_rows({key: value for key, value in info.items() if key not in FINAL_KEYS}, self.num_envs)
         if dones.any():
-            last, final = info_rows(info["final_info"], self.num_envs), info["final_obs"]
+            last, final = info_rows(_changed(info["final_info"], info), self.num_envs), info["final_obs"]
             for index in np.flatnonzero(dones).tolist():
                 begun = self.reset_infos[index] = infos[index]
                 # wrappers such as RecordEpisodeStatistics write beside final_info
@@ -172,9 +172,16 @@ def make_sb3_vec_env(env_id: str, n_envs: int = 1, seed: int | None = None, **kw
     return VecMonitor(vec_env)
 
 
+def _changed(info: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an info is told by another array than in the other info, with its `_key`."""
+    same = {key for key, values in info.items() if values is other.get(key)}
+    return {key: values for key, values in info.items() if key not in same and key.removeprefix("_") not in same}
+
+
 def info_rows(info: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
     """Gymnasium's info of a vector environment as one dict an environment, of plain numbers where it holds numbers."""
-    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    columns: dict[str, Any] = {}
+    some: dict[str, tuple[Any, Any]] = {}
     everywhere: Any = None
     for key, values in info.items():
         if key.startswith("_") and key[1:] in info:
@@ -186,9 +193,12 @@ def info_rows(info: Mapping[str, Any], num_envs: int) -> list[dict[str, Any]]:
             column = info_rows(values, num_envs) if isinstance(values, Mapping) else values
         if present is everywhere or np.count_nonzero(present) == num_envs:
             everywhere = present
-            for row, value in zip(rows, column, strict=True):
-                row[key] = value
+            columns[key] = column
         else:
-            for index in np.flatnonzero(present).tolist():
-                rows[index][key] = column[index]
+            some[key] = column, present
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)] if columns else []
+    rows = rows or [{} for _ in range(num_envs)]
+    for key, (column, present) in some.items():
+        for index in np.flatnonzero(present).tolist():
+            rows[index][key] = column[index]
     return rows

@@ -107,13 +107,14 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if begun.any():
             for key, value in self.template.scorer.unskipped_info().items():
                 told[key][begun] = value
-        final = {}
-        if self._at_once:
-            final = self._final(told, ended) if ended.any() else {}
-            self.mode.begin(ended)
-        else:
+        final: dict[str, Any] = {}
+        if not self._at_once:
             self._waiting = ended.copy()
-        info = _with_presence(told | self._next_choices(), np.ones(self.num_envs, dtype=bool))
+        elif ended.any():
+            final = self._final(told, ended)
+            self.mode.begin(ended)
+        choices = self._next_choices() if final or begun.any() else {}  # else those of `told` hold
+        info = _with_presence(told | choices, np.ones(self.num_envs, dtype=bool))
         self._last = (moves, scored)
         return self._observations(), scored.rewards, ended, np.zeros(self.num_envs, dtype=bool), info | final
 
