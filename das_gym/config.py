@@ -8,7 +8,7 @@ import inspect
 import re
 import textwrap
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -176,9 +176,30 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting
     known = list(known)
     for name in given:
         if name not in known:
-            near = near_miss(str(name), known)
-            hint = f"did you mean {near!r}? " if near is not None else ""
-            raise ValueError(f"unknown {what} {name!r}; {hint}known: {', '.join(known) or 'none'}")
+            raise ValueError(f"unknown {what} {name!r}; {_hint(name, known)}")
+
+
+class UnexpectedArgument(TypeError, ValueError):
+    """An argument that an environment does not have: an error of Python's kind, which libraries catch, and of ours."""
+
+
+def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse an argument in `given` that an environment does not have, in Python's words.
+
+    TorchRL gives every environment a `frameskip`, and takes it back where those words say that there is none.
+
+    Raises:
+        UnexpectedArgument: as `check_names`.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise UnexpectedArgument(f"unexpected keyword argument {name!r}; {_hint(name, known)}")
+
+
+def _hint(name: Any, known: Sequence[str]) -> str:
+    near = near_miss(str(name), known)
+    return f"{'' if near is None else f'did you mean {near!r}? '}known: {', '.join(known) or 'none'}"
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -144,6 +144,19 @@ def check_vector(num_envs: Any, settings: Mapping[str, Any]) -> None:
             f"max_episode_steps={settings['max_episode_steps']}: episodes end with their budget here, leave it out; or "
             'let Gymnasium cut them off, by make_vec(..., vectorization_mode="sync"), without shared engine calls'
         )
+
+
+def first_seed(seed: int | Sequence[int | None] | None, num_envs: int) -> int | None:
+    """The seed of a vector environment, whose environments share one generator: of one each, the first.
+
+    Raises:
+        ValueError: another number of seeds than of environments.
+    """
+    if not isinstance(seed, (list, tuple)):
+        return seed  # type: ignore[return-value]
+    if len(seed) != num_envs:
+        raise ValueError(f"{len(seed)} seeds for {num_envs} environments: give one each, or one number")
+    return seed[0]
 
 
 def find_autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

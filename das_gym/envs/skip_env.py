@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from das_gym.config import build, check_names
+from das_gym.config import build, check_arguments
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import MaskScorer
 from das_gym.problem.budget import BUDGET_SETTINGS
@@ -130,8 +130,8 @@ class SkipEnv(ScoredEnv):
         statistics = statistic_names(DEFAULT_STATISTICS if statistics is None else statistics)
         own = {name: value for name, value in locals().items() if name not in ("self", "__class__", "settings")}
         arguments = {**own, **settings}
-        check_names(settings, [*own, *ProblemConfig.__dataclass_fields__], "environment argument")
-        config = build(ProblemConfig, {"model": model, "task": task, **settings}, "environment argument")
+        check_arguments(settings, [*own, *ProblemConfig.__dataclass_fields__])
+        config = build(ProblemConfig, {"model": model, "task": task, **settings})
         budget = {name: own[name] for name in BUDGET_SETTINGS}
         examples = {name: own[name] for name in ("reward_examples", "reward_batches", "costs", "latency_batch")}
         scorer = MaskScorer(load_problem(config), budget, reward, macs_price, statistics, **examples)

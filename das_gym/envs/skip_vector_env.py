@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from das_gym.config import read_array
 from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.rendering import Shown, render
-from das_gym.envs.scored_env import ScoredEnv, check_vector, find_autoreset_mode
+from das_gym.envs.scored_env import ScoredEnv, check_vector, find_autoreset_mode, first_seed
 from das_gym.envs.scoring import Outcome
 from das_gym.envs.skip_env import SkipEnv
 
@@ -58,7 +58,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     ) -> None:
         check_vector(num_envs, kwargs)
         mode = find_autoreset_mode(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self.metadata, self.autoreset_mode = {**self.metadata, "autoreset_mode": mode}, mode
         self._at_once = mode is AutoresetMode.SAME_STEP
         self._waiting = np.zeros(num_envs, dtype=bool)
         self.num_envs = num_envs
@@ -88,9 +88,12 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The first observations. They share one generator: of a list of seeds, the first counts."""
-        first = seed[0] if isinstance(seed, (list, tuple)) else seed
-        _, info = self.template.reset(seed=first, options=options)
+        """The first observations. They share one generator: of a list of seeds, the first counts.
+
+        Raises:
+            ValueError: another number of seeds than of environments.
+        """
+        _, info = self.template.reset(seed=first_seed(seed, self.num_envs), options=options)
         self._np_random, self._np_random_seed = self.template.np_random, self.template.np_random_seed
         self.mode.begin()
         self._waiting[:] = False

@@ -11,9 +11,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from das_gym.config import check_names
+from das_gym.config import check_arguments, check_names
 from das_gym.envs.rendering import RENDER_MODES, check_render_mode
-from das_gym.envs.scored_env import check_vector, find_autoreset_mode, first_row
+from das_gym.envs.scored_env import check_vector, find_autoreset_mode, first_row, first_seed
 from das_gym.envs.suite_episodes import SuiteEpisodes
 from das_gym.envs.suite_rendering import Kept, SuiteScreen
 from das_gym.problem.budget import is_whole
@@ -128,7 +128,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
                 "autoreset_mode is a setting of vector environments, and this one has no form of its own: "
                 'make_vec(..., vectorization_mode="sync", vector_kwargs={"autoreset_mode": ...})'
             )
-        check_names(others, _arguments(type(self)), "environment argument")
+        check_arguments(others, _arguments(type(self)))
         check_render_mode(render_mode)
         self.suite = _suite(split, reward, statistics, suite, problems, relatives, problems_seed, budgets)
         self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
@@ -216,7 +216,7 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         check_vector(num_envs, settings)
         mode = find_autoreset_mode(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self.metadata, self.autoreset_mode = {**self.metadata, "autoreset_mode": mode}, mode
         self._at_once = mode is AutoresetMode.SAME_STEP
         self._waiting = np.zeros(num_envs, bool)
         template = SuiteEnv(**settings)
@@ -251,11 +251,7 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         Raises:
             ValueError: other options, no such problem, or another number of problems or seeds than of environments.
         """
-        if isinstance(seed, (list, tuple)):
-            if len(seed) != self.num_envs:
-                raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments: give one each, or one number")
-            seed = seed[0]
-        super().reset(seed=seed)
+        super().reset(seed=first_seed(seed, self.num_envs))
         given = _chosen(options)
         everyone = self.episodes.everyone
         if given is None:

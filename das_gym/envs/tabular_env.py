@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from das_gym.commandline import typed
-from das_gym.config import check_names
+from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
@@ -326,7 +326,7 @@ def _refuse(others: Iterable[str], known: Iterable[str], model: str, task: str) 
             check_names([task], TASKS, "task")
             live = find_environment(model, task).id
             raise ValueError(f"{name} is no argument here: a table has no model and no data of its own; {live} takes {name}")
-    check_names(others, known, "environment argument")
+    check_arguments(others, known)
 
 
 def bundled_table(model: str, task: str) -> Path:

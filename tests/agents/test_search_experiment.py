@@ -146,7 +146,7 @@ def test_whatever_a_problem_has_can_be_set_and_reaches_it():
         ({"env_id": "DAS-METER-VQA-v0", "reward": "metrc"}, "unknown reward 'metrc'; did you mean 'metric'"),
         (
             {"env_id": "DAS-METER-VQA-v0", "agent": "ppo", "env_kwargs": {"split": "test"}},
-            "unknown environment argument 'split'",
+            "unexpected keyword argument 'split'",
         ),
         ({"macs_saved": 0.99}, "macs_saved=0.99 is out of reach"),
         ({"agent_kwargs": {"learning_rate": -1}}, "learning_rate=-1 is not allowed; give a number above 0"),

@@ -63,6 +63,12 @@ def test_checkers_have_nothing_to_say(id: str, action: str, kwargs: dict):
     sb3_check_env(env)
 
 
+@pytest.mark.parametrize("id", [LIVE_OF_ALL, TABULAR[0], many_objectives(TABULAR[0]), *SUITE_IDS])
+def test_an_unknown_argument_is_told_as_python_tells_it(id: str):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'frameskip'"):  # TorchRL gives it, and looks for this
+        gymnasium.make(id, frameskip=1)
+
+
 @pytest.mark.parametrize("id", [LIVE_OF_ALL, *TABULAR])
 def test_checkers_take_a_reward_of_many_objectives_one_by_one(id: str, kwargs: dict):
     env = gymnasium.make(many_objectives(id), **(kwargs if id == LIVE_OF_ALL else {}))
@@ -85,7 +91,10 @@ def test_side_by_side(id: str, action: str, mode: str, kwargs: dict):
     env = gymnasium.make_vec(id, num_envs=3, action=action, **made, **(kwargs if id == LIVE_OF_ALL else {}))
     assert env.observation_space == batch_space(env.single_observation_space, 3)
     assert env.action_space == batch_space(env.single_action_space, 3)
-    assert env.metadata["autoreset_mode"]
+    assert env.autoreset_mode is env.metadata["autoreset_mode"]  # TorchRL reads the one, Gymnasium's wrappers the other
+    if mode == "own":
+        with pytest.raises(ValueError, match="2 seeds for 3 environments: give one each, or one number"):
+            env.reset(seed=[1, 2])
     env.action_space.seed(0)
     actions = [env.action_space.sample() for _ in range(6)]
     runs = []

@@ -301,8 +301,8 @@ def test_gymnasiums_vector_wrappers_normalise_observations(suite: str):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"splitt": "train"}, "unknown environment argument 'splitt'; did you mean 'split'"),
-        ({"skip_num": 3}, "unknown environment argument 'skip_num'"),
+        ({"splitt": "train"}, "unexpected keyword argument 'splitt'; did you mean 'split'"),
+        ({"skip_num": 3}, "unexpected keyword argument 'skip_num'"),
         ({"problems": 1.5}, "problems=1.5: this split has"),
         ({"problems": True}, "problems=True: this split has"),
         ({"problems": 3, "problems_seed": None}, "problems_seed=None is not allowed"),
@@ -320,7 +320,7 @@ def test_wrong_arguments_are_told(id: str, arguments: dict[str, Any], says: str,
 
 
 def test_what_one_form_alone_takes_is_told(suite: str):
-    with pytest.raises(ValueError, match="unknown environment argument 'evaluation'; did you mean 'evaluations'"):
+    with pytest.raises(ValueError, match="unexpected keyword argument 'evaluation'; did you mean 'evaluations'"):
         gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluation=3)
     with pytest.raises(ValueError, match=r"evaluations=1\.5: a search has at least one"):
         gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=1.5)
