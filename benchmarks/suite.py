@@ -46,6 +46,10 @@ def main(arguments: list[str] | None = None) -> None:
                 keep("DAS-Suite-v0", action, observed, f"{count} side by side", steps_per_second(env, options.seconds))
     search = gymnasium.make("DAS-Suite-Search-v0", suite=options.suite)
     keep("DAS-Suite-Search-v0", "scores", "dict", "alone", steps_per_second_alone(search, options.seconds))
+    for count in options.num_envs:
+        several = gymnasium.make_vec("DAS-Suite-Search-v0", num_envs=count, suite=options.suite)
+        rate = steps_per_second(several, options.seconds)
+        keep("DAS-Suite-Search-v0", "scores", "dict", f"{count} side by side", rate)
     if options.json is not None:
         write_json(options.json, {"machine": describe_machine(), "records": records})
 
