@@ -179,7 +179,7 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting
             raise ValueError(f"unknown {what} {name!r}; {_hint(name, known)}")
 
 
-class UnexpectedArgument(TypeError, ValueError):
+class UnexpectedArgumentError(TypeError, ValueError):
     """An argument that an environment does not have: an error of Python's kind, which libraries catch, and of ours."""
 
 
@@ -189,12 +189,12 @@ def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
     TorchRL gives every environment a `frameskip`, and takes it back where those words say that there is none.
 
     Raises:
-        UnexpectedArgument: as `check_names`.
+        UnexpectedArgumentError: as `check_names`.
     """
     known = list(known)
     for name in given:
         if name not in known:
-            raise UnexpectedArgument(f"unexpected keyword argument {name!r}; {_hint(name, known)}")
+            raise UnexpectedArgumentError(f"unexpected keyword argument {name!r}; {_hint(name, known)}")
 
 
 def _hint(name: Any, known: Sequence[str]) -> str:
