@@ -9,14 +9,15 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import struct
 import tokenize
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,22 @@ BAD_ARRAYS = (
 """What numpy raises for a damaged .npy or .npz file."""
 
 
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+def _host() -> str:
+    """Tells whose numbers of processes these are: containers may share a machine's name, and count by themselves."""
+    numbers = Path("/proc/self/ns/pid")
+    inner = numbers.readlink() if numbers.is_symlink() else ""
+    return hashlib.sha256(f"{platform.node()} {inner}".encode()).hexdigest()[:8]
+
+
+_HOST = _host()
 
 MANY_FILES = 500
 
-MOST_UNPACKED = 2**31
-"""Bytes that the arrays of a file may come to."""
+_LONE = re.compile("[\ud800-\udfff]")
+"""Bytes of a file's name that are no UTF-8, as Python keeps them."""
+
+MIN_UNPACKED, MAX_RATIO, MOST_UNPACKED = 2**28, 16, 2**31
+"""The arrays of a file may come to so many bytes, or to so many times those of the file, and to so many at most."""
 
 
 @contextmanager
@@ -99,12 +110,20 @@ def _part_of(path: Path) -> Path:
     """A new hidden path beside `path`; those of writers of this machine that are no more are removed."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}-*.part"):
         writer = left.name.removeprefix(f".{path.name}.{_HOST}-").partition("-")[0]
-        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+        if writer.isdecimal() and not _runs(int(writer)):
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                with suppress(OSError):  # somebody else's
+                    left.unlink()
     return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:12]}.part")
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.pid_exists(process)
+    except OverflowError:  # no process has such a number
+        return False
 
 
 def _sync_all(folder: Path) -> None:
@@ -160,7 +179,7 @@ def write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 1) -
         raise ValueError(f"cannot write {path}: {error}; write None for a number that is not finite") from error
     except TypeError as error:
         raise TypeError(f"cannot write {path}: {error}; use plain values, numpy arrays or paths") from error
-    write_text(path, text + "\n")
+    write_text(path, _LONE.sub(lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -220,18 +239,41 @@ def parse_json(text: str | bytes, source: object, way_out: str) -> Any:
         raise ValueError(f"{source} is not valid JSON ({error}); {way_out}") from error
 
 
+MOST_DESCRIBED = 2**24
+"""Bytes of the text by which a file of arrays describes itself."""
+
+
+def description_in(arrays: Mapping[str, np.ndarray], way_out: str) -> Any:
+    """What the JSON text `meta` among the arrays of a file says.
+
+    Args:
+        arrays: As `read_arrays` gives them.
+        way_out: What to do about a damaged one.
+
+    Raises:
+        ValueError: it is not JSON, or far too long.
+        KeyError: there is none.
+    """
+    meta = arrays["meta"]
+    if meta.nbytes > MOST_DESCRIBED:
+        raise ValueError(f"its description has {meta.nbytes} bytes, more than {MOST_DESCRIBED}")
+    return parse_json(str(meta), "its description", way_out)
+
+
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays in an .npz file, none of which holds objects.
 
     Raises:
         FileNotFoundError: no such file.
-        Exception: one of `BAD_ARRAYS`: it is damaged, or unpacks to more than `MOST_UNPACKED` bytes.
+        Exception: one of `BAD_ARRAYS`: it is damaged, or unpacks to far more than it has; nothing is unpacked then.
     """
-    content = io.BytesIO(read_bytes(path))
+    packed = read_bytes(path)
+    content = io.BytesIO(packed)
     with zipfile.ZipFile(content) as archive:
         size = sum(record.file_size for record in archive.infolist())
-    if size > MOST_UNPACKED:
-        raise ValueError(f"it unpacks to {size} bytes, more than {MOST_UNPACKED}")
+    most = min(max(MIN_UNPACKED, MAX_RATIO * len(packed)), MOST_UNPACKED)
+    if size > most:
+        raise ValueError(f"it unpacks to {size} bytes, more than {most}")
     content.seek(0)
     with np.load(content, allow_pickle=False) as arrays:
         found = dict(arrays)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import subprocess
@@ -10,7 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.files import _HOST, read_arrays, read_json, replacing, whole_folder, write_bytes, write_json, write_text
+from das_gym.files import (
+    _HOST,
+    _host,
+    description_in,
+    read_arrays,
+    read_json,
+    replacing,
+    whole_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_what_is_written_reads_back_and_leaves_nothing_else(tmp_path):
@@ -122,7 +134,49 @@ def test_odd_json_is_named(tmp_path, content, encoding):
 
 
 def test_arrays_that_unpack_to_far_more_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("das_gym.files.MOST_UNPACKED", 2**20)
+    monkeypatch.setattr("das_gym.files.MIN_UNPACKED", 2**20)
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(2**18))
     with pytest.raises(ValueError, match=r"it unpacks to 2097.* bytes, more than 1048576"):
         read_arrays(tmp_path / "bomb.npz")
+    np.savez_compressed(tmp_path / "large.npz", a=np.random.default_rng(0).random(2**18))  # packs to nine tenths
+    assert read_arrays(tmp_path / "large.npz")["a"].shape == (2**18,)
+    monkeypatch.setattr("das_gym.files.MOST_UNPACKED", 2**20)
+    with pytest.raises(ValueError, match="more than 1048576"):
+        read_arrays(tmp_path / "large.npz")
+
+
+def test_a_description_that_would_fill_the_memory_is_not_read(monkeypatch):
+    text = json.dumps([[]] * 1000)
+    assert len(description_in({"meta": np.array(text)}, "make it again")) == 1000
+    monkeypatch.setattr("das_gym.files.MOST_DESCRIBED", 4 * 3000)
+    with pytest.raises(ValueError, match="its description has 16000 bytes, more than 12000"):
+        description_in({"meta": np.array(text)}, "make it again")
+
+
+def test_a_part_of_no_process_there_can_be_is_removed(tmp_path):
+    left = tmp_path / f".a.json.{_HOST}-{10**30}-0.part"
+    left.write_text("ne")
+    write_json(tmp_path / "a.json", 1)
+    assert not left.exists()
+
+
+def test_a_part_that_cannot_be_removed_is_in_nobodys_way(tmp_path, monkeypatch):
+    left = tmp_path / f".a.json.{_HOST}-{2**31 - 1}-0.part"
+    left.write_text("somebody else's, in a folder like /tmp")
+    remove = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path == left:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        remove(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    write_json(tmp_path / "a.json", 1)
+    assert read_json(tmp_path / "a.json") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="no containers here")
+def test_containers_of_one_name_do_not_remove_each_others_parts(monkeypatch):
+    assert _host() == _HOST
+    monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[1]"))  # where processes are counted anew
+    assert _host() != _HOST

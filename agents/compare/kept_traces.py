@@ -57,6 +57,7 @@ class KeptTraces:
             return trace
         try:
             arrays = read_arrays(path)
+            _check(arrays, len(seeds), oracle.space.n_layers, evaluations)
             return Trace(agent, *(arrays[name] for name in ARRAYS))
         except BAD_ARRAYS as error:
             raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from error
@@ -66,3 +67,20 @@ class KeptTraces:
         of = repr((das_gym.__version__, oracle.env_id, worth, agent, settings))
         readable = re.sub(r"[^\w.-]+", "_", f"{oracle.env_id}-{agent}")
         return Path(self.folder or "") / f"{readable}-{hashlib.sha256(of.encode()).hexdigest()[:12]}.npz"
+
+
+def _check(arrays: Mapping[str, np.ndarray], seeds: int, n_layers: int, evaluations: int) -> None:
+    """Refuse arrays that are no searches of so many seeds, layers and evaluations.
+
+    Raises:
+        ValueError: one is of another shape or kind.
+        KeyError: one is missing.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"answers": (seeds, n_layers), "rewards": (seeds, evaluations)}
+    kinds = {"answers": "b", "evaluations": "iu"}
+    for name in ARRAYS:
+        shape = shapes.get(name, (seeds,))
+        if arrays[name].shape != shape or arrays[name].dtype.kind not in kinds.get(name, "f"):
+            raise ValueError(f"{name} is {arrays[name].shape} {arrays[name].dtype}, and is to be {shape}")
+    if np.isnan(arrays["rewards"]).any() or not np.isfinite(arrays["milliseconds"]).all():
+        raise ValueError("a reward or a time is no number")

@@ -18,7 +18,7 @@ from torch import Tensor
 from das_gym.config import build
 from das_gym.engine.evaluator import Scores
 from das_gym.engine.spending import Spending
-from das_gym.files import BAD_ARRAYS, parse_json, read_arrays, write_bytes
+from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
@@ -248,7 +248,7 @@ class _Progress:
         """
         try:
             arrays = read_arrays(path)
-            meta = parse_json(str(arrays["meta"]), "its description", "begin a new run")
+            meta = description_in(arrays, "begin a new run")
             form, done = meta.pop("format"), build(_Done, meta.pop("done"))
             self.spent = build(Spending, meta.pop("spent"))
             if form != CHECKPOINT_FORMAT:

@@ -26,7 +26,7 @@ import numpy as np
 from das_gym.commandline import typed
 from das_gym.config import build, check_names
 from das_gym.engine.evaluator import Scores
-from das_gym.files import BAD_ARRAYS, parse_json, read_arrays, write_bytes
+from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.mask_space import every_mask, masks_up_to
@@ -437,7 +437,7 @@ class SubnetTable:
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, Any]) -> SubnetTable:
-        meta = parse_json(str(arrays["meta"]), "its description", "make it again")
+        meta = description_in(arrays, "make it again")
         form = meta.pop("format", None) if isinstance(meta, dict) else None
         if form not in FORMATS:
             raise ValueError(f"its format is not {' or '.join(map(repr, FORMATS))}")

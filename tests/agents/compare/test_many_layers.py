@@ -20,6 +20,8 @@ from das_gym.agents.compare.results import agent_results
 from das_gym.agents.compare.traces import trace_agent
 from das_gym.agents.compare_experiment import COMPARED
 
+from das_gym.files import read_arrays
+
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +92,16 @@ def test_a_damaged_file_is_named(short: None, tmp_path: Path):
     oracle, kept = PlantedOracle(24, 0), KeptTraces(tmp_path)
     kept.trace(oracle, "random", [0], 6, 3, {})
     (file,) = tmp_path.iterdir()
+    for name, other in (
+        ("answers", np.zeros((1, 5), bool)),
+        ("rewards", np.full((1, 6), np.nan)),
+        ("answers", np.ones((1, 24))),
+    ):
+        whole = read_arrays(file)
+        np.savez(file, **{**whole, name: other})
+        with pytest.raises(ValueError, match=rf"{file.name} is damaged .*delete it, and it is made again"):
+            kept.trace(oracle, "random", [0], 6, 3, {})
+        np.savez(file, **whole)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ValueError, match=rf"{file.name} is damaged .*delete it, and it is made again"):
         kept.trace(oracle, "random", [0], 6, 3, {})
