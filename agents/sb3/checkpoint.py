@@ -25,11 +25,18 @@ class Checkpoint:
         steps: Steps that the algorithm has taken.
         turns: All turns.
         env: The environments' `get_state()`, which says what examples come next; None where they have none.
+
+    Raises:
+        ValueError: fewer steps than none.
     """
 
     steps: int = 0
     turns: tuple[Turn, ...] = ()
     env: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.steps < 2**53:
+            raise ValueError(f"steps={self.steps} is not allowed; use 0 or more")
 
     def save(self, folder: Path, config: SB3Config) -> None:
         """Write it into a run folder, with the settings of the search."""

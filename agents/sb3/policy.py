@@ -12,7 +12,7 @@ from das_gym.agents.sb3.algorithms import find_algorithm, reads_masks
 from das_gym.agents.sb3.config import with_action
 
 from das_gym.data.origin import check_modules, is_signed, module_of, sign
-from das_gym.files import read_json
+from das_gym.files import read_bytes, read_json
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -67,7 +67,7 @@ def check_agent(path: Path) -> None:
     Raises:
         ValueError: says how to load it all the same.
     """
-    whole = path.read_bytes()
+    whole = read_bytes(path)
     archive, signature = whole[: -SIGNATURE_LENGTH - 2] + b"\0\0", whole[-SIGNATURE_LENGTH:]
     if not is_signed(archive, signature.decode("utf-8", "replace")):
         raise ValueError(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from das_gym.agents.searching.record import SCORES, Turn, plain_numbers
 from gymnasium.vector import VectorEnv, VectorWrapper
+
+from das_gym.files import damage_named
 
 STEPS_PER_LAYER = 4
 """A search ends after this many steps a layer and mask, even if masks are left to score."""
@@ -30,12 +33,16 @@ class Recorder(VectorWrapper):
         evaluations: How many masks may be scored.
         turns: What was scored before, if a search goes on.
         state: What the environments' `get_state()` told then: the first reset begins there, with new episodes.
+        source: The file that turns and state were read from.
         on_turn: Called after each turn with it.
 
     Attributes:
         turns: All turns.
         evaluations: How many masks they hold.
         steps: Steps taken, all environments together.
+
+    Raises:
+        ValueError: turns of masks of another width, or, at the first reset, no such state; names `source`.
     """
 
     def __init__(
@@ -44,6 +51,7 @@ class Recorder(VectorWrapper):
         evaluations: int,
         turns: Sequence[Turn] = (),
         state: Mapping[str, Any] | None = None,
+        source: Path = Path(),
         on_turn: Callable[[Turn], Any] | None = None,
     ) -> None:
         super().__init__(env)
@@ -52,11 +60,13 @@ class Recorder(VectorWrapper):
         self.evaluations = sum(len(turn.masks) for turn in turns)
         self.steps = 0
         self.threads = torch.get_num_threads()
-        self.state = state
+        self.state, self.source = state, source
         self.on_turn = on_turn
         base: Any = env.unwrapped
         self.n_layers = len(base.layer_names)
         self.max_steps = evaluations * STEPS_PER_LAYER * self.n_layers
+        if any(len(mask) != self.n_layers for turn in turns for mask in turn.masks):
+            raise ValueError(f"{source} is damaged: its masks are not of {self.n_layers} layers; begin a new search")
 
     @property
     def starved(self) -> bool:
@@ -68,7 +78,8 @@ class Recorder(VectorWrapper):
         observations, info = self.env.reset(seed=seed, options=options)
         if self.state is not None:
             base: Any = self.env.unwrapped
-            base.set_state({**self.state, "episode": base.get_state().get("episode")})
+            with damage_named(self.source, "begin a new search"):
+                base.set_state({**self.state, "episode": base.get_state().get("episode")})
             self.state = None
         return observations, info
 

@@ -117,7 +117,7 @@ def train_sb3(
     config = with_costs(build(SB3Config, {**given, **settings}), checkpoint)
     before = Checkpoint.load(place, config) if resume and place is not None else Checkpoint()
     parameters = with_defaults(cls, known, config.agent_kwargs, n_envs)
-    model, recorder, action = _make(config, cls, parameters, choose_action(known, config.action), before, own)
+    model, recorder, action = _make(config, cls, parameters, choose_action(known, config.action), before, place, own)
     try:
         source = place if before.turns else config.start_from
         if source is not None:
@@ -141,6 +141,7 @@ def _make(
     parameters: Mapping[str, Any],
     actions: Sequence[str],
     before: Checkpoint,
+    folder: Path | None,
     own: Mapping[str, Any] | None,
 ) -> tuple[BaseAlgorithm, Recorder, str]:
     """The algorithm on its environments, in the first of those action spaces that it takes."""
@@ -152,14 +153,14 @@ def _make(
     for action in actions:
         kwargs = with_action(config.mask_kwargs, action)
         env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
-        recorder = Recorder(env, config.evaluations, before.turns, before.env)
         try:
+            recorder = Recorder(env, config.evaluations, before.turns, before.env, (folder or Path()) / CHECKPOINT)
             model = make_model(cls, parameters, VecMonitor(SB3VecEnv(recorder)), config.seed, own)
         except ActionSpaceError as refusal:
-            recorder.close()
+            env.close()
             refusals.append(refusal)
         except BaseException:
-            recorder.close()
+            env.close()
             raise
         else:
             return model, recorder, action

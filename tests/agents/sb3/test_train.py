@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import re
 from pathlib import Path
 
 import gymnasium
@@ -295,3 +297,32 @@ def test_a_checkpoint_of_an_older_version_is_refused(env_kwargs: dict, tmp_path:
     (tmp_path / CHECKPOINT).write_text(json.dumps(state))
     with pytest.raises(ValueError, match="no checkpoint of this version; begin a new search"):
         train("ppo", env_kwargs, tmp_path, checkpoint_every=1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"env": {"evaluations": "x"}}, r"is damaged \(.*begin a new search"),
+        ({"env": {"evaluations": -1, "position": 0}}, r"is damaged \(a number of evaluations.*begin a new search"),
+        ({"env": [1]}, r"is damaged \(.*begin a new search"),
+        ({"steps": -1}, r"is damaged \(.*steps=-1.*begin a new search"),
+        ({"layers": 3}, r"is damaged: its masks are not of \d+ layers; begin a new search"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(env_kwargs: dict, tmp_path: Path, changed: dict, says: str):
+    train("ppo", env_kwargs, tmp_path, checkpoint_every=1)
+    state = json.loads((tmp_path / CHECKPOINT).read_text())
+    for turn in state["turns"] if changed.pop("layers", None) else ():
+        turn["masks"] = [mask[:3] for mask in turn["masks"]]
+    (tmp_path / CHECKPOINT).write_text(json.dumps(state | changed))
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / CHECKPOINT))} {says}"):
+        train("ppo", env_kwargs, tmp_path, checkpoint_every=1, resume=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_agent(env_kwargs: dict, tmp_path: Path):
+    train("ppo", env_kwargs, tmp_path)
+    (tmp_path / "agent.zip").unlink()
+    os.mkfifo(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match=r"agent\.zip is a pipe or a device"):
+        load_sb3(tmp_path)
