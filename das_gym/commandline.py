@@ -18,6 +18,7 @@ from das_gym.completion import SHELLS, script, setting_names
 from das_gym.config import build, defaults_of, near_miss, settings_text
 from das_gym.interrupts import INTERRUPTED, raise_again
 from das_gym.runs import MISTAKES, waiting
+from das_gym.streams import ready, unread
 
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
@@ -87,6 +88,15 @@ class Program:
 
     def run(self, arguments: Sequence[str]) -> int:
         """Run the command that the words behind the program's name ask for; the exit code."""
+        ready()
+        try:
+            code = self._run(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return unread()
+        return code
+
+    def _run(self, arguments: Sequence[str]) -> int:
         word, rest = (arguments[0], list(arguments[1:])) if arguments else ("", [])
         if word in HELP or (not arguments and not self.alone):
             print(self.help(), end="")
@@ -111,6 +121,8 @@ class Program:
             return target(words) or 0
         except KeyboardInterrupt:
             return INTERRUPTED
+        except BrokenPipeError:
+            raise
         except MISTAKES as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

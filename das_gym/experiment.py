@@ -51,6 +51,7 @@ from das_gym.runs import (
     waiting,
 )
 from das_gym.sacred_options import check_options, check_words, read_config_file
+from das_gym.streams import unread
 
 LOSSES = "losses.png"
 INFO = "info.json"
@@ -58,6 +59,9 @@ INFO = "info.json"
 
 LOCK = ".lock"
 """The file of a run folder that says that a process is at work in it."""
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What file systems without locks, some of those of clusters, answer."""
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Callable[[], Mapping[str, Mapping[str, Any]]]
@@ -80,6 +84,8 @@ class RunFolder(FileStorageObserver):
         reopen: Folder of a stopped run to go on in, instead of a new one.
         named: Called with the id.
     """
+
+    cout: str
 
     def __init__(
         self, runs_dir: str | Path, reopen: Path | None = None, named: Callable[[str], object] = lambda id: None
@@ -110,11 +116,11 @@ class RunFolder(FileStorageObserver):
                 self.save_json({}, INFO)
             self.named(id)
             return id
-        except OSError as error:
+        except (OSError, RunError) as error:
             if self.reopen is None and self.dir is not None:
                 shutil.rmtree(self.dir, ignore_errors=True)
             self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
-            raise _not_written(self.basedir, error) from None
+            raise _not_written(self.basedir, error) if isinstance(error, OSError) else error from None
 
     def completed_event(self, stop_time: Any, result: Any) -> None:
         """As Sacred's own, after a picture of the losses that were logged: a run that is complete is never gone on with."""
@@ -144,6 +150,11 @@ class RunFolder(FileStorageObserver):
         """As Sacred's own, if there is a folder to tell it in."""
         if self.dir is not None:
             super().failed_event(fail_time, fail_trace)
+
+    def save_cout(self) -> None:
+        """As Sacred's own, of names that are no UTF-8, too."""
+        self.cout = self.cout.encode("utf-8", "replace").decode("utf-8")
+        super().save_cout()
 
     def save_json(self, obj: Any, filename: str) -> None:
         """Write one of Sacred's own files, atomically; settings of a run begun here with a signature, see `data.origin`."""
@@ -176,6 +187,8 @@ def _not_written(runs_dir: str | Path, error: OSError) -> RunError:
 def lock_run(folder: Path) -> FileLock:
     """The lock of a run folder, taken; it is released when its process ends, however that comes about.
 
+    Where the file system knows no locks it is not taken, and a line says so.
+
     Raises:
         RunError: another process has it.
     """
@@ -184,8 +197,10 @@ def lock_run(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(f"another process is at work in {folder}: wait for it, or stop it and then resume") from None
-    except OSError as error:
-        raise _not_written(folder.parent, error) from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise _not_written(folder.parent, error) from None
+        print(f"{folder.parent} knows no locks: let no two processes go on with one run", file=sys.stderr)
     return lock
 
 
@@ -453,11 +468,14 @@ class RunsExperiment(Experiment):
         return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)))
 
     def _told(self, error: BaseException) -> str:
-        """An error in words; of a full disk also how to go on."""
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        """An error in words; of a full disk, and of an output that nobody reads, also how to go on."""
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             return str(error)
         run = self.current_run
-        go_on = "" if run is None or "resume" not in run.config else f", then go on with `{self._resume_command(run)}`"
+        kept = run is not None and run._id is not None and "resume" in run.config
+        go_on = "" if run is None or not kept else f", then go on with `{self._resume_command(run)}`"
+        if error.errno == errno.EPIPE:
+            return f"nobody reads the output any more: let it go elsewhere{go_on}"
         return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room{go_on}"
 
     def _trace_hint(self) -> str:
@@ -474,7 +492,7 @@ def _plainly(run: Callable[..., Run], *args: Any, options: Mapping[str, Any], **
         if options.get("--debug") or options.get("--pdb"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(unread() if isinstance(error.__cause__, BrokenPipeError) else 1)
 
 
 def _file_storage(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,8 +15,9 @@ import pytest
 import das_gym
 from das_gym import commandline
 from das_gym.commandline import typed
-from das_gym.data.origin import begun_here
+from das_gym.data.origin import begun_here, is_signed, sign
 from das_gym.experiment import RunError, RunsExperiment, lock_run, run_folder
+from das_gym.files import read_json, write_json
 from das_gym.runs import find_run, library_versions, progress, read_config, runs_dir_words
 from tests.faults.harness import Fault, _install
 
@@ -403,3 +404,65 @@ def test_a_full_disk_at_the_start(experiment, tmp_path, capsys, monkeypatch):
     assert "Traceback" not in told
     assert "run.json" not in told
     assert not (tmp_path / "r" / "1").exists()
+
+
+def test_a_key_is_kept_where_the_file_system_knows_no_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "link", refuse)
+    assert is_signed(b"a", sign(b"a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["origin.key"]
+
+
+def no_home(*_, **__):
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize("usual", [lambda *_, **__: Path("~/.cache/das_gym"), no_home])
+def test_the_working_folder_is_no_cache(monkeypatch, usual):
+    """It may be anybody's, and hold a key with which they have signed what is in it."""
+    monkeypatch.delenv("DAS_GYM_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", usual)
+    with pytest.raises(ValueError, match=r"no home folder is known.*set DAS_GYM_CACHE"):
+        sign(b"a")
+
+
+def test_a_run_goes_through_where_a_name_is_no_utf8(tmp_path):
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    ex = RunsExperiment("trial", save_git_info=False)
+    ex.add_config(runs_dir="runs", place="")
+
+    @ex.main
+    def write(_run, place):
+        print(place)
+        write_json(run_folder(_run) / "a.json", {"place": Path(place)})
+
+    ex.run(config_updates={"runs_dir": str(tmp_path / "runs"), "place": str(place)})
+    assert read_json(tmp_path / "runs" / "1" / "a.json") == {"place": str(place)}
+    assert read_config(tmp_path / "runs" / "1")["place"] == str(place)
+    assert "caf?" in (tmp_path / "runs" / "1" / "cout.txt").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks otherwise")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_run_on_a_file_system_without_locks(experiment, tmp_path, monkeypatch, capsys, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    experiment.run(config_updates={"runs_dir": str(tmp_path)})
+    assert status(tmp_path / "1") == "COMPLETED"
+    assert f"{tmp_path} knows no locks: let no two processes go on with one run" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_locked_leaves_nothing(experiment, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", lambda *_, **__: refuse())
+    with pytest.raises(RunError, match="cannot be written to") as told:
+        experiment.run(config_updates={"runs_dir": str(tmp_path / "runs")})
+    assert told.value.__context__ is None or "NoneType" not in str(told.value.__context__)
+    assert not list((tmp_path / "runs").glob("[0-9]*"))

@@ -19,11 +19,17 @@ def cache_folder() -> Path:
         the user's cache folder of the operating system, such as `~/.cache/das_gym`.
 
     Raises:
-        ValueError: DAS_GYM_CACHE names something that is not a folder.
+        ValueError: DAS_GYM_CACHE names something that is not a folder; or it is not set, and the person has no home.
     """
     named = os.environ.get(CACHE_VARIABLE, "").strip()
     if not named:
-        return platformdirs.user_cache_path("das_gym", appauthor=False)
+        try:
+            usual = platformdirs.user_cache_path("das_gym", appauthor=False)
+        except RuntimeError:  # of newer versions; older ones name the working folder, which may be anybody's
+            usual = Path()
+        if not usual.is_absolute():
+            raise ValueError(f"no home folder is known to keep a cache in: set {CACHE_VARIABLE} to a folder of your own")
+        return usual
     folder = Path(named).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{CACHE_VARIABLE}={named} is a file; set it to a folder that das_gym may write to, or unset it")

@@ -87,8 +87,8 @@ def _new_key() -> bytes | None:
             os.fsync(file.fileno())
         try:
             os.link(part, path)  # fails where there is one
-        except FileExistsError:
-            if _key() is None:  # damaged
+        except OSError:  # also where the file system knows no links
+            if _key() is None:  # else there is one, and whole
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_what_an_encoding_lacks_is_a_question_mark():
+    code = "from das_gym.streams import ready; ready(); print('a \\u25a0 \\xe9 \\udce9')"
+    done = subprocess.run([sys.executable, "-c", code], env=PLAIN, capture_output=True, check=True)
+    assert done.stdout.split() == [b"a", b"?", b"?", b"?"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such shell")
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path):
+    code = "import os, sys; from das_gym.streams import ready; ready(); print('a', file=sys.stderr); print('b')\n"
+    code += f"assert os.open({str(tmp_path / 'a')!r}, os.O_CREAT | os.O_WRONLY) > 2"
+    subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no such shell")
+def test_a_command_ends_well_whatever_its_streams(tmp_path: Path):
+    front = ["pareto", "with", "env_id=DAS-METER-VQA-Tabular-v0", "evaluations=12", "baselines=[]", f"runs_dir={tmp_path}"]
+    command = [sys.executable, "-m", "das_gym.agents", *front]
+    done = subprocess.run(command, env=PLAIN, capture_output=True, check=False)
+    assert (done.returncode, b"?" in done.stdout) == (0, True), done.stderr
+    subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no such pipes")
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["print_config"], ["with", "env_id=DAS-METER-VQA-Tabular-v0"]])
+def test_an_output_that_nobody_reads_is_no_traceback(words: list[str], tmp_path: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "das_gym.agents", *words]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode in (1, 141)  # rich ends with 1
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    if words[0] == "with":
+        assert "then go on with `python -m das_gym.agents with resume=1`" in done.stderr
