@@ -73,9 +73,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(part)
         os.replace(part, path)  # noqa: PTH105  (as os.fsync: the fault tests stop the process at these two)
         _sync(path.parent)
-    except OSError as error:
-        if error.errno is not None and error.filename in (None, str(part)):  # writes to an open file name none
-            raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        if told := _of_disk(error, part, path):
+            raise told from error
         raise
     finally:
         part.unlink(missing_ok=True)
@@ -92,18 +92,51 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         A hidden, empty folder beside it, its name ending in ".part".
 
     Raises:
-        OSError: `folder` has come to hold something meanwhile.
+        OSError: it cannot be written, or has come to hold something meanwhile; names `folder`.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = _part_of(folder)
-    try:
-        part.mkdir()
+    with room_beside(folder) as part:
         yield part
         _sync_all(part)
         os.replace(part, folder)  # noqa: PTH105
         _sync(folder.parent)
+
+
+@contextmanager
+def room_beside(path: Path) -> Iterator[Path]:
+    """A hidden, empty folder beside `path`, gone when the block ends; if the process was killed, when `path` is written.
+
+    Args:
+        path: Missing folders above it are made.
+
+    Yields:
+        The folder; its name ends in ".part".
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    room = _part_of(path)
+    try:
+        room.mkdir()
+        yield room
+    except Exception as error:
+        if told := _of_disk(error, room, path):
+            raise told from error
+        raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _of_disk(error: Exception, part: Path, path: Path) -> OSError | None:
+    """An error of a disk as one that names `path` in place of what is hidden; None if it is another.
+
+    Libraries in Rust, such as safetensors and tokenizers, have errors of their own, which tell the system's number.
+    """
+    if isinstance(error, OSError):
+        hidden = error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(part)  # open files have no name
+        return OSError(error.errno, error.strerror, str(path)) if error.errno is not None and hidden else None
+    told = re.search(r"\(os error (\d+)\)$", str(error))
+    return None if told is None else OSError(int(told[1]), os.strerror(int(told[1])), str(path))
 
 
 def _part_of(path: Path) -> Path:

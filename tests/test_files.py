@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -180,3 +181,25 @@ def test_containers_of_one_name_do_not_remove_each_others_parts(monkeypatch):
     assert _host() == _HOST
     monkeypatch.setattr(Path, "readlink", lambda _: Path("pid:[1]"))  # where processes are counted anew
     assert _host() != _HOST
+
+
+def test_an_error_of_a_library_in_rust_is_the_systems(tmp_path):
+    def fail(writing):
+        with writing(tmp_path / "a") as part:
+            if part.is_dir():
+                (part / "inner").mkdir()
+            raise Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for writing in (replacing, whole_folder):
+        with pytest.raises(OSError, match=re.escape(f"[Errno 28] No space left on device: '{tmp_path / 'a'}'")):
+            fail(writing)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_a_folder_name_it_and_not_its_hidden_one(tmp_path):
+    def fail():
+        with whole_folder(tmp_path / "a") as part:
+            (part / "b" / "c").write_text("x")
+
+    with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{tmp_path / 'a'}'")):
+        fail()

@@ -25,6 +25,7 @@ LEAVES = (
     "processes",
     "runs",
     "sacred_options",
+    "streams",
     "wording",
 )
 """Modules at the top that everybody may import; they import each other alone."""

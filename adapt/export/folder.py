@@ -20,11 +20,10 @@ from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 
 from das_gym.commandline import used
-from das_gym.files import replacing
 from das_gym.models.checkpoints import family_of
 from das_gym.models.portable import DAS_GYM, Portable, portable_head
 from das_gym.models.quiet import quiet_loading
-from das_gym.models.tensor_files import CHECKSUM, checksum, write_folder
+from das_gym.models.tensor_files import CHECKSUM, checksum, write_folder, write_safetensors
 from das_gym.problem.loading import AdaptedModel
 from das_gym.runs import library_versions
 
@@ -148,8 +147,6 @@ def _code(portable: Portable) -> Path:
 
 
 def _write_files(folder: Path, subnet: AdaptedModel, portable: Portable, config: Mapping[str, Any]) -> None:
-    from safetensors.torch import save_file
-
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in portable.tensors.items()}
     dtype = next(iter(ready.values())).dtype
     whole = {
@@ -160,9 +157,7 @@ def _write_files(folder: Path, subnet: AdaptedModel, portable: Portable, config:
     whole[DAS_GYM] = {**whole[DAS_GYM], CHECKSUM: checksum(ready, {})}
     for name, content in (("config.json", whole), ("preprocessor_config.json", portable.image_processor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    with replacing(folder / "model.safetensors") as part:
-        save_file(ready, part, metadata={"format": "pt"})
-        part.chmod(0o644)
+    write_safetensors(folder / "model.safetensors", ready, {"format": "pt"})
     tokenizer = copy.deepcopy(subnet.task.processor.tokenizer)
     tokenizer.model_max_length = subnet.task.processor.max_text_length
     for name in ("is_local", "local_files_only", "trust_remote_code"):  # how it was loaded here

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from das_gym.files import read_json, whole_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
@@ -84,11 +83,12 @@ def new_folder(out: Path) -> Iterator[Path]:
                 raise ValueError(
                     f"out={out} has come to be there meanwhile, and nothing is ever written over: give a new folder"
                 )
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
             raise
-        why = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"out={out} could not be written ({why}); nothing is left of it: make room and resume") from error
+        raise ValueError(
+            f"out={out} could not be written ({error.strerror}); nothing is left of it: make room and resume"
+        ) from error
 
 
 def rounded(model: Any, dtype: torch.dtype) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.files import parse_json, read_json, replacing, whole_folder
+from das_gym.files import parse_json, read_json, replacing, room_beside, whole_folder
 from das_gym.models.pickles import Left, load_pickle
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -112,13 +113,25 @@ def read_safetensors(path: Path) -> TensorFile:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write a safetensors file, whole or not at all; the config and a checksum of all are its metadata."""
-    from safetensors.torch import save_file
-
     ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     about = json.dumps({**config, CHECKSUM: checksum(ready, config)})  # one text: several come in any order
-    with replacing(path) as part:
-        save_file(ready, part, metadata={METADATA_KEY: about})
-        part.chmod(0o644)
+    write_safetensors(path, ready, {METADATA_KEY: about})
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file of contiguous tensors on the CPU, whole or not at all.
+
+    safetensors writes a temporary file of its own and has it readable by its owner alone. It gets a folder for that, which
+    goes with all that is in it, and the file the rights that any other would have.
+    """
+    from safetensors.torch import save_file
+
+    with room_beside(path) as room, replacing(path) as part:
+        part.touch()
+        rights = stat.S_IMODE(part.stat().st_mode)
+        save_file(tensors, room / "whole", metadata=metadata)
+        (room / "whole").replace(part)
+        part.chmod(rights)
 
 
 def checksum(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from das_gym.models.tensor_files import read_safetensors, write_tensors
+
+WRITE = "import sys, torch; from pathlib import Path; from das_gym.models.tensor_files import write_tensors\n"
+WRITE += "write_tensors(Path(sys.argv[1]), {'a': torch.zeros(100_000)}, {})"
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="rights, limits and signals of another kind")
+
+
+@pytest.mark.parametrize(("mask", "rights"), [(0o077, 0o600), (0o022, 0o644), (0o027, 0o640)])
+def test_weights_are_for_whom_other_files_are(tmp_path: Path, mask: int, rights: int):
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(3)}, {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == rights
+
+
+@pytest.mark.slow
+def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path):
+    killed = "import os, pathlib, safetensors.torch\n"  # amid the temporary file that safetensors writes
+    killed += "safetensors.torch.save_file = lambda _, path, metadata: (\n"
+    killed += "    pathlib.Path(path).with_name('.tmpAbCdEf').write_bytes(b'half'), os.kill(os.getpid(), 9))\n"
+    path = tmp_path / "a.safetensors"
+    done = subprocess.run([sys.executable, "-c", killed + WRITE, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert any(file.name == ".tmpAbCdEf" for file in tmp_path.rglob("*"))
+    write_tensors(path, {"a": torch.zeros(3)}, {})
+    assert list(tmp_path.rglob("*")) == [path]
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_no_more_is_an_error_of_the_system(tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": torch.ones(3)}, {})
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    done = subprocess.run([sys.executable, "-c", limit + WRITE, str(path)], capture_output=True, text=True, check=False)
+    assert f"OSError: [Errno 27] File too large: '{path}'" in done.stderr
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(read_safetensors(path).tensors["a"], torch.ones(3))
