@@ -16,7 +16,7 @@ import tokenize
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -222,10 +222,19 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         FileNotFoundError: no such file.
         ValueError: it is a pipe or a device, which may never end.
     """
-    path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ValueError(f"{path} is a pipe or a device, and a plain file is read: put one in its place")
-    return path.read_bytes()
+    check_plain([Path(path)])
+    return Path(path).read_bytes()
+
+
+def check_plain(paths: Iterable[Path]) -> None:
+    """Refuse what would be waited for.
+
+    Raises:
+        ValueError: one of them is a pipe or a device; names it.
+    """
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is a pipe or a device, and a plain file is read: put one in its place")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource
+from das_gym.files import check_plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -201,11 +202,12 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer that transformers can read.
-        ValueError: it is damaged, or has code of its own.
+        ValueError: it is damaged, has code of its own, or a file of the folder is a pipe.
     """
     from transformers import AutoTokenizer
 
     folder = Path(folder)
+    check_plain(folder.glob("*"))
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(
             f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt, or vocab.txt); "

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from das_gym.files import check_plain
 from das_gym.models.inputs import Prompt, PromptError, Requests
 
 IMAGE_MARK = "<image>"
@@ -287,9 +288,11 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: the folder holds none that transformers can read.
+        ValueError: a file of it is a pipe or a device.
     """
     from transformers import AutoProcessor
 
+    check_plain(folder.glob("*"))
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,20 +9,23 @@ from typing import Any
 
 import torch
 
-from das_gym.files import read_json
+from das_gym.files import check_plain, read_json
 from das_gym.models.quiet import bars_on_terminals
+from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, read_tensors
 from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
 from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double, tower_reads, with_tower
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
-from das_gym.models.transformers.weights import source_dtype, weight_files
+from das_gym.models.transformers.weights import INDEX, source_dtype, weight_files
 
 QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
 
 QUANTISED_BESIDE = ("quantize_config.json", "quant_config.json")
 """What AutoGPTQ and AutoAWQ wrote when config.json did not tell of them yet."""
+COUNTS = ("layer", "layers", "depth", "depths", "blocks")
+"""Ends of the names of settings that count layers."""
 
 ADAPTER_OF_PEFT = "adapter_config.json"
 
@@ -72,7 +75,7 @@ def load_vlm(
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: pass the folder of a model of transformers")
     with _named(folder):
-        _check_code(folder, trust_remote_code)
+        _check_settings(folder, trust_remote_code)
         config = _config(folder, trust_remote_code)
         _check_quantisation(config, folder)
         _check_adapted(config, folder)
@@ -119,31 +122,42 @@ def _named(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_code(folder: Path, trust_remote_code: bool) -> None:
-    """Refuse a folder by which transformers would load another one, or kernels of the Hub, which are code."""
+def _check_settings(folder: Path, trust_remote_code: bool) -> None:
+    """Refuse a folder by which transformers would load another one, or kernels of the Hub, which are code, or take for ever."""
     if (folder / ADAPTER_OF_PEFT).exists():
         raise ValueError(
             f"{folder} holds {ADAPTER_OF_PEFT}, with which transformers loads whatever model that names: merge the adapter "
             "into the weights (peft's merge_and_unload), save those, and pass their folder"
         )
-    kernel = next(_kernels(read_json(folder / "config.json")), None)
+    check_plain(folder.rglob("*"))
+    path = folder / "config.json"
+    settings = list(_settings(read_json(path)))
+    kernel = next((v for names, v in settings if _says_how(names) and isinstance(v, str) and "/" in v), None)
     if kernel is not None and not trust_remote_code:
         raise ValueError(
-            f"{folder / 'config.json'} has layers computed by {kernel!r}, which is code of others: take that out, or pass "
+            f"{path} has layers computed by {kernel!r}, which is code of others: take that out, or pass "
             "trust_remote_code=True"
         )
+    for names, value in settings:
+        if names and names[-1].endswith(COUNTS) and isinstance(value, int) and value > MAX_LAYERS:
+            raise ValueError(f"{path} says {names[-1]}={value}, and no model has more than {MAX_LAYERS}: it is damaged")
 
 
-def _kernels(value: Any, how: bool = False) -> Iterator[str]:
-    """What a configuration says of how attention or experts are computed, where that is the name of a repository."""
+def _says_how(names: tuple[str, ...]) -> bool:
+    """Whether a setting says how attention or experts are computed."""
+    return any(name.endswith(("_implementation", "_implementation_internal")) for name in names)
+
+
+def _settings(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every setting of a configuration, each of a list too, with the names that lead to it."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _kernels(inner, how or name.endswith(("_implementation", "_implementation_internal")))
+            yield from _settings(inner, (*names, name))
     elif isinstance(value, list):
         for inner in value:
-            yield from _kernels(inner, how)
-    elif how and isinstance(value, str) and "/" in value:
-        yield value
+            yield from _settings(inner, names)
+    else:
+        yield names, value
 
 
 def _config(folder: Path, trust_remote_code: bool) -> Any:
@@ -197,12 +211,13 @@ def _check_pickles(folder: Path) -> None:
     Raises:
         ValueError: one is damaged, or holds more than tensors.
     """
-    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
-        return
-    index = folder / "pytorch_model.bin.index.json"
-    named = set(read_json(index)["weight_map"].values()) if index.is_file() else set[str]()
-    for name in sorted(named | {"pytorch_model.bin"}):
-        if (folder / name).is_file():
+    safe = any((folder / name).is_file() for name in ("model.safetensors", INDEX))
+    named: set[Any] = {"adapter_model.bin"} if safe else {"adapter_model.bin", "pytorch_model.bin"}
+    for index in folder.glob("*.index.json"):  # a configuration may name any of them
+        if not (safe and index.name.startswith("pytorch_model")):
+            named.update(read_json(index)["weight_map"].values())
+    for name in sorted(named):
+        if not name.endswith(".safetensors") and (folder / name).is_file():
             read_tensors(folder / name)
 
 

@@ -13,8 +13,11 @@ from das_gym.models.tensor_files import read_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPE_KEYS = ("dtype", "torch_dtype")
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+INDEX = "model.safetensors.index.json"
+INDICES = (INDEX, "pytorch_model.bin.index.json")
 """What tells of weights in several files."""
+MAX_HEADER = 10**8
+"""Bytes of a header. Source: safetensors' own limit."""
 
 WHOLE = "1000GB"
 """Shard size of a model that was in one file."""
@@ -59,8 +62,8 @@ def _tensors_of(path: Path) -> list[dict[str, Any]]:
     """What a file of safetensors says of each tensor; nothing else of it is read."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError(f"{path} is not a whole safetensors file: its header of {length} bytes is longer than itself")
+        if length > min(path.stat().st_size, MAX_HEADER):
+            raise ValueError(f"{path} is not a whole safetensors file: its header has {length} bytes, it says")
         header = parse_json(file.read(length), f"the header of {path}", "copy it again")
     try:
         entries = [entry for name, entry in header.items() if name != "__metadata__"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from das_gym.models.inputs import load_tokenizer
 from das_gym.models.transformers import loading
+from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.registration import ASSETS
 from tests.hostile.within import replaced
@@ -113,6 +115,40 @@ def test_a_folder_that_names_another_is_refused(folder: Path, tmp_path: Path):
 
 NESTED = b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s."
 """A pickle for whose key Python takes more stack than there is: torch's reader of plain weights ends the process."""
+
+
+def test_a_pickle_beside_safetensors_is_read_here_first(folder: Path):
+    """transformers reads by torch what an index of safetensors names, too."""
+    weights = dict.fromkeys(load_file(folder / "model.safetensors"), "shard.bin")
+    (folder / "model.safetensors").unlink()
+    (folder / "shard.bin").write_bytes(NESTED)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"shard\.bin is damaged or no checkpoint"):
+        load_vlm(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "model-1.safetensors", "README.md"])
+def test_a_pipe_in_a_folder_is_not_waited_for(folder: Path, name: str):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=f"{name} is a pipe or a device"):
+        load_vlm(folder)
+    with pytest.raises(ValueError, match=f"{name} is a pipe or a device"):
+        load_processor(folder)
+    with pytest.raises(ValueError, match=f"{name} is a pipe or a device"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_more_layers_than_any_model_has_are_not_built(folder: Path, part: str):
+    config = json.loads((folder / "config.json").read_text())[part]
+    change(folder, **{part: {**config, "num_hidden_layers": 10**9}})
+    with pytest.raises(ValueError, match=r"config\.json says num_hidden_layers=1000000000, and no model has more than 512"):
+        load_vlm(folder)
+    change(folder, **{part: config}, depths=[1, 10**9])
+    with pytest.raises(ValueError, match="says depths=1000000000"):
+        load_vlm(folder)
 
 
 @pytest.mark.slow
