@@ -43,6 +43,7 @@ from das_gym.problem.loading import check_problem, load_problem, load_splits
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import check_own, find_run
+from das_gym.streams import shown
 from das_gym.tasks.base import Task
 
 OF_THE_SEARCH = (*BUDGET_SETTINGS, "agent", "evaluations")
@@ -409,7 +410,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     settings = build(AdaptSettings, _config)
     choice = choose(settings)
     if choice.remark:
-        print(choice.remark)
+        print(shown(choice.remark))
     problem = choice.problem
     folder = required_folder(_run)
     splits = load_splits(problem)

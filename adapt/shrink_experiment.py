@@ -45,6 +45,7 @@ from das_gym.drawing.report import write_report
 from das_gym.experiment import RunsExperiment, required_folder, run_folder
 from das_gym.files import damage_named, read_json
 from das_gym.problem.loading import Problem, load_problem
+from das_gym.streams import shown
 
 
 class ShrinkExperiment(SearchingExperiment):
@@ -110,7 +111,7 @@ def shrink(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     problem = load_problem(choice.problem)
     choice = deletable(choice, problem, asked_budget(settings, problem))
     if choice.remark:
-        print(choice.remark)
+        print(shown(choice.remark))
     teacher = ask_for_all(as_vlm(problem), problem.task, problem.splits.train, settings.recovery())
     choice, rounds = refined(choice, problem, settings, folder, teacher)
     work = Work(settings, choice, problem, out, teacher, rounds)

@@ -18,7 +18,7 @@ from das_gym.completion import SHELLS, script, setting_names
 from das_gym.config import build, defaults_of, near_miss, settings_text
 from das_gym.interrupts import INTERRUPTED, raise_again
 from das_gym.runs import MISTAKES, waiting
-from das_gym.streams import ready, unread
+from das_gym.streams import ready, shown, unread
 
 Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
@@ -124,7 +124,7 @@ class Program:
         except BrokenPipeError:
             raise
         except MISTAKES as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {shown(str(error))}", file=sys.stderr)
             return 1
 
     def _complete(self, words: list[str]) -> int:

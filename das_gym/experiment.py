@@ -51,7 +51,7 @@ from das_gym.runs import (
     waiting,
 )
 from das_gym.sacred_options import check_options, check_words, read_config_file
-from das_gym.streams import unread
+from das_gym.streams import shown, unread
 
 LOSSES = "losses.png"
 INFO = "info.json"
@@ -491,7 +491,7 @@ def _plainly(run: Callable[..., Run], *args: Any, options: Mapping[str, Any], **
     except RunError as error:
         if options.get("--debug") or options.get("--pdb"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         sys.exit(unread() if isinstance(error.__cause__, BrokenPipeError) else 1)
 
 

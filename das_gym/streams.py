@@ -37,3 +37,8 @@ def unread() -> int:
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
     return UNREAD
+
+
+def shown(text: str) -> str:
+    """A text without what a terminal would obey, and a reader not see: a file's words may be in it. Lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

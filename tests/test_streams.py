@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from das_gym.streams import shown
+
 PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
@@ -47,3 +49,7 @@ def test_an_output_that_nobody_reads_is_no_traceback(words: list[str], tmp_path:
     assert "Exception ignored" not in done.stderr
     if words[0] == "with":
         assert "then go on with `python -m das_gym.agents with resume=1`" in done.stderr
+
+
+def test_what_a_terminal_would_obey_is_shown():
+    assert shown("a\x1b]0;title\x07b\u202ec\udce9\r\nd é") == "a\\x1b]0;title\\x07b\\u202ec\\udce9\\r\nd é"

@@ -33,6 +33,7 @@ from das_gym.drawing.command import with_settings
 from das_gym.problem.budget import Masks, keeps_budget
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import MISTAKES, library_versions
+from das_gym.streams import shown
 
 TOLERANCE = 1e-4
 EXACT = ("macs",)
@@ -194,9 +195,9 @@ def main(words: Sequence[str]) -> int:
         checks = validate(result, settings.tolerance)
     except (*MISTAKES, ImportError, LookupError, AttributeError) as error:  # or an environment that tells no scores
         told = str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
-        print(f"cannot validate {settings.file}: {told}", file=sys.stderr)
+        print(f"cannot validate {settings.file}: {shown(told)}", file=sys.stderr)
         return 1
-    print(report(settings.file, result, checks, settings.tolerance))
+    print(shown(report(settings.file, result, checks, settings.tolerance)))
     return 0 if all(check.agrees for check in checks) else 1
 
 

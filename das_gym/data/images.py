@@ -65,6 +65,14 @@ class ImageFile:
         return load_image(self.path)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; nothing is called by a name that is too long."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def files_in(folder: str | Path) -> frozenset[str]:
     """Names of the files in a folder, by one listing; folders and dangling links are none. Empty where it is not there."""
     try:
@@ -72,7 +80,7 @@ def files_in(folder: str | Path) -> frozenset[str]:
             return frozenset(
                 entry.name for entry in listing if entry.is_file(follow_symlinks=False) or Path(entry).is_file()
             )
-    except OSError:
+    except (OSError, ValueError):  # no folder can be called so
         return frozenset()
 
 
@@ -96,4 +104,4 @@ class Listings:
             paths: One or more.
         """
         there = (path for path in paths if self.has(path))
-        return next(there, next((path for path in paths if path.parent.is_dir()), paths[0]))
+        return next(there, next((path for path in paths if is_folder(path.parent)), paths[0]))

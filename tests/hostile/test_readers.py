@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -41,6 +42,10 @@ from das_gym.problem.mask_cost import given_costs
 from das_gym.runs import read_config
 from das_gym.tables.suite import FORMAT, read_suite
 from das_gym.tables.table import SubnetTable
+from das_gym.tasks.answering.reading import load_answers
+from das_gym.tasks.nlvr2.files import load_nlvr2
+from das_gym.tasks.retrieval.karpathy import load_flickr30k
+from das_gym.tasks.snli_ve.files import load_snli_ve
 from tests.hostile.data_sets import DATA_SETS
 from tests.hostile.within import DESCRIBED, TENSORS, WITHIN
 from tests.tables.test_table import make_grouped_table, make_table
@@ -259,3 +264,44 @@ def test_values_of_other_kinds_are_named(name: str, tmp_path: Path):
         assert file in told, told
 
     try_value()
+
+
+NAMES = [
+    "a" * 5000,
+    "a" * 300,
+    "é" * 200,
+    "a/" * 3000 + "b",
+    "x\0",
+    "\ud800",
+    "../" * 50 + "dev/zero",
+    "/dev/zero",
+    ".",
+    "/",
+    "\x1b]0;",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "load"),
+    [
+        ("nlvr2", "directory", load_nlvr2),
+        ("karpathy", "filename", load_flickr30k),
+        ("snli_ve", "Flickr30K_ID", load_snli_ve),
+        ("llava", "image", load_answers),
+        ("slake", "img_name", load_answers),
+        ("scienceqa problems", "image", load_answers),
+    ],
+)
+def test_a_picture_that_nothing_can_be_called_is_one_bad_example(
+    name: str, field: str, load: Callable[..., Any], tmp_path: Path
+):
+    file, write, _ = DATA_SETS[name]
+    write(tmp_path / file)
+    whole = (tmp_path / file).read_text()
+    first = next(re.finditer(rf'"{field}": ("[^"]*"|\d+|null)', whole))
+    for other in NAMES:
+        (tmp_path / file).write_text(f"{whole[: first.start(1)]}{json.dumps(other)}{whole[first.end(1) :]}")
+        with pytest.raises((ValueError, FileNotFoundError), match=re.escape(str(tmp_path))):
+            load(tmp_path)
+        with contextlib.suppress(ValueError):  # the others are empty files: nothing is left, or too little
+            load(tmp_path, "skip")

@@ -123,7 +123,7 @@ def _named(folder: Path) -> Iterator[None]:
 
 
 def _check_settings(folder: Path, trust_remote_code: bool) -> None:
-    """Refuse a folder by which transformers would load another one or kernels of the Hub, which are code, or take for ever."""
+    """Refuse a folder by which transformers would load another one, or kernels of the Hub (code), or build for ever."""
     if (folder / ADAPTER_OF_PEFT).exists():
         raise ValueError(
             f"{folder} holds {ADAPTER_OF_PEFT}, with which transformers loads whatever model that names: merge the adapter "

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from das_gym.data.checks import check_text
-from das_gym.data.images import ImageFile, files_in
+from das_gym.data.images import ImageFile, files_in, is_folder
 
 IMAGE_FOLDERS = ("", "images", "imgs", "image", "img")
 """Where images are looked for first, beside the file that names them, in the data root and one folder above the file."""
@@ -62,7 +62,7 @@ class ImageFinder:
         """Every base, the folder of that name in it, and the files in that, where there are some; each is listed once."""
         if (inner, far) not in self._places:
             bases = folders_below(self._root) if far else self._near
-            listed = [(base, folder, files_in(folder)) for base in bases if (folder := _join(base, inner)).is_dir()]
+            listed = [(base, folder, files_in(folder)) for base in bases if is_folder(folder := _join(base, inner))]
             self._places[inner, far] = [place for place in listed if place[2]]
         return self._places[inner, far]
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from das_gym.data.checks import BadExamples, check_fields, check_text, data_folder
 from das_gym.data.entries import numbered_lines
-from das_gym.data.images import ImageFile, ImageSource
+from das_gym.data.images import ImageFile, ImageSource, is_folder
 from das_gym.data.splits import Splits, hash_order, share_of
 
 REWARD_SHARE = 0.1
@@ -224,7 +224,7 @@ class _ImageFolders:
             if name in (".", "..") or "/" in name or "\\" in name or (not name and directory is not None):
                 raise ValueError(f"{where} has directory={directory!r:.60}; it must be the name of a folder of images")
             options = [base / name for base in self.bases]
-            self._found[directory] = next((folder for folder in options if folder.is_dir()), options[0])
+            self._found[directory] = next((folder for folder in options if is_folder(folder)), options[0])
         return self._found[directory]
 
 
