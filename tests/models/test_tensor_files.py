@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from das_gym.models.tensor_files import read_safetensors, write_tensors
+from das_gym.models.tensor_files import check_finite, read_safetensors, write_tensors
 
 WRITE = "import sys, torch; from pathlib import Path; from das_gym.models.tensor_files import write_tensors\n"
 WRITE += "write_tensors(Path(sys.argv[1]), {'a': torch.zeros(100_000)}, {})"
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="rights, limits and signals of another kind")
+ON_POSIX = pytest.mark.skipif(os.name == "nt", reason="rights, limits and signals of another kind")
 
 
+@ON_POSIX
 @pytest.mark.parametrize(("mask", "rights"), [(0o077, 0o600), (0o022, 0o644), (0o027, 0o640)])
 def test_weights_are_for_whom_other_files_are(tmp_path: Path, mask: int, rights: int):
     before = os.umask(mask)
@@ -28,6 +29,7 @@ def test_weights_are_for_whom_other_files_are(tmp_path: Path, mask: int, rights:
     assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == rights
 
 
+@ON_POSIX
 @pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path):
     killed = "import os, pathlib, safetensors.torch\n"  # amid the temporary file that safetensors writes
@@ -41,6 +43,7 @@ def test_a_killed_writer_leaves_nothing_that_stays(tmp_path: Path):
     assert list(tmp_path.rglob("*")) == [path]
 
 
+@ON_POSIX
 @pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_an_error_of_the_system(tmp_path: Path):
     path = tmp_path / "a.safetensors"
@@ -50,3 +53,10 @@ def test_a_disk_that_takes_no_more_is_an_error_of_the_system(tmp_path: Path):
     assert f"OSError: [Errno 27] File too large: '{path}'" in done.stderr
     assert list(tmp_path.iterdir()) == [path]
     assert torch.equal(read_safetensors(path).tensors["a"], torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
+def test_numbers_of_any_width_are_looked_at(tmp_path: Path, dtype: torch.dtype):
+    check_finite([("a", torch.ones(3).to(dtype))], tmp_path)
+    with pytest.raises(ValueError, match="a has 1 values of 2 that are NaN or infinite"):
+        check_finite([("a", torch.tensor([1.0, torch.nan]).to(dtype))], tmp_path)
