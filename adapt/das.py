@@ -27,7 +27,7 @@ from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, task_class
+from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, takes, task_class
 from das_gym.processes import of_first, world
 from das_gym.tasks.base import Task
 
@@ -72,8 +72,12 @@ class JointTurn:
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
     """The frozen model with new adapters and a new head, in memory of its own."""
     widths = {name: getattr(settings, name) for name in ("bottleneck", "skip_bottleneck")} if config.checkpoint else {}
-    projector = {"projector": True} if settings.projector_learning_rate else {}
-    backbone = load_backbone(config, dropout=settings.dropout, **widths, **projector)
+    asked = {name: width for name, width in widths.items() if width is not None}
+    if settings.dropout or takes(config.model, "dropout"):
+        asked["dropout"] = settings.dropout
+    if settings.projector_learning_rate:
+        asked["projector"] = True
+    backbone = load_backbone(config, **asked)
     if settings.dropout:
         backbone.vlp.freeze(dropout=True)
     kind = task_class(config.task)

@@ -43,9 +43,9 @@ class DASSettings:
         reward_dropout: Whether dropout is on while masks are scored.
         dropout: Rate of dropout while training, 0..1.
         augment: Whether training images go through RandAugment(2, 9).
-        bottleneck, skip_bottleneck: Widths of new adapters, for a checkpoint that has none.
+        bottleneck, skip_bottleneck: Widths of new adapters, for a checkpoint that has none; None is the model's own.
         image_size: Pixels, for a checkpoint of one's own; None is the checkpoint's.
-        max_text_length: Tokens.
+        max_text_length: Tokens; None is the model's usual length.
         batch_size: Examples a step; at most as many as there are.
         learning_rate: Peak, of token types and METER's first text token.
         finetune_learning_rate: The same in fine-tuning; None = as in the search.
@@ -75,10 +75,10 @@ class DASSettings:
     reward_dropout: bool = _from("code: the model stays in train mode")
     dropout: float = _from("code")
     augment: bool = _from("scripts: image keys with randaug")
-    bottleneck: int = _from("paper, implementation details; code")
-    skip_bottleneck: int = _from("code: 3 x 96 for METER, 2 x 96 for ViLT")
+    bottleneck: int | None = _from("paper, implementation details; code")
+    skip_bottleneck: int | None = _from("code: 3 x 96 for METER, 2 x 96 for ViLT")
     image_size: int | None = _from("scripts; METER's VQA config says 576; LLaVA's processor decides")
-    max_text_length: int = _from("code's configs")
+    max_text_length: int | None = _from("code's configs")
     batch_size: int = _from("scripts")
     learning_rate: float = _from("scripts; ViLT's VQA has 1e-4 with randaug and 5e-4 without")
     finetune_learning_rate: float | None = _from("LLaVA's scripts: 6e-4, and 2e-4 in the search")
@@ -206,6 +206,9 @@ PAPER: dict[tuple[str, str], DASSettings] = {
 }
 """The reference's settings by model and task; those of VLM are its scripts' for LLaVA-1.5-7B."""
 
+OF_ANY_MODEL = replace(METER_VQA, bottleneck=None, skip_bottleneck=None, image_size=None, max_text_length=None)
+"""METER's, for a model of one's own, which has sizes of its own."""
+
 PUBLISHED_LAYERS = {"llava_slake": (21, 24, 25, 26), "llava_aid20": (7, 17, 23, 29), "llava_aid50": (7, 8, 17, 23)}
 """Decoder layers of LLaVA-1.5-7B, of 32, that its scripts skip, by named config."""
 
@@ -258,7 +261,7 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     """The settings of a recipe, with changes.
 
     Args:
-        model: One that `PAPER` has; others get METER's.
+        model: One that `PAPER` has; others get `OF_ANY_MODEL`.
         task: One that `PAPER` has for the model; others get its VQA's.
         recipe: `paper`, or `das_gym`: the same with `OURS`.
         **changes: Fields of `DASSettings`.
@@ -268,7 +271,7 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     """
     check_names([recipe], RECIPES, "recipe")
     check_names(changes, [f.name for f in fields(DASSettings)], "setting")
-    paper = PAPER.get((model, task)) or PAPER.get((model, "vqa"), METER_VQA)
+    paper = PAPER.get((model, task)) or PAPER.get((model, "vqa"), OF_ANY_MODEL)
     if recipe == "paper":
         return replace(paper, **changes)
     ours, cls = {name: value for name, (value, _) in OURS.items()}, find_class(TASKS[task].task)

@@ -38,7 +38,7 @@ def settled(config: Config, model: AdaptedModel) -> tuple[Config, str]:
     if paper is None:
         return config, line
     line += ": the paper's where none was given" if taken else ""
-    size = getattr(getattr(backbone.vlp, "config", None), "image_size", None)
+    size = getattr(task.processor, "image_size", None)
     if paper.image_size is not None and size != paper.image_size:
         line += f"; images of {size} px, the paper has image_size={paper.image_size}"
     return config, line

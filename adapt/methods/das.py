@@ -33,10 +33,9 @@ class DAS(Method):
         Raises:
             ValueError: a mask of another width, or a model without adapters.
         """
-        vlp.prune(np.zeros(len(vlp.layers), bool) if self.mask is None else np.array(self.mask, bool))
-        adapters = [module for module in vlp.modules() if isinstance(module, Adapter)]
-        if not adapters:
+        if not any(isinstance(module, Adapter) for module in vlp.modules()):
             raise ValueError(
                 f"DAS: this {type(vlp).__name__} has no adapters{'; ' * bool(vlp.untrainable)}{vlp.untrainable}"
             )
-        return [p for adapter in adapters for p in adapter.parameters()]
+        vlp.prune(np.zeros(len(vlp.layers), bool) if self.mask is None else np.array(self.mask, bool))
+        return [p for module in vlp.modules() if isinstance(module, Adapter) for p in module.parameters()]

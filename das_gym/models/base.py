@@ -70,7 +70,8 @@ class State:
         hidden: Per stream, (batch, tokens, hidden_size) float.
         attend: Per stream, bool, True = a token to attend to: (batch, 1, 1, tokens) where only padding is left out,
             (batch, 1, tokens, tokens) where a token sees those before it; None = all.
-        extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings.
+        extras: Whatever else layers read and no stage changes: image types, positions, rotary embeddings. What `hidden` and
+            `attend` may be longer than, by learnt tokens behind the others (prompt tuning), unless `VLP.promptless` says no.
     """
 
     hidden: Mapping[str, Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -134,6 +135,12 @@ def pick_device(device: str) -> torch.device:
         raise ValueError(f"device={device!r} cannot be used here ({error}); use auto or cpu") from error
 
 
+def takes(model: str, setting: str) -> bool:
+    """Whether the function that loads a model takes a setting."""
+    parameters = inspect.signature(find_class(MODELS[model].load)).parameters
+    return setting in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+
+
 def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     """The frozen model of a configuration, in memory of its own.
 
@@ -144,11 +151,14 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
         **settings: Of the model, where they are not the checkpoint's own: `dropout`, `bottleneck`, `skip_bottleneck`.
 
     Raises:
-        ValueError: a checkpoint or tokenizer of another model, or one that is not whole.
+        ValueError: a checkpoint or tokenizer of another model, or one that is not whole; or a setting that it does not take.
     """
     entry, asked = MODELS[config.model], dict(settings)
     checkpoint = Path(config.checkpoint) if config.checkpoint else config.bundled("")
     settings |= {name: value for name, value in config.options.items() if name in entry.options}
+    for name, value in settings.items():
+        if not takes(config.model, name):
+            raise ValueError(f"{name}={value} is no setting of {entry.name}: the function that loads it takes none of that name")
     loaded = find_class(entry.load)(checkpoint, generator=torch.Generator().manual_seed(0), **settings)
     vlp = loaded if isinstance(loaded, VLP) else loaded.vlp
     if not isinstance(vlp, find_class(entry.vlp)):

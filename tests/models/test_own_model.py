@@ -11,8 +11,11 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.das import new_model
+from das_gym.adapt.das_experiment import JointSearchSettings
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.methods.base import make_method
+from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym import ModelEntry, register_model
@@ -108,6 +111,37 @@ def test_it_is_fine_tuned_and_reloaded(settings, supernet, tmp_path):
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image": torch.ones(1, 3, 32, 32)}
     with torch.no_grad():
         assert torch.equal(tuned.backbone.vlp.eval()(batch), again.backbone.vlp.eval()(batch))
+
+
+def test_learnt_tokens_are_refused_where_stages_read_what_encoders_made_of_each_token(own):
+    with pytest.raises(ValueError, match="prompt tuning: not in a BridgeTower, since every stage adds to its tokens what"):
+        make_method("prompt").insert(own.load(own.checkpoint))
+
+
+def test_das_trains_the_adapters_that_a_mask_leaves(own):
+    """Parallel ones this model has none, so that a mask that skips nothing leaves none."""
+    vlp = own.load(own.checkpoint)
+    assert make_method("das").insert(vlp) == []
+    vlp = own.load(own.checkpoint)
+    trained = make_method("das", {"mask": (1, 0, 0) * 4}).insert(vlp)
+    assert sum(p.numel() for p in trained) == sum(p.numel() for p in vlp.skippable(0).skip_adapter.parameters()) * 4
+    vlp.remove_adapters()
+    with pytest.raises(ValueError, match="DAS: this BridgeTower has no adapters"):
+        make_method("das").insert(vlp)
+
+
+def test_the_pipeline_leaves_sizes_to_the_model(own, settings):
+    asked = JointSearchSettings(model="BridgeTower", **settings)
+    config = asked.problem()
+    assert (config.image_size, config.max_text_length) == (None, None)
+    made = new_model(config, load_splits(config), asked.pipeline(), 0)
+    assert made.backbone.vlp.skippable(0).skip_adapter.down.out_features == 64 // 8
+    wide = das_settings("BridgeTower", "vqa", skip_bottleneck=24)
+    assert new_model(config, load_splits(config), wide, 0).backbone.vlp.skippable(0).skip_adapter.down.out_features == 24
+    with pytest.raises(ValueError, match="bottleneck=24 is no setting of BridgeTower: the function that loads it takes none"):
+        load_backbone(config, bottleneck=24)
+    with pytest.raises(ValueError, match="image_size=64 is no setting of BridgeTower"):
+        load_backbone(ProblemConfig(model="BridgeTower", image_size=64, **settings))
 
 
 @pytest.mark.parametrize(("method", "widths"), [("lora", (4, 4)), ("adapter", (8,))])
