@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from das_gym.agents import SearchConfig
 from das_gym.agents.block_measuring import beside, blocks_of, file_beside, takes_blocks, with_blocks
+from das_gym.agents.commands import PROGRAM
 from das_gym.agents.compare.leaderboard import find_tables
 from synthetic import ENV_ID
 
@@ -42,3 +43,15 @@ def test_a_search_is_told_what_its_agent_needs():
         assert with_blocks(same) is same
     assert blocks_of(ENV_ID, {}) is None  # an environment of one's own
     assert [takes_blocks(name) for name in ("angular", "interlace", "sleb", "ppo")] == [True, True, False, False]
+
+
+def test_a_table_of_ones_own_gets_its_blocks(small_table, small_kwargs, tmp_path, capsys):
+    path = tmp_path / "vqa_table.npz"
+    small_table.save(path)
+    given = [f"{name}={value}" for name, value in small_kwargs.items()]
+    assert PROGRAM.run(["blocks", "with", f"table={path}", *given]) == 0
+    assert capsys.readouterr().out == f"blocks of layers: {file_beside(path)}\n"
+    assert len(beside(path)["cosine"]) == small_table.n_layers
+    file_beside(path).write_text("{}")
+    with pytest.raises(ValueError, match=r"make it again with `python -m agents blocks with table="):
+        beside(path)
