@@ -88,7 +88,7 @@ class CompareSettings(TrainingConfig, ProblemSettings):
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
         ProblemSettings.__post_init__(self)
-        check_names(self.methods, METHODS, "method")
+        check_names(self.methods, METHODS, "method", own=True)
         named = self.methods or tuple(METHODS)
         check_names(self.method_settings, named, "method with settings, which has to be among methods,")
         for name in ("methods", "learning_rates", *(("skip_nums",) if MASKED in named else ())):
@@ -151,10 +151,11 @@ def check(settings: CompareSettings) -> CompareSettings:
     Raises:
         ValueError: a method that it cannot have, or more layers to skip than it has.
     """
-    vlp = load_backbone(settings.problem()).vlp
+    problem = settings.problem()
+    vlp = load_backbone(problem).vlp
     settings = settings if settings.methods else with_methods(settings, vlp)[0]
-    if settings.searched_nums:
-        check_problem(settings.problem())
+    if {str(k) for k in settings.searched_nums} - settings.searches.keys():
+        check_problem(problem)
     n_layers = len(vlp.layers)
     if max(settings.searched_nums, default=0) > n_layers:
         raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")

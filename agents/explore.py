@@ -51,7 +51,7 @@ class ExploreSettings(CommandSettings):
             return Path(self.table).expanduser()
         entries = {id: entry for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
         entries |= {entry.short: entry for entry in ENVIRONMENTS.values()}
-        check_names([self.table], entries, "table (a file that ends in .npz, or an environment)")
+        check_names([self.table], entries, "table (a file that ends in .npz, or an environment)", own=True)
         return bundled_table(entries[self.table].model, entries[self.table].task)
 
 

@@ -286,7 +286,13 @@ def meant(words: Sequence[str], command: str, commands: Iterable[str], named_con
     commands, named_configs = list(commands), list(named_configs)
     word = words[0] if words else "with"
     if word == "with":
-        return None if words != ["with"] else f"nothing stands behind `with`: `{typed(command, 'name=value')} ...`"
+        if len(words) == 1:
+            return f"nothing stands behind `with`: `{typed(command, 'name=value')} ...`"
+        late = next((each for each in words if each in commands and each not in named_configs), None)
+        if late is None:
+            return None
+        others = [each for each in words[1:] if each != late]
+        return f"{late!r} stands before `with`; did you mean `{typed(f'{command} {late}', *others)}`?"
     if word.startswith("-") or word in HELP:
         return None
     if word in commands:

@@ -167,8 +167,14 @@ def near_miss(name: str, known: Iterable[str]) -> str | None:
     return by_lower[near[0]] if near else None
 
 
-def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting") -> None:
+def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting", own: bool = False) -> None:
     """Refuse a name in `given` that is not `known`.
+
+    Args:
+        given: Names.
+        known: Those that there are.
+        what: The word for one in the error.
+        own: Whether a module of a person's own may register more of them.
 
     Raises:
         ValueError: names the first such name, the nearest known one and all known ones.
@@ -176,7 +182,8 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting
     known = list(known)
     for name in given:
         if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; {_hint(name, known)}")
+            mine = "; your own wants the module that registers it: use=MODULE, or import it" if own else ""
+            raise ValueError(f"unknown {what} {name!r}; {_hint(name, known)}{mine}")
 
 
 class UnexpectedArgumentError(TypeError, ValueError):

@@ -318,7 +318,7 @@ class RunsExperiment(Experiment):
             for old in given.keys() & self.renamed.keys():
                 raise ValueError(f"unknown setting {old!r}; did you mean {self.renamed[old]!r}?")
             self._files = {name: read_config_file(name) for name in named_configs if Path(name).is_file()}
-            check_names((n for n in named_configs if n not in self._files), self.named_configs, "named config")
+            check_names((n for n in named_configs if n not in self._files), self.named_configs, "named config", own=True)
             for file, settings in self._files.items():
                 check_modules(modules_in(settings), file)
         except MISTAKES as error:

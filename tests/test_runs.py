@@ -162,7 +162,10 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_a_line(experiment, tmp_pa
         (["xyz"], 2, "unknown sub-command 'xyz'; known: "),
         (["with"], 2, "nothing stands behind `with`"),
         (["--foo"], 2, "cannot read '--foo'"),
+        (["with", "two", "count"], 2, "'count' stands before `with`; did you mean `python -m trial count with two`?"),
+        (["with", "print_config"], 2, "did you mean `python -m trial print_config`?"),
         (["with", "tow"], 1, "unknown named config 'tow'; did you mean 'two'?"),
+        (["with", "tow"], 1, "your own wants the module that registers it: use=MODULE, or import it"),
         (["with", "old=3"], 1, "unknown setting 'old'; did you mean 'number'?"),
     ],
 )

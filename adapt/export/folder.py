@@ -20,7 +20,7 @@ from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 
 from das_gym.commandline import used
-from das_gym.models.checkpoints import family_of
+from das_gym.models.checkpoints import families, family_of
 from das_gym.models.portable import DAS_GYM, Portable, portable_head
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import CHECKSUM, checksum, write_folder, write_safetensors
@@ -94,7 +94,11 @@ def export(
     vlp = subnet.backbone.vlp
     family = family_of(vlp)
     if family is None or family.portable is None:
-        raise ValueError(f"a {type(vlp).__name__} cannot be exported: its family does not say how (Family.portable)")
+        known = " and ".join(each.model.__name__ for each in families().values() if each.portable is not None)
+        raise ValueError(
+            f"a {type(vlp).__name__} cannot be exported, only {known}: its run folder keeps it, "
+            "and das_gym.adapt.load_subnet loads it from there"
+        )
     head = portable_head(subnet.head, vlp.feature_size)
     portable = family.portable(vlp, head)
     found: list[Exported] = []

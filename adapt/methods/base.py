@@ -161,7 +161,7 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     Raises:
         ValueError: no such method, or a setting that it refuses.
     """
-    check_names([name], METHODS, "method")
+    check_names([name], METHODS, "method", own=True)
     cls: Any = find_class(METHODS[name])
     if inspect.isabstract(cls):
         raise TypeError(f"method {name!r}: {cls.__name__} has no insert; write it")

@@ -198,7 +198,7 @@ def agent_class(name: str) -> type[Agent]:
         ValueError: no such agent.
     """
     if ":" not in name:
-        check_names([name], AGENTS, "agent")
+        check_names([name], AGENTS, "agent", own=True)
     allowed = f"give one of {', '.join(AGENTS)}, or 'module:class' of your own"
     try:
         cls = find_class(AGENTS.get(name, name))

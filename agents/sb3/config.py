@@ -111,4 +111,4 @@ def check_agent_name(name: str) -> None:
         ValueError: names the nearest.
     """
     if ":" not in name:
-        check_names([name], (*AGENTS, *ALGORITHMS), "agent")
+        check_names([name], (*AGENTS, *ALGORITHMS), "agent", own=True)

@@ -322,8 +322,8 @@ def _refuse(others: Iterable[str], known: Iterable[str], model: str, task: str) 
     """
     for name in others:
         if name in LIVE_SETTINGS:
-            check_names([model], MODELS, "model")
-            check_names([task], TASKS, "task")
+            check_names([model], MODELS, "model", own=True)
+            check_names([task], TASKS, "task", own=True)
             live = find_environment(model, task).id
             raise ValueError(f"{name} is no argument here: a table has no model and no data of its own; {live} takes {name}")
     check_arguments(others, known)
@@ -335,7 +335,7 @@ def bundled_table(model: str, task: str) -> Path:
     Raises:
         ValueError: there is none.
     """
-    check_names([model], MODELS, "model")
+    check_names([model], MODELS, "model", own=True)
     entry = find_environment(model, task)
     if entry.table is None:
         raise ValueError(

@@ -96,8 +96,8 @@ class ProblemConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", OLD_TASKS.get(self.task, self.task))
-        check_names([self.model], MODELS, "model")
-        check_names([self.task], TASKS, "task")
+        check_names([self.model], MODELS, "model", own=True)
+        check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)
         self._check_options()
         self._check_workers()

@@ -158,7 +158,7 @@ def load_backbone(config: ProblemConfig, **settings: Any) -> Backbone:
     settings |= {name: value for name, value in config.options.items() if name in entry.options}
     for name, value in settings.items():
         if not takes(config.model, name):
-            raise ValueError(f"{name}={value} is no setting of {entry.name}: the function that loads it takes none of that name")
+            raise ValueError(f"{name}={value} is no setting of {entry.name}: what loads it takes none of that name")
     loaded = find_class(entry.load)(checkpoint, generator=torch.Generator().manual_seed(0), **settings)
     vlp = loaded if isinstance(loaded, VLP) else loaded.vlp
     if not isinstance(vlp, find_class(entry.vlp)):

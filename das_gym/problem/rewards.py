@@ -127,7 +127,7 @@ def find_reward(name: str) -> Reward:
     Raises:
         ValueError: there is none; names the nearest.
     """
-    check_names([name], REWARDS, "reward")
+    check_names([name], REWARDS, "reward", own=True)
     return REWARDS[name]
 
 

@@ -429,7 +429,7 @@ def check_statistics(names: str | Iterable[str]) -> tuple[Statistic, ...]:
     names = statistic_names(names)
     if not names:
         raise ValueError(f"statistics={names}: give one or more of {', '.join(STATISTICS)}, or None for all")
-    check_names(names, STATISTICS, "statistic")
+    check_names(names, STATISTICS, "statistic", own=True)
     return tuple(STATISTICS[name] for name in names)
 
 

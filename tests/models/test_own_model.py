@@ -6,6 +6,7 @@ import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from das_gym.adapt.das import new_model
 from das_gym.adapt.das_experiment import JointSearchSettings
+from das_gym.adapt.export.folder import export
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.paper import das_settings
@@ -118,6 +120,12 @@ def test_learnt_tokens_are_refused_where_stages_read_what_encoders_made_of_each_
         make_method("prompt").insert(own.load(own.checkpoint))
 
 
+def test_it_is_not_exported_and_kept_all_the_same(own, tmp_path):
+    subnet: Any = SimpleNamespace(backbone=SimpleNamespace(vlp=own.load(own.checkpoint)))
+    with pytest.raises(ValueError, match="a BridgeTower cannot be exported, only METER and ViLT: its run folder keeps it"):
+        export(subnet, tmp_path / "out")
+
+
 def test_das_trains_the_adapters_that_a_mask_leaves(own):
     """Parallel ones this model has none, so that a mask that skips nothing leaves none."""
     vlp = own.load(own.checkpoint)
@@ -138,7 +146,7 @@ def test_the_pipeline_leaves_sizes_to_the_model(own, settings):
     assert made.backbone.vlp.skippable(0).skip_adapter.down.out_features == 64 // 8
     wide = das_settings("BridgeTower", "vqa", skip_bottleneck=24)
     assert new_model(config, load_splits(config), wide, 0).backbone.vlp.skippable(0).skip_adapter.down.out_features == 24
-    with pytest.raises(ValueError, match="bottleneck=24 is no setting of BridgeTower: the function that loads it takes none"):
+    with pytest.raises(ValueError, match="bottleneck=24 is no setting of BridgeTower: what loads it takes none"):
         load_backbone(config, bottleneck=24)
     with pytest.raises(ValueError, match="image_size=64 is no setting of BridgeTower"):
         load_backbone(ProblemConfig(model="BridgeTower", image_size=64, **settings))

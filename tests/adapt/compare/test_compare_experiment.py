@@ -16,7 +16,7 @@ from das_gym.adapt.compare.entrants import entrants
 from das_gym.adapt.compare.kept import drop_others, kept_file, kept_model, to_keep
 from das_gym.adapt.compare.table import Line, cells, line_of, print_table, verdict
 from das_gym.adapt.compare.trials import Course, Trial, chosen_rate
-from das_gym.adapt.compare_experiment import GRID, WIDTH, grid_of
+from das_gym.adapt.compare_experiment import GRID, WIDTH, CompareSettings, check, grid_of
 from das_gym.adapt.export import command as export_command
 
 from das_gym.files import read_json, write_json
@@ -169,6 +169,13 @@ def test_mistakes_are_told_before_anything_is_searched(run_here, small_kwargs: d
         assert code == 1
         assert told in said
         assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/search.json"))
+
+
+def test_masks_that_were_searched_before_want_no_supernet(small_kwargs: dict[str, str]):
+    given = {name: value for name, value in small_kwargs.items() if name != "supernet"}
+    check(CompareSettings(**given, methods=("das",), skip_nums=(2,), searches={"2": 1}))
+    with pytest.raises(ValueError, match="comes without a supernet"):
+        check(CompareSettings(**given, methods=("das",), skip_nums=(2, 3), searches={"2": 1}))
 
 
 def test_a_model_of_base_size_has_rates_about_the_papers():
