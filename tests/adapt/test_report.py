@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import time
 
 import numpy as np
 import pytest
@@ -74,6 +75,8 @@ def test_calls_take_turns():
     times = measure_latency({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, blocks=3, runs=2)
     assert "".join(name for name, _ in itertools.groupby(order)) == "ababab"
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
+    (milliseconds,) = measure_latency({"a": lambda: time.sleep(0.004)}, blocks=1, runs=2)["a"]
+    assert milliseconds >= 4
 
 
 def test_a_ratio_is_of_neighbouring_blocks():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -18,11 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from das_gym.models import pickles, tensor_files
 from das_gym.models.checkpoints import assemble, load_checkpoint, load_vlp, save_checkpoint
-from das_gym.models.formats import HEADS
+from das_gym.models.formats import HEADS, count, derive_rank_output, derive_second_image, grid_side
 from das_gym.models.meter.checkpoint import METER_FORMAT
 from das_gym.models.meter.model import METER, METERConfig
-from das_gym.models.tensor_files import TensorFile, read_tensors, write_folder
+from das_gym.models.tensor_files import TensorFile, checksum, read_tensors, write_folder
 from das_gym.models.vilt.model import ViLT, ViLTConfig
 from tests.models import golden_cases as golden
 
@@ -259,7 +261,7 @@ def test_saving_replaces_only_checkpoints(tmp_path):
     save_checkpoint(tmp_path / "model", tiny_vilt())
     assert isinstance(load_vlp(tmp_path / "model"), ViLT)
     (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "mine.txt").write_text("dear")
+    (tmp_path / "letters" / "config.json").write_text("{}")  # somebody else's
     with pytest.raises(FileExistsError, match="letters exists and is not a checkpoint folder; give another name"):
         save_checkpoint(tmp_path / "letters", tiny_vilt())
     with pytest.raises(ValueError, match=r"is one file and cannot hold tokenizer.json; give a folder instead"):
@@ -279,6 +281,51 @@ def test_failed_save_leaves_what_was_there(tmp_path):
         write_folder(tmp_path / "model", fail)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert isinstance(load_vlp(tmp_path / "model"), METER)
+
+
+def test_what_a_writer_left_that_was_killed_halfway_is_put_back(tmp_path, monkeypatch):
+    def fail(folder):
+        raise RuntimeError("disk full")
+
+    save_checkpoint(tmp_path / "model", tiny_meter())
+    (tmp_path / "model").replace(tmp_path / ".model.old")
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_folder(tmp_path / "model", fail)
+    assert isinstance(load_vlp(tmp_path / "model"), METER)
+    monkeypatch.setattr(tensor_files.shutil, "rmtree", lambda *args, **kwargs: None)
+
+    @contextlib.contextmanager
+    def no_room(folder):
+        (tmp_path / "fresh").mkdir()
+        yield tmp_path / "fresh"
+        raise OSError("no room")
+
+    monkeypatch.setattr(tensor_files, "whole_folder", no_room)
+    with pytest.raises(OSError, match="no room"):
+        write_folder(tmp_path / "model", lambda folder: None)
+    assert isinstance(load_vlp(tmp_path / "model"), METER)
+
+
+def test_what_shapes_tell():
+    assert count({"a.0.w": (1,), "a.1.w": (1,), "b.7.w": (1,)}, "a") == 2
+    with pytest.raises(ValueError, match=r"a has the numbers \[0, 2\]; a whole checkpoint has 0, 1, 2, ... without a gap"):
+        count({"a.0.w": (1,), "a.2.w": (1,)}, "a")
+    assert [grid_side(n) for n in (2, 5, 10)] == [1, 2, 3]
+    for positions in (0, 1, 4, 6):
+        with pytest.raises(ValueError, match=f"{positions} image positions are not a square grid and a class token"):
+            grid_side(positions)
+
+
+def test_what_is_there_is_not_derived():
+    itm = {"weight": torch.arange(4.0).view(2, 2), "bias": torch.arange(2.0)}
+    heads = {"itm_score": itm}
+    assert derive_rank_output(heads) == ["rank_output: row 1 of itm_score"]
+    assert heads["rank_output"]["weight"].tolist() == [[2, 3]]
+    assert derive_rank_output(heads) == []
+    types = {"token_types.weight": torch.arange(4.0).view(2, 2)}
+    assert len(derive_second_image(types)) == 1
+    assert types["token_types.weight"].tolist() == [[0, 1], [2, 3], [2, 3]]
+    assert derive_second_image(types) == []
 
 
 # ---- transformers
@@ -528,12 +575,14 @@ def test_archives_of_every_kind_that_torch_writes(tmp_path):
         "c": torch.ones(0, 2),
         "d": torch.ones(2).bfloat16(),
     }
+    tensors |= {"e": tensors["b"], "f": tensors["b"][1:]}  # of one storage
     path = tmp_path / "a.ckpt"
     torch.save(tensors, path)
     repacked(path, tmp_path / "big.ckpt", lambda name, b: (name, b"big" if name.endswith("byteorder") else b))
     for name in ("a.ckpt", "big.ckpt"):
         read, right = read_tensors(tmp_path / name).tensors, torch.load(tmp_path / name)
         assert all(torch.equal(read[key], right[key]) and read[key].dtype == right[key].dtype for key in tensors)
+        assert len({read[key].data_ptr() for key in "bef"}) == 3
 
 
 def test_an_archive_without_checksums(tmp_path):
@@ -581,11 +630,15 @@ OLD = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, 
         (b"\x80\x04\x8f(" + NESTED + b"\x90.", "one of its keys is nested"),
         (b"\x80\x02ccollections\nOrderedDict\n]" + NESTED + b"K\x01\x86a\x85R.", "one of its keys is nested"),
         (OLD + b"\x80\x02]" + NESTED + b"a.", "one of its keys is nested"),
+        (b"\x80\x02}(" + b"K\x01" * 17 + b"tK\x01s.", "of more than 16 parts"),
+        (b"\x80\x02(N" + NESTED + b"NNtQ.", "one of its keys is nested"),
         (b"\x80\x02}\x8b\x40\0\0\0" + b"\x7f" * 64 + b"K\x01s.", "number of more than 64 bits"),
         (b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b"a.", "it ends where 8589934592 more bytes should follow"),
         (b"\x80\x04\x95" + (2**33).to_bytes(8, "little") + b"K\x01.", "it ends where 8589934592 more bytes should follow"),
         (b"(" * 100_000 + b".", "more than 1000 containers lie one within the other"),
         (b"\x80\x02\x82\x01.", "it names a class by a number of copyreg's"),
+        (b"\x80\x02\x83\x01\0.", "it names a class by a number of copyreg's"),
+        (b"\x80\x02\x84\x01\0\0\0.", "it names a class by a number of copyreg's"),
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
@@ -599,6 +652,39 @@ def test_small_pickles_take_neither_memory_nor_time_nor_stack(content, match, zi
     else:
         path.write_bytes(content)
     refused(path, match)
+
+
+def test_a_state_in_a_file_changes_nothing_that_is_known_here(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"\x80\x02ccollections\nOrderedDict\n}X\x04\0\0\0markK\x01sb.")
+    with contextlib.suppress(ValueError):
+        read_tensors(tmp_path / "a.ckpt")
+    assert not hasattr(pickles._ordered, "mark")
+
+
+def test_a_tensor_lies_within_its_storage():
+    storage = pickles._Storage(torch.arange(4.0).untyped_storage(), torch.float32)
+    assert pickles._tensor(storage, 1, (3,), (1,)).tolist() == [1, 2, 3]
+    plain = pickles._Storage(storage.content, torch.uint8)  # as torch saves newer types
+    assert pickles._tensor(plain, 0, (4,), (1,), False, None, torch.float32).tolist() == [0, 1, 2, 3]
+    for offset, size, stride in ((2, (3,), (1,)), (0, (2, 3), (3, 1)), (-1, (2,), (1,)), (3, (2,), (-1,)), (0, (-1,), (1,))):
+        with pytest.raises(ValueError, match="goes beyond its 16 bytes"):
+            pickles._tensor(storage, offset, size, stride)
+
+
+def test_a_checksum_is_of_names_shapes_types_and_config():
+    one, two = torch.zeros(4), torch.ones(4)
+    sums = [
+        checksum(*given)
+        for given in (
+            ({"a": one, "b": two}, {}),
+            ({"a": two, "b": one}, {}),
+            ({"a": one.view(2, 2), "b": two}, {}),
+            ({"a": one.view(torch.int32), "b": two}, {}),
+            ({"a": one, "b": two}, {"n": 1}),
+        )
+    ]
+    assert len(set(sums)) == len(sums)
+    assert sums[1] == checksum({"b": one, "a": two}, {})
 
 
 def test_damaged_files(tmp_path):
@@ -675,7 +761,7 @@ def test_any_damage_is_a_value_error_or_harmless(small_files, name, place, flip)
         assert torch.equal(tensors["a"].flatten(), torch.arange(64.0))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["pooler.dense.weight", "vqa_classifier.0.weight"])
 def test_weights_that_are_not_numbers_are_named(name, value, tmp_path):
     shape = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"].get(name, torch.ones(3, 3)).shape

@@ -110,11 +110,21 @@ def test_one_budget_at_a_time():
         ({"latncy_saved": {}}, "did you mean 'latency_saved'"),
         ({"latency_saved": {"full": 1.0, "unskipped": 1.0}}, "latency_saved is no cost .*give full, unskipped, savings"),
         ({"latency_saved": {"full": 0.0, "unskipped": 1.0, "savings": [1.0]}}, "full above 0"),
+        ({"latency_saved": {"full": 1.0, "unskipped": 1.0, "savings": [[1.0]]}}, "and savings, one a unit"),
+        ({"latency_saved": {"full": 1.0, "unskipped": 1.0, "savings": [float("nan")]}}, "give finite numbers"),
     ],
 )
 def test_costs_that_are_none(costs: dict, says: str):
     with pytest.raises(ValueError, match=says):
         given_costs(costs)
+
+
+def test_a_share_is_rounded_once_and_what_is_left_costs_by_the_same_measure():
+    cost = MaskCost(100, 100, np.array([20, 30, -10]), "parameters_saved")
+    assert cost.saved(np.array([[True, False, False]])).tolist() == [0.2]  # 1 - 0.8 is less
+    assert cost.range == (-0.1, 0.5)
+    left = cost.without(np.array([True, False, False]))
+    assert (left.full, left.unskipped, left.savings.tolist(), left.setting) == (80, 80, [30, -10], "parameters_saved")
 
 
 def test_costs_read_back(tmp_path: Path):

@@ -51,6 +51,19 @@ def test_every_part_is_told_from_the_others():
     np.testing.assert_allclose(found.cost.saved(masks), [1 - 25 / 22, 1 - 13.25 / 22])
 
 
+def test_rounds_that_warm_up_do_not_count():
+    machine = Machine()
+    machine.hiccup = 1000.0
+    timer = machine.timer()
+    for _ in range(2):
+        timer.round()
+    machine.hiccup = 0.0
+    timer.forget()
+    timer.round()
+    np.testing.assert_allclose(timer.latencies().kept, KEPT)
+    np.testing.assert_allclose(timer.latencies().full, BASE + sum(BARE))
+
+
 def test_without_adapters_nothing_skipped_is_the_full_model():
     found = measure_units(Machine().timer(adapters=False), rounds=(4, 4))
     assert found.cost.full == found.cost.unskipped == pytest.approx(25.0)

@@ -215,6 +215,8 @@ def test_a_line_has_mean_and_spread_over_seeds_and_the_verdict_judges_by_them():
     assert lines[1].change == pytest.approx(-0.1)
     assert lines[1].layers == (("b",), ("b",))
     assert cells(lines[1])[-2:] == ("1.50 (1.00..2.00)", "79.0 ± 1.4 (2)")
+    untimed = [dataclasses.replace(t, speedup=None) if t.seed else t for t in done]  # the first seed's alone is timed
+    assert line_of(das, untimed, ("a", "b")) == lines[1]
     assert verdict(lines) == [
         "DAS, 1 skipped: loses 1.0 points (at most 1) against adapters without skipping, at 18.2 % fewer MACs.",
         "DAS, 1 skipped: 6.0 points ahead of random masks of as many layers, more than the spread of 4.2.",
@@ -248,3 +250,5 @@ def test_random_masks_are_drawn_by_seed_and_skip_as_many_layers():
     assert all(sum(mask) == 3 for mask in masks)
     assert len(set(masks)) > 1
     assert random.made(2, 6).mask == masks[2]
+    with pytest.raises(ValueError, match="rank=0 is not allowed"):
+        entrants(["lora"], {"lora": {"rank": 0}}, {})

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM, check_method, search_within
-from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, markdown, verdict
+from das_gym.adapt.shrink.compare import TIE, Found, Judge, Line, Quality, markdown, verdict
 from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, found_by, title_of
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
 from das_gym.agents.ask_tell.best_seen import OneMask
@@ -43,6 +43,7 @@ def test_the_verdict_says_where_ours_is_not_ahead():
         "Before recovery, by loss on the test split: ahead of bayes are sleb by 0.1000 nats."
     )
     assert "bayes is ahead of all" in verdict([lines[0], lines[2]])
+    assert "none is ahead of bayes, level are sleb" in verdict([lines[0], line("sleb", 0.3 - TIE / 2, 0.5 + TIE / 2)])
     assert verdict(lines[1:]) == "bayes is not among the methods."
 
 

@@ -17,12 +17,14 @@ from das_gym.adapt.shrink.recovery import (
     add_lora,
     answer_features,
     answer_vectors,
+    ask_for_all,
     decoder_path,
     hidden_distance,
     lora_places,
     merge_lora,
     places_read,
     recovery_loss,
+    rows_used,
 )
 from das_gym.adapt.training import Trainer, decay
 from torch.nn import functional as F  # noqa: N812
@@ -229,6 +231,19 @@ def test_what_a_large_teacher_says_is_kept_in_16_bits(problem_of: Callable[[str]
     assert teacher.vectors(examples).dtype == torch.float16
     torch.testing.assert_close(teacher.vectors(examples).float(), whole, rtol=1e-3, atol=1e-3)
     assert teacher.logits(teacher.vectors(examples)[:, 0]).dtype == torch.float32
+
+
+def test_a_teacher_is_asked_once_for_all_masks_only_where_no_mask_decides_what_is_asked(
+    problem_of: Callable[[str], Problem],
+):
+    problem = problem_of("llava")
+    given = (problem.vlp, problem.task, problem.splits.train)
+    for config in (RecoveryConfig(recover="none"), RecoveryConfig(hidden="mse", hidden_at="layers")):
+        assert ask_for_all(*given, config) is None
+    config = RecoveryConfig(steps=1, batch_size=3, seed=4)
+    examples = problem.task.open_ended([problem.splits.train[row] for row in rows_used(12, config)])
+    assert len(ask_for_all(*given, config).vectors(examples)) > 3  # type: ignore[union-attr]
+    assert rows_used(12, config) != rows_used(12, RecoveryConfig(steps=1, batch_size=3, seed=5))
 
 
 def test_none_trains_nothing(problem_of: Callable[[str], Problem]):

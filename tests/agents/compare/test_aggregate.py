@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from das_gym.agents.compare.aggregate import (
     interquartile_mean,
     interval,
     normalised_regrets,
+    ranked,
     summary,
+    told_apart,
 )
 from das_gym.agents.compare.oracle import SuiteOracle, TableOracle
 from das_gym.agents.compare.results import agent_results, compare
@@ -40,6 +43,23 @@ def test_random_orders_have_regret_one_and_no_answer_the_worst(made_up_table: Pa
     rewards = np.array([[-np.inf, oracle.random_reward, oracle.best_reward]])
     (result,) = agent_results(oracle, [Trace("a", masks[:1], rewards, np.array([3]))])
     np.testing.assert_allclose(normalised_regrets(oracle, result), [[WORST, 1.0, 0.0]])
+
+
+def test_means_profiles_and_times_by_hand(made_up_table: Path):
+    oracle = TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+    gain = oracle.best_reward - oracle.random_reward
+    rewards = oracle.best_reward - gain * np.array([[1.0, 0.1, 0.0], [1.0, 0.3, 0.3]])
+    trace = Trace("a", oracle.space.masks[:2], rewards, np.array([3, 3]), np.array([2.0, 4.0]))
+    (result,) = agent_results(oracle, [trace])
+    found = aggregate([oracle], [result], [1, 2, 3])
+    np.testing.assert_allclose(found.means, [1.0, 0.2, 0.15])
+    np.testing.assert_allclose(found.intervals[1], [0.1, 0.3], atol=1e-9)  # both seeds the one or the other
+    assert found.profile == tuple(1.0 if share >= 0.3 else 0.5 for share in SHARES)
+    assert found.milliseconds == 3.0
+    assert ranked([replace(found, agent="b", means=(0.1, 0.2)), replace(found, means=(0.3, 0.1))])[0].agent == "a"
+    assert told_apart(np.linspace(0, 1, 40) + 0.01, np.linspace(0, 1, 40))
+    oracle.random_reward = oracle.best_reward  # every mask earns the same
+    assert oracle.normalised(np.zeros(2)).tolist() == [0.0, 0.0]
 
 
 def test_agents_play_on_problems_of_a_suite(made_up_suite: Path):

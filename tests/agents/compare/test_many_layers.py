@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.agents.compare import kept_traces, many_layers
+from das_gym.agents.compare import kept_traces, many_layers, optuna_tpe
 from das_gym.agents.compare.aggregate import aggregate, told_apart
 from das_gym.agents.compare.kept_traces import KeptTraces
 from das_gym.agents.compare.many_layers import (
@@ -14,7 +15,7 @@ from das_gym.agents.compare.many_layers import (
     with_planted_section,
     without_statistics,
 )
-from das_gym.agents.compare.optuna_tpe import trace_optuna
+from das_gym.agents.compare.optuna_tpe import TreeParzen, trace_optuna
 from das_gym.agents.compare.planted import EVALUATIONS, PlantedOracle
 from das_gym.agents.compare.results import agent_results
 from das_gym.agents.compare.traces import trace_agent
@@ -77,7 +78,7 @@ def test_what_was_played_is_not_played_again(short: None, tmp_path: Path, monkey
         play(3, KeptTraces(tmp_path))
 
 
-def test_other_settings_are_played_anew(short: None, tmp_path: Path):
+def test_other_settings_are_played_anew(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     oracle, kept = PlantedOracle(24, 0), KeptTraces(tmp_path)
     for seeds, evaluations, kwargs in (([0], 6, {}), ([1], 6, {}), ([0], 9, {}), ([0], 6, {"offspring": 4})):
         trace = kept.trace(oracle, "evolution", seeds, evaluations, 3, kwargs)
@@ -86,6 +87,9 @@ def test_other_settings_are_played_anew(short: None, tmp_path: Path):
             np.testing.assert_array_equal(getattr(trace, name), getattr(again, name))
     kept.trace(PlantedOracle(24, 1), "evolution", [0], 6, 3, {})
     assert len(list(tmp_path.iterdir())) == 5
+    monkeypatch.setattr(kept_traces.das_gym, "__version__", "0.0.1")
+    kept.trace(oracle, "evolution", [0], 6, 3, {})
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_a_damaged_file_is_named(short: None, tmp_path: Path):
@@ -115,6 +119,18 @@ def test_optuna_answers_with_the_best_mask_it_asked_about(short: None):
     np.testing.assert_array_equal(trace.rewards[:, -1], [oracle.rewards(mask[None])[0] for mask in trace.answers])
     assert oracle.space.contains(trace.answers).all()
     assert trace.evaluations.tolist() == [8, 8]
+
+
+def test_optuna_is_told_to_seek_large_rewards(monkeypatch: pytest.MonkeyPatch):
+    space = PlantedOracle(24, 0).space
+    sampler = TreeParzen(space, 0)
+    for reward in (0.5, 0.9, 0.7):
+        assert space.contains(sampler.ask()[None]).all()
+        sampler.tell(reward)
+    assert sampler._study.best_value == -0.9
+    monkeypatch.setattr(optuna_tpe.time, "process_time", count().__next__)
+    trace = trace_optuna(PlantedOracle(24, 0), "optuna", [0], 4, 3, {})
+    assert trace.milliseconds.tolist() == [6000.0]  # a second to ask, one to tell, three masks a turn
 
 
 def test_problems_of_one_kind_are_drawn_anew(short: None):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from das_gym.agents import AGENTS
 from das_gym.agents.compare.leaderboard import main as leaderboard
+from das_gym.agents.compare.leaderboard import verdict
 from das_gym.agents.compare.oracle import LiveOracle, TableOracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, agent_results, compare, quantile
@@ -148,6 +150,25 @@ def test_the_second_best_mask_is_near_and_not_found(oracle):
     assert result.found.tolist() == [[False, False, True]]
     assert result.near.tolist() == [[True, True, True]]
     assert result.needed().tolist() == [3]
+    oracle.best_reward = 0.1  # of which nearness is a share
+    rewards = np.array([[0.1 * (1 - 2 * TOLERANCE), 0.1]])
+    (result,) = agent_results(oracle, [Trace("a", oracle.space.masks[:1], rewards, np.array([2]))])
+    assert result.near.tolist() == [[False, True]]
+
+
+def test_the_leaderboard_says_whether_ours_is_where_it_should_be(oracle):
+    def result(agent: str, halfway: float, ends: Sequence[float], since: int) -> AgentResult:
+        rewards = np.full((len(ends), 120), oracle.best_reward - halfway)
+        rewards[:, since:] = oracle.best_reward - np.array(ends)[:, None]
+        masks = np.repeat(oracle.space.masks[:1], len(ends), axis=0)
+        return agent_results(oracle, [Trace(agent, masks, rewards, np.full(len(ends), 120))])[0]
+
+    random, rival = result("random", 0.5, [0.0] * 10, 119), result("other", 0.4, [0.0] * 10, 110)
+    good, late = (result("bayes", halfway, [0.0] * 10, 100) for halfway in (0.1, 0.2))
+    rare = result("bayes", 0.1, [0.0] * 8 + [0.1] * 2, 100)
+    for ours, reached in ((good, "yes"), (late, "no"), (rare, "no")):
+        line = verdict({"table": [ours, random, rival]}).splitlines()[-1]
+        assert line.split(" | ")[-2:] == [reached, "other: 111 |"]
 
 
 def test_where_nobody_ever_has_an_answer_and_the_truth_is_unknown(oracle):

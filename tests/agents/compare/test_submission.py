@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from das_gym.agents import make_agent
 from das_gym.agents.commands import PROGRAM
+from das_gym.agents.compare import submission
 from das_gym.agents.compare.aggregate import aggregate
 from das_gym.agents.compare.oracle import SuiteOracle, TableOracle
 from das_gym.agents.compare.results import compare
@@ -77,6 +78,7 @@ def test_as_a_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| mine |" in printed
     assert "Seeds: 1; an entry has 100." in printed
+    assert "the first one asked about" not in printed  # once may be luck
     assert out.read_text() in printed
 
 
@@ -88,6 +90,8 @@ def test_as_a_command(tmp_path, capsys):
         ({"env_id": "DAS-METER-SNLI-VE-Tabular-v0"}, "is no tabular environment of a bundled table"),
         ({"budget": {"skip_num": 5}}, "budget={'skip_num': 5}; the leaderboard has"),
         ({"seed": "0"}, "seed='0'; give a whole number from 0 to 99"),
+        ({"seed": True}, "seed=True; give a whole number from 0 to 99"),
+        ({"masks": ["010101000010", "0101"]}, "mask 1 is '0101': give a text of 0 .kept. and 1 .skipped., one a layer"),
         ({"seed": -1}, "seed=-1; give a whole number from 0 to 99"),
         ({"seed": 100}, "seed=100; give a whole number from 0 to 99"),
         ({"masks": []}, "give 1 to 120 masks"),
@@ -131,6 +135,12 @@ def test_no_file_is_told_in_words(tmp_path, capsys):
     for path in (tmp_path / "none.json", tmp_path):
         assert PROGRAM.run(["submit", str(path)]) == 1
         assert f"error: no file {path}: name a submission" in capsys.readouterr().err
+
+
+def test_a_file_that_no_submission_fills_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "MAX_BYTES", 10)
+    with pytest.raises(ValueError, match="is larger than 0 MiB: no submission is"):
+        read_submission(write(tmp_path / "mine.json", run()))
 
 
 def test_a_seed_comes_once(tmp_path):

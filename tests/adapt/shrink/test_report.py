@@ -1,0 +1,52 @@
+"""What a comparison of models comes to, by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from das_gym.adapt.shrink import report
+from das_gym.adapt.shrink.report import Comparison, Row, conclusion, latencies
+
+from das_gym.problem.latency import Spread
+
+
+def comparison(*losses: float) -> Comparison:
+    names = ("full", "shrunk", "recovered")[: len(losses)]
+    time = Spread(1.0, 1.0, 1.0)
+    rows = {
+        name: Row(name, 0.5, 0.4, 0.6, loss, 100 - 20 * (n > 0), 200, 50, 0.1, time, time, time, time)
+        for n, (name, loss) in enumerate(zip(names, losses, strict=True))
+    }
+    return Comparison(rows, {}, {name: np.array([1.0, 0.0]) for name in names}, "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("losses", "share", "words"),
+    [
+        ((1.0, 3.0, 1.5), 0.75, "recovery took off 75 % of the loss that deletion added"),
+        ((1.0, 3.0, 4.0), -0.5, "recovery made the loss worse than it found it"),
+        ((1.0, 0.9, 0.8), None, "on 2 test examples."),
+        ((1.0, 3.0), None, "on 2 test examples."),
+    ],
+)
+def test_what_recovery_regained(losses: tuple[float, ...], share: float | None, words: str):
+    compared = comparison(*losses)
+    assert compared.regained() == share
+    assert words in conclusion(compared)
+    assert "saves 10.0 % of the MACs and 20.0 % of the parameters" in conclusion(compared)
+
+
+def test_further_tokens_are_what_many_take_beyond_the_first(monkeypatch: pytest.MonkeyPatch):
+    asked: list[Any] = []
+    times = {"full 1": 30.0, f"full {1 + report.DECODED}": 30.0 + 5 * report.DECODED}
+    monkeypatch.setattr(report, "measure_latency", lambda calls, blocks, runs: {n: np.array([times[n]]) for n in calls})
+    monkeypatch.setattr(report, "left_padded", lambda *_: {})
+    monkeypatch.setattr(report, "pad_token", lambda *_: 0)
+    monkeypatch.setattr(report, "greedy_settings", lambda vlm, processor, most, least: asked.append((most, least)))
+    processor = SimpleNamespace(encode=lambda prompt, pixels: None)
+    found = latencies({"full": None}, processor, None, 1)  # type: ignore[dict-item]
+    assert [each.tolist() for each in found["full"]] == [[30.0], [5.0]]
+    assert asked == [(1, 1), (1 + report.DECODED, 1 + report.DECODED)]
