@@ -91,7 +91,7 @@ def card(source: Path, exported: Exported, brings_code: bool, vlm: VLM, record: 
     auto = exported.loads_with.rpartition(".")[2]
     gone = skipped_names((layer.name for layer in vlm.layers), vlm.check_mask(None))
     how = [f"It is the row {record['row']} of a comparison of methods."] if "row" in record else []
-    how += [f"Gone are {', '.join(gone)}."] if gone else []
+    how += [f"Layers that are gone: {', '.join(gone)}."] if gone else []
     how += ["Adapters of DAS (arXiv 2309.01479) stand in their place, and beside what is left."] if brings_code else []
     return "\n".join(
         [
