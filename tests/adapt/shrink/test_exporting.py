@@ -47,11 +47,10 @@ def config_of(folder: Path, data: Path) -> ProblemConfig:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("lora", {}),
         ("das", {"mask": MASK}),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("full", {}), ("das", {}), ("das", {"mask": (1, 1, 0, 0)}))
+            for case in (("lora", {}), ("full", {}), ("das", {}), ("das", {"mask": (1, 1, 0, 0)}))
         ),
     ],
 )
