@@ -11,7 +11,7 @@ import torch
 from das_gym.adapt.export.card import result
 from das_gym.adapt.export.folder import Exported
 from das_gym.adapt.export.probe import Noise
-from das_gym.adapt.shrink.card import front_matter, loading
+from das_gym.adapt.shrink.card import called, front_matter, loading
 from das_gym.adapt.shrink.checks import source_of
 from das_gym.adapt.shrink.saving import new_folder, rounded, save, saved_dtype
 from das_gym.adapt.shrink.verifying import TOLERANCES, NotTheSameError, Questions, ask_fresh, logits_apart, replayed
@@ -96,9 +96,9 @@ def card(source: Path, exported: Exported, brings_code: bool, vlm: VLM, record: 
     return "\n".join(
         [
             *front_matter(source, auto, ()),
-            f"# {source.name}, fine-tuned",
+            f"# {called(source)}, fine-tuned",
             "",
-            " ".join([f"Made from `{source.name}` by `python -m adapt export` of das_gym.", *how]),
+            " ".join([f"Made from `{called(source)}` by `python -m adapt export` of das_gym.", *how]),
             "",
             *loading(auto, ", trust_remote_code=True" if brings_code else ""),
             "",
