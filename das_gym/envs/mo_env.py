@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector.utils import batch_space
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
@@ -183,7 +182,7 @@ class MOSkipVectorEnv(SkipVectorEnv):
         arguments: As for `SkipVectorEnv` and `MOSkipEnv`.
 
     Attributes:
-        reward_space: Box of the rewards of a step.
+        reward_space: Box of the rewards of one copy, as MO-Gymnasium's vector environments have it.
         reward_dim: How many objectives there are.
     """
 
@@ -193,8 +192,7 @@ class MOSkipVectorEnv(SkipVectorEnv):
     def __init__(self, num_envs: int = 1, **arguments: Any) -> None:
         super().__init__(num_envs, **arguments)
         self.reward_dim = self.template.reward_dim
-        self.single_reward_space = self.template.reward_space
-        self.reward_space = batch_space(self.single_reward_space, num_envs)
+        self.reward_space = self.template.reward_space
         self._fronts = [np.empty((0, self.reward_dim))] * num_envs
 
     def reset(
