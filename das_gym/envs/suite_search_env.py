@@ -41,7 +41,7 @@ class SuiteSearchEnv(SuiteEnv):
     As `SuiteEnv`'s, of the last mask, and `best` and `evaluations`.
 
     ## Arguments
-    evaluations: Masks an episode.
+    evaluations: Masks an episode, 1 to 65,536.
     The others are `SuiteEnv`'s.
 
     ## Version History
@@ -51,8 +51,8 @@ class SuiteSearchEnv(SuiteEnv):
     def __init__(self, evaluations: int = 30, action: str = "scores", **settings: Any) -> None:
         if action == "sequence":
             raise ValueError("action='sequence': an action of a search is a whole mask; use 'scores' or 'mask'")
-        if not is_whole(evaluations) or evaluations < 1:
-            raise ValueError(f"evaluations={evaluations!r}: a search has at least one, a whole number")
+        if not is_whole(evaluations) or not 1 <= evaluations <= 2**MAX_UNITS:
+            raise ValueError(f"evaluations={evaluations!r}: give a whole number, 1 to {2**MAX_UNITS}, as many as masks")
         super().__init__(action=action, **settings)
         self.evaluations = evaluations
         parts = {

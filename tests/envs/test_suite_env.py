@@ -322,8 +322,9 @@ def test_wrong_arguments_are_told(id: str, arguments: dict[str, Any], says: str,
 def test_what_one_form_alone_takes_is_told(suite: str):
     with pytest.raises(ValueError, match="unexpected keyword argument 'evaluation'; did you mean 'evaluations'"):
         gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluation=3)
-    with pytest.raises(ValueError, match=r"evaluations=1\.5: a search has at least one"):
-        gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=1.5)
+    for evaluations in (1.5, 0, 10**9):  # of a billion, what is observed would take all memory
+        with pytest.raises(ValueError, match=f"evaluations={evaluations}: give a whole number, 1 to 65536"):
+            gymnasium.make("DAS-Suite-Search-v0", suite=suite, evaluations=evaluations)
     with pytest.raises(ValueError, match="unknown autoreset_mode 'Disabled'; known: SameStep, NextStep"):
         gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, autoreset_mode="Disabled")
     assert gymnasium.make_vec("DAS-Suite-v0", num_envs=2, suite=suite, autoreset_mode="SameStep").num_envs == 2
