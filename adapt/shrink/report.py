@@ -265,7 +265,9 @@ def conclusion(comparison: Comparison) -> str:
     )
     regained = comparison.regained()
     back = "" if regained is None else f"; recovery took off {100 * regained:.0f} % of the loss that deletion added"
-    if RECOVERED in comparison.rows and final.loss > comparison.rows[SHRUNK].loss:
+    if RECOVERED in comparison.rows and final.loss < full.loss:
+        back = "; its loss is lower than the full model's"
+    elif RECOVERED in comparison.rows and final.loss > comparison.rows[SHRUNK].loss:
         back = "; recovery made the loss worse than it found it: try recover=none, a lower learning_rate or more data"
     return (
         f"The {final.name} model saves {100 * final.macs_saved:.1f} % of the MACs and {smaller:.1f} % of the "

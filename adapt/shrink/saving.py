@@ -97,6 +97,7 @@ def rounded(model: Any, dtype: torch.dtype) -> None:
     Raises:
         FloatingPointError: a parameter is not finite, or beyond what `dtype` holds.
     """
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # what is tied stays so
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_floating_point():
@@ -108,7 +109,7 @@ def rounded(model: Any, dtype: torch.dtype) -> None:
                     "or begin with weights in bfloat16 or float32"
                 )
             if not torch.equal(value, parameter):
-                module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
+                module._parameters[name] = made.setdefault(parameter, torch.nn.Parameter(value, requires_grad=False))
 
 
 def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype) -> None:

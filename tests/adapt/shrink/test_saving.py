@@ -140,6 +140,10 @@ def test_rounding_gives_parameters_of_its_own_where_it_changes_something():
     assert layer.bias is bias
     assert layer.weight is not weight
     assert torch.equal(layer.weight, weight.bfloat16().float())
+    pair = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    pair[1].weight = pair[0].weight  # as embeddings and head are tied
+    rounded(pair, torch.bfloat16)
+    assert pair[1].weight is pair[0].weight
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
