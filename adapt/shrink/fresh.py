@@ -1,6 +1,6 @@
 """Run as a script, in a process of its own: loads a folder with transformers alone and says what it says.
 
-    python -I fresh.py FOLDER GIVEN WANTED
+    python -P fresh.py FOLDER GIVEN WANTED
 
 `GIVEN` and `WANTED` are files of `torch.save`, see `das_gym.adapt.shrink.verifying`. das_gym cannot be imported here.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -190,11 +191,12 @@ def ask_fresh(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         paths = [Path(place) / name for name in ("given.pt", "wanted.pt")]
         torch.save(dict(given), paths[0])
-        command = [sys.executable, "-I", fresh.__file__, str(folder), *map(str, paths)]
+        command = [sys.executable, "-P", fresh.__file__, str(folder), *map(str, paths)]  # torch may lie on PYTHONPATH
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise NotTheSameError(f"{folder} does not run in transformers alone: {lines[-1]}")
+            told = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Killed)\b", line)), lines[-1])
+            raise NotTheSameError(f"{folder} does not run in transformers alone: {told}")
         found: dict[str, Any] = torch.load(paths[1], weights_only=True)
         return found
 

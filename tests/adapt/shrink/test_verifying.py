@@ -172,10 +172,16 @@ def test_what_the_whole_model_does_no_better_is_not_the_masks_fault(
 
 
 def test_a_folder_that_does_not_load_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a message of several lines, the one that says what is wrong; packages on PYTHONPATH are there."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "torch_of_a_cluster.py").write_text("WHY = 'the weights are gone'\n")
     script = tmp_path / "fresh.py"
-    script.write_text("raise RuntimeError('the weights are gone')\n")
+    script.write_text("import torch_of_a_cluster as t\nraise RuntimeError(f'{t.WHY}\\n\\nYou can update Transformers.')\n")
     monkeypatch.setattr(fresh, "__file__", str(script))
-    with pytest.raises(NotTheSameError, match="out does not run in transformers alone: RuntimeError: the weights are gone"):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    with pytest.raises(
+        NotTheSameError, match=r"out does not run in transformers alone: RuntimeError: the weights are gone$"
+    ):
         verifying.ask_fresh(Path("out"), {})
 
 
