@@ -190,8 +190,8 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write `text` to `path` in UTF-8, whole or not at all; "?" stands for what is no UTF-8 in names of files."""
+    write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 1) -> None:

@@ -34,6 +34,14 @@ def test_what_is_written_reads_back_and_leaves_nothing_else(tmp_path):
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.bin", "a.txt"]
 
 
+def test_a_name_that_is_no_utf8_is_written_all_the_same(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    write_text(tmp_path / "a.txt", name)
+    assert (tmp_path / "a.txt").read_bytes() == b"caf?"
+    write_json(tmp_path / "a.json", {name: Path(name)})
+    assert read_json(tmp_path / "a.json") == {name: name}
+
+
 def test_json_floats_read_back_bit_for_bit(tmp_path):
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, 1.0]
     write_json(

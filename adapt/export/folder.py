@@ -20,6 +20,7 @@ from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 
 from das_gym.commandline import used
+from das_gym.files import write_text
 from das_gym.models.checkpoints import families, family_of
 from das_gym.models.portable import DAS_GYM, Portable, portable_head
 from das_gym.models.quiet import quiet_loading
@@ -114,7 +115,7 @@ def export(
         )
         found.append(Exported(out, loads_with, count, difference, graph))
         card = model_card(subnet, portable, found[0], record or {}, head.num_images)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_text(folder / "README.md", card)
 
     write_folder(out, fill)
     return found[0]
