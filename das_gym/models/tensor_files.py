@@ -264,8 +264,6 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     if folder.exists() and not _replaceable(folder):
         raise FileExistsError(f"{folder} exists and is not a checkpoint folder; give another name or remove it first")
     old = folder.with_name(f".{folder.name}.old")
-    if old.is_dir() and not folder.exists():  # a writer was killed between the two steps below
-        old.replace(folder)
     try:
         with whole_folder(folder) as fresh:
             fill(fresh)
@@ -273,7 +271,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                 shutil.rmtree(old, ignore_errors=True)
                 folder.replace(old)
     except BaseException:
-        if old.is_dir() and not folder.exists():
+        if old.is_dir() and not folder.exists():  # or a writer was killed there, earlier
             old.replace(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)

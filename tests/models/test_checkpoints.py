@@ -598,9 +598,10 @@ def test_an_archive_without_checksums(tmp_path):
 
 def test_a_record_of_another_size_than_its_tensor_is_damage(tmp_path):
     torch.save({"a": torch.arange(3.0)}, tmp_path / "whole.ckpt")
-    short = lambda name, content: (name, content[:8] if name.endswith("data/0") else content)  # noqa: E731
-    repacked(tmp_path / "whole.ckpt", tmp_path / "a.ckpt", short)
-    refused(tmp_path / "a.ckpt", "the record whole/data/0 has 8 bytes, but holds 3 numbers of torch.float32")
+    for size in (8, 16):
+        other = lambda name, content, n=size: (name, bytes(n) if name.endswith("data/0") else content)  # noqa: E731
+        repacked(tmp_path / "whole.ckpt", tmp_path / "a.ckpt", other)
+        refused(tmp_path / "a.ckpt", f"the record whole/data/0 has {size} bytes, but holds 3 numbers of torch.float32")
 
 
 def test_records_one_over_the_other_take_no_time(tmp_path):
