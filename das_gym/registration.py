@@ -26,9 +26,10 @@ class ModelEntry:
     Attributes:
         name: How ids and settings name it.
         vlp: Its class, a `das_gym.models.base.VLP`, or that class's "module:name"; `load` likewise.
-        load: Takes the path of a checkpoint, `generator=` for what the checkpoint lacks, and those of `image_size`,
-            `dropout`, `bottleneck` and `skip_bottleneck` that are not the checkpoint's own. Gives the model, or what
-            holds it as `vlp`, with the `heads` that came with it and a `report`; see `das_gym.models.checkpoints.Loaded`.
+        load: Takes the path of a checkpoint, `generator=` for what the checkpoint lacks, and, where its signature has them,
+            those of `image_size`, `dropout`, `bottleneck` and `skip_bottleneck` that are not the checkpoint's own. Gives the
+            model, or what holds it as `vlp`, with the `heads` that came with it and a `report`; see
+            `das_gym.models.checkpoints.Loaded`.
         assets: Folder of the bundled checkpoint, supernets and tables, or None.
         others: Folders of further bundled checkpoints: `checkpoint=` takes their last names as it takes paths.
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. Tasks say likewise what
