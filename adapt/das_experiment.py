@@ -38,6 +38,7 @@ from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, ta
 from das_gym.problem.mask_space import skipped_names
 from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
+from das_gym.wording import counted
 
 FOUND = "found.json"
 SUPERNET_FILE = "supernet.safetensors"
@@ -255,7 +256,7 @@ def _search(
             model.adaptation(kind="supernet", **dataclasses.asdict(das)).save(folder / SUPERNET_FILE)
             write_json(folder / FOUND, found)
     known = of_first(lambda: read_found(folder / FOUND, das.skip_num))
-    print(f"found after {len(known.turns)} turns: skip {', '.join(known.skipped_layers) or 'nothing'}")
+    print(f"found after {counted(len(known.turns), 'turn')}: skip {', '.join(known.skipped_layers) or 'nothing'}")
     return np.array(known.mask, dtype=bool)
 
 

@@ -172,7 +172,7 @@ def _landscape_line(table: SubnetTable) -> str:
     found = table_landscape(table, SUMMARY_SKIP_NUM)
     return (
         f"  landscape of k={SUMMARY_SKIP_NUM}: R2 of a sum over units {found.additivity:.3f}, autocorrelation of neighbours "
-        f"{found.autocorrelation:.3f}, {found.optima} local optima of {found.masks:,} masks"
+        f"{found.autocorrelation:.3f}, local optima: {found.optima} of {found.masks:,} masks"
     )
 
 
