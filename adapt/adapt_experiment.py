@@ -52,9 +52,6 @@ OF_THE_SEARCH = (*BUDGET_SETTINGS, "agent", "evaluations")
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
 UNSKIPPED_FILE = "unskipped_adapter.safetensors"
 
-SEARCH_AGENT = "bayes"
-"""Who searches first unless another agent is named: on the bundled tables it ends at the best mask (LEADERBOARD.md)."""
-
 SearchFirst = Callable[[dict[str, Any]], int]
 """Runs a search with settings of `python -m agents` and returns its run id."""
 
@@ -396,7 +393,7 @@ def told_to_any_search(settings: Any) -> dict[str, Any]:
     env_id = find_environment(settings.model, settings.task).id
     own = {name: value for name, value in changed_settings(settings).items() if name not in ("model", "task")}
     plain = {name: getattr(settings, name) for name in ("runs_dir", "use", "seed")}
-    return {"env_id": env_id, "agent": SEARCH_AGENT, **plain, **own}
+    return {"env_id": env_id, **plain, **own}
 
 
 def _check(settings: AdaptSettings) -> None:

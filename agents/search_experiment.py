@@ -1,11 +1,11 @@
 """Search which layers a task does not need.
 
-    python -m agents search                                         the paper's bandit, 4 of METER's layers, the bundled task
-    python -m agents with meter_vqa bandit skip_num=4 seed=1        the same, spelt out, with another seed
-    python -m agents with vilt_nlvr2 bayes macs_saved=0.12          our own agent, ViLT, at least 12 % of the MACs saved
+    python -m agents search                                         our own agent, 4 of METER's layers, the bundled task
+    python -m agents with meter_vqa bayes skip_num=4 seed=1         the same, spelt out, with another seed
+    python -m agents with vilt_nlvr2 bandit macs_saved=0.12         the paper's bandit, ViLT, at least 12 % of the MACs saved
     python -m agents with meter_vqa latency_saved=0.15              or parameters_saved, memory_saved
     python -m agents with meter_vqa_table random evaluations=100    random search, on the table instead of the model
-    python -m agents with agent_kwargs.learning_rate=10             a setting of the agent
+    python -m agents with bandit agent_kwargs.learning_rate=10      a setting of the agent
     python -m agents with meter_vqa ppo hyperparameters.learning_rate=1e-3      of Stable-Baselines3
     python -m agents with data_root=/data/vqav2 supernet=mine.safetensors
     python -m agents with my_model_vqa use=my_module                what my_module.py registers

@@ -50,7 +50,8 @@ class SearchConfig(BudgetSettings):
     Attributes:
         env_id: Id of the environment.
         env_kwargs: Its keyword arguments, JSON-able, without those that are settings of the search.
-        agent: A name in `das_gym.agents.ask_tell.base.AGENTS`, or "module:class".
+        agent: A name in `das_gym.agents.ask_tell.base.AGENTS`, or "module:class". `bayes` ends at the best mask of bundled
+            tables (LEADERBOARD.md), `bandit` is the paper's.
         agent_kwargs: The agent's own hyperparameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
         seed: Seed of the agent and the environment, 0..2^32 - 1.
         masks_per_turn: Masks that are scored on the same examples, at least 1. The paper's is 3.
@@ -61,7 +62,7 @@ class SearchConfig(BudgetSettings):
 
     env_id: str = DEFAULT_ENV
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    agent: str = "bandit"
+    agent: str = "bayes"
     agent_kwargs: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     masks_per_turn: int = 3

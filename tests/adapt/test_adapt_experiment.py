@@ -157,7 +157,7 @@ class SearchedError(Exception):
 @pytest.mark.parametrize(
     ("names", "given", "asked"),
     [
-        ((), {}, {"env_id": "DAS-METER-VQA-v0", "agent": "bayes", "runs_dir": "runs", "seed": 0}),
+        ((), {}, {"env_id": "DAS-METER-VQA-v0", "runs_dir": "runs", "seed": 0}),
         (("bandit",), {"seed": 3}, {"agent": "bandit", "seed": 3}),
         (
             ("vilt_nlvr2", "ppo"),

@@ -131,7 +131,7 @@ def test_whatever_a_problem_has_can_be_set_and_reaches_it():
         ({"algo": {"gamma": 1.0}}, "unknown setting 'algo'; did you mean 'hyperparameters'"),
         ({"use": "no_such_module"}, "use=no_such_module cannot be imported .ModuleNotFoundError"),
         (
-            {"agent_kwargs": {"learning_rat": 1}},
+            {"agent": "bandit", "agent_kwargs": {"learning_rat": 1}},
             "unknown setting of agent 'bandit', 'learning_rat'; did you mean 'learning_rate'",
         ),
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist. Did you mean: `DAS-METER-VQA`"),
@@ -149,7 +149,10 @@ def test_whatever_a_problem_has_can_be_set_and_reaches_it():
             "unexpected keyword argument 'split'",
         ),
         ({"macs_saved": 0.99}, "macs_saved=0.99 is out of reach"),
-        ({"agent_kwargs": {"learning_rate": -1}}, "learning_rate=-1 is not allowed; give a number above 0"),
+        (
+            {"agent": "bandit", "agent_kwargs": {"learning_rate": -1}},
+            "learning_rate=-1 is not allowed; give a number above 0",
+        ),
         ({"agent": "one_shot", "agent_kwargs": {"statistic": "depht"}}, "unknown statistic 'depht'"),
     ],
 )

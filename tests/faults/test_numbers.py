@@ -51,7 +51,7 @@ def test_words():
 
 
 def test_a_search_tells_the_mask_and_the_examples_and_its_preferences_stay_numbers(diverged: dict[str, str], tmp_path: Path):
-    config = SearchConfig(skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
+    config = SearchConfig(agent="bandit", skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
     with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is not .* examples '\S+', .* 2 more"):
         result = search(config, tmp_path)
     assert np.isfinite(result.preferences).all()

@@ -235,7 +235,7 @@ def test_a_record_of_something_else_is_refused(tmp_path):
         ({"skip_num": -1}, "skip_num=-1 is not allowed; give a whole number from 0 on"),
         ({"evaluations": 0}, "evaluations=0 is not allowed; give a whole number from 1 on"),
         ({"seed": 2**32}, "seed=4294967296 is not allowed; use 0..4294967295"),
-        ({"masks_per_turn": 1}, "masks_per_turn=1 teaches agent 'bandit' nothing; use 2 or more"),
+        ({"agent": "bandit", "masks_per_turn": 1}, "masks_per_turn=1 teaches agent 'bandit' nothing; use 2 or more"),
         ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
         (
             {"agent": "json:loads"},
