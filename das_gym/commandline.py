@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import shlex
 import sys
@@ -90,7 +91,7 @@ class Program:
         """Run the command that the words behind the program's name ask for; the exit code."""
         ready()
         try:
-            code = self._run(arguments)
+            code = self._run([_at_home(word) for word in arguments])
             sys.stdout.flush()
         except BrokenPipeError:
             return unread()
@@ -159,6 +160,12 @@ class Program:
             f'bash and zsh after `eval "$({start} completion)"`.',
         ]
         return "\n".join(lines) + "\n"
+
+
+def _at_home(word: str) -> str:
+    """A word whose value begins with the sign of the home folder, which bash leaves there: `runs_dir=~/runs`."""
+    name, sign, value = word.partition("=")
+    return name + sign + os.path.expanduser(value)  # noqa: PTH111  (which fails where nobody has a home)
 
 
 def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:

@@ -78,6 +78,15 @@ def test_a_program_without_words_shows_its_help_and_returns_exit_codes(capsys):
     assert max(map(len, lines)) <= 80
 
 
+def test_the_home_folder_by_its_sign(monkeypatch: pytest.MonkeyPatch):
+    """bash leaves it in the middle of a word; folders of that name would come to lie in the working one."""
+    monkeypatch.setenv("HOME", "/home/me")
+    seen: list[str] = []
+    program = Program("agents", {"see": Command(lambda: seen.extend, "", "")}, main="see")
+    assert program.run(["see", "with", "runs_dir=~/runs", "out=~", "seed=3", "task=a~b"]) == 0
+    assert seen == ["with", "runs_dir=/home/me/runs", "out=/home/me", "seed=3", "task=a~b"]
+
+
 @pytest.mark.parametrize("program", [agents_commands.PROGRAM, adapt_commands.PROGRAM])
 def test_the_help_fits_80_columns_and_its_examples_name_commands(program):
     assert max(map(len, program.help().splitlines())) <= 80
