@@ -47,6 +47,15 @@ def test_what_knows_the_results_predicts_them_and_noise_does_not(table: SubnetTa
     assert "| between seeds | " in report(table, masks, top, np.stack((reward, reward[::-1]), axis=1))
 
 
+def test_how_far_results_and_seeds_lie_apart(table: SubnetTable):
+    masks, top = drawn_masks(table, 4, 4)
+    metrics = np.array([[0.9, 0.94], [0.95, 0.95], [0.2, 0.2], [0.5, 0.5]])
+    words = "between 20.0 and 95.0 %, in the best tenth from 92.0 % on"
+    assert words in report(table, masks, top, metrics[:, :1] * 0 + metrics.mean(axis=1, keepdims=True)).splitlines()
+    both = f"{words}, where seeds of one mask scatter by 2.00 points (standard deviation)"
+    assert both in report(table, masks, top, metrics).splitlines()
+
+
 @pytest.mark.slow
 def test_the_command_keeps_every_training_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--masks", "4", "--steps", "1", "--test-examples", "16", "--out", str(tmp_path / "fidelity.json")]
