@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
-from das_gym.adapt.subnets import load_subnet, place_of, recorded_data
+from das_gym.adapt.subnets import load_moved, place_of, recorded_data
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.data.checks import require_readable
@@ -81,8 +81,7 @@ class EvaluateSettings(CommandSettings):
             if self.data_root is None:
                 raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
             raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
-        moved = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
-        subnet = load_subnet(place, device=self.device, **moved)
+        subnet = load_moved(place, self.device, self.checkpoint)
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

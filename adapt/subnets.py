@@ -55,6 +55,12 @@ def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int
     return folder, folder
 
 
+def load_moved(place: Path, device: str, checkpoint: str | None) -> AdaptedModel:
+    """`load_subnet` of a place, on a device; from `checkpoint` where that is given, since the recorded one was moved."""
+    moved = {} if checkpoint is None else {"checkpoint": checkpoint}
+    return load_subnet(place, device=device, **moved)
+
+
 def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     """A fine-tuned subnet, its skipped layers removed, in eval mode and in memory of its own.
 

@@ -19,7 +19,7 @@ from das_gym.adapt.compare.kept import trial_of
 from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
-from das_gym.adapt.subnets import load_subnet, place_of, record_in
+from das_gym.adapt.subnets import load_moved, place_of, record_in
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.files import read_json
@@ -67,8 +67,7 @@ def run_export(settings: ExportSettings) -> Exported:
             f"method={settings.method} cannot be exported: it leaves {row.leaves}, for which transformers has no code "
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
-    moved = {} if settings.checkpoint is None else {"checkpoint": settings.checkpoint}
-    subnet = load_subnet(place, device="cpu", **moved)
+    subnet = load_moved(place, "cpu", settings.checkpoint)
     vlp, config = subnet.backbone.vlp, subnet.backbone.config
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
