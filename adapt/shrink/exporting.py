@@ -11,10 +11,18 @@ import torch
 from das_gym.adapt.export.card import result
 from das_gym.adapt.export.folder import Exported
 from das_gym.adapt.export.probe import Noise
-from das_gym.adapt.shrink.card import called, front_matter, loading
+from das_gym.adapt.shrink.card import TRUST, called, front_matter, loading
 from das_gym.adapt.shrink.checks import source_of
 from das_gym.adapt.shrink.saving import new_folder, rounded, save, saved_dtype
-from das_gym.adapt.shrink.verifying import TOLERANCES, NotTheSameError, Questions, ask_fresh, logits_apart, replayed
+from das_gym.adapt.shrink.verifying import (
+    TOLERANCES,
+    NotTheSameError,
+    Questions,
+    ask_fresh,
+    is_remote,
+    logits_apart,
+    replayed,
+)
 
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
@@ -86,13 +94,13 @@ def made_up(processor: Any) -> list[Prompt]:
     return [Prompt(word, pictures, f"answer {word}") for word, pictures in zip(words, seen, strict=True)]
 
 
-def card(source: Path, exported: Exported, brings_code: bool, vlm: VLM, record: Mapping[str, Any]) -> str:
+def card(source: Path, exported: Exported, adapted: bool, vlm: VLM, record: Mapping[str, Any]) -> str:
     """The text of the folder's README.md."""
     auto = exported.loads_with.rpartition(".")[2]
     gone = skipped_names((layer.name for layer in vlm.layers), vlm.check_mask(None))
     how = [f"It is the row {record['row']} of a comparison of methods."] if "row" in record else []
     how += [f"Layers that are gone: {', '.join(gone)}."] if gone else []
-    how += ["Adapters of DAS (arXiv 2309.01479) stand in their place, and beside what is left."] if brings_code else []
+    how += ["Adapters of DAS (arXiv 2309.01479) stand in their place, and beside what is left."] if adapted else []
     return "\n".join(
         [
             *front_matter(source, auto, ()),
@@ -100,7 +108,7 @@ def card(source: Path, exported: Exported, brings_code: bool, vlm: VLM, record: 
             "",
             " ".join([f"Made from `{called(source)}` by `python -m adapt export` of das_gym.", *how]),
             "",
-            *loading(auto, ", trust_remote_code=True" if brings_code else ""),
+            *loading(auto, TRUST if adapted or is_remote(vlm) else "", TRUST if is_remote(vlm) else ""),
             "",
             result(record),
             "",
