@@ -69,4 +69,4 @@ def check_fits(page: Any) -> None:
         page.wait_for_timeout(100)  # charts draw themselves anew
         found = page.evaluate("document.documentElement.scrollWidth")
         if found > width:
-            pytest.fail(f"the page is {found} pixels wide in a window of {width}")
+            pytest.fail(f"{page.url} is {found} pixels wide in a window of {width}")
