@@ -24,6 +24,7 @@ QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers c
 
 QUANTISED_BESIDE = ("quantize_config.json", "quant_config.json")
 """What AutoGPTQ and AutoAWQ wrote when config.json did not tell of them yet."""
+
 COUNTS = ("layer", "layers", "depth", "depths", "blocks")
 """Ends of the names of settings that count layers."""
 

@@ -16,6 +16,7 @@ DTYPE_KEYS = ("dtype", "torch_dtype")
 INDEX = "model.safetensors.index.json"
 INDICES = (INDEX, "pytorch_model.bin.index.json")
 """What tells of weights in several files."""
+
 MAX_HEADER = 10**8
 """Bytes of a header. Source: safetensors' own limit."""
 
