@@ -125,16 +125,14 @@ def report(table: SubnetTable, masks: np.ndarray, top: np.ndarray, metrics: np.n
         cells.append((name, told(values, result), told(values[top], result[top]), f"{short:.1f}"))
     middle, best = np.median(results), results.max()
     ends = f"{len(masks)} masks, {metrics.shape[1]} seeds: metric after fine-tuning {100 * middle:.1f} % in the median, "
-    among = [
-        f"between {100 * results.min():.1f} and {100 * best:.1f} %, in the best tenth from {100 * results[top].min():.1f} % on"
-    ]
+    worst, least = results.min(), results[top].min()
+    among = [f"between {100 * worst:.1f} and {100 * best:.1f} %, in the best tenth from {100 * least:.1f} % on"]
     if metrics.shape[1] > 1:
         scatter = np.sqrt(metrics[top].var(axis=1, ddof=1).mean())
         among.append(f"where seeds of one mask scatter by {100 * scatter:.2f} points (standard deviation)")
     heads = ("predictor", "rho, all", "rho, best tenth", "shortfall, points")
-    return "\n".join(
-        [f"{ends}{100 * best:.1f} % at best", ", ".join(among), "", *markdown_table(heads, cells, words=(0, 1, 2))]
-    )
+    lines = markdown_table(heads, cells, words=(0, 1, 2))
+    return "\n".join([f"{ends}{100 * best:.1f} % at best", ", ".join(among), "", *lines])
 
 
 def known(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:
