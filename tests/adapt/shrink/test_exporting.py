@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.export.folder import Exported
 from das_gym.adapt.methods.base import make_method
 from das_gym.adapt.methods.learnt import trained
+from das_gym.adapt.shrink import exporting
 from das_gym.adapt.shrink.exporting import MadeUp, made_up, write
 from das_gym.adapt.shrink.verifying import Questions, replayed
 from transformers import AutoModelForImageTextToText
 
+from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.stand_ins import as_saved
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, task_class
@@ -107,3 +110,17 @@ def test_a_projector_that_trained_is_written_too(data: Path, tmp_path: Path):
             parameter.data *= 1.5
     backbone.vlp.prune(np.array(MASK, bool))
     write(dataclasses.replace(model), tmp_path / "out", {})
+
+
+@pytest.mark.parametrize(("remote", "adapted"), [(False, False), (False, True), (True, False)])
+def test_the_card_says_what_code_has_to_be_trusted(
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, remote: bool, adapted: bool
+):
+    monkeypatch.setattr(exporting, "is_remote", lambda _: remote)
+    folder = folder_of("llava")
+    exported = Exported(folder, "transformers.AutoModelForImageTextToText", 1, 0.0)
+    lines = exporting.card(folder, exported, adapted, load_vlm(folder), RECORD).splitlines()
+    (model,) = (line for line in lines if line.startswith("model = "))
+    (processor,) = (line for line in lines if line.startswith("processor = "))
+    assert ("trust_remote_code=True" in model) == (remote or adapted)
+    assert ("trust_remote_code=True" in processor) == remote
