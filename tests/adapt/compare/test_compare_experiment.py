@@ -120,7 +120,7 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
     assert "A row of `python -m adapt compare`: LoRA, learning rate 0.01." in card
     assert f"| accuracy on test | {best_of(record, 'lora')['test']:.1%} |" in card
     with monkeypatch.context() as patched:
-        patched.setattr(export_command, "load_subnet", lambda *words, **more: pytest.fail("it was loaded"))
+        patched.setattr(export_command, "load_moved", lambda *words, **more: pytest.fail("it was loaded"))
         code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
         assert code == 1
         assert "method=prompt cannot be exported: it leaves learnt tokens in its input" in told
