@@ -12,12 +12,14 @@ Predictors are the table's reward (exp(-loss) on the reward split) and metric, a
 over the skipped layers: a large one says that a layer matters. rho is Spearman's, over all masks and within the best tenth,
 with 95 % of 2,000 bootstrap samples of masks. `shortfall`: the best metric of all less that of the mask that the predictor
 likes best. With several seeds, `between seeds` is what a training with another seed predicts; nothing can beat that by much.
+`--short 15 30` adds predictors: so few steps from the supernet, by the loss on the reward split then, as `refine` has them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,15 @@ from benchmarks.machine import describe_machine
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import load_splits
+from das_gym.problem.loading import AdaptedModel, load_splits
 from das_gym.problem.mask_space import every_mask
 from das_gym.registration import named_environments
 from das_gym.runs import progress
 from das_gym.tables.table import SubnetTable
 
 STARTS = ("supernet", "new")
+SHORT, SHORT_SEED = "short", 1000
+"""What short trainings are kept under, and their seed: none of the others'."""
 RESAMPLES = 2000
 
 
@@ -65,14 +69,14 @@ def statistic_sums(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarra
     return {f"sum of {name}": sums[:, column] for column, name in enumerate(table.meta.statistics)}
 
 
-def trained_metric(course: Course, mask: np.ndarray, start: str, config: FinetuneConfig) -> float:
-    """The metric on the test split of a mask's subnet, fine-tuned."""
+def fine_tuned(course: Course, mask: np.ndarray, start: str, config: FinetuneConfig) -> AdaptedModel:
+    """A mask's subnet, fine-tuned."""
     problem, splits = course.problem, course.splits
     subnet = cut_subnet(problem, splits, mask) if start == "supernet" else new_subnet(problem, splits, mask, config.seed)
     torch.manual_seed(config.seed)
     step_loss, trainer = set_up(subnet, splits.train, config, None, course.encoder, held_out=splits.reward)
     trainer.run(step_loss.parts, "fine-tuning")
-    return evaluate(subnet, course.test_examples, "test", rank_images=1).metric
+    return subnet
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -106,7 +110,13 @@ def told(a: np.ndarray, b: np.ndarray) -> str:
     return f"{rho:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def report(table: SubnetTable, masks: np.ndarray, top: np.ndarray, metrics: np.ndarray) -> str:
+def report(
+    table: SubnetTable,
+    masks: np.ndarray,
+    top: np.ndarray,
+    metrics: np.ndarray,
+    short: Mapping[int, np.ndarray] | None = None,
+) -> str:
     """A Markdown table of predictors, of (masks, seeds) metrics after fine-tuning.
 
     Args:
@@ -114,9 +124,11 @@ def report(table: SubnetTable, masks: np.ndarray, top: np.ndarray, metrics: np.n
         masks: (m, n_layers) those that were trained.
         top: (m,) bool, those of the best tenth.
         metrics: (m, seeds) 0..1.
+        short: (m,) what short trainings predict, by their steps.
     """
     results = metrics.mean(axis=1)
-    rows = {name: (values, results) for name, values in predictors(table, masks).items()}
+    said = predictors(table, masks) | {f"{steps} steps of fine-tuning": values for steps, values in (short or {}).items()}
+    rows = {name: (values, results) for name, values in said.items()}
     if metrics.shape[1] > 1:
         rows["between seeds"] = (metrics[:, 0], metrics[:, 1:].mean(axis=1))
     cells = []
@@ -150,23 +162,32 @@ def known(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:
 
 
 def train_all(course: Course, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
-    """Metrics by start, seed and mask, those of before among them; the file has each as soon as it is known."""
+    """Results by `key`, those of before among them; the file has each as soon as it is known."""
     settings = {name: getattr(options, name) for name in ("env", "steps", "learning_rate", "skip_num", "test_examples")}
     trained = known(options.out, settings)
-    every = [(seed, mask, start) for seed in range(options.seeds) for mask in masks for start in options.start]
+    every = [(start, seed, mask) for seed in range(options.seeds) for mask in masks for start in options.start]
+    every += [(f"{SHORT} {steps}", SHORT_SEED, mask) for steps in options.short for mask in masks]
     todo = [each for each in every if key(*each) not in trained]
     with progress(len(todo), "fine-tuning masks", unit="mask") as bar:
-        for seed, mask, start in todo:
-            rate = options.learning_rate
-            config = FinetuneConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
-            trained[key(seed, mask, start)] = trained_metric(course, mask, start, config)
+        for start, seed, mask in todo:
+            trained[key(start, seed, mask)] = result(course, start, seed, mask, options)
             if options.out is not None:
                 write_json(options.out, {"machine": describe_machine(), "settings": settings, "trained": trained})
             bar.update()
     return trained
 
 
-def key(seed: int, mask: np.ndarray, start: str) -> str:
+def result(course: Course, start: str, seed: int, mask: np.ndarray, options: argparse.Namespace) -> float:
+    """The metric on the test split of a mask's subnet, fine-tuned; of a short training -loss on the reward split."""
+    rate = options.learning_rate
+    config = FinetuneConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
+    if not start.startswith(SHORT):
+        return evaluate(fine_tuned(course, mask, start, config), course.test_examples, "test", rank_images=1).metric
+    config = dataclasses.replace(config, steps=int(start.removeprefix(SHORT)))
+    return -evaluate(fine_tuned(course, mask, "supernet", config), course.splits.reward, "reward split", rank_images=1).loss
+
+
+def key(start: str, seed: int, mask: np.ndarray) -> str:
     """What a training is kept under."""
     return f"{start} {seed} {''.join(str(int(bit)) for bit in mask)}"
 
@@ -184,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=FinetuneConfig.steps)
     parser.add_argument("--learning-rate", type=float, help="of adapters and head; that of `python -m adapt` otherwise")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--short", nargs="+", type=int, default=[], metavar="STEPS")
     parser.add_argument("--test-examples", type=int)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -194,10 +216,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     splits = load_splits(problem)
     course = Course(problem, splits, FinetuneConfig(steps=options.steps), Path(), options.test_examples)
     trained = train_all(course, masks, options)
+    short = {
+        steps: np.array([trained[key(f"{SHORT} {steps}", SHORT_SEED, mask)] for mask in masks]) for steps in options.short
+    }
     for start in options.start:
-        metrics = np.array([[trained[key(seed, mask, start)] for seed in range(options.seeds)] for mask in masks])
+        metrics = np.array([[trained[key(start, seed, mask)] for seed in range(options.seeds)] for mask in masks])
         print(f"\n{options.env}, {options.skip_num} layers skipped, {options.steps} steps, adapters: {start}\n")
-        print(report(table, masks, top, metrics))
+        print(report(table, masks, top, metrics, short))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def test_what_knows_the_results_predicts_them_and_noise_does_not(table: SubnetTa
     assert "between seeds" not in text
     low, high = interval(reward, np.random.default_rng(3).permutation(reward))
     assert low < 0 < high
+    assert "| 15 steps of fine-tuning | 1.00 [1.00, 1.00] |" in report(table, masks, top, reward[:, None], {15: 2 * reward})
     assert "| between seeds | " in report(table, masks, top, np.stack((reward, reward[::-1]), axis=1))
 
 
@@ -62,13 +63,15 @@ def test_the_command_keeps_every_training_and_goes_on(tmp_path: Path, capsys: py
     main([*words, "--start", "new"])
     first = json.loads((tmp_path / "fidelity.json").read_text())["trained"]
     assert len(first) == 4
-    main(words)
+    main([*words, "--short", "1"])
     both = json.loads((tmp_path / "fidelity.json").read_text())["trained"]
-    assert len(both) == 8
+    assert len(both) == 12
+    assert sum(name.startswith("short 1 1000 ") for name in both) == 4
     assert both.items() >= first.items()
     printed = capsys.readouterr().out
     assert "adapters: supernet" in printed
     assert "| sum of leave_one_out |" in printed
+    assert "| 1 steps of fine-tuning |" in printed
 
 
 def test_a_file_of_other_settings_is_not_gone_on_from(tmp_path: Path):
