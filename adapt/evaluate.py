@@ -49,6 +49,9 @@ def mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> Tensor:
     return total / len(sources)
 
 
+NEW_TOKENS = 128
+"""Most tokens of an answer in words, unless more are asked for."""
+
 RANKED_IMAGES = 100
 """Images that are ranked, with all of their texts, unless more are asked for; the field's test sets have 1,000."""
 
@@ -99,11 +102,27 @@ def evaluate(
 
 
 @torch.inference_mode()
-def predict(subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int = 128) -> list[dict[str, Any]]:
-    """What a subnet answers to examples, whose right answers need not be known; see `Task.predictions`."""
-    return [
-        row for chunk, logits in answered(subnet, examples, title, pairs) for row in subnet.task.predictions(chunk, logits)
-    ]
+def predict(
+    subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int = 128, new_tokens: int = NEW_TOKENS
+) -> list[dict[str, Any]]:
+    """What a subnet answers to examples, whose right answers need not be known; see `Task.predictions` and `written`.
+
+    Args:
+        subnet: A pruned model with its head.
+        examples: At least one.
+        title: Of the progress bar.
+        pairs: At most so many go through the model at a time, where answers are chosen.
+        new_tokens: Most tokens of an answer in words.
+    """
+    task = subnet.task
+    asked = [task.asked(example) for example in examples]
+    chosen = [example for example, prompt in zip(examples, asked, strict=True) if prompt is None]
+    free = [prompt for prompt in asked if prompt is not None]
+    said = iter(subnet.backbone.vlp.say(task.processor, free, title, new_tokens) if free else ())
+    batches = answered(subnet, chosen, title, pairs) if chosen else ()
+    rows = (row for chunk, logits in batches for row in task.predictions(chunk, logits))
+    pairs_of = zip(examples, asked, strict=True)
+    return [next(rows) if prompt is None else task.written(example, next(said)) for example, prompt in pairs_of]
 
 
 def answered(

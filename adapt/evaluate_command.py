@@ -7,9 +7,10 @@ python -m adapt evaluate with run=5 method=lora
 
 `run` is the id of a run of `python -m adapt` or `adapt das` that ended, or the folder of one, or a folder that
 `adapt export` wrote; or a run of `adapt compare`, of whose models `method` names one. The file holds an object an
-example, as the task's server takes it: for VQA `question_id` and `answer`, for NLVR2 `identifier` and `prediction`. For
-answers in words it holds `key` with the chosen option, or, where there is nothing to choose from, what the model says
-teacher-forced. `predict` scores nothing, and takes data without answers too, but for answers in words.
+example, as the task's server takes it: for VQA `question_id` and `answer`, for NLVR2 `identifier` and `prediction`.
+`predict` scores nothing, and takes data without answers too. Models that answer in words say theirs there, greedy; where
+`evaluate` scores them it writes `key` with the chosen option or, where there is nothing to choose from, the likeliest token
+at each place of the right answer, `teacher_forced`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
+from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
 from das_gym.adapt.subnets import load_moved, place_of, recorded_data
 
 from das_gym.commandline import CommandSettings, parse_or_help
@@ -38,11 +39,13 @@ class EvaluateSettings(CommandSettings):
         method: Whose model, where the run compares methods: `lora`, `das_4`, `random_4`, ...
         seed: Of that model, where all are kept; None is the one that is best on the reward split.
         split: `train`, `reward` or `test`, as das_gym divides the data; of VQAv2 also `train2014`, `val2014`, `test2015`
-            or `test-dev2015`, for which nothing else has to be there.
+            or `test-dev2015`, for which nothing else has to be there; for models that answer in words also `questions`: a
+            file of LLaVA's for evaluation, lines of `question_id`, `image` and `text`.
         data_root: Folder of the data; None is the run's own.
         out: JSON file for what the model answers; None writes none (`predict` needs one).
         examples: At most so many, the first; None is all.
         rank_images: Most images that are ranked in retrieval, None = all.
+        new_tokens: Most tokens of an answer in words that `predict` writes.
         on_bad_example: `raise` at the first bad example, or `skip` it.
         device: `auto`, `cpu`, `cuda`, ...
         runs_dir: Folder of all runs.
@@ -57,6 +60,7 @@ class EvaluateSettings(CommandSettings):
     out: str | None = None
     examples: int | None = None
     rank_images: int | None = RANKED_IMAGES
+    new_tokens: int = NEW_TOKENS
     on_bad_example: str = "raise"
     device: str = "auto"
     runs_dir: str = RUNS_DIR
@@ -66,6 +70,8 @@ class EvaluateSettings(CommandSettings):
         check_rank_images(self.rank_images)
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples={self.examples} is not allowed; give 1 or more, or leave it out for all")
+        if self.new_tokens < 1:
+            raise ValueError(f"new_tokens={self.new_tokens} is not allowed; give 1 or more")
         if self.out is not None and Path(self.out).expanduser().exists():
             raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
 
@@ -111,7 +117,7 @@ def prediction_main(words: Sequence[str]) -> None:
     if settings.out is None:
         raise ValueError("predict needs a file to write answers to: pass out=answers.json")
     subnet, examples, _ = settings.load()
-    answers = predict(subnet, examples, "predicting")
+    answers = predict(subnet, examples, "predicting", new_tokens=settings.new_tokens)
     write_json(settings.out, answers)
     print(f"{len(answers):,} answers: {settings.out}")
 

@@ -67,19 +67,19 @@ class Prompt:
     Attributes:
         question: What the user says, a mark `<image>` where a picture stands; pictures without one come first.
         images: The pictures, in the order of the marks.
-        answer: What the model should say.
+        answer: What the model should say; None = nobody knows, and the question alone is read.
         rounds: Earlier questions and answers.
     """
 
     question: str
     images: tuple[ImageSource, ...]
-    answer: str
+    answer: str | None
     rounds: tuple[tuple[str, str], ...] = ()
 
     @property
     def text(self) -> str:
         """All that is said: earlier rounds, the question and the answer."""
-        return "\n".join([*(said for both in self.rounds for said in both), self.question, self.answer])
+        return "\n".join([*(said for both in self.rounds for said in both), self.question, self.answer or ""])
 
     @property
     def image_key(self) -> tuple[str, ...]:

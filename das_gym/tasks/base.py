@@ -191,6 +191,19 @@ class Task(ABC):
         numbers = logits.flatten(1).argmax(-1).tolist() if chosen else [None] * len(examples)
         return [{"key": e.key, "prediction": number} for e, number in zip(examples, numbers, strict=True)]
 
+    def asked(self, example: Any) -> Any:
+        """What a model that answers in words of its own is asked; None where it chooses, see `predictions`."""
+        del example
+        return None
+
+    def written(self, example: Any, text: str) -> dict[str, Any]:
+        """A model's answer in words to what `asked` asks, as `predictions` has those that were chosen.
+
+        Raises:
+            TypeError: the task is not answered in words.
+        """
+        raise TypeError(f"{self.name} is not answered in words of the model's own: {text!r} is no answer to {example!r}")
+
     def question(self, example: Any) -> str:
         """What an example asks, for people to read: the text of its first pair, unless a task says otherwise."""
         return self.pairs([example])[0].text

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,9 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits
 from das_gym.registration import named_environments
 from tests.models.transformers import tiny
-from tests.tasks.answering.making import llava_folder
+from tests.tasks.answering.making import llava_folder, write_lines
+
+Run = Callable[..., tuple[int, str]]
 
 MASK = np.array([0, 1, 0, 1], dtype=bool)
 
@@ -56,6 +61,29 @@ def test_a_subnet_is_fine_tuned_saved_and_loaded(config: ProblemConfig, tmp_path
     again = load_subnet(save(subnet, tmp_path / "mine").parent)
     np.testing.assert_array_equal(again.backbone.vlp.pruned_mask, MASK)
     assert evaluate(again, splits.train, "again").loss == pytest.approx(after.loss, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_answers_that_nobody_knows_are_said(config: ProblemConfig, tmp_path: Path, run_here: Run):
+    """A subnet with adapters, by `adapt predict` of questions alone: each token is the likeliest by its own forward."""
+    splits = load_splits(config)
+    subnet = cut_subnet(config, splits, MASK)
+    finetune(subnet, splits, FinetuneConfig(steps=15, batch_size=12, learning_rate=1e-2), "fine-tuning")
+    save(subnet, tmp_path / "mine")
+    asked = [{"question_id": n, "image": f"{n}.png", "text": e.question} for n, e in enumerate(splits.train[:4])]
+    file = write_lines(Path(config.data_root or "") / "asked.jsonl", asked)
+    words = ("run=mine", f"data_root={file}", "split=questions", "out=said.json", "new_tokens=5")
+    with pytest.warns(UserWarning, match="4 of 4 answers are cut at new_tokens=5: pass more"):
+        assert run_here("predict", "with", *words)[0] == 0
+    rows = json.loads((tmp_path / "said.json").read_text())
+    assert [row["question_id"] for row in rows] == [0, 1, 2, 3]
+    known = [replace(e, answer=row["answer"]) for e, row in zip(splits.train[:4], rows, strict=True)]
+    forced = [row["teacher_forced"] for row in evaluate(subnet, known, "again").predictions]
+    assert all(one.startswith(row["answer"]) for one, row in zip(forced, rows, strict=True))
+    assert {row["answer"] for row in rows} - {""}, rows
+    code, printed = run_here("evaluate", "with", *words[:3])
+    assert code == 1
+    assert "has no answers to compare with: use `adapt predict`" in printed
 
 
 @pytest.mark.slow

@@ -184,7 +184,19 @@ def generate(
     batch_size: int = 8,
     new_tokens: int | None = None,
 ) -> list[str]:
-    """The model's own answer to each prompt, greedy.
+    """As `generate_tokens`, in words."""
+    return list(map(processor.decode, generate_tokens(vlm, processor, prompts, title, batch_size, new_tokens)))
+
+
+def generate_tokens(
+    vlm: VLM,
+    processor: PromptProcessor,
+    prompts: Sequence[Any],
+    title: str,
+    batch_size: int = 8,
+    new_tokens: int | None = None,
+) -> list[list[int]]:
+    """The tokens of the model's own answer to each prompt, greedy, up to the end.
 
     Args:
         vlm: The model, nothing in it skipped: its layers are deleted or all there.
@@ -199,13 +211,13 @@ def generate(
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
-    said: dict[int, str] = {}
+    said: dict[int, list[int]] = {}
     chunk = max(size * 4, 1)  # so many prompts have their pixels in memory
     with progress(len(prompts), title, unit="answer") as bar:
         for start in range(0, len(prompts), chunk):
             here = [processor.encode(prompt, pixels=True) for prompt in prompts[start : start + chunk]]
             for rows in batches_of(here, size):
                 for row, tokens in zip(rows, say(vlm, processor, [here[r] for r in rows], settings), strict=True):
-                    said[start + row] = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                    said[start + row] = tokens
                 bar.update(len(rows))
     return [said[number] for number in range(len(prompts))]

@@ -76,6 +76,11 @@ class PromptProcessor:
         """Whether it takes pictures."""
         return getattr(self.processor, "image_processor", None) is not None
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """What tokens of an answer say, without special ones."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text.strip()
+
     def identity(self) -> str:
         """Changes with anything that a batch depends on besides its prompts."""
         seen = json.dumps(getattr(self.processor, "image_processor", None), default=_settings, sort_keys=True)
@@ -225,15 +230,17 @@ class PromptProcessor:
         return parts
 
     def _answer_ids(self, prompt: Prompt, asked: str | None) -> list[int]:
-        """The tokens of the answer and of what ends it."""
-        text = prompt.answer if asked is None else self._answer_text(prompt, asked)
+        """The tokens of the answer and of what ends it; none of an answer that nobody knows."""
+        answer = prompt.answer
+        if answer is None:
+            return []
+        text = answer if asked is None else self._answer_text(prompt, asked, answer)
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         end = next((place for place, token in enumerate(ids) if token in self.ends), None)
         ids = ids[:end] if end is None else ids[: end + 1]
-        if not prompt.answer.strip() or not ids or ids[0] in self.ends:
+        if not answer.strip() or not ids or ids[0] in self.ends:
             raise PromptError(
-                f"{_short(prompt)}: the answer {prompt.answer!r} comes to no token: take it out of the data, or give "
-                "another",
+                f"{_short(prompt)}: the answer {answer!r} comes to no token: take it out of the data, or give another",
                 prompt,
             )
         return ids if end is not None else [*ids, self.ends[0]]
@@ -251,12 +258,12 @@ class PromptProcessor:
                 part.pop("image", None)
         return messages
 
-    def _answer_text(self, prompt: Prompt, asked: str) -> str:
-        """What the template writes behind the question when the answer has been given."""
+    def _answer_text(self, prompt: Prompt, asked: str, answer: str) -> str:
+        """What the template writes behind the question when an answer has been given."""
         messages = self._said(prompt)
-        messages.append({"role": "assistant", "content": self._content(prompt.answer, [])})
+        messages.append({"role": "assistant", "content": self._content(answer, [])})
         whole = self.processor.apply_chat_template(messages, tokenize=False)
-        text = whole[len(asked) :] if whole.startswith(asked) else prompt.answer
+        text = whole[len(asked) :] if whole.startswith(asked) else answer
         return text if any(self.tokenizer.decode([end]) in text for end in self.ends) else text.rstrip()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -318,6 +319,17 @@ class VLM(VLP):
 
         return forward
 
+    def say(self, processor: Any, prompts: Sequence[Any], title: str, new_tokens: int) -> list[str]:
+        """As `VLP.say`, by transformers' `generate`."""
+        from das_gym.models.transformers.generation import generate_tokens
+        from das_gym.models.transformers.stand_ins import as_saved
+
+        said = generate_tokens(as_saved(self) if self.tunable else self, processor, prompts, title, new_tokens=new_tokens)
+        cut = sum(len(tokens) == new_tokens for tokens in said)
+        if cut:
+            warnings.warn(f"{cut} of {len(said)} answers are cut at new_tokens={new_tokens}: pass more", stacklevel=2)
+        return [processor.decode(tokens) for tokens in said]
+
     def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
         """As `VLP.served`: its own forward up to the first token, every position in every layer, as others run its folder.
 
@@ -364,7 +376,7 @@ class VLM(VLP):
 
     def sample(self, processor: Any, pairs: Sequence[Any], counter: MacCounter) -> tuple[State, int]:
         """The longest of the prompts, and the MACs of its pictures."""
-        longest = max(pairs, key=lambda prompt: len(prompt.question) + len(prompt.answer))
+        longest = max(pairs, key=lambda prompt: len(prompt.question) + len(prompt.answer or ""))
         if not (longest.images and self.traits.keeps_images):
             return counted(lambda: self.gather(processor, [longest], lambda _, items: {}))
         (_, part, macs), *_ = self.encode_items(processor, "image", {0: longest}, counter)

@@ -16,11 +16,12 @@ class AnswerExample:
         images: The pictures, in the order of the `<image>` marks of `rounds` and `question`.
         question: What the user says last, with a mark `<image>` where a picture stands, if it says so; pictures without
             a mark come before everything else.
-        answer: The reference answer, whose likelihood is the loss.
+        answer: The reference answer, whose likelihood is the loss; empty where nobody knows it.
         answers: Every answer that counts, one entry an annotator; empty = `answer` alone.
         options: What there is to choose from, `answer` among them; empty = anything can be said.
         rounds: Earlier questions and answers of the same conversation.
         kind: The data set's own group, such as `count` or `CLOSED`; empty where the format has none.
+        question_id: By which its server knows the question; None where the format has none.
     """
 
     key: str
@@ -31,3 +32,4 @@ class AnswerExample:
     options: tuple[str, ...] = ()
     rounds: tuple[tuple[str, str], ...] = ()
     kind: str = ""
+    question_id: int | str | None = None

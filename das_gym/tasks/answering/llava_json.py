@@ -59,6 +59,45 @@ def load_llava(files: Mapping[str, Path], root: Path, on_bad_example: str = "rai
     return divided(_with_classes(parts), " and ".join(map(str, files.values())), bad)
 
 
+def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> list[AnswerExample]:
+    """Read a file for evaluation as LLaVA has them, without answers: lines of `question_id`, `text` and perhaps `image`.
+
+    Args:
+        path: The file.
+        root: The folder in which images are looked for.
+        on_bad_example: As for `load_llava`.
+
+    Raises:
+        FileNotFoundError: An image is missing.
+        ValueError: The file or an entry is damaged, or two have one `question_id`.
+    """
+    bad, finder, read = BadExamples(on_bad_example), ImageFinder(path.parent, root), dict[object, AnswerExample]()
+    bad.new_file()
+    for where, entry in read_entries(path, bad):
+        try:
+            example = _question(entry, where, finder)
+            if example.question_id in read:
+                raise ValueError(f"{where} has the question_id {example.question_id!r} of an entry before it")
+            read[example.question_id] = example
+        except ValueError as error:
+            bad.report(error)
+    kept = bad.drop_broken(
+        list(read.values()), images=lambda e: e.images, name=lambda e: f"{path}: question_id {e.question_id}"
+    )
+    bad.require(kept, str(path))
+    return kept
+
+
+def _question(entry: Any, where: str, finder: ImageFinder) -> AnswerExample:
+    check_fields(entry, {"question_id": (int, str), "text": str}, where)
+    check_text(entry["text"], f"{where}: text")
+    images = tuple(finder.find(name, where) for name in _image_names(entry.get("image"), where))
+    kind, number = entry.get("category"), entry["question_id"]
+    return AnswerExample(
+        str(number), images, entry["text"].strip(), "", kind=kind if isinstance(kind, str) else "", question_id=number
+    )
+
+
 def _read(path: Path, above: Path, root: Path, bad: BadExamples) -> list[Conversation]:
     """The good conversations of a file, with keys that begin with its name from a folder above it on."""
     bad.new_file()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from das_gym.data.arrow import is_arrow
+from das_gym.data.checks import BadExamples
 from das_gym.data.splits import Mapped, Splits
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.prompts import TRUE_OR_FALSE, instructed
@@ -19,7 +20,8 @@ from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 from das_gym.tasks.vqa.arrow import FILES as VQA_FILES
 from das_gym.tasks.vqa.arrow import OUT_OF_VOCABULARY, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample, VQATable
-from das_gym.tasks.vqa.vqav2 import load_vqav2
+from das_gym.tasks.vqa.vqav2 import load_vqav2, read_vqav2
+from das_gym.tasks.vqa.vqav2_files import SPLITS
 
 TRUTHS = ("true", "false")
 """NLVR2's answers."""
@@ -40,8 +42,7 @@ def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> S
     load = load_arrow_vqa if is_arrow(data_root, VQA_FILES) else load_vqav2
     splits = load(data_root, on_bad_example)
     asked = {name: _answerable(getattr(splits, name)) for name in ("train", "reward", "test")}
-    families = {kind for part in asked.values() for kind in _question_types(part)} - {""}
-    make = partial(_asked, by_question=0 < len(families) <= MAX_FAMILIES)
+    make = partial(_asked, by_question=_by_question(asked.values()))
     dropped = {name: len(getattr(splits, name)) - len(part) for name, part in asked.items()}
     lines = tuple(
         f"{data_root}: {count} questions of the {name} split, whose every answer is empty when it is normalised"
@@ -51,6 +52,26 @@ def load_prompted_vqa(data_root: str | Path, on_bad_example: str = "raise") -> S
     count = splits.left_out_count + sum(dropped.values())
     train, reward, test = (Mapped(part, make) for part in asked.values())
     return Splits(train, reward, test, (*splits.left_out, *lines), count)
+
+
+def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
+    """A part of VQAv2's files alone, asked as `load_prompted_vqa` does: `train2014`, `val2014`, `test2015`, `test-dev2015`.
+
+    Of the last two nobody has answers.
+
+    Raises:
+        FileNotFoundError, ValueError: As `das_gym.tasks.vqa.vqav2.read_vqav2`.
+    """
+    read: Sequence[VQAExample] = read_vqav2(data_root, part, BadExamples(on_bad_example))
+    if part in SPLITS:
+        read = _answerable(read)
+    return Mapped(read, partial(_asked, by_question=_by_question([read])))
+
+
+def _by_question(parts: Iterable[Sequence[VQAExample]]) -> bool:
+    """Whether questions are grouped by their own types."""
+    families = {kind for part in parts for kind in _question_types(part)} - {""}
+    return 0 < len(families) <= MAX_FAMILIES
 
 
 def _answerable(part: Sequence[VQAExample]) -> Sequence[VQAExample]:
@@ -78,9 +99,10 @@ def _asked(example: VQAExample, by_question: bool) -> AnswerExample:
         key=example.key,
         images=(example.image,),
         question=instructed(example.question),
-        answer=example.answer or said.most_common(1)[0][0],
+        answer=example.answer or next((answer for answer, _ in said.most_common(1)), ""),
         answers=example.answers,
         kind=example.question_type if by_question else example.answer_type,
+        question_id=example.question_id,
     )
 
 

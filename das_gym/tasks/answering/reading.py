@@ -14,8 +14,8 @@ from das_gym.tasks.answering.class_folders import class_folders, load_class_fold
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.image_files import MOST_FOLDERS, subfolders
 from das_gym.tasks.answering.json_files import ALL, DataFile, check_companions, data_file, data_sets, json_files
-from das_gym.tasks.answering.llava_json import load_llava
-from das_gym.tasks.answering.prompted import load_prompted_nlvr2, load_prompted_vqa
+from das_gym.tasks.answering.llava_json import load_llava, load_questions
+from das_gym.tasks.answering.prompted import load_prompted_nlvr2, load_prompted_part, load_prompted_vqa
 from das_gym.tasks.answering.scienceqa import PID_SPLITS, PROBLEMS, load_scienceqa
 from das_gym.tasks.answering.slake import load_slake
 from das_gym.tasks.nlvr2.files import FOLDERS as NLVR2_FOLDERS
@@ -34,7 +34,13 @@ RECOGNISED = (
 DEPTH = 2
 """How deep below the data root files are looked for."""
 
-QUESTIONS_ONLY = "has questions without answers; add the file with the answers of gpt, in 'conversations'"
+QUESTIONS = "questions"
+"""The part that a file of LLaVA's for evaluation is, which has no answers."""
+
+QUESTIONS_ONLY = (
+    "has questions without answers; add the file with the answers of gpt, in 'conversations', or have them answered by "
+    f"`adapt predict` with split={QUESTIONS}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +51,13 @@ class Found:
         what: The format, in words.
         files: What may be named as the data root to have it read: its files, or a folder.
         load: Reads it, given `on_bad_example`.
+        load_part: Reads a part by the name that the format has for it, given that and `on_bad_example`; None = it has none.
     """
 
     what: str
     files: tuple[Path, ...]
     load: Callable[[str], Splits[AnswerExample]]
+    load_part: Callable[[str, str], Sequence[AnswerExample]] | None = None
 
 
 def load_answers(data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[AnswerExample]:
@@ -69,10 +77,45 @@ def load_answers(data_root: str | Path | None, on_bad_example: str = "raise") ->
     """
     if data_root is None:
         return load_prompted_vqa(shapes_root(), on_bad_example)
+    return _find(_there(data_root)).load(on_bad_example)
+
+
+def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
+    """A part of a data set by the name that its format has for it, answers known or not.
+
+    Args:
+        data_root: As for `load_answers`; or a file of LLaVA's for evaluation, or a folder with one.
+        part: `train2014`, `val2014`, `test2015` or `test-dev2015` of VQAv2, for which nothing else has to be there; or
+            `questions`: a file of LLaVA's for evaluation, see `das_gym.tasks.answering.llava_json.load_questions`.
+        on_bad_example: As for `load_answers`.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_answers`; or the data have no such part.
+    """
+    if data_root is None:
+        return load_prompted_part(shapes_root(), part, on_bad_example)
+    root = _there(data_root)
+    if part == QUESTIONS:
+        folder = root if root.is_dir() else root.parent
+        files = [file.path for file in json_files(folder) if file.kind == QUESTIONS and root in (folder, file.path)]
+        if len(files) != 1:
+            several = f"files with questions alone, {', '.join(map(str, files))}: pass one as data_root"
+            raise ValueError(f"{root} holds {several if files else 'no file of lines with question_id, text and image'}")
+        return load_questions(files[0], folder, on_bad_example)
+    found = _find(root)
+    if found.load_part is None:
+        raise ValueError(
+            f"split={part!r}: {root} holds {found.what}, of which there are train, reward and test; {QUESTIONS} where "
+            "questions alone lie there"
+        )
+    return found.load_part(part, on_bad_example)
+
+
+def _there(data_root: str | Path) -> Path:
     root = Path(data_root).expanduser().absolute()
     if not root.exists():
         raise FileNotFoundError(f"data_root={str(data_root)!r} is not there; name a folder with {_listed(RECOGNISED)}")
-    return _find(root).load(on_bad_example)
+    return root
 
 
 def _listed(things: Sequence[str]) -> str:
@@ -146,7 +189,7 @@ def _files_in(folder: Path, root: Path, named: Path | None = None) -> Iterator[F
         yield Found("ScienceQA", scienceqa, partial(load_scienceqa, folder, root))
     vqa = (*sorted(folder.glob("*mscoco_*_questions.json")), *sorted(folder.glob("vqav2_*.arrow")))
     if vqa:
-        yield Found("VQAv2", vqa, partial(load_prompted_vqa, folder))
+        yield Found("VQAv2", vqa, partial(load_prompted_vqa, folder), partial(load_prompted_part, folder))
     pairs = [path for inner in NLVR2_FOLDERS if _is_nlvr2(path := folder / inner / "train.json")]
     base = _nlvr2_root(folder, pairs[0].parent) if pairs else folder
     pairs += sorted(folder.glob("nlvr2_*.arrow"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from das_gym.models.inputs import Prompt
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.metrics import score_answer, summary_by_kind
 from das_gym.tasks.answering.prompts import IMAGE_MARK
-from das_gym.tasks.answering.reading import load_answers
-from das_gym.tasks.base import Task
+from das_gym.tasks.answering.reading import load_answers, load_answers_part
+from das_gym.tasks.base import PARTS, Task
 
 
 class AnsweringTask(Task):
@@ -36,6 +37,18 @@ class AnsweringTask(Task):
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[AnswerExample]:
         """Any format of `das_gym.tasks.answering.reading`; None is Shapes-VQA."""
         return load_answers(data_root, on_bad_example)
+
+    @classmethod
+    def load_part(cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[AnswerExample]:
+        """As `Task.load_part`; also the parts of `das_gym.tasks.answering.reading.load_answers_part`."""
+        if part in PARTS:
+            return super().load_part(data_root, part, on_bad_example)
+        return load_answers_part(data_root, part, on_bad_example)
+
+    @classmethod
+    def is_labelled(cls, examples: Sequence[AnswerExample]) -> bool:
+        """Whether reference answers are there."""
+        return any(example.answer for example in itertools.islice(examples, 100))
 
     def pairs(self, examples: Sequence[AnswerExample]) -> list[Prompt]:  # type: ignore[override]
         """Each question with its answer, or with each of its options."""
@@ -73,6 +86,15 @@ class AnsweringTask(Task):
         numbers = {key: number for number, key in enumerate(dict.fromkeys(pictures))}
         places = np.random.default_rng(0).permutation(len(numbers))
         return np.argsort([places[numbers[key]] for key in pictures], kind="stable")
+
+    def asked(self, example: AnswerExample) -> Prompt | None:
+        """The question, its answer unknown, unless there are options."""
+        return None if example.options else Prompt(example.question, example.images, None, example.rounds)
+
+    def written(self, example: AnswerExample, text: str) -> dict[str, Any]:
+        """`question_id`, as VQA's server takes it, or `key` where the data set's questions have no such; and `answer`."""
+        known = {"key": example.key} if example.question_id is None else {"question_id": example.question_id}
+        return {**known, "answer": text}
 
     def question(self, example: AnswerExample) -> str:
         """What the user says last, without the marks of pictures."""

@@ -20,8 +20,18 @@ from das_gym.tasks.answering.conversations import Conversation, divided
 from das_gym.tasks.answering.json_files import part_of
 from das_gym.tasks.answering.prompts import SHORT_ANSWER
 from das_gym.tasks.answering.reading import load_answers
+from das_gym.tasks.answering.task import AnsweringTask
 from tests.arrow_tables import write_nlvr2, write_vqa
-from tests.tasks.answering.making import assert_disjoint, draw, entry, images_of, llava_folder, parts_of, write
+from tests.tasks.answering.making import (
+    assert_disjoint,
+    draw,
+    entry,
+    images_of,
+    llava_folder,
+    parts_of,
+    write,
+    write_lines,
+)
 
 
 def sizes(root: Path) -> list[int]:
@@ -434,7 +444,7 @@ def test_another_policy_is_refused(tmp_path: Path):
         ({"train.json": '[{"image": "a.png", "caption": "b"}]'}, r": train\.json is a list of entries with image, caption;"),
         (
             {"test_qs.jsonl": '{"question_id": 1, "image": "a.png", "text": "b"}\n' * 2},
-            r": test_qs\.jsonl has questions without answers; add the file with the answers of gpt, in 'conversations'; it",
+            r": test_qs\.jsonl has questions without answers; add the file with the answers of gpt, in 'conversations', or",
         ),
     ],
 )
@@ -503,3 +513,36 @@ def test_names_of_files_that_are_no_text(tmp_path: Path):
     root = aid(tmp_path / "data")
     shutil.copy(root / "Airport" / "0.jpg", os.fsencode(root / "Airport") + b"/\xff.jpg")
     assert sum(sizes(root)) == 22
+
+
+def test_questions_of_vqas_server_are_read_alone(tmp_path: Path):
+    """Nobody has answers to test-dev: its questions are asked like all others, and known by their own numbers."""
+    questions = [{"image_id": 5, "question": "How many?", "question_id": 50}]
+    write(tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json", {"questions": questions})
+    draw(tmp_path / "test2015/COCO_test2015_000000000005.png")
+    [example] = AnsweringTask.load_part(tmp_path, "test-dev2015")
+    assert (example.question, example.answer, example.question_id) == (f"How many?\n{SHORT_ANSWER}", "", 50)
+    assert not AnsweringTask.is_labelled([example])
+    bundled = AnsweringTask.load_part(None, "val2014")
+    assert AnsweringTask.is_labelled(bundled)
+    assert {e.key for e in load_answers(None).test} < {e.key for e in bundled}
+
+
+def test_questions_alone_are_read_from_llavas_files(tmp_path: Path):
+    lines = [{"question_id": "a", "image": "1.png", "text": "what is it?", "category": "detail"}]
+    file = write_lines(tmp_path / "asked.jsonl", [*lines, {"question_id": 7, "text": "two plus two?"}])
+    draw(tmp_path / "images/1.png")
+    seen, plain = AnsweringTask.load_part(tmp_path, "questions")
+    assert (seen.question, seen.question_id, seen.kind, seen.answer) == ("what is it?", "a", "detail", "")
+    assert seen.images[0].path == tmp_path / "images/1.png"
+    assert (plain.question_id, plain.images) == (7, ())
+    with pytest.raises(ValueError, match=r"answered by `adapt predict` with split=questions"):
+        load_answers(file)
+    write_lines(file, [*lines, *lines])
+    with pytest.raises(ValueError, match=r"line 2 has the question_id 'a' of an entry before it"):
+        AnsweringTask.load_part(file, "questions")
+    root = llava_folder(tmp_path / "data", train=4)
+    with pytest.raises(ValueError, match=r"holds no file of lines with question_id, text and image"):
+        AnsweringTask.load_part(root, "questions")
+    with pytest.raises(ValueError, match=r"split='val2014': .* holds LLaVA's conversations, of which there are train"):
+        AnsweringTask.load_part(root, "val2014")
