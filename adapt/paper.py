@@ -156,6 +156,30 @@ METER_VQA = DASSettings(
 
 _VILT = replace(METER_VQA, skip_num=1, skip_bottleneck=192, max_text_length=40, fusion_multiplier=1.0, reward_examples=64)
 
+_LLAVA = replace(
+    METER_VQA,
+    masks_per_turn=5,
+    update_rate=0.1,
+    search_epochs=20,
+    finetune_epochs=20,
+    reward_dropout=False,
+    dropout=0.0,
+    augment=False,
+    bottleneck=64,
+    skip_bottleneck=256,
+    image_size=None,
+    max_text_length=1536,
+    batch_size=128,
+    learning_rate=2e-4,
+    finetune_learning_rate=6e-4,
+    projector_learning_rate=2e-5,
+    head_multiplier=1.0,
+    fusion_multiplier=1.0,
+    warmup=0.03,
+    weight_decay=0.0,
+    schedule="cosine",
+)
+
 PAPER: dict[tuple[str, str], DASSettings] = {
     ("METER", "vqa"): METER_VQA,
     ("METER", "nlvr2"): replace(
@@ -180,29 +204,7 @@ PAPER: dict[tuple[str, str], DASSettings] = {
     ("ViLT", "retrieval"): replace(
         _VILT, learning_rate=5e-4, head_multiplier=1.0, batch_size=256, reward_examples=4, itm_weight=0.5
     ),
-    ("VLM", "answering"): replace(
-        METER_VQA,
-        masks_per_turn=5,
-        update_rate=0.1,
-        search_epochs=20,
-        finetune_epochs=20,
-        reward_dropout=False,
-        dropout=0.0,
-        augment=False,
-        bottleneck=64,
-        skip_bottleneck=256,
-        image_size=None,
-        max_text_length=1536,
-        batch_size=128,
-        learning_rate=2e-4,
-        finetune_learning_rate=6e-4,
-        projector_learning_rate=2e-5,
-        head_multiplier=1.0,
-        fusion_multiplier=1.0,
-        warmup=0.03,
-        weight_decay=0.0,
-        schedule="cosine",
-    ),
+    ("VLM", "answering"): _LLAVA,
 }
 """The reference's settings by model and task; those of VLM are its scripts' for LLaVA-1.5-7B."""
 
@@ -235,6 +237,12 @@ OURS: dict[str, tuple[Any, str]] = {
     "itm_weight": (0.0, "the bundled supernets and tables were made without it"),
 }
 """Where our defaults differ from the paper's: the value and why."""
+
+OURS_OF_VLM: dict[str, tuple[Any, str]] = {
+    name: (None, f"models of transformers have {share} of the hidden size, at most LLaVA's {getattr(_LLAVA, name)}")
+    for name, share in (("bottleneck", "1/8"), ("skip_bottleneck", "3/8"))
+}
+"""Likewise, of models of transformers alone."""
 
 DIFFERENCES = (
     ("update_rate", "METER's code declares 0.1 and never uses it; the update has 1"),
@@ -274,9 +282,14 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     paper = PAPER.get((model, task)) or PAPER.get((model, "vqa"), OF_ANY_MODEL)
     if recipe == "paper":
         return replace(paper, **changes)
-    ours, cls = {name: value for name, (value, _) in OURS.items()}, find_class(TASKS[task].task)
+    ours, cls = {name: value for name, (value, _) in ours_of(model).items()}, find_class(TASKS[task].task)
     ours |= {"reward_examples": cls.reward_examples, "batch_size": cls.examples_of(ours["batch_size"])}
     return replace(paper, **{**ours, **changes})
+
+
+def ours_of(model: str) -> dict[str, tuple[Any, str]]:
+    """`OURS` for a model, with what is of it alone."""
+    return {**OURS, **(OURS_OF_VLM if model == "VLM" else {})}
 
 
 def sources() -> dict[str, str]:
@@ -305,12 +318,13 @@ def main(words: Sequence[str] = ()) -> None:
         for head in ("setting", *of_tasks, "ours"):
             table.add_column(head, no_wrap=True)
         for name in sources():
-            ours = str(OURS[name][0]) if name in OURS else "same"
+            own = ours_of(model)
+            ours = str(own[name][0]) if name in own else "same"
             table.add_row(name, *(str(getattr(settings, name)) for settings in of_tasks.values()), ours)
         console.print(table)
     for title, lines in (
         ("Where each comes from:", sources().items()),
-        ("Why ours differ:", ((f"{name}={value}", why) for name, (value, why) in OURS.items())),
+        ("Why ours differ:", ((f"{name}={value}", why) for name, (value, why) in ours_of("VLM").items())),
         ("Where the paper, its scripts and its code differ:", DIFFERENCES),
     ):
         print(title)

@@ -113,3 +113,5 @@ def test_named_configs_of_the_papers_data_sets():
     assert named_environments()["scienceqa"].short == "vlm_answering"
     paper = das_settings("VLM", "answering", "paper")
     assert (paper.masks_per_turn, paper.bottleneck, paper.skip_bottleneck, paper.image_size) == (5, 64, 256, None)
+    ours = das_settings("VLM", "answering")
+    assert (ours.bottleneck, ours.skip_bottleneck) == (None, None)  # of the model's hidden size

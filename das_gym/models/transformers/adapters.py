@@ -30,6 +30,15 @@ BOTTLENECK, SKIP_BOTTLENECK = 64, 256
 """Widths of the adapters before attention and MLP, and of skip adapters, of LLaVA-1.5 in the paper's code."""
 
 
+def usual_widths(hidden_size: int) -> tuple[int, int]:
+    """Widths of the adapters before attention and MLP, and of skip adapters, where none are given.
+
+    METER-base's shares in the paper, 96 and 288 of 768, so 1/8 and 3/8 of the hidden size, but no more than LLaVA-1.5's,
+    which decoders of 683 and more have: in a small one those would cost more than the layers that are skipped.
+    """
+    return max(1, min(BOTTLENECK, hidden_size // 8)), max(1, min(SKIP_BOTTLENECK, 3 * hidden_size // 8))
+
+
 class InputAdapter(Adapter):
     """`up(relu(down(x)))` without a norm; weights Xavier uniform, biases 0.
 

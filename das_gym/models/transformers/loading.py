@@ -14,7 +14,6 @@ from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, read_tensors
-from das_gym.models.transformers.adapters import BOTTLENECK, SKIP_BOTTLENECK
 from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double, tower_reads, with_tower
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
@@ -45,8 +44,8 @@ def load_vlm(
     trust_remote_code: bool = False,
     tokenizer: str | Path | None = None,
     dropout: float | None = None,
-    bottleneck: int = BOTTLENECK,
-    skip_bottleneck: int = SKIP_BOTTLENECK,
+    bottleneck: int | None = None,
+    skip_bottleneck: int | None = None,
     projector: bool = False,
 ) -> VLM:
     """Load a model of transformers from its folder and find out how its layers can be skipped.
@@ -62,8 +61,8 @@ def load_vlm(
         tokenizer: Folder of the processor, where the checkpoint's holds none.
         dropout: 0 or None: such models have none.
         bottleneck: Width of the adapters before attention and MLP; whole layers have them, until a search without
-            training takes them away.
-        skip_bottleneck: Width of skip adapters.
+            training takes them away. None follows the hidden size, see `adapters.usual_widths`.
+        skip_bottleneck: Width of skip adapters, likewise.
         projector: Whether what lies between vision tower and decoder trains with the adapters.
 
     Raises:

@@ -28,6 +28,7 @@ from das_gym.models.transformers.adapters import (
     sites_of,
     skip_unit,
     strip_adapters,
+    usual_widths,
     what_lacks,
 )
 from das_gym.models.transformers.blocks import Block, join, make_block, plan
@@ -177,17 +178,23 @@ class VLM(VLP):
             return "layers of the vision tower have no adapters: leave vision out"
         return next((why for place in self.places if (why := what_lacks(self.stack.layers[place]))), "")
 
-    def insert_adapters(self, bottleneck: int, skip_bottleneck: int, generator: torch.Generator | None = None) -> None:
+    def insert_adapters(
+        self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
+    ) -> None:
         """Put adapters into every unit, and skip adapters in their places; see `das_gym.models.transformers.adapters`.
 
         Args:
-            bottleneck: Width of those before attention and MLP, at least 1.
-            skip_bottleneck: Width of skip adapters, at least 1.
+            bottleneck: Width of those before attention and MLP, at least 1; None = that of `usual_widths`.
+            skip_bottleneck: Width of skip adapters, likewise.
             generator: Draws their weights.
 
         Raises:
             ValueError: a width below 1, units that are no whole layers, or layers without a place for them.
         """
+        usual = usual_widths(self.feature_size)
+        bottleneck, skip_bottleneck = (
+            own if width is None else width for width, own in zip((bottleneck, skip_bottleneck), usual, strict=True)
+        )
         for name, width in (("bottleneck", bottleneck), ("skip_bottleneck", skip_bottleneck)):
             if width < 1:
                 raise ValueError(f"{name}={width}: an adapter is at least 1 wide")

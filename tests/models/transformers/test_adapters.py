@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from das_gym.models.base import check_model
 from das_gym.models.macs import MacCounter
-from das_gym.models.transformers.adapters import InputAdapter
+from das_gym.models.transformers.adapters import InputAdapter, usual_widths
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from tests.models.transformers import tiny
@@ -24,6 +25,21 @@ def adapted(folder_of: Callable[[str], Path]) -> VLM:
     vlm = load_vlm(folder_of("llava"), bottleneck=3, skip_bottleneck=5, generator=torch.Generator().manual_seed(0))
     vlm.freeze()
     return vlm
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "widths"), [(4096, (64, 256)), (768, (64, 256)), (576, (64, 216)), (80, (10, 30)), (2, (1, 1))]
+)
+def test_widths_follow_the_hidden_size(hidden_size: int, widths: tuple[int, int]):
+    assert usual_widths(hidden_size) == widths
+
+
+def test_adapters_of_a_small_model_cost_less_than_its_layers(folder_of: Callable[[str], Path]):
+    vlm = load_vlm(folder_of("llava"))
+    unit: Any = vlm.skippable(0)
+    own = [p.numel() for name, p in unit.layer.named_parameters() if "adapter" not in name]
+    added = [p.numel() for name, p in unit.named_parameters() if "adapter" in name and "norm" not in name]
+    assert sum(added) < sum(own) / 2
 
 
 def hidden_of(vlm: VLM) -> torch.Tensor:
