@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from das_gym.files import check_plain
+from das_gym.files import check_plain, read_json
 from das_gym.models.inputs import Prompt, PromptError, Requests
 
 IMAGE_MARK = "<image>"
 """Where a picture stands in a question, as in LLaVA's data."""
+
+SPECIAL_TOKENS = 20_000
+"""More than any model names apart; transformers compares each with all others."""
 
 KEPT_ENCODINGS = 100_000
 """Prompts whose tokens are remembered."""
@@ -295,11 +298,12 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: the folder holds none that transformers can read.
-        ValueError: a file of it is a pipe or a device.
+        ValueError: a file of it is a pipe or a device, or names special tokens without end.
     """
     from transformers import AutoProcessor
 
     check_plain(folder.glob("*"))
+    _check_special_tokens(folder)
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -308,6 +312,17 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
             "preprocessor_config.json, processor_config.json and the tokenizer's files from where the weights came, "
             "or name their folder with tokenizer="
         ) from error
+
+
+def _check_special_tokens(folder: Path) -> None:
+    for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+        settings = read_json(path) if path.is_file() else {}
+        for name in ("extra_special_tokens", "additional_special_tokens") if isinstance(settings, dict) else ():
+            named = settings.get(name)
+            if isinstance(named, list | dict) and len(named) > SPECIAL_TOKENS:
+                raise ValueError(
+                    f"{path} names {len(named):,} {name}, and no model has more than {SPECIAL_TOKENS:,}: it is damaged"
+                )
 
 
 def _plainly(prompt: Prompt) -> str:

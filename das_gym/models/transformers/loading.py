@@ -14,7 +14,14 @@ from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, read_tensors
-from das_gym.models.transformers.checks import check_sublayers, find_traits, in_double, tower_reads, with_tower
+from das_gym.models.transformers.checks import (
+    check_bounded,
+    check_sublayers,
+    find_traits,
+    in_double,
+    tower_reads,
+    with_tower,
+)
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
 from das_gym.models.transformers.weights import INDEX, source_dtype, weight_files
@@ -80,6 +87,7 @@ def load_vlm(
         _check_quantisation(config, folder)
         _check_adapted(config, folder)
         processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
+        check_bounded(processor)
         options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
         if device_map is not None:
             options["device_map"] = device_map

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -14,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from das_gym.models import limits
 from das_gym.models.inputs import load_tokenizer
-from das_gym.models.transformers import loading
+from das_gym.models.transformers import checks, loading
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.registration import ASSETS
@@ -167,4 +169,54 @@ def test_weights_that_are_pickles_are_read_here_first(folder: Path, shards: bool
     (folder / name).rename(folder / "whole.bin")
     replaced(folder / "whole.bin", folder / name, "data.pkl", NESTED)
     with pytest.raises(ValueError, match=rf"{name} is damaged or no checkpoint: one of its keys is nested"):
+        load_vlm(folder)
+
+
+SECONDS = 1
+"""Of a processor's time that a folder's own may take here."""
+
+
+def read_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "outgrown", partial(limits.outgrown, seconds=SECONDS))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 10**(10**9) }}",
+        pytest.param("{% for a in range(9**5) %}{% for b in range(9**5) %}{% endfor %}{% endfor %}", marks=pytest.mark.slow),
+    ],
+)
+def test_a_chat_template_without_end_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, template: str):
+    read_in_seconds(monkeypatch)
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=f"{folder}: its processor takes more than {SECONDS} s for one short question"):
+        load_vlm(folder)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_multiplies_texts_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rust ends the process where it is given no memory."""
+    read_in_seconds(monkeypatch)
+    grows = {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 1000}
+    change(folder, "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [grows] * 3})
+    with pytest.raises(ValueError, match=r"its processor takes more than \d+ (s|GiB of memory) for one short question"):
+        load_vlm(folder)
+
+
+@pytest.mark.parametrize("side", [20_000, 10**6])
+def test_pictures_made_far_too_large_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, side: int):
+    read_in_seconds(monkeypatch)
+    settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    settings |= {"size": {"longest_edge": side}, "max_image_size": {"longest_edge": side}}
+    change(folder, "processor_config.json", image_processor=settings)
+    with pytest.raises(
+        ValueError, match=r"takes more than \d+ (s|GiB of memory) for one short question about a small picture"
+    ):
+        load_vlm(folder)
+
+
+def test_special_tokens_without_end_are_refused(folder: Path):
+    change(folder, "tokenizer_config.json", extra_special_tokens=[f"<{n}>" for n in range(20_001)])
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json names 20,001 extra_special_tokens, .* it is damaged"):
         load_vlm(folder)

@@ -1,0 +1,89 @@
+"""What is run of files from elsewhere, tried within limits first: a template may loop, a tokenizer may multiply texts."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+
+SECONDS = 30
+"""Of a processor's time; honest files take less than one."""
+
+BYTES = 2 * 2**30
+"""Of memory, beyond what the process has."""
+
+PATIENCE = 120
+"""Seconds by the clock, after which nothing is known: a fork may wait for a lock that a thread of its parent held."""
+
+_NO_MEMORY = 3
+
+
+def outgrown(work: Callable[[], object], seconds: int = SECONDS, size: int = BYTES) -> str | None:
+    """What a piece of work takes more of than it may, in words; None = nothing, or that cannot be known.
+
+    It is done in a fork, which ends with it; what it raises there is not told. Without Linux's limits nothing is done.
+
+    Args:
+        work: The same, done again, must be harmless.
+        seconds: Of a processor's time.
+        size: Bytes of memory beyond what this process has.
+    """
+    if sys.platform != "linux":
+        return None
+    reading, writing = os.pipe()  # its end is that of the fork
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which a fork does not have
+        child = os.fork()
+    if child == 0:
+        _try(work, seconds, size)
+    os.close(writing)
+    ended = False
+    try:
+        poll = select.poll()
+        poll.register(reading)
+        ended = bool(poll.poll(1000 * PATIENCE))
+    finally:
+        os.close(reading)
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code in (0, -signal.SIGKILL, -signal.SIGTERM):
+        return None
+    return f"{seconds} s" if code == -signal.SIGXCPU else f"{size / 2**30:.0f} GiB of memory"
+
+
+def _try(work: Callable[[], object], seconds: int, size: int) -> None:
+    """The fork: it never returns."""
+    code = 0
+    try:
+        _limit(seconds, size)
+        torch.set_num_threads(1)  # a fork has none of its parent's, and would wait for them
+        work()
+    except MemoryError:
+        code = _NO_MEMORY
+    except RuntimeError as error:
+        code = _NO_MEMORY if "allocate memory" in str(error) else 0
+    except BaseException:
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _limit(seconds: int, size: int) -> None:
+    import resource
+
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        has = int(file.read().split()[0]) * resource.getpagesize()
+    for kind, wanted in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, has + size)):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
