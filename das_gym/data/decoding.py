@@ -77,7 +77,7 @@ _WAY_OUT = "or leave its examples out with on_bad_example=skip"
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file, fully decoded. Orientation is as stored: EXIF rotation is not applied.
+    """Read an image file, fully decoded. Orientation is as stored, but for a TIFF: PIL turns that, no other by EXIF.
 
     Args:
         path: A file in one of FORMATS, or in one that somebody has registered with PIL.
@@ -251,7 +251,11 @@ def _check_jpeg(file: BinaryIO) -> None:
     except (ValueError, RuntimeError, MemoryError) as error:
         told = str(error)
         left = re.match(r"Corrupt JPEG data: (\d+) extraneous bytes before", told)
-        if told.startswith("Corrupt JPEG data") and not (left and int(left[1]) <= PADDING):
+        if (
+            told.startswith("Corrupt JPEG data")
+            and not told.endswith("bad ICC marker")
+            and not (left and int(left[1]) <= PADDING)
+        ):
             raise OSError(told) from error
 
 
@@ -264,6 +268,7 @@ def _drafted(image: Image.Image) -> Image.Image:
 
 def _within_limit(image: Image.Image) -> Image.Image:
     """The image in mode RGB, of at most WHOLE_PIXELS: a larger one is averaged over squares, tile by tile."""
+    image.load()  # the oldest pillow allowed turns a TIFF only now
     pixels = image.width * image.height
     by = math.ceil(math.sqrt(pixels / WHOLE_PIXELS))
     if image.mode in ("I", "F"):

@@ -77,6 +77,7 @@ SOUND = {
     "rgb": lambda: jpeg(keep_rgb=True),
     "exif": lambda: jpeg(exif=EXIF.tobytes()),
     "profile": lambda: jpeg(icc_profile=bytes(range(256)) * 600),
+    "half a profile": lambda: jpeg(icc_profile=bytes(300)).replace(b"ICC_PROFILE\x00\x01\x01", b"ICC_PROFILE\x00\x02\x02"),
     "comment": lambda: jpeg(comment=b"c" * 3000),
     "trailing bytes": lambda: jpeg() + b"\xffrubbish" * 100,
     "two pictures": lambda: jpeg(format="MPO", save_all=True, append_images=[scene(1)]),

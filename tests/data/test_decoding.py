@@ -135,6 +135,15 @@ def test_a_large_picture_of_another_format_is_averaged_over_squares(tmp_path: Pa
     assert load_image(tmp_path / f"large.{kind}").tobytes() == picture.convert("RGB").reduce(3).tobytes()
 
 
+@pytest.mark.parametrize("large", [100, 10_000])
+def test_a_turned_tiff_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int):
+    """The oldest Pillow turns it after it has told its size."""
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", large)
+    picture = noise(60, 40)
+    picture.save(tmp_path / "turned.tif", tiffinfo={0x0112: 6})  # by 90 degrees
+    assert load_image(tmp_path / "turned.tif").tobytes() == picture.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_picture_that_unpacks_to_a_gigabyte(tmp_path: Path):
