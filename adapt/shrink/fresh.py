@@ -3,11 +3,15 @@
     python -P fresh.py FOLDER GIVEN WANTED
 
 `GIVEN` and `WANTED` are files of `torch.save`, see `das_gym.adapt.shrink.verifying`. das_gym cannot be imported here.
+Where its input is a pipe it ends with that: whoever waits for it may be killed.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
+import threading
 from typing import Any
 
 
@@ -20,6 +24,13 @@ class NoDasGym:
         del path, target
         if name.partition(".")[0] == "das_gym":
             raise ImportError("the folder has to load without das_gym")
+
+
+def end_with_input() -> None:
+    """Wait for the end of the input, and end the process."""
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
 
 
 def taken(device: str, field: str) -> int:
@@ -79,4 +90,6 @@ def main(folder: str, given_path: str, wanted_path: str) -> None:
 
 
 if __name__ == "__main__":
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=end_with_input, daemon=True).start()
     main(*sys.argv[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -192,7 +193,9 @@ def ask_fresh(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         paths = [Path(place) / name for name in ("given.pt", "wanted.pt")]
         torch.save(dict(given), paths[0])
         command = [sys.executable, "-P", fresh.__file__, str(folder), *map(str, paths)]  # torch may lie on PYTHONPATH
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        reading, writing = os.pipe()
+        with os.fdopen(reading), os.fdopen(writing, "w"):  # closed where this process is killed: the other ends, too
+            done = subprocess.run(command, stdin=reading, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             told = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Killed)\b", line)), lines[-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -189,3 +191,25 @@ def test_das_gym_cannot_be_imported_there():
     with pytest.raises(ImportError, match="has to load without das_gym"):
         fresh.NoDasGym.find_spec("das_gym.models")
     assert fresh.NoDasGym.find_spec("torch") is None
+
+
+def test_the_fresh_process_ends_with_the_one_that_waits_for_it(tmp_path: Path):
+    """It would go on with the model in memory."""
+    os.mkfifo(tmp_path / "given")  # nobody writes there
+    command = [sys.executable, "-P", fresh.__file__, str(tmp_path), str(tmp_path / "given"), str(tmp_path / "wanted")]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    try:
+        child.stdin.close()
+        assert child.wait(timeout=60) == 1
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_the_fresh_process_is_given_an_input_that_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "script.py"
+    script.write_text("import select, sys\nsys.exit(f'Error: ended' if select.select([0], [], [], 0)[0] else 'Error: open')")
+    monkeypatch.setattr(fresh, "__file__", str(script))
+    with pytest.raises(NotTheSameError, match=r"Error: open"):
+        verifying.ask_fresh(tmp_path, {})
