@@ -64,6 +64,7 @@ def _try(work: Callable[[], object], seconds: int, size: int) -> None:
     try:
         _limit(seconds, size)
         torch.set_num_threads(1)  # a fork has none of its parent's, and would wait for them
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # likewise; and on large machines they take much memory
         work()
     except MemoryError:
         code = _NO_MEMORY
