@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from das_gym.adapt.paper_costs import paper_table
-from rich.console import Console
 from rich.table import Table
 
 from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.console import Console
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
@@ -25,7 +24,7 @@ from das_gym.adapt.subnets import load_moved, place_of, recorded_data
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.data.checks import require_readable
-from das_gym.files import write_json
+from das_gym.files import at_home, write_json
 from das_gym.problem.loading import AdaptedModel, task_class
 from das_gym.runs import RUNS_DIR
 
@@ -72,7 +71,7 @@ class EvaluateSettings(CommandSettings):
             raise ValueError(f"examples={self.examples} is not allowed; give 1 or more, or leave it out for all")
         if self.new_tokens < 1:
             raise ValueError(f"new_tokens={self.new_tokens} is not allowed; give 1 or more")
-        if self.out is not None and Path(self.out).expanduser().exists():
+        if self.out is not None and at_home(self.out).exists():
             raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
 
     def load(self) -> tuple[AdaptedModel, Sequence[Any], str | None]:
@@ -83,7 +82,7 @@ class EvaluateSettings(CommandSettings):
         """
         place, folder = place_of(self.run, self.runs_dir, self.method, self.seed)
         data_root = recorded_data(folder) if self.data_root is None else self.data_root
-        if data_root is not None and not Path(data_root).expanduser().exists():
+        if data_root is not None and not at_home(data_root).exists():
             if self.data_root is None:
                 raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
             raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
@@ -124,8 +123,9 @@ def prediction_main(words: Sequence[str]) -> None:
 
 def print_numbers(found: Evaluation, title: str) -> None:
     """All that the task reports: shares in per cent, the loss in nats, beside what a vocabulary allows where it says so."""
-    from rich.console import Console
     from rich.table import Table
+
+    from das_gym.console import Console
 
     ceilings = {name: value for name, value in found.numbers.items() if name.partition("/")[0] == "ceiling"}
     table = Table(title=title, title_justify="left")

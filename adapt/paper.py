@@ -301,8 +301,9 @@ def main(words: Sequence[str] = ()) -> None:
     """Print the paper's settings for every model and task, ours, their sources, the differences, and its tables."""
     from das_gym.adapt.published import print_published
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from das_gym.console import Console
 
     if words and words[0] in HELP:
         print(__doc__)

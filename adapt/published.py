@@ -23,7 +23,7 @@ from das_gym.problem.costs import count_costs
 from das_gym.registration import named_environments
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from das_gym.console import Console
 
 TASKS = {
     "METER": (("vqa", "VQA test-dev"), ("nlvr2", "NLVR2 test-P"), ("retrieval", "Flickr30k IR / TR R@1")),
@@ -170,8 +170,9 @@ def print_published(image_sizes: Mapping[tuple[str, str], int | None]) -> None:
     Args:
         image_sizes: Pixels that the paper has, by model and task.
     """
-    from rich.console import Console
     from rich.table import Table
+
+    from das_gym.console import Console
 
     console = Console()
     console.width = max(console.width, 140)

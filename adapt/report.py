@@ -171,8 +171,9 @@ def print_report(rows: Mapping[str, Row], title: str) -> None:
         title: What was evaluated on.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from das_gym.console import Console
 
     headings = {BASELINE: "no adapters\n(baseline)", UNSKIPPED: "unskipped,\nwith adapters", SUBNET: "\nsubnet"}
     ordered = [rows[name] for name in headings if name in rows]

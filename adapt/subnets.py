@@ -17,7 +17,7 @@ from das_gym.adapt.methods.learnt import restore_learnt
 from das_gym.commandline import typed, use, used
 from das_gym.config import build, check_names
 from das_gym.data.origin import check_record
-from das_gym.files import read_json, write_json
+from das_gym.files import at_home, read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
 from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, restore
@@ -45,7 +45,7 @@ def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int
         FileNotFoundError: no such run.
         ValueError: what `kept_model` raises, or a method of a run that compares none.
     """
-    folder = Path(str(run)).expanduser()
+    folder = at_home(str(run))
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():
@@ -79,7 +79,7 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"load_subnet takes the folder of a fine-tuned run, not a {type(path).__name__}")
-    path = Path(path).expanduser()
+    path = at_home(path)
     if is_exported(path):
         check_names(changes, ("device", "max_text_length"), "setting")
         return load_exported(path, **changes)
@@ -176,7 +176,7 @@ def save(
     """
     if not isinstance(subnet, AdaptedModel):
         raise TypeError(f"save takes a subnet and a folder, in this order; the first one is a {type(subnet).__name__}")
-    backbone, folder = subnet.backbone, Path(folder).expanduser()
+    backbone, folder = subnet.backbone, at_home(folder)
     if backbone.vlp.pruned_mask is None:
         raise ValueError("no layer was removed from this model, so it is a supernet: write `subnet.adaptation().save(file)`")
     if backbone.config is None:

@@ -28,7 +28,7 @@ from das_gym.agents.searching.loop import SearchConfig
 
 from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.envs.tabular_env import load_table
-from das_gym.files import read_json, write_json
+from das_gym.files import at_home, read_json, write_json
 from das_gym.registration import ENVIRONMENTS
 
 
@@ -153,4 +153,4 @@ def main(words: Sequence[str] = ()) -> None:
     settings = parse_or_help(BlocksSettings, words, "agents blocks")
     if settings is not None:
         paths = {name: getattr(settings, name) for name in ("checkpoint", "supernet", "data_root", "tokenizer")}
-        print(f"blocks of layers: {measure_beside(Path(settings.table).expanduser(), **paths)}")
+        print(f"blocks of layers: {measure_beside(at_home(settings.table), **paths)}")

@@ -19,6 +19,7 @@ from das_gym.config import check_names
 from das_gym.drawing.command import with_settings
 from das_gym.drawing.explorer import Replay, write_explorer
 from das_gym.envs.tabular_env import bundled_table, load_table
+from das_gym.files import at_home
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS
 from das_gym.runs import RUNS_DIR, find_run
 from das_gym.tables.table import SubnetTable
@@ -48,7 +49,7 @@ class ExploreSettings(CommandSettings):
             ValueError: no such environment, or one without a table.
         """
         if self.table.endswith(".npz"):
-            return Path(self.table).expanduser()
+            return at_home(self.table)
         entries = {id: entry for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
         entries |= {entry.short: entry for entry in ENVIRONMENTS.values()}
         check_names([self.table], entries, "table (a file that ends in .npz, or an environment)", own=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.files import at_home
 from das_gym.problem.budget import Budget
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.landscape import Landscape, landscape
@@ -45,7 +45,7 @@ class LandscapeSettings(CommandSettings):
 def tables_of(settings: LandscapeSettings) -> dict[str, SubnetTable]:
     """The tables that are meant, by what to call them."""
     if settings.table is not None:
-        path = Path(settings.table).expanduser()
+        path = at_home(settings.table)
         return {path.name: SubnetTable.load(path)}
     return {entry.short: SubnetTable.load(entry.table) for entry in ENVIRONMENTS.values() if entry.table is not None}
 

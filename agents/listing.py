@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from das_gym.agents.ask_tell.base import AGENTS, agent_class
 from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.loop import SEARCH_DEFAULTS
-from rich.console import Console
 from rich.table import Table
 
 from das_gym.commandline import CommandSettings, parse_or_help, typed
+from das_gym.console import Console
 from das_gym.envs.tabular_env import bundled_table, load_table
 from das_gym.problem.rewards import PRICE_FORMULA, REWARDS
 from das_gym.problem.statistics import STATISTICS

@@ -204,8 +204,9 @@ def drawn(mask: Sequence[bool] | np.ndarray, layer_names: Sequence[str]) -> str:
 
 def print_front(result: FrontResult, metric: str) -> None:
     """The points as a table of 80 columns, and what they are."""
-    from rich.console import Console
     from rich.table import Table
+
+    from das_gym.console import Console
 
     front = result.front
     table = Table(title=f"{result.env_id}: the front, seed {result.settings['seed']}", title_justify="left")

@@ -15,12 +15,12 @@ from typing import Any
 
 from das_gym.agents.searching.record import RECORD
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import check_names
+from das_gym.console import Console
 from das_gym.files import read_json
 from das_gym.registration import ENVIRONMENTS
 from das_gym.runs import RUNS_DIR

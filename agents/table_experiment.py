@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from das_gym.agents.landscape import table_landscape
 from das_gym.config import build
 from das_gym.engine.spending import Spending
 from das_gym.experiment import Run, RunsExperiment, required_folder
-from das_gym.files import write_json
+from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
@@ -86,7 +85,7 @@ class TableSettings(ProblemSettings):
 
     def recounted(self) -> SubnetTable | None:
         """The table whose MACs are to be counted anew."""
-        return None if self.recount is None else SubnetTable.load(Path(self.recount).expanduser())
+        return None if self.recount is None else SubnetTable.load(at_home(self.recount))
 
     def check(self) -> None:
         """Load model and data, and refuse what cannot be scored or counted.
@@ -113,7 +112,7 @@ def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
     """Build, write and summarise the table."""
     settings = build(TableSettings, _config)
     folder = required_folder(_run)
-    out = Path(settings.out).expanduser() if settings.out else folder / TABLE
+    out = at_home(settings.out) if settings.out else folder / TABLE
     problem = load_problem(settings.problem())
     if (old := settings.recounted()) is not None:
         recount(old, problem).save(out)
@@ -199,4 +198,4 @@ def run_table(config_updates: Mapping[str, Any] | None = None, named_configs: Se
     """
     run = ex.run(config_updates=config_updates, named_configs=named_configs)
     out = run.config["out"]
-    return SubnetTable.load(Path(out).expanduser() if out else required_folder(run) / TABLE)
+    return SubnetTable.load(at_home(out) if out else required_folder(run) / TABLE)

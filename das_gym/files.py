@@ -215,6 +215,18 @@ def write_json(path: str | os.PathLike[str], obj: Any, indent: int | None = 1) -
     write_text(path, _LONE.sub(lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """A path whose `~` is the home folder that it stands for.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} begins with the home folder of somebody who has none here: write the path out") from None
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """What is in the file `path`.
 

@@ -15,6 +15,7 @@ import pytest
 from das_gym.files import (
     _HOST,
     _host,
+    at_home,
     description_in,
     read_arrays,
     read_json,
@@ -211,3 +212,10 @@ def test_errors_of_a_folder_name_it_and_not_its_hidden_one(tmp_path):
 
     with pytest.raises(FileNotFoundError, match=re.escape(f"No such file or directory: '{tmp_path / 'a'}'")):
         fail()
+
+
+def test_the_home_folder_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert at_home("~/x") == Path("/home/me/x")
+    with pytest.raises(ValueError, match=r"^~no such person/x begins with the home folder of somebody who has none here"):
+        at_home("~no such person/x")

@@ -19,6 +19,7 @@ LEAVES = (
     "commandline",
     "completion",
     "config",
+    "console",
     "files",
     "interrupts",
     "lazy",

@@ -142,8 +142,9 @@ def _skipped(line: Line) -> str:
 
 def print_table(title: str, lines: Sequence[Line], notes: Sequence[str], width: int) -> None:
     """The table for a person."""
-    from rich.console import Console
     from rich.table import Table
+
+    from das_gym.console import Console
 
     table = Table(title=title, title_justify="left")
     for head in HEADS:

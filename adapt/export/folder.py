@@ -20,7 +20,7 @@ from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 
 from das_gym.commandline import used
-from das_gym.files import write_text
+from das_gym.files import at_home, write_text
 from das_gym.models.checkpoints import families, family_of
 from das_gym.models.portable import DAS_GYM, Portable, portable_head
 from das_gym.models.quiet import quiet_loading
@@ -58,7 +58,7 @@ def check_out(out: str | os.PathLike[str]) -> Path:
         FileExistsError: something is.
         NotADirectoryError: its parent is a file.
     """
-    out = Path(out).expanduser()
+    out = at_home(out)
     if out.exists() or out.is_symlink():
         raise FileExistsError(f"out={out} exists; give a folder that does not, or remove it first")
     parent = next(part for part in out.absolute().parents if part.exists())

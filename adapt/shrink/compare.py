@@ -219,8 +219,9 @@ def markdown(title: str, full: Quality, lines: Sequence[Line], left_out: Mapping
 
 def print_comparison(title: str, full: Quality, lines: Sequence[Line], left_out: Mapping[str, str]) -> None:
     """The table for a person, the verdict, and why methods are left out."""
-    from rich.console import Console
     from rich.table import Table
+
+    from das_gym.console import Console
 
     heads, rows = rows_of(full, lines)
     table = Table(title=title, title_justify="left")

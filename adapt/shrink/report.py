@@ -234,8 +234,9 @@ def lines_of(comparison: Comparison) -> list[tuple[str, list[str]]]:
 def print_report(comparison: Comparison, title: str, drawn: str) -> None:
     """Print the table, which layers went, and the conclusion."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from das_gym.console import Console
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)

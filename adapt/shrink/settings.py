@@ -12,6 +12,7 @@ from das_gym.adapt.adapt_experiment import Choice, ChoosingSettings, fronted, se
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 
 from das_gym.config import part_of
+from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
 from das_gym.problem.config import ProblemSettings, changed_settings
 from das_gym.registration import MODELS
@@ -124,7 +125,7 @@ def told_to_search(settings: Any, more: Mapping[str, Any]) -> dict[str, Any]:
 
 def place_of(settings: ShrinkSettings, folder: Path) -> Path:
     """Where the model goes."""
-    return folder / "model" if settings.out is None else Path(settings.out).expanduser()
+    return folder / "model" if settings.out is None else at_home(settings.out)
 
 
 def is_saved(settings: ShrinkSettings, folder: Path) -> bool:

@@ -28,7 +28,7 @@ from das_gym.agents.sb3.config import check_agent_name
 
 from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.drawing.markdown import markdown_table
-from das_gym.files import write_text
+from das_gym.files import at_home, write_text
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
 from das_gym.runs import library_versions, progress
 from das_gym.tables.suite import load_suite
@@ -271,7 +271,7 @@ def main(words: Sequence[str] = ()) -> None:
     settings = parse_or_help(LeaderboardSettings, words, "agents leaderboard")
     if settings is None:
         return
-    kept = KeptTraces(None if settings.keep is None else Path(settings.keep).expanduser())
+    kept = KeptTraces(None if settings.keep is None else at_home(settings.keep))
     out = Path(settings.out)
     text = out.read_text(encoding="utf-8") if settings.only_planted else play_tables(settings, kept)
     if settings.planted:
@@ -294,7 +294,7 @@ def play_planted(settings: LeaderboardSettings, kept: KeptTraces) -> str:
 
 def play_tables(settings: LeaderboardSettings, kept: KeptTraces) -> str:
     """The file without that section; what is missing in it is printed."""
-    tables = find_tables(None if settings.tables is None else Path(settings.tables).expanduser())
+    tables = find_tables(None if settings.tables is None else at_home(settings.tables))
     if not tables:
         raise ValueError(
             f"no tables named <short>_table.npz in {settings.tables or 'the assets'}; "

@@ -36,7 +36,7 @@ from das_gym.agents.compare_experiment import checkpoints
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import check_names, near_miss
 from das_gym.drawing.command import with_settings
-from das_gym.files import read_json, write_text
+from das_gym.files import at_home, read_json, write_text
 from das_gym.problem.budget import Masks
 from das_gym.tables.suite import SUITE_SPLITS, load_suite
 
@@ -136,7 +136,7 @@ def main(words: Sequence[str] = ()) -> None:
     settings = parse_or_help(SubmitSettings, with_settings(words, "file", one=True), "agents submit")
     if settings is None:
         return
-    scored = score(*read_submission(Path(settings.file).expanduser(), settings.suite))
+    scored = score(*read_submission(at_home(settings.file), settings.suite))
     on_tables = [each for each in scored if isinstance(each.oracle, TableOracle)]
     parts = [f"{section(each.oracle, [each.result])}\n\n{_about([each])}\n" for each in on_tables]  # type: ignore[arg-type]
     for split in SUITE_SPLITS:

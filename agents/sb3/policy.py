@@ -12,7 +12,7 @@ from das_gym.agents.sb3.algorithms import find_algorithm, reads_masks
 from das_gym.agents.sb3.config import with_action
 
 from das_gym.data.origin import check_modules, is_signed, module_of, sign
-from das_gym.files import read_bytes, read_json
+from das_gym.files import at_home, read_bytes, read_json
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -82,7 +82,7 @@ def agent_file(source: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    path = Path(source).expanduser()
+    path = at_home(source)
     path = path / AGENT if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no agent at {path}; give the {AGENT} of an earlier run, or its folder")

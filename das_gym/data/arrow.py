@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from das_gym.data.arrow_sizes import unpacked_size
 from das_gym.data.decoding import decode_image
+from das_gym.files import at_home
 
 if TYPE_CHECKING:
     import pyarrow
@@ -57,7 +58,7 @@ def is_arrow(data_root: str | Path, files: TaskFiles) -> bool:
     Raises:
         ValueError: It holds both arrow tables and files of the task's own format.
     """
-    root = Path(data_root).expanduser()
+    root = at_home(data_root)
     if root.suffix == ".arrow":
         return True
     tables = [path.name for prefix in files.tables for path in sorted(root.glob(f"{prefix}_*.arrow"))]
@@ -90,7 +91,7 @@ class ArrowFolder:
             FileNotFoundError: There are none.
             ValueError: There are two data sets, or the data root is a table of another task.
         """
-        root = Path(data_root).expanduser().absolute()
+        root = at_home(data_root).absolute()
         patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in files.tables)
         if root.suffix == ".arrow":
             found = [prefix for prefix in files.tables if root.name.startswith(f"{prefix}_")]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
-from das_gym.files import write_bytes
+from das_gym.files import at_home, write_bytes
 from das_gym.models.base import VLP, State, bytes_of, fingerprint
 from das_gym.models.inputs import Processor
 from das_gym.models.macs import MacCounter
@@ -114,7 +114,7 @@ class _Disk:
 
     def __init__(self, folder: Path, vlp: VLP, processor: Processor) -> None:
         made_by = f"{type(vlp).__qualname__} {fingerprint(vlp)} {processor.identity()}"
-        self.folder = folder.expanduser() / hashlib.sha256(made_by.encode()).hexdigest()[:16]
+        self.folder = at_home(folder) / hashlib.sha256(made_by.encode()).hexdigest()[:16]
         self.device = vlp.device
 
     def read(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.files import at_home
 from das_gym.models.base import VLP
 from das_gym.models.formats import HEADS, SEARCH, Family, Format
 from das_gym.models.macs import without_content
@@ -195,7 +196,7 @@ def save_checkpoint(
         ValueError: `files` for a single file.
         FileExistsError: the folder exists and is no checkpoint.
     """
-    path = Path(path).expanduser()
+    path = at_home(path)
     family = family_of(vlp)
     if family is None:
         raise TypeError(f"a {type(vlp).__name__} cannot be saved; give one of {', '.join(families())}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from das_gym.files import parse_json, read_json, replacing, room_beside, whole_folder
+from das_gym.files import at_home, parse_json, read_json, replacing, room_beside, whole_folder
 from das_gym.models.pickles import Left, load_pickle
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -52,7 +52,7 @@ def read_tensors(path: str | Path) -> TensorFile:
         FileNotFoundError: nothing is there, or the folder has no weights or no config.json.
         ValueError: the file is damaged, holds no tensors, or holds more than tensors and plain containers.
     """
-    path = Path(path).expanduser()
+    path = at_home(path)
     if not path.exists():
         raise FileNotFoundError(
             f"no checkpoint at {path}; give an official .ckpt file, a transformers folder, "

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from das_gym.config import check_names
-from das_gym.files import read_json
+from das_gym.files import at_home, read_json
 
 if TYPE_CHECKING:
     from das_gym.problem.costs import Costs
@@ -101,7 +100,7 @@ def given_costs(costs: Mapping[str, Any] | str | None) -> dict[str, MaskCost]:
         ValueError: another key, or figures that are no costs.
         FileNotFoundError: no such file.
     """
-    read: Any = read_json(Path(costs).expanduser()) if isinstance(costs, str) else {"costs": costs or {}}
+    read: Any = read_json(at_home(costs)) if isinstance(costs, str) else {"costs": costs or {}}
     given = read.get("costs", {}) if isinstance(read, Mapping) else None
     if not isinstance(given, Mapping):
         raise ValueError(f"costs={costs} holds no object of costs; give the file of a latency that was measured")
