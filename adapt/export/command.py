@@ -19,7 +19,7 @@ from das_gym.adapt.compare.kept import trial_of
 from das_gym.adapt.export.folder import Exported, check_out, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
-from das_gym.adapt.subnets import load_moved, place_of, record_in
+from das_gym.adapt.subnets import JOINT_RECORD, RECORD, load_moved, place_of, record_in
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.files import read_json
@@ -61,6 +61,8 @@ def run_export(settings: ExportSettings) -> Exported:
     if settings.onnx:
         require_onnx()
     place, folder = place_of(settings.run, settings.runs_dir, settings.method, settings.seed)
+    if settings.onnx:
+        _check_onnx(_record(folder, COMPARED).get("problem"))
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
     if row is not None and row.leaves:
         raise ValueError(
@@ -74,17 +76,25 @@ def run_export(settings: ExportSettings) -> Exported:
     record = _compared(folder, place) if place != folder else _record(folder)
     if config is None or MODELS[config.model].reads == "pairs":
         return export(subnet, out, settings.onnx, record)
-    if settings.onnx:
-        raise ValueError("onnx=True is for models that read pairs of a text and a picture: leave it out")
+    if settings.onnx:  # of a model that `use=` has registered by now
+        _check_onnx({"model": config.model})
     from das_gym.adapt.shrink.exporting import write  # a folder of transformers, as shrink writes them
 
     return write(subnet, out, record)
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """The record of a run, where one lies in its folder."""
-    found = record_in(folder)
-    return {} if found is None else dict(read_json(found))
+def _check_onnx(problem: Any) -> None:
+    """Refuse a graph of a model that is known to answer in words, before it is loaded."""
+    model = problem.get("model") if isinstance(problem, dict) else None
+    if isinstance(model, str) and model in MODELS and MODELS[model].reads != "pairs":
+        raise ValueError("onnx=True is for models that read pairs of a text and a picture: leave it out")
+
+
+def _record(folder: Path, *more: str) -> dict[str, Any]:
+    """The record of a run, where one lies in its folder, or in a file of one of these names."""
+    found = record_in(folder, (RECORD, JOINT_RECORD, *more))
+    record = None if found is None else read_json(found)
+    return record if isinstance(record, dict) else {}
 
 
 def _compared(folder: Path, place: Path) -> dict[str, Any]:
