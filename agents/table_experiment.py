@@ -83,6 +83,10 @@ class TableSettings(ProblemSettings):
         """The environment whose masks are scored."""
         return find_environment(self.model, self.task)
 
+    def file(self, folder: Path) -> Path:
+        """Where the table of a run in a folder is written."""
+        return folder / TABLE if self.out is None else at_home(self.out)
+
     def recounted(self) -> SubnetTable | None:
         """The table whose MACs are to be counted anew."""
         return None if self.recount is None else SubnetTable.load(at_home(self.recount))
@@ -112,7 +116,7 @@ def make_table(_run: Run, _config: Mapping[str, Any]) -> None:
     """Build, write and summarise the table."""
     settings = build(TableSettings, _config)
     folder = required_folder(_run)
-    out = at_home(settings.out) if settings.out else folder / TABLE
+    out = settings.file(folder)
     problem = load_problem(settings.problem())
     if (old := settings.recounted()) is not None:
         recount(old, problem).save(out)
@@ -149,11 +153,12 @@ def summary(table: SubnetTable, spent: Spending) -> str:
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
         _line("unskipped", table, table.masks[0]),
     ]
-    if table.n_layers >= SUMMARY_SKIP_NUM:
-        rows = np.flatnonzero(table.within(skip_num=SUMMARY_SKIP_NUM))
+    skip_num = SUMMARY_SKIP_NUM if meta.max_skipped is None else min(SUMMARY_SKIP_NUM, meta.max_skipped)
+    if table.n_layers >= skip_num > 0:
+        rows = np.flatnonzero(table.within(skip_num=skip_num))
         ranked = table.masks[rows[np.argsort(table.values("loss")[rows], kind="stable")]]
         for word, mask in (("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])):
-            lines.append(_line(f"{word} of k={SUMMARY_SKIP_NUM}", table, mask))
+            lines.append(_line(f"{word} of k={skip_num}", table, mask))
         if meta.max_skipped is None:
             lines.append(_landscape_line(table))
     agreement = spearman(table.values("loss", "reward"), table.values("loss", "test"))

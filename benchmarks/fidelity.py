@@ -3,16 +3,20 @@
     python -m benchmarks.fidelity                         METER on VQA, 40 masks, from the supernet and from new adapters
     python -m benchmarks.fidelity --env vilt_vqa --start new --steps 600 --seeds 2
     python -m benchmarks.fidelity --out fidelity.json     keeps every training there, and goes on from what is there
+    python -m benchmarks.fidelity --run runs/3 --masks 16 on a model, data or a task of one's own: those of run 3 of
+                                                          `python -m agents table with ... supernet=FILE`
 
 Half of the masks are of the best tenth by reward, half of the rest, all with `--skip-num` layers skipped. Each is
 fine-tuned on the train split with the settings of `python -m adapt`, and its metric is that of the test split. `supernet`
-starts from the supernet's adapters and head, `new` from adapters and a head that nobody has trained.
+starts from the supernet's adapters and head, `new` from adapters and a head that nobody has trained; without `--start`
+both, where there is a supernet.
 
 Predictors are the table's reward (exp(-loss) on the reward split) and metric, and for each layer statistic minus its sum
 over the skipped layers: a large one says that a layer matters. rho is Spearman's, over all masks and within the best tenth,
 with 95 % of 2,000 bootstrap samples of masks. `shortfall`: the best metric of all less that of the mask that the predictor
 likes best. With several seeds, `between seeds` is what a training with another seed predicts; nothing can beat that by much.
 `--short 15 30` adds predictors: so few steps from the supernet, by the loss on the reward split then, as `refine` has them.
+The last line says what that means for a search.
 """
 
 from __future__ import annotations
@@ -29,21 +33,30 @@ from das_gym.adapt.compare.trials import Course
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, new_subnet
 from das_gym.adapt.step_loss import set_up
+from das_gym.agents.table_experiment import TableSettings
 
 from benchmarks.machine import describe_machine
+from das_gym.commandline import use
+from das_gym.config import build
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_splits
+from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
 from das_gym.problem.mask_space import every_mask
 from das_gym.registration import named_environments
-from das_gym.runs import progress
+from das_gym.runs import progress, read_config
 from das_gym.tables.table import SubnetTable
 
 STARTS = ("supernet", "new")
 SHORT, SHORT_SEED = "short", 1000
 """What short trainings are kept under, and their seed: none of the others'."""
 RESAMPLES = 2000
+
+AIM, AIM_IN_TENTH = 0.8, 0.6
+"""Rho of the reward over all masks, and in the best tenth, from which on it is trusted."""
+
+ENOUGH = 10
+"""Fewer masks than these tell little of an order."""
 
 
 def drawn_masks(table: SubnetTable, skip_num: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +157,26 @@ def report(
         among.append(f"where seeds of one mask scatter by {100 * scatter:.2f} points (standard deviation)")
     heads = ("predictor", "rho, all", "rho, best tenth", "shortfall, points")
     lines = markdown_table(heads, cells, words=(0, 1, 2))
-    return "\n".join([f"{ends}{100 * best:.1f} % at best", ", ".join(among), "", *lines])
+    rewards = table.values("exp_neg_loss")[table.index(masks)]
+    worth = float(spearman(rewards, results)), float(spearman(rewards[top], results[top]))
+    return "\n".join([f"{ends}{100 * best:.1f} % at best", ", ".join(among), "", *lines, "", advice(*worth, int(top.sum()))])
+
+
+def advice(over_all: float, in_tenth: float, count: int) -> str:
+    """What to do about a reward of such rhos, the second of so many masks."""
+    if not over_all >= AIM:
+        return (
+            f"the reward does not tell good masks from bad as it should (rho {over_all:.2f}, below {AIM}): train the "
+            "supernet longer, or search with what stands above it"
+        )
+    good = f"the reward tells good masks from bad (rho {over_all:.2f})"
+    if not in_tenth >= AIM_IN_TENTH:
+        few = f", of {count} masks, which say little: take more by --masks" if count < ENOUGH else ""
+        return (
+            f"{good}, but does not order the best (rho {in_tenth:.2f}, below {AIM_IN_TENTH}{few}): "
+            "`python -m adapt with refine=8` tries several of them"
+        )
+    return f"{good}, and orders the best (rho {in_tenth:.2f}): trust it"
 
 
 def known(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:
@@ -192,14 +224,35 @@ def key(start: str, seed: int, mask: np.ndarray) -> str:
     return f"{start} {seed} {''.join(str(int(bit)) for bit in mask)}"
 
 
+def bundled(name: str) -> tuple[ProblemConfig, SubnetTable]:
+    """A bundled problem by its named config, and its table."""
+    entry = named_environments()[name]
+    return ProblemConfig(model=entry.model, task=entry.task), SubnetTable.load(entry.table)
+
+
+def own(folder: Path) -> tuple[ProblemConfig, SubnetTable]:
+    """The problem of a run of `python -m agents table` in a folder, and its table.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such run, or not to its end.
+    """
+    recorded = read_config(folder)
+    use(recorded.get("use"))  # first: they may register its model and task
+    names = {field.name for field in dataclasses.fields(TableSettings)} & recorded.keys()
+    settings = build(TableSettings, {name: recorded[name] for name in names})
+    return settings.problem(), SubnetTable.load(settings.file(folder))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, and print what predicts."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fidelity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     environments = named_environments()
-    parser.add_argument("--env", default="meter_vqa", choices=[name for name, e in environments.items() if e.table])
-    parser.add_argument("--start", nargs="+", default=list(STARTS), choices=list(STARTS))
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--env", default="meter_vqa", choices=[name for name, e in environments.items() if e.table])
+    which.add_argument("--run", type=Path, help="folder of a run of `python -m agents table`, in the place of --env")
+    parser.add_argument("--start", nargs="+", choices=list(STARTS))
     parser.add_argument("--masks", type=int, default=40)
     parser.add_argument("--skip-num", type=int, default=4)
     parser.add_argument("--steps", type=int, default=FinetuneConfig.steps)
@@ -209,10 +262,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-examples", type=int)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    entry = environments[options.env]
-    table = SubnetTable.load(entry.table)
-    masks, top = drawn_masks(table, options.skip_num, options.masks)
-    problem = ProblemConfig(model=entry.model, task=entry.task)
+    if options.run is not None:
+        options.env = str(options.run)
+    try:
+        problem, table = bundled(options.env) if options.run is None else own(options.run)
+        masks, top = drawn_masks(table, options.skip_num, options.masks)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    starts = STARTS if find_supernet(problem) else ("new",)
+    options.start = options.start or list(starts)
+    if not set(options.start) <= set(starts):
+        parser.error(f"{options.env} has no supernet: --start new alone")
     splits = load_splits(problem)
     course = Course(problem, splits, FinetuneConfig(steps=options.steps), Path(), options.test_examples)
     trained = train_all(course, masks, options)

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from das_gym.adapt.commands import main as adapt_main
+from das_gym.agents.commands import main as agents_main
 
-from benchmarks.fidelity import drawn_masks, interval, known, main, predictors, ranks, report, spearman
+from benchmarks.fidelity import advice, drawn_masks, interval, known, main, predictors, ranks, report, spearman
 from das_gym.registration import ENVIRONMENTS
+from das_gym.shapes.vqa import write_shapes
 from das_gym.tables.table import SubnetTable
+from tests.registered import as_before
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,70 @@ def test_how_far_results_and_seeds_lie_apart(table: SubnetTable):
     assert words in report(table, masks, top, metrics.mean(axis=1, keepdims=True)).splitlines()
     both = f"{words}, where seeds of one mask scatter by 2.00 points (standard deviation)"
     assert both in report(table, masks, top, metrics).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("rhos", "count", "words"),
+    [
+        ((0.9, 0.7), 20, "orders the best (rho 0.70): trust it"),
+        ((0.9, 0.37), 20, "does not order the best (rho 0.37, below 0.6): `python -m adapt with refine=8` tries"),
+        ((0.9, np.nan), 4, "(rho nan, below 0.6, of 4 masks, which say little: take more by --masks)"),
+        ((0.5, 0.9), 20, "(rho 0.50, below 0.8): train the supernet longer"),
+    ],
+)
+def test_what_to_do_about_it(rhos: tuple[float, float], count: int, words: str):
+    assert words in advice(*rhos, count)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run", "nowhere"], "nowhere/config.json"),
+        (["--env", "vlm_answering", "--start", "supernet"], "vlm_answering has no supernet: --start new alone"),
+    ],
+)
+def test_what_it_refuses(words: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert said in capsys.readouterr().err
+
+
+TASK = """
+from das_gym import TaskEntry, register_task
+from das_gym.tasks.vqa.task import VQATask
+
+
+class Mine(VQATask):
+    name = "mine"
+    own_head = None
+
+
+register_task(TaskEntry("mine", "Mine", "fidelity_task:Mine", "VQAv2's files"))
+"""
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A registered task on data of one's own: a supernet, a run of `agents table`, and fidelity of that run."""
+    (tmp_path / "fidelity_task.py").write_text(TASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    write_shapes(tmp_path / "data", train_scenes=20, val_scenes=12)
+    words = ["with", "use=fidelity_task", "model=METER", "task=mine", "data_root=data", "device=cpu"]
+    with as_before():
+        for command in (adapt_main, ["supernet", *words, "steps=2"]), (agents_main, ["table", *words, *TABLE]):
+            with pytest.raises(SystemExit) as end:
+                command[0](["command", *command[1]])
+            assert not end.value.code
+    with as_before():
+        sys.modules.pop("fidelity_task")
+        main(["--run", "runs/2", "--masks", "2", "--skip-num", "1", "--steps", "1", "--test-examples", "8"])
+    printed = capsys.readouterr().out
+    assert "runs/2, 1 layers skipped, 1 steps, adapters: supernet" in printed
+    assert "runs/2, 1 layers skipped, 1 steps, adapters: new" in printed
+
+
+TABLE = ("supernet=runs/1/supernet.safetensors", "max_skipped=1", "reward_examples=8", "test_examples=8")
 
 
 @pytest.mark.slow
