@@ -146,8 +146,8 @@ def report(
         rows["between seeds"] = (metrics[:, 0], metrics[:, 1:].mean(axis=1))
     cells = []
     for name, (values, result) in sorted(rows.items(), key=lambda row: -float(np.nan_to_num(spearman(*row[1]), nan=-2.0))):
-        short = 100 * (result.max() - result[values.argmax()])
-        cells.append((name, told(values, result), told(values[top], result[top]), f"{short:.1f}"))
+        missed = 100 * (result.max() - result[values.argmax()])
+        cells.append((name, told(values, result), told(values[top], result[top]), f"{missed:.1f}"))
     middle, best = np.median(results), results.max()
     ends = f"{len(masks)} masks, {metrics.shape[1]} seeds: metric after fine-tuning {100 * middle:.1f} % in the median, "
     worst, least = results.min(), results[top].min()
