@@ -416,9 +416,15 @@ def with_statistics(
 def _unscored(task: Task, examples: Sequence[Any], masks: int, groups: Sequence[str]) -> ExampleScores:
     """What is known of examples before they are scored."""
     numbers: dict[str, int] = {}
-    images = [numbers.setdefault(next(iter(task.pairs([e])[0].images)).key, len(numbers)) for e in examples]
+    images = [numbers.setdefault(_first_image(task, e), len(numbers)) for e in examples]
     places = np.array([groups.index(task.group(e)) for e in examples], np.int16)
     return ExampleScores.empty(masks, places, np.array(images, np.int32), [e.key for e in examples])
+
+
+def _first_image(task: Task, example: Any) -> str:
+    """The key of an example's first image; of one that is about none its own, since it shares nothing with others."""
+    images = task.pairs([example])[0].images
+    return next((image.key for image in images), f"no image: {example.key}")
 
 
 def _score(problem: Problem, masks: np.ndarray, chunk: Sequence[Any], spent: Spending) -> Scores:

@@ -31,7 +31,7 @@ class ExampleScores(SplitPart):
         metrics: (n_examples, n_masks) uint8, indices into `metric_values`.
         metric_values: (n_values,) float32.
         groups: (n_examples,) int16, indices into the table's `meta.groups`.
-        images: (n_examples,) int32: examples on the same first image have the same number.
+        images: (n_examples,) int32: examples on the same first image have the same number, one on no image its own.
         keys: (n_examples,) text: the data set's own names.
     """
 
@@ -63,7 +63,7 @@ class ExampleScores(SplitPart):
         found = scores.metrics.T.astype(np.float32)
         values = np.unique(np.concatenate((self.metric_values, found.ravel())))
         if len(values) > MOST_VALUES:
-            raise ValueError(f"the metric takes more than {MOST_VALUES} different values: give examples=False")
+            raise ValueError(f"the metric takes more than {MOST_VALUES} different values: leave each out")
         self.metrics[:] = np.searchsorted(values, self.metric_values)[self.metrics] if len(self.metric_values) else 0
         self.metrics[where] = np.searchsorted(values, found)
         return ExampleScores(**{**vars(self), "metric_values": values})

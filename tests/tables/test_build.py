@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from das_gym.envs.tabular_env import TabularEnv
+from das_gym.models.transformers.checks import NoiseImage
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
@@ -16,6 +18,8 @@ from das_gym.problem.unit_latency import UnitLatencies
 from das_gym.tables import build
 from das_gym.tables.build import _digest, build_table, check_table, problem_hashes, recount, table_examples
 from das_gym.tables.table import SubnetTable
+from das_gym.tasks.answering.examples import AnswerExample
+from das_gym.tasks.answering.task import AnsweringTask
 
 ENV_ID = "DAS-METER-VQA-v0"
 
@@ -206,6 +210,13 @@ def test_the_cost_survives_a_checkpoint(small_problem: Problem, tmp_path: Path):
     again = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
     assert asdict(again) == asdict(first)
     assert first.seconds > 0
+
+
+def test_examples_about_no_picture_are_numbered_each():
+    picture = NoiseImage(1)
+    examples = [AnswerExample(str(n), images, "which", "red") for n, images in enumerate(((picture,), (), (picture,), ()))]
+    kept = build._unscored(AnsweringTask(SimpleNamespace()), examples, 2, [""])
+    assert kept.images.tolist() == [0, 1, 0, 2]
 
 
 def test_digest_tells_bfloat16_tensors_apart():
