@@ -25,6 +25,7 @@ from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.recipe import settled
 from das_gym.adapt.refining import Round, candidates, refine, taken
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
+from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import prefixed
 from das_gym.agents.searching.record import HISTORY, SearchResult, best_rows
@@ -360,14 +361,15 @@ class AdaptExperiment(SearchingExperiment):
         self.main(adapt)
 
     def check_first(self, given: Mapping[str, Any]) -> None:
-        """Open the test pictures before a search; the problem is loaded for it, and stays so.
+        """Ask whether it can train, and open the test pictures, before a search; the problem is loaded, and stays so.
 
         Raises:
-            ValueError, TypeError, FileNotFoundError: one is damaged, or a setting is refused.
+            ValueError, TypeError, FileNotFoundError: a picture is damaged, or a setting is refused.
         """
         settings = build(AdaptSettings, given)
         if settings.mask is None and settings.search_run is None and settings.front is None:
             problem = load_problem(settings.problem())
+            check_training(problem.backbone, problem.task, settings, settings.itm_weight)
             check_test_images(problem.task, problem.splits.test)
 
 
@@ -413,6 +415,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     splits = load_splits(problem)
     nothing = np.zeros_like(choice.mask)
     unskipped = cut_subnet(problem, splits, nothing)
+    check_training(unskipped.backbone, unskipped.task, settings, settings.itm_weight)
     check_test_images(unskipped.task, splits.test)
     mask, rounds = refined(choice, splits, settings, folder)
     subnets = {

@@ -29,6 +29,7 @@ from das_gym.adapt.compare.plot import plot_scores
 from das_gym.adapt.compare.table import Line, line_of, markdown, print_table, verdict
 from das_gym.adapt.compare.trials import Course, Trial, Tuned, merit, read_trials, run_all
 from das_gym.adapt.methods.base import METHODS, make_method
+from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.commandline import typed, used
@@ -38,7 +39,7 @@ from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_fold
 from das_gym.files import write_json, write_text
 from das_gym.models.base import VLP
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
-from das_gym.problem.loading import check_problem, load_backbone, load_splits
+from das_gym.problem.loading import check_problem, load_backbone, load_splits, task_class
 from das_gym.processes import is_first, of_first
 from das_gym.registration import find_environment
 from das_gym.runs import library_versions, runs_dir_words
@@ -149,10 +150,12 @@ def check(settings: CompareSettings) -> CompareSettings:
     """Refuse what the model cannot do, before anything is searched; the settings with their methods named.
 
     Raises:
-        ValueError: a method that it cannot have, or more layers to skip than it has.
+        ValueError: a method that it cannot have, more layers to skip than it has, or what `check_training` refuses.
     """
     problem = settings.problem()
-    vlp = load_backbone(problem).vlp
+    backbone = load_backbone(problem)
+    vlp = backbone.vlp
+    check_training(backbone, task_class(problem.task)(backbone.processor), settings, settings.itm_weight)
     settings = settings if settings.methods else with_methods(settings, vlp)[0]
     if {str(k) for k in settings.searched_nums} - settings.searches.keys():
         check_problem(problem)

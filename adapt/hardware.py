@@ -92,9 +92,7 @@ class Devices:
     def __init__(self, hardware: Hardware, device: torch.device, folder: Path | None = None, name: str = "adapt") -> None:
         join()
         self.device = device
-        precision = hardware.mixed_precision or _launched_precision()
-        if precision == "fp16" and device.type == "cpu":
-            raise ValueError("mixed_precision=fp16 needs a GPU; use bf16, or leave it out")
+        precision = precision_on(device, hardware)
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self._tracking = _tracking(hardware.trackers, folder, name)
@@ -139,9 +137,16 @@ class Devices:
             self._tracking.end_training()
 
 
-def _launched_precision() -> str:
-    """What `accelerate launch --mixed_precision` was told."""
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+def precision_on(device: torch.device, hardware: Hardware) -> str:
+    """`no`, `bf16` or `fp16`: what the settings say, or what `accelerate launch --mixed_precision` was told.
+
+    Raises:
+        ValueError: the device does not have it.
+    """
+    precision = hardware.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("mixed_precision=fp16 needs a GPU; use bf16, or leave it out")
+    return precision
 
 
 def _tracking(trackers: Sequence[str], folder: Path | None, name: str) -> Any:

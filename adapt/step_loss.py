@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, share
+from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, precision_on, share
 from das_gym.adapt.memory import make_room
 from das_gym.adapt.plateau import Plateau
 from das_gym.adapt.reading_ahead import ReadingAhead
@@ -70,8 +70,7 @@ class StepLoss:
         hardware: Hardware = ONE_DEVICE,
         itm_weight: float = 0.0,
     ) -> None:
-        if backbone.vlp.untrainable:
-            raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
+        check_training(backbone, task, hardware, itm_weight)
         if not 1 <= batch_size <= len(examples):
             raise ValueError(
                 f"batch_size={batch_size}: there are {len(examples)} examples to train on; use 1..{len(examples)}"
@@ -169,6 +168,25 @@ class StepLoss:
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """The task's targets, where the model lies."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
+
+
+def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weight: float) -> None:
+    """Refuse what can be told before anything is searched or trained.
+
+    Args:
+        backbone: What is to train.
+        task: On what.
+        hardware: As for `StepLoss`, with the precision.
+        itm_weight: As for `StepLoss`.
+
+    Raises:
+        ValueError: nothing of the model can, no loss for `itm_weight`, or a precision that its device does not have.
+    """
+    if backbone.vlp.untrainable:
+        raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
+    if itm_weight:
+        task.matching(backbone.heads)
+    precision_on(backbone.vlp.device, hardware)
 
 
 def set_up(

@@ -182,19 +182,36 @@ def test_what_the_search_is_told(
     assert asked.items() <= told.items()
 
 
+def never(settings: dict[str, Any]) -> int:
+    """Searches nothing."""
+    raise AssertionError(settings)
+
+
 def test_a_damaged_test_picture_is_named_before_anything_is_searched(tmp_path: Path, small_kwargs: dict[str, str]):
     data = tmp_path / "data"
     shutil.copytree(small_kwargs["data_root"], data)
     for path in (data / "val2014").glob("*"):
         path.write_bytes(b"no picture")
 
-    def never(settings: dict[str, Any]) -> int:
-        raise AssertionError(settings)
-
     updates = {**small_kwargs, "data_root": str(data), "runs_dir": str(tmp_path / "runs")}
     with pytest.raises(RunError, match=r"val2014.* cannot be read"):
         AdaptExperiment(never, searching_agents).run(config_updates=updates)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"itm_weight": 0.5}, "itm_weight is above 0, and vqa has no image-text-matching loss"),
+        ({"mixed_precision": "fp16", "device": "cpu"}, "mixed_precision=fp16 needs a GPU"),
+    ],
+)
+def test_what_training_refuses_is_told_before_anything_is_searched(
+    given: dict[str, Any], told: str, tmp_path: Path, small_kwargs: dict[str, str]
+):
+    with pytest.raises(RunError, match=told):
+        AdaptExperiment(never, searching_agents).run(config_updates={**small_kwargs, **given, "runs_dir": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
 
 
 def front_of(folder: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt import load_subnet, save
+from das_gym.adapt.adapt_experiment import AdaptExperiment
 from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, joint_search, new_model
 from das_gym.adapt.das_experiment import DASExperiment
@@ -19,6 +20,7 @@ from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
+from das_gym.experiment import RunError
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import build_problem, load_splits
 from das_gym.registration import named_environments
@@ -104,6 +106,14 @@ def test_the_papers_training_updates_no_head_of_the_models_own(config: ProblemCo
     training = Training(new_model(config, splits, settings, seed=0), splits, settings, seed=0)
     groups = training.trainer(1, None, 100).optimizer.param_groups
     assert all(parameter.requires_grad for group in groups for parameter in group["params"])
+
+
+@pytest.mark.slow
+def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tmp_path: Path):
+    given = {"model": "VLM", "task": "answering", "checkpoint": config.checkpoint, "data_root": config.data_root}
+    updates = {**given, "vision": True, "mask": (0, 1, 0, 0, 0, 0), "runs_dir": str(tmp_path)}
+    with pytest.raises(RunError, match="nothing of this model can train: layers of the vision tower have no adapters"):
+        AdaptExperiment().run(config_updates=updates)
 
 
 def test_named_configs_of_the_papers_data_sets():

@@ -164,6 +164,8 @@ def test_mistakes_are_told_before_anything_is_searched(run_here, small_kwargs: d
         ("skip_nums=[7]", "skip_nums=[7]: the model has 6 layers"),
         ("seeds=0", "seeds is 1 or more"),
         ("method_settings={'lora':{'rank':0}}", "rank=0 is not allowed"),
+        ("itm_weight=0.5", "vqa has no image-text-matching loss"),
+        ("mixed_precision=fp16", "mixed_precision=fp16 needs a GPU"),
     ):
         code, said = run_here(*words(small_kwargs), given)
         assert code == 1
