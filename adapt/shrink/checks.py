@@ -20,6 +20,7 @@ from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings, is_saved, place_of
 from das_gym.adapt.shrink.verifying import check_generates, is_remote, questions
 
+from das_gym.commandline import typed
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
 from das_gym.models.transformers.cutting import check_shared, check_units, cut
@@ -88,6 +89,11 @@ def check_place(settings: ShrinkSettings, problem: ProblemConfig) -> None:
     room = sum(path.stat().st_size for path in weight_files(source))
     check_out(place_of(settings, Path(settings.runs_dir) / "new"), source, room)
     check_units(problem.units)
+    if problem.supernet is not None:
+        raise ValueError(
+            f"supernet={problem.supernet}: nothing stands in a deleted layer's place but what recovery learns; leave "
+            f"supernet out, in the search too, or keep its adapters with `{typed('adapt')}`"
+        )
     if problem.device_map is not None:
         raise ValueError(
             f"device_map={problem.device_map}: a model is shrunk on one device; leave device_map out, or pass device="

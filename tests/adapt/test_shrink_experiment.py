@@ -274,6 +274,10 @@ def never(settings: dict[str, Any], *_: Any) -> int:
         ({"mask": (0, 1, 0, 0), "search_run": 3}, "both mask and search_run=3 are given; give one of them"),
         ({"search_run": 3}, "no run 3 in"),
         ({"units": "sublayers"}, "attention or MLP alone cannot be deleted"),
+        (
+            {"supernet": "{checkpoint}/model.safetensors"},
+            "nothing stands in a deleted layer's place but what",
+        ),
         ({"device_map": "auto"}, "a model is shrunk on one device; leave device_map out"),
         ({"recover": "prompts"}, "recover='prompts' .* is not allowed; give one of 'lora', 'full', 'adapters', 'none'"),
         ({"steps": 0}, "steps=0 is not allowed"),
