@@ -12,6 +12,7 @@ from torch import Tensor
 
 from das_gym.engine.ranking import rank, recalls
 from das_gym.problem.loading import AdaptedModel
+from das_gym.registration import MODELS, find_class
 from das_gym.runs import progress
 from das_gym.tasks.base import Gallery
 
@@ -112,17 +113,29 @@ def predict(
         examples: At least one.
         title: Of the progress bar.
         pairs: At most so many go through the model at a time, where answers are chosen.
-        new_tokens: Most tokens of an answer in words.
+        new_tokens: Most tokens of an answer in words; a warning tells how many answers are cut there.
+
+    Raises:
+        TypeError: the examples want answers in words, and the model says none.
     """
     task = subnet.task
     asked = [task.asked(example) for example in examples]
     chosen = [example for example, prompt in zip(examples, asked, strict=True) if prompt is None]
     free = [prompt for prompt in asked if prompt is not None]
-    said = iter(subnet.backbone.vlp.say(task.processor, free, title, new_tokens) if free else ())
+    said = iter(_said(subnet, free, title, new_tokens) if free else ())
     batches = answered(subnet, chosen, title, pairs) if chosen else ()
     rows = (row for chunk, logits in batches for row in task.predictions(chunk, logits))
     pairs_of = zip(examples, asked, strict=True)
     return [next(rows) if prompt is None else task.written(example, next(said)) for example, prompt in pairs_of]
+
+
+def _said(subnet: AdaptedModel, prompts: Sequence[Any], title: str, new_tokens: int) -> list[str]:
+    vlp = subnet.backbone.vlp
+    entry = next((entry for entry in MODELS.values() if entry.say and isinstance(vlp, find_class(entry.vlp))), None)
+    if entry is None:
+        raise TypeError(f"a {type(vlp).__name__} does not answer in words: it was registered without `say`")
+    answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, new_tokens)
+    return answers
 
 
 def answered(

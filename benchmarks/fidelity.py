@@ -39,6 +39,7 @@ from benchmarks.machine import describe_machine
 from das_gym.commandline import use
 from das_gym.config import build
 from das_gym.drawing.markdown import markdown_table
+from das_gym.experiment import recorded_use
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
@@ -234,10 +235,11 @@ def own(folder: Path) -> tuple[ProblemConfig, SubnetTable]:
     """The problem of a run of `python -m agents table` in a folder, and its table.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such run, or not to its end.
+        FileNotFoundError, ValueError: there is no such run, or not to its end; or it is from elsewhere and was begun with
+            modules of its own.
     """
+    use(recorded_use(folder))  # first: they may register its model and task
     recorded = read_config(folder)
-    use(recorded.get("use"))  # first: they may register its model and task
     names = {field.name for field in dataclasses.fields(TableSettings)} & recorded.keys()
     settings = build(TableSettings, {name: recorded[name] for name in names})
     return settings.problem(), SubnetTable.load(settings.file(folder))

@@ -164,7 +164,7 @@ class RunFolder(FileStorageObserver):
         write_text(Path(self.dir) / filename, text)
 
 
-def _recorded_use(folder: Path) -> tuple[str, ...]:
+def recorded_use(folder: Path) -> tuple[str, ...]:
     """The modules of one's own that a run was begun with; refused in a run from elsewhere, but for those imported by now."""
     recorded = build(RunSettings, {"use": read_config(folder).get("use") or ()}).use
     if not begun_here(folder):
@@ -310,7 +310,7 @@ class RunsExperiment(Experiment):
             if given.get("resume") is not None:
                 folder = find_run(_runs_dir(given), given["resume"])
                 check_links(folder)
-                given["use"] = tuple(dict.fromkeys((*use(given.get("use")), *_recorded_use(folder))))
+                given["use"] = tuple(dict.fromkeys((*use(given.get("use")), *recorded_use(folder))))
             if given.get("use"):
                 given["use"] = use(given["use"])
                 for named in self._named:

@@ -35,6 +35,9 @@ class ModelEntry:
         reads: `pairs` of a text and an image, or `prompts`: questions that it answers in words. Tasks say likewise what
             they give; only those that agree make an environment.
         options: Settings of `ProblemConfig` that `load` takes besides.
+        say: Takes a pruned model that reads prompts, its processor, prompts whose answers need not be known, the title of a
+            progress bar, and the most tokens of an answer. Gives its own answer to each in words, greedy. Or its
+            "module:name"; None = it says none.
     """
 
     name: str
@@ -44,6 +47,7 @@ class ModelEntry:
     others: tuple[Path, ...] = ()
     reads: str = "pairs"
     options: tuple[str, ...] = ("image_size",)
+    say: Any = None
 
     @property
     def named(self) -> dict[str, Path]:
@@ -123,6 +127,7 @@ MODELS: dict[str, ModelEntry] = {
             others=(ASSETS / "llava_mini",),
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
+            say="das_gym.models.transformers.saying:say",
         ),
     )
 }

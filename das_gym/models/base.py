@@ -270,20 +270,6 @@ class VLP(nn.Module, ABC):
         batch = {name: tensor.to(self.device) for name, tensor in processor(pairs, augment).items()}
         return lambda mask=None: self(batch, mask)
 
-    def say(self, processor: Any, prompts: Sequence[Any], title: str, new_tokens: int) -> list[str]:
-        """The model's own answer to each prompt, greedy, in words; a subnet answers as it would from its exported folder.
-
-        Args:
-            processor: What `inputs` gave.
-            prompts: At least one; their answers need not be known.
-            title: Of the progress bar.
-            new_tokens: Most tokens to say, at least 1; a warning tells how many answers are cut there.
-
-        Raises:
-            TypeError: it does not answer in words.
-        """
-        raise TypeError(f"a {type(self).__name__} does not answer in words: it has no {title} to {len(prompts)} prompts")
-
     def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
         """As `ready`, as it runs where the model is served: what a budget of latency is measured of.
 

@@ -88,6 +88,14 @@ def test_what_it_refuses(words: list[str], said: str, capsys: pytest.CaptureFixt
     assert said in capsys.readouterr().err
 
 
+def test_a_run_from_elsewhere_imports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "config.json").write_text('{"use": ["evil"]}')
+    with pytest.raises(SystemExit):
+        main(["--run", str(tmp_path)])
+    assert "evil" in capsys.readouterr().err
+    assert "evil" not in sys.modules
+
+
 TASK = """
 from das_gym import TaskEntry, register_task
 from das_gym.tasks.vqa.task import VQATask

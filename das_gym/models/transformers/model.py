@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -325,17 +324,6 @@ class VLM(VLP):
             return self.forward_encoded(state, mask)
 
         return forward
-
-    def say(self, processor: Any, prompts: Sequence[Any], title: str, new_tokens: int) -> list[str]:
-        """As `VLP.say`, by transformers' `generate`."""
-        from das_gym.models.transformers.generation import generate_tokens
-        from das_gym.models.transformers.stand_ins import as_saved
-
-        said = generate_tokens(as_saved(self) if self.tunable else self, processor, prompts, title, new_tokens=new_tokens)
-        cut = sum(len(tokens) == new_tokens for tokens in said)
-        if cut:
-            warnings.warn(f"{cut} of {len(said)} answers are cut at new_tokens={new_tokens}: pass more", stacklevel=2)
-        return [processor.decode(tokens) for tokens in said]
 
     def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
         """As `VLP.served`: its own forward up to the first token, every position in every layer, as others run its folder.
