@@ -6,11 +6,11 @@ python -m adapt predict with run=2 split=test-dev2015 data_root=/data/vqav2 out=
 python -m adapt evaluate with run=5 method=lora
 
 `run` is the id of a run of `python -m adapt` or `adapt das` that ended, or the folder of one, or a folder that
-`adapt export` wrote; or a run of `adapt compare`, of whose models `method` names one. The file holds an object an
-example, as the task's server takes it: for VQA `question_id` and `answer`, for NLVR2 `identifier` and `prediction`.
-`predict` scores nothing, and takes data without answers too. Models that answer in words say theirs there, greedy; where
-`evaluate` scores them it writes `key` with the chosen option or, where there is nothing to choose from, the likeliest token
-at each place of the right answer, `teacher_forced`.
+`adapt export` wrote, or of a model of transformers as it is, such as `adapt shrink` left; or a run of `adapt compare`, of
+whose models `method` names one. The file holds an object an example, as the task's server takes it: for VQA `question_id`
+and `answer`, for NLVR2 `identifier` and `prediction`. `predict` scores nothing, and takes data without answers too. Models
+that answer in words say theirs there, greedy; where `evaluate` scores them it writes `key` with the chosen option or, where
+there is nothing to choose from, the likeliest token at each place of the right answer, `teacher_forced`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_rank_images, evaluate, predict
-from das_gym.adapt.subnets import load_moved, place_of, recorded_data
+from das_gym.adapt.subnets import is_plain, load_moved, load_plain, place_of, recorded_data
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.data.checks import require_readable
@@ -34,7 +34,7 @@ class EvaluateSettings(CommandSettings):
     """The settings of `python -m adapt evaluate` and `predict`.
 
     Attributes:
-        run: Id of a run that ended, or a folder.
+        run: Id of a run that ended, or a folder; also that of a model of transformers, such as `adapt shrink` left.
         method: Whose model, where the run compares methods: `lora`, `das_4`, `random_4`, ...
         seed: Of that model, where all are kept; None is the one that is best on the reward split.
         split: `train`, `reward` or `test`, as das_gym divides the data; of VQAv2 also `train2014`, `val2014`, `test2015`
@@ -86,7 +86,8 @@ class EvaluateSettings(CommandSettings):
             if self.data_root is None:
                 raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
             raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
-        subnet = load_moved(place, self.device, self.checkpoint)
+        plain = is_plain(place)
+        subnet = load_plain(place, self.device) if plain else load_moved(place, self.device, self.checkpoint)
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

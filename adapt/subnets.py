@@ -20,7 +20,7 @@ from das_gym.data.origin import check_record
 from das_gym.files import at_home, read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
 from das_gym.problem.config import ProblemConfig, recorded_settings
-from das_gym.problem.loading import AdaptedModel, load_backbone, restore
+from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
 from das_gym.runs import RunSettings, find_run, library_versions
 
 SUBNET_FILE = "adapter.safetensors"
@@ -110,6 +110,27 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
     return subnet
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether a folder holds a model of transformers and nothing of ours, as `python -m adapt shrink` leaves it."""
+    config = folder / "config.json"
+    if is_exported(folder) or record_in(folder) is not None or not config.is_file():
+        return False
+    content = read_json(config)
+    return isinstance(content, dict) and "model_type" in content
+
+
+def load_plain(folder: Path, device: str) -> AdaptedModel:
+    """The model of transformers in a folder, to answer in words as it is.
+
+    Raises:
+        ValueError, FileNotFoundError: what `das_gym.models.transformers.loading.load_vlm` raises.
+    """
+    backbone = load_backbone(ProblemConfig(model="VLM", task="answering", checkpoint=str(folder), device=device))
+    backbone.vlp.remove_adapters()
+    task = task_class("answering")(backbone.processor)
+    return AdaptedModel(backbone, new_head(backbone, task), task)
 
 
 @contextmanager

@@ -193,8 +193,8 @@ def _check_quantisation(config: Any, folder: Path) -> None:
 def _check_adapted(config: Any, folder: Path) -> None:
     if hasattr(config, ADAPTED):
         raise ValueError(
-            f"{folder} was made with recover=adapters: das_gym's own adapters stand between its layers, and none of these "
-            "can be skipped: pass the folder that it was made from"
+            f"{folder} was made with recover=adapters or exported with DAS: das_gym's own adapters are between its layers, "
+            "none of which can be skipped: pass the folder that it was made from; to have it answer, the run"
         )
 
 

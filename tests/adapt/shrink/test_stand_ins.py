@@ -115,7 +115,8 @@ def test_a_folder_with_adapters_is_not_shrunk_again(
     save(with_random_adapters(problem_of("llava").vlp, MASK).model, tmp_path, *[folder_of("llava")] * 2, torch.float32)
     for trusted in (True, False):
         with pytest.raises(
-            ValueError, match=r"was made with recover=adapters: das_gym's own adapters .*pass the folder that"
+            ValueError,
+            match=r"was made with recover=adapters or exported with DAS: .*pass the folder that",
         ):
             load_vlm(tmp_path, trust_remote_code=trusted)
 
