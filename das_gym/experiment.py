@@ -537,7 +537,7 @@ def _logger() -> logging.Logger:
     handler.addFilter(lambda record: not record.getMessage().startswith(left_out))
     _LOGGER.handlers = [handler]
     _LOGGER.propagate = False
-    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.setLevel(logging.INFO if is_first() else logging.ERROR)  # one of several processes tells
     return _LOGGER
 
 

@@ -58,6 +58,12 @@ def test_a_run_is_kept_in_its_folder(experiment, tmp_path):
     assert experiment.observers == []
 
 
+def test_one_of_several_processes_tells(experiment, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert experiment.run().result == 1.0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_run_tells_its_own_file_and_the_libraries(experiment, tmp_path):
     experiment.run(config_updates={"runs_dir": str(tmp_path)})
     told = json.loads((tmp_path / "1" / "run.json").read_text())["experiment"]
