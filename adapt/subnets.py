@@ -21,6 +21,7 @@ from das_gym.files import at_home, read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
 from das_gym.problem.config import ProblemConfig, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
+from das_gym.registration import MODELS, TASKS
 from das_gym.runs import RunSettings, find_run, library_versions
 
 SUBNET_FILE = "adapter.safetensors"
@@ -127,9 +128,11 @@ def load_plain(folder: Path, device: str) -> AdaptedModel:
     Raises:
         ValueError, FileNotFoundError: what `das_gym.models.transformers.loading.load_vlm` raises.
     """
-    backbone = load_backbone(ProblemConfig(model="VLM", task="answering", checkpoint=str(folder), device=device))
+    model = next(name for name, entry in MODELS.items() if entry.reads == "prompts")
+    name = next(name for name, entry in TASKS.items() if entry.gives == "prompts")
+    backbone = load_backbone(ProblemConfig(model=model, task=name, checkpoint=str(folder), device=device))
     backbone.vlp.remove_adapters()
-    task = task_class("answering")(backbone.processor)
+    task = task_class(name)(backbone.processor)
     return AdaptedModel(backbone, new_head(backbone, task), task)
 
 
