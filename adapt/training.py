@@ -230,6 +230,7 @@ class Trainer:
         self.save_every = save_every
         self.max_norm = max_norm
         self.step = 0
+        self._passed = 0
         self._logged: list[tuple[str, float, int]] = []
         self._window: dict[str, list[float]] = {}
         self._trained = {
@@ -315,10 +316,13 @@ class Trainer:
         self.devices.average(trained)
         scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(trained, self.max_norm)
-        if not torch.isfinite(norm) and not scaler.is_enabled():  # a scaler passes such a step by
-            raise FloatingPointError(
-                f"the norm of the gradient is {norm.item()} at step {self.step}{of_what}: try a lower learning rate"
-            )
+        if not torch.isfinite(norm):
+            self._passed += 1
+            if scaler.get_scale() <= 1 or self._passed == self.steps:  # else a scaler passes the step by, and halves itself
+                raise FloatingPointError(
+                    f"the norm of the gradient is {norm.item()} at step {self.step}{of_what}: try a lower learning rate"
+                    + (", or mixed_precision=bf16" if scaler.is_enabled() else "")
+                )
         scaler.step(self.optimizer)
         scaler.update()
         self._scheduler.step()

@@ -20,6 +20,7 @@ from das_gym.adapt.supernet import SupernetConfig, random_mask
 from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, decay
 from torch import Tensor
 
+from das_gym.files import whole_folder
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint
 from das_gym.models.quiet import bars_on_terminals
@@ -175,13 +176,11 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
     prune(model, [place not in spec.kept[0] for place in range(count)])
     _add_noise(model, spec)
     _train_decoder(model, AutoTokenizer.from_pretrained(source), DECODERS[source.name], spec)
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with bars_on_terminals():
-        model.save_pretrained(partial)
-    for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / name, partial / name)
-    partial.rename(folder)
+    with whole_folder(folder) as part:
+        with bars_on_terminals():
+            model.save_pretrained(part)
+        for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(source / name, part / name)
 
 
 def _train_decoder(model: Any, tokenizer: Any, family: AnsweringModel, spec: SuiteModel) -> None:

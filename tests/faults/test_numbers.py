@@ -121,6 +121,23 @@ class TestTrainer:
         assert saved["step"] == 3
         assert torch.equal(saved["parameters"]["model.weight"], model.weight)
 
+    @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # the first step was passed by
+    @pytest.mark.parametrize(("steps", "last"), [(30, 16), (6, 5)])
+    def test_a_scaler_does_not_pass_all_steps_by(self, tmp_path: Path, steps: int, last: int):
+        """As of mixed_precision=fp16: it halves its scale, from 2 ** 16, where a gradient is not finite."""
+        model, trainer = self.begin(tmp_path / "checkpoint.pt")
+        trainer.steps, trainer.devices.scaler = steps, torch.amp.GradScaler("cpu", enabled=True)
+        with pytest.raises(FloatingPointError, match=rf"gradient is nan at step {last}: try .*, or mixed_precision=bf16"):
+            trainer.run(lambda _: {"loss": (0 * model.weight.sum().abs()).sqrt()}, "")
+
+    @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler")  # the first step was passed by
+    def test_a_scaler_passes_a_step_by(self, tmp_path: Path):
+        model, trainer = self.begin(tmp_path / "checkpoint.pt")
+        trainer.devices.scaler = torch.amp.GradScaler("cpu", enabled=True)
+        trainer.run(lambda index: {"loss": model.weight.sum() * (1e34 if index < 3 else 1.0)}, "")
+        assert trainer.step == 6
+        assert torch.isfinite(model.weight).all()
+
     def test_a_step_that_goes_to_infinity_is_not_kept(self, tmp_path: Path):
         model, trainer = self.begin(tmp_path / "checkpoint.pt", rate=3e38)
         with pytest.raises(FloatingPointError, match=r"model\.weight is not finite any more after step 3: try a lower"):
