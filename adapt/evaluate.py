@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.ranking import rank, recalls
 from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import MODELS, find_class
@@ -85,6 +86,9 @@ def evaluate(
         pairs: At most so many go through the model at a time.
         blind: (3, height, width) image to show instead of every image, or None.
         rank_images: Most images that are ranked, None = all; nothing is ranked blind.
+
+    Raises:
+        FloatingPointError: what it says of an example is not a number.
     """
     task, device = subnet.task, subnet.backbone.vlp.device
     rows: list[tuple[float, float]] = []
@@ -92,6 +96,7 @@ def evaluate(
     for chunk, logits in answered(subnet, examples, title, pairs, blind):
         targets = {name: t.to(device) for name, t in task.targets(chunk).items()}
         losses, metrics = task.losses(logits, targets), task.metrics(logits, targets)
+        _check_numbers(subnet, chunk, ~(losses.isfinite() & metrics.isfinite()))
         rows += zip(losses.tolist(), metrics.tolist(), strict=True)
         predictions += task.predictions(chunk, logits)
     losses, metrics = np.array(rows).T
@@ -116,6 +121,7 @@ def predict(
         new_tokens: Most tokens of an answer in words; a warning tells how many answers are cut there.
 
     Raises:
+        FloatingPointError: what it says of an example is not a number.
         TypeError: the examples want answers in words, and the model says none.
     """
     task = subnet.task
@@ -150,8 +156,22 @@ def answered(
             chunk = examples[start : start + step]
             pairs_of = task.pairs(chunk)
             pooled = vlp.ready(task.processor, pairs_of)() if blind is None else _blind(subnet, pairs_of, blind)
-            yield chunk, subnet.head(task.group_features(pooled))
+            logits = subnet.head(task.group_features(pooled))
+            _check_numbers(subnet, chunk, logits.isnan() | logits.isposinf())
+            yield chunk, logits
             bar.update(len(chunk))
+
+
+def _check_numbers(subnet: AdaptedModel, examples: Sequence[Any], wrong: Tensor) -> None:
+    """Refuse to go on with numbers that are none: (rows, ...) bool, a row an example, or else nobody knows whose it is."""
+    if not bool(wrong.any()):
+        return
+    rows = wrong.reshape(len(wrong), -1).any(1).tolist()
+    keys = [e.key for e, bad in zip(examples, rows, strict=False) if bad or len(rows) != len(examples)]
+    raise FloatingPointError(
+        f"what {told_mask(subnet.backbone.vlp.check_mask(None))} says is not a number, on {told_examples(keys)}: the model "
+        "may need float32, or training at a lower learning rate"
+    )
 
 
 def _blind(subnet: AdaptedModel, pairs: Sequence[Any], image: Tensor) -> Tensor:

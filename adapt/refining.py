@@ -40,16 +40,17 @@ class Round:
     Attributes:
         steps: Of each training.
         masks: 0 or 1 a layer, 1 = skipped, in the order of the search's rewards.
-        losses: On the reward split afterwards, nats; fewer than masks where the round was stopped.
+        losses: On the reward split afterwards, nats, None where training or loss came to no number; fewer than masks where
+            the round was stopped.
     """
 
     steps: int
     masks: tuple[tuple[int, ...], ...]
-    losses: tuple[float, ...] = ()
+    losses: tuple[float | None, ...] = ()
 
     def best(self, count: int) -> tuple[tuple[int, ...], ...]:
         """So many masks of the lowest losses, in the round's order."""
-        order = np.argsort([loss if math.isfinite(loss) else math.inf for loss in self.losses], kind="stable")
+        order = np.argsort([math.inf if loss is None else loss for loss in self.losses], kind="stable")
         return tuple(self.masks[i] for i in sorted(order[:count].tolist()))
 
 
@@ -84,7 +85,13 @@ def halve(masks: Sequence[np.ndarray], steps: int, folder: Path, train: Train) -
         while len(rounds[number].losses) < len(left):
             place = len(rounds[number].losses)
             title, checkpoint = f"refining, mask {place + 1} of {len(left)}", folder / f"refining-{number}-{place + 1}.pt"
-            loss = train(np.array(left[place], dtype=bool), length, title, checkpoint)
+            loss: float | None = None
+            try:
+                loss = train(np.array(left[place], dtype=bool), length, title, checkpoint)
+            except FloatingPointError as error:
+                print(f"{title}: {error}; it counts as the worst")
+            if loss is not None and not math.isfinite(loss):
+                loss = None
             rounds[number] = dataclasses.replace(rounds[number], losses=(*rounds[number].losses, loss))
             if is_first():
                 write_json(path, {"rounds": [dataclasses.asdict(each) for each in rounds]})
@@ -156,5 +163,6 @@ def _held_out(subnet: AdaptedModel, splits: Splits[Any], title: str) -> float:
 
 def told(done: Round, left: Sequence[tuple[int, ...]]) -> str:
     """What a round came to, in a line."""
-    losses = [f"{loss:.4f}{'' if mask in left else ' (out)'}" for mask, loss in zip(done.masks, done.losses, strict=True)]
+    words = ["none" if loss is None else f"{loss:.4f}" for loss in done.losses]
+    losses = [f"{word}{'' if mask in left else ' (out)'}" for mask, word in zip(done.masks, words, strict=True)]
     return f"after {done.steps} steps the search's best masks have these losses on the reward split: {', '.join(losses)}"

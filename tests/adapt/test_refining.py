@@ -11,7 +11,7 @@ import pytest
 from das_gym.adapt import refining
 from das_gym.adapt.adapt_experiment import AdaptSettings
 from das_gym.adapt.finetune import FinetuneConfig
-from das_gym.adapt.refining import CHECKPOINTS, REFINED, Round, candidates, lengths, refine
+from das_gym.adapt.refining import CHECKPOINTS, REFINED, Round, candidates, halve, lengths, refine
 from das_gym.agents.searching.record import Turn, best_rows
 
 from das_gym.problem.config import ProblemConfig
@@ -28,11 +28,29 @@ def test_each_round_is_twice_as_long_and_the_last_has_half_of_all_steps():
     assert lengths(16, 3) == [1, 1, 1, 2]
 
 
-def test_the_best_of_a_round_keep_their_order_and_what_is_not_finite_is_last():
-    done = Round(5, ((0, 0), (0, 1), (1, 0), (1, 1)), (0.4, float("nan"), 0.1, 0.2))
+def test_the_best_of_a_round_keep_their_order_and_what_came_to_no_number_is_last():
+    done = Round(5, ((0, 0), (0, 1), (1, 0), (1, 1)), (0.4, None, 0.1, 0.2))
     assert done.best(1) == ((1, 0),)
     assert done.best(2) == ((1, 0), (1, 1))
     assert done.best(3) == ((0, 0), (1, 0), (1, 1))
+
+
+def test_a_mask_whose_training_comes_to_no_number_is_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tried: list[list[int]] = []
+
+    def train(mask: np.ndarray, steps: int, *_: object) -> float:
+        tried.append(np.flatnonzero(mask).tolist())
+        if mask[0]:
+            raise FloatingPointError("the loss is nan at step 1")
+        return float("inf") if mask[4] else 0.5
+
+    rounds = halve(list(MASKS), 4, tmp_path, train)
+    assert rounds[0].losses == (None, 0.5, None)
+    assert rounds[-1].best(1) == ((0, 1, 1, 0, 0, 0),)
+    assert "refining, mask 1 of 3: the loss is nan at step 1; it counts as the worst" in capsys.readouterr().out
+    count = len(tried)
+    assert halve(list(MASKS), 4, tmp_path, train) == rounds
+    assert len(tried) == count
 
 
 def test_the_masks_that_a_search_may_answer_come_best_first_and_once():

@@ -72,7 +72,7 @@ class Job:
         return {}
 
     def _content(self, path: Path) -> bytes:
-        if self.volatile is None:
+        if self.volatile is None or path.suffix != ".json":
             return path.read_bytes()
         return json.dumps(scrubbed(read_json(path), self.volatile)).encode()
 
@@ -186,32 +186,35 @@ def _shrink_compare(folder: Path) -> Job:
     return Job(run, ("compare.json",), {**answering_in(folder), **quick}, volatile=volatile)
 
 
-def _compare(folder: Path) -> Job:
+def _adapt_compare(folder: Path) -> Job:
     from das_gym.adapt.compare import trials
     from das_gym.adapt.compare_experiment import CompareExperiment
 
     trials.measure_latency = functools.partial(measure_latency, blocks=1, runs=1)
-    rows = {"methods": ("lora", "adapter"), "learning_rates": (1e-3, 1e-2), "seeds": 2, "steps": 2, "batch_size": 4}
+    rows = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2, "keep": "all", "steps": 2, "batch_size": 4}
+    files = ("compare.json", "compare.png", "lora_seed0.safetensors", "lora_seed1.safetensors")  # the picture comes last
     volatile = re.compile(r"settings|run|(.*_)?seconds|latency|speedup")
-    run = _run(CompareExperiment)
-    return Job(run, ("compare.json",), {**_without_supernet(folder), **rows, "test_examples": 4}, volatile=volatile)
+    given = {**_without_supernet(folder), **rows, "test_examples": 4}
+    return Job(_run(CompareExperiment), files, given, volatile=volatile)
 
 
 def _suite(folder: Path) -> Job:
+    """Two small models in the place of all."""
     from das_gym.adapt.suite import make
     from das_gym.adapt.suite.models import SuiteModel
 
     del folder
-    pairs = SuiteModel("pairs", "train", "METER", "vqa", ((1,), (0, 5)), 5, steps=2, max_skipped=2)
-    decoder = SuiteModel("words", "test", "VLM", "answering", ((0, 5),), 5, steps=2)
-    make.suite_models = lambda seed: [pairs, decoder]
+    make.suite_models = lambda seed: [
+        SuiteModel("pairs", "train", "METER", "vqa", ((1,), (0, 5)), seed, steps=2, max_skipped=2),
+        SuiteModel("words", "test", "VLM", "answering", ((0, 5),), seed, steps=2),
+    ]
     make.write_shapes = lambda place, seed, **_: write_shapes(place, seed, train_scenes=12, val_scenes=12)
     make.USUAL_EXAMPLES = (6, 4)
 
     def run(settings: dict[str, Any]) -> None:
         runs = Path(settings["runs_dir"])
         (runs / "0").mkdir(parents=True, exist_ok=True)
-        make.make_suite(make.SuiteSettings(out=str(runs.with_name("suite")), bundled=False))
+        make.make_suite(make.SuiteSettings(out=str(runs.with_name("suite")), bundled=False, seed=settings.get("seed", 5)))
 
     return Job(run, ("pairs.npz", "words.npz", "suite.json"), {}, out="suite/tables")
 
@@ -247,7 +250,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "das": _das,
     "shrink": _shrink,
     "shrink_compare": _shrink_compare,
-    "compare": _compare,
+    "adapt_compare": _adapt_compare,
     "suite": _suite,
     "export": _export,
 }

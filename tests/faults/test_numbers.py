@@ -10,6 +10,7 @@ import pytest
 import torch
 from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das import Training, joint_search, new_model
+from das_gym.adapt.evaluate import evaluate, predict
 from das_gym.adapt.paper import das_settings
 from das_gym.adapt.step_loss import StepLoss
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
@@ -24,7 +25,7 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import Problem, build_problem, load_splits
+from das_gym.problem.loading import AdaptedModel, Problem, build_problem, load_splits
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistics import measure_activity
 
@@ -87,6 +88,18 @@ def test_a_metric_that_is_none_breaks_its_mask_too(small_problem: Problem, monke
         scores = evaluator.evaluate(np.eye(6, dtype=bool)[:3], small_problem.splits.reward[:2])
     assert scores.broken.sum() == 1
     assert np.isfinite(scores.metrics).all()
+
+
+@pytest.mark.parametrize("say", [evaluate, predict])
+def test_a_small_model_that_is_broken_is_neither_scored_nor_asked(diverged: dict[str, str], say):
+    problem = build_problem(ProblemConfig(**diverged))
+    problem.vlp.prune(np.eye(6, dtype=bool)[3])
+    subnet = AdaptedModel(problem.backbone, problem.head, problem.task)
+    text = (
+        r"the mask that skips layers \[3\] says is not a number, on examples '\S+', '\S+', '\S+' and 1 more: the model may"
+    )
+    with pytest.raises(FloatingPointError, match=text):
+        say(subnet, problem.splits.test[:4], "")
 
 
 @pytest.mark.parametrize("measure", [measure_activity, measure_blocks])
