@@ -13,6 +13,7 @@ from das_gym.adapt.report import WIDTH
 from das_gym.adapt.shrink.recovery import answer_features
 from das_gym.adapt.shrink.scores import difference_interval, interval, scored
 
+from das_gym.engine.broken import told_examples
 from das_gym.models.transformers.generation import generate, greedily, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
@@ -173,13 +174,23 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
         examples: Each of one pair, see `Task.open_ended`.
         batch_size: Examples at a time.
         title: Of the progress bar.
+
+    Raises:
+        FloatingPointError: the loss of an example is not a number.
     """
     total, head = 0.0, vlm.own_head()
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), batch_size):
             chunk = examples[start : start + batch_size]
             targets = {name: t.to(vlm.device) for name, t in task.targets(chunk).items()}
-            total += float(task.losses(head(answer_features(vlm, task, chunk)), targets).double().sum())
+            losses = task.losses(head(answer_features(vlm, task, chunk)), targets)
+            broken = [e.key for e, whole in zip(chunk, losses.isfinite().tolist(), strict=True) if not whole]
+            if broken:
+                raise FloatingPointError(
+                    f"the {title} is not a number, on {told_examples(broken)}: its numbers may need dtype=float32, its "
+                    "recovery a lower learning_rate, or another mask be deleted"
+                )
+            total += float(losses.double().sum())
             bar.update(len(chunk))
     return total / len(examples)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from das_gym.adapt.shrink import report
-from das_gym.adapt.shrink.report import Comparison, Row, conclusion, latencies
+from das_gym.adapt.shrink.report import Comparison, Row, conclusion, latencies, loss_of
 
 from das_gym.problem.latency import Spread
 
@@ -38,6 +40,19 @@ def test_what_recovery_regained(losses: tuple[float, ...], share: float | None, 
     assert compared.regained() == share
     assert words in conclusion(compared)
     assert "saves 10.0 % of the MACs and 20.0 % of the parameters" in conclusion(compared)
+
+
+def test_a_loss_that_is_no_number_names_its_examples(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(report, "answer_features", lambda vlm, task, chunk: len(chunk))
+    losses = lambda logits, targets: torch.tensor([0.5, math.nan, math.inf])[:logits]  # noqa: E731
+    task: Any = SimpleNamespace(targets=lambda chunk: {}, losses=losses)
+    vlm: Any = SimpleNamespace(own_head=lambda: lambda features: features)
+    examples = [SimpleNamespace(key=key) for key in "abc"]
+    assert loss_of(vlm, task, examples[:1], 3, "loss of the shrunk model") == 0.5
+    with pytest.raises(
+        FloatingPointError, match=r"^the loss of the shrunk model is not a number, on examples 'b', 'c': its"
+    ):
+        loss_of(vlm, task, examples, 3, "loss of the shrunk model")
 
 
 def test_further_tokens_are_what_many_take_beyond_the_first(monkeypatch: pytest.MonkeyPatch):
