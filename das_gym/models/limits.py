@@ -22,6 +22,8 @@ PATIENCE = 120
 
 _NO_MEMORY = 3
 
+_PR_SET_PDEATHSIG = 1
+
 
 def outgrown(work: Callable[[], object], seconds: int = SECONDS, size: int = BYTES) -> str | None:
     """What a piece of work takes more of than it may, in words; None = nothing, or that cannot be known.
@@ -77,8 +79,10 @@ def _try(work: Callable[[], object], seconds: int, size: int) -> None:
 
 
 def _limit(seconds: int, size: int) -> None:
+    import ctypes
     import resource
 
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with the process that waits for it
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,3 +32,26 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits are 
 )
 def test_what_is_too_much_is_told(work: Callable[[], object], told: str | None):
     assert outgrown(work, seconds=1, size=2**28) == told
+
+
+@pytest.mark.slow
+def test_it_ends_with_the_process_that_waits_for_it(tmp_path: Path):
+    code = f"""
+import os, pathlib
+from das_gym.models.limits import outgrown
+def forever():
+    pathlib.Path({str(tmp_path / "new")!r}).write_text(str(os.getpid()))
+    pathlib.Path({str(tmp_path / "new")!r}).rename({str(tmp_path / "pid")!r})
+    while True: pass
+outgrown(forever)
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as waiting:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.05)
+        waiting.kill()
+    stat = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+    for _ in range(100):
+        if not stat.exists() or stat.read_text().split(") ")[1][0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("it still runs")
