@@ -130,7 +130,7 @@ def test_other_types_are_the_same_in_transformers_alone(name: str, here: Callabl
     check_generates(smaller, asked)
     save(smaller.model, tmp_path / "out", source, source, torch.float64)
     found = verify(tmp_path / "out", smaller, mask, asked, torch.float64)
-    assert found.logits_apart < 1e-12
+    assert found.logits_apart < (1e-6 if name == "glm4_moe" else 1e-12)  # older versions route in float32
     assert found.ways[:2] == ("with a cache", "without a cache")
 
 
