@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from das_gym.files import read_json
 from das_gym.problem.latency import measure_latency
@@ -190,12 +191,15 @@ def _adapt_compare(folder: Path) -> Job:
     from das_gym.adapt.compare import trials
     from das_gym.adapt.compare_experiment import CompareExperiment
 
-    trials.measure_latency = functools.partial(measure_latency, blocks=1, runs=1)
     rows = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2, "keep": "all", "steps": 2, "batch_size": 4}
     files = ("compare.json", "compare.png", "lora_seed0.safetensors", "lora_seed1.safetensors")  # the picture comes last
     volatile = re.compile(r"settings|run|(.*_)?seconds|latency|speedup")
-    given = {**_without_supernet(folder), **rows, "test_examples": 4}
-    return Job(_run(CompareExperiment), files, given, volatile=volatile)
+
+    def run(settings: dict[str, Any]) -> None:
+        with patch.object(trials, "measure_latency", functools.partial(measure_latency, blocks=1, runs=1)):
+            CompareExperiment().run(config_updates=settings)
+
+    return Job(run, files, {**_without_supernet(folder), **rows, "test_examples": 4}, volatile=volatile)
 
 
 def _suite(folder: Path) -> Job:
@@ -204,17 +208,21 @@ def _suite(folder: Path) -> Job:
     from das_gym.adapt.suite.models import SuiteModel
 
     del folder
-    make.suite_models = lambda seed: [
-        SuiteModel("pairs", "train", "METER", "vqa", ((1,), (0, 5)), seed, steps=2, max_skipped=2),
-        SuiteModel("words", "test", "VLM", "answering", ((0, 5),), seed, steps=2),
-    ]
-    make.write_shapes = lambda place, seed, **_: write_shapes(place, seed, train_scenes=12, val_scenes=12)
-    make.USUAL_EXAMPLES = (6, 4)
+    small = {
+        "suite_models": lambda seed: [
+            SuiteModel("pairs", "train", "METER", "vqa", ((1,), (0, 5)), seed, steps=2, max_skipped=2),
+            SuiteModel("words", "test", "VLM", "answering", ((0, 5),), seed, steps=2),
+        ],
+        "write_shapes": lambda place, seed, **_: write_shapes(place, seed, train_scenes=12, val_scenes=12),
+        "USUAL_EXAMPLES": (6, 4),
+    }
 
     def run(settings: dict[str, Any]) -> None:
         runs = Path(settings["runs_dir"])
         (runs / "0").mkdir(parents=True, exist_ok=True)
-        make.make_suite(make.SuiteSettings(out=str(runs.with_name("suite")), bundled=False, seed=settings.get("seed", 5)))
+        asked = make.SuiteSettings(out=str(runs.with_name("suite")), bundled=False, seed=settings.get("seed", 5))
+        with patch.multiple(make, **small):
+            make.make_suite(asked)
 
     return Job(run, ("pairs.npz", "words.npz", "suite.json"), {}, out="suite/tables")
 
