@@ -43,7 +43,7 @@ TABLE = "table.npz"
 RECORD = "table.json"
 CHECKPOINT = "table_checkpoint.npz"
 SUMMARY_SKIP_NUM = 4
-"""The paper's k, for which the summary names the best, median and worst mask."""
+"""The paper's k, for which the summary names the best, median and worst mask; fewer where a table holds fewer."""
 
 
 @dataclass(frozen=True)

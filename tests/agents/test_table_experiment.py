@@ -51,6 +51,11 @@ def test_a_run_leaves_a_table(small: dict, small_table: SubnetTable, tmp_path: P
     assert env.step(table.best(skip_num=4).astype(np.int8))[4]["feasible"]
 
 
+def test_a_table_of_fewer_skipped_layers_is_summed_up_too(small: dict, capsys: pytest.CaptureFixture[str]):
+    run_table({**small, "reward_examples": 2, "test_examples": 2, "max_skipped": 1})
+    assert "worst of k=1 " in capsys.readouterr().out
+
+
 def test_goes_where_it_is_told(small: dict, tmp_path: Path):
     out = tmp_path / "tables" / "mine.npz"
     table = run_table({**small, "reward_examples": 2, "test_examples": 2, "out": str(out)})
