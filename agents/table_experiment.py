@@ -43,7 +43,7 @@ TABLE = "table.npz"
 RECORD = "table.json"
 CHECKPOINT = "table_checkpoint.npz"
 SUMMARY_SKIP_NUM = 4
-"""The paper's k, for which the summary names the best, median and worst mask; fewer where a table holds fewer."""
+"""The paper's k, for which the summary names the best, median and worst mask; fewer of a table that has no more."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,15 @@ def summary(table: SubnetTable, spent: Spending) -> str:
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
         _line("unskipped", table, table.masks[0]),
     ]
-    skip_num = SUMMARY_SKIP_NUM if meta.max_skipped is None else min(SUMMARY_SKIP_NUM, meta.max_skipped)
-    if table.n_layers >= skip_num > 0:
-        rows = np.flatnonzero(table.within(skip_num=skip_num))
+    many = table.n_layers > SUMMARY_SKIP_NUM
+    count = SUMMARY_SKIP_NUM if many else table.n_layers // 2
+    count = count if meta.max_skipped is None else min(count, meta.max_skipped)
+    if count:
+        rows = np.flatnonzero(table.within(skip_num=count))
         ranked = table.masks[rows[np.argsort(table.values("loss")[rows], kind="stable")]]
         for word, mask in (("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])):
-            lines.append(_line(f"{word} of k={skip_num}", table, mask))
-        if meta.max_skipped is None:
+            lines.append(_line(f"{word} of k={count}", table, mask))
+        if many and meta.max_skipped is None:
             lines.append(_landscape_line(table))
     agreement = spearman(table.values("loss", "reward"), table.values("loss", "test"))
     broken = int(np.isinf(table.values("loss")).sum())

@@ -56,6 +56,11 @@ def test_a_table_of_fewer_skipped_layers_is_summed_up_too(small: dict, capsys: p
     assert "worst of k=1 " in capsys.readouterr().out
 
 
+def test_a_table_of_few_layers_is_summed_up_too(small_table: SubnetTable):
+    few = small_table.without([1, 4])  # the paper's 4 are all of them
+    assert "worst of k=2 " in summary(few, Spending())
+
+
 def test_goes_where_it_is_told(small: dict, tmp_path: Path):
     out = tmp_path / "tables" / "mine.npz"
     table = run_table({**small, "reward_examples": 2, "test_examples": 2, "out": str(out)})
