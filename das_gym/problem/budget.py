@@ -84,6 +84,11 @@ class Budget:
         if self.cost.savings.shape != (self.n_layers,):
             raise ValueError(f"costs of {len(self.cost.savings)} layers; give those of the {self.n_layers} skippable ones")
         most = self.cost.range[1]
+        if most < 0:
+            raise ValueError(
+                f"{self.cost.setting}={saved} is out of reach: with its adapters this model costs more than without, "
+                "whatever is skipped; give skip_num"
+            )
         if saved > most:
             reachable = math.floor(most * 1e4) / 1e4  # rounded down: who types it in is not refused again
             raise ValueError(

@@ -97,6 +97,11 @@ def test_a_share_of_any_cost(setting: str, word: str):
         pick_budget(4, {setting: 0.6}, lambda name: cost)
 
 
+def test_adapters_that_cost_more_than_layers_are_named():
+    with pytest.raises(ValueError, match=r"macs_saved=0\.1 is out of reach: with its adapters this model costs more than"):
+        Budget(2, saved=0.1, cost=MaskCost(100, 150, np.array([20, 20])))
+
+
 def test_one_budget_at_a_time():
     with pytest.raises(ValueError, match=r"macs_saved=0\.1 and latency_saved=0\.2 are both given; .* leave one of them out"):
         pick_budget(4, {"skip_num": "auto", "macs_saved": 0.1, "latency_saved": 0.2}, unasked)
