@@ -162,12 +162,14 @@ def count_costs(
 def _memory(twin: VLP, bare: VLP, head: Iterable[Tensor]) -> MaskCost:
     """Bytes of the weights under any mask."""
 
-    def each(part: str) -> np.ndarray:
-        return np.array([bytes_of(unit) for unit in _units(twin, part)], dtype=np.int64)
+    def each(model: VLP, part: str) -> np.ndarray:
+        return np.array([bytes_of(unit) for unit in _units(model, part)], dtype=np.int64)
 
-    kept, skip, head_bytes = each("layer"), each("skip_adapter"), bytes_of(list(head))
-    full, unskipped = (bytes_of(list(model.parameters())) + head_bytes - int(skip.sum()) for model in (bare, twin))
-    return MaskCost(full, unskipped, kept - skip, "memory_saved")
+    outside = bytes_of(list(head))
+    full, unskipped = (
+        bytes_of(list(model.parameters())) + outside - int(each(model, "skip_adapter").sum()) for model in (bare, twin)
+    )
+    return MaskCost(full, unskipped, each(twin, "layer") - each(twin, "skip_adapter"), "memory_saved")
 
 
 def _parameters(twin: VLP, bare: VLP) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def test_a_supernet_scores_masks_through_its_adapters(config: ProblemConfig, tmp
     losses, others = (p.evaluator.losses(masks, p.splits.reward) for p in (trained, free))
     assert (losses != others).all()
     assert (trained.costs.skip_macs > 0).all()
+    assert trained.costs.memory.full == free.costs.memory.full == 4 * free.costs.parameters_full
     assert out.stat().st_size < 2**20  # adapters alone: neither the model nor its head
 
 
