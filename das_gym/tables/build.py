@@ -255,7 +255,7 @@ class _Progress:
                 raise ValueError("it is of another version")
             differing = [name for name in {**meta, **self.identity} if meta.get(name) != self.identity.get(name)]
             if not differing:
-                self._take(arrays)
+                self._take(arrays, vars(done))
         except (*BAD_ARRAYS, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): remove it to begin the table anew") from error
         if differing:
@@ -266,13 +266,15 @@ class _Progress:
             )
         self.done = vars(done)
 
-    def _take(self, arrays: Mapping[str, Any]) -> None:
-        """What a checkpoint of this table holds."""
+    def _take(self, arrays: Mapping[str, Any], done: Mapping[str, int]) -> None:
+        """What a checkpoint of this table holds; a split of which nothing is done has no example to read."""
         sums, group_sums = ({split: arrays[split + end] for split in SPLITS} for end in ("", "_groups"))
         for found, own in ((sums, self.sums), (group_sums, self.group_sums)):
             if any((found[s].shape, found[s].dtype) != (own[s].shape, own[s].dtype) for s in SPLITS):
                 raise ValueError("its sums are of other masks or groups")
         for split, each in (self.each or {}).items():
+            if not done[split]:
+                continue
             read = ExampleScores.of(arrays, split)
             read.check(split, sums[split].shape[1], len(each.keys), len(self.identity["groups"]))
             self.each[split] = read  # type: ignore[index]

@@ -55,6 +55,19 @@ def test_every_batch_walks_the_tree_once(small_problem: Problem):
     assert spent.examples == 64 * 16
 
 
+def test_killed_before_the_test_split_has_begun_it_goes_on_with_every_example(small_problem: Problem, tmp_path: Path):
+    checkpoint = tmp_path / "checkpoint.npz"
+
+    def killer(done: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_table(small_problem, ENV_ID, 5, 2, checkpoint, killer, each=True)
+    resumed, _ = build_table(small_problem, ENV_ID, 5, 2, checkpoint, each=True)
+    assert equal(resumed, build_table(small_problem, ENV_ID, 5, 2, each=True)[0], tmp_path)
+
+
 def test_killed_and_resumed_it_is_the_same_table(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
     checkpoint = tmp_path / "checkpoint.npz"
 
