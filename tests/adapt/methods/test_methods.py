@@ -15,8 +15,8 @@ from das_gym.adapt.compare_experiment import CompareSettings, with_methods
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
 from das_gym.adapt.methods.das import DAS
 from das_gym.adapt.methods.learnt import learnt, restore_learnt, trained
-from das_gym.adapt.step_loss import set_up
-from das_gym.adapt.training import TrainingConfig
+from das_gym.adapt.step_loss import StepLoss, set_up
+from das_gym.adapt.training import Trainer, TrainingConfig
 
 from das_gym.models.checkpoints import save_checkpoint
 from das_gym.models.vilt.model import ViLT, ViLTConfig
@@ -32,6 +32,7 @@ from das_gym.problem.loading import (
     task_class,
 )
 from das_gym.registration import ASSETS
+from tests.crossing import crossed
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 from tests.models.transformers import tiny
 from tests.tasks.answering.making import llava_folder
@@ -194,6 +195,58 @@ def test_what_was_learnt_comes_back_to_the_bit(worlds: dict[str, World], family:
     weights = sum(p.numel() for p in model.backbone.vlp.parameters())
     if name != "full":
         assert sum(tensor.numel() for tensor in kept.tensors.values()) < weights / 2
+
+
+OF_TRAINING: dict[str, tuple[Any, ...]] = {
+    "family": FAMILIES,
+    "method": ("full", "lora", "adapter", "das"),
+    "micro_batch_size": (None, 3),
+    "mixed_precision": ("no", "bf16"),
+    "checkpointing": (False, True),
+    "encoder_cache_gib": (2.0, 0.0),
+    "patience": (None, 1),
+    "schedule": ("polynomial", "cosine"),
+}
+
+
+def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path | None = None) -> AdaptedModel:
+    """A model trained by a method; with a checkpoint it is stopped before its third step, and another one goes on."""
+
+    def ready() -> tuple[AdaptedModel, StepLoss, Trainer]:
+        model = world.model()
+        method.apply(model)
+        return model, *set_up(model, world.splits.train, config, checkpoint, held_out=world.splits.reward[:4])
+
+    if checkpoint is not None:
+        _, loss, trainer = ready()
+
+        def stopping(step: int) -> Any:
+            if step == 2:
+                raise KeyboardInterrupt
+            return loss.parts(step)
+
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run(stopping, "stopped")
+        assert checkpoint.is_file()
+    model, loss, trainer = ready()
+    trainer.run(loss.parts, "whole")
+    return model
+
+
+@pytest.mark.slow
+def test_every_pair_of_settings_of_training(worlds: dict[str, World], tmp_path: Path):
+    """Stopped and gone on with it comes to the same weights; so it does in parts, and without what is kept."""
+    rates = dict.fromkeys(("learning_rate", "head_learning_rate"), 1e-3)
+    for number, row in enumerate(crossed(OF_TRAINING)):
+        world, method = worlds[row["family"]], make_method(row["method"])
+        own = {name: value for name, value in row.items() if name not in ("family", "method")}
+        config = TrainingConfig(steps=4, batch_size=4, save_every=1, **rates, **own)
+        plain = dataclasses.replace(config, micro_batch_size=None, checkpointing=False, encoder_cache_gib=2.0)
+        wanted = trained(train(world, method, plain))
+        far = 5e-4 if config.mixed_precision == "bf16" else 2e-6
+        for model in (train(world, method, config), train(world, method, config, tmp_path / f"{number}.pt")):
+            apart = torch.cat([(p - wanted[name]).detach().abs().flatten() for name, p in trained(model).items()])
+            assert float(apart.mean()) < far, row
 
 
 def test_lora_is_kept_as_two_small_matrices(worlds: dict[str, World], tmp_path: Path):
