@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -17,8 +18,9 @@ SECONDS = 30
 BYTES = 2 * 2**30
 """Of memory, beyond what the process has."""
 
-PATIENCE = 120
-"""Seconds by the clock, after which nothing is known: a fork may wait for a lock that a thread of its parent held."""
+PATIENCE = 20
+"""Seconds by the clock without any work, after which nothing is known: a fork may wait for a lock that a thread of its
+parent held."""
 
 _NO_MEMORY = 3
 
@@ -48,7 +50,9 @@ def outgrown(work: Callable[[], object], seconds: int = SECONDS, size: int = BYT
     try:
         poll = select.poll()
         poll.register(reading)
-        ended = bool(poll.poll(1000 * PATIENCE))
+        used = -1
+        while not (ended := bool(poll.poll(1000 * PATIENCE))) and (now := _ticks(child)) > used:
+            used = now
     finally:
         os.close(reading)
         if not ended:
@@ -58,6 +62,12 @@ def outgrown(work: Callable[[], object], seconds: int = SECONDS, size: int = BYT
     if code in (0, -signal.SIGKILL, -signal.SIGTERM):
         return None
     return f"{seconds} s" if code == -signal.SIGXCPU else f"{size / 2**30:.0f} GiB of memory"
+
+
+def _ticks(process: int) -> int:
+    """The processor time that a process has used, in ticks of the system's clock."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def _try(work: Callable[[], object], seconds: int, size: int) -> None:

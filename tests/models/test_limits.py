@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from das_gym.models import limits
 from das_gym.models.limits import outgrown
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits are Linux's")
@@ -34,10 +35,17 @@ def test_what_is_too_much_is_told(work: Callable[[], object], told: str | None):
     assert outgrown(work, seconds=1, size=2**28) == told
 
 
+def test_what_waits_for_ever_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "PATIENCE", 0.2)
+    assert outgrown(lambda: time.sleep(600)) is None
+    assert outgrown(lambda: 10 ** (10**9), seconds=1) == "1 s"
+
+
 @pytest.mark.slow
 def test_it_ends_with_the_process_that_waits_for_it(tmp_path: Path):
     code = f"""
 import os, pathlib
+from das_gym.models import limits
 from das_gym.models.limits import outgrown
 def forever():
     pathlib.Path({str(tmp_path / "new")!r}).write_text(str(os.getpid()))
