@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.oracle import is_tabular, make_scored
+from das_gym.agents.pareto.record import RECORD as FRONT
 from das_gym.agents.searching.picture import architecture_of, progress_of
 from das_gym.agents.searching.record import RECORD, SearchResult
 
@@ -43,6 +44,8 @@ def search_report(folder: Path) -> RunReport:
         ValueError: its record cannot be read, or its table is not the one that it was searched on; or it comes from
             elsewhere and names modules that were not imported before.
     """
+    if (folder / FRONT).is_file():
+        raise FileNotFoundError(f"{folder} holds a front, which front.png draws and {FRONT} holds: reports are of searches")
     if not (folder / RECORD).is_file():
         raise FileNotFoundError(
             f"no search ended in {folder}: `{typed('adapt report')} {folder.name}` tells what a run of adapt came to, and "

@@ -128,6 +128,9 @@ def test_a_run_that_is_no_search(runs: Path, capsys: pytest.CaptureFixture[str])
     (runs / "3/search.json").unlink()
     assert PROGRAM.run(["report", "3", "with", f"runs_dir={runs}"]) == 1
     assert "no search ended in" in capsys.readouterr().err
+    (runs / "3/front.json").touch()
+    assert PROGRAM.run(["report", "3", "with", f"runs_dir={runs}"]) == 1
+    assert "holds a front, which front.png draws" in capsys.readouterr().err
     shutil.rmtree(runs / "3")
 
 
