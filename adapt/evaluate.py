@@ -139,7 +139,7 @@ def _said(subnet: AdaptedModel, prompts: Sequence[Any], title: str, new_tokens: 
     vlp = subnet.backbone.vlp
     entry = next((entry for entry in MODELS.values() if entry.say and isinstance(vlp, find_class(entry.vlp))), None)
     if entry is None:
-        raise TypeError(f"a {type(vlp).__name__} does not answer in words: it was registered without `say`")
+        raise TypeError(f"a {type(vlp).__name__} says no answers in words: register how it does, as ModelEntry(say=...)")
     answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, new_tokens)
     return answers
 
