@@ -41,7 +41,7 @@ class Trial:
         rate: Peak learning rate.
         seed: Of head, inserted parameters, order of examples, and a random mask.
         reward: The task's metric on examples of the reward split, 0..1.
-        reward_loss: Likewise, nats.
+        reward_loss: Likewise, nats; None where training came to no number.
         updated: Parameters of the model that the method updates, without head and poolers.
         trained: All that trains.
         seconds: Of the training.
@@ -58,7 +58,7 @@ class Trial:
     rate: float
     seed: int
     reward: float
-    reward_loss: float
+    reward_loss: float | None
     updated: int
     trained: int
     seconds: float
@@ -224,16 +224,28 @@ def _choose(
     trials: Mapping[tuple[str, float, int], Trial],
     add: Callable[..., None],
 ) -> tuple[Tuned | None, float]:
-    """The learning rate that is best on the reward split, and its model, unless that was trained before."""
+    """The learning rate that is best on the reward split, and its model, unless that was trained before.
+
+    Raises:
+        FloatingPointError: none of them comes to a number.
+    """
     models: dict[float, Tuned] = {}
     for rate in rates:
         if (row.key, rate, seed) not in trials:
-            tuned, trial = course.train(row, rate, seed)
+            try:
+                tuned, trial = course.train(row, rate, seed)
+                models = {rate: tuned, **models}
+            except FloatingPointError:
+                trial = Trial(row.key, rate, seed, reward=0.0, reward_loss=None, updated=0, trained=0, seconds=0.0, mask=())
             add(trial)
-            models = {rate: tuned, **models}
         first = [t for (key, _, s), t in trials.items() if (key, s) == (row.key, seed)]
         best = of_first(lambda first=first: chosen_rate(first))  # type: ignore[misc]
         models = {rate: tuned for rate, tuned in models.items() if rate == best}  # one is enough to keep
+    if trials[row.key, best, seed].reward_loss is None:
+        tried = ", ".join(f"{rate:g}" for rate in rates)
+        raise FloatingPointError(
+            f"{row.title} comes to no number with a learning rate of {tried}: give lower learning_rates"
+        )
     return models.get(best), best
 
 
@@ -244,6 +256,8 @@ def chosen_rate(trials: Sequence[Trial]) -> float:
 
 def merit(trial: Trial) -> tuple[float, float]:
     """How good a training is, by the metric on the reward split, and by the loss where that is level; more is better."""
+    if trial.reward_loss is None:
+        return -math.inf, -math.inf
     return trial.reward, -trial.reward_loss if math.isfinite(trial.reward_loss) else -math.inf
 
 
@@ -263,7 +277,8 @@ def told(row: Entrant, trials: Sequence[Trial], seed: int, rate: float, course: 
     """A line that says how the learning rate was chosen."""
     if row.rate_of is not None:
         return f"{row.title}: learning rate {rate:g}, as of {row.rate_of}"
-    tried = ", ".join(f"{100 * t.reward:.1f} % with {t.rate:g}" for t in trials if t.seed == seed)
+    scores = {t.rate: "none" if t.reward_loss is None else f"{100 * t.reward:.1f} %" for t in trials if t.seed == seed}
+    tried = ", ".join(f"{score} with {rate:g}" for rate, score in scores.items())
     metric = course.metric_name.replace("_", " ")
     line = f"{row.title}: {metric} on the reward split by learning rate: {tried}; takes {rate:g}"
     grid = sorted(t.rate for t in trials if t.seed == seed)

@@ -17,7 +17,8 @@ class Landscape:
     Attributes:
         masks: How many keep the budget.
         additivity: R2 of a linear fit of the values on the masks, 0..1; 1 = the best units one by one are the best mask.
-        autocorrelation: Of the values of a mask and of a random neighbour of it, -1..1; the lower the more rugged.
+        autocorrelation: Of the values of a mask and of a random neighbour of it, -1..1; the lower the more rugged. NaN where
+            no two differ, or one mask alone keeps the budget.
         optima: Masks that no neighbour is better than.
     """
 
@@ -62,5 +63,5 @@ def landscape(masks: np.ndarray, values: np.ndarray, budget: Budget) -> Landscap
         others.append(values[near])
         optima += bool((values[near] <= values[row]).all())
     one, other = np.concatenate(ones), np.concatenate(others)
-    together = float("nan") if np.ptp(one) == 0 else float(np.corrcoef(one, other)[0, 1])
+    together = float("nan") if len(one) == 0 or np.ptp(one) == 0 else float(np.corrcoef(one, other)[0, 1])
     return Landscape(len(rows), additivity(masks[rows], values[rows]), together, optima)

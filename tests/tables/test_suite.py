@@ -264,3 +264,6 @@ def test_a_sum_of_units_is_additive_and_has_one_optimum():
     assert noise.additivity < 0.6
     assert noise.optima > 1
     assert noise.autocorrelation < found.autocorrelation
+    one = landscape(masks, values, Budget(6, 6))  # all skipped
+    assert (one.masks, one.optima) == (1, 1)
+    assert np.isnan(one.autocorrelation)

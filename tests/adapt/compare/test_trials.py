@@ -77,6 +77,22 @@ def test_each_row_has_its_rate_chosen_with_the_first_seed_and_all_rows_come_befo
     assert sorted(again, key=str) == sorted(done, key=str)
 
 
+def test_a_rate_that_comes_to_no_number_counts_as_the_worst(capsys: pytest.CaptureFixture[str]):
+    class Diverging(Played):
+        def train(self, row: Entrant, rate: float, seed: int) -> tuple[Any, Trial]:
+            if rate > 1e-3:
+                raise FloatingPointError("the loss is nan")
+            return super().train(row, rate, seed)
+
+    course: Any = Diverging(trained=[], measured=[])
+    done = run_all(course, [ROW], (5e-4, 8e-3), (0,), [], lambda *_: None)
+    assert course.measured == [("lora", 5e-4, 0, True)]
+    assert [(t.rate, t.reward_loss) for t in done] == [(5e-4, 1.0), (8e-3, None)]
+    assert "by learning rate: -0.1 % with 0.0005, none with 0.008; takes 0.0005" in capsys.readouterr().out
+    with pytest.raises(FloatingPointError, match=r"LoRA comes to no number with a learning rate of 0\.002, 0\.008: give"):
+        run_all(course, [ROW], (2e-3, 8e-3), (0,), [], lambda *_: None)
+
+
 @pytest.mark.slow
 def test_a_training_has_its_rate_and_seed_throughout(small_kwargs: dict[str, str], tmp_path, monkeypatch):
     problem = ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
