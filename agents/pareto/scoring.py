@@ -28,7 +28,7 @@ class FrontProblem:
         cost: What is to be saved, one of the words of `das_gym.problem.mask_cost.SAVED`.
 
     Raises:
-        ValueError: its examples change from step to step, or it has no scorer.
+        ValueError: its examples change from step to step, it has no scorer, or nothing can be saved.
     """
 
     def __init__(self, env_id: str, env_kwargs: Mapping[str, Any], cost: str = "MACs") -> None:
@@ -39,6 +39,8 @@ class FrontProblem:
         env = make_scored(env_id, {"skip_num": None}, env_kwargs)
         self._env, self.scorer = env, env.scorer
         self.cost = self.scorer.cost_of(next(setting for setting, word in SAVED.items() if word == cost))
+        if self.most <= 0:
+            raise ValueError(f"no mask of this model saves {cost}: its adapters cost more than layers; give another cost")
         self.layer_names: tuple[str, ...] = tuple(env.layer_names)
         self._rng = np.random.default_rng(0)
 

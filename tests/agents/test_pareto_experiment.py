@@ -12,6 +12,7 @@ from das_gym.agents.pareto_experiment import ParetoSettings, drawn, ex, search
 from das_gym.experiment import RunError
 from das_gym.files import read_json
 from das_gym.problem.front import front_rows
+from das_gym.problem.mask_cost import MaskCost
 from das_gym.tables.table import SubnetTable
 
 ENV_ID = "DAS-METER-VQA-Tabular-v0"
@@ -79,6 +80,12 @@ def test_a_stopped_search_goes_on_exactly(asked, tmp_path, monkeypatch):
 def test_what_is_refused(asked, update, told):
     with pytest.raises((RunError, TypeError), match=told):
         ex.run(config_updates={**asked, **update})
+
+
+def test_a_cost_that_nothing_saves_is_refused_before_anything_is_scored(asked, monkeypatch):
+    monkeypatch.setattr(MaskCost, "range", property(lambda self: (-0.2, -0.1)))
+    with pytest.raises(RunError, match="no mask of this model saves MACs: its adapters cost more than layers; give another"):
+        ex.run(config_updates=asked)
 
 
 def test_layers_are_drawn_kind_by_kind():
