@@ -133,8 +133,8 @@ class Devices:
 
     def end(self) -> None:
         """Have the trackers write what they hold."""
-        if self._tracking is not None:
-            self._tracking.end_training()
+        for tracker in () if self._tracking is None else self._tracking.trackers:
+            tracker.finish()  # accelerate's own `end_training` parts the processes, too, and there may be more to train
 
 
 def precision_on(device: torch.device, hardware: Hardware) -> str:

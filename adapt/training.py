@@ -263,11 +263,13 @@ class Trainer:
             for entry in self._logged:
                 log(*entry)
         run = partial(self._run, step_function, title, log, about)
-        if self.reading is None:
-            run()
-        else:
-            self.reading.during(run)
-        self.devices.end()
+        try:
+            if self.reading is None:
+                run()
+            else:
+                self.reading.during(run)
+        finally:
+            self.devices.end()
 
     def _run(self, step_function: Step, title: str, log: Log | None, about: Callable[[], str] | None) -> None:
         with progress(self.steps, title, unit="step", initial=self.step) as bar:

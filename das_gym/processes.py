@@ -64,13 +64,24 @@ def join() -> None:
 
 
 def of_first(make: Callable[[], Value]) -> Value:
-    """What `make` gives in the first process, in all of them; it is called there alone."""
+    """What `make` gives in the first process, in all of them; it is called there alone.
+
+    Raises:
+        FloatingPointError: it does so there; in all of them, since there are those who go on without what is no number.
+    """
     if world() == 1:
         return make()
     from accelerate.utils import broadcast_object_list
 
     join()
-    box: list[Any] = [make() if is_first() else None]
+    box: list[Any] = [None]
+    if is_first():
+        try:
+            box = [make()]
+        except FloatingPointError as error:
+            box = [error]
     broadcast_object_list(box)
+    if isinstance(box[0], FloatingPointError):
+        raise box[0]
     value: Value = box[0]
     return value

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_two_processes_have_the_loss_curve_and_the_weights_of_one(problem: dict[
     """
     port, two = free_port(), tmp_path / "two"
     two.mkdir()
-    words = (json.dumps(problem), json.dumps({**STEPS, "dataloader_num_workers": 1}), str(two))
+    trackers = ["tensorboard"] if find_spec("tensorboard") else []
+    words = (json.dumps(problem), json.dumps({**STEPS, "dataloader_num_workers": 1, "trackers": trackers}), str(two))
     both = [start(rank, port, *words) for rank in (0, 1)]
     logged: list[tuple[str, float, int]] = []
     one = train_supernet(
@@ -72,6 +74,7 @@ def test_two_processes_have_the_loss_curve_and_the_weights_of_one(problem: dict[
     for name, tensor in weights.items():
         assert torch.allclose(others[name], tensor, atol=1e-3), name
     assert len(torch.load(two / "checkpoint.pt", weights_only=True)["rng"]) == 2
+    assert [(two / f"failed{rank}.txt").read_text() for rank in (0, 1)] == ["the loss is nan"] * 2
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""One process of a training, as `tests/adapt/hardware/test_processes.py` starts it: supernet, then what it came to."""
+"""One process of a training, as `test_processes.py` starts it: supernet, what it came to, and what one alone fails with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym.problem.config import ProblemConfig
-from das_gym.processes import is_first
+from das_gym.processes import is_first, of_first, rank
 
 torch.set_num_threads(1)
 problem, training, folder = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
@@ -19,3 +19,15 @@ out, checkpoint = folder / "supernet.safetensors", folder / "checkpoint.pt"
 train_supernet(SupernetConfig(**training), ProblemConfig(**problem), out, checkpoint, lambda *entry: logged.append(entry))
 if is_first():
     (folder / "logged.json").write_text(json.dumps(logged))
+
+
+def fail() -> None:
+    """In the first process."""
+    raise FloatingPointError("the loss is nan")
+
+
+for _ in range(2):  # whoever goes on without such a number does so in all processes
+    try:
+        of_first(fail)
+    except FloatingPointError as error:
+        (folder / f"failed{rank()}.txt").write_text(str(error))
