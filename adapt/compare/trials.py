@@ -129,16 +129,24 @@ class Course:
             ValueError: the model cannot have the method.
             FloatingPointError: the loss is not a number any more.
         """
-        started, name = time.perf_counter(), f"{entrant.key}_{rate:g}_{seed}"
+        checkpoint = self.folder / f"{entrant.key}_{rate:g}_{seed}.pt"
+        try:
+            found = self._train(entrant, rate, seed, checkpoint)
+        except FloatingPointError:
+            checkpoint.unlink(missing_ok=True)
+            raise
+        checkpoint.unlink(missing_ok=True)
+        return found
+
+    def _train(self, entrant: Entrant, rate: float, seed: int, checkpoint: Path) -> tuple[Tuned, Trial]:
+        started = time.perf_counter()
         model, method = self._new(entrant, seed)
         updated = method.apply(model, seed)
         models = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters() if p.requires_grad}
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         torch.manual_seed(seed)
-        step_loss, trainer = set_up(
-            model, self.splits.train, config, self.folder / f"{name}.pt", self.encoder, held_out=self.splits.reward
-        )
-        trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", prefixed(name, self.log))
+        step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
+        trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", prefixed(checkpoint.stem, self.log))
         kept = learnt(model, entrant.method, method, row=entrant.key, learning_rate=rate, seed=seed)
         method.finish(model.backbone.vlp)
         scored = evaluate(model, self.reward_examples, f"{entrant.title}, reward split", rank_images=1)
@@ -146,7 +154,6 @@ class Course:
         seconds = time.perf_counter() - started
         trained = sum(p.numel() for p in models.values())
         trial = Trial(entrant.key, rate, seed, scored.metric, scored.loss, updated, trained, seconds, mask)
-        (self.folder / f"{name}.pt").unlink(missing_ok=True)
         return Tuned(model, kept), trial
 
     def _new(self, entrant: Entrant, seed: int) -> tuple[AdaptedModel, Method]:

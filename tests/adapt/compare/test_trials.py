@@ -115,3 +115,20 @@ def test_a_training_has_its_rate_and_seed_throughout(small_kwargs: dict[str, str
     assert course.measure(tuned.model, trial).speedup == (1.5, 1.5, 1.5)
     assert trial.reward == module.evaluate(tuned.model, course.reward_examples, "", rank_images=1).metric
     assert not list(tmp_path.glob("*.pt"))
+
+
+def test_a_training_that_comes_to_no_number_leaves_no_checkpoint(small_kwargs: dict[str, str], tmp_path, monkeypatch):
+    problem = ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
+    recipe = TrainingConfig(steps=1, batch_size=4, save_every=1)
+    course = Course(problem, load_splits(problem), recipe, tmp_path, test_examples=4)
+    seen: list[str] = []
+
+    def broken(*_: Any, **__: Any) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        raise FloatingPointError("what it says is not a number")
+
+    monkeypatch.setattr(module, "evaluate", broken)
+    with pytest.raises(FloatingPointError):
+        course.train(ROW, 3e-3, 5)
+    assert seen == ["lora_0.003_5.pt"]
+    assert not list(tmp_path.iterdir())
