@@ -24,6 +24,9 @@ parent held."""
 
 _NO_MEMORY = 3
 
+_OUT_OF_MEMORY = (_NO_MEMORY, -signal.SIGABRT, -signal.SIGSEGV)
+"""How a process ends that is given none: Python's error, Rust's and C++'s way out, and C that did not look."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -40,9 +43,14 @@ def outgrown(work: Callable[[], object], seconds: int = SECONDS, size: int = BYT
     if sys.platform != "linux":
         return None
     reading, writing = os.pipe()  # its end is that of the fork
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which a fork does not have
-        child = os.fork()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which a fork does not have
+            child = os.fork()
+    except OSError:  # no memory or no process is left for one
+        os.close(reading)
+        os.close(writing)
+        return None
     if child == 0:
         _try(work, seconds, size)
     os.close(writing)
@@ -59,9 +67,9 @@ def outgrown(work: Callable[[], object], seconds: int = SECONDS, size: int = BYT
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    if code in (0, -signal.SIGKILL, -signal.SIGTERM):
-        return None
-    return f"{seconds} s" if code == -signal.SIGXCPU else f"{size / 2**30:.0f} GiB of memory"
+    if code == -signal.SIGXCPU:
+        return f"{seconds} s"
+    return f"{size / 2**30:.0f} GiB of memory" if code in _OUT_OF_MEMORY else None
 
 
 def _ticks(process: int) -> int:
@@ -76,7 +84,10 @@ def _try(work: Callable[[], object], seconds: int, size: int) -> None:
     try:
         _limit(seconds, size)
         torch.set_num_threads(1)  # a fork has none of its parent's, and would wait for them
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # likewise; and on large machines they take much memory
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # likewise; and on large machines they take much memory,
+        os.environ.update(
+            dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        )  # as do those of what work imports
         work()
     except MemoryError:
         code = _NO_MEMORY

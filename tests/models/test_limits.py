@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -39,6 +42,17 @@ def test_what_waits_for_ever_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "PATIENCE", 0.2)
     assert outgrown(lambda: time.sleep(600)) is None
     assert outgrown(lambda: 10 ** (10**9), seconds=1) == "1 s"
+
+
+def test_without_another_process_nothing_is_known(monkeypatch: pytest.MonkeyPatch):
+    open_files = len([*Path("/proc/self/fd").iterdir()])
+    monkeypatch.setattr(os, "fork", Mock(side_effect=BlockingIOError("Resource temporarily unavailable")))
+    assert outgrown(lambda: None) is None
+    assert len([*Path("/proc/self/fd").iterdir()]) == open_files
+
+
+def test_what_is_ended_from_without_has_not_outgrown_anything():
+    assert outgrown(lambda: os.kill(os.getpid(), signal.SIGHUP)) is None
 
 
 @pytest.mark.slow

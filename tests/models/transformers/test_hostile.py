@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from das_gym.models import limits
 from das_gym.models.inputs import load_tokenizer
 from das_gym.models.transformers import checks, loading
-from das_gym.models.transformers.inputs import load_processor
+from das_gym.models.transformers.inputs import SPECIAL_TOKENS, load_processor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.registration import ASSETS
 from tests.hostile.within import replaced
@@ -217,6 +217,6 @@ def test_pictures_made_far_too_large_are_refused(folder: Path, monkeypatch: pyte
 
 
 def test_special_tokens_without_end_are_refused(folder: Path):
-    change(folder, "tokenizer_config.json", extra_special_tokens=[f"<{n}>" for n in range(20_001)])
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json names 20,001 extra_special_tokens, .* it is damaged"):
+    change(folder, "tokenizer_config.json", extra_special_tokens=[f"<{n}>" for n in range(SPECIAL_TOKENS + 1)])
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json names 65,537 extra_special_tokens, .* it is damaged"):
         load_vlm(folder)
