@@ -34,7 +34,7 @@ from rich.table import Table
 from das_gym.config import build
 from das_gym.console import Console
 from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.files import at_home, write_json
+from das_gym.files import absolute, write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
 from das_gym.runs import RunSettings, library_versions, progress
@@ -92,7 +92,7 @@ class CompareSettings(RunSettings, BudgetSettings):
     def search_config(self, agent: str) -> SearchConfig:
         """A search with that agent: what a comparison makes many of."""
         entry = ENVIRONMENTS.get(self.env_id)
-        table = {} if self.table is None else {"table": str(at_home(self.table).absolute())}
+        table = {} if self.table is None else {"table": str(absolute(self.table))}
         fields = {name: getattr(self, name) for name in (*BUDGET_SETTINGS, "seed", "evaluations", "masks_per_turn")}
         fields["env_id"] = self.env_id if self.live or entry is None else entry.tabular_id
         fields |= {"env_kwargs": {**self.env_kwargs, **table}, "agent": agent}

@@ -227,6 +227,17 @@ def at_home(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{path} begins with the home folder of somebody who has none here: write the path out") from None
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A path of a person's, from the root and without `..`: it reads the same from everywhere.
+
+    Raises:
+        ValueError: as `at_home`.
+    """
+    parts = at_home(path).absolute().parts
+    up = len(parts) - parts[::-1].index("..") if ".." in parts else 0
+    return Path(*parts[:up]).resolve() / Path(*parts[up:]) if up else Path(*parts)
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """What is in the file `path`.
 

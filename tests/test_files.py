@@ -15,6 +15,7 @@ import pytest
 from das_gym.files import (
     _HOST,
     _host,
+    absolute,
     at_home,
     description_in,
     read_arrays,
@@ -219,3 +220,13 @@ def test_the_home_folder_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch):
     assert at_home("~/x") == Path("/home/me/x")
     with pytest.raises(ValueError, match=r"^~no such person/x begins with the home folder of somebody who has none here"):
         at_home("~no such person/x")
+
+
+def test_a_path_is_told_without_ways_up(tmp_path, monkeypatch):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/away")
+    monkeypatch.chdir(tmp_path / "far")
+    assert absolute("../data/x") == tmp_path / "data" / "x"
+    assert absolute(tmp_path / "link" / ".." / "x") == tmp_path / "far" / "x"  # as the system reads it
+    assert absolute("../link/x") == tmp_path / "link" / "x"  # a link keeps its name: in the Hub's cache its target has none
+    assert absolute("..") == tmp_path

@@ -24,7 +24,7 @@ from das_gym.adapt.suite.plan import SEED, suite_models
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import check_names
-from das_gym.files import at_home, write_json
+from das_gym.files import absolute, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
@@ -69,7 +69,7 @@ class SuiteSettings(CommandSettings):
 
 def make_suite(settings: SuiteSettings) -> Path:
     """Make what is not there yet, or time what is there; returns the folder of tables."""
-    out = at_home(settings.out).absolute()
+    out = absolute(settings.out)
     tables, work = out / "tables", out / "work"
     if settings.retime is not None:
         return _retime(settings, work)

@@ -14,7 +14,7 @@ from das_gym.agents.policy.choosing import choose
 from das_gym.agents.policy.hinted import HINT_START, HINTED_GRID, Hint, HintedProcess, NeighbourCosts
 from das_gym.agents.policy.network import UnitNetworks
 
-from das_gym.files import at_home
+from das_gym.files import absolute
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.tables.suite import MAX_UNITS, bundled_suite
@@ -46,7 +46,7 @@ def load_policy(policy: str | None = None) -> UnitNetworks:
         FileNotFoundError: there is no such file.
         ValueError: it is no policy.
     """
-    path = bundled_policy() if policy is None else at_home(policy).absolute()
+    path = bundled_policy() if policy is None else absolute(policy)
     if not path.is_file():
         raise FileNotFoundError(f"no policy at {path}; `python -m agents policy with out={path}` trains one")
     return _load(path, path.stat().st_mtime_ns)

@@ -11,7 +11,7 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS, choose_action, find_algori
 from das_gym.agents.searching.loop import SearchConfig
 
 from das_gym.config import check_names
-from das_gym.files import at_home
+from das_gym.files import absolute
 
 SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 500, "checkpoint_every": 25}
 """Where a search with an algorithm of SB3 differs from other searches unless it is told otherwise."""
@@ -98,7 +98,7 @@ def sb3_config(
         check_number("n_envs", n_envs, minimum=1, whole=True)
     turn = fields["masks_per_turn"] if n_envs is None else n_envs
     given = {**fields, "agent_kwargs": {**agent_kwargs, **hyperparameters}, "masks_per_turn": turn}
-    start_from = None if start_from is None else str(at_home(start_from).absolute())
+    start_from = None if start_from is None else str(absolute(start_from))
     config = SB3Config(**given, action=action, start_from=start_from, trust=trust)
     config.check_algorithm()
     return config

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from das_gym.data.arrow_sizes import unpacked_size
 from das_gym.data.decoding import decode_image
-from das_gym.files import at_home
+from das_gym.files import absolute, at_home
 
 if TYPE_CHECKING:
     import pyarrow
@@ -91,7 +91,7 @@ class ArrowFolder:
             FileNotFoundError: There are none.
             ValueError: There are two data sets, or the data root is a table of another task.
         """
-        root = at_home(data_root).absolute()
+        root = absolute(data_root)
         patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in files.tables)
         if root.suffix == ".arrow":
             found = [prefix for prefix in files.tables if root.name.startswith(f"{prefix}_")]

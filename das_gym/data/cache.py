@@ -7,7 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
-from das_gym.files import at_home
+from das_gym.files import absolute
 
 CACHE_VARIABLE = "DAS_GYM_CACHE"
 """The environment variable that moves the cache folder."""
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
         if not usual.is_absolute():
             raise ValueError(f"no home folder is known to keep a cache in: set {CACHE_VARIABLE} to a folder of your own")
         return usual
-    folder = at_home(named).absolute()
+    folder = absolute(named)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{CACHE_VARIABLE}={named} is a file; set it to a folder that das_gym may write to, or unset it")
     return folder

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from das_gym.data.images import ImageSource
 from das_gym.data.verdicts import decode_errors, missing_files
-from das_gym.files import at_home
+from das_gym.files import absolute
 
 Example = TypeVar("Example")
 
@@ -230,7 +230,7 @@ def data_folder(data_root: str | Path, holds: str) -> Path:
     Raises:
         FileNotFoundError: It is no folder.
     """
-    root = at_home(data_root).absolute()
+    root = absolute(data_root)
     if not root.is_dir():
         raise FileNotFoundError(f"data_root={str(data_root)!r} is not a folder; name the one with {holds}")
     return root

@@ -16,7 +16,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.engine.evaluator import Scores
 from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.scoring import REWARD_BATCHES, Outcome, Scorer, next_places
-from das_gym.files import at_home
+from das_gym.files import absolute
 from das_gym.problem.budget import BUDGET_SETTINGS, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.mask_cost import SAVED, MaskCost, given_costs
@@ -301,7 +301,7 @@ class TabularEnv(ScoredEnv):
         statistics = None if statistics is None else statistic_names(statistics)
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "others")}
         _refuse(others, arguments, model, task)
-        path = bundled_table(model, task) if table is None else at_home(table).absolute()
+        path = bundled_table(model, task) if table is None else absolute(table)
         whole = load_table(path)
         self.table = whole if group is None else whole.group_table(group)
         budget = {name: arguments[name] for name in BUDGET_SETTINGS}

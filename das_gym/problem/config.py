@@ -10,7 +10,7 @@ from typing import Any
 
 from das_gym.commandline import typed
 from das_gym.config import check_names, part_of
-from das_gym.files import at_home
+from das_gym.files import absolute
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, REGISTERED_IN, TASKS, find_environment
 from das_gym.runs import ResumableSettings
 
@@ -35,7 +35,7 @@ def setting_path(name: str, value: str, model: str | None = None) -> Path:
     Where no file is called so, the name of a bundled checkpoint (`ModelEntry.others`) stands for its folder: one of `model`,
     or of any model where that is not known.
     """
-    path = at_home(value).absolute()
+    path = absolute(value)
     models = MODELS.values() if model is None else (MODELS[model],)
     named = {each: folder for entry in models for each, folder in entry.named.items()}
     return named[value] if name == "checkpoint" and value in named and not path.exists() else path

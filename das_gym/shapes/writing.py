@@ -11,7 +11,7 @@ from filelock import FileLock
 from PIL.Image import Image
 
 from das_gym.data.cache import CACHE_VARIABLE, cache_folder
-from das_gym.files import at_home
+from das_gym.files import absolute
 
 JPEG_QUALITY = 95
 
@@ -47,7 +47,7 @@ def new_folder(folder: str | Path, what: str = "data") -> Path:
     Raises:
         FileExistsError: It holds something.
     """
-    folder = at_home(folder).absolute()
+    folder = absolute(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} exists already; {what} is written to a new or an empty folder: name another, or delete it"
@@ -79,7 +79,7 @@ def bundled_root(name: str, write: Callable[[Path], object], what: str, cache: s
     Raises:
         ValueError: The cache folder cannot be written to.
     """
-    folder = cache_folder() if cache is None else at_home(cache).absolute()
+    folder = cache_folder() if cache is None else absolute(cache)
     return written_once(folder / name, write, what)
 
 

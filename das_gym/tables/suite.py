@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from das_gym.config import build, check_names, near_miss
-from das_gym.files import at_home, read_json
+from das_gym.files import absolute, read_json
 from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.rewards import find_reward
@@ -403,7 +403,7 @@ def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable
         FileNotFoundError: no suite there.
         ValueError: it is damaged, or of another version.
     """
-    path = bundled_suite() if folder is None else at_home(folder).absolute()
+    path = bundled_suite() if folder is None else absolute(folder)
     if not (path / SUITE_FILE).is_file():
         raise FileNotFoundError(f"no {SUITE_FILE} in {path}; `python -m adapt suite with out=FOLDER` makes a suite")
     record: Mapping[str, Any] = read_json(path / SUITE_FILE)

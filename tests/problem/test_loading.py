@@ -155,7 +155,8 @@ def test_a_supernet_for_another_task_is_refused_before_data_are_read(
 
 
 def test_a_problem_as_a_person_types_it(tmp_path: Path):
-    config = ProblemConfig("ViLT", "retrieval", data_root=str(tmp_path), on_bad_example="skip", image_size=64)
+    place = f"{tmp_path}/../{tmp_path.name}"
+    config = ProblemConfig("ViLT", "retrieval", data_root=place, on_bad_example="skip", image_size=64)
     words = problem_words(config, "supernet=mine.safetensors")
     assert words == f"vilt_retrieval data_root={tmp_path} image_size=64 on_bad_example=skip supernet=mine.safetensors"
 

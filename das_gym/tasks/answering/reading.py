@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from das_gym.data.splits import Splits
-from das_gym.files import at_home
+from das_gym.files import absolute
 from das_gym.shapes.vqa import shapes_root
 from das_gym.tasks.answering.class_folders import class_folders, load_class_folders
 from das_gym.tasks.answering.examples import AnswerExample
@@ -113,7 +113,7 @@ def load_answers_part(data_root: str | Path | None, part: str, on_bad_example: s
 
 
 def _there(data_root: str | Path) -> Path:
-    root = at_home(data_root).absolute()
+    root = absolute(data_root)
     if not root.exists():
         raise FileNotFoundError(f"data_root={str(data_root)!r} is not there; name a folder with {_listed(RECOGNISED)}")
     return root

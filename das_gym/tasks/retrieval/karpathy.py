@@ -20,7 +20,7 @@ from das_gym.data.checks import BadExamples, check_fields, check_text
 from das_gym.data.entries import read_whole_json
 from das_gym.data.images import ImageFile, Listings
 from das_gym.data.splits import Splits
-from das_gym.files import at_home
+from das_gym.files import absolute
 from das_gym.tasks.retrieval.captions import CaptionedImage, RetrievalExample, retrieval_examples
 
 SPLITS = {"train": "train", "restval": "train", "val": "reward", "test": "test"}
@@ -47,7 +47,7 @@ def load_flickr30k(data_root: str | Path, on_bad_example: str = "raise") -> Spli
         FileNotFoundError: The folder, its JSON file or an image is missing.
         ValueError: The file is damaged or does not fit its format, or a split is empty or too small.
     """
-    path, root = _find_file(at_home(data_root).absolute())
+    path, root = _find_file(absolute(data_root))
     bad = BadExamples(on_bad_example)
     read = list(_read_images(path, root, bad))
     images = bad.drop_broken(
