@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     from sacred.serializer import flatten
     from sacred.utils import SacredError, get_by_dotted_path, iterate_flattened
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from das_gym.commandline import meant, typed, use
 from das_gym.config import build, check_names, settings_text
@@ -35,6 +35,7 @@ from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_m
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_bytes, write_text
 from das_gym.interrupts import INTERRUPTED
+from das_gym.locks import lock_folder
 from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
 from das_gym.runs import (
@@ -56,12 +57,6 @@ from das_gym.streams import shown, unread
 LOSSES = "losses.png"
 INFO = "info.json"
 """Sacred writes it where there is something to tell; incense, which reads run folders, cannot do without."""
-
-LOCK = ".lock"
-"""The file of a run folder that says that a process is at work in it."""
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""What file systems without locks, some of those of clusters, answer."""
 
 Settings = TypeVar("Settings", bound=RunSettings)
 NamedConfigs = Callable[[], Mapping[str, Mapping[str, Any]]]
@@ -185,23 +180,17 @@ def _not_written(runs_dir: str | Path, error: OSError) -> RunError:
 
 
 def lock_run(folder: Path) -> FileLock:
-    """The lock of a run folder, taken; it is released when its process ends, however that comes about.
-
-    Where the file system knows no locks it is not taken, and a line says so.
+    """The lock of a run folder, taken, see `das_gym.locks`.
 
     Raises:
-        RunError: another process has it.
+        RunError: another process has it, or nothing can be written there.
     """
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"another process is at work in {folder}: wait for it, or stop it and then resume") from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise _not_written(folder.parent, error) from None
-        print(f"{folder.parent} knows no locks: let no two processes go on with one run", file=sys.stderr)
-    return lock
+        return lock_folder(folder)
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    except OSError as error:
+        raise _not_written(folder.parent, error) from None
 
 
 class RunsExperiment(Experiment):

@@ -23,6 +23,7 @@ LEAVES = (
     "files",
     "interrupts",
     "lazy",
+    "locks",
     "processes",
     "runs",
     "sacred_options",

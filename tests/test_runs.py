@@ -463,7 +463,7 @@ def test_a_run_on_a_file_system_without_locks(experiment, tmp_path, monkeypatch,
     monkeypatch.setattr("fcntl.flock", refuse)
     experiment.run(config_updates={"runs_dir": str(tmp_path)})
     assert status(tmp_path / "1") == "COMPLETED"
-    assert f"{tmp_path} knows no locks: let no two processes go on with one run" in capsys.readouterr().err
+    assert f"{tmp_path} knows no locks: let no two processes work in 1 at a time" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_locked_leaves_nothing(experiment, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from das_gym.adapt.suite.plan import SEED, suite_models
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import check_names
 from das_gym.files import absolute, write_json
+from das_gym.locks import lock_folder
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
@@ -68,13 +69,23 @@ class SuiteSettings(CommandSettings):
 
 
 def make_suite(settings: SuiteSettings) -> Path:
-    """Make what is not there yet, or time what is there; returns the folder of tables."""
+    """Make what is not there yet, or time what is there; returns the folder of tables.
+
+    Raises:
+        ValueError: another process is at work in the folder `out`.
+    """
     out = absolute(settings.out)
-    tables, work = out / "tables", out / "work"
-    if settings.retime is not None:
-        return _retime(settings, work)
-    for folder in (tables, work):
-        folder.mkdir(parents=True, exist_ok=True)
+    (out / "work").mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(out)
+    try:
+        return _make(settings, out / "tables", out / "work") if settings.retime is None else _retime(settings, out / "work")
+    finally:
+        lock.release()
+
+
+def _make(settings: SuiteSettings, tables: Path, work: Path) -> Path:
+    """Make what is not there yet."""
+    tables.mkdir(exist_ok=True)
     models = [spec for spec in suite_models(settings.seed) if spec.name.startswith(settings.only)]
     listed = [_make_one(spec, work, tables) for spec in models]
     if settings.bundled and not settings.only:
@@ -111,7 +122,6 @@ def _retime(settings: SuiteSettings, work: Path) -> Path:
     """Time the units of all tables of a suite, on models that were not trained."""
     folder, entries = read_suite(settings.retime)
     specs = {spec.name: spec for spec in suite_models(settings.seed)}
-    work.mkdir(parents=True, exist_ok=True)
     for entry in entries:
         if not Path(entry.file).stem.startswith(settings.only):
             continue

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.suite import models
 from das_gym.adapt.suite.make import SuiteSettings, make_suite
 from das_gym.adapt.suite.models import SuiteModel, make_model
 from das_gym.adapt.suite.plan import suite_models
 
+from das_gym.locks import lock_folder
 from das_gym.models.checkpoints import load_checkpoint
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.loading import build_problem
@@ -31,6 +33,17 @@ def test_the_plan_keeps_its_splits_apart():
     assert not {spec.task for spec in train} & {"nlvr2", "retrieval"}
     for spec in models:
         assert all(list(places) == sorted(set(places)) for places in spec.kept)
+
+
+def test_one_process_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lock = lock_folder(tmp_path)
+    assert PROGRAM.run(["suite", "with", f"out={tmp_path}", "only=none"]) == 1
+    assert (
+        capsys.readouterr().err
+        == f"error: another process is at work in {tmp_path}: wait for it, or stop it and then go on\n"
+    )
+    lock.release()
+    assert PROGRAM.run(["suite", "with", f"out={tmp_path}", "only=none"]) == 0
 
 
 @pytest.fixture(scope="module")
