@@ -7,8 +7,10 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -95,8 +97,21 @@ def _without_supernet(folder: Path) -> dict[str, str]:
     return {name: value for name, value in world_in(folder).items() if name != "supernet"}
 
 
-def _run(experiment: Callable[[], Any]) -> Callable[[dict[str, Any]], Any]:
-    return lambda settings: experiment().run(config_updates=settings)
+def _run(experiment: Callable[[], Any], *patches: AbstractContextManager[Any]) -> Callable[[dict[str, Any]], Any]:
+    """What runs an experiment with settings; patches hold meanwhile alone."""
+
+    def run(settings: dict[str, Any]) -> Any:
+        with ExitStack() as stack:
+            for each in patches:
+                stack.enter_context(each)
+            return experiment().run(config_updates=settings)
+
+    return run
+
+
+def _time_little(module: ModuleType) -> AbstractContextManager[Any]:
+    """Latency is measured once there: a third of a job's time, and nothing that is compared."""
+    return patch.object(module, "measure_latency", functools.partial(measure_latency, blocks=1, runs=1))
 
 
 def _search(folder: Path) -> Job:
@@ -129,28 +144,22 @@ def _supernet(folder: Path) -> Job:
     return Job(_run(lambda: ex), ("supernet.safetensors",), {**_without_supernet(folder), **training})
 
 
-def _time_little() -> None:
-    """Latency is measured once: a third of a job's time, and nothing that is compared."""
-    from das_gym.adapt import report
-
-    report.measure_latency = functools.partial(measure_latency, blocks=1, runs=1)
-
-
 def _finetune(folder: Path) -> Job:
+    from das_gym.adapt import report
     from das_gym.adapt.adapt_experiment import AdaptExperiment
 
-    _time_little()
     files = ("adapter.safetensors", "unskipped_adapter.safetensors")
-    return Job(_run(AdaptExperiment), files, {**world_in(folder), **TRAINING, "mask": MASK})
+    return Job(_run(AdaptExperiment, _time_little(report)), files, {**world_in(folder), **TRAINING, "mask": MASK})
 
 
 def _das(folder: Path) -> Job:
+    from das_gym.adapt import report
     from das_gym.adapt.commands import paper_bandit
     from das_gym.adapt.das_experiment import DASExperiment
 
-    _time_little()
     settings = {**_without_supernet(folder), "das": DAS, "save_every": 1}
-    return Job(_run(lambda: DASExperiment(paper_bandit)), ("adapter.safetensors", "found.json"), settings)
+    run = _run(lambda: DASExperiment(paper_bandit), _time_little(report))
+    return Job(run, ("adapter.safetensors", "found.json"), settings)
 
 
 @functools.cache
@@ -167,13 +176,9 @@ def _shrink(folder: Path) -> Job:
     from das_gym.adapt.shrink_experiment import ShrinkExperiment
 
     checked = Verified(3, 0.0, ("with a cache",), 1000)
-    work.verify = lambda *_: checked  # without a fresh process, which writes nothing
+    run = _run(ShrinkExperiment, patch.object(work, "verify", lambda *_: checked))  # a fresh process writes nothing
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
     quick = {"steps": 2, "latency_blocks": 1, "peak_memory": False, "save_every": 1}
-
-    def run(settings: dict[str, Any]) -> Any:
-        return ShrinkExperiment().run(config_updates=settings)
-
     return Job(run, ("model.safetensors", "config.json"), {**given, **quick}, out="smaller")
 
 
@@ -194,11 +199,7 @@ def _adapt_compare(folder: Path) -> Job:
     rows = {"methods": ("lora",), "learning_rates": (1e-3,), "seeds": 2, "keep": "all", "steps": 2, "batch_size": 4}
     files = ("compare.json", "compare.png", "lora_seed0.safetensors", "lora_seed1.safetensors")  # the picture comes last
     volatile = re.compile(r"settings|run|(.*_)?seconds|latency|speedup")
-
-    def run(settings: dict[str, Any]) -> None:
-        with patch.object(trials, "measure_latency", functools.partial(measure_latency, blocks=1, runs=1)):
-            CompareExperiment().run(config_updates=settings)
-
+    run = _run(CompareExperiment, _time_little(trials))
     return Job(run, files, {**_without_supernet(folder), **rows, "test_examples": 4}, volatile=volatile)
 
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from das_gym.adapt.shrink import work
+
+from tests.faults.jobs import JOBS
+
+
+def test_a_job_leaves_its_modules_as_they_were(tmp_path: Path):
+    before = work.verify
+    JOBS["shrink"](tmp_path)
+    assert work.verify is before
 
 
 @pytest.mark.slow
