@@ -40,7 +40,7 @@ from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_fold
 from das_gym.files import read_json
 from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_settings
-from das_gym.problem.loading import check_problem, load_problem, load_splits
+from das_gym.problem.loading import check_problem, load_backbone, load_problem, load_splits, task_class
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import check_own, find_run
@@ -399,8 +399,12 @@ def told_to_any_search(settings: Any) -> dict[str, Any]:
 
 
 def _check(settings: AdaptSettings) -> None:
+    """Load the model, and refuse a mask that is not of it, and what cannot train."""
     choice = choose(settings)
-    check_problem(choice.problem, None if settings.mask is None else choice.mask)  # a search knew how wide its mask is
+    check_problem(choice.problem)
+    backbone = load_backbone(choice.problem)
+    backbone.vlp.check_mask(choice.mask)
+    check_training(backbone, task_class(choice.problem.task)(backbone.processor), settings, settings.itm_weight)
 
 
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
@@ -415,7 +419,6 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     splits = load_splits(problem)
     nothing = np.zeros_like(choice.mask)
     unskipped = cut_subnet(problem, splits, nothing)
-    check_training(unskipped.backbone, unskipped.task, settings, settings.itm_weight)
     check_test_images(unskipped.task, splits.test)
     mask, rounds = refined(choice, splits, settings, folder)
     subnets = {

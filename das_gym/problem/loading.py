@@ -10,7 +10,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -471,18 +470,12 @@ def shuffled(task: Task, examples: Sequence[Any], count: int | None = None) -> t
     return tuple(examples[i] for i in task.order(examples)[:count].tolist())
 
 
-def check_problem(problem: ProblemConfig, mask: Sequence[bool] | np.ndarray | None = None) -> None:
+def check_problem(problem: ProblemConfig) -> None:
     """Refuse a problem without a supernet or on a device that is not there, before a run begins and data are read.
 
-    Args:
-        problem: Model and data.
-        mask: One that its model is to have; it is loaded to be asked.
-
     Raises:
-        ValueError: what is missing, and how to get it; a mask of another width.
+        ValueError: what is missing, and how to get it.
         FileNotFoundError: a path that is not there.
     """
     find_supernet(problem)
     pick_device(problem.device)
-    if mask is not None:
-        load_backbone(problem).vlp.check_mask(mask)

@@ -118,6 +118,7 @@ def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tm
     updates = {**given, "vision": True, "mask": (0, 1, 0, 0, 0, 0), "runs_dir": str(tmp_path)}
     with pytest.raises(RunError, match="nothing of this model can train: layers of the vision tower have no adapters"):
         AdaptExperiment().run(config_updates=updates)
+    assert not list(tmp_path.iterdir())  # no run was begun
 
 
 def test_named_configs_of_the_papers_data_sets():
