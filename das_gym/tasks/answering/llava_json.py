@@ -71,14 +71,14 @@ def load_questions(path: Path, root: Path, on_bad_example: str = "raise") -> lis
         FileNotFoundError: An image is missing.
         ValueError: The file or an entry is damaged, or two have one `question_id`.
     """
-    bad, finder, read = BadExamples(on_bad_example), ImageFinder(path.parent, root), dict[object, AnswerExample]()
+    bad, finder, read = BadExamples(on_bad_example), ImageFinder(path.parent, root), dict[str, AnswerExample]()
     bad.new_file()
     for where, entry in read_entries(path, bad):
         try:
             example = _question(entry, where, finder)
-            if example.question_id in read:
+            if example.key in read:
                 raise ValueError(f"{where} has the question_id {example.question_id!r} of an entry before it")
-            read[example.question_id] = example
+            read[example.key] = example
         except ValueError as error:
             bad.report(error)
     kept = bad.drop_broken(

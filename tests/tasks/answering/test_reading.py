@@ -538,8 +538,8 @@ def test_questions_alone_are_read_from_llavas_files(tmp_path: Path):
     assert (plain.question_id, plain.images) == (7, ())
     with pytest.raises(ValueError, match=r"answered by `adapt predict` with split=questions"):
         load_answers(file)
-    write_lines(file, [*lines, *lines])
-    with pytest.raises(ValueError, match=r"line 2 has the question_id 'a' of an entry before it"):
+    write_lines(file, [{"question_id": "7", "text": "one?"}, {"question_id": 7, "text": "two?"}])
+    with pytest.raises(ValueError, match=r"line 2 has the question_id 7 of an entry before it"):
         AnsweringTask.load_part(file, "questions")
     root = llava_folder(tmp_path / "data", train=4)
     with pytest.raises(ValueError, match=r"holds no file of lines with question_id, text and image"):
