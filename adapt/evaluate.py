@@ -157,16 +157,17 @@ def answered(
             pairs_of = task.pairs(chunk)
             pooled = vlp.ready(task.processor, pairs_of)() if blind is None else _blind(subnet, pairs_of, blind)
             logits = subnet.head(task.group_features(pooled))
-            _check_numbers(subnet, chunk, logits.isnan() | logits.isposinf())
+            largest = logits.reshape(len(logits), -1).amax(1)  # small beside a vocabulary of logits; NaN where one is
+            _check_numbers(subnet, chunk, largest.isnan() | largest.isposinf())
             yield chunk, logits
             bar.update(len(chunk))
 
 
 def _check_numbers(subnet: AdaptedModel, examples: Sequence[Any], wrong: Tensor) -> None:
-    """Refuse to go on with numbers that are none: (rows, ...) bool, a row an example, or else nobody knows whose it is."""
-    if not bool(wrong.any()):
+    """Refuse to go on with numbers that are none: (rows,) bool, a row an example, or else nobody knows whose it is."""
+    rows = wrong.tolist()
+    if not any(rows):
         return
-    rows = wrong.reshape(len(wrong), -1).any(1).tolist()
     keys = [e.key for e, bad in zip(examples, rows, strict=False) if bad or len(rows) != len(examples)]
     raise FloatingPointError(
         f"what {told_mask(subnet.backbone.vlp.check_mask(None))} says is not a number, on {told_examples(keys)}: the model "
