@@ -15,7 +15,8 @@ Predictors are the table's reward (exp(-loss) on the reward split) and metric, a
 over the skipped layers: a large one says that a layer matters. rho is Spearman's, over all masks and within the best tenth,
 with 95 % of 2,000 bootstrap samples of masks. `shortfall`: the best metric of all less that of the mask that the predictor
 likes best. With several seeds, `between seeds` is what a training with another seed predicts; nothing can beat that by much.
-`--short 15 30` adds predictors: so few steps from the supernet, by the loss on the reward split then, as `refine` has them.
+`--short 15 30` adds predictors: so few steps from the supernet, or from new adapters where there is none, by the loss on the
+reward split then, as `refine` has them.
 The last line says what that means for a search.
 """
 
