@@ -51,6 +51,14 @@ def test_without_another_process_nothing_is_known(monkeypatch: pytest.MonkeyPatc
     assert len([*Path("/proc/self/fd").iterdir()]) == open_files
 
 
+def test_where_nobody_is_told_how_a_process_ended_nothing_is_known():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert outgrown(lambda: "x" * 10**10, size=2**28) is None
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_what_is_ended_from_without_has_not_outgrown_anything():
     assert outgrown(lambda: os.kill(os.getpid(), signal.SIGHUP)) is None
 
