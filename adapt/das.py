@@ -27,7 +27,7 @@ from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, shuffled, takes, task_class
+from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, new_head, shuffled, takes, task_class
 from das_gym.processes import of_first, world
 from das_gym.tasks.base import Task
 
@@ -71,6 +71,19 @@ class JointTurn:
 
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
     """The frozen model with new adapters and a new head, in memory of its own."""
+    backbone = new_backbone(config, settings)
+    kind = task_class(config.task)
+    task = kind(backbone.processor, kind.choose_labels(splits))
+    torch.manual_seed(seed)
+    return AdaptedModel(backbone, new_head(backbone, task), task)
+
+
+def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
+    """The frozen model with new adapters.
+
+    Raises:
+        ValueError: as `load_backbone`: it does not take what the settings ask of it.
+    """
     widths = {name: getattr(settings, name) for name in ("bottleneck", "skip_bottleneck")} if config.checkpoint else {}
     asked = {name: width for name, width in widths.items() if width is not None}
     if settings.dropout or takes(config.model, "dropout"):
@@ -80,10 +93,7 @@ def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings,
     backbone = load_backbone(config, **asked)
     if settings.dropout:
         backbone.vlp.freeze(dropout=True)
-    kind = task_class(config.task)
-    task = kind(backbone.processor, kind.choose_labels(splits))
-    torch.manual_seed(seed)
-    return AdaptedModel(backbone, new_head(backbone, task), task)
+    return backbone
 
 
 class Training:

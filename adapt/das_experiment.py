@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_model
+from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_backbone, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
@@ -32,12 +32,14 @@ from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.files import damage_named, read_json, write_json
+from das_gym.models.base import VLP
+from das_gym.models.checkpoints import ADAPTER_FIELDS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
-from das_gym.problem.loading import AdaptedModel, load_backbone, load_splits, task_class
+from das_gym.problem.loading import AdaptedModel, load_splits, task_class
 from das_gym.problem.mask_space import skipped_names
 from das_gym.processes import is_first, of_first
-from das_gym.registration import named_environments
+from das_gym.registration import MODELS, named_environments
 from das_gym.wording import counted
 
 FOUND = "found.json"
@@ -83,9 +85,22 @@ class JointSearchSettings(Hardware, ProblemSettings):
         self.pipeline()
 
     def pipeline(self) -> DASSettings:
-        """The settings of the pipeline, every one told."""
+        """The settings of the pipeline; widths of adapters that nobody typed are left to a file that may hold some."""
         whole = das_settings(self.model, self.task, self.recipe)
-        return build(DASSettings, {**dataclasses.asdict(whole), **self.das}, "setting das.")
+        own = {} if MODELS[self.model].reads == "prompts" else dict.fromkeys(ADAPTER_FIELDS)
+        return build(DASSettings, {**dataclasses.asdict(whole), **own, **self.das}, "setting das.")
+
+    def told_widths(self, vlp: VLP) -> str:
+        """A line about adapters of other widths than the recipe's, where nobody typed them; else empty."""
+        recipe, asked = das_settings(self.model, self.task, self.recipe), self.pipeline()
+        left = [name for name in ADAPTER_FIELDS if getattr(asked, name) is None and getattr(recipe, name) is not None]
+        found = {name: getattr(cast(Any, vlp).config, name) for name in left}
+        other = [
+            f"{name}={width}, the recipe has {getattr(recipe, name)}"
+            for name, width in found.items()
+            if width != getattr(recipe, name)
+        ]
+        return f"adapters as wide as the checkpoint has them: {'; '.join(other)}" if other else ""
 
     def problem(self) -> ProblemConfig:
         """Model and data; the recipe's image size is for a checkpoint of one's own."""
@@ -160,7 +175,8 @@ def read_found(path: Path, skip_num: int) -> Found:
 
 def _check(settings: JointSearchSettings) -> None:
     """Load the model, and refuse to skip more layers than it has, or a loss that it has no head for."""
-    pipeline, backbone = settings.pipeline(), load_backbone(settings.problem())
+    pipeline = settings.pipeline()
+    backbone = new_backbone(settings.problem(), pipeline)
     n_layers = len(backbone.vlp.layers)
     if pipeline.skip_num > n_layers:
         raise ValueError(f"das.skip_num={pipeline.skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
@@ -237,6 +253,8 @@ def _search(
     das = settings.pipeline()
     if not of_first((folder / FOUND).is_file):
         model = new_model(settings.problem(), splits, das, settings.seed)
+        if told := settings.told_widths(model.backbone.vlp):
+            print(told)
         training = Training(model, splits, das, settings.seed, settings)
         layers = training.model.backbone.vlp.layers
         chooser = new_chooser(len(layers), das.skip_num, settings.seed, das.update_rate)

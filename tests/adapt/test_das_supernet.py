@@ -12,13 +12,13 @@ from das_gym.adapt.commands import paper_bandit
 from das_gym.adapt.das_experiment import SUPERNET_FILE, DASExperiment
 from das_gym.adapt.paper import das_settings
 
+from das_gym.experiment import RunError
 from das_gym.files import read_json
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 
 SHORT = {"search_epochs": 1, "warmup_epochs": 0, "finetune_epochs": 0, "skip_num": 2, "batch_size": 80, "reward_examples": 4}
-WIDTHS = {"bottleneck": 16, "skip_bottleneck": 48}
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ def test_fine_tuning_begins_from_what_it_is_told(
 ):
     given: dict[str, Any] = {name: value for name, value in small_kwargs.items() if name != "supernet"}
     given["image_size"] = 96
-    das = {**SHORT, **WIDTHS, "finetune_from": start}
+    das = {**SHORT, "finetune_from": start}
     DASExperiment(paper_bandit).run(
         config_updates={**given, "runs_dir": str(tmp_path), "unskipped": False, "das": das}, named_configs=["meter_vqa"]
     )
@@ -40,7 +40,17 @@ def test_fine_tuning_begins_from_what_it_is_told(
     assert read_json(folder / "das.json")["pipeline"]["finetune_from"] == start
     problem = load_problem(ProblemConfig(**given, supernet=str(folder / SUPERNET_FILE)))
     assert np.isfinite(problem.evaluator.losses(np.zeros((1, 6), bool), problem.splits.reward[:4])).all()
-    assert f"bayes skip_num=2 supernet={folder / SUPERNET_FILE}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"bayes skip_num=2 supernet={folder / SUPERNET_FILE}" in printed
+    told = "as the checkpoint has them: bottleneck=16, the recipe has 96; skip_bottleneck=48, the recipe has 288"
+    assert printed.count(f"adapters as wide {told}") == 1
+
+
+def test_widths_that_a_checkpoint_does_not_have_begin_no_run(small_kwargs: dict[str, str], tmp_path: Path):
+    given: dict[str, Any] = {**small_kwargs, "supernet": None, "image_size": 96, "das": {"bottleneck": 24}}
+    with pytest.raises(RunError, match=r"adapter\S* is \(16, 64\) .*, but the model's .* is \(24, 64\)"):
+        DASExperiment(paper_bandit).run(config_updates={**given, "runs_dir": str(tmp_path)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_start_is_refused():
