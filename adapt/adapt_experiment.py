@@ -40,7 +40,7 @@ from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_fold
 from das_gym.files import read_json
 from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_settings
-from das_gym.problem.loading import check_problem, load_backbone, load_problem, load_splits, task_class
+from das_gym.problem.loading import check_problem, check_prompts, load_backbone, load_problem, load_splits, task_class
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import check_own, find_run
@@ -405,6 +405,7 @@ def _check(settings: AdaptSettings) -> None:
     backbone = load_backbone(choice.problem)
     backbone.vlp.check_mask(choice.mask)
     check_training(backbone, task_class(choice.problem.task)(backbone.processor), settings, settings.itm_weight)
+    check_prompts(backbone, choice.problem)
 
 
 def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:

@@ -39,7 +39,7 @@ from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_fold
 from das_gym.files import write_json, write_text
 from das_gym.models.base import VLP
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
-from das_gym.problem.loading import check_problem, load_backbone, load_splits, task_class
+from das_gym.problem.loading import check_problem, check_prompts, load_backbone, load_splits, task_class
 from das_gym.processes import is_first, of_first
 from das_gym.registration import find_environment
 from das_gym.runs import library_versions, runs_dir_words
@@ -164,6 +164,7 @@ def check(settings: CompareSettings) -> CompareSettings:
         raise ValueError(f"skip_nums={list(settings.skip_nums)}: the model has {n_layers} layers; use 0..{n_layers}")
     for name in settings.methods:
         make_method(name, settings.method_settings.get(name, {})).check(vlp)
+    check_prompts(backbone, problem)
     return settings
 
 

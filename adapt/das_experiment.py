@@ -36,7 +36,7 @@ from das_gym.models.base import VLP
 from das_gym.models.checkpoints import ADAPTER_FIELDS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
-from das_gym.problem.loading import AdaptedModel, load_splits, task_class
+from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits, task_class
 from das_gym.problem.mask_space import skipped_names
 from das_gym.processes import is_first, of_first
 from das_gym.registration import MODELS, named_environments
@@ -182,6 +182,7 @@ def _check(settings: JointSearchSettings) -> None:
         raise ValueError(f"das.skip_num={pipeline.skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
     if pipeline.itm_weight:
         task_class(settings.task)(backbone.processor).matching(backbone.heads)
+    check_prompts(backbone, settings.problem())
 
 
 def _published() -> dict[str, dict[str, Any]]:

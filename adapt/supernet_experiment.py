@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym.commandline import typed
@@ -22,7 +23,7 @@ from das_gym.config import build, part_of
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, problem_words
-from das_gym.problem.loading import load_backbone
+from das_gym.problem.loading import check_prompts, load_backbone, task_class
 from das_gym.processes import is_first
 from das_gym.tasks.labels import read_labels, write_labels
 
@@ -51,10 +52,13 @@ class SupernetSettings(SupernetConfig, ProblemSettings):
 
 
 def check(settings: SupernetSettings) -> None:
-    """Load the model and the vocabulary, and refuse what is wrong with them."""
-    load_backbone(settings.problem())
+    """Load the model and the vocabulary, and refuse what is wrong with them, and prompts that are too long."""
+    problem = settings.problem()
+    backbone = load_backbone(problem)
+    check_training(backbone, task_class(problem.task)(backbone.processor), settings, settings.itm_weight)
     if settings.vocabulary:
         read_labels(settings.vocabulary)
+    check_prompts(backbone, problem)
 
 
 ex = RunsExperiment("adapt supernet", save_git_info=False)

@@ -227,6 +227,17 @@ def sample_of(model: AdaptedModel, splits: Splits[Any]) -> tuple[State, int]:
         raise ValueError(f"{key}: {error}") from error
 
 
+def check_prompts(backbone: Backbone, config: ProblemConfig) -> None:
+    """Refuse prompts that the model cannot read: the longest is tried. Data are read for it where it reads prompts alone.
+
+    Raises:
+        ValueError: as `sample_of`.
+    """
+    if MODELS[config.model].reads == "prompts":
+        task = task_class(config.task)(backbone.processor)
+        sample_of(AdaptedModel(backbone, new_head(backbone, task), task), load_splits(config))
+
+
 def pairs_that_fit(vlp: VLP, sample: State) -> int:
     """How many pairs go through the tree of masks at a time within `STATE_BYTES`, 1 to `PAIRS_PER_BATCH`.
 

@@ -121,6 +121,19 @@ def test_without_adapters_nothing_is_called_fine_tuned(config: ProblemConfig, tm
     assert not list(tmp_path.iterdir())  # no run was begun
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("supernet",), ("das",), ("compare", "methods=['lora']"), ("run", "mask=[0,1,0,0]")])
+def test_prompts_that_are_too_long_begin_no_run(
+    config: ProblemConfig, tmp_path: Path, run_here: Run, words: tuple[str, ...]
+):
+    given = (f"checkpoint={config.checkpoint}", f"data_root={config.data_root}", "max_text_length=8", "device=cpu")
+    code, printed = run_here(words[0], "with", "vlm_answering", *given, *words[1:])
+    assert code == 1
+    assert "tokens with its answer's" in printed
+    assert "the model reads 8: take it out" in printed
+    assert not (tmp_path / "runs").exists()
+
+
 def test_named_configs_of_the_papers_data_sets():
     settings = DASExperiment(paper_bandit).named_settings(["llava_slake", "paper"])
     assert settings["published"] == [21, 24, 25, 26]
