@@ -197,6 +197,7 @@ def test_rows_have_every_pair():
     assert rows == crossed(dimensions, lambda row: (row["a"], row["b"]) != (2, 1))
 
 
+@pytest.mark.slow
 def test_of_a_model_of_pairs(checked: Checked, small_kwargs: dict[str, str]):
     for row in crossed(OF_ENVIRONMENTS):
         checked(row, {"model": "METER", "task": "vqa", **small_kwargs, "eval_batch_size": 4})
