@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.data.checks import BadExamples
+from das_gym.tasks.answering.llava_json import load_questions
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.labels import read_labels
 from das_gym.tasks.nlvr2.files import load_nlvr2
@@ -72,6 +73,11 @@ def llava(path: Path) -> None:
     )
 
 
+def llava_questions(path: Path) -> None:
+    write_lines(path, [{"question_id": n, "image": f"{n}.png", "text": "What?", "category": "count"} for n in range(3)])
+    pictures(*(path.with_name(f"{n}.png") for n in range(3)))
+
+
 def slake(path: Path) -> None:
     for number, part in enumerate(("train", "validate", "test")):
         entry = {"img_name": f"{number}/source.jpg", "question": "Where?", "answer": "Left", "q_lang": "en", "qid": number}
@@ -101,6 +107,7 @@ DATA_SETS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] =
     "karpathy": ("dataset_a.json", karpathy, folder_of(load_flickr30k)),
     "snli_ve": ("snli_ve_train.jsonl", snli_ve, folder_of(load_snli_ve)),
     "llava": ("train.json", llava, folder_of(load_answers)),
+    "llava questions": ("asked.jsonl", llava_questions, lambda path: load_questions(path, path.parent)),
     "slake": ("train.json", slake, folder_of(load_answers)),
     "scienceqa problems": ("problems.json", scienceqa, folder_of(load_answers)),
     "scienceqa splits": ("pid_splits.json", scienceqa, folder_of(load_answers)),
