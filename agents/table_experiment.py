@@ -205,5 +205,4 @@ def run_table(config_updates: Mapping[str, Any] | None = None, named_configs: Se
         das_gym.experiment.RunError: a setting or a file that is refused.
     """
     run = ex.run(config_updates=config_updates, named_configs=named_configs)
-    out = run.config["out"]
-    return SubnetTable.load(at_home(out) if out else required_folder(run) / TABLE)
+    return SubnetTable.load(build(TableSettings, run.config).file(required_folder(run)))

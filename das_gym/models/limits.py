@@ -87,10 +87,8 @@ def _try(work: Callable[[], object], seconds: int, size: int) -> None:
     try:
         _limit(seconds, size)
         torch.set_num_threads(1)  # a fork has none of its parent's, and would wait for them
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # likewise; and on large machines they take much memory,
-        os.environ.update(
-            dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        )  # as do those of what work imports
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # likewise; and on large machines threads take much memory:
+        os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # those of what the work imports
         work()
     except MemoryError:
         code = _NO_MEMORY

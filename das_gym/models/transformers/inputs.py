@@ -21,8 +21,7 @@ IMAGE_MARK = "<image>"
 """Where a picture stands in a question, as in LLaVA's data."""
 
 SPECIAL_TOKENS = 2**16
-"""Most that a folder may name apart: transformers compares each with all others, which takes a minute for so many. Models
-that draw have many: Emu3 32,768 for what it draws with."""
+"""Most that a folder may name apart: transformers compares each with all others as it reads them."""
 
 KEPT_ENCODINGS = 100_000
 """Prompts whose tokens are remembered."""
@@ -322,7 +321,7 @@ def _check_special_tokens(folder: Path) -> None:
             named = settings.get(name)
             if isinstance(named, list | dict) and len(named) > SPECIAL_TOKENS:
                 raise ValueError(
-                    f"{path} names {len(named):,} {name}, which take hours to read; {SPECIAL_TOKENS:,} may be: it is damaged"
+                    f"{path} names {len(named):,} {name}, and {SPECIAL_TOKENS:,} are the most that may be: it is damaged"
                 )
 
 
