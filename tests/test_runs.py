@@ -142,7 +142,8 @@ def test_ctrl_c_says_how_to_go_on(experiment, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         experiment.run_commandline(["trial", "interrupt", "with", f"runs_dir={tmp_path}"])
     assert end.value.code == 130
-    assert f"Go on with: python -m trial interrupt with resume=1 runs_dir={tmp_path}" in capsys.readouterr().err
+    command = f"python -m trial interrupt with resume=1 {shlex.quote(f'runs_dir={tmp_path}')}"
+    assert f"Go on with: {command}" in capsys.readouterr().err
     assert status(tmp_path / "1") == "INTERRUPTED"
 
 
