@@ -29,6 +29,11 @@ COPIES = {
 }
 """Pages that are files elsewhere in the repository, and under which title of the navigation they stand."""
 
+SOURCES = {f"../{source}": page for page, (source, _) in COPIES.items()} | {
+    "../das_gym/envs/skip_env.py": "environments/index.md"
+}
+"""What the pages in docs/ link to, so that their links work on GitHub, and the page of the site that is made of it."""
+
 OPTIONAL = {"suite.md": "Environments"}
 """Pages that stand in the navigation once somebody has written them."""
 
@@ -58,6 +63,13 @@ def on_files(files: Files, config: Any) -> Files:
         if entry.table is not None:
             files.append(File.generated(config, f"environments/{entry.id}.png", content=search_picture(entry.id)))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Link to the pages of the site instead of the files that they are made of."""
+    for source, page in SOURCES.items():
+        markdown = markdown.replace(f"]({source}", f"]({page}")
+    return markdown
 
 
 def _without_outside_links(text: str) -> str:

@@ -1,9 +1,8 @@
-"""The pictures of README and docs: `python docs/pictures.py` draws them anew into docs/assets/."""
+"""The pictures of the environments' pages."""
 
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,8 +12,6 @@ from PIL import Image
 
 from das_gym import ENVIRONMENTS
 
-ASSETS = Path(__file__).parent / "assets"
-README_ID = "DAS-METER-VQA-v0"
 TURNS = 20
 
 
@@ -35,7 +32,3 @@ def search_picture(env_id: str) -> bytes:
 def _step(env: Any, mask: np.ndarray) -> float:
     env.reset()
     return float(env.step(np.asarray(mask, dtype=np.int8))[1])
-
-
-if __name__ == "__main__":
-    (ASSETS / "meter_vqa.png").write_bytes(search_picture(README_ID))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_words_that_are_offered(tmp_path: Path, words: str, last: str, offered: 
     path = tmp_path / "agents.sh"
     path.write_text(script("agents", "search", {"search": ["meter_vqa", "seed="], "runs": ["order="]}))
     function = "_das_python" if words.startswith("python") else "_das_agents"
-    asked = ASK.format(script=path, words=words, last=last, function=function)
+    asked = ASK.format(script=shlex.quote(str(path)), words=words, last=last, function=function)
     done = subprocess.run([BASH, "-c", asked], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == (offered, "")
 

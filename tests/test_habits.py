@@ -23,6 +23,14 @@ def test_the_citation_is_of_this_version():
     assert cited["references"][0]["url"] == PROJECT["urls"]["Paper"]
 
 
+def test_every_project_url_is_of_the_same_repository():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    urls = {name: url for name, url in PROJECT["urls"].items() if name != "Paper"}
+    assert urls.keys() == {"Repository", "Documentation", "Changelog", "Issues"}
+    assert cited["repository-code"] == urls["Repository"]
+    assert all(url.startswith(urls["Repository"]) for url in urls.values())
+
+
 def test_actions_run_what_ci_runs():
     job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["run"]
     assert job["steps"][-1]["run"] == ".ci/run"

@@ -142,7 +142,8 @@ def test_ctrl_c_says_how_to_go_on(experiment, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         experiment.run_commandline(["trial", "interrupt", "with", f"runs_dir={tmp_path}"])
     assert end.value.code == 130
-    assert f"Go on with: python -m trial interrupt with resume=1 runs_dir={tmp_path}" in capsys.readouterr().err
+    command = f"python -m trial interrupt with resume=1 {shlex.quote(f'runs_dir={tmp_path}')}"
+    assert f"Go on with: {command}" in capsys.readouterr().err
     assert status(tmp_path / "1") == "INTERRUPTED"
 
 
@@ -432,7 +433,7 @@ def no_home(*_, **__):
 @pytest.mark.parametrize("usual", [lambda *_, **__: Path("~/.cache/das_gym"), no_home])
 def test_the_working_folder_is_no_cache(monkeypatch, usual):
     """It may be anybody's, and hold a key with which they have signed what is in it."""
-    monkeypatch.delenv("DAS_GYM_CACHE")
+    monkeypatch.delenv("DAS_GYM_CACHE", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_path", usual)
     with pytest.raises(ValueError, match=r"no home folder is known.*set DAS_GYM_CACHE"):
         sign(b"a")

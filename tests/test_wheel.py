@@ -25,7 +25,7 @@ def wheel(tmp_path_factory):
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in FOLDERS:
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*command, "--wheel-dir", target, source], capture_output=True, text=True)
@@ -77,10 +77,10 @@ def test_it_runs_beside_packages_that_own_the_bare_names(wheel, tmp_path, code, 
         (tmp_path / "others" / name).mkdir(parents=True)
         (tmp_path / "others" / name / "__init__.py").write_text("raise ImportError('this is another package')")
     (tmp_path / "empty").mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "others"), str(wheel)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "others"), str(wheel), *sys.path])}
 
     def run(*words):
-        command = [sys.executable, "-W", "ignore", *words]
+        command = [sys.executable, "-S", "-W", "ignore", *words]  # -S: without the editable install of this environment
         return subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
 
     done = run(*code)

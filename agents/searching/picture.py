@@ -30,7 +30,7 @@ def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
     rises = [
         (at, value) for at, value in enumerate(best, 1) if value is not None and value != (best[at - 2] if at > 1 else None)
     ]
-    title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} units skipped, {result.env_id}"
+    title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
     scene = Scene(architecture_of(result), np.array(result.mask, bool), title, facts, rises, len(best))
     with replacing(path) as part:
         Image.fromarray(draw(scene)).save(part, "PNG")

@@ -102,7 +102,7 @@ def show(render_mode: str, view: View, shown: Shown | None) -> str | np.ndarray:
         words = f"{counted(count, 'layer')}, none chosen yet" if shown is None else describe(view.names, shown)
         about = f"{view.problem}: " if view.problem else ""
         return "\n".join([*view.architecture.lines(mask), about + words]) + "\n"
-    title = f"{int(mask.sum())} of {counted(count, 'unit')} skipped (budget: {view.budget})"
+    title = f"{int(mask.sum())} of {counted(count, 'layer')} skipped (budget: {view.budget})"
     facts = [*([view.problem] if view.problem else []), *(["nothing chosen yet"] if shown is None else _facts(shown))]
     return draw(Scene(view.architecture, mask, title, facts, view.improvements, view.evaluations), view.height)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_fine_tuning_begins_from_what_it_is_told(
     problem = load_problem(ProblemConfig(**given, supernet=str(folder / SUPERNET_FILE)))
     assert np.isfinite(problem.evaluator.losses(np.zeros((1, 6), bool), problem.splits.reward[:4])).all()
     printed = capsys.readouterr().out
-    assert f"bayes skip_num=2 supernet={folder / SUPERNET_FILE}" in printed
+    assert f"bayes skip_num=2 {shlex.quote(f'supernet={folder / SUPERNET_FILE}')}" in printed
     told = "as the checkpoint has them: bottleneck=16, the recipe has 96; skip_bottleneck=48, the recipe has 288"
     assert printed.count(f"adapters as wide {told}") == 1
 

@@ -53,5 +53,5 @@ def test_a_table_of_ones_own_gets_its_blocks(small_table, small_kwargs, tmp_path
     assert capsys.readouterr().out == f"blocks of layers: {file_beside(path)}\n"
     assert len(beside(path)["cosine"]) == small_table.n_layers
     file_beside(path).write_text("{}")
-    with pytest.raises(ValueError, match=r"make it again with `python -m agents blocks with table="):
+    with pytest.raises(ValueError, match=r"make it again with `python -m agents blocks with '?table="):
         beside(path)

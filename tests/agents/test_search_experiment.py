@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_runs_are_numbered_and_can_go_elsewhere(small, tmp_path, capsys):
     assert run_search(small, ["random"])[0] == "2"
     run_id, folder, _ = run_search({**small, "runs_dir": str(tmp_path / "other")})
     assert (run_id, folder) == ("1", tmp_path / "other" / "1")
-    assert f"Next: python -m adapt with search_run=1 runs_dir={tmp_path / 'other'}\n" in capsys.readouterr().out
+    assert f"Next: python -m adapt with search_run=1 {shlex.quote(f'runs_dir={folder.parent}')}\n" in capsys.readouterr().out
 
 
 def test_file_storage_says_where_runs_go_and_no_more(small, tmp_path):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -52,6 +55,20 @@ def test_every_environment_has_a_page_in_gymnasiums_headings(site: Path):
         assert not [heading for heading in (*wanted, "version-history") if f'id="{heading}"' not in page]
         if entry.table is not None:
             assert (site / "environments" / f"{entry.id}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_relative_links_work_in_the_site(site: Path):
+    pages = {path.resolve(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    dead = []
+    for path, text in pages.items():
+        for link in re.findall(r'<(?:a|img|script|link)\b[^>]* (?:href|src)="([^"]+)"', text):
+            name, _, anchor = unquote(unescape(link)).partition("#")
+            if re.match(r"https?:|mailto:|data:|javascript:", name) or path.name == "404.html":
+                continue
+            target = (path.parent / name.partition("?")[0]).resolve() if name else path
+            if not target.exists() or (anchor and target in pages and f'id="{anchor}"' not in pages[target]):
+                dead.append(f"{path.name}: {link}")
+    assert not dead
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from das_gym.agents.sb3.algorithms import ALGORITHMS
 from tests.docs.blocks import ROOT
 
 ACTIONS = ("mask", "sequence", "scores")
-INSTALL = "    python3 -m venv .venv && .venv/bin/pip install -e "
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e "
 
 
 def read(name: str) -> str:
@@ -30,13 +30,12 @@ def test_table_of_action_spaces_is_that_of_the_algorithms():
         assert [action for action, cell in zip(ACTIONS, cells, strict=True) if cell.startswith("**")] == [taken[0]]
 
 
-def test_the_two_commands_that_set_everything_up_stand_in_the_readme_and_in_ci():
-    lines = read("README.md").splitlines()
-    assert f"{INSTALL}. && .venv/bin/python -m adapt" in lines
-    test = f'{INSTALL}".[test]" && .venv/bin/python -m pytest'
-    assert test in lines
-    assert test.strip() in read(".ci/run").splitlines()
-    assert "\n.ci/docs\n" in read(".ci/run")
+def test_readme_has_the_two_commands_that_ci_reads_from_it():
+    (pattern,) = re.findall(r"sed -nE 's/(.*)/\\1/p'", read(".ci/run"))
+    assert re.findall(pattern, read("README.md"), re.MULTILINE) == [
+        f"{INSTALL}. && .venv/bin/python -m adapt",
+        f'{INSTALL}".[test]" && .venv/bin/python -m pytest',
+    ]
 
 
 def test_no_page_says_flops_or_leaves_something_open():

@@ -133,7 +133,7 @@ def test_a_path_that_is_not_there_is_named(tiny_kwargs: dict[str, str], setting:
 
 
 def test_a_checkpoint_without_a_supernet_says_how_to_train_one(mini_folder):
-    with pytest.raises(ValueError, match="python -m adapt supernet with meter_vqa checkpoint="):
+    with pytest.raises(ValueError, match=r"python -m adapt supernet with meter_vqa '?checkpoint="):
         gymnasium.make("DAS-METER-VQA-v0", checkpoint=str(mini_folder))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import warnings
 from dataclasses import replace
@@ -65,7 +66,7 @@ def test_data_that_the_supernet_cannot_answer(tiny_kwargs: dict[str, str], shape
             for answer in entry["answers"]:
                 answer["answer"] = entry["multiple_choice_answer"]
         path.write_text(json.dumps(known))
-    with pytest.raises(ValueError, match=r"fewer than half.*python -m adapt supernet with meter_vqa data_root="):
+    with pytest.raises(ValueError, match=r"fewer than half.*python -m adapt supernet with meter_vqa '?data_root="):
         build_problem(ProblemConfig(**{**tiny_kwargs, "data_root": str(other)}))
 
 
@@ -130,7 +131,7 @@ def test_a_supernet_is_missed_before_data_are_read(monkeypatch: pytest.MonkeyPat
 
 def test_the_bundled_supernet_on_data_of_ones_own_is_warned_of(shapes_folder: Path, tiny_kwargs: dict[str, str]):
     config = ProblemConfig(data_root=str(shapes_folder))
-    advice = r"by the bundled supernet, which learnt das_gym's own .* `python -m adapt supernet with meter_vqa data_root="
+    advice = r"by the bundled supernet, which learnt das_gym's own .* `python -m adapt supernet with meter_vqa '?data_root="
     with pytest.warns(UserWarning, match=advice):
         load_supernet(config, load_splits(config))
     with warnings.catch_warnings():
@@ -141,7 +142,7 @@ def test_the_bundled_supernet_on_data_of_ones_own_is_warned_of(shapes_folder: Pa
 def test_the_command_for_a_supernet_names_the_module_that_registers_the_model():
     with as_before():
         register_model(replace(MODELS["METER"], name="Mine"))  # in Python: no command knows it without this module
-        advice = rf"python -m adapt supernet with mine_vqa checkpoint=.* use={__name__}`"
+        advice = rf"python -m adapt supernet with mine_vqa '?checkpoint=.* use={__name__}`"
         with pytest.raises(ValueError, match=advice):
             build_problem(ProblemConfig("Mine", checkpoint=str(ASSETS / "meter_mini")))
 
@@ -158,7 +159,8 @@ def test_a_problem_as_a_person_types_it(tmp_path: Path):
     place = f"{tmp_path}/../{tmp_path.name}"
     config = ProblemConfig("ViLT", "retrieval", data_root=place, on_bad_example="skip", image_size=64)
     words = problem_words(config, "supernet=mine.safetensors")
-    assert words == f"vilt_retrieval data_root={tmp_path} image_size=64 on_bad_example=skip supernet=mine.safetensors"
+    root = shlex.quote(f"data_root={tmp_path}")
+    assert words == f"vilt_retrieval {root} image_size=64 on_bad_example=skip supernet=mine.safetensors"
 
 
 def test_the_warning_counts_examples(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -193,7 +193,7 @@ def test_reads_back_what_was_written(table: SubnetTable, tmp_path: Path):
 
 
 def test_no_file(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="python -m agents table with out="):
+    with pytest.raises(FileNotFoundError, match=r"python -m agents table with '?out="):
         SubnetTable.load(tmp_path / "table.npz")
 
 

@@ -63,6 +63,6 @@ def test_any_entry_is_read_or_refused_in_a_line(odd: list[Any]):
 def test_any_json_is_refused_with_what_it_looks_like(whole: Any):
     with tempfile.TemporaryDirectory() as place:
         write(Path(place) / "train.json", whole)
-        with pytest.raises(ValueError, match=r"^\S+ holds no data that is recognised: train\.json ") as raised:
+        with pytest.raises(ValueError, match=r"^.+ holds no data that is recognised: train\.json ") as raised:
             load_answers(place)
         assert "\n" not in str(raised.value)
