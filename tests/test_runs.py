@@ -18,7 +18,8 @@ from das_gym.commandline import typed
 from das_gym.data.origin import begun_here, is_signed, sign
 from das_gym.experiment import RunError, RunsExperiment, lock_run, run_folder
 from das_gym.files import read_json, write_json
-from das_gym.runs import find_run, library_versions, progress, read_config, runs_dir_words
+from das_gym.progress import progress
+from das_gym.runs import find_run, library_versions, read_config, runs_dir_words
 from tests.faults.harness import Fault, _install
 
 
