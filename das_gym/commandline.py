@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from das_gym.completion import SHELLS, script, setting_names
 from das_gym.config import build, defaults_of, near_miss, settings_text
-from das_gym.interrupts import end_at_once, exit_code, raise_interrupts, stop_message
+from das_gym.interrupts import exit_code, finish, raise_interrupts, stop_message
 from das_gym.progress import waiting
 from das_gym.runs import MISTAKES
 from das_gym.streams import ready, shown, unread
@@ -100,7 +100,7 @@ class Program:
         except BrokenPipeError:
             return unread()
         finally:
-            end_at_once()
+            finish()
         return code
 
     def _run(self, arguments: Sequence[str]) -> int:

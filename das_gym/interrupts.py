@@ -49,12 +49,13 @@ def stop_message(interrupt: KeyboardInterrupt) -> str:
 
 def raise_interrupts() -> None:
     """Let signals raise from here on, since there is a run to end."""
-    _handle(_raise)
+    _handle(raise_interrupt)
 
 
-def end_at_once() -> None:
-    """Let signals end the process from here on, since nothing is left to save."""
-    _handle(_end)
+def finish() -> None:
+    """Let the process end with its exit code, since nothing is left to save; Ctrl-C ends it at once."""
+    _handle(_end, signal.SIGINT)
+    _handle(signal.SIG_IGN, *SIGNALS[1:])  # a handler would not last: Python removes all of them before it ends
 
 
 def _in_command() -> bool:
@@ -64,9 +65,9 @@ def _in_command() -> bool:
     return any(name.removeprefix("das_gym.") in COMMANDS for name in (*module, *scripts))
 
 
-def _handle(handler: Any) -> None:
+def _handle(handler: Any, *numbers: int) -> None:
     if _IN_COMMAND and threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
+        for number in numbers or SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
 
@@ -76,7 +77,8 @@ def _end(number: int, frame: Any) -> None:
     os._exit(128 + number)
 
 
-def _raise(number: int, frame: Any) -> None:
+def raise_interrupt(number: int, frame: Any) -> None:
+    """Handle a signal by raising a KeyboardInterrupt."""
     global _last_raised
     del frame
     if time.monotonic() - _last_raised < REPEAT:
@@ -88,12 +90,12 @@ def _raise(number: int, frame: Any) -> None:
 def _restore_defaults() -> None:
     """Give a forked process the handlers of any Python process: a worker ends silently, its parent reports."""
     for number in SIGNALS:
-        if signal.getsignal(number) in (_raise, _end):
+        if signal.getsignal(number) in (raise_interrupt, _end):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 _IN_COMMAND = _in_command()
 if _IN_COMMAND:
-    end_at_once()
+    _handle(_end)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_restore_defaults)

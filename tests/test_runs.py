@@ -336,7 +336,7 @@ def test_a_kill_as_a_run_goes_on_leaves_it_ones_own(experiment, tmp_path, at):
         experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True})
     child = os.fork()
     if child == 0:
-        _install(Fault("kill", at), tmp_path / "calls")
+        _install(Fault("SIGKILL", at), tmp_path / "calls")
         try:
             experiment.run(config_updates={"runs_dir": str(tmp_path), "resume": 1})
         finally:
