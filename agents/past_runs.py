@@ -160,7 +160,7 @@ def _is_alive(folder: Path, run: Mapping[str, Any]) -> bool:
     """
     locked = is_locked(folder)
     same_machine = run.get("host", {}).get("hostname") == platform.node()
-    if locked or (same_machine and locked is not None):
+    if locked is not None and (locked or same_machine):
         return locked
     beat = datetime.fromisoformat(run.get("heartbeat") or run["start_time"])
     return datetime.now(UTC).replace(tzinfo=None) - beat < SILENCE
