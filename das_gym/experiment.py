@@ -462,7 +462,7 @@ class RunsExperiment(Experiment):
     def resume_command(self) -> str | None:
         """Return the command that resumes the last run; None where it left nothing to resume."""
         run = self.current_run
-        if run is None or run._id is None or "resume" not in run.config:
+        if run is None or run._id is None or run.status == "COMPLETED" or "resume" not in run.config:
             return None
         command, runs_dir = run.meta_info["command"], run.config["runs_dir"]
         path = self.path if command == self.default_command else f"{self.path} {command}"
