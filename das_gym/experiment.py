@@ -37,7 +37,7 @@ from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_bytes, write_text
 from das_gym.interrupts import exit_code, stop_message
 from das_gym.locks import lock_folder
-from das_gym.processes import is_first, of_first
+from das_gym.processes import is_first, of_first, world
 from das_gym.progress import waiting
 from das_gym.registration import named_environments
 from das_gym.runs import (
@@ -399,6 +399,8 @@ class RunsExperiment(Experiment):
         except KeyboardInterrupt as interrupt:
             if (command := self.resume_command()) is not None:
                 interrupt.add_note(f"Go on with: {command}")
+                if world() > 1:
+                    interrupt.add_note(f"in {world()} processes, as it was begun")
             if is_first():
                 with suppress(OSError):  # of a terminal that was closed
                     print(stop_message(interrupt), file=sys.stderr)
