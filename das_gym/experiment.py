@@ -12,7 +12,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -402,8 +402,7 @@ class RunsExperiment(Experiment):
                 if world() > 1:
                     interrupt.add_note(f"in {world()} processes, as it was begun")
             if is_first():
-                with suppress(OSError):  # of a terminal that was closed
-                    print(stop_message(interrupt), file=sys.stderr)
+                print(stop_message(interrupt), file=sys.stderr)
             sys.exit(exit_code(interrupt))
         except SystemExit as end:
             if not isinstance(end.code, str):  # docopt's usage, of a program called "dummy"

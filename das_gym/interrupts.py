@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -84,6 +85,9 @@ def raise_interrupt(number: int, frame: Any) -> None:
     if time.monotonic() - _last_raised < REPEAT:
         return
     _last_raised = time.monotonic()
+    for stream in (1, 2):  # a terminal that was closed would refuse every word, and the run would fail
+        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
