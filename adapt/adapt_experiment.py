@@ -53,8 +53,11 @@ OF_THE_SEARCH = (*BUDGET_SETTINGS, "agent", "evaluations")
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
 UNSKIPPED_FILE = "unskipped_adapter.safetensors"
 
-SearchFirst = Callable[[dict[str, Any]], int]
-"""Runs a search with settings of `python -m agents` and returns its run id."""
+SearchFirst = Callable[[dict[str, Any], Callable[[int], str]], int]
+"""Runs a search with settings of `python -m agents` and returns its run id.
+
+The second argument gives the command that continues with a search, from its run id: it is printed after an interrupt.
+"""
 
 
 @dataclass(frozen=True)
@@ -339,8 +342,9 @@ class SearchingExperiment(RunsExperiment):
             except MISTAKES as error:
                 raise RunError(str(error)) from error
         if self.search_first is not None and begins and not chosen:
-            search = partial(self.search_first, self.search_settings(whole))
-            given["search_run"] = of_first(search)
+            rest = {name: value for name, value in given.items() if name != "search"}
+            then = lambda run: self.command_with(named_configs, {**rest, "search_run": run})  # noqa: E731
+            given["search_run"] = of_first(partial(self.search_first, self.search_settings(whole), then))
         return super().run(command_name, given, named_configs, *args, **kwargs)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from das_gym.commandline import Command, Program, typed
+from das_gym.commandline import Command, Program
 
 
 def search_within(settings: dict[str, Any], begun: Callable[[int], object] | None = None) -> int:
@@ -28,15 +28,22 @@ def search_within(settings: dict[str, Any], begun: Callable[[int], object] | Non
         ex.suggests, ex.begun = True, None
 
 
-def search_first(settings: dict[str, Any], then: str = "adapt") -> int:
-    """Run a search as the first part of the command `then` and return its run id; if it is interrupted, say how to go on."""
+def search_first(settings: dict[str, Any], then: Callable[[int], str]) -> int:
+    """Run a search as the first part of another command, and return its run id.
+
+    Args:
+        settings: Of `python -m agents`.
+        then: From the id of the search to the command that continues with it, for the message after an interrupt.
+    """
+    from das_gym.agents.search_experiment import ex
+
     begun: list[int] = []
     try:
         return search_within(settings, begun.append)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         for run in begun:
-            print(f"Stopped. Go on with: {typed('agents', f'resume={run}')}", file=sys.stderr)
-            print(f"and then: {typed(then, f'search_run={run}')}", file=sys.stderr)
+            interrupt.add_note(f"Go on with: {ex.resume_command()}")
+            interrupt.add_note(f"and then: {then(run)}")
         raise
 
 
@@ -96,9 +103,7 @@ def _main_experiment() -> Any:
 def _shrink_experiment() -> Any:
     from das_gym.adapt.shrink_experiment import ShrinkExperiment
 
-    return ShrinkExperiment(
-        partial(search_first, then="adapt shrink"), searching_agents, search_report, _shrink_compare_experiment
-    )
+    return ShrinkExperiment(search_first, searching_agents, search_report, _shrink_compare_experiment)
 
 
 def _shrink_compare_experiment() -> Any:
@@ -110,7 +115,7 @@ def _shrink_compare_experiment() -> Any:
 def _compare_experiment() -> Any:
     from das_gym.adapt.compare_experiment import CompareExperiment
 
-    return CompareExperiment(partial(search_first, then="adapt compare"))
+    return CompareExperiment(search_first)
 
 
 def _das_experiment() -> Any:

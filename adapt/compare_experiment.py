@@ -112,7 +112,7 @@ class CompareExperiment(RunsExperiment):
     """`python -m adapt compare`.
 
     Args:
-        search_first: Runs a search with settings of `python -m agents`, and returns its run id.
+        search_first: As for `SearchingExperiment.search_with`.
     """
 
     def __init__(self, search_first: SearchFirst | None = None) -> None:
@@ -137,12 +137,12 @@ class CompareExperiment(RunsExperiment):
                 settings = check(build(CompareSettings, {**self.named_settings(named_configs), **given}))
             except MISTAKES as error:
                 raise RunError(str(error)) from error
-            found = {
-                str(k): of_first(partial(self.search_first, told_to_search(settings, k)))
-                for k in settings.searched_nums
-                if str(k) not in settings.searches
-            }
-            given["searches"] = {**settings.searches, **found}
+            found = dict(settings.searches)
+            for k in settings.searched_nums:
+                if str(k) not in found:
+                    then = lambda run, k=k: self.command_with(named_configs, {**given, "searches": {**found, str(k): run}})  # noqa: E731
+                    found[str(k)] = of_first(partial(self.search_first, told_to_search(settings, k), then))
+            given["searches"] = found
         return super().run(command_name, given, named_configs, *args, **kwargs)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.ranking import rank, recalls
 from das_gym.problem.loading import AdaptedModel
+from das_gym.progress import progress
 from das_gym.registration import MODELS, find_class
-from das_gym.runs import progress
 from das_gym.tasks.base import Gallery
 
 

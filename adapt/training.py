@@ -22,7 +22,7 @@ from das_gym.files import write_bytes
 from das_gym.models.pickles import load_pickle
 from das_gym.models.tensor_files import check_archive, check_finite
 from das_gym.processes import is_first, rank, world
-from das_gym.runs import progress
+from das_gym.progress import progress
 
 Log = Callable[[str, float, int], None]
 """Called with name, value and step."""
@@ -276,19 +276,19 @@ class Trainer:
             while self.step < self.end:
                 for name, value in self._one(step_function, about).items():
                     self._window.setdefault(name, []).append(value)
+                bar.set_postfix_str(f"loss {math.fsum(self._window['loss']) / len(self._window['loss']):.3f}", refresh=False)
                 bar.update()
                 if self.plateau is not None:
                     self.plateau.after(self.step)
                 if self.step % 50 == 0 or self.step == self.end:
-                    means = self._report(title, log)
-                    bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+                    self._report(title, log)
                 if self.step % self.save_every == 0 or self.step == self.end:
                     self._check_parameters()
                 if self.step % self.save_every == 0:
                     self._save()
 
-    def _report(self, title: str, log: Log | None) -> dict[str, float]:
-        """Means since the last report, told to all who listen."""
+    def _report(self, title: str, log: Log | None) -> None:
+        """Log the means since the last report."""
         means = {name: math.fsum(values) / len(values) for name, values in self._window.items()}
         self._window.clear()
         for name, value in means.items():
@@ -296,7 +296,6 @@ class Trainer:
             if log is not None:
                 log(name, value, self.step)
         self.devices.track({f"{title}/{name}": value for name, value in means.items()}, self.step)
-        return means
 
     @property
     def end(self) -> int:

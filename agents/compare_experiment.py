@@ -36,8 +36,9 @@ from das_gym.console import Console
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import absolute, write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings
+from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, named_environments
-from das_gym.runs import RunSettings, library_versions, progress
+from das_gym.runs import RunSettings, library_versions
 from das_gym.wording import counted
 
 FORMAT = 1

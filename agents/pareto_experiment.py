@@ -35,8 +35,9 @@ from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_cost import SAVED
+from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, MODELS, named_environments
-from das_gym.runs import ResumableSettings, progress, runs_dir_words
+from das_gym.runs import ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
 PICTURE = "front.png"

@@ -8,8 +8,10 @@ python -m agents runs with status=failed order=newest   what failed, the newest 
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.config import check_names
 from das_gym.console import Console
 from das_gym.files import read_json
+from das_gym.locks import is_locked
 from das_gym.registration import ENVIRONMENTS
-from das_gym.runs import RUNS_DIR
+from das_gym.runs import RUNS_DIR, runs_dir_words
 
 ORDERS = ("best", "newest")
 STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RUNNING": "running"}
@@ -31,6 +34,12 @@ STATES = {"COMPLETED": "done", "FAILED": "failed", "INTERRUPTED": "stopped", "RU
 
 DAMAGED = "damaged"
 """The state of a run whose files cannot be read."""
+
+DIED = "died"
+"""The state of a run whose process ended without saying so: killed, out of memory, or its machine went down."""
+
+SILENCE = timedelta(minutes=2)
+"""Age of the last heartbeat after which a run is dead, where its lock tells nothing; Sacred writes one every 10 s."""
 
 MODELS_RECORDS = ("adapt.json", "das.json", "shrink.json")
 """Records that hold a list of models."""
@@ -47,7 +56,7 @@ class RunsSettings(CommandSettings):
         agent: Only searches by this agent.
         env: Only runs whose environment's short name holds this text, such as `meter` or `vqa_table`.
         command: Only runs of this command, such as `agents` or `adapt shrink`.
-        status: Only runs of this state: `done`, `failed`, `stopped`, `running`, `damaged`.
+        status: Only runs of this state: `done`, `failed`, `stopped`, `running`, `died`, `damaged`.
         order: `best`, highest result first, command by command; or `newest`.
         most: How many are shown.
     """
@@ -63,7 +72,7 @@ class RunsSettings(CommandSettings):
     def __post_init__(self) -> None:
         check_names([self.order], ORDERS, "order")
         if self.status is not None:
-            check_names([self.status], (*STATES.values(), DAMAGED), "status")
+            check_names([self.status], (*STATES.values(), DIED, DAMAGED), "status")
         if self.most < 1:
             raise ValueError(f"most={self.most} is not allowed; show 1 run or more")
 
@@ -79,8 +88,9 @@ class PastRun:
         env: The environment's short name, `_table` behind it where a table answered.
         result: Reward of a search, test score of an adaptation; None where there is none.
         macs_saved: Share of the MACs; None where that is not recorded.
-        status: `done`, `failed`, `stopped`, `running`, `damaged`.
+        status: `done`, `failed`, `stopped`, `running`, `died`, `damaged`.
         started: UTC, to the minute.
+        resumes: Whether `resume` can continue it, unless it is done.
     """
 
     id: int
@@ -91,6 +101,7 @@ class PastRun:
     macs_saved: float | None
     status: str
     started: str
+    resumes: bool = False
 
 
 def past_runs(settings: RunsSettings) -> list[PastRun]:
@@ -127,6 +138,7 @@ def _told(path: Path) -> PastRun:
     run, folder = read_json(path), path.parent
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     result, saved = run.get("result"), _saved(folder)
+    status = STATES.get(run.get("status"), str(run.get("status")).lower())
     return PastRun(
         id=int(folder.name),
         command=str(run["experiment"]["name"]),
@@ -134,9 +146,24 @@ def _told(path: Path) -> PastRun:
         env=_short(_problem(folder, config)),
         result=float(result) if isinstance(result, int | float) and math.isfinite(result) else None,
         macs_saved=None if saved is None else float(saved),
-        status=STATES.get(run.get("status"), str(run.get("status")).lower()),
+        status=DIED if status == "running" and not _is_alive(folder, run) else status,
         started=str(run.get("start_time") or "")[:16].replace("T", " "),
+        resumes="resume" in config,
     )
+
+
+def _is_alive(folder: Path, run: Mapping[str, Any]) -> bool:
+    """Whether the process of a run is alive.
+
+    Its lock tells on its own machine, and elsewhere if it is seen to be held: not every shared file system passes locks on
+    to other machines. Otherwise the heartbeat tells.
+    """
+    locked = is_locked(folder)
+    same_machine = run.get("host", {}).get("hostname") == platform.node()
+    if locked is not None and (locked or same_machine):
+        return locked
+    beat = datetime.fromisoformat(run.get("heartbeat") or run["start_time"])
+    return datetime.now(UTC).replace(tzinfo=None) - beat < SILENCE
 
 
 def _problem(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -201,6 +228,10 @@ def main(words: Sequence[str] = ()) -> int:
     console = Console()
     console.width = max(console.width, NARROWEST)
     console.print(table_of(runs[: settings.most]))
+    for run in runs[: settings.most]:
+        if run.status == DIED and run.resumes:
+            words = f"resume={run.id}", runs_dir_words(Path(settings.runs_dir) / str(run.id))
+            print(f"run {run.id} died; go on with: {typed(printable(run.command), *words)}")
     if len(runs) > settings.most:
         print(f"{len(runs) - settings.most} more: most={len(runs)} shows all")
     return 0

@@ -41,8 +41,9 @@ from das_gym.config import build, described
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.problem.config import PATH_SETTINGS, ProblemConfig, setting_path
 from das_gym.problem.mask_cost import SAVED, given_costs
+from das_gym.progress import progress
 from das_gym.registration import named_environments
-from das_gym.runs import ResumableSettings, progress, runs_dir_words
+from das_gym.runs import ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
 PICTURE, PROBABILITIES = "search.png", "skip_probabilities.png"
@@ -209,10 +210,10 @@ class _Log:
         self.best = max((value for value in (self.best, reward) if value is not None), default=None)
         scalars = {"reward": _mean(turn.rewards), "best_reward": self.best, "loss": _mean(turn.loss)}
         scalars["macs_saved"] = _mean(turn.macs_saved)
-        self.bar.update(turn.cost)
-        self.evaluations += turn.cost
         if self.best is not None:
             self.bar.set_postfix_str(f"best reward {self.best:.4f}", refresh=False)
+        self.bar.update(turn.cost)
+        self.evaluations += turn.cost
         for name, p in zip(layer_names, turn.skip_probabilities or (), strict=False):
             scalars[f"skip_probability.{name}"] = p
         for name, value in scalars.items():

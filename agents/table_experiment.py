@@ -32,8 +32,8 @@ from das_gym.files import at_home, write_json
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.loading import Problem, load_problem
 from das_gym.problem.mask_space import every_mask, masks_up_to, skipped_names
+from das_gym.progress import progress
 from das_gym.registration import EnvEntry, find_environment
-from das_gym.runs import progress
 from das_gym.tables.build import build_table, check_table, recount, table_examples
 from das_gym.tables.ranks import spearman
 from das_gym.tables.table import SubnetTable

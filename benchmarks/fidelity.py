@@ -45,8 +45,9 @@ from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
 from das_gym.problem.mask_space import every_mask
+from das_gym.progress import progress
 from das_gym.registration import named_environments
-from das_gym.runs import progress, read_config
+from das_gym.runs import read_config
 from das_gym.tables.table import SubnetTable
 
 STARTS = ("supernet", "new")

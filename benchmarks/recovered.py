@@ -35,7 +35,7 @@ from das_gym.files import write_json
 from das_gym.models.transformers.cutting import cut
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem, shuffled
-from das_gym.runs import progress
+from das_gym.progress import progress
 from das_gym.tables.table import SubnetTable
 
 ENVIRONMENT = "DAS-VLM-Answering-Tabular-v0"

@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from das_gym.completion import SHELLS, script, setting_names
 from das_gym.config import build, defaults_of, near_miss, settings_text
-from das_gym.interrupts import INTERRUPTED, raise_again
-from das_gym.runs import MISTAKES, waiting
+from das_gym.interrupts import exit_code, finish, raise_interrupts, stop_message
+from das_gym.progress import waiting
+from das_gym.runs import MISTAKES
 from das_gym.streams import ready, shown, unread
 
 Config = TypeVar("Config")
@@ -93,8 +94,13 @@ class Program:
         try:
             code = self._run([_at_home(word) for word in arguments])
             sys.stdout.flush()
+        except KeyboardInterrupt as interrupt:
+            print(stop_message(interrupt), file=sys.stderr)
+            return exit_code(interrupt)
         except BrokenPipeError:
             return unread()
+        finally:
+            finish()
         return code
 
     def _run(self, arguments: Sequence[str]) -> int:
@@ -108,20 +114,18 @@ class Program:
             return self._start(self.commands[word], rest)
         experiment = self.commands[self.main].load()
         experiment.siblings = tuple(self.commands)
-        raise_again()
+        raise_interrupts()
         experiment.run_commandline([self.name, *arguments])
         return 0
 
     def _start(self, command: Command, words: list[str]) -> int:
         target = command.load()
-        raise_again()
+        raise_interrupts()
         if hasattr(target, "run_commandline"):
             target.run_commandline([self.name, *words])
             return 0
         try:
             return target(words) or 0
-        except KeyboardInterrupt:
-            return INTERRUPTED
         except BrokenPipeError:
             raise
         except MISTAKES as error:

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import logging
+import shlex
 import shutil
 import sys
 import warnings
@@ -34,9 +35,10 @@ from das_gym.config import build, check_names, settings_text
 from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, modules_in, signatures
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_bytes, write_text
-from das_gym.interrupts import INTERRUPTED
+from das_gym.interrupts import exit_code, stop_message
 from das_gym.locks import lock_folder
-from das_gym.processes import is_first, of_first
+from das_gym.processes import is_first, of_first, world
+from das_gym.progress import waiting
 from das_gym.registration import named_environments
 from das_gym.runs import (
     CONFIG,
@@ -49,7 +51,6 @@ from das_gym.runs import (
     library_versions,
     read_config,
     runs_dir_words,
-    waiting,
 )
 from das_gym.sacred_options import check_options, check_words, read_config_file
 from das_gym.streams import shown, unread
@@ -104,14 +105,14 @@ class RunFolder(FileStorageObserver):
             self.lock = lock_run(Path(self.dir))
 
     def started_event(self, *args: Any, **kwargs: Any) -> Any:
-        """As Sacred's own; where nothing can be written, no run folder is left behind."""
+        """As Sacred's own; after an error or an interrupt no run folder is left behind."""
         try:
             id = super().started_event(*args, **{**kwargs, "_id": None})
             if not (Path(self.dir) / INFO).exists():
                 self.save_json({}, INFO)
             self.named(id)
             return id
-        except (OSError, RunError) as error:
+        except (OSError, RunError, KeyboardInterrupt) as error:
             if self.reopen is None and self.dir is not None:
                 shutil.rmtree(self.dir, ignore_errors=True)
             self.dir = None  # type: ignore[assignment]  # as Sacred's own begins
@@ -145,6 +146,11 @@ class RunFolder(FileStorageObserver):
         """As Sacred's own, if there is a folder to tell it in."""
         if self.dir is not None:
             super().failed_event(fail_time, fail_trace)
+
+    def interrupted_event(self, interrupt_time: Any, status: str) -> None:
+        """As Sacred's own, if there is a folder to tell it in."""
+        if self.dir is not None:
+            super().interrupted_event(interrupt_time, status)
 
     def save_cout(self) -> None:
         """As Sacred's own, of names that are no UTF-8, too."""
@@ -376,7 +382,7 @@ class RunsExperiment(Experiment):
         )
 
     def run_commandline(self, argv: Sequence[str] | None = None) -> Run | None:
-        """As Sacred's own; words that cannot be read end with exit code 2, Ctrl-C with 130 and how to go on."""
+        """As Sacred's own; words that cannot be read end with exit code 2, an interrupt with the command that resumes."""
         words = list(sys.argv if argv is None else argv)
         wrong = meant(words[1:], self.path, (*self.siblings, *self.commands), self.named_configs)
         if wrong is not None:
@@ -390,11 +396,14 @@ class RunsExperiment(Experiment):
         setattr(self, "run", partial(_plainly, self.run))  # noqa: B010  (which Sacred calls)
         try:
             return super().run_commandline(words)
-        except KeyboardInterrupt:
-            run = self.current_run
-            if run is not None and run._id is not None and "resume" in run.config:
-                print(f"Stopped. Go on with: {self._resume_command(run)}", file=sys.stderr)
-            sys.exit(INTERRUPTED)
+        except KeyboardInterrupt as interrupt:
+            if (command := self.resume_command()) is not None:
+                interrupt.add_note(f"Go on with: {command}")
+                if world() > 1:
+                    interrupt.add_note(f"in {world()} processes, as it was begun")
+            if is_first():
+                print(stop_message(interrupt), file=sys.stderr)
+            sys.exit(exit_code(interrupt))
         except SystemExit as end:
             if not isinstance(end.code, str):  # docopt's usage, of a program called "dummy"
                 raise
@@ -451,18 +460,26 @@ class RunsExperiment(Experiment):
             raise ValueError(f"{folder / 'run.json'} is damaged: it does not say what was run; begin a new run")
         return dict(known)
 
-    def _resume_command(self, run: Run) -> str:
+    def resume_command(self) -> str | None:
+        """Return the command that resumes the last run; None where it left nothing to resume."""
+        run = self.current_run
+        if run is None or run._id is None or run.status == "COMPLETED" or "resume" not in run.config:
+            return None
         command, runs_dir = run.meta_info["command"], run.config["runs_dir"]
         path = self.path if command == self.default_command else f"{self.path} {command}"
         return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)))
+
+    def command_with(self, named_configs: Sequence[str], settings: Mapping[str, Any]) -> str:
+        """Return this command with named configs and settings, as it is typed."""
+        values = iterate_flattened({name: value for name, value in settings.items() if name != "use"})  # `typed` adds that
+        return typed(self.path, *map(shlex.quote, (*named_configs, *(f"{name}={value}" for name, value in values))))
 
     def _told(self, error: BaseException) -> str:
         """An error in words; of a full disk, and of an output that nobody reads, also how to go on."""
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             return str(error)
-        run = self.current_run
-        kept = run is not None and run._id is not None and "resume" in run.config
-        go_on = "" if run is None or not kept else f", then go on with `{self._resume_command(run)}`"
+        command = self.resume_command()
+        go_on = "" if command is None else f", then go on with `{command}`"
         if error.errno == errno.EPIPE:
             return f"nobody reads the output any more: let it go elsewhere{go_on}"
         return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room{go_on}"

@@ -1,41 +1,105 @@
-"""Ctrl-C: exit code 130 and no traceback, also while libraries are still being imported.
+"""Ctrl-C, SIGTERM and SIGHUP end a command without a traceback; a run that they stop can be resumed.
 
-`das_gym` imports this first. In a command it acts at once, since what follows takes seconds: see the end of this file.
+Slurm, Kubernetes and `timeout` send SIGTERM, a terminal that closes sends SIGHUP. In a command each of them raises a
+KeyboardInterrupt, and the exit code is 128 plus the signal's number, as in shells. A signal that the caller ignores stays
+ignored: `nohup` ignores SIGHUP, a shell script ignores SIGINT for its background jobs.
+
+`das_gym` imports this module first. In a command it acts at once, since the imports that follow take seconds. In any other
+program it installs no handlers.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-INTERRUPTED = 130
-"""Exit code of a command that was interrupted, as shells have it."""
-
-
 COMMANDS = ("agents", "adapt")
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: two
+
+REPEAT = 5.0
+"""Seconds in which further signals count as the first one: a scheduler and a launcher may both send one."""
+
+_last_raised = -REPEAT
 
 
-def in_command() -> bool:
-    """Whether this process was started as one of our commands."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP; whatever handles Ctrl-C handles this, too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Return the exit code of a command that was interrupted: 130 after Ctrl-C, 143 after SIGTERM."""
+    return interrupt.exit_code if isinstance(interrupt, Terminated) else 128 + signal.SIGINT
+
+
+def stop_message(interrupt: KeyboardInterrupt) -> str:
+    """Return what is printed after an interrupt, with the notes that were added to it."""
+    stopped = f"Stopped by {interrupt}." if isinstance(interrupt, Terminated) else "Stopped."
+    first, *others = getattr(interrupt, "__notes__", None) or [""]
+    return "\n".join([f"{stopped} {first}".rstrip(), *others])
+
+
+def raise_interrupts() -> None:
+    """Let signals raise from here on, since there is a run to end."""
+    _handle(raise_interrupt)
+
+
+def finish() -> None:
+    """Let the process end with its exit code, since nothing is left to save; Ctrl-C ends it at once."""
+    _handle(_end, signal.SIGINT)
+    _handle(signal.SIG_IGN, *SIGNALS[1:])  # a handler would not last: Python removes all of them before it ends
+
+
+def _in_command() -> bool:
     words = sys.orig_argv
     module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
     scripts = [Path(word).stem.removeprefix("das-") for word in sys.argv[:1] if Path(word).stem.startswith("das-")]
     return any(name.removeprefix("das_gym.") in COMMANDS for name in (*module, *scripts))
 
 
-def raise_again() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt again, since there is something to tell."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _handle(handler: Any, *numbers: int) -> None:
+    if _IN_COMMAND and threading.current_thread() is threading.main_thread():
+        for number in numbers or SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
-def _end(*_: Any) -> None:
-    os._exit(INTERRUPTED)
+def _end(number: int, frame: Any) -> None:
+    del frame
+    os._exit(128 + number)
 
 
-if in_command() and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, _end)
+def raise_interrupt(number: int, frame: Any) -> None:
+    """Handle a signal by raising a KeyboardInterrupt."""
+    global _last_raised
+    del frame
+    if time.monotonic() - _last_raised < REPEAT:
+        return
+    _last_raised = time.monotonic()
+    for stream in (1, 2):  # a terminal that was closed would refuse every word, and the run would fail
+        if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+def _restore_defaults() -> None:
+    """Give a forked process the handlers of any Python process: a worker ends silently, its parent reports."""
+    for number in SIGNALS:
+        if signal.getsignal(number) in (raise_interrupt, _end):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+_IN_COMMAND = _in_command()
+if _IN_COMMAND:
+    _handle(_end)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_restore_defaults)

@@ -34,3 +34,18 @@ def lock_folder(folder: Path) -> FileLock:
             raise
         print(f"{folder.parent} knows no locks: let no two processes work in {folder.name} at a time", file=sys.stderr)
     return lock
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Return whether a process works in a folder; None where that cannot be known: no locks, or no permission."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return None
+    lock.release()
+    return False

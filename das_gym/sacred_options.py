@@ -11,7 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from das_gym.runs import plain_settings, waiting
+from das_gym.progress import waiting
+from das_gym.runs import plain_settings
 
 DATABASES = {"--mongo_db": ("-m", "pymongo", "mongo"), "--sql": ("-s", "sqlalchemy", "sql")}
 """Sacred's options for databases, as they are typed, the library that each needs, and the extra that brings it."""

@@ -25,6 +25,7 @@ LEAVES = (
     "lazy",
     "locks",
     "processes",
+    "progress",
     "runs",
     "sacred_options",
     "streams",

@@ -1,33 +1,132 @@
+"""Ctrl-C and SIGTERM: exit codes, no traceback, and runs that resume."""
+
 from __future__ import annotations
 
+import re
+import shlex
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from das_gym.agents.past_runs import RunsSettings, past_runs
 
 from das_gym.commandline import Command, Program
+from das_gym.files import read_json
+from das_gym.interrupts import Terminated
+from tests.commands import finish, start, stop_when
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("library", ["gymnasium", "torch", "sacred"])
-@pytest.mark.parametrize("words", [["agents", "with", "meter_vqa_table"], ["adapt", "supernet"]])
-def test_ctrl_c_while_libraries_are_imported_is_no_traceback(words, library, tmp_path):
-    (tmp_path / f"{library}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    command = [sys.executable, "-m", f"das_gym.{words[0]}", *words[1:]]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 130
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("words", ["agents with meter_vqa_table", "adapt supernet"])
+def test_a_signal_while_libraries_are_imported_ends_the_process(
+    words: str, library: str, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{library}.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
+    process = start(f"python -m das_gym.{words}")
+    assert "Traceback" not in process.communicate(timeout=60)[1]
+    assert process.returncode == code
 
 
-def test_a_program_of_ones_own_keeps_its_ctrl_c(tmp_path):
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
-    code += "import das_gym; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_program_of_ones_own_keeps_its_handlers(name: str, tmp_path: Path):
+    code = f"import signal; handler = lambda *_: None; signal.signal(signal.{name}, handler)\n"
+    code += "import das_gym.commandline; das_gym.interrupts.raise_interrupts()\n"
+    code += f"assert signal.getsignal(signal.{name}) is handler"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
-def test_ctrl_c_in_a_command_that_keeps_no_run():
-    def interrupt(words):
-        raise KeyboardInterrupt
+IN_A_COMMAND = """
+import os, signal, sys
+sys.orig_argv = ["python", "-m", "agents"]
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from das_gym.interrupts import Terminated, raise_interrupts
+raise_interrupts()
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "assert signal.getsignal(signal.SIGHUP) is signal.getsignal(signal.SIGINT) is signal.SIG_IGN",
+        "child = os.fork()\n"
+        "if child == 0: assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL; os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0",
+        "try: os.kill(os.getpid(), signal.SIGTERM)\nexcept Terminated: os.kill(os.getpid(), signal.SIGTERM); print('ended')",
+    ],
+    ids=["ignored signals stay ignored", "forks have default handlers", "a repeated signal counts once"],
+)
+def test_handlers_of_a_command(code: str, tmp_path: Path):
+    subprocess.run([sys.executable, "-c", IN_A_COMMAND + code], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143)])
+def test_interrupt_of_a_command_that_keeps_no_run(error: KeyboardInterrupt, code: int, capsys: pytest.CaptureFixture[str]):
+    def interrupt(words: list[str]) -> None:
+        raise error
 
     program = Program("agents", {"wait": Command(lambda: interrupt, "", "waits")}, main="wait")
-    assert program.run(["wait"]) == 130
+    assert program.run(["wait"]) == code
+    assert capsys.readouterr().err.startswith("Stopped")
+
+
+@pytest.fixture
+def training(small_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A training of some seconds, as it is typed."""
+    monkeypatch.chdir(tmp_path)
+    data = [f"{name}={value}" for name, value in small_kwargs.items() if name != "supernet"]
+    return " ".join(["python -m adapt supernet with", *data, "steps=150 save_every=20 batch_size=8"])
+
+
+@pytest.mark.slow
+def test_a_training_that_sigterm_stops_resumes_to_the_same_weights(training: str, tmp_path: Path):
+    runs = tmp_path / "runs"
+    finish(start(training))
+    process = start(training)
+    error = stop_when(process, lambda: any((runs / "2").glob("*.pt")), signal.SIGTERM, signal.SIGTERM)
+    assert process.returncode == 143, error
+    assert read_json(runs / "2" / "run.json")["status"] == "INTERRUPTED"
+    assert "Traceback" not in error
+    command = re.search(r"^Stopped by SIGTERM\. Go on with: (.*)$", error, re.MULTILINE)
+    assert command is not None, error
+    finish(start(command[1]))
+    one, two = ((runs / run / "supernet.safetensors").read_bytes() for run in ("1", "2"))
+    assert one == two
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_listed_as_died(training: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    running = []
+
+    def is_time() -> bool:
+        begun = any((tmp_path / "runs" / "1").glob("*.pt"))
+        running.extend(run.status for run in past_runs(RunsSettings()) if begun)
+        return begun
+
+    process = start(training)
+    stop_when(process, lambda: (tmp_path / "runs").is_dir() and is_time(), signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert running == ["running"]
+    (run,) = past_runs(RunsSettings())
+    assert run.status == "died"
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_of_adapt_tells_both_commands(
+    small_kwargs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    data = " ".join(f"{name}={value}" for name, value in small_kwargs.items())
+    process = start(f"python -m adapt with bandit steps=7 {data} 'runs_dir=my runs' search.evaluations=3000")
+    error = stop_when(process, (tmp_path / "my runs/1/checkpoint.json").exists, signal.SIGTERM)
+    assert process.returncode == 143, error
+    first, second = error.splitlines()[-2:]
+    assert first == "Stopped by SIGTERM. Go on with: python -m agents with resume=1 'runs_dir=my runs'"
+    start_of_second, *words = shlex.split(second.removeprefix("and then: python -m adapt with "))
+    assert start_of_second == "bandit"
+    assert set(words) == {*data.split(), "runs_dir=my runs", "search_run=1", "steps=7"}

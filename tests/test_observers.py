@@ -195,7 +195,7 @@ def test_a_kill_while_losses_are_drawn_leaves_nothing_behind(experiment, tmp_pat
     assert code == 0
     for at in range(calls - 5, calls + 1):  # the last two files
         runs = tmp_path / str(at)
-        assert in_fork(job, runs, Fault("kill", at))[0] == -signal.SIGKILL
+        assert in_fork(job, runs, Fault("SIGKILL", at))[0] == -signal.SIGKILL
         if json.loads((runs / "1/run.json").read_text())["status"] != "COMPLETED":
             assert in_fork(job, runs, Fault())[0] == 0
         assert (runs / "1/losses.png").is_file()

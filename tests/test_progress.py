@@ -1,16 +1,14 @@
-"""Progress bars: seen on a terminal alone, after a while, and never amid what is printed."""
+"""Progress: bars on a terminal, shown after a while and never amid what is printed; lines elsewhere."""
 
 from __future__ import annotations
 
 import io
 import sys
 import time
-import warnings
 
 import pytest
 
-from das_gym import runs
-from das_gym.runs import progress, waiting
+from das_gym.progress import progress, waiting
 
 
 class Terminal(io.StringIO):
@@ -23,7 +21,7 @@ def a_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     screen = Terminal()
     for name in ("stdout", "stderr", "__stderr__"):
         monkeypatch.setattr(sys, name, screen)
-    monkeypatch.setattr(runs, "DELAY", 1e-6)
+    monkeypatch.setattr("das_gym.progress.DELAY", 1e-6)
     return screen
 
 
@@ -68,7 +66,7 @@ def test_the_time_left_is_told_and_streams_come_back_after_nested_bars(monkeypat
 
 def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch):
     terminal = a_terminal(monkeypatch)
-    monkeypatch.setattr(runs, "DELAY", 60.0)
+    monkeypatch.setattr("das_gym.progress.DELAY", 60.0)
     with progress(4, "searching") as bar:
         bar.update(4)
         bar.set_postfix(loss="0.5")
@@ -76,17 +74,94 @@ def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch):
     assert terminal.getvalue() == "step 1\n"
 
 
-def test_nothing_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(sys, "__stderr__", io.StringIO())
-    monkeypatch.setattr(runs, "DELAY", 1e-6)
+@pytest.fixture
+def log_file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Standard error that is no terminal."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", stream)
+    return stream
+
+
+class Clock:
+    """Stands for `monotonic`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("das_gym.progress.monotonic", clock)
+    return clock
+
+
+def test_lines_of_short_work_are_not_printed(log_file: io.StringIO, clock: Clock):
     before = sys.stdout
-    with progress(4, "searching") as bar:
-        bar.update(4)
+    with progress(29, "searching", unit="mask") as bar:
+        for _ in range(29):
+            clock.now += 1
+            bar.update()
         assert sys.stdout is before
-    assert sys.__stderr__.getvalue() == ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        bar.close()
+    assert log_file.getvalue() == ""
+
+
+def test_lines_tell_counts_loss_and_times(log_file: io.StringIO, clock: Clock):
+    with progress(300, "fine-tuning, subnet", unit="step") as bar:
+        for step in range(1, 301):
+            clock.now += 0.375
+            bar.set_postfix_str(f"loss {1 / step:.3f}", refresh=False)
+            bar.update()
+    lines = log_file.getvalue().splitlines()
+    assert lines[1] == "fine-tuning, subnet: 160/300 steps (53 %), loss 0.006, elapsed 01:00, remaining 00:52"
+    assert lines[-1] == "fine-tuning, subnet: 300/300 steps (100 %), loss 0.003, elapsed 01:52"
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(("minutes", "lines"), [(13, 24), (600, 122)])
+def test_lines_become_rarer(log_file: io.StringIO, clock: Clock, minutes: int, lines: int):
+    with progress(minutes * 60, "training", unit="step") as bar:
+        for _ in range(minutes * 60):
+            clock.now += 1
+            bar.update()
+    assert len(log_file.getvalue().splitlines()) == pytest.approx(lines, abs=3)
+
+
+def test_lines_of_nested_work_tell_of_both(log_file: io.StringIO, clock: Clock):
+    with progress(10, "comparing", unit="training") as outer:
+        for seed in range(10):
+            with progress(20, f"lora, seed {seed}", unit="step") as inner:
+                for _ in range(20):
+                    clock.now += 1
+                    inner.update()
+            outer.update()
+    lines = log_file.getvalue().splitlines()
+    assert lines[0] == (
+        "comparing: 1/10 trainings (10 %), elapsed 00:30, remaining 04:30 | "
+        "lora, seed 1: 10/20 steps (50 %), elapsed 00:10, remaining 00:10"
+    )
+    assert lines[-1] == "comparing: 10/10 trainings (100 %), elapsed 03:20"
+    assert len(lines) == 7
+
+
+def test_lines_of_resumed_work_count_the_new_part_for_the_time_left(log_file: io.StringIO, clock: Clock):
+    with progress(100, "searching", unit="mask") as bar:
+        bar.update(60)
+        for _ in range(20):
+            clock.now += 2
+            bar.update()
+    assert "searching: 75/100 masks (75 %), elapsed 00:30, remaining 00:50\n" in log_file.getvalue()
+
+
+def test_lines_are_printed_by_the_main_process_only(log_file: io.StringIO, clock: Clock, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RANK", "1")
+    with progress(2, "searching") as bar:
+        clock.now += 60
+        bar.update()
+    assert log_file.getvalue() == ""
 
 
 def test_what_cannot_be_counted_is_told_once_it_takes_long(monkeypatch: pytest.MonkeyPatch):
@@ -96,7 +171,7 @@ def test_what_cannot_be_counted_is_told_once_it_takes_long(monkeypatch: pytest.M
             time.sleep(0.001)
     print("done")
     assert seen(terminal)[-2] == "done"
-    monkeypatch.setattr(runs, "DELAY", 60.0)
+    monkeypatch.setattr("das_gym.progress.DELAY", 60.0)
     with waiting("quick"):
         pass
     assert "quick" not in terminal.getvalue()

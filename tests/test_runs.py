@@ -18,7 +18,8 @@ from das_gym.commandline import typed
 from das_gym.data.origin import begun_here, is_signed, sign
 from das_gym.experiment import RunError, RunsExperiment, lock_run, run_folder
 from das_gym.files import read_json, write_json
-from das_gym.runs import find_run, library_versions, progress, read_config, runs_dir_words
+from das_gym.progress import progress
+from das_gym.runs import find_run, library_versions, read_config, runs_dir_words
 from tests.faults.harness import Fault, _install
 
 
@@ -336,7 +337,7 @@ def test_a_kill_as_a_run_goes_on_leaves_it_ones_own(experiment, tmp_path, at):
         experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True})
     child = os.fork()
     if child == 0:
-        _install(Fault("kill", at), tmp_path / "calls")
+        _install(Fault("SIGKILL", at), tmp_path / "calls")
         try:
             experiment.run(config_updates={"runs_dir": str(tmp_path), "resume": 1})
         finally:

@@ -30,6 +30,7 @@ from das_gym.problem.config import ProblemConfig
 from das_gym.problem.latency import Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs, load_backbone, new_head, shuffled, task_class
 from das_gym.processes import of_first
+from das_gym.progress import progress
 
 
 @dataclass(frozen=True)
@@ -202,24 +203,28 @@ def run_all(
         All trials.
     """
     trials = {(t.entrant, t.rate, t.seed): t for t in done}
+    total = len(rows) * len(seeds) + (len(rates) - 1) * sum(row.rate_of is None for row in rows)
+    bar = progress(total, "comparing", unit="training", initial=len(trials))
 
     def add(trial: Trial, tuned: Tuned | None = None) -> None:
         trials[trial.entrant, trial.rate, trial.seed] = trial
         keep(list(trials.values()), trial, tuned)
+        bar.update(len(trials) - bar.n)
 
     chosen: dict[str, float] = {}
-    for seed in seeds:
-        for row in rows:
-            tuned: Tuned | None = None
-            if row.key not in chosen:
-                grid = rates if row.rate_of is None else (chosen[row.rate_of],)
-                tuned, chosen[row.key] = _choose(course, row, grid, seed, trials, add)
-                print(told(row, [t for t in trials.values() if t.entrant == row.key], seed, chosen[row.key], course))
-            key = (row.key, chosen[row.key], seed)
-            if key in trials and trials[key].test is not None:
-                continue
-            tuned, trial = course.train(row, *key[1:]) if tuned is None else (tuned, trials[key])
-            add(course.measure(tuned.model, trial, clock=seed == seeds[0]), tuned)
+    with bar:
+        for seed in seeds:
+            for row in rows:
+                tuned: Tuned | None = None
+                if row.key not in chosen:
+                    grid = rates if row.rate_of is None else (chosen[row.rate_of],)
+                    tuned, chosen[row.key] = _choose(course, row, grid, seed, trials, add)
+                    print(told(row, [t for t in trials.values() if t.entrant == row.key], seed, chosen[row.key], course))
+                key = (row.key, chosen[row.key], seed)
+                if key in trials and trials[key].test is not None:
+                    continue
+                tuned, trial = course.train(row, *key[1:]) if tuned is None else (tuned, trials[key])
+                add(course.measure(tuned.model, trial, clock=seed == seeds[0]), tuned)
     return list(trials.values())
 
 

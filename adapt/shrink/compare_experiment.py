@@ -37,6 +37,7 @@ from das_gym.problem.budget import BudgetSettings
 from das_gym.problem.config import ProblemSettings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
+from das_gym.progress import progress
 from das_gym.runs import find_run, library_versions
 from das_gym.wording import counted
 
@@ -186,16 +187,18 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path, search
         begun[method] = Begun(run, seconds)
         write_json(folder / SEARCHES, {name: dataclasses.asdict(each) for name, each in begun.items()})
 
-    for method in todo:
-        problem.evaluator.forget()
-        if method in begun:
-            stopped = begun[method]
-            seconds = stopped.seconds + seconds_of(find_run(settings.runs_dir, stopped.run))
-            told = {"resume": stopped.run, "runs_dir": settings.runs_dir}
-        else:
-            seconds, more = 0.0, {"agent": method, "evaluations": settings.evaluations}
-            told = told_to_search(settings, {**more, "agent_kwargs": settings.agent_kwargs.get(method, {})})
-        search(told, partial(keep, method, seconds))
+    with progress(len(todo), "searches", unit="method") as bar:
+        for method in todo:
+            problem.evaluator.forget()
+            if method in begun:
+                stopped = begun[method]
+                seconds = stopped.seconds + seconds_of(find_run(settings.runs_dir, stopped.run))
+                told = {"resume": stopped.run, "runs_dir": settings.runs_dir}
+            else:
+                seconds, more = 0.0, {"agent": method, "evaluations": settings.evaluations}
+                told = told_to_search(settings, {**more, "agent_kwargs": settings.agent_kwargs.get(method, {})})
+            search(told, partial(keep, method, seconds))
+            bar.update()
 
 
 def is_done(settings: CompareSettings, begun: Begun) -> bool:
@@ -285,18 +288,20 @@ def measure_all(
         judge.remember(line)
     left_out: dict[str, str] = {}
     budget, known = asked_budget(settings.shrink_settings(), problem), {line.found.method for line in lines}
-    for method in (method for method in settings.methods if method not in known):
-        choice = searched(settings.runs_dir, runs[method].run, {})
-        try:
-            choice = deletable(choice, problem, budget)
-        except ValueError as error:
-            left_out[method] = str(error)
-            continue
-        search, place = runs[method], find_run(settings.runs_dir, runs[method].run)
-        seconds = search.seconds + seconds_of(place)
-        lines.append(judge.line(found_by(method, search.run, SearchResult.load(place), choice.mask, seconds)))
-        keep(folder, settings, full, lines, left_out)
-        judge.remember(lines[-1])
+    with progress(len(settings.methods), "recovering", unit="method", initial=len(known)) as bar:
+        for method in (method for method in settings.methods if method not in known):
+            choice = searched(settings.runs_dir, runs[method].run, {})
+            try:
+                choice = deletable(choice, problem, budget)
+            except ValueError as error:
+                left_out[method] = str(error)
+                continue
+            search, place = runs[method], find_run(settings.runs_dir, runs[method].run)
+            seconds = search.seconds + seconds_of(place)
+            lines.append(judge.line(found_by(method, search.run, SearchResult.load(place), choice.mask, seconds)))
+            keep(folder, settings, full, lines, left_out)
+            judge.remember(lines[-1])
+            bar.update()
     if not lines:
         raise ValueError(f"no method found a mask that can be deleted: {'; '.join(left_out.values())}")
     keep(folder, settings, full, lines, left_out)

@@ -29,7 +29,7 @@ from das_gym.models.transformers.features import projector_of
 from das_gym.models.transformers.generation import batches_of
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stand_ins import layers_left, stand_in
-from das_gym.runs import progress
+from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
 RATES = {"lora": 1e-3, "adapters": 3e-3, "full": 1e-4, "none": 0.0}

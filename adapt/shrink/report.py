@@ -18,7 +18,7 @@ from das_gym.models.transformers.generation import generate, greedily, greedy_se
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Spread, measure_latency, speedup
-from das_gym.runs import progress
+from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
 FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"

@@ -29,8 +29,9 @@ from das_gym.agents.sb3.config import check_agent_name
 from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import at_home, write_text
+from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
-from das_gym.runs import library_versions, progress
+from das_gym.runs import library_versions
 from das_gym.tables.suite import load_suite
 from das_gym.wording import counted
 

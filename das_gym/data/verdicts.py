@@ -14,7 +14,7 @@ from filelock import FileLock
 from das_gym.data.cache import cache_folder
 from das_gym.data.images import ImageFile, ImageSource, files_in
 from das_gym.files import BAD_ARRAYS, replacing
-from das_gym.runs import progress
+from das_gym.progress import progress
 
 MANY_IMAGES = 1000
 """From this many images to decode on, a progress bar shows."""

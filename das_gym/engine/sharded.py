@@ -17,6 +17,7 @@ from torch import Tensor
 
 from das_gym.engine.evaluator import Evaluator, Scores
 from das_gym.engine.spending import Spending
+from das_gym.interrupts import raise_interrupts
 
 RETRIES = 3
 """So often is a shard asked for again whose worker died over it; workers themselves are started anew without end."""
@@ -199,6 +200,7 @@ def _connect() -> None:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is begun here sends nothing to anybody
         ray.init()
+        raise_interrupts()  # `ray.init` replaces the handler of SIGTERM
 
 
 def _count_workers(num_workers: int | None, gpus: float) -> int:

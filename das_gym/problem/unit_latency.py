@@ -34,7 +34,7 @@ from das_gym.models.base import VLP, no_mark
 from das_gym.models.macs import without_adapters
 from das_gym.problem.loading import Problem
 from das_gym.problem.mask_cost import MaskCost
-from das_gym.runs import progress
+from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
 ROUNDS = (6, 60)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from das_gym.files import whole_folder
-from das_gym.runs import progress
+from das_gym.progress import progress
 from das_gym.shapes.caption_language import Name, Related, SceneCaption, sample_false, sample_scene_caption
 from das_gym.shapes.scenes import Scene, render, sample_scene
 from das_gym.shapes.writing import NewPictures, bundled_root, check_scenes, jpeg, new_folder

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from das_gym.files import whole_folder
-from das_gym.runs import progress
+from das_gym.progress import Progress, progress
 from das_gym.shapes.pair_language import STATEMENT_FAMILIES, StatementSet, sample_set
 from das_gym.shapes.scenes import Scene, render
 from das_gym.shapes.writing import bundled_root, new_folder
@@ -65,7 +64,7 @@ def write_shapes_nlvr2(
     return folder
 
 
-def _write_split(folder: Path, split: str, directories: list[str], rng: np.random.Generator, bar: tqdm) -> None:
+def _write_split(folder: Path, split: str, directories: list[str], rng: np.random.Generator, bar: Progress) -> None:
     """The images and statements of as many sets as directories are named; `` is the folder of the split itself."""
     families = list(combinations_with_replacement(STATEMENT_FAMILIES, 2))
     lines: list[str] = []

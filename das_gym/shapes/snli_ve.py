@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ImageDraw
 
 from das_gym.files import whole_folder
-from das_gym.runs import progress
+from das_gym.progress import progress
 from das_gym.shapes.caption_language import Counted, SceneCaption, sample_scene_caption
 from das_gym.shapes.scenes import IMAGE_SIZE, MAX_RADIUS, Scene, pick, render, sample_scene
 from das_gym.shapes.writing import NewPictures, bundled_root, check_scenes, jpeg, new_folder

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from das_gym.files import whole_folder
-from das_gym.runs import progress
+from das_gym.progress import Progress, progress
 from das_gym.shapes.scene_language import QUESTION_FAMILIES, Question
 from das_gym.shapes.scenes import COLORS, SHAPES, Scene, pick, render, sample_scene
 from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder
@@ -165,7 +164,7 @@ def write_shapes(
     return folder
 
 
-def _told(scenes: Iterator[tuple[Scene, bytes]], bar: tqdm) -> Iterator[tuple[Scene, bytes]]:
+def _told(scenes: Iterator[tuple[Scene, bytes]], bar: Progress) -> Iterator[tuple[Scene, bytes]]:
     """The scenes, each told to the progress bar."""
     for scene in scenes:
         yield scene

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def test_what_the_search_is_told(
     monkeypatch.setattr(AdaptExperiment, "check_first", lambda *_: None)  # which loads the model
     told: dict[str, Any] = {}
 
-    def search_first(settings: dict[str, Any]) -> int:
+    def search_first(settings: dict[str, Any], then: Callable[[int], str]) -> int:
         told.update(settings)
         raise SearchedError
 
@@ -182,7 +183,7 @@ def test_what_the_search_is_told(
     assert asked.items() <= told.items()
 
 
-def never(settings: dict[str, Any]) -> int:
+def never(settings: dict[str, Any], then: Callable[[int], str]) -> int:
     """Searches nothing."""
     raise AssertionError(settings)
 

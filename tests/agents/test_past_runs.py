@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
+import platform
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from das_gym.agents.commands import PROGRAM
 from das_gym.agents.past_runs import RunsSettings, past_runs
 
 from das_gym.files import write_json
+from das_gym.locks import lock_folder
 
 
 @pytest.fixture
@@ -81,6 +85,50 @@ def test_a_pipe_among_the_runs_is_not_waited_for(runs: Path):
     os.mkfifo(runs / "1" / "run.json")
     told = {run.id: run.status for run in past_runs(RunsSettings(runs_dir=str(runs)))}
     assert (told[1], told[2]) == ("damaged", "done")
+
+
+@pytest.mark.parametrize(
+    ("lock", "host", "age", "status"),
+    [
+        ("held", "here", 3600, "running"),
+        ("held", "elsewhere", 3600, "running"),
+        ("free", "here", 1, "died"),
+        ("free", "elsewhere", 1, "running"),
+        ("free", "elsewhere", 3600, "died"),
+        ("missing", "here", 1, "died"),
+        ("unknown", "here", 1, "running"),
+        ("unknown", "here", 3600, "died"),
+    ],
+)
+def test_status_of_a_run_that_says_it_is_running(
+    lock: str, host: str, age: int, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    beat = (datetime.now(UTC) - timedelta(seconds=age)).replace(tzinfo=None).isoformat()
+    run = {"experiment": {"name": "adapt"}, "status": "RUNNING", "start_time": beat, "heartbeat": beat}
+    host = platform.node() if host == "here" else "another"
+    write_json(tmp_path / "1" / "run.json", {**run, "host": {"hostname": host}})
+    if lock != "missing":
+        held = lock_folder(tmp_path / "1")
+        if lock != "held":
+            held.release()
+    if lock == "unknown":
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    (past_run,) = past_runs(RunsSettings(runs_dir=str(tmp_path)))
+    assert past_run.status == status
+
+
+def test_a_run_that_died_is_listed_with_the_command_that_resumes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = {"experiment": {"name": "adapt shrink"}, "status": "RUNNING", "start_time": "2026-11-23T10:00:07"}
+    for number, config in ((1, {"resume": None}), (2, {})):
+        write_json(tmp_path / str(number) / "run.json", run)
+        write_json(tmp_path / str(number) / "config.json", config)
+    assert PROGRAM.run(["runs", "with", f"runs_dir={tmp_path}", "status=died"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "go on with" in line]
+    assert lines == [f"run 1 died; go on with: python -m adapt shrink with resume=1 runs_dir={tmp_path}"]
 
 
 def test_modules_of_ones_own_are_imported_first(runs: Path, capsys: pytest.CaptureFixture[str]):

@@ -2,12 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,9 +14,7 @@ from synthetic import ENV_ID
 from das_gym.experiment import RunError
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import ASSETS
-
-ROOT = Path(__file__).parents[2]
-PATHS = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+from tests.commands import start, stop_when
 
 
 @pytest.fixture
@@ -28,19 +22,6 @@ def small(tmp_path, monkeypatch):
     """Few masks on the synthetic environment, runs in a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
     return {"env_id": ENV_ID, "evaluations": 30}
-
-
-def command(*words, **options):
-    environment = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "agents", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # may be ignored where tests run
-        **options,
-    )
 
 
 def test_a_run_keeps_metrics_and_artifacts(small):
@@ -192,16 +173,14 @@ def test_the_experiment_is_left_as_it_was(small):
 
 
 @pytest.mark.slow
-def test_the_command_killed_and_resumed(small, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_killed_and_resumed(small, tmp_path, number, code):
     run_search({**small, "seed": 1, "evaluations": 60}, ["bandit"])
     words = ["with", f"env_id={ENV_ID}", "bandit", "seed=1", "evaluations=60"]
-    killed = command(*words, "env_kwargs.seconds=0.05", cwd=tmp_path)
+    killed = start(" ".join(["python -m agents", *words, "env_kwargs.seconds=0.05"]), Path(__file__).parent)
     folder = tmp_path / "runs" / "2"
-    while killed.poll() is None and not (folder / "checkpoint.json").exists():
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGINT)
-    error = killed.communicate()[1]
-    assert killed.returncode == 130, error
+    error = stop_when(killed, (folder / "checkpoint.json").exists, number)
+    assert killed.returncode == code, error
     assert "Go on with: python -m agents with resume=2" in error
     assert not (folder / "search.json").exists()
     with pytest.raises(RunError, match="begun with seed=1, so it cannot be resumed with seed=2"):

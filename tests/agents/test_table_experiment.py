@@ -1,11 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import gymnasium
@@ -16,8 +12,7 @@ from das_gym.agents.table_experiment import TableSettings, ex, run_table, summar
 from das_gym.engine.spending import Spending
 from das_gym.experiment import RunError
 from das_gym.tables.table import SubnetTable
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import start, stop_when
 
 
 @pytest.fixture
@@ -108,17 +103,8 @@ def test_every_problem_has_its_named_config():
 def test_the_command_killed_and_resumed(small: dict, capsys: pytest.CaptureFixture[str]):
     settings = {**small, "eval_batch_size": 1, "reward_examples": 30, "test_examples": 2}
     words = ["with", "meter_vqa", *(f"{name}={value}" for name, value in settings.items())]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "agents", "table", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # may be ignored where tests run
-    )
-    while killed.poll() is None and not Path("runs/1/table_checkpoint.npz").exists():
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGINT)
-    error = killed.communicate()[1]
+    killed = start(" ".join(["python -m agents table", *words]))
+    error = stop_when(killed, Path("runs/1/table_checkpoint.npz").exists, signal.SIGINT)
     assert killed.returncode == 130, error
     assert "Go on with: python -m agents table with resume=1" in error
     assert not Path("runs/1/table.npz").exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tests.faults.harness import Fault, every, mounts, try_fault, try_full_disk, undisturbed
+from tests.faults.harness import SIGNALS, Fault, every, mounts, try_fault, try_full_disk, undisturbed
 from tests.faults.jobs import JOBS
 
 SHARES = (0.02, 0.1, 0.5, 1.0, 2.0, 4.0)
@@ -43,7 +43,7 @@ def main() -> int:
             wanted, calls, took = undisturbed(job, Path(place) / name / "whole")
             faults = list(every(calls, given.every if given.long else max(1, calls // 4)))
             if given.long:
-                faults += [Fault("later", seconds=random.Random(i).uniform(0, took)) for i in range(10)]
+                faults += [Fault(SIGNALS[i % 2], seconds=random.Random(i).uniform(0, took)) for i in range(10)]
             hit, whole = Path(place) / name / "hit", Path(place) / name / "whole"
             tries = [partial(try_fault, job, hit, fault, wanted) for fault in faults]
             if given.long and mounts():

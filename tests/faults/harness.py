@@ -1,7 +1,8 @@
 """Stops and breaks jobs at their writes, and looks whether a restart comes to the very result of an undisturbed run.
 
 Every job runs in a fork of this process. The two calls that make a write count, `os.fsync` and `os.replace`, are numbered;
-at one of them the process is killed, the file having been cut in half before it was on the disk, or the call fails.
+at one of them the process is killed, the file having been cut in half before it was on the disk, or it gets a SIGTERM, or
+the call fails.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from das_gym.files import read_json
+from das_gym.interrupts import raise_interrupt
 from tests.faults.jobs import Job
 
-FAULTS = ("kill", "ENOSPC", "EIO")
+SIGNALS = ("SIGKILL", "SIGTERM")
+ERRORS = ("ENOSPC", "EIO")
 
 
 @dataclass(frozen=True)
@@ -32,18 +36,18 @@ class Fault:
     """What happens at a write.
 
     Attributes:
-        kind: One of `FAULTS`; `later` kills after `seconds`, wherever the process is.
-        at: The number of the call, from 1; 0 = never, as calls are counted.
-        seconds: Of `later`.
+        kind: One of `SIGNALS` or `ERRORS`.
+        at: The number of the call, from 1; 0 = at none. SIGTERM comes again at every later one.
+        seconds: When a signal comes, wherever the process is; 0 = never.
     """
 
-    kind: str = "kill"
+    kind: str = "SIGKILL"
     at: int = 0
     seconds: float = 0.0
 
     def __str__(self) -> str:
         """For a person."""
-        return f"kill after {self.seconds:.2f} s" if self.kind == "later" else f"{self.kind} at write {self.at}"
+        return f"{self.kind} after {self.seconds:.2f} s" if self.seconds else f"{self.kind} at write {self.at}"
 
 
 def in_fork(job: Job, folder: Path, fault: Fault) -> tuple[int, int, str]:
@@ -92,8 +96,9 @@ def _run(job: Job, folder: Path, fault: Fault) -> None:
 
 
 def _install(fault: Fault, counted: Path) -> None:
-    if fault.kind == "later":
-        timer = threading.Timer(fault.seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    signal.signal(signal.SIGTERM, raise_interrupt)
+    if fault.seconds:
+        timer = threading.Timer(fault.seconds, os.kill, (os.getpid(), signal.Signals[fault.kind]))
         timer.daemon = True
         timer.start()
     log = os.open(counted, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -104,13 +109,13 @@ def _install(fault: Fault, counted: Path) -> None:
         nonlocal calls
         calls += 1
         os.write(log, b".")
-        if fault.kind != "later" and calls == fault.at:
-            if fault.kind != "kill":
-                code = getattr(errno, fault.kind)
-                raise OSError(code, os.strerror(code))
-            if name == "fsync":
-                _cut(arguments[0])
-            os.kill(os.getpid(), signal.SIGKILL)
+        if calls == fault.at and fault.kind in ERRORS:
+            code = getattr(errno, fault.kind)
+            raise OSError(code, os.strerror(code))
+        if calls == fault.at and fault.kind == "SIGKILL" and name == "fsync":
+            _cut(arguments[0])
+        if calls == fault.at or (fault.kind == "SIGTERM" and 0 < fault.at < calls):
+            os.kill(os.getpid(), signal.Signals[fault.kind])
         return real[name](*arguments)
 
     os.fsync = lambda *arguments: call("fsync", *arguments)
@@ -136,20 +141,22 @@ def try_fault(job: Job, folder: Path, fault: Fault, wanted: dict[str, str]) -> s
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     code, _, told = in_fork(job, folder, fault)
-    if (
-        fault.kind in FAULTS[1:]
-        and code == 1
-        and "OSError" not in told
-        and "RunError" not in told
-        and "ValueError" not in told
-    ):
+    expected = ("Terminated",) if fault.kind == "SIGTERM" else ("OSError", "RunError", "ValueError")
+    if code == 1 and not any(name in told for name in expected):
         return f"{fault}: {told}"
+    if fault.kind == "SIGTERM" and (running := [run for run, status in statuses(folder).items() if status == "RUNNING"]):
+        return f"{fault}: the runs {running} have the status RUNNING"
     before = job.written(folder)
     if code == 0 and before != wanted:
         return f"{fault}: it ended well, but its files differ from those of an undisturbed run"
     if any(wanted[name] != digest for name, digest in before.items()):
         return f"{fault}: it left a file that reads as whole and is another one"
     return f"{fault}: {wrong}" if (wrong := _again(job, folder, wanted)) else None
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    """The status of each run in a job's folder."""
+    return {path.parent.name: read_json(path)["status"] for path in folder.glob("runs/*/run.json")}
 
 
 def _again(job: Job, folder: Path, wanted: dict[str, str]) -> str | None:
@@ -232,9 +239,10 @@ def undisturbed(job: Job, folder: Path) -> tuple[dict[str, str], int, float]:
 
 
 def every(calls: int, step: int = 1) -> Iterator[Fault]:
-    """A kill at every `step`-th call, and a failing disk at every fourth of them."""
+    """A kill and a SIGTERM at every `step`-th call, and a failing disk at every fourth of them."""
     for at in range(1, calls + 1, step):
-        yield Fault("kill", at)
+        yield Fault("SIGKILL", at)
+        yield Fault("SIGTERM", at)
         if at % (4 * step) == 1:
             yield Fault("ENOSPC", at)
             yield Fault("EIO", at)

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor
 from das_gym.models.transformers.model import VLM
-from das_gym.runs import progress
+from das_gym.progress import progress
 
 SPARE_TOKENS = 8
 """How many tokens more than the longest reference a model may say."""
