@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from das_gym.commandline import typed
 from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.scored_vector_env import ScoredVectorEnv
 from das_gym.envs.scoring import REWARD_BATCHES, Outcome, Scorer, next_places
 from das_gym.files import absolute
 from das_gym.problem.budget import BUDGET_SETTINGS, pick_budget
@@ -225,7 +226,7 @@ class TabularEnv(ScoredEnv):
     """`SkipEnv` at the speed of a table.
 
     ## Description
-    As `das_gym.envs.SkipEnv` with `reward_batches="fixed"` and all the reward examples of the table, or, where the table
+    As `das_gym.SkipEnv` with `reward_batches="fixed"` and all the reward examples of the table, or, where the table
     has every example (`python -m agents table with each=True`), with any batches of them; for research on agents: the same
     actions, observations, rewards and `info`, without the model. What is optimal is known:
     `env.get_wrapper_attr("table")` answers with best masks, ranks, regrets and Pareto fronts.
@@ -313,6 +314,12 @@ class TabularEnv(ScoredEnv):
         else:
             scorer = ExampleScorer(self.table, reward_examples, reward_batches, **settings)
         super().__init__(scorer, action, render_mode, arguments)
+
+
+class TabularVectorEnv(ScoredVectorEnv):
+    """`num_envs` copies of `TabularEnv`, see `ScoredVectorEnv`: a step looks all their masks up at once."""
+
+    env_class: ClassVar[type[ScoredEnv]] = TabularEnv
 
 
 def _refuse(others: Iterable[str], known: Iterable[str], model: str, task: str) -> None:
