@@ -65,7 +65,7 @@ class TableScorer(Scorer):
         usual = [name for name in DEFAULT_STATISTICS if name in table.meta.statistics] or table.meta.statistics
         super().__init__(table.meta.layer_names, objective, usual if statistics is None else statistics)
         self.split, self._scores = split, table.float64_scores(split)
-        self._told: dict[int, tuple[float, dict[str, Any]]] = {}
+        self._told: dict[bytes, tuple[float, dict[str, Any]]] = {}
         self._observation = np.stack([self.statistic(each.name) for each in self.statistics], axis=1).reshape(-1)
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
             raise ValueError(f"reward={reward!r} needs divergences, which this table lacks; choose another reward")
@@ -110,12 +110,13 @@ class TableScorer(Scorer):
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
         """As `Scorer.score_one`."""
-        row = int(self.table.rows(masks[0])) if self._exact else -1
-        if row < 0:
-            return super().score_one(masks, rng, ended)
-        if row not in self._told:
-            self._told[row] = float(self._known.rewards[row]), self._known.row(row)
-        reward, told = self._told[row]
+        found = self._told.get(key := masks.tobytes())
+        if found is None:
+            row = int(self.table.rows(masks[0])) if self._exact else -1
+            if row < 0:
+                return super().score_one(masks, rng, ended)
+            found = self._told[key] = float(self._known.rewards[row]), self._known.row(row)
+        reward, told = found
         if not ended:
             return 0.0, {**told, "loss": np.inf, "metric": 0.0, "evaluations": self.evaluations}
         if told["feasible"]:
