@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
@@ -24,6 +27,7 @@ class ManyObjectivesEnv(ScoredEnv):
     """Turns the reward of an environment into a vector; comes before that environment's class."""
 
     def __init__(self, objectives: Sequence[str] = DEFAULT_OBJECTIVES, **arguments: Any) -> None:
+        _refuse_sync_vector_env()
         names = tuple(objectives) if not isinstance(objectives, str) else (objectives,)
         check_names(names, OBJECTIVES, "objective")
         if len(names) != len(set(names)) or len(names) < 2 or names[0] != TASK:
@@ -139,6 +143,24 @@ class ManyObjectivesVectorEnv(ScoredVectorEnv):
     def _volumes(self) -> Floats:
         """(num_envs,) volume between the origin and the rewards of each copy."""
         return np.array([dominated_volume(front) for front in self._fronts])
+
+
+def _refuse_sync_vector_env() -> None:
+    """Refuse to be made by Gymnasium's SyncVectorEnv, which keeps one number a reward and fails amid the first step.
+
+    Gymnasium does not tell an environment who makes it, so the callers are looked at. MO-Gymnasium's subclass keeps vectors.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if type(frame.f_locals.get("self")) is SyncVectorEnv:
+            raise ValueError(
+                '`vectorization_mode` cannot hold reward vectors: got "sync", expected None or "async". Leave '
+                "`vectorization_mode` out."
+            )
+        frame = frame.f_back
 
 
 def _front_with(front: Floats, point: Floats) -> Floats:
