@@ -94,7 +94,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "sb3_contrib:MaskablePPO",
             ("sequence", "mask"),
             rollout=64,
-            defaults={**ON_POLICY, "learning_rate": 3e-3},
+            defaults={**ON_POLICY, "learning_rate": 3e-3, "ent_coef": 0.05},
         ),
         Algorithm("dqn", "stable_baselines3:DQN", ("sequence",), defaults=VALUES),
         Algorithm(
@@ -104,7 +104,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             defaults={**VALUES, "policy_kwargs": {"net_arch": [64, 64], "n_quantiles": 25}},
         ),
         Algorithm("sac", "stable_baselines3:SAC", ("scores",), defaults={**ACTOR_CRITIC, "ent_coef": 0.01}),
-        Algorithm("td3", "stable_baselines3:TD3", ("scores",), defaults={**ACTOR_CRITIC, "action_noise": 1.0}),
+        Algorithm("td3", "stable_baselines3:TD3", ("scores",), defaults={**ACTOR_CRITIC, "action_noise": 0.6}),
         Algorithm("ddpg", "stable_baselines3:DDPG", ("scores",), defaults={**ACTOR_CRITIC, "action_noise": 1.0}),
         Algorithm("tqc", "sb3_contrib:TQC", ("scores",), defaults={**ACTOR_CRITIC, "ent_coef": 0.01}),
         Algorithm(
