@@ -1,6 +1,6 @@
 """How long each algorithm of Stable-Baselines3 takes to search, as a person who types the command sees it.
 
-    python -m benchmarks.sb3                              every algorithm, 500 masks each, on the table and live
+    python -m benchmarks.sb3                              every algorithm, on the table and live
     python -m benchmarks.sb3 ppo dqn --where table        some of them, on the table alone
     python -m benchmarks.sb3 --problem vilt_vqa --json sb3.json
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.sb3.config import SB3_DEFAULTS
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
@@ -30,13 +31,13 @@ WHERE = {"table": "_table", "live": ""}
 """Where masks are scored, to what the named config is called beyond the problem's name."""
 
 
-def search(problem: str, where: str, algorithm: str, evaluations: int, runs_dir: str) -> dict[str, Any]:
+def search(problem: str, where: str, algorithm: str, evaluations: int, seed: int, runs_dir: str) -> dict[str, Any]:
     """Run one search and tell its seconds and what it found.
 
     Raises:
         RuntimeError: the command failed; its output is the message.
     """
-    settings = [problem + WHERE[where], algorithm, f"evaluations={evaluations}", f"runs_dir={runs_dir}"]
+    settings = [problem + WHERE[where], algorithm, f"evaluations={evaluations}", f"seed={seed}", f"runs_dir={runs_dir}"]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "agents", "with", *settings], capture_output=True, text=True, check=False)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("algorithms", nargs="*", help=f"some of {', '.join(ALGORITHMS)}; all of them by default")
     parser.add_argument("--problem", choices=problems, default="meter_vqa")
     parser.add_argument("--where", choices=WHERE, nargs="+", default=list(WHERE))
-    parser.add_argument("--evaluations", type=int, default=500)
+    parser.add_argument("--evaluations", type=int, default=SB3_DEFAULTS["evaluations"])
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     machine = describe_machine()
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as runs_dir:
         for where in options.where:
             for algorithm in options.algorithms or ALGORITHMS:
-                record = search(options.problem, where, algorithm, options.evaluations, runs_dir)
+                record = search(options.problem, where, algorithm, options.evaluations, options.seed, runs_dir)
                 records.append(record)
                 took = f"{record['seconds']:6.1f} s ({record['processor_seconds']:6.1f} s of processor time)"
                 print(

@@ -5,7 +5,8 @@
     python -m benchmarks.tabular --no-live                  without loading a model
 
 Steps are counted as Stable-Baselines3 counts them: one step of n environments is n. Actions are random and drawn before.
-Alone, an environment is reset wherever an episode ends; `sb3` is Stable-Baselines3's VecEnv with the monitor around it.
+Alone, an environment is reset wherever an episode ends. `sb3` is `das_gym.make_sb3_vec_env`, with its monitor; `dummy` is
+Stable-Baselines3's own DummyVecEnv, without one: it copies every observation and `info`, whatever the environment.
 The live environment scores masks that it has not seen, on 500 examples, with its encoder outputs kept.
 """
 
@@ -13,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import das_gym
 from benchmarks.machine import describe_machine
@@ -58,8 +60,8 @@ def steps_per_second_alone(env: gymnasium.Env, seconds: float) -> float:
     return steps / (time.perf_counter() - started)
 
 
-def steps_per_second_sb3(env: VecMonitor, seconds: float) -> float:
-    """Steps a second of Stable-Baselines3's vector environment."""
+def steps_per_second_sb3(env: VecEnv, seconds: float) -> float:
+    """Steps a second of a vector environment of Stable-Baselines3's kind."""
     env.reset()
     env.action_space.seed(0)
     batches = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(BATCHES)]
@@ -106,6 +108,9 @@ def measure(entry: das_gym.registration.EnvEntry, arguments: argparse.Namespace)
             keep(action, "vector", num_envs, steps_per_second(env, arguments.seconds))
         sb3 = das_gym.make_sb3_vec_env(entry.tabular_id, n_envs=SB3_ENVS, **settings)
         keep(action, "sb3", SB3_ENVS, steps_per_second_sb3(sb3, arguments.seconds))
+        for num_envs in (1, SB3_ENVS):
+            dummy = DummyVecEnv([partial(gymnasium.make, entry.tabular_id, **settings)] * num_envs)
+            keep(action, "dummy", num_envs, steps_per_second_sb3(dummy, arguments.seconds))
     return records
 
 

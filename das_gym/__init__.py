@@ -12,7 +12,7 @@ _PLACES = {
     "ProblemConfig": "das_gym.problem.config",
     "Reward": "das_gym.problem.rewards",
     "SkipEnv": "das_gym.envs.skip_env",
-    "SkipVectorEnv": "das_gym.envs.skip_vector_env",
+    "SkipVectorEnv": "das_gym.envs.skip_env",
     "Splits": "das_gym.data.splits",
     "Statistic": "das_gym.problem.statistics",
     "SubnetTable": "das_gym.tables.table",
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from das_gym.data.splits import Splits as Splits
     from das_gym.envs.sb3_vec_env import make_sb3_vec_env as make_sb3_vec_env
     from das_gym.envs.skip_env import SkipEnv as SkipEnv
-    from das_gym.envs.skip_vector_env import SkipVectorEnv as SkipVectorEnv
+    from das_gym.envs.skip_env import SkipVectorEnv as SkipVectorEnv
     from das_gym.envs.tabular_env import TabularEnv as TabularEnv
     from das_gym.models.base import VLP as VLP
     from das_gym.models.inputs import Pair as Pair

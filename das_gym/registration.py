@@ -337,8 +337,8 @@ def register_all() -> None:
             if (many := many_objectives(id)) not in registry:
                 register(
                     id=many,
-                    entry_point=f"das_gym.envs.mo_env:MO{form}Env",
-                    vector_entry_point=f"das_gym.envs.mo_env:MO{form}VectorEnv",
+                    entry_point=f"das_gym.envs.mo_{form.lower()}_env:MO{form}Env",
+                    vector_entry_point=f"das_gym.envs.mo_{form.lower()}_env:MO{form}VectorEnv",
                     kwargs={"model": entry.model, "task": entry.task},
                     order_enforce=False,
                     disable_env_checker=True,  # it wants a number for a reward
@@ -347,7 +347,7 @@ def register_all() -> None:
                 register(
                     id=id,
                     entry_point=f"das_gym.envs.{form.lower()}_env:{form}Env",
-                    vector_entry_point=f"das_gym.envs.{form.lower()}_vector_env:{form}VectorEnv",
+                    vector_entry_point=f"das_gym.envs.{form.lower()}_env:{form}VectorEnv",
                     kwargs={"model": entry.model, "task": entry.task},
                     reward_threshold=REWARD_THRESHOLDS.get(id),
                     order_enforce=False,  # `make` returns the environment itself: episodes are short, and checked here

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.files import write_json
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask

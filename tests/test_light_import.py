@@ -22,6 +22,19 @@ def test_importing_the_package_is_light(package: str):
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+@pytest.mark.parametrize("env_id", ["DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-Tabular-MO-v0", "DAS-Suite-v0"])
+def test_tabular_environments_need_numpy_and_gymnasium_only(env_id: str):
+    code = (
+        "import sys, gymnasium, numpy, das_gym\n"
+        "loaded = lambda: {name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)\n"
+        "before = loaded()\n"
+        f"for env in (gymnasium.make('{env_id}'), gymnasium.make_vec('{env_id}', num_envs=2)):\n"
+        "    env.reset(seed=0); env.step(env.action_space.sample())\n"
+        "print(sorted(loaded() - before - {'psutil', 'tqdm'}))"  # small dependencies of das_gym
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
 @pytest.mark.slow
 def test_only_commands_import_sacred():
     code = (

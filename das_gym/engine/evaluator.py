@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from das_gym.engine.broken import BrokenMasks
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.engine.memory import Score, ScoreMemory
 from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
+from das_gym.engine.scores import Scores
 from das_gym.engine.spending import Spending
 from das_gym.engine.tree import MaskTree
 from das_gym.engine.trunk import TrunkMemory
@@ -32,30 +33,6 @@ from das_gym.tasks.base import Task
 
 if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's OpenMP threads, and waits for them for ever
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Means over the examples, for each mask.
-
-    A mask whose loss or metric is not a number, or infinite, is broken: it has loss inf, metric 0 and divergence inf, and
-    spoils no other. A warning names the first of a call with its examples, `broken` tells which, `Spending.broken` how many
-    there have been.
-
-    Attributes:
-        losses: (m,) float64, nats.
-        metrics: (m,) float64, 0..1.
-        divergences: (m,) float64, KL(full model || subnet) in nats, inf where it is no number; None if not asked for.
-    """
-
-    losses: np.ndarray
-    metrics: np.ndarray
-    divergences: np.ndarray | None = None
-
-    @property
-    def broken(self) -> np.ndarray:
-        """(m,) bool: masks whose loss is not finite."""
-        return ~np.isfinite(self.losses)
 
 
 class Evaluator:

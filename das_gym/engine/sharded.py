@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from das_gym.engine.evaluator import Evaluator, Scores
+from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.scores import Scores
 from das_gym.engine.spending import Spending
 from das_gym.interrupts import raise_interrupts
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from types import FrameType
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.skip_env import SkipEnv
-from das_gym.envs.skip_vector_env import SkipVectorEnv
-from das_gym.envs.tabular_env import TabularEnv
+from das_gym.envs.scored_vector_env import ScoredVectorEnv
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import dominated_volume, undominated_rows
 from das_gym.problem.mask_cost import SAVED
@@ -22,10 +23,11 @@ OBJECTIVES = (TASK, *SAVED)
 DEFAULT_OBJECTIVES = (TASK, "macs_saved")
 
 
-class _ManyObjectives(ScoredEnv):
+class ManyObjectivesEnv(ScoredEnv):
     """Turns the reward of an environment into a vector; comes before that environment's class."""
 
     def __init__(self, objectives: Sequence[str] = DEFAULT_OBJECTIVES, **arguments: Any) -> None:
+        _refuse_sync_vector_env()
         names = tuple(objectives) if not isinstance(objectives, str) else (objectives,)
         check_names(names, OBJECTIVES, "objective")
         if len(names) != len(set(names)) or len(names) < 2 or names[0] != TASK:
@@ -83,111 +85,21 @@ class _ManyObjectives(ScoredEnv):
         self._front = np.array(state["front"]).reshape(-1, self.reward_dim)
 
 
-class MOSkipEnv(_ManyObjectives, SkipEnv):
-    """`SkipEnv` with a vector for a reward: what the mask earns on the task, and what it saves.
-
-    ## Description
-    As `das_gym.envs.SkipEnv`; without a budget unless one is given, since what to save is an objective here. The API is that
-    of MO-Gymnasium (`reward_space`, `reward_dim`, a vector from `step`), whose wrappers and MORL-Baselines take it.
-
-    ## Action Space
-    As `SkipEnv`'s; `action="sequence"` for algorithms that want `Discrete`.
-
-    ## Observation Space
-    As `SkipEnv`'s.
-
-    ## Rewards
-    (reward_dim,) float32: `SkipEnv`'s reward, then the share of each cost that the mask saves, 1 = all of it, negative where
-    the mask costs more than the full model. Zeros amid a sequence; a mask that misses a budget saves nothing.
-
-    ## Starting State
-    As `SkipEnv`'s.
-
-    ## Episode End
-    As `SkipEnv`'s.
-
-    ## Information
-    As `SkipEnv`'s, and `hypervolume`: the volume between the origin and the rewards since `reset` was last given a seed.
-
-    ## Version History
-    v0: first.
-
-    Args:
-        objectives: `task` and one or more of `macs_saved`, `latency_saved`, `parameters_saved`, `memory_saved`.
-        arguments: As for `SkipEnv`; `skip_num` is None here.
-
-    Attributes:
-        reward_space: Box of the rewards.
-        reward_dim: How many objectives there are.
-
-    Raises:
-        ValueError: a setting that is not allowed.
-        FileNotFoundError: a path that does not exist.
-    """
-
-
-class MOTabularEnv(_ManyObjectives, TabularEnv):
-    """`TabularEnv` with a vector for a reward, see `MOSkipEnv`; the true front is known.
-
-    ## Description
-    As `MOSkipEnv`, answered from a table.
-
-    ## Action Space
-    As `SkipEnv`'s.
-
-    ## Observation Space
-    As `SkipEnv`'s.
-
-    ## Rewards
-    As `MOSkipEnv`'s.
-
-    ## Starting State
-    As `SkipEnv`'s.
-
-    ## Episode End
-    As `SkipEnv`'s.
-
-    ## Information
-    As `MOSkipEnv`'s. `env.get_wrapper_attr("true_front")()` is the front of all masks, and `dominated_volume` of it
-    (`das_gym.problem.front`) the largest `hypervolume` that there is.
-
-    ## Version History
-    v0: first.
-
-    Args:
-        objectives: As for `MOSkipEnv`; a table times nothing, so that `latency_saved` needs `costs`.
-        arguments: As for `TabularEnv`; `skip_num` is None here.
-
-    Raises:
-        ValueError: a setting that is not allowed.
-        FileNotFoundError: no such table.
-    """
-
-    def true_front(self) -> tuple[Masks, Floats]:
-        """(m, n_layers) masks within the budget that none beats in every objective, and their (m, reward_dim) rewards."""
-        kept = self.budget.is_kept_by(self.table.masks)
-        masks, rewards = self.table.masks[kept], self.table.values(self.scorer.objective, self._arguments["split"])[kept]
-        points = np.column_stack((rewards, self._saved(masks)))
-        rows = undominated_rows(points)
-        return masks[rows], points[rows]
-
-
-class MOSkipVectorEnv(SkipVectorEnv):
-    """`num_envs` copies of `MOSkipEnv`, as `SkipVectorEnv`: rewards are (num_envs, reward_dim) float32.
+class ManyObjectivesVectorEnv(ScoredVectorEnv):
+    """As `ScoredVectorEnv`, of environments of many objectives: rewards are (num_envs, reward_dim) float32.
 
     `info["hypervolume"]`, (num_envs,), is of each copy's own rewards since `reset` was last given a seed.
 
     Args:
         num_envs: How many masks a step scores.
-        arguments: As for `SkipVectorEnv` and `MOSkipEnv`.
+        arguments: As for the environment.
 
     Attributes:
         reward_space: Box of the rewards of one copy, as MO-Gymnasium's vector environments have it.
         reward_dim: How many objectives there are.
     """
 
-    env_class: ClassVar[type[ScoredEnv]] = MOSkipEnv
-    template: _ManyObjectives
+    template: ManyObjectivesEnv
 
     def __init__(self, num_envs: int = 1, **arguments: Any) -> None:
         super().__init__(num_envs, **arguments)
@@ -198,14 +110,14 @@ class MOSkipVectorEnv(SkipVectorEnv):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """As `SkipVectorEnv.reset`; a seed also forgets the masks that `hypervolume` is of."""
+        """As `ScoredVectorEnv.reset`; a seed also forgets the masks that `hypervolume` is of."""
         observations, info = super().reset(seed=seed, options=options)
         if seed is not None:
             self._fronts = [front[:0] for front in self._fronts]
         return observations, info | {"hypervolume": self._volumes()}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """As `SkipVectorEnv.step`, with (num_envs, reward_dim) float32 rewards."""
+        """As `ScoredVectorEnv.step`, with (num_envs, reward_dim) float32 rewards."""
         observations, rewards, ended, truncated, info = super().step(actions)
         vectors = np.zeros((self.num_envs, self.reward_dim))
         if ended.any():
@@ -220,11 +132,11 @@ class MOSkipVectorEnv(SkipVectorEnv):
         return observations, vectors.astype(np.float32), ended, truncated, info | told
 
     def get_state(self) -> dict[str, Any]:
-        """As `SkipVectorEnv.get_state`, with the fronts so far."""
+        """As `ScoredVectorEnv.get_state`, with the fronts so far."""
         return {**super().get_state(), "fronts": [front.tolist() for front in self._fronts]}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """As `SkipVectorEnv.set_state`."""
+        """As `ScoredVectorEnv.set_state`."""
         super().set_state(state)
         self._fronts = [np.array(front).reshape(-1, self.reward_dim) for front in state["fronts"]]
 
@@ -233,10 +145,22 @@ class MOSkipVectorEnv(SkipVectorEnv):
         return np.array([dominated_volume(front) for front in self._fronts])
 
 
-class MOTabularVectorEnv(MOSkipVectorEnv):
-    """`num_envs` copies of `MOTabularEnv`, as `MOSkipVectorEnv`."""
+def _refuse_sync_vector_env() -> None:
+    """Refuse to be made by Gymnasium's SyncVectorEnv, which keeps one number a reward and fails amid the first step.
 
-    env_class = MOTabularEnv
+    Gymnasium does not tell an environment who makes it, so the callers are looked at. MO-Gymnasium's subclass keeps vectors.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if type(frame.f_locals.get("self")) is SyncVectorEnv:
+            raise ValueError(
+                '`vectorization_mode` cannot hold reward vectors: got "sync", expected None or "async". Leave '
+                "`vectorization_mode` out."
+            )
+        frame = frame.f_back
 
 
 def _front_with(front: Floats, point: Floats) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from das_gym.wording import counted
 RENDER_MODES = ("ansi", "rgb_array")
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """What the last step did.
 
     Attributes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from das_gym.config import build, check_arguments
+from das_gym.envs.mask_scorer import MaskScorer
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import MaskScorer
+from das_gym.envs.scored_vector_env import ScoredVectorEnv
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
@@ -136,3 +137,9 @@ class SkipEnv(ScoredEnv):
         examples = {name: own[name] for name in ("reward_examples", "reward_batches", "costs", "latency_batch")}
         scorer = MaskScorer(load_problem(config), budget, reward, macs_price, statistics, **examples)
         super().__init__(scorer, action, render_mode, arguments)
+
+
+class SkipVectorEnv(ScoredVectorEnv):
+    """`num_envs` copies of `SkipEnv`, see `ScoredVectorEnv`: a step scores all their masks in one engine call."""
+
+    env_class: ClassVar[type[ScoredEnv]] = SkipEnv

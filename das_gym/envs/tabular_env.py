@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from das_gym.commandline import typed
 from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.envs.scored_env import ScoredEnv
+from das_gym.envs.scored_vector_env import ScoredVectorEnv
 from das_gym.envs.scoring import REWARD_BATCHES, Outcome, Scorer, next_places
 from das_gym.files import absolute
 from das_gym.problem.budget import BUDGET_SETTINGS, pick_budget
@@ -64,7 +65,7 @@ class TableScorer(Scorer):
         usual = [name for name in DEFAULT_STATISTICS if name in table.meta.statistics] or table.meta.statistics
         super().__init__(table.meta.layer_names, objective, usual if statistics is None else statistics)
         self.split, self._scores = split, table.float64_scores(split)
-        self._told: dict[int, tuple[float, dict[str, Any]]] = {}
+        self._told: dict[bytes, tuple[float, dict[str, Any]]] = {}
         self._observation = np.stack([self.statistic(each.name) for each in self.statistics], axis=1).reshape(-1)
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
             raise ValueError(f"reward={reward!r} needs divergences, which this table lacks; choose another reward")
@@ -109,12 +110,13 @@ class TableScorer(Scorer):
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
         """As `Scorer.score_one`."""
-        row = int(self.table.rows(masks[0])) if self._exact else -1
-        if row < 0:
-            return super().score_one(masks, rng, ended)
-        if row not in self._told:
-            self._told[row] = float(self._known.rewards[row]), self._known.row(row)
-        reward, told = self._told[row]
+        found = self._told.get(key := masks.tobytes())
+        if found is None:
+            row = int(self.table.rows(masks[0])) if self._exact else -1
+            if row < 0:
+                return super().score_one(masks, rng, ended)
+            found = self._told[key] = float(self._known.rewards[row]), self._known.row(row)
+        reward, told = found
         if not ended:
             return 0.0, {**told, "loss": np.inf, "metric": 0.0, "evaluations": self.evaluations}
         if told["feasible"]:
@@ -225,7 +227,7 @@ class TabularEnv(ScoredEnv):
     """`SkipEnv` at the speed of a table.
 
     ## Description
-    As `das_gym.envs.SkipEnv` with `reward_batches="fixed"` and all the reward examples of the table, or, where the table
+    As `das_gym.SkipEnv` with `reward_batches="fixed"` and all the reward examples of the table, or, where the table
     has every example (`python -m agents table with each=True`), with any batches of them; for research on agents: the same
     actions, observations, rewards and `info`, without the model. What is optimal is known:
     `env.get_wrapper_attr("table")` answers with best masks, ranks, regrets and Pareto fronts.
@@ -313,6 +315,12 @@ class TabularEnv(ScoredEnv):
         else:
             scorer = ExampleScorer(self.table, reward_examples, reward_batches, **settings)
         super().__init__(scorer, action, render_mode, arguments)
+
+
+class TabularVectorEnv(ScoredVectorEnv):
+    """`num_envs` copies of `TabularEnv`, see `ScoredVectorEnv`: a step looks all their masks up at once."""
+
+    env_class: ClassVar[type[ScoredEnv]] = TabularEnv
 
 
 def _refuse(others: Iterable[str], known: Iterable[str], model: str, task: str) -> None:

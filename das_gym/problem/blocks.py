@@ -15,7 +15,7 @@ from torch import Tensor
 
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP
-from das_gym.problem.statistics import check_layer
+from das_gym.problem.statistic_inputs import check_layer
 
 TOKEN_BLOCKS = 3
 """Blocks of up to so many layers are also compared token by token; of longer ones only the pooled token is kept."""

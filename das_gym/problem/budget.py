@@ -152,10 +152,13 @@ class Budget:
         """
         if self.is_free:
             return scores > 0
+        if self.skip_num is not None:
+            highest = np.argsort(-scores, axis=1, kind="stable")[:, : self.skip_num]
+            masks = np.zeros(scores.shape, dtype=bool)
+            masks[np.arange(len(scores))[:, None], highest] = True
+            return masks
         order = np.lexsort((-scores, np.broadcast_to(~self.useful_layers, scores.shape)), axis=1)
         ranks = np.argsort(order, axis=1)
-        if self.skip_num is not None:
-            return ranks < self.skip_num
         prefixes = ranks[:, None] < np.arange(self.n_layers + 1)[:, None]  # the 0, 1, ..., n highest of each row
         kept = self.is_kept_by(prefixes.reshape(-1, self.n_layers)).reshape(len(scores), -1)
         return prefixes[np.arange(len(scores)), kept.argmax(axis=1)]

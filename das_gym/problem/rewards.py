@@ -14,7 +14,7 @@ from das_gym.problem.budget import Budget, is_from_zero
 from das_gym.problem.mask_cost import MaskCost
 
 if TYPE_CHECKING:
-    from das_gym.engine.evaluator import Scores
+    from das_gym.engine.scores import Scores
 
 MAX_LOSS = 1e4
 """Losses and divergences beyond count as this many nats where a reward would otherwise be unbounded."""

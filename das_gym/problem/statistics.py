@@ -1,53 +1,22 @@
-"""Layer statistics of a frozen VLP, by name: what an agent observes."""
+"""Layer statistics of a frozen VLP, by name: what an agent observes.
+
+Nothing here imports torch, so that an environment from a table does not: `das_gym.problem.statistic_inputs` runs the model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from das_gym.config import add_entry, check_names
-from das_gym.engine.broken import told_examples
-from das_gym.engine.evaluator import Evaluator
-from das_gym.models.base import VLP, State
-from das_gym.problem.costs import Costs
 from das_gym.problem.rewards import check_bounds
 
-
-@dataclass(frozen=True)
-class Activity:
-    """How much each layer changes what passes through it, averaged over examples.
-
-    Attributes:
-        influence_pooled: (n_layers,) 1 - cos(h_in, h_out) at the pooled token (`VLP.pooled_tokens`), 0..2.
-        influence_tokens: (n_layers,) the same, averaged over real tokens.
-        residual_norm: (n_layers,) |h_out - h_in| / |h_in|, averaged over real tokens.
-        angle: (n_layers,) arccos(cos(h_in, h_out)) / pi, averaged over real tokens, 0..1.
-    """
-
-    influence_pooled: np.ndarray
-    influence_tokens: np.ndarray
-    residual_norm: np.ndarray
-    angle: np.ndarray
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """What skipping each layer would do to the loss, by its gradient.
-
-    Attributes:
-        taylor: (n_layers,) <dL/dh_out, h_skipped - h_out>, nats: the first-order estimate of `leave_one_out`, mean over
-            examples.
-        fisher: (n_layers,) the root mean square of that over rows of the batch.
-    """
-
-    taylor: np.ndarray
-    fisher: np.ndarray
+if TYPE_CHECKING:
+    from das_gym.problem.statistic_inputs import StatisticInputs
 
 
 @dataclass(frozen=True)
@@ -98,38 +67,6 @@ class MaskLosses:
 
 
 @dataclass(frozen=True)
-class StatisticInputs:
-    """All that a statistic is computed from: one model on one set of examples.
-
-    Attributes:
-        evaluator, costs, examples, activity: Of the model and the examples.
-        known_losses: From (m, n_layers) masks to (m,) losses on the examples, where a table knows them; None scores them.
-    """
-
-    evaluator: Evaluator
-    costs: Costs
-    examples: Sequence[Any]
-    activity: Activity
-    known_losses: Callable[[np.ndarray], np.ndarray] | None = None
-
-    @cached_property
-    def sensitivity(self) -> Sensitivity:
-        """Measured when it is first asked for."""
-        return measure_sensitivity(self.evaluator, self.examples)
-
-    @cached_property
-    def mask_losses(self) -> MaskLosses:
-        """The model's losses on the examples; a mask that two statistics ask for is scored once."""
-        layers = self.evaluator.vlp.layers
-        losses = self.known_losses or partial(self.evaluator.losses, examples=self.examples)
-        return MaskLosses(losses, [layer.stream for layer in layers], [layer.stage for layer in layers])
-
-    def losses_without(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) losses under (m, n_layers) masks on the examples, less the loss of the unskipped model."""
-        return self.mask_losses.above_unskipped(masks)
-
-
-@dataclass(frozen=True)
 class Statistic:
     """One number per layer.
 
@@ -155,103 +92,6 @@ class Statistic:
     def bounded(self, values: np.ndarray) -> np.ndarray:
         """Values as they are observed: numbers, within the bounds."""
         return np.clip(np.nan_to_num(values), self.low, self.high)
-
-
-@torch.inference_mode()
-def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
-    """Run the unskipped model on the examples and watch every layer.
-
-    Raises:
-        FloatingPointError: a layer gives what is not finite; names it and the examples.
-    """
-    vlp = evaluator.vlp
-    totals, rows = np.zeros((4, len(vlp.layers))), 0
-    for start in range(0, len(examples), evaluator.batch_size):
-        chunk = examples[start : start + evaluator.batch_size]
-        state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
-        for number, stage in enumerate(vlp.stages):
-            state, _ = vlp.enter(state, number)
-            outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
-            for index in stage:
-                stream = vlp.layers[index].stream
-                changes, count = _changes(vlp, state, outputs[stream], stream)
-                totals[:, index] += changes
-                check_layer(vlp, index, totals[:, index], chunk)
-            state = state.with_hidden({**state.hidden, **outputs})
-        rows += count  # an example may take several: NLVR2's two images, retrieval's sixteen texts
-    return Activity(*(totals / rows))
-
-
-def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> None:
-    """Refuse what was measured of a layer whose output is not finite.
-
-    Raises:
-        FloatingPointError: names the layer and the examples.
-    """
-    if not np.isfinite(values).all():
-        raise FloatingPointError(
-            f"layer {vlp.layers[index].name} of the full model gives what is not finite, on "
-            f"{told_examples([example.key for example in examples])}: try float32, or train its adapters anew"
-        )
-
-
-def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple[float, ...], int]:
-    """The numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
-    rows, attend = vlp.rows_of(state, stream, state.hidden[stream])
-    before, after = rows.double(), vlp.rows_of(state, stream, output)[0].double()
-    pooled = vlp.pooled_tokens(state, stream)
-    real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, -1].double()
-    cosine = torch.cosine_similarity(before, after, dim=-1)
-    influence = 1 - cosine
-    residual = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
-    angle = torch.arccos(cosine.clamp(-1, 1)) / torch.pi
-    tokens = real.sum(dim=1)
-    over_tokens = (float(((values * real).sum(dim=1) / tokens).sum()) for values in (influence, residual, angle))
-    return (float(influence.gather(1, pooled[:, None]).sum()), *over_tokens), len(before)
-
-
-def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensitivity:
-    """Run the unskipped model on the examples, and its loss backwards, once."""
-    vlp = evaluator.vlp
-    totals, rows = np.zeros((2, len(vlp.layers))), 0
-    for start in range(0, len(examples), evaluator.batch_size):
-        chunk = examples[start : start + evaluator.batch_size]
-        targets = {name: t.to(vlp.device) for name, t in evaluator.task.targets(chunk).items()}
-        with torch.no_grad():
-            state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
-        found = _effects(evaluator, state, targets)
-        totals[0] += found.sum(axis=1)
-        totals[1] += (found**2).sum(axis=1)
-        rows += found.shape[1]
-    return Sensitivity(totals[0] / len(examples), np.sqrt(totals[1] / rows))
-
-
-@torch.enable_grad()
-def _effects(evaluator: Evaluator, state: State, targets: dict[str, Tensor]) -> np.ndarray:
-    """(n_layers, rows) of a batch, nats: its summed loss's slope towards each layer's being skipped, row by row."""
-    vlp, task = evaluator.vlp, evaluator.task
-    state = state.with_hidden({stream: t.detach().clone().requires_grad_() for stream, t in state.hidden.items()})
-    kept: list[Tensor] = [torch.empty(0)] * len(vlp.layers)
-    skipped, states = list(kept), list[State]([state] * len(vlp.layers))
-    for number, stage in enumerate(vlp.stages):
-        state, _ = vlp.enter(state, number)
-        hidden = dict(state.hidden)
-        for index in stage:
-            kept[index] = hidden[vlp.layers[index].stream] = vlp.run_layer(index, state, skipped=False)
-            states[index] = state
-            with torch.no_grad():
-                skipped[index] = vlp.run_layer(index, state, skipped=True)
-        state = state.with_hidden(hidden)
-    losses = task.losses(evaluator.head(task.group_features(vlp.pool(state))), targets)
-    slopes = torch.autograd.grad(losses.sum(), kept, allow_unused=True)
-    effects = []
-    for index, slope in enumerate(slopes):
-        stream = vlp.layers[index].stream
-        change = torch.zeros_like(kept[index]) if slope is None else slope * (skipped[index] - kept[index])
-        rows, attend = vlp.rows_of(states[index], stream, change.detach().double())
-        real = 1.0 if attend is None else attend[:, 0, -1, :, None].double()
-        effects.append((rows * real).sum(dim=(1, 2)).cpu().numpy())
-    return np.stack(effects)
 
 
 def leave_one_out(losses: MaskLosses) -> np.ndarray:

@@ -16,19 +16,14 @@ import torch
 from torch import Tensor
 
 from das_gym.config import build
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.engine.spending import Spending
 from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
 from das_gym.problem.loading import Problem, shuffled
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask, masks_up_to
-from das_gym.problem.statistics import (
-    STATISTICS,
-    StatisticInputs,
-    check_statistics,
-    compute_statistics,
-    measure_activity,
-)
+from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
+from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
 from das_gym.problem.unit_latency import UnitLatencies, latency_of
 from das_gym.runs import library_versions
 from das_gym.tables.examples import ExampleScores

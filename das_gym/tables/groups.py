@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.tables.parts import SplitPart
 
 

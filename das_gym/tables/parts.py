@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 
 
 class SplitPart(ABC):

@@ -25,7 +25,7 @@ import numpy as np
 
 from das_gym.commandline import typed
 from das_gym.config import build, check_names
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost, given_costs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from das_gym.agents import MaskSpace
 
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask

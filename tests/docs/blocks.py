@@ -4,6 +4,7 @@ A comment of HTML in front of a block says what a test does with it; the page do
 
     <!-- skip: why -->             it is read, not run: modules, commands, named configs and settings exist
     <!-- test: steps=2 -->         it is run with these settings behind its commands, for time
+    <!-- test: old => new -->      it is run with this text of Python replaced
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-_MARK = r"(?:<!-- (?P<mark>skip|test): (?P<words>[^>]*?) -->\n+)?"
+_MARK = r"(?:<!-- (?P<mark>skip|test): (?P<words>.*?) -->\n+)?"
 _FENCED = r"^```(?P<language>\w*)\n(?P<fenced>(?:.*\n)*?)```$"
 _INDENTED = r"(?<=\n\n)(?P<indented>    (?:python|\.venv|pip|das-)\S* .*\n(?:    .*\n)*)"
 _BLOCK = re.compile(rf"{_MARK}(?:{_FENCED}|{_INDENTED})", re.MULTILINE)

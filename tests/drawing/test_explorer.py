@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from das_gym.drawing.explorer import Replay, write_explorer
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.tables.table import SubnetTable, TableMeta
 from tests.browser import check_accessible, check_fits, needs_browser, open_page
 from tests.made_up_suite import GROUPS, made_up_table

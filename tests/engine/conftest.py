@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from das_gym.engine import Evaluator
+from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP
 from das_gym.models.inputs import Processor, load_tokenizer
 from das_gym.models.meter.inputs import meter_transform

@@ -10,7 +10,8 @@ import torch
 
 from das_gym.models.macs import MacCounter
 from das_gym.problem.costs import count_costs
-from das_gym.problem.statistics import STATISTICS, StatisticInputs, compute_statistics, measure_activity
+from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
+from das_gym.problem.statistics import STATISTICS, compute_statistics
 from tests.elsewhere import DEVICE, Elsewhere, elsewhere
 from tests.engine.conftest import World
 

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.prediction import predict
-from das_gym.engine import Evaluator
+from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, Layer, SkippableLayer, State
 from das_gym.models.encoding import meta_batch
 from das_gym.models.macs import OWN, MacCounter, head_macs

@@ -18,7 +18,8 @@ from das_gym.agents import SearchConfig, search
 from das_gym.agents.table_experiment import run_table
 
 from das_gym.engine import sharded
-from das_gym.engine.evaluator import Evaluator, Scores
+from das_gym.engine.evaluator import Evaluator
+from das_gym.engine.scores import Scores
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.tables.build import build_table

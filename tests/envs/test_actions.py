@@ -175,11 +175,30 @@ def test_rows_go_on_by_themselves():
     assert moves.ended.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("budget", [COUNT, COST, FREE, Budget(4, 0)])
+def test_sequence_alone_and_in_rows_agree(budget: Budget):
+    alone, rows, rng = mode(SequenceMode, budget), mode(SequenceMode, budget, rows=2), np.random.default_rng(0)
+    for _ in range(200):  # masks come back, so that remembered ones are asked for
+        action = rng.integers(alone.space.n)
+        one, two = alone.take(action), rows.take(np.array([action, action]), (2,))
+        for got, wanted in zip((one.masks, one.ended, alone.over), (two.masks, two.ended, rows.over), strict=True):
+            np.testing.assert_array_equal(got[0], wanted[0])
+        for key, value in two.info.items():
+            np.testing.assert_array_equal(one.info[key][0], value[0])
+        np.testing.assert_array_equal(alone.features()[0], rows.features()[0])
+        np.testing.assert_array_equal(alone.action_masks()[0], rows.action_masks()[0])
+        for array in (alone.features(), alone.action_masks(), one.masks, one.info["action_mask"]):
+            array[:] = 1  # whoever writes into them changes nothing
+        if one.ended[0]:
+            alone.begin()
+            rows.begin()
+
+
 def test_a_state_is_json_and_goes_on():
     one, other = mode(SequenceMode), mode(SequenceMode)
     play(one, 2)
     other.set_state(json.loads(json.dumps(one.get_state())))
-    for move, twin in zip(vars(one.take(0)).values(), vars(other.take(0)).values(), strict=True):
+    for move, twin in zip(one.take(0), other.take(0), strict=True):
         np.testing.assert_equal(move, twin)
 
 

@@ -158,6 +158,11 @@ def test_wrong_objectives_are_refused(objectives, says):
         gymnasium.make(ID, objectives=objectives)
 
 
+def test_sync_vectorization_is_refused():
+    with pytest.raises(ValueError, match="`vectorization_mode`"):
+        gymnasium.make_vec(ID, num_envs=2, vectorization_mode="sync")
+
+
 def test_with_a_model(small_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-MO-v0", objectives=("task", "parameters_saved"), reward_examples=4, **small_kwargs)
     env.reset(seed=0)

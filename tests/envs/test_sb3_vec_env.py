@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-from das_gym.engine import Evaluator
+from das_gym.engine.evaluator import Evaluator
 from das_gym.envs.sb3_vec_env import SB3VecEnv, info_rows, make_sb3_vec_env
 from das_gym.envs.scoring import INFO_KEYS
 

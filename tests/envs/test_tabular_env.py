@@ -13,9 +13,10 @@ from gymnasium.wrappers.vector import NormalizeObservation
 from stable_baselines3.common.env_util import make_vec_env
 
 from das_gym import ENVIRONMENTS
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
+from das_gym.envs.mask_scorer import MaskScorer
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scoring import INFO_KEYS, MaskScorer, Outcome, Scorer
+from das_gym.envs.scoring import INFO_KEYS, Outcome, Scorer
 from das_gym.envs.tabular_env import TableScorer
 from das_gym.problem.loading import Problem
 from das_gym.problem.rewards import REWARDS
@@ -280,7 +281,7 @@ def test_every_problem_has_a_tabular_id():
     for entry in ENVIRONMENTS.values():
         spec = gymnasium.spec(entry.tabular_id)
         assert spec.kwargs == {"model": entry.model, "task": entry.task}
-        assert spec.vector_entry_point == "das_gym.envs.tabular_vector_env:TabularVectorEnv"
+        assert spec.vector_entry_point == "das_gym.envs.tabular_env:TabularVectorEnv"
 
 
 def test_the_threshold_of_a_spec_is_reached_by_the_best_mask_alone():

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import FlattenObservation
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from das_gym.envs import ScoresWrapper, SequenceWrapper
+from das_gym.envs.wrappers import ScoresWrapper, SequenceWrapper
 
 ID = "DAS-METER-VQA-Tabular-v0"
 WRAPPERS = {"sequence": SequenceWrapper, "scores": ScoresWrapper}

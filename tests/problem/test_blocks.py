@@ -8,7 +8,7 @@ import torch
 
 from das_gym.problem.blocks import measure_blocks, stream_chains
 from das_gym.problem.loading import Problem
-from das_gym.problem.statistics import measure_activity
+from das_gym.problem.statistic_inputs import measure_activity
 
 
 @pytest.fixture(scope="module")

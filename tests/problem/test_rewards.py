@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import das_gym.problem.rewards as rewards_module
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.models.meter.model import METERConfig
 from das_gym.models.vilt.model import ViLTConfig
 from das_gym.problem.budget import Budget, pick_budget

@@ -10,16 +10,14 @@ import torch
 import das_gym.problem.statistics as statistics_module
 from das_gym.models.base import VLP, Layer, State
 from das_gym.problem.loading import Problem
+from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity, measure_sensitivity
 from das_gym.problem.statistics import (
     DEFAULT_STATISTICS,
     STATISTICS,
     Statistic,
-    StatisticInputs,
     check_statistics,
     compute_statistics,
     masks_needed,
-    measure_activity,
-    measure_sensitivity,
     register_statistic,
 )
 

@@ -208,7 +208,7 @@ def test_answers_count_as_data(small_problem: Problem):
 
 
 def test_examples_are_the_environments_own(small_problem: Problem, small_kwargs: dict[str, str]):
-    from das_gym.envs import SkipEnv
+    from das_gym.envs.skip_env import SkipEnv
 
     env = SkipEnv(reward_examples=7, **small_kwargs)
     assert table_examples(small_problem, "reward", 7) == env.scorer.fixed_examples

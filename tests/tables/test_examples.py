@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from das_gym.drawing.explorer import write_explorer
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.envs.tabular_env import TabularEnv
 from das_gym.problem.loading import Problem
 from das_gym.tables.build import build_table, check_table, table_examples

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from das_gym.engine.evaluator import Scores
+from das_gym.engine.scores import Scores
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost

@@ -62,6 +62,12 @@ def test_every_algorithm_spends_its_budget_on_masks_that_keep_theirs(env_kwargs:
     assert ALGORITHMS[name] == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ppo", "a2c", "trpo"])
+def test_defaults_end_at_the_best_mask(name: str):
+    assert train_sb3(name, env_id=ID, skip_num=4).policy["reward"] >= gymnasium.spec(ID).reward_threshold
+
+
 @pytest.mark.parametrize("name", ["ppo", "maskable_ppo", "dqn", "sac", "ars"])
 def test_same_seed_same_result(env_kwargs: dict, name: str):
     one, two, other = (train(name, env_kwargs, seed=seed).result for seed in (3, 3, 4))

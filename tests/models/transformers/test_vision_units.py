@@ -19,7 +19,7 @@ from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.pruning import prune
 from das_gym.models.transformers.tower_check import TIED, UNREAD
 from das_gym.problem.costs import count_costs
-from das_gym.problem.statistics import measure_activity
+from das_gym.problem.statistic_inputs import measure_activity
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 from tests.models.transformers.test_engine import evaluator_of, examples_of

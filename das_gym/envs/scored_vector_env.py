@@ -14,11 +14,10 @@ from das_gym.envs.actions import Moves, find_action_mode
 from das_gym.envs.rendering import Shown, render
 from das_gym.envs.scored_env import ScoredEnv, check_vector, find_autoreset_mode, first_seed
 from das_gym.envs.scoring import Outcome
-from das_gym.envs.skip_env import SkipEnv
 
 
-class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """`num_envs` copies of `SkipEnv` that share model and examples: the paper's turn is one step of three.
+class ScoredVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """`num_envs` copies of one environment that share model and examples: the paper's turn is one step of three.
 
     A step scores the masks of all episodes that end with it in one engine call. Environments reset within the step
     (autoreset mode SAME_STEP): `final_obs` and `final_info` hold what an ended episode ended with. Since every reset
@@ -32,15 +31,15 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         num_envs: How many masks a step scores.
         render_mode: `ansi`, `rgb_array` or None.
         autoreset_mode: `AutoresetMode.SAME_STEP` or `AutoresetMode.NEXT_STEP`, or its value.
-        kwargs: As for `SkipEnv`.
+        kwargs: As for the environment.
 
     Raises:
-        ValueError: another autoreset mode; `max_episode_steps`, which Gymnasium's own vectorisation takes; what `SkipEnv`
-            refuses.
+        ValueError: another autoreset mode; `max_episode_steps`, which Gymnasium's own vectorisation takes; what the
+            environment refuses.
     """
 
-    metadata = {**SkipEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
-    env_class: ClassVar[type[ScoredEnv]] = SkipEnv
+    metadata = {**ScoredEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
+    env_class: ClassVar[type[ScoredEnv]]
 
     n_layers = property(attrgetter("template.n_layers"), doc="How many layers can be skipped.")
     layer_names = property(attrgetter("template.layer_names"), doc="Names of the layers, in mask order.")
@@ -140,7 +139,7 @@ class SkipVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return tuple(render(self.render_mode, self.template.scorer, each) for each in shown)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """As `SkipEnv.close`."""
+        """As `ScoredEnv.close`."""
         self.template.close()
 
     def _shown(self, moves: Moves, scored: Outcome, index: int) -> Shown:
