@@ -1,6 +1,6 @@
-"""`python -m agents runs`: past runs of every command, best first.
+"""`python -m agents runs`: past runs of every command, by environment, best first.
 
-python -m agents runs                                   all in runs/, command by command
+python -m agents runs                                   all in runs/, by environment and command
 python -m agents runs with agent=bandit env=meter_vqa   searches by the bandit in environments of that name
 python -m agents runs with status=failed order=newest   what failed, the newest first
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from das_gym.commandline import CommandSettings, parse_or_help
-from das_gym.config import check_names
+from das_gym.config import check_names, choice
 from das_gym.console import Console
 from das_gym.files import read_json
 from das_gym.registration import ENVIRONMENTS
@@ -44,28 +45,28 @@ class RunsSettings(CommandSettings):
 
     Attributes:
         runs_dir: Folder of all runs.
-        agent: Only searches by this agent.
-        env: Only runs whose environment's short name holds this text, such as `meter` or `vqa_table`.
-        command: Only runs of this command, such as `agents` or `adapt shrink`.
-        status: Only runs of this state: `done`, `failed`, `stopped`, `running`, `damaged`.
-        order: `best`, highest result first, command by command; or `newest`.
-        most: How many are shown.
+        agent: Show only searches by this agent.
+        env: Show only runs whose environment contains this text, such as `meter` or `vqa_table`.
+        command: Show only runs of this command, such as `agents` or `adapt shrink`.
+        status: Show only runs in this state.
+        order: `best` sorts by environment and command, best result first. `newest` sorts by time.
+        limit: Number of runs to show, at least 1.
     """
 
     runs_dir: str = RUNS_DIR
     agent: str | None = None
     env: str | None = None
     command: str | None = None
-    status: str | None = None
-    order: str = "best"
-    most: int = 30
+    status: str | None = choice(None, (*STATES.values(), DAMAGED))
+    order: str = choice("best", ORDERS)
+    limit: int = 30
 
     def __post_init__(self) -> None:
         check_names([self.order], ORDERS, "order")
         if self.status is not None:
             check_names([self.status], (*STATES.values(), DAMAGED), "status")
-        if self.most < 1:
-            raise ValueError(f"most={self.most} is not allowed; show 1 run or more")
+        if self.limit < 1:
+            raise ValueError(f"limit={self.limit} is not allowed; show 1 run or more")
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def past_runs(settings: RunsSettings) -> list[PastRun]:
     runs = [run for run in map(_read, files) if _is_asked_for(run, settings)]
     runs.sort(key=lambda run: -run.id)
     if settings.order == "best":
-        runs.sort(key=lambda run: (run.command, math.inf if run.result is None else -run.result))
+        runs.sort(key=lambda run: (run.env, run.command, math.inf if run.result is None else -run.result))
     return runs
 
 
@@ -174,17 +175,18 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def table_of(runs: Sequence[PastRun]) -> Table:
-    """The runs as a table that fits 80 columns."""
+def table_of(runs: Sequence[PastRun], grouped: bool = True) -> Table:
+    """The runs as a table that fits 80 columns; `grouped` draws a line between environments and commands."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
     numbers = ("run", "result", "MACs\nsaved")
     for name in ("run", "command", "agent", "environment", "result", "MACs\nsaved", "status", "started\nUTC"):
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for run in runs:
+    for run, after in zip_longest(runs, runs[1:]):
         result = "-" if run.result is None else f"{run.result:.4f}"
         saved = "-" if run.macs_saved is None else f"{100 * run.macs_saved:.1f} %"
         cells = (str(run.id), run.command, run.agent, run.env, result, saved, run.status, run.started[5:])
-        table.add_row(*(Text(printable(cell)) for cell in cells))  # what a record says is no markup of rich
+        last_of_group = grouped and after is not None and (run.env, run.command) != (after.env, after.command)
+        table.add_row(*(Text(printable(cell)) for cell in cells), end_section=last_of_group)  # records hold no markup
     table.caption = "result: reward of a search (agents), score on test (adapt)"
     return table
 
@@ -200,7 +202,7 @@ def main(words: Sequence[str] = ()) -> int:
         return 0
     console = Console()
     console.width = max(console.width, NARROWEST)
-    console.print(table_of(runs[: settings.most]))
-    if len(runs) > settings.most:
-        print(f"{len(runs) - settings.most} more: most={len(runs)} shows all")
+    console.print(table_of(runs[: settings.limit], grouped=settings.order == "best"))
+    if len(runs) > settings.limit:
+        print(f"{len(runs) - settings.limit} more: limit={len(runs)} shows all")
     return 0

@@ -242,6 +242,6 @@ def test_print_config_says_what_settings_are_and_has_no_colours(capsys):
     ex.main(lambda: 0.0)
     ex.run_commandline(["trial", "print_config", "with", "runs_dir=elsewhere"])
     printed = capsys.readouterr().out
-    assert "* runs_dir='elsewhere'\n      Folder of all runs.\n" in printed
-    assert "  resume=None\n      Id of a stopped run to go on with, or None." in printed
+    assert "* runs_dir=elsewhere  (a text; default runs)\n      Folder of all runs." in printed
+    assert "  resume=None  (a whole number or None)\n      Id of a stopped run to continue." in printed
     assert "\x1b" not in printed

@@ -131,7 +131,8 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device!r} cannot be used here ({error}); use auto or cpu") from error
+        message = textwrap.shorten(str(error), 100, placeholder=" ...")  # torch lists all kinds of devices
+        raise ValueError(f"device={device!r} cannot be used here ({message}); use auto or cpu") from error
 
 
 def takes(model: str, setting: str) -> bool:

@@ -110,7 +110,7 @@ def test_answers_are_kept_and_written_again(
     metric = json.loads((run / "adapt.json").read_text())["models"][0]["evaluation"]["metric"]
     assert f"{100 * metric:.2f}" in printed
     assert "at most, %" in printed
-    in_this_process(["predict", *words, "split=val2014", f"out={tmp_path / 'val.json'}", "examples=5"], capsys)
+    in_this_process(["predict", *words, "split=val2014", f"out={tmp_path / 'val.json'}", "limit=5"], capsys)
     assert len(json.loads((tmp_path / "val.json").read_text())) == 5
     assert PROGRAM.run(["predict", *words, f"out={out}"]) == 1
     assert "exists, and nothing is ever written over" in capsys.readouterr().err

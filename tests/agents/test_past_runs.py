@@ -90,13 +90,13 @@ def test_modules_of_ones_own_are_imported_first(runs: Path, capsys: pytest.Captu
 
 def test_it_is_printed_in_80_columns(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "most=4"]) == 0
+    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "limit=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert next(line for line in lines if "maskable_ppo" in line).split() == [
         "2", "agents", "maskable_ppo", "vilt_vqa", "0.7000", "12.5", "%", "done", "11-22", "10:00",
     ]  # fmt: skip
-    assert lines[-1] == "1 more: most=5 shows all"
+    assert lines[-1] == "1 more: limit=5 shows all"
     assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "agent=nobody"]) == 0
     assert capsys.readouterr().out == f"no such run in {runs}\n"
 
