@@ -53,7 +53,7 @@ from das_gym.runs import (
     runs_dir_words,
     waiting,
 )
-from das_gym.sacred_options import REFUSED, check_options, check_words, read_config_file
+from das_gym.sacred_options import CONFIG_FILES, REFUSED, check_options, check_words, read_config_file
 from das_gym.streams import shown, unread
 
 LOSSES = "losses.png"
@@ -306,6 +306,9 @@ class RunsExperiment(Experiment):
                     self._add_named(named)
             self._files = {name: read_config_file(name) for name in named_configs if Path(name).is_file()}
             words = [name for name in named_configs if name not in self._files]
+            for name in words:
+                if Path(name).suffix in CONFIG_FILES:
+                    raise FileNotFoundError(f"no settings file {Path(name).absolute()}: check the path")
             check_names(
                 words, self.named_configs, "named config", own=True, listing=typed(f"{self.path} print_named_configs")
             )
