@@ -111,6 +111,8 @@ def test_a_missing_library_is_told_before_a_run_begins(experiment, tmp_path: Pat
         (["-s", "nonsense"], "-s: no database to write to (Could not parse"),
         (["-s", "sqlite:////nowhere/x.db"], "-s: no database to write to ((sqlite3.OperationalError)"),
         (["-q"], "-q: nothing here begins a queued run later"),
+        (["-t", "tag"], "-t: these runs are not kept in a TinyDB"),
+        (["-S", "s3://bucket"], "-S: these runs are not kept in S3"),
         (["-i", "77"], "-i: runs are numbered by their folder"),
         (["-e"], "-e: these runs keep their sources"),
     ],

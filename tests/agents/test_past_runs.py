@@ -36,10 +36,10 @@ def runs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("asked", "ids"),
     [
-        ({}, [4, 2, 1, 5, 3]),
+        ({}, [3, 1, 5, 2, 4]),
         ({"order": "newest"}, [5, 4, 3, 2, 1]),
-        ({"agent": "bandit"}, [1, 5, 3]),
-        ({"env": "meter_vqa"}, [1, 3]),
+        ({"agent": "bandit"}, [3, 1, 5]),
+        ({"env": "meter_vqa"}, [3, 1]),
         ({"env": "table"}, [1]),
         ({"command": "adapt shrink"}, [4]),
         ({"status": "stopped"}, [3]),
@@ -48,6 +48,14 @@ def runs(tmp_path: Path) -> Path:
 )
 def test_order_and_filters(runs: Path, asked: dict, ids: list[int]):
     assert [run.id for run in past_runs(RunsSettings(runs_dir=str(runs), **asked))] == ids
+
+
+def test_best_ranks_rewards_of_one_environment_only(tmp_path: Path):
+    for run, (env_id, reward) in enumerate((("DAS-ViLT-VQA-v0", 0.9), ("DAS-METER-VQA-v0", 0.1), ("DAS-METER-VQA-v0", 0.5))):
+        told = {"experiment": {"name": "agents"}, "status": "COMPLETED", "result": reward}
+        write_json(tmp_path / str(run) / "run.json", told)
+        write_json(tmp_path / str(run) / "config.json", {"env_id": env_id})
+    assert [run.id for run in past_runs(RunsSettings(runs_dir=str(tmp_path)))] == [2, 1, 0]
 
 
 def test_what_is_told(runs: Path):
