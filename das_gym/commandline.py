@@ -166,10 +166,10 @@ class Program:
         lines += [
             "",
             f"Where no command is named, `{self.main}` is meant: {without}",
-            "`with` takes name=value and named configs; `COMMAND print_config` shows all",
-            "settings and what they are, `COMMAND --help` what it does. `use=my_module`",
-            "imports a module of yours first, for what it registers. Words are completed in",
-            f'bash and zsh after `eval "$({start} completion)"`.',
+            "`with` takes name=value and named configs. `COMMAND --help` shows what a",
+            "command does, its settings and its named configs. `COMMAND print_config with ...`",
+            "shows the settings as they would be. `use=my_module` imports your module first.",
+            f'Words are completed in bash and zsh after `eval "$({start} completion)"`.',
         ]
         return "\n".join(lines) + "\n"
 

@@ -126,14 +126,14 @@ def settings_classes():
                 yield "adapt shrink compare", target.compare().settings
 
 
-@pytest.mark.parametrize(("command", "cls"), settings_classes(), ids=lambda value: value if isinstance(value, str) else "")
-def test_every_setting_is_described_by_itself(command, cls):
-    texts = described(cls)
-    for field in dataclasses.fields(cls):
-        text = texts[field.name]
-        assert text[0].isupper() or text[0] == "`", (field.name, text)
-        assert text.endswith((".", "...")), (field.name, text)
-        assert not re.search(r"^Of |likewise|the same of|the next \w+ are|here and below", text, re.IGNORECASE), text
+def test_every_setting_is_described_by_itself():
+    for command, cls in settings_classes():
+        texts = described(cls)
+        for field in dataclasses.fields(cls):
+            text = texts[field.name]
+            assert text[0].isupper() or text[0] == "`", (command, field.name, text)
+            assert text.endswith((".", "...")), (command, field.name, text)
+            assert not re.search(r"^Of |likewise|the same of|the next \w+ are|here and below", text, re.IGNORECASE), text
 
 
 def test_a_console_script_finds_a_typed_module_of_the_working_folder(tmp_path, monkeypatch):
