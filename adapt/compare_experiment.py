@@ -66,6 +66,7 @@ class CompareSettings(TrainingConfig, ProblemSettings):
         skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
         learning_rates: Learning rates to choose from on the reward split. None given means 5e-4, 2e-3 and 8e-3, or a
             quarter, once and four times the paper's for a model of base size.
+        learning_rate, head_learning_rate: Refused here, since they are chosen from `learning_rates`.
         seeds: Number of trainings of each method, with seeds from `seed` on.
         search: Settings of the searches, as in `search.evaluations=100`.
         searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.

@@ -27,7 +27,7 @@ class BudgetSettings:
     Attributes:
         skip_num: Exactly how many layers to skip, at least 0. `auto` is 4 if no share to save is given. None sets no
             number.
-        macs_saved: Least fraction of the MACs to save, 0..1, such as 0.12.
+        macs_saved: Least fraction of the MACs of the baseline, the full model without adapters, to save, 0..1, such as 0.12.
         latency_saved: Least fraction of the latency to save, 0..1, as measured on this machine.
         parameters_saved: Least fraction of the parameters to save, 0..1.
         memory_saved: Least fraction of the memory of the weights (bytes) to save, 0..1.

@@ -239,7 +239,7 @@ def test_a_record_of_something_else_is_refused(tmp_path):
         ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
         (
             {"agent": "json:loads"},
-            "agent 'json:loads' is not a subclass of das_gym.agents.Agent; give one of angular, bandit, bayes",
+            "agent 'json:loads' is not a subclass of das_gym.agents.Agent; give a name",
         ),
         ({"agent": "nowhere:Agent"}, "agent 'nowhere:Agent' cannot be imported"),
         ({"env_kwargs": {"skip_num": 3}}, "env_kwargs must not hold skip_num; use the setting skip_num of the search"),
