@@ -97,7 +97,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
 
 def test_check_names_shows_the_nearest_three_of_many():
     known = [f"meter_{number}" for number in range(60)]
-    with pytest.raises(ValueError, match=r"unknown config 'meter_7'; did you mean 'meter_7.*' or .*`show` lists all 59$"):
+    with pytest.raises(
+        ValueError, match=r"unknown config 'meter_7'; .*'meter_57', '.*' or 'meter_37'\? `show` lists all 59$"
+    ):
         check_names(["meter_7"], [name for name in known if name != "meter_7"], "config", listing="show")
     with pytest.raises(ValueError, match=r"unknown config 'zzz'; known: meter_0, .*, meter_11 and 48 more$"):
         check_names(["zzz"], known, "config")
