@@ -167,9 +167,9 @@ class Program:
             "",
             f"Where no command is named, `{self.main}` is meant: {without}",
             "`with` takes name=value and named configs. `COMMAND --help` shows what a",
-            "command does, its settings and its named configs. `COMMAND print_config with ...`",
-            "shows the settings as they would be. `use=my_module` imports your module first.",
-            f'Words are completed in bash and zsh after `eval "$({start} completion)"`.',
+            "command does, its settings and its named configs, `COMMAND print_config` the",
+            "settings as they would be. `use=my_module` imports your module first. In bash",
+            f'and zsh, words are completed after `eval "$({start} completion)"`.',
         ]
         return "\n".join(lines) + "\n"
 
