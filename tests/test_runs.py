@@ -172,8 +172,6 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_a_line(experiment, tmp_pa
         (["with", "print_config"], 2, "did you mean `python -m trial print_config`?"),
         (["with", "tow"], 1, "unknown named config 'tow'; did you mean 'two'?"),
         (["with", "tow"], 1, "your own needs the module that registers it: use=MODULE, or import it"),
-        (["--number", "3"], 2, "Did you mean `python -m trial with number=3`?"),
-        (["with", "two", "--number=3"], 2, "Did you mean `python -m trial with two number=3`?"),
     ],
 )
 def test_mistyped_words_say_what_was_meant(experiment, tmp_path, monkeypatch, capsys, words, code, text):
