@@ -235,7 +235,7 @@ def near_miss(name: str, known: Iterable[str]) -> str | None:
     return by_lower[near[0]] if near else None
 
 
-LISTINGS = {"setting": "--help"} | dict.fromkeys(("agent", "model", "task", "reward", "statistic"), "python -m agents list")
+LISTINGS = dict.fromkeys(("agent", "model", "task", "reward", "statistic"), "python -m agents list")
 """Where names of a kind are listed, for messages."""
 
 
