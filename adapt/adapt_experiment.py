@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
@@ -27,7 +28,7 @@ from das_gym.adapt.refining import Round, candidates, refine, taken
 from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
-from das_gym.adapt.training import prefixed
+from das_gym.adapt.training import check_ranges, prefixed
 from das_gym.agents.searching.record import HISTORY, SearchResult, best_rows
 
 from das_gym.commandline import typed, use, used
@@ -40,7 +41,15 @@ from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_fold
 from das_gym.files import read_json
 from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_settings
-from das_gym.problem.loading import check_problem, check_prompts, load_backbone, load_problem, load_splits, task_class
+from das_gym.problem.loading import (
+    check_problem,
+    check_prompts,
+    load_backbone,
+    load_problem,
+    load_splits,
+    shuffled,
+    task_class,
+)
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
 from das_gym.runs import check_own, find_run
@@ -65,20 +74,22 @@ class ChoosingSettings:
     """Which mask a command takes: one's own, a search's, or a front's.
 
     Attributes:
-        search_run: Id of the search run whose mask, model and data to use; None with `mask=None` searches first.
-        front: Id of a run of `python -m agents pareto`, whose point number `point` to use, with its model and data.
-        point: Which of its points, from 0 on.
-        mask: A mask of one's own: 0 or 1 a layer, 1 = skipped.
-        search: Settings of `python -m agents` for the search that comes first where nothing else is given, as in
-            `search.evaluations=100`; an agent's name alone is `search.agent`.
-        refine: So many of the search's best masks are trained for a while, and the best of them then takes its mask's
-            place, see `das_gym.adapt.refining`; 1 trusts the search.
+        search_run: Id of the search whose mask, model and data are used. If neither this nor `mask` or `front` is given, a
+            search runs first.
+        mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = skipped.
+        front: Id of a run of `python -m agents pareto`, whose mask number `point` is used.
+        point: Number of a point of `front`, from 0 on.
+        search: Settings of the search that runs first, as in `search.evaluations=100`, `search.agent=bandit`.
+        refine: Number of the search's best masks to train briefly; the best of them replaces the search's answer. 1 trusts
+            the search.
     """
 
+    group: ClassVar[str] = "Layers"
+
     search_run: int | None = None
+    mask: tuple[int, ...] | None = None
     front: int | None = None
     point: int | None = None
-    mask: tuple[int, ...] | None = None
     search: dict[str, Any] = field(default_factory=dict)
     refine: int = 1
 
@@ -111,18 +122,23 @@ class ChoosingSettings:
 
 @dataclass(frozen=True)
 class AdaptSettings(FinetuneConfig, ProblemSettings, ChoosingSettings):
-    """The settings of `python -m adapt`: of fine-tuning, model and data (a search run brings its own), mask, and this.
+    """The settings of `python -m adapt`; a search run brings its own model and data.
 
     Attributes:
-        rank_images: Most test images that retrieval ranks, with all of their texts; None = all.
+        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
+        rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all.
     """
 
+    group: ClassVar[str] = "Evaluation"
+
+    test_examples: int | None = None
     rank_images: int | None = RANKED_IMAGES
 
     def __post_init__(self) -> None:
         FinetuneConfig.__post_init__(self)
         ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
+        check_ranges(self, test_examples=(1, math.inf))
         self.check_chosen()
 
     def finetuning(self) -> FinetuneConfig:
@@ -424,6 +440,8 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     splits = load_splits(problem)
     nothing = np.zeros_like(choice.mask)
     unskipped = cut_subnet(problem, splits, nothing)
+    if settings.test_examples is not None:
+        splits = dataclasses.replace(splits, test=shuffled(unskipped.task, splits.test, settings.test_examples))
     check_test_images(unskipped.task, splits.test)
     mask, rounds = refined(choice, splits, settings, folder)
     subnets = {

@@ -20,7 +20,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from das_gym.adapt.adapt_experiment import SearchFirst, check_test_images, searched, told_to_any_search
 from das_gym.adapt.compare.entrants import MASKED, Entrant, entrants
@@ -33,7 +33,7 @@ from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.commandline import typed, used
-from das_gym.config import build, check_names, part_of
+from das_gym.config import build, check_names, choice, part_of
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import write_json, write_text
@@ -58,25 +58,27 @@ AROUND = (0.25, 1.0, 4.0)
 
 @dataclass(frozen=True)
 class CompareSettings(TrainingConfig, ProblemSettings):
-    """The settings of `python -m adapt compare`: those of training, of model and data, and these.
+    """The settings of `python -m adapt compare`.
 
     Attributes:
-        steps: Of every training.
-        methods: Names of `das_gym.adapt.methods.base.METHODS`; none given are all that the model can have.
-        method_settings: Settings of methods, by name.
-        skip_nums: How many layers DAS skips, one row each, found and at random.
-        learning_rates: The grid, of inserted parameters and head alike; none given are `GRID`, or for a model of base size
-            the paper's rate of adapters, a quarter and four times of it.
-        seeds: How many: `seed` and the next ones.
-        search: Settings of `python -m agents` for the searches, as in `search.evaluations=100`.
-        searches: Id of the search run by number of layers, for those that were searched before.
-        test_examples: Most test examples that are scored; None = all.
-        keep: Whose trained models stay in the run's folder, for `adapt predict`, `evaluate` and `export`: of each row the
-            seed that is `best` on the reward split, `all` seeds, or `none`. Of full tuning that is the whole model.
+        methods: Methods of fine-tuning to compare. None given means all that the model supports.
+        method_settings: Settings of methods, as in `method_settings.lora.rank=8`.
+        skip_nums: Numbers of layers that DAS skips. Each gets a row with searched layers and a row with random layers.
+        learning_rates: Learning rates to choose from on the reward split. None given means 5e-4, 2e-3 and 8e-3, or a
+            quarter, once and four times the paper's for a model of base size.
+        learning_rate, head_learning_rate: Refused here, since they are chosen from `learning_rates`.
+        seeds: Number of trainings of each method, with seeds from `seed` on.
+        search: Settings of the searches, as in `search.evaluations=100`.
+        searches: Ids of searches that ran before, by number of skipped layers, as in `searches.4=17`.
+        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
+        keep: Trained models to keep in the folder of the run, for `evaluate`, `predict` and `export`: of each method the
+            best seed, all seeds, or none.
     """
 
+    group: ClassVar[str] = "Comparison"
+
     steps: int = 600
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] = choice((), METHODS)
     method_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     skip_nums: tuple[int, ...] = (2, 4, 6)
     learning_rates: tuple[float, ...] = ()

@@ -19,11 +19,12 @@ class ConvertSettings(CommandSettings):
     """The settings of `python -m adapt convert`.
 
     Attributes:
-        source: A METER or ViLT checkpoint: a .ckpt or .safetensors file, or a folder, transformers' ViLT's or ours.
-            Nothing in the file is executed.
-        out: A folder, or a file that ends in .safetensors. Adapters that the source lacks are not written.
-        image_size: Side of the images to come, pixels; None = as in the file.
-        num_heads, text_heads, vision_heads: Attention heads, where a small model's shapes do not tell them.
+        source: METER or ViLT checkpoint: a .ckpt or .safetensors file, or a folder. No code in the file is executed.
+        out: New folder, or a file that ends in .safetensors. Adapters that the source lacks are not written.
+        image_size: Side of the input images in pixels. None keeps the size of the source.
+        num_heads: Number of attention heads, if the shapes of a small model do not tell it.
+        text_heads: Number of attention heads of the text encoder, if the shapes of a small model do not tell it.
+        vision_heads: Number of attention heads of the image encoder, if the shapes of a small model do not tell it.
     """
 
     source: str

@@ -23,10 +23,10 @@ class CostsSettings(CommandSettings):
     """The settings of `python -m adapt costs`.
 
     Attributes:
-        image_size: Side of the image, pixels, at least 1.
-        text_tokens: Length of the text, at least 1.
-        answers: Outputs of the VQA head, at least 1.
-        counting: `runs`, or `paper`, see `das_gym.problem.costs`.
+        image_size: Side of the image in pixels, at least 1.
+        text_tokens: Length of the text in tokens, at least 1.
+        answers: Number of outputs of the VQA head, at least 1.
+        counting: Count what runs, or as the paper counts (every token of the last stage too).
     """
 
     image_size: int = 384

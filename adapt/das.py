@@ -120,7 +120,7 @@ class Training:
     ) -> None:
         self.model = model
         self.hardware = hardware
-        model.backbone.vlp.checkpointing = hardware.checkpointing
+        model.backbone.vlp.gradient_checkpointing = hardware.gradient_checkpointing
         self.settings = settings
         examples = [*splits.train, *(splits.reward if settings.train_on_reward else ())]
         batch_size = min(settings.batch_size, len(examples))

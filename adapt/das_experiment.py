@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_backbone, new_model
@@ -24,10 +25,10 @@ from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import SUBNET, UNSKIPPED, compare, print_report, write_answers
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
-from das_gym.adapt.training import Log, prefixed
+from das_gym.adapt.training import Log, check_ranges, prefixed
 
 from das_gym.commandline import typed, used
-from das_gym.config import build
+from das_gym.config import build, choice
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RunsExperiment, required_folder
@@ -36,7 +37,7 @@ from das_gym.models.base import VLP
 from das_gym.models.checkpoints import ADAPTER_FIELDS
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
-from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits, task_class
+from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits, shuffled, task_class
 from das_gym.problem.mask_space import skipped_names
 from das_gym.processes import is_first, of_first
 from das_gym.registration import MODELS, named_environments
@@ -55,24 +56,29 @@ NewChooser = Callable[[int, int, int, float], Chooser]
 
 @dataclass(frozen=True)
 class JointSearchSettings(Hardware, ProblemSettings):
-    """The settings of `python -m adapt das`: those of model and data, of `Hardware`, these, and in `das` the pipeline's.
+    """The settings of `python -m adapt das`.
 
     Attributes:
-        recipe: `das_gym` or `paper` (named config `paper`): settings that `das` leaves out, see `das_gym.adapt.paper`.
-        das: Fields of `das_gym.adapt.paper.DASSettings` to change, as in `das.search_epochs=1`.
-        rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
-        unskipped: Whether the model with nothing skipped is fine-tuned and reported, too: as long again as the subnet.
-        seed: Of new parameters, order of examples, masks and dropout.
+        recipe: Defaults of the pipeline: ours, or those of the paper (the named config `paper`).
+        das: Settings of the pipeline that differ from the recipe, as in `das.skip_num=4`, `das.search_epochs=1`. `python
+            -m adapt paper` prints them.
+        unskipped: Whether to fine-tune and report the full model too. This takes as long again as the subnet.
+        seed: Random seed, 0..2^32 - 1.
+        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
+        rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all, as in the paper.
         save_every: Steps between checkpoints.
-        published: Numbers of the layers that the paper's authors skip, told beside those that are found; the named configs
-            `llava_slake`, `llava_aid20` and `llava_aid50` set them.
+        published: Layers that the paper's authors skip, printed for comparison. The named configs `llava_slake`,
+            `llava_aid20` and `llava_aid50` set them.
     """
 
-    recipe: str = "das_gym"
+    group: ClassVar[str] = "Pipeline"
+
+    recipe: str = choice(RECIPES[0], RECIPES)
     das: dict[str, Any] = dataclasses.field(default_factory=dict)
-    rank_images: int | None = RANKED_IMAGES
     unskipped: bool = True
     seed: int = 0
+    test_examples: int | None = None
+    rank_images: int | None = RANKED_IMAGES
     save_every: int = 100
     published: tuple[int, ...] = ()
 
@@ -80,8 +86,7 @@ class JointSearchSettings(Hardware, ProblemSettings):
         Hardware.__post_init__(self)
         ProblemSettings.__post_init__(self)
         check_rank_images(self.rank_images)
-        if not 0 <= self.seed < 2**32 or self.save_every < 1:
-            raise ValueError(f"seed={self.seed}, save_every={self.save_every}: use 0..{2**32 - 1}, and 1 or more")
+        check_ranges(self, seed=(0, 2**32 - 1), save_every=(1, math.inf), test_examples=(1, math.inf))
         self.pipeline()
 
     def pipeline(self) -> DASSettings:
@@ -203,7 +208,10 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     models = {name: _finetuned(settings, name, chosen, splits, folder, run.log_scalar) for name, chosen in masks.items()}
     if not is_first():
         return 0.0
-    subnet, rows = models[SUBNET], compare(models, splits, settings.rank_images)
+    subnet = models[SUBNET]
+    if settings.test_examples is not None:
+        splits = dataclasses.replace(splits, test=shuffled(subnet.task, splits.test, settings.test_examples))
+    rows = compare(models, splits, settings.rank_images)
     write_answers(folder, rows, subnet.task, splits.test)
     record = {
         "format": "das_gym das 1",

@@ -109,7 +109,7 @@ def evaluate(
 
 @torch.inference_mode()
 def predict(
-    subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int = 128, new_tokens: int = NEW_TOKENS
+    subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int = 128, max_new_tokens: int = NEW_TOKENS
 ) -> list[dict[str, Any]]:
     """What a subnet answers to examples, whose right answers need not be known; see `Task.predictions` and `written`.
 
@@ -118,7 +118,7 @@ def predict(
         examples: At least one.
         title: Of the progress bar.
         pairs: At most so many go through the model at a time, where answers are chosen.
-        new_tokens: Most tokens of an answer in words; a warning tells how many answers are cut there.
+        max_new_tokens: Most tokens of an answer in words; a warning tells how many answers are cut there.
 
     Raises:
         FloatingPointError: what it says of an example is not a number.
@@ -128,19 +128,19 @@ def predict(
     asked = [task.asked(example) for example in examples]
     chosen = [example for example, prompt in zip(examples, asked, strict=True) if prompt is None]
     free = [prompt for prompt in asked if prompt is not None]
-    said = iter(_said(subnet, free, title, new_tokens) if free else ())
+    said = iter(_said(subnet, free, title, max_new_tokens) if free else ())
     batches = answered(subnet, chosen, title, pairs) if chosen else ()
     rows = (row for chunk, logits in batches for row in task.predictions(chunk, logits))
     pairs_of = zip(examples, asked, strict=True)
     return [next(rows) if prompt is None else task.written(example, next(said)) for example, prompt in pairs_of]
 
 
-def _said(subnet: AdaptedModel, prompts: Sequence[Any], title: str, new_tokens: int) -> list[str]:
+def _said(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
     vlp = subnet.backbone.vlp
     entry = next((entry for entry in MODELS.values() if entry.say and isinstance(vlp, find_class(entry.vlp))), None)
     if entry is None:
         raise TypeError(f"a {type(vlp).__name__} says no answers in words: register how it does, as ModelEntry(say=...)")
-    answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, new_tokens)
+    answers: list[str] = find_class(entry.say)(vlp, subnet.task.processor, prompts, title, max_new_tokens)
     return answers
 
 

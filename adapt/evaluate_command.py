@@ -1,16 +1,15 @@
-"""What a fine-tuned subnet answers and scores on any part of any data of its task, and what it says to each example.
+"""Score a fine-tuned subnet on any part of the data (`evaluate`), or write its answers (`predict`).
 
 python -m adapt evaluate with run=2
 python -m adapt evaluate with run=smaller split=val2014 data_root=/data/vqav2 out=answers.json
 python -m adapt predict with run=2 split=test-dev2015 data_root=/data/vqav2 out=answers.json
 python -m adapt evaluate with run=5 method=lora
 
-`run` is the id of a run of `python -m adapt` or `adapt das` that ended, or the folder of one, or a folder that
-`adapt export` wrote, or of a model of transformers as it is, such as `adapt shrink` left; or a run of `adapt compare`, of
-whose models `method` names one. The file holds an object an example, as the task's server takes it: for VQA `question_id`
-and `answer`, for NLVR2 `identifier` and `prediction`. `predict` scores nothing, and takes data without answers too. Models
-that answer in words say theirs there, greedy; where `evaluate` scores them it writes `key` with the chosen option or, where
-there is nothing to choose from, the likeliest token at each place of the right answer, `teacher_forced`.
+`evaluate` prints the scores. `out` is a JSON file with one object per example, in the format of the task's evaluation
+server: `question_id` and `answer` for VQA, `identifier` and `prediction` for NLVR2. `predict` needs no reference answers and
+computes no scores. Models that answer in words generate their answers greedily in `predict`. In `evaluate` they choose among
+the options of the question; without options the file holds the likeliest token at each position of the reference answer, as
+`teacher_forced`.
 """
 
 from __future__ import annotations
@@ -23,8 +22,10 @@ from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_
 from das_gym.adapt.subnets import is_plain, load_moved, load_plain, place_of, recorded_data
 
 from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.config import choice
 from das_gym.data.checks import require_readable
 from das_gym.files import at_home, write_json
+from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, task_class
 from das_gym.runs import RUNS_DIR
 
@@ -34,43 +35,44 @@ class EvaluateSettings(CommandSettings):
     """The settings of `python -m adapt evaluate` and `predict`.
 
     Attributes:
-        run: Id of a run that ended, or a folder; also that of a model of transformers, such as `adapt shrink` left.
-        method: Whose model, where the run compares methods: `lora`, `das_4`, `random_4`, ...
-        seed: Of that model, where all are kept; None is the one that is best on the reward split.
-        split: `train`, `reward` or `test`, as das_gym divides the data; of VQAv2 also `train2014`, `val2014`, `test2015`
-            or `test-dev2015`, for which nothing else has to be there; for models that answer in words also `questions`: a
-            file of LLaVA's for evaluation, lines of `question_id`, `image` and `text`.
-        data_root: Folder of the data; None is the run's own.
-        out: JSON file for what the model answers; None writes none (`predict` needs one).
-        examples: At most so many, the first; None is all.
-        rank_images: Most images that are ranked in retrieval, None = all.
-        new_tokens: Most tokens of an answer in words that `predict` writes.
-        on_bad_example: `raise` at the first bad example, or `skip` it.
-        device: `auto`, `cpu`, `cuda`, ...
+        run: Id of a finished run, the folder of one, or a folder of a transformers model such as `adapt shrink` writes.
+        split: Part of the data: `train`, `reward` or `test`. VQAv2 also has `train2014`, `val2014`, `test2015` and
+            `test-dev2015`. Models that answer in words also take `questions`, a JSON-lines file in LLaVA's format for
+            evaluation.
+        data_root: Folder of the data. None uses the run's own.
+        out: JSON file for the predictions. None writes none; `predict` needs one.
+        method: Method whose model is used, for a run of `adapt compare`: `lora`, `das_4`, `random_4`, ...
+        seed: Seed whose model is used, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
+            split.
+        limit: Number of examples, the first ones of the split. None takes all.
+        rank_images: Number of images that retrieval ranks, with all of their texts. None ranks all.
+        max_new_tokens: Longest answer in words that `predict` generates, in tokens.
+        on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
+        device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+        checkpoint: Model that the run adapted, if it was moved since.
         runs_dir: Folder of all runs.
-        checkpoint: The model that the run adapted, where that was moved.
     """
 
     run: int | str
-    method: str | None = None
-    seed: int | None = None
     split: str = "test"
     data_root: str | None = None
     out: str | None = None
-    examples: int | None = None
+    method: str | None = None
+    seed: int | None = None
+    limit: int | None = None
     rank_images: int | None = RANKED_IMAGES
-    new_tokens: int = NEW_TOKENS
-    on_bad_example: str = "raise"
+    max_new_tokens: int = NEW_TOKENS
+    on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     device: str = "auto"
-    runs_dir: str = RUNS_DIR
     checkpoint: str | None = None
+    runs_dir: str = RUNS_DIR
 
     def __post_init__(self) -> None:
         check_rank_images(self.rank_images)
-        if self.examples is not None and self.examples < 1:
-            raise ValueError(f"examples={self.examples} is not allowed; give 1 or more, or leave it out for all")
-        if self.new_tokens < 1:
-            raise ValueError(f"new_tokens={self.new_tokens} is not allowed; give 1 or more")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} is not allowed; give 1 or more, or leave it out for all")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} is not allowed; give 1 or more")
         if self.out is not None and at_home(self.out).exists():
             raise FileExistsError(f"out={self.out} exists, and nothing is ever written over; give another file")
 
@@ -89,7 +91,7 @@ class EvaluateSettings(CommandSettings):
         plain = is_plain(place)
         subnet = load_plain(place, self.device) if plain else load_moved(place, self.device, self.checkpoint)
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
-        examples = examples[: self.examples]
+        examples = examples[: self.limit]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)
         return subnet, examples, data_root
 
@@ -117,7 +119,7 @@ def prediction_main(words: Sequence[str]) -> None:
     if settings.out is None:
         raise ValueError("predict needs a file to write answers to: pass out=answers.json")
     subnet, examples, _ = settings.load()
-    answers = predict(subnet, examples, "predicting", new_tokens=settings.new_tokens)
+    answers = predict(subnet, examples, "predicting", max_new_tokens=settings.max_new_tokens)
     write_json(settings.out, answers)
     print(f"{len(answers):,} answers: {settings.out}")
 

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from das_gym.config import check_names
+from das_gym.config import check_names, choice
 from das_gym.processes import join, rank, world
 
 Example = TypeVar("Example")
@@ -33,20 +33,21 @@ class Hardware:
     """Settings of what training runs on; none of them changes what is learnt but for rounding.
 
     Attributes:
-        micro_batch_size: Examples that go through the model at a time, gradients being added up; None is all of a step's.
-        mixed_precision: `bf16` or `fp16`: matrix products in 16 bits, weights and sums in 32; None is what
-            `accelerate launch` was told, or no such thing.
-        checkpointing: Compute what layers keep for the gradient again, instead of keeping it: less memory, more time.
-        trackers: Of `tensorboard` and `wandb`, beside the run's own metrics.
-        encoder_cache_gib: How much of the frozen encoders' outputs to keep in memory, GiB; 0 keeps none.
-        dataloader_num_workers: Processes that read and transform the pictures of coming steps, beside each that trains; 0
-            reads them there, which is all that small pictures, or ones whose encoder outputs are kept, need.
+        micro_batch_size: Examples per forward pass; gradients are accumulated. None takes the whole batch at once.
+        mixed_precision: Mixed precision of accelerate. None takes what `accelerate launch` was given, or none.
+        gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
+        trackers: Trackers that get the metrics too, besides the run's own record.
+        encoder_cache_gib: Memory for outputs of the frozen encoders, in GiB. 0 keeps none.
+        dataloader_num_workers: Processes that read images ahead, for each process that trains. 0 reads them in the training
+            process.
     """
+
+    group: ClassVar[str] = "Hardware"
 
     micro_batch_size: int | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    checkpointing: bool = False
-    trackers: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
+    trackers: tuple[str, ...] = choice((), TRACKERS)
     encoder_cache_gib: float = 2.0
     dataloader_num_workers: int = 0
 

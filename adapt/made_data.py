@@ -18,11 +18,11 @@ class ShapesSettings(CommandSettings):
     """The settings of `python -m adapt shapes`.
 
     Attributes:
-        out: A new or an empty folder.
-        seed: Of everything that is drawn.
-        train_scenes: Images of train2014.
-        val_scenes: Images of val2014.
-        disagreement: Chance of each of ten annotators to give a wrong answer, 0..1.
+        out: New or empty folder to write to.
+        seed: Random seed.
+        train_scenes: Number of images of train2014.
+        val_scenes: Number of images of val2014.
+        disagreement: Probability that an annotator, one of ten, gives a wrong answer, 0..1.
     """
 
     out: str

@@ -70,7 +70,7 @@ def make_room(step_loss: StepLoss, parameters: Iterable[Tensor], own_share: int)
     if at_once < own_share and not asked:
         line += f"; {own_share} at a time would not fit, so that a step's {own_share} examples come in parts"
     elif needed > free:
-        line += "; that does not fit: give a smaller micro_batch_size, or checkpointing=True"
+        line += "; that does not fit: give a smaller micro_batch_size, or gradient_checkpointing=True"
     return line
 
 

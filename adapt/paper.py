@@ -14,7 +14,7 @@ from typing import Any
 
 from das_gym.adapt.training import SCHEDULES
 
-from das_gym.commandline import HELP, typed
+from das_gym.commandline import HELP, fit_docstring, typed
 from das_gym.config import check_names
 from das_gym.registration import TASKS, find_class
 
@@ -306,7 +306,7 @@ def main(words: Sequence[str] = ()) -> None:
     from das_gym.console import Console
 
     if words and words[0] in HELP:
-        print(__doc__)
+        print(fit_docstring(__doc__ or ""))
         return
     if words:
         raise ValueError(f"`{typed('adapt paper')}` takes no settings; leave {' '.join(words)!r} out")

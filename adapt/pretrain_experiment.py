@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from das_gym.adapt.pretrain.config import CHECKPOINTS, PretrainConfig
 from das_gym.adapt.pretrain.recipe import pretrain
@@ -31,8 +31,10 @@ class PretrainSettings(ResumableSettings, PretrainConfig):
     """The settings of `python -m adapt pretrain`.
 
     Attributes:
-        out: Folder to write the checkpoint to; None is `meter_mini` or likewise in the run's folder.
+        out: Folder to write the checkpoint to. None is a folder of the model's name in the run's folder.
     """
+
+    group: ClassVar[str] = "Pre-training"
 
     out: str | None = None
 

@@ -217,7 +217,7 @@ def set_up(
     own = list(own_parameters(vlp, head).values())
     groups = Group(tunable, rate), Group(own, head_rate)
     schedule = partial(decay, steps=config.steps, warmup=config.warmup, power=config.power, schedule=config.schedule)
-    vlp.checkpointing = config.checkpointing
+    vlp.gradient_checkpointing = config.gradient_checkpointing
     step_loss = StepLoss(
         model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config, config.itm_weight
     )

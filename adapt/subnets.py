@@ -19,7 +19,7 @@ from das_gym.config import build, check_names
 from das_gym.data.origin import check_record
 from das_gym.files import at_home, read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
-from das_gym.problem.config import ProblemConfig, recorded_settings
+from das_gym.problem.config import ProblemConfig, is_hub_id, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
 from das_gym.registration import MODELS, TASKS
 from das_gym.runs import RunSettings, find_run, library_versions
@@ -47,6 +47,11 @@ def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int
         ValueError: what `kept_model` raises, or a method of a run that compares none.
     """
     folder = at_home(str(run))
+    if not folder.is_dir() and is_hub_id(str(run)):
+        raise FileNotFoundError(
+            f"`run` is not a run or a folder: got {run}. das_gym downloads nothing. Run "
+            f"`hf download {run} --local-dir FOLDER`, then give run=FOLDER."
+        )
     if not folder.is_dir() or str(run).isdecimal():
         folder = find_run(runs_dir, run)
     if (folder / COMPARED).is_file():

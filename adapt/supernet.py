@@ -32,12 +32,13 @@ class SupernetConfig(TrainingConfig):
     """Settings of supernet training: those of `TrainingConfig`, whose defaults here made the shipped supernets, and these.
 
     Attributes:
-        max_skipped: Each step skips 0..max_skipped layers, every number as likely.
-        vocabulary: File with the task's labels, such as VQA's answers, as `das_gym.tasks.labels.write_labels` writes it
-            and every run leaves it; None chooses them from train.
-        min_answer_count: Answers that occur at least so often in train make the vocabulary; None decides
-            by `Task.choose_labels`.
+        max_skipped: Each step skips 0 to `max_skipped` random layers.
+        vocabulary: File with the task's labels, such as the answers of VQA. None chooses them from the training data.
+        min_answer_count: Answers that occur at least so often in the training data are labels. None leaves the choice to
+            the task.
     """
+
+    group: ClassVar[str] = "Training"
 
     pairs_per_step: ClassVar[int] = 96
     usual_rate: ClassVar[float] = 2e-3

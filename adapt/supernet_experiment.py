@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
@@ -35,8 +35,10 @@ class SupernetSettings(SupernetConfig, ProblemSettings):
     """The settings of `python -m adapt supernet`: those of training, of model and data, and these.
 
     Attributes:
-        out: File to write; None is `supernet.safetensors` in the run's folder.
+        out: File to write. None is `supernet.safetensors` in the run's folder.
     """
+
+    group: ClassVar[str] = "Training"
 
     out: str | None = None
 

@@ -17,7 +17,7 @@ from das_gym.adapt.plateau import CHECKS, Plateau
 from das_gym.adapt.reading_ahead import ReadingAhead
 from torch import Tensor, nn
 
-from das_gym.config import build, check_names
+from das_gym.config import build, check_names, choice
 from das_gym.files import write_bytes
 from das_gym.models.pickles import load_pickle
 from das_gym.models.tensor_files import check_archive, check_finite
@@ -69,23 +69,26 @@ class TrainingConfig(Hardware):
     """Settings of training adapters and head, and of `Hardware`; the defaults are those of fine-tuning.
 
     Attributes:
-        seed: Of the order of examples, and of what else is drawn.
-        steps: Training steps.
-        batch_size: Examples a step, at most as many as there are; None is as many as come to `pairs_per_step` pairs of
-            text and image; for a model of base size the paper's.
-        learning_rate: Peak, of adapters, poolers and token types; None is `usual_rate`, or the paper's for a model of base
-            size.
-        head_learning_rate: Peak, of the head; None likewise.
-        warmup: Share of the steps.
-        weight_decay: Of matrices.
-        itm_weight: Of the image-text-matching loss that is added to the task's own, where a task has one (retrieval), by the
-            checkpoint's frozen matching head; 0 adds none.
-        power: Of the polynomial decay.
-        schedule: `polynomial` or `cosine`, see `decay`.
+        seed: Random seed, of new parameters and the order of examples among others.
+        steps: Number of training steps.
+        batch_size: Examples per step. None means about 64 pairs of text and image (96 in `supernet`), or the paper's batch
+            size for a model of base size.
+        learning_rate: Peak learning rate of adapters, poolers and token types. None means 1e-3 (2e-3 in `supernet`), or the
+            paper's for a model of base size.
+        head_learning_rate: Peak learning rate of the task head. None means 1e-3 (2e-3 in `supernet`), or the paper's for a
+            model of base size.
+        warmup: Fraction of the steps in which the learning rate rises, 0..1.
+        weight_decay: Weight decay of matrices. Biases and other vectors have none.
+        itm_weight: Weight of the image-text-matching loss of the checkpoint's frozen matching head, for retrieval. 0 leaves
+            it out.
+        power: Power of the polynomial schedule.
+        schedule: How the learning rate falls to 0 after the warm-up.
         save_every: Steps between checkpoints.
-        patience: Train until the loss on the reward split was no lower for so many of 40 checks in a row, then decay for a
-            quarter as long; `steps` is the limit. None trains all steps.
+        patience: Stop early: if the loss on the reward split has not fallen in so many of 40 checks in a row, the learning
+            rate decays and training ends. None trains all steps.
     """
+
+    group: ClassVar[str] = "Training"
 
     pairs_per_step: ClassVar[int] = 64
     usual_rate: ClassVar[float] = 1e-3
@@ -99,7 +102,7 @@ class TrainingConfig(Hardware):
     weight_decay: float = 0.01
     itm_weight: float = 0.0
     power: float = 1.0
-    schedule: str = "polynomial"
+    schedule: str = choice("polynomial", SCHEDULES)
     save_every: int = 100
     patience: int | None = None
 

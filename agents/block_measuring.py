@@ -134,11 +134,11 @@ class BlocksSettings(CommandSettings):
     """The settings of `python -m agents blocks`.
 
     Attributes:
-        table: Path of a table.
-        checkpoint: Of the table's model; None is the bundled one, here and below.
-        supernet: With which it was made.
-        data_root: The data.
-        tokenizer: Folder of the tokenizer, where the checkpoint's holds none.
+        table: File of the table.
+        checkpoint: Checkpoint of the model that the table was made with. None uses the bundled one.
+        supernet: Supernet that the table was made with. None uses the bundled one.
+        data_root: Folder of the data that the table was made with. None uses the bundled data.
+        tokenizer: Folder of the tokenizer, if the checkpoint's folder has none.
     """
 
     table: str

@@ -15,9 +15,10 @@ reward and test score; compare.png is the picture.
 from __future__ import annotations
 
 import dataclasses
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
@@ -25,13 +26,13 @@ from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
 from das_gym.agents.compare.traces import check_agent
-from das_gym.agents.sb3.algorithms import is_algorithm
+from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import check_agent_name, sb3_config
 from das_gym.agents.searching.loop import SearchConfig
 from rich import box
 from rich.table import Table
 
-from das_gym.config import build
+from das_gym.config import build, choice
 from das_gym.console import Console
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import absolute, write_json
@@ -50,31 +51,33 @@ COMPARED = tuple(name for name in AGENTS if name not in ("exhaustive", "sleb"))
 
 @dataclass(frozen=True)
 class CompareSettings(RunSettings, BudgetSettings):
-    """The settings of `python -m agents compare`: where the run goes, the budget, as for a search, and these.
+    """The settings of `python -m agents compare`.
 
     Attributes:
-        env_id: Id of an environment with a model; its table is what agents play on.
-        live: Play on the model itself.
-        table: Path of a table, None = the bundled one.
-        env_kwargs: Other arguments of the environment, such as `reward`.
-        agents: Names, also of Stable-Baselines3's algorithms, or "module:class".
-        agent_kwargs: Hyper-parameters by agent.
-        seed: The first search's.
-        seeds: How many searches an agent makes, at least 1; their seeds are `seed`, `seed` + 1, ...
+        env_id: Id of the environment to compare on. Agents play on its table.
+        agents: Agents to compare, or "module:class" of your own.
+        seeds: Number of searches of each agent, at least 1, with seeds from `seed` on.
         evaluations: Masks that a search may score, at least 1.
-        masks_per_turn: Masks scored between two answers, at least 1.
+        seed: Random seed of the first search.
+        masks_per_turn: Masks that are scored between two answers, at least 1.
+        table: File of a table. None uses the bundled one.
+        live: Whether to score masks with the model instead of a table.
+        agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.bandit.learning_rate=5`.
+        env_kwargs: Further arguments of the environment, as in `env_kwargs.reward=metric`.
     """
 
+    group: ClassVar[str] = "Comparison"
+
     env_id: str = DEFAULT_ENV
-    live: bool = False
-    table: str | None = None
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    agents: tuple[str, ...] = COMPARED
-    agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seed: int = 0
+    agents: tuple[str, ...] = choice(COMPARED, ChainMap(ALGORITHMS, AGENTS))
     seeds: int = 50
     evaluations: int = 120
+    seed: int = 0
     masks_per_turn: int = 3
+    table: str | None = None
+    live: bool = False
+    agent_kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

@@ -27,12 +27,12 @@ from das_gym.tables.table import SubnetTable
 
 @dataclass(frozen=True)
 class ExploreSettings(CommandSettings):
-    """The settings of `explore`.
+    """The settings of `python -m agents explore`.
 
     Attributes:
-        table: A table's file; or an environment with a bundled one, by its short name (`python -m agents list`) or its id.
-        out: The file to write; None is explore_<table>.html in the working folder.
-        runs: Ids of searches on that table, to be watched.
+        table: File of a table, or an environment with a bundled table: `meter_vqa` or its id.
+        out: HTML file to write. None is explore_TABLE.html in the working folder.
+        runs: Ids of searches on this table to replay in the page.
         runs_dir: Folder of all runs.
     """
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.config import choice
 from das_gym.files import at_home
 from das_gym.problem.budget import Budget
 from das_gym.registration import ENVIRONMENTS
 from das_gym.tables.landscape import Landscape, landscape
-from das_gym.tables.suite import DEFAULT_BUDGETS, SUITE_SPLITS, load_suite
+from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, SUITE_SPLITS, load_suite
 from das_gym.tables.table import SubnetTable
 
 RUGGED = 0.8
@@ -30,16 +31,16 @@ class LandscapeSettings(CommandSettings):
     """The settings of `python -m agents landscape`.
 
     Attributes:
-        table: A table's file; None = every bundled one.
-        skip_num: Units to skip.
-        suite: `bundled`, or a suite's folder: its problems instead of tables.
-        budgets: Kinds of budgets of its problems: `count`, `macs`, `latency`.
+        table: File of a table. None shows every bundled table.
+        skip_num: Number of layers to skip.
+        suite: Show the problems of a suite instead of tables: `bundled`, or the folder of a suite.
+        budgets: Kinds of budgets of the problems: a number of layers, a share of MACs, a share of latency.
     """
 
     table: str | None = None
     skip_num: int = 4
     suite: str | None = None
-    budgets: tuple[str, ...] = DEFAULT_BUDGETS
+    budgets: tuple[str, ...] = choice(DEFAULT_BUDGETS, BUDGET_KINDS)
 
 
 def tables_of(settings: LandscapeSettings) -> dict[str, SubnetTable]:

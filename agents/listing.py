@@ -39,14 +39,18 @@ def environments(columns: int = ROOMY) -> Table:
     others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives(first.id)}, and so on"
     if columns < ROOMY:
         table = _table(title, "id", "short", "layers", whole=3)
-        table.caption = f"from a table: DAS-METER-VQA-Tabular-v0, meter_vqa_table, and so on\n{others}"
+        table.caption = (
+            "from a bundled table, where layers are listed: DAS-METER-VQA-Tabular-v0,\n"
+            f"meter_vqa_table, and so on; {typed('agents table', '<short>')} makes one\n{others}"
+        )
         for entry in ENVIRONMENTS.values():
             table.add_row(entry.id, entry.short, _layers(entry))
         return table
     table = _table(title, "id", "from a table", "short", "model", "task", "layers", "data", whole=5)
     table.caption = others
     for entry in ENVIRONMENTS.values():
-        table.add_row(entry.id, entry.tabular_id, entry.short, entry.model, entry.task, _layers(entry), entry.data)
+        tabular = entry.tabular_id if entry.table is not None else "-"
+        table.add_row(entry.id, tabular, entry.short, entry.model, entry.task, _layers(entry), entry.data)
     return table
 
 

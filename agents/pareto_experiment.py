@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class, make_agent
@@ -30,7 +30,7 @@ from das_gym.agents.search_experiment import ENV_SETTINGS, EnvSettings, SearchSe
 from das_gym.agents.searching.loop import agent_generator
 
 from das_gym.commandline import typed
-from das_gym.config import build, check_names
+from das_gym.config import build, check_names, choice
 from das_gym.experiment import Run, RunsExperiment, run_folder
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import recorded_settings
@@ -48,25 +48,27 @@ BASELINES = ("block_influence", "angular", "interlace", "uniform")
 
 @dataclass(frozen=True)
 class ParetoSettings(ResumableSettings, EnvSettings):
-    """The settings of `python -m agents pareto`: where its run goes, those of the environment by name, and these.
+    """The settings of `python -m agents pareto`.
 
     Attributes:
-        env_id: Id of an environment of das_gym; its budget counts for nothing.
-        env_kwargs: Its keyword arguments.
-        cost: What is set against the loss: `MACs`, `latency` (measured on this machine), `parameters` or `memory`.
-        seed: Of the search, 0..2^32 - 1.
-        evaluations: Masks to score, at least 12; those of the baselines come on top.
+        env_id: Id of the environment to search, see `python -m agents list`. Its budget is ignored.
+        cost: Cost that is traded off against the loss. Latency is measured on this machine.
+        evaluations: Number of masks to score, at least 12. The baselines are scored in addition.
+        seed: Random seed of the search, 0..2^32 - 1.
         masks_per_turn: Masks that are scored in one call, at least 1.
-        baselines: Agents that need no search, whose masks are scored at ten budgets each to stand beside the front.
+        baselines: Agents without a search, each scored at ten budgets, to compare with the front.
+        env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
     """
 
+    group: ClassVar[str] = "Search"
+
     env_id: str = DEFAULT_ENV
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    cost: str = "MACs"
-    seed: int = 0
+    cost: str = choice("MACs", tuple(SAVED.values()))
     evaluations: int = 400
+    seed: int = 0
     masks_per_turn: int = 8
     baselines: tuple[str, ...] = BASELINES
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_names([self.cost], SAVED.values(), "cost")

@@ -1,6 +1,6 @@
-"""`python -m agents runs`: past runs of every command, best first.
+"""`python -m agents runs`: past runs of every command, by environment, best first.
 
-python -m agents runs                                   all in runs/, command by command
+python -m agents runs                                   all in runs/, by environment and command
 python -m agents runs with agent=bandit env=meter_vqa   searches by the bandit in environments of that name
 python -m agents runs with status=failed order=newest   what failed, the newest first
 """
@@ -12,6 +12,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from das_gym.commandline import CommandSettings, parse_or_help, typed
-from das_gym.config import check_names
+from das_gym.config import check_names, choice
 from das_gym.console import Console
 from das_gym.files import read_json
 from das_gym.locks import is_locked
@@ -53,28 +54,28 @@ class RunsSettings(CommandSettings):
 
     Attributes:
         runs_dir: Folder of all runs.
-        agent: Only searches by this agent.
-        env: Only runs whose environment's short name holds this text, such as `meter` or `vqa_table`.
-        command: Only runs of this command, such as `agents` or `adapt shrink`.
-        status: Only runs of this state: `done`, `failed`, `stopped`, `running`, `died`, `damaged`.
-        order: `best`, highest result first, command by command; or `newest`.
-        most: How many are shown.
+        agent: Show only searches by this agent.
+        env: Show only runs whose environment contains this text, such as `meter` or `vqa_table`.
+        command: Show only runs of this command, such as `agents` or `adapt shrink`.
+        status: Show only runs in this state.
+        order: `best` sorts by environment and command, best result first. `newest` sorts by time.
+        limit: Number of runs to show, at least 1.
     """
 
     runs_dir: str = RUNS_DIR
     agent: str | None = None
     env: str | None = None
     command: str | None = None
-    status: str | None = None
-    order: str = "best"
-    most: int = 30
+    status: str | None = choice(None, (*STATES.values(), DIED, DAMAGED))
+    order: str = choice("best", ORDERS)
+    limit: int = 30
 
     def __post_init__(self) -> None:
         check_names([self.order], ORDERS, "order")
         if self.status is not None:
             check_names([self.status], (*STATES.values(), DIED, DAMAGED), "status")
-        if self.most < 1:
-            raise ValueError(f"most={self.most} is not allowed; show 1 run or more")
+        if self.limit < 1:
+            raise ValueError(f"limit={self.limit} is not allowed; show 1 run or more")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def past_runs(settings: RunsSettings) -> list[PastRun]:
     runs = [run for run in map(_read, files) if _is_asked_for(run, settings)]
     runs.sort(key=lambda run: -run.id)
     if settings.order == "best":
-        runs.sort(key=lambda run: (run.command, math.inf if run.result is None else -run.result))
+        runs.sort(key=lambda run: (run.env, run.command, math.inf if run.result is None else -run.result))
     return runs
 
 
@@ -201,17 +202,18 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def table_of(runs: Sequence[PastRun]) -> Table:
-    """The runs as a table that fits 80 columns."""
+def table_of(runs: Sequence[PastRun], grouped: bool = True) -> Table:
+    """The runs as a table that fits 80 columns; `grouped` draws a line between environments and commands."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption_justify="left")
     numbers = ("run", "result", "MACs\nsaved")
     for name in ("run", "command", "agent", "environment", "result", "MACs\nsaved", "status", "started\nUTC"):
         table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for run in runs:
+    for run, after in zip_longest(runs, runs[1:]):
         result = "-" if run.result is None else f"{run.result:.4f}"
         saved = "-" if run.macs_saved is None else f"{100 * run.macs_saved:.1f} %"
         cells = (str(run.id), run.command, run.agent, run.env, result, saved, run.status, run.started[5:])
-        table.add_row(*(Text(printable(cell)) for cell in cells))  # what a record says is no markup of rich
+        last_of_group = grouped and after is not None and (run.env, run.command) != (after.env, after.command)
+        table.add_row(*(Text(printable(cell)) for cell in cells), end_section=last_of_group)  # records hold no markup
     table.caption = "result: reward of a search (agents), score on test (adapt)"
     return table
 
@@ -227,11 +229,11 @@ def main(words: Sequence[str] = ()) -> int:
         return 0
     console = Console()
     console.width = max(console.width, NARROWEST)
-    console.print(table_of(runs[: settings.most]))
-    for run in runs[: settings.most]:
+    console.print(table_of(runs[: settings.limit], grouped=settings.order == "best"))
+    for run in runs[: settings.limit]:
         if run.status == DIED and run.resumes:
             words = f"resume={run.id}", runs_dir_words(Path(settings.runs_dir) / str(run.id))
-            print(f"run {run.id} died; go on with: {typed(printable(run.command), *words)}")
-    if len(runs) > settings.most:
-        print(f"{len(runs) - settings.most} more: most={len(runs)} shows all")
+            print(f"run {run.id} died. Resume it with: {typed(printable(run.command), *words)}")
+    if len(runs) > settings.limit:
+        print(f"{len(runs) - settings.limit} more: limit={len(runs)} shows all")
     return 0

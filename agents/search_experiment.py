@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
@@ -37,58 +37,76 @@ from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import typed
-from das_gym.config import build, described
+from das_gym.config import build, choice
+from das_gym.envs.actions import ACTION_MODES
+from das_gym.envs.scoring import REWARD_BATCHES
 from das_gym.experiment import Run, RunsExperiment, run_folder
-from das_gym.problem.config import PATH_SETTINGS, ProblemConfig, setting_path
+from das_gym.problem.config import PATH_SETTINGS, ComputeSettings, ModelSettings, setting_path
 from das_gym.problem.mask_cost import SAVED, given_costs
+from das_gym.problem.rewards import REWARDS
 from das_gym.progress import progress
 from das_gym.registration import named_environments
 from das_gym.runs import ResumableSettings, runs_dir_words
 from das_gym.wording import counted
 
 PICTURE, PROBABILITIES = "search.png", "skip_probabilities.png"
-ENV_SETTINGS = {
-    **{"reward": str, "macs_price": float, "reward_examples": int, "reward_batches": str},
-    **{"latency_batch": int, "costs": str},
-    **{name: kind for name, kind in get_type_hints(ProblemConfig).items() if name not in ("model", "task")},
-}
-"""What may be told to the environment by name, and of which type: what `SkipEnv` takes besides action and budget."""
 
-EnvSettings: Any = dataclasses.make_dataclass(
-    "EnvSettings", [(name, kind | None, None) for name, kind in ENV_SETTINGS.items()], frozen=True
-)
-"""All of `ENV_SETTINGS`; None = the environment's default."""
-EnvSettings.__doc__ = "Of the environment; None = its default.\n\nAttributes:\n" + "\n".join(
-    f"    {name}: {text}"
-    for name, text in {
-        "reward": "Name of the reward: exp_neg_loss, neg_loss, metric, neg_kl, or one of your own.",
-        "macs_price": "What saving all MACs of the full model would be worth, in units of the reward.",
-        "reward_examples": "Examples that score a mask.",
-        "reward_batches": "Which examples a step uses: fixed, cycle or resample.",
-        "latency_batch": "Examples that run at a time when latency is measured.",
-        "costs": "File of what masks cost, where that is known already.",
-        **described(ProblemConfig),
-    }.items()
-)
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSettings(ModelSettings, ComputeSettings):
+    """Arguments of the environment, besides action and budget, as settings. Those that are not the default are passed on.
+
+    Attributes:
+        reward: How a mask is rewarded. `python -m agents list` shows the formulas.
+        macs_price: Reward for saving all MACs of the baseline. A mask that saves half of them gets half of it.
+        reward_examples: Number of examples that a mask is scored on. None means the task's own number: 500, or 64 for
+            retrieval.
+        reward_batches: Examples of each step: always the same (`fixed`), the next ones (`cycle`) or drawn anew
+            (`resample`).
+        latency_batch: Examples per forward pass when latency is measured for `latency_saved`.
+        costs: JSON file with known costs of the layers, instead of measuring them.
+    """
+
+    group: ClassVar[str] = "Reward"
+
+    reward: str = choice("exp_neg_loss", REWARDS)
+    macs_price: float = 0.0
+    reward_examples: int | None = None
+    reward_batches: str = choice("fixed", REWARD_BATCHES)
+    latency_batch: int = 1
+    costs: str | None = None
+
+    @property
+    def given_to_env(self) -> dict[str, Any]:
+        """The settings that are not the default, as keyword arguments of the environment."""
+        values = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(EnvSettings) if getattr(self, f.name) != f.default
+        }
+        return {name: str(setting_path(name, value)) if name in PATH_SETTINGS else value for name, value in values.items()}
+
+
+ENV_SETTINGS = tuple(f.name for f in dataclasses.fields(EnvSettings))
 
 
 @dataclass(frozen=True)
 class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
-    """The settings of `python -m agents search`: those of a search, where its run goes, those of the environment, and these.
+    """The settings of `python -m agents search`.
 
-    All but those of `EnvSettings` are for algorithms of Stable-Baselines3 alone, see `das_gym.agents.sb3.config`.
+    Those declared here are for algorithms of Stable-Baselines3 alone, see `das_gym.agents.sb3.config`.
 
     Attributes:
-        hyperparameters: Of an algorithm of Stable-Baselines3, by name.
-        n_envs: Environments side by side; None = `masks_per_turn`.
-        action: Action space; None = what suits the algorithm.
-        start_from: Agent to train further, or None.
-        trust: Whether that agent may run code that was not saved by you.
+        hyperparameters: Hyperparameters of an algorithm of Stable-Baselines3, as in `hyperparameters.learning_rate=1e-3`.
+        n_envs: Number of parallel environments of an algorithm of Stable-Baselines3. None means `masks_per_turn`.
+        action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
+        start_from: Trained agent to continue training: an agent.zip, or the folder of its run.
+        trust: Whether to load `start_from` although it was saved elsewhere. Such a file can run any code.
     """
+
+    group: ClassVar[str] = "Stable-Baselines3"
 
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     n_envs: int | None = None
-    action: str | None = None
+    action: str | None = choice(None, ACTION_MODES)
     start_from: str | None = None
     trust: bool = False
 
@@ -113,12 +131,10 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
             ValueError: a setting of the environment that is given twice.
         """
         env_kwargs = dict(self.env_kwargs)
-        for name in ENV_SETTINGS:
-            value = getattr(self, name)
-            if value is not None and name in env_kwargs:
+        for name, value in self.given_to_env.items():
+            if name in env_kwargs:
                 raise ValueError(f"{name}={value} is given, and env_kwargs.{name}={env_kwargs[name]} too; give one of them")
-            if value is not None:
-                env_kwargs[name] = str(setting_path(name, value)) if name in PATH_SETTINGS else value
+            env_kwargs[name] = value
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
         fields["env_kwargs"] = env_kwargs
         if is_algorithm(self.agent):
@@ -156,7 +172,6 @@ def check(settings: SearchSettings) -> None:
 
 
 ex = RunsExperiment("agents", save_git_info=False)  # git refuses folders of other owners; the sources are kept anyway
-ex.renamed = {"algo": "hyperparameters"}
 ex.add_settings(SearchSettings, check)
 ex.add_named_configs(named_configs)
 

@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.landscape import table_landscape
@@ -48,20 +48,23 @@ SUMMARY_SKIP_NUM = 4
 
 @dataclass(frozen=True)
 class TableSettings(ProblemSettings):
-    """The settings of `python -m agents table`: those of model and data, and these.
+    """The settings of `python -m agents table`.
 
     Attributes:
-        reward_examples: How many examples of the reward split to score masks on, None = all.
-        test_examples: The same of the test split.
-        max_skipped: Masks of more skipped layers are left out; None scores every mask.
-        each: Keep what each example scores (format 2): any reward batch of them is then looked up, and each group of
-            examples is a problem of its own; up to some MB.
-        latency_batch: Measure the latency of units, here and now, with so many examples at a time; None measures none.
-        out: File to write; None is `table.npz` in the run's folder.
-        recount: An existing table whose costs are to be counted and whose layer statistics are to be measured anew, its
-            scores staying as they are; None scores all masks.
-        seed: Kept by Sacred with every run; nothing here is drawn.
+        reward_examples: Number of examples of the reward split to score masks on. None uses all.
+        test_examples: Number of examples of the test split to score masks on. None uses all.
+        max_skipped: Most layers that a mask may skip. None scores every mask.
+        each: Keep the score of each example, not only the mean. Any reward batch can then be looked up; the file grows to
+            some MB.
+        latency_batch: Examples per forward pass when the latency of each layer is measured on this machine. None measures
+            no latency.
+        out: File to write. None is `table.npz` in the run's folder.
+        recount: Existing table to count costs and measure layer statistics of again, without scoring masks. None scores all
+            masks.
+        seed: Has no effect: a table is not random. Sacred records it with every run.
     """
+
+    group: ClassVar[str] = "Table"
 
     reward_examples: int | None = None
     test_examples: int | None = None

@@ -7,13 +7,14 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from das_gym.completion import SHELLS, script, setting_names
 from das_gym.config import build, defaults_of, near_miss, settings_text
@@ -33,8 +34,11 @@ class CommandSettings:
     """What every command takes that is no experiment; `parse` imports the modules.
 
     Attributes:
-        use: Modules of one's own to import first, for what they register; a text holds several behind commas.
+        use: Python modules to import first, for the models, tasks and agents that they register. A text lists several,
+            separated by commas.
     """
+
+    group: ClassVar[str] = "Run"
 
     use: str | tuple[str, ...] = ()
 
@@ -92,7 +96,9 @@ class Program:
         """Run the command that the words behind the program's name ask for; the exit code."""
         ready()
         try:
-            code = self._run([_at_home(word) for word in arguments])
+            words = [_at_home(word) for word in arguments]
+            find_typed_modules(words)
+            code = self._run(words)
             sys.stdout.flush()
         except KeyboardInterrupt as interrupt:
             print(stop_message(interrupt), file=sys.stderr)
@@ -111,19 +117,25 @@ class Program:
         if word == "completion":
             return self._complete(rest)
         if word in self.commands:
-            return self._start(self.commands[word], rest)
+            return self._start(word, rest)
         experiment = self.commands[self.main].load()
         experiment.siblings = tuple(self.commands)
         raise_interrupts()
         experiment.run_commandline([self.name, *arguments])
         return 0
 
-    def _start(self, command: Command, words: list[str]) -> int:
+    def _start(self, name: str, words: list[str]) -> int:
+        command = self.commands[name]
         target = command.load()
         raise_interrupts()
         if hasattr(target, "run_commandline"):
             target.run_commandline([self.name, *words])
             return 0
+        names = setting_names(pkgutil.resolve_name(command.settings)) if command.settings else ()
+        wrong = flag_mistake(words, f"{self.name} {name}", [each.removesuffix("=") for each in names])
+        if wrong is not None:
+            print(f"error: {wrong}", file=sys.stderr)
+            return 2
         try:
             return target(words) or 0
         except BrokenPipeError:
@@ -158,10 +170,10 @@ class Program:
         lines += [
             "",
             f"Where no command is named, `{self.main}` is meant: {without}",
-            "`with` takes name=value and named configs; `COMMAND print_config` shows all",
-            "settings and what they are, `COMMAND --help` what it does. `use=my_module`",
-            "imports a module of yours first, for what it registers. Words are completed in",
-            f'bash and zsh after `eval "$({start} completion)"`.',
+            "`with` takes name=value and named configs. `COMMAND --help` shows what a",
+            "command does, its settings and its named configs, `COMMAND print_config` the",
+            "settings as they would be. `use=my_module` imports your module first. In bash",
+            f'and zsh, words are completed after `eval "$({start} completion)"`.',
         ]
         return "\n".join(lines) + "\n"
 
@@ -170,6 +182,23 @@ def _at_home(word: str) -> str:
     """A word whose value begins with the sign of the home folder, which bash leaves there: `runs_dir=~/runs`."""
     name, sign, value = word.partition("=")
     return name + sign + os.path.expanduser(value)  # noqa: PTH111  (which fails where nobody has a home)
+
+
+def find_typed_modules(words: Iterable[str]) -> None:
+    """Let `agent=mine:Agent` find mine.py in the working folder, which the path of a console script lacks.
+
+    The folder is added only if a typed word names a module in it: what a record names is not looked up there.
+    """
+    for word in words:
+        for module in re.findall(r"(?<![\w.:/])([A-Za-z_]\w*)(?:\.\w+)*:[A-Za-z_]\w*", word):
+            if Path(f"{module}.py").is_file() or Path(module).is_dir():
+                add_working_folder()
+
+
+def add_working_folder() -> None:
+    """Let imports find modules of the working folder first, as `python -m` does."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:
@@ -213,8 +242,8 @@ def use(modules: Iterable[str] | str | None) -> tuple[str, ...]:
         ValueError: a module that cannot be imported, or whose registrations are refused.
     """
     names = tuple(modules.split(",") if isinstance(modules, str) else modules or ())
-    if names and not {"", str(Path.cwd())} & set(sys.path):  # console scripts leave it out
-        sys.path.insert(0, str(Path.cwd()))
+    if names:
+        add_working_folder()
     for name in names:
         try:
             importlib.import_module(name)
@@ -268,21 +297,70 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
 
 
 def parse_or_help(cls: type[Config], words: Sequence[str], command: str) -> Config | None:
-    """As `parse`; None where the words ask for help, which is printed: the settings' module and what each of them is.
-
-    `print_config` alone prints the settings with their defaults.
-    """
+    """As `parse`; print and return None for `--help` (what the command does, its settings) and `print_config` (settings)."""
     if words and words[0] in HELP:
-        own, heading = inspect.getdoc(cls) or "", "Attributes:\n"
-        print(f"{inspect.getdoc(sys.modules[cls.__module__])}\n\n{own}")
-        if issubclass(cls, CommandSettings):
-            common = (inspect.getdoc(CommandSettings) or "").partition(heading)[2]
-            print(common if heading in own else f"\n{heading}{common}")
+        print(help_text(cls, sys.modules[cls.__module__].__doc__, command))
         return None
     if list(words) == ["print_config"]:
         print(settings_text(cls, defaults_of(cls)))
         return None
     return parse(cls, words, command)
+
+
+def help_text(cls: type, about: str | None, command: str) -> str:
+    """Return the help of a command: what it does and its settings with their defaults, in 80 columns.
+
+    Args:
+        cls: The dataclass of its settings.
+        about: The docstring of its module.
+        command: The command, as in `typed`.
+    """
+    about = fit_docstring(inspect.cleandoc(about or "")).replace("python -m " + command, typed(command))
+    return f"{about}\n\n{settings_text(cls, defaults_of(cls))}"
+
+
+def fit_docstring(text: str) -> str:
+    """Return a docstring in 80 columns: paragraphs are filled again, comments of commands get lines of their own."""
+    lines: list[str] = []
+    for block in text.split("\n\n"):
+        if not block.lstrip().startswith(("python ", "accelerate ")):
+            lines += ["", textwrap.fill(" ".join(block.split()), 80, break_on_hyphens=False)]
+            continue
+        lines.append("")
+        for line in block.splitlines():
+            start, _, comment = line.strip().partition("  ")
+            if start.startswith(("python ", "accelerate ")):
+                lines.append(f"  {start}")
+            comment = comment.strip() if start.startswith(("python ", "accelerate ")) else line.strip()
+            lines += textwrap.wrap(comment, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines[1:])
+
+
+def flag_mistake(words: Sequence[str], command: str, settings: Iterable[str]) -> str | None:
+    """Return what is wrong with settings typed as `--seed 3`, `--seed=3` or `seed = 3`; None if there are none.
+
+    Args:
+        words: What stands behind the command.
+        command: The command, as in `typed`.
+        settings: Names of its settings.
+    """
+    known = set(settings)
+    for place, word in enumerate(words):
+        flag, sign, value = word.partition("=")
+        if not flag and sign and place:  # `seed = 3`, `seed =3`
+            parts = words[place - 1], word, *(words[place + 1 : place + 2] if word == "=" else ())
+            rest = words[place + len(parts) - 1 :]
+            other = [each for each in (*words[: place - 1], "".join(parts), *rest) if each != "with"]
+            return f"no spaces around `=`: got {' '.join(parts)}. Did you mean `{typed(command, *other)}`?"
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name not in known:
+            continue
+        after = words[place + 1] if not sign and place + 1 < len(words) else "..."
+        rest = words[place + 1 if sign else place + 2 :]
+        other = [each for each in (*words[:place], f"{name}={value if sign else after}", *rest) if each != "with"]
+        fixed = typed(command, *other)
+        return f"settings are not flags: got {word}, expected `{name}=VALUE` behind `with`. Did you mean `{fixed}`?"
+    return None
 
 
 def meant(words: Sequence[str], command: str, commands: Iterable[str], named_configs: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import inspect
@@ -94,29 +95,96 @@ def read_array(name: str, values: Any, shape: tuple[int, ...], kind: type[bool] 
     return found.astype(kind)
 
 
+GROUPS = (
+    *("Search", "Budget", "Layers", "Model and data", "Reward", "Stable-Baselines3"),
+    *("Recovery", "Training", "Evaluation", "Hardware", "Run"),
+)
+"""Headings of settings in the order of `settings_text`; those of a single command stand before them."""
+
+
+def choice(default: Any, names: Iterable[str]) -> Any:
+    """Return a dataclass field whose value, or each of whose values, is one of `names`: what `settings_text` lists.
+
+    Args:
+        default: The default.
+        names: A registry or a tuple. A registry is read when the settings are printed, so that additions are listed too.
+    """
+    return dataclasses.field(default=default, metadata={"choices": names})
+
+
 def described(cls: type) -> dict[str, str]:
-    """What each field of a dataclass is: the "Attributes" of its docstring, and of those of the classes it inherits from."""
-    told: dict[str, str] = {}
+    """Return the description of each field: the "Attributes" of the docstrings of a dataclass and of its bases."""
+    texts: dict[str, str] = {}
     for each in reversed(cls.__mro__):
         part = inspect.cleandoc(each.__doc__ or "").partition("\nAttributes:\n")[2]
         for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n {5,}.*)*)", part, re.MULTILINE):
-            told |= dict.fromkeys(names.split(", "), " ".join(text.split()))
-    return {field.name: told[field.name] for field in dataclasses.fields(cls) if field.name in told}
+            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return {field.name: texts[field.name] for field in dataclasses.fields(cls) if field.name in texts}
+
+
+def grouped(cls: type) -> dict[str, list[str]]:
+    """Return heading to field names: each field under the `group` of the class that declares it first.
+
+    `group` is a class variable; without one the heading is "Settings". A command's own settings come before `GROUPS`.
+    """
+    owners: dict[str, type] = {}
+    for base in reversed(cls.__mro__):
+        for name in inspect.get_annotations(base) if dataclasses.is_dataclass(base) else ():
+            owners.setdefault(name, base)
+    groups: dict[str, list[str]] = {}
+    for base in cls.__mro__:
+        own = [field.name for field in dataclasses.fields(cls) if owners[field.name] is base]
+        if own:
+            groups.setdefault(vars(base).get("group", "Settings"), []).extend(own)
+    return dict(sorted(groups.items(), key=lambda item: GROUPS.index(item[0]) if item[0] in GROUPS else -1))
 
 
 def settings_text(cls: type, values: Mapping[str, Any]) -> str:
-    """Settings as they are typed, each with what it is, in 80 columns; `*` before those that are not the default.
+    """Return the settings of a dataclass in groups, in 80 columns: value, what is allowed, default and description.
 
     Args:
-        cls: The dataclass whose fields they are.
-        values: What they are set to.
+        cls: The dataclass.
+        values: Values of its fields. `*` marks those that are not the default.
     """
-    told, defaults, lines = described(cls), defaults_of(cls), []
-    for name in sorted(values):
-        changed = name in defaults and plain(values[name]) != plain(defaults[name])
-        lines.append(f"{'*' if changed else ' '} {name}={plain(values[name])!r}")
-        lines += textwrap.wrap(told.get(name, ""), 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
+    texts, defaults, kinds = described(cls), defaults_of(cls), get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    lines: list[str] = []
+    for heading, names in grouped(cls).items():
+        lines += ["", heading]
+        for name in names:
+            field, value = fields[name], plain(values[name])
+            required = field.default is field.default_factory is dataclasses.MISSING
+            changed = not required and value != plain(defaults[name])
+            default = f"; default {_typed_value(plain(defaults[name]))}" if changed else ""
+            missing = required and value is None
+            head = f"{name}=..." if missing else f"{name}={_typed_value(value)}"
+            allowed = f"({_allowed(kinds[name], field.metadata.get('choices'))}{'; required' if missing else default})"
+            indents = {"initial_indent": f"{'*' if changed else ' '} ", "subsequent_indent": " " * 10}
+            lines += textwrap.wrap(f"{head}  {allowed}", 80, break_on_hyphens=False, **indents)
+            lines += textwrap.wrap(
+                texts.get(name, ""), 80, break_on_hyphens=False, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
+    return "\n".join(lines[1:])
+
+
+def _typed_value(value: Any) -> str:
+    """A value as it stands behind `=`: texts without quotes where they are read back as texts."""
+    if isinstance(value, str) and value:
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return value
+    return repr(value)
+
+
+def _allowed(kind: Any, choices: Iterable[str] | None) -> str:
+    """What a field may hold, in words."""
+    if choices is None:
+        return _describe(kind)
+    inner = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    names = list(choices)
+    several = "some of " if any(get_origin(each) is tuple for each in inner) else "one of " if len(names) > 1 else ""
+    return f"{several}{', '.join(names)}{' or None' if type(None) in inner else ''}"
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
@@ -167,7 +235,13 @@ def near_miss(name: str, known: Iterable[str]) -> str | None:
     return by_lower[near[0]] if near else None
 
 
-def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting", own: bool = False) -> None:
+LISTINGS = dict.fromkeys(("agent", "model", "task", "reward", "statistic"), "python -m agents list")
+"""Where names of a kind are listed, for messages."""
+
+
+def check_names(
+    given: Iterable[str], known: Iterable[str], what: str = "setting", own: bool = False, listing: str | None = None
+) -> None:
     """Refuse a name in `given` that is not `known`.
 
     Args:
@@ -175,15 +249,16 @@ def check_names(given: Iterable[str], known: Iterable[str], what: str = "setting
         known: Those that there are.
         what: The word for one in the error.
         own: Whether a module of a person's own may register more of them.
+        listing: The command that lists them all; None = that of `LISTINGS`.
 
     Raises:
-        ValueError: names the first such name, the nearest known one and all known ones.
+        ValueError: names the first such name and the nearest known ones; all of them if they are few.
     """
     known = list(known)
     for name in given:
         if name not in known:
-            mine = "; your own wants the module that registers it: use=MODULE, or import it" if own else ""
-            raise ValueError(f"unknown {what} {name!r}; {_hint(name, known)}{mine}")
+            mine = "; your own needs the module that registers it: use=MODULE, or import it" if own else ""
+            raise ValueError(f"unknown {what} {name!r}; {_hint(name, known, listing or LISTINGS.get(what))}{mine}")
 
 
 class UnexpectedArgumentError(TypeError, ValueError):
@@ -204,9 +279,21 @@ def check_arguments(given: Iterable[str], known: Iterable[str]) -> None:
             raise UnexpectedArgumentError(f"unexpected keyword argument {name!r}; {_hint(name, known)}")
 
 
-def _hint(name: Any, known: Sequence[str]) -> str:
-    near = near_miss(str(name), known)
-    return f"{'' if near is None else f'did you mean {near!r}? '}known: {', '.join(known) or 'none'}"
+FEW = 12
+"""So many names are listed in a message."""
+
+
+def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
+    by_lower = {each.lower(): each for each in known}
+    near = [repr(by_lower[each]) for each in difflib.get_close_matches(str(name).lower(), by_lower, n=3)]
+    if len(known) <= FEW:
+        return f"{f'did you mean {near[0]}? ' if near else ''}known: {', '.join(known) or 'none'}"
+    nearest = f"did you mean {' or '.join([', '.join(near[:-1]), near[-1]]) if near[1:] else near[0]}? " if near else ""
+    return f"{nearest}{f'`{listing}` lists all {len(known)}' if listing else f'known: {_shortened(known)}'}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:FEW])} and {len(names) - FEW} more"
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
@@ -283,15 +370,16 @@ def _describe(kind: Any) -> str:
     """`kind` in words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(choice) for choice in inner)
+        words = [_describe(choice) for choice in inner]
+        return f"{', '.join(words[:-1])} or {words[-1]}"
     if origin is Literal:
-        return "one of " + ", ".join(map(repr, inner))
+        return f"{'one of ' if len(inner) > 1 else ''}{', '.join(map(str, inner))}"
     if origin in (tuple, list):
         if origin is list or inner[-1] is Ellipsis:
             return f"a list, each {_describe(inner[0])}"
         return f"a list of {len(inner)}: " + ", ".join(map(_describe, inner))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"a mapping to {_describe(inner[1])}"
+        return "values by name" if inner[1] is Any else f"values by name, each {_describe(inner[1])}"
     if kind is Any:
         return "anything"
     return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))

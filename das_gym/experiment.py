@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import io
 import json
 import logging
 import shlex
 import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -30,7 +32,7 @@ with warnings.catch_warnings():
 
 from filelock import FileLock
 
-from das_gym.commandline import meant, typed, use
+from das_gym.commandline import HELP, flag_mistake, help_text, meant, typed, use
 from das_gym.config import build, check_names, settings_text
 from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, modules_in, signatures
 from das_gym.drawing.charts import draw_curves
@@ -52,7 +54,7 @@ from das_gym.runs import (
     read_config,
     runs_dir_words,
 )
-from das_gym.sacred_options import check_options, check_words, read_config_file
+from das_gym.sacred_options import CONFIG_FILES, REFUSED, check_options, check_words, read_config_file
 from das_gym.streams import shown, unread
 
 LOSSES = "losses.png"
@@ -208,7 +210,6 @@ class RunsExperiment(Experiment):
 
     Attributes:
         siblings: Words that may stand in place of `with`: the program's other sub-commands.
-        renamed: Today's names of settings by those of earlier versions, whose runs resume.
         suggests: Whether its commands say what to type next; not where they run as a part of another command.
         begun: Called with the id of a run once its folder is there, with which it can be resumed; None = nobody is told.
         settings: The dataclass of its settings, once `add_settings` was told.
@@ -217,7 +218,6 @@ class RunsExperiment(Experiment):
     observers: list[RunObserver]
     current_run: Run | None
     siblings: tuple[str, ...] = ()
-    renamed: Mapping[str, str] = MappingProxyType({})
     suggests: bool = True
     begun: Callable[[str], object] | None = None
     settings: type[RunSettings] | None = None
@@ -230,7 +230,7 @@ class RunsExperiment(Experiment):
 
         @self.command(unobserved=True)
         def print_config(_run: Run) -> None:
-            """Print every setting as it would be, with what it means; * = not the default."""
+            """Print every setting with its value and description; * marks those that are not the default."""
             print(settings_text(self.settings or RunSettings, _run.config))
 
     def _tell_sources(self, maker: dict[str, Any]) -> None:
@@ -310,10 +310,14 @@ class RunsExperiment(Experiment):
                 given["use"] = use(given["use"])
                 for named in self._named:
                     self._add_named(named)
-            for old in given.keys() & self.renamed.keys():
-                raise ValueError(f"unknown setting {old!r}; did you mean {self.renamed[old]!r}?")
             self._files = {name: read_config_file(name) for name in named_configs if Path(name).is_file()}
-            check_names((n for n in named_configs if n not in self._files), self.named_configs, "named config", own=True)
+            words = [name for name in named_configs if name not in self._files]
+            for name in words:
+                if Path(name).suffix in CONFIG_FILES:
+                    raise FileNotFoundError(f"no settings file {Path(name).absolute()}: check the path")
+            check_names(
+                words, self.named_configs, "named config", own=True, listing=typed(f"{self.path} print_named_configs")
+            )
             for file, settings in self._files.items():
                 check_modules(modules_in(settings), file)
         except MISTAKES as error:
@@ -384,7 +388,9 @@ class RunsExperiment(Experiment):
     def run_commandline(self, argv: Sequence[str] | None = None) -> Run | None:
         """As Sacred's own; words that cannot be read end with exit code 2, an interrupt with the command that resumes."""
         words = list(sys.argv if argv is None else argv)
-        wrong = meant(words[1:], self.path, (*self.siblings, *self.commands), self.named_configs)
+        names = [field.name for field in dataclasses.fields(self.settings or RunSettings)]
+        wrong = flag_mistake(words[1:], self.path, names)
+        wrong = wrong or meant(words[1:], self.path, (*self.siblings, *self.commands), self.named_configs)
         if wrong is not None:
             print(f"error: {wrong}", file=sys.stderr)
             sys.exit(2)
@@ -393,6 +399,10 @@ class RunsExperiment(Experiment):
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        before = words[1 : words.index("with")] if "with" in words else words[1:]
+        if set(before) & set(HELP):
+            print(self.help_text())
+            return None
         setattr(self, "run", partial(_plainly, self.run))  # noqa: B010  (which Sacred calls)
         try:
             return super().run_commandline(words)
@@ -412,12 +422,24 @@ class RunsExperiment(Experiment):
         finally:
             delattr(self, "run")
 
-    def get_usage(self, program_name: str | None = None) -> tuple[str, str, str]:
-        """As Sacred's own, with the command as it is typed, and what the module of its main function says of it."""
-        self.doc = getattr(sys.modules.get(self.commands[self.default_command].__module__), "__doc__", None) or ""
-        short, whole, internal = super().get_usage(program_name or str(Path(self.base_dir) / "__main__.py"))
-        command = typed(self.path)
-        return short.replace("__main__.py", command), whole.replace("__main__.py", command), internal
+    def help_text(self) -> str:
+        """Return what the command does, its settings, named configs and options, in 80 columns."""
+        module = sys.modules.get(self.commands[self.default_command].__module__)
+        parts = [help_text(self.settings or RunSettings, getattr(module, "__doc__", None), self.path)]
+        named = [name for name in self.named_configs if not name.startswith("file ")]
+        if named:
+            parts.append("\nNamed configs, words behind `with` that stand for several settings:\n")
+            parts.append(textwrap.fill(", ".join(named), 80, initial_indent="  ", subsequent_indent="  "))
+        parts.append("\nIn the place of `with` or before it:\n")
+        rows = {name: inspect.getdoc(each) or "" for name, each in self.commands.items() if name != self.default_command}
+        for option in self.all_cli_options:
+            short, long = option.get_flags()
+            if long not in REFUSED:
+                rows[f"{short} {long}{'=VALUE' if option.arg else ''}"] = option.get_description()
+        for name, text in rows.items():
+            sentence = " ".join(text.split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+            parts.append(textwrap.fill(sentence, 80, initial_indent=f"  {name:<26} ", subsequent_indent=" " * 29))
+        return "\n".join(parts)
 
     def _resumed(self, folder: Path, command: str, given: dict[str, Any], named_configs: Sequence[str]) -> dict[str, Any]:
         """All settings of the run in `folder`; refuses a run that cannot be resumed by `command` with what is `given`."""
@@ -429,7 +451,7 @@ class RunsExperiment(Experiment):
             )
         if known["status"] == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
-        settings = {self.renamed.get(k, k): v for k, v in read_config(folder).items()}
+        settings = read_config(folder)
         parts = (*self.named_parts(named_configs), given)
         asked = {k: v for part in parts for k, v in iterate_flattened(part) if k not in ("resume", "runs_dir", "use")}
         for key, value in asked.items():

@@ -206,7 +206,7 @@ def find_environment(model: str, task: str) -> EnvEntry:
     """
     if MODELS[model].reads != TASKS[task].gives:
         fitting = [name for name, other in TASKS.items() if other.gives == MODELS[model].reads]
-        raise ValueError(f"task={task!r} is none for {model}: choose one of {', '.join(fitting)}")
+        raise ValueError(f"task={task!r} is not supported by {model}: choose from {', '.join(fitting)}")
     return ENVIRONMENTS[f"DAS-{model}-{TASKS[task].title}-v0"]
 
 

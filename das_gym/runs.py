@@ -8,7 +8,7 @@ import platform
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 
@@ -28,9 +28,11 @@ class RunSettings:
     """What the settings of all commands that keep runs have in common.
 
     Attributes:
-        runs_dir: Folder of all runs.
-        use: Modules of one's own to import first, for what they register.
+        runs_dir: Folder of all runs. Each run gets a numbered folder in it.
+        use: Python modules to import first, for the models, tasks and agents that they register.
     """
+
+    group: ClassVar[str] = "Run"
 
     runs_dir: str = RUNS_DIR
     use: tuple[str, ...] = ()
@@ -41,8 +43,10 @@ class ResumableSettings(RunSettings):
     """Those of commands that can go on with a stopped run.
 
     Attributes:
-        resume: Id of a stopped run to go on with, or None.
+        resume: Id of a stopped run to continue. Its settings are taken from that run.
     """
+
+    group: ClassVar[str] = "Run"
 
     resume: int | None = None
 

@@ -23,6 +23,8 @@ DATABASE_MS = 5000
 REFUSED = {
     "--queue": "-q: nothing here begins a queued run later; leave it out",
     "--id": "-i: runs are numbered by their folder; leave it out, and -c TEXT or runs_dir=FOLDER tells runs apart",
+    "--tiny_db": "-t: these runs are not kept in a TinyDB; leave it out, and use -c TEXT to tell runs apart",
+    "--s3": "-S: these runs are not kept in S3; leave it out, and copy the run's folder",
     "--enforce_clean": "-e: these runs keep their sources and do not look at git; leave it out",
 }
 """Sacred's options that mean nothing here, and what to do."""

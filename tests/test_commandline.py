@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import pkgutil
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,7 +16,8 @@ from das_gym.adapt.commands import main as adapt
 from das_gym.agents import commands as agents_commands
 from das_gym.agents.commands import main as agents
 
-from das_gym.commandline import Command, Program, parse, typed, use
+from das_gym.commandline import Command, Program, flag_mistake, parse, typed, use
+from das_gym.config import described
 
 REPOSITORY = Path(__file__).parents[1]
 MODULE = """
@@ -97,17 +101,68 @@ def test_the_help_fits_80_columns_and_its_examples_name_commands(program):
     ("program", "name"), [(p, name) for p in (agents_commands.PROGRAM, adapt_commands.PROGRAM) for name in p.commands]
 )
 def test_the_help_of_a_command_says_what_it_does(program, name, capsys):
-    command, code = program.commands[name], 0
-    try:
-        code = program.run([name, "--help"])
-    except SystemExit as end:
-        code = end.code or 0
+    command = program.commands[name]
+    assert program.run([name, "--help"]) == 0
     target, settings = command.load(), command.settings
     if hasattr(target, "run_commandline"):
         target = target.commands[target.default_command]
     module = sys.modules[settings.partition(":")[0] if settings else target.__module__]
-    assert code == 0
-    assert module.__doc__.strip() in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert module.__doc__.split()[:4] == printed.split()[:4]
+    assert "Attributes" not in printed
+    wide = [line for line in printed.splitlines() if len(line) > 80]
+    assert all(line.startswith("  python -m ") for line in wide)  # commands are there to be copied
+
+
+def settings_classes():
+    """Command to the dataclass of its settings, of both programs."""
+    for program in (agents_commands.PROGRAM, adapt_commands.PROGRAM):
+        for name, command in program.commands.items():
+            target = command.load()
+            cls = getattr(target, "settings", None) or (command.settings and pkgutil.resolve_name(command.settings))
+            if cls:
+                yield f"{program.name} {name}", cls
+            if name == "shrink":
+                yield "adapt shrink compare", target.compare().settings
+
+
+def test_every_setting_is_described_by_itself():
+    for command, cls in settings_classes():
+        texts = described(cls)
+        for field in dataclasses.fields(cls):
+            text = texts[field.name]
+            assert text[0].isupper() or text[0] == "`", (command, field.name, text)
+            assert text.endswith((".", "...")), (command, field.name, text)
+            assert not re.search(r"^Of |likewise|the same of|the next \w+ are|here and below", text, re.IGNORECASE), text
+
+
+def test_a_console_script_finds_a_typed_module_of_the_working_folder(tmp_path, monkeypatch):
+    """And no other: what records name is not looked up there."""
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(Path.cwd()))])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typed_here.py").write_text("class Agent: pass")
+    seen: list[str] = []
+    program = Program("agents", {"see": Command(lambda: seen.extend, "", "")}, main="see")
+    assert program.run(["see", "with", "agent=elsewhere:Agent", "path=a/typed_here:x", "out=x"]) == 0
+    assert str(tmp_path) not in sys.path
+    assert program.run(["see", "with", 'agents=["bayes","typed_here:Agent"]']) == 0
+    assert sys.path[0] == str(tmp_path)
+
+
+def test_flag_mistake_suggests_name_and_value():
+    def told(*words):
+        return flag_mistake(words, "agents", ["seed", "data_root"])
+
+    assert "`python -m agents with bayes seed=3 skip_num=4`" in told("with", "bayes", "--seed", "3", "skip_num=4")
+    assert "`python -m agents with data_root=x`" in told("--data-root=x")
+    assert "got seed = 3" in told("with", "seed", "=", "3", "bayes")
+    assert "`python -m agents with seed=3 bayes`" in told("with", "seed", "=3", "bayes")
+    assert told("with", "seed=3", "--unobserved", "--name=x") is None
+
+
+def test_function_commands_refuse_flags(capsys):
+    assert agents_commands.PROGRAM.run(["policy", "--out", "x"]) == 2
+    assert "`python -m agents policy with out=x`" in capsys.readouterr().err
 
 
 TAKING_SETTINGS = [
@@ -124,9 +179,9 @@ def test_every_command_imports_modules_of_ones_own_first(program, name, capsys):
     assert program.run([name, "with", "use=no_such_module", "agents=[1]"]) == 1
     assert "error: use=no_such_module cannot be imported (ModuleNotFoundError" in capsys.readouterr().err
     assert program.run([name, "--help"]) == 0
-    assert "    use: Modules of one's own to import first" in capsys.readouterr().out
+    assert "\nRun\n  use=[]  (a text or a list, each a text)\n      Python modules to import" in capsys.readouterr().out
     assert program.run([name, "print_config"]) == 0
-    assert "  use=[]\n      Modules of one's own" in capsys.readouterr().out
+    assert "\nRun\n  use=[]" in f"\n{capsys.readouterr().out}"
     assert "use=" in program.commands[name].known()
 
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 
-from das_gym.config import build, check_names, read_array
+from das_gym.config import build, check_names, choice, read_array, settings_text
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ def test_a_value_of_a_union_stays_what_it_is(value):
         ({"rate": "1e-3x"}, "rate='1e-3x' (str) is not allowed; give a number"),
         ({"on": 1}, "on=1 (int) is not allowed; give True or False"),
         ({"name": 3}, "name=3 (int) is not allowed; give a text"),
-        ({"size": 1.5}, "size=1.5 (float) is not allowed; give a text or a whole number or None"),
+        ({"size": 1.5}, "size=1.5 (float) is not allowed; give a text, a whole number or None"),
         ({"root": 3}, "root=3 (int) is not allowed; give a path or None"),
         ({"betas": [1.0]}, "betas=[1.0] (list) is not allowed; give a list of 2: a number, a number"),
         ({"mask": "0101"}, "mask='0101' (str) is not allowed; give a list, each a whole number or None"),
         ({"names": ["a", 1]}, "names[1]=1 (int) is not allowed; give a text"),
-        ({"mode": "random"}, "mode='random' (str) is not allowed; give one of 'fixed', 'cycle'"),
-        ({"kwargs": [1]}, "kwargs=[1] (list) is not allowed; give a mapping to anything"),
+        ({"mode": "random"}, "mode='random' (str) is not allowed; give one of fixed, cycle"),
+        ({"kwargs": [1]}, "kwargs=[1] (list) is not allowed; give values by name"),
         ({"inner": 3}, "inner=3 (int) is not allowed; give Inner"),
         ({"inner": {"rate": "x"}}, "rate='x' (str) is not allowed; give a number"),
     ],
@@ -93,6 +93,59 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one():
         check_names(["zzz"], ["bandit"], "agent")
     with pytest.raises(ValueError, match="unknown model 'meter'; did you mean 'METER'"):
         check_names(["meter"], ["METER", "ViLT"], "model")
+
+
+def test_check_names_shows_the_nearest_three_of_many():
+    known = [f"meter_{number}" for number in range(60)]
+    with pytest.raises(
+        ValueError, match=r"unknown config 'meter_7'; .*'meter_57', '.*' or 'meter_37'\? `show` lists all 59$"
+    ):
+        check_names(["meter_7"], [name for name in known if name != "meter_7"], "config", listing="show")
+    with pytest.raises(ValueError, match=r"unknown config 'zzz'; known: meter_0, .*, meter_11 and 48 more$"):
+        check_names(["zzz"], known, "config")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Shared.
+
+    Attributes:
+        seed: Random seed.
+    """
+
+    group: ClassVar[str] = "Run"
+
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Shared):
+    """Own.
+
+    Attributes:
+        task: The task.
+        out: File to write.
+    """
+
+    out: str
+    task: str = choice("vqa", {"vqa": 1, "nlvr2": 2})
+    mode: Literal["fixed", "cycle"] | None = None
+    seed: int = 3
+
+
+def test_settings_text_keeps_order_and_groups_and_lists_choices():
+    assert settings_text(Own, {"out": None, "task": "nlvr2", "mode": None, "seed": 3}).splitlines() == [
+        "Settings",
+        "  out=...  (a text; required)",
+        "      File to write.",
+        "* task=nlvr2  (one of vqa, nlvr2; default vqa)",
+        "      The task.",
+        "  mode=None  (one of fixed, cycle or None)",
+        "",
+        "Run",
+        "  seed=3  (a whole number)",
+        "      Random seed.",
+    ]
 
 
 def test_a_missing_field_is_named():

@@ -111,6 +111,8 @@ def test_a_missing_library_is_told_before_a_run_begins(experiment, tmp_path: Pat
         (["-s", "nonsense"], "-s: no database to write to (Could not parse"),
         (["-s", "sqlite:////nowhere/x.db"], "-s: no database to write to ((sqlite3.OperationalError)"),
         (["-q"], "-q: nothing here begins a queued run later"),
+        (["-t", "tag"], "-t: these runs are not kept in a TinyDB"),
+        (["-S", "s3://bucket"], "-S: these runs are not kept in S3"),
         (["-i", "77"], "-i: runs are numbered by their folder"),
         (["-e"], "-e: these runs keep their sources"),
     ],
@@ -242,6 +244,6 @@ def test_print_config_says_what_settings_are_and_has_no_colours(capsys):
     ex.main(lambda: 0.0)
     ex.run_commandline(["trial", "print_config", "with", "runs_dir=elsewhere"])
     printed = capsys.readouterr().out
-    assert "* runs_dir='elsewhere'\n      Folder of all runs.\n" in printed
-    assert "  resume=None\n      Id of a stopped run to go on with, or None." in printed
+    assert "* runs_dir=elsewhere  (a text; default runs)\n      Folder of all runs." in printed
+    assert "  resume=None  (a whole number or None)\n      Id of a stopped run to continue." in printed
     assert "\x1b" not in printed

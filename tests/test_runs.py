@@ -173,13 +173,11 @@ def test_a_folder_that_cannot_be_written_to_is_told_in_a_line(experiment, tmp_pa
         (["with", "two", "count"], 2, "'count' stands before `with`; did you mean `python -m trial count with two`?"),
         (["with", "print_config"], 2, "did you mean `python -m trial print_config`?"),
         (["with", "tow"], 1, "unknown named config 'tow'; did you mean 'two'?"),
-        (["with", "tow"], 1, "your own wants the module that registers it: use=MODULE, or import it"),
-        (["with", "old=3"], 1, "unknown setting 'old'; did you mean 'number'?"),
+        (["with", "tow"], 1, "your own needs the module that registers it: use=MODULE, or import it"),
     ],
 )
 def test_mistyped_words_say_what_was_meant(experiment, tmp_path, monkeypatch, capsys, words, code, text):
     monkeypatch.chdir(tmp_path)
-    experiment.renamed = {"old": "number"}
     with pytest.raises(SystemExit) as end:
         experiment.run_commandline(["trial", *words])
     said = capsys.readouterr()
@@ -187,15 +185,6 @@ def test_mistyped_words_say_what_was_meant(experiment, tmp_path, monkeypatch, ca
     assert text in said.err
     assert "Usage" not in said.out + said.err
     assert not list(tmp_path.iterdir())
-
-
-def test_a_run_of_an_earlier_version_resumes(experiment, tmp_path):
-    with pytest.raises(RunError):
-        experiment.run(config_updates={"runs_dir": str(tmp_path), "broken": True, "number": 5})
-    path = tmp_path / "1" / "config.json"
-    path.write_text(path.read_text().replace('"number"', '"old"').replace("true", "false"))
-    experiment.renamed = {"old": "number"}
-    assert experiment.run(config_updates={"runs_dir": str(tmp_path), "resume": 1}).result == 5.0
 
 
 def test_find_run_lists_what_there_is(tmp_path):

@@ -32,13 +32,14 @@ class ExportSettings(CommandSettings):
     """The settings of `python -m adapt export`.
 
     Attributes:
-        run: Id of a run of `python -m adapt`, `adapt das` or `adapt compare` that ended, or the folder of one.
-        method: Whose model, of a run of `adapt compare`: `das_4`, `lora`, ...
-        seed: Of that model, where all are kept; None is the one that is best on the reward split.
-        out: The folder to write; it must not exist.
-        onnx: Whether to write model.onnx besides, checked by onnxruntime; needs `pip install 'das_gym[export]'`.
+        run: Id of a finished run of `adapt`, `adapt das` or `adapt compare`, or the folder of one.
+        out: New folder to write to.
+        method: Method whose model is exported, for a run of `adapt compare`: `das_4`, `lora`, ...
+        seed: Seed whose model is exported, for a run of `adapt compare` with `keep=all`. None takes the best on the reward
+            split.
+        onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
+        checkpoint: Model that the run adapted, if it was moved since.
         runs_dir: Folder of all runs.
-        checkpoint: The model that the run adapted, where that was moved.
     """
 
     run: int | str
@@ -46,8 +47,8 @@ class ExportSettings(CommandSettings):
     method: str | None = None
     seed: int | None = None
     onnx: bool = False
-    runs_dir: str = RUNS_DIR
     checkpoint: str | None = None
+    runs_dir: str = RUNS_DIR
 
 
 def run_export(settings: ExportSettings) -> Exported:

@@ -7,12 +7,13 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from das_gym.adapt.pretrain.family import HEADS
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Trainer, adamw, check_ranges, decay
 from torch import nn
 
-from das_gym.config import check_names
+from das_gym.config import check_names, choice
 
 CHECKPOINTS = ("image.pt", "fusion.pt")
 """Names of the intermediate checkpoints of both parts."""
@@ -44,19 +45,26 @@ class PretrainConfig:
     """Settings of pre-training; the defaults made the shipped checkpoints. None is the model's own, see `SIZES`.
 
     Attributes:
-        model: A key of `SIZES`.
-        seed: Of weights, scenes and what is said of them.
-        hidden_size: Width of all layers; of SmolVLM and LLaVA, of the decoder.
-        bottleneck, skip_bottleneck: Adapters that the checkpoint will be given; SmolVLM and LLaVA have none.
-        image_steps, image_batch_size, image_learning_rate: Of the first part.
-        steps, batch_size, learning_rate: Of the second part; with SmolVLM and LLaVA a batch is so many pictures with
-            about six questions each.
-        warmup: Share of each part's steps.
-        weight_decay: Of matrices.
+        model: Bundled model to pre-train.
+        seed: Random seed of weights, scenes and texts.
+        hidden_size: Width of all layers; for SmolVLM and LLaVA, of the decoder. None is the model's own.
+        bottleneck: Width of the parallel adapters of METER and ViLT.
+        skip_bottleneck: Width of the skip adapters of METER and ViLT.
+        image_steps: Training steps of the first part, the image encoder. None is the model's own.
+        image_batch_size: Batch size of the first part. None is the model's own.
+        image_learning_rate: Peak learning rate of the first part.
+        steps: Training steps of the second part, the whole model. None is the model's own.
+        batch_size: Batch size of the second part; for SmolVLM and LLaVA, images with about six questions each. None is the
+            model's own.
+        learning_rate: Peak learning rate of the second part. None is the model's own.
+        warmup: Fraction of the steps of each part in which the learning rate rises, 0..1.
+        weight_decay: Weight decay of matrices.
         save_every: Steps between checkpoints.
     """
 
-    model: str = "METER"
+    group: ClassVar[str] = "Pre-training"
+
+    model: str = choice("METER", SIZES)
     seed: int = 0
     hidden_size: int | None = None
     bottleneck: int = 16

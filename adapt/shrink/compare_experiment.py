@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import searched
@@ -67,17 +67,19 @@ class Begun:
 
 @dataclass(frozen=True)
 class CompareSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
-    """The settings of `python -m adapt shrink compare`: of recovery, of model and data, the budget, and these.
+    """The settings of `python -m adapt shrink compare`.
 
     Attributes:
-        methods: Agents by name.
-        agent_kwargs: Their hyper-parameters, by agent.
-        skip_num: Budget: exactly how many layers to delete; None, with no share to save either, is `macs_saved=0.2`.
-        evaluations: Masks that a method may score, at least 1; some are done early.
-        test_examples: Most test examples that are answered and scored; None = all.
+        methods: Agents that choose the layers to delete.
+        evaluations: Masks that an agent may score, at least 1.
+        agent_kwargs: Hyperparameters by agent, as in `agent_kwargs.METHOD.NAME=VALUE`.
+        skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
+        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
         generate_batch_size: Prompts that are answered at a time.
-        searches: Id of the search run by method, for those that were searched before.
+        searches: Ids of searches that ran before, by method, as in `searches.bayes=17`.
     """
+
+    group: ClassVar[str] = "Comparison"
 
     model: str = "VLM"
     task: str = "answering"

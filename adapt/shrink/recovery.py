@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from das_gym.adapt.methods.lora import inject_lora, is_linear, merge_lora
@@ -47,28 +47,27 @@ class RecoveryConfig:
     """Settings of the training that follows a deletion.
 
     Attributes:
-        recover: `lora`, `full` (all parameters of the kept decoder layers and the projector), `adapters` (those of DAS, see
-            `das_gym.models.transformers.stand_ins`, which stay in the model), or `none`.
-        seed: Of the order of examples and of LoRA's start.
-        steps: Training steps.
-        batch_size: Examples a step, at most as many as there are.
-        learning_rate: Peak; None is that of `RATES` for a decoder as wide as the bundled one, and falls with the root of the
-            width: at 4,096 1.4e-4 for LoRA, 4.2e-4 for adapters, 1.4e-5 for all parameters.
-        warmup: Share of the steps; a cosine to 0 follows.
-        weight_decay: Of matrices.
-        rank: LoRA's.
-        alpha: LoRA's; what is learnt counts `alpha / rank` times.
-        bottleneck: Width of adapters before attention and MLP; None is LLaVA's share of the hidden size, 1 / 64, but 8 at
-            least.
-        skip_bottleneck: Width of adapters in the place of deleted layers; None is 1 / 16 likewise.
-        distillation: Weight of KL(teacher || student).
-        cross_entropy: Weight of the reference answer's cross-entropy.
-        hidden: Distance of hidden vectors: `none`, `cosine` or `mse`.
-        hidden_at: Of which: the `last`, or also what every kept layer gives (`layers`), against what the next kept one
-            reads in the full model, so that a layer learns to do what the deleted ones behind it did.
-        hidden_weight: Its weight.
+        recover: How the remaining layers are trained: LoRA, all parameters of the decoder and projector, the adapters of
+            DAS, or no training.
+        seed: Random seed of the order of examples and of new parameters.
+        steps: Number of training steps.
+        batch_size: Examples per step.
+        learning_rate: Peak learning rate. None chooses it by `recover` and the hidden size of the decoder.
+        warmup: Fraction of the steps in which the learning rate rises, 0..1. It then falls to 0 along a cosine.
+        weight_decay: Weight decay of matrices.
+        rank: Rank of LoRA.
+        alpha: Scaling of LoRA: the update counts `alpha / rank` times.
+        bottleneck: Width of the adapters before attention and MLP. None means 1/64 of the hidden size, at least 8.
+        skip_bottleneck: Width of the adapters in place of deleted layers. None means 1/16 of the hidden size, at least 8.
+        distillation: Weight of the KL divergence from the full model's answers.
+        cross_entropy: Weight of the cross-entropy with the reference answers.
+        hidden: Distance to the full model's hidden states that is added to the loss.
+        hidden_at: Hidden states to compare: those of the last layer, or of every kept layer.
+        hidden_weight: Weight of the distance of hidden states.
         save_every: Steps between checkpoints.
     """
+
+    group: ClassVar[str] = "Recovery"
 
     recover: Literal["lora", "full", "adapters", "none"] = "lora"
     seed: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import Choice, ChoosingSettings, fronted, searched, told_to_any_search
@@ -33,19 +33,19 @@ IN_ENV_KWARGS = ("units", "vision", "dtype", "device_map", "trust_remote_code")
 
 @dataclass(frozen=True)
 class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings, ChoosingSettings):
-    """The settings of `python -m adapt shrink`: of recovery, model and data (a search run brings its own), mask, and these.
-
-    The budget is the search's, and a mask that is given has to keep it, too.
+    """The settings of `python -m adapt shrink`. A search run brings its own model and data, a given mask keeps the budget.
 
     Attributes:
-        out: The folder to write; None is `model` in the run's folder.
-        skip_num: Budget: exactly how many layers to delete; None, with no share to save either, is `macs_saved=0.2`.
-        mask: A mask of one's own: 0 or 1 a layer, 1 = deleted.
-        test_examples: Most test examples that are answered and scored; None = all.
+        out: Folder to write the smaller model to. None is `model` in the run's folder.
+        skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
+        mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = deleted.
+        test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
         generate_batch_size: Prompts that are answered at a time.
-        latency_blocks: Timed blocks of each model.
-        peak_memory: Whether the full model's memory is measured, too, in a process of its own.
+        latency_blocks: Number of timed blocks of each model.
+        peak_memory: Whether to measure the full model's peak memory too, in a separate process.
     """
+
+    group: ClassVar[str] = "Output and evaluation"
 
     model: str = "VLM"
     task: str = "answering"
@@ -58,6 +58,11 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings, ChoosingSe
 
     def __post_init__(self) -> None:
         RecoveryConfig.__post_init__(self)
+        if self.model in MODELS and MODELS[self.model].reads != "prompts":
+            others = [name for name, entry in MODELS.items() if entry.reads == "prompts"]
+            raise ValueError(
+                f"model={self.model} does not answer in words: shrink is for {', '.join(others)}; see `adapt` itself"
+            )
         ProblemSettings.__post_init__(self)
         check_budget(self.asked)
         for name in ("test_examples", "generate_batch_size", "latency_blocks"):
@@ -66,11 +71,6 @@ class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings, ChoosingSe
         self.check_chosen(one="delete")
         if self.refine > 1 and self.recover == "none":
             raise ValueError(f"refine={self.refine} judges masks by what recovery leaves: leave it out, or recover=none")
-        if MODELS[self.model].reads != "prompts":
-            others = [name for name, entry in MODELS.items() if entry.reads == "prompts"]
-            raise ValueError(
-                f"model={self.model} answers in no words: shrink is for {', '.join(others)}; see `adapt` itself"
-            )
 
     @property
     def asked(self) -> dict[str, Any]:

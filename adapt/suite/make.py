@@ -53,12 +53,12 @@ class SuiteSettings(CommandSettings):
     """The settings of `python -m adapt suite`.
 
     Attributes:
-        out: Folder to write to, and to go on in.
-        seed: Draws models and data.
-        only: Make the models alone whose names begin so, and no index.
-        bundled: Whether the bundled models' tables are in `test` as well.
-        retime: Folder of a suite's tables, made with the same seed: the latency of their units is measured on this machine,
-            or known from before, and written into them; nothing else is made or changed. `only` chooses among them.
+        out: Folder to write to. A stopped command continues there.
+        seed: Random seed of models and data.
+        only: Make only the models whose names start with this text, and no index.
+        bundled: Whether the tables of the bundled models are part of the `test` split.
+        retime: Folder of the tables of a suite made with the same seed: only measure the latency of their layers on this
+            machine and write it into them. `only` chooses among them.
     """
 
     out: str

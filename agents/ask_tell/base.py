@@ -199,7 +199,7 @@ def agent_class(name: str) -> type[Agent]:
     """
     if ":" not in name:
         check_names([name], AGENTS, "agent", own=True)
-    allowed = f"give one of {', '.join(AGENTS)}, or 'module:class' of your own"
+    allowed = "give a name that `python -m agents list` shows, or 'module:class' of your own"
     try:
         cls = find_class(AGENTS.get(name, name))
     except ValueError as error:

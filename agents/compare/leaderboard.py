@@ -2,7 +2,7 @@
 
 python -m agents leaderboard                        100 seeds; two hours on one core
 python -m agents leaderboard with seeds=20 out=mine.md
-python -m agents leaderboard with keep=FOLDER       keeps what was played, so that a stopped one goes on
+python -m agents leaderboard with cache=FOLDER       keeps what was played, so that a stopped one goes on
 python -m agents leaderboard with only_planted=True           their section alone; the others of the file stay as they are
 python -m agents leaderboard with tables=FOLDER     tables elsewhere, named <short>_table.npz: meter_vqa_table.npz, ...
 """
@@ -221,16 +221,16 @@ class LeaderboardSettings(CommandSettings):
     """The settings of `python -m agents leaderboard`.
 
     Attributes:
-        seeds: Searches that an agent makes, at least 1.
+        seeds: Number of searches of each agent, at least 1.
         out: File to write.
-        tables: Folder of tables; None = the bundled ones.
-        suite: Folder of a suite; None = the bundled one.
-        agents: Names, or "module:class"; ours and the baseline's are among them.
-        planted: Numbers of layers of planted problems; [] = none of them.
-        planted_seeds: Problems of each of these numbers, at least 1; None = `seeds`.
-        optuna: Those of these numbers where Optuna's TPE plays, too, if it is installed.
-        only_planted: Play on these alone, and put their section into `out`, a leaderboard, where all others stay.
-        keep: Folder for what was played: the command goes on from there when it is run again. None keeps nothing.
+        tables: Folder of tables. None uses the bundled ones.
+        suite: Folder of a suite. None uses the bundled one.
+        agents: Agents to compare, or "module:class" of your own. `bayes` and `random` have to be among them.
+        planted: Numbers of layers of the planted problems, whose best mask is known. [] leaves them out.
+        planted_seeds: Number of planted problems for each number of layers, at least 1. None means `seeds`.
+        optuna: Numbers of layers for which Optuna's TPE is compared too, if Optuna is installed.
+        only_planted: Whether to play the planted problems only and replace their section in `out`.
+        cache: Folder for finished searches, so that a stopped command continues when it is run again. None keeps nothing.
     """
 
     seeds: int = SEEDS
@@ -242,7 +242,7 @@ class LeaderboardSettings(CommandSettings):
     planted_seeds: tuple[int, ...] | None = None
     optuna: tuple[int, ...] = PLANTED
     only_planted: bool = False
-    keep: str | None = None
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         for agent in self.agents:
@@ -272,7 +272,7 @@ def main(words: Sequence[str] = ()) -> None:
     settings = parse_or_help(LeaderboardSettings, words, "agents leaderboard")
     if settings is None:
         return
-    kept = KeptTraces(None if settings.keep is None else at_home(settings.keep))
+    kept = KeptTraces(None if settings.cache is None else at_home(settings.cache))
     out = Path(settings.out)
     text = out.read_text(encoding="utf-8") if settings.only_planted else play_tables(settings, kept)
     if settings.planted:

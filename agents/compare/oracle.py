@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.searching.environment import LayerStatistics, observed_statistics
+from das_gym.agents.searching.environment import LayerStatistics, observed_statistics, refusing_other_environments
 
 from das_gym.config import check_names
 from das_gym.envs.scored_env import ScoredEnv
@@ -195,7 +195,8 @@ def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str,
     Raises:
         ValueError: it is none of das_gym's, which alone have a scorer.
     """
-    env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
+    with refusing_other_environments(env_id):
+        env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
     if not isinstance(env, ScoredEnv):
         raise ValueError(f"{env_id} is no environment of das_gym; agents are compared on those")
     return env

@@ -55,9 +55,9 @@ class SubmitSettings(CommandSettings):
     """The settings of `python -m agents submit`.
 
     Attributes:
-        file: The submission, a JSON file.
-        out: A file to write the rows to, as Markdown; None writes none.
-        suite: Folder of the suite whose problems it names; None = the bundled one.
+        file: JSON file of the submission.
+        out: Markdown file to write the rows to. None only prints them.
+        suite: Folder of the suite that the submission names. None uses the bundled one.
     """
 
     file: str

@@ -21,7 +21,8 @@ from das_gym.agents.policy.network import NEIGHBOURS, UnitNetwork, UnitNetworks
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import CommandSettings, parse_or_help
-from das_gym.tables.suite import DEFAULT_BUDGETS, Suite, load_suite
+from das_gym.config import choice
+from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, Suite, load_suite
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,23 @@ class PolicySettings(CommandSettings):
     """The settings of `python -m agents policy`.
 
     Attributes:
-        out: File to write.
-        suite: Folder of a suite; None = the bundled one.
-        steps: Steps of all environments together.
-        members: Policies to train, with seeds from `seed` on; the file's decide together.
-        seed: Of everything that is drawn.
-        n_envs: Environments side by side.
-        n_steps: Steps of each between two updates.
-        batch_size: Steps of a gradient step.
-        n_epochs: How often an update goes through its steps.
-        learning_rate: At first; it falls to 0.
-        entropy: What a more even choice of actions is worth.
-        width, blocks: Of the network.
-        statistics: Names of the layer statistics to read.
-        problems: Train on the first so many problems, in an order that the seed draws; None = all.
-        relatives, budgets: As for `DAS-Suite-v0`; those of `valid`, where the best is chosen, are of the same kinds.
+        out: File to write, such as policy.safetensors.
+        suite: Folder of a suite. None uses the bundled one.
+        steps: Total number of environment steps.
+        members: Number of policies to train, with seeds from `seed` on. The policies in a file decide together.
+        seed: Random seed.
+        n_envs: Number of parallel environments.
+        n_steps: Steps of each environment between two updates.
+        batch_size: Environment steps in a gradient step.
+        n_epochs: Passes over the collected steps at each update.
+        learning_rate: Initial learning rate. It falls linearly to 0.
+        ent_coef: Weight of the entropy bonus.
+        width: Hidden width of the network.
+        blocks: Number of blocks of the network.
+        statistics: Layer statistics that the policy observes, see `python -m agents list`.
+        problems: Number of training problems, drawn by `seed`. None uses all.
+        relatives: Problems to add for each model: the same model without one to three of its layers.
+        budgets: Kinds of budgets of the problems: a number of layers, a share of MACs, a share of latency.
     """
 
     out: str
@@ -56,13 +59,13 @@ class PolicySettings(CommandSettings):
     batch_size: int = 256
     n_epochs: int = 4
     learning_rate: float = 1e-3
-    entropy: float = 0.01
+    ent_coef: float = 0.01
     width: int = 32
     blocks: int = 2
     statistics: tuple[str, ...] = NEIGHBOURS
     problems: int | None = None
     relatives: int = 0
-    budgets: tuple[str, ...] = DEFAULT_BUDGETS
+    budgets: tuple[str, ...] = choice(DEFAULT_BUDGETS, BUDGET_KINDS)
 
     def __post_init__(self) -> None:
         if self.members < 1:
@@ -110,7 +113,7 @@ def train_policy(settings: PolicySettings, log: Any = print) -> UnitNetwork:
         batch_size=settings.batch_size,
         n_epochs=settings.n_epochs,
         learning_rate=lambda left: settings.learning_rate * left,
-        ent_coef=settings.entropy,
+        ent_coef=settings.ent_coef,
         gamma=1.0,
         gae_lambda=0.98,
         seed=settings.seed,

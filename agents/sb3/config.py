@@ -13,7 +13,7 @@ from das_gym.agents.searching.loop import SearchConfig
 from das_gym.config import check_names
 from das_gym.files import absolute
 
-SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 1000, "checkpoint_every": 25}
+SB3_DEFAULTS: dict[str, Any] = {"masks_per_turn": 4, "evaluations": 1000, "save_every": 25}
 """Where a search with an algorithm of SB3 differs from other searches unless it is told otherwise."""
 
 BY_SB3S_NAMES = {"agent": "algorithm", "agent_kwargs": "hyperparameters", "masks_per_turn": "n_envs"}
@@ -38,7 +38,7 @@ class SB3Config(SearchConfig):
     agent: str = "ppo"
     masks_per_turn: int = SB3_DEFAULTS["masks_per_turn"]
     evaluations: int = SB3_DEFAULTS["evaluations"]
-    checkpoint_every: int = SB3_DEFAULTS["checkpoint_every"]
+    save_every: int = SB3_DEFAULTS["save_every"]
     action: str | None = None
     start_from: str | None = None
     trust: bool = False

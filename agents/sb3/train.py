@@ -8,7 +8,7 @@
 What is kept in a run folder: `agent.zip`, which SB3's own `load` and our `load_sb3` read; `sb3.json`, which says whose it
 is; the record of the search, as every other agent leaves it; TensorBoard's files, where it is installed.
 
-**Resuming.** A stopped search goes on from `agent.zip` and `sb3_checkpoint.json`, written every `checkpoint_every` turns.
+**Resuming.** A stopped search goes on from `agent.zip` and `sb3_checkpoint.json`, written every `save_every` turns.
 Restored are the parameters, the optimizer, the number of steps, all scored masks, and which examples the environments
 score on next, so that the record of a resumed search replays (`python -m agents validate`). Not restored are the
 algorithm's random generators, episodes under way, rollouts not yet learned from and replay buffers (SB3 saves none): a
@@ -258,10 +258,10 @@ class _Training:
         write_bytes(folder / AGENT, sealed(buffer.getvalue()))
 
     def _keep_checkpoint(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
-        """SB3's callback after each step: every `checkpoint_every` turns, write what `resume` goes on from."""
+        """SB3's callback after each step: every `save_every` turns, write what `resume` goes on from."""
         del locals_, globals_
         turns = self.recorder.turns
-        if self.folder is not None and len(turns) - self.saved_turns >= self.config.checkpoint_every:
+        if self.folder is not None and len(turns) - self.saved_turns >= self.config.save_every:
             self.saved_turns = len(turns)
             self._save_agent(self.folder)
             state = self.base.get_state() if hasattr(self.base, "get_state") else None

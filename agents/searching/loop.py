@@ -7,15 +7,17 @@ import inspect
 import json
 import math
 import os
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import gymnasium
 import numpy as np
 from das_gym.agents.ask_tell.asking import answer, ask
-from das_gym.agents.ask_tell.base import Agent, agent_class, make_agent
+from das_gym.agents.ask_tell.base import AGENTS, Agent, agent_class, make_agent
+from das_gym.agents.sb3.algorithms import ALGORITHMS
 from das_gym.agents.searching.environment import (
     fewer_examples,
     find_scorer,
@@ -25,7 +27,7 @@ from das_gym.agents.searching.environment import (
 )
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row, check_checkpoint, plain_numbers
 
-from das_gym.config import build
+from das_gym.config import build, choice
 from das_gym.files import read_json, write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, Masks, check_budget, pick_budget
 from das_gym.problem.mask_cost import SAVED
@@ -48,30 +50,32 @@ class SearchConfig(BudgetSettings):
     """What to search, with what, for how long; and within which budget, which agents have to know.
 
     Attributes:
-        env_id: Id of the environment.
-        env_kwargs: Its keyword arguments, JSON-able, without those that are settings of the search.
-        agent: A name in `das_gym.agents.ask_tell.base.AGENTS`, or "module:class". `bayes` ends at the best mask of bundled
-            tables (LEADERBOARD.md), `bandit` is the paper's.
-        agent_kwargs: The agent's own hyperparameters, JSON-able; `SEARCH_DEFAULTS` are filled in.
-        seed: Seed of the agent and the environment, 0..2^32 - 1.
-        masks_per_turn: Masks that are scored on the same examples, at least 1. The paper's is 3.
-        evaluations: Budget: masks to score for the agent, at least 1. Its answer is scored once more at the end, and what
-            the statistics take that it reads comes on top.
-        checkpoint_every: Turns between checkpoints, at least 1.
+        env_id: Id of the environment to search, see `python -m agents list`.
+        agent: Search algorithm, or "module:class" of your own. `bayes` is ours, `bandit` is the paper's.
+        evaluations: Number of masks that the agent may score, at least 1. The final answer and the layer statistics that it
+            reads are scored in addition.
+        seed: Random seed of the agent and the environment, 0..2^32 - 1.
+        masks_per_turn: Masks that are scored together on the same examples, at least 1. The paper uses 3.
+        agent_kwargs: Hyperparameters of the agent, as in `agent_kwargs.learning_rate=10`. `python -m agents list` shows
+            them.
+        env_kwargs: Further arguments of the environment, as in `env_kwargs.table=FILE`.
+        save_every: Turns between checkpoints, at least 1.
     """
 
+    group: ClassVar[str] = "Search"
+
     env_id: str = DEFAULT_ENV
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    agent: str = "bayes"
-    agent_kwargs: dict[str, Any] = field(default_factory=dict)
+    agent: str = choice("bayes", ChainMap(ALGORITHMS, AGENTS))
+    evaluations: int = 240
     seed: int = 0
     masks_per_turn: int = 3
-    evaluations: int = 240
-    checkpoint_every: int = 1
+    agent_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    save_every: int = 1
 
     def __post_init__(self) -> None:
         self._check_budget()
-        at_least = {"seed": 0, "masks_per_turn": 1, "evaluations": 1, "checkpoint_every": 1}
+        at_least = {"seed": 0, "masks_per_turn": 1, "evaluations": 1, "save_every": 1}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; give a whole number from {least} on")
@@ -148,7 +152,7 @@ def search(
             for turn in loop.history:
                 on_turn(turn, loop.layer_names)
         while loop.take_turn():
-            if checkpoint is not None and len(loop.history) % config.checkpoint_every == 0:
+            if checkpoint is not None and len(loop.history) % config.save_every == 0:
                 write_json(checkpoint, loop.state(), indent=None)
             if on_turn is not None:
                 on_turn(loop.history[-1], loop.layer_names)

@@ -105,7 +105,7 @@ def check_checkpoint(
     if not isinstance(state.get("config"), Mapping):
         raise ValueError(f"{path} is damaged: it does not say what was searched; begin a new search")
     for name, value in state["config"].items():
-        if name != "checkpoint_every" and mine.get(name) != value:
+        if name != "save_every" and mine.get(name) != value:
             claim = f"{path} is of a search with {names.get(name, name)}={value!r}, not {mine.get(name)!r}"
             raise ValueError(f"{claim}; use that, or another folder")
 

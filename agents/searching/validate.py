@@ -170,8 +170,8 @@ class ValidateSettings(CommandSettings):
     """The settings of `python -m agents validate`.
 
     Attributes:
-        file: The record, `search.json`, or the folder that holds it.
-        tolerance: Largest difference, relative or absolute, from 0 on.
+        file: Record of a search (search.json), or the folder of the run.
+        tolerance: Largest allowed difference of scores, relative for values above 1, absolute below.
     """
 
     file: str

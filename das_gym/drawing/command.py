@@ -1,4 +1,8 @@
-"""`... report RUN...`: the command that writes reports, whoever knows what a run tells."""
+"""Report runs side by side, as one HTML file that opens in any browser.
+
+python -m agents report 3                       writes runs/3/report.html
+python -m adapt report 4 5 with out=both.html   two runs side by side
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from das_gym.drawing.report import RunReport, write_report
 from das_gym.runs import CONFIG, RUNS_DIR, find_run, read_config
 
 REPORT = "report.html"
-NOT_REPEATED = ("runs_dir", "resume", "use", "checkpoint_every", "save_every")
+NOT_REPEATED = ("runs_dir", "resume", "use", "save_every")
 """Settings of a run that its result does not depend on, or that `typed` adds."""
 
 
@@ -22,7 +26,8 @@ class ReportSettings(CommandSettings):
 
     Attributes:
         runs: Ids of runs, or their folders.
-        out: The file to write; None is report.html in the folder of the run, or of several report_1_2.html beside them.
+        out: HTML file to write. None is report.html in the folder of the run, or report_1_2.html in `runs_dir` for several
+            runs.
         runs_dir: Folder of all runs.
     """
 

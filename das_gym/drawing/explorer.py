@@ -65,6 +65,7 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Se
     examples = {"reward": meta.reward_examples, "test": meta.test_examples}
     title = f"{meta.env_id}: which units can be skipped?"
     shown = {"meta": meta, "examples": examples, "masks": len(table.masks), "replays": replays, "groups": groups}
+    shown["extra_macs"] = int(table.macs[0]) / meta.macs_full - 1  # row 0 skips nothing
     return write_page(path, "explorer", data, title=title, **shown)
 
 

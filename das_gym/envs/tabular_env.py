@@ -348,8 +348,8 @@ def bundled_table(model: str, task: str) -> Path:
     entry = find_environment(model, task)
     if entry.table is None:
         raise ValueError(
-            f"no table of {model} on {task} is bundled: make one with "
-            f"`{typed('agents table', entry.short)}` and pass table=<the file it writes>"
+            f"no table of {model} on {task} is bundled. Make one with `{typed('agents table', entry.short, 'out=FILE')}`, "
+            "then pass table=FILE; a search takes it as env_kwargs.table=FILE."
         )
     return entry.table
 

@@ -149,7 +149,7 @@ class VLP(nn.Module, ABC):
         projector: Parts of the names of those that train between a vision tower and a decoder, at a rate of their own.
         untrainable: Why nothing of it can train, so that it can only be searched as it came; empty where something can.
         promptless: Why no learnt tokens can stand among its own; empty where they can.
-        checkpointing: Whether what a layer keeps for the gradient is computed again when it is wanted.
+        gradient_checkpointing: Whether what a layer keeps for the gradient is computed again when it is wanted.
         prompts: What adds learnt tokens to the state before stage 0; None adds none.
         front: How many stages come before the one that `enter` does something for: what they lead to is worth keeping.
         streams_apart: Whether text and image enter stage 0 as hidden vectors of their own, a batch of 1 fitting any.
@@ -172,7 +172,7 @@ class VLP(nn.Module, ABC):
         self._pruned: tuple[bool, ...] | None = None
         self.frozen = False
         self.prompts: nn.Module | None = None
-        self.checkpointing = False
+        self.gradient_checkpointing = False
 
     def text_stream(self, batch: Mapping[str, Tensor]) -> Stream:
         """Encoder outputs of `input_ids` and `attention_mask`, before all that trains, so that they can be kept."""
@@ -388,7 +388,7 @@ class VLP(nn.Module, ABC):
         last = stage == len(self.stages) - 1
         state, _ = self.enter(state, stage)
         hidden = dict(state.hidden)
-        again = self.checkpointing and torch.is_grad_enabled()
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
         run = partial(checkpoint, self.run_layer, use_reentrant=False) if again else self.run_layer
         for index in self.stages[stage]:
             hidden[self.layers[index].stream] = run(index, state, bool(mask[index]), pooled_only=last)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,15 @@ class BudgetSettings:
     """A budget as a person says it: how many units to skip, or the share of one cost to save. One of them, not more.
 
     Attributes:
-        skip_num: Exactly how many units to skip, at least 0; None binds nothing. "auto" is 4, or None with a share.
-        macs_saved: The least share of the full model's MACs to save, 0..1, such as 0.12; or None.
-        latency_saved: Of its latency, as this machine measures it; or None.
-        parameters_saved: Of its parameters; or None.
-        memory_saved: Of the bytes of its weights; or None.
+        skip_num: Exactly how many layers to skip, at least 0. `auto` is 4 if no share to save is given. None sets no
+            number.
+        macs_saved: Least fraction of the MACs of the baseline, the full model without adapters, to save, 0..1, such as 0.12.
+        latency_saved: Least fraction of the latency to save, 0..1, as measured on this machine.
+        parameters_saved: Least fraction of the parameters to save, 0..1.
+        memory_saved: Least fraction of the memory of the weights (bytes) to save, 0..1.
     """
+
+    group: ClassVar[str] = "Budget"
 
     skip_num: int | Literal["auto"] | None = "auto"
     macs_saved: float | None = None

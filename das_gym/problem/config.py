@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from das_gym.commandline import typed
-from das_gym.config import check_names, part_of
+from das_gym.config import check_names, choice, part_of
 from das_gym.files import absolute
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, REGISTERED_IN, TASKS, find_environment
 from das_gym.runs import ResumableSettings
 
 SIZES = ("mini", "base")
+UNITS = ("layers", "sublayers")
+ON_BAD_EXAMPLE = ("raise", "skip")
+PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
+"""Names that `ModelSettings` and `ComputeSettings` allow, as in the modules that read them, which import torch."""
 
 OPTIONS = ("image_size", "tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code")
 """Fields of `ProblemConfig` that only some models take, see `ModelEntry.options`."""
@@ -41,59 +46,88 @@ def setting_path(name: str, value: str, model: str | None = None) -> Path:
     return named[value] if name == "checkpoint" and value in named and not path.exists() else path
 
 
-@dataclass(frozen=True)
-class ProblemConfig:
-    """What to load; every field left out stands for the bundled model or data.
+def is_hub_id(value: str) -> bool:
+    """Whether a path that is not there reads like an id of the Hugging Face Hub, `owner/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) is not None and not Path(value).parent.exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Which weights and which data to load.
 
     Attributes:
-        model: Name of the model, a key of `das_gym.registration.MODELS`.
-        task: Name of the task, a key of `das_gym.registration.TASKS`; `f30k`, as 0.1.0 has it, is `retrieval`.
-        size: `mini` (bundled) or `base` (needs `checkpoint`); None follows the checkpoint.
-        checkpoint: Path of pre-trained weights: a folder of ours, or an official file; or the name of a further bundled one,
-            see `ModelEntry.others`.
-        supernet: Path of the supernet's adaptation file.
-        data_root: Folder in one of the task's formats.
-        tokenizer: Folder of the tokenizer, or the processor, where the checkpoint's folder holds none.
-        image_size: Pixels; position embeddings are resized. None is the checkpoint's own.
-        max_text_length: Longest text in tokens, longer ones are cut; None is the model's usual one.
-        on_bad_example: `raise` at the first bad example, or `skip` it and warn.
-        device: `auto`, `cpu`, `cuda`, ...
-        precision: Of the masked part, see `Evaluator`.
-        eval_batch_size: Examples scored at a time; None chooses by how many pairs an example takes.
-        encoder_cache: Folder to keep encoder outputs in; None keeps them in memory alone.
-        units: `layers`, or `sublayers`: attention and MLP apart; for models that offer both, as the next four are.
-        vision: Whether layers of the vision tower may be skipped, too; they come after the decoder's.
-        dtype: `auto` (the checkpoint's own), `float32`, `bfloat16`, ...
-        device_map: As for `from_pretrained` of transformers.
-        trust_remote_code: Whether code in the checkpoint's folder may run.
-        workers: `ray` shares masks out among the workers of a Ray cluster, see `das_gym.engine.sharded`; None scores them in
-            this process.
-        num_workers: How many, 1 or more; None is as many as the cluster has room for.
-        gpus_per_worker: GPUs of each: 0, a part of one, such as 0.5, or a whole number.
+        checkpoint: Pre-trained weights: a folder that transformers or das_gym wrote, an official METER or ViLT file, or the
+            name of another bundled model (`llava_mini`). None loads the bundled model.
+        data_root: Folder of the data, in one of the formats that the task reads. None uses the bundled data.
+        supernet: Trained adapters and head, a file that `python -m adapt supernet` wrote. None uses the bundled one.
+        size: Size of a METER or ViLT model. `base` needs `checkpoint`. None reads the size from the checkpoint.
+        tokenizer: Folder of the tokenizer or processor, if the checkpoint's folder has none.
+        image_size: Side of the input images in pixels. Position embeddings are resized. None keeps the checkpoint's size.
+        max_text_length: Longest text in tokens; longer texts are cut. None uses the usual length of the model.
+        on_bad_example: What to do with a damaged example: stop with an error, or skip it with a warning.
+        units: What can be skipped in a transformers model: whole layers, or the attention and the MLP of each layer
+            (`sublayers`). None means `layers`.
+        vision: Whether layers of the vision tower of a transformers model can be skipped too. They follow the decoder's.
+        dtype: Number format of a transformers model: `auto` (as the checkpoint), `float32`, `bfloat16`, `float16`.
+        device_map: How `from_pretrained` of transformers places the model on devices, such as `auto`.
+        trust_remote_code: Whether Python code in the checkpoint's folder may run.
     """
 
-    model: str = DEFAULT_MODEL
-    task: str = DEFAULT_TASK
-    size: str | None = None
+    group: ClassVar[str] = "Model and data"
+
     checkpoint: str | None = None
-    supernet: str | None = None
     data_root: str | None = None
+    supernet: str | None = None
+    size: str | None = choice(None, SIZES)
     tokenizer: str | None = None
     image_size: int | None = None
     max_text_length: int | None = None
-    on_bad_example: str = "raise"
-    device: str = "auto"
-    precision: str = "float32"
-    eval_batch_size: int | None = None
-    encoder_cache: str | None = None
-    units: str | None = None
+    on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
+    units: str | None = choice(None, UNITS)
     vision: bool | None = None
     dtype: str | None = None
     device_map: str | None = None
     trust_remote_code: bool | None = None
-    workers: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings:
+    """Where and how masks are scored.
+
+    Attributes:
+        device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+        precision: Number format of the skippable layers of METER and ViLT. Transformers models take `dtype` instead.
+        eval_batch_size: Examples that are evaluated at a time. None chooses it by the task.
+        encoder_cache: Folder that keeps outputs of the frozen encoders between runs. None keeps them in memory only.
+        workers: `ray` distributes masks over the workers of a Ray cluster. None scores them in this process.
+        num_workers: Number of Ray workers, at least 1. None uses as many as the cluster has room for.
+        gpus_per_worker: GPUs of each Ray worker: 0, a fraction such as 0.5, or a whole number.
+    """
+
+    group: ClassVar[str] = "Hardware"
+
+    device: str = "auto"
+    precision: str = choice("float32", PRECISIONS)
+    eval_batch_size: int | None = None
+    encoder_cache: str | None = None
+    workers: str | None = choice(None, WORKERS)
     num_workers: int | None = None
     gpus_per_worker: float = 0.0
+
+
+@dataclass(frozen=True)
+class ProblemConfig(ModelSettings, ComputeSettings):
+    """What to load; every field left out stands for the bundled model or data.
+
+    Attributes:
+        model: Kind of model.
+        task: Downstream task.
+    """
+
+    group: ClassVar[str] = "Model and data"
+
+    model: str = choice(DEFAULT_MODEL, MODELS)
+    task: str = choice(DEFAULT_TASK, TASKS)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", OLD_TASKS.get(self.task, self.task))
@@ -118,6 +152,12 @@ class ProblemConfig:
             path = setting_path(name, value, self.model)
             object.__setattr__(self, name, str(path))
             if name != "encoder_cache" and not path.exists():
+                if name != "supernet" and is_hub_id(value):
+                    kind = "--repo-type dataset " if name == "data_root" else ""
+                    raise FileNotFoundError(
+                        f"`{name}` is not a file or folder: got {value}. das_gym downloads nothing. Run "
+                        f"`hf download {kind}{value} --local-dir FOLDER`, then give {name}=FOLDER."
+                    )
                 others = MODELS[self.model].named if name == "checkpoint" else {}
                 more = f", or give the name of a bundled one: {', '.join(others)}" if others else ""
                 raise FileNotFoundError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -131,7 +132,8 @@ def pick_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device!r} cannot be used here ({error}); use auto or cpu") from error
+        message = textwrap.shorten(str(error), 100, placeholder=" ...")  # torch lists all kinds of devices
+        raise ValueError(f"device={device!r} cannot be used here ({message}); use auto or cpu") from error
 
 
 def takes(model: str, setting: str) -> bool:

@@ -110,7 +110,7 @@ def test_answers_are_kept_and_written_again(
     metric = json.loads((run / "adapt.json").read_text())["models"][0]["evaluation"]["metric"]
     assert f"{100 * metric:.2f}" in printed
     assert "at most, %" in printed
-    in_this_process(["predict", *words, "split=val2014", f"out={tmp_path / 'val.json'}", "examples=5"], capsys)
+    in_this_process(["predict", *words, "split=val2014", f"out={tmp_path / 'val.json'}", "limit=5"], capsys)
     assert len(json.loads((tmp_path / "val.json").read_text())) == 5
     assert PROGRAM.run(["predict", *words, f"out={out}"]) == 1
     assert "exists, and nothing is ever written over" in capsys.readouterr().err
@@ -160,8 +160,10 @@ def test_skipped_layers_are_removed(small_kwargs: dict[str, str]):
 
 
 def test_the_frozen_part_does_not_change_by_a_bit(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
-    code, printed = run_here("with", *words_of(small_kwargs), *QUICK, f"mask={MASK}")
+    code, printed = run_here("with", *words_of(small_kwargs), *QUICK, f"mask={MASK}", "test_examples=5")
     assert code == 0, printed
+    record = json.loads((tmp_path / "runs/1/adapt.json").read_text())
+    assert [model["evaluation"]["examples"] for model in record["models"]] == [5, 5]
     before = load_backbone(ProblemConfig(**small_kwargs))
     after = load_subnet(tmp_path / "runs/1").backbone
     assert after.base == before.base == fingerprint(before.vlp)
@@ -205,6 +207,10 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
         (("with", "mask=[0,2,0,0,0,0,0,0,0,0,0,0]"), "other values than 0"),
         (("with", "mask=[1,0]"), "12 layers"),
         (("with", "stepz=3"), "did you mean 'steps'"),
+        (("with", "test_examples=0"), "test_examples=0 is not allowed"),
+        (("evaluate", "with", "run=a/b"), "hf download a/b --local-dir FOLDER"),
+        (("shrink", "with", "model=METER"), "model=METER does not answer in words"),
+        (("with", "none.yaml"), "no settings file"),
         (("with", "steps=0"), "steps=0 is not allowed; give more than 0"),
         (("with", "device=gpu", f"mask={MASK}"), "device='gpu' cannot be used here"),
         (("supernet", "with", "save_every=0"), "save_every=0 is not allowed"),

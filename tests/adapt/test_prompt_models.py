@@ -75,8 +75,8 @@ def test_answers_that_nobody_knows_are_said(config: ProblemConfig, tmp_path: Pat
     save(subnet, tmp_path / "mine")
     asked = [{"question_id": n, "image": f"{n}.png", "text": e.question} for n, e in enumerate(splits.train[:4])]
     file = write_lines(Path(config.data_root or "") / "asked.jsonl", asked)
-    words = ("run=mine", f"data_root={file}", "split=questions", "out=said.json", "new_tokens=3")
-    with pytest.warns(UserWarning, match="4 of 4 answers are cut at new_tokens=3: pass more"):
+    words = ("run=mine", f"data_root={file}", "split=questions", "out=said.json", "max_new_tokens=3")
+    with pytest.warns(UserWarning, match="4 of 4 answers are cut at max_new_tokens=3: pass more"):
         assert run_here("predict", "with", *words)[0] == 0
     rows = json.loads((tmp_path / "said.json").read_text())
     assert [row["question_id"] for row in rows] == [0, 1, 2, 3]
@@ -85,7 +85,10 @@ def test_answers_that_nobody_knows_are_said(config: ProblemConfig, tmp_path: Pat
     assert all(one.startswith(row["answer"]) for one, row in zip(forced, rows, strict=True))
     assert {row["answer"] for row in rows} - {""}, rows
     with pytest.warns(UserWarning, match="4 of 4 answers are cut"):  # the model as it came
-        assert run_here("predict", "with", f"run={config.checkpoint}", *words[1:3], "new_tokens=2", "out=plain.json")[0] == 0
+        assert (
+            run_here("predict", "with", f"run={config.checkpoint}", *words[1:3], "max_new_tokens=2", "out=plain.json")[0]
+            == 0
+        )
     assert [row["question_id"] for row in json.loads((tmp_path / "plain.json").read_text())] == [0, 1, 2, 3]
     code, printed = run_here("evaluate", "with", *words[:3])
     assert code == 1

@@ -68,7 +68,7 @@ def test_as_many_examples_at_a_time_as_there_is_room_for(model: AdaptedModel, mo
     assert line.endswith("16 at a time would not fit, so that a step's 16 examples come in parts")
     assert sum(1 for _ in step_loss.parts(0)) == 4
     step_loss.micro_batch_size = 8
-    assert make_room(step_loss, parameters, 16).endswith("give a smaller micro_batch_size, or checkpointing=True")
+    assert make_room(step_loss, parameters, 16).endswith("give a smaller micro_batch_size, or gradient_checkpointing=True")
     assert step_loss.micro_batch_size == 8
 
 

@@ -284,7 +284,7 @@ def never(settings: dict[str, Any], *_: Any) -> int:
         ({"refine": 8, "recover": "none"}, "refine=8 judges masks by what recovery leaves: leave it out, or recover=none"),
         ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask, front and"),
         ({"test_examples": 0}, "test_examples=0 is not allowed; use 1 or more"),
-        ({"model": "METER", "task": "vqa"}, "model=METER answers in no words: shrink is for VLM"),
+        ({"model": "METER", "task": "vqa"}, "model=METER does not answer in words: shrink is for VLM"),
         ({"checkpoint": "{data_root}"}, "holds no config.json"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",

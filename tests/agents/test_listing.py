@@ -15,7 +15,10 @@ from das_gym import ENVIRONMENTS
 from das_gym.problem.rewards import REWARDS
 from das_gym.problem.statistics import STATISTICS
 
-ENTRIES = [(entry.id, entry.tabular_id, entry.short, entry.model, entry.task) for entry in ENVIRONMENTS.values()]
+ENTRIES = [
+    (entry.id, entry.tabular_id if entry.table else "-", entry.short, entry.model, entry.task)
+    for entry in ENVIRONMENTS.values()
+]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -34,6 +37,10 @@ def test_every_name_is_one_word_of_a_line(printed: str):
         assert any(row[:5] == list(entry) for row in cells)
     for name in (*AGENTS, *ALGORITHMS, *REWARDS, *STATISTICS):
         assert any(row[0] == name for row in cells)
+
+
+def test_only_bundled_tables_are_listed():
+    assert ("DAS-METER-SNLI-VE-v0", "-") in {entry[:2] for entry in ENTRIES}
 
 
 def test_nothing_wraps_where_no_terminal_reads_it(printed: str):

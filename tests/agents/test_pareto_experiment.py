@@ -74,7 +74,7 @@ def test_a_stopped_search_goes_on_exactly(asked, tmp_path, monkeypatch):
         ({"evaluations": 5}, "evaluations=5 is not allowed; give a whole number from 12 on"),
         ({"baselines": ["bayes"]}, "baselines holds 'bayes', which searches; give rules such as block_influence"),
         ({"env_kwargs": {"reward_batches": "cycle"}}, "a front needs 'fixed'"),
-        ({"env_id": "CartPole-v1", "env_kwargs": {}}, "unexpected keyword|no environment of das_gym"),
+        ({"env_id": "CartPole-v1", "env_kwargs": {}}, "`env_id` is not an environment of das_gym"),
     ],
 )
 def test_what_is_refused(asked, update, told):

@@ -40,10 +40,10 @@ def runs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("asked", "ids"),
     [
-        ({}, [4, 2, 1, 5, 3]),
+        ({}, [3, 1, 5, 2, 4]),
         ({"order": "newest"}, [5, 4, 3, 2, 1]),
-        ({"agent": "bandit"}, [1, 5, 3]),
-        ({"env": "meter_vqa"}, [1, 3]),
+        ({"agent": "bandit"}, [3, 1, 5]),
+        ({"env": "meter_vqa"}, [3, 1]),
         ({"env": "table"}, [1]),
         ({"command": "adapt shrink"}, [4]),
         ({"status": "stopped"}, [3]),
@@ -52,6 +52,14 @@ def runs(tmp_path: Path) -> Path:
 )
 def test_order_and_filters(runs: Path, asked: dict, ids: list[int]):
     assert [run.id for run in past_runs(RunsSettings(runs_dir=str(runs), **asked))] == ids
+
+
+def test_best_ranks_rewards_of_one_environment_only(tmp_path: Path):
+    for run, (env_id, reward) in enumerate((("DAS-ViLT-VQA-v0", 0.9), ("DAS-METER-VQA-v0", 0.1), ("DAS-METER-VQA-v0", 0.5))):
+        told = {"experiment": {"name": "agents"}, "status": "COMPLETED", "result": reward}
+        write_json(tmp_path / str(run) / "run.json", told)
+        write_json(tmp_path / str(run) / "config.json", {"env_id": env_id})
+    assert [run.id for run in past_runs(RunsSettings(runs_dir=str(tmp_path)))] == [2, 1, 0]
 
 
 def test_what_is_told(runs: Path):
@@ -127,8 +135,8 @@ def test_a_run_that_died_is_listed_with_the_command_that_resumes_it(tmp_path: Pa
         write_json(tmp_path / str(number) / "run.json", run)
         write_json(tmp_path / str(number) / "config.json", config)
     assert PROGRAM.run(["runs", "with", f"runs_dir={tmp_path}", "status=died"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "go on with" in line]
-    assert lines == [f"run 1 died; go on with: python -m adapt shrink with resume=1 runs_dir={tmp_path}"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Resume it" in line]
+    assert lines == [f"run 1 died. Resume it with: python -m adapt shrink with resume=1 runs_dir={tmp_path}"]
 
 
 def test_modules_of_ones_own_are_imported_first(runs: Path, capsys: pytest.CaptureFixture[str]):
@@ -138,13 +146,13 @@ def test_modules_of_ones_own_are_imported_first(runs: Path, capsys: pytest.Captu
 
 def test_it_is_printed_in_80_columns(runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "most=4"]) == 0
+    assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "limit=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert next(line for line in lines if "maskable_ppo" in line).split() == [
         "2", "agents", "maskable_ppo", "vilt_vqa", "0.7000", "12.5", "%", "done", "11-22", "10:00",
     ]  # fmt: skip
-    assert lines[-1] == "1 more: most=5 shows all"
+    assert lines[-1] == "1 more: limit=5 shows all"
     assert PROGRAM.run(["runs", "with", f"runs_dir={runs}", "agent=nobody"]) == 0
     assert capsys.readouterr().out == f"no such run in {runs}\n"
 

@@ -51,6 +51,14 @@ def table() -> SubnetTable:
     return made
 
 
+def test_page_explains_negative_savings(table: SubnetTable, tmp_path: Path):
+    text = write_explorer(tmp_path / "a.html", table).read_text()
+    assert "relative to the baseline, the full model without adapters" in text
+    assert "The adapters add 5.0 % MACs" in text
+    text = write_explorer(tmp_path / "b.html", replace(table, macs=table.macs - 50)).read_text()
+    assert "The adapters add" not in text
+
+
 REPLAY = Replay(
     "run 3", "bandit, seed 0", [[0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 1], [0] * 6], [0.4, None, 0.5], [0.4, 0.4, 0.5]
 )

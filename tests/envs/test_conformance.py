@@ -52,7 +52,7 @@ def test_no_id_is_left_out():
 
 @pytest.mark.parametrize("id", UNMADE)
 def test_one_without_a_table_says_how_to_make_one(id: str):
-    with pytest.raises(ValueError, match=r"no table of .* is bundled: make one with `python -m agents table with"):
+    with pytest.raises(ValueError, match=r"no table of .* is bundled. Make one with `python -m agents table with"):
         gymnasium.make(id)
 
 

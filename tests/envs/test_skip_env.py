@@ -112,7 +112,7 @@ def test_an_impossible_budget_is_refused(tiny_kwargs: dict[str, str], skip_num):
     ("setting", "says"),
     [
         ({"reward": "neg_los"}, "unknown reward 'neg_los'; did you mean 'neg_loss'.*known: exp_neg_loss"),
-        ({"statistics": ["depht"]}, "unknown statistic 'depht'; did you mean 'depth'.*known: stream, depth"),
+        ({"statistics": ["depht"]}, "unknown statistic 'depht'; did you mean 'depth'.*agents list` lists all"),
         ({"statistics": "depht"}, "unknown statistic 'depht'; did you mean 'depth'"),
         ({"statistics": []}, r"statistics=\(\): give one or more of stream, .*, or None for all"),
         ({"reward_batches": "cycel"}, "unknown reward_batches 'cycel'; did you mean 'cycle'.*known: fixed, cycle, resample"),

@@ -109,8 +109,11 @@ def test_sublayers_are_units(prompts: dict[str, str]):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"model": "METER", "task": "answering"}, "task='answering' is none for METER: choose one of vqa, nlvr2, retrieval"),
-        ({"model": "VLM", "task": "vqa"}, "task='vqa' is none for VLM: choose one of answering"),
+        (
+            {"model": "METER", "task": "answering"},
+            "task='answering' is not supported by METER: choose from vqa, nlvr2, retrieval",
+        ),
+        ({"model": "VLM", "task": "vqa"}, "task='vqa' is not supported by VLM: choose from answering"),
         ({"units": "sublayers"}, "units=sublayers is no setting of METER, only of VLM: leave it out"),
         ({"model": "VLM", "task": "answering", "image_size": 64}, "image_size=64 is no setting of VLM"),
         ({"model": "VLM", "task": "answering", "precision": "bfloat16"}, "say dtype=bfloat16 instead"),

@@ -94,20 +94,20 @@ def greedily(model: Any, settings: Mapping[str, Any]) -> Iterator[None]:
         model.generation_config = before
 
 
-def greedy_settings(vlm: VLM, processor: PromptProcessor, new_tokens: int, least: int | None = None) -> dict[str, Any]:
+def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, least: int | None = None) -> dict[str, Any]:
     """Plain settings of `GenerationConfig`.
 
     Args:
         vlm: The model.
         processor: Its own.
-        new_tokens: Most tokens to say.
+        max_new_tokens: Most tokens to say.
         least: Fewest, or None.
     """
     suppressed = picture_tokens(vlm.model)
     return {
         "do_sample": False,
         "num_beams": 1,
-        "max_new_tokens": new_tokens,
+        "max_new_tokens": max_new_tokens,
         "eos_token_id": list(processor.ends),
         "pad_token_id": pad_token(vlm, processor),
         **({"suppress_tokens": suppressed} if suppressed else {}),
@@ -182,10 +182,10 @@ def generate(
     prompts: Sequence[Any],
     title: str,
     batch_size: int = 8,
-    new_tokens: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> list[str]:
     """As `generate_tokens`, in words."""
-    return list(map(processor.decode, generate_tokens(vlm, processor, prompts, title, batch_size, new_tokens)))
+    return list(map(processor.decode, generate_tokens(vlm, processor, prompts, title, batch_size, max_new_tokens)))
 
 
 def generate_tokens(
@@ -194,7 +194,7 @@ def generate_tokens(
     prompts: Sequence[Any],
     title: str,
     batch_size: int = 8,
-    new_tokens: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> list[list[int]]:
     """The tokens of the model's own answer to each prompt, greedy, up to the end.
 
@@ -204,10 +204,10 @@ def generate_tokens(
         prompts: At least one.
         title: Of the progress bar.
         batch_size: Prompts at a time, where the model can be padded at the left.
-        new_tokens: Most tokens to say; None = the longest reference's, and a few.
+        max_new_tokens: Most tokens to say; None = the longest reference's, and a few.
     """
     encodings = [processor.encode(prompt) for prompt in prompts]
-    settings = greedy_settings(vlm, processor, new_tokens or longest_answer(encodings))
+    settings = greedy_settings(vlm, processor, max_new_tokens or longest_answer(encodings))
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1

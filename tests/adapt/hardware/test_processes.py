@@ -119,7 +119,7 @@ def test_checkpointing_has_the_gradients_to_the_bit_and_keeps_less(small_kwargs:
     kept, gradients = [], []
     for again in (False, True):
         model = load_supernet(config, splits)
-        step_loss, _ = set_up(model, splits.train, TrainingConfig(batch_size=4, checkpointing=again), None)
+        step_loss, _ = set_up(model, splits.train, TrainingConfig(batch_size=4, gradient_checkpointing=again), None)
         total = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:

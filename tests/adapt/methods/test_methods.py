@@ -202,7 +202,7 @@ OF_TRAINING: dict[str, tuple[Any, ...]] = {
     "method": ("full", "lora", "adapter", "das"),
     "micro_batch_size": (None, 3),
     "mixed_precision": ("no", "bf16"),
-    "checkpointing": (False, True),
+    "gradient_checkpointing": (False, True),
     "encoder_cache_gib": (2.0, 0.0),
     "patience": (None, 1),
     "schedule": ("polynomial", "cosine"),
@@ -241,7 +241,7 @@ def test_every_pair_of_settings_of_training(worlds: dict[str, World], tmp_path: 
         world, method = worlds[row["family"]], make_method(row["method"])
         own = {name: value for name, value in row.items() if name not in ("family", "method")}
         config = TrainingConfig(steps=4, batch_size=4, save_every=1, **rates, **own)
-        plain = dataclasses.replace(config, micro_batch_size=None, checkpointing=False, encoder_cache_gib=2.0)
+        plain = dataclasses.replace(config, micro_batch_size=None, gradient_checkpointing=False, encoder_cache_gib=2.0)
         wanted = trained(train(world, method, plain))
         far = 5e-4 if config.mixed_precision == "bf16" else 2e-6
         for model in (train(world, method, config), train(world, method, config, tmp_path / f"{number}.pt")):

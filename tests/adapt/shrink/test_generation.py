@@ -56,7 +56,7 @@ def test_batched_and_padded_it_is_what_each_prompt_gets_alone(problem_of: Callab
         alone.append(cut_at_end(tokens, processor.ends))
     assert say(vlm, processor, encodings, settings) == alone
     words = [processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in alone]
-    assert generate(vlm, processor, prompts_of(), "answers", 2, new_tokens=6) == words
+    assert generate(vlm, processor, prompts_of(), "answers", 2, max_new_tokens=6) == words
     assert any(alone)
 
 

@@ -287,7 +287,7 @@ def command(*words, cwd):
 def test_the_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path, capsys):
     out = tmp_path / "LEADERBOARD.md"
     words = ["with", f"tables={made_up_table.parent}", f"suite={made_up_suite}", "seeds=1", f"out={out}"]
-    words += ["agents=['random','bayes','greedy']", "planted=[24]", f"keep={tmp_path / 'kept'}"]
+    words += ["agents=['random','bayes','greedy']", "planted=[24]", f"cache={tmp_path / 'kept'}"]
     leaderboard(words)
     text = out.read_text()
     assert "python -m agents leaderboard with seeds=1" in text

@@ -80,7 +80,7 @@ def test_an_impossible_budget_says_what_is_possible(small: dict):
 
 
 def test_a_stopped_run_resumes(small: dict):
-    update = {**small, "evaluations": 24, "checkpoint_every": 1, "hyperparameters": {"n_steps": 4}}
+    update = {**small, "evaluations": 24, "save_every": 1, "hyperparameters": {"n_steps": 4}}
 
     def interrupted(*args, **kwargs):
         raise OSError("the disk is full")

@@ -108,15 +108,15 @@ SEARCHING = [name for name in SHOWN_ENOUGH if not issubclass(agent_class(name), 
 @pytest.mark.slow
 @pytest.mark.parametrize("reward_batches", ["fixed", "cycle", "resample"])
 @pytest.mark.parametrize(
-    ("agent", "stop", "checkpoint_every"),
+    ("agent", "stop", "save_every"),
     [(agent, 1, 1) for agent in SHOWN_ENOUGH]
     + [(agent, 4, 3) for agent in SEARCHING]
     + [(agent, 2, 3) for agent in SEARCHING],
 )
-def test_a_resumed_search_ends_as_an_undisturbed_one(agent, reward_batches, stop, checkpoint_every, tmp_path):
+def test_a_resumed_search_ends_as_an_undisturbed_one(agent, reward_batches, stop, save_every, tmp_path):
     settings = config(agent=agent, evaluations=30, env_kwargs={"reward_batches": reward_batches})
     whole = search(settings, tmp_path / "whole")
-    stopped = dataclasses.replace(settings, checkpoint_every=checkpoint_every)
+    stopped = dataclasses.replace(settings, save_every=save_every)
     with pytest.raises(StopError):
         search(stopped, tmp_path / "stopped", on_turn=stop_after(stop))
     assert not (tmp_path / "stopped" / "search.json").exists()
@@ -239,7 +239,7 @@ def test_a_record_of_something_else_is_refused(tmp_path):
         ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
         (
             {"agent": "json:loads"},
-            "agent 'json:loads' is not a subclass of das_gym.agents.Agent; give one of angular, bandit, bayes",
+            "agent 'json:loads' is not a subclass of das_gym.agents.Agent; give a name",
         ),
         ({"agent": "nowhere:Agent"}, "agent 'nowhere:Agent' cannot be imported"),
         ({"env_kwargs": {"skip_num": 3}}, "env_kwargs must not hold skip_num; use the setting skip_num of the search"),

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from das_gym.data.checks import POLICIES
+from das_gym.engine import precision
+from das_gym.models.transformers import model
+from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig
+
+
+def test_listed_choices_are_those_that_are_read():
+    assert (PRECISIONS, UNITS, ON_BAD_EXAMPLE) == (precision.PRECISIONS, model.UNITS, POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("checkpoint", "hf download a/b --local-dir"), ("data_root", "hf download --repo-type dataset a/b --local-dir")],
+)
+def test_hub_id_is_refused_with_the_download_command(name: str, command: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"`{name}` is not a file or folder: got a/b.*{command}"):
+        ProblemConfig("VLM", "answering", **{name: "a/b"})
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{name}=a/b: no such file or folder"):
+        ProblemConfig("VLM", "answering", **{name: "a/b"})
