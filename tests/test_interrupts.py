@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,32 @@ raise_interrupts()
 )
 def test_handlers_of_a_command(code: str, tmp_path: Path):
     subprocess.run([sys.executable, "-c", IN_A_COMMAND + code], cwd=tmp_path, check=True)
+
+
+ON_A_TERMINAL = """
+from pathlib import Path
+from das_gym.progress import progress
+try:
+    with progress(1000, "searching") as bar:
+        print("begun", end="")
+        Path("begun").touch()
+        while True: bar.update()
+except KeyboardInterrupt as interrupt:
+    print("Stopped", file=sys.stderr, flush=True)
+    sys.exit(interrupt.exit_code)
+"""
+
+
+def test_a_closed_terminal_does_not_fail_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    child, terminal = pty.fork()
+    if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.execv(sys.executable, [sys.executable, "-c", IN_A_COMMAND.replace("SIGHUP", "SIGINT") + ON_A_TERMINAL])
+    while not Path("begun").exists():
+        time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Terminated(signal.SIGTERM), 143)])
