@@ -22,7 +22,7 @@ from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, join
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import SUBNET, UNSKIPPED, compare, print_report, write_answers
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, compare, print_report, write_answers
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, prefixed
 
@@ -46,7 +46,7 @@ FOUND = "found.json"
 SUPERNET_FILE = "supernet.safetensors"
 """The model that trained while masks were searched, as `python -m adapt supernet` writes one."""
 
-LOGGED = {SUBNET: "finetune", UNSKIPPED: "finetune_unskipped"}
+LOGGED = {SUBNET: "finetune", FULL_MODEL: "finetune_full_model"}
 """Under which name the training of each model is logged, and its checkpoint kept."""
 
 NewChooser = Callable[[int, int, int, float], Chooser]
@@ -61,7 +61,7 @@ class JointSearchSettings(Hardware, ProblemSettings):
         recipe: `das_gym` or `paper` (named config `paper`): settings that `das` leaves out, see `das_gym.adapt.paper`.
         das: Fields of `das_gym.adapt.paper.DASSettings` to change, as in `das.search_epochs=1`.
         rank_images: Most test images that retrieval ranks, with all of their texts; None = all, as in the paper.
-        unskipped: Whether the model with nothing skipped is fine-tuned and reported, too: as long again as the subnet.
+        references: Whether the full model with adapters is fine-tuned and scored, too: as long again as the subnet.
         seed: Of new parameters, order of examples, masks and dropout.
         save_every: Steps between checkpoints.
         published: Numbers of the layers that the paper's authors skip, told beside those that are found; the named configs
@@ -71,7 +71,7 @@ class JointSearchSettings(Hardware, ProblemSettings):
     recipe: str = "das_gym"
     das: dict[str, Any] = dataclasses.field(default_factory=dict)
     rank_images: int | None = RANKED_IMAGES
-    unskipped: bool = True
+    references: bool = True
     seed: int = 0
     save_every: int = 100
     published: tuple[int, ...] = ()
@@ -199,18 +199,24 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     folder, problem = required_folder(run), settings.problem()
     splits = load_splits(problem)
     mask = _search(settings, new_chooser, splits, folder, run.log_scalar)
-    masks = {SUBNET: mask} | ({UNSKIPPED: np.zeros_like(mask)} if settings.unskipped else {})
+    nothing = np.zeros_like(mask)
+    masks = {SUBNET: mask} | ({FULL_MODEL: nothing} if settings.references else {})
     models = {name: _finetuned(settings, name, chosen, splits, folder, run.log_scalar) for name, chosen in masks.items()}
     if not is_first():
         return 0.0
-    subnet, rows = models[SUBNET], compare(models, splits, settings.rank_images)
+    subnet, full = models[SUBNET], models.get(FULL_MODEL)
+    if full is None:
+        full = new_model(problem, splits, settings.pipeline(), settings.seed)
+        full.backbone.vlp.prune(nothing)
+        full.backbone.vlp.freeze()
+    rows = compare({**models, BASELINE: baseline_of(full)}, splits, settings.rank_images, untrained=[BASELINE])
     write_answers(folder, rows, subnet.task, splits.test)
     record = {
         "format": "das_gym das 1",
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "pipeline": dataclasses.asdict(settings.pipeline()),
         "search": read_json(folder / FOUND),
-        "models": [rows[name].record() for name in models],
+        "models": [row.record() for row in rows.values()],
         "left_out": splits.left_out_count,
         "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
     }
