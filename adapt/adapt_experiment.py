@@ -1,4 +1,4 @@
-"""Fine-tune the configuration that a search found, and set it beside the unskipped model and the one without adapters.
+"""Fine-tune the configuration that a search found, and set it beside the full model with adapters and the baseline.
 
 python -m adapt                                        searches first, with the bundled model and data
 python -m adapt with vilt_nlvr2 bandit                 another model and task, another agent
@@ -24,11 +24,12 @@ import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
 from das_gym.adapt.recipe import settled
+from das_gym.adapt.references import load_reference
 from das_gym.adapt.refining import Round, candidates, refine, taken
-from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, compare, print_report, write_answers
+from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, compare, print_report, write_answers
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
-from das_gym.adapt.training import check_ranges, prefixed
+from das_gym.adapt.training import Log, check_ranges, prefixed
 from das_gym.agents.searching.record import HISTORY, SearchResult, best_rows
 
 from das_gym.commandline import typed, use, used
@@ -37,11 +38,14 @@ from das_gym.data.checks import require_readable
 from das_gym.data.origin import check_record
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
+from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json
+from das_gym.models.adapters import has_adapters
 from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_settings
 from das_gym.problem.loading import (
+    AdaptedModel,
     check_problem,
     check_prompts,
     load_backbone,
@@ -60,7 +64,11 @@ OF_THE_SEARCH = (*BUDGET_SETTINGS, "agent", "evaluations")
 """Settings of a search, which commands that search first take as `search.NAME`, unless they have one of that name."""
 
 PROBLEM_SETTINGS = tuple(f.name for f in dataclasses.fields(ProblemConfig))
-UNSKIPPED_FILE = "unskipped_adapter.safetensors"
+FULL_MODEL_FILE = "full_model_adapter.safetensors"
+
+EVALUATIONS, FEW_LAYERS = 80, 12
+"""Masks that `bayes` scores when it searches first, for models of so many layers at most. On every bundled table of 12
+layers it finds the best mask with each of 20 seeds, as it does with 240 (`python -m benchmarks.evaluations`)."""
 
 SearchFirst = Callable[[dict[str, Any], Callable[[int], str]], int]
 """Runs a search with settings of `python -m agents` and returns its run id.
@@ -127,12 +135,16 @@ class AdaptSettings(FinetuneConfig, ProblemSettings, ChoosingSettings):
     Attributes:
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
         rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all.
+        references: Whether to train and evaluate the full model with adapters and the baseline as well. Each takes as long
+            as the subnet, unless the package contains its trained weights, as it does for the default settings. Without
+            references, the table has the subnet and the costs of the baseline.
     """
 
     group: ClassVar[str] = "Evaluation"
 
     test_examples: int | None = None
     rank_images: int | None = RANKED_IMAGES
+    references: bool = True
 
     def __post_init__(self) -> None:
         FinetuneConfig.__post_init__(self)
@@ -403,7 +415,10 @@ def _search_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         settings = build(AdaptSettings, given)
     except MISTAKES as error:
         raise RunError(str(error)) from error
-    return {**told_to_any_search(settings), **settings.search}
+    told = {**told_to_any_search(settings), **settings.search}
+    if told.get("agent", "bayes") == "bayes" and len(load_problem(settings.problem()).layer_names) <= FEW_LAYERS:
+        told.setdefault("evaluations", EVALUATIONS)
+    return told
 
 
 def told_to_any_search(settings: Any) -> dict[str, Any]:
@@ -439,39 +454,38 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     folder = required_folder(_run)
     splits = load_splits(problem)
     nothing = np.zeros_like(choice.mask)
-    unskipped = cut_subnet(problem, splits, nothing)
+    baseline = cut_subnet(problem, splits, nothing, adapters=False)
     if settings.test_examples is not None:
-        splits = dataclasses.replace(splits, test=shuffled(unskipped.task, splits.test, settings.test_examples))
-    check_test_images(unskipped.task, splits.test)
+        splits = dataclasses.replace(splits, test=shuffled(baseline.task, splits.test, settings.test_examples))
+    check_test_images(baseline.task, splits.test)
     mask, rounds = refined(choice, splits, settings, folder)
-    subnets = {
-        SUBNET: cut_subnet(problem, splits, mask),
-        UNSKIPPED: unskipped,
-        BASELINE: cut_subnet(problem, splits, nothing, adapters=False),
-    }
-    config, told = settled(settings.finetuning(), subnets[SUBNET])
+    models = {SUBNET: cut_subnet(problem, splits, mask)}
+    if settings.references and has_adapters(models[SUBNET].backbone.vlp):  # else the full model is the baseline
+        models[FULL_MODEL] = cut_subnet(problem, splits, nothing)
+    models[BASELINE] = baseline
+    config, told = settled(settings.finetuning(), models[SUBNET])
     print(told)
-    for name, subnet in subnets.items():
-        log = prefixed(name, _run.log_scalar)
-        finetune(subnet, splits, config, f"fine-tuning, {name}", folder / f"{name}.pt", log, tell=name == SUBNET)
+    untrained = () if settings.references else (BASELINE,)
+    trained = {name: model for name, model in models.items() if name not in untrained}
+    shipped = train(trained, problem, splits, config, folder, _run.log_scalar)
     if not is_first():
         return 0.0
-    rows = compare(subnets, splits, settings.rank_images)
+    rows = compare(models, splits, settings.rank_images, untrained, shipped)
     info = dataclasses.asdict(config)
-    subnets[UNSKIPPED].adaptation(**info).save(folder / UNSKIPPED_FILE)
+    if FULL_MODEL in models:
+        models[FULL_MODEL].adaptation(**info).save(folder / FULL_MODEL_FILE)
     record = {
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
-        "models": [rows[name].record() for name in (SUBNET, UNSKIPPED)],
-        "baseline": rows[BASELINE].record(),
+        "models": [row.record() for row in rows.values()],
         "left_out": splits.left_out_count,
         "refined": [dataclasses.asdict(each) for each in rounds],
-        "units": Architecture.of_layers(subnets[SUBNET].backbone.vlp.layers).record(),
+        "units": Architecture.of_layers(models[SUBNET].backbone.vlp.layers).record(),
     }
-    write_answers(folder, rows, subnets[SUBNET].task, splits.test)
-    save(subnets[SUBNET], folder, info, record)  # the record last: it means that all is there
-    for name in subnets:
+    write_answers(folder, rows, models[SUBNET].task, splits.test)
+    save(models[SUBNET], folder, info, record)  # the record last: it means that all is there
+    for name in models:
         (folder / f"{name}.pt").unlink(missing_ok=True)
-    for name in (SUBNET_FILE, UNSKIPPED_FILE, RECORD):
+    for name in (SUBNET_FILE, *([FULL_MODEL_FILE] if FULL_MODEL in models else []), RECORD):
         _run.add_artifact(folder / name)
     for row in rows.values():
         for key, value in row.scalars().items():
@@ -479,6 +493,31 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
     print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
     return rows[SUBNET].metric
+
+
+def train(
+    models: Mapping[str, AdaptedModel],
+    problem: ProblemConfig,
+    splits: Splits[Any],
+    config: FinetuneConfig,
+    folder: Path,
+    log: Log,
+) -> list[str]:
+    """Fine-tune models in place, from encoder outputs that are computed once for all of them.
+
+    Returns:
+        The names of those whose trained weights came with das_gym.
+    """
+    first = next(iter(models.values()))
+    encoder = EncoderCache(first.backbone.vlp, first.task.processor, int(config.encoder_cache_gib * 2**30))
+    shipped = []
+    for name, model in models.items():
+        if name != SUBNET and load_reference(model, problem, config, name):
+            shipped.append(name)
+            continue
+        title, checkpoint = f"fine-tuning, {IN_WORDS[name]}", folder / f"{name}.pt"
+        finetune(model, splits, config, title, checkpoint, prefixed(name, log), name == SUBNET, encoder)
+    return shipped
 
 
 def refined(choice: Choice, splits: Splits[Any], settings: AdaptSettings, folder: Path) -> tuple[np.ndarray, list[Round]]:

@@ -127,7 +127,7 @@ def _das_experiment() -> Any:
 PROGRAM = Program(
     "adapt",
     {
-        "run": Command(_main_experiment, "[with ...]", "search a mask, fine-tune it, set it beside the unskipped model"),
+        "run": Command(_main_experiment, "[with ...]", "search a mask, fine-tune it, compare with the baseline"),
         "das": Command(_das_experiment, "[with ...]", "the paper's pipeline: search while adapters train, then fine-tune"),
         "compare": Command(
             _compare_experiment, "[with ...]", "fine-tune by every method (full, LoRA, adapters, DAS, ...), one table"
@@ -195,7 +195,7 @@ PROGRAM = Program(
     },
     main="run",
     examples=(
-        ("", "search, fine-tune, compare: bundled model and data, a few minutes"),
+        ("", "search, fine-tune, compare: bundled model and data, two minutes"),
         ("with search_run=3", "fine-tune what search 3 found"),
         ("shrink with checkpoint=DIR data_root=DIR macs_saved=0.2", "a smaller folder of transformers"),
         ("das with meter_vqa paper", "the paper's pipeline with its settings"),

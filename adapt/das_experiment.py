@@ -23,7 +23,7 @@ from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, join
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
-from das_gym.adapt.report import SUBNET, UNSKIPPED, compare, print_report, write_answers
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, compare, print_report, write_answers
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, check_ranges, prefixed
 
@@ -47,7 +47,7 @@ FOUND = "found.json"
 SUPERNET_FILE = "supernet.safetensors"
 """The model that trained while masks were searched, as `python -m adapt supernet` writes one."""
 
-LOGGED = {SUBNET: "finetune", UNSKIPPED: "finetune_unskipped"}
+LOGGED = {SUBNET: "finetune", FULL_MODEL: "finetune_full_model"}
 """Under which name the training of each model is logged, and its checkpoint kept."""
 
 NewChooser = Callable[[int, int, int, float], Chooser]
@@ -62,7 +62,8 @@ class JointSearchSettings(Hardware, ProblemSettings):
         recipe: Defaults of the pipeline: ours, or those of the paper (the named config `paper`).
         das: Settings of the pipeline that differ from the recipe, as in `das.skip_num=4`, `das.search_epochs=1`. `python
             -m adapt paper` prints them.
-        unskipped: Whether to fine-tune and report the full model too. This takes as long again as the subnet.
+        references: Whether to fine-tune and evaluate the full model with adapters as well. This takes as long again as the
+            subnet.
         seed: Random seed, 0..2^32 - 1.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
         rank_images: Number of test images that retrieval ranks, with all of their texts. None ranks all, as in the paper.
@@ -75,7 +76,7 @@ class JointSearchSettings(Hardware, ProblemSettings):
 
     recipe: str = choice(RECIPES[0], RECIPES)
     das: dict[str, Any] = dataclasses.field(default_factory=dict)
-    unskipped: bool = True
+    references: bool = True
     seed: int = 0
     test_examples: int | None = None
     rank_images: int | None = RANKED_IMAGES
@@ -204,21 +205,26 @@ def run_pipeline(settings: JointSearchSettings, new_chooser: NewChooser, run: An
     folder, problem = required_folder(run), settings.problem()
     splits = load_splits(problem)
     mask = _search(settings, new_chooser, splits, folder, run.log_scalar)
-    masks = {SUBNET: mask} | ({UNSKIPPED: np.zeros_like(mask)} if settings.unskipped else {})
+    nothing = np.zeros_like(mask)
+    masks = {SUBNET: mask} | ({FULL_MODEL: nothing} if settings.references else {})
     models = {name: _finetuned(settings, name, chosen, splits, folder, run.log_scalar) for name, chosen in masks.items()}
     if not is_first():
         return 0.0
-    subnet = models[SUBNET]
+    subnet, full = models[SUBNET], models.get(FULL_MODEL)
     if settings.test_examples is not None:
         splits = dataclasses.replace(splits, test=shuffled(subnet.task, splits.test, settings.test_examples))
-    rows = compare(models, splits, settings.rank_images)
+    if full is None:
+        full = new_model(problem, splits, settings.pipeline(), settings.seed)
+        full.backbone.vlp.prune(nothing)
+        full.backbone.vlp.freeze()
+    rows = compare({**models, BASELINE: baseline_of(full)}, splits, settings.rank_images, untrained=[BASELINE])
     write_answers(folder, rows, subnet.task, splits.test)
     record = {
         "format": "das_gym das 1",
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "pipeline": dataclasses.asdict(settings.pipeline()),
         "search": read_json(folder / FOUND),
-        "models": [rows[name].record() for name in models],
+        "models": [row.record() for row in rows.values()],
         "left_out": splits.left_out_count,
         "units": Architecture.of_layers(subnet.backbone.vlp.layers).record(),
     }

@@ -29,6 +29,7 @@ class Evaluation:
         numbers: All that the task reports, `metric` and `loss` among it; see `Task.summary`.
         examples: How many.
         predictions: What it answered to each, see `Task.predictions`.
+        metrics: The metric of each example, whose mean is `metric`.
     """
 
     metric: float
@@ -37,6 +38,7 @@ class Evaluation:
     numbers: dict[str, float]
     examples: int
     predictions: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    metrics: list[float] = field(default_factory=list, repr=False)
 
 
 def mean_image(subnet: AdaptedModel, examples: Sequence[Any]) -> Tensor:
@@ -104,7 +106,8 @@ def evaluate(
     gallery = None if blind is not None else task.gallery(examples, rank_images)
     if gallery is not None:
         numbers |= ranked(subnet, gallery, title)
-    return Evaluation(numbers[task.metric_name], task.metric_name, numbers["loss"], numbers, len(rows), predictions)
+    metric = numbers[task.metric_name]
+    return Evaluation(metric, task.metric_name, numbers["loss"], numbers, len(rows), predictions, metrics.tolist())
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Whether a supernet looks at the pictures: what it scores unskipped, and with every picture replaced by the mean one."""
+"""Whether a supernet looks at the pictures: what the full model scores, and with every picture replaced by the mean one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Look:
         """A line that says it, and a second one where there is doubt."""
         metric = next(iter(self.seeing))
         line = (
-            f"{metric.replace('_', ' ')} of the unskipped model on the reward split: {100 * self.seeing[metric]:.1f} %, "
+            f"{metric.replace('_', ' ')} of the full model on the reward split: {100 * self.seeing[metric]:.1f} %, "
             f"{100 * self.blind[metric]:.1f} % with every picture replaced by the mean of all"
         )
         if not self.doubts:

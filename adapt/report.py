@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
 from das_gym.adapt.examples import write_examples
+from das_gym.adapt.shrink.scores import difference_interval
 
 from das_gym.data.splits import Splits
 from das_gym.files import write_json
+from das_gym.models.macs import without_adapters
 from das_gym.problem.costs import Costs
-from das_gym.problem.latency import Spread, measure_latency, speedup
+from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
@@ -22,9 +27,14 @@ from das_gym.tasks.base import Task
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
 """What is shown beside the metric, where the task reports it."""
 
-BASELINE = "no adapters"
-UNSKIPPED = "unskipped"
+BASELINE = "baseline"
+FULL_MODEL = "full_model"
 SUBNET = "subnet"
+HEADINGS = {BASELINE: "baseline\n(no adapters)", FULL_MODEL: "full model,\nwith adapters", SUBNET: "\nsubnet"}
+"""Of the table's columns, in their order."""
+
+IN_WORDS = {BASELINE: "baseline", FULL_MODEL: "full model with adapters", SUBNET: "subnet"}
+
 WIDTH = 80
 """Columns of what is printed."""
 
@@ -34,16 +44,17 @@ class Row:
     """One model of the comparison.
 
     Attributes:
-        name: What it is.
+        name: `BASELINE`, `FULL_MODEL` or `SUBNET`.
         mask: 0 or 1 a layer, 1 = skipped.
         skipped_layers: Their names.
         trainable_parameters: Adapters, poolers, token types and head; 0 where nothing was trained.
         parameters: All parameters of the model as it is now.
         macs: Of one example.
-        macs_saved: Share of the MACs of the baseline, the whole model without adapters.
+        macs_saved: Share of the baseline's MACs.
         evaluation: On the test split; None for a baseline that was not trained.
-        latency: Of one example, milliseconds; None for such a baseline.
-        speedup: How many times as fast as the unskipped model with adapters; None where that was not measured beside it.
+        latency: Of one example, milliseconds.
+        speedup: How many times as fast as the baseline; None for the baseline itself.
+        from_package: Whether its trained weights came with das_gym; they are evaluated in this run as all others are.
     """
 
     name: str
@@ -53,29 +64,31 @@ class Row:
     parameters: int
     macs: int
     macs_saved: float
-    evaluation: Evaluation | None = None
-    latency: Spread | None = None
-    speedup: Spread | None = None
+    evaluation: Evaluation | None
+    latency: Spread
+    speedup: Speedup | None = None
+    from_package: bool = False
 
     @property
     def metric(self) -> float:
         """On the test split, 0..1.
 
         Raises:
-            ValueError: the baseline's.
+            ValueError: the row was not evaluated.
         """
         return _evaluated(self).metric
 
     def record(self) -> dict[str, Any]:
-        """The row as plain JSON values; `latency_ms` and `speedup` are medians, with their quartiles beside them."""
+        """The row as plain JSON values: `latency_ms` is a median with its quartiles, `speedup` a ratio with its interval."""
         plain = asdict(self)
         if plain["evaluation"] is not None:
             del plain["evaluation"]["predictions"]  # in a file of their own
+            del plain["evaluation"]["metrics"]
         plain |= {"mask": list(self.mask), "skipped_layers": list(self.skipped_layers)}
-        for name, unit in (("latency", "_ms"), ("speedup", "")):
+        for name, value, interval in (("latency", "latency_ms", "quartiles_ms"), ("speedup", "speedup", "interval")):
             spread = plain.pop(name)
-            plain[f"{name}{unit}"] = spread and spread[0]
-            plain[f"{name}_quartiles{unit}"] = spread and list(spread[1:])
+            plain[value] = spread and spread[0]
+            plain[f"{name}_{interval}"] = spread and list(spread[1:])
         return plain
 
     def scalars(self) -> dict[str, float]:
@@ -87,27 +100,43 @@ class Row:
 
 
 def compare(
-    subnets: Mapping[str, AdaptedModel], splits: Splits[Any], rank_images: int | None = RANKED_IMAGES
+    models: Mapping[str, AdaptedModel],
+    splits: Splits[Any],
+    rank_images: int | None = RANKED_IMAGES,
+    untrained: Collection[str] = (),
+    from_package: Collection[str] = (),
 ) -> dict[str, Row]:
-    """Evaluate each model on the test split and measure all of them, the baseline's costs beside them.
+    """Evaluate each model on the test split and measure all of them.
 
     Args:
-        subnets: The models by name; where `UNSKIPPED` is among them, the others' speed is told as a ratio to it. Where
-            `BASELINE` is not, its costs alone are told.
+        models: The models by name, `BASELINE` and `SUBNET` among them.
         splits: The data.
         rank_images: As for `evaluate`.
+        untrained: Names of those that are not evaluated, only measured.
+        from_package: Names of those whose trained weights came with das_gym.
 
     Returns:
-        A row by name, `BASELINE` first.
+        A row by name, in the order of the models.
     """
-    times = measure_latency({name: one_example(subnet, splits) for name, subnet in subnets.items()})
-    first = next(subnet for name, subnet in subnets.items() if name != BASELINE)
-    costs, n_layers = example_costs(first, splits), len(first.backbone.vlp.layers)  # of any mask, pruned as it may be
-    rows = {BASELINE: Row(BASELINE, (0,) * n_layers, (), 0, costs.parameters_full, costs.macs_full, 0.0)}
-    for name, subnet in subnets.items():
-        faster = speedup(times[name], times[UNSKIPPED]) if UNSKIPPED in times and name != UNSKIPPED else None
-        rows[name] = _row(name, subnet, costs, splits, Spread.of(times[name]), faster, rank_images)
+    times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
+    costs = example_costs(models[SUBNET], splits)  # of any mask, pruned as it may be
+    rows = {}
+    for name, model in models.items():
+        evaluation = None
+        if name not in untrained:
+            evaluation = evaluate(model, splits.test, f"evaluating, {IN_WORDS[name]}", rank_images=rank_images)
+        row = _row(name, model, costs, evaluation, Spread.of(times[name]))
+        faster = None if name == BASELINE else speedup(times[name], times[BASELINE])
+        rows[name] = dataclasses.replace(row, speedup=faster, from_package=name in from_package)
     return rows
+
+
+def baseline_of(full: AdaptedModel) -> AdaptedModel:
+    """The full model without its adapters, to be measured: it shares all other parameters, and takes no memory for them."""
+    vlp = full.backbone.vlp
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*vlp.parameters(), *vlp.buffers())}
+    backbone = dataclasses.replace(full.backbone, vlp=without_adapters(copy.deepcopy(vlp, shared)))
+    return dataclasses.replace(full, backbone=backbone)
 
 
 def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
@@ -117,29 +146,21 @@ def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
     return lambda: subnet.head(task.group_features(forward()))
 
 
-def _row(
-    name: str,
-    subnet: AdaptedModel,
-    costs: Costs,
-    splits: Splits[Any],
-    latency: Spread,
-    faster: Spread | None,
-    rank_images: int | None,
-) -> Row:
-    vlp = subnet.backbone.vlp
+def _row(name: str, model: AdaptedModel, costs: Costs, evaluation: Evaluation | None, latency: Spread) -> Row:
+    vlp = model.backbone.vlp
     mask = vlp.check_mask(None)
-    parameters = {*vlp.parameters(), *subnet.head.parameters()}  # a head may be the model's own
+    parameters = {*vlp.parameters(), *model.head.parameters()}  # a head may be the model's own
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
     return Row(
         name=name,
         mask=tuple(mask.astype(int).tolist()),
         skipped_layers=tuple(skipped_names((layer.name for layer in vlp.layers), mask)),
-        trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+        trainable_parameters=0 if evaluation is None else trained,
         parameters=sum(p.numel() for p in parameters),
         macs=costs.macs_full if name == BASELINE else costs.macs(mask),
         macs_saved=0.0 if name == BASELINE else costs.macs_saved(mask),
-        evaluation=evaluate(subnet, splits.test, f"evaluating, {name}", rank_images=rank_images),
+        evaluation=evaluation,
         latency=latency,
-        speedup=faster,
     )
 
 
@@ -148,7 +169,7 @@ def write_answers(folder: Path, rows: Mapping[str, Row], task: Task, test: Seque
 
     Args:
         folder: Of the run.
-        rows: As `compare` returns them; reports show those of `UNSKIPPED` and `SUBNET`.
+        rows: As `compare` returns them; reports show those of `FULL_MODEL` and `SUBNET`.
         task: The task.
         test: The test split, which was evaluated.
     """
@@ -156,8 +177,8 @@ def write_answers(folder: Path, rows: Mapping[str, Row], task: Task, test: Seque
     for name, predictions in predicted.items():
         write_json(folder / f"answers_{name}.json", predictions)
     said = {
-        name: [task.said(example, given) for example, given in zip(test, predicted[name], strict=True)]
-        for name in (UNSKIPPED, SUBNET)
+        IN_WORDS[name]: [task.said(example, given) for example, given in zip(test, predicted[name], strict=True)]
+        for name in (FULL_MODEL, SUBNET)
         if name in predicted
     }
     write_examples(folder, task, test, said)
@@ -175,49 +196,53 @@ def print_report(rows: Mapping[str, Row], title: str) -> None:
 
     from das_gym.console import Console
 
-    headings = {BASELINE: "no adapters\n(baseline)", UNSKIPPED: "unskipped,\nwith adapters", SUBNET: "\nsubnet"}
-    ordered = [rows[name] for name in headings if name in rows]
+    ordered = [rows[name] for name in HEADINGS if name in rows]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.caption, table.caption_justify = "of times: the median and, in brackets, the quartiles", "left"
     table.add_column("", no_wrap=True)
     for row in ordered:
-        table.add_column(headings[row.name], justify="right")
-    for name, cell in _lines(rows[SUBNET]):
-        table.add_row(name, *(cell(row) for row in ordered))
+        table.add_column(HEADINGS[row.name], justify="right")
+    for name, cells in lines_of(ordered):
+        table.add_row(name, *cells)
     Console(width=WIDTH).print(table)
-    print(textwrap.fill(conclusion(rows), WIDTH))
+    for text in (caption(ordered), conclusion(rows)):
+        print(textwrap.fill(text, WIDTH))
 
 
-def _lines(subnet: Row) -> list[tuple[str, Callable[[Row], str]]]:
-    """The table's lines: what each is called, and its cell of a row."""
+def caption(rows: Sequence[Row]) -> str:
+    """What the table's numbers are of, and which weights came with das_gym."""
+    shipped = " and ".join(IN_WORDS[row.name] for row in rows if row.from_package)
+    return (
+        "MACs saved and times as fast (ratio of the median latencies) are relative to the baseline. In brackets: quartiles "
+        "of the latency, 95 % interval of times as fast."
+        + (f" {shipped[:1].upper()}{shipped[1:]}: trained weights from the package." if shipped else "")
+    )
+
+
+def lines_of(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """The table's lines: what each is called, and its cells, row by row; the last row is one that was evaluated."""
 
     def reported(name: str) -> Callable[[Row], str]:
-        return lambda row: "-" if row.evaluation is None else f"{100 * row.evaluation.numbers[name]:.2f}"
+        return lambda row: "-" if row.evaluation is None else f"{100 * row.evaluation.numbers[name]:.1f}"
 
-    def measured(name: str) -> Callable[[Row], str]:
-        def cell(row: Row) -> str:
-            spread: Spread | None = getattr(row, name)
-            if spread is None:
-                return "-"
-            median, low, high = (f"{value:.{2 if value < 100 else 0}f}" for value in spread)
-            return f"{median} ({low}..{high})"
+    def milliseconds(row: Row) -> str:
+        median, low, high = (f"{value:.{2 if value < 100 else 0}f}" for value in row.latency)
+        return f"{median} ({low}..{high})"
 
-        return cell
-
-    numbers, metric = _evaluated(subnet).numbers, _evaluated(subnet).metric_name
+    numbers, metric = _evaluated(rows[-1]).numbers, _evaluated(rows[-1]).metric_name
     ranked = numbers.get("ranked_images")
     among = "" if ranked is None else f" among {ranked:.0f} images"
-    return [
+    cells: list[tuple[str, Callable[[Row], str]]] = [
         (f"{metric.replace('_', ' ')} on test, %", reported(metric)),
         *((f"{name}{among}, %", reported(name)) for name in HEADLINES if name in numbers),
         ("trainable parameters", lambda row: f"{row.trainable_parameters:,}" if row.trainable_parameters else "-"),
         ("parameters", lambda row: f"{row.parameters:,}"),
-        ("MACs an example, M", lambda row: f"{row.macs / 1e6:.2f}"),
+        ("MACs an example, M", lambda row: f"{row.macs / 1e6:,.3f}"),
         ("MACs saved, %", lambda row: f"{100 * row.macs_saved:.2f}"),
-        ("latency, ms", measured("latency")),
-        ("times as fast", measured("speedup")),
+        ("latency, ms", milliseconds),
+        ("times as fast", lambda row: "-" if row.speedup is None else "{:.2f} ({:.2f}..{:.2f})".format(*row.speedup)),
         ("skipped layers", lambda row: ", ".join(row.skipped_layers) or "none"),
     ]
+    return [(name, [cell(row) for row in rows]) for name, cell in cells]
 
 
 def _evaluated(row: Row) -> Evaluation:
@@ -227,15 +252,31 @@ def _evaluated(row: Row) -> Evaluation:
 
 
 def conclusion(rows: Mapping[str, Row]) -> str:
-    """One sentence: what is skipped, what that saves, how much faster it runs, and what it scores."""
-    subnet, unskipped = rows[SUBNET], rows.get(UNSKIPPED)
+    """Say what is skipped, what that saves, how much faster it runs and what it scores: numbers as the table has them."""
+    subnet = rows[SUBNET]
     what = f"Skipping {', '.join(subnet.skipped_layers)}" if subnet.skipped_layers else "Skipping nothing"
     saved = 100 * subnet.macs_saved
     macs = (
-        f"saves {saved:.1f} % of the baseline's MACs" if saved >= 0 else f"takes {-saved:.1f} % more MACs than the baseline"
+        f"saves {saved:.2f} % of the baseline's MACs" if saved >= 0 else f"takes {-saved:.2f} % more MACs than the baseline"
     )
-    fast = "" if subnet.speedup is None else f", runs {subnet.speedup.median:.2f} times as fast as the unskipped model"
+    fast = "" if subnet.speedup is None else f" and {runs(subnet.speedup)}"
     score = _evaluated(subnet)
-    instead = "" if unskipped is None else f" instead of {100 * unskipped.metric:.1f} %"
     name = score.metric_name.replace("_", " ")
-    return f"{what} {macs}{fast}, and scores {100 * score.metric:.1f} % {name} on test{instead}."
+    other = next((rows[name] for name in (FULL_MODEL, BASELINE) if name in rows and rows[name].evaluation), None)
+    against = ""
+    if other is not None:
+        apart = np.array(score.metrics) - np.array(_evaluated(other).metrics)
+        low, high = (100 * value for value in difference_interval(apart))
+        against = (
+            f" against {100 * other.metric:.1f} % for the {IN_WORDS[other.name]} "
+            f"(95 % interval of the difference: {low:+.1f} to {high:+.1f} points)"
+        )
+    return f"{what} {macs}{fast}; it scores {100 * score.metric:.1f} % {name} on test{against}."
+
+
+def runs(faster: Speedup, over: str = "the baseline") -> str:
+    """Say how fast a model runs relative to another, with the interval, as a verb phrase."""
+    numbers = "{:.2f} ({:.2f} to {:.2f})".format(*faster)
+    if faster.is_measurable:
+        return f"runs {numbers} times as fast as {over}"
+    return f"is not measurably faster than {over} ({numbers} times as fast)"

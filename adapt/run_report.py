@@ -18,7 +18,8 @@ from typing import Any
 from das_gym.adapt.compare.kept import RECORD as COMPARED
 from das_gym.adapt.compare.table import HEADS, Line, cells
 from das_gym.adapt.examples import read_examples
-from das_gym.adapt.report import BASELINE
+from das_gym.adapt.report import IN_WORDS
+from das_gym.adapt.shrink.report import FULL
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD
 
 from das_gym.config import build
@@ -100,7 +101,7 @@ def _joint(folder: Path, record: dict[str, Any]) -> RunReport:
 
 
 def _finetuned(folder: Path, record: dict[str, Any], done: str, command: str) -> RunReport:
-    models = [*record["models"], *([record["baseline"]] if "baseline" in record else [])]
+    models = record["models"]
     subnet, evaluation = models[0], models[0]["evaluation"]
     metric = evaluation["metric_name"].replace("_", " ")
     return RunReport(
@@ -130,14 +131,18 @@ def _comparison(models: Sequence[Mapping[str, Any]]) -> Comparison:
     def scored(name: str) -> Callable[[Mapping[str, Any]], str]:
         return lambda m: "-" if not m["evaluation"] else f"{100 * m['evaluation'][name]:.2f}"
 
-    def spread(name: str, unit: str) -> Callable[[Mapping[str, Any]], str]:
+    def spread(name: str, interval: str) -> Callable[[Mapping[str, Any]], str]:
         def show(model: Mapping[str, Any]) -> str:
-            if model.get(f"{name}{unit}") is None:
+            if model[name] is None:
                 return "-"
-            low, high = model[f"{name}_quartiles{unit}"]
-            return f"{model[f'{name}{unit}']:.2f} ({low:.2f}..{high:.2f})"
+            low, high = model[interval]
+            return f"{model[name]:.2f} ({low:.2f}..{high:.2f})"
 
         return show
+
+    def called(model: Mapping[str, Any]) -> str:
+        words = IN_WORDS.get(model["name"], model["name"])
+        return f"{words}, trained weights from the package" if model["from_package"] else words
 
     metric = models[0]["evaluation"]["metric_name"].replace("_", " ")
     rows = [
@@ -146,11 +151,11 @@ def _comparison(models: Sequence[Mapping[str, Any]]) -> Comparison:
         row("trained parameters", lambda m: f"{m['trainable_parameters']:,}"),
         row("parameters", lambda m: f"{m['parameters']:,}"),
         row("MACs of one example, M", lambda m: f"{m['macs'] / 1e6:,.2f}"),
-        row("MACs saved, %", lambda m: f"{100 * m['macs_saved']:.2f}"),
-        row("latency, ms (quartiles)", spread("latency", "_ms")),
-        row("times as fast (quartiles)", spread("speedup", "")),
+        row("MACs saved relative to the baseline, %", lambda m: f"{100 * m['macs_saved']:.2f}"),
+        row("latency, ms (quartiles)", spread("latency_ms", "latency_quartiles_ms")),
+        row("times as fast as the baseline (95 % interval)", spread("speedup", "speedup_interval")),
     ]
-    return Comparison([m["name"] if m["name"] != BASELINE else f"{BASELINE} (baseline)" for m in models], rows)
+    return Comparison([called(model) for model in models], rows)
 
 
 def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
@@ -163,7 +168,7 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
         title=f"{Path(record['source']).name} shrunk: {sum(record['mask'])} of {len(record['mask'])} units deleted",
         facts={
             "deleted": ", ".join(n for n, bit in zip(record["layers"], record["mask"], strict=True) if bit) or "nothing",
-            "score, %": f"{100 * final['score']:.1f} instead of {100 * models[0]['score']:.1f}",
+            "score, %": f"{100 * final['score']:.1f} against {100 * models[0]['score']:.1f} for the baseline",
             "difference, points": "{:+.1f} (95 % interval {:+.1f}..{:+.1f})".format(
                 *(100 * apart[name] for name in ("score", "low", "high"))
             ),
@@ -174,7 +179,7 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
         architecture=_architecture(record.get("units"), record["layers"]),
         mask=record["mask"],
         commands=[record["command"]],
-        comparison=Comparison(names, _lines(models)),
+        comparison=Comparison(["full model (baseline)" if name == FULL else name for name in names], _lines(models)),
         answers=Answers.of(names, said, lambda number: Asked(answers[number]["question"])) if said else None,
         versions=record["versions"],
     )
@@ -183,8 +188,11 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
 def _lines(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """The models as `adapt shrink` prints them."""
 
-    def spread(value: Sequence[float] | None) -> str:
-        return "-" if value is None else "{:.3g} ({:.3g}..{:.3g})".format(*value)
+    def milliseconds(value: Sequence[float]) -> str:
+        return "{:.3g} ({:.3g}..{:.3g})".format(*value)
+
+    def times(value: Sequence[float] | None) -> str:
+        return "-" if value is None else "{:.2f} ({:.2f}..{:.2f})".format(*value)
 
     shown: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "score of what it says, %": lambda m: f"{100 * m['score']:.1f}",
@@ -192,11 +200,11 @@ def _lines(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
         "loss, nats": lambda m: f"{m['loss']:.4f}",
         "parameters": lambda m: f"{m['parameters']:,}",
         "bytes of the weights": lambda m: f"{m['bytes']:,}",
-        "MACs saved, %": lambda m: f"{100 * m['macs_saved']:.2f}",
-        "first token, ms (quartiles)": lambda m: spread(m["prefill_ms"]),
-        "times as fast (quartiles)": lambda m: spread(m["prefill_speedup"]),
-        "each further token, ms": lambda m: spread(m["decode_ms"]),
-        "times as fast, further tokens": lambda m: spread(m["decode_speedup"]),
+        "MACs saved relative to the baseline, %": lambda m: f"{100 * m['macs_saved']:.2f}",
+        "first token, ms (quartiles)": lambda m: milliseconds(m["prefill_ms"]),
+        "times as fast as the baseline (95 % interval)": lambda m: times(m["prefill_speedup"]),
+        "each further token, ms (quartiles)": lambda m: milliseconds(m["decode_ms"]),
+        "times as fast as the baseline, further tokens (95 % interval)": lambda m: times(m["decode_speedup"]),
     }
     return [(what, [show(model) for model in models]) for what, show in shown.items()]
 

@@ -193,7 +193,7 @@ def _saved(folder: Path) -> float | None:
     for name in MODELS_RECORDS:
         if (folder / name).is_file():
             models = read_json(folder / name)["models"]
-            return max(model["macs_saved"] for model in models)
+            return models[-1 if name == "shrink.json" else 0]["macs_saved"]  # of the model that is kept
     return None
 
 

@@ -131,10 +131,10 @@ def _statistics(result: SearchResult, tabular: Any) -> dict[str, list[float]] | 
 
 
 def _comparison(result: SearchResult, tabular: Any) -> Comparison:
-    """The unskipped model beside the answer, and the best mask of all, on both splits of the table."""
+    """The full model beside the answer, and the best mask of all, on both splits of the table."""
     table, scorer = tabular.table, tabular.scorer
     masks = {
-        "unskipped": np.zeros(table.n_layers, dtype=bool),
+        "full model": np.zeros(table.n_layers, dtype=bool),
         "the answer": np.array(result.mask, dtype=bool),
         "best mask of all": table.best(scorer.objective, scorer.split),
     }

@@ -252,7 +252,7 @@ def summary(result: SearchResult, folder: Path | None) -> str:
         f"{result.agent} on {result.env_id}, seed {result.seed}: {counted(result.evaluations, 'mask')} scored",
         f"  skips {result.n_skipped} of {len(result.layer_names)} layers: {', '.join(result.skipped_layers) or 'none'}",
         f"  reward {shown(result.reward)}, loss {shown(result.loss)}, metric {shown(result.metric)}",
-        f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (the whole model: {result.macs_full:,})",
+        f"  {result.macs:,} MACs an example, {100 * result.macs_saved:.1f} % saved (baseline: {result.macs_full:,})",
     ]
     lines += [f"  {line}" for line in budget_lines(result.env_kwargs, result.mask)]
     truth = ground_truth_of(result.env_id, result.env_kwargs, result.mask)

@@ -155,7 +155,7 @@ def summary(table: SubnetTable, spent: Spending) -> str:
     meta = table.meta
     lines = [
         f"{meta.env_id}: {len(table.masks):,} masks, {meta.reward_examples:,} reward, {meta.test_examples:,} test examples",
-        _line("unskipped", table, table.masks[0]),
+        _line("full model", table, table.masks[0]),
     ]
     many = table.n_layers > SUMMARY_SKIP_NUM
     count = SUMMARY_SKIP_NUM if many else table.n_layers // 2

@@ -49,7 +49,7 @@ def test_retrieval_is_ten_times_better_than_chance(model: str):
 def test_the_model_answers_and_needs_the_image():
     problem = load_problem(ProblemConfig())
     subnet, test = cut_subnet(ProblemConfig(), problem.splits, np.zeros(12, bool)), problem.splits.test[:600]
-    seen = evaluate(subnet, test, "unskipped")
+    seen = evaluate(subnet, test, "seeing")
     blinded = evaluate(subnet, test, "blinded", blind=mean_image(subnet, test))
     assert seen.metric >= 0.75
     assert seen.metric - blinded.metric >= 0.25

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.compare.trials import Trial
+from das_gym.adapt.report import runs
 
 from das_gym.drawing.markdown import markdown_table
+from das_gym.problem.latency import Speedup
 
 POINT = 0.01
 """How much DAS may lose against adapters without skipping and still be called level, of the metric's 0..1."""
@@ -28,9 +30,9 @@ class Line:
         updated: Parameters of the model that it updates, without head and poolers; mean over seeds, here and below.
         trained: All that trains.
         macs: Of one example.
-        change: Of the MACs against the pre-trained model, a share: -0.1 = a tenth less.
-        speedup: How many times as fast as the pre-trained model, measured in turns with it with the first seed: median and
-            quartiles. Milliseconds of rows do not compare: hours lie between them.
+        saved: Share of the baseline's MACs that it saves, negative where it adds some.
+        speedup: How many times as fast as the baseline, both timed in turns with the first seed: ratio of the medians and
+            its 95 % interval. Milliseconds of rows do not compare: hours lie between them.
         scores: The metric on the test split of each seed, 0..1.
         layers: Skipped layers of each seed.
     """
@@ -42,7 +44,7 @@ class Line:
     updated: float
     trained: float
     macs: float
-    change: float
+    saved: float
     speedup: tuple[float, ...]
     scores: tuple[float, ...]
     layers: tuple[tuple[str, ...], ...]
@@ -75,14 +77,14 @@ def line_of(row: Entrant, trials: Sequence[Trial], names: Sequence[str]) -> Line
         updated=mean([t.updated for t in own]),
         trained=mean([t.trained for t in own]),
         macs=mean([t.macs or 0 for t in own]),
-        change=mean([(t.macs or 0) / (t.macs_full or 1) - 1 for t in own]),
+        saved=mean([1 - (t.macs or 0) / (t.macs_full or 1) for t in own]),
         speedup=next((t.speedup for t in own if t.speedup), ()),
         scores=tuple(t.test for t in own if t.test is not None),
         layers=tuple(tuple(n for n, bit in zip(names, t.mask, strict=True) if bit) for t in own),
     )
 
 
-HEADS = ("method", "learning rate", "updated", "all that trains", "MACs, M", "change", "times as fast", "test, %")
+HEADS = ("method", "learning rate", "updated", "all that trains", "MACs, M", "MACs saved, %", "times as fast", "test, %")
 
 
 def cells(line: Line) -> tuple[str, ...]:
@@ -94,7 +96,7 @@ def cells(line: Line) -> tuple[str, ...]:
         f"{line.updated:,.0f}",
         f"{line.trained:,.0f}",
         f"{line.macs / 1e6:,.2f}",
-        f"{100 * line.change:+.1f} %",
+        f"{100 * line.saved:.1f}",
         "{:.2f} ({:.2f}..{:.2f})".format(*line.speedup) if line.speedup else "-",
         f"{100 * line.score:.1f}{spread} ({len(line.scores)})",
     )
@@ -107,12 +109,15 @@ def verdict(lines: Sequence[Line]) -> list[str]:
     adapter = by_key.get("adapter")
     for line in lines:
         if line.key.startswith("das_") and adapter is not None:
-            lost, saved = 100 * (adapter.score - line.score), 100 * (1 - line.macs / adapter.macs)
+            lost = 100 * (adapter.score - line.score)
             how = f"loses {abs(lost):.1f} points" if lost >= 0 else f"gains {-lost:.1f} points"
             judged = "at most" if round(lost, 1) <= 100 * POINT else "more than"
             judged = f" ({judged} {100 * POINT:g})" if lost >= 0 else ""
-            macs = f"{abs(saved):.1f} % {'fewer' if saved >= 0 else 'more'} MACs"
-            said.append(f"{line.title}: {how}{judged} against adapters without skipping, at {macs}.")
+            macs = f"saves {100 * line.saved:.1f} %" if line.saved >= 0 else f"adds {-100 * line.saved:.1f} %"
+            fast = f" and {runs(Speedup(*line.speedup))}" if line.speedup else ""
+            said.append(
+                f"{line.title}: {how}{judged} against adapters without skipping; it {macs} of the baseline's MACs{fast}."
+            )
         rival = by_key.get(f"random_{line.skip_num}")
         if line.key.startswith("das_") and rival is not None:
             ahead, spread = 100 * (line.score - rival.score), 100 * np.nanmax([line.spread, rival.spread, 0.0])
@@ -130,8 +135,9 @@ def markdown(title: str, lines: Sequence[Line], notes: Sequence[str]) -> str:
     skipped = [f"- {line.title}: {_skipped(line)}" for line in lines if line.skip_num]
     about = (
         "*updated*: parameters of the model that a method updates, without head and poolers, which train with all but head "
-        "only. *change*: of the MACs against the pre-trained model. *times as fast*: as the pre-trained model, both timed "
-        "in turns: median and, in brackets, quartiles, with the first seed. *test*: mean ± standard deviation over (seeds)."
+        "only. *MACs saved* and *times as fast* are relative to the baseline, the pre-trained model: ratio of the median "
+        "times, both timed in turns with the first seed, and its 95 % interval. *test*: mean ± standard deviation over "
+        "(seeds)."
     )
     return "\n".join([f"# {title}", "", *table, "", about, "", *notes, "", "Skipped layers:", "", *skipped, ""])
 

@@ -50,9 +50,9 @@ class Trial:
         test: The metric on the test split, 0..1.
         test_loss: Likewise, nats.
         macs: Of one example, of the finished model.
-        macs_full: Of the pre-trained model.
+        macs_full: Of the baseline, the pre-trained model.
         latency: Of one example, milliseconds: median and quartiles; with the first seed alone, as is the next.
-        speedup: How many times as fast as the pre-trained model, measured in turns: median and quartiles.
+        speedup: How many times as fast as the baseline, timed in turns: ratio of the medians and its 95 % interval.
     """
 
     entrant: str

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from das_gym.adapt.report import IN_WORDS
+
 from das_gym.models.portable import Portable, layer_kinds
 from das_gym.problem.loading import AdaptedModel
 from das_gym.runs import library_versions
@@ -16,7 +18,7 @@ MEASURED = (
     ("trainable parameters", "trainable_parameters", "{:,}"),
     ("parameters", "parameters", "{:,}"),
     ("MACs of one example", "macs", "{:,}"),
-    ("MACs saved", "macs_saved", "{:.1%}"),
+    ("MACs saved relative to the baseline", "macs_saved", "{:.1%}"),
     ("loss on test, nats", "loss", "{:.4f}"),
     ("latency of one example, ms", "latency_ms", "{:.1f}"),
 )
@@ -115,11 +117,10 @@ def _source(subnet: AdaptedModel, record: Mapping[str, Any]) -> str:
 
 def result(record: Mapping[str, Any]) -> str:
     """What a run's record says of its models, as a table."""
-    given = [model for model in (record.get("baseline"), *record.get("models", ())) if model]
-    models = [{**model, **(model.get("evaluation") or {})} for model in given]
+    models = [{**model, **(model.get("evaluation") or {})} for model in record.get("models", ())]
     if not models:
         return "No result came with the run."
-    columns = [str(model.get("name", "?")) for model in models]
+    columns = [IN_WORDS.get(name, name) for name in (str(model.get("name", "?")) for model in models)]
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for title, key, form in (*_metrics(models), *MEASURED):
         values = [model.get(key) for model in models]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from das_gym.adapt.shrink.recovery import RecoveryConfig
-from das_gym.adapt.shrink.report import Comparison, conclusion, lines_of
+from das_gym.adapt.shrink.report import Comparison, caption, conclusion, headings, lines_of
 from das_gym.adapt.shrink.verifying import Verified
 
 from das_gym.runs import library_versions
@@ -119,9 +119,10 @@ class Card:
         )
 
     def _table(self) -> list[str]:
-        names = list(self.comparison.rows)
+        names = headings(self.comparison)
         lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-        return [*lines, *(f"| {name.strip()} | {' | '.join(cells)} |" for name, cells in lines_of(self.comparison))]
+        lines += [f"| {name.strip()} | {' | '.join(cells)} |" for name, cells in lines_of(self.comparison)]
+        return [*lines, "", caption(self.comparison)]
 
 
 def called(folder: Path) -> str:

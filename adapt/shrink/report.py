@@ -17,7 +17,7 @@ from das_gym.engine.broken import told_examples
 from das_gym.models.transformers.generation import generate, greedily, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
-from das_gym.problem.latency import Spread, measure_latency, speedup
+from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
@@ -39,10 +39,10 @@ class Row:
         parameters: All of the model's.
         bytes: Of its weights as they are saved.
         macs: Of one example.
-        macs_saved: Share of the full model's.
-        prefill_ms: Until the first token of an answer is there, picture included.
+        macs_saved: Share of the full model's, which is the baseline.
+        prefill_ms: Until the first token of an answer is there, image included.
         decode_ms: Each token after it.
-        prefill_speedup, decode_speedup: How many times as fast as the full model, block by block.
+        prefill_speedup, decode_speedup: How many times as fast as the full model; None for the full model itself.
         peak_bytes: Most memory of a fresh process that loads the folder and answers, less the libraries'; None without one.
     """
 
@@ -57,12 +57,12 @@ class Row:
     macs_saved: float
     prefill_ms: Spread
     decode_ms: Spread
-    prefill_speedup: Spread | None = None
-    decode_speedup: Spread | None = None
+    prefill_speedup: Speedup | None = None
+    decode_speedup: Speedup | None = None
     peak_bytes: int | None = None
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON values; spreads are [median, lower, upper quartile]."""
+        """As plain JSON values; times are [median, lower, upper quartile], speed-ups [ratio, low, high] of 95 %."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
@@ -139,12 +139,14 @@ class Measuring:
             for name, vlm in models.items()
         }
         scores = {name: scored(self.task, self.examples, said) for name, said in texts.items()}
-        times = latencies(models, processor, prompts[0], self.blocks)
+        timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or self.adapted is not None}
+        times = latencies(timed, processor, prompts[0], self.blocks)
         rows = {}
         for name, vlm in models.items():
             mask = np.zeros_like(self.mask) if name == FULL else self.mask
-            prefill, decode = times[name]
-            faster = [None, None] if name == FULL else [speedup(t, f) for t, f in zip(times[name], times[FULL], strict=True)]
+            own = times.get(name, times[SHRUNK])  # without adapters, the recovered model has the shrunk one's architecture
+            prefill, decode = own
+            faster = [None, None] if name == FULL else [speedup(t, f) for t, f in zip(own, times[FULL], strict=True)]
             costs = self.adapted if name == RECOVERED and self.adapted is not None else self.costs
             parameters = sum(p.numel() for p in vlm.model.parameters())
             rows[name] = Row(
@@ -222,8 +224,11 @@ def latencies(
 def lines_of(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """The table's lines: what each is called, and its cells, model by model."""
 
-    def spread(value: Spread | None) -> str:
-        return "-" if value is None else "{:.3g} ({:.3g}..{:.3g})".format(*value)
+    def times(value: Speedup | None) -> str:
+        return "-" if value is None else "{:.2f} ({:.2f}..{:.2f})".format(*value)
+
+    def milliseconds(value: Spread) -> str:
+        return "{:.3g} ({:.3g}..{:.3g})".format(*value)
 
     cells: list[tuple[str, Callable[[Row], str]]] = [
         (f"{comparison.metric}, %", lambda row: f"{100 * row.score:.1f}"),
@@ -231,15 +236,31 @@ def lines_of(comparison: Comparison) -> list[tuple[str, list[str]]]:
         ("loss, nats", lambda row: f"{row.loss:.4f}"),
         ("parameters", lambda row: f"{row.parameters:,}"),
         ("bytes of the weights", lambda row: f"{row.bytes:,}"),
-        ("MACs an example, M", lambda row: f"{row.macs / 1e6:,.2f}"),
+        ("MACs an example, M", lambda row: f"{row.macs / 1e6:,.3f}"),
         ("MACs saved, %", lambda row: f"{100 * row.macs_saved:.2f}"),
-        ("first token, ms", lambda row: spread(row.prefill_ms)),
-        ("  times as fast", lambda row: spread(row.prefill_speedup)),
-        ("further tokens, ms", lambda row: spread(row.decode_ms)),
-        ("  times as fast", lambda row: spread(row.decode_speedup)),
+        ("first token, ms", lambda row: milliseconds(row.prefill_ms)),
+        ("  times as fast", lambda row: times(row.prefill_speedup)),
+        ("further tokens, ms", lambda row: milliseconds(row.decode_ms)),
+        ("  times as fast", lambda row: times(row.decode_speedup)),
         ("memory at most, MiB", lambda row: "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:,.0f}"),
     ]
     return [(name, [cell(row) for row in comparison.rows.values()]) for name, cell in cells]
+
+
+def headings(comparison: Comparison) -> list[str]:
+    """Of the table's columns, model by model."""
+    return ["full model (baseline)" if name == FULL else name for name in comparison.rows]
+
+
+def caption(comparison: Comparison) -> str:
+    """What the table's numbers are relative to, and what was measured once."""
+    rows = comparison.rows
+    once = RECOVERED in rows and rows[RECOVERED].prefill_ms == rows[SHRUNK].prefill_ms
+    return (
+        "MACs saved and times as fast (ratio of the median times) are relative to the baseline. In brackets: quartiles of "
+        "times, 95 % interval of times as fast."
+        + (" Shrunk and recovered are one architecture, timed once." if once else "")
+    )
 
 
 def print_report(comparison: Comparison, title: str, drawn: str) -> None:
@@ -251,13 +272,14 @@ def print_report(comparison: Comparison, title: str, drawn: str) -> None:
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for name in comparison.rows:
-        table.add_column(name, justify="right")
+    for heading in headings(comparison):
+        table.add_column(heading.replace(" (", "\n("), justify="right")
     for name, cells in lines_of(comparison):
         table.add_row(name, *cells)
     Console(width=WIDTH).print(table)
     print(f"{'layers of vision tower and decoder' if ' ' in drawn else 'decoder layers'}: {drawn}")
-    print(textwrap.fill(conclusion(comparison), WIDTH))
+    for text in (caption(comparison), conclusion(comparison)):
+        print(textwrap.fill(text, WIDTH))
 
 
 def conclusion(comparison: Comparison) -> str:
@@ -266,13 +288,18 @@ def conclusion(comparison: Comparison) -> str:
     smaller = 100 * (1 - final.parameters / full.parameters)
     fast = ""
     if final.prefill_speedup is not None and final.decode_speedup is not None:
-        fast = (
-            f"; the first token comes {final.prefill_speedup.median:.2f} times as fast, each further one "
-            f"{final.decode_speedup.median:.2f} times"
+        first, further = (
+            f"{phrase} {said.ratio:.2f} ({said.low:.2f} to {said.high:.2f}) times as fast"
+            + ("" if said.is_measurable else ", which is not measurably faster")
+            for phrase, said in (
+                ("the first token comes", final.prefill_speedup),
+                ("each further one", final.decode_speedup),
+            )
         )
+        fast = f". Relative to the baseline, {first}, and {further}"
     apart, low, high = (100 * value for value in comparison.difference())
     score = (
-        f"It scores {100 * final.score:.1f} % instead of {100 * full.score:.1f} %: {apart:+.1f} points "
+        f"It scores {100 * final.score:.1f} % against the baseline's {100 * full.score:.1f} %: {apart:+.1f} points "
         f"(95 % interval {low:+.1f}..{high:+.1f}) on {len(comparison.scores[FULL]):,} test examples"
     )
     regained = comparison.regained()
@@ -282,6 +309,6 @@ def conclusion(comparison: Comparison) -> str:
     elif RECOVERED in comparison.rows and final.loss > comparison.rows[SHRUNK].loss:
         back = "; recovery made the loss worse than it found it: try recover=none, a lower learning_rate or more data"
     return (
-        f"The {final.name} model saves {100 * final.macs_saved:.1f} % of the MACs and {smaller:.1f} % of the "
+        f"The {final.name} model saves {100 * final.macs_saved:.2f} % of the baseline's MACs and {smaller:.1f} % of its "
         f"parameters{fast}. {score}{back}."
     )

@@ -126,6 +126,11 @@ class NoAdapter(nn.Module):
         return x.new_zeros(())
 
 
+def has_adapters(module: nn.Module) -> bool:
+    """Whether there are parallel adapters in a model."""
+    return any(isinstance(part, Adapter) and not isinstance(part, SkipAdapter) for part in module.modules())
+
+
 def skip_adapter(hidden_size: int, bottleneck: int) -> nn.Module:
     """A skip adapter, or nothing where the bottleneck is 0: a skipped layer's input passes on."""
     return SkipAdapter(hidden_size, bottleneck) if bottleneck else nn.Identity()

@@ -158,7 +158,8 @@ class SearchedError(Exception):
 @pytest.mark.parametrize(
     ("names", "given", "asked"),
     [
-        ((), {}, {"env_id": "DAS-METER-VQA-v0", "runs_dir": "runs", "seed": 0}),
+        ((), {}, {"env_id": "DAS-METER-VQA-v0", "runs_dir": "runs", "seed": 0, "evaluations": 80}),
+        ((), {"search": {"evaluations": 9}}, {"evaluations": 9}),
         (("bandit",), {"seed": 3}, {"agent": "bandit", "seed": 3}),
         (
             ("vilt_nlvr2", "ppo"),
@@ -181,6 +182,7 @@ def test_what_the_search_is_told(
     with pytest.raises(SearchedError):
         AdaptExperiment(search_first, searching_agents).run(config_updates=given, named_configs=names)
     assert asked.items() <= told.items()
+    assert ("evaluations" in told) == ("evaluations" in asked)  # other agents keep their default
 
 
 def never(settings: dict[str, Any], then: Callable[[int], str]) -> int:

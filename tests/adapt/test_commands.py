@@ -55,21 +55,23 @@ def adapted(tmp_path_factory: pytest.TempPathFactory, small_kwargs: dict[str, st
 def test_adapt_searches_fine_tunes_and_compares(adapted: Path):
     search = json.loads((adapted / "runs/1/search.json").read_text())
     record = json.loads((adapted / "runs/2/adapt.json").read_text())
-    subnet, unskipped = record["models"]
+    subnet, full, baseline = record["models"]
     assert subnet["mask"] == search["mask"]
     assert sum(subnet["mask"]) == 4
     assert subnet["skipped_layers"] == search["skipped_layers"]
     assert subnet["macs"] == search["macs"]
-    assert unskipped["mask"] == [0] * 6
-    assert unskipped["macs_saved"] < 0 < subnet["macs_saved"]
-    assert subnet["parameters"] < unskipped["parameters"]
-    baseline = record["baseline"]
+    assert full["mask"] == [0] * 6
+    assert full["macs_saved"] < 0 < subnet["macs_saved"]
+    assert subnet["parameters"] < full["parameters"]
+    assert not any(model["from_package"] for model in record["models"])  # other settings than the package's weights
     assert baseline["macs"] == search["macs_full"]
     assert baseline["macs_saved"] == 0
     assert baseline["trainable_parameters"] < subnet["trainable_parameters"]
     assert 0 < baseline["evaluation"]["metric"] <= 1
     assert baseline["latency_ms"] > 0
-    assert subnet["speedup_quartiles"][0] <= subnet["speedup"] <= subnet["speedup_quartiles"][1]
+    assert baseline["speedup"] is None
+    assert subnet["speedup"] == pytest.approx(baseline["latency_ms"] / subnet["latency_ms"])
+    assert subnet["speedup_interval"][0] <= subnet["speedup"] <= subnet["speedup_interval"][1]
     assert set(record["versions"]) >= {"torch", "transformers", "gymnasium"}
 
 
@@ -83,9 +85,9 @@ def test_adapt_prints_one_table_and_a_conclusion(adapted: Path):
         "skipped layers",
     ):
         assert printed.count(line) == 1
-    assert "times as fast as the unskipped model, and scores" in " ".join(printed.split())
+    assert "% for the full model with adapters (95 % interval of the difference" in " ".join(printed.split())
     assert "Result:" not in printed
-    assert "no adapters" in printed
+    assert "(no adapters)" in printed
     assert "Next: " not in printed  # what would follow the search follows by itself
     own = printed[printed.index("no adapters") : printed.index("record: runs/2")].splitlines()
     assert all(len(line) <= 80 for line in own)
@@ -120,7 +122,7 @@ def test_answers_are_kept_and_written_again(
 
 def test_a_report_shows_examples_with_answers(adapted: Path):
     kept = json.loads((adapted / "runs/2/examples.json").read_text())
-    assert kept["models"] == ["unskipped", "subnet"]
+    assert kept["models"] == ["full model with adapters", "subnet"]
     assert len(kept["rows"]) == 12
     asked, said = kept["rows"][0]
     assert asked["question"].endswith("?")
@@ -290,3 +292,17 @@ def test_paths_are_recorded_whole(adapted: Path):
     search = json.loads((adapted / "runs/1/search.json").read_text())
     assert Path(search["env_kwargs"]["supernet"]).is_absolute()
     assert Path(search["env_kwargs"]["data_root"]).is_absolute()
+
+
+def test_adapt_leaves_references_out(run_here, small_kwargs: dict[str, str], tmp_path: Path):
+    code, printed = run_here("with", *words_of(small_kwargs), *QUICK, f"mask={MASK}".replace(" ", ""), "references=False")
+    assert code == 0, printed
+    run = tmp_path / "runs/1"
+    subnet, baseline = json.loads((run / "adapt.json").read_text())["models"]
+    assert (subnet["name"], baseline["name"]) == ("subnet", "baseline")
+    assert (baseline["evaluation"], baseline["trainable_parameters"]) == (None, 0)
+    assert subnet["speedup"] == pytest.approx(baseline["latency_ms"] / subnet["latency_ms"])
+    assert "full model" not in printed
+    assert not (run / "full_model_adapter.safetensors").exists()
+    assert json.loads((run / "examples.json").read_text())["models"] == ["subnet"]
+    assert run_report(run, None).comparison.columns == ["subnet", "baseline"]

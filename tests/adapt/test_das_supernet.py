@@ -31,7 +31,7 @@ def test_fine_tuning_begins_from_what_it_is_told(
     given["image_size"] = 96
     das = {**SHORT, "finetune_from": start}
     DASExperiment(paper_bandit).run(
-        config_updates={**given, "runs_dir": str(tmp_path), "unskipped": False, "das": das}, named_configs=["meter_vqa"]
+        config_updates={**given, "runs_dir": str(tmp_path), "references": False, "das": das}, named_configs=["meter_vqa"]
     )
     folder = tmp_path / "1"
     supernet = Adaptation.load(folder / SUPERNET_FILE)

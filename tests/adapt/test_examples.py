@@ -28,10 +28,10 @@ def examples(tmp_path: Path) -> list[NLVR2Example]:
 
 
 def test_what_is_written_is_read(examples: list[NLVR2Example], tmp_path: Path):
-    said = {"unskipped": ["True"] * 20, "subnet": ["True"] * 17 + ["False"] * 3}
+    said = {"full model with adapters": ["True"] * 20, "subnet": ["True"] * 17 + ["False"] * 3}
     write_examples(tmp_path, TASK, examples, said)
     told = read_examples(tmp_path)
-    assert told.models == ["unskipped", "subnet"]
+    assert told.models == ["full model with adapters", "subnet"]
     assert told.about == "12 of 20 questions; the models differ on 3, which come first"
     assert [(asked.question, asked.reference, *answers) for asked, answers in told.rows][2:4] == [
         ("sentence 19", "False", "True", "False"),
@@ -50,7 +50,7 @@ def test_a_run_without_examples_has_none(tmp_path: Path):
 
 @pytest.mark.parametrize("change", [{"rows": 3}, {"rows": [["q", ["a", "b"]]]}, {"models": []}, {"more": 1}])
 def test_a_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path, change: dict):
-    write_examples(tmp_path, TASK, examples[:2], {"unskipped": ["True"] * 2, "subnet": ["True"] * 2})
+    write_examples(tmp_path, TASK, examples[:2], {"full model with adapters": ["True"] * 2, "subnet": ["True"] * 2})
     kept = read_json(tmp_path / EXAMPLES)
     write_json(tmp_path / EXAMPLES, kept | change)
     with pytest.raises(ValueError, match=r"examples.json is damaged .*remove it for a report without examples"):

@@ -16,7 +16,7 @@ def test_what_is_hardly_better_than_blind_is_named():
     good = Look({"accuracy": 0.9, "question/colour": 1.0}, {"accuracy": 0.3, "question/colour": 1.0})
     assert good.doubts == ()
     assert good.told() == (
-        "accuracy of the unskipped model on the reward split: 90.0 %, 30.0 % with every picture replaced by the mean of all"
+        "accuracy of the full model on the reward split: 90.0 %, 30.0 % with every picture replaced by the mean of all"
     )
     poor = Look({"accuracy": 0.7, "question/colour": 0.10}, {"accuracy": 0.4, "question/colour": 0.12})
     assert poor.doubts == ("question/colour",)

@@ -8,69 +8,113 @@ import time
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
-from das_gym.adapt.report import BASELINE, SUBNET, UNSKIPPED, WIDTH, Row, conclusion, print_report
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, WIDTH, Row, conclusion, print_report
+from das_gym.adapt.shrink.scores import difference_interval
 
-from das_gym.problem.latency import Spread, measure_latency, speedup
-
-
-def evaluation(metric: float) -> Evaluation:
-    return Evaluation(metric, "accuracy", 0.1, {"accuracy": metric, "loss": 0.1}, 1000)
+from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 
 
-ROWS = {
-    BASELINE: Row(BASELINE, (0, 0), (), 60, 900, 100, 0.0, evaluation(0.95), Spread(1.9, 1.8, 2.0), Spread(1.05, 1.0, 1.1)),
-    UNSKIPPED: Row(UNSKIPPED, (0, 0), (), 90, 1_000, 106, -0.06, evaluation(0.975), Spread(2.0, 1.9, 2.1)),
-    SUBNET: Row(
-        SUBNET, (1, 0), ("text.1",), 80, 800, 83, 0.173, evaluation(0.969), Spread(1.6, 1.5, 1.7), Spread(1.25, 1.2, 1.3)
-    ),
-}
+def evaluation(right: int) -> Evaluation:
+    """Of 1,000 examples, of which the first ones are answered right."""
+    metrics = [1.0] * right + [0.0] * (1000 - right)
+    return Evaluation(right / 1000, "accuracy", 0.1, {"accuracy": right / 1000, "loss": 0.1}, 1000, metrics=metrics)
 
 
-def rows_of(printed: str) -> dict[str, list[str]]:
+BASE = Row(BASELINE, (0, 0), (), 60, 900, 27_470_336, 0.0, evaluation(819), Spread(2.0, 1.9, 2.1))
+FULL = Row(
+    FULL_MODEL,
+    *((0, 0), (), 90, 1_000, 29_020_000, -0.056412, evaluation(975)),
+    *(Spread(2.2, 2.1, 2.3), Speedup(0.91, 0.88, 0.93), True),
+)
+SUB = Row(
+    SUBNET,
+    *((1, 0), ("text.1",), 80, 800, 21_825_024, 0.205506, evaluation(969)),
+    *(Spread(1.6, 1.5, 1.7), Speedup(1.25, 1.2, 1.3)),
+)
+ROWS = {SUBNET: SUB, FULL_MODEL: FULL, BASELINE: BASE}
+
+
+def printed_table(printed: str) -> dict[str, list[str]]:
     """The cells of each line of the table by its name."""
-    names = ("accuracy on test, %", "trainable parameters", "parameters", "MACs saved, %", "latency, ms", "times as fast")
+    names = (
+        *("accuracy on test, %", "trainable parameters", "parameters", "MACs an example, M", "MACs saved, %"),
+        *("latency, ms", "times as fast"),
+    )
     lines = [(name, line.strip()) for line in printed.splitlines() for name in names if line.strip().startswith(name)]
     return {name: re.findall(r"[\d.,-]+(?: \([^)]*\))?", line[len(name) :]) for name, line in lines}
 
 
-def test_the_conclusion_is_one_sentence():
+def test_conclusion_states_everything_relative_to_the_baseline():
+    low, high = difference_interval(np.array([0.0] * 994 + [-1.0] * 6))
     assert conclusion(ROWS) == (
-        "Skipping text.1 saves 17.3 % of the baseline's MACs, runs 1.25 times as fast as the unskipped model, "
-        "and scores 96.9 % accuracy on test instead of 97.5 %."
+        "Skipping text.1 saves 20.55 % of the baseline's MACs and runs 1.25 (1.20 to 1.30) times as fast as the baseline; "
+        "it scores 96.9 % accuracy on test against 97.5 % for the full model with adapters "
+        f"(95 % interval of the difference: {100 * low:+.1f} to {100 * high:+.1f} points)."
     )
 
 
-def test_the_conclusion_of_a_subnet_alone():
-    alone = dataclasses.replace(ROWS[SUBNET], skipped_layers=(), macs_saved=-0.06, speedup=None)
-    assert conclusion({BASELINE: ROWS[BASELINE], SUBNET: alone}) == (
-        "Skipping nothing takes 6.0 % more MACs than the baseline, and scores 96.9 % accuracy on test."
-    )
-
-
-def test_the_table_names_its_baseline_and_fits(capsys: pytest.CaptureFixture[str]):
-    slow = dataclasses.replace(ROWS[UNSKIPPED], latency=Spread(98765.4, 98700.0, 98800.0), parameters=10**9)
-    print_report({**ROWS, UNSKIPPED: slow}, "1,000 test examples")
+def test_conclusion_can_be_recomputed_from_the_table(capsys: pytest.CaptureFixture[str]):
+    print_report(ROWS, "1,000 test examples")
     printed = capsys.readouterr().out
-    lines = printed.splitlines()
-    assert all(len(line) <= WIDTH for line in lines)
-    table = rows_of(printed)
-    assert table["accuracy on test, %"] == ["95.00", "97.50", "96.90"]
+    table, said = printed_table(printed), " ".join(printed[printed.index("Skipping text.1") :].split())
+    macs, latency = ([float(cell.split()[0]) for cell in table[name]] for name in ("MACs an example, M", "latency, ms"))
+    assert f"saves {100 * (1 - macs[2] / macs[0]):.2f} % of the baseline's MACs" in said
+    assert f"runs {latency[0] / latency[2]:.2f} (1.20 to 1.30) times as fast as the baseline" in said
+    assert table["times as fast"] == ["-", "0.91 (0.88..0.93)", f"{latency[0] / latency[2]:.2f} (1.20..1.30)"]
+    assert table["MACs saved, %"] == ["0.00", *(f"{100 * (1 - own / macs[0]):.2f}" for own in macs[1:])]
+    baseline, full, subnet = table["accuracy on test, %"]
+    assert baseline == "81.9"
+    assert f"it scores {subnet} % accuracy on test against {full} % for the full model with adapters" in said
+
+
+def test_conclusion_names_a_speedup_that_is_not_measurable():
+    slow = dataclasses.replace(SUB, speedup=Speedup(1.02, 0.98, 1.05))
+    assert "and is not measurably faster than the baseline (1.02 (0.98 to 1.05) times as fast);" in conclusion(
+        {**ROWS, SUBNET: slow}
+    )
+
+
+def test_conclusion_without_references():
+    alone = dataclasses.replace(SUB, skipped_layers=(), macs_saved=-0.06)
+    costs = dataclasses.replace(BASE, evaluation=None)
+    assert conclusion({SUBNET: alone, BASELINE: costs}) == (
+        "Skipping nothing takes 6.00 % more MACs than the baseline and runs 1.25 (1.20 to 1.30) times as fast as the "
+        "baseline; it scores 96.9 % accuracy on test."
+    )
+    assert "against 81.9 % for the baseline (95 %" in conclusion({SUBNET: SUB, BASELINE: BASE})
+
+
+def test_table_names_baseline_and_shipped_weights_and_fits(capsys: pytest.CaptureFixture[str]):
+    slow = dataclasses.replace(FULL, latency=Spread(98765.4, 98700.0, 98800.0), parameters=10**9)
+    print_report({**ROWS, FULL_MODEL: slow}, "1,000 test examples")
+    printed = capsys.readouterr().out
+    assert all(len(line) <= WIDTH for line in printed.splitlines())
+    table = printed_table(printed)
+    assert table["accuracy on test, %"] == ["81.9", "97.5", "96.9"]
     assert table["trainable parameters"] == ["60", "90", "80"]
-    assert table["MACs saved, %"] == ["0.00", "-6.00", "17.30"]
-    assert table["latency, ms"] == ["1.90 (1.80..2.00)", "98765 (98700..98800)", "1.60 (1.50..1.70)"]
-    assert table["times as fast"] == ["1.05 (1.00..1.10)", "-", "1.25 (1.20..1.30)"]
-    assert " ".join(lines[-2:]) == conclusion(ROWS)
+    assert table["latency, ms"] == ["2.00 (1.90..2.10)", "98765 (98700..98800)", "1.60 (1.50..1.70)"]
+    assert "Full model with adapters: trained weights from the package." in " ".join(printed.split())
+    print_report({**ROWS, FULL_MODEL: dataclasses.replace(FULL, from_package=False)}, "1,000 test examples")
+    assert "trained weights" not in capsys.readouterr().out
 
 
-def test_a_baseline_that_was_not_trained_has_costs_alone(capsys: pytest.CaptureFixture[str]):
-    bare = dataclasses.replace(ROWS[BASELINE], trainable_parameters=0, evaluation=None, latency=None, speedup=None)
-    print_report({**ROWS, BASELINE: bare}, "1,000 test examples")
-    table = {name: cells[0] for name, cells in rows_of(capsys.readouterr().out).items()}
-    assert [table[name] for name in ("latency, ms", "times as fast")] == ["-", "-"]
+def test_untrained_baseline_has_costs_alone(capsys: pytest.CaptureFixture[str]):
+    bare = dataclasses.replace(BASE, trainable_parameters=0, evaluation=None)
+    print_report({SUBNET: SUB, BASELINE: bare}, "1,000 test examples")
+    table = {name: cells[0] for name, cells in printed_table(capsys.readouterr().out).items()}
     assert [table["accuracy on test, %"], table["trainable parameters"], table["parameters"]] == ["-", "-", "900"]
+    assert table["latency, ms"] == "2.00 (1.90..2.10)"
 
 
-def test_calls_take_turns():
+def test_record_holds_the_interval_and_no_examples():
+    record = FULL.record()
+    assert (record["speedup"], record["speedup_interval"], record["from_package"]) == (0.91, [0.88, 0.93], True)
+    assert (record["latency_ms"], record["latency_quartiles_ms"]) == (2.2, [2.1, 2.3])
+    assert record["evaluation"].keys() == {"metric", "metric_name", "loss", "numbers", "examples"}
+    assert BASE.record()["speedup"] is None
+
+
+def test_measure_latency_takes_turns():
     order: list[str] = []
     times = measure_latency({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, blocks=3, runs=2)
     assert "".join(name for name, _ in itertools.groupby(order)) == "ababab"
@@ -79,7 +123,13 @@ def test_calls_take_turns():
     assert milliseconds >= 4
 
 
-def test_a_ratio_is_of_neighbouring_blocks():
+def test_speedup_is_the_ratio_of_medians_with_its_interval():
     of, over = np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0])
-    assert speedup(of, over) == Spread(2.0, 2.0, 2.0)
+    assert speedup(of, over) == Speedup(2.0, 2.0, 2.0)
     assert Spread.of(np.arange(5.0)) == Spread(2.0, 1.0, 3.0)
+    noise = np.random.default_rng(1).normal(10, 1, (2, 15))
+    found = speedup(*noise)
+    assert found.ratio == np.median(noise[1]) / np.median(noise[0])
+    assert found.low < 1 < found.high
+    assert not found.is_measurable
+    assert speedup(noise[0], 2 * noise[1]).is_measurable

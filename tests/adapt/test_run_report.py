@@ -26,10 +26,11 @@ SKIPPED = [name for name, bit in zip(NAMES, MASK, strict=True) if bit]
 
 def a_model(name: str, mask: list[int], **more: Any) -> dict[str, Any]:
     evaluation = {"metric": 0.9, "metric_name": "ranked_first", "loss": 0.25, "numbers": {}, "examples": 80}
-    timed = {"latency_ms": 12.5, "latency_quartiles_ms": [11.0, 13.0], "speedup": None, "speedup_quartiles": None}
+    timed = {"latency_ms": 12.5, "latency_quartiles_ms": [11.0, 13.0], "speedup": None, "speedup_interval": None}
     costs = {"trainable_parameters": 1000, "parameters": 5000, "macs": 2_000_000, "macs_saved": 0.12}
     skipped = SKIPPED if any(mask) else []
-    return {"name": name, "mask": mask, "skipped_layers": skipped, "evaluation": evaluation, **costs, **timed, **more}
+    about = {"name": name, "mask": mask, "skipped_layers": skipped, "evaluation": evaluation, "from_package": False}
+    return {**about, **costs, **timed, **more}
 
 
 def a_run(folder: Path, name: str, record: dict[str, Any], config: dict[str, Any]) -> Path:
@@ -45,13 +46,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reported")
     run_search({"env_id": "DAS-METER-VQA-Tabular-v0", "agent": "random", "evaluations": 6, "runs_dir": str(folder)})
     problem = asdict(ProblemConfig())
-    models = [a_model("subnet", MASK, speedup=1.2, speedup_quartiles=[1.1, 1.3]), a_model("unskipped", [0] * 12)]
-    baseline = a_model("no adapters", [0] * 12, evaluation=None, latency_ms=None, latency_quartiles_ms=None)
+    models = [
+        a_model("subnet", MASK, speedup=1.2, speedup_interval=[1.1, 1.3]),
+        a_model("full_model", [0] * 12, from_package=True),
+        a_model("baseline", [0] * 12, evaluation=None),
+    ]
     adapted = {
         "problem": problem,
         "settings": {"search_run": 1},
         "models": models,
-        "baseline": baseline,
         "versions": {"python": "3.11"},
     }
     a_run(
@@ -93,10 +96,14 @@ def test_an_adaptation_is_told_with_its_search(runs: Path):
     assert told.facts["search: masks scored"] == "6"
     assert len(told.progress.rewards) == 6
     rows = dict(told.comparison.rows)
-    assert told.comparison.columns == ["subnet", "unskipped", "no adapters (baseline)"]
+    assert told.comparison.columns == [
+        "subnet",
+        "full model with adapters, trained weights from the package",
+        "baseline",
+    ]
     assert rows["loss on test, nats"] == ["0.2500", "0.2500", "-"]
-    assert rows["latency, ms (quartiles)"] == ["12.50 (11.00..13.00)", "12.50 (11.00..13.00)", "-"]
-    assert rows["times as fast (quartiles)"] == ["1.20 (1.10..1.30)", "-", "-"]
+    assert rows["latency, ms (quartiles)"] == ["12.50 (11.00..13.00)"] * 3
+    assert rows["times as fast as the baseline (95 % interval)"] == ["1.20 (1.10..1.30)", "-", "-"]
     table = SubnetTable.load(ASSETS / "meter_mini/vqa_table.npz")
     shares = table.layer_macs.savings / table.meta.macs_full
     assert [unit.share for unit in told.architecture.units] == pytest.approx(shares.tolist())  # from the search
@@ -109,7 +116,7 @@ def test_an_adaptation_is_told_with_its_search(runs: Path):
 
 def test_examples_beside_the_record_are_told(runs: Path):
     assert run_report(runs / "2", search_report).answers is None
-    kept = Answers(["unskipped", "subnet"], [(Asked("what is it?", "an owl"), ["an owl", "a cat"])], "one")
+    kept = Answers(["full model with adapters", "subnet"], [(Asked("what is it?", "an owl"), ["an owl", "a cat"])], "one")
     for run in ("2", "4"):
         path = runs / run / "examples.json"
         try:
@@ -137,12 +144,12 @@ def test_a_shrunk_model_tells_what_it_says(runs: Path):
     assert told.facts["deleted"] == "decoder.1"
     assert told.facts["difference, points"] == "-5.0 (95 % interval -10.0..+1.0)"
     assert told.answers.rows[0] == (Asked("q20"), ["a", "b"])  # of a run from before examples.json
-    assert dict(told.comparison.rows)["times as fast (quartiles)"] == ["-", "1.5 (1.4..1.6)"]
+    assert dict(told.comparison.rows)["times as fast as the baseline (95 % interval)"] == ["-", "1.50 (1.40..1.60)"]
 
 
 def test_a_comparison_tells_its_rows(runs: Path):
     def line(key: str, title: str, scores: tuple[float, ...], **more: Any) -> dict[str, Any]:
-        costs = {"rate": 1e-3, "updated": 10.0, "trained": 20.0, "macs": 2e6, "change": 0.1, "speedup": (1.5, 1.0, 2.0)}
+        costs = {"rate": 1e-3, "updated": 10.0, "trained": 20.0, "macs": 2e6, "saved": -0.1, "speedup": (1.5, 1.0, 2.0)}
         return asdict(Line(key, title, scores=scores, **costs, **{"skip_num": 0, "layers": ((), ()), **more}))
 
     trials = [{"entrant": "lora", "mask": [0] * 12}, {"entrant": "das_4", "mask": MASK}]

@@ -38,7 +38,7 @@ def test_a_run_leaves_a_table(small: dict, small_table: SubnetTable, tmp_path: P
     assert not (folder / "table_checkpoint.npz").exists()
     printed = (folder / "cout.txt").read_text()
     assert "DAS-METER-VQA-v0: 64 masks, 10 reward, 6 test examples\n" in printed
-    for word in ("unskipped", "best of k=4", "median of k=4", "worst of k=4", "layer runs", "table: runs/1/table.npz"):
+    for word in ("full model", "best of k=4", "median of k=4", "worst of k=4", "layer runs", "table: runs/1/table.npz"):
         assert printed.count(word) == 1
     assert "example/s" not in printed
     env = gymnasium.make("DAS-METER-VQA-Tabular-v0", table="runs/1/table.npz")

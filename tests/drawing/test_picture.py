@@ -61,7 +61,7 @@ def test_the_search_so_far_is_drawn():
 
 
 def test_long_facts_end_before_the_curve():
-    fact = "24,198,912 MACs an example, 11.9 % saved (the whole model: 27,470,336)"
+    fact = "24,198,912 MACs an example, 11.9 % saved (baseline: 27,470,336)"
     plain, told = (draw(replace(scene(12, np.zeros(12, bool)), facts=facts)) for facts in ([], [fact]))
     changed = np.flatnonzero((plain != told).any(axis=(0, 2)))
     assert 300 < changed.max() < WIDTH // 2

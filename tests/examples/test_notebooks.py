@@ -15,7 +15,7 @@ SMALL = {
     "policy": {"STEPS = 60_000": "STEPS = 512"},
     "shrink": {"EVALUATIONS, EXAMPLES, OUT = 40, 128": "EVALUATIONS, EXAMPLES, OUT = 3, 8"},
 }
-PRINTS = {"front": "12 layers; unskipped: loss", "policy": "36 unseen problems", "shrink": "decoder layers"}
+PRINTS = {"front": "12 layers; full model: loss", "policy": "36 unseen problems", "shrink": "decoder layers"}
 
 
 @pytest.mark.long

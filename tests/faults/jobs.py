@@ -148,7 +148,7 @@ def _finetune(folder: Path) -> Job:
     from das_gym.adapt import report
     from das_gym.adapt.adapt_experiment import AdaptExperiment
 
-    files = ("adapter.safetensors", "unskipped_adapter.safetensors")
+    files = ("adapter.safetensors", "full_model_adapter.safetensors")
     return Job(_run(AdaptExperiment, _time_little(report)), files, {**world_in(folder), **TRAINING, "mask": MASK})
 
 

@@ -57,6 +57,7 @@ MODEL = {
     "latency_ms": 2.0,
     "latency_quartiles_ms": [1.0, 3.0],
     "speedup": None,
+    "from_package": False,
     "evaluation": EVALUATION,
 }
 PROBLEM = {"model": "METER", "task": "vqa"}

@@ -214,13 +214,14 @@ def test_a_line_has_mean_and_spread_over_seeds_and_the_verdict_judges_by_them():
     assert [line.title for line in lines] == ["adapter", "DAS, 1 skipped", "DAS, 1 at random"]
     assert lines[1].score == pytest.approx(0.79)
     assert lines[1].spread == pytest.approx(0.02 / math.sqrt(2))
-    assert lines[1].change == pytest.approx(-0.1)
+    assert lines[1].saved == pytest.approx(0.1)
     assert lines[1].layers == (("b",), ("b",))
     assert cells(lines[1])[-2:] == ("1.50 (1.00..2.00)", "79.0 ± 1.4 (2)")
     untimed = [dataclasses.replace(t, speedup=None) if t.seed else t for t in done]  # the first seed's alone is timed
     assert line_of(das, untimed, ("a", "b")) == lines[1]
     assert verdict(lines) == [
-        "DAS, 1 skipped: loses 1.0 points (at most 1) against adapters without skipping, at 18.2 % fewer MACs.",
+        "DAS, 1 skipped: loses 1.0 points (at most 1) against adapters without skipping; it saves 10.0 % of the "
+        "baseline's MACs and is not measurably faster than the baseline (1.50 (1.00 to 2.00) times as fast).",
         "DAS, 1 skipped: 6.0 points ahead of random masks of as many layers, more than the spread of 4.2.",
     ]
     worse = dataclasses.replace(lines[1], scores=(0.7, 0.7))
@@ -237,7 +238,7 @@ def test_a_row_of_the_table_is_one_line(capsys: pytest.CaptureFixture[str]):
         "updated": 323_310_000.0,
         "trained": 326_000_000.0,
         "macs": 93.1e9,
-        "change": 0.1234,
+        "saved": -0.1234,
         "speedup": (0.95, 0.93, 1.1),
     }
     row = Line("parallel", "scaled parallel adapter", 0, 2.5e-5, scores=(0.7, 0.8), layers=((), ()), **numbers)

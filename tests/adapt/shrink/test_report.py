@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.shrink import report
-from das_gym.adapt.shrink.report import Comparison, Row, conclusion, latencies, loss_of
+from das_gym.adapt.shrink.report import Comparison, Row, caption, conclusion, headings, latencies, loss_of
 
-from das_gym.problem.latency import Spread
+from das_gym.problem.latency import Speedup, Spread
 
 
 def comparison(*losses: float) -> Comparison:
     names = ("full", "shrunk", "recovered")[: len(losses)]
-    time = Spread(1.0, 1.0, 1.0)
+    time, faster = Spread(1.0, 1.0, 1.0), [Speedup(1.5, 1.25, 1.75), Speedup(1.02, 0.9, 1.1)]
     rows = {
-        name: Row(name, 0.5, 0.4, 0.6, loss, 100 - 20 * (n > 0), 200, 50, 0.1, time, time, time, time)
+        name: Row(name, 0.5, 0.4, 0.6, loss, 100 - 20 * (n > 0), 200, 50, 0.1, time, time, *(faster if n else (None, None)))
         for n, (name, loss) in enumerate(zip(names, losses, strict=True))
     }
     return Comparison(rows, {}, {name: np.array([1.0, 0.0]) for name in names}, "accuracy")
@@ -39,7 +39,13 @@ def test_what_recovery_regained(losses: tuple[float, ...], share: float | None, 
     compared = comparison(*losses)
     assert compared.regained() == share
     assert words in conclusion(compared)
-    assert "saves 10.0 % of the MACs and 20.0 % of the parameters" in conclusion(compared)
+    assert "saves 10.00 % of the baseline's MACs and 20.0 % of its parameters." in conclusion(compared)
+    assert (
+        "Relative to the baseline, the first token comes 1.50 (1.25 to 1.75) times as fast, and each further one 1.02 "
+        "(0.90 to 1.10) times as fast, which is not measurably faster." in conclusion(compared)
+    )
+    assert headings(compared)[0] == "full model (baseline)"
+    assert ("one architecture, timed once" in caption(compared)) == (len(losses) == 3)
 
 
 def test_a_loss_that_is_no_number_names_its_examples(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,68 @@
+"""The trained weights that come with das_gym are those of today's default settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from das_gym.adapt.adapt_experiment import AdaptSettings
+from das_gym.adapt.finetune import cut_subnet
+from das_gym.adapt.recipe import settled
+from das_gym.adapt.references import load_reference, reference_file
+from das_gym.adapt.report import BASELINE, FULL_MODEL
+
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.loading import AdaptedModel, load_splits
+
+
+def untrained(settings: AdaptSettings, name: str) -> AdaptedModel:
+    problem = settings.problem()
+    return cut_subnet(problem, load_splits(problem), np.zeros(12, bool), adapters=name == FULL_MODEL)
+
+
+def loads(settings: AdaptSettings, model: AdaptedModel, name: str) -> bool:
+    config, _ = settled(settings.finetuning(), model)
+    return load_reference(model, settings.problem(), config, name)
+
+
+@pytest.mark.parametrize("name", [FULL_MODEL, BASELINE])
+def test_load_reference_serves_the_default_settings(name: str):
+    settings = AdaptSettings()
+    model = untrained(settings, name)
+    assert loads(settings, model, name)
+    kept = Adaptation.load(reference_file(settings.problem(), name))  # type: ignore[arg-type]
+    assert kept.tensors.keys() == model.adaptation().tensors.keys()
+    assert all(torch.equal(tensor, kept.tensors[key]) for key, tensor in model.adaptation().tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"device": "cpu", "save_every": 10, "encoder_cache_gib": 0.5, "rank_images": 5, "runs_dir": "elsewhere"}, True),
+        ({"search": {"evaluations": 9}, "mask": (0,) * 12, "micro_batch_size": 8}, True),
+        ({"seed": 1}, False),
+        ({"steps": 299}, False),
+        ({"learning_rate": 2e-3}, False),
+        ({"max_text_length": 20}, False),
+        ({"mixed_precision": "bf16"}, False),
+    ],
+)
+def test_load_reference_only_serves_settings_that_learn_the_same(changes: dict[str, Any], same: bool):
+    settings = dataclasses.replace(AdaptSettings(), **changes)
+    assert loads(settings, untrained(settings, BASELINE), BASELINE) == same
+
+
+def test_load_reference_serves_no_other_model():
+    settings = dataclasses.replace(AdaptSettings(), model="ViLT")
+    assert not loads(settings, untrained(settings, BASELINE), BASELINE)
+
+
+@pytest.mark.slow
+def test_references_are_what_training_gives(capsys: pytest.CaptureFixture[str]):
+    from benchmarks.references import main
+
+    main(["--check"])
+    assert capsys.readouterr().out.count("% on test") == 4
