@@ -49,6 +49,7 @@ class EvaluateSettings(CommandSettings):
         device: `auto`, `cpu`, `cuda`, ...
         runs_dir: Folder of all runs.
         checkpoint: The model that the run adapted, where that was moved.
+        trust_remote_code: Whether code in the checkpoint's folder may run, where the run was given that, too.
     """
 
     run: int | str
@@ -64,6 +65,7 @@ class EvaluateSettings(CommandSettings):
     device: str = "auto"
     runs_dir: str = RUNS_DIR
     checkpoint: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         check_rank_images(self.rank_images)
@@ -87,7 +89,10 @@ class EvaluateSettings(CommandSettings):
                 raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
             raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
         plain = is_plain(place)
-        subnet = load_plain(place, self.device) if plain else load_moved(place, self.device, self.checkpoint)
+        if plain:
+            subnet = load_plain(place, self.device, self.trust_remote_code)
+        else:
+            subnet = load_moved(place, self.device, self.checkpoint, self.trust_remote_code)
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.examples]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

@@ -30,7 +30,7 @@ from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.checkpoint import CHECKPOINT as SB3_CHECKPOINT
 from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name, sb3_config
-from das_gym.agents.sb3.policy import agent_file, check_agent
+from das_gym.agents.sb3.policy import agent_file
 from das_gym.agents.searching.environment import make_env
 from das_gym.agents.searching.loop import CHECKPOINT, SearchConfig, check_search, search, with_costs
 from das_gym.agents.searching.picture import draw_search
@@ -82,14 +82,12 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
         n_envs: Environments side by side; None = `masks_per_turn`.
         action: Action space; None = what suits the algorithm.
         start_from: Agent to train further, or None.
-        trust: Whether that agent may run code that was not saved by you.
     """
 
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     n_envs: int | None = None
     action: str | None = None
     start_from: str | None = None
-    trust: bool = False
 
     def _check_budget(self) -> None:
         if not is_algorithm(self.agent):  # `SB3Config` has its own checks
@@ -99,8 +97,8 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
         if is_algorithm(self.agent):
             return
         check_agent_name(self.agent)
-        for name in ("hyperparameters", "n_envs", "action", "start_from", "trust"):
-            if getattr(self, name) not in (None, {}, False):
+        for name in ("hyperparameters", "n_envs", "action", "start_from"):
+            if getattr(self, name) not in (None, {}):
                 raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
         super()._check_agent()
         check_agent_kwargs(self.agent, self.agent_kwargs)
@@ -121,7 +119,7 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
         fields["env_kwargs"] = env_kwargs
         if is_algorithm(self.agent):
-            return sb3_config(fields, self.hyperparameters, self.n_envs, self.action, self.start_from, self.trust)
+            return sb3_config(fields, self.hyperparameters, self.n_envs, self.action, self.start_from)
         return SearchConfig(**fields)
 
 
@@ -146,10 +144,7 @@ def check(settings: SearchSettings) -> None:
     if not isinstance(config, SB3Config):
         return check_search(config)
     if config.start_from is not None:
-        if config.trust:
-            agent_file(config.start_from)
-        else:
-            check_agent(agent_file(config.start_from))
+        agent_file(config.start_from)
     make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False).close()
     return None
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # and on Python 3.12 on calls pkgutil.find_loader
-    from sacred import Experiment
+    from sacred import Experiment, arg_parser
     from sacred.dependencies import PackageDependency, gather_sources_and_dependencies, get_digest
     from sacred.observers import FileStorageObserver, RunObserver
     from sacred.run import Run
@@ -29,9 +29,8 @@ with warnings.catch_warnings():
 
 from filelock import FileLock
 
-from das_gym.commandline import meant, typed, use
-from das_gym.config import build, check_names, settings_text
-from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, modules_in, signatures
+from das_gym.commandline import meant, setting_words, typed, use, used
+from das_gym.config import build, check_names, plain, settings_text
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_bytes, write_text
 from das_gym.interrupts import INTERRUPTED
@@ -39,7 +38,6 @@ from das_gym.locks import lock_folder
 from das_gym.processes import is_first, of_first
 from das_gym.registration import named_environments
 from das_gym.runs import (
-    CONFIG,
     MISSING,
     MISTAKES,
     RUNS_DIR,
@@ -51,8 +49,11 @@ from das_gym.runs import (
     runs_dir_words,
     waiting,
 )
-from das_gym.sacred_options import check_options, check_words, read_config_file
+from das_gym.sacred_options import check_options, read_config_file
 from das_gym.streams import shown, unread
+from das_gym.trust import ask_to_repeat, sensitive_settings, unknown_modules
+
+arg_parser.restore = plain  # in place of jsonpickle, which builds any object that a setting's text names
 
 LOSSES = "losses.png"
 INFO = "info.json"
@@ -152,19 +153,8 @@ class RunFolder(FileStorageObserver):
         super().save_cout()
 
     def save_json(self, obj: Any, filename: str) -> None:
-        """Write one of Sacred's own files, atomically; settings of a run begun here with a signature, see `data.origin`."""
-        text = json.dumps(flatten(obj), sort_keys=True, indent=2)
-        if filename == CONFIG and (self.reopen is None or begun_here(self.reopen)):
-            write_text(Path(self.dir) / SIGNATURE, signatures(Path(self.dir), text))
-        write_text(Path(self.dir) / filename, text)
-
-
-def recorded_use(folder: Path) -> tuple[str, ...]:
-    """The modules of one's own that a run was begun with; refused in a run from elsewhere, but for those imported by now."""
-    recorded = build(RunSettings, {"use": read_config(folder).get("use") or ()}).use
-    if not begun_here(folder):
-        check_modules(recorded, folder)
-    return recorded
+        """Write one of Sacred's own files, atomically and as plain JSON: tuples become lists."""
+        write_text(Path(self.dir) / filename, json.dumps(flatten(plain(obj)), sort_keys=True, indent=2))
 
 
 def _caller() -> dict[str, Any]:
@@ -297,9 +287,7 @@ class RunsExperiment(Experiment):
         given = dict(config_updates or {})
         try:
             if given.get("resume") is not None:
-                folder = find_run(_runs_dir(given), given["resume"])
-                check_links(folder)
-                given["use"] = tuple(dict.fromkeys((*use(given.get("use")), *recorded_use(folder))))
+                check_links(find_run(_runs_dir(given), given["resume"]))
             if given.get("use"):
                 given["use"] = use(given["use"])
                 for named in self._named:
@@ -309,7 +297,8 @@ class RunsExperiment(Experiment):
             self._files = {name: read_config_file(name) for name in named_configs if Path(name).is_file()}
             check_names((n for n in named_configs if n not in self._files), self.named_configs, "named config", own=True)
             for file, settings in self._files.items():
-                check_modules(modules_in(settings), file)
+                modules = dict.fromkeys(unknown_modules(settings))
+                ask_to_repeat(f"{file} was written", {"use": ",".join(modules)} if modules else {})
         except MISTAKES as error:
             raise RunError(str(error)) from error
         return {name: value for name, value in given.items() if name != "use" or value}
@@ -347,7 +336,7 @@ class RunsExperiment(Experiment):
                 are only printed.
         """
         self.settings = cls
-        self.add_config(dataclasses.asdict(cls()))
+        self.add_config(plain(dataclasses.asdict(cls())))
 
         @self.config_hook
         def _(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
@@ -381,11 +370,6 @@ class RunsExperiment(Experiment):
         wrong = meant(words[1:], self.path, (*self.siblings, *self.commands), self.named_configs)
         if wrong is not None:
             print(f"error: {wrong}", file=sys.stderr)
-            sys.exit(2)
-        try:
-            check_words(words)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         setattr(self, "run", partial(_plainly, self.run))  # noqa: B010  (which Sacred calls)
         try:
@@ -422,7 +406,8 @@ class RunsExperiment(Experiment):
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
         settings = {self.renamed.get(k, k): v for k, v in read_config(folder).items()}
         parts = (*self.named_parts(named_configs), given)
-        asked = {k: v for part in parts for k, v in iterate_flattened(part) if k not in ("resume", "runs_dir", "use")}
+        flat = (pair for part in parts for pair in iterate_flattened(plain(part)))
+        asked = {k: v for k, v in flat if k.partition(".")[0] not in ("resume", "runs_dir", "use")}
         for key, value in asked.items():
             stored = get_by_dotted_path(settings, key)
             if stored != value and key.partition(".")[0] in settings:  # an unknown key is refused as in any run
@@ -430,15 +415,16 @@ class RunsExperiment(Experiment):
                     f"run {folder.name} was begun with {key}={stored}, so it cannot be resumed with {key}={value}; "
                     f"leave {key} out to go on with the run, or leave resume out to begin a new one"
                 )
-        foreign = {} if begun_here(folder) else careful_settings({k: v for k, v in settings.items() if k != "use"})
-        untyped = [f"{name}={value}" for name, value in foreign.items() if name not in asked]
-        if untyped:
-            raise RunError(
-                f"run {folder.name} was not begun here, and its settings say what is imported, run or written to: "
-                f"{', '.join(untyped)}; if you trust it, give them again behind `with`"
-            )
-        kept: dict[str, Any] = {name: given[name] for name in ("resume", "use") if name in given}
-        return {**given, **settings, **kept, "runs_dir": str(folder.parent)}
+        recorded = build(RunSettings, {"use": settings.get("use") or ()}).use
+        missing = {k: v for k, v in sensitive_settings(settings).items() if k not in asked}
+        confirmed = {k: v for k, v in {**asked, **missing}.items() if k != "use"}
+        modules = missing["use"].split(",") if "use" in missing else ()
+        path = self.path if command == self.default_command else f"{self.path} {command}"
+        words = f"resume={folder.name}", runs_dir_words(folder), *setting_words(confirmed, {})
+        ask_to_repeat(f"run {folder.name} was started", missing, typed(path, *words, modules=modules))
+        modules = tuple(dict.fromkeys((*given.get("use", ()), *use(recorded))))
+        kept = {"resume": given["resume"], "runs_dir": str(folder.parent), **({"use": modules} if modules else {})}
+        return {**given, **settings, **kept}
 
     def _known(self, folder: Path) -> dict[str, Any]:
         """What `run.json` says: `experiment.name`, `command` and `status`, texts."""
@@ -454,7 +440,8 @@ class RunsExperiment(Experiment):
     def _resume_command(self, run: Run) -> str:
         command, runs_dir = run.meta_info["command"], run.config["runs_dir"]
         path = self.path if command == self.default_command else f"{self.path} {command}"
-        return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)))
+        repeated = {name: value for name, value in sensitive_settings(run.config, used()).items() if name != "use"}
+        return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)), *setting_words(repeated, {}))
 
     def _told(self, error: BaseException) -> str:
         """An error in words; of a full disk, and of an output that nobody reads, also how to go on."""

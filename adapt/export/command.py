@@ -39,6 +39,7 @@ class ExportSettings(CommandSettings):
         onnx: Whether to write model.onnx besides, checked by onnxruntime; needs `pip install 'das_gym[export]'`.
         runs_dir: Folder of all runs.
         checkpoint: The model that the run adapted, where that was moved.
+        trust_remote_code: Whether code in the checkpoint's folder may run, where the run was given that, too.
     """
 
     run: int | str
@@ -48,6 +49,7 @@ class ExportSettings(CommandSettings):
     onnx: bool = False
     runs_dir: str = RUNS_DIR
     checkpoint: str | None = None
+    trust_remote_code: bool = False
 
 
 def run_export(settings: ExportSettings) -> Exported:
@@ -69,7 +71,7 @@ def run_export(settings: ExportSettings) -> Exported:
             f"method={settings.method} cannot be exported: it leaves {row.leaves}, for which transformers has no code "
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
-    subnet = load_moved(place, "cpu", settings.checkpoint)
+    subnet = load_moved(place, "cpu", settings.checkpoint, settings.trust_remote_code)
     vlp, config = subnet.backbone.vlp, subnet.backbone.config
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))
