@@ -266,6 +266,10 @@ class RunsExperiment(Experiment):
             raise
         except MISTAKES as error:
             raise RunError(f"{self._told(error)}{self._trace_hint()}") from error
+        except KeyError as error:
+            if not str(error.args[:1]).lstrip("([\"'").startswith("Invalid key"):
+                raise
+            raise RunError(str(error.args[0])) from error  # a name of a nested setting that Sacred refuses
         finally:
             for lock in (*locks, *(each.lock for each in self.observers if isinstance(each, RunFolder))):
                 if lock is not None:

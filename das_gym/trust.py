@@ -75,11 +75,10 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
     words = ", ".join(f"`{name}={value}`" for name, value in settings.items())
     writes = {name.rpartition(".")[2] in WRITES for name in settings}
     effect = " and ".join(["runs code"] * (False in writes) + ["writes or uploads elsewhere"] * (True in writes))
-    command = command or repeat_command(settings)
-    confirm = command or f"pass {words}, for `use` or import the module first"
-    raise ValueError(
-        f"{what} with {words}, which {effect}. Repeat {'it' if len(settings) == 1 else 'them'} to confirm: {confirm}"
-    )
+    imported = " or import the module first" if "use" in settings else ""
+    confirm = command or repeat_command(settings) or f"pass {words}{imported}"
+    pronoun = "it" if len(settings) == 1 else "them"
+    raise ValueError(f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}")
 
 
 def trusted_settings(

@@ -352,7 +352,7 @@ def no_home(*_, **__):
 
 @pytest.mark.parametrize("usual", [lambda *_, **__: Path("~/.cache/das_gym"), no_home])
 def test_the_working_folder_is_no_cache(monkeypatch, usual):
-    monkeypatch.delenv("DAS_GYM_CACHE")
+    monkeypatch.delenv("DAS_GYM_CACHE", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_path", usual)
     with pytest.raises(ValueError, match=r"no home folder is known.*set DAS_GYM_CACHE"):
         cache_folder()

@@ -163,7 +163,7 @@ def test_whether_an_agent_leaves_the_budget_is_recorded(tmp_path):
     ("change", "text"),
     [
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist"),
-        ({"env_id": "nowhere:Env-v0"}, "asks for the module 'nowhere'"),
+        ({"env_id": "nowhere:Env-v0"}, "`use=nowhere`"),
         ({"env_id": "CartPole-v1"}, "num_envs|unexpected keyword|skip_num"),
         ({"seed": -1}, r"seed=-1 is not allowed; use 0\.\.4294967295"),
         ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
