@@ -267,9 +267,9 @@ class RunsExperiment(Experiment):
         except MISTAKES as error:
             raise RunError(f"{self._told(error)}{self._trace_hint()}") from error
         except KeyError as error:
-            if not str(error.args[:1]).lstrip("([\"'").startswith("Invalid key"):
+            if "Invalid key" not in str(error):  # Sacred's word for the name of a nested setting that it refuses
                 raise
-            raise RunError(str(error.args[0])) from error  # a name of a nested setting that Sacred refuses
+            raise RunError(str(error.args[0])) from error
         finally:
             for lock in (*locks, *(each.lock for each in self.observers if isinstance(each, RunFolder))):
                 if lock is not None:
@@ -420,12 +420,14 @@ class RunsExperiment(Experiment):
                     f"leave {key} out to go on with the run, or leave resume out to begin a new one"
                 )
         recorded = build(RunSettings, {"use": settings.get("use") or ()}).use
-        missing = {k: v for k, v in sensitive_settings(settings).items() if k not in asked}
-        confirmed = {k: v for k, v in {**asked, **missing}.items() if k != "use"}
-        modules = missing["use"].split(",") if "use" in missing else ()
+        unknown = unknown_modules({"use": recorded})
+        rest = {name: value for name, value in settings.items() if name != "use"}
+        sensitive = sensitive_settings(rest, {*sys.modules, *recorded})  # `use=` confirms an agent of its module, too
+        missing = {name: value for name, value in sensitive.items() if name not in asked}
         path = self.path if command == self.default_command else f"{self.path} {command}"
-        words = f"resume={folder.name}", runs_dir_words(folder), *setting_words(confirmed, {})
-        ask_to_repeat(f"run {folder.name} was started", missing, typed(path, *words, modules=modules))
+        words = f"resume={folder.name}", runs_dir_words(folder), *setting_words({**asked, **missing}, {})
+        named = {"use": ",".join(unknown)} if unknown else {}
+        ask_to_repeat(f"run {folder.name} was started", {**named, **missing}, typed(path, *words, modules=unknown))
         modules = tuple(dict.fromkeys((*given.get("use", ()), *use(recorded))))
         kept = {"resume": given["resume"], "runs_dir": str(folder.parent), **({"use": modules} if modules else {})}
         return {**given, **settings, **kept}

@@ -247,6 +247,13 @@ def resume(experiment, folder, **given):
     return experiment.run(config_updates={"runs_dir": str(folder.parent), "resume": 1, **given})
 
 
+def test_settings_of_a_run_build_no_object(experiment, stopped):
+    edit(stopped, number={"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [f"{stopped}/MARK"]}]})
+    with pytest.raises(RunError, match="py/reduce"):
+        resume(experiment, stopped)
+    assert not (stopped / "MARK").exists()
+
+
 @pytest.mark.parametrize("text", ["[1]", "3", '"x"', "[" * 100_000, "{", "\ud800"])
 @pytest.mark.parametrize("name", ["config.json", "run.json"])
 def test_a_damaged_run_is_told_in_a_line(experiment, stopped, name, text):

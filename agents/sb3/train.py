@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,13 +135,19 @@ def train_sb3(
 
 
 def _set_parameters(model: BaseAlgorithm, file: Path) -> None:
-    """Read networks and optimizers from an `agent.zip`. SB3 reads them by `torch.load(weights_only=True)`: no code runs.
+    """Read networks and optimizers from an `agent.zip`, and none of its code: SB3 2.7 itself would unpickle them.
 
     Raises:
         ValueError: the file is damaged, or of another algorithm, policy or environment.
     """
+    import torch
+
     try:
-        model.set_parameters(file, device=model.device)
+        with zipfile.ZipFile(file) as archive:
+            parts = [name for name in archive.namelist() if name.endswith(".pth") and name != "pytorch_variables.pth"]
+            contents = {name.removesuffix(".pth"): io.BytesIO(archive.read(name)) for name in parts}
+        tensors = {name: torch.load(part, model.device, weights_only=True) for name, part in contents.items()}
+        model.set_parameters(tensors, device=model.device)
     except Exception as error:  # of zipfile, torch or SB3
         raise ValueError(f"{file} cannot be read as an agent of this search ({error}). Train it again") from error
 

@@ -8,11 +8,13 @@ import json
 import shlex
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
 from das_gym.agents.commands import PROGRAM as AGENTS
@@ -311,9 +313,7 @@ def hostile_agent(canary: Path) -> dict[str, Any]:
     settings["hyperparameters"] = {"n_steps": 4}
     trained = train_sb3("ppo", "runs/2", **settings)
     trained.model.harm = Harm(canary)  # type: ignore[attr-defined]
-    buffer = io.BytesIO()
-    trained.model.save(buffer)
-    Path("runs/2/agent.zip").write_bytes(buffer.getvalue())
+    trained.model.save("runs/2/agent.zip")
     return settings
 
 
@@ -330,6 +330,20 @@ def test_load_sb3_unpickles_an_agent_only_if_it_is_trusted(canary: Path, hostile
     assert not canary.exists()
     load_sb3("runs/2", trust=True)
     assert canary.exists()
+
+
+@pytest.mark.parametrize("part", ["policy.pth", "policy.optimizer.pth"])
+def test_no_search_unpickles_the_networks_of_an_agent(canary: Path, hostile_agent: dict[str, Any], part: str):
+    file, buffer = Path("runs/2/agent.zip"), io.BytesIO()
+    with zipfile.ZipFile(file) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    torch.save({"weight": Harm(canary)}, buffer)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in {**contents, part: buffer.getvalue()}.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
+        train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
+    assert not canary.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"x" * 100])
