@@ -7,6 +7,7 @@ import json
 import textwrap
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     Raises:
         ValueError: another kind of file, a damaged one, or one without settings by name.
     """
-    readers = {".json": json.loads, ".yaml": _read_yaml, ".yml": _read_yaml}
+    readers = {".json": json.loads, **dict.fromkeys((".yaml", ".yml"), partial(yaml.load, Loader=_PlainLoader))}
     if Path(path).suffix not in readers:
         raise ValueError(f"{path} is no file of settings. Give one that ends in {' or '.join(readers)}")
     try:
@@ -49,10 +50,6 @@ def read_config_file(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no settings by name; give name: value")
     return content
-
-
-def _read_yaml(content: bytes) -> Any:
-    return yaml.load(content, _PlainLoader)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
