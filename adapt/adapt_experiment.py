@@ -30,12 +30,11 @@ from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, compare
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, check_ranges, prefixed
-from das_gym.agents.searching.record import HISTORY, SearchResult, best_rows
+from das_gym.agents.searching.record import SearchResult, best_rows
 
-from das_gym.commandline import typed, use, used
+from das_gym.commandline import typed, used
 from das_gym.config import build, part_of
 from das_gym.data.checks import require_readable
-from das_gym.data.origin import check_record
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.encoder_cache import EncoderCache
@@ -56,9 +55,10 @@ from das_gym.problem.loading import (
 )
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
-from das_gym.runs import check_own, find_run
+from das_gym.runs import find_run
 from das_gym.streams import shown
 from das_gym.tasks.base import Task
+from das_gym.trust import trusted_settings
 
 OF_THE_SEARCH = (*BUDGET_SETTINGS, "agent", "evaluations")
 """Settings of a search, which commands that search first take as `search.NAME`, unless they have one of that name."""
@@ -211,7 +211,6 @@ def searched(runs_dir: str, run: int, given: Mapping[str, Any]) -> Choice:
             f"{path} is not there: run {run} is no search, or one that did not end "
             f"(`{typed('agents', f'resume={run}')}` goes on with a search)"
         )
-    check_own(path, folder / HISTORY)
     record = vars(SearchResult.load(path))
     mask, remark = best_mask(record)
     seen = [np.array(row["mask"], dtype=bool) for row in best_rows(record["history"], record["env_kwargs"])]
@@ -239,7 +238,6 @@ def fronted(runs_dir: str, run: int, point: int, given: Mapping[str, Any]) -> Ch
             f"{path} is not there: run {run} is none of `{typed('agents pareto')}`, or one that did not end "
             f"(`{typed('agents pareto', f'resume={run}')}` goes on with one)"
         )
-    check_own(path)
     record = _front(path)
     points = record["points"]
     if point >= len(points):
@@ -276,10 +274,9 @@ def _problem(record: Mapping[str, Any], path: Path, run: int, given: Mapping[str
     """Model and data of the record of a search, but for what is given."""
     brought = record["env_kwargs"]
     untyped = {name: value for name, value in brought.items() if name in PROBLEM_SETTINGS and name not in given}
-    check_record(path.parent, path, record.get("use", ()), untyped)
-    use(record.get("use", ()))
+    trusted = trusted_settings(path, record.get("use", ()), untyped)
     entry = _environment(record["env_id"], run)
-    return build(ProblemConfig, {"model": entry.model, "task": entry.task, **untyped, **given})
+    return build(ProblemConfig, {"model": entry.model, "task": entry.task, **trusted, **given})
 
 
 def _environment(env_id: str, run: int) -> EnvEntry:

@@ -262,7 +262,7 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
     for k in settings.searched_nums:
         if str(k) not in settings.searches:
             raise ValueError(f"no mask of {k} layers was searched: leave searches out, or give the run of every number")
-        mask = searched(settings.runs_dir, settings.searches[str(k)], {}).mask
+        mask = searched(settings.runs_dir, settings.searches[str(k)], changed_settings(settings)).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
             raise ValueError(f"searches.{k}={settings.searches[str(k)]} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())

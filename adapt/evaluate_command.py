@@ -51,6 +51,7 @@ class EvaluateSettings(CommandSettings):
         device: Device of the model: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
         checkpoint: Model that the run adapted, if it was moved since.
         runs_dir: Folder of all runs.
+        trust_remote_code: Whether code in the checkpoint's folder may run, if the run was given that as well.
     """
 
     run: int | str
@@ -65,6 +66,7 @@ class EvaluateSettings(CommandSettings):
     on_bad_example: str = choice("raise", ON_BAD_EXAMPLE)
     device: str = "auto"
     checkpoint: str | None = None
+    trust_remote_code: bool = False
     runs_dir: str = RUNS_DIR
 
     def __post_init__(self) -> None:
@@ -89,7 +91,10 @@ class EvaluateSettings(CommandSettings):
                 raise FileNotFoundError(f"the data of that run, {data_root}, are gone: say where they are by data_root=DIR")
             raise FileNotFoundError(f"data_root={data_root}: no such file or folder; check the path")
         plain = is_plain(place)
-        subnet = load_plain(place, self.device) if plain else load_moved(place, self.device, self.checkpoint)
+        if plain:
+            subnet = load_plain(place, self.device, self.trust_remote_code)
+        else:
+            subnet = load_moved(place, self.device, self.checkpoint, self.trust_remote_code)
         examples = task_class(subnet.task.name).load_part(data_root, self.split, self.on_bad_example)
         examples = examples[: self.limit]
         require_readable(image for pair in subnet.task.pairs(examples) for image in pair.images)

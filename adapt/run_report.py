@@ -62,12 +62,13 @@ def run_report(folder: Path, search_report: SearchReport | None) -> RunReport:
             record = read_json(folder / name)
             try:
                 told = tell(folder, record).checked()
-                search = folder.parent / str(record["settings"].get("search_run"))
+                search_run = str(record["settings"].get("search_run"))
             except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
                 raise ValueError(f"{folder / name} is no record of this version ({error!r}); run it again") from error
             shown = read_examples(folder)
             told = told if shown is None else dataclasses.replace(told, answers=shown)
-            if search_report is None or not (search / SEARCH_RECORD).is_file():
+            search = folder.parent / search_run
+            if search_report is None or not search_run.isdecimal() or not (search / SEARCH_RECORD).is_file():
                 return told
             return told.with_search(search_report(search))
     raise FileNotFoundError(

@@ -14,15 +14,16 @@ from das_gym.adapt.compare.kept import kept_model
 from das_gym.adapt.export.loading import is_exported, load_exported
 from das_gym.adapt.methods.learnt import restore_learnt
 
-from das_gym.commandline import typed, use, used
+from das_gym.commandline import typed, used
+from das_gym.commandline import use as import_modules
 from das_gym.config import build, check_names
-from das_gym.data.origin import check_record
 from das_gym.files import at_home, read_json, write_json
 from das_gym.problem.adaptation import OLD_TASKS, Adaptation
 from das_gym.problem.config import ProblemConfig, is_hub_id, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
 from das_gym.registration import MODELS, TASKS
 from das_gym.runs import RunSettings, find_run, library_versions
+from das_gym.trust import trusted_settings
 
 SUBNET_FILE = "adapter.safetensors"
 RECORD = "adapt.json"
@@ -61,30 +62,34 @@ def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int
     return folder, folder
 
 
-def load_moved(place: Path, device: str, checkpoint: str | None) -> AdaptedModel:
+def load_moved(place: Path, device: str, checkpoint: str | None, trust_remote_code: bool) -> AdaptedModel:
     """`load_subnet` of a place, on a device; from `checkpoint` where that is given, since the recorded one was moved."""
-    moved = {} if checkpoint is None else {"checkpoint": checkpoint}
-    return load_subnet(place, device=device, **moved)
+    changes: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
+    changes |= {"trust_remote_code": True} if trust_remote_code else {}
+    return load_subnet(place, device=device, **changes)
 
 
-def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
+def load_subnet(path: str | os.PathLike[str], *, use: str | Sequence[str] = (), **changes: Any) -> AdaptedModel:
     """A fine-tuned subnet, its skipped layers removed, in eval mode and in memory of its own.
 
     Args:
         path: The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote; or an adapter
             file in it, such as those that `python -m adapt compare` keeps; or a folder that `python -m adapt export` wrote,
             none of whose code is run.
+        use: Modules to import first. A record imports none by itself: name those that the run was given by `use=`, or
+            import them.
         **changes: Fields of `ProblemConfig` that are not as recorded, such as `device="cpu"`, or `checkpoint=` where
             that was moved. An exported folder has `device` and `max_text_length` alone.
 
     Raises:
         TypeError: `path` is no path.
         FileNotFoundError: no record or no adapter file is there, or the recorded checkpoint is gone.
-        ValueError: the file holds a supernet, or belongs to another model; or a module of one's own that the run was given
-            by `use=` cannot be imported.
+        ValueError: the file holds a supernet, or belongs to another model; or the record names modules that are not
+            imported yet, or `trust_remote_code`, which has to be given again.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"load_subnet takes the folder of a fine-tuned run, not a {type(path).__name__}")
+    import_modules(use)
     path = at_home(path)
     if is_exported(path):
         check_names(changes, ("device", "max_text_length"), "setting")
@@ -108,8 +113,7 @@ def load_subnet(path: str | os.PathLike[str], **changes: Any) -> AdaptedModel:
     with _named(record):
         recorded, settings = _recorded(content)
         modules = build(RunSettings, {"use": content.get("use", ())}).use
-    check_record(folder, record, modules, {name: value for name, value in recorded.items() if name not in changes})
-    use(modules)  # first: they may register its model and task
+    recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
     with _named(record, "import the module that registers it (use=MODULE), or fine-tune it again"):
         problem = build(ProblemConfig, {**recorded, **changes})
     put_back = restore if adaptation.method is None else restore_learnt
@@ -127,7 +131,7 @@ def is_plain(folder: Path) -> bool:
     return isinstance(content, dict) and "model_type" in content
 
 
-def load_plain(folder: Path, device: str) -> AdaptedModel:
+def load_plain(folder: Path, device: str, trust_remote_code: bool) -> AdaptedModel:
     """The model of transformers in a folder, to answer in words as it is.
 
     Raises:
@@ -135,7 +139,8 @@ def load_plain(folder: Path, device: str) -> AdaptedModel:
     """
     model = next(name for name, entry in MODELS.items() if entry.reads == "prompts")
     name = next(name for name, entry in TASKS.items() if entry.gives == "prompts")
-    backbone = load_backbone(ProblemConfig(model=model, task=name, checkpoint=str(folder), device=device))
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    backbone = load_backbone(ProblemConfig(model=model, task=name, checkpoint=str(folder), device=device, **options))
     backbone.vlp.remove_adapters()
     task = task_class(name)(backbone.processor)
     return AdaptedModel(backbone, new_head(backbone, task), task)
@@ -154,7 +159,6 @@ def _recorded(record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     """Model and data of a record, and the model's own settings, such as its adapters' widths."""
     problem = dict(record["problem"])
     problem["task"] = OLD_TASKS.get(problem["task"], problem["task"])
-    problem["encoder_cache"] = None  # a record does not choose where to write
     problem |= {name: None for name in NOT_NEEDED if problem.get(name) and not Path(problem[name]).exists()}
     settings = record.get("model_settings")
     if settings is None:  # records of 0.1.0

@@ -2,7 +2,7 @@
 
 python -m agents report 3                       runs/3/report.html
 python -m agents report 3 4 5 with out=all.html     side by side
-python -m agents report theirs with use=my_module   a folder from elsewhere, whose record does not choose what is imported
+python -m agents report 3 with use=my_module    a record imports nothing that is not named again
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from das_gym.agents.pareto.record import RECORD as FRONT
 from das_gym.agents.searching.picture import architecture_of, progress_of
 from das_gym.agents.searching.record import RECORD, SearchResult
 
-from das_gym.commandline import typed, use
-from das_gym.data.origin import check_record, module_of
+from das_gym.commandline import typed
 from das_gym.drawing.command import report, same_again
 from das_gym.drawing.report import Comparison, CostChart, Heat, RunReport
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.tables.table import SPLITS
+from das_gym.trust import trusted_settings
 
 
 def main(words: Sequence[str]) -> int:
@@ -41,8 +41,8 @@ def search_report(folder: Path) -> RunReport:
 
     Raises:
         FileNotFoundError: no search ended there.
-        ValueError: its record cannot be read, or its table is not the one that it was searched on; or it comes from
-            elsewhere and names modules that were not imported before.
+        ValueError: its record cannot be read, or its table is not the one that it was searched on; or it names modules that
+            are not imported yet.
     """
     if (folder / FRONT).is_file():
         raise FileNotFoundError(f"{folder} holds a front, which front.png draws and {FRONT} holds: reports are of searches")
@@ -53,9 +53,8 @@ def search_report(folder: Path) -> RunReport:
         )
     result = SearchResult.load(folder)
     tells = is_tabular(result.env_id)
-    modules = [*result.use, *module_of(result.env_id)]
-    check_record(folder, folder / RECORD, modules, result.env_kwargs if tells else {})
-    use(result.use)
+    recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs if tells else {}}
+    trusted_settings(folder / RECORD, result.use, recorded)
     tabular = make_scored(result.env_id, {}, result.env_kwargs) if tells else None
     probabilities = [turn.skip_probabilities for turn in result.history if turn.skip_probabilities is not None]
     return RunReport(

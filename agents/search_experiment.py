@@ -30,7 +30,7 @@ from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.checkpoint import CHECKPOINT as SB3_CHECKPOINT
 from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name, sb3_config
-from das_gym.agents.sb3.policy import agent_file, check_agent
+from das_gym.agents.sb3.policy import agent_file
 from das_gym.agents.searching.environment import make_env
 from das_gym.agents.searching.loop import CHECKPOINT, SearchConfig, check_search, search, with_costs
 from das_gym.agents.searching.picture import draw_search
@@ -99,7 +99,6 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
         n_envs: Number of parallel environments of an algorithm of Stable-Baselines3. None means `masks_per_turn`.
         action: Action space of an algorithm of Stable-Baselines3. None means the first that the algorithm supports.
         start_from: Trained agent to continue training: an agent.zip, or the folder of its run.
-        trust: Whether to load `start_from` although it was saved elsewhere. Such a file can run any code.
     """
 
     group: ClassVar[str] = "Stable-Baselines3"
@@ -108,7 +107,6 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
     n_envs: int | None = None
     action: str | None = choice(None, ACTION_MODES)
     start_from: str | None = None
-    trust: bool = False
 
     def _check_budget(self) -> None:
         if not is_algorithm(self.agent):  # `SB3Config` has its own checks
@@ -118,8 +116,8 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
         if is_algorithm(self.agent):
             return
         check_agent_name(self.agent)
-        for name in ("hyperparameters", "n_envs", "action", "start_from", "trust"):
-            if getattr(self, name) not in (None, {}, False):
+        for name in ("hyperparameters", "n_envs", "action", "start_from"):
+            if getattr(self, name) not in (None, {}):
                 raise ValueError(f"agent {self.agent!r} has no setting {name}; it is for {', '.join(ALGORITHMS)}")
         super()._check_agent()
         check_agent_kwargs(self.agent, self.agent_kwargs)
@@ -138,7 +136,7 @@ class SearchSettings(ResumableSettings, SearchConfig, EnvSettings):
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(SearchConfig)}
         fields["env_kwargs"] = env_kwargs
         if is_algorithm(self.agent):
-            return sb3_config(fields, self.hyperparameters, self.n_envs, self.action, self.start_from, self.trust)
+            return sb3_config(fields, self.hyperparameters, self.n_envs, self.action, self.start_from)
         return SearchConfig(**fields)
 
 
@@ -163,10 +161,7 @@ def check(settings: SearchSettings) -> None:
     if not isinstance(config, SB3Config):
         return check_search(config)
     if config.start_from is not None:
-        if config.trust:
-            agent_file(config.start_from)
-        else:
-            check_agent(agent_file(config.start_from))
+        agent_file(config.start_from)
     make_env(config.env_id, config.mask_kwargs, config.masks_per_turn, free=False).close()
     return None
 

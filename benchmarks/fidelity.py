@@ -40,7 +40,6 @@ from benchmarks.machine import describe_machine
 from das_gym.commandline import use
 from das_gym.config import build
 from das_gym.drawing.markdown import markdown_table
-from das_gym.experiment import recorded_use
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
@@ -49,6 +48,7 @@ from das_gym.progress import progress
 from das_gym.registration import named_environments
 from das_gym.runs import read_config
 from das_gym.tables.table import SubnetTable
+from das_gym.trust import trusted_settings
 
 STARTS = ("supernet", "new")
 SHORT, SHORT_SEED = "short", 1000
@@ -237,11 +237,10 @@ def own(folder: Path) -> tuple[ProblemConfig, SubnetTable]:
     """The problem of a run of `python -m agents table` in a folder, and its table.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such run, or not to its end; or it is from elsewhere and was begun with
-            modules of its own.
+        FileNotFoundError, ValueError: there is no such run, or not to its end; or it names modules that are not imported.
     """
-    use(recorded_use(folder))  # first: they may register its model and task
     recorded = read_config(folder)
+    recorded = {**trusted_settings(folder, recorded.get("use") or (), recorded), "out": recorded.get("out")}
     names = {field.name for field in dataclasses.fields(TableSettings)} & recorded.keys()
     settings = build(TableSettings, {name: recorded[name] for name in names})
     return settings.problem(), SubnetTable.load(settings.file(folder))
@@ -256,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--env", default="meter_vqa", choices=[name for name, e in environments.items() if e.table])
     which.add_argument("--run", type=Path, help="folder of a run of `python -m agents table`, in the place of --env")
+    parser.add_argument("--use", default=None, help="modules that --run was given by use=, to import first")
     parser.add_argument("--start", nargs="+", choices=list(STARTS))
     parser.add_argument("--masks", type=int, default=40)
     parser.add_argument("--skip-num", type=int, default=4)
@@ -269,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.run is not None:
         options.env = str(options.run)
     try:
+        use(options.use)  # first: they may register the run's model and task
         problem, table = bundled(options.env) if options.run is None else own(options.run)
         masks, top = drawn_masks(table, options.skip_num, options.masks)
     except (OSError, ValueError) as error:

@@ -27,6 +27,7 @@ Config = TypeVar("Config")
 HELP = ("-h", "--help", "help")
 SCRIPTS = ("das-agents", "das-adapt")
 _used: list[str] = []
+_words: list[str] = []  # of the running command, the program's name first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ class Program:
     def run(self, arguments: Sequence[str]) -> int:
         """Run the command that the words behind the program's name ask for; the exit code."""
         ready()
+        _words[:] = [self.name, *arguments]
         try:
             words = [_at_home(word) for word in arguments]
             find_typed_modules(words)
@@ -107,6 +109,7 @@ class Program:
             return unread()
         finally:
             finish()
+            _words.clear()
         return code
 
     def _run(self, arguments: Sequence[str]) -> int:
@@ -217,8 +220,22 @@ def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:
         start = f"python -m {'das_gym.' if spec is not None and spec.name.startswith('das_gym.') else ''}{name}"
     given = [word for word in words if word]
     if given and (needed := dict.fromkeys((*_used, *modules))):
-        given.append(f"use={','.join(needed)}")
+        given.append(shlex.quote(f"use={','.join(needed)}"))
     return " ".join([start, *([command] if command else []), *(["with", *given] if given else [])])
+
+
+def repeat_command(settings: Mapping[str, Any]) -> str:
+    """Return the running command with more settings, quoted for a shell; empty where Python runs no command of ours."""
+    if not _words:
+        return ""
+    program, *words = _words
+    given = {name: str(value) for name, value in settings.items()}
+    if "use" in given:
+        imported = [word.partition("=")[2] for word in words if word.startswith("use=")]
+        words = [word for word in words if not word.startswith("use=")]
+        given["use"] = ",".join([*imported, given["use"]])
+    words += [] if "with" in words else ["with"]
+    return " ".join([typed(program), *map(shlex.quote, [*words, *(f"{name}={value}" for name, value in given.items())])])
 
 
 def setting_words(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

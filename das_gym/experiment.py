@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # sacred 0.8.7 imports it
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # and on Python 3.12 on calls pkgutil.find_loader
-    from sacred import Experiment
+    from sacred import Experiment, arg_parser
     from sacred.dependencies import PackageDependency, gather_sources_and_dependencies, get_digest
     from sacred.observers import FileStorageObserver, RunObserver
     from sacred.run import Run
@@ -32,9 +32,8 @@ with warnings.catch_warnings():
 
 from filelock import FileLock
 
-from das_gym.commandline import HELP, flag_mistake, help_text, meant, typed, use
-from das_gym.config import build, check_names, settings_text
-from das_gym.data.origin import SIGNATURE, begun_here, careful_settings, check_modules, modules_in, signatures
+from das_gym.commandline import HELP, flag_mistake, help_text, meant, setting_words, typed, use, used
+from das_gym.config import build, check_names, plain, settings_text
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_bytes, write_text
 from das_gym.interrupts import exit_code, stop_message
@@ -43,7 +42,6 @@ from das_gym.processes import is_first, of_first, world
 from das_gym.progress import waiting
 from das_gym.registration import named_environments
 from das_gym.runs import (
-    CONFIG,
     MISSING,
     MISTAKES,
     RUNS_DIR,
@@ -54,8 +52,11 @@ from das_gym.runs import (
     read_config,
     runs_dir_words,
 )
-from das_gym.sacred_options import CONFIG_FILES, REFUSED, check_options, check_words, read_config_file
+from das_gym.sacred_options import CONFIG_FILES, REFUSED, check_options, read_config_file
 from das_gym.streams import shown, unread
+from das_gym.trust import ask_to_repeat, sensitive_settings, unknown_modules
+
+arg_parser.restore = plain  # in place of jsonpickle, which builds any object that a setting's text names
 
 LOSSES = "losses.png"
 INFO = "info.json"
@@ -160,19 +161,8 @@ class RunFolder(FileStorageObserver):
         super().save_cout()
 
     def save_json(self, obj: Any, filename: str) -> None:
-        """Write one of Sacred's own files, atomically; settings of a run begun here with a signature, see `data.origin`."""
-        text = json.dumps(flatten(obj), sort_keys=True, indent=2)
-        if filename == CONFIG and (self.reopen is None or begun_here(self.reopen)):
-            write_text(Path(self.dir) / SIGNATURE, signatures(Path(self.dir), text))
-        write_text(Path(self.dir) / filename, text)
-
-
-def recorded_use(folder: Path) -> tuple[str, ...]:
-    """The modules of one's own that a run was begun with; refused in a run from elsewhere, but for those imported by now."""
-    recorded = build(RunSettings, {"use": read_config(folder).get("use") or ()}).use
-    if not begun_here(folder):
-        check_modules(recorded, folder)
-    return recorded
+        """Write one of Sacred's own files, atomically and as plain JSON: tuples become lists."""
+        write_text(Path(self.dir) / filename, json.dumps(flatten(plain(obj)), sort_keys=True, indent=2))
 
 
 def _caller() -> dict[str, Any]:
@@ -282,6 +272,10 @@ class RunsExperiment(Experiment):
             raise
         except MISTAKES as error:
             raise RunError(f"{self._told(error)}{self._trace_hint()}") from error
+        except KeyError as error:
+            if "Invalid key" not in str(error):  # Sacred's word for the name of a nested setting that it refuses
+                raise
+            raise RunError(str(error.args[0])) from error
         finally:
             for lock in (*locks, *(each.lock for each in self.observers if isinstance(each, RunFolder))):
                 if lock is not None:
@@ -303,9 +297,7 @@ class RunsExperiment(Experiment):
         given = dict(config_updates or {})
         try:
             if given.get("resume") is not None:
-                folder = find_run(_runs_dir(given), given["resume"])
-                check_links(folder)
-                given["use"] = tuple(dict.fromkeys((*use(given.get("use")), *recorded_use(folder))))
+                check_links(find_run(_runs_dir(given), given["resume"]))
             if given.get("use"):
                 given["use"] = use(given["use"])
                 for named in self._named:
@@ -319,7 +311,8 @@ class RunsExperiment(Experiment):
                 words, self.named_configs, "named config", own=True, listing=typed(f"{self.path} print_named_configs")
             )
             for file, settings in self._files.items():
-                check_modules(modules_in(settings), file)
+                modules = dict.fromkeys(unknown_modules(settings))
+                ask_to_repeat(f"{file} was written", {"use": ",".join(modules)} if modules else {})
         except MISTAKES as error:
             raise RunError(str(error)) from error
         return {name: value for name, value in given.items() if name != "use" or value}
@@ -357,7 +350,7 @@ class RunsExperiment(Experiment):
                 are only printed.
         """
         self.settings = cls
-        self.add_config(dataclasses.asdict(cls()))
+        self.add_config(plain(dataclasses.asdict(cls())))
 
         @self.config_hook
         def _(config: dict[str, Any], command_name: str, logger: Any) -> dict[str, Any]:
@@ -393,11 +386,6 @@ class RunsExperiment(Experiment):
         wrong = wrong or meant(words[1:], self.path, (*self.siblings, *self.commands), self.named_configs)
         if wrong is not None:
             print(f"error: {wrong}", file=sys.stderr)
-            sys.exit(2)
-        try:
-            check_words(words)
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         before = words[1 : words.index("with")] if "with" in words else words[1:]
         if set(before) & set(HELP):
@@ -453,7 +441,8 @@ class RunsExperiment(Experiment):
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
         settings = read_config(folder)
         parts = (*self.named_parts(named_configs), given)
-        asked = {k: v for part in parts for k, v in iterate_flattened(part) if k not in ("resume", "runs_dir", "use")}
+        flat = (pair for part in parts for pair in iterate_flattened(plain(part)))
+        asked = {k: v for k, v in flat if k.partition(".")[0] not in ("resume", "runs_dir", "use")}
         for key, value in asked.items():
             stored = get_by_dotted_path(settings, key)
             if stored != value and key.partition(".")[0] in settings:  # an unknown key is refused as in any run
@@ -461,15 +450,18 @@ class RunsExperiment(Experiment):
                     f"run {folder.name} was begun with {key}={stored}, so it cannot be resumed with {key}={value}; "
                     f"leave {key} out to go on with the run, or leave resume out to begin a new one"
                 )
-        foreign = {} if begun_here(folder) else careful_settings({k: v for k, v in settings.items() if k != "use"})
-        untyped = [f"{name}={value}" for name, value in foreign.items() if name not in asked]
-        if untyped:
-            raise RunError(
-                f"run {folder.name} was not begun here, and its settings say what is imported, run or written to: "
-                f"{', '.join(untyped)}; if you trust it, give them again behind `with`"
-            )
-        kept: dict[str, Any] = {name: given[name] for name in ("resume", "use") if name in given}
-        return {**given, **settings, **kept, "runs_dir": str(folder.parent)}
+        recorded = build(RunSettings, {"use": settings.get("use") or ()}).use
+        unknown = unknown_modules({"use": recorded})
+        rest = {name: value for name, value in settings.items() if name != "use"}
+        sensitive = sensitive_settings(rest, {*sys.modules, *recorded})  # `use=` confirms an agent of its module, too
+        missing = {name: value for name, value in sensitive.items() if name not in asked}
+        path = self.path if command == self.default_command else f"{self.path} {command}"
+        words = f"resume={folder.name}", runs_dir_words(folder), *setting_words({**asked, **missing}, {})
+        named = {"use": ",".join(unknown)} if unknown else {}
+        ask_to_repeat(f"run {folder.name} was started", {**named, **missing}, typed(path, *words, modules=unknown))
+        modules = tuple(dict.fromkeys((*given.get("use", ()), *use(recorded))))
+        kept = {"resume": given["resume"], "runs_dir": str(folder.parent), **({"use": modules} if modules else {})}
+        return {**given, **settings, **kept}
 
     def _known(self, folder: Path) -> dict[str, Any]:
         """What `run.json` says: `experiment.name`, `command` and `status`, texts."""
@@ -489,7 +481,8 @@ class RunsExperiment(Experiment):
             return None
         command, runs_dir = run.meta_info["command"], run.config["runs_dir"]
         path = self.path if command == self.default_command else f"{self.path} {command}"
-        return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)))
+        repeated = {name: value for name, value in sensitive_settings(run.config, used()).items() if name != "use"}
+        return typed(path, f"resume={run._id}", runs_dir_words(Path(runs_dir) / str(run._id)), *setting_words(repeated, {}))
 
     def command_with(self, named_configs: Sequence[str], settings: Mapping[str, Any]) -> str:
         """Return this command with named configs and settings, as it is typed."""

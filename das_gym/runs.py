@@ -84,50 +84,17 @@ def check_links(folder: Path) -> None:
             raise ValueError(f"{path} is a pipe or a device, which no run writes: take it away")
 
 
-def check_own(*files: Path) -> None:
-    """Refuse files of a run folder that are links: what tells of a run lies in its folder.
-
-    Raises:
-        ValueError: names the link.
-    """
-    for file in files:
-        if file.is_symlink():
-            raise ValueError(f"{file} is a link, and a run's record lies in its folder: put a copy in its place")
-
-
 def read_config(folder: Path) -> dict[str, Any]:
-    """The settings of a run, as plain values: nothing in the file is rebuilt but tuples.
+    """Read the settings of a run, as plain values.
 
     Raises:
-        ValueError: what `config.json` holds is something else; an object of Python's, for example.
+        ValueError: `config.json` holds something else.
     """
     path = folder / CONFIG
-    settings = plain_settings(read_json(path), path)
+    settings = read_json(path)
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}, not settings; begin a new run")
     return settings
-
-
-def plain_settings(value: Any, source: object) -> Any:
-    """A value as it was before Sacred wrote it: `{"py/tuple": [...]}` is a tuple.
-
-    Args:
-        value: The value.
-        source: Where it was read, for the message.
-
-    Raises:
-        ValueError: it asks for another object of Python's, which Sacred itself would make.
-    """
-    if isinstance(value, list | tuple):
-        return type(value)(plain_settings(each, source) for each in value)
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == {"py/tuple"} and isinstance(value["py/tuple"], list):
-        return tuple(plain_settings(each, source) for each in value["py/tuple"])
-    odd = next((name for name in value if str(name).startswith("py/")), None)
-    if odd is not None:
-        raise ValueError(f"{source} holds an object of Python's ({odd}), which settings never are; it is not from das_gym")
-    return {name: plain_settings(each, source) for name, each in value.items()}
 
 
 MISSING = "not installed"

@@ -1,36 +1,57 @@
-"""Sacred's own options and files of settings: what of them is refused before a run begins, and the way out."""
+"""Sacred's own options, and files of settings behind `with`."""
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from das_gym.progress import waiting
-from das_gym.runs import plain_settings
 
 DATABASES = {"--mongo_db": ("-m", "pymongo", "mongo"), "--sql": ("-s", "sqlalchemy", "sql")}
-"""Sacred's options for databases, as they are typed, the library that each needs, and the extra that brings it."""
+"""Sacred's options for databases: the flag, the library that it needs, and the extra that brings it."""
 
 DATABASE_MS = 5000
-"""So long a MongoDB may take to answer."""
+"""Milliseconds that a MongoDB may take to answer."""
 
-REFUSED = {
-    "--queue": "-q: nothing here begins a queued run later; leave it out",
-    "--id": "-i: runs are numbered by their folder; leave it out, and -c TEXT or runs_dir=FOLDER tells runs apart",
-    "--tiny_db": "-t: these runs are not kept in a TinyDB; leave it out, and use -c TEXT to tell runs apart",
-    "--s3": "-S: these runs are not kept in S3; leave it out, and copy the run's folder",
-    "--enforce_clean": "-e: these runs keep their sources and do not look at git; leave it out",
-}
-"""Sacred's options that mean nothing here, and what to do."""
+REFUSED = {"--queue": "-q", "--id": "-i", "--tiny_db": "-t", "--s3": "-S", "--enforce_clean": "-e"}
+"""Sacred's options that are not supported: runs are numbered by their folder, kept there, and do not look at git."""
 
 CONFIG_FILES = (".json", ".yaml", ".yml")
-"""What a file of settings behind `with` ends in; Sacred would take pickles, too, which run what they hold."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads plain values. Nested aliases would expand a few hundred bytes to billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*)")
+        return super().compose_node(parent, index)
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """Read the settings in a JSON or YAML file behind `with`.
+
+    Raises:
+        ValueError: another kind of file, a damaged one, or one without settings by name.
+    """
+    if Path(path).suffix not in CONFIG_FILES:
+        raise ValueError(f"{path} is no file of settings. Give one that ends in {' or '.join(CONFIG_FILES)}")
+    read = json.loads if Path(path).suffix == ".json" else partial(yaml.load, Loader=_PlainLoader)
+    try:
+        content = read(Path(path).read_bytes())
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); mend it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no settings by name; give name: value")
+    return content
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -39,9 +60,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an option of `REFUSED`; a library that `-m` or `-s` lacks, with its extra; no answer.
     """
-    for option, told in REFUSED.items():
+    for option, flag in REFUSED.items():
         if options.get(option):
-            raise ValueError(told)
+            raise ValueError(f"{flag} ({option}) is not supported. Leave it out")
     for option, (flag, library, extra) in DATABASES.items():
         if not options.get(option):
             continue
@@ -51,8 +72,10 @@ def check_options(options: Mapping[str, Any]) -> None:
             with waiting("asking the database"):
                 _ask_database(option, str(options[option]))
         except Exception as error:  # each library has its own
-            told = textwrap.shorten(str(error), 160, placeholder=" ...")
-            raise ValueError(f"{flag}: no database to write to ({told}); the run's folder has all without {flag}") from error
+            reason = textwrap.shorten(str(error), 160, placeholder=" ...")
+            raise ValueError(
+                f"{flag}: no database to write to ({reason}). The run's folder has all without {flag}"
+            ) from error
 
 
 def _ask_database(option: str, place: str) -> None:
@@ -72,40 +95,3 @@ def _ask_database(option: str, place: str) -> None:
     client: Any = pymongo.MongoClient(url, serverSelectionTimeoutMS=DATABASE_MS)
     with closing(client):
         client.admin.command("ping")
-
-
-def check_words(words: Iterable[str]) -> None:
-    """Refuse a setting that names an object of Python's, which Sacred would make: a command may be copied from anywhere.
-
-    Args:
-        words: As they are typed behind a command.
-
-    Raises:
-        ValueError: names the setting.
-    """
-    for word in words:
-        name, _, value = word.partition("=")
-        try:
-            literal = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue  # a text
-        plain_settings(literal, name)
-
-
-def read_config_file(path: str) -> dict[str, Any]:
-    """The settings in a file behind `with`, as plain values. Sacred's own reader of JSON would make any object it names.
-
-    Raises:
-        ValueError: it holds no settings, or objects of Python's; names it.
-    """
-    if Path(path).suffix not in CONFIG_FILES:
-        raise ValueError(f"{path} is no file of settings; give one that ends in {' or '.join(CONFIG_FILES)}")
-    from sacred.config.config_files import load_config_file
-
-    try:
-        content = json.loads(Path(path).read_bytes()) if Path(path).suffix == ".json" else load_config_file(path)
-    except Exception as error:  # json's, yaml's
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); mend it") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no settings by name; give name: value")
-    return dict(plain_settings(content, Path(path)))

@@ -29,6 +29,7 @@ LEAVES = (
     "runs",
     "sacred_options",
     "streams",
+    "trust",
     "wording",
 )
 """Modules at the top that everybody may import; they import each other alone."""

@@ -19,6 +19,7 @@ from das_gym import experiment as module
 from das_gym import sacred_options
 from das_gym.experiment import RunError, RunsExperiment, run_folder
 from das_gym.runs import ResumableSettings
+from das_gym.sacred_options import read_config_file
 from tests.faults.harness import Fault, in_fork
 
 
@@ -110,11 +111,11 @@ def test_a_missing_library_is_told_before_a_run_begins(experiment, tmp_path: Pat
         (["-m", "a b"], "-m: no database to write to ('a b' is not of the form host:port:name)"),
         (["-s", "nonsense"], "-s: no database to write to (Could not parse"),
         (["-s", "sqlite:////nowhere/x.db"], "-s: no database to write to ((sqlite3.OperationalError)"),
-        (["-q"], "-q: nothing here begins a queued run later"),
-        (["-t", "tag"], "-t: these runs are not kept in a TinyDB"),
-        (["-S", "s3://bucket"], "-S: these runs are not kept in S3"),
-        (["-i", "77"], "-i: runs are numbered by their folder"),
-        (["-e"], "-e: these runs keep their sources"),
+        (["-q"], "-q (--queue) is not supported"),
+        (["-t", "tag"], "-t (--tiny_db) is not supported"),
+        (["-S", "s3://bucket"], "-S (--s3) is not supported"),
+        (["-i", "77"], "-i (--id) is not supported"),
+        (["-e"], "-e (--enforce_clean) is not supported"),
     ],
 )
 def test_an_option_of_no_use_is_told_before_a_run_begins(experiment, tmp_path: Path, monkeypatch, capsys, words, says):
@@ -132,7 +133,7 @@ def test_an_option_of_no_use_is_told_before_a_run_begins(experiment, tmp_path: P
     [
         ("bad.json", "{bad", "bad.json cannot be read (Expecting property name"),
         ("list.yaml", "- 1", "list.yaml holds no settings by name"),
-        ("settings.pickle", "x", "settings.pickle is no file of settings; give one that ends in .json"),
+        ("settings.pickle", "x", "settings.pickle is no file of settings. Give one that ends in .json"),
     ],
 )
 def test_a_file_that_holds_no_settings_is_named(experiment, tmp_path: Path, capsys, name, content, says):
@@ -145,24 +146,33 @@ def test_a_file_that_holds_no_settings_is_named(experiment, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize("name", ["settings.json", "settings.yaml"])  # every JSON is YAML
-def test_a_file_of_settings_runs_nothing(experiment, tmp_path: Path, capsys, name):
-    harm = {"py/reduce": [{"py/function": "os.system"}, {"py/tuple": [f"touch {tmp_path}/MARK"]}]}
+def test_a_settings_file_builds_no_object(experiment, tmp_path: Path, name: str):
+    harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [f"{tmp_path}/MARK"]}]}
     (tmp_path / name).write_text(json.dumps({"number": [harm]}))
-    with pytest.raises(SystemExit):
-        experiment.run_commandline(["trial", "with", str(tmp_path / name), f"runs_dir={tmp_path / 'runs'}"])
-    assert f"{name} holds an object of Python's (py/reduce), which settings never are" in capsys.readouterr().err
+    with pytest.raises(RunError, match="py/reduce"):
+        experiment.run(config_updates={"runs_dir": str(tmp_path / "runs")}, named_configs=[str(tmp_path / name)])
     assert not (tmp_path / "MARK").exists()
-    assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("wrap", ["{}", "[{}]", "({},)", "{{'a': {}}}"])
-def test_a_word_that_is_pasted_runs_nothing(experiment, tmp_path: Path, capsys, wrap):
-    harm = {"py/reduce": [{"py/function": "os.system"}, {"py/tuple": [f"touch {tmp_path}/MARK"]}]}
-    with pytest.raises(SystemExit) as end:
-        experiment.run_commandline(["trial", "with", f"number={wrap.format(harm)}", f"runs_dir={tmp_path / 'runs'}"])
-    assert end.value.code == 2
-    assert "error: number holds an object of Python's (py/reduce)" in capsys.readouterr().err
+def test_a_yaml_tag_builds_no_object(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(f"number: !!python/object/apply:os.mkdir ['{tmp_path}/MARK']\n")
+    with pytest.raises(ValueError, match=r"a\.yaml cannot be read"):
+        read_config_file(str(tmp_path / "a.yaml"))
     assert not (tmp_path / "MARK").exists()
+
+
+def test_a_yaml_file_with_nested_aliases_is_refused_at_once(tmp_path: Path):
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"a\.yaml cannot be read \(line 2 has an alias"):
+        read_config_file(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("text", ["{number: 1", "[" * 100_000, "number: 1\n---\nnumber: 2", "\x00"])
+def test_a_damaged_yaml_file_is_named(tmp_path: Path, text: str):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.yaml cannot be read"):
+        read_config_file(str(tmp_path / "a.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +180,7 @@ def test_a_word_that_is_pasted_runs_nothing(experiment, tmp_path: Path, capsys, 
 )
 def test_a_file_of_settings_chooses_no_module(experiment, tmp_path: Path, settings):
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    with pytest.raises(RunError, match=r"settings.json asks for the module 'harm_me'.*add use=harm_me"):
+    with pytest.raises(RunError, match=r"settings\.json .*`use=harm_me`"):
         experiment.run(config_updates={"runs_dir": str(tmp_path)}, named_configs=[str(tmp_path / "settings.json")])
 
 

@@ -40,6 +40,7 @@ class ExportSettings(CommandSettings):
         onnx: Whether to write model.onnx too, checked with onnxruntime. It needs `pip install 'das_gym[export]'`.
         checkpoint: Model that the run adapted, if it was moved since.
         runs_dir: Folder of all runs.
+        trust_remote_code: Whether code in the checkpoint's folder may run, if the run was given that as well.
     """
 
     run: int | str
@@ -48,6 +49,7 @@ class ExportSettings(CommandSettings):
     seed: int | None = None
     onnx: bool = False
     checkpoint: str | None = None
+    trust_remote_code: bool = False
     runs_dir: str = RUNS_DIR
 
 
@@ -70,7 +72,7 @@ def run_export(settings: ExportSettings) -> Exported:
             f"method={settings.method} cannot be exported: it leaves {row.leaves}, for which transformers has no code "
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
-    subnet = load_moved(place, "cpu", settings.checkpoint)
+    subnet = load_moved(place, "cpu", settings.checkpoint, settings.trust_remote_code)
     vlp, config = subnet.backbone.vlp, subnet.backbone.config
     if vlp.pruned_mask is None:  # of a method that removes nothing
         vlp.prune(np.zeros(len(vlp.layers), bool))

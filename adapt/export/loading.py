@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from das_gym.commandline import use
 from das_gym.config import build
-from das_gym.data.origin import check_modules
 from das_gym.files import read_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
@@ -17,6 +15,7 @@ from das_gym.models.quiet import quiet_loading
 from das_gym.models.sizes import MAX_SIDE
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
 from das_gym.runs import RunSettings
+from das_gym.trust import trusted_settings
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,7 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
         about = vars(build(_About, {**known, "use": about.get("use", ())}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged under {DAS_GYM!r} ({error}); export the run again") from error
-    modules = build(RunSettings, {"use": about["use"]}).use
-    check_modules(modules, folder)
-    use(modules)
+    trusted_settings(folder, build(RunSettings, {"use": about["use"]}).use, {})
     loaded = load_checkpoint(folder, image_size=about["image_size"])
     vlp = loaded.vlp
     vlp.freeze()

@@ -34,7 +34,7 @@ from das_gym.config import build, part_of
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.files import damage_named, read_json, write_json, write_text
 from das_gym.problem.budget import BudgetSettings
-from das_gym.problem.config import ProblemSettings
+from das_gym.problem.config import ProblemSettings, changed_settings
 from das_gym.problem.loading import Problem, load_problem, shuffled
 from das_gym.problem.mask_cost import SAVED
 from das_gym.progress import progress
@@ -155,7 +155,7 @@ def check_all(settings: CompareSettings) -> None:
     check(settings.shrink_settings())
     for method in settings.methods:
         if method in settings.begun:
-            check_search(settings.runs_dir, method, settings.searches[method])
+            check_search(settings, method, settings.searches[method])
 
 
 def begun_in(folder: Path) -> dict[str, Begun]:
@@ -192,13 +192,13 @@ def search_all(settings: CompareSettings, problem: Problem, folder: Path, search
     with progress(len(todo), "searches", unit="method") as bar:
         for method in todo:
             problem.evaluator.forget()
-            if method in begun:
+            more = {"agent": method, "evaluations": settings.evaluations}
+            told = told_to_search(settings, {**more, "agent_kwargs": settings.agent_kwargs.get(method, {})})
+            seconds = 0.0
+            if method in begun:  # the settings again: they confirm what a resumed run asks to be confirmed
                 stopped = begun[method]
                 seconds = stopped.seconds + seconds_of(find_run(settings.runs_dir, stopped.run))
-                told = {"resume": stopped.run, "runs_dir": settings.runs_dir}
-            else:
-                seconds, more = 0.0, {"agent": method, "evaluations": settings.evaluations}
-                told = told_to_search(settings, {**more, "agent_kwargs": settings.agent_kwargs.get(method, {})})
+                told["resume"] = stopped.run
             search(told, partial(keep, method, seconds))
             bar.update()
 
@@ -222,15 +222,15 @@ def seconds_of(folder: Path) -> float:
         raise ValueError(f"{folder / 'run.json'} is damaged: it does not say when the search began and ended") from error
 
 
-def check_search(runs_dir: str, method: str, run: int) -> None:
+def check_search(settings: CompareSettings, method: str, run: int) -> None:
     """Refuse a run that is no method's search.
 
     Raises:
         FileNotFoundError: there is no such search, or it is not finished.
         ValueError: it is a search by another agent, or its record is damaged.
     """
-    searched(runs_dir, run, {})
-    agent = read_json(find_run(runs_dir, run) / "search.json")["agent"]
+    searched(settings.runs_dir, run, changed_settings(settings))
+    agent = read_json(find_run(settings.runs_dir, run) / "search.json")["agent"]
     if agent != method:
         raise ValueError(f"searches.{method}={run} is a search by {agent}")
 
@@ -292,7 +292,7 @@ def measure_all(
     budget, known = asked_budget(settings.shrink_settings(), problem), {line.found.method for line in lines}
     with progress(len(settings.methods), "recovering", unit="method", initial=len(known)) as bar:
         for method in (method for method in settings.methods if method not in known):
-            choice = searched(settings.runs_dir, runs[method].run, {})
+            choice = searched(settings.runs_dir, runs[method].run, changed_settings(settings))
             try:
                 choice = deletable(choice, problem, budget)
             except ValueError as error:

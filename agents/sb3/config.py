@@ -32,7 +32,6 @@ class SB3Config(SearchConfig):
     Attributes:
         action: `mask`, `sequence` or `scores`; None = the first that the algorithm takes.
         start_from: An `agent.zip`, or the run folder that holds one, to train further; None = begin anew.
-        trust: Whether an agent that was not saved by you may be gone on from: its file can run any code.
     """
 
     agent: str = "ppo"
@@ -41,7 +40,6 @@ class SB3Config(SearchConfig):
     save_every: int = SB3_DEFAULTS["save_every"]
     action: str | None = None
     start_from: str | None = None
-    trust: bool = False
 
     def check_algorithm(self) -> None:
         """Refuse an algorithm that is not there, an action space it does not take, a hyperparameter it does not have.
@@ -73,7 +71,6 @@ def sb3_config(
     n_envs: int | None,
     action: str | None,
     start_from: str | None,
-    trust: bool = False,
 ) -> SB3Config:
     """The settings of a search from those of `python -m agents`, checked.
 
@@ -83,7 +80,6 @@ def sb3_config(
         n_envs: `masks_per_turn` by SB3's name; None leaves that.
         action: As in `SB3Config`.
         start_from: As in `SB3Config`.
-        trust: As in `SB3Config`.
 
     Raises:
         ValueError: a hyperparameter that is given twice, or what `SB3Config` refuses.
@@ -99,7 +95,7 @@ def sb3_config(
     turn = fields["masks_per_turn"] if n_envs is None else n_envs
     given = {**fields, "agent_kwargs": {**agent_kwargs, **hyperparameters}, "masks_per_turn": turn}
     start_from = None if start_from is None else str(absolute(start_from))
-    config = SB3Config(**given, action=action, start_from=start_from, trust=trust)
+    config = SB3Config(**given, action=action, start_from=start_from)
     config.check_algorithm()
     return config
 

@@ -11,17 +11,13 @@ import numpy as np
 from das_gym.agents.sb3.algorithms import find_algorithm, reads_masks
 from das_gym.agents.sb3.config import with_action
 
-from das_gym.data.origin import check_modules, is_signed, module_of, sign
-from das_gym.files import at_home, read_bytes, read_json
+from das_gym.files import at_home, read_json
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 AGENT = "agent.zip"
 DESCRIPTION = "sb3.json"
-
-
-SIGNATURE_LENGTH = 64
 
 
 def load_sb3(
@@ -32,48 +28,24 @@ def load_sb3(
     Args:
         folder: The run's folder.
         device: Where the algorithm goes.
-        trust: Whether an agent may run code that was not saved by you, see `check_agent`.
+        trust: Whether `agent.zip` may run code: SB3's own `load` unpickles what it holds. Training from it does not.
 
     Raises:
         FileNotFoundError: no algorithm of SB3 was trained there.
-        ValueError: the agent was saved by somebody else, or `sb3.json` is damaged.
+        ValueError: `trust` is False, or `sb3.json` is damaged.
     """
     if not (Path(folder) / DESCRIPTION).is_file():
         raise FileNotFoundError(f"no {DESCRIPTION} in {folder}: no algorithm of SB3 was trained there")
+    if not trust:
+        raise ValueError(
+            f"loading {Path(folder) / AGENT} unpickles it, which can run any code. Pass `trust=True` to confirm"
+        )
     description = read_json(Path(folder) / DESCRIPTION)
     name = description.get("class") if isinstance(description, dict) else None
     if not isinstance(name, str):
         raise ValueError(f"{Path(folder) / DESCRIPTION} does not name the agent's class; train it again")
-    if not trust:
-        check_agent(Path(folder) / AGENT)
-        check_modules(module_of(name), Path(folder) / DESCRIPTION)
     cls, _ = find_algorithm(name)
-    return cls.load(Path(folder) / AGENT, device=device), description
-
-
-def sealed(archive: bytes) -> bytes:
-    """The bytes of an `agent.zip`, signed in its comment: pickles are in it, see `check_agent`.
-
-    Args:
-        archive: A zip archive without a comment, as SB3 writes it.
-    """
-    signature = sign(archive).encode()
-    return archive[:-2] + len(signature).to_bytes(2, "little") + signature if signature else archive
-
-
-def check_agent(path: Path) -> None:
-    """Refuse an agent that this person did not save, or that has changed since: to load it is to run what is in it.
-
-    Raises:
-        ValueError: says how to load it all the same.
-    """
-    whole = read_bytes(path)
-    archive, signature = whole[: -SIGNATURE_LENGTH - 2] + b"\0\0", whole[-SIGNATURE_LENGTH:]
-    if not is_signed(archive, signature.decode("utf-8", "replace")):
-        raise ValueError(
-            f"{path} was not saved here, or has changed since, and loading it runs whatever code is in it (it holds "
-            "pickles); if you trust where it comes from, pass trust=True"
-        )
+    return cls.load(agent_file(folder), device=device), description
 
 
 def agent_file(source: str | os.PathLike[str]) -> Path:

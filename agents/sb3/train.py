@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from das_gym.agents.sb3.algorithms import (
 )
 from das_gym.agents.sb3.checkpoint import CHECKPOINT, Checkpoint
 from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config, with_action
-from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, check_agent, policy_mask, sealed
+from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.loop import with_costs
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row, plain_numbers
@@ -121,9 +122,7 @@ def train_sb3(
     try:
         source = place if before.turns else config.start_from
         if source is not None:
-            if not config.trust:
-                check_agent(agent_file(source))
-            model.set_parameters(agent_file(source), device=model.device)
+            _set_parameters(model, agent_file(source))
         if before.turns:
             model.num_timesteps = before.steps
             model.set_random_seed((config.seed + recorder.evaluations) % 2**32)
@@ -133,6 +132,24 @@ def train_sb3(
         return training.finish()
     finally:
         recorder.close()
+
+
+def _set_parameters(model: BaseAlgorithm, file: Path) -> None:
+    """Read networks and optimizers from an `agent.zip`, and none of its code: SB3 2.7 itself would unpickle them.
+
+    Raises:
+        ValueError: the file is damaged, or of another algorithm, policy or environment.
+    """
+    import torch
+
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = [name for name in archive.namelist() if name.endswith(".pth") and name != "pytorch_variables.pth"]
+            contents = {name.removesuffix(".pth"): io.BytesIO(archive.read(name)) for name in parts}
+        tensors = {name: torch.load(part, model.device, weights_only=True) for name, part in contents.items()}
+        model.set_parameters(tensors, device=model.device)
+    except Exception as error:  # of zipfile, torch or SB3
+        raise ValueError(f"{file} cannot be read as an agent of this search ({error}). Train it again") from error
 
 
 def _make(
@@ -255,7 +272,7 @@ class _Training:
     def _save_agent(self, folder: Path) -> None:
         buffer = io.BytesIO()
         self.model.save(buffer)
-        write_bytes(folder / AGENT, sealed(buffer.getvalue()))
+        write_bytes(folder / AGENT, buffer.getvalue())
 
     def _keep_checkpoint(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
         """SB3's callback after each step: every `save_every` turns, write what `resume` goes on from."""

@@ -2,7 +2,7 @@
 
     python -m agents validate with file=runs/3                        or, shorter, validate runs/3
     python -m agents validate with file=runs/3/search.json tolerance=1e-3
-    python -m agents validate with file=from_elsewhere use=their_module     a record does not choose what is imported
+    python -m agents validate with file=theirs use=their_module     records import nothing that is not named again
 
 The environment is made again and scores the answer and the best mask seen, both of which must keep the budget. Where the
 examples change from step to step, every turn is replayed in order (search_history.json). What follows from masks and turns
@@ -14,11 +14,11 @@ something differs.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,13 @@ from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
 from das_gym.agents.searching.record import SCORES, SearchResult, best_row, masks_of
 
-from das_gym.commandline import CommandSettings, parse_or_help, use
-from das_gym.data.origin import check_record, module_of
+from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.drawing.command import with_settings
 from das_gym.problem.budget import Masks, keeps_budget
 from das_gym.problem.mask_space import skipped_names
 from das_gym.runs import MISTAKES, library_versions
 from das_gym.streams import shown
+from das_gym.trust import trusted_settings
 
 TOLERANCE = 1e-4
 EXACT = ("macs",)
@@ -57,22 +57,26 @@ class Check:
     agrees: bool
 
 
-def validate(result: SearchResult, tolerance: float = TOLERANCE) -> list[Check]:
+def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_code: bool = False) -> list[Check]:
     """Replay a result.
 
     Args:
         result: The record, with its history where examples change from step to step. Without its history elsewhere,
             `evaluations` and which mask is the best one seen are not compared.
         tolerance: Largest difference, relative or absolute, of what is not counted exactly; finite, at least 0.
+        trust_remote_code: Whether code in the checkpoint's folder may run, where the record says so.
 
     Returns:
         One check for every value compared.
 
     Raises:
         ValueError: a record that its environment does not take, that lacks the turns it takes to replay it, or whose
-            agent there is not.
+            agent there is not; or one that names modules that are not imported yet.
     """
     check_number("tolerance", tolerance, minimum=0)
+    recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs}
+    trusted = trusted_settings("the record", result.use, recorded, trust_remote_code)
+    result = dataclasses.replace(result, env_kwargs=trusted["env_kwargs"])
     check_agent_name(result.agent)
     changing = result.env_kwargs.get("reward_batches", "fixed") != "fixed"
     if changing and not _has_all_turns(result):
@@ -172,10 +176,12 @@ class ValidateSettings(CommandSettings):
     Attributes:
         file: Record of a search (search.json), or the folder of the run.
         tolerance: Largest allowed difference of scores, relative for values above 1, absolute below.
+        trust_remote_code: Whether code in the checkpoint's folder may run, if the record says so.
     """
 
     file: str
     tolerance: float = TOLERANCE
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         check_number("tolerance", self.tolerance, minimum=0)
@@ -188,11 +194,7 @@ def main(words: Sequence[str]) -> int:
         return 0
     try:
         result = SearchResult.load(settings.file)
-        modules = [*result.use, *module_of(result.env_id), *module_of(result.agent)]
-        folder = Path(settings.file) if Path(settings.file).is_dir() else Path(settings.file).parent
-        check_record(folder, settings.file, modules, result.env_kwargs)
-        use(result.use)
-        checks = validate(result, settings.tolerance)
+        checks = validate(result, settings.tolerance, settings.trust_remote_code)
     except (*MISTAKES, ImportError, LookupError, AttributeError) as error:  # or an environment that tells no scores
         told = str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
         print(f"cannot validate {settings.file}: {shown(told)}", file=sys.stderr)

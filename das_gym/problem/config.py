@@ -14,6 +14,7 @@ from das_gym.config import check_names, choice, part_of
 from das_gym.files import absolute
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, REGISTERED_IN, TASKS, find_environment
 from das_gym.runs import ResumableSettings
+from das_gym.trust import REMOTE_CODE
 
 SIZES = ("mini", "base")
 UNITS = ("layers", "sublayers")
@@ -173,7 +174,7 @@ class ProblemConfig(ModelSettings, ComputeSettings):
     def _check_options(self) -> None:
         taken = MODELS[self.model].options
         for name, value in self.options.items():
-            if name not in taken and name != "tokenizer":
+            if name not in (*taken, "tokenizer", REMOTE_CODE):  # which confirms what a record says of another model
                 others = [entry.name for entry in MODELS.values() if name in entry.options]
                 raise ValueError(f"{name}={value} is no setting of {self.model}, only of {', '.join(others)}: leave it out")
         if "dtype" in taken and self.precision != "float32":

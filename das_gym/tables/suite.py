@@ -80,7 +80,7 @@ class SuiteTable:
     def __post_init__(self) -> None:
         if self.split not in SUITE_SPLITS:
             raise ValueError(f"split={self.split!r} of {self.file}: use one of {', '.join(SUITE_SPLITS)}")
-        if not self.file or "/" in self.file or "\\" in self.file:
+        if self.file in ("", ".", "..") or "/" in self.file or "\\" in self.file:
             raise ValueError(f"file={self.file!r}: it must be the name of a table beside the index")
 
 

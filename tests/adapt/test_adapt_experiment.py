@@ -114,29 +114,10 @@ def test_a_record_that_is_none_is_told(run_folder: Path, text: str):
         choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"use": ["no_such_module"]}, "asks for the module 'no_such_module'"),
-        ({"env_kwargs": {"checkpoint": "x", "trust_remote_code": True}}, "not made here, and says .*trust_remote_code=True"),
-        ({"env_kwargs": {"encoder_cache": "/anywhere"}}, "not made here, and says .*encoder_cache=/anywhere"),
-    ],
-)
-def test_a_record_from_elsewhere_does_not_choose_what_runs(run_folder: Path, change: dict[str, Any], match: str):
-    write_json(run_folder / "search.json", record_of(0.5, 0.4) | change)
-    with pytest.raises(ValueError, match=match):
-        choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent)))
-
-
-@pytest.mark.parametrize("name", ["search.json", "search_history.json", "front.json"])
-def test_a_record_that_is_a_link_is_refused(run_folder: Path, tmp_path: Path, name: str):
-    write_json(run_folder / "search.json", record_of(0.5, 0.4))
-    (tmp_path / "elsewhere.json").write_text("{}")
-    (run_folder / name).unlink(missing_ok=True)
-    (run_folder / name).symlink_to(tmp_path / "elsewhere.json")
-    chosen: dict[str, Any] = {"front": 1, "point": 0} if name == "front.json" else {"search_run": 1}
-    with pytest.raises(ValueError, match=rf"{name} is a link, and a run's record lies in its folder"):
-        choose(AdaptSettings(**chosen, runs_dir=str(run_folder.parent)))
+def test_a_record_chooses_no_place_to_write(run_folder: Path):
+    write_json(run_folder / "search.json", record_of(0.5, 0.4, encoder_cache="/anywhere", workers="ray", num_workers=2))
+    problem = choose(AdaptSettings(search_run=1, runs_dir=str(run_folder.parent))).problem
+    assert (problem.encoder_cache, problem.workers) == (None, None)
 
 
 def test_a_search_run_that_is_not_there_is_told_before_a_run_begins(run_folder: Path):

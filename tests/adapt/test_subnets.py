@@ -18,13 +18,11 @@ from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, SUBNET_FILE
 
 from das_gym import commandline
-from das_gym.data.origin import SIGNATURE, signatures
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_splits
 from das_gym.registration import ASSETS
-from das_gym.runs import CONFIG
 from tests.registered import as_before
 
 MASK = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1], dtype=bool)
@@ -103,20 +101,7 @@ def test_what_0_1_0_called_f30k_is_retrieval(tmp_path: Path):
     assert load_subnet(folder).task.name == "retrieval"
 
 
-def test_a_record_does_not_choose_what_is_imported(folder: Path):
-    record = read_json(folder / RECORD)
-    assert record["use"] == []
-    write_json(folder / RECORD, {**record, "use": ["no_such_module"]})
-    try:
-        with pytest.raises(
-            ValueError, match=r"adapt\.json asks for the module 'no_such_module'.*in Python, import it first"
-        ):
-            load_subnet(folder)
-    finally:
-        write_json(folder / RECORD, record)
-
-
-def test_the_modules_of_a_run_begun_here_register_its_model(
+def test_load_subnet_imports_the_modules_that_it_is_given(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: AdaptedModel, splits: Splits
 ):
     monkeypatch.setattr(commandline, "_used", [])
@@ -131,10 +116,8 @@ def test_the_modules_of_a_run_begun_here_register_its_model(
     with pytest.raises(ValueError, match=r"unknown model 'Mine'; .*import the module that registers it"):
         load_subnet(folder)
     write_json(folder / RECORD, {**record, "use": ["module_of_mine"]})
-    (folder / SIGNATURE).write_text(signatures(folder, "{}"))
-    (folder / CONFIG).write_text("{}")
     with as_before():
-        assert torch.equal(logits(load_subnet(folder), splits), logits(subnet, splits))
+        assert torch.equal(logits(load_subnet(folder, use="module_of_mine"), splits), logits(subnet, splits))
     assert commandline.used() == ("module_of_mine",)
 
 
@@ -168,19 +151,6 @@ def test_a_damaged_record_is_told(folder: Path, change: dict[str, Any]):
     write_json(folder / RECORD, {**before, **change})
     try:
         with pytest.raises(ValueError, match=r"adapt\.json is no record of a subnet"):
-            load_subnet(folder)
-    finally:
-        write_json(folder / RECORD, before)
-
-
-def test_a_record_does_not_have_code_of_a_checkpoint_run(folder: Path):
-    before = read_json(folder / RECORD)
-    write_json(
-        folder / RECORD,
-        {**before, "problem": {**before["problem"], "model": "VLM", "task": "answering", "trust_remote_code": True}},
-    )
-    try:
-        with pytest.raises(ValueError, match=r"was not made here, and says .*: trust_remote_code=True; if you trust it"):
             load_subnet(folder)
     finally:
         write_json(folder / RECORD, before)

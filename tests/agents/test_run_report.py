@@ -6,20 +6,16 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.agents.commands import PROGRAM
 from das_gym.agents.run_report import search_report
 from das_gym.agents.search_experiment import run_search
 from das_gym.agents.searching.record import SearchResult
 
-from das_gym import commandline
-from das_gym.files import read_json, write_json
 from das_gym.tables.table import SubnetTable
 
 
@@ -92,35 +88,6 @@ def test_a_report_of_two(runs: Path, capsys: pytest.CaptureFixture[str]):
     page = runs / "report_1_2.html"
     assert capsys.readouterr().out.startswith(f"report: {page} (")
     assert [run["name"] for run in data_of(page)["runs"]] == ["run 1", "run 2"]
-
-
-@pytest.mark.parametrize("program", [PROGRAM, ADAPT])
-@pytest.mark.parametrize("change", [{"use": ["harm_me"]}, {"env_id": "harm_me:DAS-METER-VQA-Tabular-v0"}])
-def test_a_record_from_elsewhere_chooses_no_module(runs: Path, tmp_path: Path, monkeypatch, capsys, program, change):
-    monkeypatch.setattr(commandline, "_used", [])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "harm_me.py").write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
-    theirs = tmp_path / "theirs"
-    shutil.copytree(runs / "1", theirs)
-    (theirs / ".signature").unlink()
-    write_json(theirs / "search.json", read_json(theirs / "search.json") | change)
-    try:
-        assert program.run(["report", str(theirs)]) == 1
-        assert "asks for the module 'harm_me'" in (told := capsys.readouterr().err)
-        assert "if you trust it, add use=harm_me" in told
-        assert not (tmp_path / "harm_me.ran").exists()
-        assert program.run(["report", str(theirs), "with", "use=harm_me"]) == 0
-        assert (tmp_path / "harm_me.ran").exists()
-    finally:
-        sys.modules.pop("harm_me", None)
-
-
-def test_the_told_command_holds_no_object_of_pythons(runs: Path, tmp_path: Path):
-    shutil.copytree(runs / "1", tmp_path / "1")
-    config = read_json(tmp_path / "1/config.json")
-    write_json(tmp_path / "1/config.json", config | {"agent_kwargs": {"py/reduce": [{"py/function": "os.system"}]}})
-    with pytest.raises(ValueError, match=r"config.json holds an object of Python's \(py/reduce\)"):
-        search_report(tmp_path / "1")
 
 
 def test_a_run_that_is_no_search(runs: Path, capsys: pytest.CaptureFixture[str]):

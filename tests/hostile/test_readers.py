@@ -145,7 +145,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     ),
     "settings": (
         "config.json",
-        lambda path: path.write_text('{"seed": 1, "use": {"py/tuple": []}}'),
+        lambda path: path.write_text('{"seed": 1, "use": []}'),
         lambda path: read_config(path.parent),
     ),
     "record": ("search.json", record, SearchResult.load),

@@ -40,7 +40,7 @@ def test_a_run_keeps_what_every_search_keeps_and_the_agent(small: dict):
     assert "ppo in action space 'scores', 24 steps; its own answer:" in printed
     assert printed.endswith("Next: python -m adapt with search_run=1\n")
     assert list((folder / "tensorboard").glob("events*"))
-    assert load_sb3(folder)[1]["algorithm"] == "ppo"
+    assert load_sb3(folder, trust=True)[1]["algorithm"] == "ppo"
 
 
 def test_a_run_without_tensorboard_says_so(small: dict, monkeypatch: pytest.MonkeyPatch):

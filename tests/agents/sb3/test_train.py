@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 from pathlib import Path
 
@@ -91,7 +90,7 @@ def test_more_layers_than_one_may_be_skipped_without_a_budget(env_kwargs: dict):
 
 def test_a_run_folder_gives_the_agent_back(env_kwargs: dict, tmp_path: Path):
     trained = train("maskable_ppo", env_kwargs, tmp_path)
-    model, description = load_sb3(tmp_path)
+    model, description = load_sb3(tmp_path, trust=True)
     mask = policy_mask(model, ID, description["action"], **env_kwargs)
     assert mask.astype(int).tolist() == trained.policy["mask"] == description["policy"]["mask"]
     assert mask.sum() == 4
@@ -107,28 +106,6 @@ def test_training_goes_on_from_a_kept_agent(env_kwargs: dict, tmp_path: Path):
         np.testing.assert_array_equal(old.detach(), new.detach())
     with pytest.raises(FileNotFoundError, match=r"no agent at .*give the agent\.zip of an earlier run"):
         train("ppo", env_kwargs, start_from=str(tmp_path / "none"))
-
-
-def test_an_agent_from_elsewhere_is_not_unpickled(env_kwargs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As SB3 writes it, and with a pickle changed, and on a machine of somebody else."""
-    trained = train("a2c", env_kwargs, tmp_path)
-    whole = (tmp_path / "agent.zip").read_bytes()
-    changed = bytearray(whole)
-    changed[len(whole) // 2] ^= 1
-    for content in (bytes(changed), whole[:-1], b""):
-        (tmp_path / "agent.zip").write_bytes(content)
-        with pytest.raises(ValueError, match=r"agent\.zip was not saved here, or has changed.*pass trust=True"):
-            load_sb3(tmp_path)
-    trained.model.save(tmp_path / "agent.zip")
-    with pytest.raises(ValueError, match=r"agent\.zip was not saved here"):
-        train("a2c", env_kwargs, start_from=str(tmp_path))
-    assert load_sb3(tmp_path, trust=True)[0].num_timesteps == trained.model.num_timesteps
-    train("a2c", env_kwargs, evaluations=4, start_from=str(tmp_path), trust=True)
-    (tmp_path / "agent.zip").write_bytes(whole)
-    assert load_sb3(tmp_path)[0].num_timesteps == trained.model.num_timesteps
-    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache of another person"))
-    with pytest.raises(ValueError, match=r"agent\.zip was not saved here"):
-        load_sb3(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac", "ars"])
@@ -323,12 +300,3 @@ def test_a_damaged_checkpoint_is_named(env_kwargs: dict, tmp_path: Path, changed
     (tmp_path / CHECKPOINT).write_text(json.dumps(state | changed))
     with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / CHECKPOINT))} {says}"):
         train("ppo", env_kwargs, tmp_path, save_every=1, resume=True)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_is_no_agent(env_kwargs: dict, tmp_path: Path):
-    train("ppo", env_kwargs, tmp_path)
-    (tmp_path / "agent.zip").unlink()
-    os.mkfifo(tmp_path / "agent.zip")
-    with pytest.raises(ValueError, match=r"agent\.zip is a pipe or a device"):
-        load_sb3(tmp_path)

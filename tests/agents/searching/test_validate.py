@@ -30,26 +30,6 @@ def test_what_a_search_wrote_is_valid(agent, reward_batches, tmp_path):
     assert len(checks) == 1 + replayed + 10
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"env_id": "evil_module:Foo-v0"}, "asks for the module 'evil_module'"),
-        ({"agent": "evil_module:Foo"}, "asks for the module 'evil_module'"),
-        ({"use": ["evil_module"]}, "asks for the module 'evil_module'.*add use=evil_module"),
-        ({"env_kwargs": {"trust_remote_code": True}}, "says what is imported, run or written to: trust_remote_code=True"),
-    ],
-)
-def test_a_record_does_not_choose_what_is_imported(change, match, tmp_path, monkeypatch, capsys):
-    (tmp_path / "evil_module.py").write_text("import pathlib\npathlib.Path(__file__).with_suffix('.ran').touch()\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found(tmp_path / "run")
-    path = tmp_path / "run" / "search.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert main([str(path)]) == 1
-    assert re.search(match, capsys.readouterr().err)
-    assert not (tmp_path / "evil_module.ran").exists()
-
-
 def test_a_budget_by_cost_is_valid(tmp_path):
     assert not differing(validate(found(tmp_path, agent="greedy", macs_saved=0.12)))
 
@@ -183,7 +163,7 @@ def test_whether_an_agent_leaves_the_budget_is_recorded(tmp_path):
     ("change", "text"),
     [
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist"),
-        ({"env_id": "nowhere:Env-v0"}, "asks for the module 'nowhere'"),
+        ({"env_id": "nowhere:Env-v0"}, "`use=nowhere`"),
         ({"env_id": "CartPole-v1"}, "`env_id` is not an environment of das_gym"),
         ({"seed": -1}, r"seed=-1 is not allowed; use 0\.\.4294967295"),
         ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),

@@ -1,0 +1,114 @@
+"""Untrusted run folders and records: what they name runs, uploads and writes nothing unless the user names it again."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+from das_gym.commandline import repeat_command, use
+
+KNOWN_PACKAGES = ("das_gym", "gymnasium", "stable_baselines3", "sb3_contrib")
+"""Packages whose modules every record may name."""
+
+REMOTE_CODE = "trust_remote_code"
+WRITES = ("out", "encoder_cache", "tensorboard_log", "trackers", "workers")
+"""Settings that say where to write, upload or compute."""
+
+CHANGE_NO_SCORE = (*WRITES, "num_workers", "gpus_per_worker")
+"""Settings that a replayed record leaves out."""
+
+NAMES_CODE = ("env_id", "agent", "agents", "baselines")
+"""Settings of which Gymnasium or das_gym imports everything before a colon, whatever it looks like."""
+
+DEVICES = ("device", "device_map")
+"""Settings whose colon means something else: `cuda:0`."""
+
+
+def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modules) -> list[str]:
+    """Return the modules that a setting names, in nested values too, and that are neither `known` nor of a known package."""
+    if name in DEVICES:
+        return []
+    if isinstance(value, Mapping):
+        return [module for key, each in value.items() for module in unknown_modules(each, str(key), known)]
+    if isinstance(value, list | tuple):
+        return [module for each in value for module in unknown_modules(each, name, known)]
+    if not isinstance(value, str):
+        return []
+    named = value.split(",") if name == "use" else []
+    if ":" in value and (name in NAMES_CODE or re.fullmatch(r"[\w.]+:[\w.-]+", value)):
+        named.append(value.partition(":")[0])
+    return [each for each in named if each and each not in known and each.partition(".")[0] not in KNOWN_PACKAGES]
+
+
+def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:
+    """Return the settings that can run code, upload or write elsewhere, by dotted name; of `use` the unknown modules."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in DEVICES:
+            continue
+        if name in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` asks only whether it is true
+            found |= {name: value} if value else {}
+        elif isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": each for inner, each in sensitive_settings(value, known).items()}
+        elif isinstance(value, list | tuple) and name != "use":
+            found |= {name: value} if any(sensitive_settings({name: each}, known) for each in value) else {}
+        elif modules := unknown_modules(value, name, known):
+            found[name] = ",".join(modules) if name == "use" else value
+    return found
+
+
+def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> None:
+    """Refuse settings that nobody confirmed.
+
+    Args:
+        what: Who names them, as in "run 3 was started".
+        settings: By dotted name; nothing is raised where there are none.
+        command: The command that confirms them; empty is the running command with them.
+
+    Raises:
+        ValueError: names the settings, and the whole command that confirms them.
+    """
+    if not settings:
+        return
+    words = ", ".join(f"`{name}={value}`" for name, value in settings.items())
+    writes = {name.rpartition(".")[2] in WRITES for name in settings}
+    effect = " and ".join(["runs code"] * (False in writes) + ["writes or uploads elsewhere"] * (True in writes))
+    imported = " or import the module first" if "use" in settings else ""
+    confirm = command or repeat_command(settings) or f"pass {words}{imported}"
+    pronoun = "it" if len(settings) == 1 else "them"
+    raise ValueError(f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}")
+
+
+def trusted_settings(
+    source: object, modules: Iterable[str], settings: Mapping[str, Any], trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Return the settings of a record without those of `CHANGE_NO_SCORE`, once all code that it names is confirmed.
+
+    Args:
+        source: The record.
+        modules: The modules that it was made with.
+        settings: Its settings that nobody gave again.
+        trust_remote_code: Whether the user confirmed this setting.
+
+    Raises:
+        ValueError: a module that is neither imported nor of `KNOWN_PACKAGES`, or `trust_remote_code` without the user's.
+    """
+    kept: dict[str, Any] = _without_writes(settings)
+    unknown = dict.fromkeys(unknown_modules({"use": list(modules), **kept}))
+    missing: dict[str, Any] = {"use": ",".join(unknown)} if unknown else {}
+    remote = [
+        name for name, value in sensitive_settings(kept).items() if not unknown_modules(value, name.rpartition(".")[2])
+    ]
+    if remote and not trust_remote_code:
+        missing[REMOTE_CODE] = True
+    ask_to_repeat(f"{source} was made", missing)
+    use(modules)  # so that the commands that we print name them
+    return kept
+
+
+def _without_writes(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_writes(each) for name, each in value.items() if name not in CHANGE_NO_SCORE}
+    return [_without_writes(each) for each in value] if isinstance(value, list | tuple) else value

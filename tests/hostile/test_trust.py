@@ -1,0 +1,365 @@
+"""Run folders and records that name code, uploads and places to write: nothing of it happens unless it is typed again."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shlex
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from das_gym.adapt.commands import PROGRAM as ADAPT
+from das_gym.adapt.subnets import load_subnet
+from das_gym.agents.commands import PROGRAM as AGENTS
+from das_gym.agents.sb3.policy import load_sb3
+from das_gym.agents.sb3.train import train_sb3
+from das_gym.agents.searching.record import SearchResult
+from das_gym.agents.searching.validate import validate
+
+from das_gym import commandline
+from das_gym.config import plain
+from das_gym.experiment import RunsExperiment
+from das_gym.files import read_json, write_json
+from das_gym.problem.adaptation import Adaptation
+from das_gym.registration import ASSETS
+
+PROGRAMS = {"agents": AGENTS, "adapt": ADAPT}
+RESUMABLE = (
+    *(("agents", name) for name in ("search", "pareto", "table")),
+    *(("adapt", name) for name in ("run", "das", "compare", "shrink", "pretrain", "supernet")),
+)
+REMOTE_CODE = {"trust_remote_code": True}
+MASK = [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.fixture
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that exists once the module `evilmod`, or the code of the model folder `runs/1/model`, has run."""
+    path = tmp_path / "EXECUTED"
+    code = f"open({str(path)!r}, 'w').close()\nraise ValueError('which ends a command that was confirmed')\n"
+    for name in ("evilmod.py", "evil-mod.py"):
+        (tmp_path / name).write_text(code)
+    model = tmp_path / "runs/1/model"
+    model.mkdir(parents=True)
+    (model / "evil_code.py").write_text(code)
+    write_json(model / "config.json", {"model_type": "evil", "auto_map": {"AutoConfig": "evil_code.Evil"}})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(commandline, "_used", [])
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    yield path
+    for name in ("evilmod", "evil-mod"):
+        sys.modules.pop(name, None)
+
+
+def call(program: str, *words: str) -> int:
+    """The exit code of a command, in this process."""
+    try:
+        return PROGRAMS[program].run(words)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def stopped_run(program: str, command: str, **settings: Any) -> None:
+    """Write `runs/1`, a stopped run of a command with these settings."""
+    experiment: RunsExperiment = PROGRAMS[program].commands[command].load()
+    assert experiment.settings is not None
+    defaults = plain(dataclasses.asdict(experiment.settings()))
+    write_json(Path("runs/1/config.json"), {**defaults, **settings})
+    run = {"experiment": {"name": experiment.path}, "command": experiment.default_command, "status": "FAILED"}
+    write_json(Path("runs/1/run.json"), run)
+
+
+def record_of_search(**changes: Any) -> dict[str, Any]:
+    """A search record of METER on the bundled data; changes of its `env_kwargs` are added to them."""
+    scores = {"loss": 1.0, "metric": 0.5, "macs": 80, "macs_saved": 0.2}
+    names = [f"{stream}.{n}" for stream in ("text", "image") for n in range(6)]
+    answer = {"mask": MASK, "reward": 0.5, **scores, "skipped_layers": names[:2]}
+    about = {"env_id": "DAS-METER-VQA-v0", "agent": "random", "agent_kwargs": {}, "seed": 0, "masks_per_turn": 1}
+    rest = {"macs_full": 100, "evaluations": 0, "preferences": None, "skip_probabilities": None, "versions": {}, "use": []}
+    env_kwargs = {"skip_num": 2, **changes.pop("env_kwargs", {})}
+    return {
+        "format": 1,
+        **about,
+        **answer,
+        "n_skipped": 2,
+        "layer_names": names,
+        **rest,
+        "best_seen": answer,
+        "env_kwargs": env_kwargs,
+        **changes,
+    }
+
+
+def finished_run(**changes: Any) -> None:
+    """Write the records of a search, a front and a fine-tuned subnet into `runs/1`; `settings` change model and data."""
+    folder, settings = Path("runs/1"), changes.pop("settings", {})
+    write_json(folder / "run.json", {"experiment": {"name": "agents"}, "status": "COMPLETED"})
+    write_json(folder / "search.json", record_of_search(**changes, env_kwargs=settings))
+    point = {"mask": MASK, "skipped_layers": [], "saved": 0.2, "loss": 1.0, "metric": 0.5}
+    write_json(
+        folder / "front.json", {**record_of_search(**changes, env_kwargs=settings), "cost": "MACs", "points": [point]}
+    )
+    vlm = {"model": "VLM", "task": "answering"} if settings else {"model": "METER", "task": "vqa"}
+    problem = {**vlm, **settings}
+    write_json(folder / "adapt.json", {"format": "das_gym adapt 1", "problem": problem, "model_settings": {}, **changes})
+    supernet = Adaptation.load(ASSETS / "meter_mini" / "vqa_supernet.safetensors")
+    dataclasses.replace(supernet, mask=tuple(MASK)).save(folder / "adapter.safetensors")
+
+
+def test_settings_of_another_run_do_not_vouch_for_a_folder(canary: Path, capsys: pytest.CaptureFixture[str]):
+    """The replay: what proves that one run is one's own is copied beside a record that somebody else wrote."""
+    assert call("agents", "with", "meter_vqa_table", "random", "evaluations=3", "runs_dir=shared") == 0
+    for name in ("config.json", ".signature"):
+        if Path("shared/1", name).exists():
+            shutil.copy(Path("shared/1", name), Path("runs/1", name))
+    settings = {"checkpoint": "runs/1/model", "trust_remote_code": True}
+    write_json(Path("runs/1/search.json"), record_of_search(env_id="DAS-VLM-Answering-v0", env_kwargs=settings))
+    assert call("agents", "validate", "runs/1") == 1
+    assert not canary.exists()
+    assert "`trust_remote_code=True`" in capsys.readouterr().err
+    write_json(Path("runs/1/search.json"), record_of_search(env_id="evilmod:X-v0"))
+    assert call("agents", "validate", "runs/1") == 1
+    assert not canary.exists()
+    assert "`use=evilmod`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("program", "command"), RESUMABLE)
+def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureFixture[str], program: str, command: str):
+    stopped_run(program, command, use=["evilmod"])
+    words = () if command in ("search", "run") else (command,)
+    assert call(program, *words, "with", "resume=1") == 1
+    told = capsys.readouterr().err
+    assert not canary.exists()
+    assert "`use=evilmod`" in told
+    again = f"python -m {' '.join((program, *words))} with resume=1 use=evilmod"
+    assert again in told
+    call(*shlex.split(again)[2:])
+    assert canary.exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env_id": "evilmod:X-v0"},
+        {"agent": "evilmod:Agent"},
+        {"agent": "evilmod:"},
+        {"agent": "evil-mod:Agent of mine"},
+        {"agents": ["random", "evilmod:Agent"]},
+        {"baselines": ["evilmod:"]},
+        {"search": {"agent": "evilmod:Agent"}},
+        {"searches": [{"agent": "evilmod:"}]},
+        {"searches": [{"out": "/anywhere"}]},
+        {"reward": "evilmod:attribute"},
+        {"env_kwargs": {"statistics": ["evilmod:attribute"]}},
+        {"env_kwargs": {"make_kwargs": {"env_id": "evilmod:X-v0"}}},
+        {"env_kwargs": {"trust_remote_code": True}},
+        {"env_kwargs": {"trust_remote_code": {"a": 1}}},
+        {"env_kwargs": {"costs": [{"trust_remote_code": 1}]}},
+        {"trust_remote_code": True},
+        {"out": "/anywhere"},
+        {"encoder_cache": "/anywhere"},
+        {"hyperparameters": {"tensorboard_log": "/anywhere"}},
+        {"trackers": ["wandb"]},
+        {"workers": "ray"},
+    ],
+    ids=str,
+)
+def test_resume_refuses_recorded_settings(canary: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]):
+    stopped_run("agents", "search", **settings)
+    before = sorted(Path().rglob("*"))
+    assert call("agents", "with", "resume=1") == 1
+    told = capsys.readouterr().err
+    assert not canary.exists()
+    assert [path for path in Path().rglob("*") if path not in before and path.name != ".lock"] == []
+    assert f"`{next(iter(settings))}" in told
+    assert "Repeat" in told
+    assert "python -m agents with resume=1 " in told
+
+
+@pytest.mark.parametrize("value", ["x;touch EXECUTED", "$(touch EXECUTED)", "{'py/reduce': [{'py/function': 'os.mkdir'}]}"])
+def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], value: str):
+    stopped_run("agents", "search", out=value)
+    assert call("agents", "with", "resume=1") == 1
+    command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
+    assert f"out={value}" in shlex.split(command)
+    stopped_run("agents", "search", use=[value])
+    assert call("agents", "with", "resume=1") == 1
+    command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
+    assert f"use={value}" in shlex.split(command)
+
+
+def test_a_pasted_setting_builds_no_object(canary: Path):
+    harm = {"py/reduce": [{"py/function": "os.mkdir"}, {"py/tuple": [str(canary)]}]}
+    call("agents", "with", "meter_vqa_table", "random", "evaluations=3", f"env_kwargs={ {'a': harm} }")
+    assert not canary.exists()
+
+
+READERS = {
+    "validate": ("agents", "validate", "runs/1"),
+    "report": ("agents", "report", "runs/1"),
+    "adapt report": ("adapt", "report", "runs/1"),
+    "search_run": ("adapt", "with", "search_run=1"),
+    "front": ("adapt", "with", "front=1", "point=0"),
+    "shrink search_run": ("adapt", "shrink", "with", "search_run=1"),
+    "shrink front": ("adapt", "shrink", "with", "front=1", "point=0"),
+    "evaluate": ("adapt", "evaluate", "with", "run=1"),
+    "predict": ("adapt", "predict", "with", "run=1", "out=answers.json"),
+    "export": ("adapt", "export", "with", "run=1", "out=exported"),
+}
+WITHOUT_FRONT = ("report", "adapt report")
+"""Commands that take a folder with a front for the run of `agents pareto` that it is."""
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_record_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
+    finished_run(use=["evilmod"])
+    if reader in WITHOUT_FRONT:
+        Path("runs/1/front.json").unlink()
+    assert call(*READERS[reader]) == 1
+    told = capsys.readouterr().err
+    assert not canary.exists()
+    assert "`use=evilmod`" in told
+    words = READERS[reader]
+    again = shlex.join(["python", "-m", *words, *(() if "with" in words else ("with",)), "use=evilmod"])
+    assert f"confirm: {again}" in told
+
+
+@pytest.mark.parametrize("reader", [name for name in READERS if name not in WITHOUT_FRONT])
+def test_a_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixture[str], reader: str):
+    settings = {"checkpoint": str(Path("runs/1/model").absolute()), "trust_remote_code": True}
+    finished_run(env_id="DAS-VLM-Answering-v0", settings=settings)
+    assert call(*READERS[reader]) == 1
+    told = capsys.readouterr().err
+    assert not canary.exists()
+    assert "`trust_remote_code=True`" in told
+    command = told.partition("confirm: ")[2].splitlines()[0]
+    call(*shlex.split(command)[2:])
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])
+def test_a_list_of_runs_imports_nothing(canary: Path, words: tuple[str, ...]):
+    finished_run(use=["evilmod"], env_id="evilmod:X-v0", agent="evilmod:Agent")
+    call("agents", *words)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("env_id", ["evilmod:X-v0", "evilmod:DAS-METER-VQA-Tabular-v0"])
+@pytest.mark.parametrize("reader", ["validate", "report", "adapt report"])
+def test_the_environment_of_a_record_imports_nothing(canary: Path, reader: str, env_id: str):
+    finished_run(env_id=env_id)
+    Path("runs/1/front.json").unlink()
+    assert call(*READERS[reader]) == 1
+    assert not canary.exists()
+
+
+def test_validate_in_python_imports_nothing(canary: Path):
+    finished_run(env_id="evilmod:X-v0")
+    with pytest.raises(ValueError, match="`use=evilmod`"):
+        validate(SearchResult.load("runs/1"))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("changes", [{"use": ["evilmod"]}, {"settings": {"checkpoint": "runs/1/model", **REMOTE_CODE}}])
+def test_load_subnet_executes_nothing(canary: Path, changes: dict[str, Any]):
+    finished_run(**changes)
+    with pytest.raises(ValueError, match=r"`use=evilmod`|`trust_remote_code=True`"):
+        load_subnet("runs/1")
+    assert not canary.exists()
+    confirmed: dict[str, Any] = {"use": "evilmod"} if "use" in changes else REMOTE_CODE
+    with pytest.raises(ValueError, match="which ends a command that was confirmed"):
+        load_subnet("runs/1", **confirmed)
+    assert canary.exists()
+
+
+def test_an_exported_folder_imports_nothing(canary: Path):
+    about = {"task": "vqa", "labels": ["yes"], "image_size": 32, "max_text_length": 8, "use": ["evilmod"]}
+    write_json(Path("exported/config.json"), {"das_gym": about})
+    with pytest.raises(ValueError, match="`use=evilmod`"):
+        load_subnet("exported")
+    assert not canary.exists()
+
+
+def test_a_record_chooses_no_place_to_write(canary: Path):
+    finished_run(settings={"encoder_cache": str(Path("cache").absolute()), "eval_batch_size": 8})
+    record = read_json(Path("runs/1/search.json"))
+    write_json(Path("runs/1/search.json"), {**record, "env_kwargs": {**record["env_kwargs"], "reward_examples": 8}})
+    assert call("agents", "validate", "runs/1") == 1  # the record's numbers are made up
+    assert not Path("cache").exists()
+
+
+class Harm:
+    """Writes the canary when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def hostile_agent(canary: Path) -> dict[str, Any]:
+    """The settings of a stopped search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
+    settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "n_envs": 2, "checkpoint_every": 1}
+    settings["hyperparameters"] = {"n_steps": 4}
+    trained = train_sb3("ppo", "runs/2", **settings)
+    trained.model.harm = Harm(canary)  # type: ignore[attr-defined]
+    trained.model.save("runs/2/agent.zip")
+    return settings
+
+
+def test_no_search_unpickles_an_agent(canary: Path, hostile_agent: dict[str, Any]):
+    assert train_sb3("ppo", "runs/2", resume=True, **hostile_agent).result.masks_asked == 24
+    train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
+    assert not canary.exists()
+
+
+def test_load_sb3_unpickles_an_agent_only_if_it_is_trusted(canary: Path, hostile_agent: dict[str, Any]):
+    del hostile_agent
+    with pytest.raises(ValueError, match="`trust=True`"):
+        load_sb3("runs/2")
+    assert not canary.exists()
+    load_sb3("runs/2", trust=True)
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("part", ["policy.pth", "policy.optimizer.pth"])
+def test_no_search_unpickles_the_networks_of_an_agent(canary: Path, hostile_agent: dict[str, Any], part: str):
+    file, buffer = Path("runs/2/agent.zip"), io.BytesIO()
+    with zipfile.ZipFile(file) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    torch.save({"weight": Harm(canary)}, buffer)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in {**contents, part: buffer.getvalue()}.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"agent\.zip cannot be read"):
+        train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"x" * 100])
+def test_a_damaged_agent_is_named(canary: Path, hostile_agent: dict[str, Any], content: bytes):
+    del canary
+    Path("runs/2/agent.zip").write_bytes(content)
+    with pytest.raises(ValueError, match=r"agent\.zip"):
+        train_sb3("ppo", "runs/3", start_from="runs/2", **hostile_agent)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../x.npz", "/x.npz"])
+def test_a_file_of_a_suite_is_a_plain_name(tmp_path: Path, made_up_suite: Path, name: str):
+    from das_gym.tables.suite import read_suite
+
+    index = json.loads((made_up_suite / "suite.json").read_text())
+    index["tables"][0]["file"] = name
+    write_json(tmp_path / "suite.json", index)
+    with pytest.raises(ValueError, match=r"suite\.json is damaged .*file="):
+        read_suite(tmp_path)
