@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from das_gym.config import build, check_names, choice
 from das_gym.files import write_bytes
-from das_gym.models.pickles import load_pickle
-from das_gym.models.tensor_files import check_archive, check_finite
+from das_gym.models.tensor_files import check_archive, check_finite, load_plain
 from das_gym.processes import is_first, rank, world
 from das_gym.progress import progress
 
@@ -382,7 +381,7 @@ class Trainer:
             return
         try:
             check_archive(self.checkpoint)
-            state = build(_State, load_pickle(self.checkpoint), "entry")
+            state = build(_State, load_plain(self.checkpoint), "entry")
             _check_sizes(state.optimizer["state"].values())
             found = {name: (p.shape, p.dtype) for name, p in state.parameters.items()}
         except Exception as error:  # a damaged file can raise anything

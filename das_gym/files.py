@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from das_gym.bundled import check_bundled
+
 BAD_ARRAYS = (
     *(KeyError, IndexError, TypeError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, MemoryError),
     *(SyntaxError, UnicodeError, OverflowError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
@@ -243,9 +245,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is a pipe or a device, which may never end.
+        ValueError: it is a pipe or a device, which may never end, or a bundled file that has changed.
     """
     check_plain([Path(path)])
+    check_bundled(Path(path))
     return Path(path).read_bytes()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from gymnasium.envs.registration import register, registry
 
-ASSETS = Path(__file__).parent / "assets"
+from das_gym.bundled import ASSETS
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ LAYERS = ("data", "models", "shapes", "tasks", "engine", "problem", "tables", "d
 """From the ground up: a package imports itself and those before it; adapt leaves agents out but for its commands."""
 
 LEAVES = (
+    "bundled",
     "commandline",
     "completion",
     "config",

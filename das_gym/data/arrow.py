@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from das_gym.data.arrow_sizes import unpacked_size
 from das_gym.data.decoding import decode_image
 from das_gym.files import absolute, at_home
 
@@ -25,10 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BATCH_ROWS = 1024
-
-MIN_UNPACKED, MAX_RATIO = 2**28, 16
-"""Compressed columns may unpack to so many bytes, and to so many times those of the file: a file of 50 kB can hold what
-unpacks to 1.5 GB."""
 
 _MAKE_AGAIN = "get or make it again (ViLT's and METER's scripts write such tables)"
 
@@ -136,8 +130,7 @@ def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | Non
     Raises:
         ImportError: pyarrow is not installed.
         FileNotFoundError: There is no such file.
-        ValueError: It is no arrow file, truncated or damaged, it unpacks to far more than it has, or a column is missing
-            or of another kind.
+        ValueError: It is no arrow file, truncated or damaged, or a column is missing or of another kind.
     """
     try:
         stat = path.stat()
@@ -148,7 +141,7 @@ def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | Non
 
 @lru_cache(maxsize=32)
 def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...], size: int, changed: int) -> pyarrow.Table:
-    del changed  # part of the cache's key
+    del size, changed  # parts of the cache's key
     pa = _pyarrow()
     with _named(path):
         file = pa.memory_map(str(path))
@@ -166,9 +159,6 @@ def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...
         if found != kind:
             raise ValueError(f"{path}: the column {name!r} holds {found}, and must hold {kind}; {_MAKE_AGAIN}")
     with _named(path):
-        most = max(MIN_UNPACKED, size * MAX_RATIO)
-        if (unpacked := unpacked_size(file.read_buffer())) > most:
-            raise ValueError(f"its compressed columns unpack to {unpacked} bytes, more than {most}: write it uncompressed")
         options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in read])
         table = pa.ipc.open_file(file, options=options).read_all()
         table.validate(full=True)
@@ -180,7 +170,7 @@ def _named(path: Path) -> Iterator[None]:
     """What pyarrow raises for a table, as an error that names it."""
     try:
         yield
-    except (_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError, struct.error) as error:
+    except (_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError) as error:
         raise ValueError(
             f"{path} cannot be read as an arrow file ({error}); it is truncated, damaged or in another format: {_MAKE_AGAIN}"
         ) from error

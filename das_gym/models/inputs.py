@@ -14,17 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.bundled import check_bundled
 from das_gym.data.augment import augmentation_seed, randaugment
 from das_gym.data.images import ImageSource
 from das_gym.files import check_plain
-from das_gym.models.limits import outgrown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
-
-PACKAGE = Path(__file__).parents[1]
-"""What lies in it came with das_gym: its tokenizers are not tried within limits."""
 
 Requests = dict[Hashable, tuple[Any, ...]]
 """What has to be read for some pairs: what a processor's `read` is called with, by the key in its `ahead`."""
@@ -211,6 +208,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     folder = Path(folder)
     check_plain(folder.glob("*"))
+    check_bundled(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
         raise FileNotFoundError(
             f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt, or vocab.txt); "
@@ -258,8 +256,6 @@ def find_tokenizer(
         raise ValueError(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, the model {vocab_size}: they do not belong together"
         )
-    if not Path(folder).is_relative_to(PACKAGE) and (why := outgrown(lambda: tokenizer("a"))):
-        raise ValueError(f"the tokenizer in {folder} takes more than {why} for one letter: give another one's by tokenizer=")
     ids, special = tokenizer("a")["input_ids"], set(tokenizer.all_special_ids)
     wanted = {
         "pads with": (tokenizer.pad_token_id, {pad}),

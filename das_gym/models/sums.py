@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
+from das_gym.bundled import checksum
 from das_gym.files import write_text
 
 SUMS = "SHA256SUMS"
@@ -14,7 +14,7 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+)")
 
 def write_sums(folder: Path) -> None:
     """Keep the checksums of all safetensors files of a folder in it."""
-    lines = [f"{_sum(path)}  {path.name}\n" for path in sorted(folder.glob("*.safetensors"))]
+    lines = [f"{checksum(path)}  {path.name}\n" for path in sorted(folder.glob("*.safetensors"))]
     write_text(folder / SUMS, "".join(lines))
 
 
@@ -38,11 +38,6 @@ def check_sums(folder: Path) -> bool:
         file = folder / match[2]
         if not file.is_file():
             raise ValueError(f"{folder} lacks {match[2]}, which {SUMS} names; {way_out}")
-        if _sum(file) != match[1]:
+        if checksum(file) != match[1]:
             raise ValueError(f"{file} is damaged: its checksum is another one than when it was written; {way_out}")
     return True
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

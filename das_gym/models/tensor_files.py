@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import stat
+import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from das_gym.bundled import check_bundled
 from das_gym.files import at_home, parse_json, read_json, replacing, room_beside, whole_folder
-from das_gym.models.pickles import Left, load_pickle
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """What the weights of a folder may be called."""
@@ -27,6 +30,9 @@ METADATA_KEY = "das_gym"
 
 CHECKSUM = "sha256"
 """Where that has the checksum of all the rest; files of das_gym 0.1 have none."""
+
+CHUNK = 2**18
+"""Bytes of a file that are checked at a time: they stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def read_safetensors(path: Path) -> TensorFile:
 
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there")
-
+    check_bundled(path)
     try:
         with safe_open(path, "pt", backend="pread") as file:
             metadata = file.metadata() or {}
@@ -167,31 +173,84 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
             )
 
 
+class _Inert:
+    """An object of an unknown class: it forgets the state that the file gives it."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def load_plain(path: Path, mapped: bool = False) -> Any:
+    """Load tensors and plain values that `torch.save` wrote, on the CPU; nothing in the file runs.
+
+    Checkpoints of METER, ViLT and others by Lightning name classes besides: callbacks as keys, Sacred's `ReadOnlyDict`.
+    Each name that torch does not know is replaced by a class of ours: it gives the plain dict or list that it was made
+    from, or else an empty stand-in. torch fills only exact dicts and sets the state only of objects that it allows, so
+    that no stand-in serves both; the second is tried where the first fails. Only zip archives may name such classes.
+
+    Args:
+        path: The file.
+        mapped: Whether the tensors of an archive stay in the file, mapped into memory: nothing is copied, and what is
+            written to them stays out of the file. The file must not be overwritten in place meanwhile.
+
+    Raises:
+        ValueError: it is damaged, or holds more than that.
+    """
+    with path.open("rb") as file:
+        archive = file.read(2) == b"PK"
+    first: Exception | None = None
+    for kind in (OrderedDict, _Inert) if archive else (OrderedDict,):
+        try:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
+            stand_ins = [_Inert, *(_stand_in(name, kind) for name in names)]
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+        except Exception as error:  # a damaged or hostile file can raise anything
+            first = first or error
+    assert first is not None
+    raise unreadable(path, first) from first
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """Return the error for a file or folder that torch does not read as plain weights, without torch's advice to run it."""
+    parts = re.split(r"WeightsUnpickler error:|trusted source\.", _describe(error))
+    told = next(part for part in reversed(parts) if part.strip()).strip().splitlines()[0].partition(". Please")[0]
+    return ValueError(
+        f"{path} is damaged or holds more than tensors and plain values: {told[:200]}. Copy or download it again; if you "
+        "trust it, load it where it was written and save its state_dict by safetensors.torch.save_file"
+    )
+
+
+def _stand_in(name: str, kind: type) -> type:
+    """A class of this name that stands for what it names in a file: nothing is imported or called."""
+
+    def new(cls: type, *args: Any) -> Any:
+        del cls
+        return args[0] if args and type(args[0]) in (dict, list) else kind()
+
+    module, _, name = name.rpartition(".")
+    return type(name, (), {"__module__": module, "__new__": new})
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content = load_pickle(path)
-    except Exception as error:  # a damaged or hostile pickle can raise anything
-        told = _describe(error).splitlines()[0][:200]
-        raise ValueError(f"{path} is damaged or no checkpoint: {told}; copy or download it again") from error
+    content = load_plain(path, mapped=True)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state:
-        raise ValueError(f"{path} holds a {_kind(content)} without a state_dict; save {{'state_dict': ...}} instead")
+        raise ValueError(f"{path} holds no state_dict: got a {type(content).__name__}. Save {{'state_dict': ...}} instead")
     size, seen, tensors = path.stat().st_size, set[int](), {}
-    for name in list(state):
-        tensor = state.pop(name)
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            name = name if isinstance(name, str) else _kind(name)
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not _is_plain(tensor):
             raise ValueError(
-                f"{path} is not a checkpoint: its entry {name!r} is a {_kind(tensor)}; only plain dense tensors are read"
+                f"{path} is not a checkpoint: its entry {name!r} is a {type(tensor).__name__}; only plain dense tensors are "
+                "read"
             )
         tensors[name] = _owned(path, name, tensor.detach(), size, seen)
     return tensors
 
 
-def _kind(value: Any) -> str:
-    """The name of a value's class, or the one that a pickle gives it."""
-    kind = value if isinstance(value, type) else type(value)
-    return kind.kind if issubclass(kind, Left) else kind.__name__
+def _is_plain(tensor: Any) -> bool:
+    dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return dense and not tensor.is_quantized and not tensor.is_nested
 
 
 def check_archive(path: Path) -> bool:
@@ -203,7 +262,7 @@ def check_archive(path: Path) -> bool:
     Raises:
         ValueError: one differs, or the archive is none.
     """
-    whole = True
+    checked = True
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             return False
@@ -217,14 +276,14 @@ def check_archive(path: Path) -> bool:
                 if record.external_attr & 0x10:  # torch reads nothing of what is marked as a folder
                     raise zipfile.BadZipFile(f"record {record.filename} is marked as a folder")
                 if record.CRC == 0:  # written with torch.serialization.set_crc32_options(False)
-                    whole = False
+                    checked = False
                     continue
                 with archive.open(record) as stream:
-                    while stream.read(2**22):
+                    while stream.read(CHUNK):
                         pass
     except Exception as error:  # a damaged archive can raise anything
         raise ValueError(f"{path} is damaged: {_describe(error)}; copy or download it again") from error
-    return whole
+    return checked
 
 
 def _describe(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from das_gym.engine.scores import Scores
-from das_gym.tables.parts import SplitPart
+from das_gym.tables.parts import Schema, SplitPart
 
 MOST = float(np.finfo(np.float16).max)
 """Larger losses count as this many nats; infinite ones stay infinite."""
@@ -90,14 +90,13 @@ class ExampleScores(SplitPart):
         """As `SplitPart.group_means`."""
         return self.means(np.flatnonzero(self.groups == group))
 
-    def check(self, split: str, masks: int, count: int, groups: int) -> None:
-        """As `SplitPart.check`."""
-        wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("losses", "metrics"), (count, masks))
-        wanted |= dict.fromkeys(("groups", "images", "keys"), (count,))
-        self.check_shapes(split, wanted)
-        if np.isnan(self.losses).any() or (self.losses < 0).any():
-            raise ValueError(f"{split}_example_losses holds a number that nothing can have measured")
-        if count and (
-            int(self.metrics.max()) >= len(self.metric_values) or not 0 <= self.groups.min() <= self.groups.max() < groups
-        ):
-            raise ValueError(f"{split}_example_metrics or _groups point outside what there is")
+    def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
+        """See `SplitPart.schema`."""
+        return {
+            "losses": Schema("f", (count, masks), 0, np.inf),
+            "metric_values": Schema("f", (None,), 0, 1),
+            "metrics": Schema("iu", (count, masks), 0, len(self.metric_values) - 1),
+            "groups": Schema("iu", (count,), 0, groups - 1),
+            "images": Schema("iu", (count,)),
+            "keys": Schema("U", (count,)),
+        }

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from das_gym.engine.scores import Scores
-from das_gym.tables.parts import SplitPart
+from das_gym.tables.parts import Schema, SplitPart
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +44,10 @@ class GroupScores(SplitPart):
         """As `SplitPart.group_means`."""
         return Scores(self.losses[group], self.metrics[group], np.full_like(self.losses[group], np.nan))
 
-    def check(self, split: str, masks: int, count: int, groups: int) -> None:
-        """As `SplitPart.check`."""
-        self.check_shapes(split, {"losses": (groups, masks), "metrics": (groups, masks), "sizes": (groups,)})
-        if np.isnan(self.losses).any() or (self.losses < 0).any() or not np.isfinite(self.metrics).all():
-            raise ValueError(f"{split}_group_losses or _metrics holds a number that nothing can have measured")
-        if (self.sizes < 0).any() or self.sizes.sum() != count:
-            raise ValueError(f"{split}_group_sizes is of {self.sizes.sum()} examples; this table has {count}")
+    def schema(self, masks: int, count: int, groups: int) -> dict[str, Schema]:
+        """See `SplitPart.schema`."""
+        return {
+            "losses": Schema("f", (groups, masks), 0, np.inf),
+            "metrics": Schema("f", (groups, masks), 0, 1),
+            "sizes": Schema("iu", (groups,), 0, count),
+        }

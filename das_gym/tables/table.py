@@ -34,7 +34,7 @@ from das_gym.problem.rewards import REWARDS, Objective
 from das_gym.problem.statistics import STATISTICS, MaskLosses, told_by_losses
 from das_gym.tables.examples import ExampleScores
 from das_gym.tables.groups import GroupScores
-from das_gym.tables.parts import SplitPart
+from das_gym.tables.parts import Schema, SplitPart
 
 FORMATS = ("das_gym table 1", "das_gym table 2")
 """Of means alone, and with every example."""
@@ -116,23 +116,23 @@ class SubnetTable:
     def __post_init__(self) -> None:
         if self.n_layers > MAX_LAYERS:
             raise ValueError(f"a table of {self.n_layers:,} layers is not allowed; {MAX_LAYERS:,} are the most")
-        rows, layers = len(self.masks), self.n_layers
-        arrays = {f"{split}_{name}": getattr(self.scores[split], name) for split in SPLITS for name in SCORES}
-        wanted = {"macs": (rows,), "statistics": (layers, len(self.meta.statistics)), **dict.fromkeys(arrays, (rows,))}
-        for name, array in {"macs": self.macs, "statistics": self.statistics, **arrays}.items():
-            if array.shape != wanted[name]:
-                raise ValueError(f"{name} has shape {array.shape}; a table of {layers} layers needs {wanted[name]}")
-            _check_values(name, array)
         if not 1 <= self.meta.macs_full <= MAX_MACS:
             raise ValueError(f"macs_full is not allowed; a model has from 1 to {MAX_MACS:,}")
+        rows, statistics = len(self.masks), (self.n_layers, len(self.meta.statistics))
+        Schema("iu", (rows,), 0, MAX_MACS).check("macs", self.macs)
+        Schema("f", statistics).check("statistics", self.statistics)
+        for split in SPLITS:
+            scores = self.scores[split]
+            Schema("f", (rows,), 0, np.inf).check(f"{split}_losses", scores.losses)
+            Schema("f", (rows,), 0, 1).check(f"{split}_metrics", scores.metrics)
+            Schema("f", (rows,), 0, np.inf, may_lack=True).check(f"{split}_divergences", scores.divergences)
         if self.parts:
+            groups = len(self.meta.groups)
             for split, count in zip(SPLITS, (self.meta.reward_examples, self.meta.test_examples), strict=True):
-                self.parts[split].check(split, rows, count, len(self.meta.groups))
-            if self.group_statistics is None or self.group_statistics.shape != (
-                len(self.meta.groups),
-                *self.statistics.shape,
-            ):
-                raise ValueError("group_statistics do not fit the groups and the statistics")
+                self.parts[split].check(split, rows, count, groups)
+            if self.group_statistics is None:
+                raise ValueError("group_statistics are missing")
+            Schema("f", (groups, *statistics)).check("group_statistics", self.group_statistics)
 
     @property
     def n_layers(self) -> int:
@@ -472,30 +472,6 @@ class SubnetTable:
         if not within[rows].all():
             raise ValueError("a mask breaks the budget that it is compared within; compare it without, or within its own")
         return rows
-
-
-def _check_values(name: str, array: np.ndarray) -> None:
-    """Refuse numbers that nothing can have measured; a loss may be infinite, see `SubnetTable`, and a score not measured.
-
-    Raises:
-        ValueError: of another type; MACs or losses below 0, too many MACs, metrics beyond 0..1, statistics that are not
-            finite.
-    """
-    kind, word = (np.integer, "whole numbers") if name == "macs" else (np.floating, "real numbers")
-    if not np.issubdtype(array.dtype, kind):
-        raise ValueError(f"{name} is of type {array.dtype}; a table holds {word}")
-    if name == "statistics":
-        wrong = ~np.isfinite(array)
-    else:
-        wrong = array < 0
-        if name.endswith("_losses"):
-            wrong |= np.isnan(array)
-        elif name.endswith("_metrics"):
-            wrong |= array > 1
-        elif name == "macs":
-            wrong |= array > MAX_MACS
-    if wrong.any():
-        raise ValueError(f"{name} holds {array[wrong][0]}, which nothing can have measured")
 
 
 def _larger_is_better(by: str | Objective) -> bool:

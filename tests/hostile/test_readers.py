@@ -162,7 +162,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     "zip checkpoint": ("a.ckpt", lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path), read_tensors),
     "old checkpoint": (
         "a.ckpt",
-        lambda path: torch.save({"state_dict": TENSORS, "x": Path}, path, _use_new_zipfile_serialization=False),
+        lambda path: torch.save({"state_dict": TENSORS}, path, _use_new_zipfile_serialization=False),
         read_tensors,
     ),
     "training": ("a.pt", lambda path: trained_until(path), lambda path: trainer(path)._resume()),

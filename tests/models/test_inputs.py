@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import json
 import pickle
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from das_gym.models import inputs, limits
-from das_gym.models.inputs import Pair, Processor, Prompt, PromptError, find_tokenizer, load_tokenizer
+from das_gym.models.inputs import Pair, Processor, Prompt, PromptError, load_tokenizer
 from das_gym.models.vilt.inputs import vilt_transform
 
 
@@ -94,15 +91,3 @@ def test_what_is_wrong_with_a_prompt_comes_back_from_another_process():
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.prompt) == ("too long", error.prompt)
     assert str(PromptError("as DataLoader makes it anew")) == "as DataLoader makes it anew"
-
-
-@pytest.mark.slow
-def test_a_tokenizer_that_multiplies_texts_is_refused(mini_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Rust ends the process where it is given no memory."""
-    monkeypatch.setattr(inputs, "outgrown", partial(limits.outgrown, seconds=1))
-    words = json.loads((mini_folder / "tokenizer.json").read_text())
-    grows = {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 1000}
-    words["normalizer"] = {"type": "Sequence", "normalizers": [grows] * 3}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(words))
-    with pytest.raises(ValueError, match=r"takes more than (1 s|2 GiB of memory) for one letter: give another one's"):
-        find_tokenizer(tmp_path, 10**6, pad=1)

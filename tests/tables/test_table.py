@@ -256,6 +256,37 @@ def test_numbers_that_nothing_measures_are_refused(change: dict, match: str):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reward_metrics", np.nan),
+        ("test_metrics", np.nan),
+        ("reward_divergences", -1.0),
+        ("reward_group_losses", np.nan),
+        ("reward_group_metrics", -1.0),
+        ("reward_group_metrics", 2.0),
+        ("reward_group_sizes", -1),
+        ("test_group_sizes", 0.5),
+        ("group_statistics", "text"),
+        ("group_statistics", np.inf),
+        ("statistics", "text"),
+    ],
+)
+def test_load_refuses_numbers_that_nothing_measures(name: str, value: object, tmp_path: Path):
+    make_grouped_table().save(tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as arrays:
+        changed = {**arrays, name: np.full(arrays[name].shape, value)}
+    np.savez(tmp_path / "a.npz", **changed)
+    with pytest.raises(ValueError, match=rf"a\.npz is no table of this version of das_gym \({name}"):
+        SubnetTable.load(tmp_path / "a.npz")
+
+
+def test_load_keeps_divergences_that_were_not_measured(tmp_path: Path):
+    scores = Scores(LOSSES, METRICS, np.full(8, np.nan))
+    make_table(scores={"reward": scores, "test": scores}).save(tmp_path / "a.npz")
+    assert np.isnan(SubnetTable.load(tmp_path / "a.npz").values("divergence")).all()
+
+
+@pytest.mark.parametrize(
     ("change", "match"),
     [
         ({"macs_full": 0}, "macs_full is not allowed"),
@@ -274,7 +305,7 @@ def test_a_loss_may_be_infinite():
 
 
 def test_arrays_must_fit():
-    with pytest.raises(ValueError, match=r"macs has shape \(7,\); a table of 3 layers needs \(8,\)"):
+    with pytest.raises(ValueError, match=r"macs has shape \(7,\); this table needs \(8,\)"):
         make_table(macs=MACS[:7])
     with pytest.raises(ValueError, match=r"reward_losses has shape \(4,\)"):
         make_table(scores={split: Scores(LOSSES[:4], METRICS, METRICS) for split in ("reward", "test")})

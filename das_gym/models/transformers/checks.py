@@ -14,7 +14,6 @@ from torch import Tensor
 
 from das_gym.models.base import State
 from das_gym.models.inputs import Prompt
-from das_gym.models.limits import outgrown
 from das_gym.models.macs import MacCounter
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.transformers import stack
@@ -82,23 +81,6 @@ def in_double(model: Any) -> Any:
     if model.dtype == torch.float64:
         batch_experts(model)
     return model
-
-
-def check_bounded(processor: Any) -> None:
-    """Refuse a processor of transformers that takes time or memory without end for a question about a small picture.
-
-    Raises:
-        ValueError: says what it takes too much of.
-    """
-    whole = PromptProcessor(processor, ends=(0,), max_length=2**20)
-    prompt = Prompt(QUESTIONS[0], (NoiseImage(0),) if whole.sees else (), ANSWERS[0])
-    why = outgrown(lambda: whole.read(prompt))
-    if why is not None:
-        pictures = " about a small picture" if whole.sees else ""
-        raise ValueError(
-            f"its processor takes more than {why} for one short question{pictures}: its chat template, its tokenizer or its "
-            "settings of pictures make far too much of it; look into them, or name another one's folder with tokenizer="
-        )
 
 
 def find_traits(model: Any, processor: PromptProcessor) -> Traits:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from das_gym.bundled import check_bundled
 from das_gym.files import check_plain, read_json
 from das_gym.models.inputs import Prompt, PromptError, Requests
 
@@ -303,6 +304,7 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoProcessor
 
     check_plain(folder.glob("*"))
+    check_bundled(folder)
     _check_special_tokens(folder)
     try:
         return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from das_gym.bundled import check_bundled
 from das_gym.files import check_plain, read_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
-from das_gym.models.tensor_files import check_finite, read_tensors
+from das_gym.models.tensor_files import check_finite, unreadable
 from das_gym.models.transformers.checks import (
-    check_bounded,
     check_sublayers,
     find_traits,
     in_double,
@@ -24,7 +25,7 @@ from das_gym.models.transformers.checks import (
 )
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
-from das_gym.models.transformers.weights import INDEX, source_dtype, weight_files
+from das_gym.models.transformers.weights import source_dtype, weight_files
 
 QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
 
@@ -87,7 +88,6 @@ def load_vlm(
         _check_quantisation(config, folder)
         _check_adapted(config, folder)
         processor = load_processor(Path(tokenizer) if tokenizer else folder, trust_remote_code)  # quick: before the weights
-        check_bounded(processor)
         options: dict[str, Any] = {"dtype": _dtype(dtype), "trust_remote_code": trust_remote_code}
         if device_map is not None:
             options["device_map"] = device_map
@@ -138,6 +138,7 @@ def _check_settings(folder: Path, trust_remote_code: bool) -> None:
             "into the weights (peft's merge_and_unload), save those, and pass their folder"
         )
     check_plain(folder.rglob("*"))
+    check_bundled(folder)
     path = folder / "config.json"
     settings = list(_settings(read_json(path)))
     kernel = next((v for names, v in settings if _says_how(names) and isinstance(v, str) and "/" in v), None)
@@ -213,22 +214,6 @@ def _check_room(folder: Path, dtype: Any) -> None:
         )
 
 
-def _check_pickles(folder: Path) -> None:
-    """Read weights that transformers would read by torch: some pickles end the process there, and no checksum is compared.
-
-    Raises:
-        ValueError: one is damaged, or holds more than tensors.
-    """
-    safe = any((folder / name).is_file() for name in ("model.safetensors", INDEX))
-    named: set[Any] = {"adapter_model.bin"} if safe else {"adapter_model.bin", "pytorch_model.bin"}
-    for index in folder.glob("*.index.json"):  # a configuration may name any of them
-        if not (safe and index.name.startswith("pytorch_model")):
-            named.update(read_json(index)["weight_map"].values())
-    for name in sorted(named):
-        if not name.endswith(".safetensors") and (folder / name).is_file():
-            read_tensors(folder / name)
-
-
 def _dtype(name: str) -> Any:
     if name == "auto":
         return name
@@ -253,10 +238,11 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
     if auto is None:
         raise ValueError(f"{folder} holds a {config.model_type}, which writes no answers: pass a model that generates text")
     check_sums(folder)
-    _check_pickles(folder)
     try:
         with bars_on_terminals():
             model, report = auto.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
+    except pickle.UnpicklingError as error:
+        raise unreadable(folder, error) from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ValueError(f"{folder} does not load in transformers: {_first_line(error)}") from error
     wrong = [*sorted(report["missing_keys"]), *sorted(str(one) for one in report["mismatched_keys"])]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -15,13 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from das_gym.models import limits
 from das_gym.models.inputs import load_tokenizer
-from das_gym.models.transformers import checks, loading
+from das_gym.models.transformers import loading
 from das_gym.models.transformers.inputs import SPECIAL_TOKENS, load_processor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.registration import ASSETS
-from tests.hostile.within import replaced
 
 SMOL = ASSETS / "smolvlm_mini"
 CODE = "import pathlib\npathlib.Path({!r}).touch()\nclass Foo: pass\n"
@@ -115,21 +112,6 @@ def test_a_folder_that_names_another_is_refused(folder: Path, tmp_path: Path):
         load_vlm(folder)
 
 
-NESTED = b"\x80\x02}K\x01" + b"\x85" * 200_000 + b"K\x01s."
-"""A pickle for whose key Python takes more stack than there is: torch's reader of plain weights ends the process."""
-
-
-def test_a_pickle_beside_safetensors_is_read_here_first(folder: Path):
-    """transformers reads by torch what an index of safetensors names, too."""
-    weights = dict.fromkeys(load_file(folder / "model.safetensors"), "shard.bin")
-    (folder / "model.safetensors").unlink()
-    (folder / "shard.bin").write_bytes(NESTED)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
-    (folder / "SHA256SUMS").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"shard\.bin is damaged or no checkpoint"):
-        load_vlm(folder)
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "model-1.safetensors", "README.md"])
 def test_a_pipe_in_a_folder_is_not_waited_for(folder: Path, name: str):
     (folder / name).unlink(missing_ok=True)
@@ -153,67 +135,28 @@ def test_more_layers_than_any_model_has_are_not_built(folder: Path, part: str):
         load_vlm(folder)
 
 
-@pytest.mark.slow
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.parametrize("shards", [True, False])
-def test_weights_that_are_pickles_are_read_here_first(folder: Path, shards: bool):
+def test_load_vlm_executes_no_pickle(folder: Path, tmp_path: Path, shards: bool):
     name = "shard.bin" if shards else "pytorch_model.bin"
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    torch.save(weights, folder / "whole.bin")
-    (folder / "whole.bin").rename(folder / name)
     if shards:
         index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name)}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    (folder / "SHA256SUMS").unlink(missing_ok=True)
-    assert len(load_vlm(folder).stack.layers) == 12
-    (folder / name).rename(folder / "whole.bin")
-    replaced(folder / "whole.bin", folder / name, "data.pkl", NESTED)
-    with pytest.raises(ValueError, match=rf"{name} is damaged or no checkpoint: one of its keys is nested"):
+    torch.save({**weights, "extra": Evil(tmp_path / "ran")}, folder / name)
+    with pytest.raises(ValueError, match="model is damaged or holds more than tensors"):
         load_vlm(folder)
-
-
-SECONDS = 1
-"""Of a processor's time that a folder's own may take here."""
-
-
-def read_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "outgrown", partial(limits.outgrown, seconds=SECONDS))
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ 10**(10**9) }}",
-        pytest.param("{% for a in range(9**5) %}{% for b in range(9**5) %}{% endfor %}{% endfor %}", marks=pytest.mark.slow),
-    ],
-)
-def test_a_chat_template_without_end_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, template: str):
-    read_in_seconds(monkeypatch)
-    (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(ValueError, match=f"{folder}: its processor takes more than {SECONDS} s for one short question"):
-        load_vlm(folder)
-
-
-@pytest.mark.slow
-def test_a_tokenizer_that_multiplies_texts_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Rust ends the process where it is given no memory."""
-    read_in_seconds(monkeypatch)
-    grows = {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 1000}
-    change(folder, "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [grows] * 3})
-    with pytest.raises(ValueError, match=r"its processor takes more than \d+ (s|GiB of memory) for one short question"):
-        load_vlm(folder)
-
-
-@pytest.mark.parametrize("side", [20_000, 10**6])
-def test_pictures_made_far_too_large_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch, side: int):
-    read_in_seconds(monkeypatch)
-    settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
-    settings |= {"size": {"longest_edge": side}, "max_image_size": {"longest_edge": side}}
-    change(folder, "processor_config.json", image_processor=settings)
-    with pytest.raises(
-        ValueError, match=r"takes more than \d+ (s|GiB of memory) for one short question about a small picture"
-    ):
-        load_vlm(folder)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_special_tokens_without_end_are_refused(folder: Path):

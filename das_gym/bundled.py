@@ -1,0 +1,53 @@
+"""Checksums of the bundled files, compared when one is read; `python -m benchmarks.checksums` writes them anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+
+CHECKSUMS = ASSETS / "checksums.json"
+"""SHA-256 of every bundled file, by its path within `ASSETS`."""
+
+UNLISTED = ("checksums.json", "README.md")
+
+
+def check_bundled(path: Path) -> None:
+    """Compare a bundled file, or every file of a bundled folder, with its checksum, once in a process.
+
+    Args:
+        path: Any path; one outside of the bundled files is not looked at.
+
+    Raises:
+        ValueError: a file is missing or has changed.
+    """
+    if path.is_relative_to(ASSETS):
+        _compare(path)
+
+
+@cache
+def _compare(path: Path) -> None:
+    name = path.relative_to(ASSETS).as_posix()
+    for listed, wanted in json.loads(CHECKSUMS.read_bytes()).items():
+        if listed == name or listed.rpartition("/")[0] == name:
+            file = ASSETS / listed
+            if not file.is_file() or checksum(file) != wanted:
+                raise ValueError(
+                    f"{file} is not the file that came with das_gym: its SHA-256 differs from {CHECKSUMS.name}. Install "
+                    "das_gym again; if you made the file anew, run `python -m benchmarks.checksums`"
+                )
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bundled_files() -> dict[str, Path]:
+    """Return every bundled file that has a checksum, by its path within `ASSETS`."""
+    files = {path.relative_to(ASSETS).as_posix(): path for path in sorted(ASSETS.rglob("*")) if path.is_file()}
+    return {name: path for name, path in files.items() if name not in UNLISTED}
