@@ -22,7 +22,7 @@ def test_the_table_is_printed(capsys):
     [
         (["with", "image_size=100"], "image_size=100 is not a multiple of patch_size=16"),
         (["with", "answers=-1"], "answers=-1 is not allowed; use 1 or more"),
-        (["with", "counting=papers"], "counting='papers' .str. is not allowed; give one of 'runs', 'paper'"),
+        (["with", "counting=papers"], "counting='papers' .str. is not allowed; give one of runs, paper"),
         (["with", "text_token=5"], "unknown setting 'text_token'; did you mean 'text_tokens'"),
         (["with", "answers"], r"'answers' is no setting; give name=value, as in `.* adapt costs with answers=\.\.\.`"),
         (["answers=3"], "did you mean `.* adapt costs with answers=3`"),

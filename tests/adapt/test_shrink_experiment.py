@@ -279,7 +279,7 @@ def never(settings: dict[str, Any], *_: Any) -> int:
             "nothing stands in a deleted layer's place but what",
         ),
         ({"device_map": "auto"}, "a model is shrunk on one device; leave device_map out"),
-        ({"recover": "prompts"}, "recover='prompts' .* is not allowed; give one of 'lora', 'full', 'adapters', 'none'"),
+        ({"recover": "prompts"}, "recover='prompts' .* is not allowed; give one of lora, full, adapters, none"),
         ({"steps": 0}, "steps=0 is not allowed"),
         ({"refine": 8, "recover": "none"}, "refine=8 judges masks by what recovery leaves: leave it out, or recover=none"),
         ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask, front and"),
