@@ -34,12 +34,6 @@ PROGRAM = Program(
             "all agents on all tables: writes LEADERBOARD.md",
             settings="das_gym.agents.compare.leaderboard:LeaderboardSettings",
         ),
-        "submit": Command(
-            "das_gym.agents.compare.submission:main",
-            "FILE [with ...]",
-            "what a search from elsewhere is worth",
-            settings="das_gym.agents.compare.submission:SubmitSettings",
-        ),
         "blocks": Command(
             "das_gym.agents.block_measuring:main",
             "with table=...",
