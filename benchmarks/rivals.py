@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
-from das_gym.agents.compare.leaderboard import find_tables
 from das_gym.agents.compare.oracle import TableOracle
 from das_gym.agents.compare.traces import trace_agent
 
+from benchmarks.leaderboard.board import find_tables
 from benchmarks.machine import describe_machine
 from das_gym.drawing.markdown import markdown_table
 from das_gym.files import write_json, write_text

@@ -88,7 +88,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     reward: What is scaled, see `das_gym.problem.rewards.REWARDS`. Tables hold divergences of all examples together alone, so
         that with `neg_kl` groups give no problems.
     statistics: Names of the layer statistics to observe; None = all that the tables hold.
-    suite: Folder of a suite, see `python -m adapt suite`; None = the bundled one.
+    suite: Folder of a suite, see `python -m benchmarks.make_suite`; None = the bundled one.
     budgets: Kinds of budgets, `count`, `macs` and `latency`, one or several. Problems of latency come behind all others, so
         that those keep their numbers; they need tables that know the latency of units, as the bundled ones do.
     problems: Draw from so many of the split's problems alone; None = all.
