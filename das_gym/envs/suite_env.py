@@ -97,7 +97,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     render_mode: `ansi`, `rgb_array` (the pictures of a split have one size) or None.
 
     ## Vectorized environment
-    `gymnasium.make_vec(id, num_envs=n)` takes all n steps with a few look-ups (`python -m benchmarks.suite` says how fast).
+    `gymnasium.make_vec(id, num_envs=n)` takes all n steps with a few look-ups.
 
     ## References
     DAS: arXiv 2309.01479. Splits of problems as in Procgen, arXiv 1912.01588.
