@@ -137,17 +137,8 @@ PROGRAM = Program(
             "[compare] with checkpoint=... out=...",
             "delete layers of a model of transformers, recover, save a folder; compare methods",
         ),
-        "pretrain": Command(
-            "das_gym.adapt.pretrain_experiment:ex", "[with ...]", "pre-train one of the bundled mini models"
-        ),
         "supernet": Command(
             "das_gym.adapt.supernet_experiment:ex", "[with ...]", "train adapters and head over random masks"
-        ),
-        "suite": Command(
-            "das_gym.adapt.suite.make:main",
-            "with out=...",
-            "make the problems of DAS-Suite-v0 from a seed",
-            settings="das_gym.adapt.suite.make:SuiteSettings",
         ),
         "shapes": Command(
             "das_gym.adapt.made_data:main",

@@ -1,24 +1,14 @@
-"""Measure the blocks of layers that `angular` and `interlace` choose by, and keep them beside a table.
-
-    python -m agents blocks with table=das_gym/assets/meter_mini/vqa_table.npz
-    python -m agents blocks with table=das_gym/assets/llava_mini/answering_table.npz checkpoint=llava_mini
-    python -m agents blocks with table=runs/3/table.npz supernet=mine.safetensors data_root=/data/vqa
-
-Searches on a model measure them by themselves, on the reward examples. A table does not hold them: this command loads the
-model and the data that the table was made from and writes `vqa_blocks.json`, which is found there from then on.
-"""
+"""Blocks of layers that `angular` and `interlace` choose by: measured on a model, or read from the file beside a table."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import json
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from das_gym.agents.ask_tell.base import agent_class
 from das_gym.agents.ask_tell.blocks import Blocks
@@ -26,9 +16,8 @@ from das_gym.agents.compare.oracle import is_tabular, make_scored
 from das_gym.agents.sb3.algorithms import is_algorithm
 from das_gym.agents.searching.loop import SearchConfig
 
-from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.envs.tabular_env import load_table
-from das_gym.files import at_home, read_json, write_json
+from das_gym.files import read_json
 from das_gym.registration import ENVIRONMENTS
 
 
@@ -98,59 +87,5 @@ def beside(table: Path) -> dict[str, Any] | None:
         if blocks is not None:
             Blocks.of(blocks, None, len(meta.layer_names))
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        words = typed("agents blocks", shlex.quote(f"table={table}"))
-        raise ValueError(f"{path} is damaged ({error}): remove it, or make it again with `{words}`") from error
+        raise ValueError(f"{path} is damaged ({error}). Remove it: agents then estimate what it holds.") from error
     return blocks
-
-
-def measure_beside(table: Path, **paths: str | None) -> Path:
-    """Measure the model on the reward examples of a table, and write that beside it.
-
-    Args:
-        table: Its file.
-        **paths: Fields of `ProblemConfig` that say what it was made from; None is the bundled one.
-
-    Raises:
-        ValueError: the table was made from something else.
-    """
-    from das_gym.problem.blocks import measure_blocks
-    from das_gym.problem.config import ProblemConfig
-    from das_gym.problem.loading import load_problem
-    from das_gym.tables.build import check_table, table_examples
-
-    content = load_table(table)
-    entry = ENVIRONMENTS[content.meta.env_id]
-    halves = any(name.endswith(".mlp") for name in content.meta.layer_names)
-    units = "sublayers" if halves else None
-    problem = load_problem(ProblemConfig(model=entry.model, task=entry.task, units=units, **cast(Any, paths)))
-    check_table(content, problem)
-    blocks = measure_blocks(problem.evaluator, table_examples(problem, "reward", content.meta.reward_examples))
-    write_json(file_beside(table), {"hashes": content.meta.hashes, "blocks": blocks}, indent=None)
-    return file_beside(table)
-
-
-@dataclass(frozen=True)
-class BlocksSettings(CommandSettings):
-    """The settings of `python -m agents blocks`.
-
-    Attributes:
-        table: File of the table.
-        checkpoint: Checkpoint of the model that the table was made with. None uses the bundled one.
-        supernet: Supernet that the table was made with. None uses the bundled one.
-        data_root: Folder of the data that the table was made with. None uses the bundled data.
-        tokenizer: Folder of the tokenizer, if the checkpoint's folder has none.
-    """
-
-    table: str
-    checkpoint: str | None = None
-    supernet: str | None = None
-    data_root: str | None = None
-    tokenizer: str | None = None
-
-
-def main(words: Sequence[str] = ()) -> None:
-    """Measure and write as the words behind `python -m agents blocks` say."""
-    settings = parse_or_help(BlocksSettings, words, "agents blocks")
-    if settings is not None:
-        paths = {name: getattr(settings, name) for name in ("checkpoint", "supernet", "data_root", "tokenizer")}
-        print(f"blocks of layers: {measure_beside(at_home(settings.table), **paths)}")

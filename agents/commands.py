@@ -21,31 +21,7 @@ PROGRAM = Program(
             "train a policy on a suite of problems, for others",
             settings="das_gym.agents.policy.training:PolicySettings",
         ),
-        "landscape": Command(
-            "das_gym.agents.landscape:main",
-            "[with ...]",
-            "how additive and how rugged tables are, and a suite's problems",
-            settings="das_gym.agents.landscape:LandscapeSettings",
-        ),
         "compare": Command("das_gym.agents.compare_experiment:ex", "[with ...]", "agents against each other on a table"),
-        "leaderboard": Command(
-            "das_gym.agents.compare.leaderboard:main",
-            "[with ...]",
-            "all agents on all tables: writes LEADERBOARD.md",
-            settings="das_gym.agents.compare.leaderboard:LeaderboardSettings",
-        ),
-        "submit": Command(
-            "das_gym.agents.compare.submission:main",
-            "FILE [with ...]",
-            "what a search from elsewhere is worth",
-            settings="das_gym.agents.compare.submission:SubmitSettings",
-        ),
-        "blocks": Command(
-            "das_gym.agents.block_measuring:main",
-            "with table=...",
-            "measure blocks of layers, for agents on a table",
-            settings="das_gym.agents.block_measuring:BlocksSettings",
-        ),
         "validate": Command(
             "das_gym.agents.searching.validate:main",
             "with file=...",

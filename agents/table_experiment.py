@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from das_gym.agents.landscape import table_landscape
 
 from das_gym.config import build
 from das_gym.engine.spending import Spending
@@ -165,8 +164,6 @@ def summary(table: SubnetTable, spent: Spending) -> str:
         ranked = table.masks[rows[np.argsort(table.values("loss")[rows], kind="stable")]]
         for word, mask in (("best", ranked[0]), ("median", ranked[len(ranked) // 2]), ("worst", ranked[-1])):
             lines.append(_line(f"{word} of k={count}", table, mask))
-        if many and meta.max_skipped is None:
-            lines.append(_landscape_line(table))
     agreement = spearman(table.values("loss", "reward"), table.values("loss", "test"))
     broken = int(np.isinf(table.values("loss")).sum())
     if broken:
@@ -176,14 +173,6 @@ def summary(table: SubnetTable, spent: Spending) -> str:
         f"  {spent.layer_runs:,} layer runs, {spent.macs / 1e12:.3f} T MACs, {spent.seconds:.0f} s",
     ]
     return "\n".join(lines)
-
-
-def _landscape_line(table: SubnetTable) -> str:
-    found = table_landscape(table, SUMMARY_SKIP_NUM)
-    return (
-        f"  landscape of k={SUMMARY_SKIP_NUM}: R2 of a sum over units {found.additivity:.3f}, autocorrelation of neighbours "
-        f"{found.autocorrelation:.3f}, local optima: {found.optima} of {found.masks:,} masks"
-    )
 
 
 def _line(what: str, table: SubnetTable, mask: np.ndarray) -> str:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from das_gym.adapt.pretrain.vlm.language import INSTRUCTION
-from das_gym.adapt.pretrain.vlm.tokenizer import messages
 from PIL import Image
 
+from benchmarks.pretrain.vlm.language import INSTRUCTION
+from benchmarks.pretrain.vlm.tokenizer import messages
 from das_gym.files import write_json
 from das_gym.registration import ASSETS
 from das_gym.shapes.vqa import shapes_root

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from das_gym.agents import Bayes, register_agent
 from das_gym.agents.ask_tell.base import AGENTS
-from das_gym.agents.compare.aggregate import aggregate, normalised_regrets, summary
 from das_gym.agents.compare.oracle import SuiteOracle
 from das_gym.agents.compare.results import AgentResult, compare
 
 from benchmarks.generalise import interval
+from benchmarks.leaderboard.aggregate import aggregate, normalised_regrets, summary
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.tables.suite import Suite, load_suite

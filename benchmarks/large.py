@@ -5,7 +5,7 @@
     python -m benchmarks.large --layers 36 --evaluations 300 --agents bayes --seeds 10
     python -m benchmarks.large --layers 36 --kind groups
 
-Losses are planted, from the seed, as those of LEADERBOARD.md (`das_gym.agents.compare.planted`): effects of single layers
+Losses are planted, from the seed, as those of LEADERBOARD.md (`benchmarks.leaderboard.planted`): effects of single layers
 and of pairs; with `--kind groups`, of layers that stand in for each other, which no sum of pairs tells. A third of the
 layers is skipped. Regret 0 is the best mask known, 1 the mean of random masks. `optuna` is its TPE sampler over one number
 a layer, of which the largest are skipped (needs optuna).
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.shrink.scores import bootstrap
 from das_gym.agents import make_agent
-from das_gym.agents.compare.optuna_tpe import OPTUNA, TreeParzen
-from das_gym.agents.compare.planted import EVALUATIONS, LOSSES, PlantedOracle
 
+from benchmarks.leaderboard.optuna_tpe import OPTUNA, TreeParzen
+from benchmarks.leaderboard.planted import EVALUATIONS, LOSSES, PlantedOracle
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 

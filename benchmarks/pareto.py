@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
-from das_gym.agents.compare.leaderboard import find_tables
 from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
 
+from benchmarks.leaderboard.board import find_tables
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget, Masks

@@ -21,7 +21,6 @@ from das_gym.registration import MODELS, EnvEntry, find_class, many_objectives
 ROOT = Path(__file__).parents[1]
 COPIES = {
     "leaderboard.md": ("LEADERBOARD.md", "Search"),
-    "submissions.md": ("SUBMISSIONS.md", "Search"),
     "assets-provenance.md": ("das_gym/assets/README.md", "Understand it"),
     "contributing.md": ("CONTRIBUTING.md", "Extend it"),
     "security.md": ("SECURITY.md", "Extend it"),

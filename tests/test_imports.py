@@ -51,9 +51,7 @@ FAMILIES_MAY_BE_NAMED = (
     "das_gym.registration",
     "das_gym.adapt.paper",
     "das_gym.adapt.published",
-    "das_gym.adapt.pretrain",
     "das_gym.adapt.shrink",  # which writes folders of transformers
-    "das_gym.adapt.suite",
 )
 
 TASK = re.compile(r"das_gym\.tasks\.(?!base|labels)\w+|^\w+Task$")

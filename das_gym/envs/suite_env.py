@@ -88,7 +88,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     reward: What is scaled, see `das_gym.problem.rewards.REWARDS`. Tables hold divergences of all examples together alone, so
         that with `neg_kl` groups give no problems.
     statistics: Names of the layer statistics to observe; None = all that the tables hold.
-    suite: Folder of a suite, see `python -m adapt suite`; None = the bundled one.
+    suite: Folder of a suite, see `python -m benchmarks.make_suite`; None = the bundled one.
     budgets: Kinds of budgets, `count`, `macs` and `latency`, one or several. Problems of latency come behind all others, so
         that those keep their numbers; they need tables that know the latency of units, as the bundled ones do.
     problems: Draw from so many of the split's problems alone; None = all.
@@ -97,7 +97,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
     render_mode: `ansi`, `rgb_array` (the pictures of a split have one size) or None.
 
     ## Vectorized environment
-    `gymnasium.make_vec(id, num_envs=n)` takes all n steps with a few look-ups (`python -m benchmarks.suite` says how fast).
+    `gymnasium.make_vec(id, num_envs=n)` takes all n steps with a few look-ups.
 
     ## References
     DAS: arXiv 2309.01479. Splits of problems as in Procgen, arXiv 1912.01588.

@@ -222,7 +222,7 @@ def problems_of(
         if kind != "count" and BUDGET_KINDS[kind] not in table.costs:
             raise ValueError(
                 f"{source.file} does not know the {kind} of its units: leave {kind!r} out of budgets, or have them timed "
-                "with `python -m adapt suite with out=FOLDER retime=<the folder of the tables>`"
+                "with `python -m benchmarks.make_suite with out=FOLDER retime=<the folder of the tables>`"
             )
     parts = {"": table, **{group: table.group_table(group) for group in table.groups_apart}}
     if without:
@@ -405,7 +405,7 @@ def read_suite(folder: str | Path | None = None) -> tuple[Path, tuple[SuiteTable
     """
     path = bundled_suite() if folder is None else absolute(folder)
     if not (path / SUITE_FILE).is_file():
-        raise FileNotFoundError(f"no {SUITE_FILE} in {path}; `python -m adapt suite with out=FOLDER` makes a suite")
+        raise FileNotFoundError(f"no {SUITE_FILE} in {path}; make one by `python -m benchmarks.make_suite with out=FOLDER`")
     record: Mapping[str, Any] = read_json(path / SUITE_FILE)
     if not isinstance(record, dict) or record.get("format") != FORMAT or not isinstance(record.get("tables"), list):
         raise ValueError(f"{path / SUITE_FILE} is no index of this version ({FORMAT!r}); make the suite again")

@@ -218,7 +218,7 @@ def test_supernet_of_other_peoples_data(run_here, tmp_path: Path, small_kwargs: 
         (("supernet", "with", "save_every=0"), "save_every=0 is not allowed"),
         (("supernet", "with", "steps=1", "--unobserved"), "leave --unobserved"),
         (("supernet", "with", "stepz=3"), "did you mean 'steps'"),
-        (("pretrain", "with", "steps=many"), "steps"),
+        (("supernet", "with", "steps=many"), "steps"),
     ],
 )
 def test_a_mistake_is_told_in_a_paragraph(run_here, tmp_path: Path, arguments: tuple[str, ...], says: str):

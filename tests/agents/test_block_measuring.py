@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from das_gym.agents import SearchConfig
 from das_gym.agents.block_measuring import beside, blocks_of, file_beside, takes_blocks, with_blocks
-from das_gym.agents.commands import PROGRAM
-from das_gym.agents.compare.leaderboard import find_tables
 from synthetic import ENV_ID
 
+from benchmarks.blocks import main
+from benchmarks.leaderboard.board import find_tables
 from das_gym.envs.tabular_env import load_table
 from das_gym.registration import ASSETS
 
@@ -49,9 +49,9 @@ def test_a_table_of_ones_own_gets_its_blocks(small_table, small_kwargs, tmp_path
     path = tmp_path / "vqa_table.npz"
     small_table.save(path)
     given = [f"{name}={value}" for name, value in small_kwargs.items()]
-    assert PROGRAM.run(["blocks", "with", f"table={path}", *given]) == 0
+    main(["with", f"table={path}", *given])
     assert capsys.readouterr().out == f"blocks of layers: {file_beside(path)}\n"
     assert len(beside(path)["cosine"]) == small_table.n_layers
     file_beside(path).write_text("{}")
-    with pytest.raises(ValueError, match=r"make it again with `python -m agents blocks with '?table="):
+    with pytest.raises(ValueError, match=r"_blocks\.json is damaged"):
         beside(path)

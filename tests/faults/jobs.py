@@ -205,8 +205,8 @@ def _adapt_compare(folder: Path) -> Job:
 
 def _suite(folder: Path) -> Job:
     """Two small models in the place of all."""
-    from das_gym.adapt.suite import make
-    from das_gym.adapt.suite.models import SuiteModel
+    from benchmarks.make_suite import make
+    from benchmarks.make_suite.models import SuiteModel
 
     del folder
     small = {

@@ -24,7 +24,6 @@ from das_gym.adapt.compare.trials import read_trials
 from das_gym.adapt.refining import _known
 from das_gym.adapt.shrink.compare_experiment import begun_in, measured
 from das_gym.adapt.training import Group, Trainer, adamw
-from das_gym.agents.compare.submission import read_submission
 from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
 from das_gym.agents.searching.record import SearchResult
 from hypothesis import HealthCheck, given, settings
@@ -110,9 +109,6 @@ LINE["found"] = {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, 
 TRIAL = {"entrant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": None}
 TRIAL |= {"updated": 1, "trained": 1, "seconds": 1.0}
 POINT = {"mask": [0, 1], "saved": 0.2, "loss": 1.0, "skipped_layers": ["a"]}
-SEARCHED = {"env_id": "DAS-METER-VQA-Tabular-v0", "budget": {"skip_num": 4}, "seed": 0, "masks": ["111100000000"]}
-UNSEEN = {"env_id": "DAS-Suite-v0", "split": "test", "problem": "bundled METER/vqa/all/skip_num=3", "seed": 0}
-UNSEEN |= {"masks": ["111000000000"]}
 FIGURES = {"full": 9.0, "unskipped": 9.5, "savings": [1.0, 2.0]}
 
 RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
@@ -121,8 +117,6 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, _front),
     "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, _known),
-    "submission": ("a.json", {"agent": "mine", "runs": [SEARCHED]}, read_submission),
-    "unseen submission": ("a.json", {"agent": "mine", "runs": [UNSEEN]}, read_submission),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
     "suite": (
         "suite.json",

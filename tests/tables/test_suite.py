@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.landscape import landscape
 from das_gym.engine.scores import Scores
 from das_gym.files import write_json
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask
-from das_gym.tables.landscape import landscape
 from das_gym.tables.suite import (
     FORMAT,
     MAX_UNITS,
@@ -237,7 +237,7 @@ def test_relatives_have_problems_of_latency(made_up_suite: Path):
 
 
 def test_a_folder_without_a_suite_says_how_to_make_one(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="python -m adapt suite"):
+    with pytest.raises(FileNotFoundError, match="make_suite with out=FOLDER"):
         read_suite(tmp_path)
     (tmp_path / "suite.json").write_text("{}")
     with pytest.raises(ValueError, match="no index of this version"):

@@ -11,14 +11,14 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents import AGENTS
-from das_gym.agents.compare.leaderboard import main as leaderboard
-from das_gym.agents.compare.leaderboard import verdict
 from das_gym.agents.compare.oracle import LiveOracle, TableOracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
 from das_gym.agents.compare.results import TOLERANCE, AgentResult, agent_results, compare, quantile
 from das_gym.agents.compare.traces import Trace
 from das_gym.agents.compare_experiment import CompareSettings, cells, ex, print_results
 
+from benchmarks.leaderboard.board import main as leaderboard
+from benchmarks.leaderboard.board import verdict
 from das_gym.experiment import RunError
 from das_gym.tables.suite import load_suite
 from das_gym.tables.table import SubnetTable
@@ -290,7 +290,7 @@ def test_the_leaderboard_from_one_command(made_up_table, made_up_suite, tmp_path
     words += ["agents=['random','bayes','greedy']", "planted=[24]", f"cache={tmp_path / 'kept'}"]
     leaderboard(words)
     text = out.read_text()
-    assert "python -m agents leaderboard with seeds=1" in text
+    assert "python -m benchmarks.leaderboard with seeds=1" in text
     assert "### DAS-METER-VQA-v0, 8 layers, k = 4 (70 masks)" in text
     assert "### DAS-METER-VQA-v0, 8 layers, at least 12 % of the MACs saved" in text
     assert text.count("\n| bayes |") == text.count("\n| random |") == 5

@@ -1,0 +1,61 @@
+"""Pre-train METER-mini, ViLT-mini, SmolVLM-mini or LLaVA-mini.
+
+python -m benchmarks.pretrain                                      METER-mini; writes to runs/<id>/meter_mini
+python -m benchmarks.pretrain with model=ViLT                      ViLT-mini; writes to runs/<id>/vilt_mini
+python -m benchmarks.pretrain with model=SmolVLM                   SmolVLM-mini; writes to runs/<id>/smolvlm_mini
+python -m benchmarks.pretrain with model=LLaVA                     LLaVA-mini; writes to runs/<id>/llava_mini
+python -m benchmarks.pretrain with model=ViLT out=my_folder        to a folder of your choice
+python -m benchmarks.pretrain with resume=5                        go on with run 5, which was stopped
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig
+from benchmarks.pretrain.recipe import pretrain
+from benchmarks.pretrain.vlm.models import ANSWERING_MODELS
+from das_gym.commandline import typed
+from das_gym.config import build
+from das_gym.experiment import RunsExperiment, required_folder
+from das_gym.runs import ResumableSettings
+
+
+@dataclass(frozen=True)
+class PretrainSettings(ResumableSettings, PretrainConfig):
+    """The settings of `python -m benchmarks.pretrain`.
+
+    Attributes:
+        out: Folder to write the checkpoint to. None is a folder of the model's name in the run's folder.
+    """
+
+    group: ClassVar[str] = "Pre-training"
+
+    out: str | None = None
+
+
+ex = RunsExperiment("benchmarks.pretrain", save_git_info=False)
+ex.add_settings(PretrainSettings)
+
+
+@ex.main
+def main(_run: Any, _config: Mapping[str, Any]) -> None:
+    """Pre-train and write the checkpoint."""
+    settings = build(PretrainSettings, _config)
+    folder = required_folder(_run)
+    out = Path(settings.out) if settings.out else folder / f"{settings.model.lower()}_mini"
+    pretrain(settings, out, folder, _run.log_scalar)
+    for name in CHECKPOINTS:
+        (folder / name).unlink(missing_ok=True)
+    print(f"checkpoint: {out}\nNext: {_next(settings.model, out)}")
+
+
+def _next(model: str, out: Path) -> str:
+    """What to do with the checkpoint."""
+    if model in ANSWERING_MODELS:
+        return f"AutoModelForImageTextToText.from_pretrained({str(out)!r})"
+    return typed("adapt supernet", f"{model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))

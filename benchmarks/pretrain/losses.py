@@ -1,0 +1,130 @@
+"""The losses of pre-training, and the heads that only they need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from das_gym.adapt.training import StepResult
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from benchmarks.pretrain.batches import IGNORE, CaptionBatch, ImageBatch
+from das_gym.shapes.scenes import COLORS, SHAPES
+
+LOSS_WEIGHTS = {
+    "words": 1.0,
+    "match": 1.0,
+    "roles": 2.0,
+    "pointing": 3.0,
+    "color": 1.0,
+    "shape": 1.0,
+    "center": 10.0,
+    "fused_center": 10.0,
+    "bearings": 10.0,
+    "places": 10.0,
+    "offsets": 10.0,
+}
+
+ROLE_WEIGHTS = (1.0, 2.0, 2.0)
+"""Of the classes NOT_MENTIONED, SUBJECT and OTHER: most patches are not mentioned."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the losses read of pictures with sentences; every tensor but `pooled` is (batch, tokens, hidden_size).
+
+    Attributes:
+        text, patches: Early: before fusion where a model has encoders.
+        fused_text, fused_patches: After the last layer.
+        pooled: (batch, feature_size), what task heads read.
+    """
+
+    text: Tensor
+    patches: Tensor
+    fused_text: Tensor
+    fused_patches: Tensor
+    pooled: Tensor
+
+
+class PretrainHeads(nn.Module):
+    """The heads that only pre-training needs."""
+
+    def __init__(self, size: int, feature_size: int, vocab_size: int) -> None:
+        super().__init__()
+        self.color = nn.Linear(size, len(COLORS) + 1)
+        self.shape = nn.Linear(size, len(SHAPES) + 1)
+        self.pointing = nn.Linear(size, size)
+        self.role = nn.Linear(size, 3)
+        self.word = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.LayerNorm(size), nn.Linear(size, vocab_size))
+        self.match = nn.Linear(feature_size, 2)
+        self.center = nn.Linear(size, 2)
+        self.fused_center = nn.Linear(size, 2)
+        self.bearing = nn.Linear(size, 2)
+        self.place = nn.Linear(size, 2)
+        self.offset = nn.Linear(feature_size, 2)
+
+    def dense(self) -> nn.Module:
+        """The heads of `image_losses`."""
+        return nn.ModuleList((self.color, self.shape, self.center))
+
+
+def image_losses(heads: PretrainHeads, patches: Tensor, batch: ImageBatch) -> StepResult:
+    """All losses of the first part, their weighted sum as `loss`."""
+    losses = patch_losses(heads, patches, batch)
+    return {"loss": weighted(losses), **losses}
+
+
+def caption_losses(heads: PretrainHeads, features: Features, batch: CaptionBatch) -> StepResult:
+    """All losses of the second part, their weighted sum as `loss`."""
+    hidden_words = batch.words != IGNORE
+    role = heads.role(features.fused_patches).flatten(0, 1)
+    losses = {
+        "words": F.cross_entropy(heads.word(features.fused_text[hidden_words]), batch.words[hidden_words]),
+        "match": F.cross_entropy(heads.match(features.pooled), batch.matches, ignore_index=IGNORE),
+        "roles": F.cross_entropy(role, batch.roles.flatten(), torch.tensor(ROLE_WEIGHTS), ignore_index=IGNORE),
+        "pointing": pointing_loss(heads, features, batch),
+        **patch_losses(heads, features.patches, batch.scenes),
+        **place_losses(heads, features, batch),
+    }
+    return {"loss": weighted(losses), **losses}
+
+
+def patch_losses(heads: PretrainHeads, patches: Tensor, batch: ImageBatch) -> StepResult:
+    """Cross-entropy of colour and of shape at every patch, and the squared error of where that object is."""
+    return {
+        "center": F.mse_loss(heads.center(patches), batch.centers),
+        "color": F.cross_entropy(heads.color(patches).flatten(0, 1), batch.colors.flatten()),
+        "shape": F.cross_entropy(heads.shape(patches).flatten(0, 1), batch.shapes.flatten()),
+    }
+
+
+def pointing_loss(heads: PretrainHeads, features: Features, batch: CaptionBatch) -> Tensor:
+    """Binary cross-entropy of each colour or shape word against the patches that show it."""
+    text, patches = features.text, features.patches
+    row, token = torch.nonzero((batch.color_words >= 0) | (batch.shape_words >= 0), as_tuple=True)
+    color, shape = batch.color_words[row, token, None], batch.shape_words[row, token, None]
+    shown = torch.where(color >= 0, batch.scenes.colors[row] == color, batch.scenes.shapes[row] == shape)
+    score = torch.einsum("nd,npd->np", heads.pointing(text[row, token]), patches[row]) * patches.shape[-1] ** -0.5
+    return F.binary_cross_entropy_with_logits(score, shown.float())
+
+
+def place_losses(heads: PretrainHeads, features: Features, batch: CaptionBatch) -> StepResult:
+    """Squared errors, after fusion, of where things are and of where one lies seen from the other."""
+    return {
+        "fused_center": F.mse_loss(heads.fused_center(features.fused_patches), batch.scenes.centers),
+        "bearings": masked_mse(heads.bearing(features.fused_patches), batch.bearings),
+        "places": masked_mse(heads.place(features.fused_text), batch.places),
+        "offsets": masked_mse(heads.offset(features.pooled), batch.offsets),
+    }
+
+
+def masked_mse(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Squared error where the target is not NaN."""
+    known = ~wanted.isnan()
+    return F.mse_loss(predicted[known], wanted[known])
+
+
+def weighted(losses: StepResult) -> Tensor:
+    """The sum of losses, each times its LOSS_WEIGHTS."""
+    return torch.stack([LOSS_WEIGHTS[name] * loss for name, loss in losses.items()]).sum()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from das_gym.agents.compare.oracle import SuiteOracle, TableOracle
+from das_gym.agents.compare.results import agent_results, compare
+from das_gym.agents.compare.traces import Trace
+
+from benchmarks.leaderboard.aggregate import (
+    SHARES,
+    WORST,
+    aggregate,
+    interquartile_mean,
+    interval,
+    normalised_regrets,
+    ranked,
+    summary,
+    told_apart,
+)
+from das_gym.tables.suite import load_suite
+
+TABULAR = "DAS-METER-VQA-Tabular-v0"
+
+
+def test_the_interquartile_mean_leaves_a_quarter_out_on_each_side():
+    assert interquartile_mean(np.array([9.0, 1, 2, 3, 4, -50, 100, 5])) == pytest.approx((2 + 3 + 4 + 5) / 4)
+    np.testing.assert_allclose(interquartile_mean(np.array([[1.0, 2, 3, 4], [0, 0, 2, 2]])), [2.5, 1.0])
+
+
+def test_seeds_are_drawn_anew_within_a_problem_alone():
+    assert interval(np.array([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])) == (0.5, 0.5)
+    low, high = interval(np.array([[0.0, 1.0] * 10]))
+    assert low < 0.5 < high
+
+
+def test_random_orders_have_regret_one_and_no_answer_the_worst(made_up_table: Path):
+    oracle = TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+    masks = oracle.space.masks
+    assert oracle.random_reward == pytest.approx(oracle.rewards(masks).mean())  # of a count, all orders are as likely
+    rewards = np.array([[-np.inf, oracle.random_reward, oracle.best_reward]])
+    (result,) = agent_results(oracle, [Trace("a", masks[:1], rewards, np.array([3]))])
+    np.testing.assert_allclose(normalised_regrets(oracle, result), [[WORST, 1.0, 0.0]])
+
+
+def test_means_profiles_and_times_by_hand(made_up_table: Path):
+    oracle = TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+    gain = oracle.best_reward - oracle.random_reward
+    rewards = oracle.best_reward - gain * np.array([[1.0, 0.1, 0.0], [1.0, 0.3, 0.3]])
+    trace = Trace("a", oracle.space.masks[:2], rewards, np.array([3, 3]), np.array([2.0, 4.0]))
+    (result,) = agent_results(oracle, [trace])
+    found = aggregate([oracle], [result], [1, 2, 3])
+    np.testing.assert_allclose(found.means, [1.0, 0.2, 0.15])
+    np.testing.assert_allclose(found.intervals[1], [0.1, 0.3], atol=1e-9)  # both seeds the one or the other
+    assert found.profile == tuple(1.0 if share >= 0.3 else 0.5 for share in SHARES)
+    assert found.milliseconds == 3.0
+    assert ranked([replace(found, agent="b", means=(0.1, 0.2)), replace(found, means=(0.3, 0.1))])[0].agent == "a"
+    assert told_apart(np.linspace(0, 1, 40) + 0.01, np.linspace(0, 1, 40))
+    oracle.random_reward = oracle.best_reward  # every mask earns the same
+    assert oracle.normalised(np.zeros(2)).tolist() == [0.0, 0.0]
+
+
+def test_agents_play_on_problems_of_a_suite(made_up_suite: Path):
+    suite = load_suite(made_up_suite, "test")
+    oracles = [SuiteOracle(problem, suite.statistics) for problem in suite.problems]
+    played = [compare(oracle, ["random", "bayes", "leave_one_out"], range(2), 12) for oracle in oracles]
+    random, bayes, rule = (aggregate(oracles, results, [6, 12]) for results in zip(*played, strict=True))
+    assert bayes.means[1] <= random.means[1] <= random.means[0]
+    assert all(low <= mean <= high for mean, (low, high) in zip(random.means, random.intervals, strict=True))
+    assert list(random.profile) == sorted(random.profile)
+    assert len(random.profile) == len(SHARES)
+    assert bayes.milliseconds > random.milliseconds > 0
+    lines = summary([random, bayes, rule], [6, 12]).splitlines()
+    assert lines[0].startswith("| agent | at 6 | at 12 | optimum | within 1 % |")
+    assert [line.split(" | ")[0] for line in lines[2:]][-1] == "| random"
+
+
+def test_where_the_truth_is_unknown_nothing_is_normalised(made_up_table: Path):
+    oracle = TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+    (result,) = compare(oracle, ["random"], range(1), 3)
+    oracle.random_reward = None
+    with pytest.raises(ValueError, match="only a table knows"):
+        normalised_regrets(oracle, result)

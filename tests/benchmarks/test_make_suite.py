@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.make_suite import models
+from benchmarks.make_suite.make import SuiteSettings, main, make_suite
+from benchmarks.make_suite.models import SuiteModel, make_model
+from benchmarks.make_suite.plan import suite_models
+from das_gym.locks import lock_folder
+from das_gym.models.checkpoints import load_checkpoint
+from das_gym.problem.adaptation import Adaptation
+from das_gym.problem.loading import build_problem
+from das_gym.problem.unit_latency import measure_units
+from das_gym.registration import ASSETS
+from das_gym.shapes.vqa import write_shapes
+from das_gym.tables.table import SubnetTable
+
+
+def test_the_plan_keeps_its_splits_apart():
+    models = suite_models()
+    assert models == suite_models()
+    assert models != suite_models(seed=1)
+    assert len({spec.name for spec in models}) == len(models)
+    assert sum(spec.split == "train" for spec in models) >= 16
+    train, test = ([spec for spec in models if spec.split == split] for split in ("train", "test"))
+    assert not {(spec.model, spec.kept) for spec in train} & {(spec.model, spec.kept) for spec in test}
+    assert not {spec.task for spec in train} & {"nlvr2", "retrieval"}
+    for spec in models:
+        assert all(list(places) == sorted(set(places)) for places in spec.kept)
+
+
+def test_one_process_at_a_time(tmp_path: Path):
+    lock = lock_folder(tmp_path)
+    with pytest.raises(ValueError, match="another process is at work"):
+        main(["with", f"out={tmp_path}", "only=none"])
+    lock.release()
+    main(["with", f"out={tmp_path}", "only=none"])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", 3, train_scenes=20, val_scenes=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SuiteModel("m", "train", "METER", "vqa", ((1, 4), (0, 5)), 5, steps=1),
+        SuiteModel("v", "train", "ViLT", "vqa", ((0, 7, 9),), 5, noise=0.1, skip_adapters=False, steps=2),
+    ],
+    ids=lambda spec: spec.model,
+)
+def test_a_model_has_the_layers_that_it_kept(spec: SuiteModel, data: Path, tmp_path: Path):
+    config = make_model(spec, data, tmp_path / spec.name)
+    problem = build_problem(config)
+    bundled = load_checkpoint(ASSETS / f"{spec.model.lower()}_mini").vlp.state_dict()
+    mine = problem.vlp.state_dict()
+    lists = ("text_layers", "image_layers") if spec.model == "METER" else ("blocks",)
+    weight = "layer.feed_in.weight" if spec.model == "METER" else "layer.mlp_in.weight"
+    for name, kept in zip(lists, spec.kept, strict=True):
+        for new, old in enumerate(kept):
+            change = (mine[f"{name}.{new}.{weight}"] - bundled[f"{name}.{old}.{weight}"]).std()
+            assert float(change) == pytest.approx(
+                spec.noise * float(bundled[f"{name}.{old}.{weight}"].std()), rel=0.1, abs=1e-7
+            )
+    assert any("skip_adapter" in name for name in problem.vlp.tunable_state()) == spec.skip_adapters
+    first, last = (Adaptation.load(tmp_path / spec.name / f"{name}.safetensors") for name in ("first", "supernet"))
+    moved = any(not torch.equal(tensor, last.tensors[name]) for name, tensor in first.tensors.items())
+    assert moved
+    losses = problem.evaluator.losses(np.eye(len(problem.layer_names), dtype=bool), problem.splits.reward[:4])
+    assert np.isfinite(losses).all()
+    assert make_model(dataclasses.replace(spec, steps=9), data, tmp_path / spec.name) == config  # what is there stays
+
+
+@pytest.mark.slow
+def test_a_decoder_loses_layers_and_is_trained_on(tmp_path: Path, data: Path):
+    spec = SuiteModel("d", "test", "VLM", "answering", ((0, 5),), 5, units="sublayers", steps=0)
+    problem = build_problem(make_model(spec, data, tmp_path / "d"))
+    assert len(problem.layer_names) == 4
+    longer = build_problem(make_model(dataclasses.replace(spec, steps=2), data, tmp_path / "longer"))
+    before, after = (dict(p.vlp.named_parameters()) for p in (problem, longer))
+    moved = [name for name, parameter in before.items() if not torch.equal(parameter, after[name])]
+    assert any("self_attn" in name for name in moved)
+    assert any("vision" in name for name in moved)
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_from_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = SuiteModel("train-00", "train", "METER", "vqa", ((0,), (2,)), 5, steps=1)
+    monkeypatch.setattr("benchmarks.make_suite.make.suite_models", lambda seed: [spec])
+    monkeypatch.setattr("benchmarks.make_suite.make.USUAL_EXAMPLES", (6, 4))
+    monkeypatch.setattr(
+        "benchmarks.make_suite.make.write_shapes", lambda folder, seed, **counts: write_shapes(folder, seed, 20, 8)
+    )
+    monkeypatch.setenv("DAS_GYM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measure_units, "__defaults__", ((2, 2), 0.0, 1))
+    folder = make_suite(SuiteSettings(str(tmp_path), bundled=False))
+    table = SubnetTable.load(folder / "train-00.npz")
+    assert table.n_layers == 2
+    assert table.examples is not None
+    latency = table.meta.costs["latency_saved"]
+    assert (latency["measured"]["clock"], latency["measured"]["examples"]) == ("processor time", 1)
+    written = (folder / "train-00.npz").stat().st_mtime_ns
+    make_suite(SuiteSettings(str(tmp_path), bundled=False))
+    assert (folder / "train-00.npz").stat().st_mtime_ns == written
+    assert (folder / "suite.json").is_file()
+
+    without = {name: cost for name, cost in table.meta.costs.items() if name != "latency_saved"}
+    dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs=without)).save(folder / "train-00.npz")
+    monkeypatch.setattr(models, "_train", lambda *given: pytest.fail("trained"))
+    assert make_suite(SuiteSettings(str(tmp_path / "other"), retime=str(folder))) == folder
+    again = SubnetTable.load(folder / "train-00.npz")
+    assert again.meta == table.meta  # the same shape on the same examples: what was measured before
+    again.save(tmp_path / "again.npz")
+    table.save(tmp_path / "before.npz")
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "before.npz").read_bytes()
+    monkeypatch.setattr("benchmarks.make_suite.make.suite_models", lambda seed: [])
+    with pytest.raises(ValueError, match="unknown model of seed=2026 'train-00'"):
+        make_suite(SuiteSettings(str(tmp_path / "other"), retime=str(folder)))

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from benchmarks.pretrain.batches import IGNORE
+from benchmarks.pretrain.config import CHECKPOINTS, SIZES, PretrainConfig
+from benchmarks.pretrain.recipe import pretrain
+from benchmarks.pretrain.vlm import llava, smolvlm
+from benchmarks.pretrain.vlm.batches import ConversationBatches, picture_batch
+from benchmarks.pretrain.vlm.family import AnsweringModel, grid_positions
+from benchmarks.pretrain.vlm.language import INSTRUCTION, describe, mentions, questions, target
+from benchmarks.pretrain.vlm.losses import ConversationHeads, conversation_losses, features
+from benchmarks.pretrain.vlm.models import ANSWERING_MODELS
+from benchmarks.pretrain.vlm.tokenizer import Tokens, messages
+from das_gym.registration import ASSETS
+from das_gym.shapes.scene_language import Question
+from das_gym.shapes.scenes import Scene, SceneObject, render, sample_scene
+from das_gym.tasks.answering.prompts import instructed
+
+TOKENS = {"SmolVLM": smolvlm.TOKENS, "LLaVA": llava.TOKENS}
+ASSISTANT = {"SmolVLM": " yes<end_of_utterance>\n", "LLaVA": " yes</s>"}
+CLASSES = {"SmolVLM": ("SmolVLMForConditionalGeneration", 12), "LLaVA": ("LlavaForConditionalGeneration", 24)}
+
+
+@pytest.fixture(scope="module", params=ANSWERING_MODELS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def family(name: str) -> AnsweringModel:
+    return ANSWERING_MODELS[name]
+
+
+@pytest.fixture(scope="module")
+def tokens(name: str) -> Tokens:
+    return TOKENS[name]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(family: AnsweringModel):
+    return family.make_tokenizer(0)
+
+
+@pytest.fixture(scope="module")
+def processor(family: AnsweringModel, tokenizer):
+    return family.make_processor(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def batches(family: AnsweringModel, tokenizer) -> ConversationBatches:
+    return ConversationBatches(family, tokenizer, seed=0, batch_size=6)
+
+
+@pytest.fixture
+def model(family: AnsweringModel, tokenizer):
+    torch.manual_seed(0)
+    model = family.build(16, tokenizer)
+    family.initialise(model)
+    return model.eval()
+
+
+SCENE = Scene(
+    (
+        SceneObject("red", "circle", 20, 20, 10),
+        SceneObject("blue", "circle", 70, 20, 10),
+        SceneObject("green", "star", 40, 70, 10),
+    ),
+    background=220,
+)
+
+
+def test_no_text_is_out_of_vocabulary(tokenizer):
+    for text in ("What color is the circle?", "où est le chat\u202f?", "猫はどこ 🐈", "\x00\ttabs\n\n"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]).removeprefix(" ") == text
+
+
+def test_the_tokens_of_every_prompt_are_one_each_and_words_have_one_id(tokenizer, tokens: Tokens):
+    assert tokenizer.convert_ids_to_tokens(list(range(len(tokens.special)))) == list(tokens.special)
+    assert all(len(tokenizer(phrase)["input_ids"]) == 1 for phrase in (*tokens.special, *tokens.phrases))
+    assert tokenizer("red")["input_ids"] == tokenizer(" red")["input_ids"]
+    for answer in ("yes", "no", "0", "5", "red", "purple", "triangle", "cross"):
+        assert len(tokenizer(answer)["input_ids"]) == 1
+
+
+def test_the_shipped_tokenizer_is_the_trained_one(name: str, family: AnsweringModel, tokenizer, tmp_path: Path):
+    tokenizer.backend_tokenizer.no_padding()
+    family.make_processor(tokenizer).save_pretrained(tmp_path)
+    assert (ASSETS / f"{name.lower()}_mini/tokenizer.json").read_text() == (tmp_path / "tokenizer.json").read_text()
+
+
+def test_questions_are_put_as_the_answering_task_puts_them():
+    assert instructed("is it red?") == f"is it red?{INSTRUCTION}"
+
+
+def test_an_answer_continues_the_prompt_as_the_chat_template_writes_it(
+    name: str, family: AnsweringModel, processor, tokenizer
+):
+    asked = messages("is it red?" + INSTRUCTION)
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
+    whole = processor.apply_chat_template([*asked, {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}])
+    assert whole == prompt + ASSISTANT[name]
+    answer = tokenizer(f"yes{family.prompt.end}")["input_ids"]
+    assert tokenizer(whole.strip())["input_ids"] == tokenizer(prompt)["input_ids"] + answer
+
+
+def test_a_batch_is_what_the_processor_makes_of_the_same_questions(
+    family: AnsweringModel, batches: ConversationBatches, processor
+):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (family.mean, family.std))
+    batch = batches(3, described=False)
+    for index in range(0, len(batch.rows), 5):
+        row, answered = int(batch.rows[index]), batch.labels[index] != IGNORE
+        first = int(answered.nonzero()[0]) + 1  # of the answer
+        own = batch.input_ids[index, : int(batch.attention_mask[index].sum()) - batch.prefix_ids.shape[1]]
+        text = processor.tokenizer.decode(own[:first]).split("\n")[0].strip()
+        pixels = ((batch.pictures.scenes.image[row] * std + mean) * 255).round().byte().permute(1, 2, 0).numpy()
+        prompt = processor.apply_chat_template(messages(text + INSTRUCTION), add_generation_prompt=True)
+        made = processor(text=[prompt], images=[[pixels]], return_tensors="pt")
+        assert torch.equal(made["input_ids"][0], torch.cat((batch.prefix_ids[row], own[:first])))
+        assert torch.allclose(made["pixel_values"].flatten(0, -4)[0], batch.pictures.scenes.image[row], atol=1e-5)
+        assert own[-1] == processor.tokenizer.eos_token_id
+        assert torch.equal(batch.labels[index][answered], own[first:])
+
+
+@torch.no_grad()
+def test_questions_on_one_copy_of_the_picture_read_as_they_do_alone(
+    name: str, family: AnsweringModel, batches: ConversationBatches, model
+):
+    batch = batches(0, described=True)
+    together = features(family, model, batch).last
+    for index in range(0, len(batch.rows), 7):
+        row, length = int(batch.rows[index]), int(batch.attention_mask[index].sum()) - batch.prefix_ids.shape[1]
+        ids = torch.cat((batch.prefix_ids[row], batch.input_ids[index, :length]))[None]
+        pixels = batch.pictures.scenes.image[row][None]
+        alone = model(input_ids=ids, pixel_values=pixels[None] if name == "SmolVLM" else pixels).logits[0, -length:]
+        assert torch.allclose(model.lm_head(together[index, :length]), alone, atol=1e-4)
+
+
+def test_every_loss_teaches_and_the_words_are_the_plain_cross_entropy(
+    family: AnsweringModel, batches: ConversationBatches, model
+):
+    torch.manual_seed(0)
+    batch, heads = batches(0, described=True), ConversationHeads(16)
+    losses = conversation_losses(family, model, heads, batch)
+    logits = model.lm_head(features(family, model, batch).last)
+    assert torch.allclose(
+        losses["words"], F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
+    )
+    assert 0 <= losses.pop("right") <= 1
+    for loss in losses.values():
+        grads = torch.autograd.grad(loss, family.eyes(model)["vision"].parameters(), retain_graph=True, allow_unused=True)
+        assert sum(float(g.abs().sum()) for g in grads if g is not None) > 0
+
+
+def test_batches_are_a_function_of_seed_and_step(family: AnsweringModel, batches: ConversationBatches, tokenizer):
+    one, again, other = batches(3, True), batches(3, True), batches(4, True)
+    another_seed = ConversationBatches(family, tokenizer, 1, 6)(3, True)
+    assert torch.equal(one.pictures.scenes.image, again.pictures.scenes.image)
+    assert torch.equal(one.input_ids, again.input_ids)
+    assert not torch.equal(one.pictures.scenes.image, other.pictures.scenes.image)
+    assert not torch.equal(one.pictures.scenes.image, another_seed.pictures.scenes.image)
+
+
+def test_silhouettes_show_where_the_objects_are():
+    batch = picture_batch([SCENE], lambda pixels: pixels)
+    grid = batch.silhouettes.view(6, 6, 16, 16).transpose(1, 2).reshape(96, 96).bool()
+    background = (batch.scenes.image[0] * 255).round() == SCENE.background
+    assert torch.equal(grid, ~background.all(0))
+    assert 800 < grid.sum() < 1000  # two circles of radius 10 and a star
+
+
+def test_the_first_positions_are_alike_where_patches_are_near():
+    positions = grid_positions(12, 64)
+    assert positions.shape == (144, 64)
+    alike = (positions @ positions[5 * 12 + 4]).view(12, 12)
+    assert [alike.argmax().item(), alike[5].argsort(descending=True)[1:3].sort().values.tolist()] == [5 * 12 + 4, [3, 5]]
+    assert torch.allclose(alike[5, 5], alike[6, 4], atol=1e-4)
+    assert alike[5, 5] > alike[6, 5] > alike[7, 6]
+
+
+def test_what_a_question_names():
+    def named(text: str) -> list[int]:
+        return [len(mention.objects) for mention in mentions(SCENE, text)]
+
+    assert named("is the red circle left of the green star?") == [1, 1]
+    assert named("how many circles are there?") == [2]
+    assert named("how many crosses are there?") == [0]
+    assert named("how many green objects are there?") == [1]
+    assert named("what color is the object nearest to the blue circle?") == [1]
+    assert named("what shape is nearest to the yellow star?") == [0]
+    text = "what color is the star?"
+    assert [text[mention.end] for mention in mentions(SCENE, text)] == ["r"]
+
+
+def test_the_object_that_is_the_answer():
+    def found(text: str, answer: str, family: str) -> SceneObject | None:
+        return target(SCENE, Question(text, answer, family, "other"))
+
+    red, blue, star = SCENE.objects
+    assert found("what color is the star?", "green", "attribute") is star
+    assert found("what shape is the blue object?", "circle", "attribute") is blue
+    assert found("what shape is nearest to the red circle?", "circle", "nearest") is blue
+    assert found("what color is the object nearest to the green star?", "red", "nearest") is red
+    assert found("is there a red circle?", "yes", "existence") is None
+
+
+def test_targets_are_what_the_answers_name():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        scene = sample_scene(rng)
+        for question in questions(rng, scene):
+            wanted = target(scene, question)
+            if wanted is not None:
+                assert question.answer in (wanted.color, wanted.shape)
+
+
+def test_a_description_names_every_object_from_left_to_right():
+    assert describe(SCENE).answer == "red circle, green star, blue circle"
+
+
+@pytest.mark.slow
+def test_the_training_stops_goes_on_and_writes_a_folder_that_answers(name: str, tmp_path: Path):
+    config = PretrainConfig(name, hidden_size=16, image_steps=3, steps=4, batch_size=2, image_batch_size=4, save_every=2)
+    logged: list[str] = []
+    whole = pretrain(config, tmp_path / "whole", tmp_path / "a", lambda name, value, step: logged.append(name))
+    assert {"image.color", "answer.words", "answer.right"} <= set(logged)
+    assert all((tmp_path / "a" / file).is_file() for file in CHECKPOINTS)
+    (tmp_path / "a" / CHECKPOINTS[1]).unlink()
+    again = pretrain(config, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second anew
+    assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    model, processor = AutoModelForImageTextToText.from_pretrained(whole), AutoProcessor.from_pretrained(whole)
+    kind, layers = CLASSES[name]
+    assert (type(model).__name__, model.dtype) == (kind, torch.float32)
+    asked = [messages(text + INSTRUCTION) for text in ("is there a star?", "how many red objects are there?")]
+    prompts = [processor.apply_chat_template(turn, add_generation_prompt=True) for turn in asked]
+    inputs = processor(text=prompts, images=[[render(SCENE)]] * 2, padding=True, return_tensors="pt")
+    said = model.generate(**inputs, do_sample=False, max_new_tokens=3)
+    assert said.shape[0] == 2
+    assert json.loads((whole / "tokenizer.json").read_text())["padding"] is None
+    assert json.loads((whole / "config.json").read_text())["text_config"]["num_hidden_layers"] == layers
+
+
+def test_none_is_the_models_own_size():
+    assert PretrainConfig("SmolVLM").size == SIZES["SmolVLM"]
+    assert PretrainConfig("ViLT", steps=7).size.steps == 7
+    assert PretrainConfig("ViLT", steps=7).size.learning_rate == SIZES["ViLT"].learning_rate
