@@ -39,10 +39,7 @@ def environments(columns: int = ROOMY) -> Table:
     others = f"many problems: {', '.join(SUITE_IDS)}\nmany objectives: {many_objectives(first.id)}, and so on"
     if columns < ROOMY:
         table = _table(title, "id", "short", "layers", whole=3)
-        table.caption = (
-            "from a bundled table, where layers are listed: DAS-METER-VQA-Tabular-v0,\n"
-            f"meter_vqa_table, and so on; {typed('agents table', '<short>')} makes one\n{others}"
-        )
+        table.caption = f"from a bundled table, where layers are listed: meter_vqa_table, ...\n{others}"
         for entry in ENVIRONMENTS.values():
             table.add_row(entry.id, entry.short, _layers(entry))
         return table

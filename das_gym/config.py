@@ -288,12 +288,10 @@ def _hint(name: Any, known: Sequence[str], listing: str | None = None) -> str:
     near = [repr(by_lower[each]) for each in difflib.get_close_matches(str(name).lower(), by_lower, n=3)]
     if len(known) <= FEW:
         return f"{f'did you mean {near[0]}? ' if near else ''}known: {', '.join(known) or 'none'}"
-    nearest = f"did you mean {' or '.join([', '.join(near[:-1]), near[-1]]) if near[1:] else near[0]}? " if near else ""
-    return f"{nearest}{f'`{listing}` lists all {len(known)}' if listing else f'known: {_shortened(known)}'}"
-
-
-def _shortened(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:FEW])} and {len(names) - FEW} more"
+    listed = f"`{listing}` lists all {len(known)}" if listing else ""
+    if near:
+        return f"did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}? {listed}".rstrip()
+    return listed or f"known: {', '.join(known[:FEW])} and {len(known) - FEW} more"
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:

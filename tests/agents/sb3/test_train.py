@@ -199,7 +199,7 @@ def test_a_policy_of_ones_own(env_kwargs: dict):
         ("ppo", {"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
         ("ppo", {"macs_saved": 0.9}, "macs_saved=0.9 is out of reach"),
         ("ppo", {"evaluation": 9}, "unknown setting 'evaluation'; did you mean 'evaluations'"),
-        ("ppo", {"n_env": 3}, "unknown setting 'n_env'; did you mean 'n_envs'.*known: .* more"),
+        ("ppo", {"n_env": 3}, "unknown setting 'n_env'; did you mean 'n_envs'"),
         ("ppo", {"masks_per_turn": 3}, "unknown setting 'masks_per_turn'; .*known: .* more"),
         ("ppo", {"n_envs": 0}, "n_envs=0 is not allowed; give a whole number from 1"),
         ("ppo", {"n_envs": 2.5}, "n_envs=2.5 is not allowed; give a whole number from 1"),
