@@ -39,7 +39,8 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
     named = value.split(",") if name == "use" else []
     if ":" in value and (name in NAMES_CODE or re.fullmatch(r"[\w.]+:[\w.-]+", value)):
         named.append(value.partition(":")[0])
-    return [each for each in named if each and each not in known and each.partition(".")[0] not in KNOWN_PACKAGES]
+    unknown = (each for each in named if each and each not in known)
+    return [each for each in unknown if each.partition(".")[0] not in KNOWN_PACKAGES or each.endswith("__main__")]
 
 
 def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
         {"agent": "evilmod:Agent"},
         {"agent": "evilmod:"},
         {"agent": "evil-mod:Agent of mine"},
+        {"agent": "das_gym.agents.__main__:main"},
         {"agents": ["random", "evilmod:Agent"]},
         {"baselines": ["evilmod:"]},
         {"search": {"agent": "evilmod:Agent"}},
