@@ -169,7 +169,7 @@ def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trust
         shrink(mask=(0, 1, 0, 0), out=str(tmp_path / "out"))
     assert (tmp_path / "runs" / "1" / "recovery.pt").is_file()
     assert not (tmp_path / "out").exists()
-    ShrinkExperiment().run(config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs")})
+    ShrinkExperiment().run(config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")})
     assert steps == [0, 1, "stopped", 2]
     assert (tmp_path / "out" / "config.json").is_file()
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.name.isdecimal()] == ["1"]
@@ -234,7 +234,9 @@ def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
     record = read_json(run / ("shrink.json" if after else PENDING))
     assert (run / "shrink.json").exists() is after
     saved = (tmp_path / "out" / "config.json").read_bytes()
-    resumed = ShrinkExperiment().run(config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs")})
+    resumed = ShrinkExperiment().run(
+        config_updates={"resume": 1, "runs_dir": str(tmp_path / "runs"), "out": str(tmp_path / "out")}
+    )
     assert read_json(run / "shrink.json") == record
     assert resumed.result == record["models"][-1]["score"]
     assert (tmp_path / "out" / "config.json").read_bytes() == saved

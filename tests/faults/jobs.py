@@ -63,7 +63,7 @@ class Job:
             return
         first = min(begun, key=lambda path: int(path.name))  # others are parts of it
         if read_json(first / "run.json")["status"] != "COMPLETED":
-            self.run({**given, "resume": int(first.name)})
+            self.run({**given, **out, "resume": int(first.name)})
 
     def written(self, folder: Path) -> dict[str, str]:
         """A hash of each file that counts, of the run that has them all."""
