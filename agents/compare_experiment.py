@@ -69,7 +69,7 @@ class CompareSettings(RunSettings, BudgetSettings):
     group: ClassVar[str] = "Comparison"
 
     env_id: str = DEFAULT_ENV
-    agents: tuple[str, ...] = choice(COMPARED, ChainMap(ALGORITHMS, AGENTS))
+    agents: tuple[str, ...] = choice(COMPARED, ChainMap[str, Any](ALGORITHMS, AGENTS))
     seeds: int = 50
     evaluations: int = 120
     seed: int = 0

@@ -159,8 +159,10 @@ def settings_text(cls: type, values: Mapping[str, Any]) -> str:
             missing = required and value is None
             head = f"{name}=..." if missing else f"{name}={_typed_value(value)}"
             allowed = f"({_allowed(kinds[name], field.metadata.get('choices'))}{'; required' if missing else default})"
-            indents = {"initial_indent": f"{'*' if changed else ' '} ", "subsequent_indent": " " * 10}
-            lines += textwrap.wrap(f"{head}  {allowed}", 80, break_on_hyphens=False, **indents)
+            mark = f"{'*' if changed else ' '} "
+            lines += textwrap.wrap(
+                f"{head}  {allowed}", 80, break_on_hyphens=False, initial_indent=mark, subsequent_indent=" " * 10
+            )
             lines += textwrap.wrap(
                 texts.get(name, ""), 80, break_on_hyphens=False, initial_indent=" " * 6, subsequent_indent=" " * 6
             )

@@ -45,7 +45,8 @@ class Lines:
 
     def __init__(self, total: int, description: str, unit: str, initial: int, stream: TextIO | None) -> None:
         self.total, self.description, self.unit = total, description, unit
-        self.n = self._done_before = initial
+        self.n: float = initial
+        self._done_before: float = initial
         self.stream = stream
         self.postfix = ""
         self.start = self._speed_from = monotonic()

@@ -65,7 +65,7 @@ class SearchConfig(BudgetSettings):
     group: ClassVar[str] = "Search"
 
     env_id: str = DEFAULT_ENV
-    agent: str = choice("bayes", ChainMap(ALGORITHMS, AGENTS))
+    agent: str = choice("bayes", ChainMap[str, Any](ALGORITHMS, AGENTS))
     evaluations: int = 240
     seed: int = 0
     masks_per_turn: int = 3

@@ -202,7 +202,7 @@ def load_plain(path: Path, mapped: bool = False) -> Any:
     for kind in (OrderedDict, _Inert) if archive else (OrderedDict,):
         try:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
-            stand_ins = [_Inert, *(_stand_in(name, kind) for name in names)]
+            stand_ins: list[Any] = [_Inert, *(_stand_in(name, kind) for name in names)]
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
         except Exception as error:  # a damaged or hostile file can raise anything

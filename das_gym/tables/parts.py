@@ -32,7 +32,7 @@ class Schema:
     high: float = LARGEST
     may_lack: bool = False
 
-    def check(self, name: str, array: np.ndarray) -> None:
+    def check(self, name: str, array: Any) -> None:
         """Refuse another array.
 
         Raises:
