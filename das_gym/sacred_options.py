@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,8 @@ def read_config_file(path: str) -> dict[str, Any]:
     Raises:
         ValueError: another kind of file, a damaged one, or one without settings by name.
     """
-    readers = {".json": json.loads, **dict.fromkeys((".yaml", ".yml"), partial(yaml.load, Loader=_PlainLoader))}
+    read_yaml = partial(yaml.load, Loader=_PlainLoader)
+    readers: dict[str, Callable[[bytes], Any]] = {".json": json.loads, ".yaml": read_yaml, ".yml": read_yaml}
     if Path(path).suffix not in readers:
         raise ValueError(f"{path} is no file of settings. Give one that ends in {' or '.join(readers)}")
     try:
