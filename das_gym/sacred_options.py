@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     """
     if Path(path).suffix not in CONFIG_FILES:
         raise ValueError(f"{path} is no file of settings. Give one that ends in {' or '.join(CONFIG_FILES)}")
-    read = json.loads if Path(path).suffix == ".json" else partial(yaml.load, Loader=_PlainLoader)
+    read: Callable[[bytes], Any] = json.loads if Path(path).suffix == ".json" else partial(yaml.load, Loader=_PlainLoader)
     try:
         content = read(Path(path).read_bytes())
     except (ValueError, yaml.YAMLError, RecursionError) as error:

@@ -33,7 +33,7 @@ from das_gym.registration import ASSETS
 PROGRAMS = {"agents": AGENTS, "adapt": ADAPT}
 RESUMABLE = (
     *(("agents", name) for name in ("search", "pareto", "table")),
-    *(("adapt", name) for name in ("run", "das", "compare", "shrink", "pretrain", "supernet")),
+    *(("adapt", name) for name in ("run", "das", "compare", "shrink", "supernet")),
 )
 REMOTE_CODE = {"trust_remote_code": True}
 MASK = [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
@@ -310,7 +310,7 @@ class Harm:
 @pytest.fixture
 def hostile_agent(canary: Path) -> dict[str, Any]:
     """The settings of a stopped search by PPO in `runs/2`, whose `agent.zip` writes the canary when it is unpickled."""
-    settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "n_envs": 2, "checkpoint_every": 1}
+    settings: dict[str, Any] = {"env_id": "DAS-METER-VQA-Tabular-v0", "evaluations": 24, "n_envs": 2, "save_every": 1}
     settings["hyperparameters"] = {"n_steps": 4}
     trained = train_sb3("ppo", "runs/2", **settings)
     trained.model.harm = Harm(canary)  # type: ignore[attr-defined]
