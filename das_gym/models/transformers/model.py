@@ -645,7 +645,7 @@ class VLM(VLP):
             if place is None:
                 rows.append(hidden.new_ones(1, hidden.shape[-1]))
                 continue
-            part = parts[place.block].view(pictures[place.block].shape)
+            part = parts[place.block].view(*pictures[place.block].shape[:-1], -1)
             rows.append((part if place.rows is None else part[place.rows]).reshape(-1, part.shape[-1]))
         seen = [place is not None for place in state.extras["entry"].places_of_pairs()]
         there = [torch.full((len(row),), sees, device=hidden.device) for row, sees in zip(rows, seen, strict=True)]
