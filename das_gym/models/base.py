@@ -369,11 +369,11 @@ class VLP(nn.Module, ABC):
         return torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
 
     def rows_of(self, state: State, stream: str, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Hidden vectors of a stream, of that state or of the one after it, row by row: what statistics look at.
+        """Hidden vectors of a stream, or other numbers of each token of it, row by row: what statistics look at.
 
         Returns:
-            (rows, tokens, hidden_size), and (rows, 1, 1 or tokens, tokens) bool, True in the last row of that where there
-            is a token and no padding; None = everywhere.
+            (rows, tokens, size of the last axis), and (rows, 1, 1 or tokens, tokens) bool, True in the last row of that
+            where there is a token and no padding; None = everywhere.
         """
         return hidden, state.attend[stream]
 

@@ -90,7 +90,13 @@ def structure(module: nn.Module) -> Hashable:
         (
             name,
             type(part),
-            tuple(sorted((key, value) for key, value in vars(part).items() if isinstance(value, (int, float, str)))),
+            tuple(
+                sorted(
+                    (key, value)
+                    for key, value in vars(part).items()
+                    if isinstance(value, (int, float, str)) and key != "layer_idx"  # transformers numbers its layers
+                )
+            ),
             tuple((key, tuple(parameter.shape)) for key, parameter in part.named_parameters(recurse=False)),
         )
         for name, part in module.named_modules()
@@ -127,6 +133,7 @@ class MacCounter:
         self.twin.count_without_content()
         self._found: dict[tuple, Any] = {}
         self._alike: dict[int, Hashable] = {}
+        self._constant: tuple[Any, Any, tuple] | None = None
 
     def encoder(self, stream: str, batch: Mapping[str, Tensor]) -> int:
         """MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch.
@@ -167,7 +174,7 @@ class MacCounter:
         """As `layer`, with the layer's output, without content."""
         if index not in self._alike:
             self._alike[index] = self.twin.alike(index)
-        key = ("layer", self._alike[index], skipped, pooled_only, *_shapes(state))
+        key = ("layer", self._alike[index], skipped, pooled_only, *self._shapes(state))
         if key not in self._found:
             self._found[key] = self._run_layer(index, self._meta(state), skipped, pooled_only)
         return self._found[key]
@@ -184,7 +191,7 @@ class MacCounter:
         return hidden, {OWN: whole - sum(parts.values()), **parts}
 
     def _once(self, what: tuple, given: Any, function: Callable[[Any], Any]) -> tuple[Any, int]:
-        key = (*what, *_shapes(given))
+        key = (*what, *self._shapes(given))
         if key not in self._found:
             try:
                 self._found[key] = counted(lambda: function(self._meta(given)))
@@ -194,6 +201,17 @@ class MacCounter:
                     f"the meta device ({error}); take another way there where a tensor's is_meta is true"
                 ) from error
         return self._found[key]
+
+    def _shapes(self, given: Any) -> tuple:
+        """What tells two batches or states apart for counting.
+
+        Stages change `hidden` alone. `extras` of prompts holds thousands of tensors, so its shapes are read once a batch.
+        """
+        if isinstance(given, Mapping):
+            return _shapes(given)
+        if self._constant is None or self._constant[0] is not given.extras or self._constant[1] is not given.attend:
+            self._constant = given.extras, given.attend, _shapes({"attend": given.attend, "extras": given.extras})
+        return _shapes(given.hidden), self._constant[2]
 
     def _meta(self, given: Any) -> Any:
         """Tensors without content, of the model's own floating point type."""
@@ -209,9 +227,9 @@ def _parts(given: Any) -> Any:
     return given if isinstance(given, Mapping) else {"hidden": given.hidden, "attend": given.attend, "extras": given.extras}
 
 
-def _shapes(given: Any) -> tuple:
-    """What tells two batches or states apart for counting."""
-    tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in _parts(given).items()}
+def _shapes(given: Mapping[str, Any]) -> tuple:
+    """The shapes of tensors, and whatever else there is."""
+    tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in given.items()}
     leaves = tree_leaves(tree)
     return tuple(tuple(x.shape) if isinstance(x, Tensor) else x if isinstance(x, Hashable) else type(x) for x in leaves)
 

@@ -100,9 +100,10 @@ class _Walk:
         for first, read in enumerate(self.pooled):
             cos = torch.cosine_similarity(read, output, dim=-1).clamp(-1, 1)
             self.angular[first, last - first] += float(torch.arccos(cos).sum()) / np.pi
+        tokens = real.sum(dim=1).clamp_min(1)  # a prompt without pictures has none in the vision tower
         for length, read in enumerate(reversed(self.rows), start=1):
             apart = 1 - torch.cosine_similarity(read.double(), after.double(), dim=-1)
-            self.cosine[last - length + 1, length - 1] += float(((apart * real).sum(dim=1) / real.sum(dim=1)).sum())
+            self.cosine[last - length + 1, length - 1] += float(((apart * real).sum(dim=1) / tokens).sum())
 
 
 def _by_layer(chains: dict[str, list[int]], means: dict[str, np.ndarray]) -> Distances:

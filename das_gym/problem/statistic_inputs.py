@@ -121,17 +121,16 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
 
 def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple[float, ...], int]:
     """The numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
-    rows, attend = vlp.rows_of(state, stream, state.hidden[stream])
-    before, after = rows.double(), vlp.rows_of(state, stream, output)[0].double()
-    pooled = vlp.pooled_tokens(state, stream)
-    real = torch.ones(before.shape[:2], device=before.device) if attend is None else attend[:, 0, -1].double()
+    before, after = state.hidden[stream].double(), output.double()
     cosine = torch.cosine_similarity(before, after, dim=-1)
-    influence = 1 - cosine
     residual = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
     angle = torch.arccos(cosine.clamp(-1, 1)) / torch.pi
-    tokens = real.sum(dim=1)
-    over_tokens = (float(((values * real).sum(dim=1) / tokens).sum()) for values in (influence, residual, angle))
-    return (float(influence.gather(1, pooled[:, None]).sum()), *over_tokens), len(before)
+    values, attend = vlp.rows_of(state, stream, torch.stack((1 - cosine, residual, angle), dim=-1))
+    real = torch.ones(values.shape[:2], device=values.device) if attend is None else attend[:, 0, -1]
+    values = values * real[..., None]
+    over_tokens = values.sum(dim=1) / real.sum(dim=1, keepdim=True).clamp_min(1)
+    pooled = values[torch.arange(len(values), device=values.device), vlp.pooled_tokens(state, stream), 0]
+    return (float(pooled.sum()), *over_tokens.sum(dim=0).tolist()), len(values)
 
 
 def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensitivity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,7 +17,7 @@ from das_gym.config import check_names
 from das_gym.models.adapters import Site
 from das_gym.models.base import VLP, Forward, Kept, Layer, Mark, Memo, SkippableLayer, State, no_mark, no_memo
 from das_gym.models.inputs import Prompt
-from das_gym.models.macs import MacCounter, counted
+from das_gym.models.macs import MacCounter, counted, structure
 from das_gym.models.transformers import features, stack
 from das_gym.models.transformers.adapters import (
     ATTENTION_ADAPTER,
@@ -161,6 +161,7 @@ class VLM(VLP):
         self.layers, self.places = _units(self.stack, units, traits.protected, self.tower)
         self.front = sum(layer.stream == IMAGE for layer in self.layers)
         self._entry_macs: dict[Any, int] = {}
+        self._seen_macs: dict[Any, int] = {}
         self.modules_of = nn.ModuleList(
             SkippableLayer(self._part(index), nn.Identity()) for index in range(len(self.layers))
         )
@@ -303,7 +304,14 @@ class VLM(VLP):
         """
         del stream, counter
         for key, prompt in items.items():
-            yield key, *counted(partial(self.see, processor, prompt))
+            encoding = processor.encode(prompt, pixels=True)
+            sizes = tuple((name, tuple(t.flatten().tolist())) for name, t in encoding.sizes.items())
+            shapes = self.watched is None, sizes, tuple((name, t.shape) for name, t in encoding.pixels.items())
+            if shapes not in self._seen_macs:  # counting runs attention in another way, so its output is not used
+                self._seen_macs[shapes] = counted(partial(self._see, encoding))[1]
+            with torch.no_grad():
+                seen = self._see(encoding)
+            yield key, seen, self._seen_macs[shapes]
 
     def see(self, processor: PromptProcessor, prompt: Prompt) -> dict[str, Any]:
         """What the vision tower and the projector make of a prompt's pictures, see `features.seen`; see `encode_items`."""
@@ -481,6 +489,15 @@ class VLM(VLP):
         unit: SkippableLayer = self.modules_of[index]  # type: ignore[assignment]
         return unit
 
+    def alike(self, index: int) -> Hashable:
+        """As `VLP.alike`: decoder layers that are built the same, with the same layers up to the next unit."""
+        if self.gone or self.layers[index].stream == IMAGE:
+            return index
+        end = self.places[index + 1] if index + 1 < self.decoder_units else len(self.stack.layers)
+        layers = tuple(structure(layer) for layer in self.stack.layers[self.places[index] : end])
+        at_end = end == len(self.stack.layers)
+        return self.layers[index].kind, layers, structure(self.skippable(index)), at_end
+
     def run_layer(self, index: int, state: State, skipped: bool, memo: Memo = no_memo, pooled_only: bool = False) -> Tensor:
         """New hidden vectors, (1, flat tokens, hidden_size); with `pooled_only` those from which answers are read alone."""
         del memo
@@ -619,7 +636,7 @@ class VLM(VLP):
         return torch.cat(rows), torch.cat(there)[:, None, None]
 
     def _rows_of_pictures(self, state: State, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(prompts, tokens, hidden_size) pictures of each, and which tokens are there; a prompt without has one token."""
+        """(prompts, tokens, hidden_size) pictures of each, and which tokens are there; a prompt without has none."""
         pictures: tuple[Pictures, ...] = state.extras["pictures"]
         total = sum(block.tokens for block in pictures)
         parts = hidden[:, hidden.shape[1] - total :].split([block.tokens for block in pictures], dim=1)
@@ -628,9 +645,10 @@ class VLM(VLP):
             if place is None:
                 rows.append(hidden.new_ones(1, hidden.shape[-1]))
                 continue
-            part = parts[place.block].view(pictures[place.block].shape)
+            part = parts[place.block].view(*pictures[place.block].shape[:-1], -1)
             rows.append((part if place.rows is None else part[place.rows]).reshape(-1, part.shape[-1]))
-        there = [torch.ones(len(row), dtype=torch.bool, device=hidden.device) for row in rows]
+        seen = [place is not None for place in state.extras["entry"].places_of_pairs()]
+        there = [torch.full((len(row),), sees, device=hidden.device) for row, sees in zip(rows, seen, strict=True)]
         padded = [nn.utils.rnn.pad_sequence(each, batch_first=True) for each in (rows, there)]
         return padded[0], padded[1][:, None, None]
 

@@ -14,6 +14,9 @@ import transformers as t
 
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
+from das_gym.models.macs import MacCounter
+from das_gym.models.transformers.checks import NoiseImage
+from das_gym.models.transformers.model import VLM
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
 from tests.elsewhere import DEVICE, elsewhere
@@ -138,3 +141,32 @@ def test_what_is_made_of_pictures_is_kept_on_disk(driven: Callable[..., Driven],
         first, second = (evaluator_of(model, cache_folder=tmp_path) for _ in range(2))
         np.testing.assert_array_equal(first.losses(masks, examples), second.losses(masks, examples))
         assert (first.spent.images, second.spent.images) == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_alike_layers_have_the_macs_that_each_has_alone(driven: Callable[..., Driven], name: str):
+    vlm = driven(name).vlm
+    assert vlm.alike(0) == vlm.alike(1) or name != "llava"
+    state = evaluator_of(driven(name)).encoder(driven(name).prompts())
+    together = MacCounter(vlm)
+    for index in range(len(vlm.layers)):
+        last = index == len(vlm.layers) - 1
+        for skipped in (False, True):
+            assert together.layer(index, state, skipped, last) == MacCounter(vlm).layer(index, state, skipped, last)
+
+
+def test_features_of_images_do_not_depend_on_their_order(driven: Callable[..., Driven]):
+    """MACs are counted at the first image of a shape, by other attention kernels: its features are not taken from there."""
+    model = driven("llava")
+    images = {seed: Prompt("what", (NoiseImage(seed),), "it") for seed in (8, 9)}
+    found = []
+    for order in ((8, 9), (9, 8)):
+        vlm = VLM(model.vlm.model, traits=model.vlm.traits)
+        items = {seed: images[seed] for seed in order}
+        found.append(
+            {k: (part, macs) for k, part, macs in vlm.encode_items(model.processor, "image", items, MacCounter(vlm))}
+        )
+    for key in images:
+        assert found[0][key][1] == found[1][key][1] > 0
+        for name, value in found[0][key][0].items():
+            torch.testing.assert_close(value, found[1][key][0][name], atol=0, rtol=0)

@@ -20,6 +20,7 @@ from das_gym.models.transformers.pruning import prune
 from das_gym.models.transformers.tower_check import TIED, UNREAD
 from das_gym.problem.costs import count_costs
 from das_gym.problem.statistic_inputs import measure_activity
+from das_gym.tasks.answering.examples import AnswerExample
 from tests.models.transformers import tiny
 from tests.models.transformers.conftest import Driven
 from tests.models.transformers.test_engine import evaluator_of, examples_of
@@ -169,3 +170,13 @@ def test_nothing_of_it_trains(driven: Callable[..., Driven]):
     assert vlm.untrainable == "layers of the vision tower have no adapters: leave vision out"
     with pytest.raises(ValueError, match="leave vision out"):
         vlm.insert_adapters(2, 2)
+
+
+def test_activity_of_the_tower_counts_prompts_without_images_as_unchanged(driven: Callable[..., Driven]):
+    model = driven("llava", vision=True)
+    examples = examples_of(model)
+    blind = [AnswerExample(f"blind {e.key}", (), e.question, e.answer) for e in examples]
+    tower = [layer.stream == "image" for layer in model.vlm.layers]
+    seeing, both = (measure_activity(evaluator_of(model), some) for some in (examples, examples + blind))
+    for name in ("influence_pooled", "influence_tokens", "residual_norm", "angle"):
+        np.testing.assert_allclose(getattr(both, name)[tower], getattr(seeing, name)[tower] / 2, rtol=1e-6)

@@ -1,0 +1,430 @@
+"""Record numbers that a refactoring must not change, and compare the code with the record.
+
+    python -m benchmarks.regression record --json benchmarks/regression.json
+    python -m benchmarks.regression compare --json benchmarks/regression.json
+    python -m benchmarks.regression compare --json benchmarks/regression.json --sections searches losses
+
+About 4 minutes of processor time on one thread. Commands run in processes of their own, in a temporary folder, on a small
+Shapes-VQA that is written there. The sections:
+
+  main        `python -m adapt`, shortened: a search, 20 training steps: mask, reward, losses, accuracies, trained weights.
+  searches    six agents on six tables: masks and rewards.
+  losses      40 masks of METER, ViLT and both bundled answering models, by the engine and by plain forwards.
+  das         `python -m adapt das`, two epochs of search and one of fine-tuning: losses, mask, trained weights.
+  supernet    `python -m adapt supernet`, 20 steps: losses and weights.
+  shrink      the bundled answering model without 3 layers: mask, and logits of the saved folder in transformers.
+  export      fine-tuned METER and ViLT as folders: logits in transformers.
+  statistics  what every environment observes at reset.
+  policy      masks of the bundled policy on the test split of the suite.
+  resume      a search that is killed (SIGKILL) and resumed: it ends as the one that was not interrupted.
+
+`compare` prints each value that differs, with its tolerance, and exits with 1 if there is one. Numbers are recorded with 10
+significant digits. On the processor, thread count and libraries of the record, these have to be equal: `main`, `das`,
+`supernet`, `export`, `searches`, `policy`, `resume`. `losses`, `shrink` and `statistics` may be off by 1e-6, since sums
+may be taken in another order. Elsewhere trained numbers may be off by 1e-3, others by 1e-6, and weights are not compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from das_gym.agents import SearchConfig, search
+
+import das_gym  # noqa: F401 - registers the environments
+from benchmarks.machine import describe_machine
+from das_gym.files import write_json
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import load_problem
+from das_gym.shapes.vqa import write_shapes
+
+Values = dict[str, Any]
+"""By name: a number, a text, or a list of numbers."""
+
+TRAINED = ("main", "das", "supernet", "export")
+"""Sections whose numbers come from training."""
+
+EXACT = ("searches", "policy", "resume")
+"""Sections that are equal to the bit on the machine of the record."""
+
+SCORED = 1e-6
+"""Tolerance of the other sections, and of `EXACT` on another machine."""
+
+ELSEWHERE = 1e-3
+"""Tolerance of `TRAINED` on another machine, after 20 steps in float32."""
+
+AGENTS = ("bayes", "bandit", "evolution", "evopress", "greedy", "random")
+TABLES = ("METER-VQA", "METER-NLVR2", "METER-F30K", "ViLT-VQA", "ViLT-NLVR2", "VLM-Answering")
+MASK = "[0,1,0,0,0,1,0,0,1,0,0,1]"
+
+FAMILIES = {
+    "meter": {"model": "METER", "task": "vqa"},
+    "vilt": {"model": "ViLT", "task": "vqa"},
+    "smolvlm": {"model": "VLM", "task": "answering"},
+    "llava": {"model": "VLM", "task": "answering", "checkpoint": "llava_mini"},
+}
+
+LIVE = ("METER-VQA", "METER-NLVR2", "METER-F30K", "ViLT-VQA", "ViLT-NLVR2", "ViLT-F30K")
+"""Environments of METER and ViLT whose supernets are bundled."""
+
+
+class Workplace:
+    """A temporary folder in which commands run, with one thread, and what several sections need.
+
+    Args:
+        folder: The folder, empty.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Start `python -m` with these words."""
+        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen([sys.executable, "-m", *words], cwd=self.folder, env={**os.environ, **one}, **pipes)
+
+    def run(self, *words: str) -> str:
+        """Run `python -m` with these words, and return what it printed.
+
+        Raises:
+            RuntimeError: the command failed.
+        """
+        process = self.start(*words)
+        printed = process.communicate()[0]
+        if process.returncode:
+            raise RuntimeError(f"python -m {' '.join(words)} failed:\n{printed[-3000:]}")
+        return printed
+
+    @cache  # noqa: B019 - one workplace a process
+    def data(self) -> str:
+        """A small Shapes-VQA."""
+        return f"data_root={write_shapes(self.folder / 'data', seed=3, train_scenes=60, val_scenes=60)}"
+
+    @cache  # noqa: B019
+    def finetuned(self, model: str) -> Path:
+        """The run folder of `python -m adapt`: METER after a search of 30 masks, ViLT with a given mask."""
+        chosen = (
+            ["search.agent=bayes", "search.skip_num=4", "search.evaluations=30"] if model == "METER" else [f"mask={MASK}"]
+        )
+        runs = f"runs_dir=runs_{model}"
+        training = ["steps=20", "batch_size=32", "learning_rate=1e-3", "head_learning_rate=1e-3", "seed=0"]
+        self.run("das_gym.adapt", "with", f"model={model}", "task=vqa", self.data(), runs, *chosen, *training)
+        return newest_run(self.folder / f"runs_{model}")
+
+
+def newest_run(runs: Path) -> Path:
+    """The folder of the run with the highest id."""
+    return max((path.parent for path in runs.glob("*/run.json")), key=lambda path: int(path.name))
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text())
+
+
+def bits(mask: Any) -> str:
+    """A mask as text: 1 = skipped."""
+    return "".join("1" if bit else "0" for bit in mask)
+
+
+def hashed(*arrays: Any) -> str:
+    """A hash of arrays: their bytes, whatever they are called and in which order they come."""
+    each = sorted(hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in arrays)
+    return hashlib.sha256("".join(each).encode()).hexdigest()[:16]
+
+
+def weights(path: Path) -> str:
+    """A hash of the tensors of a safetensors file."""
+    from safetensors.numpy import load_file
+
+    return hashed(*load_file(path).values())
+
+
+def logged(run: Path) -> Values:
+    """The losses and accuracies that a run logged of its subnet and its search, each with its last step."""
+    found = {}
+    for name, metric in read(run / "metrics.json").items():
+        if name.endswith(("loss", "accuracy")) and not ("unskipped" in name or "no adapters" in name):
+            found[f"{name} at step {metric['steps'][-1]}"] = metric["values"][-1]
+    return found
+
+
+def main_job(place: Workplace) -> Values:
+    """The README's command, shortened."""
+    run = place.finetuned("METER")
+    found = read(run.parent / "1" / "search.json")
+    subnet = next(model for model in read(run / "adapt.json")["models"] if any(model["mask"]))
+    searched = {"mask": bits(subnet["mask"]), "reward": found["reward"], "macs_saved": subnet["macs_saved"]}
+    return {**searched, **logged(run), "weights": weights(run / "adapter.safetensors")}
+
+
+def searches(place: Workplace) -> Values:
+    """Agents on tables."""
+    del place
+    found: Values = {}
+    for table in TABLES:
+        for agent in AGENTS:
+            config = {"env_id": f"DAS-{table}-Tabular-v0", "skip_num": 4, "agent": agent, "seed": 1}
+            result = search(SearchConfig(**config, masks_per_turn=3, evaluations=48))  # type: ignore[arg-type]
+            found[f"{table} {agent}"] = f"{bits(result.mask)} {result.reward:.6f}"
+            found[f"{table} {agent}: all masks"] = hashed(
+                np.concatenate([turn.masks for turn in result.history]).astype(bool)
+            )
+    return found
+
+
+@torch.inference_mode()
+def losses(place: Workplace) -> Values:
+    """Masks by the engine, and by the model's plain forward one after another."""
+    del place
+    found: Values = {}
+    for name, settings in FAMILIES.items():
+        problem = load_problem(ProblemConfig(**settings, device="cpu", precision="float32"))  # type: ignore[arg-type]
+        vlp, task, examples = problem.vlp, problem.task, problem.splits.reward[:12]
+        rng = np.random.default_rng(0)
+        counts = np.arange(40) % 7
+        masks = np.array([rng.permutation(len(vlp.layers)) < count for count in counts])
+        found[f"{name}: engine"] = problem.evaluator.losses(masks, examples).tolist()
+        forward, targets = vlp.ready(task.processor, task.pairs(examples)), task.targets(examples)
+        plain = [task.losses(problem.head(task.group_features(forward(mask))), targets).double().mean() for mask in masks]
+        found[f"{name}: plain"] = [float(loss) for loss in plain]
+    return found
+
+
+def das(place: Workplace) -> Values:
+    """The paper's pipeline."""
+    epochs = ["das.warmup_epochs=1", "das.search_epochs=2", "das.finetune_epochs=1", "das.steps_per_turn=2"]
+    pipeline = [*epochs, "das.skip_num=4", "das.masks_per_turn=3", "das.batch_size=32", "das.reward_examples=32"]
+    place.run(
+        "das_gym.adapt", "das", "with", "model=METER", "task=vqa", place.data(), "runs_dir=runs_das", "seed=0", *pipeline
+    )
+    run = newest_run(place.folder / "runs_das")
+    found = read(run / "das.json")["search"]
+    turns = hashed(np.array([turn["masks"] for turn in found["turns"]], dtype=bool))
+    return {"mask": bits(found["mask"]), "turns": turns, **logged(run), "weights": weights(run / "adapter.safetensors")}
+
+
+def supernet(place: Workplace) -> Values:
+    """A supernet."""
+    training = ["steps=20", "batch_size=32", "learning_rate=2e-3", "head_learning_rate=2e-3", "seed=0", "max_skipped=8"]
+    where = [place.data(), "runs_dir=runs_supernet"]
+    place.run("das_gym.adapt", "supernet", "with", "model=METER", "task=vqa", *where, *training)
+    run = newest_run(place.folder / "runs_supernet")
+    return {**logged(run), "weights": weights(run / "supernet.safetensors")}
+
+
+@torch.inference_mode()
+def shrink(place: Workplace) -> Values:
+    """A smaller answering model."""
+    from transformers import AutoModelForImageTextToText
+
+    out = place.folder / "smaller"
+    chosen = [
+        "skip_num=3",
+        "search.agent=bayes",
+        "search.evaluations=20",
+        "recover=none",
+        f"out={out}",
+        "runs_dir=runs_shrink",
+    ]
+    place.run("das_gym.adapt", "shrink", "with", "model=VLM", "task=answering", place.data(), *chosen)
+    run = newest_run(place.folder / "runs_shrink")
+    model = AutoModelForImageTextToText.from_pretrained(out, local_files_only=True).eval()
+    ids = torch.randint(10, 400, (2, 24), generator=torch.Generator().manual_seed(0))
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -1, :16]
+    mask = read(run.parent / "1" / "search.json")["mask"]
+    return {"mask": bits(mask), "logits": logits.flatten().tolist()}
+
+
+@torch.inference_mode()
+def export(place: Workplace) -> Values:
+    """Exported folders, read by transformers alone."""
+    import transformers
+
+    found: Values = {}
+    for model in ("METER", "ViLT"):
+        run, out = place.finetuned(model), place.folder / f"exported_{model}"
+        place.run("das_gym.adapt", "export", "with", f"run={run}", f"out={out}")
+        config = read(out / "config.json")
+        kind = getattr(transformers, config["architectures"][0], transformers.AutoModel)
+        exported = kind.from_pretrained(out, trust_remote_code=True, local_files_only=True).eval()
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(5, 300, (2, 12), generator=generator)
+        pixels = torch.rand(2, 3, 96, 96, generator=generator) * 2 - 1
+        logits = exported(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits
+        found[model] = logits[:, :16].flatten().tolist()
+    return found
+
+
+def statistics(place: Workplace) -> Values:
+    """Observations of every environment with a model; those of tables are among them."""
+    del place
+    found: Values = {}
+    for name in LIVE:
+        env = gymnasium.make(f"DAS-{name}-v0", skip_num=4, reward_examples=16)
+        found[name] = env.reset(seed=0)[0].tolist()
+    for name, checkpoint in (("smolvlm", {}), ("llava", {"checkpoint": "llava_mini"})):
+        env = gymnasium.make("DAS-VLM-Answering-v0", skip_num=4, reward_examples=16, **checkpoint)
+        found[name] = env.reset(seed=0)[0].tolist()
+    for name in TABLES:
+        found[f"{name} (table)"] = gymnasium.make(f"DAS-{name}-Tabular-v0", skip_num=4).reset(seed=0)[0].tolist()
+    suite = gymnasium.make("DAS-Suite-v0").reset(seed=0)[0]
+    parts = suite.values() if isinstance(suite, dict) else [suite]
+    found["suite"] = hashed(*(np.round(np.asarray(part, float), 6) for part in parts))
+    return found
+
+
+def policy(place: Workplace) -> Values:
+    """The bundled policy."""
+    del place
+    from das_gym.agents.policy.agent import bundled_policy
+    from das_gym.agents.policy.network import UnitNetworks
+
+    from benchmarks.generalise import by_policy, regrets
+    from das_gym.tables.suite import load_suite
+
+    network = UnitNetworks.load(bundled_policy())
+    suite = load_suite(split="test", statistics=network.config.statistics)
+    masks = by_policy(suite, network)
+    found = {f"problem {number}": bits(mask) for number, mask in enumerate(masks[::20])}
+    return {**found, "all problems": hashed(masks.astype(bool)), "mean regret": float(regrets(suite, masks).mean())}
+
+
+def resume(place: Workplace) -> Values:
+    """A search that is killed after a few turns, and one that is not."""
+    words = ["das_gym.agents", "with", "meter_vqa", "agent=bayes", "skip_num=4", "evaluations=60", "seed=2", place.data()]
+    place.run(*words, "runs_dir=runs_whole")
+    process = place.start(*words, "runs_dir=runs_killed")
+    checkpoint = place.folder / "runs_killed" / "1" / "checkpoint.json"
+    while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    if process.wait() != -signal.SIGKILL:
+        raise RuntimeError("the search ended before it was killed: use more evaluations")
+    place.run("das_gym.agents", "with", "runs_dir=runs_killed", "resume=1")
+    found = {}
+    for runs in ("runs_whole", "runs_killed"):
+        run = place.folder / runs / "1"
+        result, turns = read(run / "search.json"), read(run / "search_history.json")["turns"]
+        found[f"{runs}: mask"] = bits(result["mask"])
+        found[f"{runs}: reward"] = result["reward"]
+        found[f"{runs}: rewards"] = [reward for turn in turns for reward in turn["rewards"]]
+    if found["runs_whole: rewards"] != found["runs_killed: rewards"]:
+        raise RuntimeError("the resumed search is not the one that was not interrupted")
+    return found
+
+
+SECTIONS: dict[str, Callable[[Workplace], Values]] = {
+    "main": main_job,
+    "searches": searches,
+    "losses": losses,
+    "das": das,
+    "supernet": supernet,
+    "shrink": shrink,
+    "export": export,
+    "statistics": statistics,
+    "policy": policy,
+    "resume": resume,
+}
+
+
+def measure(sections: list[str]) -> dict[str, Values]:
+    """The values of some sections; says how much processor time each took."""
+    torch.set_num_threads(1)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Workplace(Path(folder))
+        for name in sections:
+            before = sum(os.times()[:4])
+            values = SECTIONS[name](place)
+            found[name] = {key: rounded(value) for key, value in values.items()}
+            print(f"{name}: {len(values)} values, {sum(os.times()[:4]) - before:.1f} s of processor time", flush=True)
+    return found
+
+
+def rounded(value: Any) -> Any:
+    """Numbers with 10 significant digits."""
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(f"{value:.10g}") if isinstance(value, float) else value
+
+
+def same_machine(recorded: Values, here: Values) -> bool:
+    """Whether numbers in float32 have to be equal to the bit: the version of das_gym may change."""
+    versions = [{**machine["versions"], "das_gym": None} for machine in (recorded, here)]
+    return versions[0] == versions[1] and all(recorded[name] == here[name] for name in ("processor", "simd", "threads"))
+
+
+def tolerance(section: str, same: bool) -> float:
+    """How much a number may differ, relative to the larger of 1 and itself."""
+    if section in TRAINED:
+        return 0.0 if same else ELSEWHERE
+    return 0.0 if section in EXACT and same else SCORED
+
+
+def numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each entry of a list by itself."""
+    if isinstance(value, list):
+        for place, entry in enumerate(value):
+            yield f"{name}[{place}]", entry
+    else:
+        yield name, value
+
+
+def compare(recorded: Values, found: dict[str, Values], same: bool) -> int:
+    """Print what differs, and how many values do; return that."""
+    equal = different = 0
+    for section, values in found.items():
+        allowed = tolerance(section, same)
+        expected = dict(pair for name, value in recorded[section].items() for pair in numbers(name, value))
+        got = dict(pair for name, value in values.items() for pair in numbers(name, value))
+        for name, one in expected.items():
+            other = got.get(name)
+            if name == "weights" and not same:
+                continue
+            close = one == other
+            if not close and isinstance(one, float | int) and isinstance(other, float | int):
+                close = abs(one - other) <= allowed * max(1.0, abs(one))
+            equal, different = equal + close, different + (not close)
+            if not close:
+                print(f"{section}, {name}: expected {one}, got {other}, tolerance {allowed:g}")
+    print(f"{equal} values are equal, {different} differ")
+    return different
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Record or compare; the exit code is 1 where something differs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.regression", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("record", "compare"))
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "regression.json", help="the record")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some sections alone")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    machine, found = describe_machine(), measure(options.sections)
+    if options.what == "record":
+        write_json(options.json, {"machine": machine, "sections": found})
+        return 0
+    recorded = read(options.json)
+    return int(compare(recorded["sections"], found, same_machine(recorded["machine"], machine)) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
