@@ -17,17 +17,18 @@ from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import answer_vocabulary, load_vqav2
 
 
-def small_world(folder: Path, data: Path) -> dict[str, str]:
+def small_world(folder: Path, data: Path, **sizes: int) -> dict[str, str]:
     """What to pass to `ProblemConfig` for it.
 
     Args:
         folder: Where model and supernet are written.
         data: Shapes in VQAv2's format.
+        **sizes: Fields of `METERConfig` that differ, such as `bottleneck=0`.
     """
     torch.manual_seed(2)
     mini = ASSETS / "meter_mini"
     config = json.loads((mini / "config.json").read_text())["config"]
-    model = METER(METERConfig(**{**config, "fusion_layers": 3, "vision_layers": 1, "text_layers": 1}))
+    model = METER(METERConfig(**{**config, "fusion_layers": 3, "vision_layers": 1, "text_layers": 1, **sizes}))
     save_checkpoint(folder / "meter", model, files={"tokenizer.json": (mini / "tokenizer.json").read_text()})
     kwargs = {"checkpoint": str(folder / "meter"), "tokenizer": str(mini), "data_root": str(data)}
     backbone = load_backbone(ProblemConfig(**kwargs))

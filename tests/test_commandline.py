@@ -225,6 +225,9 @@ def test_modules_of_ones_own_are_used_and_remembered(tmp_path, small_kwargs):
     assert "Next: python -m adapt with search_run=1 use=my_module\n" in printed
     assert json.loads((tmp_path / "runs/1/search.json").read_text())["use"] == ["my_module"]
     code, printed = command(tmp_path, "agents", "validate", "runs/1")
+    assert code == 1
+    assert "python -m agents validate runs/1 with use=my_module" in printed
+    code, printed = command(tmp_path, "agents", "validate", "runs/1", "with", "use=my_module")
     assert code == 0, printed
     code, printed = command(tmp_path, "adapt", "print_config", "with", "use=my_module", "mine_vqa")
     assert code == 0, printed

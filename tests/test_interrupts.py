@@ -23,8 +23,16 @@ from tests.commands import finish, start, stop_when
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("library", ["gymnasium", "torch", "sacred"])
-@pytest.mark.parametrize("words", ["agents with meter_vqa_table", "adapt supernet"])
+@pytest.mark.parametrize(
+    ("words", "library"),
+    [
+        ("agents with meter_vqa_table", "gymnasium"),
+        ("agents with meter_vqa_table", "sacred"),
+        ("adapt supernet", "gymnasium"),
+        ("adapt supernet", "torch"),
+        ("adapt supernet", "sacred"),
+    ],
+)
 def test_a_signal_while_libraries_are_imported_ends_the_process(
     words: str, library: str, number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

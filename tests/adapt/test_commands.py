@@ -26,6 +26,7 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone, load_splits
 from das_gym.shapes.vqa import write_shapes
+from tests.small_world import small_world
 
 pytestmark = pytest.mark.slow
 
@@ -161,11 +162,19 @@ def test_skipped_layers_are_removed(small_kwargs: dict[str, str]):
         subnet.backbone.vlp.skippable(0).chosen(skipped=False)
 
 
+def test_adapt_shows_the_full_model_once_without_adapters(run_here, tmp_path: Path, shapes_folder: Path):
+    kwargs = small_world(tmp_path / "plain", shapes_folder, bottleneck=0, skip_bottleneck=0)
+    code, printed = run_here("with", *words_of(kwargs), *QUICK, f"mask={MASK}", "test_examples=5")
+    assert code == 0, printed
+    record = json.loads((tmp_path / "runs/1/adapt.json").read_text())
+    assert [model["name"] for model in record["models"]] == ["subnet", "baseline"]
+
+
 def test_the_frozen_part_does_not_change_by_a_bit(run_here, tmp_path: Path, small_kwargs: dict[str, str]):
     code, printed = run_here("with", *words_of(small_kwargs), *QUICK, f"mask={MASK}", "test_examples=5")
     assert code == 0, printed
     record = json.loads((tmp_path / "runs/1/adapt.json").read_text())
-    assert [model["evaluation"]["examples"] for model in record["models"]] == [5, 5]
+    assert [model["evaluation"]["examples"] for model in record["models"]] == [5, 5, 5]
     before = load_backbone(ProblemConfig(**small_kwargs))
     after = load_subnet(tmp_path / "runs/1").backbone
     assert after.base == before.base == fingerprint(before.vlp)

@@ -125,7 +125,22 @@ def test_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
             assert not end.value.code
     with as_before():
         sys.modules.pop("fidelity_task")
-        main(["--run", "runs/2", "--masks", "2", "--skip-num", "1", "--steps", "1", "--test-examples", "8"])
+        main(
+            [
+                "--run",
+                "runs/2",
+                "--use",
+                "fidelity_task",
+                "--masks",
+                "2",
+                "--skip-num",
+                "1",
+                "--steps",
+                "1",
+                "--test-examples",
+                "8",
+            ]
+        )
     printed = capsys.readouterr().out
     assert "runs/2, 1 layers skipped, 1 steps, adapters: supernet" in printed
     assert "runs/2, 1 layers skipped, 1 steps, adapters: new" in printed
