@@ -65,8 +65,8 @@ def find_run(runs_dir: str | Path, run_id: int | str) -> Path:
     runs_dir = Path(runs_dir)
     ids = sorted(int(run.parent.name) for run in runs_dir.glob("*/run.json") if run.parent.name.isdecimal())
     if str(run_id) not in map(str, ids):
-        there = f"it holds runs {', '.join(map(str, ids))}" if ids else "it holds no runs"
-        raise FileNotFoundError(f"no run {run_id!r} in {runs_dir.absolute()}; {there}: give one of them, or runs_dir=...")
+        there = f"it holds runs {', '.join(map(str, ids))}: give one of them, or" if ids else "it holds no runs: give"
+        raise FileNotFoundError(f"no run {run_id!r} in {runs_dir.absolute()}; {there} runs_dir=...")
     return runs_dir / str(run_id)
 
 

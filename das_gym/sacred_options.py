@@ -32,7 +32,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*)")
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*): write the value itself")
         return super().compose_node(parent, index)
 
 
