@@ -55,7 +55,7 @@ from das_gym.problem.loading import (
 )
 from das_gym.processes import is_first, of_first
 from das_gym.registration import ENVIRONMENTS, EnvEntry, find_environment
-from das_gym.runs import find_run
+from das_gym.runs import find_run, runs_dir_words
 from das_gym.streams import shown
 from das_gym.tasks.base import Task
 from das_gym.trust import trusted_settings
@@ -489,6 +489,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
             _run.log_scalar(f"{row.name}.{key}", value)
     print_report(rows, f"{len(splits.test):,} test examples of {problem.task}, {problem.data_root or 'bundled data'}")
     print(f"record: {folder / RECORD}, adapters: {folder / SUBNET_FILE}")
+    print(f"Next: {typed('adapt export', f'run={folder.name}', 'out=DIR', runs_dir_words(folder))}")
     return rows[SUBNET].metric
 
 

@@ -149,7 +149,7 @@ def _comparison(models: Sequence[Mapping[str, Any]]) -> Comparison:
     rows = [
         row(f"{metric} on test, %", scored("metric")),
         row("loss on test, nats", lambda m: "-" if not m["evaluation"] else f"{m['evaluation']['loss']:.4f}"),
-        row("trained parameters", lambda m: f"{m['trainable_parameters']:,}"),
+        row("trainable parameters", lambda m: f"{m['trainable_parameters']:,}" if m["trainable_parameters"] else "-"),
         row("parameters", lambda m: f"{m['parameters']:,}"),
         row("MACs of one example, M", lambda m: f"{m['macs'] / 1e6:,.2f}"),
         row("MACs saved relative to the baseline, %", lambda m: f"{100 * m['macs_saved']:.2f}"),

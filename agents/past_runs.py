@@ -231,9 +231,9 @@ def main(words: Sequence[str] = ()) -> int:
     console.width = max(console.width, NARROWEST)
     console.print(table_of(runs[: settings.limit], grouped=settings.order == "best"))
     for run in runs[: settings.limit]:
-        if run.status == DIED and run.resumes:
+        if run.status in (DIED, "stopped") and run.resumes:
             words = f"resume={run.id}", runs_dir_words(Path(settings.runs_dir) / str(run.id))
-            print(f"run {run.id} died. Resume it with: {typed(printable(run.command), *words)}")
+            print(f"run {run.id} {run.status}. Resume it with: {typed(printable(run.command), *words)}")
     if len(runs) > settings.limit:
         print(f"{len(runs) - settings.limit} more: limit={len(runs)} shows all")
     return 0

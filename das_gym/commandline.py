@@ -144,7 +144,7 @@ class Program:
         except BrokenPipeError:
             raise
         except MISTAKES as error:
-            print(f"error: {shown(str(error))}", file=sys.stderr)
+            print(f"error: {shown(as_typed(str(error)))}", file=sys.stderr)
             return 1
 
     def _complete(self, words: list[str]) -> int:
@@ -316,7 +316,7 @@ def parse(cls: type[Config], words: Sequence[str], command: str) -> Config:
 def parse_or_help(cls: type[Config], words: Sequence[str], command: str) -> Config | None:
     """As `parse`; print and return None for `--help` (what the command does, its settings) and `print_config` (settings)."""
     if words and words[0] in HELP:
-        print(help_text(cls, sys.modules[cls.__module__].__doc__, command))
+        print(help_text(cls, sys.modules[cls.__module__].__doc__))
         return None
     if list(words) == ["print_config"]:
         print(settings_text(cls, defaults_of(cls)))
@@ -324,16 +324,19 @@ def parse_or_help(cls: type[Config], words: Sequence[str], command: str) -> Conf
     return parse(cls, words, command)
 
 
-def help_text(cls: type, about: str | None, command: str) -> str:
+def help_text(cls: type, about: str | None) -> str:
     """Return the help of a command: what it does and its settings with their defaults, in 80 columns.
 
     Args:
         cls: The dataclass of its settings.
         about: The docstring of its module.
-        command: The command, as in `typed`.
     """
-    about = fit_docstring(inspect.cleandoc(about or "")).replace("python -m " + command, typed(command))
-    return f"{about}\n\n{settings_text(cls, defaults_of(cls))}"
+    return as_typed(f"{fit_docstring(inspect.cleandoc(about or ''))}\n\n{settings_text(cls, defaults_of(cls))}")
+
+
+def as_typed(text: str) -> str:
+    """Return a text with its commands as they are typed here: `das-agents list` for `python -m agents list`."""
+    return re.sub(r"python -m (agents|adapt)\b", lambda match: typed(match[1]), text)
 
 
 def fit_docstring(text: str) -> str:

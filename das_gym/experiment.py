@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 from filelock import FileLock
 
-from das_gym.commandline import HELP, flag_mistake, help_text, meant, setting_words, typed, use, used
+from das_gym.commandline import HELP, as_typed, flag_mistake, help_text, meant, setting_words, typed, use, used
 from das_gym.config import build, check_names, plain, settings_text
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_bytes, write_text
@@ -413,7 +413,7 @@ class RunsExperiment(Experiment):
     def help_text(self) -> str:
         """Return what the command does, its settings, named configs and options, in 80 columns."""
         module = sys.modules.get(self.commands[self.default_command].__module__)
-        parts = [help_text(self.settings or RunSettings, getattr(module, "__doc__", None), self.path)]
+        parts = [help_text(self.settings or RunSettings, getattr(module, "__doc__", None))]
         named = [name for name in self.named_configs if not name.startswith("file ")]
         if named:
             parts.append("\nNamed configs, words behind `with` that stand for several settings:\n")
@@ -447,7 +447,7 @@ class RunsExperiment(Experiment):
             stored = get_by_dotted_path(settings, key)
             if stored != value and key.partition(".")[0] in settings:  # an unknown key is refused as in any run
                 raise RunError(
-                    f"run {folder.name} was begun with {key}={stored}, so it cannot be resumed with {key}={value}; "
+                    f"run {folder.name} was started with {key}={stored} and cannot be resumed with {key}={value}; "
                     f"leave {key} out to go on with the run, or leave resume out to begin a new one"
                 )
         recorded = build(RunSettings, {"use": settings.get("use") or ()}).use
@@ -512,7 +512,7 @@ def _plainly(run: Callable[..., Run], *args: Any, options: Mapping[str, Any], **
     except RunError as error:
         if options.get("--debug") or options.get("--pdb"):
             raise
-        print(f"error: {shown(str(error))}", file=sys.stderr)
+        print(f"error: {shown(as_typed(str(error)))}", file=sys.stderr)
         sys.exit(unread() if isinstance(error.__cause__, BrokenPipeError) else 1)
 
 

@@ -103,10 +103,10 @@ def test_a_resumed_run_refuses_other_settings(experiment, tmp_path):
     before = (tmp_path / "1" / "run.json").read_bytes()
     resume = {"runs_dir": str(tmp_path), "resume": 1}
     with pytest.raises(
-        RunError, match="run 1 was begun with number=1, so it cannot be resumed with number=3; leave number out"
+        RunError, match="run 1 was started with number=1 and cannot be resumed with number=3; leave number out"
     ):
         experiment.run(config_updates={**resume, "number": 3})
-    with pytest.raises(RunError, match="run 1 was begun with number=1, so it cannot be resumed with number=2"):
+    with pytest.raises(RunError, match="run 1 was started with number=1 and cannot be resumed with number=2"):
         experiment.run(config_updates=resume, named_configs=["two"])
     other = RunsExperiment("other", save_git_info=False)
     other.add_config(seed=0, runs_dir="runs", resume=None)

@@ -32,6 +32,7 @@ from das_gym.files import read_json, write_json
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, Masks, check_budget, pick_budget
 from das_gym.problem.mask_cost import SAVED
 from das_gym.problem.mask_space import MaskSpace
+from das_gym.progress import waiting
 from das_gym.registration import DEFAULT_ENV
 
 CHECKPOINT = "checkpoint.json"
@@ -227,7 +228,8 @@ class _Loop:
         self.base = cast(Any, env.unwrapped)
         self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
         self.history: list[Turn] = []
-        observation, _ = env.reset(seed=config.seed)
+        with waiting("measuring layer statistics"):
+            observation, _ = env.reset(seed=config.seed)
         self.scorer = find_scorer(self.base)
         self.agent = _new_agent(config, self.base, observation[0])
 
