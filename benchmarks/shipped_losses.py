@@ -30,6 +30,5 @@ def main() -> None:
         print(f"{len(masks)} losses: {path}")
 
 
-
 if __name__ == "__main__":
     main()

@@ -25,7 +25,7 @@ from das_gym.engine.memory import Score, ScoreMemory
 from das_gym.engine.precision import bfloat16_hardware, resolve_precision, with_bfloat16_layers
 from das_gym.engine.scores import Scores
 from das_gym.engine.spending import Spending
-from das_gym.engine.tree import MaskTree, Watch
+from das_gym.engine.tree import MaskTree
 from das_gym.engine.trunk import TrunkMemory
 from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
@@ -297,9 +297,9 @@ class Evaluator:
         broken = BrokenMasks()
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
-            targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             trunk = partial(self._trunk.of, number)
-            state: State = trunk(-1, partial(self._begin, chunk))
+            state: State = trunk(-1, partial(self._begin, chunk))  # before targets: prompts are read here with their images
+            targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             full = None if full_logits is None else full_logits[number]
             told = False
             known = partial(self._trunk.known, number) if watch is None else None
