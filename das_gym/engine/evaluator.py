@@ -211,6 +211,26 @@ class Evaluator:
         self._spent.examples += masks * examples
         self._spent.broken += int((~np.isfinite(losses)).sum())
 
+    def watch_full_model(self, examples: Sequence[Any], watch: Callable[[Sequence[Any], int, State, Tensor], None]) -> None:
+        """Score the full model and show each layer on the way; its score is remembered as that of any mask.
+
+        Args:
+            examples: At least one.
+            watch: Called with a batch of them, the index of a layer, the state before its stage, and its output: in the
+                last stage only of the tokens that are read.
+        """
+        mask = np.zeros((1, len(self.vlp.layers)), dtype=bool)
+        self._forget_changed()
+        key = (_signature(examples), mask[0].tobytes())
+        sums = np.zeros(3)
+        with self._run_of(key[0]), np.errstate(invalid="ignore"):
+            for _, _, scores, _ in self._leaves(mask, examples, None, False, None, watch):
+                sums[:2] += [float(values.sum()) for values in scores]
+        score = _score_of((sums / len(examples)).tolist(), False)
+        if not self._memory.find([key], False):
+            self._memory.keep({key: score})
+            self._count_scored(1, len(examples), np.array([score.loss]))
+
     def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
         """As `evaluate` with divergences, example by example; nothing is remembered.
 
@@ -263,8 +283,9 @@ class Evaluator:
         progress: Callable[[int], Any] | None,
         divergences: bool,
         full_logits: list[Tensor] | None,
+        watch: Callable[[Sequence[Any], int, State, Tensor], None] | None = None,
     ) -> Iterator[tuple[np.ndarray, slice, list[np.ndarray], Tensor | None]]:
-        """Walk the tree of masks over the examples, batch by batch; as `_score`.
+        """Walk the tree of masks over the examples, batch by batch; as `_score`, or `watch_full_model`.
 
         Yields:
             Rows of equal masks, which of the examples, their losses, metrics and, if asked for, divergences ((n,) float64
@@ -276,12 +297,13 @@ class Evaluator:
         broken = BrokenMasks()
         for number, start in enumerate(range(0, len(examples), self.batch_size)):
             chunk = examples[start : start + self.batch_size]
-            targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             trunk = partial(self._trunk.of, number)
-            state: State = trunk(-1, partial(self._begin, chunk))
+            state: State = trunk(-1, partial(self._begin, chunk))  # before targets: prompts are read here with their images
+            targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             full = None if full_logits is None else full_logits[number]
             told = False
-            for rows, features in tree.leaves(state, trunk, partial(self._trunk.known, number)):
+            known = partial(self._trunk.known, number) if watch is None else None
+            for rows, features in tree.leaves(state, trunk, known, None if watch is None else partial(watch, chunk)):
                 logits = self._logits(features)
                 full = logits if full is None else full  # the first leaf is the unskipped mask
                 scores = [self.task.losses(logits, targets), self.task.metrics(logits, targets)]

@@ -19,6 +19,9 @@ Trunk = Callable[[Any, Callable[[], Any]], Any]
 Known = Callable[[Any], Any]
 """`known(what)` returns what a trunk keeps; None = nothing."""
 
+Watch = Callable[[int, State, Tensor], None]
+"""`watch(index, state, output)` sees each layer of the full model: the state before its stage, and what it gives."""
+
 
 class MaskTree:
     """Masks that agree on their first stages share a path from the root; a leaf is a distinct mask.
@@ -48,10 +51,11 @@ class MaskTree:
         self._stages = vlp.stages
         self._device = vlp.device
         self._keep: Trunk | None = None
+        self._watch: Watch | None = None
         self._front = [index for stage in self._stages[: vlp.front] for index in stage]
 
     def leaves(
-        self, state: State, trunk: Trunk | None = None, known: Known | None = None
+        self, state: State, trunk: Trunk | None = None, known: Known | None = None, watch: Watch | None = None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Walk the tree depth first, so that memory grows with depth and not with the number of masks.
 
@@ -60,11 +64,12 @@ class MaskTree:
             trunk: Keeps the outputs of layers of the unskipped model, by index, and what `VLP.enter` gives behind
                 `VLP.front` stages, by the bits of those.
             known: What it keeps already: masks whose first bits are there begin behind those stages.
+            watch: Called for every layer of the unskipped model where nothing is `known` and a trunk is given.
 
         Yields:
             Rows of `masks` that are the same mask, and its pooled features; the unskipped mask is first if it is there.
         """
-        rows, self._keep = np.arange(len(self.masks)), trunk
+        rows, self._keep, self._watch = np.arange(len(self.masks)), trunk, watch
         if not self._front or known is None:
             yield from self._below(state, 0, rows, {}, trunk)
             return
@@ -132,7 +137,10 @@ class MaskTree:
     def _run(self, index: int, state: State, skipped: bool, memory: dict[tuple, Any], trunk: Trunk | None = None) -> Tensor:
         """Run a layer or its skip adapter, and count that; or take what the trunk has."""
         if trunk is not None and not skipped:
-            return trunk(index, lambda: self._run(index, state, skipped, memory))
+            output: Tensor = trunk(index, lambda: self._run(index, state, skipped, memory))
+            if self._watch is not None:
+                self._watch(index, state, output)
+            return output
         ran = {OWN}
 
         def memo(key: tuple, compute: Callable[[], Any]) -> Any:

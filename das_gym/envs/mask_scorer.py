@@ -19,6 +19,7 @@ from das_gym.problem.rewards import Objective, find_reward
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import check_statistics, compute_statistics, masks_needed
 from das_gym.problem.unit_latency import cost_of
+from das_gym.tables.shipped_losses import shipped_losses
 
 
 class MaskScorer(Scorer):
@@ -109,7 +110,8 @@ class MaskScorer(Scorer):
     def _inputs(self) -> StatisticInputs:
         """What statistics are computed from; masks that several ask for are scored once."""
         evaluator, examples = self.problem.evaluator, self.fixed_examples
-        return StatisticInputs(evaluator, self.problem.costs, examples, measure_activity(evaluator, examples))
+        activity = measure_activity(evaluator, examples)
+        return StatisticInputs(evaluator, self.problem.costs, examples, activity, shipped_losses(self.problem, examples))
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """As `Scorer.measure`, in one engine call."""

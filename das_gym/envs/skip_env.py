@@ -49,7 +49,8 @@ class SkipEnv(ScoredEnv):
     and its metric as 0. In a sequence all steps but the last earn 0.
 
     ## Starting State
-    The layer statistics, nothing skipped. `info` tells of the unskipped model.
+    The layer statistics, nothing skipped. `info` tells of the unskipped model. The losses of `leave_one_out` are shipped for
+    the bundled answering models on the default examples; they count as evaluations all the same.
 
     ## Episode End
     `mask` and `scores`: every step terminates. `sequence`: terminates when `skip_num` layers are skipped, when the saving

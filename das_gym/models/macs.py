@@ -134,6 +134,7 @@ class MacCounter:
         self._found: dict[tuple, Any] = {}
         self._alike: dict[int, Hashable] = {}
         self._constant: tuple[Any, Any, tuple] | None = None
+        self._bare: tuple[Any, Any, Any] | None = None
 
     def encoder(self, stream: str, batch: Mapping[str, Tensor]) -> int:
         """MACs of `text_stream` or `image_stream` (`stream` is `text` or `image`) on a batch.
@@ -194,7 +195,8 @@ class MacCounter:
         key = (*what, *self._shapes(given))
         if key not in self._found:
             try:
-                self._found[key] = counted(lambda: function(self._meta(given)))
+                without = self._meta(given)
+                self._found[key] = counted(lambda: function(without))
             except (NotImplementedError, RuntimeError) as error:
                 raise TypeError(
                     f"{what[0]} of a {type(self.twin).__name__} looks at what tensors hold, so they cannot be counted on "
@@ -214,17 +216,20 @@ class MacCounter:
         return _shapes(given.hidden), self._constant[2]
 
     def _meta(self, given: Any) -> Any:
-        """Tensors without content, of the model's own floating point type."""
-        dtype = next(self.twin.parameters()).dtype
-        return _mapped(
-            given,
-            lambda t: torch.empty(t.shape, dtype=dtype if t.is_floating_point() else t.dtype, device="meta"),
-        )
+        """Tensors without content, of the model's own floating point type; `extras` once a batch, as in `_shapes`."""
+        dtype, made = next(self.twin.parameters()).dtype, dict[int, Tensor]()
 
+        def bare(tensor: Tensor) -> Tensor:
+            kind = dtype if tensor.is_floating_point() else tensor.dtype
+            if id(tensor) not in made:  # all layers are called with the same tensors
+                made[id(tensor)] = torch.empty(tensor.shape, dtype=kind, device="meta")
+            return made[id(tensor)]
 
-def _parts(given: Any) -> Any:
-    """A state as a tree of plain mappings."""
-    return given if isinstance(given, Mapping) else {"hidden": given.hidden, "attend": given.attend, "extras": given.extras}
+        if isinstance(given, Mapping):
+            return _mapped(given, bare)
+        if self._bare is None or self._bare[0] is not given.extras or self._bare[1] is not given.attend:
+            self._bare = given.extras, given.attend, _mapped({"attend": given.attend, "extras": given.extras}, bare)
+        return type(given)(hidden=_mapped(given.hidden, bare), **self._bare[2])
 
 
 def _shapes(given: Mapping[str, Any]) -> tuple:
@@ -234,8 +239,7 @@ def _shapes(given: Mapping[str, Any]) -> tuple:
     return tuple(tuple(x.shape) if isinstance(x, Tensor) else x if isinstance(x, Hashable) else type(x) for x in leaves)
 
 
-def _mapped(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A batch or state with each tensor changed."""
-    tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in _parts(given).items()}
-    changed = tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
-    return changed if isinstance(given, Mapping) else type(given)(**changed)
+def _mapped(given: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> Any:
+    """A mapping with each tensor changed."""
+    tree = {name: dict(part) if isinstance(part, Mapping) else part for name, part in given.items()}
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)

@@ -83,26 +83,23 @@ class StatisticInputs:
 
 @torch.inference_mode()
 def measure_activity(evaluator: Evaluator, examples: Sequence[Any]) -> Activity:
-    """Run the unskipped model on the examples and watch every layer.
+    """Watch every layer while the evaluator scores the full model on the examples.
 
     Raises:
         FloatingPointError: a layer gives what is not finite; names it and the examples.
     """
     vlp = evaluator.vlp
-    totals, rows = np.zeros((4, len(vlp.layers))), 0
-    for start in range(0, len(examples), evaluator.batch_size):
-        chunk = examples[start : start + evaluator.batch_size]
-        state = vlp.embed(evaluator.encoder(evaluator.task.pairs(chunk)))
-        for number, stage in enumerate(vlp.stages):
-            state, _ = vlp.enter(state, number)
-            outputs = {vlp.layers[index].stream: vlp.run_layer(index, state, skipped=False) for index in stage}
-            for index in stage:
-                stream = vlp.layers[index].stream
-                changes, count = _changes(vlp, state, outputs[stream], stream)
-                totals[:, index] += changes
-                check_layer(vlp, index, totals[:, index], chunk)
-            state = state.with_hidden({**state.hidden, **outputs})
-        rows += count  # an example may take several: NLVR2's two images, retrieval's sixteen texts
+    totals, rows = np.zeros((4, len(vlp.layers))), np.zeros(len(vlp.layers))
+
+    def watch(chunk: Sequence[Any], index: int, state: State, output: Tensor) -> None:
+        if vlp.layers[index].stage == len(vlp.stages) - 1:  # scoring reads only the pooled tokens of it
+            output = vlp.run_layer(index, state, skipped=False)
+        changes, count = _changes(vlp, state, output, vlp.layers[index].stream)
+        totals[:, index] += changes
+        rows[index] += count  # an example may take several: NLVR2's two images, retrieval's sixteen texts
+        check_layer(vlp, index, totals[:, index], chunk)
+
+    evaluator.watch_full_model(examples, watch)
     return Activity(*(totals / rows))
 
 
@@ -122,8 +119,9 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
 def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple[float, ...], int]:
     """The numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
     before, after = state.hidden[stream].double(), output.double()
-    cosine = torch.cosine_similarity(before, after, dim=-1)
-    residual = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
+    norm = before.norm(dim=-1).clamp_min(1e-12)
+    cosine = (before * after).sum(dim=-1) / (norm * after.norm(dim=-1).clamp_min(1e-12))
+    residual = (after - before).norm(dim=-1) / norm
     angle = torch.arccos(cosine.clamp(-1, 1)) / torch.pi
     values, attend = vlp.rows_of(state, stream, torch.stack((1 - cosine, residual, angle), dim=-1))
     real = torch.ones(values.shape[:2], device=values.device) if attend is None else attend[:, 0, -1]

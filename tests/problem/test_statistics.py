@@ -103,6 +103,18 @@ def test_activity_does_not_depend_on_padding(tiny_problem: Problem):
         np.testing.assert_allclose(getattr(together, name), np.mean([getattr(a, name) for a in apart], axis=0), rtol=1e-4)
 
 
+def test_measure_activity_scores_the_full_model(tiny_problem: Problem):
+    evaluator, examples, full = tiny_problem.evaluator, tiny_problem.splits.reward[:7], np.zeros((1, 12), bool)
+    evaluator.forget()
+    alone = evaluator.losses(full, examples)
+    evaluator.forget()
+    evaluator.reset_spent()
+    measure_activity(evaluator, examples)
+    runs = evaluator.spent.layer_runs
+    assert evaluator.losses(full, examples) == alone
+    assert (evaluator.spent.masks, evaluator.spent.layer_runs) == (1, runs)
+
+
 @torch.no_grad()
 def test_the_pooled_token_is_the_one_that_the_model_says(tiny_problem: Problem, monkeypatch: pytest.MonkeyPatch):
     """Each example's own last token, say: a causal model's first one has seen nothing."""
@@ -121,23 +133,24 @@ class TwoLayers:
     layers = (Layer("joint.0", "joint", 0), Layer("joint.1", "joint", 1))
     stages = ((0,), (1,))
     outputs = (((0.0, 1.0), (0.0, 4.0), (9.0, -9.0)), ((0.0, -1.0), (3.0, 4.0), (0.0, 0.0)))
-    batch_size = 1
 
     def __init__(self):
         self.vlp = self
         self.task = SimpleNamespace(pairs=lambda examples: examples)
 
+    def watch_full_model(self, examples, watch):
+        for example in examples:
+            state = self.encoder(self.task.pairs([example]))
+            for index in range(2):
+                output = self.run_layer(index, state, skipped=False)
+                watch([example], index, state, output)
+                state = state.with_hidden({"joint": output})
+
     def encoder(self, real_tokens):
         attend = torch.arange(3)[None, None, None] < torch.tensor(real_tokens)[:, None, None, None]
         return State({"joint": torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])}, {"joint": attend})
 
-    def embed(self, encoded):
-        return encoded
-
     pooled_tokens, rows_of = VLP.pooled_tokens, VLP.rows_of
-
-    def enter(self, state, stage):
-        return state, 0
 
     def run_layer(self, index, state, skipped):
         assert not skipped

@@ -69,6 +69,7 @@ class PromptProcessor:
     answer_type: int | None = None
     ahead: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
     _kept: OrderedDict[Prompt, Encoding] = field(default_factory=OrderedDict, repr=False)
+    _opened: tuple[Sequence[Any], list[Any]] = field(default=((), []), compare=False, repr=False)
 
     @property
     def tokenizer(self) -> Any:
@@ -177,7 +178,9 @@ class PromptProcessor:
 
     def _ask(self, prompt: Prompt) -> tuple[dict[str, Tensor], str | None]:
         """The inputs of the question, and its text as the template writes it; None without a template."""
-        pictures = [image.open() for image in prompt.images]
+        if self._opened[0] != prompt.images:  # questions about the same images are read one behind the other
+            self._opened = prompt.images, [image.open() for image in prompt.images]
+        pictures = self._opened[1]
         if not self._templated:
             return self._ask_plainly(prompt, pictures), None
         messages = self._messages(prompt, pictures)

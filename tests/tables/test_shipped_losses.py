@@ -1,0 +1,59 @@
+"""Losses that are shipped are the model's own, and are read for the same weights and examples alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from das_gym.bundled import ASSETS
+from das_gym.problem.config import ProblemConfig
+from das_gym.problem.loading import Problem, build_problem, load_problem
+from das_gym.tables.build import table_examples
+from das_gym.tables.shipped_losses import identify, shipped_losses
+
+
+def examples_of(problem: Problem) -> tuple:
+    return table_examples(problem, "reward", problem.task.reward_examples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", [None, "llava_mini"])
+def test_shipped_losses_are_the_models_own(checkpoint: str | None):
+    problem = load_problem(ProblemConfig(model="VLM", task="answering", checkpoint=checkpoint))
+    masks = np.zeros((4, len(problem.layer_names)), dtype=bool)
+    masks[1, 0] = masks[2, 5] = masks[3, [1, 5]] = True  # the last is not shipped
+    losses = shipped_losses(problem, examples_of(problem))
+    assert losses is not None
+    problem.evaluator.reset_spent()
+    found = losses(masks)
+    assert problem.evaluator.spent.masks <= 1
+    np.testing.assert_allclose(found, problem.evaluator.losses(masks, examples_of(problem)), rtol=0, atol=1e-6)
+
+
+def test_other_examples_or_settings_have_no_shipped_losses():
+    problem = load_problem(ProblemConfig(model="VLM", task="answering"))
+    examples = examples_of(problem)
+    assert shipped_losses(problem, examples[:40]) is None
+    assert shipped_losses(problem, (*examples[1:], examples[0])) is None
+    for other in ({"units": "sublayers"}, {"dtype": "bfloat16"}):
+        changed = build_problem(ProblemConfig(model="VLM", task="answering", **other))
+        assert shipped_losses(changed, examples) is None
+
+
+def test_a_changed_checkpoint_has_no_shipped_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from das_gym.tables import shipped_losses as module
+
+    problem = load_problem(ProblemConfig(model="VLM", task="answering"))
+    examples = examples_of(problem)
+    folder = shutil.copytree(ASSETS / "smolvlm_mini", tmp_path / "smolvlm_mini")
+    copied = build_problem(ProblemConfig(model="VLM", task="answering", checkpoint=str(folder)))
+    assert shipped_losses(copied, examples) is None  # not a bundled folder
+    monkeypatch.setattr(module, "ASSETS", tmp_path)
+    assert shipped_losses(copied, examples) is not None
+    changed = {**identify(problem, examples), "losses": {}}
+    changed["hashes"] = {**changed["hashes"], "model": "0" * 16}  # of other weights
+    monkeypatch.setattr(module, "read_json", lambda path: changed)
+    assert shipped_losses(copied, examples) is None
