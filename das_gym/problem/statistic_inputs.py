@@ -118,7 +118,8 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
 
 def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple[float, ...], int]:
     """The numbers of `Activity` for one layer, summed over the rows of the batch, and how many those are."""
-    before, after = state.hidden[stream].double(), output.double()
+    tokens = min(state.hidden[stream].shape[1], output.shape[1])  # a tower puts outputs read early in front
+    before, after = state.hidden[stream][:, -tokens:].double(), output[:, -tokens:].double()
     norm = before.norm(dim=-1).clamp_min(1e-12)
     cosine = (before * after).sum(dim=-1) / (norm * after.norm(dim=-1).clamp_min(1e-12))
     residual = (after - before).norm(dim=-1) / norm
