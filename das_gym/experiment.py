@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     from sacred.observers import FileStorageObserver, RunObserver
     from sacred.run import Run
     from sacred.serializer import flatten
-    from sacred.utils import SacredError, get_by_dotted_path, iterate_flattened
+    from sacred.utils import SacredError, convert_to_nested_dict, get_by_dotted_path, iterate_flattened
 
 from filelock import FileLock
 
@@ -42,6 +42,7 @@ from das_gym.processes import is_first, of_first, world
 from das_gym.progress import waiting
 from das_gym.registration import named_environments
 from das_gym.runs import (
+    CONFIG,
     MISSING,
     MISTAKES,
     RUNS_DIR,
@@ -302,7 +303,7 @@ class RunsExperiment(Experiment):
                 given["use"] = use(given["use"])
                 for named in self._named:
                     self._add_named(named)
-            self._files = {name: read_config_file(name) for name in named_configs if Path(name).is_file()}
+            self._files = {name: _nested(read_config_file(name), name) for name in named_configs if Path(name).is_file()}
             words = [name for name in named_configs if name not in self._files]
             for name in words:
                 if Path(name).suffix in CONFIG_FILES:
@@ -439,7 +440,7 @@ class RunsExperiment(Experiment):
             )
         if known["status"] == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
-        settings = read_config(folder)
+        settings = _nested(read_config(folder), folder / CONFIG)
         parts = (*self.named_parts(named_configs), given)
         flat = (pair for part in parts for pair in iterate_flattened(plain(part)))
         asked = {k: v for k, v in flat if k.partition(".")[0] not in ("resume", "runs_dir", "use")}
@@ -514,6 +515,21 @@ def _plainly(run: Callable[..., Run], *args: Any, options: Mapping[str, Any], **
             raise
         print(f"error: {shown(str(error))}", file=sys.stderr)
         sys.exit(unread() if isinstance(error.__cause__, BrokenPipeError) else 1)
+
+
+def _nested(settings: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Take dotted names in the settings of a file apart, as Sacred does: what is checked is what a run gets.
+
+    Raises:
+        ValueError: Sacred would take the result apart once more, or cannot read it.
+    """
+    try:
+        nested: dict[str, Any] = convert_to_nested_dict(settings)
+        if nested == convert_to_nested_dict(nested):
+            return nested
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{source} names settings twice, or by numbers ({error}); mend it") from error
+    raise ValueError(f"{source} has a setting with an empty name; mend it")
 
 
 def _file_storage(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -185,6 +185,38 @@ def test_resume_refuses_recorded_settings(canary: Path, capsys: pytest.CaptureFi
     assert "python -m agents with resume=1 " in told
 
 
+@pytest.mark.parametrize(
+    "brought",
+    [
+        {"env_kwargs.trust_remote_code": True},
+        {"env_kwargs.trust_remote_code.x": True},
+        {"env_kwargs.encoder_cache": "/anywhere"},
+        {"env_id": {"": "evil-mod:X"}},
+    ],
+    ids=str,
+)
+def test_resume_refuses_recorded_settings_with_dotted_names(
+    canary: Path, capsys: pytest.CaptureFixture[str], brought: dict[str, Any]
+):
+    """Sacred takes them apart, and drops empty ones, after they were looked at."""
+    stopped_run("agents", "search")
+    settings = read_json(Path("runs/1/config.json"))
+    del settings["env_kwargs"]
+    model = {"env_id": "DAS-VLM-Answering-v0", "env_kwargs.checkpoint": str(Path("runs/1/model").absolute())}
+    write_json(Path("runs/1/config.json"), {**settings, **model, **brought})
+    assert call("agents", "with", "resume=1") == 1
+    assert not canary.exists()
+    told = capsys.readouterr().err
+    assert "Repeat it to confirm" in told or "empty name" in told
+
+
+def test_a_settings_file_with_empty_names_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str]):
+    write_json(Path("mine.json"), {"env_id": {"": "evil-mod:X"}})
+    assert call("agents", "with", "mine.json") == 1
+    assert "`use=evil-mod`" in capsys.readouterr().err
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize("value", ["x;touch EXECUTED", "$(touch EXECUTED)", "{'py/reduce': [{'py/function': 'os.mkdir'}]}"])
 def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], value: str):
     stopped_run("agents", "search", out=value)
