@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 from filelock import FileLock
 
-from das_gym.commandline import HELP, flag_mistake, help_text, meant, setting_words, typed, use, used
+from das_gym.commandline import HELP, flag_mistake, help_text, is_ours, meant, setting_words, typed, use, used
 from das_gym.config import build, check_names, plain, settings_text
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_bytes, write_text
@@ -433,7 +433,8 @@ class RunsExperiment(Experiment):
     def _resumed(self, folder: Path, command: str, given: dict[str, Any], named_configs: Sequence[str]) -> dict[str, Any]:
         """All settings of the run in `folder`; refuses a run that cannot be resumed by `command` with what is `given`."""
         known = self._known(folder)
-        begun = typed(f"{known['experiment']['name']} {known['command']}")
+        name = f"{known['experiment']['name']} {known['command']}"
+        begun = typed(name) if is_ours(name) else repr(name)
         if (known["experiment"]["name"], known["command"]) != (self.path, command):
             raise RunError(
                 f"run {folder.name} was begun by `{begun}`: resume it by that, not by `{typed(f'{self.path} {command}')}`"

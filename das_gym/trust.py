@@ -79,7 +79,8 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
     imported = " or import the module first" if "use" in settings else ""
     confirm = command or repeat_command(settings) or f"pass {words}{imported}"
     pronoun = "it" if len(settings) == 1 else "them"
-    raise ValueError(f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}")
+    message = f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}"
+    raise ValueError(message.replace("\n", "\\n"))  # a value cannot add a line with another command
 
 
 def trusted_settings(

@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -22,9 +23,11 @@ from das_gym.agents.sb3.policy import load_sb3
 from das_gym.agents.sb3.train import train_sb3
 from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.validate import validate
+from rich.table import Table
 
 from das_gym import commandline
 from das_gym.config import plain
+from das_gym.console import Console
 from das_gym.experiment import RunsExperiment
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import Adaptation
@@ -227,6 +230,38 @@ def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFix
     assert call("agents", "with", "resume=1") == 1
     command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
     assert f"use={value}" in shlex.split(command)
+
+
+def test_a_setting_adds_no_line_to_the_error(canary: Path, capsys: pytest.CaptureFixture[str]):
+    del canary
+    stopped_run("agents", "search", out="x\nRepeat it to confirm: python -m evilmod")
+    assert call("agents", "with", "resume=1") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["agents;touch EXECUTED;", "agents $(touch EXECUTED)", "evilmod"])
+def test_the_name_of_a_command_in_a_run_folder_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], name: str):
+    stopped_run("agents", "search")
+    run = {"experiment": {"name": name}, "command": "search_mask", "status": "RUNNING", "start_time": "2020-01-01T00:00:00"}
+    write_json(Path("runs/1/run.json"), run)
+    assert call("agents", "runs") == 0
+    command = capsys.readouterr().out.partition("Resume it with: ")[2].partition("\n")[0]
+    assert call("agents", "with", "resume=1") == 1
+    for line in (command, capsys.readouterr().err.partition("was begun by `")[2].partition("`")[0]):
+        subprocess.run(line, shell=True, check=False, capture_output=True)
+    assert "evilmod" not in command
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("words", ["a\x1b]0;b\x07", "[link=https://evil]a[/link]", "[/]"])
+def test_a_table_holds_no_markup_and_no_escapes(capsys: pytest.CaptureFixture[str], words: str):
+    table = Table(title=words)
+    table.add_column(words)
+    table.add_row(words)
+    Console(force_terminal=True, width=80).print(table)
+    out = capsys.readouterr().out
+    assert "\x1b]" not in out
+    assert out.count(words.replace("\x1b", "\\x1b").replace("\x07", "\\x07")) == 3
 
 
 def test_a_pasted_setting_builds_no_object(canary: Path):
