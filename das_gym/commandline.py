@@ -226,7 +226,7 @@ def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:
     given = [word for word in words if word]
     if given and (needed := dict.fromkeys((*_used, *modules))):
         given.append(shlex.quote(f"use={','.join(needed)}"))
-    return " ".join([start, *command, *(["with", *given] if given else [])])
+    return shown(" ".join([start, *command, *(["with", *given] if given else [])]))
 
 
 def repeat_command(settings: Mapping[str, Any]) -> str:

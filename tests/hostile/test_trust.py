@@ -232,6 +232,17 @@ def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFix
     assert f"use={value}" in shlex.split(command)
 
 
+def test_a_report_prints_no_escapes_in_its_commands(canary: Path):
+    del canary
+    finished_run()
+    Path("runs/1/front.json").unlink()
+    write_json(Path("runs/1/config.json"), {"data_root": "a\x1b]0;b\x07", "agent": "</script><img src=x>"})
+    assert call("agents", "report", "runs/1") == 0
+    page = Path("runs/1/report.html").read_text()
+    assert "\x1b" not in page
+    assert "<img src=x>" not in page
+
+
 def test_a_setting_adds_no_line_to_the_error(canary: Path, capsys: pytest.CaptureFixture[str]):
     del canary
     stopped_run("agents", "search", out="x\nRepeat it to confirm: python -m evilmod")
@@ -311,6 +322,15 @@ def test_a_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixtur
     command = told.partition("confirm: ")[2].splitlines()[0]
     call(*shlex.split(command)[2:])
     assert canary.exists()
+
+
+@pytest.mark.parametrize("name", ["macs", "macs_full", "loss"])
+def test_a_number_beyond_floats_is_refused(canary: Path, name: str):
+    del canary
+    finished_run()
+    write_json(Path("runs/1/search.json"), {**read_json(Path("runs/1/search.json")), name: 10**400})
+    with pytest.raises(ValueError, match=r"search\.json"):
+        SearchResult.load("runs/1")
 
 
 @pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])
