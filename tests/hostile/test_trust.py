@@ -25,7 +25,7 @@ from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.validate import validate
 from rich.table import Table
 
-from das_gym import commandline
+from das_gym import commandline, locks
 from das_gym.config import plain
 from das_gym.console import Console
 from das_gym.experiment import RunsExperiment
@@ -156,6 +156,7 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
         {"agent": "evilmod:"},
         {"agent": "evil-mod:Agent of mine"},
         {"agent": "das_gym.agents.__main__:main"},
+        {"agent": "das_gym.agents.__main__.x:main"},
         {"agents": ["random", "evilmod:Agent"]},
         {"baselines": ["evilmod:"]},
         {"search": {"agent": "evilmod:Agent"}},
@@ -273,6 +274,13 @@ def test_a_table_holds_no_markup_and_no_escapes(capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     assert "\x1b]" not in out
     assert out.count(words.replace("\x1b", "\\x1b").replace("\x07", "\\x07")) == 3
+
+
+def test_a_lock_that_is_a_link_is_not_opened(canary: Path, monkeypatch: pytest.MonkeyPatch):
+    del canary
+    monkeypatch.setattr(locks, "FileLock", lambda path: pytest.fail(f"{path} was opened"))
+    Path("runs/1/.lock").symlink_to(Path("evilmod.py").absolute())
+    assert locks.is_locked(Path("runs/1")) is None
 
 
 def test_a_pasted_setting_builds_no_object(canary: Path):
