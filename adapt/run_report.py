@@ -27,6 +27,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.command import report, same_again
 from das_gym.drawing.report import Answers, Asked, Comparison, Heat, Progress, RunReport
 from das_gym.files import read_json
+from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig
 from das_gym.registration import ENVIRONMENTS
 
@@ -160,6 +161,11 @@ def _comparison(models: Sequence[Mapping[str, Any]]) -> Comparison:
 
 
 def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
+    from das_gym.adapt.shrink.settings import ShrinkSettings
+
+    own, defaults = _problem(record["problem"]), dataclasses.asdict(ShrinkSettings())
+    found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "search", "refine", "front", "point"))
+    mask = json.dumps(record["mask"], separators=(",", ":"))
     models, apart = record["models"], record["difference"]
     final, names = models[-1], [model["name"] for model in models]
     answers = record["answers"]
@@ -179,7 +185,7 @@ def _shrunk(folder: Path, record: dict[str, Any]) -> RunReport:
         },
         architecture=_architecture(record.get("units"), record["layers"]),
         mask=record["mask"],
-        commands=[record["command"]],
+        commands=[same_again(folder, "adapt shrink", defaults, **own, **found_by, mask=mask)],
         comparison=Comparison(["full model (baseline)" if name == FULL else name for name in names], _lines(models)),
         answers=Answers.of(names, said, lambda number: Asked(answers[number]["question"])) if said else None,
         versions=record["versions"],

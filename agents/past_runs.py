@@ -21,7 +21,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from das_gym.commandline import CommandSettings, parse_or_help, typed
+from das_gym.commandline import CommandSettings, is_ours, parse_or_help, typed
 from das_gym.config import check_names, choice
 from das_gym.console import Console
 from das_gym.files import read_json
@@ -231,7 +231,7 @@ def main(words: Sequence[str] = ()) -> int:
     console.width = max(console.width, NARROWEST)
     console.print(table_of(runs[: settings.limit], grouped=settings.order == "best"))
     for run in runs[: settings.limit]:
-        if run.status in (DIED, "stopped") and run.resumes:
+        if run.status in (DIED, "stopped") and run.resumes and is_ours(run.command):
             words = f"resume={run.id}", runs_dir_words(Path(settings.runs_dir) / str(run.id))
             print(f"run {run.id} {run.status}. Resume it with: {typed(printable(run.command), *words)}")
     if len(runs) > settings.limit:

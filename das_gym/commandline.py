@@ -204,6 +204,11 @@ def add_working_folder() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
+def is_ours(program: str) -> bool:
+    """Whether `typed` gives a command of das_gym; a run folder may name any module."""
+    return f"das-{program.partition(' ')[0]}" in SCRIPTS
+
+
 def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:
     """A command as a person types it here: `python -m agents with resume=3 use=my_module`.
 
@@ -212,7 +217,7 @@ def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:
         words: Settings, quoted where a shell needs that; none leaves `with` out. Modules that came in by `use=` are added.
         modules: More that have to come in so.
     """
-    name, _, command = program.partition(" ")
+    name, *command = map(shlex.quote, program.split())  # a record may name it
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if Path(sys.argv[0]).stem in SCRIPTS:
         start = f"das-{name}"
@@ -221,7 +226,7 @@ def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:
     given = [word for word in words if word]
     if given and (needed := dict.fromkeys((*_used, *modules))):
         given.append(shlex.quote(f"use={','.join(needed)}"))
-    return " ".join([start, *([command] if command else []), *(["with", *given] if given else [])])
+    return shown(" ".join([start, *command, *(["with", *given] if given else [])]))
 
 
 def repeat_command(settings: Mapping[str, Any]) -> str:

@@ -28,11 +28,22 @@ with warnings.catch_warnings():
     from sacred.observers import FileStorageObserver, RunObserver
     from sacred.run import Run
     from sacred.serializer import flatten
-    from sacred.utils import SacredError, get_by_dotted_path, iterate_flattened
+    from sacred.utils import SacredError, convert_to_nested_dict, get_by_dotted_path, iterate_flattened
 
 from filelock import FileLock
 
-from das_gym.commandline import HELP, as_typed, flag_mistake, help_text, meant, setting_words, typed, use, used
+from das_gym.commandline import (
+    HELP,
+    as_typed,
+    flag_mistake,
+    help_text,
+    is_ours,
+    meant,
+    setting_words,
+    typed,
+    use,
+    used,
+)
 from das_gym.config import build, check_names, plain, settings_text
 from das_gym.drawing.charts import draw_curves
 from das_gym.files import read_json, write_bytes, write_text
@@ -42,6 +53,7 @@ from das_gym.processes import is_first, of_first, world
 from das_gym.progress import waiting
 from das_gym.registration import named_environments
 from das_gym.runs import (
+    CONFIG,
     MISSING,
     MISTAKES,
     RUNS_DIR,
@@ -302,7 +314,7 @@ class RunsExperiment(Experiment):
                 given["use"] = use(given["use"])
                 for named in self._named:
                     self._add_named(named)
-            self._files = {name: read_config_file(name) for name in named_configs if Path(name).is_file()}
+            self._files = {name: _nested(read_config_file(name), name) for name in named_configs if Path(name).is_file()}
             words = [name for name in named_configs if name not in self._files]
             for name in words:
                 if Path(name).suffix in CONFIG_FILES:
@@ -432,14 +444,15 @@ class RunsExperiment(Experiment):
     def _resumed(self, folder: Path, command: str, given: dict[str, Any], named_configs: Sequence[str]) -> dict[str, Any]:
         """All settings of the run in `folder`; refuses a run that cannot be resumed by `command` with what is `given`."""
         known = self._known(folder)
-        begun = typed(f"{known['experiment']['name']} {known['command']}")
+        name = f"{known['experiment']['name']} {known['command']}"
+        begun = typed(name) if is_ours(name) else repr(name)
         if (known["experiment"]["name"], known["command"]) != (self.path, command):
             raise RunError(
                 f"run {folder.name} was begun by `{begun}`: resume it by that, not by `{typed(f'{self.path} {command}')}`"
             )
         if known["status"] == "COMPLETED":
             raise RunError(f"run {folder.name} is complete, there is nothing to resume; its results are in {folder}")
-        settings = read_config(folder)
+        settings = _nested(read_config(folder), folder / CONFIG)
         parts = (*self.named_parts(named_configs), given)
         flat = (pair for part in parts for pair in iterate_flattened(plain(part)))
         asked = {k: v for k, v in flat if k.partition(".")[0] not in ("resume", "runs_dir", "use")}
@@ -514,6 +527,21 @@ def _plainly(run: Callable[..., Run], *args: Any, options: Mapping[str, Any], **
             raise
         print(f"error: {shown(as_typed(str(error)))}", file=sys.stderr)
         sys.exit(unread() if isinstance(error.__cause__, BrokenPipeError) else 1)
+
+
+def _nested(settings: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Take dotted names in the settings of a file apart, as Sacred does: what is checked is what a run gets.
+
+    Raises:
+        ValueError: Sacred would take the result apart once more, or cannot read it.
+    """
+    try:
+        nested: dict[str, Any] = convert_to_nested_dict(settings)
+        if nested == convert_to_nested_dict(nested):
+            return nested
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{source} names settings twice, or by numbers ({error}); mend it") from error
+    raise ValueError(f"{source} has a setting with an empty name; mend it")
 
 
 def _file_storage(given: dict[str, Any], options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -37,9 +37,11 @@ def lock_folder(folder: Path) -> FileLock:
 
 
 def is_locked(folder: Path) -> bool | None:
-    """Return whether a process works in a folder; None where that cannot be known: no locks, or no permission."""
+    """Return whether a process works in a folder; None where that cannot be known: no locks, no permission, or a link."""
     if not (folder / LOCK).exists():
         return False
+    if (folder / LOCK).is_symlink():
+        return None  # filelock 3.13 empties the file that it leads to
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)

@@ -40,7 +40,7 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
     if ":" in value and (name in NAMES_CODE or re.fullmatch(r"[\w.]+:[\w.-]+", value)):
         named.append(value.partition(":")[0])
     unknown = (each for each in named if each and each not in known)
-    return [each for each in unknown if each.partition(".")[0] not in KNOWN_PACKAGES or each.endswith("__main__")]
+    return [each for each in unknown if each.partition(".")[0] not in KNOWN_PACKAGES or "__main__" in each.split(".")]
 
 
 def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:
@@ -79,7 +79,8 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
     imported = " or import the module first" if "use" in settings else ""
     confirm = command or repeat_command(settings) or f"pass {words}{imported}"
     pronoun = "it" if len(settings) == 1 else "them"
-    raise ValueError(f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}")
+    message = f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}"
+    raise ValueError(message.replace("\n", "\\n"))  # a value cannot add a line with another command
 
 
 def trusted_settings(

@@ -165,7 +165,7 @@ def _write_files(folder: Path, subnet: AdaptedModel, portable: Portable, config:
     write_safetensors(folder / "model.safetensors", ready, {"format": "pt"})
     tokenizer = copy.deepcopy(subnet.task.processor.tokenizer)
     tokenizer.model_max_length = subnet.task.processor.max_text_length
-    for name in ("is_local", "local_files_only", "trust_remote_code"):  # how it was loaded here
+    for name in ("is_local", "local_files_only", "trust_remote_code", "auto_map"):  # how it was loaded, and code not run
         tokenizer.init_kwargs.pop(name, None)
     if hasattr(tokenizer, "backend_tokenizer"):  # the last call's, which would be saved
         tokenizer.backend_tokenizer.no_truncation()

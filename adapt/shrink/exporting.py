@@ -68,7 +68,8 @@ def write(subnet: AdaptedModel, out: Path, record: Mapping[str, Any]) -> Exporte
     rounded(smaller.model, dtype)
     asked = Questions(smaller, MadeUp(subnet.task.processor), prompts)  # type: ignore[arg-type]
     with new_folder(out) as part:
-        save(smaller.model, part, source, Path(config.tokenizer) if config.tokenizer else source, dtype)
+        processor = Path(config.tokenizer) if config.tokenizer else source
+        save(smaller.model, part, source, processor, dtype, is_remote(vlm))
         found = ask_fresh(part, asked.given(has_adapters(smaller.model)))
         pairs = list(zip(found["logits"], wanted, strict=True))
         apart, allowed = max(logits_apart(one, other) for one, other in pairs), TOLERANCES.get(dtype, 0.1)

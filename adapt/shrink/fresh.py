@@ -72,6 +72,7 @@ def main(folder: str, given_path: str, wanted_path: str) -> None:
     model = auto.from_pretrained(folder, dtype=getattr(torch, given["dtype"]), **options).to(given["device"]).eval()
     if given["dtype"] == "float64" and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("batched_mm")  # transformers' grouped product of experts knows no double
+    options["trust_remote_code"] = given["trust_processor"]
     processor = transformers.AutoProcessor.from_pretrained(folder, **options)
     placed = lambda batch: {name: value.to(given["device"]) for name, value in batch.items()}  # noqa: E731
     found: dict[str, Any] = {"logits": [], "said": {}, "tokens": []}

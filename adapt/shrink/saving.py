@@ -112,7 +112,7 @@ def rounded(model: Any, dtype: torch.dtype) -> None:
                 module._parameters[name] = made.setdefault(parameter, torch.nn.Parameter(value, requires_grad=False))
 
 
-def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype) -> None:
+def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype, trusted: bool = False) -> None:
     """Write configuration, weights with their checksums, and everything else that lay beside the source's weights.
 
     Args:
@@ -121,6 +121,8 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
         source: The folder that it comes from.
         processor: The folder of its processor, mostly the same.
         dtype: Of the saved weights.
+        trusted: Whether the source's own code may run. Otherwise a folder with our code, which is loaded with
+            trust_remote_code=True, has none of it.
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
     coded = has_adapters(model)  # transformers renames no weights for code that is not its own
@@ -133,6 +135,8 @@ def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.d
         write_code(folder, model)
     for origin in dict.fromkeys((source, processor)):  # byte for byte: nothing of tokens or pictures may change
         for name in _beside_weights(origin):
+            if coded and not trusted and name.suffix == ".py":
+                continue
             if origin == processor or not (folder / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(origin / name, folder / name)

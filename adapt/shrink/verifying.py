@@ -120,6 +120,7 @@ class Questions:
             "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
             "trust_remote_code": brings_code or is_remote(vlm),
+            "trust_processor": is_remote(vlm),
         }
 
 

@@ -90,7 +90,8 @@ class Work:
         asked = questions(self.whole, task, self.test)
         with new_folder(self.out) as part:
             tokenizer = self.choice.problem.tokenizer
-            save(final.model, part, self.source, Path(tokenizer) if tokenizer else self.source, self.dtype)
+            processor = Path(tokenizer) if tokenizer else self.source
+            save(final.model, part, self.source, processor, self.dtype, is_remote(self.whole))
             verified = verify(part, final, mask, asked, self.dtype)
             comparison = self._measuring(final).compare(models)
             comparison = comparison.with_peaks(

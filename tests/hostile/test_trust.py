@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -22,9 +23,11 @@ from das_gym.agents.sb3.policy import load_sb3
 from das_gym.agents.sb3.train import train_sb3
 from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.validate import validate
+from rich.table import Table
 
-from das_gym import commandline
+from das_gym import commandline, locks
 from das_gym.config import plain
+from das_gym.console import Console
 from das_gym.experiment import RunsExperiment
 from das_gym.files import read_json, write_json
 from das_gym.problem.adaptation import Adaptation
@@ -153,6 +156,7 @@ def test_resume_imports_no_recorded_module(canary: Path, capsys: pytest.CaptureF
         {"agent": "evilmod:"},
         {"agent": "evil-mod:Agent of mine"},
         {"agent": "das_gym.agents.__main__:main"},
+        {"agent": "das_gym.agents.__main__.x:main"},
         {"agents": ["random", "evilmod:Agent"]},
         {"baselines": ["evilmod:"]},
         {"search": {"agent": "evilmod:Agent"}},
@@ -185,6 +189,38 @@ def test_resume_refuses_recorded_settings(canary: Path, capsys: pytest.CaptureFi
     assert "python -m agents with resume=1 " in told
 
 
+@pytest.mark.parametrize(
+    "brought",
+    [
+        {"env_kwargs.trust_remote_code": True},
+        {"env_kwargs.trust_remote_code.x": True},
+        {"env_kwargs.encoder_cache": "/anywhere"},
+        {"env_id": {"": "evil-mod:X"}},
+    ],
+    ids=str,
+)
+def test_resume_refuses_recorded_settings_with_dotted_names(
+    canary: Path, capsys: pytest.CaptureFixture[str], brought: dict[str, Any]
+):
+    """Sacred takes them apart, and drops empty ones, after they were looked at."""
+    stopped_run("agents", "search")
+    settings = read_json(Path("runs/1/config.json"))
+    del settings["env_kwargs"]
+    model = {"env_id": "DAS-VLM-Answering-v0", "env_kwargs.checkpoint": str(Path("runs/1/model").absolute())}
+    write_json(Path("runs/1/config.json"), {**settings, **model, **brought})
+    assert call("agents", "with", "resume=1") == 1
+    assert not canary.exists()
+    told = capsys.readouterr().err
+    assert "Repeat it to confirm" in told or "empty name" in told
+
+
+def test_a_settings_file_with_empty_names_imports_no_module(canary: Path, capsys: pytest.CaptureFixture[str]):
+    write_json(Path("mine.json"), {"env_id": {"": "evil-mod:X"}})
+    assert call("agents", "with", "mine.json") == 1
+    assert "`use=evil-mod`" in capsys.readouterr().err
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize("value", ["x;touch EXECUTED", "$(touch EXECUTED)", "{'py/reduce': [{'py/function': 'os.mkdir'}]}"])
 def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], value: str):
     stopped_run("agents", "search", out=value)
@@ -195,6 +231,56 @@ def test_the_command_to_repeat_is_quoted(canary: Path, capsys: pytest.CaptureFix
     assert call("agents", "with", "resume=1") == 1
     command = capsys.readouterr().err.partition("confirm: ")[2].splitlines()[0]
     assert f"use={value}" in shlex.split(command)
+
+
+def test_a_report_prints_no_escapes_in_its_commands(canary: Path):
+    del canary
+    finished_run()
+    Path("runs/1/front.json").unlink()
+    write_json(Path("runs/1/config.json"), {"data_root": "a\x1b]0;b\x07", "agent": "</script><img src=x>"})
+    assert call("agents", "report", "runs/1") == 0
+    page = Path("runs/1/report.html").read_text()
+    assert "\x1b" not in page
+    assert "<img src=x>" not in page
+
+
+def test_a_setting_adds_no_line_to_the_error(canary: Path, capsys: pytest.CaptureFixture[str]):
+    del canary
+    stopped_run("agents", "search", out="x\nRepeat it to confirm: python -m evilmod")
+    assert call("agents", "with", "resume=1") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["agents;touch EXECUTED;", "agents $(touch EXECUTED)", "evilmod"])
+def test_the_name_of_a_command_in_a_run_folder_is_quoted(canary: Path, capsys: pytest.CaptureFixture[str], name: str):
+    stopped_run("agents", "search")
+    run = {"experiment": {"name": name}, "command": "search_mask", "status": "RUNNING", "start_time": "2020-01-01T00:00:00"}
+    write_json(Path("runs/1/run.json"), run)
+    assert call("agents", "runs") == 0
+    command = capsys.readouterr().out.partition("Resume it with: ")[2].partition("\n")[0]
+    assert call("agents", "with", "resume=1") == 1
+    for line in (command, capsys.readouterr().err.partition("was begun by `")[2].partition("`")[0]):
+        subprocess.run(line, shell=True, check=False, capture_output=True)
+    assert "evilmod" not in command
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("words", ["a\x1b]0;b\x07", "[link=https://evil]a[/link]", "[/]"])
+def test_a_table_holds_no_markup_and_no_escapes(capsys: pytest.CaptureFixture[str], words: str):
+    table = Table(title=words)
+    table.add_column(words)
+    table.add_row(words)
+    Console(force_terminal=True, width=80).print(table)
+    out = capsys.readouterr().out
+    assert "\x1b]" not in out
+    assert out.count(words.replace("\x1b", "\\x1b").replace("\x07", "\\x07")) == 3
+
+
+def test_a_lock_that_is_a_link_is_not_opened(canary: Path, monkeypatch: pytest.MonkeyPatch):
+    del canary
+    monkeypatch.setattr(locks, "FileLock", lambda path: pytest.fail(f"{path} was opened"))
+    Path("runs/1/.lock").symlink_to(Path("evilmod.py").absolute())
+    assert locks.is_locked(Path("runs/1")) is None
 
 
 def test_a_pasted_setting_builds_no_object(canary: Path):
@@ -244,6 +330,15 @@ def test_a_record_runs_no_remote_code(canary: Path, capsys: pytest.CaptureFixtur
     command = told.partition("confirm: ")[2].splitlines()[0]
     call(*shlex.split(command)[2:])
     assert canary.exists()
+
+
+@pytest.mark.parametrize("name", ["macs", "macs_full", "loss"])
+def test_a_number_beyond_floats_is_refused(canary: Path, name: str):
+    del canary
+    finished_run()
+    write_json(Path("runs/1/search.json"), {**read_json(Path("runs/1/search.json")), name: 10**400})
+    with pytest.raises(ValueError, match=r"search\.json"):
+        SearchResult.load("runs/1")
 
 
 @pytest.mark.parametrize("words", [("runs",), ("explore", "meter_vqa", "with", "runs=[1]"), ("compare", "with", "resume=1")])

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -306,3 +307,12 @@ def test_onnx_names_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"onnx=True needs .*onnxscript.*pip install 'das_gym\[export\]'"):
         export(build("ViLT", "vqa"), tmp_path / "out", onnx=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_tokenizer_names_no_code_that_was_not_run(tmp_path: Path):
+    """README.md has the folder loaded with trust_remote_code=True, for our code."""
+    subnet = build("METER", "vqa")
+    processor: Any = subnet.task.processor
+    processor.tokenizer.init_kwargs["auto_map"] = {"AutoTokenizer": ["evil/repo--code.Evil", None]}  # as it is read
+    written = export(subnet, tmp_path / "out")
+    assert "auto_map" not in json.loads((written.folder / "tokenizer_config.json").read_text())

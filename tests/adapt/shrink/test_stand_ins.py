@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from das_gym.adapt.shrink.checks import check_loaded
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, answer_features
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.settings import ShrinkSettings
-from das_gym.adapt.shrink.verifying import questions, replayed
+from das_gym.adapt.shrink.verifying import ask_fresh, questions, replayed
 
+from das_gym.files import read_json, write_json
 from das_gym.models.transformers import modeling_das_adapters
 from das_gym.models.transformers.cutting import cut
 from das_gym.models.transformers.loading import auto_class, load_vlm
@@ -126,3 +128,23 @@ def test_the_folders_code_needs_torch_alone():
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported == {"__future__", "copy", "collections.abc", "typing", "torch"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["modeling_das_adapters.py", "custom_generate/generate.py", "evil_code.py"])
+def test_a_folder_with_adapters_runs_no_code_of_its_source(
+    problem_of: Callable[[str], Problem], folder_of: Callable[[str], Path], tmp_path: Path, file: str
+):
+    """Our code in it needs trust_remote_code=True; the source's was never trusted."""
+    problem, canary = problem_of("llava"), tmp_path / "EXECUTED"
+    source = Path(shutil.copytree(folder_of("llava"), tmp_path / "source"))
+    (source / file).parent.mkdir(exist_ok=True)
+    (source / file).write_text(f"open({str(canary)!r}, 'w').close()\n")
+    if file == "evil_code.py":
+        for name in ("tokenizer_config.json", "processor_config.json"):
+            brought = {"AutoTokenizer": ["evil_code.Evil", "evil_code.Evil"], "AutoProcessor": "evil_code.Evil"}
+            write_json(source / name, {**read_json(source / name), "auto_map": brought})
+    asked = questions(with_random_adapters(problem.vlp, MASK), problem.task, problem.splits.test, 1)
+    save(asked.vlm.model, tmp_path / "out", source, source, torch.float32)
+    assert ask_fresh(tmp_path / "out", asked.given(True))["tokens"]
+    assert not canary.exists()
