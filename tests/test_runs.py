@@ -111,9 +111,7 @@ def test_a_resumed_run_refuses_other_settings(experiment, tmp_path):
     other = RunsExperiment("other", save_git_info=False)
     other.add_config(seed=0, runs_dir="runs", resume=None)
     other.main(lambda resume: 0.0)
-    with pytest.raises(
-        RunError, match="run 1 was begun by `python -m trial count`: resume it by that, not by `python -m other"
-    ):
+    with pytest.raises(RunError, match=r"run 1 was begun by `.trial count.`: resume it by that, not by `python -m other"):
         other.run(config_updates=resume)
     assert (tmp_path / "1" / "run.json").read_bytes() == before
 
