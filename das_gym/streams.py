@@ -12,7 +12,9 @@ STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 def ready() -> None:
-    """Open the streams that are closed, and have standard output write "?" for what its encoding lacks.
+    """Open the streams that are closed, and have standard output write line by line, and "?" for what its encoding lacks.
+
+    Sacred ignores errors of a flush, so a pipe that nobody reads would go unnoticed until the end, and a log would lag.
 
     Were one left closed, the next file that is opened would be it, and a library's words would be written into that. An
     encoding may lack letters of names, and what our tables are drawn with: the end of a long search is no time to find out.
@@ -28,7 +30,7 @@ def ready() -> None:
             setattr(sys, f"__{name}__", stream)
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # not every stand-in of a stream has it
     if reconfigure is not None:
-        reconfigure(errors="replace")
+        reconfigure(errors="replace", line_buffering=True)
 
 
 def unread() -> int:

@@ -89,7 +89,7 @@ def test_adapt_prints_one_table_and_a_conclusion(adapted: Path):
     assert "% for the full model with adapters (95 % interval of the difference" in " ".join(printed.split())
     assert "Result:" not in printed
     assert "(no adapters)" in printed
-    assert "Next: " not in printed  # what would follow the search follows by itself
+    assert "Next: python -m adapt with search_run" not in printed  # what would follow the search follows by itself
     own = printed[printed.index("no adapters") : printed.index("record: runs/2")].splitlines()
     assert all(len(line) <= 80 for line in own)
 

@@ -187,7 +187,7 @@ def test_the_command_killed_and_resumed(small, tmp_path, number, code):
     assert killed.returncode == code, error
     assert "Go on with: python -m agents with resume=2" in error
     assert not (folder / "search.json").exists()
-    with pytest.raises(RunError, match="begun with seed=1, so it cannot be resumed with seed=2"):
+    with pytest.raises(RunError, match="started with seed=1 and cannot be resumed with seed=2"):
         run_search({"resume": 2, "seed": 2})
     run_search({"resume": 2})
     one, two = (json.loads((path / "search.json").read_text()) for path in (tmp_path / "runs" / "1", folder))

@@ -107,7 +107,7 @@ RECORDS: dict[str, tuple[str, Any]] = {
             "difference": {"score": 0.0, "low": -0.1, "high": 0.1},
             "answers": [{"question": "What?", "full": "a", "shrunk": "b"}],
             "units": UNITS,
-            "command": "python -m adapt shrink",
+            "problem": PROBLEM,
             "versions": {},
         },
     ),
