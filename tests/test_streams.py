@@ -42,10 +42,7 @@ def test_an_output_that_nobody_reads_is_no_traceback(words: list[str], tmp_path:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "das_gym.agents", *words]
-    settings: dict = {
-        "env": {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-        "cwd": tmp_path,
-    }
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         command, env=buffered, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, check=False
     )
