@@ -31,3 +31,6 @@ for _ in range(2):  # whoever goes on without such a number does so in all proce
         of_first(fail)
     except FloatingPointError as error:
         (folder / f"failed{rank()}.txt").write_text(str(error))
+
+if torch.distributed.is_initialized():  # else gloo's threads may outlive it at exit: "terminate called"
+    torch.distributed.destroy_process_group()
