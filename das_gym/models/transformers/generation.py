@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.transformers.inputs import Encoding, PromptProcessor
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of
 from das_gym.models.transformers.model import VLM
 from das_gym.progress import progress
 
 SPARE_TOKENS = 8
 """How many tokens more than the longest reference a model may say."""
-
-PICTURE_WORDS = ("image", "video", "vision", "boi", "eoi")
-"""Parts of the settings that name tokens which stand for pictures."""
 
 PROBED, PROBES = 64, 4
 """Prompts among which some with different pictures are looked for, and how many of these are tried padded at the left."""
@@ -65,20 +62,13 @@ def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 
     for part in ("pixels", "sizes"):
         for name in getattr(encodings[0], part):
             batch[name] = torch.cat([getattr(e, part)[name] for e in encodings])
-    return vlm.placed(batch)
+    return vlm.to_device(batch)
 
 
 def pad_token(vlm: VLM, processor: PromptProcessor) -> int:
     """What fills a row: where it lies nothing looks."""
     ids = (processor.tokenizer.pad_token_id, vlm.text_config.pad_token_id, processor.ends[0])
     return next(int(token) for token in ids if token is not None)
-
-
-def picture_tokens(model: Any) -> list[int]:
-    """Ids of the tokens that stand for pictures: an answer has none."""
-    configs = (model.config, model.config.get_text_config(decoder=True))
-    named = {n: v for config in configs for n, v in vars(config).items() if n.endswith(("_token_id", "_token_index"))}
-    return sorted({v for n, v in named.items() if isinstance(v, int) and any(word in n for word in PICTURE_WORDS)})
 
 
 @contextmanager
@@ -103,7 +93,7 @@ def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, l
         max_new_tokens: Most tokens to say.
         least: Fewest, or None.
     """
-    suppressed = picture_tokens(vlm.model)
+    suppressed = image_tokens_of(vlm.model)
     return {
         "do_sample": False,
         "num_beams": 1,

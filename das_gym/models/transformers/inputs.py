@@ -99,7 +99,7 @@ class PromptProcessor:
 
     def tokens(self, pairs: Sequence[Prompt]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (prompts, tokens) int64, and what else there is a token, padded at the right."""
-        return batch_of([self.encode(prompt)._replace(sizes={}) for prompt in pairs], 0)
+        return make_batch([self.encode(prompt)._replace(sizes={}) for prompt in pairs], 0)
 
     def encode(self, prompt: Prompt, pixels: bool = False) -> Encoding:
         """The tokens of a prompt, remembered; with the pixels of its pictures where they are asked for.
@@ -274,15 +274,14 @@ class PromptProcessor:
         return text if any(self.tokenizer.decode([end]) in text for end in self.ends) else text.rstrip()
 
 
-def batch_of(encodings: Sequence[Encoding], pad: int, extra: int = 0) -> dict[str, Tensor]:
+def make_batch(encodings: Sequence[Encoding], pad: int) -> dict[str, Tensor]:
     """A batch of prompts, padded at the right: `input_ids`, `attention_mask`, token types, sizes of pictures.
 
     Args:
         encodings: At least one.
         pad: Id of padding.
-        extra: Padding behind the longest.
     """
-    longest = max(len(encoding.ids) for encoding in encodings) + extra
+    longest = max(len(encoding.ids) for encoding in encodings)
     padded = [torch.nn.functional.pad(e.ids, (0, longest - len(e.ids)), value=pad) for e in encodings]
     lengths = torch.tensor([len(encoding.ids) for encoding in encodings])
     batch = {"input_ids": torch.stack(padded), "attention_mask": (torch.arange(longest) < lengths[:, None]).long()}
@@ -290,6 +289,17 @@ def batch_of(encodings: Sequence[Encoding], pad: int, extra: int = 0) -> dict[st
         batch[name] = torch.stack([_lengthened(e.types[name], longest) for e in encodings])
     names = {name: None for encoding in encodings for name in encoding.sizes}
     return batch | {name: torch.cat([e.sizes[name] for e in encodings if name in e.sizes]) for name in names}
+
+
+IMAGE_WORDS = ("image", "video", "vision", "media", "boi", "eoi")
+"""Parts of the settings that name tokens which stand for images."""
+
+
+def image_tokens_of(model: Any) -> list[int]:
+    """Return the ids of the tokens that stand for images, which no answer has."""
+    configs = (model.config, model.config.get_text_config(decoder=True))
+    named = {n: v for config in configs for n, v in vars(config).items() if n.endswith(("_token_id", "_token_index"))}
+    return sorted({v for n, v in named.items() if isinstance(v, int) and any(word in n for word in IMAGE_WORDS)})
 
 
 def _lengthened(values: Tensor, tokens: int) -> Tensor:
