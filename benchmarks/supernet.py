@@ -42,7 +42,7 @@ def unskipped_and_blinded(config: ProblemConfig) -> dict[str, Any]:
 def masks_of_four(config: ProblemConfig) -> dict[str, Any]:
     """Best, median and worst metric over all masks that skip four layers, on the test split or as much of it as is quick."""
     problem = load_problem(config)
-    examples = shuffled(problem.task, problem.splits.test, problem.task.examples_of(PAIRS_FOR_MASKS))
+    examples = shuffled(problem.task, problem.splits.test, problem.task.examples_for_pairs(PAIRS_FOR_MASKS))
     masks = every_mask(len(problem.layer_names))
     masks = masks[masks.sum(axis=1) == 4]
     metric = problem.evaluator.evaluate(masks, examples).metrics
