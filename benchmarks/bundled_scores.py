@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 8
 
+HIDDEN = ("loss", "ranked_images", "ceiling", "blank")
+"""Beginnings of the names of numbers that are not scores."""
+
 ImageOf = Callable[[VQAExample], Image.Image]
 
 
@@ -143,19 +146,17 @@ def supernet_scores(problem_name: str) -> dict[str, dict[str, float]]:
         "full model": evaluate(subnet, test, "full model"),
         "mean image": evaluate(subnet, test, "mean image", blind=mean_image(subnet, test)),
     }
-    hidden = ("loss", "ranked_images")
     return {
-        name: {key: value for key, value in evaluation.numbers.items() if key not in hidden}
+        name: {key: value for key, value in evaluation.numbers.items() if not key.startswith(HIDDEN)}
         for name, evaluation in evaluations.items()
     }
 
 
 def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Print one row per evaluation and one column per group, in %."""
-    groups = list(next(iter(scores.values())))
-    print("".join(f"{group:>14}" for group in ("", *groups)))
-    for name, score in scores.items():
-        print(f"{name:>14}" + "".join(f"{100 * score[group]:>14.1f}" for group in groups))
+    """Print one line per group, in %."""
+    for group in next(iter(scores.values())):
+        values = ", ".join(f"{name} {100 * score[group]:.1f}" for name, score in scores.items())
+        print(f"{group}: {values}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
