@@ -23,7 +23,7 @@ from das_gym.adapt.shrink.verifying import check_generates, is_remote, questions
 from das_gym.commandline import typed
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.cutting import check_shared, check_units, cut
+from das_gym.models.transformers.layer_removal import check_shared, check_units, pruned_copy
 from das_gym.models.transformers.model import IMAGE, JOINT, VLM
 from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
@@ -219,7 +219,7 @@ def check_answers(problem: Problem, mask: np.ndarray) -> None:
     known, key = _REFUSED.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
         try:
-            check_generates(cut(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
+            check_generates(pruned_copy(vlm, mask), questions(vlm, problem.task, problem.splits.test, count=1))
         except ValueError as error:
             known[key] = str(error)
             raise

@@ -16,8 +16,8 @@ from das_gym.adapt.shrink.report import loss_of
 from das_gym.adapt.shrink.scores import interval, scored
 
 from das_gym.drawing.markdown import markdown_table
-from das_gym.models.transformers.cutting import cut, drawn
 from das_gym.models.transformers.generation import generate
+from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
 
@@ -129,10 +129,10 @@ class Judge:
         """A method's line."""
         mask = np.array(found.mask, dtype=bool)
         if found.mask not in self._known:
-            before = self.quality(cut(self.whole, mask), found.method)
+            before = self.quality(pruned_copy(self.whole, mask), found.method)
             self._known[found.mask] = (before, *self._recovered(mask, found.method))
         before, after, seconds = self._known[found.mask]
-        which = drawn(self.whole, mask)
+        which = draw_mask(self.whole, mask)
         return Line(found, float(self.problem.costs.macs_saved(mask)), which, before, after, seconds)
 
     def remember(self, line: Line) -> None:
@@ -144,7 +144,7 @@ class Judge:
     def _recovered(self, mask: np.ndarray, title: str) -> tuple[Quality | None, float | None]:
         if self.recovery.recover == "none":
             return None, None
-        student, started = cut(self.whole, mask), time.perf_counter()
+        student, started = pruned_copy(self.whole, mask), time.perf_counter()
         task, examples = self.problem.task, self.problem.splits.train
         self._teacher = self._teacher or ask_for_all(self.whole, task, examples, self.recovery)
         checkpoint = None if self.folder is None else _checkpoint(self.folder, title)

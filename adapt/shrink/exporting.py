@@ -26,9 +26,9 @@ from das_gym.adapt.shrink.verifying import (
 
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
+from das_gym.models.transformers.inserted_adapters import export_form, has_adapters
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stand_ins import as_saved, has_adapters
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
@@ -60,7 +60,7 @@ def write(subnet: AdaptedModel, out: Path, record: Mapping[str, Any]) -> Exporte
     vlm, config = subnet.backbone.vlp, subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"a {type(vlm).__name__} cannot be exported: it is no model of transformers")
-    smaller, source = as_saved(vlm), source_of(config)
+    smaller, source = export_form(vlm), source_of(config)
     dtype = saved_dtype(source_dtype(source), vlm.model.dtype)
     prompts = made_up(subnet.task.processor)
     wanted = replayed(vlm, Questions(vlm, MadeUp(subnet.task.processor), prompts), None)  # type: ignore[arg-type]

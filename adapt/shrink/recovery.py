@@ -24,11 +24,11 @@ from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepRe
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.transformers.cutting import decoder_path
-from das_gym.models.transformers.features import projector_of
+from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import batches_of
+from das_gym.models.transformers.inserted_adapters import insert_into_pruned, kept_layers
+from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stand_ins import layers_left, stand_in
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
@@ -261,7 +261,7 @@ def lora_places(vlm: VLM) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    places = (decoder_path(vlm), *projector_of(vlm.model))
+    places = (decoder_path(vlm), *find_projectors(vlm.model))
     names = [
         name
         for name, module in vlm.model.named_modules()
@@ -324,7 +324,7 @@ class Recovery:
         torch.manual_seed(config.seed)
         size = min(config.batch_size, len(self.examples))
         dtype = self.student.model.dtype
-        left = layers_left(self.whole, self.student)
+        left = kept_layers(self.whole, self.student)
         parameters = self._prepare(dtype)
         self.trained = sum(p.numel() for p in parameters)
         schedule = partial(decay, steps=config.steps, warmup=config.warmup, schedule="cosine")
@@ -343,15 +343,15 @@ class Recovery:
         if self.config.recover == "lora":
             return add_lora(self.student, self.config.rank, self.config.alpha)
         if self.config.recover == "adapters":
-            return stand_in(self.student, self.whole, *self.config.widths(self.student.feature_size))
+            return insert_into_pruned(self.student, self.whole, *self.config.widths(self.student.feature_size))
         if dtype in (torch.float16, torch.bfloat16):
             self._become(copy.deepcopy(self.student.model).float())
-        parts = [*self.student.stack.layers, *projector_of(self.student.model).values()]
+        parts = [*self.student.stack.layers, *find_projectors(self.student.model).values()]
         return [p for part in parts for p in own_parameters(part)]
 
     def _become(self, model: Any) -> None:
         """The student with other parameters."""
-        self.student.__init__(model, traits=self.student.traits)  # type: ignore[misc]
+        self.student.__init__(model, capabilities=self.student.capabilities)  # type: ignore[misc]
 
     def _finish(self, dtype: torch.dtype) -> None:
         if self.config.recover == "lora":

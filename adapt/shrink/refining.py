@@ -11,7 +11,7 @@ from das_gym.adapt.refining import Round, halve
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher
 from das_gym.adapt.shrink.report import loss_of
 
-from das_gym.models.transformers.cutting import cut
+from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem, shuffled
 
@@ -41,7 +41,7 @@ def refine(
     held_out = task.open_ended(shuffled(task, splits.reward, task.reward_examples))
 
     def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
-        student, short = cut(whole, mask), dataclasses.replace(config, steps=steps)
+        student, short = pruned_copy(whole, mask), dataclasses.replace(config, steps=steps)
         Recovery(student, whole, task, splits.train, short, checkpoint, teacher).run(title=title)
         return loss_of(student, task, held_out, config.batch_size, f"loss, {title}")
 

@@ -14,7 +14,7 @@ from das_gym.adapt.shrink.recovery import answer_features
 from das_gym.adapt.shrink.scores import difference_interval, interval, scored
 
 from das_gym.engine.broken import told_examples
-from das_gym.models.transformers.generation import generate, greedily, greedy_settings, left_padded, pad_token
+from das_gym.models.transformers.generation import generate, greedy_decoding, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
@@ -208,7 +208,7 @@ def latencies(
         settings = greedy_settings(vlm, processor, tokens, least=tokens)
 
         def call() -> object:
-            with greedily(vlm.model, settings):
+            with greedy_decoding(vlm.model, settings):
                 return vlm.model.generate(**batch)
 
         return call

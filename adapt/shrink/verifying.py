@@ -17,22 +17,21 @@ import torch
 from das_gym.adapt.shrink import fresh
 from torch import Tensor
 
-from das_gym.models.transformers.cutting import with_parameters_of
 from das_gym.models.transformers.generation import (
     PADDING_TOLERANCE,
-    form_of,
+    generate_batch,
     greedy_settings,
+    input_form,
     left_padded,
     pad_token,
     pads_left,
-    picture_tokens,
-    say,
 )
-from das_gym.models.transformers.inputs import Encoding
+from das_gym.models.transformers.inputs import Encoding, image_tokens_of
+from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
+from das_gym.models.transformers.layer_removal import full_with_parameters_of
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stack import passing, replaced
-from das_gym.models.transformers.stand_ins import has_adapters, masked_with
+from das_gym.models.transformers.stack import replace_forwards, skip_forward
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.tasks.base import Task
 
@@ -105,7 +104,7 @@ class Questions:
             "without a cache": (alone, {"use_cache": False}),
         }
         if pads_left(vlm, encodings, pad):
-            same = [e for e in encodings if form_of(e) == form_of(encodings[0])]
+            same = [e for e in encodings if input_form(e) == input_form(encodings[0])]
             asked["with left padding"] = ([left_padded(same, pad, vlm, extra=3)], {"use_cache": True})
         whole = [(left_padded([e._replace(answer=len(e.ids))], pad, vlm), e.answer) for e in encodings]
         prompts: list[Any] = list(self.task.pairs(self.examples))
@@ -179,7 +178,7 @@ def _said(
 ) -> Any:
     """What a model says to the first prompt, or in words why it says nothing."""
     try:
-        return say(vlm, processor, encodings, settings, (), **more)[0]
+        return generate_batch(vlm, processor, encodings, settings, (), **more)[0]
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
         return f"nothing ({next(iter(str(error).splitlines()), type(error).__name__)})"
 
@@ -229,7 +228,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, asked: Questions, dtype
     texts = [f"{prompt.question} {prompt.answer}" for prompt in prompts]
     if found["tokens"] != [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]:
         raise NotTheSameError(f"the tokenizer in {folder} makes other tokens than the source's")
-    merge = masked_with if has_adapters(smaller.model) else with_parameters_of
+    merge = full_with_adapters_of if has_adapters(smaller.model) else full_with_parameters_of
     masked = merge(asked.vlm, smaller, mask)
     tolerance = TOLERANCES.get(asked.vlm.model.dtype, 0.1)
     wanted = replayed(masked, asked, mask)
@@ -247,7 +246,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, asked: Questions, dtype
 
 
 def _of_first_form(encodings: Sequence[Encoding]) -> list[Encoding]:
-    return [e for e in encodings if form_of(e) == form_of(encodings[0])]
+    return [e for e in encodings if input_form(e) == input_form(encodings[0])]
 
 
 def logits_apart(given: Tensor, wanted: Tensor) -> float:
@@ -262,7 +261,9 @@ def replayed(vlm: VLM, asked: Questions, mask: np.ndarray | None) -> list[Tensor
     """(tokens, vocabulary) of each answer, by the replay of layers that scores masks."""
     processor: Any = asked.task.processor
     prompts: list[Any] = list(asked.task.pairs(asked.examples))
-    state = vlm.gather(processor, prompts, lambda _, items: {key: vlm.see(processor, one) for key, one in items.items()})
+    state = vlm.gather(
+        processor, prompts, lambda _, items: {key: vlm.encode_images(processor, one) for key, one in items.items()}
+    )
     logits = vlm.own_head()(vlm.forward_encoded(state, mask)).cpu()
     return list(logits.split([len(e.ids) - e.answer for e in asked.encodings]))
 
@@ -276,12 +277,15 @@ def _check_said(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int
         for n, v in encoding.types.items()
     }
     gone = {vlm.stack_of(n).layers[vlm.places[n]]: vlm.skippable(n).chosen(True) for n in np.flatnonzero(mask).tolist()}
-    with replaced({layer: passing(layer, adapter) for layer, adapter in gone.items()}):
+    with replace_forwards({layer: skip_forward(layer, adapter) for layer, adapter in gone.items()}):
         logits = (
-            vlm.run([encoding._replace(ids=ids, types=types)], whole=True).logits[0, encoding.answer - 1 : -1].cpu().float()
+            vlm.run([encoding._replace(ids=ids, types=types)], with_head=True)
+            .logits[0, encoding.answer - 1 : -1]
+            .cpu()
+            .float()
         )
     allowed = tolerance * (float(logits.abs().max()) + 1e-6)
-    logits[:, picture_tokens(vlm.model)] = -torch.inf
+    logits[:, image_tokens_of(vlm.model)] = -torch.inf
     lacking = logits.amax(-1) - logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
     if float(lacking.max()) > allowed:
         place = int((lacking > allowed).nonzero()[0])

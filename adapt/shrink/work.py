@@ -27,10 +27,10 @@ from das_gym.commandline import typed, used
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.cutting import cut, drawn
+from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
+from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import IMAGE, VLM
-from das_gym.models.transformers.stand_ins import has_adapters, masked_with
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig, problem_words, recorded_settings
@@ -62,9 +62,9 @@ class Work:
 
     def __post_init__(self) -> None:
         self.whole = as_vlm(self.problem)
-        self.gone = self.whole.gone_of(self.choice.mask)
-        self.gone_seen = self.whole.gone_of(self.choice.mask, IMAGE)
-        self.drawn = drawn(self.whole, self.choice.mask)
+        self.gone = self.whole.removed_layers(self.choice.mask)
+        self.gone_seen = self.whole.removed_layers(self.choice.mask, IMAGE)
+        self.drawn = draw_mask(self.whole, self.choice.mask)
         self.source = source_of(self.choice.problem)
         self.dtype = saved_dtype(source_dtype(self.source), self.whole.model.dtype)
         self.test = shuffled(self.problem.task, self.problem.splits.test, self.settings.test_examples)
@@ -78,9 +78,9 @@ class Work:
     def run(self, folder: Path, log: Callable[[str, float, int], None]) -> Comparison:
         """From deletion to the saved folder, with the record pending in the run's."""
         task, mask = self.problem.task, self.choice.mask
-        models = {FULL: self.whole, SHRUNK: cut(self.whole, mask)}
+        models = {FULL: self.whole, SHRUNK: pruned_copy(self.whole, mask)}
         rounded(models[SHRUNK].model, self.dtype)
-        final = cut(self.whole, mask)
+        final = pruned_copy(self.whole, mask)
         settings, examples = self.settings.recovery(), self.problem.splits.train
         recovery = Recovery(final, self.whole, task, examples, settings, folder / CHECKPOINT, self.teacher)
         recovery.run(log)
@@ -212,5 +212,5 @@ class Work:
 
 def adapted_costs(problem: Problem, smaller: VLM, mask: np.ndarray) -> Costs:
     """Costs of the model with the adapters that recovery gave the smaller one."""
-    backbone = dataclasses.replace(problem.backbone, vlp=masked_with(as_vlm(problem), smaller, mask))
+    backbone = dataclasses.replace(problem.backbone, vlp=full_with_adapters_of(as_vlm(problem), smaller, mask))
     return example_costs(AdaptedModel(backbone, problem.head, problem.task), problem.splits)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from das_gym.models.adapters import Adapter, Site
+from das_gym.models.adapters import Adapter
+from das_gym.models.base import Site
 from das_gym.models.transformers.modeling_das_adapters import SkippedLayer, change_hidden
 from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, first_input
 
@@ -42,21 +43,9 @@ def default_widths(hidden_size: int) -> tuple[int, int]:
     return max(1, min(BOTTLENECK, hidden_size // 8)), max(1, min(SKIP_BOTTLENECK, 3 * hidden_size // 8))
 
 
-class InputAdapter(Adapter):
-    """`up(relu(down(x)))` without a norm; weights Xavier uniform, biases 0.
-
-    It computes in its own dtype, and returns its input's.
-    """
-
-    def __init__(self, hidden_size: int, bottleneck: int, generator: torch.Generator | None = None) -> None:
-        super().__init__(hidden_size, bottleneck)
-        self.norm = nn.Identity()  # type: ignore[assignment]
-        for linear in (self.down, self.up):
-            nn.init.xavier_uniform_(linear.weight, generator=generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
-        return super().forward(x.to(self.down.weight.dtype)).to(x.dtype)
+def input_adapter(hidden_size: int, bottleneck: int, generator: torch.Generator | None = None) -> Adapter:
+    """Return `A(x) = up(relu(down(x)))` without a norm of its own."""
+    return Adapter(hidden_size, bottleneck, norm=False, init="xavier", generator=generator)
 
 
 class RemovedLayer(nn.Module):
@@ -122,7 +111,7 @@ def missing_parts(layer: nn.Module) -> str | None:
 def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
     """Put adapters before attention and MLP of a layer."""
     for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
-        setattr(layer, name, InputAdapter(hidden_size, bottleneck, generator))
+        setattr(layer, name, input_adapter(hidden_size, bottleneck, generator))
         child(layer, names).register_forward_pre_hook(_AdapterHook(layer, name), with_kwargs=True)  # type: ignore[union-attr]
 
 
@@ -137,10 +126,8 @@ def strip_adapters(layer: nn.Module) -> None:
                 part._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def make_skip_unit(
-    layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None
-) -> SkippedLayer:
+def make_skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkippedLayer:
     """Make what runs in the place of a layer when it is skipped; the norm is a frozen copy of the layer's."""
-    unit = SkippedLayer(child(layer, INPUT_NORMS), InputAdapter(hidden_size, bottleneck, generator))
+    unit = SkippedLayer(child(layer, INPUT_NORMS), input_adapter(hidden_size, bottleneck, generator))
     unit.norm.requires_grad_(False)
     return unit

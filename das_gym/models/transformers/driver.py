@@ -10,7 +10,7 @@ way, and two exact short cuts, which a model uses if `probing.probe_capabilities
 
 For the short cuts the model's forward is recorded in parts, each behind a cache of the tokens before it, as in generation.
 
-Hidden states of all blocks lie flat in one tensor, (1, tokens, hidden_size): of each block first the prefixes, then the rows.
+Hidden states of all blocks lie flat in one tensor, (1, tokens, hidden_size): of each block, prefixes first, then rows.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def run_at_answers(
 ) -> tuple[Tensor, Tensor]:
     """Call the last layer; outputs are those of the positions from `Block.first` on.
 
-    Args:
-        layer, place, block, prefixes, rows: As for the other ways.
-        attends: False if the layer's attention is skipped, so that it reads no other positions.
+    `attends` is False if the layer's attention is skipped, so that it reads no other positions.
     """
     if block.last_calls is None:
         return prefixes[:, :0], run_everywhere(layer, place, block, prefixes, rows)[1][:, block.first :]
@@ -165,9 +163,7 @@ class Plan(NamedTuple):
     prefix: int
 
 
-def plan_blocks(
-    prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_tokens: Sequence[int] | None
-) -> list[Plan]:
+def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_tokens: Sequence[int] | None) -> list[Plan]:
     """Choose the prompts that run together: with images of one form or without, of like length, with as much in common.
 
     Args:

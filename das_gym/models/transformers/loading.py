@@ -16,15 +16,10 @@ from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sizes import MAX_LAYERS
 from das_gym.models.sums import check_sums
 from das_gym.models.tensor_files import check_finite, unreadable
-from das_gym.models.transformers.checks import (
-    check_sublayers,
-    find_traits,
-    in_double,
-    tower_reads,
-    with_tower,
-)
 from das_gym.models.transformers.inputs import load_processor
 from das_gym.models.transformers.model import UNITS, VLM
+from das_gym.models.transformers.probing import find_tower_reads, probe_capabilities, with_tower
+from das_gym.models.transformers.rejecting import check_sublayers, prepare_experts
 from das_gym.models.transformers.weights import source_dtype, weight_files
 
 QUANTISED = "bitsandbytes, GPTQ, AWQ and the like pack weights, so that layers cannot be saved again as they came"
@@ -69,7 +64,7 @@ def load_vlm(
         tokenizer: Folder of the processor, where the checkpoint's holds none.
         dropout: 0 or None: such models have none.
         bottleneck: Width of the adapters before attention and MLP; whole layers have them, until a search without
-            training takes them away. None follows the hidden size, see `adapters.usual_widths`.
+            training takes them away. None follows the hidden size, see `adapters.default_widths`.
         skip_bottleneck: Width of skip adapters, likewise.
         projector: Whether what lies between vision tower and decoder trains with the adapters.
 
@@ -95,16 +90,16 @@ def load_vlm(
             _check_room(folder, options["dtype"])
         model = _load(folder, config, options)
         vlm = VLM(model, units)
-        vlm = VLM(model, units, find_traits(model, vlm.processor_of(processor)))
+        vlm = VLM(model, units, probe_capabilities(model, vlm.processor_of(processor)))
         if vision:
-            vlm = VLM(model, units, with_tower(vlm.traits, model, vlm.processor_of(processor)))
+            vlm = VLM(model, units, with_tower(vlm.capabilities, model, vlm.processor_of(processor)))
         vlm.source_processor = processor
         if units != UNITS[0]:
             check_sublayers(vlm, vlm.processor_of(processor))
         elif not vlm.untrainable:
             vlm.insert_adapters(bottleneck, skip_bottleneck, generator)
             if projector and vlm.processor_of(processor).sees:
-                vlm.open_projector(tower_reads(vlm.traits, model, vlm.processor_of(processor)))
+                vlm.open_projector(find_tower_reads(vlm.capabilities, model, vlm.processor_of(processor)))
         return vlm
 
 
@@ -252,7 +247,7 @@ def _load(folder: Path, config: Any, options: dict[str, Any]) -> Any:
             f"{wrong[0]}; download the folder again, or mend the configuration"
         )
     check_finite(model.named_parameters(), folder)
-    return in_double(model.eval().requires_grad_(False))
+    return prepare_experts(model.eval().requires_grad_(False))
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import check_names
-from das_gym.models.adapters import Site
-from das_gym.models.base import VLP, Forward, Kept, Layer, Mark, Memo, SkippableLayer, State, no_mark, no_memo
+from das_gym.models.base import VLP, Forward, Kept, Layer, Mark, Memo, Site, SkippableLayer, State, no_mark, no_memo
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, counted, structure
 from das_gym.models.transformers import driver
@@ -174,7 +173,7 @@ class VLM(VLP):
         layers += [replace(unit, stage=n) for n, (unit, _) in enumerate(vision_units)]
         self.layers = tuple(layers)
         self.places = tuple(place for _, place in (*decoder_units, *vision_units))
-        self.modules_of = nn.ModuleList(SkippableLayer(self._module(n), nn.Identity()) for n in range(len(self.layers)))
+        self.modules_of = nn.ModuleList(SkippableLayer(self.module_of(n), nn.Identity()) for n in range(len(self.layers)))
         if units != "layers":
             self.untrainable = "Sublayers have no adapters. Leave out `units`."
         elif self.tower is not None:
@@ -314,11 +313,12 @@ class VLM(VLP):
         unit: SkippableLayer = self.modules_of[index]  # type: ignore[assignment]
         return unit
 
-    def _module(self, index: int) -> nn.Module:
+    def module_of(self, index: int) -> nn.Module:
         """The module of the model that unit `index` is."""
         layer, kind = self.stack_of(index).layers[self.places[index]], self.layers[index].kind
-        module = layer if kind == LAYER else child(layer, ATTENTION_NAMES if kind == ATTENTION else MLP_NAMES)
-        return module  # type: ignore[return-value]
+        if kind == LAYER:
+            return layer
+        return child(layer, ATTENTION_NAMES if kind == ATTENTION else MLP_NAMES)  # type: ignore[return-value]
 
     def _end(self, index: int) -> int:
         """The position of the next unit's layer; behind the last unit, the number of layers."""
@@ -549,7 +549,7 @@ class VLM(VLP):
         return self._run_fixed(state, hidden, after, end, pooled_only)
 
     def _run_fixed(self, state: State, hidden: Tensor, start: int, end: int, pooled_only: bool) -> Tensor:
-        """Run the layers between two units, which no mask skips, and add what the model adds before each and before `end`."""
+        """Run the layers between two units, which no mask skips; add what the model adds before each and before `end`."""
         for place in range(start, end + 1):
             if any(place in block.added for block in state.extras["blocks"]):
                 hidden = hidden + torch.cat([block.added[place] for block in state.extras["blocks"]], dim=1)
@@ -560,9 +560,7 @@ class VLM(VLP):
         return hidden
 
     @staticmethod
-    def _run_blocks(
-        state: State, hidden: Tensor, run: Callable[[Block, Tensor, Tensor], tuple[Tensor, Tensor]]
-    ) -> Tensor:
+    def _run_blocks(state: State, hidden: Tensor, run: Callable[[Block, Tensor, Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         """Run something on the prefixes and rows of every block."""
         blocks: tuple[Block, ...] = state.extras["blocks"]
         parts = hidden.split([block.flat for block in blocks], dim=1)
@@ -638,7 +636,7 @@ class VLM(VLP):
         return forward
 
     def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
-        """As `VLP.served`: its own forward up to the first token, all positions in every layer, as its folder runs elsewhere.
+        """As `VLP.served`: its own forward up to the first token, at all positions, as its folder runs elsewhere.
 
         With adapters, which no folder of transformers has, as `ready` runs it.
         """
@@ -647,7 +645,7 @@ class VLM(VLP):
         encodings = [processor.encode(prompt, pixels=True) for prompt in pairs]
 
         def marked(index: int, skipped: bool, mark: Mark) -> Callable[..., Any]:
-            module = self._module(index)
+            module = self.module_of(index)
             run = module.forward
             if skipped:
                 run = skip_forward(module) if self.layers[index].kind == LAYER else zero_forward(module)
@@ -663,15 +661,13 @@ class VLM(VLP):
         def timed(mask: Sequence[bool] | np.ndarray | None = None, mark: Mark = no_mark) -> Tensor:
             skips = self._skips(mask)
             units = [index for index in range(len(self.layers)) if index not in self.deleted]
-            with replace_forwards({self._module(index): marked(index, skips[index], mark) for index in units}):
+            with replace_forwards({self.module_of(index): marked(index, skips[index], mark) for index in units}):
                 return self.run(encodings).last_hidden_state[:, -1]
 
         return timed
 
 
-def find_units(
-    stack: Stack, units: str, protected: Mapping[int, str], name: str, stream: str
-) -> list[tuple[Layer, int]]:
+def find_units(stack: Stack, units: str, protected: Mapping[int, str], name: str, stream: str) -> list[tuple[Layer, int]]:
     """Return the units of a list of layers, and the position of each one's layer.
 
     Raises:

@@ -2,10 +2,10 @@
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
-loads it from a folder that holds this file, which needs torch and transformers alone. The adapters are those of "Parameter
-and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479) in the form that its
-authors gave them for LLaVA: a kept layer's attention and MLP read `x + A(x)` in the place of their normed input `x`, and a
-removed layer leaves `h + A(norm(h))` behind, with `A(x) = up(relu(down(x)))`.
+loads it from a folder that holds this file and adapters.py, with torch and transformers alone. The adapters are those of
+"Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479) in the form
+that its authors gave them for LLaVA: a kept layer's attention and MLP read `x + A(x)` in the place of their normed input
+`x`, and a removed layer leaves `h + A(norm(h))` behind, with `A(x) = up(relu(down(x)))`.
 """
 
 from __future__ import annotations
@@ -14,29 +14,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-
-class DasAdapter(nn.Module):
-    """`up(relu(down(x)))` in its own dtype; it begins as zero.
-
-    Args:
-        hidden_size: Width of input and output.
-        bottleneck: Width inside.
-    """
-
-    def __init__(self, hidden_size: int, bottleneck: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(hidden_size, bottleneck)
-        self.up = nn.Linear(bottleneck, hidden_size)
-        nn.init.xavier_uniform_(self.down.weight)
-        for tensor in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(tensor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
-        return self.up(torch.relu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
+from das_gym.models.adapters import Adapter
 
 
 class SkippedLayer(nn.Module):
@@ -68,15 +48,18 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
     """
     layers = model.get_submodule(das["layers"])
 
+    def adapter(bottleneck: int) -> Adapter:
+        return Adapter(das["hidden_size"], bottleneck, norm=False, init="zero")
+
     def skipped(layer: nn.Module, count: int) -> nn.Sequential:
-        norm, sizes = getattr(layer, das["norm"]), (das["hidden_size"], das["skip_bottleneck"])
-        return nn.Sequential(*[SkippedLayer(norm, DasAdapter(*sizes)) for _ in range(count)]).to(next(layer.parameters()))
+        units = [SkippedLayer(getattr(layer, das["norm"]), adapter(das["skip_bottleneck"])) for _ in range(count)]
+        return nn.Sequential(*units).to(next(layer.parameters()))
 
     *before, behind = das["gone_before"]
     for layer, count in zip(layers, before, strict=True):
         for name in (das["attention"], das["mlp"]):
             part = getattr(layer, name)
-            part.das_adapter = DasAdapter(das["hidden_size"], das["bottleneck"]).to(next(layers.parameters()))
+            part.das_adapter = adapter(das["bottleneck"]).to(next(layers.parameters()))
             part.register_forward_pre_hook(_run_adapter, with_kwargs=True)
         if count:
             layer.gone_before = skipped(layer, count)

@@ -75,13 +75,11 @@ def find_vision_tower(model: Any) -> Stack:
     found = []
     for owner in tower.modules() if has_tower else ():
         for name, layers in owner.named_children():
-            if isinstance(layers, nn.ModuleList) and len(layers):
-                if all(isinstance(layer, GradientCheckpointingLayer) for layer in layers):
-                    found.append(Stack(owner, name, nn.Identity()))
+            is_list = isinstance(layers, nn.ModuleList) and len(layers) > 0
+            if is_list and all(isinstance(layer, GradientCheckpointingLayer) for layer in layers):
+                found.append(Stack(owner, name, nn.Identity()))
     if len(found) != 1:
-        raise ValueError(
-            f"{type(model).__name__} has {len(found)} lists of vision layers, expected 1. Leave out `vision`."
-        )
+        raise ValueError(f"{type(model).__name__} has {len(found)} lists of vision layers, expected 1. Leave out `vision`.")
     return found[0]
 
 

@@ -1,8 +1,8 @@
 """Run the layers of a vision tower one by one under a mask; the model's own forward then reads what they gave.
 
-Images lie flat in one stream, `image`, (1, tokens of all images, hidden_size). If the model also reads the outputs of earlier
-layers (Qwen3-VL's deepstack, `vision_feature_layer` with several entries), those stand before the current hidden states in
-it, in order: (1, (1 + kept) * tokens, hidden_size).
+Images lie flat in one stream, `image`, (1, tokens of all images, hidden_size). If the model also reads the outputs of
+earlier layers (Qwen3-VL's deepstack, `vision_feature_layer` with several entries), those stand before the current hidden
+states in it, in order: (1, (1 + kept) * tokens, hidden_size).
 """
 
 from __future__ import annotations
@@ -176,13 +176,18 @@ class VisionTower:
         return torch.cat((hidden if keeps_input else earlier, *outputs), dim=1)
 
     def features(
-        self, hidden: Tensor, batches: Sequence[ImageBatch], slices: Sequence[ImageSlice], given: Sequence[Mapping[str, Tensor]]
+        self,
+        hidden: Tensor,
+        batches: Sequence[ImageBatch],
+        slices: Sequence[ImageSlice],
+        given: Sequence[Mapping[str, Tensor]],
     ) -> Iterator[dict[str, Any]]:
         """Compute the image features of each prompt from the outputs of the tower's layers.
 
         Args:
             hidden: The stream behind the last layer that is read; without content (on `meta`), zeros are taken.
-            batches, slices: As `begin` returned them.
+            batches: As `begin` returned them.
+            slices: Likewise.
             given: Pixels and sizes of each prompt's images.
         """
         if hidden.is_meta:
@@ -217,9 +222,11 @@ class VisionTower:
 
     def features_of_outputs(self, given: Mapping[str, Tensor], outputs: Mapping[int, Tensor]) -> dict[str, Any]:
         """Compute image features as if layers gave these outputs, by position; the others pass their input on."""
-        forwards = {}
-        for place, layer in enumerate(self.stack.layers):
-            forwards[layer] = skip_forward(layer, lambda hidden, output=outputs.get(place): hidden if output is None else output)
+
+        def instead(place: int, hidden: Tensor) -> Tensor:
+            return outputs.get(place, hidden)
+
+        forwards = {layer: skip_forward(layer, partial(instead, n)) for n, layer in enumerate(self.stack.layers)}
         with replace_forwards(forwards):
             return image_features(self.model, given)
 

@@ -18,8 +18,8 @@ from das_gym.adapt.shrink.exporting import MadeUp, made_up, write
 from das_gym.adapt.shrink.verifying import Questions, replayed
 from transformers import AutoModelForImageTextToText
 
+from das_gym.models.transformers.inserted_adapters import export_form
 from das_gym.models.transformers.loading import load_vlm
-from das_gym.models.transformers.stand_ins import as_saved
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, task_class
 from tests.models.transformers import tiny
@@ -64,11 +64,11 @@ def test_a_tuned_model_says_the_same_in_the_form_of_its_folder(
     vlm, processor = model.backbone.vlp, model.task.processor
     asked = Questions(vlm, MadeUp(processor), made_up(processor))
     wanted = torch.cat(replayed(vlm, asked, None))
-    smaller = as_saved(vlm)
+    smaller = export_form(vlm)
     assert len(smaller.stack.layers) == 4 - sum(settings.get("mask", ()))
     whole = [(e._replace(answer=len(e.ids)), e.answer) for e in asked.encodings]
     with torch.no_grad():
-        said = torch.cat([smaller.run([e], whole=True).logits[0, first - 1 : -1] for e, first in whole])
+        said = torch.cat([smaller.run([e], with_head=True).logits[0, first - 1 : -1] for e, first in whole])
     torch.testing.assert_close(said, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -95,7 +95,7 @@ def test_transformers_alone_loads_the_folder(
 def test_what_no_folder_can_hold_is_refused(folder_of: Callable[[str], Path], data: Path):
     for name in ("adapter", "parallel"):
         with pytest.raises(ValueError, match=r"cannot be told by a folder of transformers: .* full, lora, bitfit and das"):
-            as_saved(tuned(config_of(folder_of("llava"), data), name).backbone.vlp)
+            export_form(tuned(config_of(folder_of("llava"), data), name).backbone.vlp)
 
 
 @pytest.mark.slow

@@ -29,10 +29,10 @@ from das_gym.adapt.shrink.recovery import (
 from das_gym.adapt.training import Trainer, decay
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.transformers.cutting import cut
-from das_gym.models.transformers.features import projector_of
+from das_gym.models.transformers.features import find_projectors
+from das_gym.models.transformers.inserted_adapters import kept_layers
+from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stand_ins import layers_left
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
 from tests.adapt.shrink.conftest import MASK
@@ -42,7 +42,7 @@ SHORT = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "save_every": 5}
 
 
 def recover(problem: Problem, checkpoint: Path | None = None, log: Any = None, **settings: Any) -> VLM:
-    student = cut(problem.vlp, MASK)
+    student = pruned_copy(problem.vlp, MASK)
     config = RecoveryConfig(**{**SHORT, **settings})
     Recovery(student, problem.vlp, problem.task, problem.splits.train, config, checkpoint).run(log)
     return student
@@ -66,7 +66,7 @@ def divergence(student: VLM, problem: Problem) -> float:
 
 def test_the_loss_by_hand(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
-    task, student = problem.task, cut(problem.vlp, MASK)
+    task, student = problem.task, pruned_copy(problem.vlp, MASK)
     examples = task.open_ended(problem.splits.train[:3])
     teacher = Teacher(problem.vlp, task, examples, 2)
     config = RecoveryConfig(distillation=2.0, cross_entropy=0.5, hidden="mse", hidden_weight=3.0)
@@ -78,7 +78,7 @@ def test_the_loss_by_hand(problem_of: Callable[[str], Problem]):
             encoding = task.processor.encode(prompt, pixels=True)
             labels = encoding.ids[encoding.answer :]
             mine, its = (
-                vlm.run([encoding], whole=True).logits[0, encoding.answer - 1 : -1] for vlm in (student, problem.vlp)
+                vlm.run([encoding], with_head=True).logits[0, encoding.answer - 1 : -1] for vlm in (student, problem.vlp)
             )
             expected["divergence"] += (
                 float(F.kl_div(mine.log_softmax(-1), its.softmax(-1), reduction="sum")) / len(labels) / 3
@@ -96,9 +96,9 @@ def test_the_loss_by_hand(problem_of: Callable[[str], Problem]):
 def test_hidden_vectors_of_every_layer(problem_of: Callable[[str], Problem], how: str):
     """Layers 1 and 3 of four are gone: layer 0 should give what layer 2 reads, or, with an adapter between, what it gave."""
     problem = problem_of("llava")
-    whole, task, student = problem.vlp, problem.task, cut(problem.vlp, MASK)
+    whole, task, student = problem.vlp, problem.task, pruned_copy(problem.vlp, MASK)
     examples = task.open_ended(problem.splits.train[:2])
-    read = places_read(whole, layers_left(whole, student), how == "adapters")
+    read = places_read(whole, kept_layers(whole, student), how == "adapters")
     assert read == ([0, 3] if how == "adapters" else [1, 3])
     with torch.no_grad():
         teacher = Teacher(whole, task, examples, 2, read)
@@ -124,14 +124,14 @@ def test_the_student_learns_and_its_teacher_stays(problem_of: Callable[[str], Pr
     problem = problem_of(name)
     before = state_of(problem.vlp.model)
     student = recover(problem, recover=how, steps=20, cross_entropy=0.0)
-    assert divergence(student, problem) < 0.7 * divergence(cut(problem.vlp, MASK), problem)
+    assert divergence(student, problem) < 0.7 * divergence(pruned_copy(problem.vlp, MASK), problem)
     after = state_of(problem.vlp.model)
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    fresh = state_of(cut(problem.vlp, MASK).model)
+    fresh = state_of(pruned_copy(problem.vlp, MASK).model)
     mine = state_of(student.model)
     assert mine.keys() == fresh.keys()  # nothing is left of LoRA
     changed = {key for key, value in fresh.items() if not torch.equal(value, mine[key])}
-    places = (decoder_path(student), *projector_of(student.model))
+    places = (decoder_path(student), *find_projectors(student.model))
     assert changed
     assert all(key.startswith(places) for key in changed)
     assert all(any(key.startswith(place) for key in changed) for place in places)
@@ -140,14 +140,14 @@ def test_the_student_learns_and_its_teacher_stays(problem_of: Callable[[str], Pr
 
 def test_merging_changes_no_output(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
-    student = cut(problem.vlp, MASK)
+    student = pruned_copy(problem.vlp, MASK)
     torch.manual_seed(0)
     for parameter in add_lora(student, rank=4, alpha=8):
         torch.nn.init.normal_(parameter, std=0.1)
     before = features_of(student, problem)
     merge_lora(student.model)
     torch.testing.assert_close(features_of(student, problem), before, atol=1e-4, rtol=1e-4)
-    assert float((before - features_of(cut(problem.vlp, MASK), problem)).abs().max()) > 1e-2
+    assert float((before - features_of(pruned_copy(problem.vlp, MASK), problem)).abs().max()) > 1e-2
 
 
 ROUTED = {
@@ -211,7 +211,7 @@ def test_weights_of_16_bits_learn_small_steps(data: Path, tmp_path: Path, how: s
     given = {"checkpoint": str(source), "data_root": str(data), "device": "cpu"}
     problem = load_problem(ProblemConfig(model="VLM", task="answering", **given))
     seen: set[torch.dtype] = set()
-    student = cut(problem.vlp, MASK)
+    student = pruned_copy(problem.vlp, MASK)
     config = RecoveryConfig(recover=how, steps=2, batch_size=2, hidden="cosine")  # type: ignore[arg-type]
     recovery = Recovery(student, problem.vlp, problem.task, problem.splits.train, config)
     prepare = recovery._prepare
@@ -248,14 +248,14 @@ def test_a_teacher_is_asked_once_for_all_masks_only_where_no_mask_decides_what_i
 
 def test_none_trains_nothing(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
-    mine, fresh = state_of(recover(problem, recover="none").model), state_of(cut(problem.vlp, MASK).model)
+    mine, fresh = state_of(recover(problem, recover="none").model), state_of(pruned_copy(problem.vlp, MASK).model)
     assert all(torch.equal(value, mine[key]) for key, value in fresh.items())
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.WORKING if name not in tiny.TEXT_ALONE])
 def test_every_type_has_a_projector(name: str):
     model, _ = tiny.make(name)
-    found = projector_of(model)
+    found = find_projectors(model)
     assert found
     inside = {id(p) for module in found.values() for p in module.parameters()}
     assert inside

@@ -18,8 +18,8 @@ from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import NotTheSameError, Questions, check_generates, questions, verify
 
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.checks import NoiseImage
-from das_gym.models.transformers.cutting import cut
+from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
@@ -52,7 +52,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]
 
 def shrunk(problem: Problem, folder: Path, source: Path) -> tuple[VLM, Questions]:
     """A saved and recovered model."""
-    smaller = cut(problem.vlp, MASK)
+    smaller = pruned_copy(problem.vlp, MASK)
     config = RecoveryConfig(steps=2, batch_size=4, learning_rate=1e-2)
     Recovery(smaller, problem.vlp, problem.task, problem.splits.train, config).run()
     save(smaller.model, folder, source, source, torch.float32)
@@ -68,7 +68,7 @@ def test_a_recovered_folder_is_the_masked_model_with_its_parameters(
     assert found.logits_apart < 1e-5
     assert found.ways == ("with a cache", "without a cache", "with left padding")
     with pytest.raises(NotTheSameError, match="logits"):  # the model as it was before recovery
-        verify(tmp_path / "out", cut(problem_of("llava").vlp, MASK), MASK, asked, torch.float32)
+        verify(tmp_path / "out", pruned_copy(problem_of("llava").vlp, MASK), MASK, asked, torch.float32)
     with pytest.raises(NotTheSameError, match=r"are torch\.float32, not torch\.bfloat16"):
         verify(tmp_path / "out", smaller, MASK, asked, torch.bfloat16)
 
@@ -126,7 +126,7 @@ def test_other_types_are_the_same_in_transformers_alone(name: str, here: Callabl
     vlm = asked.vlm
     mask = np.zeros(len(vlm.layers), dtype=bool)
     mask[[2 if name == "mllama" else 0, -1]] = True  # its layer 1 looks at pictures and cannot be the first
-    smaller = cut(vlm, mask)
+    smaller = pruned_copy(vlm, mask)
     check_generates(smaller, asked)
     save(smaller.model, tmp_path / "out", source, source, torch.float64)
     found = verify(tmp_path / "out", smaller, mask, asked, torch.float64)
@@ -152,7 +152,7 @@ def test_a_model_that_generates_wrongly_without_its_first_layer_is_refused_early
     with pytest.raises(
         NotTheSameError, match=r"MllamaForCond\w+ cannot do without these layers: .* with left padding; give"
     ):
-        check_generates(cut(asked.vlm, [1, 0, 0, 0]), asked)
+        check_generates(pruned_copy(asked.vlm, [1, 0, 0, 0]), asked)
 
 
 def test_what_the_whole_model_does_no_better_is_not_the_masks_fault(
@@ -161,7 +161,7 @@ def test_what_the_whole_model_does_no_better_is_not_the_masks_fault(
     """Gemma 2's window, where it is short, counts the padding: the whole model says something else with it, too."""
     problem = problem_of("llava")
     asked = questions(problem.vlp, problem.task, problem.splits.reward)
-    smaller, whole_fails = cut(problem.vlp, MASK), True
+    smaller, whole_fails = pruned_copy(problem.vlp, MASK), True
 
     def say(vlm: Any, *arguments: Any, extra: int = 0, **more: Any) -> list[list[int]]:
         return [[1 if extra and (vlm is smaller or whole_fails) else 2]]
