@@ -88,7 +88,7 @@ def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, row
     """Call a layer on prefixes, and on the rows behind them."""
     cache = LayerCache()
     prefixes = run_layer(layer, prefixes, block.prefix_calls[place], cache)
-    return prefixes, run_layer(layer, rows, block.calls[place], cache.repeat(block.each))
+    return prefixes, run_layer(layer, rows, block.calls[place], LayerCache(cache.keys, cache.values, block.each))
 
 
 def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,8 @@ def run_at_answers(
     known = LayerCache()
     if attends and asking.made:
         if block.prefix:
-            known = keys_and_values(layer, prefixes, block.prefix_calls[-1]).repeat(block.each)
+            shared = keys_and_values(layer, prefixes, block.prefix_calls[-1])
+            known = LayerCache(shared.keys, shared.values, block.each)
         if block.first:
             own = keys_and_values(layer, rows[:, : block.first], before)
             known = LayerCache(*known.update(own.keys, own.values))  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ def _probe_decoder(compare: Comparison) -> ModelCapabilities:
     plain_way = _with_head(compare, plain_way)
     found = replace(plain_way, protected={**_fixed_ends(model), **plain_way.protected})
     for name in ("caches_images", "shares_prefix", "supports_kv_only_last_layer"):
-        richer: ModelCapabilities = replace(found, protected=plain_way.protected, **{name: True})  # type: ignore[arg-type]
+        richer: ModelCapabilities = replace(found, **{name: True})  # type: ignore[arg-type]
         plainer = replace(
             richer, caches_images=plain_way.caches_images, shares_prefix=False, supports_kv_only_last_layer=False
         )

@@ -127,14 +127,17 @@ class LayerCache:
     """Keys and values of earlier positions, in the place of transformers' cache, for calls of one layer.
 
     Args:
-        keys, values: (batch, heads, tokens, head_size); None = nothing comes before.
+        keys: (batch, heads, tokens, head_size); None = nothing comes before.
+        values: Likewise.
+        each: How many rows of a call come behind each row of `keys`.
     """
 
     is_compileable = False
 
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None) -> None:
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, each: int = 1) -> None:
         self.keys = keys
         self.values = values
+        self.each = each
         self.is_initialized = keys is not None
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -143,18 +146,19 @@ class LayerCache:
         if self.keys is None or self.values is None:
             self.keys, self.values = keys, values
             return keys, values
-        return torch.cat((self.keys, keys), dim=2), torch.cat((self.values, values), dim=2)
+        return self._behind(self.keys, keys), self._behind(self.values, values)
+
+    def _behind(self, earlier: Tensor, own: Tensor) -> Tensor:
+        if self.each == 1:
+            return torch.cat((earlier, own), dim=2)
+        # expanded, the earlier ones are copied once; `repeat_interleave` and `cat` would copy them twice
+        earlier = earlier[:, None].expand(-1, self.each, -1, -1, -1)
+        return torch.cat((earlier, own.unflatten(0, (-1, self.each))), dim=3).flatten(0, 1)
 
     def get_seq_length(self, *args: Any) -> int:
         """Return how many positions come before."""
         del args
         return 0 if self.keys is None else self.keys.shape[2]
-
-    def repeat(self, times: int) -> LayerCache:
-        """Return the same for that many rows for each one."""
-        if self.keys is None or self.values is None:
-            return LayerCache()
-        return LayerCache(self.keys.repeat_interleave(times, dim=0), self.values.repeat_interleave(times, dim=0))
 
 
 class _StopForwardError(Exception):

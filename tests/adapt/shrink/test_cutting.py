@@ -63,7 +63,7 @@ def test_the_whole_model_takes_the_parameters_of_what_was_trained(problem_of: Ca
                 part._parameters[key] = torch.nn.Parameter(parameter * 1.1, requires_grad=False)
     whole = full_with_parameters_of(problem.vlp, smaller, MASK)
     prompts = problem.task.pairs(open_test(problem))
-    seen = lambda _, items: {key: whole.see(problem.task.processor, one) for key, one in items.items()}  # noqa: E731
+    seen = lambda _, items: {key: whole.encode_images(problem.task.processor, one) for key, one in items.items()}  # noqa: E731
     with torch.no_grad():
         logits = whole.own_head()(whole.forward_encoded(whole.gather(problem.task.processor, prompts, seen), MASK))
     loss = problem.task.losses(logits, problem.task.targets(open_test(problem))).mean()
@@ -99,7 +99,7 @@ def test_a_layer_that_is_tied_to_something_else_is_refused():
 
 def test_half_layers_are_refused():
     check_units(None)
-    with pytest.raises(ValueError, match=r"units=sublayers: attention or MLP alone cannot be deleted.*units=layers"):
+    with pytest.raises(ValueError, match="`units=sublayers`"):
         check_units("sublayers")
 
 

@@ -166,7 +166,7 @@ def test_what_the_whole_model_does_no_better_is_not_the_masks_fault(
     def say(vlm: Any, *arguments: Any, extra: int = 0, **more: Any) -> list[list[int]]:
         return [[1 if extra and (vlm is smaller or whole_fails) else 2]]
 
-    monkeypatch.setattr(verifying, "say", say)
+    monkeypatch.setattr(verifying, "generate_batch", say)
     check_generates(smaller, asked)
     whole_fails = False
     with pytest.raises(NotTheSameError, match="with left padding"):
