@@ -19,7 +19,7 @@ from das_gym.agents.searching.loop import SearchConfig
 
 from benchmarks.leaderboard.board import find_tables
 from benchmarks.machine import describe_machine
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
 from das_gym.registration import ASSETS, ENVIRONMENTS
 

@@ -39,7 +39,7 @@ from das_gym.agents.table_experiment import TableSettings
 from benchmarks.machine import describe_machine
 from das_gym.commandline import use
 from das_gym.config import build
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits

@@ -12,7 +12,7 @@ from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.compare.trials import Trial
 from das_gym.adapt.report import runs
 
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.problem.latency import Speedup
 
 POINT = 0.01

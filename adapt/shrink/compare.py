@@ -15,7 +15,7 @@ from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask
 from das_gym.adapt.shrink.report import loss_of
 from das_gym.adapt.shrink.scores import interval, scored
 
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.models.transformers.cutting import cut, drawn
 from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.model import VLM
