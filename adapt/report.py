@@ -169,7 +169,7 @@ def write_answers(folder: Path, rows: Mapping[str, ModelResult], task: Task, tes
         write_json(folder / f"answers_{name}.json", row.evaluation.predictions)
         if name != BASELINE:
             pairs = zip(test, row.evaluation.predictions, strict=True)
-            answers[name] = [task.said(example, prediction) for example, prediction in pairs]
+            answers[name] = [task.format_prediction(example, prediction) for example, prediction in pairs]
     ordered = {IN_WORDS[name]: answers[name] for name in (FULL_MODEL, SUBNET) if name in answers}
     write_examples(folder, task, test, ordered)
 
