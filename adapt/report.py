@@ -206,7 +206,11 @@ def results_table(models: Sequence[Mapping[str, Any]], title: str = "") -> Table
             for name in HEADLINES
             if name in numbers
         ),
-        ("trainable parameters", "trainable_parameters", lambda m: f"{m['trainable_parameters']:,}" if m["trainable_parameters"] else "-"),
+        (
+            "trainable parameters",
+            "trainable_parameters",
+            lambda m: f"{m['trainable_parameters']:,}" if m["trainable_parameters"] else "-",
+        ),
         ("parameters", "parameters", lambda m: f"{m['parameters']:,}"),
         ("MACs an example, M", "macs", lambda m: f"{m['macs'] / 1e6:,.3f}"),
         ("MACs saved, %", "macs_saved", lambda m: f"{100 * m['macs_saved']:.2f}"),

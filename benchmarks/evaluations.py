@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
                 optimal = f"{sum(regret < TIE for regret in regrets)} of {options.seeds}"
                 rows.append((name, oracle.space.budget.describe(), str(evaluations), *numbers, optimal))
                 print(*rows[-1], sep="  ", flush=True)
-    print("\n".join(["", *markdown_table(heads, rows, words=(0, 1))]))
+    print("\n".join(["", *markdown_table(heads, rows, text_columns=(0, 1))]))
     if options.json is not None:
         write_json(options.json, record)
 

@@ -67,9 +67,9 @@ def model_card(
         table.markdown(),
         f"Scored on {data} with greedy decoding. Other abilities of the model were not measured.",
         loading_example(auto, code, TRUST if has_remote_code else ""),
-        "Checked when it was saved: loaded by transformers alone, its logits equal those of the full model with these layers "
-        f"skipped (relative difference {verified.logits_difference:.1e} or less), and so does the text that it generates "
-        f"{', '.join(verified.ways)}.",
+        "Checked when it was saved: loaded by transformers alone, its logits equal those of the full model with these "
+        f"layers skipped (relative difference {verified.logits_difference:.1e} or less), and so does the text that it "
+        f"generates {', '.join(verified.ways)}.",
         f"Command: `{command}`",
         f"Versions: {versions}.",
     ]

@@ -179,8 +179,8 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
             broken = [e.key for e, finite in zip(chunk, losses.isfinite().tolist(), strict=True) if not finite]
             if broken:
                 raise FloatingPointError(
-                    f"the {title} is not finite on {told_examples(broken)}. Try `dtype=float32`, a lower `learning_rate`, or "
-                    "another mask."
+                    f"the {title} is not finite on {told_examples(broken)}. Try `dtype=float32`, a lower `learning_rate`, "
+                    "or another mask."
                 )
             total += float(losses.double().sum())
             bar.update(len(chunk))

@@ -102,9 +102,7 @@ def round_parameters(model: Any, dtype: torch.dtype) -> None:
                 module._parameters[name] = replacements.setdefault(parameter, new)
 
 
-def save(
-    model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype, has_remote_code: bool = False
-) -> None:
+def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype, has_remote_code: bool = False) -> None:
     """Write configuration, weights with checksums, and all other files of the source's folder.
 
     Args:

@@ -293,5 +293,6 @@ def _check_tokens(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[i
     if float(lacking.max()) > allowed:
         place = int((lacking > allowed).nonzero()[0])
         raise VerificationError(
-            f"{where} generates {tokens}, whose token {place} is not the masked model's. This type of model cannot be shrunk."
+            f"{where} generates {tokens}, whose token {place} is not the masked model's. This type of model cannot be "
+            "shrunk."
         )

@@ -90,7 +90,11 @@ class CostChart:
             rows, some, about = front_rows(saved, losses)[::-1], np.array([], int), "the masks that the search scored"
         else:
             losses, saved = table.values("loss", split), table.macs_saved
-            rows, some, about = table.index(table.pareto_front("loss", split)), np.flatnonzero(np.isfinite(losses)), "all masks of the table"
+            rows, some, about = (
+                table.index(table.pareto_front("loss", split)),
+                np.flatnonzero(np.isfinite(losses)),
+                "all masks of the table",
+            )
             if len(some) > MAX_DOTS:
                 some = np.random.default_rng(0).choice(some, MAX_DOTS, replace=False)
             if len(some) < len(losses):
@@ -216,16 +220,16 @@ class RunReport:
         facts = {**self.facts, **{f"search: {name}": value for name, value in search.facts.items()}}
         lacks_shares = any(unit.share is None for unit in self.architecture.units)
         architecture = search.architecture if lacks_shares else self.architecture
-        return replace(
-            self, facts=facts, architecture=architecture, commands=[*search.commands, *self.commands], **missing
-        )
+        return replace(self, facts=facts, architecture=architecture, commands=[*search.commands, *self.commands], **missing)
 
 
 def write_report(path: str | os.PathLike[str], reports: Sequence[RunReport]) -> Path:
     """Write the page and return its path."""
     runs: list[dict[str, Any]] = []
     for report in reports:
-        charts = {name: value for name, value in asdict(report).items() if name in ("progress", "heat", "cost", "statistics")}
+        charts = {
+            name: value for name, value in asdict(report).items() if name in ("progress", "heat", "cost", "statistics")
+        }
         mask = [int(bit) for bit in report.mask]
         runs.append({"name": report.name, "units": report.architecture.record(), "mask": mask, **charts})
     title = reports[0].title if len(reports) == 1 else f"{len(reports)} runs: {', '.join(r.name for r in reports)}"
