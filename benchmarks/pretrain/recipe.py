@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from das_gym.adapt.training import Log, StepResult, prefixed
+from das_gym.adapt.training import Log, StepResult, add_prefix
 
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig, make_trainer
@@ -74,7 +74,7 @@ def _train_images(config: PretrainConfig, model: VLP, heads: PretrainHeads, chec
 
     parts = {**recipe.image_parts(model), "heads": heads.dense()}
     trainer = make_trainer(config, parts, config.size.image_steps, config.image_learning_rate, checkpoint)
-    trainer.run(step, "images", prefixed("image", log))
+    trainer.run(step, "images", add_prefix("image", log))
 
 
 def _train_captions(
@@ -89,4 +89,4 @@ def _train_captions(
 
     parts = {"model": model, "heads": heads}
     trainer = make_trainer(config, parts, config.size.steps, config.size.learning_rate, checkpoint)
-    trainer.run(step, "captions", prefixed("fusion", log))
+    trainer.run(step, "captions", add_prefix("fusion", log))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.training import Log, StepResult, prefixed
+from das_gym.adapt.training import Log, StepResult, add_prefix
 from torch import nn
 
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig, make_trainer
@@ -54,7 +54,7 @@ def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
 
     eyes: dict[str, nn.Module] = {**family.eyes(model), "heads": heads.dense()}
     make_trainer(config, eyes, size.image_steps, config.image_learning_rate, checkpoints / CHECKPOINTS[0]).run(
-        look, "images", prefixed("image", log)
+        look, "images", add_prefix("image", log)
     )
     batches = ConversationBatches(family, tokenizer, config.seed, size.batch_size)
 
@@ -63,7 +63,7 @@ def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
 
     parts = {"model": model, "heads": heads}
     make_trainer(config, parts, size.steps, size.learning_rate, checkpoints / CHECKPOINTS[1]).run(
-        talk, "questions", prefixed("answer", log)
+        talk, "questions", add_prefix("answer", log)
     )
     save(family, model, tokenizer, out)
     return out
