@@ -30,7 +30,7 @@ def resolve_defaults(config: Config, model: AdaptedModel) -> tuple[Config, str]:
         defaults["batch_size"] = paper.batch_size
     missing = {field: value for field, value in defaults.items() if getattr(config, field) is None}
     config = dataclasses.replace(config, **missing)
-    examples = config.batch_size or task.examples_of(config.pairs_per_step)
+    examples = config.batch_size or task.examples_for_pairs(config.pairs_per_step)
     line = (
         f"{config.steps} steps of {examples} examples, learning rate {config.learning_rate:g}, of the head "
         f"{config.head_learning_rate:g}"

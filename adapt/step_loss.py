@@ -49,7 +49,7 @@ class StepLoss:
         augment: Whether images go through RandAugment.
         encoder: Cache of the same frozen encoders and images; None makes a new one.
         hardware: How many examples go through the model at a time, the cache's size, and how many processes read images.
-        itm_weight: Weight of the image-text-matching loss, see `Task.matching`; 0 adds none.
+        itm_weight: Weight of the image-text-matching loss, see `Task.matching_loss`; 0 adds none.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class StepLoss:
         self.seed = seed
         self.augment = augment
         self.itm_weight = itm_weight
-        self._matching = task.matching(backbone.heads) if itm_weight else None
+        self._matching = task.matching_loss(backbone.heads) if itm_weight else None
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
         self.caches_encoders = backbone.vlp.frozen and not backbone.vlp.encoders_train
@@ -157,7 +157,7 @@ class StepLoss:
     @torch.no_grad()
     def held_out_loss(self, examples: Sequence[Any], pairs_at_once: int = 64) -> float:
         """Return the mean loss of examples without augmentation, in nats; nothing is skipped but what is pruned."""
-        size = self.task.examples_of(pairs_at_once)
+        size = self.task.examples_for_pairs(pairs_at_once)
         chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
         losses = [self.losses(chunk, self.targets(chunk), None)[0].double() for chunk in chunks]
         return float(torch.cat(losses).mean())
@@ -182,7 +182,7 @@ def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weigh
     if backbone.vlp.untrainable:
         raise ValueError(f"Nothing of this model can train: {backbone.vlp.untrainable}. Search it without training.")
     if itm_weight:
-        task.matching(backbone.heads)
+        task.matching_loss(backbone.heads)
     check_precision(backbone.vlp.device, hardware)
 
 
@@ -256,7 +256,7 @@ def set_up(
     """
     config, _ = resolve_defaults(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
-    batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
+    batch_size = min(config.batch_size or task.examples_for_pairs(config.pairs_per_step), len(examples))
     step_loss = StepLoss(
         model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config, config.itm_weight
     )

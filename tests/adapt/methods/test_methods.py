@@ -105,7 +105,7 @@ def test_what_a_method_says_trains_and_nothing_else(worlds: dict[str, World], fa
     changed = [p for key, p in parameters(model).items() if not torch.equal(p, before[key])]
     assert changed
     assert all(p.requires_grad for p in changed)
-    assert parts.keeps_encoded == (name != "full")
+    assert parts.caches_encoders == (name != "full")
     if family == "METER" and name in COUNTS:
         assert updated == COUNTS[name]
 
@@ -114,7 +114,7 @@ def test_what_a_method_says_trains_and_nothing_else(worlds: dict[str, World], fa
 @pytest.mark.parametrize(("family", "name"), [pair for pair in HAVING if pair[0] == "METER" or pair[1] in ("lora", "das")])
 def test_training_on_another_device(worlds: dict[str, World], family: str, name: str, monkeypatch: pytest.MonkeyPatch):
     """All of it lies there: what mixes it with tensors of the CPU is refused, as on CUDA."""
-    monkeypatch.setattr(step_loss, "make_room", lambda *_: "")  # it asks where tensors lie in memory
+    monkeypatch.setattr(step_loss, "choose_micro_batch_size", lambda *_: "")  # it asks where tensors lie in memory
     world = worlds[family]
     with elsewhere():
         model = dataclasses.replace(world, problem=dataclasses.replace(world.problem, device=DEVICE)).model()
