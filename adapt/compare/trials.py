@@ -16,10 +16,10 @@ import torch
 from das_gym.adapt.compare.variants import MethodVariant
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods.learnt import learnt
-from das_gym.adapt.recipe import settled
+from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.report import one_example
 from das_gym.adapt.step_loss import set_up
-from das_gym.adapt.training import Log, TrainingConfig, prefixed
+from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
@@ -121,7 +121,7 @@ class ComparisonContext:
         backbone = load_backbone(problem)
         self.task = kind(backbone.processor, kind.choose_labels(splits))
         self.plain = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
-        self.recipe, self.about = settled(recipe, self.plain)
+        self.recipe, self.about = resolve_defaults(recipe, self.plain)
         self.encoder = EncoderCache(backbone.vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
         self.n_layers = len(backbone.vlp.layers)
         self.metric_name = self.task.metric_name
@@ -151,7 +151,7 @@ class ComparisonContext:
         torch.manual_seed(seed)
         step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
         try:
-            trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", prefixed(checkpoint.stem, self.log))
+            trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
         except FloatingPointError:
             checkpoint.unlink(missing_ok=True)
             raise

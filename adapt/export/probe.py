@@ -29,13 +29,8 @@ def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = F
         width = side if square or row % 2 else 3 * side // 2
         for number in range(task.passes):
             word = WORDS[(row if num_images > 1 else row + number) % len(WORDS)]
-            pairs.append(
-                Pair(
-                    f"{word} {row}",
-                    NoiseImage(100 * width + task.passes * row + number, width, side),
-                    1 + number % num_images,
-                )
-            )
+            image = NoiseImage(100 * width + task.passes * row + number, width, side)  # one seed per size: it is the key
+            pairs.append(Pair(f"{word} {row}", image, 1 + number % num_images))
     dtype = next(subnet.backbone.vlp.parameters()).dtype
     batch = {name: tensor.to(subnet.backbone.vlp.device) for name, tensor in task.processor(pairs).items()}
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
