@@ -94,6 +94,31 @@ def _facts(result: SearchResult) -> dict[str, str]:
 
 
 def _cost(result: SearchResult, env: Any) -> CostChart:
+    rows = [turn.row(i) for turn in result.history if turn.examples_share == 1.0 for i in range(len(turn.masks))]
+    tried = {(row["macs_saved"], row["loss"]) for row in rows if row["loss"] is not None and math.isfinite(row["loss"])}
+    answer = None if result.loss is None else (result.macs_saved, result.loss)
+    if env is None:
+        return CostChart.of(sorted(tried), answer)
+    return CostChart.of(sorted(tried), answer, env.table, env.scorer.split)
+
+
+def _statistics(result: SearchResult, env: Any) -> dict[str, list[float]] | None:
+    if result.statistics or env is None:
+        return result.statistics or None
+    values = env.scorer.observation().reshape(env.n_layers, -1).astype(float)
+    return {each.name: values[:, column].tolist() for column, each in enumerate(env.scorer.statistics)}
+
+
+def _table(result: SearchResult, env: Any) -> Table:
+    """Return the full model, the answer and the best mask of all on both splits of the table."""
+    table, scorer = env.table, env.scorer
+    masks = {
+        "full model": np.zeros(table.n_layers, dtype=bool),
+        "the answer": np.array(result.mask, dtype=bool),
+        "best mask of all": table.best(scorer.objective, scorer.split),
+    }
+    scores: list[dict[str, Any]] = [table.describe(mask) for mask in masks.values()]
+    metric = table.meta.metric_name.replace("_", " ")
     rows = []
     for split in SPLITS:
         rows.append((f"{metric} on the {split} split, %", *(f"{100 * s[f'{split}_metric']:.2f}" for s in scores)))
