@@ -7,11 +7,13 @@ python -m agents report 3 with use=my_module    a record imports nothing that is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.oracle import is_tabular, make_scored
 from das_gym.agents.searching.picture import architecture_of, progress_of
