@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from das_gym.adapt.methods.base import Method
 from torch import nn
 
 from das_gym.models.base import VLP
 
+if TYPE_CHECKING:
+    from das_gym.models.transformers.model import VLM
+
 
 @dataclass(frozen=True)
 class Full(Method):
-    """All parameters train. Encoder outputs change with every step, so that they cannot be kept."""
+    """Train all parameters. Encoder outputs change with every step, so they cannot be cached."""
 
     title: ClassVar[str] = "full tuning"
+    trains_weights: ClassVar[bool] = True
+    recovery_rate: ClassVar[float] = 1e-4
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Nothing is put in; all trains."""
+        """Insert nothing; return all parameters."""
         vlp.remove_adapters()
         return [p for p in vlp.parameters() if p.is_floating_point()]
+
+    def insert_for_recovery(self, student: VLM, full_model: VLM) -> list[nn.Parameter]:
+        """Return the parameters of decoder layers and projector: the embeddings and the vision tower stay frozen."""
+        from das_gym.models.transformers.features import projector_of
+
+        parts = [*student.stack.layers, *projector_of(student.model).values()]
+        return [p for part in parts for p in part.parameters() if p.is_floating_point()]
+
+    def describe_recovery(self, hidden_size: int) -> str:
+        """Return what recovery trains."""
+        return "All parameters of the remaining layers and the projector"
