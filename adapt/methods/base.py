@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from das_gym.adapt.training import check_ranges
@@ -22,9 +22,6 @@ from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import find_class
 
-if TYPE_CHECKING:
-    from das_gym.models.transformers.model import VLM
-
 METHODS: dict[str, str | type[Method]] = {
     "full": "das_gym.adapt.methods.full:Full",
     "head": "das_gym.adapt.methods.head:Head",
@@ -36,6 +33,24 @@ METHODS: dict[str, str | type[Method]] = {
     "das": "das_gym.adapt.methods.das:DAS",
 }
 """Name to class, or to its `module:class`."""
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """A model from which layers were deleted, as recovery passes it to a method.
+
+    Attributes:
+        vlp: The model.
+        root: The module whose submodules `parts` names.
+        parts: What recovery may train: the decoder layers and the projector, by name.
+        insert_adapters: Inserts parallel and skip adapters of two widths, in the form that the saved folder's code has, and
+            returns what trains.
+    """
+
+    vlp: VLP
+    root: nn.Module
+    parts: Mapping[str, nn.Module]
+    insert_adapters: Callable[[int, int], list[nn.Parameter]]
 
 
 @dataclass(frozen=True)
@@ -70,26 +85,23 @@ class Method(ABC):
             ValueError: the model does not support the method.
         """
 
-    def insert_for_recovery(self, student: VLM, full_model: VLM) -> list[nn.Parameter]:
-        """As `insert`, in a model of transformers from which layers were deleted. By default the same.
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
+        """As `insert`, in a model from which layers were deleted. By default the same."""
+        return self.insert(pruned.vlp)
+
+    def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
+        """Check that a model can be recovered by this method; it is not changed.
 
         Args:
-            student: As `das_gym.models.transformers.cutting.cut` makes it.
-            full_model: The model that it was cut from.
-        """
-        return self.insert(student)
-
-    def check_recovery(self, vlm: VLM) -> None:
-        """Check that a model of transformers can be recovered by this method; it is not changed.
+            vlp: The full model.
+            parts: As in `PrunedModel`.
 
         Raises:
             ValueError: it cannot.
         """
         if self.remaining:
-            raise ValueError(
-                f"{self.title} cannot recover a model: it leaves {self.remaining}, which its folder cannot hold."
-            )
-        if not self.insert(meta_twin(vlm)):
+            raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which no folder can hold.")
+        if not self.insert(meta_twin(vlp)):
             raise ValueError(f"{self.title} cannot recover a model: it trains no parameters but those of a head.")
 
     def describe_recovery(self, hidden_size: int) -> str:

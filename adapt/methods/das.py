@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from das_gym.adapt.methods.base import Method
+from das_gym.adapt.methods.base import Method, PrunedModel
 from torch import nn
 
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import VLP
-
-if TYPE_CHECKING:
-    from das_gym.models.transformers.model import VLM
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,14 @@ class DAS(Method):
         vlp.prune(np.zeros(len(vlp.layers), bool) if self.mask is None else np.array(self.mask, bool))
         return [p for module in vlp.modules() if isinstance(module, Adapter) for p in module.parameters()]
 
-    def insert_for_recovery(self, student: VLM, full_model: VLM) -> list[nn.Parameter]:
-        """Insert adapters without effect, in the form that the saved folder's code has."""
-        from das_gym.models.transformers.stand_ins import stand_in
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
+        """Insert adapters, which start without effect."""
+        return pruned.insert_adapters(*self.widths(pruned.vlp.feature_size))
 
-        return stand_in(student, full_model, *self.widths(student.feature_size))
-
-    def check_recovery(self, vlm: VLM) -> None:
+    def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Check that layers have a known place for adapters."""
-        if vlm.untrainable:
-            raise ValueError(f"{vlm.untrainable}. Use recover=lora or recover=full.")
+        if vlp.untrainable:
+            raise ValueError(f"{vlp.untrainable}. Use recover=lora or recover=full.")
 
     def widths(self, hidden_size: int) -> tuple[int, int]:
         """Return the widths of parallel and skip adapters in recovery."""

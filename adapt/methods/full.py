@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from das_gym.adapt.methods.base import Method
+from das_gym.adapt.methods.base import Method, PrunedModel
 from torch import nn
 
 from das_gym.models.base import VLP
-
-if TYPE_CHECKING:
-    from das_gym.models.transformers.model import VLM
 
 
 @dataclass(frozen=True)
@@ -27,12 +24,9 @@ class Full(Method):
         vlp.remove_adapters()
         return [p for p in vlp.parameters() if p.is_floating_point()]
 
-    def insert_for_recovery(self, student: VLM, full_model: VLM) -> list[nn.Parameter]:
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Return the parameters of decoder layers and projector: the embeddings and the vision tower stay frozen."""
-        from das_gym.models.transformers.features import projector_of
-
-        parts = [*student.stack.layers, *projector_of(student.model).values()]
-        return [p for part in parts for p in part.parameters() if p.is_floating_point()]
+        return [p for part in pruned.parts.values() for p in part.parameters() if p.is_floating_point()]
 
     def describe_recovery(self, hidden_size: int) -> str:
         """Return what recovery trains."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from das_gym.adapt.methods.base import Method, all_sites, check_widths
+from das_gym.adapt.methods.base import Method, PrunedModel, all_sites, check_widths
 from torch import nn
 
 from das_gym.models.base import VLP
-
-if TYPE_CHECKING:
-    from das_gym.models.transformers.model import VLM
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,14 @@ class LoRA(Method):
         names = [name for name, module in vlp.named_modules() if id(module) in wanted]
         return inject_lora(vlp, names, self.rank, self.alpha)
 
-    def insert_for_recovery(self, student: VLM, full_model: VLM) -> list[nn.Parameter]:
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
         """Insert LoRA around every linear layer of decoder and projector."""
-        return inject_lora(student.model, recovery_targets(student), self.rank, self.alpha)
+        return inject_lora(pruned.root, linear_names(pruned.parts), self.rank, self.alpha)
 
-    def check_recovery(self, vlm: VLM) -> None:
+    def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
         """Check that there are linear layers."""
-        if not recovery_targets(vlm):
-            raise ValueError(f"{type(vlm.model).__name__} has no linear layers in its decoder. Use recover=full.")
+        if not linear_names(parts):
+            raise ValueError(f"a {type(vlp).__name__} without linear layers has no place for LoRA. Use recover=full.")
 
     def describe_recovery(self, hidden_size: int) -> str:
         """Return what recovery trains."""
@@ -61,16 +58,13 @@ class LoRA(Method):
         merge_lora(vlp)
 
 
-def recovery_targets(vlm: VLM) -> list[str]:
-    """Return the names of the linear layers of decoder and projector."""
-    from das_gym.models.transformers.cutting import decoder_path
-    from das_gym.models.transformers.features import projector_of
-
-    parts = (decoder_path(vlm), *projector_of(vlm.model))
+def linear_names(parts: Mapping[str, nn.Module]) -> list[str]:
+    """Return the full names of the linear layers in modules, given by name."""
     return [
-        name
-        for name, module in vlm.model.named_modules()
-        if any(name == part or name.startswith(f"{part}.") for part in parts) and is_linear(module)
+        f"{part}.{name}".rstrip(".")
+        for part, module in parts.items()
+        for name, each in module.named_modules()
+        if is_linear(each)
     ]
 
 

@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from das_gym.adapt.methods.base import METHODS, Method, make_method, method_class
+from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class
 from das_gym.adapt.methods.das import DAS
-from das_gym.adapt.methods.lora import recovery_targets
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.config import check_names, choice
+from das_gym.models.transformers.cutting import decoder_path
+from das_gym.models.transformers.features import projector_of
 from das_gym.models.transformers.generation import batches_of
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stand_ins import stand_in
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
@@ -195,6 +197,11 @@ def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: R
     return Teacher(full_model, task, task.open_ended(used), min(config.batch_size, len(examples)))
 
 
+def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
+    """Return what recovery may train: the decoder layers and the projector, by name in the model of transformers."""
+    return {decoder_path(vlm): vlm.stack.layers, **projector_of(vlm.model)}
+
+
 def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
     """Replace parameters of a model, which another model may share, by copies that train; return the copies."""
     copies = {id(p): nn.Parameter(p.detach().clone()) for p in parameters}
@@ -249,7 +256,9 @@ class Recovery:
         widened = method.trains_weights and dtype in (torch.float16, torch.bfloat16)
         if widened:  # an update of 1e-4 of a weight is lost in 16 bits
             self._reload(copy.deepcopy(self.student.model).float())
-        parameters = method.insert_for_recovery(self.student, self.full_model)
+        insert_adapters = partial(stand_in, self.student, self.full_model)
+        pruned = PrunedModel(self.student, self.student.model, trainable_parts(self.student), insert_adapters)
+        parameters = method.insert_for_recovery(pruned)
         if method.trains_weights:
             parameters = own_copies(self.student.model, parameters)
         self.trained = sum(p.numel() for p in parameters)
@@ -310,7 +319,11 @@ def hidden_distance(states: Tensor, teacher_states: Tensor, kind: str) -> Tensor
 answer_features = answer_states
 rows_used = training_rows
 ask_for_all = make_teacher
-lora_places = recovery_targets
+
+
+def lora_places(vlm: VLM) -> None:
+    """Check that LoRA has a place."""
+    make_method("lora").check_recovery(vlm, trainable_parts(vlm))
 
 
 def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig, left: Sequence[int]) -> Any:

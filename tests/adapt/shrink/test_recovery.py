@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as t
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
-from das_gym.adapt.methods.lora import inject_lora, merge_lora, recovery_targets
+from das_gym.adapt.methods.lora import inject_lora, linear_names, merge_lora
 from das_gym.adapt.shrink import recovery
 from das_gym.adapt.shrink.recovery import (
     Recovery,
@@ -20,6 +20,7 @@ from das_gym.adapt.shrink.recovery import (
     hidden_distance,
     make_teacher,
     recovery_loss,
+    trainable_parts,
     training_rows,
 )
 from torch.nn import functional as F  # noqa: N812
@@ -148,7 +149,7 @@ def test_check_recovery_refuses_methods_that_cannot_recover(problem_of: Callable
     vlm = problem_of("llava").vlp
     before = dict(vlm.named_parameters())
     with pytest.raises(ValueError, match=r"cannot recover|not supported|no biases"):
-        make_method(name).check_recovery(vlm)
+        make_method(name).check_recovery(vlm, trainable_parts(vlm))
     assert all(p is before[key] for key, p in vlm.named_parameters())
 
 
@@ -156,7 +157,7 @@ def test_merge_lora_changes_no_output(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     student = cut(problem.vlp, MASK)
     torch.manual_seed(0)
-    for parameter in make_method("lora").insert_for_recovery(student, problem.vlp):
+    for parameter in inject_lora(student.model, linear_names(trainable_parts(student)), rank=4, alpha=8):
         torch.nn.init.normal_(parameter, std=0.1)
     before = states_of(student, problem)
     make_method("lora").finish(student)
@@ -182,7 +183,7 @@ ROUTED = {
 def test_lora_leaves_routers_alone(name: str):
     """PhiMoE's and Llama 4's subclass `nn.Linear` and return tuples; Falcon's linear layers are subclasses, too."""
     vlm = VLM(tiny.made(ROUTED[name])[0])
-    names = recovery_targets(vlm)
+    names = linear_names(trainable_parts(vlm))
     assert any(each.endswith(("q_proj", "query_key_value")) for each in names)
     assert not any(each.endswith("router") for each in names)
     tokens = torch.arange(3, 11)[None]
@@ -286,3 +287,12 @@ def test_peak_rate_falls_with_the_root_of_the_width():
     assert RecoveryConfig().peak_rate(4096) == pytest.approx(1.4e-4, rel=0.01)
     assert RecoveryConfig(recover="full").peak_rate(320) == pytest.approx(5e-5)
     assert RecoveryConfig(recover="full", learning_rate=0.1).peak_rate(320) == 0.1
+
+
+def test_recovery_with_adapters_starts_from_xavier_weights(problem_of: Callable[[str], Problem]):
+    """As in the code of DAS for LLaVA: uniform up to sqrt(6 / (in + out)); torch's own go up to 1 / sqrt(in) alone."""
+    student = recover(problem_of("llava"), recover="adapters", steps=1, learning_rate=1e-9)
+    weights = [p for name, p in student.model.named_parameters() if name.endswith("das_adapter.down.weight")]
+    largest = max(float(p.detach().abs().max()) for p in weights)
+    assert largest == pytest.approx((6 / sum(weights[0].shape)) ** 0.5, rel=0.05)
+    assert largest > 1.2 / weights[0].shape[1] ** 0.5
