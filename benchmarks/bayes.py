@@ -18,11 +18,13 @@ from typing import Any
 import numpy as np
 from das_gym.agents import Bayes, register_agent
 from das_gym.agents.ask_tell.base import AGENTS
+from das_gym.agents.compare.comparison import compare_agents
 from das_gym.agents.compare.oracle import SuiteOracle
-from das_gym.agents.compare.results import AgentResult, compare
+from das_gym.agents.compare.results import AgentResult
 
 from benchmarks.generalise import interval
 from benchmarks.leaderboard.aggregate import aggregate, normalised_regrets, summary
+from benchmarks.leaderboard.regression import RIVALS as _REGRESSIONS  # noqa: F401 - registers quadratic_regression
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.tables.suite import Suite, load_suite
@@ -56,7 +58,7 @@ def named(constants: Mapping[str, Any]) -> str:
 
 def play(oracles: Iterable[SuiteOracle], agent: str, seeds: int) -> list[AgentResult]:
     """What an agent does on each problem."""
-    return [compare(oracle, [agent], range(seeds), LOOKS[-1])[0] for oracle in oracles]
+    return [compare_agents(oracle, [agent], range(seeds), LOOKS[-1])[0] for oracle in oracles]
 
 
 def regrets(oracles: Sequence[SuiteOracle], constants: Mapping[str, Any], seeds: int) -> np.ndarray:

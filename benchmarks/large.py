@@ -23,6 +23,7 @@ import numpy as np
 from das_gym.adapt.shrink.scores import bootstrap
 from das_gym.agents import make_agent
 
+import benchmarks.leaderboard.regression  # noqa: F401 - registers two of the agents
 from benchmarks.leaderboard.optuna_tpe import OPTUNA, TreeParzen
 from benchmarks.leaderboard.planted import EVALUATIONS, LOSSES, PlantedOracle
 from benchmarks.machine import describe_machine

@@ -24,8 +24,8 @@ import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
 from das_gym.adapt.shrink.report import loss_of
+from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.oracle import TableOracle
-from das_gym.agents.compare.traces import trace_agent
 
 from benchmarks.fidelity import drawn_masks, known, spearman, statistic_sums, told
 from benchmarks.machine import describe_machine
@@ -39,7 +39,7 @@ from das_gym.progress import progress
 from das_gym.tables.table import SubnetTable
 
 ENVIRONMENT = "DAS-VLM-Answering-Tabular-v0"
-RULES = ("block_influence", "angular", "leave_one_out", "interlace", "sleb")
+RULES = ("block_influence", "angular", "leave_one_out", "interlace", "greedy")
 EVALUATIONS, MASKS_PER_TURN = 120, 3
 
 TIE = 1e-6
@@ -69,7 +69,7 @@ def candidates(oracle: TableOracle, skip_num: int, best: int, rules: Sequence[st
     table = oracle.table
     drawn, _ = drawn_masks(table, skip_num, count)
     order = oracle.space.masks[np.argsort(-oracle.rewards(oracle.space.masks), kind="stable")]
-    picked = {rule: trace_agent(oracle, rule, [0], EVALUATIONS, MASKS_PER_TURN, {}).answers[0] for rule in rules}
+    picked = {rule: run_agent(oracle, rule, [0], EVALUATIONS, MASKS_PER_TURN, {}).answers[0] for rule in rules}
     wanted = np.concatenate((order[:best], *([mask[None] for mask in picked.values()]), drawn))
     _, first = np.unique(wanted, axis=0, return_index=True)
     masks = wanted[np.sort(first)][:count]
