@@ -70,7 +70,7 @@ class Bayes(Agent):
         doubt: The assumption is dropped while the process predicts that skipping everything is better than skipping nothing
             by this many standard deviations.
         grid: Variances that the process may have.
-        start: Where in `grid` learning begins. `python -m benchmarks.bayes` varies all of these.
+        start: Where in `grid` learning begins.
         logarithms: Weight of the logarithm in a score, from `MANY` layers on.
     """
 
