@@ -15,7 +15,7 @@ import torch
 from das_gym.adapt.adapt_experiment import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
-from das_gym.adapt.shrink.recovery import lora_places, rows_used
+from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
 from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, has_remote_code
@@ -58,7 +58,7 @@ def check(settings: ShrinkSettings) -> None:
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.recover != "none" and len(train):
-        check_examples(problem.task, [train[row] for row in sorted(rows_used(len(train), settings.recovery()))])
+        check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.recovery()))])
     if choice is None or settings.refine > 1:
         check_examples(problem.task, problem.splits.reward)
 
@@ -121,12 +121,11 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
             f"a second process loads the saved folder to verify it, which takes up to {needed / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB of memory are free. Make room, or use a smaller `dtype`."
         )
-    if settings.recover == "adapters" and vlm.untrainable:
-        raise ValueError(f"{vlm.untrainable}: use recover=lora or recover=full")
-    if settings.recover == "adapters" and has_remote_code(vlm):
-        raise ValueError("recover=adapters is not supported for a model with code of its own. Use recover=lora.")
-    if settings.recover == "lora":
-        lora_places(vlm)
+    method = settings.recovery().method
+    if method is not None:
+        method.check_recovery(vlm, trainable_parts(vlm))
+        if method.adds_code and has_remote_code(vlm):
+            raise ValueError(f"recover={settings.recover} does not support a model with code of its own. Use recover=lora.")
 
 
 def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from das_gym.adapt.refining import Round, candidates, halve, taken
 from das_gym.adapt.shrink.card import model_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_removable, requested_budget, source_of
 from das_gym.adapt.shrink.measuring import FULL, RECOVERED, SHRUNK, Measured, loss_of, measure
-from das_gym.adapt.shrink.recovery import Recovery, Teacher, ask_for_all
+from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
@@ -68,7 +68,7 @@ class ShrinkJob:
         if self.choice.remark:
             print(shown(self.choice.remark))
         task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype
-        teacher = ask_for_all(self.full, task, splits.train, self.recovery)
+        teacher = make_teacher(self.full, task, splits.train, self.recovery)
         mask, rounds = self._refine(teacher)
 
         shrunk, final = cut(self.full, mask), cut(self.full, mask)

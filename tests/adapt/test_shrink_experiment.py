@@ -107,7 +107,7 @@ def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path)
     assert (out / "modeling_das_adapters.py").is_file()
     card = (out / "README.md").read_text()
     assert 'from_pretrained("path/of/this/folder", dtype="auto", trust_remote_code=True)' in card
-    assert "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained for 3 steps" in card
+    assert "Adapters of DAS (arXiv 2309.01479), and nothing else," in card
 
 
 @pytest.mark.slow
@@ -421,7 +421,7 @@ def test_a_model_that_brings_its_code_gets_no_adapters(shrink: Callable[..., Any
         "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
     )
     given = {"checkpoint": str(folder), "data_root": str(data), "trust_remote_code": True}
-    with pytest.raises(RunError, match=r"recover=adapters is not supported .* recover=lora"):
+    with pytest.raises(RunError, match=r"recover=adapters does not support .* recover=lora"):
         shrink(never, **given, recover="adapters")
 
 
