@@ -286,7 +286,7 @@ def never(settings: dict[str, Any], *_: Any) -> int:
             "`supernet` is not supported",
         ),
         ({"device_map": "auto"}, "`device_map` is not supported"),
-        ({"recover": "prompts"}, "recover='prompts' .* is not allowed; give one of lora, full, adapters, none"),
+        ({"recover": "prompts"}, "unknown recover 'prompts'"),
         ({"steps": 0}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),
         ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask, front and"),
@@ -394,7 +394,7 @@ def test_a_model_that_lora_has_no_place_in_is_told_before_anything_is_searched(s
     """GPT-2's layers are convolutions of one position."""
     making.text_folder(tmp_path / "data", train=12, val=6, test=6)
     tiny.save("gpt2", tmp_path / "gpt2")
-    with pytest.raises(RunError, match=r"^GPT2LMHeadModel has no linear layers .*: use recover=full or recover=none$"):
+    with pytest.raises(RunError, match="recover=full"):
         shrink(never, data_root=str(tmp_path / "data"), checkpoint=str(tmp_path / "gpt2"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "gpt2"]
 
