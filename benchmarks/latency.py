@@ -97,7 +97,7 @@ def measure(name: str, batch: int, subnets: int, rounds: int, clock: Callable[[]
             taken = []
         timer.round()
         taken.append(in_turns(run, clock, np.random.default_rng(number)))
-    return compared(timer, np.array(taken), masks, MaskCost.of(costs_of(subject)), meter)
+    return compared(timer, np.array(taken), masks, costs_of(subject).macs_cost, meter)
 
 
 def in_turns(calls: Sequence[Callable[[], Any]], clock: Callable[[], float], rng: np.random.Generator) -> list[float]:
