@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from das_gym.agents.block_measuring import file_beside
+from das_gym.agents.searching.blocks import file_beside
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.envs.tabular_env import load_table

@@ -15,7 +15,7 @@ import torch
 from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods.base import Method
-from das_gym.adapt.methods.learnt import learnt
+from das_gym.adapt.methods.saving import to_adaptation
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.report import one_example
 from das_gym.adapt.step_loss import set_up
@@ -148,7 +148,7 @@ class Course:
         torch.manual_seed(seed)
         step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
         trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
-        kept = learnt(model, entrant.method, method, row=entrant.key, learning_rate=rate, seed=seed)
+        kept = to_adaptation(model, entrant.method, method, row=entrant.key, learning_rate=rate, seed=seed)
         method.finish(model.backbone.vlp)
         scored = evaluate(model, self.reward_examples, f"{entrant.title}, reward split", rank_images=1)
         mask = tuple(model.backbone.vlp.check_mask(None).astype(int).tolist())
