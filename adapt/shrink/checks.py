@@ -28,8 +28,7 @@ from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
-from das_gym.problem.mask_cost import SAVED
-from das_gym.problem.unit_latency import cost_of
+from das_gym.problem.mask_cost import SAVED, measure_cost
 from das_gym.registration import MODELS
 from das_gym.runs import find_run
 
@@ -133,7 +132,7 @@ def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: n
         raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
     budget = requested_budget(settings, problem)
     if not budget.is_kept_by(mask[None])[0]:
-        cost = budget.cost or cost_of(problem, "macs_saved")
+        cost = budget.cost or measure_cost(problem, "macs_saved")
         raise ValueError(
             f"`mask` does not keep the budget: it skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the "
             f"{SAVED[cost.setting]}, and not {budget.describe()}. Leave out `mask` or `{next(iter(settings.asked))}`."
@@ -217,7 +216,7 @@ def requested_budget(settings: ShrinkSettings, problem: Problem) -> Budget:
 def budget_of(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
     """Return a budget of the problem's model. Latency is that of `search.latency_batch` prompts at a time."""
     batch = settings.search.get("latency_batch", 1)
-    return pick_budget(len(problem.layer_names), budget, lambda setting: cost_of(problem, setting, batch))
+    return pick_budget(len(problem.layer_names), budget, lambda setting: measure_cost(problem, setting, batch))
 
 
 def as_vlm(problem: Problem) -> VLM:

@@ -12,7 +12,7 @@ import numpy as np
 from das_gym.adapt.adapt_experiment import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.memory import free_bytes
-from das_gym.adapt.refining import Round, candidates, halve, taken
+from das_gym.adapt.refining import Round, candidates, halve, selected_mask
 from das_gym.adapt.shrink.card import model_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_removable, requested_budget, source_of
 from das_gym.adapt.shrink.measuring import FULL, RECOVERED, SHRUNK, Measured, loss_of, measure
@@ -34,7 +34,6 @@ from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
-from das_gym.problem.mask_cost import MaskCost
 from das_gym.runs import library_versions
 from das_gym.streams import shown
 
@@ -125,7 +124,7 @@ class ShrinkJob:
             return loss_of(student, task, held_out, self.recovery.batch_size, f"loss, {title}")
 
         rounds = halve(masks, self.recovery.steps, self.folder, train)
-        return taken(rounds, masks), rounds
+        return selected_mask(rounds, masks), rounds
 
     def _measure(self, models: dict[str, VLM], mask: np.ndarray) -> Measured:
         costs: dict[str, Costs] = {FULL: self.problem.costs}
@@ -189,7 +188,7 @@ class ShrinkJob:
             "verified": asdict(verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,
-            "units": Architecture.of_layers(self.full.layers, MaskCost.of(self.problem.costs)).record(),
+            "units": Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost).record(),
             "command": self._command(mask),
             "versions": library_versions(),
         }
