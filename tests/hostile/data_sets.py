@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples
+from das_gym.data.bad_examples import BadExamples
 from das_gym.tasks.answering.llava_json import load_questions
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.labels import read_labels

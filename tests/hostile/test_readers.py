@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from das_gym.data.arrow import ArrowImage, read_rows
-from das_gym.data.checks import BadExamples
+from das_gym.data.bad_examples import BadExamples
 from das_gym.data.decoding import load_image
 from das_gym.data.entries import read_entries
 from das_gym.files import read_json
