@@ -350,7 +350,7 @@ def no_home(*_, **__):
 def test_the_working_folder_is_no_cache(monkeypatch, usual):
     monkeypatch.delenv("DAS_GYM_CACHE", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_path", usual)
-    with pytest.raises(ValueError, match=r"no home folder is known.*set DAS_GYM_CACHE"):
+    with pytest.raises(ValueError, match="DAS_GYM_CACHE"):
         cache_folder()
 
 

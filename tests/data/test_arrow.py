@@ -86,7 +86,9 @@ def test_damaged_tables_are_named_and_do_not_crash(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "row", [{"image": jpeg(3), "caption": ["a"]}, {"image": jpeg(3), "caption": ["a"], "image_id": 3}], ids=["missing", "kind"]
+    "row",
+    [{"image": jpeg(3), "caption": ["a"]}, {"image": jpeg(3), "caption": ["a"], "image_id": 3}],
+    ids=["missing", "kind"],
 )
 def test_a_wrong_column_is_named(tmp_path: Path, row: dict):
     path = write_table(tmp_path / "a.arrow", [row])

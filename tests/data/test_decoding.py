@@ -99,9 +99,7 @@ def test_load_image_rejects_what_is_no_image(tmp_path: Path):
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif", "gif", "bmp", "webp"])
 @pytest.mark.parametrize("size", [(81, 100), (101, 200)])  # PIL warns about the smaller, and rejects the larger
-def test_load_image_limits_the_pixels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: tuple[int, int]
-):
+def test_load_image_limits_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: tuple[int, int]):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
     Image.new("L", size).save(tmp_path / f"huge.{kind}")
     with pytest.raises(ValueError, match=rf"huge\.{kind} is too large"):

@@ -223,14 +223,6 @@ def test_bytes_that_were_read_wrongly_once(kept: Path, tmp_path: Path):
         read(path)
 
 
-def test_a_column_that_is_there_twice(tmp_path: Path):
-    table = pa.table([pa.array([1]), pa.array([2])], names=["image_id", "image_id"])
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    with pytest.raises(ValueError, match=r"a\.arrow has 2 columns 'image_id', and must have one"):
-        list(read_rows(tmp_path / "a.arrow", {"image_id": "integer"}))
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
