@@ -6,7 +6,7 @@
 
 One search (bayes) finds the mask, unless one is given; every setting then starts from the same deletion. Settings are
 compared on the reward split, and the test split is asked once at the end, for the best of them: loss (nats), and score of
-generated answers. The share regained is (shrunk - recovered) / (shrunk - full) of the loss, and likewise of the score.
+generated answers. The share regained is (shrunk - recovered) / (shrunk - full) of the loss (and the same of the score).
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def find_mask(options: argparse.Namespace, config: ProblemConfig) -> np.ndarray:
 
 
 class Subject:
-    """A model, its deletion, and what both come to on held-out examples.
+    """A model, its pruned form, and their scores on held-out examples.
 
     Args:
-        problem: The whole model with its data.
+        problem: The full model with its data.
         mask: What is deleted.
         examples: Most examples of the reward split, and of the test split.
-        longest: Settings with the most steps: the whole model is asked once for all.
+        longest: Settings with the most steps: the full model answers once for all.
     """
 
     def __init__(self, problem: Problem, mask: np.ndarray, examples: int, longest: RecoveryConfig) -> None:
@@ -147,7 +147,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(record: dict[str, Any]) -> str:
-    """What the test split says."""
+    """Evaluate on the test split."""
     lines = [
         f"  {name:<9} score {100 * row['score']:.1f} % ({100 * row['interval'][0]:.1f}..{100 * row['interval'][1]:.1f}), "
         f"loss {row['loss']:.4f}"

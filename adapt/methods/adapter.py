@@ -8,23 +8,23 @@ from typing import ClassVar
 from das_gym.adapt.methods.base import Method, all_sites, check_widths
 from torch import nn
 
-from das_gym.models.adapters import Adapter, Behind, ScaledAdapter, SkipAdapter
+from das_gym.models.adapters import Adapter, AdapterBehind, parallel_adapters
 from das_gym.models.base import VLP
 
 
 @dataclass(frozen=True)
 class AdapterTuning(Method):
-    """An adapter behind every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
+    """Train an adapter behind every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
 
     With a bottleneck of 96 METER-base has 5.34 M parameters and 1.64 G MACs of it, as published (REFERENCE: Adapter).
 
     Attributes:
-        bottleneck: Width inside, at least 1; None is that of the parallel adapters of DAS that the model was loaded with, or
-            an eighth of the hidden size: 96 for 768, both.
+        bottleneck: Width inside, at least 1. None is the width of the parallel adapters that the model was loaded with, or
+            1/8 of the hidden size.
     """
 
     title: ClassVar[str] = "adapter"
-    leaves: ClassVar[str] = "adapters behind its sub-layers"
+    remaining: ClassVar[str] = "adapters behind its sub-layers"
 
     bottleneck: int | None = None
 
@@ -32,20 +32,23 @@ class AdapterTuning(Method):
         check_widths(self, "bottleneck")
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """A `Behind` around what gives each sub-layer's output."""
+        """Insert an `AdapterBehind` around the last linear layer of each sub-layer."""
         bottleneck = self.bottleneck or das_bottleneck(vlp)
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp):
             layer = site.last
-            adapter = ScaledAdapter(site.width, bottleneck or max(1, site.width // 8)).to(layer.weight.device)
-            site.owner.set_submodule(site.out, Behind(layer, adapter))
+            adapter = Adapter(site.width, bottleneck or max(1, site.width // 8), norm=False, init="zero")
+            adapter.to(layer.weight.device)
+            site.owner.set_submodule(site.out, AdapterBehind(layer, adapter))
             trained += adapter.parameters()
         return trained
 
 
 def das_bottleneck(vlp: VLP) -> int | None:
-    """Width of a model's parallel adapters; None where it has none."""
-    inside = (module.layer for module in (vlp.skippable(index) for index in range(len(vlp.layers))) if module.layer)
-    adapters = (m for layer in inside for m in layer.modules() if isinstance(m, Adapter) and not isinstance(m, SkipAdapter))
-    return next((adapter.down.out_features for adapter in adapters), None)
+    """Return the width of a model's parallel adapters; None if it has none."""
+    for index in range(len(vlp.layers)):
+        layer = vlp.skippable(index).layer
+        for adapter in parallel_adapters(layer) if layer is not None else ():
+            return adapter.down.out_features
+    return None

@@ -29,8 +29,7 @@ from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
-from das_gym.problem.mask_cost import SAVED
-from das_gym.problem.unit_latency import cost_of
+from das_gym.problem.mask_cost import SAVED, measure_cost
 from das_gym.registration import MODELS
 from das_gym.runs import find_run
 
@@ -144,7 +143,7 @@ def check_loaded(settings: ShrinkSettings, problem: Problem, mask: np.ndarray | 
         raise ValueError("the mask skips nothing: there is nothing to delete; give one with a 1, or macs_saved=")
     budget = asked_budget(settings, problem)
     if not budget.is_kept_by(mask[None])[0]:
-        cost = cost_of(problem, "macs_saved") if budget.cost is None else budget.cost
+        cost = measure_cost(problem, "macs_saved") if budget.cost is None else budget.cost
         raise ValueError(
             f"the mask skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the {SAVED[cost.setting]}, and "
             f"not {budget.describe()}: leave {next(iter(settings.asked))} out, or the mask"
@@ -255,7 +254,7 @@ def bound(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any])
         ValueError: no mask can keep it.
     """
     batch = settings.search.get("latency_batch", 1)
-    return pick_budget(len(problem.layer_names), budget, lambda setting: cost_of(problem, setting, batch))
+    return pick_budget(len(problem.layer_names), budget, lambda setting: measure_cost(problem, setting, batch))
 
 
 def as_vlm(problem: Problem) -> VLM:

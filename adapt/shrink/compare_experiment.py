@@ -2,7 +2,7 @@
 
 python -m adapt shrink compare                                                       the bundled model, 20 % of the MACs
 python -m adapt shrink compare with recover=none                                     faster: deletion alone
-python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","sleb","random"]'
+python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","greedy","random"]'
 python -m adapt shrink compare with resume=9                                         go on with run 9, which was stopped
 
 Each method is a search with a run of its own, begun by this one, which knows them (searches.json in its folder) and goes on
@@ -45,7 +45,7 @@ RECORD = "compare.json"
 TABLE = "compare.md"
 SEARCHES = "searches.json"
 
-METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "sleb", "evopress")
+METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
 """Ours, what looks at nothing, what needs no search, and what searches, each from its paper; `docs/rivals.md`."""
 
 

@@ -36,7 +36,6 @@ from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.problem.config import ProblemConfig, problem_words, recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, shuffled
-from das_gym.problem.mask_cost import MaskCost
 from das_gym.runs import library_versions
 
 
@@ -204,7 +203,7 @@ class Work:
             "verified": dataclasses.asdict(self.verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,
-            "units": Architecture.of_layers(self.whole.layers, MaskCost.of(self.problem.costs)).record(),
+            "units": Architecture.of_layers(self.whole.layers, self.problem.costs.macs_cost).record(),
             "command": self.command,
             "versions": library_versions(),
         }

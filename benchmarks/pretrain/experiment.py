@@ -5,7 +5,7 @@ python -m benchmarks.pretrain with model=ViLT                      ViLT-mini; wr
 python -m benchmarks.pretrain with model=SmolVLM                   SmolVLM-mini; writes to runs/<id>/smolvlm_mini
 python -m benchmarks.pretrain with model=LLaVA                     LLaVA-mini; writes to runs/<id>/llava_mini
 python -m benchmarks.pretrain with model=ViLT out=my_folder        to a folder of your choice
-python -m benchmarks.pretrain with resume=5                        go on with run 5, which was stopped
+python -m benchmarks.pretrain with resume=5                        resume run 5
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig
+from benchmarks.pretrain.models import ANSWERING_MODELS
 from benchmarks.pretrain.recipe import pretrain
-from benchmarks.pretrain.vlm.models import ANSWERING_MODELS
 from das_gym.commandline import typed
 from das_gym.config import build
 from das_gym.experiment import RunsExperiment, required_folder

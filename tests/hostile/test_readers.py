@@ -21,7 +21,7 @@ import pytest
 import torch
 from das_gym.adapt.adapt_experiment import _front
 from das_gym.adapt.compare.trials import read_trials
-from das_gym.adapt.refining import _known
+from das_gym.adapt.refining import read_rounds
 from das_gym.adapt.shrink.compare_experiment import begun_in, measured
 from das_gym.adapt.training import Group, Trainer, adamw
 from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
@@ -100,7 +100,8 @@ def trainer(path: Path) -> Trainer:
 
 def trained_until(path: Path) -> None:
     first = trainer(path)
-    first.run(lambda _: {"loss": sum(p.sum() for p in first._trained.values())}, "first")
+    weight = first.optimizer.param_groups[0]["params"][0]
+    first.run(lambda _: {"loss": weight.sum()}, "first")
 
 
 QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
@@ -116,7 +117,7 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: begun_in(path.parent)),
     "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, _front),
-    "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, _known),
+    "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, read_rounds),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
     "suite": (
         "suite.json",
@@ -159,7 +160,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
         lambda path: torch.save({"state_dict": TENSORS}, path, _use_new_zipfile_serialization=False),
         read_tensors,
     ),
-    "training": ("a.pt", lambda path: trained_until(path), lambda path: trainer(path)._resume()),
+    "training": ("a.pt", lambda path: trained_until(path), lambda path: trainer(path).resume()),
     "pickle": ("a.ckpt", lambda path: path.write_bytes(pickle.dumps({"a": [1, {2}]})), read_tensors),
     **WITHIN,
     **DATA_SETS,

@@ -15,8 +15,8 @@ from das_gym.adapt.commands import PROGRAM, check_method, search_within
 from das_gym.adapt.shrink.compare import TIE, Found, Judge, Line, Quality, markdown, verdict
 from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, found_by, title_of
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
-from das_gym.agents.ask_tell.best_seen import OneMask
-from das_gym.agents.searching.loop import _Loop
+from das_gym.agents.ask_tell.heuristics import Heuristic
+from das_gym.agents.searching.loop import SearchLoop
 from das_gym.agents.searching.record import Turn
 
 from das_gym.experiment import RunError
@@ -127,7 +127,7 @@ def test_two_methods_on_a_tiny_model(given: dict[str, Any], capsys: pytest.Captu
     assert "Before recovery" in capsys.readouterr().out
 
 
-class WholeTower(OneMask):
+class WholeTower(Heuristic):
     """Skips the last layers, which are those of a vision tower where one is there."""
 
     def best(self) -> Masks:
@@ -189,7 +189,7 @@ def without_times(record: dict[str, Any]) -> list[Any]:
 def test_a_stopped_comparison_comes_to_the_same_result(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    calls = Calls(monkeypatch, (_Loop, "take_turn"), (Judge, "quality"), (Recovery, "_step"))
+    calls = Calls(monkeypatch, (SearchLoop, "take_turn"), (Judge, "quality"), (Recovery, "_step"))
     given = {**given, "save_every": 1}
     calls.run({**given, "runs_dir": str(tmp_path / "whole")})
     turns = calls.made.count("take_turn")
@@ -221,7 +221,7 @@ def test_a_stopped_comparison_comes_to_the_same_result(
     ("update", "told"),
     [
         ({"methods": []}, "name one or more agents, each once"),
-        ({"agent_kwargs": {"sleb": {}}}, "'sleb' is not compared; methods are bayes, angular"),
+        ({"agent_kwargs": {"greedy": {}}}, "'greedy' is not compared; methods are bayes, angular"),
         ({"skip_num": 99}, "skip_num=99: the model has"),
         ({"searches": {"bayes": 77, "angular": 78}}, "no run 77"),
         ({"methods": ["bayes", "angular", "bays"]}, "unknown agent 'bays'; did you mean 'bayes'"),

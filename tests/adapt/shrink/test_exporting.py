@@ -12,7 +12,7 @@ import pytest
 import torch
 from das_gym.adapt.export.folder import Exported
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.methods.learnt import trained
+from das_gym.adapt.methods.saving import trained_parameters
 from das_gym.adapt.shrink import exporting
 from das_gym.adapt.shrink.exporting import MadeUp, made_up, write
 from das_gym.adapt.shrink.verifying import Questions, replayed
@@ -35,7 +35,7 @@ def tuned(config: ProblemConfig, name: str, **settings: Any) -> AdaptedModel:
     model, method = AdaptedModel(backbone, new_head(backbone, task), task), make_method(name, settings)
     method.apply(model)
     torch.manual_seed(1)
-    for parameter in trained(model).values():
+    for parameter in trained_parameters(model).values():
         parameter.data += 0.1 * torch.randn_like(parameter)
     method.finish(backbone.vlp)
     if backbone.vlp.pruned_mask is None:

@@ -1,0 +1,150 @@
+"""Batches of conversations: endless scenes, several questions each, all on one copy of the scene's image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.pretrain.batches import IGNORE, ImageBatch, Normalise, scene_images
+from benchmarks.pretrain.family import IMAGE_TOKENS, TOKEN_SIZE, AnsweringModel
+from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
+from das_gym.shapes.scene_language import Question
+from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, patch_owners, pixel_owners, sample_scene
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CAPITALISED = 0.1
+"""Share of the texts that begin with a capital letter."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Images and what each image token shows of them.
+
+    Attributes:
+        scenes: The images, with colour, shape and centre at every token.
+        silhouettes: (images, image tokens, pixels) float32: 1 where a pixel of the token shows an object, else 0.
+    """
+
+    scenes: ImageBatch
+    silhouettes: Tensor
+
+
+def token_batch(scenes: Sequence[Scene], normalise: Normalise) -> TokenBatch:
+    """The images of scenes."""
+    owners = [patch_owners(scene, TOKEN_SIZE) for scene in scenes]
+    shown = np.stack([pixel_owners(scene) >= 0 for scene in scenes])
+    side = IMAGE_SIZE // TOKEN_SIZE
+    cells = shown.reshape(-1, side, TOKEN_SIZE, side, TOKEN_SIZE).swapaxes(2, 3)
+    silhouettes = torch.from_numpy(cells.reshape(len(scenes), IMAGE_TOKENS, -1).astype(np.float32))
+    return TokenBatch(scene_images(scenes, owners, normalise), silhouettes)
+
+
+def sampled_images(seed: int, step: int, batch_size: int, normalise: Normalise) -> TokenBatch:
+    """Scenes alone, for the first part."""
+    rng = np.random.default_rng([seed, 0, step])
+    return token_batch([sample_scene(rng) for _ in range(batch_size)], normalise)
+
+
+@dataclass(frozen=True)
+class ConversationBatch:
+    """Images, and several questions with answers on each: (questions, tokens) from right after the image on.
+
+    Attributes:
+        images: The images.
+        prefix_ids: (images, prefix tokens) int64: what the template writes before the text, the image in it.
+        rows: (questions,) int64: index of the image that each is about.
+        input_ids: (questions, tokens) int64, padded on the right.
+        attention_mask: (questions, prefix tokens + tokens) int64.
+        labels: (questions, tokens) int64: at the token before each token of an answer that token's id, else IGNORE.
+        counts: (questions, tokens) int64: at the end of words that name objects how many they fit, else IGNORE.
+        places: (questions, tokens, 2) float32: there, the centre (x, y) of the one object, 0..1; NaN where it is not one.
+        targets: (questions, tokens, 2) float32: before each answer, the centre of the object whose colour or shape it
+            is, or NaN.
+    """
+
+    images: TokenBatch
+    prefix_ids: Tensor
+    rows: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    counts: Tensor
+    places: Tensor
+    targets: Tensor
+
+
+def _place(item: SceneObject) -> tuple[float, float]:
+    return item.x / IMAGE_SIZE, item.y / IMAGE_SIZE
+
+
+def _asked_text(question: Question, capital: bool) -> str:
+    """Return the user's text."""
+    if question.family == "description":
+        return question.text
+    first = question.text[0].upper() if capital else question.text[0]
+    return first + question.text[1:] + INSTRUCTION
+
+
+class ConversationBatches:
+    """Makes batches of conversations.
+
+    Args:
+        family: Whose.
+        tokenizer: The model's.
+        seed: Of all batches.
+        batch_size: Images a batch.
+    """
+
+    def __init__(self, family: AnsweringModel, tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int) -> None:
+        self.family = family
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.batch_size = batch_size
+        self.prefix = np.array(tokenizer(family.prompt.before)["input_ids"])
+
+    def __call__(self, step: int, described: bool) -> ConversationBatch:
+        """The batch of a step; with `described` every scene is described as well."""
+        rng = np.random.default_rng([self.seed, 2, step])
+        scenes = [sample_scene(rng) for _ in range(self.batch_size)]
+        asked = [(row, question) for row, scene in enumerate(scenes) for question in self._asked(rng, scene, described)]
+        return self._batch(scenes, asked, rng.random(len(asked)) < CAPITALISED)
+
+    @staticmethod
+    def _asked(rng: np.random.Generator, scene: Scene, described: bool) -> list[Question]:
+        return [*questions(rng, scene), *([describe(scene)] if described else [])]
+
+    def _batch(
+        self, scenes: Sequence[Scene], asked: Sequence[tuple[int, Question]], capitals: np.ndarray
+    ) -> ConversationBatch:
+        around = self.family.prompt
+        prompts = [
+            _asked_text(question, capital) + around.after for (_, question), capital in zip(asked, capitals, strict=True)
+        ]
+        texts = [f"{prompt} {question.answer}{around.end}" for prompt, (_, question) in zip(prompts, asked, strict=True)]
+        encoded = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="np")
+        ids = encoded["input_ids"]
+        labels, counts = np.full(ids.shape, IGNORE), np.full(ids.shape, IGNORE)
+        places, targets = np.full((*ids.shape, 2), np.nan, np.float32), np.full((*ids.shape, 2), np.nan, np.float32)
+        for index, (row, question) in enumerate(asked):
+            answer, end = encoded.char_to_token(index, len(prompts[index]) + 1), int(encoded["attention_mask"][index].sum())
+            labels[index, answer - 1 : end - 1] = ids[index, answer:end]
+            for mention in mentions(scenes[row], question.text):
+                token = encoded.char_to_token(index, mention.end)
+                counts[index, token] = len(mention.objects)
+                if len(mention.objects) == 1:
+                    places[index, token] = _place(mention.objects[0])
+            wanted = target(scenes[row], question)
+            if wanted is not None:
+                targets[index, answer - 1] = _place(wanted)
+        prefix = np.tile(self.prefix, (len(scenes), 1))
+        rows = np.array([row for row, _ in asked])
+        mask = np.concatenate((np.ones_like(prefix)[rows], encoded["attention_mask"]), axis=1)
+        arrays = (prefix, rows, ids, mask, labels, counts, places, targets)
+        return ConversationBatch(token_batch(scenes, self.family.normalise), *map(torch.from_numpy, arrays))
