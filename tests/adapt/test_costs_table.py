@@ -20,7 +20,7 @@ def test_the_table_is_printed(capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["with", "image_size=100"], "image_size=100 is not a multiple of patch_size=16"),
+        (["with", "image_size=100"], "invalid `image_size`: got 100"),
         (["with", "answers=-1"], "answers=-1 is not allowed; use 1 or more"),
         (["with", "counting=papers"], "counting='papers' .str. is not allowed; give one of runs, paper"),
         (["with", "text_token=5"], "unknown setting 'text_token'; did you mean 'text_tokens'"),

@@ -200,7 +200,7 @@ def test_pretraining_runs_stops_and_goes_on(tmp_path: Path, name: str):
     whole = pretrain(config, tmp_path / "whole", tmp_path / "a")
     assert all((tmp_path / "a" / file).is_file() for file in CHECKPOINTS)
     (tmp_path / "a" / CHECKPOINTS[1]).unlink()
-    again = pretrain(config, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second anew
+    again = pretrain(config, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second again
     one, two = load_checkpoint(whole, heads=["itm_score"]), load_checkpoint(again)
     assert type(one.vlp).__name__ == name
     frozen = [key for key in one.vlp.state_dict() if "adapter" not in key]
@@ -218,7 +218,7 @@ def test_pretraining_runs_stops_and_goes_on(tmp_path: Path, name: str):
     [
         ({"model": "vilt"}, "unknown model 'vilt'; did you mean 'ViLT'\\? known: METER, ViLT"),
         ({"hidden_size": 30}, "hidden_size=30 cannot be split over 4 heads; use a multiple of 4"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0 is not allowed; give more than 0"),
+        ({"learning_rate": -1.0}, "`learning_rate` is out of range"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

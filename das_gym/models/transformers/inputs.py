@@ -292,7 +292,7 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: The folder holds none that transformers can read.
-        ValueError: A file of it is a pipe or a device, or names too many special tokens.
+        ValueError: A file of it is not a regular file, or names too many special tokens.
     """
     from transformers import AutoProcessor
 

@@ -49,7 +49,7 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
     layers = model.get_submodule(das["layers"])
 
     def adapter(bottleneck: int) -> Adapter:
-        return Adapter(das["hidden_size"], bottleneck, norm=False, init="zero")
+        return Adapter(das["hidden_size"], bottleneck, norm=False, init="xavier_zero")
 
     def skipped(layer: nn.Module, count: int) -> nn.Sequential:
         units = [SkippedLayer(getattr(layer, das["norm"]), adapter(das["skip_bottleneck"])) for _ in range(count)]
