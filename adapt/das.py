@@ -69,7 +69,7 @@ class JointTurn:
 
 
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
-    """Return the frozen model with new adapters and a new head, in memory of its own."""
+    """Load the frozen model, with new adapters and a new head."""
     backbone = new_backbone(config, settings)
     kind = task_class(config.task)
     task = kind(backbone.processor, kind.choose_labels(splits))
@@ -142,7 +142,7 @@ class Training:
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """Return the (m,) float64 mean loss of each mask, in nats.
 
-        With `reward_dropout` it is the training loss, each mask with dropout of its own; else the task's loss.
+        With `reward_dropout` it is the training loss, with other dropout for each mask; else the task's loss.
         """
         if not self.settings.reward_dropout:
             with self._eval_mode():

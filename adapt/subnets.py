@@ -41,7 +41,7 @@ def place_of(run: int | str, runs_dir: str, method: str | None = None, seed: int
         run: Id of a run, or a folder as for `load_subnet`.
         runs_dir: Folder of all runs.
         method: Whose model, in a run of `python -m adapt compare`, see `kept_model`.
-        seed: Likewise.
+        seed: Seed of that model.
 
     Raises:
         FileNotFoundError: no such run.
@@ -73,7 +73,7 @@ def load_moved(place: Path, device: str, checkpoint: str | None, trust_remote_co
 
 
 def load_subnet(path: str | os.PathLike[str], *, use: str | Sequence[str] = (), **changes: Any) -> AdaptedModel:
-    """Return a fine-tuned subnet, its skipped layers removed, in eval mode and in memory of its own.
+    """Return a fine-tuned subnet, its skipped layers removed, in eval mode.
 
     Args:
         path: The folder of a run of `python -m adapt` or `python -m adapt das`, or one that `save` wrote; or an adapter
