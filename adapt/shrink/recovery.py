@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class
-from das_gym.adapt.methods.das import DAS
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
@@ -96,13 +95,6 @@ class RecoveryConfig:
         check_ranges(self, **TRAINING_RANGES, **dict.fromkeys(METHOD_SETTINGS, POSITIVE), **weights)
         if not (self.distillation or self.cross_entropy or self.hidden != "none"):
             raise ValueError("All terms of the loss are off: set `distillation`, `cross_entropy` or `hidden`.")
-
-    hidden_at: ClassVar[str] = "last"
-    hidden_weight: ClassVar[float] = 1.0
-
-    def widths(self, hidden_size: int) -> tuple[int, int]:
-        """Return the widths of parallel and skip adapters."""
-        return DAS(bottleneck=self.bottleneck, skip_bottleneck=self.skip_bottleneck).widths(hidden_size)
 
     @property
     def method(self) -> Method | None:
@@ -313,20 +305,3 @@ def hidden_distance(states: Tensor, teacher_states: Tensor, kind: str) -> Tensor
     if kind == "cosine":
         return (1 - F.cosine_similarity(states, teacher_states, dim=-1)).mean()
     return F.mse_loss(states, teacher_states)
-
-
-# Names of 0.1.0 that files of `das_gym.adapt.shrink` import until they are rewritten.
-answer_features = answer_states
-rows_used = training_rows
-ask_for_all = make_teacher
-
-
-def lora_places(vlm: VLM) -> None:
-    """Check that LoRA has a place."""
-    make_method("lora").check_recovery(vlm, trainable_parts(vlm))
-
-
-def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig, left: Sequence[int]) -> Any:
-    """Return the teacher."""
-    del left
-    return make_teacher(whole, task, examples, config)

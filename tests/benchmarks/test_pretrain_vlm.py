@@ -22,7 +22,7 @@ from benchmarks.pretrain.tokenizer import Tokens, messages
 from das_gym.registration import ASSETS
 from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import Scene, SceneObject, render, sample_scene
-from das_gym.tasks.answering.prompts import instructed
+from das_gym.tasks.answering.examples import instructed
 
 TOKENS = {"SmolVLM": smolvlm.TOKENS, "LLaVA": llava.TOKENS}
 ASSISTANT = {"SmolVLM": " yes<end_of_utterance>\n", "LLaVA": " yes</s>"}
