@@ -169,7 +169,7 @@ class Teacher:
 
 
 def training_rows(count: int, config: RecoveryConfig) -> set[int]:
-    """Return which of so many examples the training reads."""
+    """Return which of `count` examples the training reads."""
     size = min(config.batch_size, count)
     return {row for step in range(config.steps) for row in batch_at(range(count), size, config.seed, step)}
 
@@ -229,7 +229,7 @@ class Recovery:
     trained: int = field(default=0, init=False)
 
     def run(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train, and merge what was learnt.
+        """Train, and merge what can be merged.
 
         Args:
             log: Called with name, value and step.
