@@ -6,14 +6,16 @@ import copy
 import dataclasses
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from das_gym.models.macs import without_content
-from das_gym.models.transformers.model import IMAGE, JOINT, VLM
-from das_gym.models.transformers.stack import Stack, find_decoder, find_vision_tower
+from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower
+
+if TYPE_CHECKING:
+    from das_gym.models.transformers.model import VLM
 
 # Settings of a decoder's configuration that depend on positions of layers. Any other list as long as the decoder is taken
 # to have one entry a layer, unless its name ends as in NOT_BY_LAYER.
@@ -100,7 +102,7 @@ def pruned_copy(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
     check_units(vlm.unit_kind)
     model = delete_layers(share_copy(vlm.model), vlm.removed_layers(mask), vlm.removed_layers(mask, IMAGE))
     check_reloads(model)
-    smaller = VLM(model, capabilities=pruned_capabilities(vlm))
+    smaller = type(vlm)(model, capabilities=pruned_capabilities(vlm))
     smaller.freeze()
     return smaller
 
@@ -197,7 +199,7 @@ def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
     for mine, its in pairs:
         for name in mine._parameters:
             mine._parameters[name] = its._parameters[name]
-    return VLM(model, capabilities=full.capabilities)
+    return type(full)(model, capabilities=full.capabilities)
 
 
 def share_copy(model: Any) -> Any:

@@ -31,9 +31,12 @@ from das_gym.models.transformers.adapters import (
 from das_gym.models.transformers.driver import Block, flatten, make_block, plan_blocks
 from das_gym.models.transformers.features import compute_in_float32, find_projectors, image_features, use_features
 from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of, load_processor, make_batch
+from das_gym.models.transformers.layer_removal import delete_layers
 from das_gym.models.transformers.recording import Recording, cache_name, filled_cache, record, run_layer
 from das_gym.models.transformers.stack import (
     ATTENTION_NAMES,
+    IMAGE,
+    JOINT,
     MLP_NAMES,
     Stack,
     child,
@@ -46,9 +49,6 @@ from das_gym.models.transformers.tower import ImageSlice, TowerCapabilities, Vis
 
 UNITS = ("layers", "sublayers")
 """What may be skipped: whole layers, or the attention and the MLP of each."""
-
-JOINT, IMAGE = "joint", "image"
-"""Streams: what decoder layers update, and what vision layers update."""
 
 LAYER, ATTENTION, MLP = "layer", "attention", "mlp"
 """Kinds of units."""
@@ -257,8 +257,6 @@ class VLM(VLP):
 
         With adapters, the place of a skipped layer stays, and its skip adapter runs there.
         """
-        from das_gym.models.transformers.layer_removal import delete_layers
-
         array = self.check_mask(mask)
         if self.unit_kind != "layers":
             raise ValueError("Sublayers cannot be removed. Search with `units=layers`.")

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+JOINT, IMAGE = "joint", "image"
+"""Streams: what decoder layers update, and what vision layers update."""
+
 ATTENTION_NAMES = ("self_attn", "cross_attn", "attn", "attention", "self_attention")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
 LIST_NAMES = ("layers", "h", "blocks", "layer")

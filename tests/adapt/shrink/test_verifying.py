@@ -150,7 +150,7 @@ def test_check_generation_accepts_what_the_full_model_does_as_well(problem_of, m
     def say(vlm: Any, *arguments: Any, extra: int = 0, **more: Any) -> list[list[int]]:
         return [[1 if extra and (vlm is smaller or full_model_differs) else 2]]
 
-    monkeypatch.setattr(verifying, "say", say)
+    monkeypatch.setattr(verifying, "generate_batch", say)
     check_generation(smaller, probes)
     full_model_differs = False
     with pytest.raises(VerificationError, match="with left padding"):
