@@ -134,7 +134,7 @@ def test_refuses(meter: World):
         rank(*arguments, IMAGES, ())
     with pytest.raises(ValueError, match="batch_size=0: use 1 or more"):
         rank(*arguments, IMAGES, TEXTS, batch_size=0)
-    with pytest.raises(ValueError, match=r"mask of shape \(11,\): this model has 12 layers"):
+    with pytest.raises(ValueError, match=r"got shape \(11,\), expected \(12,\)"):
         rank(*arguments, IMAGES, TEXTS, np.zeros(11))
     with pytest.raises(ValueError, match="the model is in train mode"):
         rank(METER(meter.vlp.config), *arguments[1:], IMAGES, TEXTS)

@@ -106,7 +106,7 @@ def test_a_damaged_description_is_named(saved: Adaptation, tmp_path: Path, chang
 @pytest.mark.parametrize("described", ["[1]", "3", "{", "[" * 100_000])
 def test_a_description_that_is_none_is_named(tmp_path: Path, described: str):
     save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors", metadata={"das_gym": described})
-    with pytest.raises(ValueError, match=r"a\.safetensors (is not|has a config)"):
+    with pytest.raises(ValueError, match=r"a\.safetensors (is|: got a JSON)"):
         Adaptation.load(tmp_path / "a.safetensors")
 
 
