@@ -13,7 +13,7 @@ from das_gym.adapt.report import WIDTH
 from das_gym.adapt.shrink.recovery import answer_features
 from das_gym.adapt.shrink.scores import difference_interval, interval, scored
 
-from das_gym.engine.broken import told_examples
+from das_gym.engine.broken import format_examples
 from das_gym.models.transformers.generation import generate, greedily, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
@@ -189,7 +189,7 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
             broken = [e.key for e, whole in zip(chunk, losses.isfinite().tolist(), strict=True) if not whole]
             if broken:
                 raise FloatingPointError(
-                    f"the {title} is not a number, on {told_examples(broken)}: its numbers may need dtype=float32, its "
+                    f"the {title} is not a number, on {format_examples(broken)}: its numbers may need dtype=float32, its "
                     "recovery a lower learning_rate, or another mask be deleted"
                 )
             total += float(losses.double().sum())

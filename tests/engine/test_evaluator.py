@@ -232,7 +232,7 @@ class TestDivergences:
         assert evaluator.spent.masks == 4
 
 
-@pytest.mark.filterwarnings("ignore:the loss of .* is not a number:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:the loss of .* is NaN or infinite:RuntimeWarning")
 class TestBroken:
     def test_a_broken_loss_counts_as_infinite_and_spoils_no_other(self, new_world):
         world = new_world()

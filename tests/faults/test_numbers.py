@@ -20,7 +20,7 @@ from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.searching.loop import SearchConfig, search
 from torch import nn
 
-from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.blocks import measure_blocks
@@ -46,10 +46,10 @@ def diverged(small_kwargs: dict[str, str], tmp_path: Path) -> dict[str, str]:
 
 
 def test_words():
-    assert told_mask(np.array([0, 1, 1])) == "the mask that skips layers [1, 2]"
-    assert told_mask(np.zeros(3)) == "the full model"
-    assert told_examples(["a"]) == "example 'a'"
-    assert told_examples(list("abcde")) == "examples 'a', 'b', 'c' and 2 more"
+    assert format_mask(np.array([0, 1, 1])) == "the mask that skips layers [1, 2]"
+    assert format_mask(np.zeros(3)) == "the full model"
+    assert format_examples(["a"]) == "example 'a'"
+    assert format_examples(list("abcde")) == "examples 'a', 'b', 'c' and 2 more"
 
 
 def test_a_search_tells_the_mask_and_the_examples_and_its_preferences_stay_numbers(diverged: dict[str, str], tmp_path: Path):
@@ -69,7 +69,7 @@ def test_bfloat16_that_overflows_is_told_and_breaks_one_mask(small_kwargs: dict[
     problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16-emulated"))
     with torch.no_grad():
         problem.vlp.skippable(3).skip_adapter.up.weight.fill_(HUGE)
-    with pytest.warns(RuntimeWarning, match=r"skips layers \[3\] is not a number, on examples"):
+    with pytest.warns(RuntimeWarning, match=r"skips layers \[3\] is NaN or infinite, on examples"):
         scores = problem.evaluator.evaluate(np.eye(6, dtype=bool), problem.splits.reward[:4])
     assert scores.broken.tolist() == [False, False, False, True, False, False]
     with warnings.catch_warnings(action="error"):  # remembered, and told once
