@@ -54,7 +54,7 @@ def test_words():
 
 def test_a_search_tells_the_mask_and_the_examples_and_its_preferences_stay_numbers(diverged: dict[str, str], tmp_path: Path):
     config = SearchConfig(agent="bandit", skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
-    with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is not .* examples '\S+', .* 2 more"):
+    with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is NaN .* examples '\S+', .* 2 more"):
         result = search(config, tmp_path)
     assert np.isfinite(result.preferences).all()
     assert result.mask != [0, 0, 0, 1, 0, 0]
@@ -85,7 +85,7 @@ def test_a_metric_that_is_none_breaks_its_mask_too(small_problem: Problem, monke
 
     monkeypatch.setattr(small_problem.task, "metrics", metrics)
     evaluator = Evaluator(small_problem.vlp, small_problem.head, small_problem.task)
-    with pytest.warns(RuntimeWarning, match="not a number"):
+    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
         scores = evaluator.evaluate(np.eye(6, dtype=bool)[:3], small_problem.splits.reward[:2])
     assert scores.broken.sum() == 1
     assert np.isfinite(scores.metrics).all()
@@ -97,7 +97,7 @@ def test_a_small_model_that_is_broken_is_neither_scored_nor_asked(diverged: dict
     problem.vlp.prune(np.eye(6, dtype=bool)[3])
     subnet = AdaptedModel(problem.backbone, problem.head, problem.task)
     text = (
-        r"the mask that skips layers \[3\] says is not a number, on examples '\S+', '\S+', '\S+' and 1 more: the model may"
+        r"the mask that skips layers \[3\] says is NaN or infinite, on examples '\S+', '\S+', '\S+' and 1 more: the model may"
     )
     with pytest.raises(FloatingPointError, match=text):
         say(subnet, problem.splits.test[:4], "")
