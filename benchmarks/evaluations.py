@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.oracle import TableOracle
-from das_gym.agents.compare.traces import trace_agent
 from das_gym.agents.searching.loop import SearchConfig
 
 from benchmarks.leaderboard.board import find_tables
 from benchmarks.machine import describe_machine
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
 from das_gym.registration import ASSETS, ENVIRONMENTS
 
@@ -40,10 +40,10 @@ def tables() -> dict[str, tuple[str, Path]]:
 
 def regrets_of(oracle: TableOracle, agent: str, seeds: int, evaluations: int) -> list[float]:
     """Return the regret of the answer of each seed."""
-    trace = trace_agent(oracle, agent, range(seeds), evaluations, MASKS_PER_TURN, {})
+    result = run_agent(oracle, agent, range(seeds), evaluations, MASKS_PER_TURN, {})
     losses = oracle.table.values("loss", "reward")
     best = losses[oracle.space.contains(oracle.table.masks)].min()
-    return (losses[oracle.table.index(trace.answers)] - best).tolist()
+    return (losses[oracle.table.index(result.answers)] - best).tolist()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
                 optimal = f"{sum(regret < TIE for regret in regrets)} of {options.seeds}"
                 rows.append((name, oracle.space.budget.describe(), str(evaluations), *numbers, optimal))
                 print(*rows[-1], sep="  ", flush=True)
-    print("\n".join(["", *markdown_table(heads, rows, words=(0, 1))]))
+    print("\n".join(["", *markdown_table(heads, rows, text_columns=(0, 1))]))
     if options.json is not None:
         write_json(options.json, record)
 

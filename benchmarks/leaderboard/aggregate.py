@@ -9,7 +9,7 @@ import numpy as np
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.compare.results import AgentResult
 
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.problem.budget import Floats
 
 WORST = 2.0
@@ -22,12 +22,12 @@ RESAMPLES = 2000
 
 
 def normalised_regrets(oracle: Oracle, result: AgentResult) -> Floats:
-    """(seeds, evaluations) regrets as shares of what there is to gain, see `Oracle.normalised`, `WORST` at most.
+    """(seeds, evaluations) regrets as shares of what there is to gain, see `Oracle.normalized`, `WORST` at most.
 
     Raises:
         ValueError: an oracle that does not know what there is to gain.
     """
-    return np.minimum(oracle.normalised(result.regret), WORST)
+    return np.minimum(oracle.normalized(result.regret), WORST)
 
 
 @dataclass(frozen=True)

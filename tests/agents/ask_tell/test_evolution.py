@@ -1,0 +1,144 @@
+"""Evolution, EvoPress and the cross-entropy method."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from das_gym.agents import CrossEntropy, Evolution, EvoPress, MaskSpace
+from landscapes import SPACES, rewards
+
+from das_gym.problem.budget import Budget
+
+SPACE = SPACES["count"]
+
+
+def test_evolution_takes_the_best_as_parent():
+    agent = Evolution(SPACE, 0, offspring=5, max_swaps=1)
+    first = np.concatenate((agent.ask(3), agent.ask(3)[:2]))
+    assert len(agent.ask(100)) == 5
+    agent.tell(first[:3], np.array([0.1, 0.5, 0.2]))
+    assert len(agent.ask(3)) == 2
+    agent.tell(first[3:], np.array([0.3, 0.4]))
+    assert (agent.parent == first[1]).all()
+    mutants = agent.ask(5)
+    assert ((mutants & first[1]).sum(axis=1) == 3).all()  # one swap each
+    agent.tell(mutants, np.full(5, 0.4))
+    assert (agent.parent == first[1]).all()  # the parent is better than its mutants
+
+
+def test_evolution_halves_a_generation_at_each_stage():
+    agent, asked = Evolution(SPACE, 0, offspring=8, stages=(0.1, 0.5, 1)), []
+    for share, count in ((0.1, 8), (0.5, 4), (1.0, 2), (0.1, 8)):
+        assert agent.examples_share == share
+        masks = agent.ask(100)
+        asked.append(masks)
+        assert len(masks) == count
+        agent.tell(masks[:1], rewards(masks[:1]))
+        assert agent.examples_share == share  # the stage is not over
+        agent.tell(masks[1:], rewards(masks[1:]))
+    order = np.argsort(-rewards(asked[0]))
+    assert (asked[1] == asked[0][order[:4]]).all()
+    assert (asked[2] == asked[0][order[:2]]).all()
+    assert (agent.best() == asked[0][order[0]]).all()
+    assert len(agent.rewards) == 2  # only those scored on all examples
+    assert len(np.unique(np.concatenate((asked[0], asked[3])), axis=0)) == 16
+
+
+def test_evolution_with_stages_ends_when_few_masks_exist():
+    agent, stages = Evolution(MaskSpace(Budget(4, 1)), 0, offspring=3, stages=(0.5, 1)), []
+    while len(masks := agent.ask(2)):
+        stages.append((agent.examples_share, len(masks)))
+        agent.tell(masks, rewards(masks))
+    assert stages == [(0.5, 2), (0.5, 1), (1.0, 2), (0.5, 1), (1.0, 1)]
+    assert agent.best().sum() == 1
+
+
+def test_evolution_with_stages_continues_exactly():
+    def play(agent, turns):
+        asked = []
+        for _ in range(turns):
+            asked.append(agent.ask(3))
+            agent.tell(asked[-1], rewards(asked[-1]))
+        return [masks.tolist() for masks in asked]
+
+    for turns in range(8):
+        agent, fresh = (Evolution(SPACE, seed, stages=(0.2, 1)) for seed in (0, 1))
+        play(agent, turns)
+        fresh.load_state_dict(json.loads(json.dumps(agent.state_dict())))
+        assert play(agent, 8) == play(fresh, 8)
+        assert (agent.best() == fresh.best()).all()
+
+
+@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1.0), 0.5, None, "all", {0.5: 1}, (0, 1), ("all", 1)])
+def test_evolution_refuses_stages(stages):
+    with pytest.raises(ValueError, match="stages"):
+        Evolution(SPACE, 0, stages=stages)
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        (CrossEntropy, {"population": 0}),
+        (CrossEntropy, {"elite": True}),
+        (CrossEntropy, {"smoothing": 1.1}),
+        (Evolution, {"offspring": "many"}),
+        (Evolution, {"max_swaps": 0}),
+        (EvoPress, {"survivors": 0}),
+    ],
+)
+def test_populations_refuse_settings_out_of_range(agent, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        agent(SPACE, 0, **settings)
+
+
+def test_evopress_keeps_the_number_skipped_of_each_size():
+    sizes = np.array([0.02, 0.04] * 4)
+    agent = EvoPress(MaskSpace(Budget(8, 4)), 0, {"parameters_share": sizes}, offspring=4, initial=6, stages=(1.0,))
+    agent.tell(agent.ask(6), np.arange(6.0))
+    small = agent.parent[::2].sum()
+    for _ in range(5):
+        mutants = agent.ask(4)
+        assert (mutants[:, ::2].sum(axis=1) == small).all()
+        assert (mutants.sum(axis=1) == 4).all()
+        agent.tell(mutants, np.zeros(len(mutants)))
+
+
+def test_evopress_scores_many_masks_on_few_examples_and_two_on_all():
+    agent = EvoPress(MaskSpace(Budget(12, 4)), 0)
+    spent = []
+    for _ in range(4):
+        share, masks = agent.examples_share, agent.ask(100)
+        spent.append((share, len(masks)))
+        agent.tell(masks, np.random.default_rng(len(spent)).random(len(masks)))
+    assert spent == [(1 / 16, 64), (1.0, 2), (1 / 16, 32), (1.0, 2)]
+
+
+def test_cross_entropy_moves_towards_the_best_masks():
+    agent = CrossEntropy(SPACE, 0, population=10, elite=2, smoothing=0.5)
+    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 3)
+    masks = agent.ask(10)
+    agent.tell(masks[:9], np.arange(9.0))
+    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 3)
+    agent.tell(masks[9:], np.array([-1.0]))
+    np.testing.assert_allclose(agent.skip_probabilities(), 1 / 6 + masks[[7, 8]].mean(axis=0) / 2)
+
+
+def test_cross_entropy_rules_no_layer_out():
+    agent = CrossEntropy(SPACE, 0, population=1, elite=1, smoothing=1.0)
+    agent.tell(agent.ask(1), np.array([1.0]))
+    assert sorted(set(agent.skip_probabilities())) == [0.01, 0.99]
+
+
+def test_populations_find_good_masks():
+    values = np.sort(rewards(SPACE.masks))
+    for make in (Evolution, CrossEntropy):
+        found = []
+        for seed in range(5):
+            agent = make(SPACE, seed)
+            for _ in range(30):
+                masks = agent.ask(3)
+                agent.tell(masks, rewards(masks))
+            found.append(rewards(agent.best()[None])[0])
+        assert np.median(found) >= values[-3]

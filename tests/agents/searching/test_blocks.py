@@ -1,0 +1,58 @@
+"""Blocks for the agents that choose by them: beside tables, and in a search."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from das_gym.agents import Budget, MaskSpace
+from das_gym.agents.searching.agent_setup import make_search_agent, takes
+from das_gym.agents.searching.blocks import beside, blocks_of, file_beside
+from synthetic import ENV_ID
+
+from benchmarks.blocks import main
+from benchmarks.leaderboard.board import find_tables
+from das_gym.envs.tabular_env import load_table
+from das_gym.registration import ASSETS
+
+FURTHER = ("smolvlm_mini/answering_sublayers_table.npz", "llava_mini/answering_table.npz")
+TABLES = [*find_tables(None).values(), *(ASSETS / name for name in FURTHER)]
+
+
+@pytest.mark.parametrize("path", TABLES, ids=[f"{path.parent.name} {path.stem}" for path in TABLES])
+def test_beside_finds_blocks_of_every_bundled_table(path):
+    blocks, table = beside(path), load_table(path)
+    influence = table.statistics[:, table.meta.statistics.index("block_influence_tokens")]
+    np.testing.assert_allclose([row[0] for row in blocks["cosine"]], influence, atol=2e-5)
+    distances = np.array([each for row in blocks["angular"] for each in row if each is not None])
+    assert ((distances > 0) & (distances < 1)).all()
+    assert sorted(layer for stage in blocks["stages"] for layer in stage) == list(range(table.n_layers))
+
+
+def test_beside_ignores_blocks_of_other_data(tmp_path, made_up_table):
+    shutil.copy(made_up_table, tmp_path / "vqa_table.npz")
+    assert beside(tmp_path / "vqa_table.npz") is None
+    shutil.copy(file_beside(TABLES[0]), tmp_path / "vqa_blocks.json")
+    assert beside(tmp_path / "vqa_table.npz") is None
+
+
+def test_make_search_agent_fills_in_measured_blocks():
+    space = MaskSpace(Budget(12, 4))
+    agent = make_search_agent("angular", space, 0, {}, {}, "DAS-METER-VQA-Tabular-v0", {})
+    assert agent.blocks.angular == beside(TABLES[0])["angular"]
+    assert make_search_agent("bandit", space, 0, {}, {}, ENV_ID, {}).learning_rate == 20.0
+    assert blocks_of(ENV_ID, {}) is None  # your own environment
+    assert [takes(name, "blocks") for name in ("angular", "interlace", "greedy", "ppo")] == [True, True, False, False]
+
+
+def test_blocks_command_measures_beside_a_table(small_table, small_kwargs, tmp_path, capsys):
+    path = tmp_path / "vqa_table.npz"
+    small_table.save(path)
+    given = [f"{name}={value}" for name, value in small_kwargs.items()]
+    main(["with", f"table={path}", *given])
+    assert capsys.readouterr().out == f"blocks of layers: {file_beside(path)}\n"
+    assert len(beside(path)["cosine"]) == small_table.n_layers
+    file_beside(path).write_text("{}")
+    with pytest.raises(ValueError, match=r"_blocks\.json is damaged"):
+        beside(path)
