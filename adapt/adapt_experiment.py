@@ -34,7 +34,7 @@ from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commandline import typed, used
 from das_gym.config import build, part_of
-from das_gym.data.checks import require_readable
+from das_gym.data.image_checks import require_readable
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.encoder_cache import EncoderCache

@@ -23,7 +23,7 @@ from das_gym.adapt.subnets import is_plain, load_moved, load_plain, place_of, re
 
 from das_gym.commandline import CommandSettings, parse_or_help
 from das_gym.config import choice
-from das_gym.data.checks import require_readable
+from das_gym.data.image_checks import require_readable
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, task_class

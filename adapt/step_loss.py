@@ -27,7 +27,7 @@ from das_gym.tasks.base import Task
 
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
-    """Return the examples of a step: each epoch visits all of them once, in an order of its own."""
+    """Return the examples of a step: each epoch visits all of them once, in another order."""
     epoch, position = divmod(step, len(examples) // batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size]]
@@ -206,7 +206,7 @@ def make_trainer(
         steps: As for `Trainer`.
         schedule: As for `Trainer`.
         hardware: Settings.
-        checkpoint: As for `Trainer`; trackers write beside it.
+        checkpoint: As for `Trainer`; trackers write to its folder.
         save_every: As for `Trainer`.
         plateau: As for `Trainer`.
         stateful: As for `Trainer`.

@@ -1,4 +1,4 @@
-"""Measure the blocks of layers that `angular` and `interlace` choose by, and keep them beside a table.
+"""Measure the blocks of layers that `angular` and `interlace` choose by, and write them next to a table.
 
     python -m benchmarks.blocks with table=das_gym/assets/meter_mini/vqa_table.npz
     python -m benchmarks.blocks with table=das_gym/assets/llava_mini/answering_table.npz checkpoint=llava_mini
@@ -29,11 +29,11 @@ from das_gym.tables.build import check_table, table_examples
 
 
 def measure_beside(table: Path, **paths: str | None) -> Path:
-    """Measure the model on the reward examples of a table, and write that beside it.
+    """Measure the model on the reward examples of a table, and write the result next to it.
 
     Args:
         table: Its file.
-        **paths: Fields of `ProblemConfig` that say what it was made from; None is the bundled one.
+        **paths: Fields of `ProblemConfig` that describe its origin; None is the bundled one.
 
     Raises:
         ValueError: the table was made from something else.

@@ -81,7 +81,7 @@ def check_links(folder: Path) -> None:
         if path.is_symlink():
             raise ValueError(f"{path} is a link, and a run writes into its own folder alone: put a copy in its place")
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is a pipe or a device, which no run writes: take it away")
+            raise ValueError(f"{path} is not a regular file, which no run writes. Remove it")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

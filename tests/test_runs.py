@@ -284,7 +284,7 @@ def test_resume_goes_on_where_sensitive_settings_are_repeated(experiment, stoppe
 def test_a_pipe_in_a_run_folder_is_not_waited_for(experiment, stopped, name):
     (stopped / name).unlink(missing_ok=True)
     os.mkfifo(stopped / name)
-    with pytest.raises(RunError, match=rf"{name} is a pipe or a device, which no run writes"):
+    with pytest.raises(RunError, match=rf"{name} is not a regular file"):
         resume(experiment, stopped)
 
 
@@ -350,7 +350,7 @@ def no_home(*_, **__):
 def test_the_working_folder_is_no_cache(monkeypatch, usual):
     monkeypatch.delenv("DAS_GYM_CACHE", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_path", usual)
-    with pytest.raises(ValueError, match=r"no home folder is known.*set DAS_GYM_CACHE"):
+    with pytest.raises(ValueError, match="DAS_GYM_CACHE"):
         cache_folder()
 
 

@@ -17,8 +17,8 @@ WORDS = ("one", "what is this", "the picture shows all that is said here", "red"
 
 
 @dataclass(frozen=True)
-class Noise:
-    """A picture of random pixels.
+class NoiseImage:
+    """An image of random pixels.
 
     Attributes:
         seed: Of the pixels.
@@ -31,15 +31,15 @@ class Noise:
 
     @property
     def key(self) -> str:
-        """Its seed and size."""
+        """The name under which caches keep it."""
         return f"noise {self.seed} {self.width} {self.height}"
 
     def stamp(self) -> str:
-        """It never changes."""
+        """Return an empty text, since it never changes."""
         return ""
 
     def open(self) -> Image.Image:
-        """The picture."""
+        """Return the image."""
         pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
 
@@ -59,7 +59,8 @@ def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = F
         width = side if square or row % 2 else 3 * side // 2
         for number in range(task.passes):
             word = WORDS[(row if num_images > 1 else row + number) % len(WORDS)]
-            pairs.append(Pair(f"{word} {row}", Noise(task.passes * row + number, width, side), 1 + number % num_images))
+            image = NoiseImage(task.passes * row + number, width, side)
+            pairs.append(Pair(f"{word} {row}", image, 1 + number % num_images))
     dtype = next(subnet.backbone.vlp.parameters()).dtype
     batch = {name: tensor.to(subnet.backbone.vlp.device) for name, tensor in task.processor(pairs).items()}
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}

@@ -30,7 +30,7 @@ from benchmarks.leaderboard.planted_section import NEXT_HEADING, PlantedComparis
 from benchmarks.leaderboard.regression import RIVALS
 from das_gym.commandline import CommandSettings, parse_or_help, typed
 from das_gym.config import check_names
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.files import at_home, write_text
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
