@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from das_gym.models.adapters import Adapter
 from das_gym.models.base import Site
 from das_gym.models.transformers.modeling_das_adapters import SkippedLayer, change_hidden
-from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, first_input
+from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, child_name, first_input, in_output_form
 
 INPUT_NORMS = ("input_layernorm", "self_attn_layer_norm", "attention_norm", "ln_1", "norm1")
 """Names of the norm before a layer's attention."""
@@ -57,10 +57,10 @@ class RemovedLayer(nn.Module):
             if isinstance(value, int | float | str | bool) and name not in vars(self):
                 setattr(self, name, value)
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return the input."""
         del args, kwargs
-        return hidden_states
+        return in_output_form(self, hidden_states)
 
 
 class _AdapterHook:

@@ -93,7 +93,6 @@ def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, row
 
 def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Call a layer at all positions."""
-    place = min(place, len(block.calls) - 1)  # MACs are counted of deleted layers, too
     return (run_shared if block.prefix else run_plain)(layer, place, block, prefixes, rows)
 
 

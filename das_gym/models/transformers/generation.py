@@ -35,8 +35,7 @@ def generate_answers(
     """
     from das_gym.models.transformers.inserted_adapters import export_form
 
-    saved = export_form(subnet) if subnet.tunable else subnet
-    answers = generate_tokens(saved, processor, prompts, title, max_new_tokens=max_new_tokens)
+    answers = generate_tokens(export_form(subnet), processor, prompts, title, max_new_tokens=max_new_tokens)
     cut = sum(len(tokens) == max_new_tokens for tokens in answers)
     if cut:
         warnings.warn(f"{cut} of {len(answers)} answers are cut off. Raise `max_new_tokens={max_new_tokens}`.", stacklevel=2)

@@ -119,7 +119,7 @@ def export_form(subnet: VLM) -> VLM:
         for module in projector.modules():
             module._forward_pre_hooks.clear()
             module._forward_hooks.clear()
-    removed = subnet.removed_layers(mask) if subnet.tunable else []
+    removed = subnet.removed_layers(mask)
     delete_layers(model, removed)
     difference = reload_difference(model)
     if difference is not None:

@@ -47,7 +47,7 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
     if driven is None:
         with pytest.raises(ValueError, match="supported") as error:
             load_vlm(folder)
-        kind, why = AutoConfig.from_pretrained(folder).model_type, str(error.value).split("refused: ")[1]
+        kind, why = AutoConfig.from_pretrained(folder).model_type, str(error.value).split("supported: ")[1]
         return f"| {kind} | {title} | none: {why} | - | - |"
     traits, kind = driven.vlm.capabilities, driven.vlm.model.config.model_type
     layers = "all"
