@@ -79,7 +79,7 @@ def generate_tokens(
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
     found: dict[int, list[int]] = {}
-    chunk = size * 4  # so many prompts have their pixels in memory
+    chunk = size * 4  # prompts whose pixels are in memory
     with progress(len(prompts), title, unit="answer") as bar:
         for start in range(0, len(prompts), chunk):
             here = [processor.encode(prompt, pixels=True) for prompt in prompts[start : start + chunk]]

@@ -135,7 +135,7 @@ def batch_experts(model: Any) -> None:
 class VLM(VLP):
     """A model of transformers that answers in words: `AutoModelForImageTextToText`, or a text model alone.
 
-    Its decoder layers are the units, each a stage of its own, or with `units="sublayers"` the attention and the MLP of each.
+    Its decoder layers are the units, each a separate stage, or with `units="sublayers"` the attention and the MLP of each.
     Vision layers, if `capabilities.tower` is given, come behind them in a mask and before them in the stages. How layers run
     is in `das_gym.models.transformers.driver` (decoder) and `das_gym.models.transformers.tower` (vision).
 
@@ -191,11 +191,11 @@ class VLM(VLP):
     def insert_adapters(
         self, bottleneck: int | None, skip_bottleneck: int | None, generator: torch.Generator | None = None
     ) -> None:
-        """Put adapters into every unit, and skip adapters in their places; see `das_gym.models.transformers.adapters`.
+        """Put adapters into every unit, with a skip adapter for each; see `das_gym.models.transformers.adapters`.
 
         Args:
             bottleneck: Width of those before attention and MLP, at least 1; None = that of `default_widths`.
-            skip_bottleneck: Width of skip adapters, likewise.
+            skip_bottleneck: Width of skip adapters, with the same default.
             generator: Draws their weights.
 
         Raises:
@@ -225,7 +225,7 @@ class VLM(VLP):
     def open_projector(self, reads: tuple[int, ...]) -> None:
         """Have the projector between vision tower and decoder train with the adapters, in 32 bits at least.
 
-        The tower's outputs are kept once an image; the projector runs anew each time.
+        The tower's outputs are kept once an image; the projector runs each time.
 
         Args:
             reads: Positions of the vision layers that the model reads, as in `TowerCapabilities`.
@@ -618,7 +618,7 @@ class VLM(VLP):
         return forward
 
     def served(self, processor: Any, pairs: Sequence[Any]) -> Callable[..., Tensor]:
-        """As `VLP.served`: its own forward up to the first token, at all positions, as its folder runs elsewhere.
+        """As `VLP.served`: its own forward up to the first token, at all positions, as transformers runs its folder.
 
         With adapters, which no folder of transformers has, as `ready` runs it.
         """

@@ -181,7 +181,7 @@ class VisionTower:
         Args:
             hidden: The stream behind the last layer that is read; without content (on `meta`), zeros are taken.
             batches: As `begin` returned them.
-            slices: Likewise.
+            slices: As `begin` returned them.
             given: Pixels and sizes of each prompt's images.
         """
         if hidden.is_meta:

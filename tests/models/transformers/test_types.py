@@ -35,7 +35,7 @@ def vision_of(model: Driven) -> str:
     try:
         tower = model.with_vision().vlm.capabilities.tower
     except ValueError as error:
-        return f"none: {str(error).partition(': leave')[0]}"
+        return f"none: {str(error).partition('. Leave')[0]}"
     why = dict.fromkeys(tower.protected.values())
     told = [f"{', '.join(str(p) for p, r in tower.protected.items() if r == reason)} ({reason})" for reason in why]
     return f"all but {' and '.join(told)}" if told else "all"
