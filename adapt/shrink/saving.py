@@ -16,7 +16,7 @@ import torch
 from das_gym.files import at_home, read_json, whole_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
-from das_gym.models.transformers.stand_ins import has_adapters, write_code
+from das_gym.models.transformers.inserted_adapters import has_adapters, write_code
 from das_gym.models.transformers.weights import DTYPE_KEYS, shard_size, weight_files
 
 WEIGHT_SUFFIXES = (
