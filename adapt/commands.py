@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 from das_gym.commandline import Command, Program
@@ -71,19 +69,6 @@ def check_method(name: str, agent_kwargs: Mapping[str, Any]) -> None:
         check_agent_kwargs(name, agent_kwargs)
 
 
-def search_report(folder: Path) -> Any:
-    """What the search in a run folder tells in a report."""
-    from das_gym.agents.run_report import search_report
-
-    return search_report(folder)
-
-
-def _report() -> Any:
-    from das_gym.adapt.run_report import main
-
-    return partial(main, search_report=search_report)
-
-
 def paper_bandit(n_layers: int, skip_num: int, seed: int, update_rate: float) -> Any:
     """The paper's agent."""
     from das_gym.agents.ask_tell.bandit import Bandit
@@ -103,7 +88,7 @@ def _main_experiment() -> Any:
 def _shrink_experiment() -> Any:
     from das_gym.adapt.shrink_experiment import ShrinkExperiment
 
-    return ShrinkExperiment(search_first, searching_agents, search_report, _shrink_compare_experiment)
+    return ShrinkExperiment(search_first, searching_agents, _shrink_compare_experiment)
 
 
 def _shrink_compare_experiment() -> Any:
@@ -159,7 +144,7 @@ PROGRAM = Program(
             settings="das_gym.adapt.evaluate_command:EvaluateSettings",
         ),
         "report": Command(
-            _report,
+            "das_gym.adapt.run_report:main",
             "RUN... [with out=...]",
             "what runs came to, side by side, as one HTML file",
             settings="das_gym.drawing.command:ReportSettings",

@@ -15,21 +15,20 @@ import argparse
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
-from das_gym.adapt.shrink.report import loss_of
-from das_gym.adapt.shrink.scores import interval, scored
+from das_gym.adapt.shrink.measuring import answer_scores, loss_of
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, make_teacher
 from das_gym.agents.searching.loop import SearchConfig, search
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
-from das_gym.models.transformers.cutting import cut, drawn
+from das_gym.intervals import mean_interval
 from das_gym.models.transformers.generation import generate
+from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem, shuffled
@@ -70,7 +69,7 @@ class Subject:
         self.whole = as_vlm(problem)
         self.held_out = shuffled(problem.task, problem.splits.reward, examples)
         self.test = shuffled(problem.task, problem.splits.test, examples)
-        self.teacher = ask(self.whole, self.task, problem.splits.train, replace(longest, hidden_at="last"), ())
+        self.teacher = make_teacher(self.whole, self.task, problem.splits.train, longest)
 
     def loss(self, vlm: VLM, examples: Sequence[Any]) -> float:
         """Mean, in nats."""
@@ -79,13 +78,12 @@ class Subject:
     def score(self, vlm: VLM) -> np.ndarray:
         """(n,) scores of generated answers to test examples."""
         prompts = self.task.pairs(self.task.open_ended(self.test))
-        return scored(self.task, self.test, generate(vlm, self.task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
+        return answer_scores(self.task, self.test, generate(vlm, self.task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
 
     def recovered(self, config: RecoveryConfig) -> tuple[VLM, float]:
         """A model trained after the deletion, and the seconds that took."""
-        student, started = cut(self.whole, self.mask), time.perf_counter()
-        teacher = None if config.of_layers else self.teacher
-        Recovery(student, self.whole, self.task, self.problem.splits.train, config, teacher=teacher).run()
+        student, started = pruned_copy(self.whole, self.mask), time.perf_counter()
+        Recovery(student, self.whole, self.task, self.problem.splits.train, config, teacher=self.teacher).run()
         return student, time.perf_counter() - started
 
 
@@ -96,19 +94,14 @@ def regained(full: float, shrunk: float, recovered: float) -> float | None:
 
 def settings_of(options: argparse.Namespace) -> list[RecoveryConfig]:
     """Every combination that is asked for."""
-    every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden, options.hidden_at)
-    same = {"batch_size": options.batch_size, "seed": options.seed, "hidden_weight": options.hidden_weight}
-    return [
-        RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, hidden_at=at, **same)
-        for r, s, rate, h, at in every
-        if h != "none" or at == options.hidden_at[0]
-    ]
+    every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden)
+    same = {"batch_size": options.batch_size, "seed": options.seed}
+    return [RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, **same) for r, s, rate, h in every]
 
 
 def words(config: RecoveryConfig) -> str:
     """The settings that were varied."""
-    hidden = config.hidden if config.hidden == "none" else f"{config.hidden} ({config.hidden_at})"
-    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {hidden}"
+    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {config.hidden}"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -119,10 +112,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     mask = find_mask(options, config)
     every = settings_of(options)
     subject = Subject(load_problem(config), mask, options.examples, max(every, key=lambda settings: settings.steps))
-    shrunk = cut(subject.whole, mask)
+    shrunk = pruned_copy(subject.whole, mask)
     held = {name: subject.loss(vlm, subject.held_out) for name, vlm in (("full", subject.whole), ("shrunk", shrunk))}
     saved = subject.problem.costs.macs_saved(mask)
-    layers = drawn(subject.whole, mask)
+    layers = draw_mask(subject.whole, mask)
     print(f"{layers}, {100 * saved:.1f} % of the MACs saved; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
     rows, best = [], (float("inf"), shrunk)
     for settings in every:
@@ -138,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     test = {
         name: {
             "score": float(scores[name].mean()),
-            "interval": interval(scores[name]),
+            "interval": mean_interval(scores[name]),
             "loss": subject.loss(vlm, subject.test),
         }
         for name, vlm in models.items()
@@ -175,8 +168,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[300])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--hidden", nargs="+", choices=("none", "cosine", "mse"), default=["none"])
-    parser.add_argument("--hidden-at", nargs="+", choices=("last", "layers"), default=["last"])
-    parser.add_argument("--hidden-weight", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--examples", type=int, default=500, help="most of each split that is held out")
     parser.add_argument("--seed", type=int, default=0)

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.compare.kept import RECORD as COMPARED
-from das_gym.adapt.compare.kept import trial_of
-from das_gym.adapt.export.folder import Exported, check_out, export
+from das_gym.adapt.compare.kept import kept_trials
+from das_gym.adapt.export.folder import Exported, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
+from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, load_moved, place_of, record_in
 
 from das_gym.commandline import CommandSettings, parse_or_help
@@ -81,9 +82,9 @@ def run_export(settings: ExportSettings) -> Exported:
         return export(subnet, out, settings.onnx, record)
     if settings.onnx:  # of a model that `use=` has registered by now
         _check_onnx({"model": config.model})
-    from das_gym.adapt.shrink.exporting import write  # a folder of transformers, as shrink writes them
+    from das_gym.adapt.export.answering import export_answering
 
-    return write(subnet, out, record)
+    return export_answering(subnet, out, record)
 
 
 def _check_onnx(problem: Any) -> None:
@@ -102,8 +103,8 @@ def _record(folder: Path, *more: str) -> dict[str, Any]:
 
 def _compared(folder: Path, place: Path) -> dict[str, Any]:
     """What the record of a comparison says of the model in one of its files, as records of other runs say it."""
-    record, trial = read_json(folder / COMPARED), trial_of(folder, place)
-    line = next((line for line in record["lines"] if line["key"] == trial.entrant), {"title": trial.entrant})
+    record, trial = read_json(folder / COMPARED), kept_trials(folder)[place]
+    line = next((line for line in record["lines"] if line["key"] == trial.variant), {"title": trial.variant})
     told = {
         "name": line["title"],
         "trainable_parameters": trial.trained,
@@ -113,6 +114,7 @@ def _compared(folder: Path, place: Path) -> dict[str, Any]:
         "metric_name": record["metric"],
         "loss": trial.test_loss,
         "latency_ms": trial.latency and trial.latency[0],
+        "latency_quartiles_ms": trial.latency and trial.latency[1:],
     }
     return {"problem": record["problem"], "row": f"{line['title']}, learning rate {trial.rate:g}", "models": [told]}
 

@@ -1,4 +1,4 @@
-"""A few made-up examples, and what a subnet and its written form say of them."""
+"""A few made-up examples on which a subnet and its exported form are compared."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ WORDS = ("one", "what is this", "the picture shows all that is said here", "red"
 
 
 @dataclass(frozen=True)
-class Noise:
-    """A picture of random pixels.
+class NoiseImage:
+    """An image of random pixels.
 
     Attributes:
         seed: Of the pixels.
@@ -31,27 +31,27 @@ class Noise:
 
     @property
     def key(self) -> str:
-        """Its seed and size."""
+        """The name under which caches keep it."""
         return f"noise {self.seed} {self.width} {self.height}"
 
     def stamp(self) -> str:
-        """It never changes."""
+        """Return an empty text, since it never changes."""
         return ""
 
     def open(self) -> Image.Image:
-        """The picture."""
+        """Return the image."""
         pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
 
 
 def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:
-    """A batch as das_gym reads it: `passes` pairs an example, on the subnet's device.
+    """Return a batch of das_gym on the subnet's device.
 
     Args:
-        subnet: Whose task and processor make it.
-        num_images: Images that the head reads side by side; where it is 1, all pairs stand alone.
-        rows: Examples.
-        square: Whether all images are square; else every second one is wider.
+        subnet: Its task and processor make the batch.
+        num_images: Images that the head reads side by side; with 1, all pairs are independent.
+        rows: Number of examples.
+        square: Whether all images are square; otherwise every second one is wider.
     """
     task, side = subnet.task, subnet.task.processor.image_size
     pairs = []
@@ -59,14 +59,15 @@ def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = F
         width = side if square or row % 2 else 3 * side // 2
         for number in range(task.passes):
             word = WORDS[(row if num_images > 1 else row + number) % len(WORDS)]
-            pairs.append(Pair(f"{word} {row}", Noise(task.passes * row + number, width, side), 1 + number % num_images))
+            image = NoiseImage(task.passes * row + number, width, side)
+            pairs.append(Pair(f"{word} {row}", image, 1 + number % num_images))
     dtype = next(subnet.backbone.vlp.parameters()).dtype
     batch = {name: tensor.to(subnet.backbone.vlp.device) for name, tensor in task.processor(pairs).items()}
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
 
 
 def as_transformers(batch: Mapping[str, Tensor], num_images: int) -> dict[str, Tensor]:
-    """The same batch as transformers' models name it: several images of an example lie side by side, its text once."""
+    """Return the batch as transformers' models take it, with several images of an example in one row."""
     image = batch["image"]
     if num_images > 1:
         image = image.unflatten(0, (-1, num_images))
@@ -76,6 +77,6 @@ def as_transformers(batch: Mapping[str, Tensor], num_images: int) -> dict[str, T
 
 @torch.no_grad()
 def subnet_logits(subnet: AdaptedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the subnet says of a batch that `probe` made, flat."""
+    """Return the subnet's logits of a batch of `probe`, flat."""
     subnet.head.eval()
     return subnet.head(subnet.task.group_features(subnet.backbone.vlp(batch))).reshape(-1)

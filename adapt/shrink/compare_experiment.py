@@ -1,12 +1,12 @@
-"""Methods of choosing layers side by side, at the same budget, before and after the same recovery.
+"""Compare methods of choosing layers at the same budget, before and after the same recovery.
 
 python -m adapt shrink compare                                                       the bundled model, 20 % of the MACs
 python -m adapt shrink compare with recover=none                                     faster: deletion alone
 python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","greedy","random"]'
 python -m adapt shrink compare with resume=9                                         go on with run 9, which was stopped
 
-Each method is a search with a run of its own, begun by this one, which knows them (searches.json in its folder) and goes on
-with one that was stopped. compare.json has every number, compare.md the table.
+Each method is a search with a run of its own. Their ids are in searches.json, so that a resumed comparison resumes them.
+compare.json has every number, compare.md the table.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.adapt.adapt_experiment import searched
-from das_gym.adapt.shrink.card import called
-from das_gym.adapt.shrink.checks import as_vlm, asked_budget, check, deletable
-from das_gym.adapt.shrink.compare import Found, Judge, Line, Quality, markdown, print_comparison, verdict
+from das_gym.adapt.shrink.card import display_name
+from das_gym.adapt.shrink.checks import as_vlm, check, fallback_if_not_removable, requested_budget
+from das_gym.adapt.shrink.compare import Found, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
 from das_gym.adapt.shrink.recovery import RecoveryConfig
-from das_gym.adapt.shrink.settings import ShrinkSettings, told_to_search
+from das_gym.adapt.shrink.settings import ShrinkSettings, search_settings
+from das_gym.adapt.training import POSITIVE, check_ranges
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commandline import used
@@ -46,19 +47,18 @@ TABLE = "compare.md"
 SEARCHES = "searches.json"
 
 METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
-"""Ours, what looks at nothing, what needs no search, and what searches, each from its paper; `docs/rivals.md`."""
-
+"""Ours, random search, rules without a search, and searches of other papers, see `docs/rivals.md`."""
 
 Search = Callable[[dict[str, Any], Callable[[int], object]], int]
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A search that was begun.
+class StartedSearch:
+    """A search that was started.
 
     Attributes:
         run: Its id.
-        seconds: That it took before it was stopped.
+        seconds: Duration before it was last resumed.
     """
 
     run: int
@@ -93,37 +93,31 @@ class CompareSettings(RecoveryConfig, ProblemSettings, BudgetSettings):
 
     def __post_init__(self) -> None:
         self.shrink_settings()
+        check_ranges(self, evaluations=POSITIVE)
         if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods={list(self.methods)} is not allowed; name one or more agents, each once")
-        if self.evaluations < 1:
-            raise ValueError(f"evaluations={self.evaluations} is not allowed; use 1 or more")
+            raise ValueError(f"`methods` must name one or more agents, each once: got {list(self.methods)}.")
         for name in (*self.agent_kwargs, *self.searches):
             if name not in self.methods:
-                raise ValueError(f"{name!r} is not compared; methods are {', '.join(self.methods)}")
+                raise ValueError(f"{name!r} is not among `methods`: {', '.join(self.methods)}.")
 
     def shrink_settings(self) -> ShrinkSettings:
-        """Those of shrinking the same model, which check themselves."""
+        """Return the settings of shrinking the same model, which are checked then."""
         shared = {f.name for f in dataclasses.fields(ShrinkSettings)} & {f.name for f in dataclasses.fields(self)}
         return ShrinkSettings(**{name: getattr(self, name) for name in shared})
 
     @property
     def budget(self) -> dict[str, Any]:
-        """The budget as a search takes it."""
+        """The budget of the searches."""
         return self.shrink_settings().budget
-
-    @property
-    def begun(self) -> dict[str, Begun]:
-        """The searches that were given."""
-        return {method: Begun(run) for method, run in self.searches.items()}
 
 
 class CompareExperiment(RunsExperiment):
     """`python -m adapt shrink compare`.
 
     Args:
-        search: Runs a search with settings of `python -m agents`, calls what it is given with the run's id once it can be
-            resumed, and returns the id; None where all were searched before.
-        check_method: Refuses the name of no agent, and hyper-parameters that it does not have; None = not looked at.
+        search: Runs a search with settings of `python -m agents` and returns its id. Its second argument is called with the
+            id once the search can be resumed. None if all searches exist.
+        check_method: Checks an agent's name and hyperparameters.
     """
 
     def __init__(
@@ -132,211 +126,193 @@ class CompareExperiment(RunsExperiment):
         super().__init__("adapt shrink compare", save_git_info=False)
 
         def check_settings(settings: CompareSettings) -> None:
-            if check_method is not None:
-                for method in settings.methods:
+            for method in settings.methods:
+                if check_method is not None:
                     check_method(method, settings.agent_kwargs.get(method, {}))
-            check_all(settings)
+            check(settings.shrink_settings())
+            for method, run in settings.searches.items():
+                check_search(settings, method, run)
 
         self.add_settings(CompareSettings, check_settings)
 
         @self.main
         def compare(_run: Any, _config: Mapping[str, Any], agent_kwargs: Any, searches: Any) -> float:
-            """Search, measure, print and keep; the test loss of the best method before recovery is the result."""
+            """Search, evaluate, print and save. The result is the test loss of the best method before recovery."""
             del agent_kwargs, searches  # named so that Sacred lets them hold keys of their own
-            return compared(_run, build(CompareSettings, _config), search)
+            return run_comparison(_run, build(CompareSettings, _config), search)
 
 
-def check_all(settings: CompareSettings) -> None:
-    """Refuse what can be told before the first search; the model is loaded, and stays so.
-
-    Raises:
-        ValueError, FileNotFoundError: the reason.
-    """
-    check(settings.shrink_settings())
+def run_comparison(_run: Any, settings: CompareSettings, search: Search | None) -> float:
+    """Search, evaluate, print and save, and return the test loss of the best method before recovery."""
+    folder = required_folder(_run)
+    problem = load_problem(settings.problem())
+    if search is not None:
+        search_all(settings, problem, folder, search)
+    searches = {**read_searches(folder), **{method: StartedSearch(run) for method, run in settings.searches.items()}}
     for method in settings.methods:
-        if method in settings.begun:
-            check_search(settings, method, settings.searches[method])
-
-
-def begun_in(folder: Path) -> dict[str, Begun]:
-    """The searches that the run in `folder` has begun, by method; not those whose runs are gone, as on a full disk.
-
-    Raises:
-        ValueError: its list is damaged.
-    """
-    path = folder / SEARCHES
-    if not path.is_file():
-        return {}
-    with damage_named(path, "remove it, and all methods search anew"):
-        begun = {method: build(Begun, each, "entry") for method, each in read_json(path).items()}
-    return {method: each for method, each in begun.items() if (folder.parent / str(each.run) / "run.json").is_file()}
+        if method not in searches:
+            raise ValueError(f"`searches` lacks {method}. Give the run of every method, or leave it out.")
+    settings = dataclasses.replace(settings, searches={method: searches[method].run for method in settings.methods})
+    test = shuffled(problem.task, problem.splits.test, settings.test_examples)
+    recovery = part_of(RecoveryConfig, settings)
+    evaluator = MaskEvaluator(problem, as_vlm(problem), test, recovery, settings.generate_batch_size, folder)
+    full, results = read_results(folder)
+    full = full or evaluator.quality(evaluator.full, "full model")
+    for result in results:
+        evaluator.remember(result)
+    left_out: dict[str, str] = {}
+    budget = requested_budget(settings.shrink_settings(), problem)
+    todo = [method for method in settings.methods if method not in {result.found.method for result in results}]
+    with progress(len(settings.methods), "recovering", unit="method", initial=len(results)) as bar:
+        for method in todo:
+            choice = searched(settings.runs_dir, searches[method].run, changed_settings(settings))
+            try:
+                choice = fallback_if_not_removable(choice, problem, budget)
+            except ValueError as error:
+                left_out[method] = str(error)
+                continue
+            results.append(evaluator.evaluate(found_by(settings, method, searches[method], choice.mask)))
+            write_results(folder, settings, full, results, left_out)
+            evaluator.remember(results[-1])
+            bar.update()
+    if not results:
+        raise ValueError(f"no method found a mask that can be removed: {'; '.join(left_out.values())}")
+    write_results(folder, settings, full, results, left_out)
+    for result in results:
+        _run.log_scalar(f"{result.found.method}.loss", result.before.loss)
+    table = comparison_table(title_of(settings, len(test)), full, results, left_out)
+    write_text(folder / TABLE, f"# {table.title}\n\n{table.markdown()}\n")
+    for name in (RECORD, TABLE):
+        _run.add_artifact(folder / name)
+    table.print(width=130)
+    print(f"record: {folder / RECORD}, table: {folder / TABLE}")
+    return min(result.before.loss for result in results)
 
 
 def search_all(settings: CompareSettings, problem: Problem, folder: Path, search: Search) -> None:
-    """Have every method search that has not done so; one that was stopped goes on. None profits from another one's scores.
+    """Run the search of every method that lacks one; resume those that were stopped.
 
-    What comes before the layers that masks are of is computed beforehand, once for all.
+    The encoder outputs are computed first, and scores of masks are forgotten before each search, so that no method profits
+    from another one's work.
     """
-    begun = begun_in(folder)
-    done = {*settings.searches, *(method for method, each in begun.items() if is_done(settings, each))}
-    todo = [method for method in settings.methods if method not in done]
+    started = read_searches(folder)
+    finished = {*settings.searches}
+    for method, each in started.items():
+        if read_json(find_run(settings.runs_dir, each.run) / "run.json").get("status") == "COMPLETED":
+            finished.add(method)
+    todo = [method for method in settings.methods if method not in finished]
     if not todo:
         return
     nothing = np.zeros((1, len(problem.layer_names)), dtype=bool)
     problem.evaluator.losses(nothing, shuffled(problem.task, problem.splits.reward, problem.task.reward_examples))
 
     def keep(method: str, seconds: float, run: int) -> None:
-        begun[method] = Begun(run, seconds)
-        write_json(folder / SEARCHES, {name: dataclasses.asdict(each) for name, each in begun.items()})
+        started[method] = StartedSearch(run, seconds)
+        write_json(folder / SEARCHES, {name: dataclasses.asdict(each) for name, each in started.items()})
 
     with progress(len(todo), "searches", unit="method") as bar:
         for method in todo:
             problem.evaluator.forget()
-            more = {"agent": method, "evaluations": settings.evaluations}
-            told = told_to_search(settings, {**more, "agent_kwargs": settings.agent_kwargs.get(method, {})})
-            seconds = 0.0
-            if method in begun:  # the settings again: they confirm what a resumed run asks to be confirmed
-                stopped = begun[method]
+            agent_kwargs = settings.agent_kwargs.get(method, {})
+            more = {"agent": method, "evaluations": settings.evaluations, "agent_kwargs": agent_kwargs}
+            given, seconds = search_settings(settings, more), 0.0
+            if method in started:  # the other settings are given again, as confirmation of an untrusted run's settings
+                stopped = started[method]
                 seconds = stopped.seconds + seconds_of(find_run(settings.runs_dir, stopped.run))
-                told["resume"] = stopped.run
-            search(told, partial(keep, method, seconds))
+                given["resume"] = stopped.run
+            search(given, partial(keep, method, seconds))
             bar.update()
 
 
-def is_done(settings: CompareSettings, begun: Begun) -> bool:
-    """Whether a search has ended."""
-    return bool(read_json(find_run(settings.runs_dir, begun.run) / "run.json").get("status") == "COMPLETED")
+def read_searches(folder: Path) -> dict[str, StartedSearch]:
+    """Return the searches that a run has started, by method, without those whose folders were removed.
+
+    Raises:
+        ValueError: the list is damaged.
+    """
+    path = folder / SEARCHES
+    if not path.is_file():
+        return {}
+    with damage_named(path, "remove it, and all methods search anew"):
+        started = {method: build(StartedSearch, each, "entry") for method, each in read_json(path).items()}
+    return {method: each for method, each in started.items() if (folder.parent / str(each.run) / "run.json").is_file()}
 
 
 def seconds_of(folder: Path) -> float:
-    """How long the run in `folder` took since it was begun or resumed the last time; of a killed one, as far as is known.
+    """Return the duration of a run since it was started or last resumed; of a killed run until its last heartbeat.
 
     Raises:
-        ValueError: it does not say.
+        ValueError: the run's log is damaged.
     """
-    log = read_json(folder / "run.json")
-    try:
+    path = folder / "run.json"
+    log = read_json(path)
+    with damage_named(path, "search again"):
         ended = log["stop_time"] or log["heartbeat"] or log["start_time"]
         return (datetime.fromisoformat(ended) - datetime.fromisoformat(log["start_time"])).total_seconds()
-    except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'run.json'} is damaged: it does not say when the search began and ended") from error
 
 
 def check_search(settings: CompareSettings, method: str, run: int) -> None:
-    """Refuse a run that is no method's search.
+    """Check that a run is a finished search by a method.
 
     Raises:
-        FileNotFoundError: there is no such search, or it is not finished.
-        ValueError: it is a search by another agent, or its record is damaged.
+        FileNotFoundError, ValueError: it is not.
     """
     searched(settings.runs_dir, run, changed_settings(settings))
     agent = read_json(find_run(settings.runs_dir, run) / "search.json")["agent"]
     if agent != method:
-        raise ValueError(f"searches.{method}={run} is a search by {agent}")
+        raise ValueError(f"`searches.{method}` is a search by {agent}: got run {run}.")
 
 
-def found_by(method: str, run: int, record: SearchResult, mask: np.ndarray, seconds: float) -> Found:
-    """What the record of a search says of a mask that it scored.
+def found_by(settings: CompareSettings, method: str, search: StartedSearch, mask: np.ndarray) -> Found:
+    """Return what the record of a search says of one of its masks.
 
     Args:
+        settings: Of the comparison.
         method: The agent.
-        run: Id of the search.
-        record: Its record.
-        mask: (n_layers,) bool, the one that is taken.
-        seconds: How long it took.
+        search: Its search.
+        mask: (n_layers,) bool.
     """
-    taken = tuple(int(bit) for bit in mask)
+    place = find_run(settings.runs_dir, search.run)
+    record = SearchResult.load(place)
+    bits = tuple(int(bit) for bit in mask)
     rows = [vars(record), record.best_seen, *best_rows(record.history, record.env_kwargs)]
-    loss = next(row["loss"] for row in rows if tuple(row["mask"]) == taken)
-    return Found(method, run, taken, record.evaluations, seconds, loss)
+    loss = next(row["loss"] for row in rows if tuple(row["mask"]) == bits)
+    return Found(method, search.run, bits, record.evaluations, search.seconds + seconds_of(place), loss)
 
 
-def compared(_run: Any, settings: CompareSettings, search: Search | None) -> float:
-    """Search, measure, print and keep; the test loss of the best method before recovery is the result."""
-    folder = required_folder(_run)
-    problem = load_problem(settings.problem())
-    if search is not None:
-        search_all(settings, problem, folder, search)
-    runs = {**begun_in(folder), **settings.begun}
-    for method in settings.methods:
-        if method not in runs:
-            raise ValueError(f"{method} was not searched: leave searches out, or give the run of every method")
-    settings = dataclasses.replace(settings, searches={method: runs[method].run for method in settings.methods})
-    test = shuffled(problem.task, problem.splits.test, settings.test_examples)
-    judge = Judge(problem, as_vlm(problem), test, part_of(RecoveryConfig, settings), settings.generate_batch_size, folder)
-    full, lines, left_out = measure_all(settings, problem, runs, judge, folder)
-    for line in lines:
-        _run.log_scalar(f"{line.found.method}.loss", line.before.loss)
-    title = title_of(settings, len(test))
-    write_text(folder / TABLE, markdown(title, full, lines, left_out))
-    for name in (RECORD, TABLE):
-        _run.add_artifact(folder / name)
-    print_comparison(title, full, lines, left_out)
-    print(f"record: {folder / RECORD}, table: {folder / TABLE}")
-    return min(line.before.loss for line in lines)
-
-
-def measure_all(
-    settings: CompareSettings, problem: Problem, runs: Mapping[str, Begun], judge: Judge, folder: Path
-) -> tuple[Quality, list[Line], dict[str, str]]:
-    """The full model's quality, a line for every method, and why methods have none; each is kept as soon as it is known.
+def read_results(folder: Path) -> tuple[Quality | None, list[MethodResult]]:
+    """Return what a run measured before it was stopped: the full model, and the first methods.
 
     Raises:
-        ValueError: no method's mask can be deleted.
+        ValueError: the record is damaged.
     """
-    full, lines = measured(folder)
-    full = full or judge.quality(judge.whole, "full model")
-    for line in lines:
-        judge.remember(line)
-    left_out: dict[str, str] = {}
-    budget, known = asked_budget(settings.shrink_settings(), problem), {line.found.method for line in lines}
-    with progress(len(settings.methods), "recovering", unit="method", initial=len(known)) as bar:
-        for method in (method for method in settings.methods if method not in known):
-            choice = searched(settings.runs_dir, runs[method].run, changed_settings(settings))
-            try:
-                choice = deletable(choice, problem, budget)
-            except ValueError as error:
-                left_out[method] = str(error)
-                continue
-            search, place = runs[method], find_run(settings.runs_dir, runs[method].run)
-            seconds = search.seconds + seconds_of(place)
-            lines.append(judge.line(found_by(method, search.run, SearchResult.load(place), choice.mask, seconds)))
-            keep(folder, settings, full, lines, left_out)
-            judge.remember(lines[-1])
-            bar.update()
-    if not lines:
-        raise ValueError(f"no method found a mask that can be deleted: {'; '.join(left_out.values())}")
-    keep(folder, settings, full, lines, left_out)
-    return full, lines, left_out
-
-
-def measured(folder: Path) -> tuple[Quality | None, list[Line]]:
-    """What this run measured before it was stopped: the full model, and the first methods."""
     path = folder / RECORD
     if not path.is_file():
         return None, []
     record = read_json(path)
     with damage_named(path, "remove it, and all methods are measured anew"):
-        return build(Quality, record["full"]), [build(Line, line) for line in record["methods"]]
+        return build(Quality, record["full"]), [build(MethodResult, each) for each in record["methods"]]
 
 
-def title_of(settings: CompareSettings, count: int) -> str:
-    """What was compared on."""
-    name, value = next(iter(settings.budget.items()))
-    budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
-    model = "the bundled model" if settings.checkpoint is None else called(Path(settings.checkpoint))
-    recovery = "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.steps, 'step')}"
-    return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"
-
-
-def keep(folder: Path, settings: CompareSettings, full: Quality, lines: Sequence[Line], left_out: Mapping[str, str]) -> None:
-    """Write `compare.json`, as far as it is known."""
+def write_results(
+    folder: Path, settings: CompareSettings, full: Quality, results: Sequence[MethodResult], left_out: Mapping[str, str]
+) -> None:
+    """Write `compare.json`."""
     record = {
         "settings": json.loads(json.dumps({**dataclasses.asdict(settings), "use": used()})),
         "full": dataclasses.asdict(full),
-        "methods": [line.record() for line in lines],
+        "methods": [dataclasses.asdict(result) for result in results],
         "left_out": left_out,
-        "verdict": verdict(lines),
+        "verdict": verdict(results),
         "versions": library_versions(),
     }
     write_json(folder / RECORD, record)
+
+
+def title_of(settings: CompareSettings, count: int) -> str:
+    """Return the title of the table."""
+    name, value = next(iter(settings.budget.items()))
+    budget = counted(value, "layer") if name == "skip_num" else f"at least {100 * value:g} % of the {SAVED[name]}"
+    model = "the bundled model" if settings.checkpoint is None else display_name(Path(settings.checkpoint))
+    recovery = "no recovery" if settings.recover == "none" else f"{settings.recover}, {counted(settings.steps, 'step')}"
+    return f"{model}, {budget} saved, {recovery}, {count:,} test examples, seed {settings.seed}"

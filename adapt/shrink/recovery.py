@@ -19,18 +19,17 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class
-from das_gym.adapt.methods.das import DAS
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.config import check_names, choice
-from das_gym.models.transformers.cutting import decoder_path
-from das_gym.models.transformers.features import projector_of
+from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import batches_of
+from das_gym.models.transformers.inserted_adapters import insert_into_pruned
+from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stand_ins import stand_in
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
@@ -96,13 +95,6 @@ class RecoveryConfig:
         check_ranges(self, **TRAINING_RANGES, **dict.fromkeys(METHOD_SETTINGS, POSITIVE), **weights)
         if not (self.distillation or self.cross_entropy or self.hidden != "none"):
             raise ValueError("All terms of the loss are off: set `distillation`, `cross_entropy` or `hidden`.")
-
-    hidden_at: ClassVar[str] = "last"
-    hidden_weight: ClassVar[float] = 1.0
-
-    def widths(self, hidden_size: int) -> tuple[int, int]:
-        """Return the widths of parallel and skip adapters."""
-        return DAS(bottleneck=self.bottleneck, skip_bottleneck=self.skip_bottleneck).widths(hidden_size)
 
     @property
     def method(self) -> Method | None:
@@ -177,7 +169,7 @@ class Teacher:
 
 
 def training_rows(count: int, config: RecoveryConfig) -> set[int]:
-    """Return which of so many examples the training reads."""
+    """Return which of `count` examples the training reads."""
     size = min(config.batch_size, count)
     return {row for step in range(config.steps) for row in batch_at(range(count), size, config.seed, step)}
 
@@ -199,7 +191,7 @@ def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: R
 
 def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
     """Return what recovery may train: the decoder layers and the projector, by name in the model of transformers."""
-    return {decoder_path(vlm): vlm.stack.layers, **projector_of(vlm.model)}
+    return {decoder_path(vlm): vlm.stack.layers, **find_projectors(vlm.model)}
 
 
 def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
@@ -237,7 +229,7 @@ class Recovery:
     trained: int = field(default=0, init=False)
 
     def run(self, log: Log | None = None, title: str = "recovering") -> None:
-        """Train, and merge what was learnt.
+        """Train, and merge what can be merged.
 
         Args:
             log: Called with name, value and step.
@@ -256,7 +248,7 @@ class Recovery:
         widened = method.trains_weights and dtype in (torch.float16, torch.bfloat16)
         if widened:  # an update of 1e-4 of a weight is lost in 16 bits
             self._reload(copy.deepcopy(self.student.model).float())
-        insert_adapters = partial(stand_in, self.student, self.full_model)
+        insert_adapters = partial(insert_into_pruned, self.student, self.full_model)
         pruned = PrunedModel(self.student, self.student.model, trainable_parts(self.student), insert_adapters)
         parameters = method.insert_for_recovery(pruned)
         if method.trains_weights:
@@ -288,7 +280,7 @@ class Recovery:
 
     def _reload(self, model: Any) -> None:
         """Give the student another model, of other parameters."""
-        self.student.__init__(model, traits=self.student.traits)  # type: ignore[misc]
+        self.student.__init__(model, capabilities=self.student.capabilities)  # type: ignore[misc]
 
 
 def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> StepResult:
@@ -313,20 +305,3 @@ def hidden_distance(states: Tensor, teacher_states: Tensor, kind: str) -> Tensor
     if kind == "cosine":
         return (1 - F.cosine_similarity(states, teacher_states, dim=-1)).mean()
     return F.mse_loss(states, teacher_states)
-
-
-# Names of 0.1.0 that files of `das_gym.adapt.shrink` import until they are rewritten.
-answer_features = answer_states
-rows_used = training_rows
-ask_for_all = make_teacher
-
-
-def lora_places(vlm: VLM) -> None:
-    """Check that LoRA has a place."""
-    make_method("lora").check_recovery(vlm, trainable_parts(vlm))
-
-
-def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig, left: Sequence[int]) -> Any:
-    """Return the teacher."""
-    del left
-    return make_teacher(whole, task, examples, config)

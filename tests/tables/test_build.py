@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from das_gym.envs.tabular_env import TabularEnv
-from das_gym.models.transformers.checks import NoiseImage
+from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS

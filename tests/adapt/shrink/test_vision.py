@@ -11,12 +11,12 @@ import pytest
 import torch
 from das_gym.adapt.adapt_experiment import Choice
 from das_gym.adapt.shrink import checks
-from das_gym.adapt.shrink.checks import deletable
-from das_gym.adapt.shrink.report import loss_of
+from das_gym.adapt.shrink.checks import fallback_if_not_removable
+from das_gym.adapt.shrink.measuring import loss_of
 from das_gym.adapt.shrink.saving import save
-from das_gym.adapt.shrink.verifying import questions, verify
+from das_gym.adapt.shrink.verifying import Probes, verify
 
-from das_gym.models.transformers.cutting import check_shared, cut, drawn
+from das_gym.models.transformers.layer_removal import check_shared, draw_mask, pruned_copy
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
@@ -36,13 +36,14 @@ def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem,
     """Its logits in a process of transformers alone are the mask's, and so are its words."""
     whole, examples = problem.vlp, problem.task.open_ended(problem.splits.test)
     full, masked = problem.evaluator.losses(np.stack((MASK & False, MASK)), problem.splits.test)
-    smaller = cut(whole, MASK)
+    smaller = pruned_copy(whole, MASK)
     assert loss_of(smaller, problem.task, examples, 4, "loss") == pytest.approx(masked, abs=1e-5)
     assert loss_of(whole, problem.task, examples, 4, "loss") == pytest.approx(full, abs=1e-5)
-    assert drawn(whole, MASK) == "■□■ ■□■■"
+    assert draw_mask(whole, MASK) == "■□■ ■□■■"
     source = Path(problem.backbone.config.checkpoint)
     save(smaller.model, tmp_path, source, source, torch.float32)
-    assert verify(tmp_path, smaller, MASK, questions(whole, problem.task, examples), torch.float32).logits_apart < 1e-4
+    probes = Probes.of(whole, problem.task, examples)
+    assert verify(tmp_path, smaller, MASK, probes, torch.float32).logits_difference < 1e-4
 
 
 @pytest.mark.slow
@@ -51,15 +52,15 @@ def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem, monkeypatc
     every = np.array([False] * 4 + [True] * 3)
     first, free = np.arange(7) == 0, Budget(7)
     best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, first, MASK))
-    np.testing.assert_array_equal(deletable(best, problem, free).mask, first)
-    found = deletable(best, problem, Budget(7, 2))  # what was asked for
+    np.testing.assert_array_equal(fallback_if_not_removable(best, problem, free).mask, first)
+    found = fallback_if_not_removable(best, problem, Budget(7, 2))  # what was asked for
     np.testing.assert_array_equal(found.mask, MASK)
-    assert found.remark.startswith("a remark\nthe search's best mask cannot be deleted (all 3 layers of the vision tower")
+    assert found.remark.startswith("a remark\nThe search's best mask cannot be removed (all 3 layers of the vision tower")
     with monkeypatch.context() as patch:
-        patch.setattr(checks, "check_generates", lambda *_: pytest.fail("a mask is tried twice"))
-        assert deletable(found, problem, free) is found
+        patch.setattr(checks, "check_generation", lambda *_: pytest.fail("a mask is tried twice"))
+        assert fallback_if_not_removable(found, problem, free) is found
     with pytest.raises(ValueError, match="all 3 layers of the vision tower would be deleted: leave one at least"):
-        deletable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
+        fallback_if_not_removable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
 
 
 def test_its_layers_that_share_their_weights_are_refused():
