@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.config import build, check_names, near_miss
+from das_gym.config import build, check_names, nearest_names
 from das_gym.files import absolute, read_json
 from das_gym.problem.budget import Budget, is_whole
 from das_gym.problem.mask_cost import MaskCost
@@ -379,8 +379,8 @@ class Suite:
         if isinstance(problem, str):
             names = [each.name for each in self.problems]
             if problem not in names:
-                near = near_miss(problem, names)
-                hint = f"; did you mean {near!r}?" if near else ", or a name such as " + repr(names[0])
+                near = nearest_names(problem, names)
+                hint = f"; did you mean {near[0]!r}?" if near else ", or a name such as " + repr(names[0])
                 raise ValueError(f"problem={problem!r}: this split has problems 0..{len(names) - 1}{hint}")
             return names.index(problem)
         if not is_whole(problem) or not 0 <= problem < len(self.problems):
