@@ -40,7 +40,7 @@ from das_gym.drawing.architecture import Architecture
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.experiment import MISTAKES, RunError, RunsExperiment, required_folder
 from das_gym.files import read_json
-from das_gym.models.adapters import has_adapters
+from das_gym.models.adapters import parallel_adapters
 from das_gym.problem.budget import BUDGET_SETTINGS, keeps_budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, changed_settings
 from das_gym.problem.loading import (
@@ -457,7 +457,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     check_test_images(baseline.task, splits.test)
     mask, rounds = refined(choice, splits, settings, folder)
     models = {SUBNET: cut_subnet(problem, splits, mask)}
-    if settings.references and has_adapters(models[SUBNET].backbone.vlp):  # else the full model is the baseline
+    if settings.references and parallel_adapters(models[SUBNET].backbone.vlp):  # else the full model is the baseline
         models[FULL_MODEL] = cut_subnet(problem, splits, nothing)
     models[BASELINE] = baseline
     config, told = settled(settings.finetuning(), models[SUBNET])

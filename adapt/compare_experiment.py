@@ -283,7 +283,7 @@ def plan(settings: CompareSettings, rows: Sequence[Entrant], rates: Sequence[flo
     """What is going to be done, and how to have less of it; of a model of base size what the paper has otherwise, too."""
     own = sum(row.rate_of is None for row in rows)
     count = own * (len(rates) - 1) + len(rows) * settings.seeds
-    pairs = course.recipe.batch_size or course.task.examples_of(settings.pairs_per_step)
+    pairs = course.recipe.batch_size or course.task.examples_for_pairs(settings.pairs_per_step)
     tried = f"learning rates {', '.join(f'{rate:g}' for rate in rates)}"
     told = (
         f"{counted(len(rows), 'row')}, {counted(settings.seeds, 'seed')}, {tried}: {counted(count, 'training')} of "

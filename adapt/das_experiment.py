@@ -187,7 +187,7 @@ def _check(settings: JointSearchSettings) -> None:
     if pipeline.skip_num > n_layers:
         raise ValueError(f"das.skip_num={pipeline.skip_num}: the model has {n_layers} layers; use 0..{n_layers}")
     if pipeline.itm_weight:
-        task_class(settings.task)(backbone.processor).matching(backbone.heads)
+        task_class(settings.task)(backbone.processor).matching_loss(backbone.heads)
     check_prompts(backbone, settings.problem())
 
 

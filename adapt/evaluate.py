@@ -114,7 +114,7 @@ def evaluate(
 def predict(
     subnet: AdaptedModel, examples: Sequence[Any], title: str, pairs: int = 128, max_new_tokens: int = NEW_TOKENS
 ) -> list[dict[str, Any]]:
-    """What a subnet answers to examples, whose right answers need not be known; see `Task.predictions` and `written`.
+    """Return the answers of a subnet to examples, which need no labels; see `Task.predictions`.
 
     Args:
         subnet: A pruned model with its head.
@@ -128,14 +128,14 @@ def predict(
         TypeError: the examples want answers in words, and the model says none.
     """
     task = subnet.task
-    asked = [task.asked(example) for example in examples]
+    asked = [task.generation_prompt(example) for example in examples]
     chosen = [example for example, prompt in zip(examples, asked, strict=True) if prompt is None]
     free = [prompt for prompt in asked if prompt is not None]
     said = iter(_said(subnet, free, title, max_new_tokens) if free else ())
     batches = answered(subnet, chosen, title, pairs) if chosen else ()
     rows = (row for chunk, logits in batches for row in task.predictions(chunk, logits))
     pairs_of = zip(examples, asked, strict=True)
-    return [next(rows) if prompt is None else task.written(example, next(said)) for example, prompt in pairs_of]
+    return [next(rows) if prompt is None else task.format_generated(example, next(said)) for example, prompt in pairs_of]
 
 
 def _said(subnet: AdaptedModel, prompts: Sequence[Any], title: str, max_new_tokens: int) -> list[str]:
@@ -153,7 +153,7 @@ def answered(
     """Batches of examples with their logits; the arguments are those of `evaluate`."""
     subnet.head.eval()
     task, vlp = subnet.task, subnet.backbone.vlp
-    step = task.examples_of(pairs)
+    step = task.examples_for_pairs(pairs)
     with progress(len(examples), title, unit="example") as bar:
         for start in range(0, len(examples), step):
             chunk = examples[start : start + step]

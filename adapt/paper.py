@@ -217,7 +217,7 @@ PUBLISHED_LAYERS = {"llava_slake": (21, 24, 25, 26), "llava_aid20": (7, 17, 23, 
 OURS: dict[str, tuple[Any, str]] = {
     "update_rate": (
         20.0,
-        "with 1, 3 % of searches of 80 turns end at the median mask or below (benchmarks.bandit_rate)",
+        "1 is for thousands of turns; a search on a table has 80",
     ),
     "reward_examples": (
         500,
@@ -283,7 +283,7 @@ def das_settings(model: str, task: str, recipe: str = "das_gym", **changes: Any)
     if recipe == "paper":
         return replace(paper, **changes)
     ours, cls = {name: value for name, (value, _) in ours_of(model).items()}, find_class(TASKS[task].task)
-    ours |= {"reward_examples": cls.reward_examples, "batch_size": cls.examples_of(ours["batch_size"])}
+    ours |= {"reward_examples": cls.reward_examples, "batch_size": cls.examples_for_pairs(ours["batch_size"])}
     return replace(paper, **{**ours, **changes})
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from das_gym.adapt.methods.base import make_method
 
 from das_gym.commandline import typed
-from das_gym.models.adapters import ScaledAdapter
+from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
 from das_gym.models.encoding import meta_batch
 from das_gym.models.macs import without_content
@@ -119,8 +119,7 @@ def counted(row: Published) -> tuple[float, float]:
     model = _whole(row.model)
     with without_content():
         trained = make_method(row.method).insert(model)
-    runs = any(isinstance(module, ScaledAdapter) for module in model.modules())
-    more = _macs(model) - _plain_macs(row.model) if runs else 0
+    more = _macs(model) - _plain_macs(row.model) if parallel_adapters(model) else 0
     return sum(p.numel() for p in trained) / 1e6, more / 1e9
 
 

@@ -30,7 +30,7 @@ def settled(config: Config, model: AdaptedModel) -> tuple[Config, str]:
         usual["batch_size"] = paper.batch_size
     taken = {field: value for field, value in usual.items() if getattr(config, field) is None}
     config = dataclasses.replace(config, **taken)
-    pairs = config.batch_size or task.examples_of(config.pairs_per_step)
+    pairs = config.batch_size or task.examples_for_pairs(config.pairs_per_step)
     line = (
         f"{config.steps} steps of {pairs} examples, learning rate {config.learning_rate:g}, of the head "
         f"{config.head_learning_rate:g}"

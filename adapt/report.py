@@ -177,7 +177,9 @@ def write_answers(folder: Path, rows: Mapping[str, Row], task: Task, test: Seque
     for name, predictions in predicted.items():
         write_json(folder / f"answers_{name}.json", predictions)
     said = {
-        IN_WORDS[name]: [task.said(example, given) for example, given in zip(test, predicted[name], strict=True)]
+        IN_WORDS[name]: [
+            task.format_prediction(example, given) for example, given in zip(test, predicted[name], strict=True)
+        ]
         for name in (FULL_MODEL, SUBNET)
         if name in predicted
     }

@@ -51,7 +51,7 @@ class StepLoss:
         encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
         hardware: How many examples go through the model at a time, how many encoder outputs are kept, and how many
             processes read pictures.
-        itm_weight: Of the image-text-matching loss, see `Task.matching`; 0 adds none.
+        itm_weight: Of the image-text-matching loss, see `Task.matching_loss`; 0 adds none.
 
     Attributes:
         reading: Reads pictures of coming steps ahead of `parts`; whoever takes parts closes it at last.
@@ -83,7 +83,7 @@ class StepLoss:
         self.seed = seed
         self.augment = augment
         self.itm_weight = itm_weight
-        self._matching = task.matching(backbone.heads) if itm_weight else None
+        self._matching = task.matching_loss(backbone.heads) if itm_weight else None
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
         self.keeps_encoded = backbone.vlp.frozen and not backbone.vlp.encoders_train
@@ -160,7 +160,7 @@ class StepLoss:
     @torch.no_grad()
     def held_out_loss(self, examples: Sequence[Any], at_once: int = 64) -> float:
         """Mean loss of examples with nothing skipped but what is pruned, nats, without augmentation."""
-        step = self.task.examples_of(at_once)
+        step = self.task.examples_for_pairs(at_once)
         chunks = [examples[start : start + step] for start in range(0, len(examples), step)]
         losses = [self.losses(chunk, self.targets(chunk), None)[0].double() for chunk in chunks]
         return float(torch.cat(losses).mean())
@@ -185,7 +185,7 @@ def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weigh
     if backbone.vlp.untrainable:
         raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
     if itm_weight:
-        task.matching(backbone.heads)
+        task.matching_loss(backbone.heads)
     precision_on(backbone.vlp.device, hardware)
 
 
@@ -211,7 +211,7 @@ def set_up(
     """
     config, _ = settled(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
-    batch_size = min(config.batch_size or task.examples_of(config.pairs_per_step), len(examples))
+    batch_size = min(config.batch_size or task.examples_for_pairs(config.pairs_per_step), len(examples))
     rate, head_rate = config.learning_rate or 0.0, config.head_learning_rate or 0.0
     tunable = [p for p in vlp.parameters() if p.requires_grad]
     own = list(own_parameters(vlp, head).values())

@@ -18,7 +18,7 @@ from das_gym.commandline import typed, used
 from das_gym.commandline import use as import_modules
 from das_gym.config import build, check_names
 from das_gym.files import at_home, read_json, write_json
-from das_gym.problem.adaptation import OLD_TASKS, Adaptation
+from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig, is_hub_id, recorded_settings
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, restore, task_class
 from das_gym.registration import MODELS, TASKS
@@ -158,7 +158,6 @@ def _named(record: Path, way_out: str = "fine-tune it again") -> Iterator[None]:
 def _recorded(record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Model and data of a record, and the model's own settings, such as its adapters' widths."""
     problem = dict(record["problem"])
-    problem["task"] = OLD_TASKS.get(problem["task"], problem["task"])
     problem |= {name: None for name in NOT_NEEDED if problem.get(name) and not Path(problem[name]).exists()}
     settings = record.get("model_settings")
     if settings is None:  # records of 0.1.0

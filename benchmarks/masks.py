@@ -6,8 +6,8 @@
     python -m benchmarks.masks --json masks.json
 
 METER-base has random weights, 384 px, 40 tokens, 3,129 answers, 2 examples. The same attention kernels run on both sides.
-A plain forward computes every token in the last stage, as other code does; `python -m benchmarks.pooled` says what the
-pooled token alone saves there. Its time is that of `--plain` masks spread evenly over the set, times the size of the set.
+A plain forward computes every token in the last stage, as other code does. Its time is that of `--plain` masks spread
+evenly over the set, times the size of the set.
 
 Two ratios are printed:
   "whole"   plain forwards with their encoders, against the engine. For a turn of 3, encoder outputs are in the engine's

@@ -161,9 +161,6 @@ TASKS: dict[str, TaskEntry] = {
 DEFAULT_MODEL, DEFAULT_TASK, DEFAULT_ENV = "METER", "vqa", "DAS-METER-VQA-v0"
 """What a person gets who names none."""
 
-OLD_TASKS = {"f30k": "retrieval"}
-"""What version 0.1.0 called a task: settings, named configs and files that say so are understood."""
-
 DATA_SETS = dict.fromkeys(("llava_slake", "llava_aid20", "llava_aid50", "scienceqa"), "DAS-VLM-Answering-v0") | {
     "meter_coco": "DAS-METER-F30K-v0",
     "vilt_coco": "DAS-ViLT-F30K-v0",
@@ -211,11 +208,9 @@ def find_environment(model: str, task: str) -> EnvEntry:
 
 
 def named_environments() -> dict[str, EnvEntry]:
-    """Every environment by the name of its named configs, `meter_vqa`, by what 0.1.0 called it, and by `DATA_SETS`."""
-    entries = list(ENVIRONMENTS.values())
-    old = {f"{e.model.lower()}_{old}": e for e in entries for old, task in OLD_TASKS.items() if e.task == task}
+    """Return every environment by the name of its named configs, `meter_vqa`, and by `DATA_SETS`."""
     data_sets = {name: ENVIRONMENTS[id] for name, id in DATA_SETS.items()}
-    return old | data_sets | {entry.short: entry for entry in entries}
+    return data_sets | {entry.short: entry for entry in ENVIRONMENTS.values()}
 
 
 def find_class(name: str | Any) -> Any:
@@ -256,14 +251,12 @@ def register_task(entry: TaskEntry) -> None:
     Raises:
         TypeError: it is no `TaskEntry`, or its class does not offer what a task has to; the text names all that it lacks.
             A class given as "module:name" is checked when it is loaded.
-        ValueError: its name or title cannot be part of an id, its title is another task's, or it is an old name of one.
+        ValueError: its name or title cannot be part of an id, or its title is another task's.
     """
     _check_entry(entry, TaskEntry)
     for field in ("name", "title"):
         _check_word(field, getattr(entry, field))
         _check_distinct(field, entry, TASKS)
-    if entry.name in OLD_TASKS:
-        raise ValueError(f"name={entry.name!r} is an old name of the task {OLD_TASKS[entry.name]!r}; give another")
     if not isinstance(entry.task, str):
         from das_gym.tasks.base import check_task  # importing das_gym does not import torch
 

@@ -7,11 +7,10 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.adapt import supernet_experiment
-from das_gym.agents import search_experiment
 
 import das_gym.registration as registration
-from das_gym import ENVIRONMENTS, ModelEntry, ProblemConfig, Task, TaskEntry, register_model, register_task
-from das_gym.problem.loading import load_splits, task_class
+from das_gym import ENVIRONMENTS, ModelEntry, Task, TaskEntry, register_model, register_task
+from das_gym.problem.loading import task_class
 from das_gym.tasks.vqa.task import VQATask
 from tests.registered import as_before
 
@@ -39,7 +38,6 @@ def test_a_task_gives_an_environment_for_every_model():
         (TaskEntry("vqa2", "VQA", "x:X", "nothing"), "title='VQA' is that of the task 'vqa'; give 'vqa2' another"),
         (TaskEntry("vqa2", "Vqa", "x:X", "nothing"), "title='Vqa' is that of the task 'vqa'; give 'vqa2' another"),
         (TaskEntry("VQA", "Other", "x:X", "nothing"), "name='VQA' is that of the task 'vqa'; give 'VQA' another"),
-        (TaskEntry("f30k", "Other", "x:X", "nothing"), "name='f30k' is an old name of the task 'retrieval'; give another"),
         (TaskEntry(None, "Other", "x:X", "nothing"), "name=None cannot be part of an id"),
     ],
 )
@@ -147,17 +145,3 @@ def test_coco_is_named_after_its_data_set():
     named = registration.named_environments()
     assert (named["meter_coco"].id, named["vilt_coco"].id) == ("DAS-METER-F30K-v0", "DAS-ViLT-F30K-v0")
     assert supernet_experiment.ex.named_configs["meter_coco"]() == {"model": "METER", "task": "retrieval"}
-
-
-def test_what_a_task_was_called_before_is_understood():
-    assert ProblemConfig(task="f30k") == ProblemConfig(task="retrieval")
-    named = registration.named_environments()
-    assert named["meter_f30k"] is named["meter_retrieval"]
-    assert named["vilt_f30k"].id == "DAS-ViLT-F30K-v0"
-    assert supernet_experiment.ex.named_configs["vilt_f30k"]() == {"model": "ViLT", "task": "retrieval"}
-    assert search_experiment.ex.named_configs["vilt_f30k_table"]() == {"env_id": "DAS-ViLT-F30K-Tabular-v0"}
-
-
-@pytest.mark.slow
-def test_the_data_of_a_task_are_found_by_what_it_was_called_before():
-    assert len(load_splits(ProblemConfig(task="f30k")).reward) > 0

@@ -8,7 +8,7 @@ from typing import ClassVar
 from das_gym.adapt.methods.base import Method, all_sites, check_widths
 from torch import nn
 
-from das_gym.models.adapters import Adapter, Behind, ScaledAdapter, SkipAdapter
+from das_gym.models.adapters import Adapter, AdapterBehind, parallel_adapters
 from das_gym.models.base import VLP
 
 
@@ -32,20 +32,23 @@ class AdapterTuning(Method):
         check_widths(self, "bottleneck")
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """A `Behind` around what gives each sub-layer's output."""
+        """A `AdapterBehind` around what gives each sub-layer's output."""
         bottleneck = self.bottleneck or das_bottleneck(vlp)
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp):
             layer = site.last
-            adapter = ScaledAdapter(site.width, bottleneck or max(1, site.width // 8)).to(layer.weight.device)
-            site.owner.set_submodule(site.out, Behind(layer, adapter))
+            adapter = Adapter(site.width, bottleneck or max(1, site.width // 8), norm=False, init="zero")
+            adapter.to(layer.weight.device)
+            site.owner.set_submodule(site.out, AdapterBehind(layer, adapter))
             trained += adapter.parameters()
         return trained
 
 
 def das_bottleneck(vlp: VLP) -> int | None:
     """Width of a model's parallel adapters; None where it has none."""
-    inside = (module.layer for module in (vlp.skippable(index) for index in range(len(vlp.layers))) if module.layer)
-    adapters = (m for layer in inside for m in layer.modules() if isinstance(m, Adapter) and not isinstance(m, SkipAdapter))
-    return next((adapter.down.out_features for adapter in adapters), None)
+    for index in range(len(vlp.layers)):
+        layer = vlp.skippable(index).layer
+        for adapter in parallel_adapters(layer) if layer is not None else ():
+            return adapter.down.out_features
+    return None

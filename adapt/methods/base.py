@@ -13,8 +13,7 @@ from das_gym.adapt.training import check_ranges
 from torch import nn
 
 from das_gym.config import add_entry, build, check_names
-from das_gym.models.adapters import Site
-from das_gym.models.base import VLP
+from das_gym.models.base import VLP, Site
 from das_gym.models.macs import meta_twin
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.loading import AdaptedModel

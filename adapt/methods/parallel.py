@@ -8,7 +8,7 @@ from typing import ClassVar
 from das_gym.adapt.methods.base import Method, all_sites, check_ranges, check_widths
 from torch import nn
 
-from das_gym.models.adapters import ScaledAdapter
+from das_gym.models.adapters import Adapter
 from das_gym.models.base import VLP
 
 
@@ -32,11 +32,12 @@ class ScaledParallel(Method):
         check_ranges(self, scale=(1e-6, 1e6))
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """A `ScaledAdapter` beside each MLP."""
+        """An `Adapter` beside each MLP."""
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp, "mlp"):
-            adapter = ScaledAdapter(site.width, self.bottleneck or max(1, site.width // 4), self.scale)
+            width = self.bottleneck or max(1, site.width // 4)
+            adapter = Adapter(site.width, width, norm=False, scale=self.scale, init="zero")
             site.put_beside(adapter.to(site.last.weight.device))
             trained += adapter.parameters()
         return trained

@@ -71,7 +71,7 @@ class Bayes(BestSeen):
         doubt: That is dropped while the masks told make skipping everything by so many standard deviations better than
             nothing.
         grid: Variances that the process may have.
-        start: Where in `grid` learning begins. `python -m benchmarks.bayes` tries others of all of these.
+        start: Where in `grid` learning begins.
         logarithms: Share of a score that is no rank, from `MANY` layers on.
     """
 

@@ -16,10 +16,10 @@ from das_gym.adapt.supernet import SupernetConfig, random_mask
 from das_gym.adapt.training import Group, Log, StepResult, Trainer, adamw, decay
 from torch import Tensor
 
-from benchmarks.pretrain.vlm.batches import ConversationBatches
-from benchmarks.pretrain.vlm.family import AnsweringModel
-from benchmarks.pretrain.vlm.losses import features, words_losses
-from benchmarks.pretrain.vlm.models import ANSWERING_MODELS
+from benchmarks.pretrain.conversation_losses import features, words_losses
+from benchmarks.pretrain.conversations import ConversationBatches
+from benchmarks.pretrain.family import AnsweringModel
+from benchmarks.pretrain.models import ANSWERING_MODELS
 from das_gym.files import whole_folder
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint, save_checkpoint

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig
+from benchmarks.pretrain.models import ANSWERING_MODELS
 from benchmarks.pretrain.recipe import pretrain
-from benchmarks.pretrain.vlm.models import ANSWERING_MODELS
 from das_gym.commandline import typed
 from das_gym.config import build
 from das_gym.experiment import RunsExperiment, required_folder

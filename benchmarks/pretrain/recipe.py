@@ -1,34 +1,47 @@
-"""Pre-training the mini models: the shipped checkpoints come from here.
+"""Pre-train the mini models: the shipped checkpoints come from here.
 
-SmolVLM-mini and LLaVA-mini have a recipe of their own, `vlm/recipe.py`. METER-mini and ViLT-mini learn from captioned
-scenes. First the layers that read the image alone learn to name colour and shape at every patch; then the whole model
-learns masked language modelling, image-text matching, which patches a colour or shape word points at
-(before fusion, as in GLIP), which patches show what the sentence is about (after fusion, as in MDETR), and where
-everything is. Without the dense losses fusion stays at the language prior for a very long time. Where a family has no
-encoders, its first blocks stand in for them, in the first part beside an empty text.
+METER-mini and ViLT-mini learn from captioned scenes. First the layers that read the image alone learn to name colour and
+shape at every patch. Then the whole model learns masked language modelling, image-text matching, which patches a colour or
+shape word points at (before fusion, as in GLIP), which patches show what the sentence is about (after fusion, as in MDETR),
+and the position of every object. Without the dense losses, fusion stays at the language prior for a very long time. A family
+without encoders uses its first blocks for the first part, with an empty text.
+
+SmolVLM-mini and LLaVA-mini learn to answer questions about scenes. First the vision tower and the connector learn, at every
+image token, the colour, shape and centre of the object it shows and which of its pixels belong to it. Then the whole model
+answers questions and describes scenes, and in the end answers only. Besides the words of the answers it is trained to
+predict, half-way up the decoder, how many objects a name in the question fits and where the object is, and further up, where
+the object is that is the answer.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from das_gym.adapt.training import Log, StepResult, prefixed
+from torch import nn
 
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig, make_trainer
-from benchmarks.pretrain.family import PATCH_SIZE
+from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, picture_losses
+from benchmarks.pretrain.conversations import ConversationBatches, drawn_pictures
+from benchmarks.pretrain.family import PATCH_SIZE, AnsweringModel
 from benchmarks.pretrain.losses import PretrainHeads, caption_losses, image_losses
-from benchmarks.pretrain.models import PRETRAIN_MODELS
+from benchmarks.pretrain.models import ANSWERING_MODELS, PRETRAIN_MODELS
 from benchmarks.pretrain.tokenizer import tokenizer_files, train_tokenizer
-from benchmarks.pretrain.vlm.models import ANSWERING_MODELS
-from benchmarks.pretrain.vlm.recipe import pretrain_vlm
+from das_gym.files import write_json
 from das_gym.models.base import VLP
 from das_gym.models.checkpoints import save_checkpoint
+from das_gym.models.quiet import bars_on_terminals
+
+DESCRIBED = 0.6
+"""Share of the second part's steps in which scenes are described too."""
 
 
 def pretrain(config: PretrainConfig, out: Path, checkpoints: Path, log: Log | None = None) -> Path:
-    """Pre-train a mini model: `pretrain_vlm` or `pretrain_vlp`, which say what is written."""
+    """Pre-train a mini model: by `pretrain_vlm` or `pretrain_vlp`."""
     train = pretrain_vlm if config.model in ANSWERING_MODELS else pretrain_vlp
     return train(config, out, checkpoints, log)
 
@@ -40,7 +53,7 @@ def pretrain_vlp(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
         config: Settings.
         out: Folder to write the checkpoint to: config.json, model.safetensors and the tokenizer. It holds the
             image-text matching head too: `load_checkpoint(out).heads["itm_score"]`, row 1 = they match.
-        checkpoints: Folder of intermediate checkpoints; what lies there is gone on from.
+        checkpoints: Folder of intermediate checkpoints; training resumes from them.
         log: Called with name, value and step.
 
     Returns:
@@ -90,3 +103,54 @@ def _train_captions(
     parts = {"model": model, "heads": heads}
     trainer = make_trainer(config, parts, config.size.steps, config.size.learning_rate, checkpoint)
     trainer.run(step, "captions", prefixed("fusion", log))
+
+
+def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log | None = None) -> Path:
+    """Pre-train a model that answers in words.
+
+    Args:
+        config: Settings; `model` is a key of `ANSWERING_MODELS`.
+        out: Folder to write model, generation settings, tokenizer and processor to, as `from_pretrained` reads them;
+            weights in float16.
+        checkpoints: Folder of intermediate checkpoints; training resumes from them.
+        log: Called with name, value and step.
+
+    Returns:
+        `out`.
+    """
+    family, size = ANSWERING_MODELS[config.model], config.size
+    tokenizer = family.make_tokenizer(config.seed)
+    model = family.build(size.hidden_size, tokenizer)
+    torch.manual_seed(config.seed)
+    family.initialise(model)
+    heads = ConversationHeads(size.hidden_size)
+
+    def look(index: int) -> StepResult:
+        batch = drawn_pictures(config.seed, index, size.image_batch_size, family.normalise)
+        return picture_losses(heads, family.image_tokens(model, batch.scenes.image), batch)
+
+    eyes: dict[str, nn.Module] = {**family.eyes(model), "heads": heads.dense()}
+    make_trainer(config, eyes, size.image_steps, config.image_learning_rate, checkpoints / CHECKPOINTS[0]).run(
+        look, "images", prefixed("image", log)
+    )
+    batches = ConversationBatches(family, tokenizer, config.seed, size.batch_size)
+
+    def talk(index: int) -> StepResult:
+        return conversation_losses(family, model, heads, batches(index, index < DESCRIBED * size.steps))
+
+    parts = {"model": model, "heads": heads}
+    make_trainer(config, parts, size.steps, size.learning_rate, checkpoints / CHECKPOINTS[1]).run(
+        talk, "questions", prefixed("answer", log)
+    )
+    save_answering_model(family, model, tokenizer, out)
+    return out
+
+
+def save_answering_model(family: AnsweringModel, model: Any, tokenizer: Any, out: Path) -> None:
+    """Write a folder that `from_pretrained` reads: weights in float16, which config.json has loaded as float32."""
+    with bars_on_terminals():
+        model.half().save_pretrained(out)
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    write_json(out / "config.json", config | {"dtype": "float32"})
+    tokenizer.backend_tokenizer.no_padding()  # of the last batch
+    family.make_processor(tokenizer).save_pretrained(out)

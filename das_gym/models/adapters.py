@@ -1,20 +1,18 @@
-"""The bottleneck adapters of DAS, and others that methods of fine-tuning put into a layer."""
+"""The bottleneck adapter that DAS, and other methods of fine-tuning, put into a layer.
+
+Exported folders carry a copy of this file, so it imports nothing but torch.
+"""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 def add_to(x: Tensor, *others: Tensor) -> Tensor:
-    """`x` plus others, in this order: written over `x`, which nobody else reads, unless the sum has another type or shape.
+    """Return `x` plus the others, added in this order, in the memory of `x` where type and shape allow it.
 
-    A sum in a tensor of its own costs fresh memory, which at these sizes takes longer than to add.
+    Nobody else may read `x`. At these sizes a new tensor costs more, for fresh memory, than the sum itself.
     """
     for other in others:
         alike = other.dtype == x.dtype and other.shape in (x.shape, ())
@@ -23,51 +21,80 @@ def add_to(x: Tensor, *others: Tensor) -> Tensor:
 
 
 class Adapter(nn.Module):
-    """`up(relu(down(LayerNorm(x))))`, used as a parallel adapter beside a sub-layer.
-
-    Source: DAS (arXiv 2309.01479), section 3; weights N(0, 0.02), biases 0, as in its code.
-    """
-
-    def __init__(self, hidden_size: int, bottleneck: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_size)
-        self.down = nn.Linear(hidden_size, bottleneck)
-        self.up = nn.Linear(bottleneck, hidden_size)
-        for linear in (self.down, self.up):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
-        return self.up(torch.relu_(self.down(self.norm(x))))
-
-
-class ScaledAdapter(Adapter):
-    """`scale * up(relu(down(x)))` without a LayerNorm; it begins as zero.
-
-    It computes in its own type of numbers, and gives back its input's.
-
-    Source: the scaled parallel adapter of He et al. (arXiv 2110.04366), which begins as LoRA does.
-    """
-
-    def __init__(self, hidden_size: int, bottleneck: int, scale: float = 1.0) -> None:
-        super().__init__(hidden_size, bottleneck)
-        self.norm = nn.Identity()  # type: ignore[assignment]
-        self.scale = scale
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
-        return self.scale * super().forward(x.to(self.down.weight.dtype)).to(x.dtype)
-
-
-class Behind(nn.Module):
-    """A linear layer and an adapter that reads what it gives, and adds to that.
+    """Compute `scale * up(relu(down(norm(x))))`, as a parallel adapter next to a sub-layer.
 
     Args:
-        base_layer: The layer; so peft, too, calls what it puts something around.
-        adapter: From (..., out_features) to the same shape.
+        hidden_size: Width of the input and of the output.
+        bottleneck: Width inside.
+        norm: Whether a LayerNorm comes first, as in METER and ViLT.
+        scale: Factor of the output.
+        init: Initial weights; biases are 0. `normal`: N(0, 0.02), as in the code of DAS for METER and ViLT. `xavier`:
+            Xavier uniform, as in its code for LLaVA. `zero`: torch's own for `down` and 0 for `up`, so that the adapter
+            starts without effect (He et al., arXiv 2110.04366).
+        generator: Draws the weights of `xavier`; None uses torch's global one.
+
+    Example:
+        >>> adapter = Adapter(hidden_size=768, bottleneck=96)
+        >>> adapter(torch.zeros(2, 5, 768)).shape
+        torch.Size([2, 5, 768])
+
+    Source: DAS (arXiv 2309.01479), section 3.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        bottleneck: int,
+        norm: bool = True,
+        scale: float = 1.0,
+        init: str = "normal",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size) if norm else nn.Identity()
+        self.down = nn.Linear(hidden_size, bottleneck)
+        self.up = nn.Linear(bottleneck, hidden_size)
+        self.scale = scale
+        for linear in (self.down, self.up):
+            if init == "normal":
+                nn.init.normal_(linear.weight, std=0.02)
+            elif init == "xavier":
+                nn.init.xavier_uniform_(linear.weight, generator=generator)
+            nn.init.zeros_(linear.bias)
+        if init == "zero":
+            nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., hidden_size) to the same shape and type.
+
+        It computes in the type of its own weights: adapters train in float32 in a bfloat16 model.
+        """
+        y = self.up(torch.relu_(self.down(self.norm(x).to(self.down.weight.dtype)))).to(x.dtype)
+        return y if self.scale == 1 else self.scale * y
+
+
+class SkipAdapter(Adapter):
+    """Compute an adapter plus its input: what replaces a skipped layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., hidden_size) to the same shape."""
+        return add_to(super().forward(x), x)
+
+
+class NoAdapter(nn.Module):
+    """Add nothing: takes the place of a parallel adapter where the bottleneck is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a zero that broadcasts."""
+        return x.new_zeros(())
+
+
+class AdapterBehind(nn.Module):
+    """A linear layer followed by an adapter that reads the layer's output and adds to it.
+
+    Args:
+        base_layer: The linear layer, under the name that peft uses for a wrapped layer too.
+        adapter: Maps (..., out_features) to the same shape.
     """
 
     def __init__(self, base_layer: nn.Module, adapter: nn.Module) -> None:
@@ -76,66 +103,21 @@ class Behind(nn.Module):
         self.adapter = adapter
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer."""
+        """Map (..., in_features) to (..., out_features)."""
         y: Tensor = self.base_layer(x)
         return y + self.adapter(y)
 
 
-@dataclass(frozen=True)
-class Site:
-    """A sub-layer of a skippable layer, as methods of fine-tuning find it.
-
-    Attributes:
-        kind: `attention`, `cross` (attention to the other stream) or `mlp`.
-        owner: The module that `out` and `projections` lie in, by their names there, such as `dense` or `output.dense`.
-        out: The linear layer that gives the sub-layer's output.
-        projections: The linear layers of queries and values; empty in an MLP.
-        put_beside: Has a module read what the sub-layer reads, and adds what it gives to what the sub-layer gives.
-    """
-
-    kind: str
-    owner: nn.Module
-    out: str
-    projections: tuple[str, ...]
-    put_beside: Callable[[nn.Module], None]
-
-    @property
-    def last(self) -> Any:
-        """What `out` names."""
-        return self.owner.get_submodule(self.out)
-
-    @property
-    def width(self) -> int:
-        """Of hidden vectors."""
-        return int(self.last.out_features)
-
-
-class SkipAdapter(Adapter):
-    """An adapter plus its input: what runs in the place of a skipped layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
-        return add_to(super().forward(x), x)
-
-
-class NoAdapter(nn.Module):
-    """Adds nothing: what a model built with bottleneck 0 has in the place of parallel adapters."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A zero that broadcasts."""
-        return x.new_zeros(())
-
-
-def has_adapters(module: nn.Module) -> bool:
-    """Whether there are parallel adapters in a model."""
-    return any(isinstance(part, Adapter) and not isinstance(part, SkipAdapter) for part in module.modules())
-
-
 def skip_adapter(hidden_size: int, bottleneck: int) -> nn.Module:
-    """A skip adapter, or nothing where the bottleneck is 0: a skipped layer's input passes on."""
+    """Return a skip adapter, or the identity if the bottleneck is 0."""
     return SkipAdapter(hidden_size, bottleneck) if bottleneck else nn.Identity()
 
 
 def parallel_adapter(hidden_size: int, bottleneck: int) -> nn.Module:
-    """An adapter, or nothing where the bottleneck is 0."""
+    """Return a parallel adapter, or nothing to add if the bottleneck is 0."""
     return Adapter(hidden_size, bottleneck) if bottleneck else NoAdapter()
+
+
+def parallel_adapters(module: nn.Module) -> list[Adapter]:
+    """Return the parallel adapters in a model or layer."""
+    return [part for part in module.modules() if isinstance(part, Adapter) and not isinstance(part, SkipAdapter)]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from das_gym.models.adapters import Site
 from das_gym.models.encoding import input_blocks, meta_batch, real_tokens, stacked
 from das_gym.models.macs import MacCounter, meta_twin, without_adapters
 
@@ -88,6 +87,35 @@ def bytes_of(part: Any) -> int:
     tree = [dict(each) for each in (part.hidden, part.attend, part.extras)] if isinstance(part, State) else part
     tensors = {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sub-layer of a skippable layer, as methods of fine-tuning find it.
+
+    Attributes:
+        kind: `attention`, `cross` (attention to the other stream) or `mlp`.
+        owner: The module that contains `out` and `projections`.
+        out: Name in `owner` of the linear layer that gives the sub-layer's output, such as `dense` or `output.dense`.
+        projections: Names of the linear layers of queries and values; empty for an MLP.
+        put_beside: Inserts a module that reads the sub-layer's input and adds to its output.
+    """
+
+    kind: str
+    owner: nn.Module
+    out: str
+    projections: tuple[str, ...]
+    put_beside: Callable[[nn.Module], None]
+
+    @property
+    def last(self) -> Any:
+        """The module that `out` names."""
+        return self.owner.get_submodule(self.out)
+
+    @property
+    def width(self) -> int:
+        """Width of hidden vectors."""
+        return int(self.last.out_features)
 
 
 class SkippableLayer(nn.Module):

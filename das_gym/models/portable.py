@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from das_gym.models.adapters import Adapter, SkipAdapter
+from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
 
 LAYER, ADAPTER, NOTHING = "layer", "adapter", "nothing"
@@ -107,7 +107,7 @@ def layer_kinds(vlp: VLP) -> tuple[str, ...]:
 
 def parallel_bottleneck(vlp: VLP, built: int) -> int:
     """Width of the parallel adapters that a model still has: as it was built, or 0 where they were taken out."""
-    return built if any(isinstance(m, Adapter) and not isinstance(m, SkipAdapter) for m in vlp.modules()) else 0
+    return built if parallel_adapters(vlp) else 0
 
 
 def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

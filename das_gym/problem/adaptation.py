@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from das_gym.config import build
 from das_gym.models.base import VLP
 from das_gym.models.tensor_files import check_finite, read_safetensors, write_tensors
-from das_gym.registration import OLD_TASKS
 
 FORMAT = "das_gym adaptation 1"
 
@@ -112,7 +111,7 @@ class Adaptation:
             about = build(_Description, described)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} is a damaged adaptation file ({error}); write it again") from error
-        return cls(**{**vars(about), "tensors": tensors, "task": OLD_TASKS.get(about.task, about.task)})
+        return cls(**{**vars(about), "tensors": tensors})
 
     def apply(self, vlp: VLP, head: nn.Module, base: str) -> None:
         """Put the parameters into a model with fingerprint `base`; a subnet's mask is pruned.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from das_gym.commandline import format_command
 from das_gym.config import check_names, choice, group
 from das_gym.files import absolute
-from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, OLD_TASKS, REGISTERED_IN, TASKS, find_environment
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, REGISTERED_IN, TASKS, find_environment
 from das_gym.runs import ResumableSettings
 from das_gym.trust import REMOTE_CODE
 
@@ -135,7 +135,6 @@ class ProblemConfig(ModelSettings, ProblemOptions):
     task: str = choice(DEFAULT_TASK, TASKS)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "task", OLD_TASKS.get(self.task, self.task))
         check_names([self.model], MODELS, "model", own=True)
         check_names([self.task], TASKS, "task", own=True)
         find_environment(self.model, self.task)

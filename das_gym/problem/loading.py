@@ -264,7 +264,7 @@ def find_supernet(config: ProblemConfig) -> tuple[str | Path, Adaptation] | None
     if config.supernet is None and MODELS[config.model].reads == "prompts":
         return None
     if config.supernet is None and config.checkpoint is not None:
-        if task_class(config.task).own_head in _head_names(config, _stamps(config)):
+        if task_class(config.task).pretrained_head in _head_names(config, _stamps(config)):
             return None
         raise ValueError(
             f"checkpoint={config.checkpoint} comes without a supernet, and without a head for {config.task}: train a "
@@ -347,7 +347,7 @@ def without_training(backbone: Backbone, task: str, splits: Splits[Any]) -> Adap
     head = _head(vlp, labelled)
     if vlp.own_head() is None:
         untrained = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-        labelled.start_head(head, backbone.heads)
+        labelled.init_head(head, backbone.heads)
         if all(torch.equal(tensor, untrained[name]) for name, tensor in head.state_dict().items()):
             raise ValueError(f"this checkpoint has no head for {task} that fits these data: train a supernet for it first")
     vlp.remove_adapters()
@@ -397,7 +397,7 @@ def unadapted(backbone: Backbone, adaptation: Adaptation, task: str, path: str |
 def new_head(backbone: Backbone, task: Task) -> nn.Module:
     """The model's own head, or an untrained one, begun from the checkpoint's where the task can; where the model lies."""
     head = _head(backbone.vlp, task)
-    task.start_head(head, backbone.heads)
+    task.init_head(head, backbone.heads)
     return head.to(backbone.vlp.device)
 
 
@@ -417,7 +417,7 @@ def build_problem(config: ProblemConfig) -> Problem:
     sample = sample_of(supernet, splits)
     long = MODELS[config.model].reads == "prompts"  # a prompt may be a thousand times as long as a sentence
     pairs = pairs_that_fit(backbone.vlp, sample[0]) if long else PAIRS_PER_BATCH
-    evaluator = _evaluator(config, supernet, config.eval_batch_size or task.examples_of(pairs))
+    evaluator = _evaluator(config, supernet, config.eval_batch_size or task.examples_for_pairs(pairs))
     return Problem(backbone, head, task, splits, example_costs(supernet, splits, sample), evaluator)
 
 

@@ -55,14 +55,14 @@ class Task(ABC):
         name: How adaptation files and settings name it.
         metric_name: What `metrics` measures.
         passes: How many pairs an example takes.
-        own_head: What checkpoints call the head that the task begins from, or None.
+        pretrained_head: What checkpoints call the head that the task begins from, or None.
         reward_examples: How many examples score a mask, unless a person asks for another number.
     """
 
     name: ClassVar[str]
     metric_name: ClassVar[str] = "accuracy"
     passes: ClassVar[int] = 1
-    own_head: ClassVar[str | None] = None
+    pretrained_head: ClassVar[str | None] = None
     reward_examples: ClassVar[int] = 500
 
     def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:
@@ -107,7 +107,7 @@ class Task(ABC):
         return True
 
     @classmethod
-    def examples_of(cls, pairs: int) -> int:
+    def examples_for_pairs(cls, pairs: int) -> int:
         """How many examples, at least 1, come to no more than so many pairs: what a batch costs."""
         return max(pairs // cls.passes, 1)
 
@@ -145,7 +145,7 @@ class Task(ABC):
             head_size: Width inside, where the head has an inside; None is `feature_size`.
         """
 
-    def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:  # noqa: B027 - may stay empty
+    def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:  # noqa: B027 - may stay empty
         """Start a new head from heads that came with the checkpoint, by name, where one of them fits the task.
 
         `load_head` does so, and warns where the shapes do not fit.
@@ -155,7 +155,7 @@ class Task(ABC):
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) loss of each example, in nats."""
 
-    def matching(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
+    def matching_loss(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
         """The image-text-matching loss that training may add to that of the task.
 
         Args:
@@ -191,12 +191,12 @@ class Task(ABC):
         numbers = logits.flatten(1).argmax(-1).tolist() if chosen else [None] * len(examples)
         return [{"key": e.key, "prediction": number} for e, number in zip(examples, numbers, strict=True)]
 
-    def asked(self, example: Any) -> Any:
+    def generation_prompt(self, example: Any) -> Any:
         """What a model that answers in words of its own is asked; None where it chooses, see `predictions`."""
         del example
         return None
 
-    def written(self, example: Any, text: str) -> dict[str, Any]:
+    def format_generated(self, example: Any, text: str) -> dict[str, Any]:
         """A model's answer in words to what `asked` asks, as `predictions` has those that were chosen.
 
         Raises:
@@ -213,7 +213,7 @@ class Task(ABC):
         del example
         return ""
 
-    def said(self, example: Any, prediction: Mapping[str, Any]) -> str:
+    def format_prediction(self, example: Any, prediction: Mapping[str, Any]) -> str:
         """What a model answered to an example in words: its entry of `predictions`, empty where that says nothing."""
         del example
         answer, names = prediction.get("prediction"), self.logit_names

@@ -45,10 +45,10 @@ class ClassificationTask(Task):
         """A new head on the features of all passes side by side."""
         return build_classifier(self.passes * feature_size, len(self.classes), head_size or feature_size)
 
-    def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Start from the checkpoint's own head for the task."""
-        if self.own_head is not None and self.own_head in heads:
-            load_head(head, self.own_head, heads[self.own_head])
+        if self.pretrained_head is not None and self.pretrained_head in heads:
+            load_head(head, self.pretrained_head, heads[self.pretrained_head])
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) cross-entropy, in nats."""

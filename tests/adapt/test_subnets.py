@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -86,19 +85,6 @@ def test_records_of_das_gym_0_1_0_load(folder: Path):
     (folder / RECORD).unlink()
     write_json(folder / JOINT_RECORD, record)
     assert load_subnet(folder).task.name == "vqa"
-
-
-@pytest.mark.slow
-def test_what_0_1_0_called_f30k_is_retrieval(tmp_path: Path):
-    config = ProblemConfig(task="retrieval")
-    model = cut_subnet(config, load_splits(config), MASK)
-    old = dataclasses.replace(model.adaptation(), task="f30k")
-    folder = save(model, tmp_path / "old").parent
-    record = read_json(folder / RECORD)
-    record["problem"]["task"] = "f30k"
-    write_json(folder / RECORD, record)
-    old.save(folder / SUBNET_FILE)
-    assert load_subnet(folder).task.name == "retrieval"
 
 
 def test_load_subnet_imports_the_modules_that_it_is_given(

@@ -103,7 +103,7 @@ from das_gym.tasks.vqa.task import VQATask
 
 class Mine(VQATask):
     name = "mine"
-    own_head = None
+    pretrained_head = None
 
 
 register_task(TaskEntry("mine", "Mine", "fidelity_task:Mine", "VQAv2's files"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import masks, memory, pooled
+from benchmarks import masks, memory
 
 
 @pytest.mark.long
@@ -30,13 +30,3 @@ def test_memory_of_one_set(capsys: pytest.CaptureFixture[str]):
     memory.main(["turn", "--size", "mini", "--examples", "2"])
     found = json.loads(capsys.readouterr().out)
     assert found["peak_mib"] >= found["before_mib"] > 100
-
-
-@pytest.mark.slow
-def test_pooled_token_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    path = tmp_path / "pooled.json"
-    pooled.main(["--size", "mini", "--examples", "2", "--repeats", "2", "--json", str(path)])
-    record = json.loads(path.read_text())["records"][0]
-    assert record["largest_difference"] < 1e-5
-    assert record["milliseconds"].keys() == {"pooled", "every"}
-    assert "faster with the pooled token alone" in capsys.readouterr().out

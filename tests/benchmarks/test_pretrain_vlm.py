@@ -9,16 +9,16 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from benchmarks.pretrain import llava, smolvlm
 from benchmarks.pretrain.batches import IGNORE
 from benchmarks.pretrain.config import CHECKPOINTS, SIZES, PretrainConfig
+from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, features
+from benchmarks.pretrain.conversations import ConversationBatches, picture_batch
+from benchmarks.pretrain.family import AnsweringModel, grid_positions
+from benchmarks.pretrain.models import ANSWERING_MODELS
+from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
 from benchmarks.pretrain.recipe import pretrain
-from benchmarks.pretrain.vlm import llava, smolvlm
-from benchmarks.pretrain.vlm.batches import ConversationBatches, picture_batch
-from benchmarks.pretrain.vlm.family import AnsweringModel, grid_positions
-from benchmarks.pretrain.vlm.language import INSTRUCTION, describe, mentions, questions, target
-from benchmarks.pretrain.vlm.losses import ConversationHeads, conversation_losses, features
-from benchmarks.pretrain.vlm.models import ANSWERING_MODELS
-from benchmarks.pretrain.vlm.tokenizer import Tokens, messages
+from benchmarks.pretrain.tokenizer import Tokens, messages
 from das_gym.registration import ASSETS
 from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import Scene, SceneObject, render, sample_scene

@@ -21,8 +21,7 @@ from das_gym.adapt.paper import das_settings
 from das_gym.adapt.supernet import SupernetConfig, train_supernet
 
 from das_gym import ModelEntry, register_model
-from das_gym.models.adapters import Site
-from das_gym.models.base import check_model
+from das_gym.models.base import Site, check_model
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.loading import ProblemConfig, build_problem, load_backbone, load_splits, restore
 from tests.models.bridge_tower import save_bridge_tower

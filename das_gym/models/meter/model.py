@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.adapters import Site, add_to, parallel_adapter, skip_adapter
+from das_gym.models.adapters import add_to, parallel_adapter, skip_adapter
 from das_gym.models.attention import Attention
-from das_gym.models.base import VLP, Layer, Memo, SkippableLayer, State, Stream, no_memo
+from das_gym.models.base import VLP, Layer, Memo, Site, SkippableLayer, State, Stream, no_memo
 from das_gym.models.checkpoints import Pretrained
 from das_gym.models.inputs import Processor, find_tokenizer
 from das_gym.models.macs import structure

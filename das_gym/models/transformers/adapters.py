@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from das_gym.models.adapters import Adapter, Site
+from das_gym.models.adapters import Adapter
+from das_gym.models.base import Site
 from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child
 
 INPUT_NORMS = ("input_layernorm", "self_attn_layer_norm", "attention_norm", "ln_1", "norm1")
@@ -39,21 +40,9 @@ def usual_widths(hidden_size: int) -> tuple[int, int]:
     return max(1, min(BOTTLENECK, hidden_size // 8)), max(1, min(SKIP_BOTTLENECK, 3 * hidden_size // 8))
 
 
-class InputAdapter(Adapter):
-    """`up(relu(down(x)))` without a norm; weights Xavier uniform, biases 0.
-
-    It computes in its own type of numbers, and gives back its input's.
-    """
-
-    def __init__(self, hidden_size: int, bottleneck: int, generator: torch.Generator | None = None) -> None:
-        super().__init__(hidden_size, bottleneck)
-        self.norm = nn.Identity()  # type: ignore[assignment]
-        for linear in (self.down, self.up):
-            nn.init.xavier_uniform_(linear.weight, generator=generator)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
-        return super().forward(x.to(self.down.weight.dtype)).to(x.dtype)
+def input_adapter(hidden_size: int, bottleneck: int, generator: torch.Generator | None = None) -> Adapter:
+    """Return `A(x) = up(relu(down(x)))` without a norm of its own."""
+    return Adapter(hidden_size, bottleneck, norm=False, init="xavier", generator=generator)
 
 
 class SkipUnit(nn.Module):
@@ -64,7 +53,7 @@ class SkipUnit(nn.Module):
         adapter: A.
     """
 
-    def __init__(self, norm: nn.Module, adapter: InputAdapter) -> None:
+    def __init__(self, norm: nn.Module, adapter: Adapter) -> None:
         super().__init__()
         self.norm = copy.deepcopy(norm).requires_grad_(False)
         self.adapter = adapter
@@ -150,7 +139,7 @@ def what_lacks(layer: nn.Module) -> str | None:
 def insert_adapters(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> None:
     """Put adapters before attention and MLP of a layer that lacks neither."""
     for names, name in ((ATTENTION_NAMES, ATTENTION_ADAPTER), (MLP_NAMES, MLP_ADAPTER)):
-        setattr(layer, name, InputAdapter(hidden_size, bottleneck, generator))
+        setattr(layer, name, input_adapter(hidden_size, bottleneck, generator))
         getattr(layer, child(layer, names) or "").register_forward_pre_hook(_Before(layer, name), with_kwargs=True)
 
 
@@ -168,4 +157,4 @@ def strip_adapters(layer: nn.Module) -> None:
 
 def skip_unit(layer: nn.Module, hidden_size: int, bottleneck: int, generator: torch.Generator | None) -> SkipUnit:
     """What runs in the place of a layer that has a norm before its attention."""
-    return SkipUnit(getattr(layer, child(layer, INPUT_NORMS) or ""), InputAdapter(hidden_size, bottleneck, generator))
+    return SkipUnit(getattr(layer, child(layer, INPUT_NORMS) or ""), input_adapter(hidden_size, bottleneck, generator))

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from das_gym.config import check_names
-from das_gym.models.adapters import Site
-from das_gym.models.base import VLP, Forward, Kept, Layer, Mark, Memo, SkippableLayer, State, no_mark, no_memo
+from das_gym.models.base import VLP, Forward, Kept, Layer, Mark, Memo, Site, SkippableLayer, State, no_mark, no_memo
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter, counted, structure
 from das_gym.models.transformers import features, stack

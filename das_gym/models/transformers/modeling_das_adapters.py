@@ -2,7 +2,7 @@
 
     AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
 
-loads it from a folder in which this file lies; it needs torch and transformers, and nothing else. The adapters are those of
+loads it from a folder that holds this file and adapters.py, with torch and transformers alone. The adapters are those of
 "Parameter and Computation Efficient Transfer Learning for Vision-Language Pre-trained Models" (arXiv 2309.01479) in the form
 that its authors gave them for LLaVA: a kept layer's attention and MLP read `x + A(x)` in the place of their normed input
 `x`, and a layer that is gone has left `h + A(norm(h))` behind, with `A(x) = up(relu(down(x)))`.
@@ -14,29 +14,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-
-class DasAdapter(nn.Module):
-    """`up(relu(down(x)))`, in its own type of numbers; it begins as zero.
-
-    Args:
-        hidden_size: Width of what it reads and gives.
-        bottleneck: Width inside.
-    """
-
-    def __init__(self, hidden_size: int, bottleneck: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(hidden_size, bottleneck)
-        self.up = nn.Linear(bottleneck, hidden_size)
-        nn.init.xavier_uniform_(self.down.weight)
-        for tensor in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(tensor)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden_size) to the same shape."""
-        return self.up(torch.relu(self.down(x.to(self.down.weight.dtype)))).to(x.dtype)
+from das_gym.models.adapters import Adapter
 
 
 class GoneLayer(nn.Module):
@@ -51,7 +31,7 @@ class GoneLayer(nn.Module):
     def __init__(self, norm: nn.Module, hidden_size: int, bottleneck: int) -> None:
         super().__init__()
         self.norm = copy.deepcopy(norm)
-        self.adapter = DasAdapter(hidden_size, bottleneck)
+        self.adapter = Adapter(hidden_size, bottleneck, norm=False, init="zero")
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., hidden_size) to the same shape."""
@@ -72,7 +52,8 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
     for layer, count in zip(layers, before, strict=True):
         for name in (das["attention"], das["mlp"]):
             part = getattr(layer, name)
-            part.das_adapter = DasAdapter(das["hidden_size"], das["bottleneck"]).to(next(layers.parameters()))
+            adapter = Adapter(das["hidden_size"], das["bottleneck"], norm=False, init="zero")
+            part.das_adapter = adapter.to(next(layers.parameters()))
             part.register_forward_pre_hook(_read_more, with_kwargs=True)
         if count:
             layer.gone_before = _units(layer, count, das)

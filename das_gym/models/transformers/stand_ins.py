@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from das_gym.files import read_json, write_json, write_text
-from das_gym.models.transformers import modeling_das_adapters
+from das_gym.models.adapters import Adapter
+from das_gym.models.remote_code import copy_code
 from das_gym.models.transformers.adapters import ATTENTION_ADAPTER, INPUT_NORMS, MLP_ADAPTER, strip_adapters
 from das_gym.models.transformers.cutting import decoder_path
 from das_gym.models.transformers.features import projector_of
 from das_gym.models.transformers.loading import ADAPTED, auto_class
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.modeling_das_adapters import DasAdapter, add_adapters
+from das_gym.models.transformers.modeling_das_adapters import add_adapters
 from das_gym.models.transformers.pruning import delete_layers, shell, what_differs
 from das_gym.models.transformers.stack import ATTENTION_NAMES, MLP_NAMES, child, find_decoder
 
@@ -88,7 +89,7 @@ def _put(smaller: VLM, left: list[int], norms: list[nn.Module], bottleneck: int,
     setattr(smaller.model.config, ADAPTED, settings)
     for unit, norm in zip(_gone_units(smaller), norms, strict=True):
         unit.norm.load_state_dict(norm.state_dict())
-    adapters = [module for module in smaller.model.modules() if isinstance(module, DasAdapter)]
+    adapters = [module for module in smaller.model.modules() if isinstance(module, Adapter)]
     for adapter in adapters:
         if next(adapter.parameters()).dtype in (torch.float16, torch.bfloat16):
             adapter.float()
@@ -179,9 +180,9 @@ def write_code(folder: Path, model: Any) -> None:
         folder: As `save_pretrained` left it.
         model: What was saved.
     """
-    base, file = type(model).__name__, Path(modeling_das_adapters.__file__)
-    code = file.read_text(encoding="utf-8")
-    write_text(folder / file.name, code + CLASS.format(base=base, settings=ADAPTED))
+    base, file = type(model).__name__, folder / "modeling_das_adapters.py"
+    copy_code(folder, "das_gym.models.transformers.modeling_das_adapters", "das_gym.models.adapters")
+    write_text(file, file.read_text(encoding="utf-8") + CLASS.format(base=base, settings=ADAPTED))
     config = read_json(folder / "config.json")
     name = f"{base}WithAdapters"
     config["architectures"] = [name]

@@ -87,11 +87,11 @@ class AnsweringTask(Task):
         places = np.random.default_rng(0).permutation(len(numbers))
         return np.argsort([places[numbers[key]] for key in pictures], kind="stable")
 
-    def asked(self, example: AnswerExample) -> Prompt | None:
+    def generation_prompt(self, example: AnswerExample) -> Prompt | None:
         """The question, its answer unknown, unless there are options."""
         return None if example.options else Prompt(example.question, example.images, None, example.rounds)
 
-    def written(self, example: AnswerExample, text: str) -> dict[str, Any]:
+    def format_generated(self, example: AnswerExample, text: str) -> dict[str, Any]:
         """`question_id`, as VQA's server takes it, or `key` where the data set's questions have no such; and `answer`."""
         known = {"key": example.key} if example.question_id is None else {"question_id": example.question_id}
         return {**known, "answer": text}
@@ -104,7 +104,7 @@ class AnsweringTask(Task):
         """The reference answer."""
         return example.answer
 
-    def said(self, example: AnswerExample, prediction: Mapping[str, Any]) -> str:
+    def format_prediction(self, example: AnswerExample, prediction: Mapping[str, Any]) -> str:
         """The likeliest option; where there is nothing to choose from, what `predictions` calls `teacher_forced`."""
         return str(prediction["answer" if example.options else "teacher_forced"])
 

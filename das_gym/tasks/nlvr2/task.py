@@ -25,7 +25,7 @@ class NLVR2Task(ClassificationTask):
     """
 
     name = "nlvr2"
-    own_head = "nlvr2_classifier"
+    pretrained_head = "nlvr2_classifier"
     passes = 2
     classes = ("False", "True")
     key_name = "identifier"

@@ -42,7 +42,7 @@ class RetrievalTask(Task):
     """
 
     name = "retrieval"
-    own_head = "rank_output"
+    pretrained_head = "rank_output"
     metric_name = "ranked_first"
     passes = NUM_TEXTS
     reward_examples = 64  # 1,024 pairs
@@ -66,7 +66,7 @@ class RetrievalTask(Task):
         """The true text."""
         return example.texts[0]
 
-    def said(self, example: RetrievalExample, prediction: Mapping[str, Any]) -> str:
+    def format_prediction(self, example: RetrievalExample, prediction: Mapping[str, Any]) -> str:
         """The text with the highest score."""
         return example.texts[prediction["prediction"]]
 
@@ -79,7 +79,7 @@ class RetrievalTask(Task):
         del head_size
         return build_rank_head(feature_size)
 
-    def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Start a new head from the checkpoint's rank output, as the reference does.
 
         Args:
@@ -87,14 +87,16 @@ class RetrievalTask(Task):
             heads: `das_gym.models.checkpoints.Loaded.heads`; its `rank_output` is the checkpoint's own, or the row of its
                 image-text-matching head that stands for a match.
         """
-        if self.own_head in heads:
-            load_head(head, self.own_head, {f"0.{name}": tensor for name, tensor in heads[self.own_head].items()})
+        if self.pretrained_head in heads:
+            load_head(
+                head, self.pretrained_head, {f"0.{name}": tensor for name, tensor in heads[self.pretrained_head].items()}
+            )
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) cross-entropy of the true text among the 16, in nats: METER's and ViLT's ranking loss."""
         return F.cross_entropy(logits, targets["true"], reduction="none")
 
-    def matching(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
+    def matching_loss(self, heads: Mapping[str, Mapping[str, Tensor]]) -> Callable[[Tensor], Tensor]:
         """By the checkpoint's `itm_score`, which stays as it is, see `matching_losses`.
 
         Raises:

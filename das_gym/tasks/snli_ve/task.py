@@ -18,7 +18,7 @@ class SNLIVETask(ClassificationTask):
     """Visual entailment: the model reads the hypothesis with the picture, which is the premise."""
 
     name = "snli_ve"
-    own_head = "snli_classifier"
+    pretrained_head = "snli_classifier"
     classes = LABELS
     key_name = "pairID"
 

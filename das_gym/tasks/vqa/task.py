@@ -35,7 +35,7 @@ class VQATask(Task):
     """
 
     name = "vqa"
-    own_head = "vqa_classifier"
+    pretrained_head = "vqa_classifier"
 
     def __init__(self, processor: Processor, labels: Sequence[str] = ()) -> None:
         super().__init__(processor, labels)
@@ -86,10 +86,10 @@ class VQATask(Task):
         """A new head for this answer vocabulary."""
         return build_classifier(feature_size, len(self.labels), head_size or feature_size)
 
-    def start_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Start from the checkpoint's `vqa_classifier`, whose answers are taken to be those of this vocabulary, in order."""
-        if self.own_head in heads:
-            load_head(head, self.own_head, heads[self.own_head])
+        if self.pretrained_head in heads:
+            load_head(head, self.pretrained_head, heads[self.pretrained_head])
 
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """(batch,) binary cross-entropy summed over answers, in nats: METER's VQA loss before its mean."""
@@ -117,7 +117,7 @@ class VQATask(Task):
         counts = Counter(example.answers).most_common()
         return counts[0][0] if len(counts) == 1 else ", ".join(f"{answer} ({count})" for answer, count in counts)
 
-    def said(self, example: VQAExample, prediction: Mapping[str, Any]) -> str:
+    def format_prediction(self, example: VQAExample, prediction: Mapping[str, Any]) -> str:
         """The answer."""
         del example
         return str(prediction["answer"])

@@ -13,7 +13,7 @@ GOLDEN = [
     (36, 1, -0.5068719891206179, 1.652408706119265),
     (72, 0, -2.8407489577806895, 2.7159610378726833),
 ]
-"""As `benchmarks.large` planted them before they had a file of their own, by neighbours one after another."""
+"""Losses of planted problems as first recorded."""
 
 
 @pytest.fixture(scope="module", params=LOSSES)

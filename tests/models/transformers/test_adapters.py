@@ -13,7 +13,7 @@ from torch import nn
 
 from das_gym.models.base import check_model
 from das_gym.models.macs import MacCounter
-from das_gym.models.transformers.adapters import InputAdapter, usual_widths
+from das_gym.models.transformers.adapters import input_adapter, usual_widths
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from tests.models.transformers import tiny
@@ -115,7 +115,7 @@ def test_a_pruned_one_says_the_same_with_fewer_parameters(adapted: VLM, folder_o
     weights = sum(p.numel() for p in adapted.stack.layers[1].parameters())
     adapted.prune(mask)
     torch.testing.assert_close(model.logits(model.prompts(), mask), wanted)
-    skip = sum(p.numel() for p in nn.ModuleList([InputAdapter(tiny.WIDTH, 5)]).parameters()) + tiny.WIDTH
+    skip = sum(p.numel() for p in nn.ModuleList([input_adapter(tiny.WIDTH, 5)]).parameters()) + tiny.WIDTH
     assert before - sum(p.numel() for p in adapted.parameters()) == 2 * weights + 2 * skip
     with torch.no_grad():
         torch.testing.assert_close(

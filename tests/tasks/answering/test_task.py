@@ -88,7 +88,10 @@ def test_an_example_in_words():
     asked = replace(OPEN, question="<image>\nwhat is <image>")
     assert (TASK.question(asked), TASK.reference(asked)) == ("what is", "ab")
     said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
-    assert [TASK.said(example, given) for example, given in zip([OPEN, CHOICE], said, strict=True)] == ["ae", "cd"]
+    assert [TASK.format_prediction(e, given) for e, given in zip([OPEN, CHOICE], said, strict=True)] == [
+        "ae",
+        "cd",
+    ]
 
 
 def test_a_divergence_is_the_mean_over_the_references_tokens():

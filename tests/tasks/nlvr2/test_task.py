@@ -108,5 +108,9 @@ def test_an_example_in_words(task: NLVR2Task):
     one = example(label=False)
     assert (task.question(one), task.reference(one)) == ("there is 1 owl.", "False")
     (given,) = task.predictions([one], torch.tensor([[0.0, 1.0]]))
-    assert task.said(one, given) == "True"
-    assert [Task.said(task, one, {"prediction": n}) for n in (0, 7, None)] == ["False", "7", ""]  # of a task without words
+    assert task.format_prediction(one, given) == "True"
+    assert [Task.format_prediction(task, one, {"prediction": n}) for n in (0, 7, None)] == [
+        "False",
+        "7",
+        "",
+    ]  # of a task without words

@@ -68,11 +68,11 @@ def test_a_new_head_starts_from_the_matching_head(tmp_path: Path):
     size = vlp.feature_size
     head = task.build_head(size)
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    task.start_head(head, {"vqa_classifier": {"0.weight": torch.ones(size, size)}})
+    task.init_head(head, {"vqa_classifier": {"0.weight": torch.ones(size, size)}})
     assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
     match = {"weight": torch.arange(2.0 * size).reshape(2, size), "bias": torch.tensor([8.0, 9.0])}
     save_checkpoint(tmp_path / "pretrained", vlp, heads={"itm_score": match})  # as pre-training does
-    task.start_head(head, load_checkpoint(tmp_path / "pretrained").heads)
+    task.init_head(head, load_checkpoint(tmp_path / "pretrained").heads)
     assert torch.equal(head[0].weight, match["weight"][1:])  # row 1 is "match"
     assert head[0].bias.tolist() == [9.0]
 
@@ -87,15 +87,15 @@ def test_matching_is_half_of_the_true_pair_and_half_of_the_mean_of_the_false_one
     second = (math.log1p(math.exp(0.5)) + (14 * indifferent + wrong) / 15) / 2
     found = matching_losses(pooled, weight, bias)
     assert found.tolist() == pytest.approx([first, second])
-    matching = RetrievalTask(processor=None).matching({"itm_score": {"weight": weight, "bias": bias}})
+    matching = RetrievalTask(processor=None).matching_loss({"itm_score": {"weight": weight, "bias": bias}})
     assert torch.equal(matching(pooled), found)
 
 
 def test_matching_wants_the_checkpoints_head_and_a_task_that_has_it(task: RetrievalTask):
     with pytest.raises(ValueError, match=r"no image-text-matching head \(itm_score\), only rank_output: use itm_weight=0"):
-        task.matching({"rank_output": {}})
+        task.matching_loss({"rank_output": {}})
     with pytest.raises(ValueError, match="nlvr2 has no image-text-matching loss: leave itm_weight out"):
-        NLVR2Task(processor=None).matching({"itm_score": {}})
+        NLVR2Task(processor=None).matching_loss({"itm_score": {}})
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_the_references_numbers_through_gather_and_head(name: str, dtype: torch.
     )
     images = case.given("image").repeat_interleave(task.passes, dim=0)
     head = build_rank_head(case.vlp.feature_size)
-    task.start_head(head, golden.loaded(name).heads)
+    task.init_head(head, golden.loaded(name).heads)
     head.to(dtype)
     with torch.no_grad():
         encoded = case.vlp.encode({"image": images, "input_ids": ids, "attention_mask": masks})
@@ -165,4 +165,4 @@ def test_an_example_in_words(task: RetrievalTask):
     one = example(3)
     assert (task.question(one), task.reference(one)) == ("Which of 16 texts is true of the picture?", "true 3")
     (given,) = task.predictions([one], torch.eye(16)[5:6])
-    assert task.said(one, given) == one.texts[5]
+    assert task.format_prediction(one, given) == one.texts[5]

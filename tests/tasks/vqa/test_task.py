@@ -80,4 +80,4 @@ def test_an_example_in_words(task: VQATask):
     assert (task.question(unanimous), task.reference(unanimous)) == ("?", "yes")
     assert task.reference(example(*["no"] * 3, *["red"] * 7)) == "red (7), no (3)"
     (given,) = task.predictions([unanimous], torch.tensor([[0.0, 1.0, 0.0]]))
-    assert task.said(unanimous, given) == "no"
+    assert task.format_prediction(unanimous, given) == "no"

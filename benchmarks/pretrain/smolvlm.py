@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from benchmarks.pretrain.vlm.family import (
+from benchmarks.pretrain.family import (
     IMAGE_TOKENS,
     TOKEN_SIZE,
     AnsweringModel,
@@ -19,8 +19,8 @@ from benchmarks.pretrain.vlm.family import (
     untrained,
     vision_sizes,
 )
-from benchmarks.pretrain.vlm.language import DESCRIPTION, INSTRUCTION
-from benchmarks.pretrain.vlm.tokenizer import Tokens, train_tokenizer
+from benchmarks.pretrain.questions import DESCRIPTION, INSTRUCTION
+from benchmarks.pretrain.tokenizer import Tokens, train_chat_tokenizer
 from das_gym.shapes.scenes import IMAGE_SIZE
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ SMOLVLM_MINI = AnsweringModel(
     image_tokens=image_tokens,
     mention_layer=5,
     target_layer=9,
-    make_tokenizer=partial(train_tokenizer, TOKENS),
+    make_tokenizer=partial(train_chat_tokenizer, TOKENS),
     make_processor=make_processor,
     prompt=PROMPT,
     mean=HALF,

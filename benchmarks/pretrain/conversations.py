@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.pretrain.batches import IGNORE, ImageBatch, Normalise, pictures
-from benchmarks.pretrain.vlm.family import IMAGE_TOKENS, TOKEN_SIZE, AnsweringModel
-from benchmarks.pretrain.vlm.language import INSTRUCTION, describe, mentions, questions, target
+from benchmarks.pretrain.family import IMAGE_TOKENS, TOKEN_SIZE, AnsweringModel
+from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
 from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, patch_owners, pixel_owners, sample_scene
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.pretrain.batches import IGNORE
+from benchmarks.pretrain.conversations import ConversationBatch, PictureBatch
+from benchmarks.pretrain.family import TOKEN_SIZE, AnsweringModel
 from benchmarks.pretrain.losses import PretrainHeads, masked_mse, patch_losses
-from benchmarks.pretrain.vlm.batches import ConversationBatch, PictureBatch
-from benchmarks.pretrain.vlm.family import TOKEN_SIZE, AnsweringModel
 from das_gym.models.transformers.stack import cache_name
 from das_gym.shapes.scenes import MAX_OBJECTS
 
