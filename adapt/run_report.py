@@ -1,8 +1,4 @@
-"""`python -m adapt report RUN...`: what runs of `adapt` and its sub-commands came to, as one HTML file.
-
-python -m adapt report 2                        runs/2/report.html
-python -m adapt report 2 5 with out=both.html   side by side; the searches before them are told, too
-"""
+"""The reports of runs of `adapt` and its sub-commands, and `python -m agents report`."""
 
 from __future__ import annotations
 
@@ -21,10 +17,11 @@ from das_gym.adapt.examples import read_examples
 from das_gym.adapt.report import IN_WORDS
 from das_gym.adapt.shrink.report import FULL
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD
+from das_gym.agents.run_report import search_report
 
 from das_gym.config import build
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.command import report, same_again
+from das_gym.drawing.command import ReportSettings, report, same_again
 from das_gym.drawing.report import Answers, Asked, Comparison, Heat, Progress, RunReport
 from das_gym.files import read_json
 from das_gym.problem.budget import BUDGET_SETTINGS
@@ -38,9 +35,9 @@ SearchReport = Callable[[Path], RunReport]
 """What a search tells, by its folder: this package knows nothing of searches."""
 
 
-def main(words: Sequence[str], search_report: SearchReport) -> int:
-    """Write the report that the words ask for; the exit code."""
-    return report(words, "adapt report", partial(run_report, search_report=search_report))
+def main(settings: ReportSettings) -> None:
+    """Write the report of runs of any command."""
+    report(settings, partial(run_report, search_report=search_report))
 
 
 def run_report(folder: Path, search_report: SearchReport | None) -> RunReport:

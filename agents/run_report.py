@@ -1,14 +1,8 @@
-"""`python -m agents report RUN...`: what searches tell, as one HTML file.
-
-python -m agents report 3                       runs/3/report.html
-python -m agents report 3 4 5 with out=all.html     side by side
-python -m agents report 3 with use=my_module    a record imports nothing that is not named again
-"""
+"""The report of a search."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,16 +15,11 @@ from das_gym.agents.searching.picture import architecture_of, progress_of
 from das_gym.agents.searching.record import RECORD, SearchResult
 
 from das_gym.commandline import typed
-from das_gym.drawing.command import report, same_again
+from das_gym.drawing.command import same_again
 from das_gym.drawing.report import Comparison, CostChart, Heat, RunReport
 from das_gym.problem.budget import BUDGET_SETTINGS
 from das_gym.tables.table import SPLITS
 from das_gym.trust import trusted_settings
-
-
-def main(words: Sequence[str]) -> int:
-    """Write the report that the words ask for; the exit code."""
-    return report(words, "agents report", search_report)
 
 
 def search_report(folder: Path) -> RunReport:

@@ -88,6 +88,8 @@ class RecordedCommand(Generic[Settings]):
         named_configs: Returns the settings that each named config stands for. It is called after plugins are imported.
         prepare: Called with the settings before a run begins. It refuses wrong ones, and may return others. It may load
             model and data, and is not called where settings are only printed.
+        next_command: Returns the command to continue with, from the run's folder; it is printed on a command line.
+        current_run: The last run, finished or not.
 
     Example:
         >>> command = RecordedCommand("agents trial", RunSettings, lambda settings, run: 1.0)
@@ -100,6 +102,7 @@ class RecordedCommand(Generic[Settings]):
     main: Callable[[Settings, Run], Any]
     named_configs: Callable[[], NamedConfigs] = dict
     prepare: Callable[[Settings], Settings] | None = None
+    next_command: Callable[[Path], str] | None = None
     current_run: Run | None = None
 
     def run(
@@ -298,7 +301,10 @@ class RecordedCommand(Generic[Settings]):
                 print(name, *setting_words(settings))
             return None
         try:
-            return self.run(given, named, {name: value for name, value in options.items() if name.startswith("-")})
+            run = self.run(given, named, {name: value for name, value in options.items() if name.startswith("-")})
+            if self.next_command is not None and (folder := run_folder(run)) is not None:
+                print(f"Next: {self.next_command(folder)}")
+            return run
         except KeyboardInterrupt as interrupt:
             if (command := self.resume_command()) is not None:
                 interrupt.add_note(f"Go on with: {command}")

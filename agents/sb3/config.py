@@ -65,37 +65,16 @@ def with_action(env_kwargs: Mapping[str, Any], action: str) -> dict[str, Any]:
     return dict(env_kwargs) if action == "mask" else {**env_kwargs, "action": action}
 
 
-def sb3_config(
-    fields: Mapping[str, Any],
-    hyperparameters: Mapping[str, Any],
-    n_envs: int | None,
-    action: str | None,
-    start_from: str | None,
-) -> SB3Config:
-    """The settings of a search from those of `python -m agents`, checked.
+def sb3_config(fields: Mapping[str, Any], action: str | None, start_from: str | None) -> SB3Config:
+    """Return the settings of a search with an algorithm, checked.
 
     Args:
         fields: Those of `SearchConfig`.
-        hyperparameters: More hyperparameters, beside `agent_kwargs`.
-        n_envs: `masks_per_turn` by SB3's name; None leaves that.
         action: As in `SB3Config`.
         start_from: As in `SB3Config`.
-
-    Raises:
-        ValueError: a hyperparameter that is given twice, or what `SB3Config` refuses.
     """
-    agent_kwargs = fields["agent_kwargs"]
-    for name in agent_kwargs.keys() & hyperparameters.keys():
-        raise ValueError(
-            f"hyperparameters.{name}={hyperparameters[name]} is given, and agent_kwargs.{name}={agent_kwargs[name]} too; "
-            "give one of them"
-        )
-    if n_envs is not None:
-        check_number("n_envs", n_envs, minimum=1, whole=True)
-    turn = fields["masks_per_turn"] if n_envs is None else n_envs
-    given = {**fields, "agent_kwargs": {**agent_kwargs, **hyperparameters}, "masks_per_turn": turn}
     start_from = None if start_from is None else str(absolute(start_from))
-    config = SB3Config(**given, action=action, start_from=start_from)
+    config = SB3Config(**fields, action=action, start_from=start_from)
     config.check_algorithm()
     return config
 
