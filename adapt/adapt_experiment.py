@@ -23,13 +23,13 @@ from typing import Any, ClassVar
 import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
-from das_gym.adapt.recipe import settled
+from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import load_reference
 from das_gym.adapt.refining import Round, candidates, refine, taken
 from das_gym.adapt.report import BASELINE, FULL_MODEL, IN_WORDS, SUBNET, compare, print_report, write_answers
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
-from das_gym.adapt.training import Log, check_ranges, prefixed
+from das_gym.adapt.training import Log, add_prefix, check_ranges
 from das_gym.agents.searching.record import SearchResult, best_rows
 
 from das_gym.commandline import typed, used
@@ -460,7 +460,7 @@ def adapt(_run: Any, _config: Mapping[str, Any], search: Any) -> float:
     if settings.references and parallel_adapters(models[SUBNET].backbone.vlp):  # else the full model is the baseline
         models[FULL_MODEL] = cut_subnet(problem, splits, nothing)
     models[BASELINE] = baseline
-    config, told = settled(settings.finetuning(), models[SUBNET])
+    config, told = resolve_defaults(settings.finetuning(), models[SUBNET])
     print(told)
     untrained = () if settings.references else (BASELINE,)
     trained = {name: model for name, model in models.items() if name not in untrained}
@@ -514,7 +514,7 @@ def train(
             shipped.append(name)
             continue
         title, checkpoint = f"fine-tuning, {IN_WORDS[name]}", folder / f"{name}.pt"
-        finetune(model, splits, config, title, checkpoint, prefixed(name, log), name == SUBNET, encoder)
+        finetune(model, splits, config, title, checkpoint, add_prefix(name, log), name == SUBNET, encoder)
     return shipped
 
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_found, joint_search, new_backbone, new_model
+from das_gym.adapt.das import Chooser, JointTurn, Training, finetune_subnet, joint_search, new_backbone, new_model
 from das_gym.adapt.evaluate import RANKED_IMAGES, check_rank_images
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import PUBLISHED_LAYERS, RECIPES, DASSettings, das_settings
 from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, baseline_of, compare, print_report, write_answers
 from das_gym.adapt.subnets import JOINT_RECORD, SUBNET_FILE, save
-from das_gym.adapt.training import Log, check_ranges, prefixed
+from das_gym.adapt.training import Log, add_prefix, check_ranges
 
 from das_gym.commandline import typed, used
 from das_gym.config import build, choice
@@ -252,7 +252,7 @@ def _finetuned(
         Adaptation.load(folder / SUPERNET_FILE).apply(model.backbone.vlp, model.head, model.backbone.base)
     model.backbone.vlp.prune(mask)
     training = Training(model, splits, settings.pipeline(), settings.seed, settings)
-    finetune_found(training, folder / _checkpoint(name), prefixed(LOGGED[name], log), settings.save_every, name)
+    finetune_subnet(training, folder / _checkpoint(name), add_prefix(LOGGED[name], log), settings.save_every, name)
     model.backbone.vlp.freeze()
     return model
 
@@ -279,7 +279,7 @@ def _search(
             splits,
             chooser,
             folder / "search.pt",
-            prefixed("search", log),
+            add_prefix("search", log),
             partial(_print_turn, every),
             settings.save_every,
         )

@@ -1,4 +1,4 @@
-"""Fine-tuning one configuration: skipped layers are removed, adapters, poolers, token types and head train."""
+"""Fine-tuning one subnet: skipped layers are removed; adapters, poolers, token types and head train."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FinetuneConfig(TrainingConfig):
 
 
 def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
-    """The subnet of a mask, in memory of its own, its skipped layers removed, ready to be fine-tuned.
+    """Return the subnet of a mask, in memory of its own, its skipped layers removed, ready to be fine-tuned.
 
     It has the supernet's parameters, or new adapters and the model's own head where there is no supernet.
 
@@ -35,12 +35,8 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, ad
         adapters: Whether kept layers have their parallel adapters.
 
     Raises:
-        TypeError: arguments in another order.
         ValueError: a mask of another width, or what `das_gym.problem.loading.load_supernet` refuses.
     """
-    if not isinstance(problem, ProblemConfig) or not isinstance(splits, Splits):
-        given = f"{type(problem).__name__}, {type(splits).__name__}, {type(mask).__name__}"
-        raise TypeError(f"cut_subnet takes a ProblemConfig, its Splits and a mask, in this order; given: {given}")
     subnet = new_subnet(problem, splits) if find_supernet(problem) is None else load_supernet(problem, splits)
     subnet.backbone.vlp.prune(mask)
     if not adapters:
@@ -49,13 +45,13 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, ad
 
 
 def new_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray | None = None, seed: int = 0) -> AdaptedModel:
-    """The model with adapters and a head that nobody has trained, in memory of its own.
+    """Return the model with new adapters and a new head, in memory of its own.
 
     Args:
         problem: The model.
         splits: Its data.
         mask: (n_layers,) bool, True = skipped, whose layers are removed; None removes none.
-        seed: Of adapters and head.
+        seed: Seed of adapters and head.
     """
     torch.manual_seed(seed)
     backbone = load_backbone(problem)
@@ -74,7 +70,7 @@ def finetune(
     title: str,
     checkpoint: Path | None = None,
     log: Log | None = None,
-    tell: bool = False,
+    verbose: bool = False,
     encoder: EncoderCache | None = None,
 ) -> None:
     """Train the subnet in place on the train split.
@@ -83,14 +79,14 @@ def finetune(
         subnet: A pruned model.
         splits: The data.
         config: Settings.
-        title: Of the progress bar.
-        checkpoint: File for intermediate checkpoints; what lies there is gone on from.
+        title: Title of the progress bar.
+        checkpoint: File for intermediate checkpoints; an existing one is resumed.
         log: Called with name, value and step.
-        tell: Whether to print what memory it takes.
-        encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
+        verbose: Whether to print how much memory the training takes.
+        encoder: Cache of the same frozen encoders and images; None makes a new one.
     """
     if not any(p.requires_grad for p in (*subnet.backbone.vlp.parameters(), *subnet.head.parameters())):
-        return  # a model that brings its head, without adapters: nothing is left to train
+        return  # the baseline of a model that brings its head
     torch.manual_seed(config.seed)
-    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder, tell, splits.reward)
-    trainer.run(step_loss.parts, title, log, step_loss.about)
+    step_loss, trainer = set_up(subnet, splits.train, config, checkpoint, encoder, verbose, splits.reward)
+    trainer.run(step_loss.parts, title, log, step_loss.describe_step)

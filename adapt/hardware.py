@@ -1,39 +1,39 @@
-"""What training runs on: one device or several, in how many bits, how much at a time; processes are accelerate's.
+"""What training runs on: precision, processes, memory and trackers, by accelerate.
 
     accelerate launch --num_processes 2 -m adapt with ...
 
-Every process takes its part of each step's examples, gradients are averaged, so that the steps are those of one process
-with the same batch. The first process keeps the run.
+Every process takes its share of each step's examples and gradients are averaged, so the steps are those of one process with
+the same batch size. The main process keeps the run.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from das_gym.config import check_names, choice
 from das_gym.processes import join, rank, world
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 Example = TypeVar("Example")
 
 TRACKERS = ("tensorboard", "wandb")
-"""Where else numbers go, by accelerate's trackers."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Settings of what training runs on; none of them changes what is learnt but for rounding.
+    """Settings of what training runs on. None of them changes what is learnt, but for rounding.
 
     Attributes:
-        micro_batch_size: Examples per forward pass; gradients are accumulated. None takes the whole batch at once.
+        micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.
         mixed_precision: Mixed precision of accelerate. None takes what `accelerate launch` was given, or none.
         gradient_checkpointing: Whether to recompute activations in the backward pass: less memory, more time.
         trackers: Trackers that get the metrics too, besides the run's own record.
@@ -52,118 +52,65 @@ class Hardware:
     dataloader_num_workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size={self.micro_batch_size} is not allowed; use 1 or more, or None")
         check_names(self.trackers, TRACKERS, "tracker")
-        if not 0 <= self.encoder_cache_gib < math.inf:
-            raise ValueError(f"encoder_cache_gib={self.encoder_cache_gib} is not allowed; use 0 or more")
-        if self.dataloader_num_workers < 0:
-            raise ValueError(f"dataloader_num_workers={self.dataloader_num_workers} is not allowed; use 0 or more")
+        for name, low in (("micro_batch_size", 1), ("encoder_cache_gib", 0), ("dataloader_num_workers", 0)):
+            value = getattr(self, name)
+            if value is not None and not low <= value < math.inf:
+                raise ValueError(f"`{name}` is out of range: got {value}, expected {low} or more.")
 
 
-def share(examples: Sequence[Example]) -> Sequence[Example]:
-    """This process's part of a step's examples.
-
-    Raises:
-        ValueError: fewer examples than processes.
-    """
+def process_share(examples: Sequence[Example]) -> Sequence[Example]:
+    """Return this process's share of a step's examples; shares differ by one example at most."""
     if len(examples) < world():
-        raise ValueError(f"a step of {len(examples)} examples cannot be split over {world()} processes; use batch_size=")
+        raise ValueError(f"`batch_size` is too small: got {len(examples)}, expected {world()} or more, one per process.")
     start, end = (len(examples) * number // world() for number in (rank(), rank() + 1))
     return examples[start:end]
 
 
 ONE_DEVICE = Hardware()
-"""One process, in the model's own precision, everything at once."""
+"""One process, full precision, the whole batch at once."""
 
 
-class Devices:
-    """The processes of a training, and how each computes.
+def check_precision(device: torch.device, hardware: Hardware) -> str:
+    """Return the mixed precision of a training; accelerate ignores fp16 on a CPU without a word.
+
+    Raises:
+        ValueError: the device does not support it.
+    """
+    precision = hardware.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("`mixed_precision=fp16` needs a GPU. Use bf16, or leave it out.")
+    return precision
+
+
+def make_accelerator(hardware: Hardware, device: torch.device, folder: Path | None = None) -> Accelerator:
+    """Return an accelerator for a model that lies on a device already.
 
     Args:
         hardware: Settings.
         device: Where the model lies.
-        folder: Where trackers write; None tracks nothing.
-        name: Of the training, for trackers.
+        folder: Where trackers write; None turns them off.
 
     Raises:
-        ValueError: a precision that the device does not have.
+        ValueError: a precision that the device does not support, or a tracker that is not installed.
     """
-
-    def __init__(self, hardware: Hardware, device: torch.device, folder: Path | None = None, name: str = "adapt") -> None:
-        join()
-        self.device = device
-        precision = precision_on(device, hardware)
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self._tracking = _tracking(hardware.trackers, folder, name)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Products in 16 bits where that is wanted."""
-        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
-
-    def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its mean over the processes; those that are missing here are missing everywhere."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if world() == 1 or not gradients:
-            return
-        mean = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
-        for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-    def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over the processes."""
-        if world() == 1:
-            return tensor
-        from accelerate.utils import reduce
-
-        return reduce(tensor, "mean")
-
-    def each(self, tensor: Tensor) -> Tensor:
-        """(processes, ...): the tensor of each process."""
-        if world() == 1:
-            return tensor[None]
-        from accelerate.utils import gather
-
-        return gather(tensor[None].to(self.device)).cpu()
-
-    def track(self, numbers: Mapping[str, float], step: int) -> None:
-        """Tell the trackers."""
-        if self._tracking is not None:
-            self._tracking.log(dict(numbers), step=step)
-
-    def end(self) -> None:
-        """Have the trackers write what they hold."""
-        for tracker in () if self._tracking is None else self._tracking.trackers:
-            tracker.finish()  # accelerate's own `end_training` parts the processes, too, and there may be more to train
-
-
-def precision_on(device: torch.device, hardware: Hardware) -> str:
-    """`no`, `bf16` or `fp16`: what the settings say, or what `accelerate launch --mixed_precision` was told.
-
-    Raises:
-        ValueError: the device does not have it.
-    """
-    precision = hardware.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "fp16" and device.type == "cpu":
-        raise ValueError("mixed_precision=fp16 needs a GPU; use bf16, or leave it out")
-    return precision
-
-
-def _tracking(trackers: Sequence[str], folder: Path | None, name: str) -> Any:
-    """The trackers of accelerate, begun.
-
-    Raises:
-        ValueError: one that is not installed.
-    """
-    if not trackers or folder is None:
-        return None
     from accelerate import Accelerator
-    from accelerate.tracking import get_available_trackers
+    from accelerate.state import AcceleratorState
 
-    missing = [tracker for tracker in trackers if tracker not in map(str, get_available_trackers())]
+    join()
+    trackers = list(hardware.trackers) if folder is not None else []
+    # accelerate 1.15 keeps the first precision and device in singletons, but one process may train several models.
+    AcceleratorState._reset_state(reset_partial_state=world() == 1)
+    accelerator = Accelerator(
+        mixed_precision=check_precision(device, hardware),
+        cpu=device.type == "cpu",
+        device_placement=False,
+        log_with=trackers or None,
+        project_dir=folder,
+    )
+    missing = set(trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:
-        raise ValueError(f"trackers={list(trackers)}: {missing[0]} is not installed here; pip install {missing[0]}")
-    accelerator = Accelerator(log_with=list(trackers), project_dir=folder)
-    accelerator.init_trackers(name)
+        raise ValueError(f"`trackers` names a package that is not installed. Run `pip install {' '.join(sorted(missing))}`.")
+    if trackers:
+        accelerator.init_trackers("adapt")
     return accelerator

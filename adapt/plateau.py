@@ -1,4 +1,4 @@
-"""Training as long as it helps: until the reward split stops getting better, within a limit, then a short decay."""
+"""Early stopping: train until the loss on the reward split stops falling, then decay the learning rate."""
 
 from __future__ import annotations
 
@@ -9,64 +9,68 @@ from typing import Any
 from das_gym.processes import of_first
 
 CHECKS = 40
-"""How often the reward split is asked within the limit."""
+"""Number of checks within the limit of steps."""
 
-COOLING = 0.25
-"""Steps of the decay at the end, as a share of those before it."""
+DECAY_FRACTION = 0.25
+"""Steps of the final decay, as a fraction of the steps before it."""
 
-LESS = 0.002
-"""Share by which a loss has to be lower to count as better."""
+MIN_IMPROVEMENT = 0.002
+"""Fraction by which a loss has to be lower to count as better."""
 
 
 class Plateau:
-    """The course of the learning rate where the length follows the data: rise, hold, and, once nothing gets better, fall.
+    """A learning rate schedule whose length follows the data: warm up, hold, and decay once nothing improves.
 
-    Kept with the trainer's checkpoints; the first process measures for all.
+    The state is saved in the trainer's checkpoints. The main process measures for all.
 
     Args:
-        limit: Steps at most, those of the decay included.
-        warmup: Share of the limit in which the learning rate rises.
+        limit: Largest number of steps, with those of the decay.
+        warmup: Fraction of the limit in which the learning rate rises.
         patience: Checks in a row without a lower loss before the decay begins.
-        measure: The loss on the reward split, nats.
+        measure: Returns the loss on the reward split.
     """
 
     def __init__(self, limit: int, warmup: float, patience: int, measure: Callable[[], float]) -> None:
         self.limit = limit
-        self.rise = max(1, round(limit * warmup))
+        self.warmup_steps = max(1, round(limit * warmup))
         self.patience = patience
         self.measure = measure
         self.every = max(1, limit // CHECKS)
         self.best = math.inf
-        self.waited = 0
-        self.fall = max(0, math.floor(limit / (1 + COOLING)))
+        self.bad_checks = 0
+        self.decay_start = max(0, math.floor(limit / (1 + DECAY_FRACTION)))
 
     @property
     def end(self) -> int:
-        """The last step, as far as is known."""
-        return min(self.limit, self.fall + max(1, math.ceil(self.fall * COOLING)))
+        """The last step, as far as it is known."""
+        return min(self.limit, self.decay_start + max(1, math.ceil(self.decay_start * DECAY_FRACTION)))
 
     def factor(self, step: int) -> float:
-        """Of the learning rate."""
-        if step < self.rise:
-            return (step + 1) / self.rise
-        return 1.0 if step < self.fall else max(0.0, 1 - (step - self.fall) / max(1, self.end - self.fall))
+        """Return the factor of the learning rate at a step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if step < self.decay_start:
+            return 1.0
+        return max(0.0, 1 - (step - self.decay_start) / max(1, self.end - self.decay_start))
 
-    def after(self, step: int) -> None:
-        """Look whether the reward split still gets better; `step` steps are done."""
-        if step % self.every or step >= self.fall:
+    def check(self, step: int) -> None:
+        """Measure the loss where one is due, and begin the decay if it has not improved for too long."""
+        if step % self.every or step >= self.decay_start:
             return
         loss = of_first(self.measure)
-        better = loss < self.best * (1 - LESS)
-        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
-        if self.waited >= self.patience:
-            self.fall = step
+        if loss < self.best * (1 - MIN_IMPROVEMENT):
+            self.best, self.bad_checks = loss, 0
+        else:
+            self.bad_checks += 1
+        if self.bad_checks >= self.patience:
+            self.decay_start = step
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes."""
+        """Return all that changes, as JSON values."""
         best = None if math.isinf(self.best) else self.best
-        return {"best": best, "waited": self.waited, "fall": self.fall}
+        return {"best": best, "bad_checks": self.bad_checks, "decay_start": self.decay_start}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what `state_dict` returned."""
         self.best = math.inf if state["best"] is None else float(state["best"])
-        self.waited, self.fall = int(state["waited"]), int(state["fall"])
+        self.bad_checks, self.decay_start = int(state["bad_checks"]), int(state["decay_start"])

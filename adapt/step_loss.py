@@ -1,20 +1,20 @@
-"""One step of training an adaptation: which examples, and their loss under a mask."""
+"""The loss of a training step: which examples it takes, and what they lose under a mask."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.hardware import ONE_DEVICE, Devices, Hardware, precision_on, share
-from das_gym.adapt.memory import make_room
+from das_gym.adapt.hardware import ONE_DEVICE, Hardware, check_precision, make_accelerator, process_share
+from das_gym.adapt.memory import choose_micro_batch_size
 from das_gym.adapt.plateau import Plateau
-from das_gym.adapt.reading_ahead import ReadingAhead
-from das_gym.adapt.recipe import settled
-from das_gym.adapt.training import Group, StepResult, Trainer, TrainingConfig, adamw, decay
+from das_gym.adapt.prefetching import Prefetcher
+from das_gym.adapt.recipe import resolve_defaults
+from das_gym.adapt.training import WEIGHT_DECAY, Group, Stateful, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
 from das_gym.engine.broken import told_examples, told_mask
@@ -27,9 +27,8 @@ from das_gym.tasks.base import Task
 
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
-    """The examples of a step: every epoch goes through all of them once, in an order of its own."""
-    per_epoch = len(examples) // batch_size
-    epoch, position = divmod(step, per_epoch)
+    """Return the examples of a step: each epoch visits all of them once, in an order of its own."""
+    epoch, position = divmod(step, len(examples) // batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size]]
 
@@ -37,24 +36,20 @@ def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> 
 class StepLoss:
     """The task's loss of a frozen model with adapters, as a function of step and mask.
 
-    Encoders run once per example and their outputs are kept, since nothing that trains touches them, unless dropout
-    (a model that is not `frozen`) or augmentation makes them random, or what they are made by trains.
+    The frozen encoders run once per example and their outputs are cached, since no training step changes them. They run at
+    every step where dropout (a model that is not `frozen`) or augmentation makes them random, or where they train.
 
     Args:
         backbone: The frozen model.
         head: Its head.
-        task: Batches and loss.
-        examples: What to train on.
-        batch_size: Examples a step.
-        seed: Of the order of examples, and of augmentation.
-        augment: Whether images of a step go through RandAugment.
-        encoder: Encoder outputs that are kept already, of the same frozen encoders and images; None begins anew.
-        hardware: How many examples go through the model at a time, how many encoder outputs are kept, and how many
-            processes read pictures.
-        itm_weight: Of the image-text-matching loss, see `Task.matching_loss`; 0 adds none.
-
-    Attributes:
-        reading: Reads pictures of coming steps ahead of `parts`; whoever takes parts closes it at last.
+        task: Makes batches and losses.
+        examples: Training examples.
+        batch_size: Examples per step.
+        seed: Seed of the order of examples, and of augmentation.
+        augment: Whether images go through RandAugment.
+        encoder: Cache of the same frozen encoders and images; None makes a new one.
+        hardware: How many examples go through the model at a time, the cache's size, and how many processes read images.
+        itm_weight: Weight of the image-text-matching loss, see `Task.matching_loss`; 0 adds none.
     """
 
     def __init__(
@@ -73,7 +68,7 @@ class StepLoss:
         check_training(backbone, task, hardware, itm_weight)
         if not 1 <= batch_size <= len(examples):
             raise ValueError(
-                f"batch_size={batch_size}: there are {len(examples)} examples to train on; use 1..{len(examples)}"
+                f"`batch_size` is out of range: got {batch_size}, expected 1..{len(examples)} (training examples)."
             )
         self.vlp = backbone.vlp
         self.head = head
@@ -86,47 +81,51 @@ class StepLoss:
         self._matching = task.matching_loss(backbone.heads) if itm_weight else None
         self.micro_batch_size = hardware.micro_batch_size
         self.encoder = encoder or EncoderCache(backbone.vlp, task.processor, int(hardware.encoder_cache_gib * 2**30))
-        self.keeps_encoded = backbone.vlp.frozen and not backbone.vlp.encoders_train
-        reads_for = self.encoder.processor if self.keeps_encoded and not augment else task.processor
-        steps_per_epoch = len(examples) // batch_size
-        self.reading = ReadingAhead(reads_for, self._to_read, steps_per_epoch, hardware.dataloader_num_workers)
-        self._last: tuple[np.ndarray | None, list[Any]] = (None, [])
+        self.caches_encoders = backbone.vlp.frozen and not backbone.vlp.encoders_train
+        reader = self.encoder.processor if self.caches_encoders and not augment else task.processor
+        self.prefetcher = Prefetcher(reader, self._requests, hardware.dataloader_num_workers)
+        self._last: tuple[np.ndarray | None, Sequence[Any]] = (None, [])
 
     def __call__(self, step: int, mask: np.ndarray | None = None) -> StepResult:
-        """Mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
-        return self._result(batch_at(self.examples, self.batch_size, self.seed, step), step, mask)
+        """Return mean loss and metric of the step's examples under a mask ((n_layers,) bool; None = the pruned one)."""
+        return self._evaluate(batch_at(self.examples, self.batch_size, self.seed, step), step, mask)
 
     def parts(self, step: int, mask: np.ndarray | None = None) -> Iterator[StepResult]:
-        """As a call gives it, in parts that add up to it: this process's examples, as many at a time as wanted."""
-        for number, part in enumerate(self._parts_of(step)):
+        """Yield the result of a call in parts that add up to it: micro-batches of this process's examples."""
+        for number, part in enumerate(self._micro_batches(step)):
             weight = len(part) * world() / self.batch_size
-            with self.reading.of(step, number):
-                result = self._result(part, step, mask)
+            with self.prefetcher.batch(step, number):
+                result = self._evaluate(part, step, mask)
             yield {name: value * weight for name, value in result.items()}
 
-    def _parts_of(self, step: int) -> list[Sequence[Any]]:
-        own = share(batch_at(self.examples, self.batch_size, self.seed, step))
+    def _micro_batches(self, step: int) -> list[Sequence[Any]]:
+        own = process_share(batch_at(self.examples, self.batch_size, self.seed, step))
         size = self.micro_batch_size or len(own)
         return [own[start : start + size] for start in range(0, len(own), size)]
 
-    def _to_read(self, step: int) -> list[Requests]:
-        """Pictures of each part of a step, but those whose encoder outputs are kept."""
-        keeps, augment = self.keeps_encoded and not self.augment, (self.seed, step) if self.augment else None
-        read, pairs = self.reading.processor.requests, self.task.pairs
-        return [
-            read(pairs(part), augment, lambda key: keeps and self.encoder.has("image", key)) for part in self._parts_of(step)
-        ]
+    def _draw(self, step: int) -> tuple[int, int] | None:
+        """Return the seed of a step's augmentation."""
+        return (self.seed, step) if self.augment else None
 
-    def _result(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
-        self._last = mask, list(examples)
+    def _requests(self, step: int) -> list[Requests]:
+        """Return which images each micro-batch of a step has to read: those whose encoder outputs are not cached."""
+
+        def cached(key: Any) -> bool:
+            return self.caches_encoders and not self.augment and self.encoder.has("image", key)
+
+        processor = self.prefetcher.processor
+        return [processor.requests(self.task.pairs(part), self._draw(step), cached) for part in self._micro_batches(step)]
+
+    def _evaluate(self, examples: Sequence[Any], step: int, mask: np.ndarray | None) -> StepResult:
+        self._last = mask, examples
         targets = self.targets(examples)
-        losses, logits = self.losses(examples, targets, mask, (self.seed, step) if self.augment else None)
+        losses, logits = self.losses(examples, targets, mask, self._draw(step))
         with torch.no_grad():
             metric = self.task.metrics(logits, targets).mean()
         return {"loss": losses.mean(), self.task.metric_name: metric}
 
-    def about(self) -> str:
-        """What the last step was of, in words: its mask and its examples."""
+    def describe_step(self) -> str:
+        """Return what the last step was computed on: its mask and its examples."""
         mask, examples = self._last
         under = "" if mask is None else f"under {told_mask(mask)}, "
         return f"{under}on {told_examples([example.key for example in examples])}"
@@ -138,55 +137,101 @@ class StepLoss:
         mask: np.ndarray | None,
         augment: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(batch,) losses of examples under a mask, nats, all that training adds up; and what the head says of them.
+        """Return the (batch,) losses of examples under a mask, in nats, and the head's outputs.
 
         Args:
             examples: The examples.
-            targets: What `targets` gives for them.
+            targets: What `targets` returns for them.
             mask: (n_layers,) bool; None = the pruned one.
-            augment: A seed and a step, where images are to be augmented.
+            augment: A seed and a step, to augment the images.
         """
-        pooled = self._pooled(examples, mask, augment)
+        pairs = self.task.pairs(examples)
+        if self.caches_encoders and augment is None:
+            pooled = self.vlp.forward_encoded(self.encoder(pairs), mask)
+        else:
+            pooled = self.vlp.ready(self.task.processor, pairs, augment)(mask)
         logits = self.head(self.task.group_features(pooled))
         losses = self.task.losses(logits, targets)
         return losses if self._matching is None else losses + self.itm_weight * self._matching(pooled), logits
 
-    def _pooled(self, examples: Sequence[Any], mask: np.ndarray | None, augment: tuple[int, int] | None) -> Tensor:
-        pairs = self.task.pairs(examples)
-        if self.keeps_encoded and augment is None:
-            return self.vlp.forward_encoded(self.encoder(pairs), mask)
-        return self.vlp.ready(self.task.processor, pairs, augment)(mask)
-
     @torch.no_grad()
-    def held_out_loss(self, examples: Sequence[Any], at_once: int = 64) -> float:
-        """Mean loss of examples with nothing skipped but what is pruned, nats, without augmentation."""
-        step = self.task.examples_for_pairs(at_once)
-        chunks = [examples[start : start + step] for start in range(0, len(examples), step)]
+    def held_out_loss(self, examples: Sequence[Any], pairs_at_once: int = 64) -> float:
+        """Return the mean loss of examples without augmentation, in nats; nothing is skipped but what is pruned."""
+        size = self.task.examples_for_pairs(pairs_at_once)
+        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
         losses = [self.losses(chunk, self.targets(chunk), None)[0].double() for chunk in chunks]
         return float(torch.cat(losses).mean())
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
-        """The task's targets, where the model lies."""
+        """Return the task's targets, on the model's device."""
         return {name: tensor.to(self.vlp.device) for name, tensor in self.task.targets(examples).items()}
 
 
 def check_training(backbone: Backbone, task: Task, hardware: Hardware, itm_weight: float) -> None:
-    """Refuse what can be told before anything is searched or trained.
+    """Check what can be known before anything is searched or trained.
 
     Args:
         backbone: What is to train.
-        task: On what.
+        task: Its task.
         hardware: As for `StepLoss`, with the precision.
         itm_weight: As for `StepLoss`.
 
     Raises:
-        ValueError: nothing of the model can, no loss for `itm_weight`, or a precision that its device does not have.
+        ValueError: nothing of the model can train, no loss for `itm_weight`, or an unsupported precision.
     """
     if backbone.vlp.untrainable:
-        raise ValueError(f"nothing of this model can train: {backbone.vlp.untrainable}; search it without training")
+        raise ValueError(f"Nothing of this model can train: {backbone.vlp.untrainable}. Search it without training.")
     if itm_weight:
         task.matching_loss(backbone.heads)
-    precision_on(backbone.vlp.device, hardware)
+    check_precision(backbone.vlp.device, hardware)
+
+
+def make_trainer(
+    step_loss: StepLoss,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    schedule: Any,
+    hardware: Hardware,
+    checkpoint: Path | None,
+    save_every: int,
+    plateau: Plateau | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
+    verbose: bool = False,
+) -> Trainer:
+    """Return what runs the steps of a `StepLoss`, which then knows how many examples fit in memory at a time.
+
+    Args:
+        step_loss: The loss of a step.
+        optimizer: As for `Trainer`, like all that is not said here.
+        steps: As for `Trainer`.
+        schedule: As for `Trainer`.
+        hardware: Settings.
+        checkpoint: As for `Trainer`; trackers write beside it.
+        save_every: As for `Trainer`.
+        plateau: As for `Trainer`.
+        stateful: As for `Trainer`.
+        verbose: Whether to print how much memory the training takes.
+    """
+    vlp = step_loss.vlp
+    vlp.gradient_checkpointing = hardware.gradient_checkpointing
+    accelerator = make_accelerator(hardware, vlp.device, checkpoint and checkpoint.parent)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    with accelerator.autocast():
+        line = choose_micro_batch_size(step_loss, parameters, -(-step_loss.batch_size // world()))
+    if verbose:
+        print(line)
+    return Trainer(
+        {"vlp": vlp, "head": step_loss.head},
+        optimizer,
+        steps,
+        schedule,
+        checkpoint,
+        save_every,
+        stateful=stateful,
+        accelerator=accelerator,
+        plateau=plateau,
+        prefetcher=step_loss.prefetcher,
+    )
 
 
 def set_up(
@@ -195,50 +240,43 @@ def set_up(
     config: TrainingConfig,
     checkpoint: Path | None,
     encoder: EncoderCache | None = None,
-    tell: bool = False,
+    verbose: bool = False,
     held_out: Sequence[Any] = (),
 ) -> tuple[StepLoss, Trainer]:
-    """The loss of a step and what runs the steps.
+    """Return the loss of a step and what runs the steps.
 
     Args:
-        model: What trains, in place: what asks for a gradient in its model and its head.
-        examples: What to train on.
+        model: What trains, in place: the parameters of model and head that require a gradient.
+        examples: Training examples.
         config: Settings.
         checkpoint: File for intermediate checkpoints, as for `Trainer`.
         encoder: As for `StepLoss`.
-        tell: Whether to print what memory it takes.
-        held_out: Examples that `config.patience` looks at.
+        verbose: Whether to print how much memory the training takes.
+        held_out: Examples on which `config.patience` measures the loss.
     """
-    config, _ = settled(config, model)
+    config, _ = resolve_defaults(config, model)
     vlp, head, task = model.backbone.vlp, model.head, model.task
     batch_size = min(config.batch_size or task.examples_for_pairs(config.pairs_per_step), len(examples))
-    rate, head_rate = config.learning_rate or 0.0, config.head_learning_rate or 0.0
-    tunable = [p for p in vlp.parameters() if p.requires_grad]
-    own = list(own_parameters(vlp, head).values())
-    groups = Group(tunable, rate), Group(own, head_rate)
-    schedule = partial(decay, steps=config.steps, warmup=config.warmup, power=config.power, schedule=config.schedule)
-    vlp.gradient_checkpointing = config.gradient_checkpointing
     step_loss = StepLoss(
         model.backbone, head, task, examples, batch_size, config.seed, False, encoder, config, config.itm_weight
     )
-    plateau = None
+    groups = (
+        Group([p for p in vlp.parameters() if p.requires_grad], config.learning_rate or 0.0),
+        Group(list(own_parameters(vlp, head).values()), config.head_learning_rate or 0.0),
+    )
+    schedule, plateau = partial(decay, steps=config.steps, warmup=config.warmup), None
     if config.patience is not None:
         measured = shuffled(task, held_out, task.reward_examples)
         plateau = Plateau(config.steps, config.warmup, config.patience, partial(step_loss.held_out_loss, measured))
-    devices = Devices(config, vlp.device, checkpoint and checkpoint.parent)
-    trainer = Trainer(
-        {"vlp": vlp, "head": head},
-        adamw(groups, config.weight_decay),
+    trainer = make_trainer(
+        step_loss,
+        adamw(groups, WEIGHT_DECAY),
         config.steps,
-        schedule if plateau is None else plateau.factor,
+        plateau.factor if plateau else schedule,
+        config,
         checkpoint,
         config.save_every,
-        devices=devices,
         plateau=plateau,
-        reading=step_loss.reading,
+        verbose=verbose,
     )
-    with devices.autocast():
-        line = make_room(step_loss, (*tunable, *own), -(-batch_size // world()))
-    if tell:
-        print(line)
     return step_loss, trainer

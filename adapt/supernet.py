@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from das_gym.adapt.looking import look
-from das_gym.adapt.recipe import settled
+from das_gym.adapt.image_reliance import check_image_reliance
+from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.step_loss import set_up
 from das_gym.adapt.training import Log, StepResult, TrainingConfig, check_ranges
 
@@ -41,7 +41,7 @@ class SupernetConfig(TrainingConfig):
     group: ClassVar[str] = "Training"
 
     pairs_per_step: ClassVar[int] = 96
-    usual_rate: ClassVar[float] = 2e-3
+    default_learning_rate: ClassVar[float] = 2e-3
 
     steps: int = 4000
     warmup: float = 0.05
@@ -56,7 +56,7 @@ class SupernetConfig(TrainingConfig):
 
 
 def random_mask(seed: int, step: int, n_layers: int, max_skipped: int) -> np.ndarray:
-    """(n_layers,) bool: the mask of a step, with 0..max_skipped layers skipped."""
+    """Return the mask of a step, (n_layers,) bool, with 0..max_skipped layers skipped."""
     rng = np.random.default_rng([seed, step])
     count = rng.integers(min(max_skipped, n_layers) + 1)
     mask = np.zeros(n_layers, dtype=bool)
@@ -77,50 +77,48 @@ def train_supernet(
         config: Settings.
         problem: Model and data; its `supernet` is not read.
         out: The file to write.
-        checkpoint: File for intermediate checkpoints; what lies there is gone on from.
+        checkpoint: File for intermediate checkpoints; an existing one is resumed.
         log: Called with name, value and step.
 
     Returns:
         `out`.
 
     Raises:
-        ValueError: a setting that model or data refuse; `load_splits` says what data.
+        ValueError: a setting that does not fit model or data.
     """
-    labels = read_labels(config.vocabulary) if config.vocabulary else None
     backbone = load_backbone(problem)
     splits = load_splits(problem)
-    task = _labelled(task_class(problem.task), backbone.processor, splits, labels, config)
+    task = _labelled_task(task_class(problem.task), backbone.processor, splits, config)
     torch.manual_seed(config.seed)
     model = AdaptedModel(backbone, new_head(backbone, task), task)
-    config, told = settled(config, model)
-    print(told)
-    step_loss, trainer = set_up(model, splits.train, config, checkpoint, tell=True, held_out=splits.reward)
+    config, line = resolve_defaults(config, model)
+    print(line)
+    step_loss, trainer = set_up(model, splits.train, config, checkpoint, verbose=True, held_out=splits.reward)
     n_layers = len(backbone.vlp.layers)
 
     def step(index: int) -> Iterator[StepResult]:
         return step_loss.parts(index, random_mask(config.seed, index, n_layers, config.max_skipped))
 
-    trainer.run(step, "supernet", log, step_loss.about)
+    trainer.run(step, "supernet", log, step_loss.describe_step)
     if is_first():
-        seen = look(model, splits)
-        scores = {} if seen is None else {"seeing": dict(seen.seeing), "blind": dict(seen.blind)}
+        check = check_image_reliance(model, splits)
+        scores = {} if check is None else {"seeing": dict(check.seeing), "blind": dict(check.blind)}
         model.adaptation(kind="supernet", **vars(config), **scores).save(out)
-        if seen is not None:
-            print(seen.told())
+        if check is not None:
+            print(check.summary())
     return out
 
 
-def _labelled(
-    kind: type[Task], processor: Processor, splits: Splits[Any], labels: tuple[str, ...] | None, config: SupernetConfig
-) -> Task:
-    """The task with labels of one's own, or those that the data ask for."""
-    chosen = kind.choose_labels(splits, config.min_answer_count)
-    task = kind(processor, labels or chosen)
-    if labels and not chosen:
-        raise ValueError(f"vocabulary={config.vocabulary} is given, but the task {kind.name} has no answers; leave it out")
+def _labelled_task(kind: type[Task], processor: Processor, splits: Splits[Any], config: SupernetConfig) -> Task:
+    """Return the task with the labels of a file, or those that its data contain."""
+    labels = read_labels(config.vocabulary) if config.vocabulary else None
+    default = kind.choose_labels(splits, config.min_answer_count)
+    task = kind(processor, labels or default)
+    if labels and not default:
+        raise ValueError(f"`vocabulary` is not supported by {kind.name}: got {config.vocabulary}, but it has no answers.")
     if labels and not task.covers_labels(splits.train):
         raise ValueError(
-            f"fewer than half of the training examples have an answer that {config.vocabulary} knows: give a vocabulary of "
-            "these data, in normalised spelling (lower case, no articles, digits), or none to have one chosen"
+            f"`vocabulary` does not fit the data: {config.vocabulary} has no answer for more than half of the training "
+            "examples. Pass normalised answers of these data (lower case, no articles, digits), or leave it out."
         )
     return task

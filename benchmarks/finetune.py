@@ -40,7 +40,7 @@ def trained(
     vlp.freeze()
     backbone = Backbone(vlp, subject.task.processor, "")
     step_loss = StepLoss(backbone, head, subject.task, subject.examples, batch_size, seed=0)
-    step_loss.keeps_encoded = reuse
+    step_loss.caches_encoders = reuse
     tunable = [p for p in vlp.parameters() if p.requires_grad]
     first = len(subject.examples) // batch_size
     schedule = partial(decay, steps=first + steps, warmup=0.1)

@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, finetune
-from das_gym.adapt.recipe import settled
+from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import deciding_settings, load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     for name in (FULL_MODEL, BASELINE):
         model = untrained(name)
-        config, _ = settled(FinetuneConfig(), model)
+        config, _ = resolve_defaults(FinetuneConfig(), model)
         finetune(model, splits, config, f"fine-tuning, {name}")
         metric = evaluate(model, splits.test, f"evaluating, {name}").metric
         print(f"{name}: {100 * metric:.2f} % on test")

@@ -16,10 +16,10 @@ from das_gym.adapt.compare.entrants import Entrant
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.methods.base import Method
 from das_gym.adapt.methods.learnt import learnt
-from das_gym.adapt.recipe import settled
+from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.report import one_example
 from das_gym.adapt.step_loss import set_up
-from das_gym.adapt.training import Log, TrainingConfig, prefixed
+from das_gym.adapt.training import Log, TrainingConfig, add_prefix
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
@@ -114,7 +114,7 @@ class Course:
         backbone = load_backbone(problem)
         self.task = kind(backbone.processor, kind.choose_labels(splits))
         self.plain = AdaptedModel(backbone, new_head(backbone, self.task), self.task)
-        self.recipe, self.about = settled(recipe, self.plain)
+        self.recipe, self.about = resolve_defaults(recipe, self.plain)
         self.encoder = EncoderCache(backbone.vlp, self.task.processor, int(recipe.encoder_cache_gib * 2**30))
         self.n_layers = len(backbone.vlp.layers)
         self.metric_name = self.task.metric_name
@@ -147,7 +147,7 @@ class Course:
         config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
         torch.manual_seed(seed)
         step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
-        trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", prefixed(checkpoint.stem, self.log))
+        trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
         kept = learnt(model, entrant.method, method, row=entrant.key, learning_rate=rate, seed=seed)
         method.finish(model.backbone.vlp)
         scored = evaluate(model, self.reward_examples, f"{entrant.title}, reward split", rank_images=1)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from das_gym.adapt.training import Log, StepResult, prefixed
+from das_gym.adapt.training import Log, StepResult, add_prefix
 from torch import nn
 
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
@@ -87,7 +87,7 @@ def _train_images(config: PretrainConfig, model: VLP, heads: PretrainHeads, chec
 
     parts = {**recipe.image_parts(model), "heads": heads.dense()}
     trainer = make_trainer(config, parts, config.size.image_steps, config.image_learning_rate, checkpoint)
-    trainer.run(step, "images", prefixed("image", log))
+    trainer.run(step, "images", add_prefix("image", log))
 
 
 def _train_captions(
@@ -102,7 +102,7 @@ def _train_captions(
 
     parts = {"model": model, "heads": heads}
     trainer = make_trainer(config, parts, config.size.steps, config.size.learning_rate, checkpoint)
-    trainer.run(step, "captions", prefixed("fusion", log))
+    trainer.run(step, "captions", add_prefix("fusion", log))
 
 
 def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log | None = None) -> Path:
@@ -131,7 +131,7 @@ def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
 
     eyes: dict[str, nn.Module] = {**family.eyes(model), "heads": heads.dense()}
     make_trainer(config, eyes, size.image_steps, config.image_learning_rate, checkpoints / CHECKPOINTS[0]).run(
-        look, "images", prefixed("image", log)
+        look, "images", add_prefix("image", log)
     )
     batches = ConversationBatches(family, tokenizer, config.seed, size.batch_size)
 
@@ -140,7 +140,7 @@ def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
 
     parts = {"model": model, "heads": heads}
     make_trainer(config, parts, size.steps, size.learning_rate, checkpoints / CHECKPOINTS[1]).run(
-        talk, "questions", prefixed("answer", log)
+        talk, "questions", add_prefix("answer", log)
     )
     save_answering_model(family, model, tokenizer, out)
     return out

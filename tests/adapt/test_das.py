@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from das_gym.adapt.commands import paper_bandit
-from das_gym.adapt.das import Training, _Turns, joint_search, new_model, reward_examples
+from das_gym.adapt.das import Training, Turns, joint_search, new_model, reward_examples
 from das_gym.adapt.das_experiment import DASExperiment
 from das_gym.adapt.paper import DASSettings, das_settings
 from das_gym.adapt.step_loss import batch_at, set_up
@@ -85,7 +85,7 @@ def test_dropout_is_on_while_scoring_only_in_the_papers_recipe(problem: ProblemC
 @pytest.mark.parametrize("value", ["x", None, [["x"]], {}])
 @pytest.mark.parametrize("name", ["step", "masks", "losses"])
 def test_turns_of_other_values_are_refused(name: str, value: object):
-    turns = _Turns()
+    turns = Turns()
     turn = {"step": 2, "masks": [[0, 1]], "losses": [1.0], "rewards": [0.4], "preferences": None}
     turns.load_state_dict({"history": [turn]})
     assert turns.history[0].masks == [[0, 1]]

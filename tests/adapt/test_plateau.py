@@ -19,36 +19,36 @@ def falling(losses: list[float]) -> Plateau:
     return Plateau(400, 0.05, 2, iter(losses).__next__)
 
 
-def test_the_decay_begins_once_nothing_gets_better_and_takes_a_quarter():
+def test_plateau_begins_the_decay_when_nothing_improves():
     plateau = falling([3.0, 2.0, 1.0, 1.0, 0.9999])
-    assert (plateau.every, plateau.rise, plateau.end) == (10, 20, 400)
+    assert (plateau.every, plateau.warmup_steps, plateau.end) == (10, 20, 400)
     for step in range(1, 51):
-        plateau.after(step)
-    assert plateau.fall == 50
+        plateau.check(step)
+    assert plateau.decay_start == 50
     assert plateau.end == 63
     assert [plateau.factor(step) for step in (0, 9, 19, 49, 50)] == [1 / 20, 0.5, 1.0, 1.0, 1.0]
     assert plateau.factor(56) == pytest.approx(1 - 6 / 13)
     assert plateau.factor(63) == 0.0
-    plateau.after(60)  # nothing is measured any more
+    plateau.check(60)  # nothing is measured any more
     assert plateau.end == 63
 
 
-def test_within_the_limit_it_decays_whatever_is_measured():
+def test_plateau_decays_within_the_limit_in_any_case():
     plateau = falling([1 / n for n in range(1, 60)])
     for step in range(1, 401):
-        plateau.after(step)
-    assert plateau.fall == 320
+        plateau.check(step)
+    assert plateau.decay_start == 320
     assert plateau.end == 400
     assert plateau.factor(360) == pytest.approx(0.5)
 
 
-def test_a_loss_that_rises_again_is_no_progress_and_one_that_falls_starts_the_wait_anew():
+def test_plateau_counts_checks_without_improvement():
     plateau = falling([2.0, 2.1, 1.5, 1.6, 1.7])
     for step in range(1, 50):
-        plateau.after(step)
-    assert (plateau.waited, plateau.best) == (1, 1.5)
-    plateau.after(50)
-    assert plateau.fall == 50
+        plateau.check(step)
+    assert (plateau.bad_checks, plateau.best) == (1, 1.5)
+    plateau.check(50)
+    assert plateau.decay_start == 50
 
 
 def training(checkpoint: Path | None) -> tuple[torch.nn.Linear, Trainer]:
@@ -67,7 +67,7 @@ def step(model: torch.nn.Linear, stop: int | None, index: int) -> dict[str, torc
 
 
 @pytest.mark.parametrize("stop", [10, 37, 44])
-def test_a_stopped_training_ends_at_the_same_step_with_the_same_bits(tmp_path: Path, stop: int):
+def test_trainer_with_a_plateau_resumes_to_the_same_bits(tmp_path: Path, stop: int):
     model, whole = training(None)
     whole.run(partial(step, model, None), "whole")
     assert 30 < whole.step < 80
@@ -80,7 +80,7 @@ def test_a_stopped_training_ends_at_the_same_step_with_the_same_bits(tmp_path: P
     assert torch.equal(resumed.weight, model.weight)
 
 
-def test_patience_looks_at_the_reward_split(small_kwargs: dict[str, str]):
+def test_patience_measures_the_reward_split(small_kwargs: dict[str, str]):
     config = ProblemConfig(**small_kwargs)
     splits = load_splits(config)
     model = load_supernet(config, splits)

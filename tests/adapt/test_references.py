@@ -10,7 +10,7 @@ import pytest
 import torch
 from das_gym.adapt.adapt_experiment import AdaptSettings
 from das_gym.adapt.finetune import cut_subnet
-from das_gym.adapt.recipe import settled
+from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.references import load_reference, reference_file
 from das_gym.adapt.report import BASELINE, FULL_MODEL
 
@@ -24,7 +24,7 @@ def untrained(settings: AdaptSettings, name: str) -> AdaptedModel:
 
 
 def loads(settings: AdaptSettings, model: AdaptedModel, name: str) -> bool:
-    config, _ = settled(settings.finetuning(), model)
+    config, _ = resolve_defaults(settings.finetuning(), model)
     return load_reference(model, settings.problem(), config, name)
 
 

@@ -155,7 +155,7 @@ def test_a_folder_that_is_not_the_model_is_removed(
 @pytest.mark.slow
 def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trusting: None, monkeypatch: pytest.MonkeyPatch):
     del trusting
-    original, steps = Trainer._one, []
+    original, steps = Trainer.take_step, []
 
     def stopping(self: Trainer, *arguments: Any) -> Any:
         if self.step == 2 and not steps.count("stopped"):
@@ -164,7 +164,7 @@ def test_a_stopped_run_goes_on(shrink: Callable[..., Any], tmp_path: Path, trust
         steps.append(self.step)
         return original(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_one", stopping)
+    monkeypatch.setattr(Trainer, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         shrink(mask=(0, 1, 0, 0), out=str(tmp_path / "out"))
     assert (tmp_path / "runs" / "1" / "recovery.pt").is_file()
@@ -192,7 +192,7 @@ def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_n
     assert "found by search run 1, of whose 3 best it recovers best" in (folder / "model" / "README.md").read_text()
     assert "refine" not in whole["command"]
 
-    original, trained = Trainer._one, []
+    original, trained = Trainer.take_step, []
 
     def stopping(self: Trainer, *arguments: Any) -> Any:
         trained.append(self.step)
@@ -200,7 +200,7 @@ def test_short_recoveries_choose_among_the_best_of_a_search_and_a_stop_changes_n
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_one", stopping)
+    monkeypatch.setattr(Trainer, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         shrink(search_run=1, **{**asked, "search": {}})
     ShrinkExperiment().run(config_updates={"resume": 3, "runs_dir": str(tmp_path / "runs")})
@@ -282,7 +282,7 @@ def never(settings: dict[str, Any], *_: Any) -> int:
         ),
         ({"device_map": "auto"}, "a model is shrunk on one device; leave device_map out"),
         ({"recover": "prompts"}, "recover='prompts' .* is not allowed; give one of lora, full, adapters, none"),
-        ({"steps": 0}, "steps=0 is not allowed"),
+        ({"steps": 0}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "refine=8 judges masks by what recovery leaves: leave it out, or recover=none"),
         ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask, front and"),
         ({"test_examples": 0}, "test_examples=0 is not allowed; use 1 or more"),

@@ -48,7 +48,7 @@ def test_each_step_trains_through_a_mask_of_its_own(shapes_folder: Path, tmp_pat
     assert Adaptation.load(out).mask is None
 
 
-def test_a_number_outside_its_range_is_refused():
-    for name, value in (("max_skipped", -1), ("min_answer_count", 0), ("steps", 0), ("power", -1.0)):
-        with pytest.raises(ValueError, match=f"{name}={value} is not allowed"):
+def test_supernet_config_names_a_setting_out_of_range():
+    for name, value in (("max_skipped", -1), ("min_answer_count", 0), ("steps", 0)):
+        with pytest.raises(ValueError, match=f"`{name}` is out of range"):
             SupernetConfig(**{name: value})

@@ -218,7 +218,7 @@ def test_pretraining_runs_stops_and_goes_on(tmp_path: Path, name: str):
     [
         ({"model": "vilt"}, "unknown model 'vilt'; did you mean 'ViLT'\\? known: METER, ViLT"),
         ({"hidden_size": 30}, "hidden_size=30 cannot be split over 4 heads; use a multiple of 4"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0 is not allowed; give more than 0"),
+        ({"learning_rate": -1.0}, "`learning_rate` is out of range"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

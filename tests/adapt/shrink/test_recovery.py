@@ -188,17 +188,17 @@ def test_a_stopped_training_goes_on_as_if_undisturbed(
 ):
     problem = problem_of("llava")
     undisturbed = state_of(recover(problem).model)
-    original = Trainer._one
+    original = Trainer.take_step
 
     def stopping(self: Trainer, *arguments: Any) -> Any:
         if self.step == 7:
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(Trainer, "_one", stopping)
+    monkeypatch.setattr(Trainer, "take_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         recover(problem, tmp_path / "recovery.pt")
-    monkeypatch.setattr(Trainer, "_one", original)
+    monkeypatch.setattr(Trainer, "take_step", original)
     resumed = state_of(recover(problem, tmp_path / "recovery.pt").model)
     assert all(torch.equal(value, resumed[key]) for key, value in undisturbed.items())
 
@@ -273,9 +273,9 @@ def test_schedule():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"steps": 0}, "steps=0 is not allowed; give more than 0"),
-        ({"rank": 0}, "rank=0 is not allowed"),
-        ({"distillation": -1.0}, "distillation=-1.0 is not allowed"),
+        ({"steps": 0}, "`steps` is out of range"),
+        ({"rank": 0}, "`rank` is out of range"),
+        ({"distillation": -1.0}, "`distillation` is out of range"),
         ({"distillation": 0.0, "cross_entropy": 0.0}, "there is nothing to learn; give one a weight"),
     ],
 )

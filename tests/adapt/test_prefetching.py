@@ -1,4 +1,4 @@
-"""Other processes read the pictures of coming steps: the same training to the bit, the same errors, no process left."""
+"""Worker processes read images ahead: the same training to the bit, the same errors, and no process left behind."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from das_gym.adapt.das import Training, finetune_found, new_model
+from das_gym.adapt.das import Training, finetune_subnet, new_model
 from das_gym.adapt.finetune import FinetuneConfig, new_subnet
 from das_gym.adapt.hardware import Hardware
 from das_gym.adapt.paper import das_settings
+from das_gym.adapt.prefetching import Prefetcher
 from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import StepResult
 
@@ -36,7 +37,7 @@ def problem(small_kwargs: dict[str, str]) -> ProblemConfig:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def no_process_is_left() -> Iterator[None]:
     """Every process that a test started has ended with it."""
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     yield
@@ -75,27 +76,13 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"micro_batch_size": 3, "batch_size": 7}, {"encoder_cache_gib": 0.0}])
-def test_a_training_is_the_same_to_the_bit(problem: ProblemConfig, elsewhere: list[int], settings: dict):
+def test_prefetcher_changes_no_bit_of_a_training(problem: ProblemConfig, elsewhere: list[int], settings: dict):
     alone, curve = trained(problem, 0, **settings)
     del elsewhere[:]
     read, other = trained(problem, 2, **settings)
     assert same(alone, read)
     assert curve == other
     assert len(elsewhere) <= 1  # the estimate of memory looks at one
-
-
-def test_pictures_are_read_until_all_are_kept(problem: ProblemConfig):
-    splits = load_splits(problem)
-    examples = splits.train[:8]
-    config = FinetuneConfig(steps=9, batch_size=4, dataloader_num_workers=1)
-    step_loss, _ = set_up(new_subnet(problem, splits), examples, config, None)
-    workers = []
-    for step in range(9):
-        list(step_loss.parts(step))
-        workers.append(len(psutil.Process().children(recursive=True)))
-    step_loss.reading.close()
-    assert workers[0] == 1
-    assert workers[-1] == 0
 
 
 def stopped_at(step_loss: StepLoss, last: int, step: int) -> Iterator[StepResult]:
@@ -105,7 +92,7 @@ def stopped_at(step_loss: StepLoss, last: int, step: int) -> Iterator[StepResult
 
 
 @pytest.mark.slow
-def test_augmentation_dropout_and_a_resume_are_the_same_to_the_bit(problem: ProblemConfig, tmp_path: Path):
+def test_prefetcher_changes_no_bit_with_augmentation_dropout_and_resume(problem: ProblemConfig, tmp_path: Path):
     pytest.importorskip("torchvision")
     splits = load_splits(problem)
     changes = {"batch_size": len(splits.train) // 6, "finetune_epochs": 1, "augment": True, "dropout": 0.1}
@@ -126,7 +113,7 @@ def test_augmentation_dropout_and_a_resume_are_the_same_to_the_bit(problem: Prob
             with pytest.raises(KeyboardInterrupt):
                 trainer.run(partial(stopped_at, first.step_loss, stop), "stopped")
         again = training()
-        finetune_found(again, checkpoint, lambda *entry, to=logged: to.append(entry), save_every=3)
+        finetune_subnet(again, checkpoint, lambda *entry, to=logged: to.append(entry), save_every=3)
         results.append(([p.detach() for p in again.model.backbone.vlp.parameters()], logged))
     assert len(results[0][1]) == 2
     assert all(same(weights, results[0][0]) and logged == results[0][1] for weights, logged in results[1:])
@@ -134,7 +121,7 @@ def test_augmentation_dropout_and_a_resume_are_the_same_to_the_bit(problem: Prob
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:300])])
-def test_a_bad_picture_is_told_as_without(problem: ProblemConfig, tmp_path: Path, damage):
+def test_prefetcher_keeps_the_error_of_a_bad_image(problem: ProblemConfig, tmp_path: Path, damage):
     folder = tmp_path / "data"
     shutil.copytree(problem.data_root, folder)
     moved = ProblemConfig(**{**vars(problem), "data_root": str(folder)})
@@ -152,7 +139,7 @@ def test_a_bad_picture_is_told_as_without(problem: ProblemConfig, tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch may notice once more at the end
-def test_a_process_that_was_killed_is_told(problem: ProblemConfig):
+def test_a_killed_worker_ends_the_training(problem: ProblemConfig):
     splits = load_splits(problem)
     config = FinetuneConfig(batch_size=4, dataloader_num_workers=2, encoder_cache_gib=0.0)
     step_loss, trainer = set_up(new_subnet(problem, splits), splits.train, config, None)
@@ -163,12 +150,12 @@ def test_a_process_that_was_killed_is_told(problem: ProblemConfig):
                 child.send_signal(signal.SIGKILL)
         return step_loss.parts(number)
 
-    with pytest.raises(OSError, match=r"reads pictures ended \(.+\): use fewer with dataloader_num_workers="):
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
         trainer.run(step, "training")
 
 
 @pytest.mark.slow
-def test_prompts_are_read_ahead_too(tmp_path: Path):
+def test_prefetcher_reads_prompts(tmp_path: Path):
     tiny.save("llava", tmp_path / "model")
     llava_folder(tmp_path / "data", train=12, test=4)
     problem = ProblemConfig("VLM", "answering", checkpoint=str(tmp_path / "model"), data_root=str(tmp_path / "data"))
@@ -178,11 +165,6 @@ def test_prompts_are_read_ahead_too(tmp_path: Path):
     assert curve == other
 
 
-def test_what_reads_nothing_ahead_is_refused(problem: ProblemConfig):
-    with pytest.raises(ValueError, match="dataloader_num_workers=-1 is not allowed"):
-        Hardware(dataloader_num_workers=-1)
-    splits = load_splits(problem)
-    subnet = new_subnet(problem, splits)
-    subnet.task.processor = lambda pairs, augment=None: {}
-    with pytest.raises(ValueError, match="dataloader_num_workers=1: a function reads no pictures ahead; use 0"):
-        set_up(subnet, splits.train, FinetuneConfig(batch_size=4, dataloader_num_workers=1), None)
+def test_prefetcher_refuses_a_processor_that_cannot_read_ahead():
+    with pytest.raises(ValueError, match="`dataloader_num_workers` is not supported by function"):
+        Prefetcher(lambda pairs, augment=None: {}, lambda step: [], 1)
