@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from das_gym.commandline import format_command
+from das_gym.commandline import format_command, setting_words
 from das_gym.config import check_names, choice, group
 from das_gym.files import absolute
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, REGISTERED_IN, TASKS, find_environment
@@ -221,6 +220,14 @@ def recorded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in WORKER_SETTINGS}
 
 
+def grouped_settings(values: Mapping[str, Any], group: str = "problem") -> dict[str, Any]:
+    """Return fields of `ProblemConfig` as the settings of a command: those of `ProblemOptions` within `group`."""
+    options = {field.name for field in fields(ProblemOptions)}
+    own = {name: value for name, value in values.items() if name not in options}
+    nested = {name: value for name, value in values.items() if name in options}
+    return {**own, group: nested} if nested else own
+
+
 def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> str:
     """Return model and data as they are typed behind `with`: the named config, settings that are not the default, and more.
 
@@ -229,11 +236,8 @@ def problem_words(config: ProblemConfig, *more: str, group: str = "problem") -> 
         *more: Further words.
         group: The setting of the command that holds what `ProblemOptions` has: `problem`, or `env_kwargs` of `agents`.
     """
-    options = {field.name for field in fields(ProblemOptions)}
-    given = []
-    for name, value in changed_settings(config).items():
-        if name not in ("model", "task", "supernet"):
-            given.append(shlex.quote(f"{f'{group}.' if name in options else ''}{name}={value}"))
+    changed = {name: value for name, value in changed_settings(config).items() if name not in ("model", "task", "supernet")}
+    given = setting_words(grouped_settings(changed, group))
     return " ".join([find_environment(config.model, config.task).short, *given, *more])
 
 
