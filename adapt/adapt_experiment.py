@@ -42,7 +42,7 @@ from das_gym.adapt.subnets import RECORD, SUBNET_FILE, save
 from das_gym.adapt.training import Log, add_prefix, check_ranges
 
 from das_gym.commandline import format_command
-from das_gym.config import group, settings_dict
+from das_gym.config import nested, settings_dict
 from das_gym.data.checks import require_readable
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
@@ -81,7 +81,7 @@ class AdaptSettings(ProblemSettings, ChoosingSettings):
     group: ClassVar[str] = "Evaluation"
 
     seed: int = 0
-    train: FinetuneConfig = group(FinetuneConfig, without=("seed",))
+    train: FinetuneConfig = nested(FinetuneConfig, without=("seed",))
     test_examples: int | None = None
     rank_images: int | None = RANKED_IMAGES
     references: bool = True

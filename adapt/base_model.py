@@ -18,8 +18,8 @@ from das_gym.problem.loading import AdaptedModel, find_supernet, load_problem, l
 def load_base_model(config: ProblemConfig) -> tuple[AdaptedModel, Splits[Any]]:
     """Return the full model before fine-tuning, and its data.
 
-    It is the model of `load_problem`, with the supernet's parameters; where there is no supernet, it has new adapters and the
-    model's own head. It stays as it is: train copies that `cut` makes.
+    It is the model of `load_problem`, with the supernet's parameters. Without a supernet it has new adapters and the model's
+    own head. Do not train it: `cut` makes copies.
     """
     if find_supernet(config) is None:
         splits = load_splits(config)

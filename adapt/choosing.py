@@ -15,7 +15,7 @@ from das_gym.agents.search_experiment import ex as search_command
 from das_gym.agents.searching.record import RECORD, SearchResult, best_rows
 
 from das_gym.commandline import format_command, setting_words
-from das_gym.config import build, group, merge, settings_dict
+from das_gym.config import build, merge, nested, settings_dict
 from das_gym.files import damage_named, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
@@ -48,7 +48,7 @@ class ChoosingSettings:
     search_run: int | None = None
     point: int | None = None
     mask: tuple[int, ...] | None = None
-    search: dict[str, Any] = group(SearchSettings, listed=False, default=dict)
+    search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
     refine: int = 1
 
     @property

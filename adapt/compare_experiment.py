@@ -22,18 +22,18 @@ from typing import Any, ClassVar, Literal
 
 from das_gym.adapt.adapt_experiment import check_test_images
 from das_gym.adapt.choosing import SEARCH_ID, choice_from_search, command_of, search_first, search_values
-from das_gym.adapt.compare.entrants import MASKED, Entrant, entrants
-from das_gym.adapt.compare.kept import RECORD, drop_others, kept_file, to_keep
+from das_gym.adapt.compare.kept import RECORD, kept_file, remove_others, trials_to_keep
 from das_gym.adapt.compare.plot import plot_scores
-from das_gym.adapt.compare.table import Line, line_of, markdown, print_table, verdict
-from das_gym.adapt.compare.trials import Course, Trial, Tuned, merit, read_trials, run_all
+from das_gym.adapt.compare.table import Line, comparison_table, skipped_layers, verdict
+from das_gym.adapt.compare.trials import ComparisonContext, TrainedModel, Trial, read_trials, run_all
+from das_gym.adapt.compare.variants import MASKED, MethodVariant, method_variants
 from das_gym.adapt.methods.base import METHODS, make_method
 from das_gym.adapt.step_loss import check_training
 from das_gym.adapt.training import TrainingConfig, check_ranges
 from das_gym.agents.search_experiment import SearchSettings
 
 from das_gym.commandline import format_command
-from das_gym.config import check_names, choice, group, settings_dict
+from das_gym.config import check_names, choice, nested, settings_dict
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import write_json, write_text
@@ -92,8 +92,8 @@ class CompareSettings(ProblemSettings):
     learning_rates: tuple[float, ...] = ()
     seed: int = 0
     seeds: int = 3
-    train: CompareTraining = group(CompareTraining, without=("seed", "learning_rate", "head_learning_rate"))
-    search: dict[str, Any] = group(SearchSettings, listed=False, default=dict)
+    train: CompareTraining = nested(CompareTraining, without=("seed", "learning_rate", "head_learning_rate"))
+    search: dict[str, Any] = nested(SearchSettings, listed=False, default=dict)
     searches: dict[str, int] = field(default_factory=dict)
     test_examples: int | None = None
     keep: Literal["best", "all", "none"] = "best"
@@ -179,27 +179,31 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
     """Train, measure, print and keep; the best score of DAS, or of all where it takes no part, is the result."""
     folder, problem = required_folder(run), settings.problem_config
     splits = load_splits(problem)
-    recipe = dataclasses.replace(settings.train, seed=settings.seed)
-    course = Course(problem, splits, recipe, folder, settings.test_examples, run.log_scalar)
-    check_test_images(course.task, splits.test)
+    training = dataclasses.replace(settings.train, seed=settings.seed)
+    context = ComparisonContext(problem, splits, training, folder, settings.test_examples, run.log_scalar)
+    check_test_images(context.task, splits.test)
     settings, left_out = (settings, []) if settings.methods else with_methods(settings, load_backbone(problem).vlp)
-    rows = entrants(settings.methods, settings.method_settings, _masks(settings, course.n_layers))
-    layers = course.plain.backbone.vlp.layers
+    variants = method_variants(settings.methods, settings.method_settings, _masks(settings, context.n_layers))
+    layers = context.plain.backbone.vlp.layers
     names, units = [layer.name for layer in layers], Architecture.of_layers(layers).record()
-    rates = settings.learning_rates or grid_of(course)
-    print("\n".join([plan(settings, rows, rates, course), *left_out]))
+    rates = settings.learning_rates or grid_of(context)
+    print("\n".join([plan(settings, variants, rates, context), *left_out]))
+    title = _title(settings, context)
 
-    def keep(trials: Sequence[Trial], last: Trial, tuned: Tuned | None) -> None:
+    def lines_of(trials: Sequence[Trial]) -> list[Line]:
+        return [line for variant in variants if (line := Line.of(variant, trials, names)) is not None]
+
+    def keep(trials: Sequence[Trial], last: Trial, model: TrainedModel | None) -> None:
         if not is_first():
             return
-        if tuned is not None and last in to_keep(trials, settings.keep):
-            tuned.learnt.save(kept_file(folder, last))  # before the record, by which a resumed run does not train it again
-        lines = _lines(rows, trials, names)
+        if model is not None and last in trials_to_keep(trials, settings.keep):
+            model.learnt.save(kept_file(folder, last))  # before the record, by which a resumed run does not train it again
+        lines = lines_of(trials)
         record = {
             "settings": {**settings_dict(settings), "plugins": list(imported_plugins())},
             "problem": recorded_settings(dataclasses.asdict(problem)),
             "model_settings": {},
-            "metric": course.metric_name,
+            "metric": context.metric_name,
             "units": units,
             "trials": [dataclasses.asdict(trial) for trial in trials],
             "lines": [dataclasses.asdict(line) for line in lines],
@@ -208,24 +212,27 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
             "versions": library_versions(),
         }
         write_json(folder / RECORD, record)
-        drop_others(folder, trials, settings.keep)
-        write_text(folder / TABLE, markdown(_title(settings, course), lines, [*verdict(lines), *left_out]))
+        remove_others(folder, trials, settings.keep)
+        table = comparison_table(title, lines, [*verdict(lines), *left_out])
+        parts = [f"# {title}", table.markdown(), "Skipped layers:", "\n".join(skipped_layers(lines))]
+        write_text(folder / TABLE, "\n\n".join(parts) + "\n")
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
-    trials = run_all(course, rows, rates, seeds, read_trials(folder / RECORD), keep)
+    trials = run_all(context, variants, rates, seeds, read_trials(folder / RECORD), keep)
     if not is_first():
         return None
-    lines = _lines(rows, trials, names)
+    lines = lines_of(trials)
     for line in lines:
         run.log_scalar(f"{line.key}.test", line.score)
-    plot_scores(folder / PICTURE, lines, course.metric_name, _title(settings, course))
+    plot_scores(folder / PICTURE, lines, context.metric_name, title)
     for name in (RECORD, TABLE, PICTURE):
         run.add_artifact(folder / name)
-    print_table(_title(settings, course), lines, [*verdict(lines), *left_out], WIDTH)
+    comparison_table(title, lines, [*verdict(lines), *left_out]).print(WIDTH)
     print(f"record: {folder / RECORD}, table: {folder / TABLE}, picture: {folder / PICTURE}")
-    kept = to_keep(trials, settings.keep)
+    kept = trials_to_keep(trials, settings.keep)
     if kept:
-        words = f"run={folder.name}", f"method={max(kept, key=merit).entrant}", runs_dir_words(folder)
+        best = max(kept, key=lambda trial: trial.merit)
+        words = f"run={folder.name}", f"method={best.variant}", runs_dir_words(folder)
         print(f"{len(kept)} trained models are kept there, too; one of them: {format_command('adapt evaluate', *words)}")
     found = [line.score for line in lines if line.key.startswith("das_")] or [line.score for line in lines]
     return max(found)
@@ -237,39 +244,39 @@ def _masks(settings: CompareSettings, n_layers: int) -> dict[int, tuple[int, ...
     for k in settings.searched_nums:
         if str(k) not in settings.searches:
             raise ValueError(f"no mask of {k} layers was searched: leave searches out, or give the run of every number")
-        mask = choice_from_search(settings.runs_dir, settings.searches[str(k)], changed_settings(settings.problem_config)).mask
+        mask = choice_from_search(
+            settings.runs_dir, settings.searches[str(k)], changed_settings(settings.problem_config)
+        ).mask
         if mask.shape != (n_layers,) or mask.sum() != k:
             raise ValueError(f"searches.{k}={settings.searches[str(k)]} skips {int(mask.sum())} of {len(mask)} layers")
         masks[k] = tuple(mask.astype(int).tolist())
     return masks
 
 
-def _lines(rows: Sequence[Entrant], trials: Sequence[Trial], names: Sequence[str]) -> list[Line]:
-    return [line for row in rows if (line := line_of(row, trials, names)) is not None]
-
-
-def grid_of(course: Course) -> tuple[float, ...]:
+def grid_of(context: ComparisonContext) -> tuple[float, ...]:
     """The learning rates to choose from where none are given."""
-    own = course.recipe.learning_rate or 0.0
-    return tuple(own * share for share in AROUND) if course.plain.backbone.vlp.size == "base" else GRID
+    own = context.recipe.learning_rate or 0.0
+    return tuple(own * share for share in AROUND) if context.plain.backbone.vlp.size == "base" else GRID
 
 
-def plan(settings: CompareSettings, rows: Sequence[Entrant], rates: Sequence[float], course: Course) -> str:
+def plan(
+    settings: CompareSettings, rows: Sequence[MethodVariant], rates: Sequence[float], context: ComparisonContext
+) -> str:
     """What is going to be done, and how to have less of it; of a model of base size what the paper has otherwise, too."""
     own = sum(row.rate_of is None for row in rows)
     count = own * (len(rates) - 1) + len(rows) * settings.seeds
-    pairs = course.recipe.batch_size or course.task.examples_for_pairs(settings.train.pairs_per_step)
+    pairs = context.recipe.batch_size or context.task.examples_for_pairs(settings.train.pairs_per_step)
     tried = f"learning rates {', '.join(f'{rate:g}' for rate in rates)}"
     told = (
         f"{counted(len(rows), 'row')}, {counted(settings.seeds, 'seed')}, {tried}: {counted(count, 'training')} of "
-        f"{counted(settings.train.steps, 'step')} of {counted(pairs, 'example')}; train.steps=, seeds=, methods= make it shorter"
+        f"{counted(settings.train.steps, 'step')} of {counted(pairs, 'example')}; reduce train.steps, seeds or methods"
     )
-    return f"{course.about}\n{told}" if course.plain.backbone.vlp.size == "base" else told
+    return f"{context.about}\n{told}" if context.plain.backbone.vlp.size == "base" else told
 
 
-def _title(settings: CompareSettings, course: Course) -> str:
+def _title(settings: CompareSettings, context: ComparisonContext) -> str:
     model = find_environment(settings.model, settings.task).short if settings.checkpoint is None else settings.checkpoint
-    metric, tested = course.metric_name.replace("_", " "), counted(len(course.test_examples), "test example")
+    metric, tested = context.metric_name.replace("_", " "), counted(len(context.test_examples), "test example")
     return f"{model}: {metric} after {counted(settings.train.steps, 'step')}, {tested}"
 
 

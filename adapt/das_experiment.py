@@ -29,8 +29,7 @@ from das_gym.adapt.training import Log, add_prefix, check_ranges
 from das_gym.agents.ask_tell.bandit import Bandit
 
 from das_gym.commandline import format_command, setting_words
-from das_gym.config import build, choice, group, settings_dict
-from das_gym.data.splits import Splits
+from das_gym.config import build, choice, nested, settings_dict
 from das_gym.drawing.architecture import Architecture
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.files import damage_named, read_json, write_json
@@ -76,10 +75,10 @@ class JointSearchSettings(ProblemSettings):
     group: ClassVar[str] = "Pipeline"
 
     recipe: str = choice(RECIPES[0], RECIPES)
-    das: dict[str, Any] = group(DASSettings, listed=False, default=dict)
+    das: dict[str, Any] = nested(DASSettings, listed=False, default=dict)
     references: bool = True
     seed: int = 0
-    train: Hardware = group(Hardware)
+    train: Hardware = nested(Hardware)
     test_examples: int | None = None
     rank_images: int | None = RANKED_IMAGES
     save_every: int = 100

@@ -1,4 +1,4 @@
-"""Some questions of the test split with what models answer to them, pictures and all: what a report shows."""
+"""Some questions of the test split with their images and the models' answers, which reports show."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from typing import Any
 
 from das_gym.config import build
 from das_gym.data.images import ImageSource
-from das_gym.drawing.report import Answers, Asked
+from das_gym.drawing.report import Answers, Question
 from das_gym.files import damage_named, read_json, write_json
 from das_gym.tasks.base import Task
 
 EXAMPLES = "examples.json"
 
-SIDE = 160
-"""Pixels of a picture's longer side."""
+THUMBNAIL_SIDE = 160
+"""Pixels of the longer side of an image."""
 
 
-def write_examples(folder: Path, task: Task, examples: Sequence[Any], said: Mapping[str, Sequence[str]]) -> None:
-    """Write `examples.json`: those examples on which the models differ, then others, see `Answers.of`.
+def write_examples(folder: Path, task: Task, examples: Sequence[Any], answers: Mapping[str, Sequence[str]]) -> None:
+    """Write `examples.json`: examples on which the models differ, then others.
 
     Args:
         folder: Of the run.
-        task: Whose examples they are.
+        task: The task.
         examples: The test split.
-        said: What each model answered to each of them, by its name, the full one first.
+        answers: The answers of each model to all examples, by its name, the full model first.
     """
-
-    def asked(number: int) -> Asked:
-        example = examples[number]
-        pictures = {image.key: image for pair in task.pairs([example]) for image in pair.images}
-        return Asked(task.question(example), task.reference(example), [small(image) for image in pictures.values()])
-
-    write_json(folder / EXAMPLES, asdict(Answers.of(list(said), list(zip(*said.values(), strict=True)), asked)))
+    by_example = list(zip(*answers.values(), strict=True))
+    questions = []
+    for row in Answers.rows_to_show(by_example):
+        example = examples[row]
+        images = {image.key: image for pair in task.pairs([example]) for image in pair.images}
+        thumbnails = [thumbnail_url(image) for image in images.values()]
+        questions.append(Question(task.question(example), task.reference(example), thumbnails))
+    write_json(folder / EXAMPLES, asdict(Answers.of(list(answers), questions, by_example)))
 
 
 def read_examples(folder: Path) -> Answers | None:
-    """What `write_examples` wrote; None where nothing was written.
+    """Return what `write_examples` wrote, None without a file.
 
     Raises:
         ValueError: the file is damaged.
@@ -48,14 +49,14 @@ def read_examples(folder: Path) -> Answers | None:
     path = folder / EXAMPLES
     if not path.is_file():
         return None
-    kept = read_json(path)
+    record = read_json(path)
     with damage_named(path, "remove it for a report without examples"):
-        return build(Answers, kept)
+        return build(Answers, record)
 
 
-def small(source: ImageSource) -> str:
-    """A picture of at most `SIDE` pixels as a `data:` URL."""
-    picture, buffer = source.open(), io.BytesIO()
-    picture.thumbnail((SIDE, SIDE))
-    picture.save(buffer, "JPEG", quality=85)
+def thumbnail_url(source: ImageSource) -> str:
+    """Return an image, scaled down to `THUMBNAIL_SIDE` pixels, as a `data:` URL."""
+    image, buffer = source.open(), io.BytesIO()
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

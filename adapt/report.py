@@ -1,4 +1,4 @@
-"""What an adaptation comes to: each model evaluated and measured, the table, and one sentence of conclusion."""
+"""Evaluate and measure fine-tuned models, and report them beside the baseline: table, conclusion, answers."""
 
 from __future__ import annotations
 
@@ -6,55 +6,50 @@ import copy
 import dataclasses
 import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.adapt.evaluate import RANKED_IMAGES, Evaluation, evaluate
 from das_gym.adapt.examples import write_examples
-from das_gym.adapt.shrink.scores import difference_interval
 
 from das_gym.data.splits import Splits
+from das_gym.drawing.table import WIDTH, Table
 from das_gym.files import write_json
+from das_gym.intervals import difference_interval
 from das_gym.models.macs import without_adapters
-from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 from das_gym.problem.loading import AdaptedModel, example_costs
 from das_gym.problem.mask_space import skipped_names
 from das_gym.tasks.base import Task
 
 HEADLINES = ("consistency", *(f"{way}_r{level}" for way in ("tr", "ir") for level in (1, 5, 10)))
-"""What is shown beside the metric, where the task reports it."""
+"""Numbers shown beside the metric if the task reports them."""
 
 BASELINE = "baseline"
 FULL_MODEL = "full_model"
 SUBNET = "subnet"
-HEADINGS = {BASELINE: "baseline\n(no adapters)", FULL_MODEL: "full model,\nwith adapters", SUBNET: "\nsubnet"}
-"""Of the table's columns, in their order."""
-
 IN_WORDS = {BASELINE: "baseline", FULL_MODEL: "full model with adapters", SUBNET: "subnet"}
-
-WIDTH = 80
-"""Columns of what is printed."""
+"""The models of a report in the order of the table's columns."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model of the comparison.
+class ModelResult:
+    """The measurements of one model.
 
     Attributes:
         name: `BASELINE`, `FULL_MODEL` or `SUBNET`.
-        mask: 0 or 1 a layer, 1 = skipped.
+        mask: 0 or 1 per layer, 1 = skipped.
         skipped_layers: Their names.
-        trainable_parameters: Adapters, poolers, token types and head; 0 where nothing was trained.
-        parameters: All parameters of the model as it is now.
+        trainable_parameters: 0 if nothing was trained.
+        parameters: All parameters of the model after removal of skipped layers.
         macs: Of one example.
         macs_saved: Share of the baseline's MACs.
-        evaluation: On the test split; None for a baseline that was not trained.
+        evaluation: On the test split. None for a baseline that was not trained.
         latency: Of one example, milliseconds.
-        speedup: How many times as fast as the baseline; None for the baseline itself.
-        from_package: Whether its trained weights came with das_gym; they are evaluated in this run as all others are.
+        speedup: Relative to the baseline. None for the baseline itself.
+        from_package: Whether its trained weights came with das_gym.
     """
 
     name: str
@@ -71,28 +66,29 @@ class Row:
 
     @property
     def metric(self) -> float:
-        """On the test split, 0..1.
-
-        Raises:
-            ValueError: the row was not evaluated.
-        """
-        return _evaluated(self).metric
+        """The metric on the test split, 0..1."""
+        assert self.evaluation is not None
+        return self.evaluation.metric
 
     def record(self) -> dict[str, Any]:
-        """The row as plain JSON values: `latency_ms` is a median with its quartiles, `speedup` a ratio with its interval."""
-        plain = asdict(self)
-        if plain["evaluation"] is not None:
-            del plain["evaluation"]["predictions"]  # in a file of their own
-            del plain["evaluation"]["metrics"]
-        plain |= {"mask": list(self.mask), "skipped_layers": list(self.skipped_layers)}
-        for name, value, interval in (("latency", "latency_ms", "quartiles_ms"), ("speedup", "speedup", "interval")):
-            spread = plain.pop(name)
-            plain[value] = spread and spread[0]
-            plain[f"{name}_{interval}"] = spread and list(spread[1:])
-        return plain
+        """Return JSON values. The evaluation lacks what is kept per example."""
+        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.evaluation is not None:
+            names = ("metric", "metric_name", "loss", "numbers", "examples")
+            record["evaluation"] = {name: getattr(self.evaluation, name) for name in names}
+        del record["latency"]
+        return {
+            **record,
+            "mask": list(self.mask),
+            "skipped_layers": list(self.skipped_layers),
+            "latency_ms": self.latency.median,
+            "latency_quartiles_ms": [self.latency.low, self.latency.high],
+            "speedup": self.speedup and self.speedup.ratio,
+            "speedup_interval": self.speedup and [self.speedup.low, self.speedup.high],
+        }
 
     def scalars(self) -> dict[str, float]:
-        """Its numbers by name, for a log."""
+        """Return the numbers that a run logs, by name."""
         record = self.record()
         names = ("macs", "macs_saved", "latency_ms", "speedup", "trainable_parameters")
         numbers = {f"test.{key}": value for key, value in (self.evaluation.numbers if self.evaluation else {}).items()}
@@ -105,34 +101,45 @@ def compare(
     rank_images: int | None = RANKED_IMAGES,
     untrained: Collection[str] = (),
     from_package: Collection[str] = (),
-) -> dict[str, Row]:
-    """Evaluate each model on the test split and measure all of them.
+) -> dict[str, ModelResult]:
+    """Evaluate each model on the test split, and measure costs and latency of all of them.
 
     Args:
         models: The models by name, `BASELINE` and `SUBNET` among them.
         splits: The data.
         rank_images: As for `evaluate`.
-        untrained: Names of those that are not evaluated, only measured.
-        from_package: Names of those whose trained weights came with das_gym.
-
-    Returns:
-        A row by name, in the order of the models.
+        untrained: Names of models that are measured but not evaluated.
+        from_package: Names of models whose trained weights came with das_gym.
     """
     times = measure_latency({name: one_example(model, splits) for name, model in models.items()})
-    costs = example_costs(models[SUBNET], splits)  # of any mask, pruned as it may be
-    rows = {}
+    costs = example_costs(models[SUBNET], splits)  # it counts any mask, although the subnet is pruned
+    results = {}
     for name, model in models.items():
         evaluation = None
         if name not in untrained:
             evaluation = evaluate(model, splits.test, f"evaluating, {IN_WORDS[name]}", rank_images=rank_images)
-        row = _row(name, model, costs, evaluation, Spread.of(times[name]))
-        faster = None if name == BASELINE else speedup(times[name], times[BASELINE])
-        rows[name] = dataclasses.replace(row, speedup=faster, from_package=name in from_package)
-    return rows
+        vlp, is_baseline = model.backbone.vlp, name == BASELINE
+        mask = vlp.check_mask(None)
+        parameters = {*vlp.parameters(), *model.head.parameters()}  # a set: a head may be part of the model
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        results[name] = ModelResult(
+            name=name,
+            mask=tuple(mask.astype(int).tolist()),
+            skipped_layers=tuple(skipped_names((layer.name for layer in vlp.layers), mask)),
+            trainable_parameters=0 if evaluation is None else trained,
+            parameters=sum(p.numel() for p in parameters),
+            macs=costs.macs_full if is_baseline else costs.macs(mask),
+            macs_saved=0.0 if is_baseline else costs.macs_saved(mask),
+            evaluation=evaluation,
+            latency=Spread.of(times[name]),
+            speedup=None if is_baseline else speedup(times[name], times[BASELINE]),
+            from_package=name in from_package,
+        )
+    return results
 
 
 def baseline_of(full: AdaptedModel) -> AdaptedModel:
-    """The full model without its adapters, to be measured: it shares all other parameters, and takes no memory for them."""
+    """Return the full model without its adapters, which shares all other parameters with it."""
     vlp = full.backbone.vlp
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*vlp.parameters(), *vlp.buffers())}
     backbone = dataclasses.replace(full.backbone, vlp=without_adapters(copy.deepcopy(vlp, shared)))
@@ -140,121 +147,104 @@ def baseline_of(full: AdaptedModel) -> AdaptedModel:
 
 
 def one_example(subnet: AdaptedModel, splits: Splits[Any]) -> Callable[[], Any]:
-    """One forward of the first test example, whose images are read and prepared already."""
+    """Return a function that runs the first test example, whose images are already decoded."""
     task, vlp = subnet.task, subnet.backbone.vlp
     forward = vlp.ready(task.processor, task.pairs(splits.test[:1]))
     return lambda: subnet.head(task.group_features(forward()))
 
 
-def _row(name: str, model: AdaptedModel, costs: Costs, evaluation: Evaluation | None, latency: Spread) -> Row:
-    vlp = model.backbone.vlp
-    mask = vlp.check_mask(None)
-    parameters = {*vlp.parameters(), *model.head.parameters()}  # a head may be the model's own
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return Row(
-        name=name,
-        mask=tuple(mask.astype(int).tolist()),
-        skipped_layers=tuple(skipped_names((layer.name for layer in vlp.layers), mask)),
-        trainable_parameters=0 if evaluation is None else trained,
-        parameters=sum(p.numel() for p in parameters),
-        macs=costs.macs_full if name == BASELINE else costs.macs(mask),
-        macs_saved=0.0 if name == BASELINE else costs.macs_saved(mask),
-        evaluation=evaluation,
-        latency=latency,
-    )
-
-
-def write_answers(folder: Path, rows: Mapping[str, Row], task: Task, test: Sequence[Any]) -> None:
-    """Write what each evaluated model answered, `answers_<name>.json`, and some of it for reports, see `write_examples`.
+def write_answers(folder: Path, rows: Mapping[str, ModelResult], task: Task, test: Sequence[Any]) -> None:
+    """Write the answers of each evaluated model, `answers_<name>.json`, and the examples that reports show.
 
     Args:
         folder: Of the run.
-        rows: As `compare` returns them; reports show those of `FULL_MODEL` and `SUBNET`.
+        rows: As `compare` returns them. Reports show `FULL_MODEL` and `SUBNET`.
         task: The task.
         test: The test split, which was evaluated.
     """
-    predicted = {name: row.evaluation.predictions for name, row in rows.items() if row.evaluation is not None}
-    for name, predictions in predicted.items():
-        write_json(folder / f"answers_{name}.json", predictions)
-    said = {
-        IN_WORDS[name]: [
-            task.format_prediction(example, given) for example, given in zip(test, predicted[name], strict=True)
-        ]
-        for name in (FULL_MODEL, SUBNET)
-        if name in predicted
-    }
-    write_examples(folder, task, test, said)
+    answers = {}
+    for name, row in rows.items():
+        if row.evaluation is None:
+            continue
+        write_json(folder / f"answers_{name}.json", row.evaluation.predictions)
+        if name != BASELINE:
+            pairs = zip(test, row.evaluation.predictions, strict=True)
+            answers[name] = [task.format_prediction(example, prediction) for example, prediction in pairs]
+    ordered = {IN_WORDS[name]: answers[name] for name in (FULL_MODEL, SUBNET) if name in answers}
+    write_examples(folder, task, test, ordered)
 
 
-def print_report(rows: Mapping[str, Row], title: str) -> None:
-    """Print the table, the baseline first, and the conclusion.
+def print_report(rows: Mapping[str, ModelResult], title: str) -> None:
+    """Print the table and the conclusion.
 
     Args:
-        rows: As `compare` returns them; the row of `SUBNET` is what the conclusion is about.
-        title: What was evaluated on.
+        rows: As `compare` returns them.
+        title: The data that was evaluated.
     """
-    from rich import box
-    from rich.table import Table
-
-    from das_gym.console import Console
-
-    ordered = [rows[name] for name in HEADINGS if name in rows]
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for row in ordered:
-        table.add_column(HEADINGS[row.name], justify="right")
-    for name, cells in lines_of(ordered):
-        table.add_row(name, *cells)
-    Console(width=WIDTH).print(table)
-    for text in (caption(ordered), conclusion(rows)):
-        print(textwrap.fill(text, WIDTH))
+    results_table([row.record() for row in rows.values()], title).print()
+    print(textwrap.fill(conclusion(rows), WIDTH))
 
 
-def caption(rows: Sequence[Row]) -> str:
-    """What the table's numbers are of, and which weights came with das_gym."""
-    shipped = " and ".join(IN_WORDS[row.name] for row in rows if row.from_package)
-    return (
+def results_table(models: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """Return the table of a run's models.
+
+    Args:
+        models: Records as `ModelResult.record` gives them. A record of another command may lack fields.
+        title: Above the table.
+    """
+    places = {name: place for place, name in enumerate(IN_WORDS)}
+    ordered = sorted(models, key=lambda model: places.get(model["name"], 0))
+    flat = [{**model, **(model.get("evaluation") or {})} for model in ordered]
+    numbers = next((model["numbers"] for model in flat if model.get("numbers")), {})
+    metric = next((model["metric_name"] for model in flat if model.get("metric_name")), "metric").replace("_", " ")
+    among = f" among {numbers['ranked_images']:.0f} images" if "ranked_images" in numbers else ""
+    percent: Callable[[float], str] = lambda value: f"{100 * value:.1f}"  # noqa: E731
+    lines: list[tuple[str, str, Callable[[Mapping[str, Any]], str]]] = [
+        (f"{metric} on test, %", "metric", lambda m: percent(m["metric"])),
+        *(
+            (f"{name}{among}, %", "numbers", lambda m, name=name: percent(m["numbers"][name]))
+            for name in HEADLINES
+            if name in numbers
+        ),
+        (
+            "trainable parameters",
+            "trainable_parameters",
+            lambda m: f"{m['trainable_parameters']:,}" if m["trainable_parameters"] else "-",
+        ),
+        ("parameters", "parameters", lambda m: f"{m['parameters']:,}"),
+        ("MACs an example, M", "macs", lambda m: f"{m['macs'] / 1e6:,.3f}"),
+        ("MACs saved, %", "macs_saved", lambda m: f"{100 * m['macs_saved']:.2f}"),
+        ("latency, ms", "latency_ms", lambda m: format_milliseconds(m["latency_ms"], *m["latency_quartiles_ms"])),
+        ("times as fast", "speedup", lambda m: format_speedup((m["speedup"], *m["speedup_interval"]))),
+        ("skipped layers", "skipped_layers", lambda m: ", ".join(m["skipped_layers"]) or "none"),
+    ]
+    rows = []
+    for name, key, cell in lines:  # a record of `adapt compare` has no parameters and no skipped layers
+        cells = ["-" if model.get(key) is None else cell(model) for model in flat]
+        if any(text != "-" for text in cells):
+            rows.append((name, *cells))
+    note = (
         "MACs saved and times as fast (ratio of the median latencies) are relative to the baseline. In brackets: quartiles "
         "of the latency, 95 % interval of times as fast."
-        + (f" {shipped[:1].upper()}{shipped[1:]}: trained weights from the package." if shipped else "")
     )
+    shipped = " and ".join(IN_WORDS[model["name"]] for model in flat if model.get("from_package"))
+    if shipped:
+        note += f" {shipped[0].upper()}{shipped[1:]}: trained weights from the package."
+    return Table(("", *(IN_WORDS.get(model["name"], model["name"]) for model in flat)), tuple(rows), title, (note,))
 
 
-def lines_of(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """The table's lines: what each is called, and its cells, row by row; the last row is one that was evaluated."""
-
-    def reported(name: str) -> Callable[[Row], str]:
-        return lambda row: "-" if row.evaluation is None else f"{100 * row.evaluation.numbers[name]:.1f}"
-
-    def milliseconds(row: Row) -> str:
-        median, low, high = (f"{value:.{2 if value < 100 else 0}f}" for value in row.latency)
-        return f"{median} ({low}..{high})"
-
-    numbers, metric = _evaluated(rows[-1]).numbers, _evaluated(rows[-1]).metric_name
-    ranked = numbers.get("ranked_images")
-    among = "" if ranked is None else f" among {ranked:.0f} images"
-    cells: list[tuple[str, Callable[[Row], str]]] = [
-        (f"{metric.replace('_', ' ')} on test, %", reported(metric)),
-        *((f"{name}{among}, %", reported(name)) for name in HEADLINES if name in numbers),
-        ("trainable parameters", lambda row: f"{row.trainable_parameters:,}" if row.trainable_parameters else "-"),
-        ("parameters", lambda row: f"{row.parameters:,}"),
-        ("MACs an example, M", lambda row: f"{row.macs / 1e6:,.3f}"),
-        ("MACs saved, %", lambda row: f"{100 * row.macs_saved:.2f}"),
-        ("latency, ms", milliseconds),
-        ("times as fast", lambda row: "-" if row.speedup is None else "{:.2f} ({:.2f}..{:.2f})".format(*row.speedup)),
-        ("skipped layers", lambda row: ", ".join(row.skipped_layers) or "none"),
-    ]
-    return [(name, [cell(row) for row in rows]) for name, cell in cells]
+def format_milliseconds(median: float, low: float, high: float) -> str:
+    """Return a median and its quartiles."""
+    return "{:.{d}f} ({:.{d}f}..{:.{d}f})".format(median, low, high, d=2 if median < 100 else 0)
 
 
-def _evaluated(row: Row) -> Evaluation:
-    if row.evaluation is None:
-        raise ValueError(f"the row {row.name!r} was not evaluated; give one that `compare` made of a model")
-    return row.evaluation
+def format_speedup(value: Sequence[float] | None) -> str:
+    """Return a ratio and its interval, `-` for None."""
+    return "{:.2f} ({:.2f}..{:.2f})".format(*value) if value else "-"
 
 
-def conclusion(rows: Mapping[str, Row]) -> str:
-    """Say what is skipped, what that saves, how much faster it runs and what it scores: numbers as the table has them."""
+def conclusion(rows: Mapping[str, ModelResult]) -> str:
+    """Return a sentence: what is skipped, what that saves, the speed-up and the score."""
     subnet = rows[SUBNET]
     what = f"Skipping {', '.join(subnet.skipped_layers)}" if subnet.skipped_layers else "Skipping nothing"
     saved = 100 * subnet.macs_saved
@@ -262,22 +252,23 @@ def conclusion(rows: Mapping[str, Row]) -> str:
         f"saves {saved:.2f} % of the baseline's MACs" if saved >= 0 else f"takes {-saved:.2f} % more MACs than the baseline"
     )
     fast = "" if subnet.speedup is None else f" and {runs(subnet.speedup)}"
-    score = _evaluated(subnet)
-    name = score.metric_name.replace("_", " ")
-    other = next((rows[name] for name in (FULL_MODEL, BASELINE) if name in rows and rows[name].evaluation), None)
+    evaluation = subnet.evaluation
+    assert evaluation is not None
+    name = evaluation.metric_name.replace("_", " ")
     against = ""
-    if other is not None:
-        apart = np.array(score.metrics) - np.array(_evaluated(other).metrics)
-        low, high = (100 * value for value in difference_interval(apart))
+    reference = next((rows[name] for name in (FULL_MODEL, BASELINE) if name in rows and rows[name].evaluation), None)
+    if reference is not None and reference.evaluation is not None:
+        differences = np.array(evaluation.metrics) - np.array(reference.evaluation.metrics)
+        low, high = (100 * value for value in difference_interval(differences))
         against = (
-            f" against {100 * other.metric:.1f} % for the {IN_WORDS[other.name]} "
+            f" against {100 * reference.metric:.1f} % for the {IN_WORDS[reference.name]} "
             f"(95 % interval of the difference: {low:+.1f} to {high:+.1f} points)"
         )
-    return f"{what} {macs}{fast}; it scores {100 * score.metric:.1f} % {name} on test{against}."
+    return f"{what} {macs}{fast}; it scores {100 * evaluation.metric:.1f} % {name} on test{against}."
 
 
 def runs(faster: Speedup, over: str = "the baseline") -> str:
-    """Say how fast a model runs relative to another, with the interval, as a verb phrase."""
+    """Return how fast a model runs relative to another, with the interval, as a verb phrase."""
     numbers = "{:.2f} ({:.2f} to {:.2f})".format(*faster)
     if faster.is_measurable:
         return f"runs {numbers} times as fast as {over}"

@@ -20,7 +20,7 @@ from das_gym.adapt.supernet import SupernetConfig, train_supernet
 from das_gym.adapt.training import check_ranges
 
 from das_gym.commandline import format_command, setting_words
-from das_gym.config import group
+from das_gym.config import nested
 from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, problem_words
@@ -46,7 +46,7 @@ class SupernetSettings(ProblemSettings):
 
     out: str | None = None
     seed: int = 0
-    train: SupernetConfig = group(SupernetConfig, without=("seed",))
+    train: SupernetConfig = nested(SupernetConfig, without=("seed",))
 
     def __post_init__(self) -> None:
         super().__post_init__()

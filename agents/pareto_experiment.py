@@ -6,7 +6,7 @@
     python -m agents pareto with resume=3                           continue run 3, which was stopped
 
 A run is kept in runs/<id>/: front.json holds the points of the front and every mask that was scored, front.png draws them.
-`python -m adapt with search_run=<id> point=3` and `python -m adapt shrink with search_run=<id> point=3` take one of the points.
+`python -m adapt with search_run=<id> point=3` and `python -m adapt shrink with search_run=<id> point=3` use a point.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
 from das_gym.commandline import format_command
-from das_gym.config import choice, group
+from das_gym.config import choice, nested
 from das_gym.envs.actions import ACTION_MODES
 from das_gym.experiment import RecordedCommand, Run, run_folder
 from das_gym.problem.config import PATH_SETTINGS, ModelSettings, ProblemOptions, setting_path
@@ -67,7 +67,7 @@ class EnvSettings(ModelSettings):
 
     reward: str = choice("exp_neg_loss", REWARDS)
     reward_examples: int | None = None
-    env_kwargs: dict[str, Any] = group(ProblemOptions, listed=False, default=dict)
+    env_kwargs: dict[str, Any] = nested(ProblemOptions, listed=False, default=dict)
 
     @property
     def all_env_kwargs(self) -> dict[str, Any]:

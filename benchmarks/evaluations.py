@@ -19,7 +19,7 @@ from das_gym.agents.searching.loop import SearchConfig
 
 from benchmarks.leaderboard.board import find_tables
 from benchmarks.machine import describe_machine
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
 from das_gym.registration import ASSETS, ENVIRONMENTS
 
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
                 optimal = f"{sum(regret < TIE for regret in regrets)} of {options.seeds}"
                 rows.append((name, oracle.space.budget.describe(), str(evaluations), *numbers, optimal))
                 print(*rows[-1], sep="  ", flush=True)
-    print("\n".join(["", *markdown_table(heads, rows, words=(0, 1))]))
+    print("\n".join(["", *markdown_table(heads, rows, text_columns=(0, 1))]))
     if options.json is not None:
         write_json(options.json, record)
 

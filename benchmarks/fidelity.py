@@ -30,17 +30,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.compare.trials import Course
+from das_gym.adapt.compare.trials import ComparisonContext
 from das_gym.adapt.evaluate import evaluate
 from das_gym.adapt.finetune import FinetuneConfig, cut_subnet, new_subnet
 from das_gym.adapt.step_loss import set_up
 from das_gym.agents.table_experiment import TableSettings
 
 from benchmarks.machine import describe_machine
-from das_gym.commandline import use
 from das_gym.config import build
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.files import read_json, write_json
+from das_gym.plugins import import_plugins
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, find_supernet, load_splits
 from das_gym.problem.mask_space import every_mask
@@ -85,7 +85,7 @@ def statistic_sums(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarra
     return {f"sum of {name}": sums[:, column] for column, name in enumerate(table.meta.statistics)}
 
 
-def fine_tuned(course: Course, mask: np.ndarray, start: str, config: FinetuneConfig) -> AdaptedModel:
+def fine_tuned(course: ComparisonContext, mask: np.ndarray, start: str, config: FinetuneConfig) -> AdaptedModel:
     """A mask's subnet, fine-tuned."""
     problem, splits = course.problem, course.splits
     subnet = cut_subnet(problem, splits, mask) if start == "supernet" else new_subnet(problem, splits, mask, config.seed)
@@ -159,7 +159,7 @@ def report(
         scatter = np.sqrt(metrics[top].var(axis=1, ddof=1).mean())
         among.append(f"where seeds of one mask scatter by {100 * scatter:.2f} points (standard deviation)")
     heads = ("predictor", "rho, all", "rho, best tenth", "shortfall, points")
-    lines = markdown_table(heads, cells, words=(0, 1, 2))
+    lines = markdown_table(heads, cells, text_columns=(0, 1, 2))
     rewards = table.values("exp_neg_loss")[table.index(masks)]
     worth = float(spearman(rewards, results)), float(spearman(rewards[top], results[top]))
     return "\n".join([f"{ends}{100 * best:.1f} % at best", ", ".join(among), "", *lines, "", advice(*worth, int(top.sum()))])
@@ -196,7 +196,7 @@ def known(path: Path | None, settings: dict[str, Any]) -> dict[str, float]:
     return dict(record["trained"])
 
 
-def train_all(course: Course, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
+def train_all(course: ComparisonContext, masks: np.ndarray, options: argparse.Namespace) -> dict[str, float]:
     """Results by `key`, those of before among them; the file has each as soon as it is known."""
     settings = {name: getattr(options, name) for name in ("env", "steps", "learning_rate", "skip_num", "test_examples")}
     trained = known(options.out, settings)
@@ -212,7 +212,7 @@ def train_all(course: Course, masks: np.ndarray, options: argparse.Namespace) ->
     return trained
 
 
-def result(course: Course, start: str, seed: int, mask: np.ndarray, options: argparse.Namespace) -> float:
+def result(course: ComparisonContext, start: str, seed: int, mask: np.ndarray, options: argparse.Namespace) -> float:
     """The metric on the test split of a mask's subnet, fine-tuned; of a short training -loss on the reward split."""
     rate = options.learning_rate
     config = FinetuneConfig(steps=options.steps, seed=seed, learning_rate=rate, head_learning_rate=rate)
@@ -240,7 +240,7 @@ def own(folder: Path) -> tuple[ProblemConfig, SubnetTable]:
         FileNotFoundError, ValueError: there is no such run, or not to its end; or it names modules that are not imported.
     """
     recorded = read_config(folder)
-    recorded = {**trusted_settings(folder, recorded.get("use") or (), recorded), "out": recorded.get("out")}
+    recorded = {**trusted_settings(folder, recorded.get("plugins") or (), recorded), "out": recorded.get("out")}
     names = {field.name for field in dataclasses.fields(TableSettings)} & recorded.keys()
     settings = build(TableSettings, {name: recorded[name] for name in names})
     return settings.problem(), SubnetTable.load(settings.file(folder))
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--env", default="meter_vqa", choices=[name for name, e in environments.items() if e.table])
     which.add_argument("--run", type=Path, help="folder of a run of `python -m agents table`, in the place of --env")
-    parser.add_argument("--use", default=None, help="modules that --run was given by use=, to import first")
+    parser.add_argument("--plugins", default=None, help="modules that --run was given, to import first")
     parser.add_argument("--start", nargs="+", choices=list(STARTS))
     parser.add_argument("--masks", type=int, default=40)
     parser.add_argument("--skip-num", type=int, default=4)
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.run is not None:
         options.env = str(options.run)
     try:
-        use(options.use)  # first: they may register the run's model and task
+        import_plugins(options.plugins)  # first: they may register the run's model and task
         problem, table = bundled(options.env) if options.run is None else own(options.run)
         masks, top = drawn_masks(table, options.skip_num, options.masks)
     except (OSError, ValueError) as error:
@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not set(options.start) <= set(starts):
         parser.error(f"{options.env} has no supernet: --start new alone")
     splits = load_splits(problem)
-    course = Course(problem, splits, FinetuneConfig(steps=options.steps), Path(), options.test_examples)
+    course = ComparisonContext(problem, splits, FinetuneConfig(steps=options.steps), Path(), options.test_examples)
     trained = train_all(course, masks, options)
     short = {
         steps: np.array([trained[key(f"{SHORT} {steps}", SHORT_SEED, mask)] for mask in masks]) for steps in options.short

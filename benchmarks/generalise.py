@@ -34,7 +34,7 @@ from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork,
 from torch import nn
 
 from benchmarks.machine import describe_machine
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.files import write_json
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.problem.statistics import masks_needed

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
+from das_gym.adapt.shrink.measuring import answer_scores, loss_of
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
-from das_gym.adapt.shrink.report import loss_of
-from das_gym.adapt.shrink.scores import interval, scored
 from das_gym.agents.searching.loop import SearchConfig, search
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
+from das_gym.intervals import mean_interval
 from das_gym.models.transformers.cutting import cut, drawn
 from das_gym.models.transformers.generation import generate
 from das_gym.models.transformers.model import VLM
@@ -79,7 +79,7 @@ class Subject:
     def score(self, vlm: VLM) -> np.ndarray:
         """(n,) scores of generated answers to test examples."""
         prompts = self.task.pairs(self.task.open_ended(self.test))
-        return scored(self.task, self.test, generate(vlm, self.task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
+        return answer_scores(self.task, self.test, generate(vlm, self.task.processor, prompts, "answers", BATCH))  # type: ignore[arg-type]
 
     def recovered(self, config: RecoveryConfig) -> tuple[VLM, float]:
         """A model trained after the deletion, and the seconds that took."""
@@ -138,7 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     test = {
         name: {
             "score": float(scores[name].mean()),
-            "interval": interval(scores[name]),
+            "interval": mean_interval(scores[name]),
             "loss": subject.loss(vlm, subject.test),
         }
         for name, vlm in models.items()

@@ -1,8 +1,9 @@
-"""Command lines of `python -m agents` and `python -m adapt`: sub-commands, `with name=value`, suggestions for mistyped words."""
+"""Command lines of `python -m agents` and `python -m adapt`: sub-commands, settings, suggestions for mistyped words."""
 
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import pkgutil
 import re
@@ -124,7 +125,7 @@ class Program:
         except BrokenPipeError:
             return silence_stdout()
         except USER_ERRORS as error:
-            print(f"error: {escape_control_chars(localize_commands(str(error)))}", file=sys.stderr)
+            print(f"error: {escape_control_chars(localize_commands(describe_error(error)))}", file=sys.stderr)
             if isinstance(error.__cause__, BrokenPipeError):
                 return silence_stdout()
             return 2 if isinstance(error, UsageError) else 1
@@ -300,6 +301,21 @@ def before_with(words: Sequence[str], name: str, cls: type) -> list[str]:
     if len(values) > 1:
         raise UsageError(f"expected one {name}, got {' '.join(values)}; settings stand behind `with`")
     return ["with", f"{name}={values[0]}", *rest]
+
+
+def describe_error(error: BaseException, resume: str | None = None) -> str:
+    """Return an error's message; for a full disk and a closed standard output, what to do.
+
+    Args:
+        error: The error.
+        resume: The command that resumes the run that it ended, if there is one.
+    """
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+        return str(error)
+    then = "" if resume is None else f", then go on with `{resume}`"
+    if error.errno == errno.EPIPE:
+        return f"standard output was closed: redirect it elsewhere{then}"
+    return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room{then}"
 
 
 def localize_commands(text: str) -> str:

@@ -43,7 +43,7 @@ def choice(default: Any, names: Iterable[str]) -> Any:
     return dataclasses.field(default=default, metadata={"choices": names})
 
 
-def group(cls: type, without: Sequence[str] = (), listed: bool = True, default: Callable[[], Any] | None = None) -> Any:
+def nested(cls: type, without: Sequence[str] = (), listed: bool = True, default: Callable[[], Any] | None = None) -> Any:
     """Return a dataclass field for a group of further settings, given as `field.NAME=VALUE`.
 
     Args:
@@ -57,7 +57,7 @@ def group(cls: type, without: Sequence[str] = (), listed: bool = True, default: 
 
 
 def group_fields(field: dataclasses.Field[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """Return the settings that a field made by `group` holds; none for other fields."""
+    """Return the settings that a field made by `nested` holds; none for other fields."""
     if "group" not in field.metadata:
         return {}
     fields = dataclasses.fields(field.metadata["group"])
@@ -111,28 +111,29 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         TypeError: The value has another type.
     """
     origin, inner = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or (origin is Literal and any(value == each and type(value) is type(each) for each in inner)):
         return value
     if origin in (Union, types.UnionType):
-        if type(value) in inner:  # a value that already has one of the types stays what it is
-            return value
-        for each in inner:
-            try:
-                return convert(name, value, each)
-            except TypeError:
-                continue
-    elif origin is Literal:
-        if any(value == each and type(value) is type(each) for each in inner):
-            return value
-    elif origin in (tuple, list):
+        return _convert_union(name, value, kind)
+    if origin in (tuple, list):
         return _convert_sequence(name, value, kind)
-    elif isinstance(origin, type) and issubclass(origin, Mapping):
-        if isinstance(value, Mapping):
-            return {convert(name, k, inner[0]): convert(f"{name}.{k}", each, inner[1]) for k, each in value.items()}
-    elif dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {convert(name, k, inner[0]): convert(f"{name}.{k}", each, inner[1]) for k, each in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return build(cast(type, kind), value, f"setting of {name},")
-    else:
-        return _convert_plain(name, value, kind)
+    if origin is not None:
+        raise _type_error(name, value, kind)
+    return _convert_plain(name, value, kind)
+
+
+def _convert_union(name: str, value: Any, kind: Any) -> Any:
+    if type(value) in get_args(kind):  # a value that already has one of the types stays what it is
+        return value
+    for each in get_args(kind):
+        try:
+            return convert(name, value, each)
+        except TypeError:
+            continue
     raise _type_error(name, value, kind)
 
 

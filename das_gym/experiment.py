@@ -6,7 +6,6 @@ complete, as the configuration of a run; its observers, options and captured out
 
 from __future__ import annotations
 
-import errno
 import inspect
 import io
 import logging
@@ -37,6 +36,7 @@ from das_gym.commandline import (
     HELP,
     UsageError,
     check_words,
+    describe_error,
     format_command,
     is_our_program,
     localize_commands,
@@ -144,7 +144,7 @@ class RecordedCommand(Generic[Settings]):
             run = self.current_run
             folder = None if run is None else run_folder(run)
             hint = "" if folder is None else f"\n(the whole traceback is in {folder / 'run.json'})"
-            raise RunError(f"{self._explain(error)}{hint}") from error
+            raise RunError(f"{describe_error(error, self.resume_command())}{hint}") from error
         except KeyError as error:
             if "Invalid key" not in str(error):  # Sacred's message for a name in a mapping that it does not store
                 raise
@@ -300,8 +300,12 @@ class RecordedCommand(Generic[Settings]):
             for name, settings in self.named_configs().items():
                 print(name, *setting_words(settings))
             return None
+        return self._run_typed(given, named, {name: value for name, value in options.items() if name.startswith("-")})
+
+    def _run_typed(self, given: Mapping[str, Any], named: Sequence[str], options: Mapping[str, Any]) -> Run:
+        """Run, print the command that comes next, and after an interrupt or error what helps to go on."""
         try:
-            run = self.run(given, named, {name: value for name, value in options.items() if name.startswith("-")})
+            run = self.run(given, named, options)
             if self.next_command is not None and (folder := run_folder(run)) is not None:
                 print(f"Next: {self.next_command(folder)}")
             return run
@@ -312,9 +316,9 @@ class RecordedCommand(Generic[Settings]):
                     interrupt.add_note(f"in {world()} processes, as it was started")
             raise
         except Exception:
-            if options["--debug"] or options["--pdb"]:
+            if options.get("--debug") or options.get("--pdb"):
                 traceback.print_exc()
-            if options["--pdb"]:
+            if options.get("--pdb"):
                 pdb.post_mortem()
             raise
 
@@ -344,16 +348,6 @@ class RecordedCommand(Generic[Settings]):
         repeated.pop("plugins", None)  # `format_command` adds them
         folder = Path(run.config["runs_dir"]) / str(run._id)
         return format_command(self.name, f"resume={run._id}", runs_dir_words(folder), *setting_words(repeated))
-
-    def _explain(self, error: BaseException) -> str:
-        """Return an error's message; for a full disk, and for an output that nobody reads, also how to continue."""
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
-            return str(error)
-        command = self.resume_command()
-        resume = "" if command is None else f", then go on with `{command}`"
-        if error.errno == errno.EPIPE:
-            return f"standard output was closed: redirect it elsewhere{resume}"
-        return f"{error.filename or 'a file'} cannot be written ({error.strerror}): make room{resume}"
 
 
 def _usage() -> str:

@@ -16,8 +16,9 @@ from das_gym.adapt.commands import main as adapt
 from das_gym.agents import commands as agents_commands
 from das_gym.agents.commands import main as agents
 
-from das_gym.commandline import Command, Program, flag_mistake, parse, typed, use
+from das_gym.commandline import Command, Program, flag_mistake, format_command, parse
 from das_gym.config import described
+from das_gym.plugins import import_plugins
 
 REPOSITORY = Path(__file__).parents[1]
 MODULE = """
@@ -56,19 +57,19 @@ def test_settings_behind_with():
 
 
 def test_a_command_as_it_is_typed(monkeypatch):
-    assert typed("agents table") == "python -m agents table"
-    assert typed("agents", "resume=3", "") == "python -m agents with resume=3"
+    assert format_command("agents table") == "python -m agents table"
+    assert format_command("agents", "resume=3", "") == "python -m agents with resume=3"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/das-agents"])
-    assert typed("agents table", "resume=3") == "das-agents table with resume=3"
-    assert typed("adapt") == "das-adapt"
+    assert format_command("agents table", "resume=3") == "das-agents table with resume=3"
+    assert format_command("adapt") == "das-adapt"
 
 
 def test_a_module_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fails_here.py").write_text("1 / 0")
     with pytest.raises(ValueError, match=r"use=fails_here cannot be imported \(ZeroDivisionError: division by zero\)"):
-        use("fails_here")
-    assert use(None) == use(()) == ()
+        import_plugins("fails_here")
+    assert import_plugins(None) == import_plugins(()) == ()
 
 
 def test_a_program_without_words_shows_its_help_and_returns_exit_codes(capsys):

@@ -12,7 +12,7 @@ import pytest
 
 import das_gym
 from das_gym import commandline
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.data.cache import cache_folder
 from das_gym.experiment import RunError, RunsExperiment, lock_run, run_folder
 from das_gym.files import read_json, write_json
@@ -117,7 +117,7 @@ def test_a_resumed_run_refuses_other_settings(experiment, tmp_path):
 
 
 def test_a_command_to_type_can_be_pasted_into_a_shell():
-    words = typed("agents", "resume=3", runs_dir_words(Path("my runs/3")))
+    words = format_command("agents", "resume=3", runs_dir_words(Path("my runs/3")))
     assert shlex.split(words) == ["python", "-m", "agents", "with", "resume=3", "runs_dir=my runs"]
     assert runs_dir_words(Path("runs/3")) == ""
 

@@ -1,4 +1,4 @@
-"""A picture of score against MACs."""
+"""Plot scores against MACs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from das_gym.drawing.charts import new_figure, save_figure
 
 
 def plot_scores(path: str | os.PathLike[str], lines: Sequence[Line], metric: str, title: str) -> None:
-    """A PNG: the MACs of each method and its score, bars of one standard deviation over seeds; found masks are joined.
+    """Write a PNG of score against MACs, with bars of one standard deviation over seeds.
 
     Args:
         path: Where the PNG goes.
         lines: What was compared.
         metric: What the score is.
-        title: Of the picture.
+        title: Of the plot.
     """
     figure = new_figure(9.0, 5.5)
     axes = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""One training of one method: how it is done, and what is measured of it."""
+"""Train and measure every variant: the learning rate is chosen on the reward split, then all seeds are trained with it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.compare.entrants import Entrant
+from das_gym.adapt.compare.variants import MethodVariant
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.methods.base import Method
 from das_gym.adapt.methods.learnt import learnt
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.report import one_example
@@ -35,27 +35,27 @@ from das_gym.progress import progress
 
 @dataclass(frozen=True)
 class Trial:
-    """One training and what it came to; what is None was not measured, since another learning rate is better.
+    """One training and its measurements. Fields from `test` on are None if another learning rate is better.
 
     Attributes:
-        entrant: Key of its row.
+        variant: Key of its row.
         rate: Peak learning rate.
         seed: Of head, inserted parameters, order of examples, and a random mask.
-        reward: The task's metric on examples of the reward split, 0..1.
-        reward_loss: Likewise, nats; None where training came to no number.
-        updated: Parameters of the model that the method updates, without head and poolers.
-        trained: All that trains.
-        seconds: Of the training.
-        mask: 0 or 1 a layer, 1 = skipped.
+        reward: The metric on the reward split, 0..1.
+        reward_loss: The loss there, nats; None if the training diverged.
+        updated: Number of trained parameters without head and poolers.
+        trained: Number of trained parameters.
+        seconds: Duration of the training.
+        mask: 0 or 1 per layer, 1 = skipped.
         test: The metric on the test split, 0..1.
-        test_loss: Likewise, nats.
-        macs: Of one example, of the finished model.
+        test_loss: The loss there, nats.
+        macs: Of one example.
         macs_full: Of the baseline, the pre-trained model.
-        latency: Of one example, milliseconds: median and quartiles; with the first seed alone, as is the next.
-        speedup: How many times as fast as the baseline, timed in turns: ratio of the medians and its 95 % interval.
+        latency: Of one example, milliseconds: median and quartiles. Only for the first seed, as is `speedup`.
+        speedup: Relative to the baseline: ratio of the medians and its 95 % interval.
     """
 
-    entrant: str
+    variant: str
     rate: float
     seed: int
     reward: float
@@ -71,29 +71,36 @@ class Trial:
     latency: tuple[float, ...] | None = None
     speedup: tuple[float, ...] | None = None
 
+    @property
+    def merit(self) -> tuple[float, float]:
+        """The metric on the reward split, then the negative loss; more is better."""
+        if self.reward_loss is None:
+            return -math.inf, -math.inf
+        return self.reward, -self.reward_loss if math.isfinite(self.reward_loss) else -math.inf
+
 
 @dataclass(frozen=True)
-class Tuned:
+class TrainedModel:
     """A trained model.
 
     Attributes:
-        model: As it is used, see `Method.finish`.
-        learnt: What its method learnt, as it is kept.
+        model: The model after `Method.finish`.
+        learnt: The trained parameters, as they are saved.
     """
 
     model: AdaptedModel
     learnt: Adaptation
 
 
-class Course:
-    """What all trainings have in common: model, data, recipe, and encoder outputs, which are computed once for all.
+class ComparisonContext:
+    """What all trainings share: model, data, recipe and encoder outputs.
 
     Args:
         problem: Model and data.
         splits: Its data.
-        recipe: Of the training; its learning rates and seed are those of each trial.
-        folder: For intermediate checkpoints.
-        test_examples: At most so many are reported on, None = all.
+        recipe: Of the training. Learning rates and seed are those of each trial.
+        folder: For checkpoints.
+        test_examples: Number of test examples, None = all.
         log: Called with name, value and step.
     """
 
@@ -123,158 +130,151 @@ class Course:
         backbone.vlp.remove_adapters()
         self.macs_full = example_costs(self.plain, splits).macs_full
 
-    def train(self, entrant: Entrant, rate: float, seed: int) -> tuple[Tuned, Trial]:
-        """Train one, in memory of its own, and score it on the reward split.
+    def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[TrainedModel, Trial]:
+        """Train a new model, and score it on the reward split.
 
         Raises:
-            ValueError: the model cannot have the method.
-            FloatingPointError: the loss is not a number any more.
+            ValueError: the model does not support the method.
+            FloatingPointError: the training diverged.
         """
-        checkpoint = self.folder / f"{entrant.key}_{rate:g}_{seed}.pt"
-        try:
-            found = self._train(entrant, rate, seed, checkpoint)
-        except FloatingPointError:
-            checkpoint.unlink(missing_ok=True)
-            raise
-        checkpoint.unlink(missing_ok=True)
-        return found
-
-    def _train(self, entrant: Entrant, rate: float, seed: int, checkpoint: Path) -> tuple[Tuned, Trial]:
         started = time.perf_counter()
-        model, method = self._new(entrant, seed)
-        updated = method.apply(model, seed)
-        models = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters() if p.requires_grad}
-        config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
-        torch.manual_seed(seed)
-        step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
-        trainer.run(step_loss.parts, f"{entrant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
-        kept = learnt(model, entrant.method, method, row=entrant.key, learning_rate=rate, seed=seed)
-        method.finish(model.backbone.vlp)
-        scored = evaluate(model, self.reward_examples, f"{entrant.title}, reward split", rank_images=1)
-        mask = tuple(model.backbone.vlp.check_mask(None).astype(int).tolist())
-        seconds = time.perf_counter() - started
-        trained = sum(p.numel() for p in models.values())
-        trial = Trial(entrant.key, rate, seed, scored.metric, scored.loss, updated, trained, seconds, mask)
-        return Tuned(model, kept), trial
-
-    def _new(self, entrant: Entrant, seed: int) -> tuple[AdaptedModel, Method]:
         backbone = load_backbone(self.problem)
         torch.manual_seed(seed)
         task = type(self.task)(backbone.processor, self.task.labels)
-        return AdaptedModel(backbone, new_head(backbone, task), task), entrant.made(seed, self.n_layers)
+        model = AdaptedModel(backbone, new_head(backbone, task), task)
+        method = variant.make(seed, self.n_layers)
+        updated = method.apply(model, seed)
+        parameters = {id(p): p for module in (model.backbone.vlp, model.head) for p in module.parameters()}
+        trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
+        config = dataclasses.replace(self.recipe, learning_rate=rate, head_learning_rate=rate, seed=seed)
+        checkpoint = self.folder / f"{variant.key}_{rate:g}_{seed}.pt"
+        torch.manual_seed(seed)
+        step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
+        try:
+            trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
+        except FloatingPointError:
+            checkpoint.unlink(missing_ok=True)
+            raise
+        saved = learnt(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)
+        method.finish(model.backbone.vlp)
+        scored = evaluate(model, self.reward_examples, f"{variant.title}, reward split", rank_images=1)
+        mask = tuple(model.backbone.vlp.check_mask(None).astype(int).tolist())
+        seconds = time.perf_counter() - started
+        checkpoint.unlink(missing_ok=True)
+        trial = Trial(variant.key, rate, seed, scored.metric, scored.loss, updated, trained, seconds, mask)
+        return TrainedModel(model, saved), trial
 
-    def measure(self, model: AdaptedModel, trial: Trial, clock: bool = True) -> Trial:
-        """The trial with what its finished model scores on the test split, costs, and, with `clock`, how long it takes."""
-        scored = evaluate(model, self.test_examples, f"{trial.entrant}, test split", rank_images=1)
-        timed = {"own": model, "plain": self.plain}
-        times = measure_latency({name: one_example(each, self.splits) for name, each in timed.items()}) if clock else None
-        costs = example_costs(model, self.splits)
-        return dataclasses.replace(
+    def measure(self, model: AdaptedModel, trial: Trial, with_latency: bool = True) -> Trial:
+        """Return the trial with test score and costs of its model, and with its latency if asked for."""
+        scored = evaluate(model, self.test_examples, f"{trial.variant}, test split", rank_images=1)
+        measured = dataclasses.replace(
             trial,
             test=scored.metric,
             test_loss=scored.loss,
-            macs=costs.macs(np.array(trial.mask, dtype=bool)),
+            macs=example_costs(model, self.splits).macs(np.array(trial.mask, dtype=bool)),
             macs_full=self.macs_full,
-            latency=None if times is None else tuple(Spread.of(times["own"])),
-            speedup=None if times is None else tuple(speedup(times["own"], times["plain"])),
         )
+        if not with_latency:
+            return measured
+        models = {"own": model, "plain": self.plain}
+        times = measure_latency({name: one_example(each, self.splits) for name, each in models.items()})
+        latency, faster = tuple(Spread.of(times["own"])), tuple(speedup(times["own"], times["plain"]))
+        return dataclasses.replace(measured, latency=latency, speedup=faster)
 
 
-Keep = Callable[[Sequence[Trial], Trial, Tuned | None], None]
-"""Called with all trials, the last one, and its model where that was measured on the test split."""
+Keep = Callable[[Sequence[Trial], Trial, TrainedModel | None], None]
+"""Called with all trials, the last one, and its model if that was measured on the test split."""
 
 
 def run_all(
-    course: Course, rows: Sequence[Entrant], rates: Sequence[float], seeds: Sequence[int], done: list[Trial], keep: Keep
+    context: ComparisonContext,
+    variants: Sequence[MethodVariant],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    done: list[Trial],
+    keep: Keep,
 ) -> list[Trial]:
-    """Choose the learning rate of each row on the reward split with the first seed, then train the other seeds with it.
+    """Choose the learning rate of each variant with the first seed, then train the other seeds with it.
 
-    All rows come with one seed before any comes with two, so that a run that is stopped early has compared something.
+    All variants are trained with one seed before any is trained with two, so that a run that stops early has a result.
 
     Args:
-        course: What all have in common.
-        rows: Who takes part, in order.
-        rates: The grid.
+        context: What all trainings share.
+        variants: The rows of the comparison.
+        rates: The learning rates to choose from.
         seeds: All seeds.
-        done: Trials of before; what they tell is not done again.
-        keep: Called after each.
+        done: Trials before the run was stopped, which are not repeated.
+        keep: Called after each trial.
 
     Returns:
         All trials.
     """
-    trials = {(t.entrant, t.rate, t.seed): t for t in done}
-    total = len(rows) * len(seeds) + (len(rates) - 1) * sum(row.rate_of is None for row in rows)
+    trials = {(t.variant, t.rate, t.seed): t for t in done}
+    total = len(variants) * len(seeds) + (len(rates) - 1) * sum(variant.rate_of is None for variant in variants)
     bar = progress(total, "comparing", unit="training", initial=len(trials))
 
-    def add(trial: Trial, tuned: Tuned | None = None) -> None:
-        trials[trial.entrant, trial.rate, trial.seed] = trial
-        keep(list(trials.values()), trial, tuned)
+    def add(trial: Trial, model: TrainedModel | None = None) -> None:
+        trials[trial.variant, trial.rate, trial.seed] = trial
+        keep(list(trials.values()), trial, model)
         bar.update(len(trials) - bar.n)
 
     chosen: dict[str, float] = {}
     with bar:
         for seed in seeds:
-            for row in rows:
-                tuned: Tuned | None = None
-                if row.key not in chosen:
-                    grid = rates if row.rate_of is None else (chosen[row.rate_of],)
-                    tuned, chosen[row.key] = _choose(course, row, grid, seed, trials, add)
-                    print(told(row, [t for t in trials.values() if t.entrant == row.key], seed, chosen[row.key], course))
-                key = (row.key, chosen[row.key], seed)
+            for variant in variants:
+                model: TrainedModel | None = None
+                if variant.key not in chosen:
+                    grid = rates if variant.rate_of is None else (chosen[variant.rate_of],)
+                    model, chosen[variant.key] = _choose_rate(context, variant, grid, seed, trials, add)
+                    first = [t for t in trials.values() if t.variant == variant.key and t.seed == seed]
+                    print(describe_choice(variant, first, chosen[variant.key], context.metric_name))
+                key = (variant.key, chosen[variant.key], seed)
                 if key in trials and trials[key].test is not None:
                     continue
-                tuned, trial = course.train(row, *key[1:]) if tuned is None else (tuned, trials[key])
-                add(course.measure(tuned.model, trial, clock=seed == seeds[0]), tuned)
+                if model is None:
+                    model, trial = context.train(variant, *key[1:])
+                else:
+                    trial = trials[key]
+                add(context.measure(model.model, trial, with_latency=seed == seeds[0]), model)
     return list(trials.values())
 
 
-def _choose(
-    course: Course,
-    row: Entrant,
-    rates: Sequence[float],
+def _choose_rate(
+    context: ComparisonContext,
+    variant: MethodVariant,
+    grid: Sequence[float],
     seed: int,
     trials: Mapping[tuple[str, float, int], Trial],
-    add: Callable[..., None],
-) -> tuple[Tuned | None, float]:
-    """The learning rate that is best on the reward split, and its model, unless that was trained before.
-
-    Raises:
-        FloatingPointError: none of them comes to a number.
-    """
-    models: dict[float, Tuned] = {}
-    for rate in rates:
-        if (row.key, rate, seed) not in trials:
+    add: Callable[[Trial], None],
+) -> tuple[TrainedModel | None, float]:
+    """Return the best learning rate and its model; the model is None if it was trained before the run was stopped."""
+    best_model, best = None, grid[0]
+    for rate in grid:
+        model = None
+        if (variant.key, rate, seed) not in trials:
             try:
-                tuned, trial = course.train(row, rate, seed)
-                models = {rate: tuned, **models}
+                model, trial = context.train(variant, rate, seed)
             except FloatingPointError:
-                trial = Trial(row.key, rate, seed, reward=0.0, reward_loss=None, updated=0, trained=0, seconds=0.0, mask=())
+                trial = Trial(variant.key, rate, seed, 0.0, None, updated=0, trained=0, seconds=0.0, mask=())
             add(trial)
-        first = [t for (key, _, s), t in trials.items() if (key, s) == (row.key, seed)]
-        best = of_first(lambda first=first: chosen_rate(first))  # type: ignore[misc]
-        models = {rate: tuned for rate, tuned in models.items() if rate == best}  # one is enough to keep
-    if trials[row.key, best, seed].reward_loss is None:
-        tried = ", ".join(f"{rate:g}" for rate in rates)
+        tried = [trials[variant.key, each, seed] for each in grid if (variant.key, each, seed) in trials]
+        best = of_first(partial(_best_rate, tried))
+        if best == rate:
+            best_model = model
+    if trials[variant.key, best, seed].reward_loss is None:
         raise FloatingPointError(
-            f"{row.title} comes to no number with a learning rate of {tried}: give lower learning_rates"
+            f"{variant.title} diverged (non-finite loss) at learning rate {', '.join(f'{rate:g}' for rate in grid)}. "
+            "Try lower values in `learning_rates`."
         )
-    return models.get(best), best
+    return best_model, best
 
 
-def chosen_rate(trials: Sequence[Trial]) -> float:
-    """The learning rate that is best on the reward split."""
-    return max(trials, key=merit).rate
-
-
-def merit(trial: Trial) -> tuple[float, float]:
-    """How good a training is, by the metric on the reward split, and by the loss where that is level; more is better."""
-    if trial.reward_loss is None:
-        return -math.inf, -math.inf
-    return trial.reward, -trial.reward_loss if math.isfinite(trial.reward_loss) else -math.inf
+def _best_rate(trials: Sequence[Trial]) -> float:
+    return max(trials, key=lambda trial: trial.merit).rate
 
 
 def read_trials(path: Path) -> list[Trial]:
-    """The trials in a comparison's record; none where there is no such file.
+    """Return the trials in a comparison's record, none without a file.
 
     Raises:
         ValueError: it is damaged.
@@ -285,14 +285,14 @@ def read_trials(path: Path) -> list[Trial]:
         return [build(Trial, trial) for trial in read_json(path)["trials"]]
 
 
-def told(row: Entrant, trials: Sequence[Trial], seed: int, rate: float, course: Course) -> str:
-    """A line that says how the learning rate was chosen."""
-    if row.rate_of is not None:
-        return f"{row.title}: learning rate {rate:g}, as of {row.rate_of}"
-    scores = {t.rate: "none" if t.reward_loss is None else f"{100 * t.reward:.1f} %" for t in trials if t.seed == seed}
-    tried = ", ".join(f"{score} with {rate:g}" for rate, score in scores.items())
-    metric = course.metric_name.replace("_", " ")
-    line = f"{row.title}: {metric} on the reward split by learning rate: {tried}; takes {rate:g}"
-    grid = sorted(t.rate for t in trials if t.seed == seed)
-    ends = {grid[0]: "smallest", grid[-1]: "largest"} if len(grid) > 1 else {}
-    return f"{line}, the {ends[rate]} of the grid: a better one may lie beyond it" if rate in ends else line
+def describe_choice(variant: MethodVariant, trials: Sequence[Trial], rate: float, metric_name: str) -> str:
+    """Return a line on how a learning rate was chosen from the trials of one seed."""
+    if variant.rate_of is not None:
+        return f"{variant.title}: learning rate {rate:g}, as {variant.rate_of}"
+    scores = ("diverged" if t.reward_loss is None else f"{100 * t.reward:.1f} %" for t in trials)
+    tried = ", ".join(f"{score} with {t.rate:g}" for t, score in zip(trials, scores, strict=True))
+    line = f"{variant.title}: {metric_name.replace('_', ' ')} on the reward split: {tried}; chosen: {rate:g}"
+    rates = [t.rate for t in trials]
+    if len(rates) > 1 and rate in (min(rates), max(rates)):
+        return f"{line}, the {'smallest' if rate == min(rates) else 'largest'} of the grid: a better one may lie beyond it"
+    return line

@@ -19,12 +19,12 @@ from das_gym.adapt.export.graph import FILE as ONNX_FILE
 from das_gym.adapt.export.graph import require_onnx, write_onnx
 from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 
-from das_gym.commandline import used
 from das_gym.files import at_home, write_text
 from das_gym.models.checkpoints import families, family_of
 from das_gym.models.portable import DAS_GYM, Portable, portable_head
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.tensor_files import CHECKSUM, checksum, write_folder, write_safetensors
+from das_gym.plugins import imported_plugins
 from das_gym.problem.loading import AdaptedModel
 from das_gym.runs import library_versions
 
@@ -138,7 +138,7 @@ def _about(subnet: AdaptedModel, num_images: int) -> dict[str, Any]:
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "num_images": num_images,
-        "use": list(used()),
+        "plugins": list(imported_plugins()),
         "version": library_versions()["das_gym"],
     }
 

@@ -14,7 +14,7 @@ from das_gym.models.portable import DAS_GYM
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.sizes import MAX_SIDE
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class
-from das_gym.runs import RunSettings
+from das_gym.runs import PluginSettings
 from das_gym.trust import trusted_settings
 
 
@@ -26,7 +26,7 @@ class _About:
     labels: tuple[str, ...]
     image_size: int
     max_text_length: int
-    use: Any
+    plugins: Any
 
     def __post_init__(self) -> None:
         if not (1 <= self.image_size <= MAX_SIDE and 1 <= self.max_text_length <= 2**16):
@@ -58,10 +58,10 @@ def load_exported(folder: Path, device: str = "auto", max_text_length: int | Non
         raise ValueError(f"{folder / 'config.json'} lacks {', '.join(lacks)} under {DAS_GYM!r}; export the run again")
     known = {name: about[name] for name in ("task", "labels", "image_size", "max_text_length")}
     try:
-        about = vars(build(_About, {**known, "use": about.get("use", ())}))
+        about = vars(build(_About, {**known, "plugins": about.get("plugins", ())}))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged under {DAS_GYM!r} ({error}); export the run again") from error
-    trusted_settings(folder, build(RunSettings, {"use": about["use"]}).use, {})
+    trusted_settings(folder, build(PluginSettings, {"plugins": about["plugins"]}).plugins, {})
     loaded = load_checkpoint(folder, image_size=about["image_size"])
     vlp = loaded.vlp
     vlp.freeze()

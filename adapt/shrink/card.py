@@ -4,168 +4,139 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from das_gym.adapt.shrink.measuring import Measured
 from das_gym.adapt.shrink.recovery import RecoveryConfig
-from das_gym.adapt.shrink.report import Comparison, caption, conclusion, headings, lines_of
+from das_gym.adapt.shrink.report import conclusion, results_table
 from das_gym.adapt.shrink.verifying import Verified
 
+from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.model import IMAGE, VLM
 from das_gym.runs import library_versions
 
-TASKS_OF_CLASSES = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
+PIPELINE_TAGS = {"AutoModelForImageTextToText": "image-text-to-text", "AutoModelForCausalLM": "text-generation"}
 TRUST = ", trust_remote_code=True"
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a model card says.
+def model_card(
+    full: VLM,
+    mask: Sequence[bool],
+    source: Path,
+    origin: str,
+    recovery: RecoveryConfig,
+    trained: tuple[int, int],
+    data: str,
+    measured: Measured,
+    verified: Verified,
+    command: str,
+    has_remote_code: bool,
+) -> str:
+    """Return the text of the card.
 
-    Attributes:
-        source: The folder that the model comes from.
-        auto: The class of transformers that loads it.
-        drawn: Which layers went, see `cutting.drawn`.
-        gone: Positions of those of the decoder.
-        gone_seen: Of those of the vision tower.
-        budget: What was asked for, in words.
-        recovery: How it was trained.
-        trained: How many parameters trained, and on how many examples.
-        widths: Of adapters, where there are, see `RecoveryConfig.widths`.
-        data: What it was searched, trained and scored on.
-        comparison: The result.
+    Args:
+        full: The full model.
+        mask: The removed layers.
+        source: The folder of the full model.
+        origin: Where the mask comes from.
+        recovery: Settings of the training.
+        trained: Numbers of trained parameters and of training examples.
+        data: The data that was evaluated.
+        measured: The result.
         verified: What was checked.
-        command: What a person typed.
-        brings_code: Whether the source's folder has code of its own, which has to be trusted.
+        command: The command that repeats the run.
+        has_remote_code: Whether the source's folder has code of its own.
     """
-
-    source: Path
-    auto: str
-    drawn: str
-    gone: Sequence[int]
-    gone_seen: Sequence[int]
-    budget: str
-    recovery: RecoveryConfig
-    trained: tuple[int, int]
-    widths: tuple[int, int]
-    data: str
-    comparison: Comparison
-    verified: Verified
-    command: str
-    brings_code: bool = False
-
-    def text(self) -> str:
-        """The card."""
-        name = called(self.source)
-        kinds = {"decoder layers": self.gone, "layers of its vision tower": self.gone_seen}
-        lines = dict(zip(kinds, self.drawn.split()[::-1], strict=False))  # one alone where the tower stays
-        told = [(len(lines[what]), gone, what) for what, gone in kinds.items() if gone]
-        counts = [f"{len(gone)} of {count} {what}" for count, gone, what in told]
-        which = [f"{what} {', '.join(map(str, gone))}" for _, gone, what in told]
-        versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-        return "\n".join(
-            [
-                *front_matter(self.source, self.auto, ("pruned",)),
-                f"# {name}, without {' and '.join(counts)}",
-                "",
-                f"Made from `{name}` by das_gym: {' and '.join(which)} (counted from 0) were deleted ({self.budget}). "
-                f"{self._training()}",
-                "",
-                f"    {self.drawn}",
-                "",
-                conclusion(self.comparison),
-                "",
-                *self._table(),
-                "",
-                f"Scored on {self.data}, greedily. Whatever else the model could do before was not measured.",
-                "",
-                *loading(self.auto, self._code(), TRUST if self.brings_code else ""),
-                "",
-                "Checked when it was saved: loaded by transformers alone, its logits are those of the full model with these "
-                f"layers skipped (apart at most {self.verified.logits_apart:.1e} of the largest), and so is what it "
-                f"generates {', '.join(self.verified.ways)}.",
-                "",
-                f"Command: `{self.command}`",
-                "",
-                f"Versions: {versions}.",
-                "",
-            ]
-        )
-
-    def _code(self) -> str:
-        return TRUST if self.brings_code or self.recovery.recover == "adapters" else ""
-
-    def _training(self) -> str:
-        config = self.recovery
-        if config.recover == "none":
-            return "Nothing was trained."
-        how = (
-            f"LoRA (rank {config.rank}, alpha {config.alpha:g}, merged)"
-            if config.recover == "lora"
-            else "all their parameters"
-        )
-        trained = "What is left, and the projector, was trained"
-        if config.recover == "adapters":
-            wide, skip = self.widths
-            how = f"{wide} wide before attention and MLP, {skip} wide where a layer was deleted"
-            trained = "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained"
-        which = "the last hidden vectors" if config.hidden_at == "last" else "the hidden vectors behind every layer"
-        hidden = "" if config.hidden == "none" else f" + {config.hidden_weight:g} {config.hidden} of {which}"
-        return (
-            f"{trained} for {config.steps} steps of "
-            f"{min(config.batch_size, self.trained[1])} examples: {how}, {self.trained[0]:,} parameters, on "
-            f"{self.trained[1]:,} training examples; loss "
-            f"{config.distillation:g} KL(full || this) + {config.cross_entropy:g} cross-entropy{hidden}."
-        )
-
-    def _table(self) -> list[str]:
-        names = headings(self.comparison)
-        lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-        lines += [f"| {name.strip()} | {' | '.join(cells)} |" for name, cells in lines_of(self.comparison)]
-        return [*lines, "", caption(self.comparison)]
+    name = display_name(source)
+    removed = [("decoder layers", full.gone_of(mask), len(full.stack.layers))]
+    if full.tower is not None:
+        removed.append(("layers of its vision tower", full.gone_of(mask, IMAGE), len(full.tower.stack.layers)))
+    removed = [each for each in removed if each[1]]
+    counts = " and ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
+    which = " and ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
+    auto = auto_class(full.model.config).__name__
+    table = results_table([row.record() for row in measured.rows.values()], measured.metric)
+    code = TRUST if has_remote_code or recovery.recover == "adapters" else ""
+    versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
+    parts = [
+        front_matter(source, auto, ("pruned",)),
+        f"# {name}, without {counts}",
+        f"Made from `{name}` by das_gym: {which} (counted from 0) were deleted ({origin}). "
+        f"{_describe_training(recovery, trained, full.feature_size)}",
+        conclusion(measured),
+        table.markdown(),
+        f"Scored on {data} with greedy decoding. Other abilities of the model were not measured.",
+        loading_example(auto, code, TRUST if has_remote_code else ""),
+        "Checked when it was saved: loaded by transformers alone, its logits equal those of the full model with these "
+        f"layers skipped (relative difference {verified.logits_difference:.1e} or less), and so does the text that it "
+        f"generates {', '.join(verified.ways)}.",
+        f"Command: `{command}`",
+        f"Versions: {versions}.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def called(folder: Path) -> str:
-    """What a model is called: by its name on the Hub where it lies in the cache of that, else by its folder's."""
+def _describe_training(config: RecoveryConfig, trained: tuple[int, int], width: int) -> str:
+    if config.recover == "none":
+        return "Nothing was trained."
+    parameters, examples = trained
+    how = {
+        "lora": f"LoRA (rank {config.rank}, alpha {config.alpha:g}, merged)",
+        "full": "all their parameters",
+        "adapters": "{} wide before attention and MLP, {} wide in place of a deleted layer".format(*config.widths(width)),
+    }[config.recover]
+    what = "The remaining layers and the projector were trained"
+    if config.recover == "adapters":
+        what = "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained"
+    hidden = ""
+    if config.hidden != "none":
+        places = "the last hidden states" if config.hidden_at == "last" else "the hidden states of every kept layer"
+        hidden = f" + {config.hidden_weight:g} {config.hidden} of {places}"
+    return (
+        f"{what} for {config.steps} steps of {min(config.batch_size, examples)} examples: {how}, {parameters:,} parameters, "
+        f"on {examples:,} training examples; loss {config.distillation:g} KL(full || this) + {config.cross_entropy:g} "
+        f"cross-entropy{hidden}."
+    )
+
+
+def display_name(folder: Path) -> str:
+    """Return a model's name on the Hub if it lies in the Hub's cache, else its folder's name."""
     repository = folder.parent.parent.name
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/", 1)
     return folder.name
 
 
-def front_matter(source: Path, auto: str, tags: Sequence[str]) -> list[str]:
-    """The first lines of a card: what hubs read.
+def front_matter(source: Path, auto: str, tags: Sequence[str]) -> str:
+    """Return the first lines of a card, which hubs read.
 
     Args:
-        source: The folder that the model comes from, whose licence is its own.
-        auto: The class of transformers that loads it.
-        tags: Beside `das_gym`.
+        source: The folder of the source model, whose licence applies.
+        auto: The class of transformers that loads the new folder.
+        tags: Besides `das_gym`.
     """
-    lines = ["---", "library_name: transformers", f"pipeline_tag: {TASKS_OF_CLASSES[auto]}"]
-    name, own = called(source), ("license", "license_name", "license_link")
-    based = [f"base_model: {name}"] if "/" in name else _of_source(source, ("base_model",))
-    lines += [*_of_source(source, own), *based, "tags:", "- das_gym"]
-    return [*lines, *(f"- {tag}" for tag in tags), "---", ""]
+    name, card = display_name(source), source / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    source_lines = found.group(1).splitlines() if found else []
+    kept = [line for line in source_lines if re.match(r"(license|license_name|license_link): \S", line)]
+    if "/" in name:
+        kept.append(f"base_model: {name}")
+    else:
+        kept += [line for line in source_lines if re.match(r"base_model: \S", line)]
+    lines = ["---", "library_name: transformers", f"pipeline_tag: {PIPELINE_TAGS[auto]}", *kept, "tags:", "- das_gym"]
+    return "\n".join([*lines, *(f"- {tag}" for tag in tags), "---"])
 
 
-def loading(auto: str, more: str = "", processor_more: str = "") -> list[str]:
-    """How a folder is loaded: by which class, and with which arguments more, of the model and of its processor."""
-    return [
-        "```python",
-        f"from transformers import {auto}, AutoProcessor",
-        "",
-        f'model = {auto}.from_pretrained("path/of/this/folder", dtype="auto"{more})',
-        f'processor = AutoProcessor.from_pretrained("path/of/this/folder"{processor_more})',
-        "```",
-    ]
-
-
-def _of_source(source: Path, names: Sequence[str]) -> list[str]:
-    """Plain lines of the front matter of the source's own card."""
-    path = source / "README.md"
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    front: Any = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
-    lines = front.group(1).splitlines() if front else []
-    return [line for line in lines if re.match(rf"({'|'.join(names)}): \S", line)]
+def loading_example(auto: str, model_options: str = "", processor_options: str = "") -> str:
+    """Return Markdown that shows how to load a folder."""
+    return "\n".join(
+        [
+            "```python",
+            f"from transformers import {auto}, AutoProcessor",
+            "",
+            f'model = {auto}.from_pretrained("path/of/this/folder", dtype="auto"{model_options})',
+            f'processor = AutoProcessor.from_pretrained("path/of/this/folder"{processor_options})',
+            "```",
+        ]
+    )

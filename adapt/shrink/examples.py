@@ -1,33 +1,24 @@
-"""Every example that will be used, looked at before anything is searched or trained: answers, pictures, lengths."""
+"""Check all examples before anything is searched or trained: images must decode, prompts must fit the model."""
 
 from __future__ import annotations
 
 import contextlib
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from das_gym.data.decoding import file_pixels
 from das_gym.data.images import ImageFile, ImageSource
-from das_gym.data.verdicts import MANY_IMAGES, decode_errors
+from das_gym.data.verdicts import decode_errors
 from das_gym.models.inputs import Prompt
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
 LONGEST = 8
-"""Prompts of each kind whose pictures are turned into tokens: of most text, most pixels, most pictures, most of all."""
+"""Number of prompts of each kind that are fully encoded: those with most words, pixels, images, and estimated tokens."""
 
 
-class Looked(NamedTuple):
-    """A prompt that was looked at.
-
-    Attributes:
-        key: Its example's.
-        prompt: It itself.
-        words: Tokens of its text and answer.
-        pixels: Of all of its pictures.
-    """
-
+class _Length(NamedTuple):
     key: str
     prompt: Prompt
     words: int
@@ -37,71 +28,51 @@ class Looked(NamedTuple):
 def check_examples(task: Task, examples: Sequence[Any]) -> None:
     """Refuse examples that the model cannot read.
 
-    The text of all is turned into tokens, and every picture is decoded that is not known to be readable. What pictures come
-    to in tokens is found out of the prompts that have most of something; what a pixel comes to there says which are longest.
+    All texts are tokenized and all images decoded. Only the longest prompts are encoded with their image tokens, since that
+    takes long for thousands of examples.
 
     Args:
-        task: Answered in words.
+        task: A task with answers in words.
         examples: Those that will be used.
 
     Raises:
         ValueError, FileNotFoundError: names the example.
     """
-    keys: dict[str, str] = {}
-    images: dict[str, ImageSource] = {}
-    pairs: list[tuple[str, Any]] = [(example.key, prompt) for example in examples for prompt in task.pairs([example])]
-    for key, prompt in pairs:
+    processor: Any = task.processor
+    prompts: list[tuple[str, Any]] = [(example.key, prompt) for example in examples for prompt in task.pairs([example])]
+    images: dict[str, tuple[str, ImageSource]] = {}
+    for key, prompt in prompts:
         for image in prompt.images:
-            keys.setdefault(image.key, key)
-            images.setdefault(image.key, image)
-    with contextlib.closing(decode_errors(images)) as errors:
+            images.setdefault(image.key, (key, image))
+    with contextlib.closing(decode_errors({name: image for name, (_, image) in images.items()})) as errors:
         for name, error in errors:
-            raise type(error)(f"{keys[name]}: {error}") from error
-    sizes = {name: _pixels(image) for name, image in images.items()}
-    looked = _words(task, pairs, sizes)
-    _check_lengths(task, looked)
-
-
-def _words(task: Task, pairs: Sequence[tuple[str, Prompt]], sizes: dict[str, int]) -> list[Looked]:
-    processor: Any = task.processor
-    looked = []
-    many = len(pairs) >= MANY_IMAGES
-    with progress(len(pairs), "checking texts", unit="text") if many else contextlib.nullcontext() as bar:
-        for key, prompt in pairs:
-            with _named(key):
-                words = processor.count_words(prompt)
-            looked.append(Looked(key, prompt, words, sum(sizes[image.key] for image in prompt.images)))
-            if bar is not None:
-                bar.update()
-    return looked
-
-
-def _check_lengths(task: Task, looked: Sequence[Looked]) -> None:
-    """Encode those prompts that may be too long, and one without a picture."""
-    rates = [0.0]
-    for most in (lambda one: one.pixels, lambda one: len(one.prompt.images), lambda one: one.words):
-        for one in heapq.nlargest(LONGEST, looked, key=most):
-            tokens = _tokens(task, one)
+            raise type(error)(f"{images[name][0]}: {error}") from error
+    pixels = {name: _pixels(image) for name, (_, image) in images.items()}
+    lengths = []
+    with progress(len(prompts), "checking texts", unit="text") as bar:
+        for key, prompt in prompts:
+            words = _named(key, lambda prompt=prompt: processor.count_words(prompt))
+            lengths.append(_Length(key, prompt, words, sum(pixels[image.key] for image in prompt.images)))
+            bar.update()
+    tokens_per_pixel = 0.0
+    orders: list[Callable[[_Length], float]] = [
+        lambda one: one.pixels,
+        lambda one: len(one.prompt.images),
+        lambda one: one.words,
+        lambda one: one.words + tokens_per_pixel * one.pixels,
+    ]
+    for order in orders:
+        for one in heapq.nlargest(LONGEST, lengths, key=order):
+            tokens = _named(one.key, lambda one=one: len(processor.encode(one.prompt).ids))
             if one.pixels:
-                rates.append((tokens - one.words) / one.pixels)
-    rate = max(rates)
-    for one in heapq.nlargest(LONGEST, looked, key=lambda one: one.words + rate * one.pixels):
-        _tokens(task, one)
-    blind = next((one for one in looked if not one.prompt.images), None)
-    if blind is not None:
-        _tokens(task, blind)
+                tokens_per_pixel = max(tokens_per_pixel, (tokens - one.words) / one.pixels)
+    for one in [one for one in lengths if not one.prompt.images][:1]:  # some templates refuse prompts without an image
+        _named(one.key, lambda one=one: len(processor.encode(one.prompt).ids))
 
 
-def _tokens(task: Task, one: Looked) -> int:
-    processor: Any = task.processor
-    with _named(one.key):
-        return len(processor.encode(one.prompt).ids)
-
-
-@contextlib.contextmanager
-def _named(key: str) -> Iterator[None]:
+def _named(key: str, call: Callable[[], int]) -> int:
     try:
-        yield
+        return call()
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error
 
@@ -109,5 +80,5 @@ def _named(key: str) -> Iterator[None]:
 def _pixels(image: ImageSource) -> int:
     if isinstance(image, ImageFile):
         return file_pixels(image.path)
-    picture = image.open()
-    return int(picture.width * picture.height)
+    opened = image.open()
+    return int(opened.width * opened.height)

@@ -1,4 +1,4 @@
-"""A model written as a folder that transformers loads, whole or not at all."""
+"""Write a model as a folder that transformers loads. An interrupted or failed save leaves no folder."""
 
 from __future__ import annotations
 
@@ -19,85 +19,74 @@ from das_gym.models.sums import SUMS, write_sums
 from das_gym.models.transformers.stand_ins import has_adapters, write_code
 from das_gym.models.transformers.weights import DTYPE_KEYS, shard_size, weight_files
 
-WEIGHTS = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
-    *(".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),
+WEIGHT_SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".onnx_data", ".msgpack", ".h5", ".npz"),
+    ".index.json",
 )
-"""Ends of the names of files that hold weights."""
-
 NOT_COPIED = ("config.json", "readme.md", "training_args.bin", "adapter_config.json", SUMS.lower())
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG)
-"""Of a disk that does not take any more."""
 
 SPARE_BYTES = 2**26
-"""Room on the disk beside the weights: tokenizer, processor, run folder."""
+"""Room on the disk besides the weights: tokenizer, processor, run folder."""
 
 
 def saved_dtype(source: torch.dtype, computed: torch.dtype) -> torch.dtype:
-    """The type to save in: the source's, unless what was computed in has fewer bits."""
+    """Return the type to save in: the source's, unless the computation had fewer bits."""
     return source if source.itemsize <= computed.itemsize else computed
 
 
-def check_out(out: Path, checkpoint: Path, room: int) -> None:
-    """Refuse a place that a folder cannot be written to.
+def check_out(out: Path, source: Path, room: int) -> None:
+    """Check that a folder can be written.
 
     Args:
         out: The folder to write.
-        checkpoint: The folder that it comes from.
+        source: The folder of the source model.
         room: Bytes that it may take.
 
     Raises:
-        ValueError: it is there, it lies in the checkpoint's folder, or the disk is too full.
+        ValueError: it exists, lies in the source's folder, is not writable, or the disk is too full.
     """
     if out.exists() or out.is_symlink():
-        raise ValueError(f"out={out} is there already, and nothing is ever written over: give a new folder")
-    if checkpoint.resolve() in out.resolve().parents:
-        raise ValueError(f"out={out} lies in checkpoint={checkpoint}: give a folder outside it")
-    there = next(folder for folder in out.absolute().parents if folder.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"out={out} cannot be made: {there} is no folder that can be written to; give another")
-    free = shutil.disk_usage(there).free
-    if free < room + SPARE_BYTES:
+        raise ValueError(f"`out` exists: got {out}. Give a new folder.")
+    if source.resolve() in out.resolve().parents:
+        raise ValueError(f"`out` lies inside the checkpoint's folder: got {out}. Give a folder outside {source}.")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ValueError(f"`out` is not writable: got {out}, in {parent}. Give another folder.")
+    free, needed = shutil.disk_usage(parent).free, room + SPARE_BYTES
+    if free < needed:
         raise ValueError(
-            f"out={out} may take {_mib(room + SPARE_BYTES)} and its disk has {_mib(free)} left: make room, or give a folder "
-            "on another disk"
+            f"the disk of `out` is too full: {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed. Make room, or "
+            "give a folder on another disk."
         )
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its place when the block ends without an error; else nothing is left.
+    """Yield a hidden folder that becomes `out` if the block ends without an error.
 
     Raises:
-        ValueError: it cannot be written, or `out` has come to be there.
+        ValueError: the disk refuses it, or `out` exists by then.
     """
     try:
         with whole_folder(out) as part:
             yield part
             if out.exists():
-                raise ValueError(
-                    f"out={out} has come to be there meanwhile, and nothing is ever written over: give a new folder"
-                )
+                raise ValueError(f"`out` exists by now: {out}. Give a new folder.")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        raise ValueError(
-            f"out={out} could not be written ({error.strerror}); nothing is left of it: make room and resume"
-        ) from error
+        raise ValueError(f"cannot write `out` {out} ({error.strerror}). Make room, then resume the run.") from error
 
 
-def rounded(model: Any, dtype: torch.dtype) -> None:
-    """Round a model's parameters, in place, to what they are once saved in `dtype`; those that are it already stay.
+def round_parameters(model: Any, dtype: torch.dtype) -> None:
+    """Round a model's parameters, in place, to the values that `dtype` stores. Parameters that do not change stay shared.
 
     Raises:
-        FloatingPointError: a parameter is not finite, or beyond what `dtype` holds.
+        FloatingPointError: a parameter is not finite, or too large for `dtype`.
     """
-    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # what is tied stays so
+    replacements: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied parameters stay tied
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_floating_point():
@@ -105,83 +94,71 @@ def rounded(model: Any, dtype: torch.dtype) -> None:
             value = parameter.detach().to(dtype).to(parameter.dtype)
             if not torch.isfinite(value).all():
                 raise FloatingPointError(
-                    f"{path}.{name} is not finite in {str(dtype).removeprefix('torch.')}: recover at a lower learning_rate, "
-                    "or begin with weights in bfloat16 or float32"
+                    f"{path}.{name} is not finite in {str(dtype).removeprefix('torch.')}. Recover with a lower "
+                    "`learning_rate`, or start from bfloat16 or float32 weights."
                 )
             if not torch.equal(value, parameter):
-                module._parameters[name] = made.setdefault(parameter, torch.nn.Parameter(value, requires_grad=False))
+                new = torch.nn.Parameter(value, requires_grad=False)
+                module._parameters[name] = replacements.setdefault(parameter, new)
 
 
-def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype, trusted: bool = False) -> None:
-    """Write configuration, weights with their checksums, and everything else that lay beside the source's weights.
+def save(model: Any, folder: Path, source: Path, processor: Path, dtype: torch.dtype, has_remote_code: bool = False) -> None:
+    """Write configuration, weights with checksums, and all other files of the source's folder.
 
     Args:
         model: A model of transformers.
         folder: An empty folder.
-        source: The folder that it comes from.
-        processor: The folder of its processor, mostly the same.
+        source: The folder of the source model.
+        processor: The folder of its processor, usually the same.
         dtype: Of the saved weights.
-        trusted: Whether the source's own code may run. Otherwise a folder with our code, which is loaded with
-            trust_remote_code=True, has none of it.
+        has_remote_code: Whether the source's own code is trusted. A folder with code of das_gym is loaded with
+            trust_remote_code=True, so that code from an untrusted source must not be copied into it.
     """
     plain = model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
-    coded = has_adapters(model)  # transformers renames no weights for code that is not its own
-    with bars_on_terminals():
-        plain.save_pretrained(folder, max_shard_size=shard_size(source), save_original_format=not coded)
-    for path in weight_files(folder):  # safetensors leaves them to their owner alone
+    has_own_code = has_adapters(model)
+    with bars_on_terminals():  # transformers renames no weights for code that is not its own
+        plain.save_pretrained(folder, max_shard_size=shard_size(source), save_original_format=not has_own_code)
+    for path in weight_files(folder):  # safetensors makes files that their owner alone can read
         path.chmod((folder / "config.json").stat().st_mode & 0o777)
-    _name_dtype(folder, source)
-    if coded:
+    _set_config_dtype(folder, source)
+    if has_own_code:
         write_code(folder, model)
-    for origin in dict.fromkeys((source, processor)):  # byte for byte: nothing of tokens or pictures may change
-        for name in _beside_weights(origin):
-            if coded and not trusted and name.suffix == ".py":
+    for origin in dict.fromkeys((source, processor)):
+        for path in _other_files(origin):
+            if has_own_code and not has_remote_code and path.suffix == ".py":
                 continue
-            if origin == processor or not (folder / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(origin / name, folder / name)
+            target = folder / path.relative_to(origin)
+            if origin == processor or not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
     write_sums(folder)
 
 
-def _name_dtype(folder: Path, source: Path) -> None:
-    """Have a configuration name the type that the source's names, which need not be that of the weights."""
+def _set_config_dtype(folder: Path, source: Path) -> None:
+    """Name the dtype that the source's configuration names, which may differ from that of the weights."""
     config, before = read_json(folder / "config.json"), read_json(source / "config.json")
-    parts = [(config, before)]
-    parts += [(config[n], before[n]) for n in config if isinstance(config[n], dict) and isinstance(before.get(n), dict)]
-    for mine, its in parts:
-        named = next((its[key] for key in DTYPE_KEYS if its.get(key)), None)
+    nested = [name for name, value in config.items() if isinstance(value, dict) and isinstance(before.get(name), dict)]
+    for mine, theirs in ((config, before), *((config[name], before[name]) for name in nested)):
+        named = next((theirs[key] for key in DTYPE_KEYS if theirs.get(key)), None)
         if named is not None and "dtype" in mine:
             mine["dtype"] = named
-        elif mine is not config:  # else it would be what was computed in
+        elif mine is not config:  # otherwise it would be the dtype of the computation
             mine.pop("dtype", None)
     write_json(folder / "config.json", config, indent=2)
 
 
-def _beside_weights(folder: Path) -> Iterator[Path]:
-    """Files that belong to a model besides its weights, by their place in its folder.
+def _other_files(folder: Path, inner: bool = False) -> list[Path]:
+    """Return the files of a model's folder besides its weights, those of sub-folders too.
 
-    Nothing hidden, no cache, no folder behind a link, and no sub-folder that holds weights, which is a model of its own.
+    Hidden files, caches and linked folders are left out, and so are sub-folders with weights, which are other models.
     """
-    for path in _seen(folder):
-        if path.is_file() and path.name.lower() not in NOT_COPIED and not _is_weights(path):
-            yield Path(path.name)
-        elif path.is_dir() and not path.is_symlink():
-            yield from (inner.relative_to(folder) for inner in _below(path))
-
-
-def _below(folder: Path) -> list[Path]:
-    """All files of a sub-folder and of those in it, but for those that `_beside_weights` leaves out."""
-    there = _seen(folder)
-    files = [path for path in there if path.is_file()]
-    if any(_is_weights(path) for path in files):
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__pycache__")))
+    files = [path for path in paths if path.is_file()]
+    others = [path for path in files if not path.name.lower().endswith(WEIGHT_SUFFIXES)]
+    if inner and len(others) < len(files):
         return []
-    inner = [path for path in there if path.is_dir() and not path.is_symlink()]
-    return files + [path for each in inner for path in _below(each)]
-
-
-def _seen(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__pycache__")))
-
-
-def _is_weights(path: Path) -> bool:
-    return path.name.lower().endswith((*WEIGHTS, ".index.json"))
+    found = [path for path in others if inner or path.name.lower() not in NOT_COPIED]
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            found += _other_files(path, inner=True)
+    return found

@@ -1,20 +1,22 @@
-"""The settings of `python -m adapt shrink`, what a search is told of them, and what lies where in a run's folder."""
+"""The settings of `python -m adapt shrink`, those of its search, and the files in the run's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-from das_gym.adapt.adapt_experiment import Choice, ChoosingSettings, fronted, searched, told_to_any_search
+from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
 from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.training import POSITIVE, check_ranges
 
-from das_gym.config import part_of
+from das_gym.config import nested, settings_dict
+from das_gym.drawing.command import rerun_command
 from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
-from das_gym.problem.config import ProblemSettings, changed_settings
+from das_gym.problem.config import ProblemConfig, ProblemSettings, grouped_settings
 from das_gym.registration import MODELS
 
 RECORD = "shrink.json"
@@ -22,117 +24,109 @@ RECORD = "shrink.json"
 CHECKPOINT = "recovery.pt"
 
 PENDING = "shrink_pending.json"
-"""The record, until the model is in its place."""
+"""The record before the model's folder is complete."""
 
-SHARE = 0.2
-"""Share of the MACs to save where nobody says how much."""
-
-IN_ENV_KWARGS = ("units", "vision", "dtype", "device_map", "trust_remote_code")
-"""Settings that a search takes as its environment's alone."""
+DEFAULT_SHARE = 0.2
+"""Share of the MACs to save without a budget."""
 
 
 @dataclass(frozen=True)
-class ShrinkSettings(RecoveryConfig, ProblemSettings, BudgetSettings, ChoosingSettings):
-    """The settings of `python -m adapt shrink`. A search run brings its own model and data, a given mask keeps the budget.
+class AnsweringSettings(ProblemSettings, BudgetSettings):
+    """What `python -m adapt shrink` and `shrink compare` have in common: model, budget and recovery.
 
     Attributes:
-        out: Folder to write the smaller model to. None is `model` in the run's folder.
         skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
-        mask: Mask to use, as in [0,1,0,0]: one number per layer, 1 = deleted.
+        seed: Random seed of search and recovery.
+        recover: How the remaining layers are trained: LoRA, all parameters of the decoder and projector, the adapters of
+            DAS, or no training.
+        train: Further settings of recovery.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
-        generate_batch_size: Prompts that are answered at a time.
-        latency_blocks: Number of timed blocks of each model.
-        peak_memory: Whether to measure the full model's peak memory too, in a separate process.
     """
 
-    group: ClassVar[str] = "Output and evaluation"
+    group: ClassVar[str] = "Recovery"
 
     model: str = "VLM"
     task: str = "answering"
-    out: str | None = None
     skip_num: int | None = None
+    seed: int = 0
+    recover: Literal["lora", "full", "adapters", "none"] = "lora"
+    train: RecoveryConfig = nested(RecoveryConfig, without=("seed", "recover"))
     test_examples: int | None = 500
-    generate_batch_size: int = 8
-    latency_blocks: int = 9
-    peak_memory: bool = True
 
     def __post_init__(self) -> None:
-        RecoveryConfig.__post_init__(self)
         if self.model in MODELS and MODELS[self.model].reads != "prompts":
             others = [name for name, entry in MODELS.items() if entry.reads == "prompts"]
-            raise ValueError(
-                f"model={self.model} does not answer in words: shrink is for {', '.join(others)}; see `adapt` itself"
-            )
-        ProblemSettings.__post_init__(self)
+            raise ValueError(f"`model` must answer in words: got {self.model}, expected {', '.join(others)}. See `adapt`.")
+        super().__post_init__()
         check_budget(self.asked)
-        for name in ("test_examples", "generate_batch_size", "latency_blocks"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is not allowed; use 1 or more")
-        self.check_chosen(one="delete")
-        if self.refine > 1 and self.recover == "none":
-            raise ValueError(f"refine={self.refine} judges masks by what recovery leaves: leave it out, or recover=none")
+        check_ranges(self, test_examples=POSITIVE, seed=(0, 2**32 - 1))
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The budget that a person gave; empty where none was."""
+        """The budget that was given; empty without one."""
         return {name: getattr(self, name) for name in BUDGET_SETTINGS if getattr(self, name) is not None}
 
     @property
     def budget(self) -> dict[str, Any]:
-        """The budget as a search takes it."""
-        return self.asked or {"macs_saved": SHARE}
+        """The budget of the search."""
+        return self.asked or {"macs_saved": DEFAULT_SHARE}
 
     def recovery(self) -> RecoveryConfig:
-        """The settings of recovery alone."""
-        return part_of(RecoveryConfig, self)
+        """Return the settings of recovery, with the seed."""
+        return replace(self.train, seed=self.seed, recover=self.recover)
+
+
+@dataclass(frozen=True)
+class ShrinkSettings(AnsweringSettings, ChoosingSettings):
+    """The settings of `python -m adapt shrink`. A search run brings its own model and data, a given mask keeps the budget.
+
+    Attributes:
+        out: Folder to write the smaller model to. None is `model` in the run's folder.
+    """
+
+    group: ClassVar[str] = "Output"
+
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice()
+        if self.refine > 1 and self.recover == "none":
+            raise ValueError(f"`refine` compares masks after recovery: got {self.refine} with recover=none.")
 
     def choice(self) -> Choice | None:
-        """What to delete, and from what; None while it is not searched yet.
+        """Return the layers to remove and the model, None before the search.
 
         Raises:
-            ValueError: a search of another kind of model.
-            FileNotFoundError: no such search.
+            ValueError: The search was of another kind of model.
+            FileNotFoundError: There is no such search.
         """
-        if self.mask is not None:
-            return Choice(np.array(self.mask, dtype=bool), self.problem())
-        own = {name: value for name, value in changed_settings(self).items() if name not in ("model", "task")}
-        if self.front is not None and self.point is not None:
-            choice = fronted(self.runs_dir, self.front, self.point, own)
-        elif self.search_run is not None:
-            choice = searched(self.runs_dir, self.search_run, own)
-        else:
+        if self.needs_search:
             return None
+        choice = choose(self)
         if MODELS[choice.problem.model].reads != "prompts":
-            run = self.search_run if self.front is None else self.front
-            raise ValueError(f"run {run} searched {choice.problem.model}, which answers in no words: shrink cannot")
+            raise ValueError(f"run {self.search_run} searched {choice.problem.model}, which does not answer in words.")
         return choice
 
+    def out_folder(self, run_folder: Path) -> Path:
+        """Return the folder of the smaller model."""
+        return run_folder / "model" if self.out is None else at_home(self.out)
 
-def told_to_search(settings: Any, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What a search for something to delete is told.
+    def is_saved(self, run_folder: Path) -> bool:
+        """Return whether a run was stopped after its model was saved. Its record may still be `PENDING`."""
+        has_record = any((run_folder / name).is_file() for name in (PENDING, RECORD))
+        return has_record and self.out_folder(run_folder).exists()
+
+
+def command_of(folder: Path, problem: Mapping[str, Any], mask: Sequence[int]) -> str:
+    """Return the command that repeats a run with its mask.
 
     Args:
-        settings: A command's, with a `budget`.
-        more: Settings of `python -m agents` that come before those.
+        folder: Of the run.
+        problem: Model and data.
+        mask: 0 or 1 per layer, 1 = removed.
     """
-    told = told_to_any_search(settings)
-    env_kwargs = {name: told.pop(name) for name in IN_ENV_KWARGS if name in told}
-    asked = {**told, **settings.budget, **more}
-    if env_kwargs or "env_kwargs" in more:
-        asked["env_kwargs"] = {**env_kwargs, **more.get("env_kwargs", {})}
-    return asked
-
-
-def place_of(settings: ShrinkSettings, folder: Path) -> Path:
-    """Where the model goes."""
-    return folder / "model" if settings.out is None else at_home(settings.out)
-
-
-def is_saved(settings: ShrinkSettings, folder: Path) -> bool:
-    """Whether a run was stopped when its model was in its place: its record may wait to be, too."""
-    return record_of(folder).is_file() and place_of(settings, folder).exists()
-
-
-def record_of(folder: Path) -> Path:
-    """The record, or where it waits until the model is in its place."""
-    return folder / PENDING if (folder / PENDING).is_file() else folder / RECORD
+    found_by = dict.fromkeys((*BUDGET_SETTINGS, "search_run", "point", "search", "refine"))
+    own = grouped_settings({name: value for name, value in problem.items() if name in ProblemConfig.__dataclass_fields__})
+    words = json.dumps(list(mask), separators=(",", ":"))
+    return rerun_command(folder, "adapt shrink", settings_dict(ShrinkSettings()), **own, **found_by, mask=words)

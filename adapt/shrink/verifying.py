@@ -1,4 +1,4 @@
-"""Is the saved folder the model that was scored? Loaded in a fresh process by transformers alone, it has to say the same."""
+"""Verify a saved folder: loaded by transformers alone in a fresh process, it must agree with the masked model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.shrink import fresh
+from das_gym.adapt.shrink import subprocess_main
 from torch import Tensor
 
+from das_gym.models.inputs import Prompt
 from das_gym.models.transformers.cutting import with_parameters_of
 from das_gym.models.transformers.generation import (
     PADDING_TOLERANCE,
@@ -37,255 +38,261 @@ from das_gym.models.transformers.weights import source_dtype
 from das_gym.tasks.base import Task
 
 PROMPTS = 3
-"""So many prompts are compared."""
+"""Number of prompts that are compared."""
 
 NEW_TOKENS = 8
-"""So many tokens are generated to each."""
+"""Number of tokens that are generated for each prompt."""
 
 TOLERANCES = PADDING_TOLERANCE
-"""How far logits may be apart, as a share of their largest; the next token may be another one among equals."""
+"""Largest difference of logits relative to the largest logit, by dtype."""
 
-TIMEOUT = 3600
-"""Seconds that the fresh process may take."""
+TIMEOUT_SECONDS = 3600
+
+CACHED, UNCACHED, PADDED = "with a cache", "without a cache", "with left padding"
+
+
+class VerificationError(ValueError):
+    """The saved checkpoint's outputs differ from the masked model's."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was compared, and found the same.
+    """The result of a successful verification.
 
     Attributes:
-        prompts: How many.
-        logits_apart: Largest difference of logits, as a share of the largest.
+        prompts: Number of prompts.
+        logits_difference: Largest difference of logits relative to the largest logit.
         ways: How text was generated.
-        peak_bytes: Memory that the model took at most in the fresh process, beyond that of the libraries.
+        peak_bytes: Peak memory of the model in the fresh process, without that of the libraries.
     """
 
     prompts: int
-    logits_apart: float
+    logits_difference: float
     ways: tuple[str, ...]
     peak_bytes: int
 
 
-class NotTheSameError(ValueError):
-    """The saved folder says something else than the masked model."""
-
-
 @dataclass(frozen=True)
-class Questions:
-    """Prompts to compare two models on.
+class Probes:
+    """Prompts on which two models are compared.
 
     Attributes:
-        vlm: The whole model.
-        task: Answered in words.
-        examples: A few, each of one pair.
+        vlm: The full model.
+        processor: Its processor.
+        prompts: The prompts with their answers.
     """
 
     vlm: VLM
-    task: Task
-    examples: Sequence[Any]
+    processor: Any
+    prompts: Sequence[Prompt]
+
+    @classmethod
+    def of(cls, vlm: VLM, task: Task, examples: Sequence[Any], count: int = PROMPTS) -> Probes:
+        """Return prompts of different lengths from some of the examples."""
+        processor: Any = task.processor
+        prompts: list[Any] = list(task.pairs(task.open_ended(examples[:32])))
+        prompts.sort(key=lambda prompt: len(processor.encode(prompt).ids))
+        places = np.linspace(0, len(prompts) - 1, count).round().astype(int)
+        return cls(vlm, processor, [prompts[place] for place in dict.fromkeys(places.tolist())])
 
     @property
     def encodings(self) -> list[Encoding]:
-        """Theirs, with pixels."""
-        processor: Any = self.task.processor
-        return [processor.encode(prompt, pixels=True) for prompt in self.task.pairs(self.examples)]
+        """The encoded prompts with pixels."""
+        return [self.processor.encode(prompt, pixels=True) for prompt in self.prompts]
 
-    def given(self, brings_code: bool = False) -> dict[str, Any]:
-        """What the fresh process is given.
+    @property
+    def texts(self) -> list[str]:
+        """Plain texts on which tokenizers are compared."""
+        return [f"{prompt.question} {prompt.answer}" for prompt in self.prompts]
+
+    def subprocess_input(self, has_own_code: bool = False) -> dict[str, Any]:
+        """Return the input of `subprocess_main`.
 
         Args:
-            brings_code: Whether the folder has code of ours.
+            has_own_code: Whether the folder has code of das_gym.
         """
         vlm, encodings = self.vlm, self.encodings
-        processor: Any = self.task.processor
-        pad = pad_token(vlm, processor)
-        alone = [left_padded([e], pad, vlm) for e in encodings]
-        asked: dict[str, Any] = {
-            "with a cache": (alone, {"use_cache": True}),
-            "without a cache": (alone, {"use_cache": False}),
-        }
+        pad = pad_token(vlm, self.processor)
+
+        def cpu(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.cpu() for name, value in batch.items()}
+
+        alone = [cpu(left_padded([e], pad, vlm)) for e in encodings]
+        ways: dict[str, Any] = {CACHED: (alone, {"use_cache": True}), UNCACHED: (alone, {"use_cache": False})}
         if pads_left(vlm, encodings, pad):
-            same = [e for e in encodings if form_of(e) == form_of(encodings[0])]
-            asked["with left padding"] = ([left_padded(same, pad, vlm, extra=3)], {"use_cache": True})
-        whole = [(left_padded([e._replace(answer=len(e.ids))], pad, vlm), e.answer) for e in encodings]
-        prompts: list[Any] = list(self.task.pairs(self.examples))
-        cpu = lambda batch: {name: value.cpu() for name, value in batch.items()}  # noqa: E731
+            padded = left_padded(_same_form(encodings), pad, vlm, extra=3)
+            ways[PADDED] = ([cpu(padded)], {"use_cache": True})
+        teacher_forced = [(cpu(left_padded([e._replace(answer=len(e.ids))], pad, vlm)), e.answer) for e in encodings]
         return {
-            "whole": [(cpu(batch), first) for batch, first in whole],
-            "asked": {name: ([cpu(b) for b in batches], more) for name, (batches, more) in asked.items()},
-            "settings": endless_settings(vlm, processor),
-            "texts": [f"{prompt.question} {prompt.answer}" for prompt in prompts],
+            "teacher_forced": teacher_forced,
+            "ways": ways,
+            "generation": endless_greedy_settings(vlm, self.processor),
+            "texts": self.texts,
             "dtype": str(vlm.model.dtype).removeprefix("torch."),
             "device": str(vlm.device),
             "auto": auto_class(vlm.model.config).__name__,
             "threads": torch.get_num_threads(),
-            "trust_remote_code": brings_code or is_remote(vlm),
-            "trust_processor": is_remote(vlm),
+            "trust_remote_code": has_own_code or has_remote_code(vlm),
+            "trust_processor": has_remote_code(vlm),
         }
 
 
-def is_remote(vlm: VLM) -> bool:
-    """Whether the class of a model or of its processor came with its folder: it was trusted when it was loaded."""
+def has_remote_code(vlm: VLM) -> bool:
+    """Return whether the class of a model or of its processor came with its folder, and was trusted when it was loaded."""
     return any(type(part).__module__.startswith("transformers_modules.") for part in (vlm.model, vlm.source_processor))
 
 
-def endless_settings(vlm: VLM, processor: Any) -> dict[str, Any]:
-    """Those of greedy generation that no token ends, so that there is something to compare."""
+def endless_greedy_settings(vlm: VLM, processor: Any) -> dict[str, Any]:
+    """Return settings of greedy generation without an end token, so that there are tokens to compare."""
     return {**greedy_settings(vlm, processor, NEW_TOKENS), "eos_token_id": None}
 
 
-def questions(vlm: VLM, task: Task, examples: Sequence[Any], count: int = PROMPTS) -> Questions:
-    """Some of the examples, of different lengths where there are such."""
-    processor: Any = task.processor
-    pool = task.open_ended(examples[:32])
-    lengths = [len(processor.encode(prompt).ids) for prompt in task.pairs(pool)]
-    order = sorted(range(len(pool)), key=lambda row: (lengths[row], row))
-    chosen = dict.fromkeys(order[place] for place in np.linspace(0, len(order) - 1, count).round().astype(int))
-    return Questions(vlm, task, [pool[row] for row in chosen])
+def _same_form(encodings: Sequence[Encoding]) -> list[Encoding]:
+    """Return the prompts that fit into one batch with the first."""
+    return [e for e in encodings if form_of(e) == form_of(encodings[0])]
 
 
-def check_generates(smaller: VLM, asked: Questions) -> None:
-    """Refuse, before anything is trained, a model that generates otherwise with a cache than without one.
+def check_generation(smaller: VLM, probes: Probes) -> None:
+    """Refuse, before training, a pruned model that generates differently with and without a cache.
 
     Args:
-        smaller: The whole model without some of its layers.
-        asked: A prompt is enough.
+        smaller: The pruned model.
+        probes: With the full model; one prompt is enough.
 
     Raises:
-        NotTheSameError: the reason.
+        VerificationError: the outputs differ although the full model's do not.
     """
-    processor: Any = asked.task.processor
-    encodings, settings = asked.encodings[:1], endless_settings(smaller, processor)
-    ways: dict[str, dict[str, Any]] = {"without a cache": {"use_cache": False}, "with a cache": {"use_cache": True}}
-    if pads_left(asked.vlm, encodings, pad_token(smaller, processor)):
-        ways["with left padding"] = {"use_cache": True, "extra": 3}
-    said = {way: _said(smaller, processor, encodings, settings, more) for way, more in ways.items()}
-    first, *others = said
-    exact = smaller.model.dtype not in (torch.float16, torch.bfloat16)  # in these equals may be taken for each other
-    differing = [way for way in others if said[way] != said[first] and (exact or isinstance(said[way], str))]
-    whole = {way: _said(asked.vlm, processor, encodings, settings, ways[way]) for way in (first, *differing) if differing}
-    other = next((way for way in differing if whole[way] == whole[first]), None)  # else it is not these layers' doing
-    if other is None and not isinstance(said[first], str):
+    processor, encodings = probes.processor, probes.encodings[:1]
+    settings = endless_greedy_settings(smaller, processor)
+    ways: dict[str, dict[str, Any]] = {UNCACHED: {"use_cache": False}, CACHED: {"use_cache": True}}
+    if pads_left(probes.vlm, encodings, pad_token(smaller, processor)):
+        ways[PADDED] = {"use_cache": True, "extra": 3}
+
+    def generated(vlm: VLM, way: str) -> list[int] | str:
+        try:
+            tokens: list[int] = say(vlm, processor, encodings, settings, (), **ways[way])[0]
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+            return f"nothing ({next(iter(str(error).splitlines()), type(error).__name__)})"
+        return tokens
+
+    said = {way: generated(smaller, way) for way in ways}
+    # in 16 bits, rounding decides between tokens of nearly equal probability
+    exact = smaller.model.dtype not in (torch.float16, torch.bfloat16)
+    differing = [way for way in ways if said[way] != said[UNCACHED] and (exact or isinstance(said[way], str))]
+    if differing:  # if the full model's output differs as well, the removed layers are not the reason
+        reference = generated(probes.vlm, UNCACHED)
+        differing = [way for way in differing if generated(probes.vlm, way) == reference]
+    if not differing and not isinstance(said[UNCACHED], str):
         return
-    why = f"generate of transformers says {said[first]} {first}, and {said[other or first]} {other or first}"
-    raise NotTheSameError(
-        f"{type(smaller.model).__name__} cannot do without these layers: {why}; give a mask that keeps its first layers, "
-        "and one or more of each kind"
+    way = differing[0] if differing else UNCACHED
+    raise VerificationError(
+        f"{type(smaller.model).__name__} does not work without these layers: generate of transformers says {said[UNCACHED]} "
+        f"{UNCACHED}, and {said[way]} {way}. Give a `mask` that keeps its first layers, and one or more of each kind."
     )
 
 
-def _said(
-    vlm: VLM, processor: Any, encodings: Sequence[Encoding], settings: Mapping[str, Any], more: Mapping[str, Any]
-) -> Any:
-    """What a model says to the first prompt, or in words why it says nothing."""
-    try:
-        return say(vlm, processor, encodings, settings, (), **more)[0]
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        return f"nothing ({next(iter(str(error).splitlines()), type(error).__name__)})"
-
-
-def ask_fresh(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a folder says in a process of its own, without das_gym; see `fresh`.
+def run_in_subprocess(folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a folder in a fresh process without das_gym, see `subprocess_main`.
 
     Raises:
-        NotTheSameError: it does not load or run there.
+        VerificationError: the folder does not load or run.
     """
     with tempfile.TemporaryDirectory() as place:
-        paths = [Path(place) / name for name in ("given.pt", "wanted.pt")]
+        paths = [Path(place) / name for name in ("input.pt", "output.pt")]
         torch.save(dict(given), paths[0])
-        command = [sys.executable, "-P", fresh.__file__, str(folder), *map(str, paths)]  # torch may lie on PYTHONPATH
-        reading, writing = os.pipe()
-        with os.fdopen(reading), os.fdopen(writing, "w"):  # closed where this process is killed: the other ends, too
-            done = subprocess.run(command, stdin=reading, capture_output=True, text=True, timeout=TIMEOUT)
+        # -P leaves the script's folder off sys.path, and keeps PYTHONPATH, where torch may lie
+        command = [sys.executable, "-P", subprocess_main.__file__, str(folder), *map(str, paths)]
+        reading, writing = os.pipe()  # if this process is killed, the system closes the pipe and the other process ends
+        with os.fdopen(reading), os.fdopen(writing, "w"):
+            done = subprocess.run(command, stdin=reading, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            told = next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Killed)\b", line)), lines[-1])
-            raise NotTheSameError(f"{folder} does not run in transformers alone: {told}")
+            errors = (line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception|Killed)\b", line))
+            raise VerificationError(f"{folder} does not run in transformers alone: {next(errors, lines[-1])}")
         found: dict[str, Any] = torch.load(paths[1], weights_only=True)
         return found
 
 
-def verify(folder: Path, smaller: VLM, mask: np.ndarray, asked: Questions, dtype: torch.dtype) -> Verified:
-    """Compare a saved folder, in a fresh process, with the whole model masked, its kept layers as the smaller one has them.
+def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: torch.dtype) -> Verified:
+    """Compare a saved folder, in a fresh process, with the full model masked and with the smaller model's parameters.
 
-    Logits are compared with the masks' replay that scored the search; generated text with what is likeliest under a plain
-    forward in which the skipped layers pass their input on, or give what adapters in their place make of it.
+    Logits are compared with the replay of layers that scored the search. Generated tokens must be the most likely ones in a
+    plain forward in which the skipped layers are replaced by the identity, or by their adapters.
 
     Args:
         folder: As `saving.save` wrote it.
         smaller: The model in memory.
-        mask: (n_layers,) bool, what was deleted.
-        asked: With the whole model.
-        dtype: The type that the folder's weights should have.
+        mask: (n_layers,) bool, the removed layers.
+        probes: With the full model.
+        dtype: The type that the folder's weights must have.
 
     Raises:
-        NotTheSameError: names what differs.
+        VerificationError: names what differs.
     """
-    found = ask_fresh(folder, asked.given(has_adapters(smaller.model)))
+    found = run_in_subprocess(folder, probes.subprocess_input(has_adapters(smaller.model)))
     if source_dtype(folder) != dtype:
-        raise NotTheSameError(f"the weights in {folder} are {source_dtype(folder)}, not {dtype}")
-    processor: Any = asked.task.processor
-    prompts: list[Any] = list(asked.task.pairs(asked.examples))
-    texts = [f"{prompt.question} {prompt.answer}" for prompt in prompts]
-    if found["tokens"] != [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]:
-        raise NotTheSameError(f"the tokenizer in {folder} makes other tokens than the source's")
+        raise VerificationError(f"the weights in {folder} are {source_dtype(folder)}, not {dtype}")
+    tokenizer = probes.processor.tokenizer
+    if found["tokens"] != [tokenizer(text, add_special_tokens=False)["input_ids"] for text in probes.texts]:
+        raise VerificationError(f"the tokenizer in {folder} differs from the source's")
     merge = masked_with if has_adapters(smaller.model) else with_parameters_of
-    masked = merge(asked.vlm, smaller, mask)
-    tolerance = TOLERANCES.get(asked.vlm.model.dtype, 0.1)
-    wanted = replayed(masked, asked, mask)
-    apart = max(logits_apart(one, other) for one, other in zip(found["logits"], wanted, strict=True))
-    if apart > tolerance:
-        raise NotTheSameError(
-            f"the logits of {folder} are {apart:.2g} of their largest away from those of the masked model (allowed: "
-            f"{tolerance:g}): this type of model cannot be shrunk"
+    masked = merge(probes.vlm, smaller, mask)
+    tolerance = TOLERANCES.get(probes.vlm.model.dtype, 0.1)
+    wanted = replay_logits(masked, probes, mask)
+    difference = max(relative_difference(*pair) for pair in zip(found["logits"], wanted, strict=True))
+    if difference > tolerance:
+        raise VerificationError(
+            f"the logits of {folder} differ from the masked model's: relative difference {difference:.2g}, allowed "
+            f"{tolerance:g}. This type of model cannot be shrunk."
         )
-    for way, rows in found["said"].items():
-        same = asked.encodings if len(rows) == len(asked.encodings) else _of_first_form(asked.encodings)
-        for encoding, tokens in zip(same, rows, strict=True):
-            _check_said(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
-    return Verified(len(wanted), apart, tuple(found["said"]), found["peak_bytes"])
+    for way, rows in found["generated"].items():
+        encodings = _same_form(probes.encodings) if way == PADDED else probes.encodings
+        for encoding, tokens in zip(encodings, rows, strict=True):
+            _check_tokens(masked, mask, encoding, tokens, tolerance, f"{folder}, {way},")
+    return Verified(len(wanted), difference, tuple(found["generated"]), found["peak_bytes"])
 
 
-def _of_first_form(encodings: Sequence[Encoding]) -> list[Encoding]:
-    return [e for e in encodings if form_of(e) == form_of(encodings[0])]
-
-
-def logits_apart(given: Tensor, wanted: Tensor) -> float:
-    """Largest difference, as a share of the largest wanted; infinite where shapes differ or a number is not finite."""
+def relative_difference(given: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference relative to the largest wanted value; infinite for other shapes or NaN."""
     if given.shape != wanted.shape or not bool(torch.isfinite(given).all()):
         return float("inf")
     return float((given - wanted).abs().max()) / (float(wanted.abs().max()) + 1e-6)
 
 
 @torch.no_grad()
-def replayed(vlm: VLM, asked: Questions, mask: np.ndarray | None) -> list[Tensor]:
-    """(tokens, vocabulary) of each answer, by the replay of layers that scores masks."""
-    processor: Any = asked.task.processor
-    prompts: list[Any] = list(asked.task.pairs(asked.examples))
-    state = vlm.gather(processor, prompts, lambda _, items: {key: vlm.see(processor, one) for key, one in items.items()})
+def replay_logits(vlm: VLM, probes: Probes, mask: np.ndarray | None) -> list[Tensor]:
+    """Return the (tokens, vocabulary) logits of each answer by the replay of layers that scores masks."""
+    processor = probes.processor
+
+    def encode_images(_: str, items: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: vlm.see(processor, item) for key, item in items.items()}
+
+    state = vlm.gather(processor, list(probes.prompts), encode_images)
     logits = vlm.own_head()(vlm.forward_encoded(state, mask)).cpu()
-    return list(logits.split([len(e.ids) - e.answer for e in asked.encodings]))
+    return list(logits.split([len(e.ids) - e.answer for e in probes.encodings]))
 
 
 @torch.no_grad()
-def _check_said(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int], tolerance: float, where: str) -> None:
-    """Refuse a generated token that the masked model does not find the likeliest, but for rounding."""
-    ids = torch.cat((encoding.ids[: encoding.answer], torch.tensor(tokens)))
-    types = {
-        n: torch.cat((v[: encoding.answer], v[-1:].repeat(len(tokens), *(1 for _ in v.shape[1:]))))
-        for n, v in encoding.types.items()
-    }
-    gone = {vlm.stack_of(n).layers[vlm.places[n]]: vlm.skippable(n).chosen(True) for n in np.flatnonzero(mask).tolist()}
-    with replaced({layer: passing(layer, adapter) for layer, adapter in gone.items()}):
-        logits = (
-            vlm.run([encoding._replace(ids=ids, types=types)], whole=True).logits[0, encoding.answer - 1 : -1].cpu().float()
-        )
+def _check_tokens(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[int], tolerance: float, where: str) -> None:
+    """Refuse a generated token that is not the masked model's most likely one, except for rounding."""
+    start = encoding.answer
+    ids = torch.cat((encoding.ids[:start], torch.tensor(tokens)))
+    types = {}
+    for name, value in encoding.types.items():
+        repeats = [len(tokens)] + [1] * (value.ndim - 1)
+        types[name] = torch.cat((value[:start], value[-1:].repeat(*repeats)))
+    skipped = {}
+    for index in np.flatnonzero(mask).tolist():
+        layer = vlm.stack_of(index).layers[vlm.places[index]]
+        skipped[layer] = passing(layer, vlm.skippable(index).chosen(True))
+    with replaced(skipped):
+        logits = vlm.run([encoding._replace(ids=ids, types=types)], whole=True).logits[0, start - 1 : -1].cpu().float()
     allowed = tolerance * (float(logits.abs().max()) + 1e-6)
     logits[:, picture_tokens(vlm.model)] = -torch.inf
     lacking = logits.amax(-1) - logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
     if float(lacking.max()) > allowed:
         place = int((lacking > allowed).nonzero()[0])
-        raise NotTheSameError(
-            f"{where} generates {tokens}, of which token {place} is not what the masked model says: this type of model "
-            "cannot be shrunk"
+        raise VerificationError(
+            f"{where} generates {tokens}, whose token {place} is not the masked model's. This type of model cannot be "
+            "shrunk."
         )

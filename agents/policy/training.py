@@ -20,6 +20,7 @@ from das_gym.agents.policy.network import NEIGHBOURS, UnitNetwork, UnitNetworks
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.config import choice
+from das_gym.runs import PluginSettings
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, Suite, load_suite
 
 

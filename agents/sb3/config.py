@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from das_gym.agents.ask_tell.base import AGENTS, check_number
+from das_gym.agents.ask_tell.base import AGENTS
 from das_gym.agents.sb3.algorithms import ALGORITHMS, choose_action, find_algorithm, with_defaults
 from das_gym.agents.searching.loop import SearchConfig
 

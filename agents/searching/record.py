@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from das_gym.agents.searching.environment import find_scorer
 
-from das_gym.commandline import used
 from das_gym.config import build
 from das_gym.files import read_json, write_json
+from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.mask_space import skipped_names
@@ -204,7 +204,7 @@ class SearchResult:
             of earlier versions.
         statistic_masks: Those that the model scored for layer statistics which the agent read (`leave_one_out`); 0 on a
             table, and in records of earlier versions, which do not count them.
-        use: Modules to import before the environment can be made: what registers it.
+        plugins: Modules to import before the environment can be made: what registers it.
         units: Where the layers stand, as `das_gym.drawing.architecture.Architecture.record` gives them, and
         statistics: (n_layers,) values of each layer statistic by name, for reports; empty in records of earlier versions and
             of environments that tell none.
@@ -238,7 +238,7 @@ class SearchResult:
     versions: dict[str, str]
     free_budget: bool = False
     statistic_masks: int = 0
-    use: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
     units: tuple[dict[str, Any], ...] = ()
     statistics: dict[str, list[float]] = field(default_factory=dict)
     history: tuple[Turn, ...] = ()
@@ -312,7 +312,7 @@ class SearchResult:
             statistic_masks=of_statistics,
             best_seen={**best, "skipped_layers": skipped_names(names, best["mask"])},
             versions=library_versions(),
-            use=used(),
+            plugins=imported_plugins(),
             **_layers_of(base),
             history=tuple(turns),
             **rest,

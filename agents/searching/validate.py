@@ -15,9 +15,7 @@ something differs.
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +25,8 @@ from das_gym.agents.sb3.config import check_agent_name
 from das_gym.agents.searching.environment import fewer_examples, find_scorer, make_env
 from das_gym.agents.searching.record import SCORES, SearchResult, best_row, masks_of
 
-from das_gym.commandline import CommandSettings, parse_or_help
-from das_gym.drawing.command import with_settings
 from das_gym.problem.budget import Masks, keeps_budget
 from das_gym.problem.mask_space import skipped_names
-from das_gym.runs import MISTAKES, library_versions
-from das_gym.streams import shown
 from das_gym.trust import trusted_settings
 
 TOLERANCE = 1e-4
@@ -75,7 +69,7 @@ def validate(result: SearchResult, tolerance: float = TOLERANCE, trust_remote_co
     """
     check_number("tolerance", tolerance, minimum=0)
     recorded = {"env_id": result.env_id, "env_kwargs": result.env_kwargs}
-    trusted = trusted_settings("the record", result.use, recorded, trust_remote_code)
+    trusted = trusted_settings("the record", result.plugins, recorded, trust_remote_code)
     result = dataclasses.replace(result, env_kwargs=trusted["env_kwargs"])
     check_agent_name(result.agent)
     changing = result.env_kwargs.get("reward_batches", "fixed") != "fixed"
@@ -167,61 +161,3 @@ def _compare(what: str, claimed: float | None, found: float, tolerance: float) -
     if claimed is None or shown is None:
         return Check(what, claimed, shown, claimed is shown)
     return Check(what, claimed, shown, abs(claimed - shown) <= tolerance * max(1.0, abs(claimed)))
-
-
-@dataclass(frozen=True)
-class ValidateSettings(CommandSettings):
-    """The settings of `python -m agents validate`.
-
-    Attributes:
-        file: Record of a search (search.json), or the folder of the run.
-        tolerance: Largest allowed difference of scores, relative for values above 1, absolute below.
-        trust_remote_code: Whether code in the checkpoint's folder may run, if the record says so.
-    """
-
-    file: str
-    tolerance: float = TOLERANCE
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        check_number("tolerance", self.tolerance, minimum=0)
-
-
-def main(words: Sequence[str]) -> int:
-    """Validate the record that the words behind `python -m agents validate` name; the exit code."""
-    settings = parse_or_help(ValidateSettings, with_settings(words, "file", one=True), "agents validate")
-    if settings is None:
-        return 0
-    try:
-        result = SearchResult.load(settings.file)
-        checks = validate(result, settings.tolerance, settings.trust_remote_code)
-    except (*MISTAKES, ImportError, LookupError, AttributeError) as error:  # or an environment that tells no scores
-        told = str(error) if isinstance(error, MISTAKES) else f"{type(error).__name__}: {error}"
-        print(f"cannot validate {settings.file}: {shown(told)}", file=sys.stderr)
-        return 1
-    print(shown(report(settings.file, result, checks, settings.tolerance)))
-    return 0 if all(check.agrees for check in checks) else 1
-
-
-def report(file: str | os.PathLike[str], result: SearchResult, checks: Sequence[Check], tolerance: float) -> str:
-    """What was found, for a person: the answer's numbers, whatever disagrees, and the verdict."""
-    lines = [f"{file}: {result.agent} on {result.env_id}, skips {', '.join(result.skipped_layers) or 'nothing'}"]
-    for check in checks:
-        if check.what in ANSWER or not check.agrees:
-            lines.append(
-                f"  {check.what:<20s} claimed {check.claimed}, found {check.found}{'' if check.agrees else '  DIFFERS'}"
-            )
-    here = library_versions()
-    others = [
-        f"{name} {version} (here {here.get(name)})" for name, version in result.versions.items() if here.get(name) != version
-    ]
-    if others:
-        lines.append(f"  made with {', '.join(others)}")
-    if result.masks_asked and not result.history:
-        lines.append(
-            "  no search_history.json beside it: evaluations and the best mask seen are not compared with the turns"
-        )
-    wrong = sum(not check.agrees for check in checks)
-    verdict = f"{wrong} of {len(checks)} values differ" if wrong else f"valid: all {len(checks)} values agree"
-    lines.append(f"{verdict} (rewards, losses and metrics to {tolerance:g}, the others exactly)")
-    return "\n".join(lines)

@@ -9,7 +9,7 @@ import numpy as np
 from das_gym.agents.compare.oracle import Oracle
 from das_gym.agents.compare.results import AgentResult
 
-from das_gym.drawing.markdown import markdown_table
+from das_gym.drawing.table import markdown_table
 from das_gym.problem.budget import Floats
 
 WORST = 2.0

@@ -26,12 +26,12 @@ from benchmarks.leaderboard.aggregate import aggregate, summary
 from benchmarks.leaderboard.kept_traces import KeptTraces
 from benchmarks.leaderboard.many_layers import AFTER, ManyLayers, planted_section, with_planted_section
 from benchmarks.leaderboard.planted import EVALUATIONS as PLANTED_EVALUATIONS
-from das_gym.commandline import CommandSettings, parse_or_help, typed
-from das_gym.drawing.markdown import markdown_table
+from das_gym.commandline import format_command, parse_or_help
+from das_gym.drawing.table import markdown_table
 from das_gym.files import at_home, write_text
 from das_gym.progress import progress
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, MODELS
-from das_gym.runs import library_versions
+from das_gym.runs import PluginSettings, library_versions
 from das_gym.tables.suite import load_suite
 from das_gym.wording import counted
 
@@ -217,7 +217,7 @@ random search's.
 
 
 @dataclass(frozen=True)
-class LeaderboardSettings(CommandSettings):
+class LeaderboardSettings(PluginSettings):
     """The settings of `python -m benchmarks.leaderboard`.
 
     Attributes:
@@ -299,7 +299,7 @@ def play_tables(settings: LeaderboardSettings, kept: KeptTraces) -> str:
     if not tables:
         raise ValueError(
             f"no tables named <short>_table.npz in {settings.tables or 'the assets'}; "
-            f"`{typed('agents table', ENVIRONMENTS[DEFAULT_ENV].short)}` makes one"
+            f"`{format_command('agents table', ENVIRONMENTS[DEFAULT_ENV].short)}` makes one"
         )
     suite = load_suite(settings.suite, "test")
     played, unseen, further = (Played(settings.agents, kept) for _ in range(3))

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig
 from benchmarks.pretrain.models import ANSWERING_MODELS
 from benchmarks.pretrain.recipe import pretrain
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.config import build
 from das_gym.experiment import RunsExperiment, required_folder
 from das_gym.runs import ResumableSettings
@@ -58,4 +58,4 @@ def _next(model: str, out: Path) -> str:
     """What to do with the checkpoint."""
     if model in ANSWERING_MODELS:
         return f"AutoModelForImageTextToText.from_pretrained({str(out)!r})"
-    return typed("adapt supernet", f"{model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))
+    return format_command("adapt supernet", f"{model.lower()}_vqa", shlex.quote(f"checkpoint={out}"))

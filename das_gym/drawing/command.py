@@ -75,15 +75,15 @@ def report(settings: ReportSettings, report_of: Callable[[Path], RunReport]) -> 
     print(f"report: {path} ({path.stat().st_size / 1e3:.0f} kB, opens in any browser, loads nothing)")
 
 
-def same_again(folder: Path, command: str, defaults: Mapping[str, Any], **other: Any) -> str:
-    """The command that does what a run did.
+def rerun_command(folder: Path, command: str, defaults: Mapping[str, Any], **changes: Any) -> str:
+    """Return the command that repeats a run.
 
     Args:
-        folder: Of the run; its `config.json` has its settings.
+        folder: Folder of the run. Its `config.json` has the settings.
         command: As in `format_command`.
-        defaults: Its settings where nobody says otherwise.
-        **other: Settings that are to be given otherwise than the run was; None = left out.
+        defaults: The default settings.
+        **changes: Settings that replace the run's; None leaves a setting out.
     """
-    known = {**(read_config(folder) if (folder / CONFIG).is_file() else {}), **other}
+    known = {**(read_config(folder) if (folder / CONFIG).is_file() else {}), **changes}
     chosen = {name: value for name, value in known.items() if name not in NOT_REPEATED and value is not None}
     return format_command(command, *setting_words(chosen, defaults))

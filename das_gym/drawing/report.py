@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,18 @@ import numpy as np
 from das_gym.config import build
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.page import write_page
-from das_gym.runs import library_versions
+from das_gym.drawing.table import Table
+from das_gym.problem.front import front_rows
 from das_gym.tables.table import SubnetTable
 from das_gym.wording import counted
 
-MOST_DOTS = 1500
-"""Masks of a table that a chart shows; the front and what the run tried are always among them."""
+MAX_DOTS = 1500
+"""Largest number of a table's masks in a chart. The front and the masks that the search scored are always shown."""
 
-MOST_TURNS = 120
-"""Columns of a heat map; of more turns, so many at even distances."""
+MAX_TURNS = 120
+"""Largest number of columns of a heat map, evenly spaced over the turns."""
 
-MOST_ANSWERS = 12
-
-PICTURE = re.compile(r"data:image/(jpeg|png);base64,[A-Za-z0-9+/]+=*")
+MAX_ANSWERS = 12
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,9 @@ class Progress:
     """A search over its evaluations.
 
     Attributes:
-        rewards: (n,) of the masks as they were scored; None where a number is not finite, here and below.
-        best: (n,) the best reward that may be an answer, so far.
-        regret: (n,) by how much the best mask of all is better than that; None where nobody knows it.
+        rewards: (n,) rewards in the order of scoring. None for a number that is not finite, here and below.
+        best: (n,) best reward so far of masks within the budget.
+        regret: (n,) difference to the best mask of all. None if that is unknown.
     """
 
     rewards: list[float | None]
@@ -46,30 +44,30 @@ class Progress:
 
 @dataclass(frozen=True)
 class Heat:
-    """Skip probabilities: `values[t][i]` of unit i after turn `turns[t]`."""
+    """Skip probabilities over time: `values[t][i]` is that of unit i after turn `turns[t]`."""
 
     turns: list[int]
     values: list[list[float]]
 
     @classmethod
     def of(cls, values: Sequence[Sequence[float]]) -> Heat | None:
-        """Those of all turns, thinned to `MOST_TURNS`; None of none."""
+        """Return the heat map of all turns, thinned to `MAX_TURNS`; None without turns."""
         if not values:
             return None
-        kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), MOST_TURNS)).round().astype(int)).tolist()
-        return cls([turn + 1 for turn in kept], [[round(p, 4) for p in values[turn]] for turn in kept])
+        kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_TURNS)).round().astype(int)).tolist()
+        return cls([turn + 1 for turn in kept], [np.round(values[turn], 4).tolist() for turn in kept])
 
 
 @dataclass(frozen=True)
 class CostChart:
-    """Loss against cost; points are (share of MACs saved, loss in nats).
+    """Loss against cost. Points are (share of MACs saved, loss in nats).
 
     Attributes:
         others: Masks of the table, or some of them.
-        front: Those that no other beats in loss without costing more, from the cheapest on.
-        tried: What the search scored.
+        front: The Pareto front, from the most saved on.
+        tried: Masks that the search scored.
         landed: The search's answer.
-        about: What the points are, in words.
+        about: What the points are.
     """
 
     others: list[tuple[float, float]]
@@ -86,128 +84,107 @@ class CostChart:
         table: SubnetTable | None = None,
         split: str = "reward",
     ) -> CostChart:
-        """That of a search, before the masks of a table where there is one."""
+        """Return the chart of a search, over the masks of a table if there is one."""
         if table is None:
-            return cls([], front_of(tried), list(tried), landed, "the masks that the search scored")
-        losses, saved = table.values("loss", split), table.macs_saved
-        finite = np.flatnonzero(np.isfinite(losses))
-        some = finite if len(finite) <= MOST_DOTS else np.random.default_rng(0).choice(finite, MOST_DOTS, replace=False)
-        masks = table.index(table.pareto_front("loss", split))
-        about = (
-            f"{len(some):,} of the table's {len(losses):,} masks" if len(some) < len(losses) else "all masks of the table"
-        )
-        return cls(_points(saved[some], losses[some]), _points(saved[masks], losses[masks]), list(tried), landed, about)
-
-
-def front_of(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those points (saved, loss) that no other beats in loss without saving less, from the most saved on."""
-    front: list[tuple[float, float]] = []
-    for saved, loss in sorted(set(points), key=lambda point: (-point[0], point[1])):
-        if not front or loss < front[-1][1]:
-            front.append((saved, loss))
-    return front
-
-
-def _points(saved: np.ndarray, losses: np.ndarray) -> list[tuple[float, float]]:
-    return [(round(s, 5), round(loss, 5)) for s, loss in zip(saved.tolist(), losses.tolist(), strict=True)]
+            saved, losses = np.array(tried).reshape(-1, 2).T
+            rows, some, about = front_rows(saved, losses)[::-1], np.array([], int), "the masks that the search scored"
+        else:
+            losses, saved = table.values("loss", split), table.macs_saved
+            rows, some, about = (
+                table.index(table.pareto_front("loss", split)),
+                np.flatnonzero(np.isfinite(losses)),
+                "all masks of the table",
+            )
+            if len(some) > MAX_DOTS:
+                some = np.random.default_rng(0).choice(some, MAX_DOTS, replace=False)
+            if len(some) < len(losses):
+                about = f"{len(some):,} of the table's {len(losses):,} masks"
+        points = np.stack((saved, losses), axis=1).round(5).tolist()
+        pairs: list[tuple[float, float]] = [(share, loss) for share, loss in points]
+        return cls([pairs[row] for row in some], [pairs[row] for row in rows], list(tried), landed, about)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A table of models: `rows` are (what, one cell a column), and `title` stands above it."""
-
-    columns: list[str]
-    rows: list[tuple[str, list[str]]]
-    title: str = "Before and after"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question.
+class Question:
+    """A question of the test split.
 
     Attributes:
-        question: In words.
-        reference: The right answer; empty where nobody knows it.
-        pictures: What it is about, small, as `data:` URLs of JPEG or PNG.
-
-    Raises:
-        ValueError: a picture is anything else.
+        text: The question.
+        reference: The right answer, empty if unknown.
+        images: Its images, small, as `data:` URLs. The page's content security policy blocks any other URL.
     """
 
-    question: str
+    text: str
     reference: str = ""
-    pictures: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        if not all(PICTURE.fullmatch(picture) for picture in self.pictures):
-            raise ValueError("pictures are data: URLs of JPEG or PNG in base64")
+    images: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What models said.
+    """Questions with the answers of models.
 
     Attributes:
-        models: Their names, the full one first.
-        rows: (question, what each said).
-        about: Which questions these are, in words.
-
-    Raises:
-        ValueError: not every model answers every question.
+        models: Their names, the full model first.
+        rows: Each question with the answer of each model.
+        about: Which questions these are.
     """
 
     models: list[str]
-    rows: list[tuple[Asked, list[str]]]
+    rows: list[tuple[Question, list[str]]]
     about: str
 
     def __post_init__(self) -> None:
-        if any(len(said) != len(self.models) for _, said in self.rows):
-            raise ValueError(f"there are {len(self.models)} models, and a question has another number of answers")
+        if any(len(answers) != len(self.models) for _, answers in self.rows):
+            raise ValueError(f"a question does not have the answers of {len(self.models)} models")
+
+    @staticmethod
+    def rows_to_show(answers: Sequence[Sequence[str]]) -> list[int]:
+        """Return the numbers of `MAX_ANSWERS` questions, those with differing answers first."""
+        return sorted(range(len(answers)), key=lambda row: len(set(answers[row])) < 2)[:MAX_ANSWERS]
 
     @classmethod
-    def of(cls, models: Sequence[str], said: Sequence[Sequence[str]], asked: Callable[[int], Asked]) -> Answers:
-        """The first `MOST_ANSWERS`, those on which the models differ before the others.
+    def of(cls, models: Sequence[str], questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> Answers:
+        """Return what a report shows.
 
         Args:
-            models: Names, the full one first.
-            said: What each of them said to each question.
-            asked: The question of a number.
+            models: Names, the full model first.
+            questions: Those of `rows_to_show(answers)`.
+            answers: The answers of all models to each question of the test split.
         """
-        order = sorted(range(len(said)), key=lambda i: len(set(said[i])) < 2)
-        shown = [(asked(i), list(said[i])) for i in order[:MOST_ANSWERS]]
-        about = f"{len(shown):,} of {counted(len(said), 'question')}"
+        rows = zip(questions, (list(answers[row]) for row in cls.rows_to_show(answers)), strict=True)
+        about = f"{len(questions):,} of {counted(len(answers), 'question')}"
+        differing = sum(len(set(each)) > 1 for each in answers)
         if len(models) > 1:
-            differing = sum(len(set(each)) > 1 for each in said)
             about += f"; the models differ on {differing:,}, which come first" if differing else "; the models agree on all"
-        return cls(list(models), shown, about)
+        return cls(list(models), list(rows), about)
 
     @property
-    def pictured(self) -> bool:
-        """Whether any question has a picture."""
-        return any(asked.pictures for asked, _ in self.rows)
+    def has_images(self) -> bool:
+        """Whether any question has an image."""
+        return any(question.images for question, _ in self.rows)
 
     @property
-    def referenced(self) -> bool:
-        """Whether the right answer to any question is known."""
-        return any(asked.reference for asked, _ in self.rows)
+    def has_references(self) -> bool:
+        """Whether any question has a right answer."""
+        return any(question.reference for question, _ in self.rows)
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a report tells of a run; whatever is None is left out.
+    """The content of a report on one run. A part that is None is left out.
 
     Attributes:
         name: Such as "run 3".
         title: What was done.
-        facts: Name and value, in words.
+        facts: Values by name.
         architecture: The model's units.
-        mask: 0/1 a unit, 1 = skipped.
-        commands: What does the same again, a line each.
+        mask: 0 or 1 per unit, 1 = skipped.
+        commands: Commands that repeat the run, one a line.
         progress: The search.
         heat: Its skip probabilities.
         cost: Loss against cost.
-        statistics: By name, one value a unit.
-        comparison: Before and after.
+        statistics: By name, one value per unit.
+        table: The models or methods side by side.
         answers: Questions with answers.
         versions: Of Python and the libraries that it ran with.
     """
@@ -222,42 +199,38 @@ class RunReport:
     heat: Heat | None = None
     cost: CostChart | None = None
     statistics: Mapping[str, list[float]] | None = None
-    comparison: Comparison | None = None
+    table: Table | None = None
     answers: Answers | None = None
     versions: Mapping[str, str] | None = None
 
     def checked(self) -> RunReport:
-        """The same, once it is what it says that it is: records may hold anything.
+        """Return the report itself.
 
         Raises:
-            TypeError, ValueError: it is not.
+            TypeError, ValueError: a field, which came from an untrusted record, has the wrong type.
         """
         if len(self.mask) != len(self.architecture.units):
-            raise ValueError(f"a mask of {len(self.mask)} for {len(self.architecture.units)} units")
+            raise ValueError(f"`mask` has {len(self.mask)} entries for {len(self.architecture.units)} units")
         return build(RunReport, vars(self))
 
     def with_search(self, search: RunReport) -> RunReport:
-        """The same with what its search has and it has not, and the search's commands before its own."""
+        """Return the report with the charts, facts and commands of the search that preceded the run."""
         names = ("progress", "heat", "cost", "statistics")
         missing = {name: getattr(search, name) for name in names if getattr(self, name) is None}
         facts = {**self.facts, **{f"search: {name}": value for name, value in search.facts.items()}}
-        shares = any(unit.share is None for unit in self.architecture.units)
-        architecture = search.architecture if shares else self.architecture
-        commands = [*search.commands, *self.commands]
-        return replace(self, facts=facts, architecture=architecture, commands=commands, **missing)
+        lacks_shares = any(unit.share is None for unit in self.architecture.units)
+        architecture = search.architecture if lacks_shares else self.architecture
+        return replace(self, facts=facts, architecture=architecture, commands=[*search.commands, *self.commands], **missing)
 
 
 def write_report(path: str | os.PathLike[str], reports: Sequence[RunReport]) -> Path:
-    """Write the page; the path."""
-    charts = ("progress", "heat", "cost", "statistics")
-    runs: list[dict[str, Any]] = [
-        {
-            "name": report.name,
-            "units": report.architecture.record(),
-            "mask": [int(bit) for bit in report.mask],
-            **{name: value for name, value in asdict(report).items() if name in charts},
+    """Write the page and return its path."""
+    runs: list[dict[str, Any]] = []
+    for report in reports:
+        charts = {
+            name: value for name, value in asdict(report).items() if name in ("progress", "heat", "cost", "statistics")
         }
-        for report in reports
-    ]
+        mask = [int(bit) for bit in report.mask]
+        runs.append({"name": report.name, "units": report.architecture.record(), "mask": mask, **charts})
     title = reports[0].title if len(reports) == 1 else f"{len(reports)} runs: {', '.join(r.name for r in reports)}"
-    return write_page(path, "report", {"runs": runs}, title=title, reports=reports, here=library_versions())
+    return write_page(path, "report", {"runs": runs}, title=title, reports=reports)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
@@ -88,7 +88,7 @@ class TableScorer(Scorer):
             )
         raise ValueError(
             f"{setting}: this table was made before tables told {SAVED[setting]}; count it anew with "
-            f"`{typed('agents table', 'recount=FILE out=FILE')}`, or search {live} itself"
+            f"`{format_command('agents table', 'recount=FILE out=FILE')}`, or search {live} itself"
         )
 
     def statistic(self, name: str) -> np.ndarray:
@@ -196,7 +196,7 @@ class ExampleScorer(TableScorer):
         if table.examples is None:
             raise ValueError(
                 f"reward_examples={reward_examples}, reward_batches={reward_batches!r}: this table holds means over all "
-                f"examples alone; leave them out, make a table with `{typed('agents table', '... each=True')}`, or "
+                f"examples alone; leave them out, make a table with `{format_command('agents table', '... each=True')}`, or "
                 f"search {table.meta.env_id} itself"
             )
         super().__init__(table, **others)
@@ -348,8 +348,8 @@ def bundled_table(model: str, task: str) -> Path:
     entry = find_environment(model, task)
     if entry.table is None:
         raise ValueError(
-            f"no table of {model} on {task} is bundled. Make one with `{typed('agents table', entry.short, 'out=FILE')}`, "
-            "then pass table=FILE; a search takes it as env_kwargs.table=FILE."
+            f"no table of {model}, {task} bundled. `{format_command('agents table', entry.short, 'out=FILE')}` makes it. "
+            "Pass it as table=FILE; a search takes it as env_kwargs.table=FILE."
         )
     return entry.table
 

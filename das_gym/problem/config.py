@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from das_gym.commandline import format_command, setting_words
-from das_gym.config import check_names, choice, group
+from das_gym.config import check_names, choice, nested
 from das_gym.files import absolute
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, REGISTERED_IN, TASKS, find_environment
 from das_gym.runs import ResumableSettings
@@ -261,7 +261,7 @@ class ProblemSettings(ResumableSettings, ModelSettings):
 
     model: str = choice(DEFAULT_MODEL, MODELS)
     task: str = choice(DEFAULT_TASK, TASKS)
-    problem: ProblemOptions = group(ProblemOptions)
+    problem: ProblemOptions = nested(ProblemOptions)
 
     def __post_init__(self) -> None:
         _ = self.problem_config  # which checks itself

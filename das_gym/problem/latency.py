@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
+from das_gym.intervals import bootstrap_interval
+
 BLOCKS = 15
 """Timed blocks of each call: they take turns, so that whatever else the machine does weighs on all calls alike."""
 
@@ -63,15 +65,13 @@ class Speedup(NamedTuple):
         return not self.low <= 1 <= self.high
 
 
-def speedup(of: np.ndarray, over: np.ndarray, samples: int = 2000) -> Speedup:
+def speedup(of: np.ndarray, over: np.ndarray) -> Speedup:
     """Compare the times of a call with those of a reference, both as `measure_latency` returns them.
 
     Args:
         of: (blocks,) milliseconds of the call.
-        over: (blocks,) milliseconds of the reference.
-        samples: Bootstrap samples. They keep the blocks of one index together, since those ran one after the other.
+        over: (blocks,) milliseconds of the reference. Blocks of one index ran one after the other, and are resampled
+            together.
     """
-    blocks = np.random.default_rng(0).integers(0, len(of), (samples, len(of)))
-    ratios = np.median(over[blocks], axis=1) / np.median(of[blocks], axis=1)
-    low, high = np.percentile(ratios, (2.5, 97.5)).tolist()
+    low, high = bootstrap_interval(lambda rows: np.median(over[rows], axis=1) / np.median(of[rows], axis=1), len(of))
     return Speedup(float(np.median(over) / np.median(of)), low, high)

@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: each method once, DAS with every number of skipped layers, found and at random."""
+"""The rows of a comparison: each method, and DAS with every number of skipped layers, with searched and random masks."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MASKED = "das"
 
 
 @dataclass(frozen=True)
-class Entrant:
+class MethodVariant:
     """A row of the comparison.
 
     Attributes:
-        key: What its trainings are kept under.
-        title: As it is called in tables.
+        key: Name of its trainings in files and records.
+        title: Name in tables.
         method: A key of `METHODS`.
         settings: Of the method.
-        skip_num: Layers that it skips.
-        drawn: Whether each seed draws its own mask.
-        rate_of: Key of the row whose learning rate it takes; None chooses one of its own.
+        skip_num: Number of skipped layers.
+        random_mask: Whether each seed draws its own mask.
+        rate_of: Key of the row whose learning rate it takes. None chooses its own.
     """
 
     key: str
@@ -34,43 +34,43 @@ class Entrant:
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     skip_num: int = 0
-    drawn: bool = False
+    random_mask: bool = False
     rate_of: str | None = None
 
-    def made(self, seed: int, n_layers: int) -> Method:
-        """The method with its mask."""
-        if not self.drawn:
+    def make(self, seed: int, n_layers: int) -> Method:
+        """Return the method with its mask."""
+        if not self.random_mask:
             return make_method(self.method, self.settings)
         mask = np.zeros(n_layers, dtype=int)
         mask[np.random.default_rng([seed, self.skip_num]).choice(n_layers, self.skip_num, replace=False)] = 1
         return make_method(self.method, {**self.settings, "mask": tuple(mask.tolist())})
 
 
-def entrants(
+def method_variants(
     methods: Sequence[str], settings: Mapping[str, Mapping[str, Any]], masks: Mapping[int, Sequence[int]]
-) -> list[Entrant]:
-    """All rows.
+) -> list[MethodVariant]:
+    """Return all rows.
 
     Args:
         methods: Keys of `METHODS`.
         settings: Of methods, by name.
-        masks: Of each number of layers to skip, what a search found.
+        masks: The searched mask for each number of skipped layers.
 
     Raises:
-        ValueError: a method that is not there, or a setting that it refuses.
+        ValueError: an unknown method or setting.
     """
-    found: list[Entrant] = []
+    variants: list[MethodVariant] = []
     for name in methods:
         own = dict(settings.get(name, {}))
-        make_method(name, own)  # a mistake is told before anything trains
+        make_method(name, own)  # refuses wrong settings before anything trains
         if name != MASKED:
-            title = find_class(METHODS[name]).title
-            found.append(Entrant(name, title, name, own))
+            variants.append(MethodVariant(name, find_class(METHODS[name]).title, name, own))
             continue
         for skip_num, mask in sorted(masks.items()):
-            key, title = f"das_{skip_num}", f"DAS, {skip_num} skipped"
-            found.append(Entrant(key, title, name, {**own, "mask": tuple(mask)}, skip_num))
+            key = f"das_{skip_num}"
+            variants.append(MethodVariant(key, f"DAS, {skip_num} skipped", name, {**own, "mask": tuple(mask)}, skip_num))
             if skip_num:
                 title = f"DAS, {skip_num} at random"
-                found.append(Entrant(f"random_{skip_num}", title, name, own, skip_num, drawn=True, rate_of=key))
-    return found
+                random = MethodVariant(f"random_{skip_num}", title, name, own, skip_num, random_mask=True, rate_of=key)
+                variants.append(random)
+    return variants

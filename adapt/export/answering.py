@@ -1,0 +1,109 @@
+"""Write a fine-tuned transformers model as a folder that transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from das_gym.adapt.export.folder import Exported
+from das_gym.adapt.report import results_table
+from das_gym.adapt.shrink.card import TRUST, display_name, front_matter, loading_example
+from das_gym.adapt.shrink.checks import source_of
+from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.verifying import (
+    TOLERANCES,
+    Probes,
+    VerificationError,
+    has_remote_code,
+    relative_difference,
+    replay_logits,
+    run_in_subprocess,
+)
+
+from das_gym.files import write_text
+from das_gym.models.inputs import Prompt
+from das_gym.models.transformers.checks import NoiseImage
+from das_gym.models.transformers.loading import auto_class
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.stand_ins import as_saved, has_adapters
+from das_gym.models.transformers.weights import source_dtype
+from das_gym.problem.loading import AdaptedModel
+from das_gym.problem.mask_space import skipped_names
+
+QUESTIONS = ("what is this?", "how many are there, and of which colour is the largest?", "say it again")
+
+
+def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any]) -> Exported:
+    """Write a fine-tuned model, and compare it with what transformers loads from the folder in a fresh process.
+
+    Args:
+        subnet: As `load_subnet` returns it, of a model that answers in words. It is rounded to the saved dtype.
+        out: A folder that does not exist.
+        record: The content of the run's record, or a row of a comparison, for the folder's README.md.
+
+    Raises:
+        TypeError: another kind of model.
+        VerificationError: the saved checkpoint's outputs differ from the model's.
+    """
+    vlm, config = subnet.backbone.vlp, subnet.backbone.config
+    if not isinstance(vlm, VLM) or config is None:
+        raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")
+    smaller, source = as_saved(vlm), source_of(config)
+    dtype = saved_dtype(source_dtype(source), vlm.model.dtype)
+    task_processor: Any = subnet.task.processor
+    prompts = []
+    for number, question in enumerate(QUESTIONS):
+        images = (NoiseImage(number, 96, 64),) if task_processor.sees else ()
+        prompts.append(Prompt(question, images, f"answer {question}"))
+    wanted = replay_logits(vlm, Probes(vlm, task_processor, prompts), None)
+    smaller.model.to(dtype)  # adapters and a projector that were trained are float32
+    round_parameters(smaller.model, dtype)
+    adapted = has_adapters(smaller.model)
+    given = Probes(smaller, task_processor, prompts).subprocess_input(adapted)
+    with new_folder(out) as part:
+        processor = Path(config.tokenizer) if config.tokenizer else source
+        save(smaller.model, part, source, processor, dtype, has_remote_code(vlm))
+        found = run_in_subprocess(part, given)
+        pairs = list(zip(found["logits"], wanted, strict=True))
+        difference, tolerance = max(relative_difference(*pair) for pair in pairs), TOLERANCES.get(dtype, 0.1)
+        if difference > tolerance:
+            raise VerificationError(
+                f"the logits of the folder differ from the fine-tuned model's: relative difference {difference:.2g}, "
+                f"allowed {tolerance:g}. This type of model cannot be exported."
+            )
+        first, *others = found["generated"].values()
+        if dtype == torch.float32 and any(rows != first[: len(rows)] for rows in others):
+            raise VerificationError(f"the folder generates different text with and without a cache: {found['generated']}")
+        exported = Exported(
+            out,
+            f"transformers.{auto_class(vlm.model.config).__name__}",
+            sum(p.numel() for p in smaller.model.parameters()),
+            max(float((one.float() - other.float()).abs().max()) for one, other in pairs),
+        )
+        write_text(part / "README.md", _card(source, exported, adapted, vlm, record))
+    return exported
+
+
+def _card(source: Path, exported: Exported, adapted: bool, vlm: VLM, record: Mapping[str, Any]) -> str:
+    auto = exported.loads_with.rpartition(".")[2]
+    name, remote = display_name(source), has_remote_code(vlm)
+    removed = skipped_names((layer.name for layer in vlm.layers), vlm.check_mask(None))
+    about = [f"Made from `{name}` by `python -m adapt export` of das_gym."]
+    if "row" in record:
+        about.append(f"It is the row {record['row']} of a comparison of methods.")
+    if removed:
+        about.append(f"Removed layers: {', '.join(removed)}.")
+    if adapted:
+        about.append("Adapters of DAS (arXiv 2309.01479) are in their place, and beside the remaining layers.")
+    parts = [
+        front_matter(source, auto, ()),
+        f"# {name}, fine-tuned",
+        " ".join(about),
+        loading_example(auto, TRUST if adapted or remote else "", TRUST if remote else ""),
+        results_table(record["models"]).markdown() if record.get("models") else "The run has no recorded result.",
+        f"Loaded by transformers alone, its logits differ by at most {exported.difference:.1e} from those of the fine-tuned "
+        "model, on a few made-up prompts.",
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,208 @@
+"""Shrink one model: remove layers, recover, save, verify in a fresh process, measure, and write card and record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from das_gym.adapt.choosing import Choice
+from das_gym.adapt.examples import write_examples
+from das_gym.adapt.memory import free_bytes
+from das_gym.adapt.refining import Round, candidates, halve, taken
+from das_gym.adapt.shrink.card import model_card
+from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_removable, requested_budget, source_of
+from das_gym.adapt.shrink.measuring import FULL, GENERATE_BATCH_SIZE, RECOVERED, SHRUNK, Measured, loss_of, measure
+from das_gym.adapt.shrink.recovery import Recovery, Teacher, ask_for_all
+from das_gym.adapt.shrink.report import print_report
+from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
+from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
+from das_gym.adapt.shrink.verifying import Probes, Verified, has_remote_code, run_in_subprocess, verify
+from das_gym.adapt.training import Log
+
+from das_gym.config import settings_dict
+from das_gym.drawing.architecture import Architecture
+from das_gym.files import write_json, write_text
+from das_gym.models.base import bytes_of
+from das_gym.models.transformers.cutting import cut, drawn
+from das_gym.models.transformers.model import IMAGE, VLM
+from das_gym.models.transformers.stand_ins import has_adapters, masked_with
+from das_gym.models.transformers.weights import source_dtype
+from das_gym.plugins import imported_plugins
+from das_gym.problem.config import recorded_settings
+from das_gym.problem.costs import Costs
+from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
+from das_gym.problem.mask_cost import MaskCost
+from das_gym.runs import library_versions
+from das_gym.streams import shown
+
+LATENCY_BLOCKS = 9
+"""Timed blocks of each model."""
+
+MEASURE_PEAK = True
+"""Whether the full model's peak memory is measured too, in a process of its own."""
+
+
+class ShrinkJob:
+    """The work of `python -m adapt shrink` after its search. A run that is stopped resumes the training.
+
+    Args:
+        settings: The settings of the command.
+        choice: The layers to remove, and the model.
+        folder: The run's folder.
+    """
+
+    def __init__(self, settings: ShrinkSettings, choice: Choice, folder: Path) -> None:
+        self.settings, self.folder = settings, folder
+        self.problem: Problem = load_problem(choice.problem)
+        self.choice = fallback_if_not_removable(choice, self.problem, requested_budget(settings, self.problem))
+        self.full: VLM = as_vlm(self.problem)
+        self.source = source_of(choice.problem)
+        self.dtype = saved_dtype(source_dtype(self.source), self.full.model.dtype)
+        self.out = settings.out_folder(folder)
+        self.recovery = settings.recovery()
+        self.test = shuffled(self.problem.task, self.problem.splits.test, settings.test_examples)
+
+    def run(self, log: Log) -> Measured:
+        """Do all of it, and print the report.
+
+        Args:
+            log: Called with name, value and step.
+        """
+        if self.choice.remark:
+            print(shown(self.choice.remark))
+        task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype
+        teacher = ask_for_all(self.full, task, splits.train, self.recovery)
+        mask, rounds = self._refine(teacher)
+
+        shrunk, final = cut(self.full, mask), cut(self.full, mask)
+        round_parameters(shrunk.model, dtype)
+        recovery = Recovery(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher)
+        recovery.run(log)
+        round_parameters(final.model, dtype)  # so that what is measured is what is saved
+        models = {FULL: self.full, SHRUNK: shrunk}
+        if self.recovery.recover != "none":
+            models[RECOVERED] = final
+
+        probes = Probes.of(self.full, task, self.test)
+        with new_folder(self.out) as part:
+            tokenizer = self.choice.problem.tokenizer
+            processor = source if tokenizer is None else Path(tokenizer)
+            save(final.model, part, source, processor, dtype, has_remote_code(self.full))
+            verified = verify(part, final, mask, probes, dtype)
+            measured = self._measure(models, mask)
+            peaks = {FULL: self._full_model_peak(probes), measured.final.name: verified.peak_bytes}
+            for name, row in measured.rows.items():
+                measured.rows[name] = replace(row, peak_bytes=peaks.get(name))
+            card = model_card(
+                full=self.full,
+                mask=mask.tolist(),
+                source=source,
+                origin=self._origin(rounds),
+                recovery=self.recovery,
+                trained=(recovery.trained, len(splits.train)),
+                data=self._data(),
+                measured=measured,
+                verified=verified,
+                command=self._command(mask),
+                has_remote_code=has_remote_code(self.full),
+            )
+            write_text(part / "README.md", card)
+            write_examples(self.folder, task, self.test, measured.texts)
+            write_json(self.folder / PENDING, self._record(mask, rounds, measured, verified))
+        finish_saved(self.folder)
+        print_report(measured, self._data(), drawn(self.full, mask))
+        return measured
+
+    def _refine(self, teacher: Teacher | None) -> tuple[np.ndarray, list[Round]]:
+        """Return the mask to remove; if several masks are tried, the one with the lowest loss after short recoveries."""
+        others = (mask for mask in self.choice.others if is_removable(self.problem, mask))
+        masks = candidates(self.choice.mask, others, self.settings.refine)
+        if len(masks) < 2:
+            return self.choice.mask, []
+        task, splits = self.problem.task, self.problem.splits
+        held_out = task.open_ended(shuffled(task, splits.reward, task.reward_examples))
+
+        def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
+            student, short = cut(self.full, mask), replace(self.recovery, steps=steps)
+            Recovery(student, self.full, task, splits.train, short, checkpoint, teacher).run(title=title)
+            return loss_of(student, task, held_out, self.recovery.batch_size, f"loss, {title}")
+
+        rounds = halve(masks, self.recovery.steps, self.folder, train)
+        return taken(rounds, masks), rounds
+
+    def _measure(self, models: dict[str, VLM], mask: np.ndarray) -> Measured:
+        costs: dict[str, Costs] = {FULL: self.problem.costs}
+        final = models.get(RECOVERED)
+        if final is not None and has_adapters(final.model):
+            backbone = replace(self.problem.backbone, vlp=masked_with(self.full, final, mask))
+            adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
+            costs[RECOVERED] = example_costs(adapted, self.problem.splits)
+        parts = self.problem.task, self.test, self.dtype
+        return measure(models, costs, mask, *parts, GENERATE_BATCH_SIZE, LATENCY_BLOCKS)
+
+    def _full_model_peak(self, probes: Probes) -> int | None:
+        """Return the peak memory of the full model in a fresh process, which needs its processor in the same folder."""
+        if not MEASURE_PEAK or self.choice.problem.tokenizer is not None:
+            return None
+        if bytes_of(list(self.full.model.parameters())) > free_bytes(self.full.device):
+            print("The full model's peak memory is not measured: there is not enough memory for a second copy.")
+            return None
+        return int(run_in_subprocess(self.source, probes.subprocess_input())["peak_bytes"])
+
+    def _data(self) -> str:
+        root = self.choice.problem.data_root
+        return f"{len(self.test):,} test examples of {'the bundled data' if root is None else Path(root).name}"
+
+    def _origin(self, rounds: Sequence[Round]) -> str:
+        settings = self.settings
+        if settings.point is not None:
+            return f"point {settings.point} of the front of run {settings.search_run}"
+        if settings.search_run is None:
+            return "a mask that was given"
+        refined = f", the best of {len(rounds[0].masks)} of its masks after short recoveries" if rounds else ""
+        return f"found by search run {settings.search_run}{refined}"
+
+    def _command(self, mask: np.ndarray) -> str:
+        return command_of(self.folder, asdict(self.choice.problem), mask.astype(int).tolist())
+
+    def _record(self, mask: np.ndarray, rounds: Sequence[Round], measured: Measured, verified: Verified) -> dict[str, Any]:
+        task: Any = self.problem.task
+        prompts = task.pairs(task.open_ended(self.test))
+        answers = []
+        for number, (example, prompt) in enumerate(zip(self.test, prompts, strict=True)):
+            texts = {name: texts[number] for name, texts in measured.texts.items()}
+            answers.append({"key": example.key, "question": prompt.question, **texts})
+        difference, low, high = measured.difference()
+        return {
+            "settings": {**settings_dict(self.settings), "plugins": list(imported_plugins())},
+            "problem": recorded_settings(asdict(self.choice.problem)),
+            "source": str(self.source),
+            "out": str(self.out.absolute()),
+            "mask": mask.astype(int).tolist(),
+            "layers": list(self.problem.layer_names),
+            "deleted": self.full.gone_of(mask),
+            "deleted_of_vision": self.full.gone_of(mask, IMAGE),
+            "drawn": drawn(self.full, mask),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "metric": measured.metric,
+            "models": [row.record() for row in measured.rows.values()],
+            "difference": {"score": difference, "low": low, "high": high},
+            "loss_regained": measured.loss_regained(),
+            "refined": [asdict(each) for each in rounds],
+            "verified": asdict(verified),
+            "answers": answers,
+            "left_out": self.problem.splits.left_out_count,
+            "units": Architecture.of_layers(self.full.layers, MaskCost.of(self.problem.costs)).record(),
+            "command": self._command(mask),
+            "versions": library_versions(),
+        }
+
+
+def finish_saved(folder: Path) -> None:
+    """Give the record of a run whose model is saved its name, and remove the checkpoint."""
+    if (folder / PENDING).is_file():
+        (folder / PENDING).replace(folder / RECORD)
+    (folder / CHECKPOINT).unlink(missing_ok=True)

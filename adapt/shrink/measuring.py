@@ -1,0 +1,216 @@
+"""Score and measure the full, the shrunk and the recovered model side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from das_gym.adapt.shrink.recovery import answer_features
+
+from das_gym.engine.broken import told_examples
+from das_gym.intervals import difference_interval, mean_interval
+from das_gym.models.transformers.generation import generate, greedily, greedy_settings, left_padded, pad_token
+from das_gym.models.transformers.model import VLM
+from das_gym.problem.costs import Costs
+from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
+from das_gym.progress import progress
+from das_gym.tasks.base import Task
+
+FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
+
+GENERATE_BATCH_SIZE = 8
+"""Prompts that are answered at a time."""
+
+DECODED_TOKENS = 16
+"""Number of tokens that are generated to time one of them."""
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """The measurements of one model.
+
+    Attributes:
+        name: `full`, `shrunk` or `recovered`.
+        score: Mean score of the generated answers, 0..1.
+        low, high: Its 95 % interval.
+        loss: Mean negative log-likelihood of the reference answers' tokens, nats.
+        parameters: All of the model's.
+        bytes: Of its weights as saved.
+        macs: Of one example.
+        macs_saved: Share of the full model's, which is the baseline.
+        prefill_ms: Time to the first token of an answer, image included.
+        decode_ms: Time of each further token.
+        prefill_speedup, decode_speedup: Relative to the full model. None for the full model itself.
+        peak_bytes: Peak memory of a process that loads the folder and answers, without the libraries'. None if not measured.
+    """
+
+    name: str
+    score: float
+    low: float
+    high: float
+    loss: float
+    parameters: int
+    bytes: int
+    macs: int
+    macs_saved: float
+    prefill_ms: Spread
+    decode_ms: Spread
+    prefill_speedup: Speedup | None = None
+    decode_speedup: Speedup | None = None
+    peak_bytes: int | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return JSON values. Times are [median, quartiles], speed-ups [ratio, 95 % interval]."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The results of all models on the same examples.
+
+    Attributes:
+        rows: By name, the full model first and the saved model last.
+        texts: The answers of each model.
+        scores: (n_examples,) scores of each model.
+        metric: What the score is.
+    """
+
+    rows: dict[str, ModelResult]
+    texts: Mapping[str, Sequence[str]]
+    scores: Mapping[str, np.ndarray]
+    metric: str
+
+    @property
+    def final(self) -> ModelResult:
+        """The result of the saved model."""
+        return list(self.rows.values())[-1]
+
+    def difference(self) -> tuple[float, float, float]:
+        """Return the saved model's score minus the full model's, and its 95 % interval over examples."""
+        differences = self.scores[self.final.name] - self.scores[FULL]
+        return (float(differences.mean()), *difference_interval(differences))
+
+    def loss_regained(self) -> float | None:
+        """Return the fraction of the loss increase that recovery removed; None if the loss did not increase."""
+        losses = [self.rows[name].loss for name in (FULL, SHRUNK, RECOVERED) if name in self.rows]
+        if len(losses) < 3 or losses[1] <= losses[0]:
+            return None
+        return (losses[1] - losses[2]) / (losses[1] - losses[0])
+
+
+def measure(
+    models: Mapping[str, VLM],
+    costs: Mapping[str, Costs],
+    mask: np.ndarray,
+    task: Task,
+    examples: Sequence[Any],
+    dtype: torch.dtype,
+    batch_size: int,
+    latency_blocks: int,
+) -> Measured:
+    """Score and measure each model.
+
+    Args:
+        models: By name, the full model first.
+        costs: The costs of the full model under a mask, by `full`; by `recovered` too if that has adapters.
+        mask: (n_layers,) bool, the layers that all but the full model lack.
+        task: A task with answers in words.
+        examples: Of the test split, with their options.
+        dtype: The type that weights are saved in.
+        batch_size: Prompts at a time.
+        latency_blocks: Timed blocks of each model.
+    """
+    processor: Any = task.processor
+    open_ended = task.open_ended(examples)
+    prompts = task.pairs(open_ended)
+    # without adapters, the recovered model has the shrunk model's architecture, which is timed once
+    timed = {name: vlm for name, vlm in models.items() if name != RECOVERED or RECOVERED in costs}
+    times = latencies(timed, processor, prompts[0], latency_blocks)
+    rows, texts, scores = {}, {}, {}
+    for name, vlm in models.items():
+        texts[name] = generate(vlm, processor, prompts, f"answers of the {name} model", batch_size)
+        scores[name] = answer_scores(task, examples, texts[name])
+        own_mask, own_costs = np.zeros_like(mask) if name == FULL else mask, costs.get(name, costs[FULL])
+        own_times = times.get(name) or times[SHRUNK]
+        speedups = [None if name == FULL else speedup(*pair) for pair in zip(own_times, times[FULL], strict=True)]
+        parameters = sum(p.numel() for p in vlm.model.parameters())
+        rows[name] = ModelResult(
+            name,
+            float(scores[name].mean()),
+            *mean_interval(scores[name]),
+            loss=loss_of(vlm, task, open_ended, batch_size, f"loss of the {name} model"),
+            parameters=parameters,
+            bytes=parameters * dtype.itemsize,
+            macs=own_costs.macs(own_mask),
+            macs_saved=own_costs.macs_saved(own_mask),
+            prefill_ms=Spread.of(own_times[0]),
+            decode_ms=Spread.of(own_times[1]),
+            prefill_speedup=speedups[0],
+            decode_speedup=speedups[1],
+        )
+    return Measured(rows, texts, scores, task.metric_name.replace("_", " "))
+
+
+def answer_scores(task: Task, examples: Sequence[Any], texts: Sequence[str]) -> np.ndarray:
+    """Return the (n,) float64 scores of answers, 0..1."""
+    return np.array([task.score_text(e, text) for e, text in zip(examples, texts, strict=True)], dtype=np.float64)
+
+
+@torch.no_grad()
+def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, title: str) -> float:
+    """Return the mean loss of the reference answers by the model's own forward, nats.
+
+    Args:
+        vlm: A model without skipped layers.
+        task: A task with answers in words.
+        examples: Each of one pair, see `Task.open_ended`.
+        batch_size: Examples at a time.
+        title: Of the progress bar.
+
+    Raises:
+        FloatingPointError: the loss of an example is not finite.
+    """
+    total, head = 0.0, vlm.own_head()
+    with progress(len(examples), title, unit="example") as bar:
+        for start in range(0, len(examples), batch_size):
+            chunk = examples[start : start + batch_size]
+            targets = {name: t.to(vlm.device) for name, t in task.targets(chunk).items()}
+            losses = task.losses(head(answer_features(vlm, task, chunk)), targets)
+            broken = [e.key for e, finite in zip(chunk, losses.isfinite().tolist(), strict=True) if not finite]
+            if broken:
+                raise FloatingPointError(
+                    f"the {title} is not finite on {told_examples(broken)}. Try `dtype=float32`, a lower `learning_rate`, "
+                    "or another mask."
+                )
+            total += float(losses.double().sum())
+            bar.update(len(chunk))
+    return total / len(examples)
+
+
+def latencies(
+    models: Mapping[str, VLM], processor: Any, prompt: Any, blocks: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return (blocks,) milliseconds of the first token and of each further token, by model. Models take turns."""
+    encoding = processor.encode(prompt, pixels=True)
+
+    def generation(vlm: VLM, tokens: int) -> Callable[[], object]:
+        batch = left_padded([encoding], pad_token(vlm, processor), vlm)
+        settings = greedy_settings(vlm, processor, tokens, least=tokens)
+
+        def call() -> object:
+            with greedily(vlm.model, settings):
+                return vlm.model.generate(**batch)
+
+        return call
+
+    counts = (1, 1 + DECODED_TOKENS)
+    calls = {f"{name} {count}": generation(vlm, count) for name, vlm in models.items() for count in counts}
+    times = measure_latency(calls, blocks, runs=1)
+    found = {}
+    for name in models:
+        first, all_tokens = (times[f"{name} {count}"] for count in counts)
+        found[name] = (first, np.maximum(all_tokens - first, 1e-6) / DECODED_TOKENS)  # noise can make a difference negative
+    return found

@@ -1,0 +1,101 @@
+"""Run as a script, in a process of its own: load a folder with transformers alone, and write its logits and texts.
+
+    python -P subprocess_main.py FOLDER INPUT OUTPUT
+
+INPUT and OUTPUT are files of `torch.save`, see `das_gym.adapt.shrink.verifying`. das_gym cannot be imported here. If
+standard input is a pipe, the process ends with it, since the process that waits for the result may be killed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import threading
+from typing import Any
+
+
+class DasGymBlocker:
+    """Refuse every import of das_gym."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        """Raise for das_gym, and leave other modules to the next finder."""
+        del path, target
+        if name.partition(".")[0] == "das_gym":
+            raise ImportError("the folder has to load without das_gym")
+
+
+def exit_with_stdin() -> None:
+    """Wait for the end of standard input, and end the process."""
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+def memory_bytes(device: str, field: str) -> int:
+    """Return the memory on the GPU, or of this process: now (`VmRSS`) or the peak (`VmHWM`)."""
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.memory_allocated() if field == "VmRSS" else torch.cuda.max_memory_allocated())
+    try:
+        with open("/proc/self/status") as file:  # noqa: PTH123
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+    except OSError:  # not Linux
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_memory() -> None:
+    """Reset `VmHWM` if the system allows it."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:  # noqa: PTH123
+            file.write("5")
+    except OSError:
+        pass
+
+
+def main(folder: str, input_path: str, output_path: str) -> None:
+    """Load, run, and write the results."""
+    sys.meta_path.insert(0, DasGymBlocker)
+    import torch
+    import transformers
+
+    given = torch.load(input_path, weights_only=True)
+    device, dtype = given["device"], getattr(torch, given["dtype"])
+    torch.set_num_threads(given["threads"])
+    options = {"local_files_only": True, "trust_remote_code": given["trust_remote_code"]}
+    auto = getattr(transformers, given["auto"])
+    reset_peak_memory()
+    before = memory_bytes(device, "VmRSS")
+    model = auto.from_pretrained(folder, dtype=dtype, **options).to(device).eval()
+    if dtype == torch.float64 and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("batched_mm")  # transformers' grouped matmul of experts lacks float64
+    processor = transformers.AutoProcessor.from_pretrained(
+        folder, **{**options, "trust_remote_code": given["trust_processor"]}
+    )
+    found: dict[str, Any] = {"logits": [], "generated": {}}
+    with torch.no_grad():
+        for batch, answer_start in given["teacher_forced"]:
+            batch = {name: value.to(device) for name, value in batch.items()}
+            found["logits"].append(model(**batch, use_cache=False).logits[0, answer_start - 1 : -1].cpu())
+        model.generation_config = transformers.GenerationConfig(**given["generation"])
+        for way, (batches, generate_options) in given["ways"].items():
+            rows = []
+            for batch in batches:
+                batch = {name: value.to(device) for name, value in batch.items()}
+                tokens = model.generate(**batch, **generate_options)
+                rows += tokens[:, batch["input_ids"].shape[1] :].tolist()
+            found["generated"][way] = rows
+    tokenizer = getattr(processor, "tokenizer", processor)
+    found["tokens"] = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in given["texts"]]
+    found["peak_bytes"] = memory_bytes(device, "VmHWM") - before
+    torch.save(found, output_path)
+
+
+if __name__ == "__main__":
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=exit_with_stdin, daemon=True).start()
+    main(*sys.argv[1:])

@@ -1,0 +1,65 @@
+"""95 % intervals of mean scores, of their differences, and of any statistic by the bootstrap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+Z = 1.959964
+"""95 % of a normal distribution lies within this many standard deviations of its mean."""
+
+RESAMPLES = 2000
+
+
+def bootstrap_interval(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of a statistic, the same at each call.
+
+    Args:
+        statistic: Maps (samples, count) row numbers to (samples,) values; NaN values are ignored.
+        count: Number of rows to resample.
+
+    Example:
+        >>> times = np.array([1.0, 2.0, 4.0])
+        >>> low, high = bootstrap_interval(lambda rows: np.median(times[rows], axis=1), len(times))
+    """
+    rows = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    low, high = np.nanpercentile(statistic(rows), (2.5, 97.5)).tolist()
+    return low, high
+
+
+def mean_bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the bootstrap interval of the mean of (n,) values."""
+    return bootstrap_interval(lambda rows: values[rows].mean(axis=1), len(values))
+
+
+def mean_interval(scores: np.ndarray) -> tuple[float, float]:
+    """Return the interval of a mean score: Wilson's if each score is 0 or 1, else by the bootstrap.
+
+    Args:
+        scores: (n,) scores in 0..1, at least one.
+    """
+    if not np.isin(scores, (0, 1)).all():
+        return mean_bootstrap_interval(scores)
+    count, mean = len(scores), float(scores.mean())
+    width = Z * math.sqrt(mean * (1 - mean) / count + Z**2 / (4 * count**2))
+    middle, scale = mean + Z**2 / (2 * count), 1 + Z**2 / count
+    return max(0.0, (middle - width) / scale), min(1.0, (middle + width) / scale)
+
+
+def difference_interval(differences: np.ndarray) -> tuple[float, float]:
+    """Return the interval of the mean difference of two models' scores on the same examples.
+
+    If every score is 0 or 1, the interval is that of Agresti and Min (2005), who add half a pair to each kind of pair. A few
+    pairs without a difference are then no proof that the models are equal. Otherwise the bootstrap is used.
+
+    Args:
+        differences: (n,) values in -1..1, at least one.
+    """
+    if not np.isin(differences, (-1, 0, 1)).all():
+        return mean_bootstrap_interval(differences)
+    better, worse, count = (differences == 1).sum() + 0.5, (differences == -1).sum() + 0.5, len(differences) + 2
+    middle = (better - worse) / count
+    width = Z * math.sqrt(better + worse - (better - worse) ** 2 / count) / count
+    return float(max(-1.0, middle - width)), float(min(1.0, middle + width))
