@@ -347,9 +347,10 @@ def bundled_table(model: str, task: str) -> Path:
     check_names([model], MODELS, "model", own=True)
     entry = find_environment(model, task)
     if entry.table is None:
+        command = format_command("agents table", entry.short, "out=FILE")
         raise ValueError(
-            f"no table of {model}, {task} bundled. `{format_command('agents table', entry.short, 'out=FILE')}` makes it. "
-            "Pass it as table=FILE; a search takes it as env_kwargs.table=FILE."
+            f"no table of {model} on {task} is bundled. `{command}` makes one. Pass it as table=FILE; a search takes it as "
+            "env_kwargs.table=FILE."
         )
     return entry.table
 
