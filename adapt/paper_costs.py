@@ -6,7 +6,9 @@ import numpy as np
 
 from das_gym.models.encoding import meta_batch
 from das_gym.models.macs import without_content
-from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
+from das_gym.models.sizes import check_sizes
 from das_gym.problem.costs import count_costs
 from das_gym.tasks.classification import build_classifier
 
@@ -27,6 +29,7 @@ def paper_table(
         adapters that run, without (`adapters`) and with (`adapters_and_norms`) their LayerNorms.
     """
     config = METERConfig(image_size=image_size)
+    check_sizes(config, {})
     layers, width = config.fusion_layers, config.hidden_size
     with without_content():
         vlp, head = METER(config), build_classifier(2 * width, num_answers, 2 * width)

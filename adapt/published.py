@@ -18,7 +18,8 @@ from das_gym.models.base import VLP
 from das_gym.models.encoding import meta_batch
 from das_gym.models.macs import without_content
 from das_gym.models.meter.model import METER
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import count_costs
 from das_gym.registration import named_environments
 

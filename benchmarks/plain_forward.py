@@ -25,7 +25,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
-from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
 from das_gym.problem.latency import Spread
 
 TEXT = 40

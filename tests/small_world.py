@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from das_gym.models.checkpoints import save_checkpoint
-from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_backbone

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from das_gym.adapt.report import IN_WORDS
 
-from das_gym.models.portable import Portable, layer_kinds
+from das_gym.models.exporting import ExportedModel, layer_kinds
 from das_gym.problem.loading import AdaptedModel
 from das_gym.runs import library_versions
 
@@ -26,13 +26,13 @@ MEASURED = (
 
 
 def model_card(
-    subnet: AdaptedModel, portable: Portable, exported: Exported, record: Mapping[str, Any], num_images: int
+    subnet: AdaptedModel, model: ExportedModel, exported: Exported, record: Mapping[str, Any], num_images: int
 ) -> str:
     """The text of the folder's README.md.
 
     Args:
         subnet: What was written.
-        portable: As it was written.
+        model: Its content.
         exported: Where, and how exactly.
         record: The content of the run's record, or what `compare` says of a row; may be empty.
         num_images: Images of an example.
@@ -48,13 +48,13 @@ def model_card(
     )
     if "row" in record and not sum(mask):  # of another method
         what, how = f"{type(vlp).__name__}, fine-tuned", f"A row of `python -m adapt compare`: {record['row']}."
-    tags = ", ".join(["layer-skipping", str(portable.config["model_type"]), subnet.task.name])
-    code = _loading(portable, exported, num_images)
+    tags = ", ".join(["layer-skipping", str(model.config["model_type"]), subnet.task.name])
+    code = _loading(model, exported, num_images)
     parts = [
         f"---\nlibrary_name: transformers\ntags: [{tags}]\n---",
         f"# {what}, for {subnet.task.name}",
         f"Made by `python -m adapt export` of das_gym. {how}",
-        f"## Loading\n\n```python\n{code}\n```\n\n{' '.join([_how(portable, exported), *portable.notes])}",
+        f"## Loading\n\n```python\n{code}\n```\n\n{' '.join([_how(model, exported), *model.notes])}",
         "\n".join([f"## Layers\n\nMask: `{mask}`, 1 = skipped.\n", "| layer | what stands there |", "|---|---|", *rows]),
         f"## Made from\n\n{_source(subnet, record)}",
         f"## Result\n\n{result(record)}\n\n{_exactness(exported)}",
@@ -72,10 +72,10 @@ def _exactness(exported: Exported) -> str:
     )
 
 
-def _loading(portable: Portable, exported: Exported, num_images: int) -> str:
-    trust = "" if portable.code is None else ", trust_remote_code=True"
-    kind = portable.model.partition(":")[2] if portable.code is None else "AutoModel"
-    whole = num_images == 1 and portable.image_processor.get("processor_class") is not None
+def _loading(model: ExportedModel, exported: Exported, num_images: int) -> str:
+    trust = "" if not model.code else ", trust_remote_code=True"
+    kind = model.model.partition(":")[2] if not model.code else "AutoModel"
+    whole = num_images == 1 and model.image_processor.get("processor_class") is not None
     names = sorted({kind, *(("AutoProcessor",) if whole else ("AutoImageProcessor", "AutoTokenizer"))})
     lines = [f"from transformers import {', '.join(names)}", "", f'folder = "{exported.folder.name}"']
     lines += [f"model = {kind}.from_pretrained(folder{trust}).eval()"]
@@ -93,10 +93,10 @@ def _loading(portable: Portable, exported: Exported, num_images: int) -> str:
     return "\n".join([*lines, "logits = model(**batch).logits  # model.config.id2label names them"])
 
 
-def _how(portable: Portable, exported: Exported) -> str:
-    if portable.code is None:
+def _how(model: ExportedModel, exported: Exported) -> str:
+    if not model.code:
         return f"This is a plain `{exported.loads_with}`, with fewer blocks."
-    return f"`{exported.loads_with}` is all the code there is, and needs torch and transformers alone."
+    return f"`{exported.loads_with}` and the files that it imports are the code. It needs torch and transformers alone."
 
 
 def _source(subnet: AdaptedModel, record: Mapping[str, Any]) -> str:

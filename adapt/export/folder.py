@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import pkgutil
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,9 @@ from das_gym.adapt.export.probe import as_transformers, probe, subnet_logits
 
 from das_gym.files import at_home, write_text
 from das_gym.models.checkpoints import families, family_of
-from das_gym.models.portable import DAS_GYM, Portable, portable_head
+from das_gym.models.exporting import DAS_GYM, ExportedModel, export_head
 from das_gym.models.quiet import quiet_loading
+from das_gym.models.remote_code import copy_code
 from das_gym.models.tensor_files import CHECKSUM, checksum, write_folder, write_safetensors
 from das_gym.plugins import imported_plugins
 from das_gym.problem.loading import AdaptedModel
@@ -94,27 +93,26 @@ def export(
         require_onnx()
     vlp = subnet.backbone.vlp
     family = family_of(vlp)
-    if family is None or family.portable is None:
-        known = " and ".join(each.model.__name__ for each in families().values() if each.portable is not None)
+    if family is None:
+        known = " and ".join(each.model.__name__ for each in families().values())
         raise ValueError(
             f"a {type(vlp).__name__} cannot be exported, only {known}: its run folder keeps it, "
             "and das_gym.adapt.load_subnet loads it from there"
         )
-    head = portable_head(subnet.head, vlp.feature_size)
-    portable = family.portable(vlp, head)
+    head = export_head(subnet.head, vlp.feature_size)
+    model = family.export(vlp, head)
     found: list[Exported] = []
 
     def fill(folder: Path) -> None:
-        config = {**portable.config, **_labels(subnet, head.num_labels), DAS_GYM: _about(subnet, head.num_images)}
-        _write_files(folder, subnet, portable, config)
-        difference = _compare(subnet, portable, head.num_images, folder)
+        config = {**model.config, **_labels(subnet, head.num_labels), DAS_GYM: _about(subnet, head.num_images)}
+        _write_files(folder, subnet, model, config)
+        difference = _compare(subnet, model, head.num_images, folder)
         graph = write_onnx(subnet, head.num_images, folder / ONNX_FILE) if onnx else None
-        count = sum(tensor.numel() for tensor in portable.tensors.values())
-        loads_with = (
-            portable.model.replace("transformers:", "transformers.") if portable.code is None else _code(portable).name
-        )
+        count = sum(tensor.numel() for tensor in model.tensors.values())
+        file = model.model.partition(":")[0].rpartition(".")[2]
+        loads_with = f"{file}.py" if model.code else model.model.replace(":", ".")
         found.append(Exported(out, loads_with, count, difference, graph))
-        card = model_card(subnet, portable, found[0], record or {}, head.num_images)
+        card = model_card(subnet, model, found[0], record or {}, head.num_images)
         write_text(folder / "README.md", card)
 
     write_folder(out, fill)
@@ -143,16 +141,8 @@ def _about(subnet: AdaptedModel, num_images: int) -> dict[str, Any]:
     }
 
 
-def _code(portable: Portable) -> Path:
-    """The file of code that the folder needs."""
-    spec = importlib.util.find_spec(portable.code or "")
-    if spec is None or spec.origin is None:
-        raise ValueError(f"the code {portable.code} is not installed; install das_gym again")
-    return Path(spec.origin)
-
-
-def _write_files(folder: Path, subnet: AdaptedModel, portable: Portable, config: Mapping[str, Any]) -> None:
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in portable.tensors.items()}
+def _write_files(folder: Path, subnet: AdaptedModel, model: ExportedModel, config: Mapping[str, Any]) -> None:
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors.items()}
     dtype = next(iter(ready.values())).dtype
     whole = {
         **config,
@@ -160,7 +150,7 @@ def _write_files(folder: Path, subnet: AdaptedModel, portable: Portable, config:
         "transformers_version": library_versions()["transformers"],
     }
     whole[DAS_GYM] = {**whole[DAS_GYM], CHECKSUM: checksum(ready, {})}
-    for name, content in (("config.json", whole), ("preprocessor_config.json", portable.image_processor)):
+    for name, content in (("config.json", whole), ("preprocessor_config.json", model.image_processor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_safetensors(folder / "model.safetensors", ready, {"format": "pt"})
     tokenizer = copy.deepcopy(subnet.task.processor.tokenizer)
@@ -171,19 +161,18 @@ def _write_files(folder: Path, subnet: AdaptedModel, portable: Portable, config:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
-    if portable.code is not None:
-        shutil.copyfile(_code(portable), folder / _code(portable).name)
+    copy_code(folder, *model.code)
 
 
 @torch.no_grad()
-def _compare(subnet: AdaptedModel, portable: Portable, num_images: int, folder: Path) -> float:
+def _compare(subnet: AdaptedModel, model: ExportedModel, num_images: int, folder: Path) -> float:
     """Largest difference of a logit between the subnet and what the folder loads to.
 
     Raises:
         ValueError: it is more than `TOLERANCE` of the largest logit; or tensors are missing, or too many.
     """
     with quiet_loading():
-        model, info = pkgutil.resolve_name(portable.model).from_pretrained(
+        loaded, info = pkgutil.resolve_name(model.model).from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
     version = f"transformers {library_versions()['transformers']} is installed"
@@ -192,7 +181,7 @@ def _compare(subnet: AdaptedModel, portable: Portable, num_images: int, folder: 
         raise ValueError(f"the folder does not load whole ({', '.join(odd[:5])}): nothing was written; {version}")
     batch = probe(subnet, num_images)
     wanted = subnet_logits(subnet, batch)
-    found = model.to(wanted.device, wanted.dtype).eval()(**as_transformers(batch, num_images)).logits
+    found = loaded.to(wanted.device, wanted.dtype).eval()(**as_transformers(batch, num_images)).logits
     difference = float((found.reshape(-1) - wanted).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(wanted.abs().max())):
         raise ValueError(

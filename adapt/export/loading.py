@@ -10,7 +10,7 @@ from das_gym.config import build
 from das_gym.files import read_json
 from das_gym.models.base import fingerprint
 from das_gym.models.checkpoints import load_checkpoint
-from das_gym.models.portable import DAS_GYM
+from das_gym.models.exporting import DAS_GYM
 from das_gym.models.quiet import quiet_loading
 from das_gym.models.sizes import MAX_SIDE
 from das_gym.problem.loading import AdaptedModel, Backbone, pick_device, task_class

@@ -11,7 +11,8 @@ from benchmarks.pretrain.family import HEADS, TEXT_TOKENS, PretrainModel, mini_s
 from benchmarks.pretrain.losses import Features
 from benchmarks.pretrain.tokenizer import ROBERTA
 from das_gym.models.meter.inputs import CLIP_MEAN, CLIP_STD
-from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
 
 
 def build(hidden_size: int, vocab_size: int, bottleneck: int, skip_bottleneck: int) -> METER:

@@ -13,7 +13,8 @@ from benchmarks.pretrain.losses import Features
 from benchmarks.pretrain.tokenizer import BERT
 from das_gym.models.base import State
 from das_gym.models.vilt.inputs import VILT_MEAN, VILT_STD
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 
 EARLY = 4
 """Blocks before the losses that METER-mini has at the end of its image encoder."""

@@ -1,4 +1,7 @@
-"""Multi-head attention, used by METER's fusion layers and ViLT's blocks."""
+"""Multi-head attention of METER's fusion layers and ViLT's blocks.
+
+Exported folders carry a copy of this file, so it imports nothing but torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,16 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate projections, without residual and LayerNorm."""
+    """Multi-head attention with separate projections, without residual and LayerNorm.
+
+    Args:
+        hidden_size: Width of queries, keys and values together.
+        num_heads: Attention heads.
+        dropout: Dropout of the attention weights, 0..1; acts in train mode only.
+    """
+
+    fold = False
+    """Whether a single query goes through the key matrix instead of all tokens, see `pooled`; exported models do not."""
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -23,11 +35,11 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def keys_values(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the attended sequence, (batch, heads, tokens, head_size) each."""
+        """Return keys and values of the attended sequence, (batch, heads, tokens, head_size) each."""
         return self._split(self.key(y)), self._split(self.value(y))
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], attend: Tensor | None) -> Tensor:
-        """(batch, queries, hidden_size) of the queries `x` over what they may attend to; a batch of 1 fits any."""
+        """Return (batch, queries, hidden_size) of the queries `x`; a batch of 1 on one side fits any on the other."""
         queries, (keys, values) = self._split(self.query(x)), keys_values
         if queries.shape[0] != keys.shape[0]:
             rows = max(queries.shape[0], keys.shape[0])
@@ -37,13 +49,13 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def pooled(self, x: Tensor, y: Tensor, attend: Tensor | None) -> Tensor:
-        """(batch, 1, hidden_size): as `forward` of the one query `x` over the tokens of `y`, without their keys and values.
+        """Return (batch, 1, hidden_size) of the one query `x` over the tokens of `y`.
 
-        One query is cheaper to take through the key matrix than all tokens, and so is one mix of tokens through the
-        value matrix. The bias of the keys adds the same to every score and falls out of the softmax. Where keys or values
-        are made by something else than a plain linear layer (LoRA), it is asked for them.
+        With `fold` no keys and values are computed. One query through the key matrix is cheaper than all tokens, and so is
+        one mix of tokens through the value matrix. The bias of the keys adds the same to every score and falls out of the
+        softmax. Keys or values of another module than a linear layer (LoRA) have no such matrix.
         """
-        if type(self.key) is not nn.Linear or type(self.value) is not nn.Linear:
+        if not self.fold or type(self.key) is not nn.Linear or type(self.value) is not nn.Linear:
             return self(x, self.keys_values(y), attend)
         key, value = (part.weight.unflatten(0, (self.num_heads, -1)) for part in (self.key, self.value))
         query = self._split(self.query(x)).squeeze(2)
@@ -52,8 +64,15 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~attend[:, 0], torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
         if attend is not None:
-            weights = weights.masked_fill(~attend[:, 0], 0.0)  # nothing to attend to: zero, as in `forward`, and no NaN
+            weights = weights.masked_fill(~attend[:, 0], 0.0)  # no token to attend to: 0 as in `forward`, not NaN
         weights = F.dropout(weights, self.dropout, self.training)
         mixed = torch.einsum("bhw,hdw->bhd", weights.to(y.dtype) @ y, value)
         mixed = mixed + weights.sum(-1, keepdim=True) * self.value.bias.unflatten(0, (self.num_heads, -1))
         return self.out(mixed.flatten(1)[:, None])
+
+
+def fold_single_queries(model: nn.Module) -> None:
+    """Set `Attention.fold` in a model."""
+    for part in model.modules():
+        if isinstance(part, Attention):
+            part.fold = True

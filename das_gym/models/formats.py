@@ -1,26 +1,27 @@
-"""What a family says of its checkpoints: names of tensors, sizes from their shapes, and what is computed from others."""
+"""How the checkpoints of a family of models are read: names of tensors, sizes from shapes, and derived tensors."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from das_gym.models.portable import ToPortable
+from das_gym.models.exporting import ExportedHead, ExportedModel
 
 Target = str | tuple[str, ...] | None
+Rules = tuple[tuple[str, Target], ...]
 Shapes = Mapping[str, tuple[int, ...]]
 Heads = dict[str, dict[str, Tensor]]
 
 HEADS = "heads."
-"""Before the names of head tensors, `heads.<head>.<tensor>`."""
+"""Prefix of the names of head tensors, `heads.<head>.<tensor>`."""
 
 SEARCH = "search."
-"""Before what a DAS search leaves in its checkpoints: `search.das_gate`, `search.skip_num`."""
+"""Prefix of the result of a DAS search in its checkpoints: `search.das_gate`, `search.skip_num`."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +29,23 @@ class Format:
     """One way to name the tensors of a model.
 
     Attributes:
-        title: What to call it in messages.
+        title: Its name in messages.
         marks: Tensors that every such file has and no other format has.
-        rules: Pattern of a whole name, and our name for it; several names take equal parts of a packed tensor,
-            None means that the original never uses it either. The first match counts.
-        sizes: Config fields that shapes and config.json (empty = none) tell; raises ValueError for what it cannot read.
+        rules: Pattern of a full name, and our name for it. Several names take equal parts of a packed tensor; None means
+            that the original code does not use it either. The first match counts.
+        sizes: Returns config fields from shapes and config.json (empty if there is none). Raises ValueError for a file
+            that it cannot read.
         prefix: What some files put before every name; marks, rules and sizes do without it.
-        mask: The skipped layers that config.json tells of, one bool a layer; None where nothing was removed.
     """
 
     title: str
     marks: tuple[str, ...]
-    rules: tuple[tuple[str, Target], ...]
+    rules: Rules
     sizes: Callable[[Shapes, Mapping[str, Any]], dict[str, Any]]
     prefix: str = ""
-    mask: Callable[[Mapping[str, Any]], Sequence[bool] | None] = lambda config: config.get("settled_mask")
 
     def our_names(self, name: str) -> tuple[str, ...] | None:
-        """Our names for a tensor of the file: none where it is a known left-over; None where no rule knows it."""
+        """Return our names for a tensor of the file: empty if it is known and unused, None if it is unknown."""
         for pattern, target in self.rules:
             match = re.fullmatch(pattern, name.removeprefix(self.prefix))
             if match:
@@ -59,15 +59,14 @@ class Family:
     """A family of models whose checkpoints are read and written.
 
     Attributes:
-        name: What config.json calls it.
+        name: Its name in config.json.
         model: Its class; takes a config.
         config: That config's class, a dataclass of numbers.
         formats: The formats of its files, besides our own.
-        derive: Adds what can be computed from a file's tensors (under our names) and heads; says what, and how.
+        derive: Adds what can be computed from a file's tensors (under our names) and heads; describes each.
         head_fields: Config fields that no shape tells, and the width that each divides into heads.
-        always_told: Those of `head_fields` whose heads are 64 wide in small models too.
-        oddities: What is unusual about a config, in words: a file that may have lost something.
-        portable: Puts a pruned model and its head into transformers' conventions; None where nobody wrote that.
+        fixed_heads: Those of `head_fields` whose heads are 64 wide in small models too.
+        export: Puts a pruned model and its head into transformers' form.
     """
 
     name: str
@@ -76,62 +75,69 @@ class Family:
     formats: tuple[Format, ...]
     derive: Callable[[dict[str, Tensor], Heads, Any], list[str]]
     head_fields: Mapping[str, str]
-    always_told: tuple[str, ...] = ()
-    oddities: Callable[[Any], list[str]] = lambda config: []
-    portable: ToPortable | None = None
+    export: Callable[[Any, ExportedHead], ExportedModel]
+    fixed_heads: tuple[str, ...] = ()
 
 
-def adapter_rules(theirs: str, ours: str) -> tuple[tuple[str, Target], ...]:
-    """The rules of an adapter; `theirs` is a pattern with one group, the layer's number."""
-    parts = (("adapter_layer_norm_before", "norm"), ("down_proj", "down"), ("up_proj", "up"))
-    return tuple((rf"{theirs}\.{old}\.(weight|bias)", rf"{ours}.{new}.\2") for old, new in parts)
+def module_rules(parts: Mapping[str, str], theirs: str = "", ours: str = "") -> Rules:
+    """Return rules for modules with weight and bias, or for parameters.
+
+    Args:
+        parts: Our name of each by theirs.
+        theirs: Pattern before their names; may have one group, the layer's number.
+        ours: What comes before our names.
+    """
+    group = 1 + re.compile(theirs).groups
+    return tuple((rf"{theirs}{re.escape(old)}((?:\.weight|\.bias)?)", rf"{ours}{new}\{group}") for old, new in parts.items())
 
 
-def linear_rules(theirs: str, ours: str, parts: Mapping[str, str]) -> tuple[tuple[str, Target], ...]:
-    """The rules of modules with weight and bias; `theirs` is a pattern with one group, the layer's number."""
-    return tuple((rf"{theirs}\.{re.escape(old)}\.(weight|bias)", rf"{ours}.{new}.\2") for old, new in parts.items())
+def adapter_rules(theirs: str, ours: str) -> Rules:
+    """Return the rules of an adapter; `theirs` is a pattern with one group, the layer's number."""
+    parts = {"adapter_layer_norm_before": "norm", "down_proj": "down", "up_proj": "up"}
+    return module_rules(parts, rf"{theirs}\.", f"{ours}.")
 
 
-REFERENCE_RULES: tuple[tuple[str, Target], ...] = (
+REFERENCE_RULES: Rules = (
     (r"token_type_embeddings\.weight", "token_types.weight"),
     (r"itm_score\.fc\.(weight|bias)", rf"{HEADS}itm_score.\1"),
     (r"((?:vqa_classifier|nlvr2_classifier|snli_classifier|rank_output|mlm_score|mpp_score)\..+)", rf"{HEADS}\1"),
     (r"(das_gate|skip_num)", rf"{SEARCH}\1"),
 )
+"""What METER's and ViLT's files have in common."""
 
 
 def count(shapes: Shapes, prefix: str) -> int:
-    """How many modules `prefix.0`, `prefix.1`, ... there are.
+    """Return how many modules `prefix.0`, `prefix.1`, ... there are.
 
     Raises:
         ValueError: the numbers have a gap.
     """
     found = {int(m[1]) for name in shapes if (m := re.match(re.escape(prefix) + r"\.(\d{1,4})\.", name))}
     if found != set(range(len(found))):
-        raise ValueError(f"{prefix} has the numbers {sorted(found)}; a whole checkpoint has 0, 1, 2, ... without a gap")
+        raise ValueError(f"incomplete checkpoint: {prefix} has the numbers {sorted(found)}, which have a gap")
     return len(found)
 
 
 def grid_side(positions: int) -> int:
-    """Patches a side of that many position embeddings, the class token's included.
+    """Return how many patches a side has, from the number of position embeddings with the class token's.
 
     Raises:
         ValueError: they are not a square and one.
     """
     side = math.isqrt(max(positions - 1, 0))
     if side < 1 or side * side + 1 != positions:
-        raise ValueError(f"{positions} image positions are not a square grid and a class token")
+        raise ValueError(f"got {positions} image positions, expected a square grid and a class token")
     return side
 
 
 def bottlenecks(shapes: Shapes, parallel: str, skip: str) -> dict[str, int]:
-    """Adapter widths, where the file has adapters."""
+    """Return adapter widths, if the file has adapters."""
     found = {"bottleneck": shapes.get(parallel), "skip_bottleneck": shapes.get(skip)}
     return {field: shape[0] for field, shape in found.items() if shape}
 
 
 def derive_second_image(named: dict[str, Tensor]) -> list[str]:
-    """The token type of a second image, which pre-training does not have."""
+    """Add the token type of a second image, which pre-training does not have."""
     types = named.get("token_types.weight")
     if types is None or len(types) != 2:
         return []
@@ -140,7 +146,7 @@ def derive_second_image(named: dict[str, Tensor]) -> list[str]:
 
 
 def derive_rank_output(heads: Heads) -> list[str]:
-    """The rank output, from the head that tells whether text and image match."""
+    """Add the head that ranks pairs, from the head that classifies whether text and image match."""
     itm = heads.get("itm_score", {})
     if "rank_output" in heads or not itm.keys() >= {"weight", "bias"}:
         return []

@@ -1,64 +1,41 @@
-"""What the config of a model may say."""
+"""Limits of what the config of a model may say: a damaged or hostile one must not build a model of any size."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-MAX_LAYERS = 512
-"""More than any model has: a config that says more is damaged, and would build for ever."""
-
-MAX_SIZE = 2**24
-"""Of widths and vocabularies."""
-
-MAX_SIDE, MAX_PATCHES = 2**13, 2**9
-"""Pixels and patches a side of the pictures that a model reads."""
-
-MAX_BOTTLENECK = 2**14
-"""Width of adapters, which are made where a file has none."""
-
-_HIGHEST = {"image_size": MAX_SIDE, "position_grid": MAX_PATCHES}
-_HIGHEST |= dict.fromkeys(("bottleneck", "skip_bottleneck"), MAX_BOTTLENECK)
+MAX_LAYERS, MAX_SIDE, MAX_PATCHES, MAX_BOTTLENECK, MAX_WIDTH = 512, 2**13, 2**9, 2**14, 2**24
+"""Layers; pixels and patches a side of an image; width of adapters; widths and vocabularies."""
 
 
-def check_sizes(config: Any, may_be_zero: tuple[str, ...] = (), may_be_none: tuple[str, ...] = ()) -> None:
-    """Refuse numbers that no model has.
+def check_sizes(config: Any, head_fields: Mapping[str, str]) -> None:
+    """Check the numbers of a config.
 
     Args:
-        config: A dataclass of numbers. Fields with a whole default are whole, others are shares or small numbers, 0..1.
-        may_be_zero: Fields that may be 0; other whole numbers are 1 or more.
-        may_be_none: Fields that may be None, and are whole otherwise.
+        config: A dataclass of numbers: integers, shares of 0..1, or None.
+        head_fields: Names of numbers of attention heads, and of the width that each has to divide.
 
     Raises:
-        ValueError: names the field and what it may be.
+        ValueError: names the field and its range.
     """
-    for field in dataclasses.fields(config):
-        name, value = field.name, getattr(config, field.name)
-        if value is None and name in may_be_none:
-            continue
-        if isinstance(field.default, float):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and 0 <= value <= 1):
-                raise ValueError(f"{name}={value!r} is not allowed; use 0..1")
-            continue
-        low, high = int(name not in may_be_zero), _highest(name)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"{name}={value!r} is not allowed; use a whole number, {low}..{high}")
-
-
-def _highest(name: str) -> int:
-    if name.endswith("layers"):
-        return MAX_LAYERS
-    return _HIGHEST.get(name, MAX_SIZE)
-
-
-def check_patches(image_size: int, patch_size: int) -> None:
-    """Refuse pictures that do not come to whole patches, or come to more than any model reads.
-
-    Raises:
-        ValueError: says what they come to.
-    """
-    if image_size % patch_size:
-        raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
-    if image_size // patch_size > MAX_PATCHES:
-        raise ValueError(f"image_size={image_size} with patch_size={patch_size} has more than {MAX_PATCHES} patches a side")
+    for each in dataclasses.fields(config):
+        name, value, low, high = each.name, getattr(config, each.name), 1, MAX_WIDTH
+        if name.endswith("layers"):
+            high = MAX_LAYERS
+        elif name.endswith("bottleneck"):
+            low, high = 0, MAX_BOTTLENECK
+        elif isinstance(each.default, float):
+            low, high = 0, 1
+        else:
+            high = {"image_size": MAX_SIDE, "position_grid": MAX_PATCHES}.get(name, MAX_WIDTH)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"invalid `{name}`: got {value}, expected {low}..{high}")
+    for name, width_name in head_fields.items():
+        heads, width = getattr(config, name), getattr(config, width_name)
+        if width % heads:
+            raise ValueError(f"invalid `{name}`: got {heads}, expected a divisor of {width_name}={width}")
+    size, patch = config.image_size, config.patch_size
+    if size % patch or size // patch > MAX_PATCHES:
+        raise ValueError(f"invalid `image_size`: got {size}, expected a multiple of {patch} up to {MAX_PATCHES * patch}")

@@ -17,9 +17,11 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP
 from das_gym.models.inputs import Processor, load_tokenizer
 from das_gym.models.meter.inputs import meter_transform
-from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
 from das_gym.models.vilt.inputs import vilt_transform
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 from das_gym.tasks.vqa.task import VQATask
 from das_gym.tasks.vqa.vqav2 import VQAExample
 

@@ -14,7 +14,8 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, Layer, SkippableLayer, State
 from das_gym.models.encoding import meta_batch
 from das_gym.models.macs import OWN, MacCounter, head_macs
-from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
 from das_gym.problem.costs import count_costs
 
 MASKS = np.random.default_rng(3).random((7, 12)) < 0.5

@@ -1,11 +1,11 @@
+"""Official checkpoints of METER and ViLT, transformers' folders, our own files, and what is refused."""
+
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import json
 import pickle
-import re
 import subprocess
 import sys
 import time
@@ -20,16 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from das_gym.models import tensor_files
 from das_gym.models.checkpoints import assemble, load_checkpoint, load_vlp, save_checkpoint
 from das_gym.models.formats import HEADS, count, derive_rank_output, derive_second_image, grid_side
 from das_gym.models.meter.checkpoint import METER_FORMAT
-from das_gym.models.meter.model import METER, METERConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
 from das_gym.models.tensor_files import TensorFile, checksum, load_plain, read_tensors, write_folder
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 from tests.models import golden_cases as golden
 
-METER_LEFT_OVERS = {
+UNUSED_IN_METER = {
     "text_transformer.embeddings.position_ids",
     "text_transformer.pooler.dense.weight",
     "text_transformer.pooler.dense.bias",
@@ -38,6 +39,8 @@ METER_LEFT_OVERS = {
     "vit_model.ln_final.bias",
 }
 ALL_HEADS = {"vqa_classifier", "nlvr2_classifier", "rank_output", "itm_score"}
+VILT_TINY = golden.GOLDEN / "vilt_tiny.ckpt"
+PRETRAINED = golden.GOLDEN / "meter_pretrain_tiny.ckpt"
 
 
 def official(model: str, section: int) -> dict[str, torch.Tensor]:
@@ -55,41 +58,73 @@ def official(model: str, section: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def refused(path: Path, match: str, **arguments: object) -> None:
+    with pytest.raises(ValueError, match=match) as caught:
+        load_checkpoint(path, **arguments)
+    assert str(path) in str(caught.value)
+
+
+def changed(tmp_path: Path, **tensors: torch.Tensor | None) -> Path:
+    """The tiny ViLT's file with other tensors; None removes one."""
+    state = torch.load(VILT_TINY, weights_only=True)["state_dict"] | tensors
+    torch.save(
+        {"state_dict": {name: tensor for name, tensor in state.items() if tensor is not None}}, tmp_path / "changed.ckpt"
+    )
+    return tmp_path / "changed.ckpt"
+
+
 # ---- official files at full size
 
 
 @pytest.mark.parametrize(("section", "image_size"), [(0, None), (0, 384), (1, None), (1, 384)])
-def test_every_official_meter_name_has_a_place(section, image_size):
+def test_assemble_places_every_official_meter_name(section, image_size):
     found = assemble(TensorFile(golden.GOLDEN, official("meter", section), {}), image_size=image_size)
     report = found.report
     assert found.vlp.config == METERConfig(image_size=image_size or 288)
-    assert set(report.unused) == METER_LEFT_OVERS
-    assert report.unknown == []
+    assert (set(report.unused), report.unknown) == (UNUSED_IN_METER, [])
+    adapters = {name for name in found.vlp.state_dict() if "adapter" in name}
     if section == 0:
         assert found.heads.keys() == {"itm_score", "mlm_score", "rank_output"}
-        assert set(report.missing) == {name for name in found.vlp.state_dict() if "adapter" in name}
+        assert set(report.missing) == adapters
     else:
         assert found.heads.keys() == {"vqa_classifier"}
         assert report.missing == []
         assert found.search["das_gate"].shape == (12,)
-    resized = [note for note in report.derived if "resized to 384 px" in note]
-    assert len(resized) == (image_size is not None)
+        parallel = sum(p.numel() for name, p in found.vlp.named_parameters() if ".layer." in name and "adapter" in name)
+        assert parallel == 36 * (2 * 768 * 96 + 96 + 3 * 768)  # as published
+    assert sum("resized to 384 px" in note for note in report.derived) == (image_size is not None)
 
 
 @pytest.mark.parametrize("section", [0, 1])
-def test_every_official_vilt_name_has_a_place(section):
+def test_assemble_places_every_official_vilt_name(section):
     found = assemble(TensorFile(golden.GOLDEN, official("vilt", section), {}))
     assert found.vlp.config == ViLTConfig(position_grid=12)
     assert (found.report.unused, found.report.unknown) == (["text_embeddings.position_ids"], [])
-    missing = set() if section else {name for name in found.vlp.state_dict() if "adapter" in name}
-    assert set(found.report.missing) == missing
+    assert set(found.report.missing) == (set() if section else {n for n in found.vlp.state_dict() if "adapter" in n})
     assert ("mlm_score" in found.heads) == (section == 0)
 
 
-def test_official_shapes_count_to_the_published_size():
-    found = assemble(TensorFile(golden.GOLDEN, official("meter", 1), {}))
-    adapters = sum(p.numel() for name, p in found.vlp.named_parameters() if ".layer." in name and "adapter" in name)
-    assert adapters == 36 * (2 * 768 * 96 + 96 + 3 * 768)
+def test_format_maps_names_one_to_one():
+    names = [METER_FORMAT.our_names(name) for name in official("meter", 1)]
+    flat = [name for group in names if group for name in group]
+    assert len(flat) == len(set(flat))
+    assert sum(name.startswith(HEADS) for name in flat) == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "lost"), [("meter", "text_transformer.encoder.layer.11."), ("vilt", "transformer.blocks.11.")]
+)
+def test_assemble_reports_lost_last_layers(model, lost):
+    other = "adapter_list.11."
+    tensors = {name: tensor for name, tensor in official(model, 1).items() if not name.startswith((lost, other))}
+    report = assemble(TensorFile(golden.GOLDEN, tensors, {})).report
+    assert "layers=11, and models of this size have 12" in report.doubts()
+
+
+def test_assemble_rejects_streams_of_different_depth():
+    tensors = {k: v for k, v in official("meter", 0).items() if not k.startswith("cross_modal_image_layers.5.")}
+    with pytest.raises(ValueError, match="6 text and 5 image"):
+        assemble(TensorFile(golden.GOLDEN, tensors, {}))
 
 
 # ---- what the reference derives from a pre-training file
@@ -98,11 +133,12 @@ def test_official_shapes_count_to_the_published_size():
 @pytest.fixture(scope="module")
 def pretrained():
     generator = torch.Generator().manual_seed(5)
-    path = golden.GOLDEN / "meter_pretrain_tiny.ckpt"
-    return load_checkpoint(path, image_size=40, num_heads=4, text_heads=4, generator=generator, heads=("vqa_classifier",))
+    return load_checkpoint(
+        PRETRAINED, image_size=40, num_heads=4, text_heads=4, generator=generator, heads=("vqa_classifier",)
+    )
 
 
-def test_derived_tensors(pretrained):
+def test_derived_tensors_equal_the_reference(pretrained):
     expected = load_file(golden.GOLDEN / "meter_pretrain_golden.safetensors")
     state = pretrained.vlp.state_dict()
     pairs = {
@@ -119,33 +155,43 @@ def test_derived_tensors(pretrained):
     assert len(pretrained.report.derived) == 4
 
 
-def test_missing_names_are_those_the_reference_leaves_as_initialised(pretrained):
+def test_missing_adapters_start_as_in_the_reference(pretrained):
     left = json.loads((golden.GOLDEN / "meter_pretrain_keys.json").read_text())["keys_left_at_init"]
     expected = {METER_FORMAT.our_names(name)[0] for name in left if "adapter" in name}
     assert set(pretrained.report.missing) == expected | {"vqa_classifier"}
-
-
-def test_missing_adapters_start_as_in_the_reference(pretrained):
     state = pretrained.vlp.state_dict()
-    new = {name: state[name] for name in pretrained.report.missing if name in state}
+    new = {name: state[name] for name in expected}
     weights = torch.cat([t.flatten() for name, t in new.items() if name.endswith((".down.weight", ".up.weight"))])
     assert abs(float(weights.mean())) < 1e-3
     assert float(weights.std()) == pytest.approx(0.02, rel=0.01)
     assert all(bool((t == (1 if name.endswith("norm.weight") else 0)).all()) for name, t in new.items() if t.ndim == 1)
+    generator = torch.Generator().manual_seed(5)
+    again = load_vlp(PRETRAINED, image_size=40, num_heads=4, text_heads=4, generator=generator).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in state.items())
 
 
-def test_same_generator_same_adapters(pretrained):
-    path, generator = golden.GOLDEN / "meter_pretrain_tiny.ckpt", torch.Generator().manual_seed(5)
-    again = load_vlp(path, image_size=40, num_heads=4, text_heads=4, generator=generator).state_dict()
-    assert all(torch.equal(tensor, again[name]) for name, tensor in pretrained.vlp.state_dict().items())
+def test_derive_leaves_existing_tensors_alone():
+    heads = {"itm_score": {"weight": torch.arange(4.0).view(2, 2), "bias": torch.arange(2.0)}}
+    assert len(derive_rank_output(heads)) == 1
+    assert heads["rank_output"]["weight"].tolist() == [[2, 3]]
+    assert derive_rank_output(heads) == []
+    types = {"token_types.weight": torch.arange(4.0).view(2, 2)}
+    assert len(derive_second_image(types)) == 1
+    assert types["token_types.weight"].tolist() == [[0, 1], [2, 3], [2, 3]]
+    assert derive_second_image(types) == []
 
 
-def test_vilt_keeps_its_positions_at_another_image_size():
-    found = load_checkpoint(golden.GOLDEN / "vilt_tiny.ckpt", num_heads=4, image_size=96)
-    assert (found.vlp.config.image_size, found.vlp.config.grid, found.vlp.image_positions.shape) == (96, 4, (1, 17, 64))
+def test_sizes_from_shapes():
+    assert count({"a.0.w": (1,), "a.1.w": (1,), "b.7.w": (1,)}, "a") == 2
+    with pytest.raises(ValueError, match=r"\[0, 2\]"):
+        count({"a.0.w": (1,), "a.2.w": (1,)}, "a")
+    assert [grid_side(n) for n in (2, 5, 10)] == [1, 2, 3]
+    for positions in (0, 1, 4, 6):
+        with pytest.raises(ValueError, match=f"{positions} image positions"):
+            grid_side(positions)
 
 
-def test_heads_and_search_state():
+def test_load_checkpoint_returns_heads_and_search_state():
     for name, features in (("meter", 128), ("vilt", 64)):
         found = golden.loaded(name)
         assert found.heads.keys() == ALL_HEADS
@@ -155,46 +201,19 @@ def test_heads_and_search_state():
         assert not found.vlp.training
 
 
-def test_other_precisions_become_float32(tmp_path):
-    state = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"]
-    half = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
-    torch.save({"state_dict": half}, tmp_path / "half.ckpt")
+def test_load_checkpoint_converts_to_float32(tmp_path):
+    state = torch.load(VILT_TINY, weights_only=True)["state_dict"]
+    torch.save(
+        {"state_dict": {name: t.half() if t.is_floating_point() else t for name, t in state.items()}}, tmp_path / "half.ckpt"
+    )
     vlp = load_vlp(tmp_path / "half.ckpt", num_heads=4)
     assert {p.dtype for p in vlp.parameters()} == {torch.float32}
     torch.testing.assert_close(vlp.pooler.weight, state["pooler.dense.weight"].half().float())
 
 
-def test_a_file_that_lost_the_layers_of_one_stream_is_refused():
-    tensors = {k: v for k, v in official("meter", 0).items() if not k.startswith("cross_modal_image_layers.5.")}
-    with pytest.raises(ValueError, match="6 text and 5 image fusion layers: the file is not whole"):
-        assemble(TensorFile(golden.GOLDEN, tensors, {}))
-
-
-@pytest.mark.parametrize(
-    ("model", "lost", "said"),
-    [
-        (
-            "meter",
-            r"cross_modal_\w+_layers\.5\.|adapter_list_.\.5",
-            "fusion_layers=5, METER of that width has 6: the file may lack",
-        ),
-        (
-            "meter",
-            r"text_transformer\.encoder\.layer\.11\.",
-            "text_layers=11, METER of that width has 12: the file may lack",
-        ),
-        (
-            "vilt",
-            r"transformer\.blocks\.11\.|adapter_list\.11",
-            "num_layers=11, ViLT of that width has 12: the file may lack",
-        ),
-    ],
-)
-def test_a_file_that_lost_its_last_layers_says_so(model, lost, said):
-    tensors = {name: tensor for name, tensor in official(model, 1).items() if not re.match(lost, name)}
-    report = assemble(TensorFile(golden.GOLDEN, tensors, {})).report
-    assert said in report.doubts()
-    assert said in str(report)
+def test_vilt_keeps_its_positions_at_another_image_size():
+    found = load_checkpoint(VILT_TINY, num_heads=4, image_size=96)
+    assert (found.vlp.config.image_size, found.vlp.config.grid, found.vlp.image_positions.shape) == (96, 4, (1, 17, 64))
 
 
 # ---- our own files
@@ -212,139 +231,91 @@ def tiny_vilt() -> ViLT:
     return ViLT(ViLTConfig(32, 16, None, 16, 2, 3, vocab_size=30, max_positions=12, bottleneck=4, skip_bottleneck=8))
 
 
-def batch(tokens: int = 6) -> dict[str, torch.Tensor]:
-    ids = torch.arange(2 * tokens).reshape(2, tokens) + 2
-    return {"image": torch.ones(2, 3, 32, 32), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def edit_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 @pytest.mark.parametrize("single", [False, True], ids=["folder", "file"])
 @pytest.mark.parametrize("make", [tiny_meter, tiny_vilt])
-def test_saved_model_is_equal(make, single, tmp_path):
+@pytest.mark.parametrize("prune", [False, True])
+def test_saved_model_is_equal(make, single, prune, tmp_path):
     vlp, head = make().eval(), torch.nn.Linear(4, 2)
+    if prune:
+        vlp.prune(np.arange(len(vlp.layers)) % 2 == 0)
     path = tmp_path / ("model.safetensors" if single else "deep/model")
     save_checkpoint(path, vlp, {"itm_score": head.state_dict()}, None if single else {"tokenizer.json": "{}"})
     found = load_checkpoint(path)
     assert found.vlp.config == vlp.config
     assert (found.report.missing, found.report.unknown, found.report.unused) == ([], [], [])
-    assert all(torch.equal(tensor, found.vlp.state_dict()[name]) for name, tensor in vlp.state_dict().items())
     assert torch.equal(found.heads["itm_score"]["weight"], head.weight)
+    ids = torch.arange(12).reshape(2, 6) + 2
+    batch = {"image": torch.ones(2, 3, 32, 32), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        assert torch.equal(found.vlp(batch()), vlp(batch()))
+        assert torch.equal(found.vlp(batch), vlp(batch))
+    if prune:
+        assert found.vlp.pruned_mask.tolist() == vlp.pruned_mask.tolist()
     if not single:
         assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
-        assert json.loads((path / "config.json").read_text())["model"] in ("meter", "vilt")
 
 
-@pytest.mark.parametrize("make", [tiny_meter, tiny_vilt])
-def test_pruned_model_stays_pruned(make, tmp_path):
-    vlp = make().eval()
-    mask = np.arange(len(vlp.layers)) % 2 == 0
-    vlp.prune(mask)
-    save_checkpoint(tmp_path / "model", vlp)
-    again = load_vlp(tmp_path / "model")
-    assert again.pruned_mask.tolist() == mask.tolist()
-    with torch.no_grad():
-        assert torch.equal(again(batch()), vlp(batch()))
+def test_from_pretrained_reads_what_save_pretrained_wrote(tmp_path):
+    vlp = tiny_vilt()
+    vlp.save_pretrained(tmp_path / "mine")
+    again = ViLT.from_pretrained(tmp_path / "mine")
+    assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in vlp.state_dict().items())
+    with pytest.raises(ValueError, match=r"ViLT\.from_pretrained"):
+        METER.from_pretrained(tmp_path / "mine")
 
 
-def test_model_without_parallel_adapters_can_get_them(tmp_path):
-    vlp = METER(METERConfig(**{**vars(tiny_meter().config), "bottleneck": 0}))
-    save_checkpoint(tmp_path / "model", vlp)
-    assert load_vlp(tmp_path / "model").config.bottleneck == 0
+def test_load_checkpoint_adds_adapters_to_a_model_without(tmp_path):
+    save_checkpoint(tmp_path / "model", METER(METERConfig(**{**vars(tiny_meter().config), "bottleneck": 0})))
     found = load_checkpoint(tmp_path / "model", bottleneck=5)
     assert found.vlp.config.bottleneck == 5
     assert found.report.missing
     assert all("adapter" in name and ".layer." in name for name in found.report.missing)
 
 
-def test_saving_replaces_only_checkpoints(tmp_path):
+def test_save_checkpoint_replaces_only_checkpoints(tmp_path):
     save_checkpoint(tmp_path / "model", tiny_meter())
     save_checkpoint(tmp_path / "model", tiny_vilt())
     assert isinstance(load_vlp(tmp_path / "model"), ViLT)
     (tmp_path / "letters").mkdir()
-    (tmp_path / "letters" / "config.json").write_text("{}")  # somebody else's
-    with pytest.raises(FileExistsError, match="letters exists and is not a checkpoint folder; give another name"):
+    (tmp_path / "letters" / "config.json").write_text("{}")  # not ours
+    with pytest.raises(FileExistsError, match="letters"):
         save_checkpoint(tmp_path / "letters", tiny_vilt())
-    with pytest.raises(ValueError, match=r"is one file and cannot hold tokenizer.json; give a folder instead"):
+    with pytest.raises(ValueError, match="single file"):
         save_checkpoint(tmp_path / "a.safetensors", tiny_vilt(), files={"tokenizer.json": "{}"})
-    with pytest.raises(TypeError, match="a Linear cannot be saved; give one of meter, vilt"):
+    with pytest.raises(TypeError, match="got a Linear, expected one of meter, vilt"):
         save_checkpoint(tmp_path / "a", torch.nn.Linear(1, 1))
 
 
-def test_failed_save_leaves_what_was_there(tmp_path):
-    save_checkpoint(tmp_path / "model", tiny_meter())
-
+@pytest.mark.parametrize("killed", [False, True])
+def test_failed_save_keeps_the_previous_folder(tmp_path, killed):
     def fail(folder):
         (folder / "config.json").write_text("{}")
         raise RuntimeError("disk full")
 
+    save_checkpoint(tmp_path / "model", tiny_meter())
+    if killed:  # an earlier writer, between its two renames
+        (tmp_path / "model").replace(tmp_path / ".model.old")
     with pytest.raises(RuntimeError, match="disk full"):
         write_folder(tmp_path / "model", fail)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert isinstance(load_vlp(tmp_path / "model"), METER)
 
 
-def test_what_a_writer_left_that_was_killed_halfway_is_put_back(tmp_path, monkeypatch):
-    def fail(folder):
-        raise RuntimeError("disk full")
-
-    save_checkpoint(tmp_path / "model", tiny_meter())
-    (tmp_path / "model").replace(tmp_path / ".model.old")
-    with pytest.raises(RuntimeError, match="disk full"):
-        write_folder(tmp_path / "model", fail)
-    assert isinstance(load_vlp(tmp_path / "model"), METER)
-    monkeypatch.setattr(tensor_files.shutil, "rmtree", lambda *args, **kwargs: None)
-
-    @contextlib.contextmanager
-    def no_room(folder):
-        (tmp_path / "fresh").mkdir()
-        yield tmp_path / "fresh"
-        raise OSError("no room")
-
-    monkeypatch.setattr(tensor_files, "whole_folder", no_room)
-    with pytest.raises(OSError, match="no room"):
-        write_folder(tmp_path / "model", lambda folder: None)
-    assert isinstance(load_vlp(tmp_path / "model"), METER)
-
-
-def test_what_shapes_tell():
-    assert count({"a.0.w": (1,), "a.1.w": (1,), "b.7.w": (1,)}, "a") == 2
-    with pytest.raises(ValueError, match=r"a has the numbers \[0, 2\]; a whole checkpoint has 0, 1, 2, ... without a gap"):
-        count({"a.0.w": (1,), "a.2.w": (1,)}, "a")
-    assert [grid_side(n) for n in (2, 5, 10)] == [1, 2, 3]
-    for positions in (0, 1, 4, 6):
-        with pytest.raises(ValueError, match=f"{positions} image positions are not a square grid and a class token"):
-            grid_side(positions)
-
-
-def test_what_is_there_is_not_derived():
-    itm = {"weight": torch.arange(4.0).view(2, 2), "bias": torch.arange(2.0)}
-    heads = {"itm_score": itm}
-    assert derive_rank_output(heads) == ["rank_output: row 1 of itm_score"]
-    assert heads["rank_output"]["weight"].tolist() == [[2, 3]]
-    assert derive_rank_output(heads) == []
-    types = {"token_types.weight": torch.arange(4.0).view(2, 2)}
-    assert len(derive_second_image(types)) == 1
-    assert types["token_types.weight"].tolist() == [[0, 1], [2, 3], [2, 3]]
-    assert derive_second_image(types) == []
-
-
 # ---- transformers
 
 
-def vilt_config():
-    from transformers import ViltConfig
+def save_transformers(kind: str, folder: Path):
+    import transformers
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 60}
     images = {"image_size": 48, "patch_size": 16, "num_images": 2, "modality_type_vocab_size": 3}
-    return ViltConfig(**sizes, **images, max_position_embeddings=20, num_labels=7, initializer_range=0.2)
-
-
-def save_transformers(kind: str, folder):
-    import transformers
-
+    config = transformers.ViltConfig(**sizes, **images, max_position_embeddings=20, num_labels=7, initializer_range=0.2)
     torch.manual_seed(3)
-    model = getattr(transformers, kind)(vilt_config()).eval()
+    model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -354,12 +325,11 @@ def save_transformers(kind: str, folder):
     return model
 
 
-def test_transformers_folder_has_the_same_numbers(tmp_path):
+def test_transformers_folder_gives_equal_logits(tmp_path):
     model = save_transformers("ViltForQuestionAnswering", tmp_path / "vilt")
     found = load_checkpoint(tmp_path / "vilt")
     assert found.vlp.config == ViLTConfig(48, 16, 3, 32, 4, 2, 60, 20, norm_eps=1e-12, dropout=0.0)
     assert (found.report.unknown, found.heads.keys()) == ([], {"vqa_classifier"})
-    found.vlp.skippable(0).layer.attention_adapter.up.weight.data.zero_()
     for parameter in (p for name, p in found.vlp.named_parameters() if "adapter" in name):
         parameter.data.zero_()
     ids = torch.arange(12).reshape(2, 6) + 3
@@ -375,15 +345,6 @@ def test_transformers_folder_has_the_same_numbers(tmp_path):
         torch.testing.assert_close(head(features), theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_transformers_epsilon_is_that_of_every_layer_norm(tmp_path):
-    model = save_transformers("ViltModel", tmp_path / "vilt")
-    config = {**json.loads((tmp_path / "vilt/config.json").read_text()), "layer_norm_eps": 1e-2}
-    (tmp_path / "vilt/config.json").write_text(json.dumps(config))
-    found = load_checkpoint(tmp_path / "vilt").vlp
-    assert {m.eps for n, m in found.named_modules() if isinstance(m, torch.nn.LayerNorm) and "adapter" not in n} == {1e-2}
-    assert model.embeddings.text_embeddings.LayerNorm.eps == 1e-12
-
-
 @pytest.mark.parametrize(
     ("kind", "heads"),
     [
@@ -393,43 +354,39 @@ def test_transformers_epsilon_is_that_of_every_layer_norm(tmp_path):
         ("ViltModel", set()),
     ],
 )
-def test_transformers_heads(kind, heads, tmp_path):
+def test_transformers_heads_are_found(kind, heads, tmp_path):
     model = save_transformers(kind, tmp_path / "vilt")
+    edit_config(tmp_path / "vilt", layer_norm_eps=1e-2)
     found = load_checkpoint(tmp_path / "vilt")
-    assert found.heads.keys() == heads
-    assert found.report.unknown == []
+    assert (found.heads.keys(), found.report.unknown) == (heads, [])
+    epsilons = {m.eps for n, m in found.vlp.named_modules() if isinstance(m, torch.nn.LayerNorm) and "adapter" not in n}
+    assert epsilons == {1e-2}
     if kind == "ViltForMaskedLM":
-        assert torch.equal(
-            found.heads["mlm_score"]["decoder.weight"], model.vilt.embeddings.text_embeddings.word_embeddings.weight
-        )
+        words = model.vilt.embeddings.text_embeddings.word_embeddings.weight
+        assert torch.equal(found.heads["mlm_score"]["decoder.weight"], words)
         assert "bias" in found.heads["mlm_score"]
 
 
-def test_other_transformers_models_are_refused(tmp_path):
+def test_transformers_folder_with_another_activation_is_refused(tmp_path):
     save_transformers("ViltModel", tmp_path / "vilt")
-    config = json.loads((tmp_path / "vilt/config.json").read_text())
-    (tmp_path / "vilt/config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
-    with pytest.raises(
-        ValueError, match="vilt: it holds a vilt model with relu; of transformers' models only ViLT with gelu is read"
-    ):
-        load_checkpoint(tmp_path / "vilt")
+    edit_config(tmp_path / "vilt", hidden_act="relu")
+    refused(tmp_path / "vilt", "relu")
 
 
 # ---- the command
 
 
-def test_convert(tmp_path, capsys):
-    main(["with", f"source={golden.GOLDEN / 'vilt_tiny.ckpt'}", f"out={tmp_path / 'vilt'}", "num_heads=4"])
-    assert "unused (1): text_embeddings.position_ids\nunknown (0): -\nwritten to" in capsys.readouterr().out
+def test_convert_keeps_heads_search_state_and_weights(tmp_path, capsys):
+    main(["with", f"source={VILT_TINY}", f"out={tmp_path / 'vilt'}", "num_heads=4"])
+    assert "unused (1): text_embeddings.position_ids" in capsys.readouterr().out
     found, original = load_checkpoint(tmp_path / "vilt"), golden.loaded("vilt")
     assert (found.report.missing, found.heads.keys()) == ([], ALL_HEADS)
     assert torch.equal(found.search["das_gate"], original.search["das_gate"])
     assert all(torch.equal(t, found.vlp.state_dict()[name]) for name, t in original.vlp.state_dict().items())
 
 
-def test_converted_pretraining_file_still_lacks_its_adapters(tmp_path):
-    source = str(golden.GOLDEN / "meter_pretrain_tiny.ckpt")
-    heads = ["num_heads=4", "text_heads=4"]
+def test_convert_does_not_write_missing_adapters(tmp_path):
+    source, heads = str(PRETRAINED), ["num_heads=4", "text_heads=4"]
     for target in ("first.safetensors", "second.safetensors"):
         main(["with", f"source={source}", f"out={tmp_path / target}", *heads])
         source, heads = str(tmp_path / target), []
@@ -438,25 +395,17 @@ def test_converted_pretraining_file_still_lacks_its_adapters(tmp_path):
 
 
 @pytest.mark.slow
-def test_convert_as_a_command_reports_errors(tmp_path):
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "adapt",
-        "convert",
-        "with",
-        f"source={tmp_path / 'none.ckpt'}",
-        f"out={tmp_path / 'out'}",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_convert_command_reports_errors(tmp_path):
+    words = ["convert", "with", f"source={tmp_path / 'none.ckpt'}", f"out={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "adapt", *words], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"error: no checkpoint at {tmp_path / 'none.ckpt'}; give an official .ckpt file")
+    assert done.stderr.startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- refused
+# ---- pickles
 
 
 class Evil:
@@ -471,10 +420,12 @@ class Callback:
     """As Lightning's checkpoints hold them: a class as a key."""
 
 
-def refused(path, match, **arguments):
-    with pytest.raises(ValueError, match=match) as caught:
-        load_checkpoint(path, **arguments)
-    assert str(path) in str(caught.value)
+class Attributes(dict):
+    """As Lightning's own container of hyperparameters."""
+
+
+class Numbers(list):
+    """A list, but no plain one."""
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare"])
@@ -487,7 +438,7 @@ def test_load_checkpoint_executes_no_pickle(form, tmp_path):
     if form == "zip":
         assert torch.equal(read_tensors(path).tensors["a"], torch.ones(2))
     else:
-        refused(path, "is damaged or holds more than tensors and plain values")
+        refused(path, "damaged")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -495,7 +446,7 @@ def test_load_checkpoint_reads_lightning_files(tmp_path):
     """METER's and ViLT's own files hold callbacks as keys and Sacred's read-only containers."""
     from sacred.config.custom_containers import make_read_only
 
-    state = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(VILT_TINY, weights_only=True)["state_dict"]
     config = make_read_only({"exp_name": "vqa", "loss_names": {"vqa": 1}, "datasets": ["vqa"]})
     extra = {"callbacks": {Callback: {"monitor": "x"}, io.StringIO: {1, 2}}, "hyper_parameters": {"config": config}}
     torch.save({**extra, "state_dict": state}, tmp_path / "lightning.ckpt")
@@ -503,10 +454,6 @@ def test_load_checkpoint_reads_lightning_files(tmp_path):
     found = load_plain(tmp_path / "lightning.ckpt")["hyper_parameters"]["config"]
     assert found == config
     assert type(found) is dict
-
-
-class Attributes(dict):
-    """As Lightning's own container of hyperparameters."""
 
 
 @pytest.mark.parametrize(
@@ -520,28 +467,26 @@ def test_load_plain_imports_no_class(value, tmp_path, capsys):
     assert not capsys.readouterr().out
 
 
-class Numbers(list):
-    """A list, but no plain one."""
-
-
 def test_load_plain_says_how_to_convert_a_file(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "x": Numbers([1])}, tmp_path / "a.ckpt")
-    refused(tmp_path / "a.ckpt", r"Can only append to lists.*save its state_dict by safetensors\.torch\.save_file")
+    refused(tmp_path / "a.ckpt", r"safetensors\.torch\.save_file")
 
 
-def call(module, name, *arguments):
-    """The bytes of a pickle that calls a function."""
-    words = b"".join(b"X" + len(a).to_bytes(4, "little") + a.encode() for a in arguments)
-    return f"c{module}\n{name}\n(".encode() + words + b"tR"
+def repacked(source: Path, target: Path, change=lambda name, content: (name, content)) -> None:
+    """Copy an archive, not compressed, with other records."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            new.writestr(*change(name, old.read(name)))
 
 
 @pytest.mark.parametrize(("module", "name"), [("posix", "system"), ("builtins", "exec"), ("torch", "load")])
 def test_load_checkpoint_calls_no_function(module, name, tmp_path):
-    path = tmp_path / "evil.ckpt"
+    path, argument = tmp_path / "evil.ckpt", f"touch {tmp_path}/pwned".encode()
     torch.save({"state_dict": {"a": 1}}, tmp_path / "good.ckpt")
-    harm = b"\x80\x02" + call(module, name, f"touch {tmp_path}/pwned") + b"."
+    call = f"c{module}\n{name}\n(".encode() + b"X" + len(argument).to_bytes(4, "little") + argument + b"tR"
+    harm = b"\x80\x02" + call + b"."
     repacked(tmp_path / "good.ckpt", path, lambda name, content: (name, harm if name.endswith("data.pkl") else content))
-    with pytest.raises(ValueError, match=r"evil\.ckpt (holds no state_dict|is damaged)") as caught:
+    with pytest.raises(ValueError, match=r"evil\.ckpt") as caught:
         load_checkpoint(path)
     assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
@@ -567,13 +512,6 @@ class Scripted(torch.nn.Module):
         return x
 
 
-def repacked(source, target, change=lambda name, content: (name, content)):
-    """A copy of an archive, not compressed, with other records."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for name in old.namelist():
-            new.writestr(*change(name, old.read(name)))
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("record", ["constants.pkl", "Constants.PKL", "deep/constants.pkl"])
 def test_load_checkpoint_refuses_torchscript(record, tmp_path):
@@ -581,11 +519,14 @@ def test_load_checkpoint_refuses_torchscript(record, tmp_path):
     torch.jit.script(Scripted(str(mark))).save(str(tmp_path / "program.pt"))
     mark.unlink(missing_ok=True)
     repacked(tmp_path / "program.pt", path, lambda name, content: (name.replace("constants.pkl", record), content))
-    refused(path, r"evil\.ckpt (holds no state_dict|is damaged or holds more than tensors)")
+    refused(path, r"evil\.ckpt")
     assert not mark.exists()
 
 
-def test_archives_of_every_kind_that_torch_writes(tmp_path):
+# ---- archives and damage
+
+
+def test_read_tensors_reads_every_kind_of_archive(tmp_path):
     tensors = {
         "a": torch.arange(6.0).view(2, 3).T,
         "b": torch.arange(3),
@@ -593,93 +534,61 @@ def test_archives_of_every_kind_that_torch_writes(tmp_path):
         "d": torch.ones(2).bfloat16(),
     }
     tensors |= {"e": tensors["b"], "f": tensors["b"][1:]}  # of one storage
-    path = tmp_path / "a.ckpt"
-    torch.save(tensors, path)
-    repacked(path, tmp_path / "big.ckpt", lambda name, b: (name, b"big" if name.endswith("byteorder") else b))
-    for name in ("a.ckpt", "big.ckpt"):
+    torch.save(tensors, tmp_path / "a.ckpt")
+    repacked(tmp_path / "a.ckpt", tmp_path / "big.ckpt", lambda name, b: (name, b"big" if name.endswith("byteorder") else b))
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(tensors, tmp_path / "unchecked.ckpt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    for name in ("a.ckpt", "big.ckpt", "unchecked.ckpt"):
         read, right = read_tensors(tmp_path / name).tensors, torch.load(tmp_path / name)
         assert all(torch.equal(read[key], right[key]) and read[key].dtype == right[key].dtype for key in tensors)
         assert len({read[key].data_ptr() for key in "bef"}) == 3
 
 
-def test_an_archive_without_checksums(tmp_path):
-    torch.serialization.set_crc32_options(False)
-    try:
-        torch.save({"a": torch.arange(3.0)}, tmp_path / "a.ckpt")
-    finally:
-        torch.serialization.set_crc32_options(True)
-    file = read_tensors(tmp_path / "a.ckpt")
-    assert torch.equal(file.tensors["a"], torch.arange(3.0))
-    assert not file.checked
-
-
-def test_records_one_over_the_other_take_no_time(tmp_path):
-    """To compare each with its checksum took as long as there are records."""
+def test_overlapping_records_take_no_time(tmp_path):
+    """Comparing each with its checksum took time in proportion to their number."""
     path = tmp_path / "a.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", bytes(2**20))
         archive.filelist += 10_000 * archive.filelist
     began = time.process_time()
-    refused(path, "a.ckpt is damaged: its records have more bytes than the file")
+    refused(path, "more bytes than the file")
     assert time.process_time() - began < 2
 
 
-def test_a_checksum_is_of_names_shapes_types_and_config():
+def test_checksum_depends_on_names_shapes_types_and_config():
     one, two = torch.zeros(4), torch.ones(4)
-    sums = [
-        checksum(*given)
-        for given in (
-            ({"a": one, "b": two}, {}),
-            ({"a": two, "b": one}, {}),
-            ({"a": one.view(2, 2), "b": two}, {}),
-            ({"a": one.view(torch.int32), "b": two}, {}),
-            ({"a": one, "b": two}, {"n": 1}),
-        )
-    ]
-    assert len(set(sums)) == len(sums)
-    assert sums[1] == checksum({"b": one, "a": two}, {})
-
-
-def test_damaged_files(tmp_path):
-    whole = (golden.GOLDEN / "vilt_tiny.ckpt").read_bytes()
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 0xFF
-    contents = {
-        "half.ckpt": whole[: len(whole) // 2],
-        "flipped.ckpt": bytes(flipped),
-        "empty.ckpt": b"",
-        "page.ckpt": b"<html>404</html>",
+    sums = {
+        checksum({"a": one, "b": two}, {}),
+        checksum({"a": two, "b": one}, {}),
+        checksum({"a": one.view(2, 2), "b": two}, {}),
+        checksum({"a": one.view(torch.int32), "b": two}, {}),
+        checksum({"a": one, "b": two}, {"n": 1}),
     }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        refused(tmp_path / name, r"is damaged.*[Cc]opy or download it again", num_heads=4)
-    write_whole = tmp_path / "whole.safetensors"
-    save_checkpoint(write_whole, tiny_vilt())
-    (tmp_path / "half.safetensors").write_bytes(write_whole.read_bytes()[:5000])
-    refused(tmp_path / "half.safetensors", "is not a whole safetensors file")
+    assert len(sums) == 5
+    assert checksum({"b": one, "a": two}, {}) in sums
 
 
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        ([1, 2], "holds no state_dict: got a list"),
-        ({"state_dict": {}}, "holds no state_dict"),
-        ({"state_dict": {"a": [1]}}, "its entry 'a' is a list; only plain dense tensors"),
-        (
-            {"state_dict": {"a": torch.ones(1).expand(10**12)}},
-            r"a of shape \(1000000000000,\) needs 4000000000000 bytes, more than",
-        ),
-        (
-            {"state_dict": {"a": torch.ones(2, device="meta")}},
-            "'a' is a Tensor; only plain dense tensors",
-        ),
-        ({"state_dict": {"a": torch.eye(2).to_sparse()}}, "'a' is a Tensor; only plain dense tensors"),
-        ({"state_dict": {"a": torch.ones(2)}}, "is of no known kind .its tensors: a, ...."),
-    ],
-)
-def test_odd_content(content, match, tmp_path):
-    torch.save(content, tmp_path / "odd.ckpt")
-    refused(tmp_path / "odd.ckpt", match)
+def test_changed_byte_in_our_file_is_damage(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", tiny_vilt())
+    content = bytearray((tmp_path / "a.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(content)
+    refused(tmp_path / "a.safetensors", "damaged")
+    (tmp_path / "a.safetensors").write_bytes(content[:5000])
+    refused(tmp_path / "a.safetensors", "safetensors")
+
+
+def test_record_marked_as_a_folder_is_damage(tmp_path):
+    path = tmp_path / "marked.ckpt"
+    torch.save({"state_dict": {"a": torch.arange(64.0)}}, path)
+    content = bytearray(path.read_bytes())
+    name = content.rindex(b"marked/data/0")
+    content[name - 46 + 38] ^= 0x10  # the external attributes in its entry of the directory
+    path.write_bytes(content)
+    refused(path, "marked as a folder")
 
 
 @pytest.fixture(scope="module")
@@ -695,14 +604,14 @@ def small_files(tmp_path_factory):
 @given(name=st.sampled_from(["zip.ckpt", "legacy.ckpt"]), place=st.floats(0, 1, exclude_max=True), flip=st.integers(0, 255))
 def test_any_damage_is_a_value_error_or_harmless(small_files, name, place, flip):
     """`flip` 0 cuts the file at the place, anything else changes the byte there."""
-    whole = bytearray((small_files / name).read_bytes())
-    at = int(place * len(whole))
+    content = bytearray((small_files / name).read_bytes())
+    at = int(place * len(content))
     if flip:
-        whole[at] ^= flip
+        content[at] ^= flip
     else:
-        del whole[at:]
+        del content[at:]
     path = small_files / f"damaged_{name}"
-    path.write_bytes(whole)
+    path.write_bytes(content)
     error = None
     try:
         tensors = read_tensors(path).tensors
@@ -714,202 +623,117 @@ def test_any_damage_is_a_value_error_or_harmless(small_files, name, place, flip)
         assert torch.equal(tensors["a"].flatten(), torch.arange(64.0))
 
 
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ([1, 2], "got a list"),
+        ({"state_dict": {}}, "state_dict"),
+        ({"state_dict": {"a": [1]}}, "'a'"),
+        ({"state_dict": {"a": torch.ones(1).expand(10**12)}}, "4000000000000 bytes"),
+        ({"state_dict": {"a": torch.ones(2, device="meta")}}, "'a'"),
+        ({"state_dict": {"a": torch.eye(2).to_sparse()}}, "'a'"),
+        ({"state_dict": {"a": torch.ones(2)}}, "unknown checkpoint format, with the tensors a, ..."),
+    ],
+)
+def test_load_checkpoint_rejects_other_content(content, match, tmp_path):
+    torch.save(content, tmp_path / "odd.ckpt")
+    refused(tmp_path / "odd.ckpt", match)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["pooler.dense.weight", "vqa_classifier.0.weight"])
-def test_weights_that_are_not_numbers_are_named(name, value, tmp_path):
-    shape = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"].get(name, torch.ones(3, 3)).shape
-    tensor = torch.zeros(shape)
+def test_load_checkpoint_names_weights_that_are_not_finite(name, value, tmp_path):
+    state = torch.load(VILT_TINY, weights_only=True)["state_dict"]
+    tensor = torch.zeros_like(state[name])
     tensor[-1, -1] = value
-    refused(
-        changed(tmp_path, **{name: tensor}), f"weight has 1 values of {tensor.numel()} that are NaN or infin", num_heads=4
-    )
+    refused(changed(tmp_path, **{name: tensor}), rf"weight.* 1 .*{tensor.numel()}", num_heads=4)
 
 
-def test_what_we_wrote_tells_a_changed_byte_and_what_others_wrote_is_said_not_to(tmp_path):
-    save_checkpoint(tmp_path / "a.safetensors", tiny_vilt())
-    assert "no checksums" not in str(load_checkpoint(tmp_path / "a.safetensors").report)
-    whole = bytearray((tmp_path / "a.safetensors").read_bytes())
-    whole[-1] ^= 1
-    (tmp_path / "a.safetensors").write_bytes(whole)
-    refused(tmp_path / "a.safetensors", "is damaged: its checksum is another one")
-    content = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)
-    torch.save(content, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
-    save_file(content["state_dict"], tmp_path / "theirs.safetensors")
-    for name in ("old.ckpt", "theirs.safetensors"):
-        said = str(load_checkpoint(tmp_path / name, num_heads=4).report)
-        assert said.endswith("it holds no checksums: a byte of it that has changed could not be told")
+# ---- names, shapes and settings that do not fit
 
 
-def test_a_record_marked_as_a_folder_is_damage(tmp_path):
-    path = tmp_path / "marked.ckpt"
-    torch.save({"state_dict": {"a": torch.arange(64.0)}}, path)
-    whole = bytearray(path.read_bytes())
-    name = whole.rindex(b"marked/data/0")
-    whole[name - 46 + 38] ^= 0x10  # the external attributes in its entry of the directory
-    path.write_bytes(whole)
-    refused(path, "is damaged: record marked/data/0 is marked as a folder")
-
-
-def changed(tmp_path, **tensors):
-    state = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"]
-    for name, tensor in tensors.items():
-        if tensor is None:
-            del state[name]
-        else:
-            state[name] = tensor
-    torch.save({"state_dict": state}, tmp_path / "changed.ckpt")
-    return tmp_path / "changed.ckpt"
-
-
-def test_names_without_a_place_are_reported(tmp_path):
-    found = load_checkpoint(changed(tmp_path, **{"transformer.blocks.3.gamma": torch.ones(2)}), num_heads=4)
-    assert found.report.unknown == ["transformer.blocks.3.gamma"]
-    assert "unknown (1): transformer.blocks.*.gamma" in str(found.report)
-
-
-def test_missing_frozen_parameters_are_refused(tmp_path):
-    path = changed(tmp_path, **{"transformer.blocks.3.mlp.fc1.weight": None})
-    refused(
-        path, r"lacks 1 frozen parameters \(blocks.3.layer.mlp_in.weight\); it is not a whole ViLT checkpoint", num_heads=4
-    )
-
-
-def test_missing_trained_parameters_are_reported(tmp_path):
-    path = changed(tmp_path, **{"pooler.dense.bias": None})
-    assert load_checkpoint(path, num_heads=4).report.missing == ["pooler.bias"]
-
-
-BLOCKS = "transformer.blocks"
+def test_load_report_names_unknown_and_missing_tensors(tmp_path):
+    path = changed(tmp_path, **{"transformer.blocks.3.gamma": torch.ones(2), "pooler.dense.bias": None})
+    report = load_checkpoint(path, num_heads=4).report
+    assert (report.unknown, report.missing) == (["transformer.blocks.3.gamma"], ["pooler.bias"])
+    assert "unknown (1): transformer.blocks.*.gamma" in str(report)
 
 
 @pytest.mark.parametrize(
     ("name", "tensor", "match"),
     [
-        ("pooler.dense.weight", torch.ones(64, 63), r"pooler\.dense\.weight is \(64, 63\) .*pooler\.weight is \(64, 64\)"),
-        ("pooler.dense.bias", torch.ones(64, dtype=torch.long), r"pooler\.dense\.bias is \(64,\) torch\.int64, but"),
-        (f"{BLOCKS}.0.attn.qkv.weight", torch.ones(191, 64), r"of shape \(191, 64\) cannot be split into 3 equal parts"),
-        (f"{BLOCKS}.14.norm1.weight", torch.ones(64), r"blocks has the numbers .*14\]; a whole checkpoint has 0, 1, 2"),
-        ("transformer.pos_embed", torch.ones(1, 16, 64), "16 image positions are not a square grid and a class token"),
+        ("transformer.blocks.3.mlp.fc1.weight", None, "1 frozen parameters"),
+        ("pooler.dense.weight", torch.ones(64, 63), r"pooler\.dense\.weight .*\(64, 63\) .*\(64, 64\)"),
+        ("pooler.dense.bias", torch.ones(64, dtype=torch.long), r"pooler\.dense\.bias .*torch\.int64"),
+        ("transformer.blocks.0.attn.qkv.weight", torch.ones(191, 64), "3 parts"),
+        ("transformer.blocks.14.norm1.weight", torch.ones(64), "gap"),
+        ("transformer.pos_embed", torch.ones(1, 16, 64), "16 image positions"),
         ("transformer.pos_embed", torch.ones(1), "tuple index out of range"),
         ("transformer.patch_embed.proj.weight", None, r"lacks the tensor 'transformer\.patch_embed\.proj\.weight'"),
-        (
-            "transformer.patch_embed.proj.weight",
-            torch.ones(64, 3, 16, 0),
-            "image_size=0 is not allowed",
-        ),
+        ("transformer.patch_embed.proj.weight", torch.ones(64, 3, 16, 0), "image_size"),
     ],
 )
-def test_tensors_that_do_not_fit(name, tensor, match, tmp_path):
+def test_load_checkpoint_rejects_tensors_that_do_not_fit(name, tensor, match, tmp_path):
     refused(changed(tmp_path, **{name: tensor}), match, num_heads=4)
 
 
-def test_settings(tmp_path):
-    path = golden.GOLDEN / "meter_tiny.ckpt"
-    refused(
-        path,
-        r"does not tell the number of attention heads: give load_checkpoint num_heads= \(a divisor of 64\)",
-    )
-    refused(path, "unknown config field 'num_head'; did you mean num_heads", num_head=4)
-    refused(path, "hidden_size=32 contradicts .* whose hidden_size is 64; leave it out", hidden_size=32)
-    refused(path, "image_size=50 is not a multiple of patch_size=16", num_heads=4, text_heads=4, image_size=50)
-    with pytest.raises(ValueError, match="image_size=-16 is no size; give a multiple of the patch size"):
-        load_checkpoint(path, num_heads=4, text_heads=4, image_size=-16)
-    refused(
-        path,
-        r"image_size=16000000 is not allowed; use a whole number, 1\.\.8192",
-        **golden.HEADS["meter"],
-        image_size=16_000_000,
-    )
-    assert load_vlp(path, num_heads=4, text_heads=2, dropout=0.0).config.text_heads == 2
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"num_heads": None}, r"`num_heads=`, a divisor of 64"),
+        ({"num_head": 4}, "did you mean 'num_heads'"),
+        ({"num_heads": 7}, "`num_heads`: got 7"),
+        ({"hidden_size": 32}, "`hidden_size` contradicts"),
+        ({"image_size": 50}, "`image_size`: got 50"),
+        ({"image_size": -16}, "`image_size`: got -16"),
+        ({"image_size": 16_000_000}, "`image_size`: got 16000000"),
+        ({"bottleneck": -3}, "`bottleneck`: got -3"),
+        ({"bottleneck": 16_000_000}, "`bottleneck`: got 16000000"),
+        ({"bottleneck": 8.5}, "bottleneck=8.5"),
+        ({"bottleneck": 0}, "leave out `bottleneck`"),
+        ({"bottleneck": 5}, r"adapter.*\(5, 64\)"),
+        ({"dropout": float("nan")}, "`dropout`: got nan"),
+        ({"dropout": 1.5}, "`dropout`: got 1.5"),
+    ],
+)
+def test_load_checkpoint_rejects_settings_that_do_not_fit(given, match):
+    arguments = {name: value for name, value in (golden.HEADS["meter"] | given).items() if value is not None}
+    refused(golden.GOLDEN / "meter_tiny.ckpt", match, **arguments)
 
 
-def test_pictures_of_more_patches_than_any_model_reads():
-    """To make room for their positions failed in torch."""
-    with pytest.raises(ValueError, match="image_size=8192 with patch_size=8 has more than 512 patches a side"):
-        METERConfig(image_size=8192, patch_size=8)
-    with pytest.raises(ValueError, match="image_size=8192 with patch_size=8 has more than 512 patches a side"):
-        ViLTConfig(image_size=8192, patch_size=8)
+def test_load_checkpoint_takes_settings_that_shapes_do_not_tell():
+    assert load_vlp(golden.GOLDEN / "meter_tiny.ckpt", num_heads=4, text_heads=2, dropout=0.0).config.text_heads == 2
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "text"),
+    ("changes", "match"),
     [
-        ("bottleneck", -3, "bottleneck=-3 is not allowed; use a whole number, 0..16384"),
-        ("bottleneck", 16_000_000, "bottleneck=16000000 is not allowed; use a whole number, 0..16384"),
-        ("bottleneck", 8.5, "bottleneck=8.5 is not allowed; use a whole number"),
-        ("skip_bottleneck", -1, "skip_bottleneck=-1 is not allowed; use a whole number, 0.."),
-        ("bottleneck", 0, "adapter.*, for which a model of these sizes has no place: leave out bottleneck="),
-        ("bottleneck", 5, r"adapter.* is \(\d+.*but the model's"),
-        ("dropout", float("nan"), "dropout=nan is not allowed; use 0..1"),
-        ("dropout", 1.5, "dropout=1.5 is not allowed; use 0..1"),
+        ({"model": "clip", "config": {}}, "expected one of meter, vilt"),
+        ({"config": {"hiden_size": 3}}, "did you mean 'hidden_size'"),
+        ({"config": {"hidden_size": "x"}}, "hidden_size='x'"),
+        ({"config": {}}, "does not fit|have no place|frozen"),
+        ({"config": {"num_layers": 300_000}}, "`num_layers`: got 300000"),
+        ({"config": {"image_size": 8192, "patch_size": 8}}, "`image_size`: got 8192"),
+        ({"config": {"image_size": 32, "patch_size": 16, "hidden_size": 16, "num_heads": 2, "num_layers": 2}}, "no place"),
     ],
 )
-@pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_settings_that_no_model_has(name, setting, value, text):
-    refused(golden.GOLDEN / f"{name}_tiny.ckpt", text, **golden.HEADS[name], **{setting: value})
-
-
-@pytest.mark.parametrize(("name", "field"), [("meter", "fusion_layers"), ("vilt", "num_layers")])
-def test_a_config_that_would_build_for_ever(name, field, tmp_path):
-    save_checkpoint(tmp_path / "model", tiny_meter() if name == "meter" else tiny_vilt())
-    config = json.loads((tmp_path / "model/config.json").read_text())
-    config["config"][field] = 300_000
-    (tmp_path / "model/config.json").write_text(json.dumps(config))
-    refused(tmp_path / "model", f"{field}=300000 is not allowed; use a whole number, 1..512")
-
-
-def test_a_config_with_fewer_layers_than_its_file(tmp_path):
+def test_load_checkpoint_rejects_a_config_that_does_not_fit(tmp_path, changes, match):
     save_checkpoint(tmp_path / "model", tiny_vilt())
-    config = json.loads((tmp_path / "model/config.json").read_text())
-    config["config"]["num_layers"] = 2
-    (tmp_path / "model/config.json").write_text(json.dumps(config))
-    refused(tmp_path / "model", "holds blocks.*layer.*, for which a model of these sizes has no place")
+    edit_config(tmp_path / "model", **changes)
+    refused(tmp_path / "model", match)
 
 
-def test_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*nothing; give an official \.ckpt file"):
-        load_checkpoint(tmp_path / "nothing")
-    needed = r"needs config\.json and one of model\.safetensors, pytorch_model\.bin; it holds nothing"
-    with pytest.raises(FileNotFoundError, match=needed):
-        load_checkpoint(tmp_path)
+def test_load_checkpoint_rejects_folders_without_a_model(tmp_path):
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(FileNotFoundError):
+            load_checkpoint(path)
     save_checkpoint(tmp_path / "model", tiny_vilt())
-    config = tmp_path / "model/config.json"
-    for text, match in (
-        ("{", "config.json is not valid JSON"),
-        ("[]", "config.json holds a JSON list, not an object"),
-        ('{"model": "clip", "config": {}}', "holds the model 'clip' with the config {}; known are meter, vilt"),
-        ('{"model": "vilt", "config": {"hiden_size": 3}}', "unknown config field 'hiden_size'; did you mean hidden_size"),
-        ('{"model": "vilt", "config": {"hidden_size": "x"}}', "hidden_size='x' is no number; give one"),
-        ('{"model": "vilt", "config": {}}', "but the model's"),
-    ):
-        config.write_text(text)
-        with pytest.raises(ValueError, match=match):
+    for text in ("{", "[]"):
+        (tmp_path / "model/config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json"):
             load_checkpoint(tmp_path / "model")
 
 
-def test_safetensors_with_official_names(tmp_path):
-    state = torch.load(golden.GOLDEN / "vilt_tiny.ckpt", weights_only=True)["state_dict"]
-    save_file(state, tmp_path / "official.safetensors")
+def test_load_checkpoint_reads_safetensors_with_official_names(tmp_path):
+    save_file(torch.load(VILT_TINY, weights_only=True)["state_dict"], tmp_path / "official.safetensors")
     assert load_checkpoint(tmp_path / "official.safetensors", num_heads=4).report.title == "ViLT checkpoint"
-
-
-def test_rules_know_every_name_once():
-    names = [METER_FORMAT.our_names(name) for name in official("meter", 1)]
-    flat = [name for group in names if group for name in group]
-    assert len(flat) == len(set(flat))
-    assert sum(name.startswith(HEADS) for name in flat) == 6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_saving_and_loading_as_transformers_has_it(name, tmp_path):
-    vlp = golden.fresh(name)
-    vlp.prune([index in (1, 7) for index in range(12)])
-    vlp.save_pretrained(tmp_path / "mine")
-    again = type(vlp).from_pretrained(tmp_path / "mine")
-    assert again.pruned_mask.tolist() == vlp.pruned_mask.tolist()
-    for key, tensor in vlp.state_dict().items():
-        assert torch.equal(again.state_dict()[key], tensor)
-    other = {"meter": ViLT, "vilt": METER}[name]
-    with pytest.raises(ValueError, match=f"holds a {type(vlp).__name__}: load it by {type(vlp).__name__}.from_pretrained"):
-        other.from_pretrained(tmp_path / "mine")

@@ -10,8 +10,10 @@ from torch.nn import functional as F  # noqa: N812
 from torch.torch_version import TorchVersion
 
 from das_gym.models.base import VLP
-from das_gym.models.meter.model import METER, METERConfig
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 
 SIZES = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_heads": 2, "vocab_size": 20}
 SIZES |= {"bottleneck": 4, "skip_bottleneck": 4}

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.models.meter.model import METERConfig
-from das_gym.models.vilt.model import ViLTConfig
+from das_gym.models.meter.network import METERConfig
+from das_gym.models.vilt.network import ViLTConfig
 
 
 def linear(inputs: int, outputs: int) -> int:

@@ -13,8 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from das_gym.models.encoding import meta_batch
-from das_gym.models.meter.model import METER, METERConfig
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.problem.mask_cost import MaskCost
 from tests.problem.closed_formulas import meter_costs, vilt_costs

@@ -8,8 +8,8 @@ import pytest
 
 import das_gym.problem.rewards as rewards_module
 from das_gym.engine.scores import Scores
-from das_gym.models.meter.model import METERConfig
-from das_gym.models.vilt.model import ViLTConfig
+from das_gym.models.meter.network import METERConfig
+from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.mask_cost import MaskCost
 from das_gym.problem.mask_space import every_mask

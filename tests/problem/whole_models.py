@@ -6,8 +6,10 @@ from functools import cache
 
 from das_gym.models.encoding import meta_batch
 from das_gym.models.macs import without_content
-from das_gym.models.meter.model import METER, METERConfig
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
 from das_gym.tasks.classification import build_classifier
 

@@ -9,31 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.models.exporting import ExportedHead, ExportedModel, export_with_code
 from das_gym.models.formats import (
-    HEADS,
     REFERENCE_RULES,
     Family,
     Format,
     Heads,
+    Rules,
     Shapes,
-    Target,
     adapter_rules,
     bottlenecks,
     count,
     derive_rank_output,
     derive_second_image,
     grid_side,
-    linear_rules,
+    module_rules,
 )
-from das_gym.models.meter.model import METER, METERConfig
-from das_gym.models.meter.portable import to_portable
-from das_gym.models.portable import LAYER
+from das_gym.models.meter.model import METER
+from das_gym.models.meter.network import METERConfig
 
 POSITIONS = "image_encoder.embeddings.position_embedding.weight"
 FIRST_TOKEN = "first_text_token"
-
-_ENCODER_FIELDS = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
-"""What we call the sizes of an encoder, and what transformers does."""
 
 
 def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,35 +56,49 @@ def meter_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fusion_rules(stream: str, letter: str) -> tuple[tuple[str, Target], ...]:
-    theirs, ours = rf"cross_modal_{stream}_layers\.(\d+)", rf"{stream}_layers.\1.layer"
+def _fusion_rules(stream: str, letter: str) -> Rules:
+    theirs, ours = rf"cross_modal_{stream}_layers\.(\d+)\.", rf"{stream}_layers.\1.layer."
+    parts = {
+        "attention.output.dense": "self_attention.out",
+        "attention.output.LayerNorm": "self_norm",
+        "crossattention.output.dense": "cross_attention.out",
+        "crossattention.output.LayerNorm": "cross_norm",
+        "intermediate.dense": "feed_in",
+        "output.dense": "feed_out",
+        "output.LayerNorm": "feed_norm",
+    }
+    for part in ("query", "key", "value"):
+        parts |= {
+            f"attention.self.{part}": f"self_attention.{part}",
+            f"crossattention.self.{part}": f"cross_attention.{part}",
+        }
     return (
-        *linear_rules(
-            theirs,
-            ours,
-            {
-                **{f"attention.self.{part}": f"self_attention.{part}" for part in ("query", "key", "value")},
-                **{f"crossattention.self.{part}": f"cross_attention.{part}" for part in ("query", "key", "value")},
-                "attention.output.dense": "self_attention.out",
-                "attention.output.LayerNorm": "self_norm",
-                "crossattention.output.dense": "cross_attention.out",
-                "crossattention.output.LayerNorm": "cross_norm",
-                "intermediate.dense": "feed_in",
-                "output.dense": "feed_out",
-                "output.LayerNorm": "feed_norm",
-            },
-        ),
-        *adapter_rules(rf"{theirs}\.attention\.output\.adapter", f"{ours}.self_adapter"),
-        *adapter_rules(rf"{theirs}\.crossattention\.output\.adapter", f"{ours}.cross_adapter"),
-        *adapter_rules(rf"{theirs}\.adapter", f"{ours}.feed_adapter"),
+        *module_rules(parts, theirs, ours),
+        *adapter_rules(rf"{theirs}attention\.output\.adapter", f"{ours}self_adapter"),
+        *adapter_rules(rf"{theirs}crossattention\.output\.adapter", f"{ours}cross_adapter"),
+        *adapter_rules(rf"{theirs}adapter", f"{ours}feed_adapter"),
         *adapter_rules(rf"adapter_list_{letter}\.(\d+)\.0", rf"{stream}_layers.\1.skip_adapter"),
-        (rf"cross_modal_{stream}_transform\.(weight|bias)", rf"{stream}_transform.\1"),
-        (rf"cross_modal_{stream}_pooler\.dense\.(weight|bias)", rf"{stream}_pooler.\1"),
+        *module_rules({f"cross_modal_{stream}_transform": f"{stream}_transform"}),
+        *module_rules({f"cross_modal_{stream}_pooler.dense": f"{stream}_pooler"}),
     )
 
 
-_CLIP = r"vit_model\.visual"
-_CLIP_BLOCK, _OUR_CLIP_BLOCK = rf"{_CLIP}\.transformer\.resblocks\.(\d+)", r"image_encoder.encoder.layers.\1"
+_CLIP = r"vit_model\.visual\."
+_CLIP_BLOCK, _OUR_CLIP_BLOCK = rf"{_CLIP}transformer\.resblocks\.(\d+)\.", r"image_encoder.encoder.layers.\1."
+_CLIP_PARTS = {
+    "class_embedding": "embeddings.class_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "conv1": "embeddings.patch_embedding",
+    "ln_pre": "pre_layrnorm",
+    "ln_post": "post_layernorm",
+}
+_CLIP_BLOCK_PARTS = {
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+}
 
 METER_FORMAT = Format(
     title="METER checkpoint",
@@ -98,65 +108,17 @@ METER_FORMAT = Format(
         *REFERENCE_RULES,
         *_fusion_rules("text", "l"),
         *_fusion_rules("image", "v"),
-        (rf"{_CLIP}\.class_embedding", "image_encoder.embeddings.class_embedding"),
-        (rf"{_CLIP}\.positional_embedding", "image_encoder.embeddings.position_embedding.weight"),
-        (rf"{_CLIP}\.conv1\.weight", "image_encoder.embeddings.patch_embedding.weight"),
-        (rf"{_CLIP}\.ln_pre\.(weight|bias)", r"image_encoder.pre_layrnorm.\1"),
-        (rf"{_CLIP}\.ln_post\.(weight|bias)", r"image_encoder.post_layernorm.\1"),
+        *module_rules(_CLIP_PARTS, _CLIP, "image_encoder."),
+        *module_rules(_CLIP_BLOCK_PARTS, _CLIP_BLOCK, _OUR_CLIP_BLOCK),
         (
-            rf"{_CLIP_BLOCK}\.attn\.in_proj_(weight|bias)",
-            tuple(rf"{_OUR_CLIP_BLOCK}.self_attn.{part}_proj.\2" for part in "qkv"),
-        ),
-        *linear_rules(
-            _CLIP_BLOCK,
-            _OUR_CLIP_BLOCK,
-            {
-                "attn.out_proj": "self_attn.out_proj",
-                "mlp.c_fc": "mlp.fc1",
-                "mlp.c_proj": "mlp.fc2",
-                "ln_1": "layer_norm1",
-                "ln_2": "layer_norm2",
-            },
+            rf"{_CLIP_BLOCK}attn\.in_proj_(weight|bias)",
+            tuple(rf"{_OUR_CLIP_BLOCK}self_attn.{part}_proj.\2" for part in "qkv"),
         ),
         (r"vit_model\.(?:positional_embedding|ln_final\.(?:weight|bias))", None),
         (r"text_transformer\.(?:embeddings\.position_ids|pooler\.dense\.(?:weight|bias))", None),
         (r"text_transformer\.(embeddings\..+|encoder\.layer\..+)", r"text_encoder.\1"),
     ),
     sizes=meter_sizes,
-)
-
-
-def exported_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config fields that the config.json of an exported subnet tells."""
-    del shapes
-    vision, text = config["vision_config"], config["text_config"]
-    return {
-        "image_size": vision["image_size"],
-        "patch_size": vision["patch_size"],
-        "hidden_size": config["hidden_size"],
-        "num_heads": config["num_attention_heads"],
-        "fusion_layers": len(config["text_layers"]),
-        **{f"vision_{ours}": vision[theirs] for ours, theirs in _ENCODER_FIELDS.items()},
-        **{f"text_{ours}": text[theirs] for ours, theirs in _ENCODER_FIELDS.items()},
-        "vocab_size": text["vocab_size"],
-        "max_positions": text["max_position_embeddings"],
-        "bottleneck": config["bottleneck"],
-        "skip_bottleneck": config["skip_bottleneck"],
-        "dropout": config["hidden_dropout_prob"],
-    }
-
-
-EXPORTED_FORMAT = Format(
-    title="exported METER subnet",
-    marks=("first_text_token", "text_encoder.embeddings.word_embeddings.weight"),
-    rules=(
-        (r"(classifier\..+)", rf"{HEADS}\1"),
-        (r"(text_layers|image_layers)\.(\d+)\.((?:norm|down|up)\..+)", r"\1.\2.skip_adapter.\3"),
-        (r"(text_layers|image_layers)\.(\d+)\.(.+)", r"\1.\2.layer.\3"),
-        (r"(.+)", r"\1"),
-    ),
-    sizes=exported_sizes,
-    mask=lambda config: [kind != LAYER for kind in (*config["text_layers"], *config["image_layers"])],
 )
 
 
@@ -203,29 +165,25 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
     return torch.cat((positions[:1].float(), grid.flatten(2)[0].T))
 
 
-def _oddities(config: METERConfig) -> list[str]:
-    """What METER-base does not have."""
-    base = METERConfig()
-    same_width = (
-        ("fusion_layers", config.hidden_size == base.hidden_size),
-        ("vision_layers", config.vision_width == base.vision_width),
-        ("text_layers", config.text_width == base.text_width),
-    )
-    return [
-        f"{name}={getattr(config, name)}, METER of that width has {getattr(base, name)}: the file may lack its last layers"
-        for name, same in same_width
-        if same and getattr(config, name) != getattr(base, name)
-    ]
+def export(vlp: METER, head: ExportedHead) -> ExportedModel:
+    """Return a pruned METER and its head in transformers' form."""
+    code = ("modeling_meter_subnet", "network", "inputs")
+    image_processor = {
+        "image_processor_type": "MeterSubnetImageProcessor",
+        "auto_map": {"AutoImageProcessor": "modeling_meter_subnet.MeterSubnetImageProcessor"},
+        "size": vlp.config.image_size,
+    }
+    model = "das_gym.models.meter.modeling_meter_subnet:MeterSubnet"
+    return export_with_code(vlp, head, model, tuple(f"das_gym.models.meter.{name}" for name in code), image_processor)
 
 
 FAMILY = Family(
     name="meter",
     model=METER,
     config=METERConfig,
-    formats=(METER_FORMAT, EXPORTED_FORMAT),
+    formats=(METER_FORMAT,),
     derive=derive,
     head_fields={"num_heads": "hidden_size", "vision_heads": "vision_width", "text_heads": "text_width"},
-    always_told=("vision_heads",),
-    oddities=_oddities,
-    portable=to_portable,
+    fixed_heads=("vision_heads",),
+    export=export,
 )

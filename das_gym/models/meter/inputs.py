@@ -1,11 +1,13 @@
-"""From a picture to the pixels that METER reads."""
+"""From an image to the pixels that METER reads.
+
+Exported folders carry a copy of this file, so it imports nothing of das_gym.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from PIL import Image
-
-from das_gym.models.inputs import check_size, pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of red, green and blue over CLIP's training images, 0..1. Source: CLIP (arXiv 2103.00020), released code."""
@@ -18,7 +20,7 @@ STRIP = 16
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:
-    """The central square of the image with its shorter side at `size`, the other rounded down, as torchvision has it."""
+    """Return the central square of the image with its shorter side at `size`, the other rounded down as in torchvision."""
     width, height = image.size
     shape = (size, size * height // width) if width <= height else (size * width // height, size)
     left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
@@ -27,17 +29,17 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
         return image.crop(square)
     if max(shape) < STRIP * size:
         return image.resize(shape, Image.Resampling.BICUBIC).crop(square)
-    # The same up to rounding, without the whole strip, which can take gigabytes
+    # The same up to rounding. The whole resampled strip can take gigabytes.
     x, y = width / shape[0], height / shape[1]
     box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tensor:
-    """METER's input pixels: shorter side to `size` (bicubic), centre crop, CLIP's mean and standard deviation.
+    """Return METER's input pixels: shorter side to `size` (bicubic), centre crop, CLIP's mean and standard deviation.
 
-    Not transformers' image processor for CLIP: it rounds odd crops down where torchvision, and so METER, rounds to even,
-    which shifts every pixel; elsewhere it gives the same pixels.
+    transformers' image processor for CLIP rounds odd crops down. torchvision, and so METER, rounds to even, which shifts
+    every pixel; elsewhere both give the same pixels.
 
     Args:
         image: An image of any size and mode.
@@ -52,8 +54,8 @@ def meter_transform(image: Image.Image, size: int, patch: int = 1) -> torch.Tens
 
     Source: METER (arXiv 2111.02387), section 4, and CLIP (arXiv 2103.00020).
     """
-    check_size(size)
-    if patch < 1 or size % patch:
-        raise ValueError(f"size={size} pixels cannot be cut into patches of {patch}; use a multiple of {patch}")
+    if size < 1 or patch < 1 or size % patch:
+        raise ValueError(f"invalid `size`: got {size} pixels, expected a positive multiple of the patch size, {patch}")
+    pixels = np.array(_centre(image.convert("RGB"), size), dtype=np.float32)
     mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
-    return ((pixels(_centre(image.convert("RGB"), size)) - mean) / std).contiguous()
+    return ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std).contiguous()

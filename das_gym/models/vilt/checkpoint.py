@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from das_gym.models.exporting import DAS_GYM
 from das_gym.models.formats import (
     HEADS,
     REFERENCE_RULES,
@@ -21,11 +21,11 @@ from das_gym.models.formats import (
     derive_rank_output,
     derive_second_image,
     grid_side,
-    linear_rules,
+    module_rules,
 )
-from das_gym.models.portable import DAS_GYM, LAYER
-from das_gym.models.vilt.model import ViLT, ViLTConfig
-from das_gym.models.vilt.portable import to_portable
+from das_gym.models.vilt.exporting import TRANSFORMERS_BLOCK_PARTS, TRANSFORMERS_PARTS, export
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 
 _TRANSFORMERS_FIELDS = {
     "num_heads": "num_attention_heads",
@@ -33,16 +33,9 @@ _TRANSFORMERS_FIELDS = {
     "text_norm_eps": "layer_norm_eps",
     "dropout": "hidden_dropout_prob",
 }
-"""Config fields that no shape tells, and what transformers' config.json calls them."""
+"""Config fields that no shape tells, and their names in transformers' config.json."""
 
-_TEXT_EMBEDDINGS: dict[str, str] = {
-    "word_embeddings.weight": "word_embeddings.weight",
-    "position_embeddings.weight": "text_positions.weight",
-    "token_type_embeddings.weight": "text_token_types.weight",
-    "LayerNorm.weight": "text_norm.weight",
-    "LayerNorm.bias": "text_norm.bias",
-}
-_OUR_BLOCK = r"blocks.\1.layer"
+_OUR_BLOCK = r"blocks.\1.layer."
 
 
 def vilt_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,50 +77,39 @@ def transformers_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def exported_sizes(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config fields that the config.json of an exported subnet tells."""
-    del shapes
-    same = ("image_size", "patch_size", "position_grid", "hidden_size", "vocab_size", "bottleneck", "skip_bottleneck")
-    other = {
-        "num_heads": "num_attention_heads",
-        "max_positions": "max_position_embeddings",
-        "norm_eps": "layer_norm_eps",
-        "text_norm_eps": "text_norm_eps",
-        "dropout": "hidden_dropout_prob",
-    }
-    fields = {name: config[name] for name in same} | {ours: config[theirs] for ours, theirs in other.items()}
-    return {**fields, "num_layers": len(config["blocks"])}
+_QKV = {part: f"attention.{part}" for part in ("query", "key", "value")}
 
+_OFFICIAL_PARTS = {
+    "text_embeddings.word_embeddings": "word_embeddings",
+    "text_embeddings.position_embeddings": "text_positions",
+    "text_embeddings.token_type_embeddings": "text_token_types",
+    "text_embeddings.LayerNorm": "text_norm",
+    "transformer.cls_token": "class_token",
+    "transformer.pos_embed": "image_positions",
+    "transformer.patch_embed.proj": "patch_embedding",
+    "transformer.norm": "final_norm",
+    "pooler.dense": "pooler",
+}
+_OFFICIAL_BLOCK = r"transformer\.blocks\.(\d+)\."
+_OFFICIAL_BLOCK_PARTS = {
+    "attn.proj": "attention.out",
+    "norm1": "attention_norm",
+    "norm2": "mlp_norm",
+    "mlp.fc1": "mlp_in",
+    "mlp.fc2": "mlp_out",
+}
 
 VILT_FORMAT = Format(
     title="ViLT checkpoint",
     marks=("text_embeddings.word_embeddings.weight", "transformer.pos_embed"),
     rules=(
         *REFERENCE_RULES,
-        *((re.escape(f"text_embeddings.{theirs}"), ours) for theirs, ours in _TEXT_EMBEDDINGS.items()),
+        *module_rules(_OFFICIAL_PARTS),
         (r"text_embeddings\.position_ids", None),
-        (r"transformer\.cls_token", "class_token"),
-        (r"transformer\.pos_embed", "image_positions"),
-        (r"transformer\.patch_embed\.proj\.(weight|bias)", r"patch_embedding.\1"),
-        (r"transformer\.norm\.(weight|bias)", r"final_norm.\1"),
-        (r"pooler\.dense\.(weight|bias)", r"pooler.\1"),
-        (
-            r"transformer\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)",
-            tuple(rf"{_OUR_BLOCK}.attention.{part}.\2" for part in ("query", "key", "value")),
-        ),
-        *linear_rules(
-            r"transformer\.blocks\.(\d+)",
-            _OUR_BLOCK,
-            {
-                "attn.proj": "attention.out",
-                "norm1": "attention_norm",
-                "norm2": "mlp_norm",
-                "mlp.fc1": "mlp_in",
-                "mlp.fc2": "mlp_out",
-            },
-        ),
-        *adapter_rules(r"transformer\.blocks\.(\d+)\.adapter0", f"{_OUR_BLOCK}.attention_adapter"),
-        *adapter_rules(r"transformer\.blocks\.(\d+)\.adapter1", f"{_OUR_BLOCK}.mlp_adapter"),
+        (rf"{_OFFICIAL_BLOCK}attn\.qkv\.(weight|bias)", tuple(rf"{_OUR_BLOCK}{part}.\2" for part in _QKV.values())),
+        *module_rules(_OFFICIAL_BLOCK_PARTS, _OFFICIAL_BLOCK, _OUR_BLOCK),
+        *adapter_rules(rf"{_OFFICIAL_BLOCK}adapter0", f"{_OUR_BLOCK}attention_adapter"),
+        *adapter_rules(rf"{_OFFICIAL_BLOCK}adapter1", f"{_OUR_BLOCK}mlp_adapter"),
         *adapter_rules(r"adapter_list\.(\d+)\.0", r"blocks.\1.skip_adapter"),
     ),
     sizes=vilt_sizes,
@@ -137,45 +119,14 @@ TRANSFORMERS_FORMAT = Format(
     title="transformers ViLT folder",
     marks=("embeddings.text_embeddings.word_embeddings.weight",),
     rules=(
-        *((re.escape(f"embeddings.text_embeddings.{k}"), v) for k, v in _TEXT_EMBEDDINGS.items()),
+        *module_rules(TRANSFORMERS_PARTS),
         (r"embeddings\.text_embeddings\.position_ids", None),
-        (r"embeddings\.token_type_embeddings\.weight", "token_types.weight"),
-        (r"embeddings\.cls_token", "class_token"),
-        (r"embeddings\.position_embeddings", "image_positions"),
-        (r"embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embedding.\1"),
-        (r"layernorm\.(weight|bias)", r"final_norm.\1"),
-        (r"pooler\.dense\.(weight|bias)", r"pooler.\1"),
-        *linear_rules(
-            r"encoder\.layer\.(\d+)",
-            _OUR_BLOCK,
-            {
-                **{f"attention.attention.{part}": f"attention.{part}" for part in ("query", "key", "value")},
-                "attention.output.dense": "attention.out",
-                "layernorm_before": "attention_norm",
-                "layernorm_after": "mlp_norm",
-                "intermediate.dense": "mlp_in",
-                "output.dense": "mlp_out",
-            },
-        ),
+        *module_rules(TRANSFORMERS_BLOCK_PARTS, r"encoder\.layer\.(\d+)\.", _OUR_BLOCK),
         (r"mlm_score\.decoder\.bias", f"{HEADS}mlm_score.bias"),
         (r"((?:classifier|rank_output|mlm_score)\..+)", rf"{HEADS}\1"),
     ),
     sizes=transformers_sizes,
     prefix="vilt.",
-    mask=lambda config: [False] * config["num_hidden_layers"] if DAS_GYM in config else None,
-)
-
-EXPORTED_FORMAT = Format(
-    title="exported ViLT subnet",
-    marks=("word_embeddings.weight", "image_positions"),
-    rules=(
-        (r"(classifier\..+)", rf"{HEADS}\1"),
-        (r"blocks\.(\d+)\.((?:norm|down|up)\..+)", r"blocks.\1.skip_adapter.\2"),
-        (r"blocks\.(\d+)\.(.+)", r"blocks.\1.layer.\2"),
-        (r"(.+)", r"\1"),
-    ),
-    sizes=exported_sizes,
-    mask=lambda config: [kind != LAYER for kind in config["blocks"]],
 )
 
 
@@ -192,21 +143,12 @@ def derive(named: dict[str, Tensor], heads: Heads, config: ViLTConfig) -> list[s
     return notes + derive_rank_output(heads)
 
 
-def _oddities(config: ViLTConfig) -> list[str]:
-    """What ViLT-B/32 does not have."""
-    base = ViLTConfig()
-    if config.hidden_size != base.hidden_size or config.num_layers == base.num_layers:
-        return []
-    return [f"num_layers={config.num_layers}, ViLT of that width has {base.num_layers}: the file may lack its last ones"]
-
-
 FAMILY = Family(
     name="vilt",
     model=ViLT,
     config=ViLTConfig,
-    formats=(VILT_FORMAT, TRANSFORMERS_FORMAT, EXPORTED_FORMAT),
+    formats=(VILT_FORMAT, TRANSFORMERS_FORMAT),
     derive=derive,
     head_fields={"num_heads": "hidden_size"},
-    oddities=_oddities,
-    portable=to_portable,
+    export=export,
 )

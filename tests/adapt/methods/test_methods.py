@@ -19,7 +19,8 @@ from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import Trainer, TrainingConfig
 
 from das_gym.models.checkpoints import save_checkpoint
-from das_gym.models.vilt.model import ViLT, ViLTConfig
+from das_gym.models.vilt.model import ViLT
+from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.adaptation import Adaptation, MethodSettings
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import (

@@ -1,0 +1,141 @@
+"""A pruned METER or ViLT with its head, in the form that transformers loads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from das_gym.models.adapters import parallel_adapters
+from das_gym.models.base import VLP
+
+DAS_GYM = "das_gym"
+"""Key of config.json for what das_gym itself reads there."""
+
+SHARED_CODE = ("das_gym.models.subnet", "das_gym.models.adapters", "das_gym.models.attention")
+"""Modules that every folder with code needs."""
+
+
+@dataclass(frozen=True)
+class ExportedHead:
+    """A head that is one linear layer, or Linear, LayerNorm, GELU, Linear.
+
+    Attributes:
+        tensors: `0.weight`, `0.bias`, and those of `1` and `3` if there are four parts.
+        width: Width inside; None for one linear layer.
+        num_labels: Logits.
+        num_images: Images whose features it reads, next to each other.
+    """
+
+    tensors: Mapping[str, Tensor]
+    width: int | None
+    num_labels: int
+    num_images: int
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """The content of an exported folder.
+
+    Attributes:
+        config: Content of config.json, without labels and what das_gym adds.
+        tensors: Weights by name.
+        image_processor: Content of preprocessor_config.json.
+        model: The class that loads it, "module:name".
+        code: Modules that the folder carries; empty if transformers has the class.
+        notes: Sentences for the model card.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    image_processor: Mapping[str, Any]
+    model: str
+    code: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def export_head(head: nn.Module, feature_size: int) -> ExportedHead:
+    """Return the parts of a task's head.
+
+    Args:
+        head: The head.
+        feature_size: Width of the features of one image.
+
+    Raises:
+        ValueError: the exported code has no such head.
+    """
+    parts: list[Any] = [p for p in (head if isinstance(head, nn.Sequential) else [head]) if not isinstance(p, nn.Flatten)]
+    kinds = [type(part) for part in parts]
+    known = kinds == [nn.Linear]
+    if kinds == [nn.Linear, nn.LayerNorm, nn.GELU, nn.Linear]:
+        known = parts[1].eps == nn.LayerNorm(1).eps and parts[2].approximate == "none"
+    if not known or any(part.bias is None for part in (parts[0], parts[-1])) or parts[0].in_features % feature_size:
+        raise ValueError(
+            f"this head cannot be exported: got {', '.join(kind.__name__ for kind in kinds)}, expected Linear, or Linear, "
+            f"LayerNorm, GELU, Linear with default settings, that read {feature_size} features of each image"
+        )
+    tensors = {f"{i}.{name}": tensor for i, part in enumerate(parts) for name, tensor in part.state_dict().items()}
+    width = parts[0].out_features if len(parts) > 1 else None
+    return ExportedHead(tensors, width, parts[-1].out_features, parts[0].in_features // feature_size)
+
+
+def layer_kinds(vlp: VLP) -> list[str]:
+    """Return what a pruned model has in the place of each layer: `layer`, `adapter` or `nothing`.
+
+    Raises:
+        ValueError: the model is not pruned.
+    """
+    if vlp.pruned_mask is None:
+        raise ValueError("this model is not pruned: call `vlp.prune(mask)` first; a mask of zeros keeps every layer")
+    kinds = []
+    for index, skipped in enumerate(vlp.pruned_mask.tolist()):
+        replacement = "nothing" if isinstance(vlp.skippable(index).skip_adapter, nn.Identity) else "adapter"
+        kinds.append(replacement if skipped else "layer")
+    return kinds
+
+
+def export_with_code(
+    vlp: Any,
+    head: ExportedHead,
+    model: str,
+    code: tuple[str, ...],
+    image_processor: Mapping[str, Any],
+    notes: tuple[str, ...] = (),
+) -> ExportedModel:
+    """Return a model that a class of ours loads.
+
+    Args:
+        vlp: The pruned model.
+        head: Its head.
+        model: The class, "module:name".
+        code: Modules that the folder carries besides `SHARED_CODE`; the first has the class.
+        image_processor: Content of preprocessor_config.json.
+        notes: Sentences for the model card.
+    """
+    kinds, name = layer_kinds(vlp), model.partition(":")[2]
+    file = code[0].rpartition(".")[2]
+    sizes = dataclasses.replace(  # where adapters were removed, the folder has none either
+        vlp.config,
+        bottleneck=vlp.config.bottleneck if parallel_adapters(vlp) else 0,
+        skip_bottleneck=0 if "nothing" in kinds else vlp.config.skip_bottleneck,
+    )
+    automatic = {"AutoConfig": f"{name}Config", "AutoModel": name, "AutoModelForVisualQuestionAnswering": name}
+    return ExportedModel(
+        config={
+            "model_type": file.removeprefix("modeling_"),
+            "architectures": [name],
+            "auto_map": {auto: f"{file}.{kind}" for auto, kind in automatic.items()},
+            "sizes": dataclasses.asdict(sizes),
+            "mask": vlp.pruned_mask.astype(int).tolist(),
+            "num_images": head.num_images,
+            "head_width": head.width,
+        },
+        tensors=vlp.state_dict() | {f"classifier.{part}": tensor for part, tensor in head.tensors.items()},
+        image_processor=image_processor,
+        model=model,
+        code=(*code, *SHARED_CODE),
+        notes=notes,
+    )
