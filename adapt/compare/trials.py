@@ -152,12 +152,12 @@ class ComparisonContext:
         step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
         try:
             trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
-        except FloatingPointError:
+            saved = learnt(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)
+            method.finish(model.backbone.vlp)
+            scored = evaluate(model, self.reward_examples, f"{variant.title}, reward split", rank_images=1)
+        except FloatingPointError:  # diverged: a resumed run must not continue from there
             checkpoint.unlink(missing_ok=True)
             raise
-        saved = learnt(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)
-        method.finish(model.backbone.vlp)
-        scored = evaluate(model, self.reward_examples, f"{variant.title}, reward split", rank_images=1)
         mask = tuple(model.backbone.vlp.check_mask(None).astype(int).tolist())
         seconds = time.perf_counter() - started
         checkpoint.unlink(missing_ok=True)

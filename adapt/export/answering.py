@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from das_gym.adapt.export.folder import Exported
+from das_gym.adapt.export.probe import NoiseImage
 from das_gym.adapt.report import results_table
 from das_gym.adapt.shrink.card import TRUST, display_name, front_matter, loading_example
 from das_gym.adapt.shrink.checks import source_of
@@ -24,7 +25,6 @@ from das_gym.adapt.shrink.verifying import (
 
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.checks import NoiseImage
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
 from das_gym.models.transformers.stand_ins import as_saved, has_adapters

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from das_gym.adapt.report import IN_WORDS
+from das_gym.adapt.report import results_table
 
 from das_gym.models.exporting import ExportedModel, layer_kinds
 from das_gym.problem.loading import AdaptedModel
@@ -13,16 +13,6 @@ from das_gym.runs import library_versions
 
 if TYPE_CHECKING:
     from das_gym.adapt.export.folder import Exported
-
-MEASURED = (
-    ("trainable parameters", "trainable_parameters", "{:,}"),
-    ("parameters", "parameters", "{:,}"),
-    ("MACs of one example", "macs", "{:,}"),
-    ("MACs saved relative to the baseline", "macs_saved", "{:.1%}"),
-    ("loss on test, nats", "loss", "{:.4f}"),
-    ("latency of one example, ms", "latency_ms", "{:.1f}"),
-)
-"""What a record may say of a model, and how it is written."""
 
 
 def model_card(
@@ -57,7 +47,7 @@ def model_card(
         f"## Loading\n\n```python\n{code}\n```\n\n{' '.join([_how(model, exported), *model.notes])}",
         "\n".join([f"## Layers\n\nMask: `{mask}`, 1 = skipped.\n", "| layer | what stands there |", "|---|---|", *rows]),
         f"## Made from\n\n{_source(subnet, record)}",
-        f"## Result\n\n{result(record)}\n\n{_exactness(exported)}",
+        f"## Result\n\n{_result(record)}\n\n{_exactness(exported)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -115,21 +105,5 @@ def _source(subnet: AdaptedModel, record: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in lines.items())
 
 
-def result(record: Mapping[str, Any]) -> str:
-    """What a run's record says of its models, as a table."""
-    models = [{**model, **(model.get("evaluation") or {})} for model in record.get("models", ())]
-    if not models:
-        return "No result came with the run."
-    columns = [IN_WORDS.get(name, name) for name in (str(model.get("name", "?")) for model in models)]
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for title, key, form in (*_metrics(models), *MEASURED):
-        values = [model.get(key) for model in models]
-        if any(isinstance(value, int | float) for value in values):
-            cells = [form.format(value) if isinstance(value, int | float) else "-" for value in values]
-            lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _metrics(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    name = next((model["metric_name"] for model in models if model.get("metric_name")), "metric")
-    return [(f"{name.replace('_', ' ')} on test", "metric", "{:.1%}")]
+def _result(record: Mapping[str, Any]) -> str:
+    return results_table(record["models"]).markdown() if record.get("models") else "The run has no recorded result."

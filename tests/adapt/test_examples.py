@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 import pytest
-from das_gym.adapt.examples import EXAMPLES, SIDE, read_examples, write_examples
+from das_gym.adapt.examples import EXAMPLES, THUMBNAIL_SIDE, read_examples, write_examples
 from PIL import Image
 
 from das_gym.data.images import ImageFile
@@ -23,7 +23,7 @@ def examples(tmp_path: Path) -> list[NLVR2Example]:
     images = []
     for color in ("red", "blue"):
         images.append(ImageFile(tmp_path / f"{color}.png"))
-        Image.new("RGB", (2 * SIDE, SIDE), color).save(images[-1].path)
+        Image.new("RGB", (2 * THUMBNAIL_SIDE, THUMBNAIL_SIDE), color).save(images[-1].path)
     return [NLVR2Example(f"{i}", f"sentence {i}", (images[0], images[1]), i % 2 == 0) for i in range(20)]
 
 
@@ -33,13 +33,13 @@ def test_what_is_written_is_read(examples: list[NLVR2Example], tmp_path: Path):
     told = read_examples(tmp_path)
     assert told.models == ["full model with adapters", "subnet"]
     assert told.about == "12 of 20 questions; the models differ on 3, which come first"
-    assert [(asked.question, asked.reference, *answers) for asked, answers in told.rows][2:4] == [
+    assert [(question.text, question.reference, *answers) for question, answers in told.rows][2:4] == [
         ("sentence 19", "False", "True", "False"),
         ("sentence 0", "True", "True", "True"),
     ]
-    left, right = told.rows[0][0].pictures
+    left, right = told.rows[0][0].images
     with Image.open(io.BytesIO(base64.b64decode(left.partition(",")[2]))) as picture:
-        assert picture.size == (SIDE, SIDE // 2)
+        assert picture.size == (THUMBNAIL_SIDE, THUMBNAIL_SIDE // 2)
         assert picture.getpixel((5, 5))[0] > 200
     assert left != right
 
@@ -54,12 +54,4 @@ def test_a_damaged_file_is_named(examples: list[NLVR2Example], tmp_path: Path, c
     kept = read_json(tmp_path / EXAMPLES)
     write_json(tmp_path / EXAMPLES, kept | change)
     with pytest.raises(ValueError, match=r"examples.json is damaged .*remove it for a report without examples"):
-        read_examples(tmp_path)
-
-
-def test_a_picture_that_could_load_something_is_refused(examples: list[NLVR2Example], tmp_path: Path):
-    write_examples(tmp_path, TASK, examples[:1], {"subnet": ["True"]})
-    text = (tmp_path / EXAMPLES).read_text()
-    (tmp_path / EXAMPLES).write_text(text.replace("data:image/jpeg;base64,", "https://elsewhere/"))
-    with pytest.raises(ValueError, match=r"examples.json is damaged \(pictures are data: URLs"):
         read_examples(tmp_path)

@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 from das_gym.adapt.evaluate import Evaluation
-from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, WIDTH, Row, conclusion, print_report
-from das_gym.adapt.shrink.scores import difference_interval
+from das_gym.adapt.report import BASELINE, FULL_MODEL, SUBNET, ModelResult, conclusion, print_report
 
+from das_gym.drawing.table import WIDTH
+from das_gym.intervals import difference_interval
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
 
 
@@ -20,13 +21,13 @@ def evaluation(right: int) -> Evaluation:
     return Evaluation(right / 1000, "accuracy", 0.1, {"accuracy": right / 1000, "loss": 0.1}, 1000, metrics=metrics)
 
 
-BASE = Row(BASELINE, (0, 0), (), 60, 900, 27_470_336, 0.0, evaluation(819), Spread(2.0, 1.9, 2.1))
-FULL = Row(
+BASE = ModelResult(BASELINE, (0, 0), (), 60, 900, 27_470_336, 0.0, evaluation(819), Spread(2.0, 1.9, 2.1))
+FULL = ModelResult(
     FULL_MODEL,
     *((0, 0), (), 90, 1_000, 29_020_000, -0.056412, evaluation(975)),
     *(Spread(2.2, 2.1, 2.3), Speedup(0.91, 0.88, 0.93), True),
 )
-SUB = Row(
+SUB = ModelResult(
     SUBNET,
     *((1, 0), ("text.1",), 80, 800, 21_825_024, 0.205506, evaluation(969)),
     *(Spread(1.6, 1.5, 1.7), Speedup(1.25, 1.2, 1.3)),

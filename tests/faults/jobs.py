@@ -171,12 +171,12 @@ def answering_in(folder: Path) -> dict[str, Any]:
 
 
 def _shrink(folder: Path) -> Job:
-    from das_gym.adapt.shrink import work
+    from das_gym.adapt.shrink import job
     from das_gym.adapt.shrink.verifying import Verified
     from das_gym.adapt.shrink_experiment import ShrinkExperiment
 
     checked = Verified(3, 0.0, ("with a cache",), 1000)
-    run = _run(ShrinkExperiment, patch.object(work, "verify", lambda *_: checked))  # a fresh process writes nothing
+    run = _run(ShrinkExperiment, patch.object(job, "verify", lambda *_: checked))  # a fresh process writes nothing
     given = {**answering_in(folder), "mask": (0, 1, 0, 0)}
     quick = {"steps": 2, "latency_blocks": 1, "peak_memory": False, "save_every": 1}
     return Job(run, ("model.safetensors", "config.json"), {**given, **quick}, out="smaller")

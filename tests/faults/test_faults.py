@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from das_gym.adapt.shrink import work
+from das_gym.adapt.shrink import job
 
 from tests.faults.jobs import JOBS
 
 
 def test_a_job_leaves_its_modules_as_they_were(tmp_path: Path):
-    before = work.verify
+    before = job.verify
     JOBS["shrink"](tmp_path)
-    assert work.verify is before
+    assert job.verify is before
 
 
 @pytest.mark.slow

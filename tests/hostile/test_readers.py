@@ -22,7 +22,7 @@ import torch
 from das_gym.adapt.adapt_experiment import _front
 from das_gym.adapt.compare.trials import read_trials
 from das_gym.adapt.refining import _known
-from das_gym.adapt.shrink.compare_experiment import begun_in, measured
+from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
 from das_gym.adapt.training import Group, Trainer, adamw
 from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
 from das_gym.agents.searching.record import SearchResult
@@ -107,14 +107,14 @@ def trained_until(path: Path) -> None:
 QUALITY = {"loss": 0.1, "score": 0.5, "low": 0.4, "high": 0.6}
 LINE = {"macs_saved": 0.2, "drawn": "x", "before": QUALITY, "after": None, "recovery_seconds": None}
 LINE["found"] = {"method": "bayes", "run": 2, "mask": [0, 1], "evaluations": 4, "seconds": 0.5, "reward_loss": 1.5}
-TRIAL = {"entrant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": None}
+TRIAL = {"variant": "full", "rate": 1e-3, "seed": 0, "reward": 0.5, "reward_loss": 1.0, "mask": None}
 TRIAL |= {"updated": 1, "trained": 1, "seconds": 1.0}
 POINT = {"mask": [0, 1], "saved": 0.2, "loss": 1.0, "skipped_layers": ["a"]}
 FIGURES = {"full": 9.0, "unskipped": 9.5, "savings": [1.0, 2.0]}
 
 RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
-    "compared": ("compare.json", {"full": QUALITY, "methods": [LINE]}, lambda path: measured(path.parent)),
-    "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: begun_in(path.parent)),
+    "compared": ("compare.json", {"full": QUALITY, "methods": [LINE]}, lambda path: read_results(path.parent)),
+    "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: read_searches(path.parent)),
     "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, _front),
     "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, _known),

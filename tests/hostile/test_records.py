@@ -57,6 +57,7 @@ MODEL = {
     "latency_ms": 2.0,
     "latency_quartiles_ms": [1.0, 3.0],
     "speedup": None,
+    "speedup_interval": None,
     "from_package": False,
     "evaluation": EVALUATION,
 }
@@ -64,7 +65,7 @@ PROBLEM = {"model": "METER", "task": "vqa"}
 TURNS = [{"rewards": [0.1, 0.2], "preferences": [0.0, 1.0, 0.0, -1.0]}]
 ADAPTED = {"problem": PROBLEM, "settings": {"search_run": 3}, "models": [MODEL], "units": UNITS, "versions": {"torch": "2"}}
 SHRUNK_MODEL: dict[str, Any] = dict.fromkeys(("score", "low", "high", "loss", "macs_saved"), 0.5)
-SHRUNK_MODEL |= {"name": "full", "parameters": 3, "bytes": 12}
+SHRUNK_MODEL |= {"name": "full", "parameters": 3, "bytes": 12, "macs": 8, "peak_bytes": None}
 SHRUNK_MODEL |= {f"{part}_{unit}": [1.0, 0.5, 2.0] for part in ("prefill", "decode") for unit in ("ms", "speedup")}
 RECORDS: dict[str, tuple[str, Any]] = {
     "front": (
@@ -104,8 +105,8 @@ RECORDS: dict[str, tuple[str, Any]] = {
             "mask": MASK,
             "layers": ["a", "b", "c", "d"],
             "models": [SHRUNK_MODEL, {**SHRUNK_MODEL, "name": "shrunk"}],
+            "metric": "accuracy",
             "difference": {"score": 0.0, "low": -0.1, "high": 0.1},
-            "answers": [{"question": "What?", "full": "a", "shrunk": "b"}],
             "units": UNITS,
             "problem": PROBLEM,
             "versions": {},
@@ -133,7 +134,7 @@ def reader_of(name: str, table: Path) -> Callable[[Path], Any]:
     number = itertools.count()
 
     def report(path: Path) -> None:
-        told = run_report(path.parent, None)
+        told = run_report(path.parent)
         if next(number) % 20 == 0:  # which takes longer
             write_report(path.with_name("report.html"), [told])
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from das_gym.adapt import evaluate_command
 from das_gym.adapt.compare import trials
-from das_gym.adapt.compare.entrants import entrants
-from das_gym.adapt.compare.kept import drop_others, kept_file, kept_model, to_keep
-from das_gym.adapt.compare.table import Line, cells, line_of, print_table, verdict
-from das_gym.adapt.compare.trials import Course, Trial, chosen_rate
-from das_gym.adapt.compare_experiment import GRID, WIDTH, CompareSettings, check, grid_of
+from das_gym.adapt.compare.kept import kept_file, kept_model, remove_others, trials_to_keep
+from das_gym.adapt.compare.table import Line, comparison_table, verdict
+from das_gym.adapt.compare.trials import ComparisonContext, Trial
+from das_gym.adapt.compare.variants import method_variants
+from das_gym.adapt.compare_experiment import GRID, CompareSettings, check, grid_of
 from das_gym.adapt.export import command as export_command
 
 from das_gym.files import read_json, write_json
@@ -37,7 +37,7 @@ def plain(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.long
-def test_a_comparison_stopped_and_resumed_comes_to_the_same(
+def test_compare_resumes_to_the_same_result(
     run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
@@ -45,18 +45,18 @@ def test_a_comparison_stopped_and_resumed_comes_to_the_same(
     assert code == 0, told
     whole = read_json(tmp_path / "runs/2/compare.json")
     assert "3 rows, 2 seeds, learning rates 0.001, 0.01: 8 trainings of 2 steps of 4 examples" in told
-    assert "LoRA: accuracy on the reward split by learning rate: " in told
+    assert "LoRA: accuracy on the reward split " in told
     assert "DAS, 2 at random: learning rate" in told
     assert [line["key"] for line in whole["lines"]] == ["lora", "das_2", "random_2"]
     assert all(len(line["scores"]) == 2 for line in whole["lines"])
-    assert {tuple(t["mask"]) for t in whole["trials"] if t["entrant"] == "das_2"} == {
+    assert {tuple(t["mask"]) for t in whole["trials"] if t["variant"] == "das_2"} == {
         tuple(read_json(tmp_path / "runs/1/search.json")["mask"])
     }
     assert (tmp_path / "runs/2/compare.md").read_text().count("\n|") == 5
     assert (tmp_path / "runs/2/compare.png").stat().st_size > 5000
     assert not list((tmp_path / "runs/2").glob("*.pt"))
 
-    train, count = Course.train, 0
+    train, count = ComparisonContext.train, 0
 
     def stopping(self, *args):
         nonlocal count
@@ -65,13 +65,13 @@ def test_a_comparison_stopped_and_resumed_comes_to_the_same(
             raise KeyboardInterrupt
         return train(self, *args)
 
-    monkeypatch.setattr(Course, "train", stopping)
+    monkeypatch.setattr(ComparisonContext, "train", stopping)
     code, told = run_here(*words(small_kwargs), "searches={'2':1}")
     assert code == 130
     assert "resume=3" in told
     half = read_json(tmp_path / "runs/3/compare.json")
     assert len(half["trials"]) == 4
-    monkeypatch.setattr(Course, "train", train)
+    monkeypatch.setattr(ComparisonContext, "train", train)
     code, told = run_here("compare", "with", "resume=3")
     assert code == 0, told
     resumed = read_json(tmp_path / "runs/3/compare.json")
@@ -83,7 +83,7 @@ def test_a_comparison_stopped_and_resumed_comes_to_the_same(
 
 
 @pytest.mark.slow
-def test_models_of_a_comparison_are_evaluated_and_predict(
+def test_compare_keeps_models_for_evaluate_predict_export_and_report(
     run_here, small_kwargs: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(trials, "measure_latency", partial(measure_latency, blocks=1, runs=1))
@@ -94,7 +94,7 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
     assert "4 trained models are kept there, too; one of them: " in told
     record = read_json(tmp_path / "runs/1/compare.json")
     for trial in record["trials"]:
-        words = ("run=1", f"method={trial['entrant']}", f"seed={trial['seed']}")
+        words = ("run=1", f"method={trial['variant']}", f"seed={trial['seed']}")
         code, told = run_here("evaluate", "with", *words)  # on the data of the run
         assert code == 0, told
         assert f"loss {trial['test_loss']:.4f} nats" in told
@@ -106,9 +106,9 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
         assert code == 1
         assert "the data of that run, /gone, are gone: say where they are by data_root=DIR" in told
     for words, said in (
-        ((), "runs/1 compares methods: say whose model, method=lora or prompt"),
+        ((), "`method` is missing"),
         (("method=lorra",), "unknown method of runs/1 'lorra'; did you mean 'lora'"),
-        (("method=lora", "seed=7"), "seed=7 of lora is not kept, only 0, 1: compare with keep=all"),
+        (("method=lora", "seed=7"), "`seed` of lora is not kept: got 7, expected 0, 1"),
     ):
         code, told = run_here("evaluate", "with", "run=1", *words)
         assert code == 1
@@ -118,7 +118,7 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
     card = (tmp_path / "lora/README.md").read_text()
     assert "# METER, fine-tuned, for vqa" in card
     assert "A row of `python -m adapt compare`: LoRA, learning rate 0.01." in card
-    assert f"| accuracy on test | {best_of(record, 'lora')['test']:.1%} |" in card
+    assert f"| accuracy on test, % | {100 * best_of(record, 'lora')['test']:.1f} |" in card
     with monkeypatch.context() as patched:
         patched.setattr(export_command, "load_moved", lambda *words, **more: pytest.fail("it was loaded"))
         code, told = run_here("export", "with", "run=1", "method=prompt", "out=prompt")
@@ -129,35 +129,35 @@ def test_models_of_a_comparison_are_evaluated_and_predict(
     (tmp_path / "runs/1/compare.json").write_text('{"methods": []}')
     code, told = run_here("evaluate", "with", "run=1", "method=lora")
     assert code == 1
-    assert "compare.json compares no methods of fine-tuning: give a run of `python -m adapt compare`" in told
+    assert "is not a run of `python -m adapt compare`" in told
 
 
 def best_of(record: dict[str, Any], row: str) -> dict[str, Any]:
     """The training of a row that is best on the reward split."""
-    done = [trial for trial in record["trials"] if trial["entrant"] == row]
+    done = [trial for trial in record["trials"] if trial["variant"] == row]
     return max(done, key=lambda trial: (trial["reward"], -trial["reward_loss"]))
 
 
-def test_which_models_are_kept(tmp_path: Path):
+def test_kept_models(tmp_path: Path):
     done = [trial("a", 1.0, 0, 0.9), trial("a", 2.0, 0, 0.5, test=0.9), trial("a", 2.0, 1, 0.6, test=0.1)]
-    assert to_keep(done, "none") == []
-    assert to_keep(done, "all") == done[1:]
-    assert to_keep(done, "best") == [done[2]]  # by the reward split
+    assert trials_to_keep(done, "none") == []
+    assert trials_to_keep(done, "all") == done[1:]
+    assert trials_to_keep(done, "best") == [done[2]]  # by the reward split
     for each in done[1:]:
         kept_file(tmp_path, each).write_bytes(b"x")
     (tmp_path / "other.safetensors").write_bytes(b"x")
-    drop_others(tmp_path, done, "best")
+    remove_others(tmp_path, done, "best")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_seed1.safetensors", "other.safetensors"]
     write_json(tmp_path / "compare.json", {"trials": [dataclasses.asdict(each) for each in done]})
     assert kept_model(tmp_path, "a").name == "a_seed1.safetensors"
-    with pytest.raises(ValueError, match="seed=0 of a is not kept, only 1"):
+    with pytest.raises(ValueError, match="`seed` of a is not kept"):
         kept_model(tmp_path, "a", 0)
-    drop_others(tmp_path, done, "none")
-    with pytest.raises(FileNotFoundError, match="keeps no model of any method: compare with keep=best or keep=all"):
+    remove_others(tmp_path, done, "none")
+    with pytest.raises(FileNotFoundError, match="keep=best"):
         kept_model(tmp_path, "a")
 
 
-def test_mistakes_are_told_before_anything_is_searched(run_here, small_kwargs: dict[str, str], tmp_path: Path):
+def test_compare_refuses_wrong_settings_before_a_search(run_here, small_kwargs: dict[str, str], tmp_path: Path):
     for given, told in (
         ("methods=['lorra']", "unknown method 'lorra'"),
         ("learning_rate=0.5", "give learning_rates="),
@@ -165,7 +165,7 @@ def test_mistakes_are_told_before_anything_is_searched(run_here, small_kwargs: d
         ("seeds=0", "seeds is 1 or more"),
         ("method_settings={'lora':{'rank':0}}", "`rank` is out of range"),
         ("itm_weight=0.5", "vqa has no image-text-matching loss"),
-        ("mixed_precision=fp16", "mixed_precision=fp16 needs a GPU"),
+        ("mixed_precision=fp16", "needs a GPU"),
     ):
         code, said = run_here(*words(small_kwargs), given)
         assert code == 1
@@ -173,14 +173,14 @@ def test_mistakes_are_told_before_anything_is_searched(run_here, small_kwargs: d
         assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/search.json"))
 
 
-def test_masks_that_were_searched_before_want_no_supernet(small_kwargs: dict[str, str]):
+def test_compare_with_given_searches_needs_no_supernet(small_kwargs: dict[str, str]):
     given = {name: value for name, value in small_kwargs.items() if name != "supernet"}
     check(CompareSettings(**given, methods=("das",), skip_nums=(2,), searches={"2": 1}))
     with pytest.raises(ValueError, match="comes without a supernet"):
         check(CompareSettings(**given, methods=("das",), skip_nums=(2, 3), searches={"2": 1}))
 
 
-def test_a_model_of_base_size_has_rates_about_the_papers():
+def test_grid_of_a_base_model_surrounds_the_papers_rate():
     def course(size: str) -> Any:
         backbone = SimpleNamespace(vlp=SimpleNamespace(size=size))
         return SimpleNamespace(recipe=SimpleNamespace(learning_rate=2.5e-5), plain=SimpleNamespace(backbone=backbone))
@@ -189,36 +189,30 @@ def test_a_model_of_base_size_has_rates_about_the_papers():
     assert grid_of(course("mini")) == GRID
 
 
-def trial(entrant: str, rate: float, seed: int, reward: float, loss: float = 1.0, **more: Any) -> Trial:
-    return Trial(entrant, rate, seed, reward, loss, 10, 20, 1.0, (0, 1), **more)
+def trial(variant: str, rate: float, seed: int, reward: float, loss: float = 1.0, **more: Any) -> Trial:
+    return Trial(variant, rate, seed, reward, loss, 10, 20, 1.0, (0, 1), **more)
 
 
-def measured(entrant: str, seed: int, test: float, macs: int) -> Trial:
-    return trial(entrant, 1e-3, seed, 0.5, test=test, macs=macs, macs_full=100, latency=(2.0, 1.0, 3.0), speedup=(1.5, 1, 2))
+def measured(variant: str, seed: int, test: float, macs: int) -> Trial:
+    return trial(variant, 1e-3, seed, 0.5, test=test, macs=macs, macs_full=100, latency=(2.0, 1.0, 3.0), speedup=(1.5, 1, 2))
 
 
-def test_the_rate_that_is_best_on_the_reward_split_is_chosen_and_a_broken_loss_is_last():
-    assert chosen_rate([trial("a", 1.0, 0, 0.5), trial("a", 2.0, 0, 0.6), trial("a", 3.0, 0, 0.1)]) == 2.0
-    assert chosen_rate([trial("a", 1.0, 0, 0.5, 2.0), trial("a", 2.0, 0, 0.5, 1.0)]) == 2.0
-    assert chosen_rate([trial("a", 1.0, 0, 0.5, math.nan), trial("a", 2.0, 0, 0.5, 9.0)]) == 2.0
-
-
-def test_a_line_has_mean_and_spread_over_seeds_and_the_verdict_judges_by_them():
-    adapter, das, random = entrants(["adapter", "das"], {}, {1: (0, 1)})
+def test_line_and_verdict_by_hand():
+    adapter, das, random = method_variants(["adapter", "das"], {}, {1: (0, 1)})
     done = [measured("adapter", s, 0.80, 110) for s in (0, 1)] + [
         measured("das_1", 0, 0.78, 90),
         measured("das_1", 1, 0.8, 90),
     ]
     done += [measured("random_1", 0, 0.70, 90), measured("random_1", 1, 0.76, 90), trial("das_1", 1e-2, 0, 0.1)]
-    lines = [line for row in (adapter, das, random) if isinstance(line := line_of(row, done, ("a", "b")), Line)]
+    lines = [line for row in (adapter, das, random) if isinstance(line := Line.of(row, done, ("a", "b")), Line)]
     assert [line.title for line in lines] == ["adapter", "DAS, 1 skipped", "DAS, 1 at random"]
     assert lines[1].score == pytest.approx(0.79)
     assert lines[1].spread == pytest.approx(0.02 / math.sqrt(2))
     assert lines[1].saved == pytest.approx(0.1)
     assert lines[1].layers == (("b",), ("b",))
-    assert cells(lines[1])[-2:] == ("1.50 (1.00..2.00)", "79.0 ± 1.4 (2)")
+    assert comparison_table("", lines, ()).rows[1][-2:] == ("1.50 (1.00..2.00)", "79.0 ± 1.4 (2)")
     untimed = [dataclasses.replace(t, speedup=None) if t.seed else t for t in done]  # the first seed's alone is timed
-    assert line_of(das, untimed, ("a", "b")) == lines[1]
+    assert Line.of(das, untimed, ("a", "b")) == lines[1]
     assert verdict(lines) == [
         "DAS, 1 skipped: loses 1.0 points (at most 1) against adapters without skipping; it saves 10.0 % of the "
         "baseline's MACs and is not measurably faster than the baseline (1.50 (1.00 to 2.00) times as fast).",
@@ -230,28 +224,4 @@ def test_a_line_has_mean_and_spread_over_seeds_and_the_verdict_judges_by_them():
     assert verdict([lines[1], level]) == [
         "DAS, 1 skipped: level with random masks of as many layers, within the spread of 1.4."
     ]
-    assert line_of(adapter, [], ("a", "b")) is None
-
-
-def test_a_row_of_the_table_is_one_line(capsys: pytest.CaptureFixture[str]):
-    numbers = {
-        "updated": 323_310_000.0,
-        "trained": 326_000_000.0,
-        "macs": 93.1e9,
-        "saved": -0.1234,
-        "speedup": (0.95, 0.93, 1.1),
-    }
-    row = Line("parallel", "scaled parallel adapter", 0, 2.5e-5, scores=(0.7, 0.8), layers=((), ()), **numbers)
-    print_table("title", [row], [], WIDTH)
-    lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if "scaled parallel adapter" in line and "75.0 ± 7.1 (2)" in line]) == 1
-
-
-def test_random_masks_are_drawn_by_seed_and_skip_as_many_layers():
-    *_, random = entrants(["das"], {}, {3: (1, 1, 1, 0, 0, 0)})
-    masks = [random.made(seed, 6).mask for seed in range(4)]
-    assert all(sum(mask) == 3 for mask in masks)
-    assert len(set(masks)) > 1
-    assert random.made(2, 6).mask == masks[2]
-    with pytest.raises(ValueError, match="`rank` is out of range"):
-        entrants(["lora"], {"lora": {"rank": 0}}, {})
+    assert Line.of(adapter, [], ("a", "b")) is None

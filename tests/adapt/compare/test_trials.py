@@ -1,134 +1,144 @@
-"""In which order methods are trained, with which rates, and how the choice of one is told."""
+"""The order in which variants are trained, the choice of learning rates, and one training."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from das_gym.adapt.compare import trials as module
-from das_gym.adapt.compare.entrants import Entrant, entrants
-from das_gym.adapt.compare.trials import Course, Trial, chosen_rate, run_all, told
+from das_gym.adapt.compare.trials import ComparisonContext, Trial, describe_choice, run_all
+from das_gym.adapt.compare.variants import MethodVariant, method_variants
 from das_gym.adapt.training import TrainingConfig
 
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_splits
 
-COURSE = SimpleNamespace(metric_name="accuracy")
-ROW = Entrant("lora", "LoRA", "lora")
+LORA = MethodVariant("lora", "LoRA", "lora")
+RATES = (5e-4, 2e-3, 8e-3)
 
 
-def trials(*scores: float) -> list[Trial]:
-    return [
-        Trial("lora", rate, 0, score, 1.0, 1, 1, 1.0, (0,)) for rate, score in zip((5e-4, 2e-3, 8e-3), scores, strict=False)
-    ]
+def trial(rate: float, reward: float, loss: float | None = 1.0) -> Trial:
+    return Trial("lora", rate, 0, reward, loss, 1, 1, 1.0, (0,))
 
 
 @pytest.mark.parametrize(
-    ("scores", "end"),
+    ("rewards", "end"),
     [
-        ((0.7, 0.8, 0.6), "takes 0.002"),
-        ((0.7, 0.8, 0.9), "takes 0.008, the largest of the grid: a better one may lie beyond it"),
-        ((0.7, 0.5, 0.6), "takes 0.0005, the smallest of the grid: a better one may lie beyond it"),
-        ((0.7,), "takes 0.0005"),
+        ((0.7, 0.8, 0.6), "chosen: 0.002"),
+        ((0.7, 0.8, 0.9), "chosen: 0.008, the largest of the grid: a better one may lie beyond it"),
+        ((0.7, 0.5, 0.6), "chosen: 0.0005, the smallest of the grid: a better one may lie beyond it"),
+        ((0.7,), "chosen: 0.0005"),
     ],
 )
-def test_a_rate_at_the_end_of_the_grid_is_told(scores: tuple[float, ...], end: str):
-    done = trials(*scores)
-    line = told(ROW, done, 0, chosen_rate(done), COURSE)
-    assert line.startswith("LoRA: accuracy on the reward split by learning rate: 70.0 % with 0.0005")
-    assert line.endswith(f"; {end}")
+def test_describe_choice_warns_at_the_end_of_the_grid(rewards: tuple[float, ...], end: str):
+    done = [trial(*pair) for pair in zip(RATES, rewards, strict=False)]
+    assert describe_choice(LORA, done, max(done, key=lambda t: t.merit).rate, "accuracy").endswith(f"; {end}")
 
 
-class Played(SimpleNamespace):
-    """In the place of a course: rewards are known, and what was asked for is kept."""
+def test_merit_prefers_lower_loss_among_equal_rewards_and_finite_loss():
+    ordered = [trial(1, 0.6), trial(1, 0.5, 1.0), trial(1, 0.5, 2.0), trial(1, 0.5, math.nan), trial(1, 0.0, None)]
+    assert sorted(ordered, key=lambda t: t.merit, reverse=True) == ordered
+
+
+class FakeContext(SimpleNamespace):
+    """A context whose rewards are known, and which records what was asked for."""
 
     metric_name = "accuracy"
+    diverges_above = math.inf
 
-    def train(self, row: Entrant, rate: float, seed: int) -> tuple[Any, Trial]:
-        self.trained.append((row.key, rate, seed))
+    def train(self, variant: MethodVariant, rate: float, seed: int) -> tuple[Any, Trial]:
+        if rate > self.diverges_above:
+            raise FloatingPointError("the loss is nan")
+        self.trained.append((variant.key, rate, seed))
         reward = -abs(rate - 2e-3) if seed == 0 else 1e3 * rate
-        return SimpleNamespace(model=(row.key, rate, seed)), Trial(row.key, rate, seed, reward, 1.0, 1, 1, 1.0, (0,))
+        return SimpleNamespace(model=(variant.key, rate, seed)), Trial(variant.key, rate, seed, reward, 1.0, 1, 1, 1.0, (0,))
 
-    def measure(self, model: Any, trial: Trial, clock: bool) -> Trial:
-        assert model == (trial.entrant, trial.rate, trial.seed)
-        self.measured.append((*model, clock))
+    def measure(self, model: Any, trial: Trial, with_latency: bool) -> Trial:
+        assert model == (trial.variant, trial.rate, trial.seed)
+        self.measured.append((*model, with_latency))
         return dataclasses.replace(trial, test=0.5)
 
 
-def test_each_row_has_its_rate_chosen_with_the_first_seed_and_all_rows_come_before_the_next_seed():
-    rows = [ROW, *entrants(["das"], {}, {1: (0, 1)})]
-    course: Any = Played(trained=[], measured=[])
+def test_run_all_chooses_rates_with_the_first_seed_and_resumes():
+    variants = [LORA, *method_variants(["das"], {}, {1: (0, 1)})]
+    context: Any = FakeContext(trained=[], measured=[])
     kept: list[tuple[str, bool]] = []
-    rates = (5e-4, 2e-3, 8e-3)
-    done = run_all(course, rows, rates, (0, 1), [], lambda all, last, tuned: kept.append((last.entrant, tuned is not None)))
-    grids = [(key, rate, 0) for key in ("lora", "das_1") for rate in rates]
-    later = [("random_1", 2e-3, 0), *((key, 2e-3, 1) for key in ("lora", "das_1", "random_1"))]
-    assert course.trained == [*grids, *later]
-    assert course.measured == [(key, 2e-3, seed, seed == 0) for seed in (0, 1) for key in ("lora", "das_1", "random_1")]
-    assert [last for last, measured in kept if measured] == ["lora", "das_1", "random_1"] * 2
-    before = [trial for trial in done if (trial.entrant, trial.seed) != ("das_1", 1)]
-    course.trained.clear()
-    again = run_all(course, rows, rates, (0, 1), before, lambda *_: None)
-    assert course.trained == [("das_1", 2e-3, 1)]
+    done = run_all(
+        context, variants, RATES, (0, 1), [], lambda all, last, model: kept.append((last.variant, model is not None))
+    )
+    keys = ("lora", "das_1", "random_1")
+    grids = [(key, rate, 0) for key in keys[:2] for rate in RATES]
+    assert context.trained == [*grids, ("random_1", 2e-3, 0), *((key, 2e-3, 1) for key in keys)]
+    assert context.measured == [(key, 2e-3, seed, seed == 0) for seed in (0, 1) for key in keys]
+    assert [key for key, measured in kept if measured] == [*keys, *keys]
+    before = [trial for trial in done if (trial.variant, trial.seed) != ("das_1", 1)]
+    context.trained.clear()
+    again = run_all(context, variants, RATES, (0, 1), before, lambda *_: None)
+    assert context.trained == [("das_1", 2e-3, 1)]
     assert sorted(again, key=str) == sorted(done, key=str)
 
 
-def test_a_rate_that_comes_to_no_number_counts_as_the_worst(capsys: pytest.CaptureFixture[str]):
-    class Diverging(Played):
-        def train(self, row: Entrant, rate: float, seed: int) -> tuple[Any, Trial]:
-            if rate > 1e-3:
-                raise FloatingPointError("the loss is nan")
-            return super().train(row, rate, seed)
-
-    course: Any = Diverging(trained=[], measured=[])
-    done = run_all(course, [ROW], (5e-4, 8e-3), (0,), [], lambda *_: None)
-    assert course.measured == [("lora", 5e-4, 0, True)]
+def test_run_all_treats_a_diverged_training_as_the_worst():
+    context: Any = FakeContext(trained=[], measured=[], diverges_above=1e-3)
+    done = run_all(context, [LORA], (5e-4, 8e-3), (0,), [], lambda *_: None)
+    assert context.measured == [("lora", 5e-4, 0, True)]
     assert [(t.rate, t.reward_loss) for t in done] == [(5e-4, 1.0), (8e-3, None)]
-    assert "by learning rate: -0.1 % with 0.0005, none with 0.008; takes 0.0005" in capsys.readouterr().out
-    with pytest.raises(FloatingPointError, match=r"LoRA comes to no number with a learning rate of 0\.002, 0\.008: give"):
-        run_all(course, [ROW], (2e-3, 8e-3), (0,), [], lambda *_: None)
+    with pytest.raises(FloatingPointError, match="`learning_rates`"):
+        run_all(context, [LORA], (2e-3, 8e-3), (0,), [], lambda *_: None)
+
+
+def test_random_masks_depend_on_the_seed():
+    *_, random = method_variants(["das"], {}, {3: (1, 1, 1, 0, 0, 0)})
+    masks = [random.make(seed, 6).mask for seed in range(4)]
+    assert all(sum(mask) == 3 for mask in masks)
+    assert len(set(masks)) > 1
+    assert random.make(2, 6).mask == masks[2]
+    with pytest.raises(ValueError, match="rank"):
+        method_variants(["lora"], {"lora": {"rank": 0}}, {})
+
+
+def context_of(small_kwargs: dict[str, str], folder: Path, **recipe: Any) -> ComparisonContext:
+    problem = ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
+    recipe = {"steps": 1, "batch_size": 4, **recipe}
+    return ComparisonContext(problem, load_splits(problem), TrainingConfig(**recipe), folder, test_examples=4)
 
 
 @pytest.mark.slow
-def test_a_training_has_its_rate_and_seed_throughout(small_kwargs: dict[str, str], tmp_path, monkeypatch):
-    problem = ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
-    splits, seen = load_splits(problem), []
-    set_up = module.set_up
+def test_context_trains_with_the_rate_and_seed_of_the_trial(small_kwargs: dict[str, str], tmp_path, monkeypatch):
+    seen, set_up = [], module.set_up
     monkeypatch.setattr(
         module, "set_up", lambda model, train, config, *a, **k: seen.append(config) or set_up(model, train, config, *a, **k)
     )
     monkeypatch.setattr(module, "measure_latency", lambda calls: {"own": np.array([2.0]), "plain": np.array([3.0])})
-    course = Course(problem, splits, TrainingConfig(steps=1, batch_size=4, seed=7), tmp_path, test_examples=4)
-    (row,) = entrants(["lora"], {}, {})
-    head = lambda seed: course._new(row, seed)[0].head.state_dict()  # noqa: E731
-    assert all(torch.equal(value, head(5)[name]) for name, value in head(5).items())
-    assert any(not torch.equal(value, head(6)[name]) for name, value in head(5).items())
-    tuned, trial = course.train(row, 3e-3, 5)
+    context = context_of(small_kwargs, tmp_path, seed=7)
+    (variant,) = method_variants(["lora"], {}, {})
+    trained, result = context.train(variant, 3e-3, 5)
     (config,) = seen
     assert (config.learning_rate, config.head_learning_rate, config.seed) == (3e-3, 3e-3, 5)
-    assert not any("lora" in name for name, _ in tuned.model.backbone.vlp.named_parameters())
-    assert course.macs_full == course.measure(tuned.model, trial).macs  # LoRA is merged, and the baseline has no adapters
-    assert course.measure(tuned.model, trial).speedup == (1.5, 1.5, 1.5)
-    assert trial.reward == module.evaluate(tuned.model, course.reward_examples, "", rank_images=1).metric
+    again, other = context.train(variant, 3e-3, 5)[1], context.train(variant, 3e-3, 6)[1]
+    assert (again.reward, again.reward_loss) == (result.reward, result.reward_loss)
+    assert other.reward_loss != result.reward_loss
+    assert not any("lora" in name for name, _ in trained.model.backbone.vlp.named_parameters())
+    assert context.macs_full == context.measure(trained.model, result).macs  # LoRA is merged, the baseline has no adapters
+    assert context.measure(trained.model, result).speedup == (1.5, 1.5, 1.5)
     assert not list(tmp_path.glob("*.pt"))
 
 
-def test_a_training_that_comes_to_no_number_leaves_no_checkpoint(small_kwargs: dict[str, str], tmp_path, monkeypatch):
-    problem = ProblemConfig(**{name: value for name, value in small_kwargs.items() if name != "supernet"})
-    recipe = TrainingConfig(steps=1, batch_size=4, save_every=1)
-    course = Course(problem, load_splits(problem), recipe, tmp_path, test_examples=4)
+def test_context_removes_the_checkpoint_of_a_diverged_training(small_kwargs: dict[str, str], tmp_path, monkeypatch):
+    context = context_of(small_kwargs, tmp_path, save_every=1)
     seen: list[str] = []
 
     def broken(*_: Any, **__: Any) -> None:
         seen.extend(path.name for path in tmp_path.iterdir())
-        raise FloatingPointError("what it says is not a number")
+        raise FloatingPointError("not finite")
 
     monkeypatch.setattr(module, "evaluate", broken)
     with pytest.raises(FloatingPointError):
-        course.train(ROW, 3e-3, 5)
+        context.train(LORA, 3e-3, 5)
     assert seen == ["lora_0.003_5.pt"]
     assert not list(tmp_path.iterdir())

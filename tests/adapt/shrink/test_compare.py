@@ -1,23 +1,27 @@
-"""Methods side by side: the verdict, the table, and the experiment on a tiny model."""
+"""`adapt shrink compare`: the verdict, the table, and the experiment on a tiny model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from das_gym.adapt.commands import PROGRAM, check_method, search_within
-from das_gym.adapt.shrink.compare import TIE, Found, Judge, Line, Quality, markdown, verdict
-from das_gym.adapt.shrink.compare_experiment import Begun, CompareExperiment, CompareSettings, begun_in, found_by, title_of
+from das_gym.adapt.shrink.compare import TIE, Found, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
+from das_gym.adapt.shrink.compare_experiment import (
+    CompareExperiment,
+    CompareSettings,
+    StartedSearch,
+    read_searches,
+    title_of,
+)
 from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
 from das_gym.agents.ask_tell.best_seen import OneMask
 from das_gym.agents.searching.loop import _Loop
-from das_gym.agents.searching.record import Turn
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -30,74 +34,61 @@ FULL = Quality(0.1, 0.9, 0.8, 0.95)
 MASK, OTHER = (0, 1, 0, 1), (0, 1, 1, 0)
 
 
-def line(method: str, seen: float | None, loss: float, after: float | None = None) -> Line:
+def result(method: str, seen: float | None, loss: float, after: float | None = None) -> MethodResult:
     found = Found(method, 1, (0, 1), 20, 1.5, seen)
-    quality = None if after is None else Quality(after, 0.7, 0.6, 0.8)
-    return Line(found, 0.25, "■□", Quality(loss, 0.5, 0.4, 0.6), quality, None if after is None else 2.0)
+    recovered = None if after is None else Quality(after, 0.7, 0.6, 0.8)
+    return MethodResult(found, 0.25, "■□", Quality(loss, 0.5, 0.4, 0.6), recovered, None if after is None else 2.0)
 
 
-def test_the_verdict_says_where_ours_is_not_ahead():
-    lines = [line("bayes", 0.3, 0.5), line("sleb", 0.3, 0.4), line("random", 0.6, 0.7), line("broken", None, 0.9)]
-    assert verdict(lines) == (
-        "Before recovery, by loss on the reward split, which methods see: none is ahead of bayes, level are sleb. "
-        "Before recovery, by loss on the test split: ahead of bayes are sleb by 0.1000 nats."
+def test_verdict_names_better_and_equal_methods():
+    results = [result("bayes", 0.3, 0.5), result("sleb", 0.3, 0.4), result("random", 0.6, 0.7), result("broken", None, 0.9)]
+    assert verdict(results) == (
+        "Before recovery, by loss on the reward split, which methods see: no method is better than bayes, sleb equal. "
+        "Before recovery, by loss on the test split: sleb by 0.1000 nats better than bayes."
     )
-    assert "bayes is ahead of all" in verdict([lines[0], lines[2]])
-    level = verdict([lines[0], line("sleb", 0.3 - TIE / 2, 0.5 - TIE / 2)])
-    assert level.count("none is ahead of bayes, level are sleb") == 2
-    assert verdict(lines[1:]) == "bayes is not among the methods."
+    assert "bayes is the best" in verdict([results[0], results[2]])
+    equal = verdict([results[0], result("sleb", 0.3 - TIE / 2, 0.5 - TIE / 2)])
+    assert equal.count("sleb equal") == 2
+    assert verdict(results[1:]) == "bayes is not among the methods."
 
 
-def test_a_mask_that_two_methods_found_is_measured_once(
-    problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch
-):
+def test_evaluator_measures_a_mask_once(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
     problem = problem_of("llava")
-    judge = Judge(problem, problem.vlp, [], RecoveryConfig(recover="none"), 1)
+    evaluator = MaskEvaluator(problem, problem.vlp, [], RecoveryConfig(recover="none"), 1)
     measure = Mock(return_value=FULL)
-    monkeypatch.setattr(judge, "quality", measure)
-    lines = [judge.line(Found(name, 1, mask, 20, 1.5, 0.3)) for name, mask in (("a", MASK), ("b", MASK), ("c", OTHER))]
+    monkeypatch.setattr(evaluator, "quality", measure)
+    results = []
+    for name, mask in (("a", MASK), ("b", MASK), ("c", OTHER)):
+        results.append(evaluator.evaluate(Found(name, 1, mask, 20, 1.5, 0.3)))
+        evaluator.remember(results[-1])
     assert measure.call_count == 2
-    assert [one.before for one in lines] == [FULL] * 3
-    assert lines[0].drawn == lines[1].drawn != lines[2].drawn
+    assert results[0].drawn == results[1].drawn != results[2].drawn
 
 
-def test_the_table_in_markdown():
-    text = markdown("title", FULL, [line("bayes", 0.3, 0.5, 0.2), line("sleb", 0.3, 0.4, 0.3)], {}).splitlines()
-    assert text[0] == "# title"
-    assert text[2].endswith("| loss | score (95 %) | recovered loss | recovered score (95 %) | layers |")
-    assert [row.split(" | ")[0] for row in text[4:7]] == ["| full model", "| sleb", "| bayes"]
-    alone = markdown("title", FULL, [line("bayes", 0.3, 0.5)], {"uniform": "it says why"})
-    assert "recovered" not in alone
-    assert alone.endswith("\n\nuniform has no line: it says why\n")
+def test_comparison_table_sorts_by_test_loss():
+    table = comparison_table("title", FULL, [result("bayes", 0.3, 0.5, 0.2), result("sleb", 0.3, 0.4, 0.3)], {})
+    assert table.columns[-3:] == ("recovered loss", "recovered score (95 %)", "layers")
+    assert [row[0] for row in table.rows] == ["full model", "sleb", "bayes"]
+    alone = comparison_table("title", FULL, [result("bayes", 0.3, 0.5)], {"uniform": "it says why"})
+    assert "recovered loss" not in alone.columns
+    assert alone.notes[-1] == "uniform has no result: it says why"
 
 
 @pytest.mark.parametrize(
-    ("budget", "told"),
-    [
-        ({"skip_num": 3}, "3 layers saved"),
-        ({"macs_saved": 0.2}, "at least 20 % of the MACs saved"),
-        ({"latency_saved": 0.1}, "at least 10 % of the latency saved"),
-    ],
+    ("budget", "words"),
+    [({"skip_num": 3}, "3 layers saved"), ({"latency_saved": 0.1}, "at least 10 % of the latency saved")],
 )
-def test_the_title_tells_the_budget(budget: dict[str, Any], told: str):
-    assert told in title_of(CompareSettings(**budget), 5)
+def test_title_names_the_budget(budget: dict[str, Any], words: str):
+    assert words in title_of(CompareSettings(**budget), 5)
 
 
-def test_the_loss_is_that_of_the_mask_that_is_taken():
-    turn = Turn([[0, 0]], [0.3], [1.2], [0.5], [9], [0.0], None, None)
-    best_seen = {"mask": [0, 1], "loss": 0.4}
-    record: Any = SimpleNamespace(mask=[1, 0], loss=0.5, evaluations=7, best_seen=best_seen, history=(turn,), env_kwargs={})
-    for mask, loss in (([1, 0], 0.5), ([0, 1], 0.4), ([0, 0], 1.2)):
-        assert found_by("random", 3, record, np.array(mask, dtype=bool), 1.0).reward_loss == loss
-
-
-def test_a_search_whose_run_is_gone_is_begun_anew(tmp_path: Path):
-    """As where the disk was full when it began: the folder of a run that cannot begin is removed."""
+def test_read_searches_skips_removed_runs(tmp_path: Path):
+    """A run that cannot start on a full disk removes its folder."""
     for run in ("1", "2"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "run.json").write_text("{}")
     (tmp_path / "1" / "searches.json").write_text('{"bayes": {"run": 2, "seconds": 1.5}, "sleb": {"run": 3}}')
-    assert begun_in(tmp_path / "1") == {"bayes": Begun(2, 1.5)}
+    assert read_searches(tmp_path / "1") == {"bayes": StartedSearch(2, 1.5)}
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +102,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_methods_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFixture[str]):
+def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFixture[str]):
     run = CompareExperiment(search_within).run(config_updates=given)
     folder = Path(given["runs_dir"]) / "1"
     record = read_json(folder / "compare.json")
@@ -135,7 +126,7 @@ class WholeTower(OneMask):
 
 
 @pytest.mark.slow
-def test_a_method_whose_mask_cannot_be_deleted_is_left_out(given: dict[str, Any], tmp_path: Path):
+def test_compare_leaves_out_methods_whose_masks_cannot_be_removed(given: dict[str, Any], tmp_path: Path):
     tiny.save("qwen2_5_vl", tmp_path / "model")
     tower = f"{__name__}:WholeTower"
     more = {"checkpoint": str(tmp_path / "model"), "vision": True, "skip_num": 3, "recover": "none"}
@@ -147,7 +138,7 @@ def test_a_method_whose_mask_cannot_be_deleted_is_left_out(given: dict[str, Any]
     told = "all 3 layers of the vision tower would be deleted"
     assert told in record["left_out"][tower]
     assert told in (tmp_path / "runs" / "1" / "compare.md").read_text()
-    with pytest.raises(RunError, match=f"no method found a mask that can be deleted: {told}"):
+    with pytest.raises(RunError, match=f"no method found a mask that can be removed: {told}"):
         CompareExperiment(search_within).run(config_updates={**settings, "methods": [tower]})
 
 
@@ -186,21 +177,21 @@ def without_times(record: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_stopped_comparison_comes_to_the_same_result(
+def test_compare_resumes_to_the_same_result(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    calls = Calls(monkeypatch, (_Loop, "take_turn"), (Judge, "quality"), (Recovery, "_step"))
+    calls = Calls(monkeypatch, (_Loop, "take_turn"), (MaskEvaluator, "quality"), (Recovery, "_step"))
     given = {**given, "save_every": 1}
     calls.run({**given, "runs_dir": str(tmp_path / "whole")})
     turns = calls.made.count("take_turn")
     assert calls.made.count("quality") == 5
     runs = tmp_path / "stopped"
     calls.run({**given, "runs_dir": str(runs)}, ("take_turn", 2))
-    assert begun_in(runs / "1") == {"bayes": Begun(2)}
+    assert read_searches(runs / "1") == {"bayes": StartedSearch(2)}
     resume = {"runs_dir": str(runs), "resume": 1}
     calls.run(resume, ("take_turn", turns - 2))
-    assert begun_in(runs / "1")["bayes"] == Begun(2, pytest.approx(0, abs=60))
-    assert begun_in(runs / "1")["angular"] == Begun(3)
+    assert read_searches(runs / "1")["bayes"] == StartedSearch(2, pytest.approx(0, abs=60))
+    assert read_searches(runs / "1")["angular"] == StartedSearch(3)
     calls.run(resume, ("_step", 2))
     assert calls.made.count("take_turn") == 2  # those that were left
     assert (runs / "1" / "bayes.pt").is_file()
@@ -220,21 +211,21 @@ def test_a_stopped_comparison_comes_to_the_same_result(
 @pytest.mark.parametrize(
     ("update", "told"),
     [
-        ({"methods": []}, "name one or more agents, each once"),
-        ({"agent_kwargs": {"sleb": {}}}, "'sleb' is not compared; methods are bayes, angular"),
+        ({"methods": []}, "`methods`"),
+        ({"agent_kwargs": {"sleb": {}}}, "'sleb' is not among `methods`"),
         ({"skip_num": 99}, "skip_num=99: the model has"),
-        ({"searches": {"bayes": 77, "angular": 78}}, "no run 77"),
+        ({"searches": {"bayes": 77, "angular": 78}}, "no run 7"),
         ({"methods": ["bayes", "angular", "bays"]}, "unknown agent 'bays'; did you mean 'bayes'"),
         ({"agent_kwargs": {"angular": {"evil": 1}}}, "evil"),
     ],
 )
-def test_what_is_refused(given: dict[str, Any], tmp_path: Path, update: dict[str, Any], told: str):
+def test_compare_refuses_wrong_settings(given: dict[str, Any], tmp_path: Path, update: dict[str, Any], told: str):
     with pytest.raises((RunError, FileNotFoundError), match=told):
         CompareExperiment(search_within, check_method).run(config_updates={**given, "runs_dir": str(tmp_path), **update})
     assert not list(tmp_path.iterdir())
 
 
-def test_the_program_finds_it_behind_shrink(capsys: pytest.CaptureFixture[str]):
+def test_program_finds_compare_behind_shrink(capsys: pytest.CaptureFixture[str]):
     shrink: Any = PROGRAM.commands["shrink"].load()
     with pytest.raises(SystemExit):
         shrink.run_commandline(["adapt", "compare", "with"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.shrink.report import loss_of
+from das_gym.adapt.shrink.measuring import loss_of
 
 from das_gym.models.transformers import prune
 from das_gym.models.transformers.cutting import check_shared, check_units, cut, drawn, with_parameters_of

@@ -11,10 +11,10 @@ import pytest
 import torch
 from das_gym.adapt.adapt_experiment import Choice
 from das_gym.adapt.shrink import checks
-from das_gym.adapt.shrink.checks import deletable
-from das_gym.adapt.shrink.report import loss_of
+from das_gym.adapt.shrink.checks import fallback_if_not_removable
+from das_gym.adapt.shrink.measuring import loss_of
 from das_gym.adapt.shrink.saving import save
-from das_gym.adapt.shrink.verifying import questions, verify
+from das_gym.adapt.shrink.verifying import Probes, verify
 
 from das_gym.models.transformers.cutting import check_shared, cut, drawn
 from das_gym.problem.budget import Budget
@@ -42,7 +42,8 @@ def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem,
     assert drawn(whole, MASK) == "■□■ ■□■■"
     source = Path(problem.backbone.config.checkpoint)
     save(smaller.model, tmp_path, source, source, torch.float32)
-    assert verify(tmp_path, smaller, MASK, questions(whole, problem.task, examples), torch.float32).logits_apart < 1e-4
+    probes = Probes.of(whole, problem.task, examples)
+    assert verify(tmp_path, smaller, MASK, probes, torch.float32).logits_difference < 1e-4
 
 
 @pytest.mark.slow
@@ -51,15 +52,15 @@ def test_the_best_mask_that_can_be_deleted_is_taken(problem: Problem, monkeypatc
     every = np.array([False] * 4 + [True] * 3)
     first, free = np.arange(7) == 0, Budget(7)
     best = Choice(every, problem.backbone.config, "a remark", (every | MASK, MASK & False, first, MASK))
-    np.testing.assert_array_equal(deletable(best, problem, free).mask, first)
-    found = deletable(best, problem, Budget(7, 2))  # what was asked for
+    np.testing.assert_array_equal(fallback_if_not_removable(best, problem, free).mask, first)
+    found = fallback_if_not_removable(best, problem, Budget(7, 2))  # what was asked for
     np.testing.assert_array_equal(found.mask, MASK)
-    assert found.remark.startswith("a remark\nthe search's best mask cannot be deleted (all 3 layers of the vision tower")
+    assert found.remark.startswith("a remark\nThe search's best mask cannot be removed (all 3 layers of the vision tower")
     with monkeypatch.context() as patch:
-        patch.setattr(checks, "check_generates", lambda *_: pytest.fail("a mask is tried twice"))
-        assert deletable(found, problem, free) is found
+        patch.setattr(checks, "check_generation", lambda *_: pytest.fail("a mask is tried twice"))
+        assert fallback_if_not_removable(found, problem, free) is found
     with pytest.raises(ValueError, match="all 3 layers of the vision tower would be deleted: leave one at least"):
-        deletable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
+        fallback_if_not_removable(dataclasses.replace(best, others=(every | MASK,)), problem, free)
 
 
 def test_its_layers_that_share_their_weights_are_refused():
