@@ -243,7 +243,7 @@ def own(folder: Path) -> tuple[ProblemConfig, SubnetTable]:
     recorded = {**trusted_settings(folder, recorded.get("plugins") or (), recorded), "out": recorded.get("out")}
     names = {field.name for field in dataclasses.fields(TableSettings)} & recorded.keys()
     settings = build(TableSettings, {name: recorded[name] for name in names})
-    return settings.problem(), SubnetTable.load(settings.file(folder))
+    return settings.problem_config, SubnetTable.load(settings.file(folder))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

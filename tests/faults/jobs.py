@@ -22,7 +22,7 @@ from tests.small_world import small_world
 from tests.tasks.answering import making
 
 MASK = [0, 1, 0, 0, 1, 0]
-TRAINING = {"steps": 4, "save_every": 1, "batch_size": 4, "rank_images": None}
+TRAINING = {"train": {"steps": 4, "save_every": 1, "batch_size": 4}, "rank_images": None}
 DAS = {"search_epochs": 2, "warmup_epochs": 1, "finetune_epochs": 1, "steps_per_turn": 2, "skip_num": 2}
 DAS |= {
     "masks_per_turn": 2,
