@@ -140,9 +140,9 @@ def choice_from_search(runs_dir: str, run: int, given: Mapping[str, Any]) -> Cho
         ValueError: Its record is damaged, or of an environment that is not registered.
     """
     folder = find_run(runs_dir, run)
-    if (folder / FRONT).is_file():
-        raise ValueError(f"run {run} is a Pareto front: give the number of one of its points too, as in point=3")
     path = folder / RECORD
+    if not path.is_file() and (folder / FRONT).is_file():
+        raise ValueError(f"run {run} is a Pareto front: give the number of one of its points too, as in point=3")
     if not path.is_file():
         resume = format_command("agents", f"resume={run}")
         raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished search (`{resume}` continues one)")
@@ -160,24 +160,35 @@ def choice_from_front(runs_dir: str, run: int, point: int, given: Mapping[str, A
     if not path.is_file():
         resume = format_command("agents pareto", f"resume={run}")
         raise FileNotFoundError(f"{path} does not exist: run {run} is not a finished front (`{resume}` continues one)")
+    record = read_front(path)
+    points = record["points"]
+    if point >= len(points):
+        raise ValueError(f"point={point}: the front of run {run} has points 0..{len(points) - 1}; use one of them")
+    chosen = points[point]
+    remark = (
+        f"point {point} of run {run}: {100 * chosen['saved']:.1f} % of the {record['cost']} saved, "
+        f"loss {chosen['loss']:.4f}, skips {', '.join(chosen['skipped_layers']) or 'nothing'}"
+    )
+    return Choice(np.array(chosen["mask"], dtype=bool), _recorded_problem(record, path, given), remark)
+
+
+def read_front(path: Path) -> dict[str, Any]:
+    """Return the record of a Pareto front.
+
+    Raises:
+        ValueError: It is damaged.
+    """
     record = read_json(path)
     with damage_named(path, f"run `{format_command('agents pareto')}` again"):
         points = record["points"]
         masks = np.array([each["mask"] for each in points])
-        skipped = [", ".join(each["skipped_layers"]) for each in points]
         numbers = np.array([[each["saved"], each["loss"]] for each in points], dtype=float)
         if masks.ndim != 2 or not np.isin(masks, (0, 1)).all() or not np.isfinite(numbers).all():
             raise ValueError("masks or numbers of its points")
-        if not isinstance(record["env_id"], str) or not isinstance(record["env_kwargs"], dict):
-            raise TypeError("its environment")
-    if point >= len(masks):
-        raise ValueError(f"point={point}: the front of run {run} has points 0..{len(masks) - 1}; use one of them")
-    saved, loss = numbers[point]
-    remark = (
-        f"point {point} of run {run}: {100 * saved:.1f} % of the {record['cost']} saved, loss {loss:.4f}, "
-        f"skips {skipped[point] or 'nothing'}"
-    )
-    return Choice(masks[point].astype(bool), _recorded_problem(record, path, given), remark)
+        names_are_texts = all(isinstance(name, str) for each in points for name in each["skipped_layers"])
+        if not (names_are_texts and isinstance(record["env_id"], str) and isinstance(record["env_kwargs"], dict)):
+            raise TypeError("names or environment")
+    return dict(record)
 
 
 def best_mask(record: Mapping[str, Any]) -> tuple[np.ndarray, str]:

@@ -176,8 +176,8 @@ class Program:
 
 
 def _expand_home(word: str) -> str:
-    """Expand a leading ~ of a word's value, which bash leaves in `runs_dir=~/runs`."""
-    name, sign, value = word.partition("=")
+    """Expand a leading ~ of a word or of its value, which bash leaves in `runs_dir=~/runs`."""
+    name, sign, value = word.rpartition("=")
     return name + sign + os.path.expanduser(value)  # noqa: PTH111 - Path.expanduser fails where there is no home
 
 

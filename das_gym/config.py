@@ -216,12 +216,12 @@ def plain(value: Any) -> Any:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` updated by `changes`; mappings within both are merged too."""
+    """Return `base` updated by `changes`; mappings within both are merged too. Names are sorted, as in a run's record."""
     merged = dict(base)
     for name, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = merge(merged[name], value) if both else value
-    return merged
+        inner = merged.get(name)
+        merged[name] = merge(inner if isinstance(inner, Mapping) else {}, value) if isinstance(value, Mapping) else value
+    return dict(sorted(merged.items(), key=lambda item: str(item[0])))
 
 
 def settings_dict(settings: Any) -> dict[str, Any]:

@@ -1,15 +1,13 @@
 """Replay a result record: are reward, loss and MACs what it claims?
 
-    python -m agents validate with file=runs/3                        or, shorter, validate runs/3
-    python -m agents validate with file=runs/3/search.json tolerance=1e-3
-    python -m agents validate with file=theirs use=their_module     records import nothing that is not named again
+    checks = validate(SearchResult.load("runs/3"))
+    assert all(check.agrees for check in checks)
 
 The environment is made again and scores the answer and the best mask seen, both of which must keep the budget. Where the
 examples change from step to step, every turn is replayed in order (search_history.json). What follows from masks and turns
 is derived again: skipped layers, the number of evaluations, which mask is the best one seen. Rewards, losses and metrics
 agree if they differ by at most the tolerance, relative to the claim or absolute, whichever is larger: 1e-4 by default,
-since other machines and libraries round differently. MACs and what is derived must be equal. The exit code is 1 if
-something differs.
+since other machines and libraries round differently. MACs and what is derived must be equal.
 """
 
 from __future__ import annotations

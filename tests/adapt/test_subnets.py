@@ -16,7 +16,7 @@ from das_gym.adapt.evaluate_command import EvaluateSettings
 from das_gym.adapt.finetune import cut_subnet
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, SUBNET_FILE
 
-from das_gym import commandline
+from das_gym import plugins
 from das_gym.data.splits import Splits
 from das_gym.files import read_json, write_json
 from das_gym.problem.config import ProblemConfig
@@ -90,7 +90,7 @@ def test_records_of_das_gym_0_1_0_load(folder: Path):
 def test_load_subnet_imports_the_modules_that_it_is_given(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: AdaptedModel, splits: Splits
 ):
-    monkeypatch.setattr(commandline, "_used", [])
+    monkeypatch.setattr(plugins, "_imported", [])
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "module_of_mine.py").write_text(
         "from das_gym import ModelEntry, register_model\n"
@@ -101,10 +101,10 @@ def test_load_subnet_imports_the_modules_that_it_is_given(
     write_json(folder / RECORD, record)
     with pytest.raises(ValueError, match=r"unknown model 'Mine'; .*import the module that registers it"):
         load_subnet(folder)
-    write_json(folder / RECORD, {**record, "use": ["module_of_mine"]})
+    write_json(folder / RECORD, {**record, "plugins": ["module_of_mine"]})
     with as_before():
-        assert torch.equal(logits(load_subnet(folder, use="module_of_mine"), splits), logits(subnet, splits))
-    assert commandline.used() == ("module_of_mine",)
+        assert torch.equal(logits(load_subnet(folder, plugins="module_of_mine"), splits), logits(subnet, splits))
+    assert plugins.imported_plugins() == ("module_of_mine",)
 
 
 def test_data_that_are_gone_are_told_before_the_model_is_loaded(folder: Path, tmp_path: Path):
@@ -127,8 +127,8 @@ def test_data_that_are_gone_are_told_before_the_model_is_loaded(folder: Path, tm
         {"problem": 3},
         {"problem": {}},
         {"problem": {"task": "vqa", "model": 3}},
-        {"use": 3},
-        {"use": [3]},
+        {"plugins": 3},
+        {"plugins": [3]},
         {"model_settings": 3},
     ],
 )

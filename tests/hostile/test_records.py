@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from das_gym.adapt.adapt_experiment import _front
+from das_gym.adapt.choosing import read_front
 from das_gym.adapt.run_report import run_report
 from das_gym.agents import past_runs
 from das_gym.agents.block_measuring import beside, file_beside
@@ -138,7 +138,7 @@ def reader_of(name: str, table: Path) -> Callable[[Path], Any]:
         if next(number) % 20 == 0:  # which takes longer
             write_report(path.with_name("report.html"), [told])
 
-    readers: dict[str, Callable[[Path], Any]] = {"front": _front, "run": past_runs._read, "blocks": blocks}
+    readers: dict[str, Callable[[Path], Any]] = {"front": read_front, "run": past_runs._read, "blocks": blocks}
     readers |= {"pareto checkpoint": checkpoint, "costs": lambda path: given_costs(str(path))}
     return readers.get(name, report)
 

@@ -142,7 +142,7 @@ def test_the_bundled_supernet_on_data_of_ones_own_is_warned_of(shapes_folder: Pa
 def test_the_command_for_a_supernet_names_the_module_that_registers_the_model():
     with as_before():
         register_model(replace(MODELS["METER"], name="Mine"))  # in Python: no command knows it without this module
-        advice = rf"python -m adapt supernet with mine_vqa '?checkpoint=.* use={__name__}`"
+        advice = rf"python -m adapt supernet with mine_vqa '?checkpoint=.* plugins={__name__}`"
         with pytest.raises(ValueError, match=advice):
             build_problem(ProblemConfig("Mine", checkpoint=str(ASSETS / "meter_mini")))
 

@@ -230,7 +230,7 @@ def test_the_command_keeps_record_and_picture(made_up_table, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     agents = ["random", "bayes", "uniform", "ppo", "stable_baselines3:A2C"]
     ex.run(
-        config_updates={"table": str(made_up_table), "seeds": 5, "evaluations": 20, "agents": agents, "masks_per_turn": 4},
+        {"table": str(made_up_table), "seeds": 5, "evaluations": 20, "agents": agents, "masks_per_turn": 4},
         named_configs=["meter_vqa"],
     )
     folder = tmp_path / "runs" / "1"
@@ -270,7 +270,7 @@ def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     update = {**update, "table": str(made_up_table)} if update.get("table") == "small" else update
     with pytest.raises(RunError, match=text):
-        ex.run(config_updates={"seeds": 1, **update})
+        ex.run({"seeds": 1, **update})
     assert not (tmp_path / "runs").exists()
 
 
