@@ -43,7 +43,7 @@ from das_gym.adapt.training import Log, add_prefix, check_ranges
 
 from das_gym.commandline import format_command
 from das_gym.config import nested, settings_dict
-from das_gym.data.checks import require_readable
+from das_gym.data.image_checks import require_readable
 from das_gym.data.splits import Splits
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.encoder_cache import EncoderCache

@@ -26,7 +26,7 @@ from das_gym.engine.broken import told_examples, told_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
-from das_gym.problem.loading import AdaptedModel, Backbone, load_backbone, new_head, shuffled, takes, task_class
+from das_gym.problem.loading import AdaptedModel, Backbone, accepts_setting, load_backbone, new_head, shuffled, task_class
 from das_gym.processes import of_first
 from das_gym.tasks.base import Task
 
@@ -87,7 +87,7 @@ def new_backbone(config: ProblemConfig, settings: DASSettings) -> Backbone:
     if config.checkpoint:
         widths = {"bottleneck": settings.bottleneck, "skip_bottleneck": settings.skip_bottleneck}
         options |= {name: width for name, width in widths.items() if width is not None}
-    if settings.dropout or takes(config.model, "dropout"):
+    if settings.dropout or accepts_setting(config.model, "dropout"):
         options["dropout"] = settings.dropout
     if settings.projector_learning_rate:
         options["projector"] = True

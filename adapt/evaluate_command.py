@@ -22,7 +22,7 @@ from das_gym.adapt.evaluate import NEW_TOKENS, RANKED_IMAGES, Evaluation, check_
 from das_gym.adapt.subnets import is_plain, load_moved, load_plain, place_of, recorded_data
 
 from das_gym.config import choice
-from das_gym.data.checks import require_readable
+from das_gym.data.image_checks import require_readable
 from das_gym.files import at_home, write_json
 from das_gym.problem.config import ON_BAD_EXAMPLE
 from das_gym.problem.loading import AdaptedModel, task_class

@@ -10,7 +10,7 @@ from das_gym.adapt.evaluate import evaluate, mean_image
 
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
-from das_gym.problem.loading import AdaptedModel, hardly_seeing, shuffled, told_blindness
+from das_gym.problem.loading import AdaptedModel, format_blindness, image_agnostic_metrics, shuffled
 
 NO_SCORES = ("ceiling", "loss", "blank", "ranked_images")
 """Numbers of an evaluation that are no scores."""
@@ -31,7 +31,7 @@ class ImageRelianceCheck:
     @property
     def image_agnostic_metrics(self) -> tuple[str, ...]:
         """Names of the scores that are hardly better than without images."""
-        return hardly_seeing(self.seeing, self.blind)
+        return image_agnostic_metrics(self.seeing, self.blind)
 
     def summary(self) -> str:
         """Return a line with both scores, and a second line if some scores do not depend on the image."""
@@ -42,7 +42,7 @@ class ImageRelianceCheck:
         )
         if not self.image_agnostic_metrics:
             return line
-        blindness = told_blindness(self.seeing, self.blind)
+        blindness = format_blindness(self.seeing, self.blind)
         return f"{line}\nhardly better than without images: {blindness}. Train longer, say steps=3000, before a search."
 
 

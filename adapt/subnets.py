@@ -12,7 +12,7 @@ from typing import Any
 from das_gym.adapt.compare.kept import RECORD as COMPARED
 from das_gym.adapt.compare.kept import kept_model
 from das_gym.adapt.export.loading import is_exported, load_exported
-from das_gym.adapt.methods.learnt import restore_learnt
+from das_gym.adapt.methods.saving import restore_adaptation
 
 from das_gym.commandline import format_command
 from das_gym.config import build, check_names
@@ -118,7 +118,7 @@ def load_subnet(path: str | os.PathLike[str], *, plugins: str | Sequence[str] = 
     recorded = trusted_settings(record, modules, {k: v for k, v in recorded.items() if k not in changes})
     with _named(record, "import the module that registers it (plugins=MODULE), or fine-tune it again"):
         problem = build(ProblemConfig, {**recorded, **changes})
-    put_back = restore if adaptation.method is None else restore_learnt
+    put_back = restore if adaptation.method is None else restore_adaptation
     subnet = put_back(load_backbone(problem, **settings), adaptation, problem.task, file)
     subnet.head.eval()
     return subnet

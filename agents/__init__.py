@@ -1,4 +1,4 @@
-"""Who chooses masks: agents, and the search loop that lets them."""
+"""Agents that choose masks, and the search loop that runs them."""
 
 from typing import TYPE_CHECKING
 
@@ -7,27 +7,26 @@ from das_gym.lazy import lazy
 _PLACES = {
     "AGENTS": "das_gym.agents.ask_tell.base",
     "Agent": "das_gym.agents.ask_tell.base",
-    "Angular": "das_gym.agents.ask_tell.angular",
+    "Angular": "das_gym.agents.ask_tell.heuristics",
     "Bandit": "das_gym.agents.ask_tell.bandit",
     "Bayes": "das_gym.agents.ask_tell.bayes",
-    "BestSeen": "das_gym.agents.ask_tell.best_seen",
-    "BlockInfluence": "das_gym.agents.ask_tell.block_influence",
+    "BlockInfluence": "das_gym.agents.ask_tell.heuristics",
     "Budget": "das_gym.problem.budget",
     "CrossEntropy": "das_gym.agents.ask_tell.cross_entropy",
-    "EvoPress": "das_gym.agents.ask_tell.evopress",
+    "EvoPress": "das_gym.agents.ask_tell.evolution",
     "Evolution": "das_gym.agents.ask_tell.evolution",
-    "Exhaustive": "das_gym.agents.ask_tell.exhaustive",
+    "Exhaustive": "das_gym.agents.ask_tell.baselines",
     "Greedy": "das_gym.agents.ask_tell.greedy",
-    "Interlace": "das_gym.agents.ask_tell.interlace",
+    "Heuristic": "das_gym.agents.ask_tell.heuristics",
+    "Interlace": "das_gym.agents.ask_tell.heuristics",
     "LeaveOneOut": "das_gym.agents.ask_tell.greedy",
     "MaskSpace": "das_gym.problem.mask_space",
-    "OneMask": "das_gym.agents.ask_tell.best_seen",
-    "OneShot": "das_gym.agents.ask_tell.one_shot",
-    "RandomSearch": "das_gym.agents.ask_tell.random_search",
+    "RandomSearch": "das_gym.agents.ask_tell.baselines",
     "SearchConfig": "das_gym.agents.searching.loop",
     "SearchResult": "das_gym.agents.searching.record",
     "Turn": "das_gym.agents.searching.record",
-    "Uniform": "das_gym.agents.ask_tell.uniform",
+    "Uniform": "das_gym.agents.ask_tell.heuristics",
+    "compare_agents": "das_gym.agents.compare.comparison",
     "make_agent": "das_gym.agents.ask_tell.base",
     "make_oracle": "das_gym.agents.compare.oracle",
     "register_agent": "das_gym.agents.ask_tell.base",
@@ -35,26 +34,25 @@ _PLACES = {
 }
 
 if TYPE_CHECKING:
-    from das_gym.agents.ask_tell.angular import Angular as Angular
     from das_gym.agents.ask_tell.bandit import Bandit as Bandit
     from das_gym.agents.ask_tell.base import AGENTS as AGENTS
     from das_gym.agents.ask_tell.base import Agent as Agent
     from das_gym.agents.ask_tell.base import make_agent as make_agent
     from das_gym.agents.ask_tell.base import register_agent as register_agent
+    from das_gym.agents.ask_tell.baselines import Exhaustive as Exhaustive
+    from das_gym.agents.ask_tell.baselines import RandomSearch as RandomSearch
     from das_gym.agents.ask_tell.bayes import Bayes as Bayes
-    from das_gym.agents.ask_tell.best_seen import BestSeen as BestSeen
-    from das_gym.agents.ask_tell.best_seen import OneMask as OneMask
-    from das_gym.agents.ask_tell.block_influence import BlockInfluence as BlockInfluence
     from das_gym.agents.ask_tell.cross_entropy import CrossEntropy as CrossEntropy
     from das_gym.agents.ask_tell.evolution import Evolution as Evolution
-    from das_gym.agents.ask_tell.evopress import EvoPress as EvoPress
-    from das_gym.agents.ask_tell.exhaustive import Exhaustive as Exhaustive
+    from das_gym.agents.ask_tell.evolution import EvoPress as EvoPress
     from das_gym.agents.ask_tell.greedy import Greedy as Greedy
     from das_gym.agents.ask_tell.greedy import LeaveOneOut as LeaveOneOut
-    from das_gym.agents.ask_tell.interlace import Interlace as Interlace
-    from das_gym.agents.ask_tell.one_shot import OneShot as OneShot
-    from das_gym.agents.ask_tell.random_search import RandomSearch as RandomSearch
-    from das_gym.agents.ask_tell.uniform import Uniform as Uniform
+    from das_gym.agents.ask_tell.heuristics import Angular as Angular
+    from das_gym.agents.ask_tell.heuristics import BlockInfluence as BlockInfluence
+    from das_gym.agents.ask_tell.heuristics import Heuristic as Heuristic
+    from das_gym.agents.ask_tell.heuristics import Interlace as Interlace
+    from das_gym.agents.ask_tell.heuristics import Uniform as Uniform
+    from das_gym.agents.compare.comparison import compare_agents as compare_agents
     from das_gym.agents.compare.oracle import make_oracle as make_oracle
     from das_gym.agents.searching.loop import SearchConfig as SearchConfig
     from das_gym.agents.searching.loop import search as search

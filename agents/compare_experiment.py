@@ -21,10 +21,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
+from das_gym.agents.compare.comparison import check_agent
+from das_gym.agents.compare.comparison import compare_agents as run_comparison
 from das_gym.agents.compare.oracle import Oracle, make_oracle
 from das_gym.agents.compare.plots import plot_comparison
-from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
-from das_gym.agents.compare.traces import check_agent
+from das_gym.agents.compare.results import TOLERANCE, AgentResult, quantile
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
 from das_gym.agents.sb3.config import check_agent_name, sb3_config
 from das_gym.agents.searching.loop import SearchConfig
@@ -44,8 +45,8 @@ from das_gym.wording import counted
 FORMAT = 1
 RECORD = "compare.json"
 PICTURE = "compare.png"
-COMPARED = tuple(name for name in AGENTS if name not in ("exhaustive", "sleb"))
-"""Every agent but the one that scores everything, and `greedy`'s other name; Stable-Baselines3's are compared if named."""
+COMPARED = tuple(name for name in AGENTS if name != "exhaustive")
+"""Every agent but the one that scores everything; Stable-Baselines3's are compared if named."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def compare_agents(settings: CompareSettings, run: Run) -> None:
     """Compare, print and keep."""
     oracle = settings.oracle()
     with progress(len(settings.agents), "comparing", unit="agent") as bar:
-        results = compare(
+        results = run_comparison(
             oracle,
             settings.agents,
             range(settings.seed, settings.seed + settings.seeds),
@@ -197,7 +198,7 @@ def cells(result: AgentResult) -> list[str]:
     """A row of numbers: regrets, rank, found, near, needed, used, test metric; "-" where there is none."""
     return [
         *(_spread(result.regret[:, count - 1]) for count in checkpoints(result.regret.shape[1])),
-        "-" if result.rank is None else _whole(float(quantile(result.rank[:, -1], 50))),
+        "-" if result.ranks is None else _whole(float(quantile(result.ranks[:, -1], 50))),
         f"{100 * result.found[:, -1].mean():.0f} %",
         f"{100 * result.near[:, -1].mean():.0f} %",
         _whole(float(quantile(result.needed(), 50))),

@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from das_gym.agents.ask_tell.base import agent_class, make_agent
-from das_gym.agents.ask_tell.best_seen import OneMask
-from das_gym.agents.block_measuring import blocks_of, takes_blocks
+from das_gym.agents.ask_tell.base import agent_class
+from das_gym.agents.ask_tell.heuristics import Heuristic
 from das_gym.agents.compare.plots import plot_front
 from das_gym.agents.pareto.record import RECORD, FrontResult, Scored
 from das_gym.agents.pareto.scoring import FrontProblem
 from das_gym.agents.pareto.searcher import DRAWN, FrontSearch
 from das_gym.agents.search_experiment import EnvSettings, problem_configs
-from das_gym.agents.searching.loop import agent_generator
+from das_gym.agents.searching.agent_setup import agent_generator, make_search_agent
 
 from das_gym.commandline import format_command
 from das_gym.config import check_names, choice, settings_dict
@@ -73,7 +72,7 @@ class ParetoSettings(ResumableSettings, EnvSettings):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} is not allowed; give a whole number from {least} on")
         for name in self.baselines:
-            if not issubclass(agent_class(name), OneMask):
+            if not issubclass(agent_class(name), Heuristic):
                 raise ValueError(f"baselines holds {name!r}, which searches; give rules such as {', '.join(BASELINES)}")
 
     def front_problem(self) -> FrontProblem:
@@ -160,12 +159,10 @@ def _restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
 
 def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> Scored:
     """The masks that a rule gives at ten budgets, spread evenly up to nine tenths of what can be saved; each once."""
-    kwargs = {}
-    if takes_blocks(agent):
-        kwargs = {"blocks": blocks_of(settings.env_id, settings.all_env_kwargs)}
-    found = {}
+    found, env = {}, (settings.env_id, settings.all_env_kwargs)
     for share in np.linspace(0.0, 0.9 * problem.most, 11)[1:]:
-        mask = make_agent(agent, problem.within(float(share)), settings.seed, kwargs, problem.statistics).best()
+        space = problem.within(float(share))
+        mask = make_search_agent(agent, space, settings.seed, {}, problem.statistics, *env).best()
         found[mask.tobytes()] = mask
     return problem.score(np.array(list(found.values()), dtype=bool))
 

@@ -24,15 +24,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from das_gym.agents.ask_tell.base import AGENTS, check_agent_kwargs
-from das_gym.agents.block_measuring import with_blocks
 from das_gym.agents.compare.ground_truth import ground_truth_of
 from das_gym.agents.compare.plots import plot_skip_probabilities
 from das_gym.agents.sb3.algorithms import ALGORITHMS, is_algorithm
-from das_gym.agents.sb3.checkpoint import CHECKPOINT as SB3_CHECKPOINT
 from das_gym.agents.sb3.config import SB3_DEFAULTS, SB3Config, check_agent_name, sb3_config
 from das_gym.agents.sb3.policy import agent_file
 from das_gym.agents.searching.environment import make_env
-from das_gym.agents.searching.loop import CHECKPOINT, SearchConfig, check_search, search, with_costs
+from das_gym.agents.searching.loop import SearchConfig, check_search, search, with_costs
 from das_gym.agents.searching.picture import draw_search
 from das_gym.agents.searching.record import RECORD, SearchResult, Turn, best_row
 
@@ -157,9 +155,7 @@ def check(settings: SearchSettings) -> SearchSettings:
 def search_mask(settings: SearchSettings, run: Run) -> float | None:
     """Search a mask; the reward of the mask found is the result."""
     folder, resumed = run_folder(run), settings.resume is not None
-    config = with_blocks(settings.search_config())
-    checkpoint = SB3_CHECKPOINT if isinstance(config, SB3Config) else CHECKPOINT
-    config = with_costs(config, folder / checkpoint if folder is not None and resumed else None)
+    config = with_costs(settings.search_config(), folder if resumed else None)
     log = _Log(run, config)
     try:
         if isinstance(config, SB3Config):

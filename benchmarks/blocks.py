@@ -1,4 +1,4 @@
-"""Measure the blocks of layers that `angular` and `interlace` choose by, and keep them beside a table.
+"""Measure the blocks of layers that `angular` and `interlace` choose by, and write them next to a table.
 
     python -m benchmarks.blocks with table=das_gym/assets/meter_mini/vqa_table.npz
     python -m benchmarks.blocks with table=das_gym/assets/llava_mini/answering_table.npz checkpoint=llava_mini
@@ -16,24 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from das_gym.agents.block_measuring import file_beside
+from das_gym.agents.searching.blocks import file_beside
 
-from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.commandline import parse_or_help
 from das_gym.envs.tabular_env import load_table
 from das_gym.files import at_home, write_json
 from das_gym.problem.blocks import measure_blocks
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import load_problem
 from das_gym.registration import ENVIRONMENTS
+from das_gym.runs import PluginSettings
 from das_gym.tables.build import check_table, table_examples
 
 
 def measure_beside(table: Path, **paths: str | None) -> Path:
-    """Measure the model on the reward examples of a table, and write that beside it.
+    """Measure the model on the reward examples of a table, and write the result next to it.
 
     Args:
         table: Its file.
-        **paths: Fields of `ProblemConfig` that say what it was made from; None is the bundled one.
+        **paths: Fields of `ProblemConfig` that describe its origin; None is the bundled one.
 
     Raises:
         ValueError: the table was made from something else.
@@ -50,7 +51,7 @@ def measure_beside(table: Path, **paths: str | None) -> Path:
 
 
 @dataclass(frozen=True)
-class BlocksSettings(CommandSettings):
+class BlocksSettings(PluginSettings):
     """The settings of `python -m benchmarks.blocks`.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""python -m benchmarks.checksums: write das_gym/assets/checksums.json anew, after a bundled file was made or changed."""
+"""python -m benchmarks.checksums: write das_gym/assets/checksums.json again, after a bundled file was made or changed."""
 
 from __future__ import annotations
 

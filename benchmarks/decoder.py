@@ -5,7 +5,7 @@
     python -m benchmarks.decoder --device cuda --dtype bfloat16 --hidden 4096 --layers 32 --heads 32   as LLaVA-1.5-7B
 
 The model is LLaVA's with random weights: a CLIP tower at 336 px whose 577 positions all enter a Llama decoder. Rivals:
-  (a) plain    the model's own forward for each mask and question, picture included, skipped layers left out
+  (a) plain    the model's own forward for each mask and question, image included, skipped layers left out
   (b) batched  for each mask one forward of all questions together, with what the vision tower gave kept
 Both compute logits at the answers' tokens alone. Their time is that of `--plain` masks spread evenly over the set, times
 the size of the set. The engine's sets: a turn of 16 random masks of four of the layers (after a first turn, as in every
@@ -95,11 +95,11 @@ def build(options: argparse.Namespace) -> tuple[VLM, PromptProcessor]:
 
 
 def questions(images: int, each: int) -> list[AnswerExample]:
-    """Questions of 12 to 16 words, with answers of one to three, on pictures of noise."""
+    """Questions of 12 to 16 words, with answers of one to three, on images of noise."""
     rng = np.random.default_rng(0)
     text = lambda low, high: " ".join(map(str, rng.integers(0, 2000, rng.integers(low, high + 1))))  # noqa: E731
-    pictures = [(NoiseImage(number, SIDE, SIDE),) for number in range(images)]
-    return [AnswerExample(f"{n} {q}", pictures[n], text(12, 16), text(1, 3)) for n in range(images) for q in range(each)]
+    images = [(NoiseImage(number, SIDE, SIDE),) for number in range(images)]
+    return [AnswerExample(f"{n} {q}", images[n], text(12, 16), text(1, 3)) for n in range(images) for q in range(each)]
 
 
 class Rivals:
@@ -184,7 +184,7 @@ def measure(options: argparse.Namespace) -> Json:
                 times[kind].append(seconds)
                 losses.append(loss)
         engine = Evaluator(vlm, rivals.head, rivals.task, batch_size=len(examples), trunk_bytes=options.trunk_mib * 2**20)
-        if name.startswith("turn"):  # the first turn of a search pays for the pictures
+        if name.startswith("turn"):  # the first turn of a search pays for the images
             engine.evaluate(np.roll(masks, 1, axis=1), examples)
         restart_peak()
         before = memory_mib("VmRSS")
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"hidden": 256, "layers": 12, "heads": 8, "images": 4, "questions": 5, "plain": 6}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--trunk-mib", type=int, default=1024, help="memory for the unskipped model's hidden vectors")
+    parser.add_argument("--trunk-mib", type=int, default=1024, help="memory for the full model's hidden vectors")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--no-all", action="store_true", help="leave out the set of all masks")

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.oracle import TableOracle
-from das_gym.agents.compare.traces import trace_agent
 from das_gym.agents.searching.loop import SearchConfig
 
 from benchmarks.leaderboard.board import find_tables
@@ -40,10 +40,10 @@ def tables() -> dict[str, tuple[str, Path]]:
 
 def regrets_of(oracle: TableOracle, agent: str, seeds: int, evaluations: int) -> list[float]:
     """Return the regret of the answer of each seed."""
-    trace = trace_agent(oracle, agent, range(seeds), evaluations, MASKS_PER_TURN, {})
+    result = run_agent(oracle, agent, range(seeds), evaluations, MASKS_PER_TURN, {})
     losses = oracle.table.values("loss", "reward")
     best = losses[oracle.space.contains(oracle.table.masks)].min()
-    return (losses[oracle.table.index(trace.answers)] - best).tolist()
+    return (losses[oracle.table.index(result.answers)] - best).tolist()
 
 
 def main(arguments: list[str] | None = None) -> None:

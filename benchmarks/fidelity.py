@@ -1,23 +1,23 @@
-"""Whether the reward of a mask predicts what its subnet is worth after fine-tuning, beside every layer statistic.
+"""How well the reward of a mask predicts the score of its subnet after fine-tuning, compared with every layer statistic.
 
     python -m benchmarks.fidelity                         METER on VQA, 40 masks, from the supernet and from new adapters
     python -m benchmarks.fidelity --env vilt_vqa --start new --steps 600 --seeds 2
-    python -m benchmarks.fidelity --out fidelity.json     keeps every training there, and goes on from what is there
-    python -m benchmarks.fidelity --run runs/3 --masks 16 on a model, data or a task of one's own: those of run 3 of
+    python -m benchmarks.fidelity --out fidelity.json     keeps every training there, and resumes from it
+    python -m benchmarks.fidelity --run runs/3 --masks 16 on the model, data and task of run 3 of
                                                           `python -m agents table with ... supernet=FILE`
 
 Half of the masks are of the best tenth by reward, half of the rest, all with `--skip-num` layers skipped. Each is
 fine-tuned on the train split with the settings of `python -m adapt`, and its metric is that of the test split. `supernet`
-starts from the supernet's adapters and head, `new` from adapters and a head that nobody has trained; without `--start`
+starts from the supernet's adapters and head, `new` from adapters and a head that are untrained; without `--start`
 both, where there is a supernet.
 
 Predictors are the table's reward (exp(-loss) on the reward split) and metric, and for each layer statistic minus its sum
-over the skipped layers: a large one says that a layer matters. rho is Spearman's, over all masks and within the best tenth,
+over the skipped layers: a large one means that a layer matters. rho is Spearman's, over all masks and within the best tenth,
 with 95 % of 2,000 bootstrap samples of masks. `shortfall`: the best metric of all less that of the mask that the predictor
 likes best. With several seeds, `between seeds` is what a training with another seed predicts; nothing can beat that by much.
-`--short 15 30` adds predictors: so few steps from the supernet, or from new adapters where there is none, by the loss on the
+`--short 15 30` adds predictors: a few steps from the supernet, or from new adapters where there is none, by the loss on the
 reward split then, as `refine` has them.
-The last line says what that means for a search.
+The last line states the consequence for a search.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ AIM, AIM_IN_TENTH = 0.8, 0.6
 """Rho of the reward over all masks, and in the best tenth, from which on it is trusted."""
 
 ENOUGH = 10
-"""Fewer masks than these tell little of an order."""
+"""Smaller numbers of masks do not determine an order."""
 
 
 def drawn_masks(table: SubnetTable, skip_num: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +73,7 @@ def drawn_masks(table: SubnetTable, skip_num: int, count: int) -> tuple[np.ndarr
 
 
 def predictors(table: SubnetTable, masks: np.ndarray) -> dict[str, np.ndarray]:
-    """(m,) what each predictor says of (m, n_layers) masks, the more the better."""
+    """(m,) scores of (m, n_layers) masks by each predictor, higher is better."""
     rows = table.index(masks)
     found = {"reward": table.values("exp_neg_loss")[rows], "metric on the reward split": table.values("metric")[rows]}
     return found | {name: -sums for name, sums in statistic_sums(table, masks).items()}
@@ -166,13 +166,13 @@ def report(
 
 
 def advice(over_all: float, in_tenth: float, count: int) -> str:
-    """What to do about a reward of such rhos, the second of so many masks."""
+    """Return advice for a reward with these rank correlations."""
     if not over_all >= AIM:
         return (
-            f"the reward does not tell good masks from bad as it should (rho {over_all:.2f}, below {AIM}): train the "
+            f"the reward does not separate good masks from bad ones (rho {over_all:.2f}, below {AIM}): train the "
             "supernet longer, or search with what stands above it"
         )
-    good = f"the reward tells good masks from bad (rho {over_all:.2f})"
+    good = f"the reward separates good masks from bad ones (rho {over_all:.2f})"
     if not in_tenth >= AIM_IN_TENTH:
         few = f", of {count} masks, which say little: take more by --masks" if count < ENOUGH else ""
         return (
@@ -223,7 +223,7 @@ def result(course: ComparisonContext, start: str, seed: int, mask: np.ndarray, o
 
 
 def key(start: str, seed: int, mask: np.ndarray) -> str:
-    """What a training is kept under."""
+    """Return the key under which a training is stored."""
     return f"{start} {seed} {''.join(str(int(bit)) for bit in mask)}"
 
 
@@ -237,7 +237,7 @@ def own(folder: Path) -> tuple[ProblemConfig, SubnetTable]:
     """The problem of a run of `python -m agents table` in a folder, and its table.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such run, or not to its end; or it names modules that are not imported.
+        FileNotFoundError, ValueError: the run does not exist or is incomplete, or it names modules that are not imported.
     """
     recorded = read_config(folder)
     recorded = {**trusted_settings(folder, recorded.get("plugins") or (), recorded), "out": recorded.get("out")}
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     environments = named_environments()
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--env", default="meter_vqa", choices=[name for name, e in environments.items() if e.table])
-    which.add_argument("--run", type=Path, help="folder of a run of `python -m agents table`, in the place of --env")
+    which.add_argument("--run", type=Path, help="folder of a run of `python -m agents table`, instead of --env")
     parser.add_argument("--plugins", default=None, help="modules that --run was given, to import first")
     parser.add_argument("--start", nargs="+", choices=list(STARTS))
     parser.add_argument("--masks", type=int, default=40)

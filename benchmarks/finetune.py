@@ -5,7 +5,7 @@
     python -m benchmarks.finetune --json finetune.json
 
 Both train METER's adapters, poolers, token types and head on the same examples in the same order, from the same weights; the
-first epoch, in which outputs are computed in either case, is left out of the clock. It tells how far the weights are apart
+first epoch, in which outputs are computed in either case, is left out of the clock. It prints how far the weights are apart
 in the end. So it goes for the model with every layer, and for what DAS fine-tunes: without two text and two image layers.
 Two to ten minutes on two cores.
 """
@@ -34,7 +34,7 @@ from das_gym.problem.loading import Backbone
 def trained(
     subject: Subject, mask: np.ndarray, reuse: bool, batch_size: int, steps: int
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """What trains after so many steps, by name, and steps a second after the first epoch."""
+    """Return the trained tensors by name, and steps per second after the first epoch."""
     vlp, head = copy.deepcopy(subject.vlp), copy.deepcopy(subject.head).train().requires_grad_(True)
     vlp.prune(mask)
     vlp.freeze()

@@ -1,17 +1,17 @@
-"""How good the first mask is that a policy chooses on problems it has never seen, beside simple rules.
+"""Measure the first mask of a policy on unseen problems, compared with simple rules.
 
     python -m benchmarks.generalise                              the bundled policy on the bundled suite's `test`
     python -m benchmarks.generalise --policies a b c             several policies, such as of different seeds
-    python -m benchmarks.generalise --search 40 --seeds 3        and `bayes` begun from it on 40 of the problems
+    python -m benchmarks.generalise --search 40 --seeds 3        and `bayes` initialized with it on 40 of the problems
     python -m benchmarks.generalise --budgets latency            on those of measured latency
 
-Regret is told as a share of what there is to gain: 0 = the optimum, 1 = skipping in a random order. Intervals are 95 %, of a
+Regret is a share of the possible gain: 0 = the optimum, 1 = skipping in a random order. Intervals are 95 %, of a
 bootstrap over models and then over their problems.
 
-Nobody scores a mask here but for statistics: `leave_one_out` takes as many as there are units, `next_interaction` twice and
-`run_interaction` three times as many. `beside its neighbours` is the rule that the policy begins as: it reads what the
-policy reads, and skips, one after another, what costs least beside what is skipped already. `least with its neighbours` is
-the mask of all that costs least in the same sense, which is what `policy_bayes` is told of masks.
+Masks are scored only for statistics: `leave_one_out` takes as many as there are units, `next_interaction` twice and
+`run_interaction` three times as many. `greedy with neighbours` is the rule that the policy starts from: it reads what the
+policy reads, and skips, one after another, what costs least given what is already skipped. `least with its neighbours` is
+the mask of all that costs least in the same sense, which `policy_bayes` uses as its prior.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, MAX_UNITS, Suite
 RULES = ("block_influence_tokens", "block_influence_pooled", "residual_norm", "angular", "leave_one_out")
 """Rules of the field, which skip where a statistic is lowest."""
 
-BESIDE = "beside its neighbours"
+GREEDY_RULE = "greedy with neighbours"
 """The rule that an untrained policy is."""
 
 LEAST = "least with its neighbours"
@@ -83,7 +83,7 @@ def by_rule(suite: Suite, name: str) -> np.ndarray:
 
 
 def least(suite: Suite) -> np.ndarray:
-    """(P, MAX_UNITS) allowed masks that cost least as far as neighbours tell."""
+    """(P, MAX_UNITS) allowed masks with the least cost, estimated from neighbours."""
     found = np.zeros((len(suite.problems), MAX_UNITS), bool)
     for row, problem in enumerate(suite.problems):
         masks = problem.table.masks[problem.budget.is_kept_by(problem.table.masks)]
@@ -127,7 +127,7 @@ def ranker(train: Suite, test: Suite, names: Sequence[str]) -> np.ndarray:
 
 
 def fixed(train: Suite, test: Suite) -> np.ndarray:
-    """(P, MAX_UNITS) masks of the best fixed order: a unit's place (stream, depth) alone says how gladly it is skipped."""
+    """(P, MAX_UNITS) masks of the best fixed order: units are ranked by position (stream, depth) alone."""
     places = [train.statistics.index(name) for name in ("stream", "depth")]
     effects = np.concatenate([unit_effects(problem) for problem in train.problems])
     known = train.observed[train.units][:, places]
@@ -160,7 +160,7 @@ def measure(
     train, test = (load_suite(suite, each, statistics=names, budgets=budgets) for each in ("train", split))
     found = {"policy": np.mean([regrets(test, by_policy(test, network)) for network in networks], axis=0)}
     found |= {name: regrets(test, by_rule(test, name)) for name in RULES}
-    found[BESIDE] = regrets(test, by_policy(test, UnitNetworks.untrained(PolicyConfig(NEIGHBOURS))))
+    found[GREEDY_RULE] = regrets(test, by_policy(test, UnitNetworks.untrained(PolicyConfig(NEIGHBOURS))))
     found[LEAST] = regrets(test, least(test))
     found["ranker, unit by unit"] = regrets(test, ranker(train, test, networks[0].config.statistics))
     found["fixed order of places"] = regrets(test, fixed(train, test))
@@ -181,21 +181,21 @@ def table(test: Suite, found: dict[str, np.ndarray], kept: Callable[[SuiteProble
 
 
 def kind_of(problem: SuiteProblem) -> str:
-    """What a problem's model was made from, and its task, in a word: `llava-sublayers-answering`."""
+    """Return the origin of a problem's model and its task: `llava-sublayers-answering`."""
     source = problem.source
     made = re.fullmatch(r"(?:train|valid|test)-\d+-(.+)", source.name)
     return made[1] if made else f"{source.model.lower()}-{source.task}"
 
 
 def verdict(found: dict[str, np.ndarray]) -> str:
-    """The policy's regret beside that of the best rule of the field, and of the two that read what it reads."""
+    """Compare the policy's regret with the best published rule and with the two rules that read the same statistics."""
     best = min(RULES, key=lambda name: float(found[name].mean()))
-    shares = [f"{100 * float(found['policy'].mean() / found[name].mean()):.0f} %" for name in (best, BESIDE, LEAST)]
-    own = f"{shares[1]} of that of `{BESIDE}`, {shares[2]} of that of `{LEAST}`"
+    shares = [f"{100 * float(found['policy'].mean() / found[name].mean()):.0f} %" for name in (best, GREEDY_RULE, LEAST)]
+    own = f"{shares[1]} of that of `{GREEDY_RULE}`, {shares[2]} of that of `{LEAST}`"
     return f"The policy's regret is {shares[0]} of that of the best rule, {best}, {own}."
 
 
-def told_of_members(test: Suite, policies: Sequence[Path]) -> str:
+def members_text(test: Suite, policies: Sequence[Path]) -> str:
     """Mean regrets of the members of the policies, each deciding alone."""
     members = [member for path in policies for member in UnitNetworks.load(path).members]
     alone = [f"{regrets(test, by_policy(test, member)).mean():.3f}" for member in members]
@@ -213,7 +213,7 @@ def searches(problems: Sequence[SuiteProblem], seeds: int, evaluations: int, pol
     return {name: np.array(counts) for name, counts in used.items()}
 
 
-def told_of_searches(
+def searches_text(
     problems: Sequence[SuiteProblem], used: dict[str, np.ndarray], evaluations: int, policy: Path
 ) -> list[str]:
     """What came of them, and of `bayes` where it may score as many masks as the policy's statistics take."""
@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print(f"{len(test.problems)} problems of `{options.split}`, {len(policies)} policies\n")
     print("\n".join([*table(test, found, lambda problem: True), "", verdict(found)]))
-    print(told_of_members(test, policies))
+    print(members_text(test, policies))
     for kind, count in sorted(Counter(map(kind_of, test.problems)).items()):
         print(f"\n{kind}, {count} problems:\n")
         print("\n".join(table(test, found, lambda problem: kind_of(problem) == kind)))  # noqa: B023
@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
         some = [test.problems[place] for place in order]
         used = searches(some, options.seeds, options.evaluations, policies[0])
         print(f"\nEvaluations until the optimum: {len(some)} problems, {options.seeds} seeds\n")
-        print("\n".join(told_of_searches(some, used, options.evaluations, policies[0])))
+        print("\n".join(searches_text(some, used, options.evaluations, policies[0])))
         record["searches"] = {name: counts.tolist() for name, counts in used.items()}
     if options.json is not None:
         write_json(options.json, record)

@@ -14,22 +14,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from das_gym.commandline import CommandSettings, parse_or_help
+from das_gym.commandline import parse_or_help
 from das_gym.config import choice
 from das_gym.files import at_home
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import ENVIRONMENTS
+from das_gym.runs import PluginSettings
 from das_gym.tables.suite import BUDGET_KINDS, DEFAULT_BUDGETS, SUITE_SPLITS, load_suite
 from das_gym.tables.table import SubnetTable
 
 RUGGED = 0.8
-"""Of a problem with an R2 below, a sum over units is a poor picture."""
+"""Of a problem with an R2 below, a sum over units is a poor image."""
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """What a landscape is like.
+    """Properties of a landscape.
 
     Attributes:
         masks: How many keep the budget.
@@ -56,8 +57,8 @@ def additivity(masks: np.ndarray, values: np.ndarray) -> float:
 def landscape(masks: np.ndarray, values: np.ndarray, budget: Budget) -> Landscape:
     """Measure it, exactly.
 
-    Neighbours of a mask skip another unit instead of one of its own; by cost also one unit more or less. Under a budget by
-    cost only masks count of which no unit can be kept again.
+    Neighbours of a mask skip another unit instead of one that it skips; by cost also one unit more or less. Under a budget
+    by cost only masks count of which no unit can be kept again.
 
     Args:
         masks: (2^n, n) bool, row `sum(mask[i] << i)` is that mask.
@@ -85,7 +86,7 @@ def landscape(masks: np.ndarray, values: np.ndarray, budget: Budget) -> Landscap
 
 
 @dataclass(frozen=True)
-class LandscapeSettings(CommandSettings):
+class LandscapeSettings(PluginSettings):
     """The settings of `python -m benchmarks.landscape`.
 
     Attributes:

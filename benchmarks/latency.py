@@ -8,7 +8,7 @@ Random subnets, 1 to n - 1 units skipped, have what they skip removed and run fr
 the sum of their parts (`das_gym.problem.unit_latency`). Whole subnets and the parts of the model take turns, so that
 whatever else the machine does weighs on both alike; medians are compared. METER is also run full, which has no adapters,
 and as DAS with k = 4, two text and two image layers skipped and adapters everywhere, both with the pooled token alone in
-the last stage: what that saves by the clock is set beside what it saves in MACs. `--cpu` counts the time of one thread's
+the last stage: what that saves by the clock is compared with what it saves in MACs. `--cpu` counts the time of one thread's
 processor and not of the clock, for machines that do other things besides.
 """
 
@@ -97,11 +97,11 @@ def measure(name: str, batch: int, subnets: int, rounds: int, clock: Callable[[]
             taken = []
         timer.round()
         taken.append(in_turns(run, clock, np.random.default_rng(number)))
-    return compared(timer, np.array(taken), masks, MaskCost.of(costs_of(subject)), meter)
+    return compared(timer, np.array(taken), masks, costs_of(subject).macs_cost, meter)
 
 
 def in_turns(calls: Sequence[Callable[[], Any]], clock: Callable[[], float], rng: np.random.Generator) -> list[float]:
-    """Milliseconds of one run of each, in an order drawn anew: what runs before another may weigh on it."""
+    """Milliseconds of one run of each, in an order drawn again: what runs before another may weigh on it."""
     taken = [0.0] * len(calls)
     for place in rng.permutation(len(calls)):
         taken[place] = elapsed(calls[place], clock)
@@ -116,7 +116,7 @@ def elapsed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
 
 
 def compared(timer: UnitTimer, taken: np.ndarray, masks: np.ndarray, macs: MaskCost, das: bool) -> dict[str, Any]:
-    """Predicted beside measured.
+    """Predicted and measured latency.
 
     Args:
         timer: Has timed the parts.

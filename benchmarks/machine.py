@@ -49,7 +49,7 @@ def memory_mib(field: str) -> float:
 
 
 def restart_peak() -> bool:
-    """Give unused memory back and let `VmHWM` begin anew; False where the system does not allow that."""
+    """Give unused memory back and reset `VmHWM`; False where the system does not allow that."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)

@@ -12,9 +12,9 @@ evenly over the set, times the size of the set.
 Two ratios are printed:
   "whole"   plain forwards with their encoders, against the engine. For a turn of 3, encoder outputs are in the engine's
             cache, as they are in all turns of a search but the first; for the larger sets the engine pays once for reading
-            pictures and encoding.
+            images and encoding.
   "masked"  without encoders on either side: what sharing between masks alone saves.
-Reading pictures and tokenising is not in the plain forwards. With bfloat16 only the engine's layers change: ratios are to
+Reading images and tokenising is not in the plain forwards. With bfloat16 only the engine's layers change: ratios are to
 the plain forwards in float32, and "to float32" is the engine against itself.
 
 Peak memory is the largest resident set while scoring, in a fresh process for each set, float32, the same batch.

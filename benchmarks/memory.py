@@ -32,7 +32,7 @@ def peak_here(size: str, name: str, examples: int | None) -> Json:
 
 
 def compare_peaks(size: str, examples: int | None) -> Json:
-    """Peak memory of all masks against that of a turn, each in a process of its own."""
+    """Peak memory of all masks against that of a turn, each in a separate process."""
     found = {}
     for name in (TURN, ALL):
         print(f"METER-{size}: memory of {SETS[name]}, in a fresh process ...", flush=True)

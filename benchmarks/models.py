@@ -1,4 +1,4 @@
-"""What is measured: METER-mini as bundled, and METER-base with random weights."""
+"""The models that are measured: METER-mini as bundled, and METER-base with random weights."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DAS = ("text.1", "text.3", "image.1", "image.3")
 
 @dataclass(frozen=True)
 class Noise:
-    """A picture of random pixels."""
+    """A image of random pixels."""
 
     seed: int
 
@@ -68,7 +68,7 @@ class Subject:
     examples: Sequence[Any]
 
     def batch(self) -> dict[str, Tensor]:
-        """What the model encodes."""
+        """Examples that the model encodes."""
         return self.task.processor(self.task.pairs(self.examples))
 
     def logits(self, encoded: State, mask: np.ndarray) -> Tensor:

@@ -1,7 +1,7 @@
 """Which edits of the code would no test notice? Cosmic Ray edits one expression after another and runs the room's tests.
 
 python -m benchmarks.mutation bandit budget       those rooms; without names all of them, which takes hours
-python -m benchmarks.mutation bandit --limit 40   a sample of so many edits a room, drawn with a fixed seed
+python -m benchmarks.mutation bandit --limit 40   a sample of 40 edits per room, with a fixed seed
 
 Needs `pip install cosmic-ray`. It works in a clone of HEAD: nothing here is edited. Prints each survivor as a diff.
 """

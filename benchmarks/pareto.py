@@ -1,4 +1,4 @@
-"""How much of the true front one search finds, beside random search and `bayes` run at several budgets.
+"""Measure the share of the true front that one search finds, against random search and `bayes` at several budgets.
 
     python -m benchmarks.pareto                                      every bundled table, 5 seeds, 400 evaluations
     python -m benchmarks.pareto --seeds 2 --tables vilt_nlvr2 --json pareto.json
@@ -57,7 +57,7 @@ def randomly(table: SubnetTable, evaluations: int, seed: int) -> Masks:
 
 
 def at_budgets(count: int, table: SubnetTable, evaluations: int, seed: int) -> Masks:
-    """`bayes` at so many budgets by cost, one after another, after the two ends."""
+    """`bayes` at several budgets by cost, one after another, after the two ends."""
     search = FrontSearch(table.n_layers, table.layer_macs.saved, seed)
     rewards = table.values("exp_neg_loss", "reward")
     asked = list(search.ends)
@@ -81,7 +81,7 @@ METHODS: dict[str, Method] = {
 
 
 def measure(table: SubnetTable, method: Method, seed: int, marks: list[int]) -> dict[str, Any]:
-    """Shares of the true hypervolume after so many evaluations, share of the true front's losses found, seconds."""
+    """Shares of the true hypervolume after `evaluations`, share of the true front's losses found, seconds."""
     saved, losses = table.layer_macs.saved(table.masks), table.values("loss", "reward")
     reference = reference_point(saved, losses)
     whole = hypervolume(saved, losses, reference)

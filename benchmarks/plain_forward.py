@@ -1,4 +1,4 @@
-"""How fast one plain forward of METER is beside a forward written as METER's own code writes it, on the same weights.
+"""Compare a plain forward of METER with a forward written like METER's own code, on the same weights.
 
     python -m benchmarks.plain_forward               METER-base, batches of 1, 2 and 8, about 5 minutes on 2 quiet cores
     python -m benchmarks.plain_forward --batch 1 --json plain_forward.json
@@ -121,7 +121,7 @@ class ReferenceLike:
 
 
 def make_batch(config: METERConfig, rows: int) -> dict[str, Tensor]:
-    """Random pictures, and texts of `TEXT` tokens."""
+    """Random images, and texts of `TEXT` tokens."""
     generator = torch.Generator().manual_seed(rows)
     ids = torch.randint(5, config.vocab_size, (rows, TEXT), generator=generator)
     image = torch.randn(rows, 3, config.image_size, config.image_size, generator=generator)

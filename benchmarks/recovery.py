@@ -6,7 +6,7 @@
 
 One search (bayes) finds the mask, unless one is given; every setting then starts from the same deletion. Settings are
 compared on the reward split, and the test split is asked once at the end, for the best of them: loss (nats), and score of
-generated answers. The share regained is (shrunk - recovered) / (shrunk - full) of the loss, and likewise of the score.
+generated answers. The share regained is (shrunk - recovered) / (shrunk - full) of the loss (and the same of the score).
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import argparse
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from das_gym.adapt.shrink.checks import as_vlm
 from das_gym.adapt.shrink.measuring import answer_scores, loss_of
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, ask
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, make_teacher
 from das_gym.agents.searching.loop import SearchConfig, search
 
 from benchmarks.machine import describe_machine
@@ -56,13 +55,13 @@ def find_mask(options: argparse.Namespace, config: ProblemConfig) -> np.ndarray:
 
 
 class Subject:
-    """A model, its deletion, and what both come to on held-out examples.
+    """A model, its pruned form, and their scores on held-out examples.
 
     Args:
-        problem: The whole model with its data.
+        problem: The full model with its data.
         mask: What is deleted.
         examples: Most examples of the reward split, and of the test split.
-        longest: Settings with the most steps: the whole model is asked once for all.
+        longest: Settings with the most steps: the full model answers once for all.
     """
 
     def __init__(self, problem: Problem, mask: np.ndarray, examples: int, longest: RecoveryConfig) -> None:
@@ -70,7 +69,7 @@ class Subject:
         self.whole = as_vlm(problem)
         self.held_out = shuffled(problem.task, problem.splits.reward, examples)
         self.test = shuffled(problem.task, problem.splits.test, examples)
-        self.teacher = ask(self.whole, self.task, problem.splits.train, replace(longest, hidden_at="last"), ())
+        self.teacher = make_teacher(self.whole, self.task, problem.splits.train, longest)
 
     def loss(self, vlm: VLM, examples: Sequence[Any]) -> float:
         """Mean, in nats."""
@@ -84,8 +83,7 @@ class Subject:
     def recovered(self, config: RecoveryConfig) -> tuple[VLM, float]:
         """A model trained after the deletion, and the seconds that took."""
         student, started = cut(self.whole, self.mask), time.perf_counter()
-        teacher = None if config.of_layers else self.teacher
-        Recovery(student, self.whole, self.task, self.problem.splits.train, config, teacher=teacher).run()
+        Recovery(student, self.whole, self.task, self.problem.splits.train, config, teacher=self.teacher).run()
         return student, time.perf_counter() - started
 
 
@@ -96,19 +94,14 @@ def regained(full: float, shrunk: float, recovered: float) -> float | None:
 
 def settings_of(options: argparse.Namespace) -> list[RecoveryConfig]:
     """Every combination that is asked for."""
-    every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden, options.hidden_at)
-    same = {"batch_size": options.batch_size, "seed": options.seed, "hidden_weight": options.hidden_weight}
-    return [
-        RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, hidden_at=at, **same)
-        for r, s, rate, h, at in every
-        if h != "none" or at == options.hidden_at[0]
-    ]
+    every = itertools.product(options.recover, options.steps, options.learning_rates, options.hidden)
+    same = {"batch_size": options.batch_size, "seed": options.seed}
+    return [RecoveryConfig(recover=r, steps=s, learning_rate=rate, hidden=h, **same) for r, s, rate, h in every]
 
 
 def words(config: RecoveryConfig) -> str:
     """The settings that were varied."""
-    hidden = config.hidden if config.hidden == "none" else f"{config.hidden} ({config.hidden_at})"
-    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {hidden}"
+    return f"{config.recover}, {config.steps} steps, learning rate {config.learning_rate:g}, hidden {config.hidden}"
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -147,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(record: dict[str, Any]) -> str:
-    """What the test split says."""
+    """Evaluate on the test split."""
     lines = [
         f"  {name:<9} score {100 * row['score']:.1f} % ({100 * row['interval'][0]:.1f}..{100 * row['interval'][1]:.1f}), "
         f"loss {row['loss']:.4f}"
@@ -175,8 +168,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[300])
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--hidden", nargs="+", choices=("none", "cosine", "mse"), default=["none"])
-    parser.add_argument("--hidden-at", nargs="+", choices=("last", "layers"), default=["last"])
-    parser.add_argument("--hidden-weight", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--examples", type=int, default=500, help="most of each split that is held out")
     parser.add_argument("--seed", type=int, default=0)

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         shipped = untrained(name)
         if not load_reference(shipped, problem, config, name):
-            sys.exit(f"{path} is not there, or was trained with other settings")
+            sys.exit(f"{path} is missing, or was trained with other settings")
         kept = evaluate(shipped, splits.test, f"evaluating, {path.name}").metric
         print(f"{path.name}: {100 * kept:.2f} % on test")
         if abs(kept - metric) > APART:

@@ -1,6 +1,6 @@
-"""python -m benchmarks.shipped_losses: write `answering_losses.json` beside both bundled answering models.
+"""python -m benchmarks.shipped_losses: write `answering_losses.json` next to both bundled answering models.
 
-They hold the losses that `leave_one_out` asks for on the default reward examples, so that `reset` does not score them anew.
+They hold the losses that `leave_one_out` asks for on the default reward examples, so that `reset` does not score them again.
 """
 
 from __future__ import annotations

@@ -335,9 +335,13 @@ def register_all() -> None:
             if (many := many_objectives(id)) not in registry:
                 register(
                     id=many,
-                    entry_point=f"das_gym.envs.mo_{form.lower()}_env:MO{form}Env",
-                    vector_entry_point=f"das_gym.envs.mo_{form.lower()}_env:MO{form}VectorEnv",
-                    kwargs={"model": entry.model, "task": entry.task},
+                    entry_point="das_gym.envs.mo_env:make_env",
+                    vector_entry_point="das_gym.envs.mo_env:make_vector_env",
+                    kwargs={
+                        "env": f"das_gym.envs.{form.lower()}_env:{form}Env",
+                        "model": entry.model,
+                        "task": entry.task,
+                    },
                     order_enforce=False,
                     disable_env_checker=True,  # it wants a number for a reward
                 )

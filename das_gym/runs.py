@@ -103,7 +103,7 @@ def check_links(folder: Path) -> None:
         if path.is_symlink():
             raise ValueError(f"{path} is a link, but a run writes only into its own folder. Replace it by a copy.")
         if path.exists() and not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is a pipe or a device. Remove it from the run folder.")
+            raise ValueError(f"{path} is not a regular file. Remove it from the run folder.")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def many_objectives_page() -> str:
     """All environments with a vector for a reward."""
     lines = ["# Environments of many objectives", "", "| with a model | from a table |", "|---|---|"]
     lines += [f"| `{many_objectives(e.id)}` | `{many_objectives(e.tabular_id)}` |" for e in ENVIRONMENTS.values()]
-    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.mo_skip_env:MOSkipEnv"))])
+    return "\n".join([*lines, "", _docstring(find_class("das_gym.envs.mo_env:MultiObjectiveReward"))])
 
 
 def _docstring(cls: Any) -> str:

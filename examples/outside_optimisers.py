@@ -34,9 +34,9 @@ def main(env_id: str = "DAS-METER-VQA-Tabular-v0", evaluations: int = 60, seed: 
     for search in (by_optuna, by_annealing):
         oracle = make_oracle(env_id, {"skip_num": skip_num})
         search(oracle, evaluations, seed)
-        skipped, reward = max(oracle.asked, key=lambda entry: entry[1])
+        skipped, reward = max(oracle.calls, key=lambda entry: entry[1])
         rank = oracle.ranks(np.array([reward]))[0]
-        print(f"{search.__name__}: reward {reward:.4f} after {len(oracle.asked)} masks, rank {rank}, skips layers {skipped}")
+        print(f"{search.__name__}: reward {reward:.4f} after {len(oracle.calls)} masks, rank {rank}, skips layers {skipped}")
         best = max(best, reward)
     return best
 

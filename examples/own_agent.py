@@ -1,22 +1,20 @@
-"""An agent of one's own: registered by name, searched with, and compared with random search on a table."""
+"""Your own agent: registered by name, searched with, and compared with random search on a table."""
 
-from das_gym.agents import BestSeen, SearchConfig, register_agent, search
-from das_gym.agents.compare.oracle import make_oracle
-from das_gym.agents.compare.results import compare
+from das_gym.agents import Agent, SearchConfig, compare_agents, make_oracle, register_agent, search
 
 
-class HillClimber(BestSeen):
-    """Swaps a few skipped layers of the best mask for others; `BestSeen` remembers, answers, and resumes."""
+class HillClimber(Agent):
+    """Swaps a few skipped layers of the best mask for others; `Agent` remembers rewards, answers, and resumes."""
 
     def __init__(self, space, seed=None, swaps: int = 1):
         super().__init__(space, seed)
         self.swaps = swaps
 
     def ask(self, n):
-        return self.space.distinct(n, self._draw, self.rng, seen=self.reported)
+        return self.space.distinct(n, self._draw, self.rng, seen=self.rewards)
 
     def _draw(self):
-        if not self.reported:
+        if not self.rewards:
             return self.space.sample(self.rng)
         return self.space.mutate(self.best(), self.swaps, self.rng)
 
@@ -26,7 +24,7 @@ def main(env_id: str = "DAS-METER-VQA-Tabular-v0", evaluations: int = 120, seeds
     result = search(SearchConfig(env_id=env_id, agent="hill_climber", skip_num=4, evaluations=evaluations))
     print(f"reward {result.reward:.4f}, skips {', '.join(result.skipped_layers)}")
     oracle = make_oracle(env_id, {"skip_num": 4})
-    for each in compare(oracle, ["hill_climber", "random"], range(seeds), evaluations):
+    for each in compare_agents(oracle, ["hill_climber", "random"], range(seeds), evaluations):
         print(
             f"{each.agent:>12}: mean regret {each.mean_regret():.4f}, found in {each.found[:, -1].mean():.0%} of the seeds"
         )

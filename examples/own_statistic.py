@@ -23,7 +23,7 @@ def main(env_id: str = "DAS-METER-VQA-v0", reward_examples: int = 100) -> float:
         print(f"{name:>30} {value:.3f}")
     rewards = []
     for statistic in env_kwargs["statistics"]:
-        agent = {"agent": "one_shot", "agent_kwargs": {"statistic": statistic}}
+        agent = {"agent": "block_influence", "agent_kwargs": {"statistic": statistic}}
         result = search(SearchConfig(env_id=env_id, env_kwargs=env_kwargs, skip_num=None, macs_saved=0.12, **agent))
         rewards.append(result.reward)
         print(f"12 % of the MACs saved by lowest {statistic}: reward {result.reward:.4f}")

@@ -124,8 +124,8 @@ LACKS = (
     ("task", "text"),
     [
         (Unfinished, LACKS),
-        (dict, "task=<class 'dict'> is no class of tasks; give a subclass of das_gym.Task, or its 'module:name'"),
-        (None, "task=None is no class of tasks"),
+        (dict, "not a task: got <class 'dict'>, expected a subclass of das_gym.Task"),
+        (None, "not a task: got None"),
         (type("Vqa", (VQATask,), {}), r"Vqa cannot be the task 'tiny': it lacks name = 'tiny'; see"),
     ],
 )

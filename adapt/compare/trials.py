@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from das_gym.adapt.compare.variants import MethodVariant
 from das_gym.adapt.evaluate import evaluate
-from das_gym.adapt.methods.learnt import learnt
+from das_gym.adapt.methods.saving import to_adaptation
 from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.report import one_example
 from das_gym.adapt.step_loss import set_up
@@ -152,7 +152,7 @@ class ComparisonContext:
         step_loss, trainer = set_up(model, self.splits.train, config, checkpoint, self.encoder, held_out=self.splits.reward)
         try:
             trainer.run(step_loss.parts, f"{variant.title}, {rate:g}, seed {seed}", add_prefix(checkpoint.stem, self.log))
-            saved = learnt(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)
+            saved = to_adaptation(model, variant.method, method, row=variant.key, learning_rate=rate, seed=seed)
             method.finish(model.backbone.vlp)
             scored = evaluate(model, self.reward_examples, f"{variant.title}, reward split", rank_images=1)
         except FloatingPointError:  # diverged: a resumed run must not continue from there

@@ -65,9 +65,9 @@ def run_export(settings: ExportSettings) -> Exported:
     if settings.onnx:
         _check_onnx(_record(folder, COMPARED).get("problem"))
     row = find_class(METHODS[settings.method]) if settings.method in METHODS else None
-    if row is not None and row.leaves:
+    if row is not None and row.remaining:
         raise ValueError(
-            f"method={settings.method} cannot be exported: it leaves {row.leaves}, for which transformers has no code "
+            f"method={settings.method} cannot be exported: it leaves {row.remaining}, for which transformers has no code "
             "(full, head, bitfit, lora and das leave none); `evaluate` and `predict` take it as it is"
         )
     subnet = load_moved(place, "cpu", settings.checkpoint, settings.trust_remote_code)

@@ -1,1 +1,1 @@
-"""Ways to fine-tune a pre-trained model with few parameters, or all: `base` says what one is; each has a file of its own."""
+"""Methods of training a pre-trained model with few parameters, or all: `base` has the interface and the registry."""

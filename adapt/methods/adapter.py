@@ -14,17 +14,17 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class AdapterTuning(Method):
-    """An adapter behind every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
+    """Train an adapter behind every sub-layer of the skippable layers: it reads the sub-layer's output and adds to it.
 
     With a bottleneck of 96 METER-base has 5.34 M parameters and 1.64 G MACs of it, as published (REFERENCE: Adapter).
 
     Attributes:
-        bottleneck: Width inside, at least 1; None is that of the parallel adapters of DAS that the model was loaded with, or
-            an eighth of the hidden size: 96 for 768, both.
+        bottleneck: Width inside, at least 1. None is the width of the parallel adapters that the model was loaded with, or
+            1/8 of the hidden size.
     """
 
     title: ClassVar[str] = "adapter"
-    leaves: ClassVar[str] = "adapters behind its sub-layers"
+    remaining: ClassVar[str] = "adapters behind its sub-layers"
 
     bottleneck: int | None = None
 
@@ -32,7 +32,7 @@ class AdapterTuning(Method):
         check_widths(self, "bottleneck")
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """A `AdapterBehind` around what gives each sub-layer's output."""
+        """Insert an `AdapterBehind` around the last linear layer of each sub-layer."""
         bottleneck = self.bottleneck or das_bottleneck(vlp)
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
@@ -46,7 +46,7 @@ class AdapterTuning(Method):
 
 
 def das_bottleneck(vlp: VLP) -> int | None:
-    """Width of a model's parallel adapters; None where it has none."""
+    """Return the width of a model's parallel adapters; None if it has none."""
     for index in range(len(vlp.layers)):
         layer = vlp.skippable(index).layer
         for adapter in parallel_adapters(layer) if layer is not None else ():

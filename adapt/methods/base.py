@@ -1,10 +1,13 @@
-"""What a method of fine-tuning is: what it inserts into a frozen model, what of it trains, and what is left in it after."""
+"""The interface and the registry of training methods, for fine-tuning and for recovery after layers were deleted.
+
+A method is one file with a subclass of `Method`, and one entry of `METHODS`.
+"""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,84 +23,127 @@ from das_gym.problem.loading import AdaptedModel
 from das_gym.registration import find_class
 
 METHODS: dict[str, str | type[Method]] = {
-    name: f"das_gym.adapt.methods.{file}:{cls}"
-    for name, file, cls in (
-        ("full", "full", "Full"),
-        ("head", "head", "Head"),
-        ("bitfit", "bitfit", "BitFit"),
-        ("lora", "lora", "LoRA"),
-        ("prompt", "prompt", "Prompt"),
-        ("adapter", "adapter", "AdapterTuning"),
-        ("parallel", "parallel", "ScaledParallel"),
-        ("das", "das", "DAS"),
-    )
+    "full": "das_gym.adapt.methods.full:Full",
+    "head": "das_gym.adapt.methods.head:Head",
+    "bitfit": "das_gym.adapt.methods.bitfit:BitFit",
+    "lora": "das_gym.adapt.methods.lora:LoRA",
+    "prompt": "das_gym.adapt.methods.prompt:Prompt",
+    "adapter": "das_gym.adapt.methods.adapter:AdapterTuning",
+    "parallel": "das_gym.adapt.methods.parallel:ScaledParallel",
+    "das": "das_gym.adapt.methods.das:DAS",
 }
-"""Name to class, or where it is: `module:class`."""
+"""Name to class, or to its `module:class`."""
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """A model from which layers were deleted, as recovery passes it to a method.
+
+    Attributes:
+        vlp: The model.
+        root: The module whose submodules `parts` names.
+        parts: What recovery may train: the decoder layers and the projector, by name.
+        insert_adapters: Inserts parallel and skip adapters of two widths, in the form that the saved folder's code has, and
+            returns what trains.
+    """
+
+    vlp: VLP
+    root: nn.Module
+    parts: Mapping[str, nn.Module]
+    insert_adapters: Callable[[int, int], list[nn.Parameter]]
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """A way to fine-tune. Its fields are its settings, and check themselves.
+    """A way to train. Its fields are its settings.
 
-    A head that the task brings trains always, and with `poolers` what the model trains under every mask. `insert` says what
-    else does; nothing else of the model moves.
+    A head that the task brings always trains, and with `poolers` what the model trains under every mask. `insert` decides
+    what else does; nothing else of the model changes.
 
     Attributes:
-        title: As it is called in tables.
-        leaves: What of it stays in the model after `finish` and no exported folder can hold, in words; empty = nothing.
+        title: Name in tables.
+        remaining: What of it stays in the model after `finish` and no exported folder can hold; empty = nothing.
+        trains_weights: Whether it trains parameters that the model has without it.
+        adds_code: Whether a folder of a recovered model needs code of ours to load.
+        recovery_rate: Peak learning rate of recovery, see `das_gym.adapt.shrink.recovery.RATE_WIDTH`.
         poolers: Whether what trains under every mask does: poolers, token types and the like.
     """
 
     title: ClassVar[str]
-    leaves: ClassVar[str] = ""
+    remaining: ClassVar[str] = ""
+    trains_weights: ClassVar[bool] = False
+    adds_code: ClassVar[bool] = False
+    recovery_rate: ClassVar[float] = 1e-3
 
     poolers: bool = True
 
     @abstractmethod
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Take the adapters of `DAS` out of a model, unless it is that, and put in what it adds; what trains of it all.
+        """Insert what the method adds, and return what trains. All methods but `DAS` remove its adapters first.
 
         Raises:
-            ValueError: the model cannot have it; says why.
+            ValueError: the model does not support the method.
         """
 
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
+        """As `insert`, in a model from which layers were deleted. By default the same."""
+        return self.insert(pruned.vlp)
+
+    def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
+        """Check that a model can be recovered by this method; it is not changed.
+
+        Args:
+            vlp: The full model.
+            parts: As in `PrunedModel`.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if self.remaining:
+            raise ValueError(f"{self.title} cannot recover a model: it leaves {self.remaining}, which no folder can hold.")
+        if not self.insert(meta_twin(vlp)):
+            raise ValueError(f"{self.title} cannot recover a model: it trains no parameters but those of a head.")
+
+    def describe_recovery(self, hidden_size: int) -> str:
+        """Return what recovery trains, for the card of a model of that width."""
+        return f"{self.title} in the remaining layers"
+
     def finish(self, vlp: VLP) -> None:  # noqa: B027 - most have nothing to do
-        """Called when training has ended: leave nothing in the model that it can do without."""
+        """Called when training has ended: merge what can be merged."""
 
     def apply(self, model: AdaptedModel, seed: int = 0) -> int:
         """Make a frozen model ready to be trained by this method, in place.
 
         Args:
             model: As it was loaded, with a head and no mask pruned.
-            seed: Of what is inserted.
+            seed: Seed of what is inserted.
 
         Returns:
-            How many parameters of the model this method updates: without head and poolers.
+            How many parameters of the model this method updates, without head and poolers.
 
         Raises:
-            ValueError: the model cannot have it, or nothing would train.
+            ValueError: the model does not support the method, or nothing would train.
         """
         vlp = model.backbone.vlp
         vlp.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            trained = self.insert(vlp)
-        shared = [p for p in vlp.shared_parameters() if self.poolers]
-        head = list(own_parameters(vlp, model.head).values())
-        for parameter in (*trained, *shared, *head):
+            inserted = self.insert(vlp)
+        shared = vlp.shared_parameters()
+        trained = [*inserted, *(shared if self.poolers else ()), *own_parameters(vlp, model.head).values()]
+        for parameter in trained:
             parameter.requires_grad_(True)
-        self._check_trains(vlp, bool(trained or shared or head))
-        apart = {id(p) for p in vlp.shared_parameters()}
-        return sum(p.numel() for p in {id(p): p for p in trained if id(p) not in apart}.values())
+        self._check_trains(vlp, bool(trained))
+        counted = {id(p): p.numel() for p in inserted}
+        for parameter in shared:
+            counted.pop(id(parameter), None)
+        return sum(counted.values())
 
     def check(self, vlp: VLP) -> None:
-        """Refuse a model that cannot have it, and leave that as it is.
-
-        Args:
-            vlp: As it was loaded.
+        """Check that a model supports the method; it is not changed.
 
         Raises:
-            ValueError: it cannot, or nothing would train.
+            ValueError: it does not, or nothing would train.
         """
         twin = meta_twin(vlp)
         trained = self.insert(twin)
@@ -105,27 +151,17 @@ class Method(ABC):
 
     def _check_trains(self, vlp: VLP, trains: bool) -> None:
         if not trains:
-            raise ValueError(
-                f"{self.title}: nothing would train, since a {type(vlp).__name__} brings its head; choose another method"
-            )
+            raise ValueError(f"{self.title}: nothing would train, since a {type(vlp).__name__} brings its head.")
 
 
 def all_sites(vlp: VLP, *kinds: str) -> list[Site]:
-    """The sub-layers of every skippable layer.
-
-    Args:
-        vlp: The model.
-        *kinds: Only of these kinds; none named takes all.
-
-    Raises:
-        ValueError: what `VLP.sites` raises.
-    """
+    """Return the sub-layers of every skippable layer, of some kinds or of all."""
     sites = [site for index in range(len(vlp.layers)) for site in vlp.sites(index)]
     return [site for site in sites if not kinds or site.kind in kinds]
 
 
 def check_widths(method: Method, *names: str) -> None:
-    """Refuse a width below 1.
+    """Check that widths are 1 or more.
 
     Raises:
         ValueError: names the setting.
@@ -134,35 +170,49 @@ def check_widths(method: Method, *names: str) -> None:
 
 
 def register_method(name: str, method: str | type[Method]) -> None:
-    """Add a method of one's own, which `python -m adapt compare` then takes.
+    """Add a method of your own, for `python -m adapt compare` and `recover=` of `python -m adapt shrink`.
 
     Args:
-        name: As which it is asked for.
+        name: Its name.
         method: Its class, or that class's "module:class".
 
     Raises:
         TypeError: neither.
-        ValueError: a name that is not allowed or taken.
+        ValueError: a name that is not allowed or already registered.
     """
     is_path = isinstance(method, str) and all(method.partition(":"))
     if not (is_path or (isinstance(method, type) and issubclass(method, Method))):
-        raise TypeError(f"register_method({name!r}, {method!r}): give a subclass of Method, or 'module:class'")
+        raise TypeError(f"`method` is not a method: got {method!r}, expected a subclass of Method, or 'module:class'.")
     add_entry(METHODS, name, method, "method")
 
 
-def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """The method of that name.
-
-    Args:
-        name: A key of `METHODS`.
-        settings: Its settings, where they are not the default.
+def method_class(name: str) -> type[Method]:
+    """Return the class of a method.
 
     Raises:
-        ValueError: no such method, or a setting that it refuses.
+        ValueError: no such method.
+        TypeError: it does not implement `insert`.
     """
     check_names([name], METHODS, "method", own=True)
     cls: Any = find_class(METHODS[name])
     if inspect.isabstract(cls):
         raise TypeError(f"method {name!r}: {cls.__name__} has no insert; write it")
-    method: Method = build(cls, settings or {}, f"setting of method {name!r},")
+    return cls
+
+
+def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """Return the method of a name.
+
+    Args:
+        name: A key of `METHODS`.
+        settings: Its settings that differ from the defaults.
+
+    Raises:
+        ValueError: no such method, or a setting that is out of range.
+
+    Example:
+        >>> make_method("lora", {"rank": 8}).rank
+        8
+    """
+    method: Method = build(method_class(name), settings or {}, f"setting of method {name!r},")
     return method

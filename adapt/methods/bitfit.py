@@ -13,21 +13,17 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class BitFit(Method):
-    """Every bias in the skippable layers trains; the encoders before them stay frozen, so that their outputs can be kept."""
+    """Train every bias in the skippable layers. The encoders before them stay frozen, so their outputs can be cached."""
 
     title: ClassVar[str] = "BitFit"
+    trains_weights: ClassVar[bool] = True
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Nothing is put in.
-
-        Raises:
-            ValueError: the layers have no biases.
-        """
+        """Insert nothing; return the biases."""
         vlp.remove_adapters()
-        layers = (vlp.skippable(index).chosen(False) for index in range(len(vlp.layers)))
+        layers = [vlp.skippable(index).chosen(False) for index in range(len(vlp.layers))]
         biases = [getattr(module, "bias", None) for layer in layers for module in layer.modules()]
         found = [bias for bias in biases if isinstance(bias, nn.Parameter)]
         if not found:
-            kind = type(vlp.skippable(0).chosen(False)).__name__
-            raise ValueError(f"BitFit: a {kind} has no biases; choose another method")
+            raise ValueError(f"BitFit: a {type(layers[0]).__name__} has no biases. Choose another method.")
         return found

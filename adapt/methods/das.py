@@ -1,12 +1,13 @@
-"""Dynamic Architecture Skipping (arXiv 2309.01479): some layers are gone, adapters in their place and beside the others."""
+"""Dynamic Architecture Skipping (arXiv 2309.01479): adapters replace skipped layers and run next to those that are kept."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from das_gym.adapt.methods.base import Method
+from das_gym.adapt.methods.base import Method, PrunedModel
 from torch import nn
 
 from das_gym.models.adapters import Adapter
@@ -15,27 +16,52 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class DAS(Method):
-    """Skipped layers are removed, a skip adapter trains in the place of each, parallel adapters train in the others.
+    """Remove skipped layers, train a skip adapter in the place of each and parallel adapters in the others.
 
-    Widths are those that the model was loaded with.
+    In fine-tuning the adapters are as wide as those that the model was loaded with.
 
     Attributes:
-        mask: 0 or 1 a layer, 1 = skipped; None skips none.
+        mask: One number per layer, 1 = skipped; None skips none. In recovery the layers are deleted already.
+        bottleneck: Width of parallel adapters in recovery. None means 1/64 of the hidden size, at least 8.
+        skip_bottleneck: Width of skip adapters in recovery. None means 1/16 of the hidden size, at least 8.
     """
 
     title: ClassVar[str] = "DAS"
+    adds_code: ClassVar[bool] = True
+    recovery_rate: ClassVar[float] = 3e-3
 
     mask: tuple[int, ...] | None = None
+    bottleneck: int | None = None
+    skip_bottleneck: int | None = None
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Nothing is taken out and nothing put in, layers are removed; every adapter that is left trains.
-
-        Raises:
-            ValueError: a mask of another width, or a model without adapters.
-        """
+        """Remove layers; return the parameters of all adapters that remain."""
+        if self.bottleneck is not None or self.skip_bottleneck is not None:
+            raise ValueError("DAS: `bottleneck` and `skip_bottleneck` are for recovery. Set them where the model is loaded.")
         if not any(isinstance(module, Adapter) for module in vlp.modules()):
             raise ValueError(
                 f"DAS: this {type(vlp).__name__} has no adapters{'; ' * bool(vlp.untrainable)}{vlp.untrainable}"
             )
         vlp.prune(np.zeros(len(vlp.layers), bool) if self.mask is None else np.array(self.mask, bool))
         return [p for module in vlp.modules() if isinstance(module, Adapter) for p in module.parameters()]
+
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
+        """Insert adapters, which start without effect."""
+        return pruned.insert_adapters(*self.widths(pruned.vlp.feature_size))
+
+    def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
+        """Check that layers have a known place for adapters."""
+        if vlp.untrainable:
+            raise ValueError(f"{vlp.untrainable}. Use recover=lora or recover=full.")
+
+    def widths(self, hidden_size: int) -> tuple[int, int]:
+        """Return the widths of parallel and skip adapters in recovery."""
+        return self.bottleneck or max(8, hidden_size // 64), self.skip_bottleneck or max(8, hidden_size // 16)
+
+    def describe_recovery(self, hidden_size: int) -> str:
+        """Return what recovery trains."""
+        parallel, skip = self.widths(hidden_size)
+        return (
+            f"Adapters of DAS (arXiv 2309.01479), and nothing else, {parallel} wide before attention and MLP, {skip} wide "
+            "where a layer was deleted"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from das_gym.adapt.methods.base import Method
+from das_gym.adapt.methods.base import Method, PrunedModel
 from torch import nn
 
 from das_gym.models.base import VLP
@@ -13,11 +13,21 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class Full(Method):
-    """All parameters train. Encoder outputs change with every step, so that they cannot be kept."""
+    """Train all parameters. Encoder outputs change with every step, so they cannot be cached."""
 
     title: ClassVar[str] = "full tuning"
+    trains_weights: ClassVar[bool] = True
+    recovery_rate: ClassVar[float] = 1e-4
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Nothing is put in; all trains."""
+        """Insert nothing; return all parameters."""
         vlp.remove_adapters()
         return [p for p in vlp.parameters() if p.is_floating_point()]
+
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
+        """Return the parameters of decoder layers and projector: the embeddings and the vision tower stay frozen."""
+        return [p for part in pruned.parts.values() for p in part.parameters() if p.is_floating_point()]
+
+    def describe_recovery(self, hidden_size: int) -> str:
+        """Return what recovery trains."""
+        return "All parameters of the remaining layers and the projector"

@@ -13,13 +13,13 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class Head(Method):
-    """The task's head trains, and nothing else unless `poolers` do; the field calls it classifier only."""
+    """Train the task's head and, only with `poolers`, what trains under every mask; also called linear probing."""
 
     title: ClassVar[str] = "head only"
 
     poolers: bool = False
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Nothing."""
+        """Insert nothing; return nothing."""
         vlp.remove_adapters()
         return []

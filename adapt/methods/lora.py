@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from das_gym.adapt.methods.base import Method, all_sites, check_widths
+from das_gym.adapt.methods.base import Method, PrunedModel, all_sites, check_widths
 from torch import nn
 
 from das_gym.models.base import VLP
@@ -15,13 +15,14 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class LoRA(Method):
-    """A low-rank update of the query and value projections of every attention in the skippable layers, merged at the end.
+    """Train a low-rank update of the query and value projections in the skippable layers, merged at the end.
 
-    At rank 4 METER-base has 0.29 M of it, as published (REFERENCE: LoRA 0.29 M; ViLT 0.15 M).
+    At rank 4 METER-base has 0.29 M parameters of it, as published (REFERENCE: LoRA 0.29 M; ViLT 0.15 M). In recovery it
+    updates every linear layer of decoder and projector.
 
     Attributes:
-        rank: Of the update, at least 1.
-        alpha: What is learnt counts `alpha / rank` times.
+        rank: Rank of the update, at least 1.
+        alpha: The update counts `alpha / rank` times.
     """
 
     title: ClassVar[str] = "LoRA"
@@ -33,35 +34,55 @@ class LoRA(Method):
         check_widths(self, "rank", "alpha")
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """LoRA's layers around queries and values."""
+        """Insert LoRA around queries and values."""
         vlp.remove_adapters()
         wanted = {id(site.owner.get_submodule(name)) for site in all_sites(vlp) for name in site.projections}
-        return inject_lora(
-            vlp, [name for name, module in vlp.named_modules() if id(module) in wanted], self.rank, self.alpha
-        )
+        names = [name for name, module in vlp.named_modules() if id(module) in wanted]
+        return inject_lora(vlp, names, self.rank, self.alpha)
+
+    def insert_for_recovery(self, pruned: PrunedModel) -> list[nn.Parameter]:
+        """Insert LoRA around every linear layer of decoder and projector."""
+        return inject_lora(pruned.root, linear_names(pruned.parts), self.rank, self.alpha)
+
+    def check_recovery(self, vlp: VLP, parts: Mapping[str, nn.Module]) -> None:
+        """Check that there are linear layers."""
+        if not linear_names(parts):
+            raise ValueError(f"a {type(vlp).__name__} without linear layers has no place for LoRA. Use recover=full.")
+
+    def describe_recovery(self, hidden_size: int) -> str:
+        """Return what recovery trains."""
+        return f"LoRA (rank {self.rank}, alpha {self.alpha:g}, merged) in the remaining layers and the projector"
 
     def finish(self, vlp: VLP) -> None:
-        """Merge."""
+        """Merge the update into the weights."""
         merge_lora(vlp)
 
 
+def linear_names(parts: Mapping[str, nn.Module]) -> list[str]:
+    """Return the full names of the linear layers in modules, given by name."""
+    return [
+        f"{part}.{name}".rstrip(".")
+        for part, module in parts.items()
+        for name, each in module.named_modules()
+        if is_linear(each)
+    ]
+
+
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module gives `x W' + b` and nothing else, as LoRA takes it: some routers are subclasses of `nn.Linear`."""
+    """Check that a module computes `x W' + b` and nothing else: some routers of experts are subclasses of `nn.Linear`."""
     if not isinstance(module, nn.Linear) or type(module) is nn.Linear:
         return isinstance(module, nn.Linear)
-    given = torch.ones(1, module.in_features).to(module.weight)
+    x = torch.ones(1, module.in_features).to(module.weight)
     with torch.no_grad():
         try:
-            found = module(given)
+            y = module(x)
         except (RuntimeError, TypeError, ValueError):
             return False
-        return isinstance(found, torch.Tensor) and torch.allclose(
-            found, nn.functional.linear(given, module.weight, module.bias)
-        )
+        return isinstance(y, torch.Tensor) and torch.allclose(y, nn.functional.linear(x, module.weight, module.bias))
 
 
 def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list[nn.Parameter]:
-    """Put LoRA around modules, given by name, with numbers of 32 bits at least; what trains is returned."""
+    """Insert LoRA around modules, given by name, in 32 bits at least; return what trains."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
@@ -77,21 +98,22 @@ def inject_lora(model: Any, names: Iterable[str], rank: int, alpha: int) -> list
 
 
 def merge_lora(model: Any) -> None:
-    """Add what LoRA learnt to weights of the model's own, and leave nothing else of it.
+    """Add LoRA's updates to weights of the model's own, and remove all else of it.
 
     Raises:
-        FloatingPointError: it is not finite.
+        FloatingPointError: an update is not finite.
     """
     from peft.tuners.lora import LoraLayer
 
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             base: Any = module.get_base_layer()
-            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # other models may share it
             try:
                 module.merge(safe_merge=True)
             except ValueError as error:
-                raise FloatingPointError(f"what LoRA learnt at {name} is not finite: try a lower learning_rate") from error
+                raise FloatingPointError(f"LoRA diverged: {name} is not finite. Try a lower learning_rate.") from error
             model.set_submodule(name, base)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+    for module in model.modules():
+        if hasattr(module, "peft_config"):
+            del module.peft_config

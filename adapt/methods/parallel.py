@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from das_gym.adapt.methods.base import Method, all_sites, check_ranges, check_widths
+from das_gym.adapt.methods.base import Method, all_sites, check_widths
+from das_gym.adapt.training import check_ranges
 from torch import nn
 
 from das_gym.models.adapters import Adapter
@@ -14,15 +15,15 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class ScaledParallel(Method):
-    """An adapter beside the MLP of every skippable layer: it reads what that reads, and what it gives is scaled and added.
+    """Train an adapter parallel to the MLP of every skippable layer; its output is scaled and added.
 
     Attributes:
-        bottleneck: Width inside, at least 1; None is a quarter of the hidden size.
-        scale: Of what it gives, above 0.
+        bottleneck: Width inside, at least 1. None is a quarter of the hidden size.
+        scale: Factor of the output, above 0.
     """
 
     title: ClassVar[str] = "scaled parallel adapter"
-    leaves: ClassVar[str] = "adapters beside its MLPs"
+    remaining: ClassVar[str] = "adapters parallel to its MLPs"
 
     bottleneck: int | None = None
     scale: float = 4.0
@@ -32,7 +33,7 @@ class ScaledParallel(Method):
         check_ranges(self, scale=(1e-6, 1e6))
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """An `Adapter` beside each MLP."""
+        """Insert an `Adapter` parallel to each MLP."""
         vlp.remove_adapters()
         trained: list[nn.Parameter] = []
         for site in all_sites(vlp, "mlp"):

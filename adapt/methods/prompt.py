@@ -15,14 +15,14 @@ from das_gym.models.base import VLP, State
 
 @dataclass(frozen=True)
 class Prompt(Method):
-    """Learnt tokens behind those of every stream, before the first skippable layer; they take part in all of them.
+    """Train virtual tokens that are appended to every stream before the first skippable layer.
 
     Attributes:
-        tokens: How many in each stream, at least 1.
+        tokens: Number of tokens in each stream, at least 1.
     """
 
     title: ClassVar[str] = "prompt tuning"
-    leaves: ClassVar[str] = "learnt tokens in its input"
+    remaining: ClassVar[str] = "virtual tokens in its input"
 
     tokens: int = 16
 
@@ -30,13 +30,11 @@ class Prompt(Method):
         check_widths(self, "tokens")
 
     def insert(self, vlp: VLP) -> list[nn.Parameter]:
-        """Embeddings of prompts.
-
-        Raises:
-            ValueError: no token can stand among the model's own.
-        """
+        """Insert the virtual tokens."""
         if vlp.promptless:
-            raise ValueError(f"prompt tuning: not in a {type(vlp).__name__}, since {vlp.promptless}; choose another method")
+            raise ValueError(
+                f"prompt tuning is not supported by {type(vlp).__name__}: {vlp.promptless}. Choose another method."
+            )
         vlp.remove_adapters()
         widths = {layer.stream: vlp.sites(index)[0].width for index, layer in enumerate(vlp.layers)}
         vlp.prompts = Prompts(widths, self.tokens).to(vlp.device)
@@ -44,11 +42,11 @@ class Prompt(Method):
 
 
 class Prompts(nn.Module):
-    """Adds learnt tokens to a state before stage 0.
+    """Appends virtual tokens to a state before stage 0.
 
     Args:
-        widths: Of hidden vectors, by stream.
-        tokens: How many.
+        widths: Hidden size of each stream.
+        tokens: Number of tokens in each stream.
     """
 
     def __init__(self, widths: Mapping[str, int], tokens: int) -> None:
@@ -65,7 +63,7 @@ class Prompts(nn.Module):
             self.streams[stream] = prompts
 
     def forward(self, state: State) -> State:
-        """The state with its streams longer; the token that is read stays where it is."""
+        """Return the state with longer streams; the position that the head reads stays the same."""
         hidden, attend = dict(state.hidden), dict(state.attend)
         for stream, embedding in self.streams.items():
             own = hidden[stream]

@@ -56,7 +56,7 @@ def model_card(
     which = " and ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)
     auto = auto_class(full.model.config).__name__
     table = results_table([row.record() for row in measured.rows.values()], measured.metric)
-    code = TRUST if has_remote_code or recovery.recover == "adapters" else ""
+    code = TRUST if has_remote_code or (recovery.method is not None and recovery.method.adds_code) else ""
     versions = ", ".join(f"{library} {version}" for library, version in library_versions().items())
     parts = [
         front_matter(source, auto, ("pruned",)),
@@ -77,25 +77,14 @@ def model_card(
 
 
 def _describe_training(config: RecoveryConfig, trained: tuple[int, int], width: int) -> str:
-    if config.recover == "none":
+    if config.method is None:
         return "Nothing was trained."
     parameters, examples = trained
-    how = {
-        "lora": f"LoRA (rank {config.rank}, alpha {config.alpha:g}, merged)",
-        "full": "all their parameters",
-        "adapters": "{} wide before attention and MLP, {} wide in place of a deleted layer".format(*config.widths(width)),
-    }[config.recover]
-    what = "The remaining layers and the projector were trained"
-    if config.recover == "adapters":
-        what = "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained"
-    hidden = ""
-    if config.hidden != "none":
-        places = "the last hidden states" if config.hidden_at == "last" else "the hidden states of every kept layer"
-        hidden = f" + {config.hidden_weight:g} {config.hidden} of {places}"
+    hidden = "" if config.hidden == "none" else f" + {config.hidden} of the last hidden states"
     return (
-        f"{what} for {config.steps} steps of {min(config.batch_size, examples)} examples: {how}, {parameters:,} parameters, "
-        f"on {examples:,} training examples; loss {config.distillation:g} KL(full || this) + {config.cross_entropy:g} "
-        f"cross-entropy{hidden}."
+        f"{config.method.describe_recovery(width)} ({parameters:,} parameters) trained for {config.steps} steps of "
+        f"{min(config.batch_size, examples)} examples, on {examples:,} training examples. The loss is "
+        f"{config.distillation:g} KL(full || this) + {config.cross_entropy:g} cross-entropy{hidden}."
     )
 
 

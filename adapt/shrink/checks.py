@@ -15,7 +15,7 @@ import torch
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
-from das_gym.adapt.shrink.recovery import lora_places, rows_used
+from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
 from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.shrink.settings import ShrinkSettings
 from das_gym.adapt.shrink.verifying import Probes, check_generation, has_remote_code
@@ -28,8 +28,7 @@ from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, check_problem, load_problem, pick_device, shuffled
-from das_gym.problem.mask_cost import SAVED
-from das_gym.problem.unit_latency import cost_of
+from das_gym.problem.mask_cost import SAVED, measure_cost
 from das_gym.registration import MODELS
 from das_gym.runs import find_run
 
@@ -58,7 +57,7 @@ def check(settings: ShrinkSettings) -> None:
     check_examples(problem.task, shuffled(problem.task, problem.splits.test, settings.test_examples))
     train = problem.splits.train
     if settings.recover != "none" and len(train):
-        check_examples(problem.task, [train[row] for row in sorted(rows_used(len(train), settings.recovery()))])
+        check_examples(problem.task, [train[row] for row in sorted(training_rows(len(train), settings.recovery()))])
     if choice is None or settings.refine > 1:
         check_examples(problem.task, problem.splits.reward)
 
@@ -121,12 +120,11 @@ def _check_model(settings: ShrinkSettings, vlm: VLM) -> None:
             f"a second process loads the saved folder to verify it, which takes up to {needed / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB of memory are free. Make room, or use a smaller `dtype`."
         )
-    if settings.recover == "adapters" and vlm.untrainable:
-        raise ValueError(f"{vlm.untrainable}: use recover=lora or recover=full")
-    if settings.recover == "adapters" and has_remote_code(vlm):
-        raise ValueError("recover=adapters is not supported for a model with code of its own. Use recover=lora.")
-    if settings.recover == "lora":
-        lora_places(vlm)
+    method = settings.recovery().method
+    if method is not None:
+        method.check_recovery(vlm, trainable_parts(vlm))
+        if method.adds_code and has_remote_code(vlm):
+            raise ValueError(f"recover={settings.recover} does not support a model with code of its own. Use recover=lora.")
 
 
 def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: np.ndarray) -> None:
@@ -134,7 +132,7 @@ def _check_mask_keeps_budget(settings: ShrinkSettings, problem: Problem, mask: n
         raise ValueError("`mask` skips nothing. Give one with a 1, or a budget such as macs_saved=0.2.")
     budget = requested_budget(settings, problem)
     if not budget.is_kept_by(mask[None])[0]:
-        cost = budget.cost or cost_of(problem, "macs_saved")
+        cost = budget.cost or measure_cost(problem, "macs_saved")
         raise ValueError(
             f"`mask` does not keep the budget: it skips {mask.sum()} layers, {100 * cost.saved(mask[None])[0]:.1f} % of the "
             f"{SAVED[cost.setting]}, and not {budget.describe()}. Leave out `mask` or `{next(iter(settings.asked))}`."
@@ -218,7 +216,7 @@ def requested_budget(settings: ShrinkSettings, problem: Problem) -> Budget:
 def budget_of(settings: ShrinkSettings, problem: Problem, budget: Mapping[str, Any]) -> Budget:
     """Return a budget of the problem's model. Latency is that of `search.latency_batch` prompts at a time."""
     batch = settings.search.get("latency_batch", 1)
-    return pick_budget(len(problem.layer_names), budget, lambda setting: cost_of(problem, setting, batch))
+    return pick_budget(len(problem.layer_names), budget, lambda setting: measure_cost(problem, setting, batch))
 
 
 def as_vlm(problem: Problem) -> VLM:

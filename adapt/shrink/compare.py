@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.adapt.shrink.measuring import answer_scores, loss_of
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, ask_for_all
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, make_teacher
 
 from das_gym.drawing.table import Table
 from das_gym.intervals import mean_interval
@@ -135,7 +135,7 @@ class MaskEvaluator:
 
     def _recovered(self, mask: np.ndarray, method: str) -> VLM:
         task, examples = self.problem.task, self.problem.splits.train
-        self._teacher = self._teacher or ask_for_all(self.full, task, examples, self.recovery)
+        self._teacher = self._teacher or make_teacher(self.full, task, examples, self.recovery)
         checkpoint = None if self.folder is None else self.folder / f"{method}.pt"
         student = cut(self.full, mask)
         Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher).run()

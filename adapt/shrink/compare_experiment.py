@@ -2,7 +2,7 @@
 
 python -m adapt shrink compare                                                       the bundled model, 20 % of the MACs
 python -m adapt shrink compare with recover=none                                     faster: deletion alone
-python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","sleb","random"]'
+python -m adapt shrink compare with checkpoint=DIR data_root=DIR skip_num=4 'methods=["bayes","greedy","random"]'
 python -m adapt shrink compare with resume=9                                         continue run 9, which was stopped
 
 Each method is a search with a run of its own. Their ids are in searches.json, so that a resumed comparison resumes them.
@@ -48,7 +48,7 @@ RECORD = "compare.json"
 TABLE = "compare.md"
 SEARCHES = "searches.json"
 
-METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "sleb", "evopress")
+METHODS = ("bayes", "random", "uniform", "block_influence", "angular", "interlace", "leave_one_out", "greedy", "evopress")
 """Ours, random search, rules without a search, and searches of other papers, see `docs/rivals.md`."""
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from das_gym.adapt.choosing import Choice
 from das_gym.adapt.examples import write_examples
 from das_gym.adapt.memory import free_bytes
-from das_gym.adapt.refining import Round, candidates, halve, taken
+from das_gym.adapt.refining import Round, candidates, halve, selected_mask
 from das_gym.adapt.shrink.card import model_card
 from das_gym.adapt.shrink.checks import as_vlm, fallback_if_not_removable, is_removable, requested_budget, source_of
 from das_gym.adapt.shrink.measuring import FULL, GENERATE_BATCH_SIZE, RECOVERED, SHRUNK, Measured, loss_of, measure
-from das_gym.adapt.shrink.recovery import Recovery, Teacher, ask_for_all
+from das_gym.adapt.shrink.recovery import Recovery, Teacher, make_teacher
 from das_gym.adapt.shrink.report import print_report
 from das_gym.adapt.shrink.saving import new_folder, round_parameters, save, saved_dtype
 from das_gym.adapt.shrink.settings import CHECKPOINT, PENDING, RECORD, ShrinkSettings, command_of
@@ -34,7 +34,6 @@ from das_gym.plugins import imported_plugins
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
-from das_gym.problem.mask_cost import MaskCost
 from das_gym.runs import library_versions
 from das_gym.streams import shown
 
@@ -74,7 +73,7 @@ class ShrinkJob:
         if self.choice.remark:
             print(shown(self.choice.remark))
         task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype
-        teacher = ask_for_all(self.full, task, splits.train, self.recovery)
+        teacher = make_teacher(self.full, task, splits.train, self.recovery)
         mask, rounds = self._refine(teacher)
 
         shrunk, final = cut(self.full, mask), cut(self.full, mask)
@@ -131,7 +130,7 @@ class ShrinkJob:
             return loss_of(student, task, held_out, self.recovery.batch_size, f"loss, {title}")
 
         rounds = halve(masks, self.recovery.steps, self.folder, train)
-        return taken(rounds, masks), rounds
+        return selected_mask(rounds, masks), rounds
 
     def _measure(self, models: dict[str, VLM], mask: np.ndarray) -> Measured:
         costs: dict[str, Costs] = {FULL: self.problem.costs}
@@ -195,7 +194,7 @@ class ShrinkJob:
             "verified": asdict(verified),
             "answers": answers,
             "left_out": self.problem.splits.left_out_count,
-            "units": Architecture.of_layers(self.full.layers, MaskCost.of(self.problem.costs)).record(),
+            "units": Architecture.of_layers(self.full.layers, self.problem.costs.macs_cost).record(),
             "command": self._command(mask),
             "versions": library_versions(),
         }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from das_gym.adapt.shrink.recovery import answer_features
+from das_gym.adapt.shrink.recovery import answer_states
 
 from das_gym.engine.broken import told_examples
 from das_gym.intervals import difference_interval, mean_interval
@@ -178,7 +178,7 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
         for start in range(0, len(examples), batch_size):
             chunk = examples[start : start + batch_size]
             targets = {name: t.to(vlm.device) for name, t in task.targets(chunk).items()}
-            losses = task.losses(head(answer_features(vlm, task, chunk)), targets)
+            losses = task.losses(head(answer_states(vlm, task, chunk)), targets)
             broken = [e.key for e, finite in zip(chunk, losses.isfinite().tolist(), strict=True) if not finite]
             if broken:
                 raise FloatingPointError(

@@ -1,45 +1,51 @@
-"""What is left after layers are deleted learns to do without them: LoRA, all of it, or adapters, taught by the whole model.
+"""Recover a pruned model: train what remains by distillation from the full model.
 
 The loss is KL(teacher || student) of the answer's tokens at temperature 1 (Hinton et al., arXiv 1503.02531; alone in
-Minitron, arXiv 2407.14679), plus cross-entropy with the reference answer, plus, where asked for, the distance of hidden
-vectors: the last (cosine as in Minitron, mean squares as in VLMCompression, IJCV 2026), or those behind every kept layer as
-well (TinyBERT, arXiv 1909.10351). LoRA is peft's (arXiv 2106.09685), merged at the end.
+Minitron, arXiv 2407.14679), plus cross-entropy with the reference answer, plus, if asked for, the distance of the last
+hidden states (cosine as in Minitron, mean squares as in VLMCompression, IJCV 2026). A method of `das_gym.adapt.methods`
+decides what trains, as in fine-tuning.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from das_gym.adapt.methods.lora import inject_lora, is_linear, merge_lora
+from das_gym.adapt.methods.base import METHODS, Method, PrunedModel, make_method, method_class
 from das_gym.adapt.step_loss import batch_at
 from das_gym.adapt.training import POSITIVE, TRAINING_RANGES, Group, Log, StepResult, Trainer, adamw, check_ranges, decay
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from das_gym.config import check_names, choice
 from das_gym.models.transformers.cutting import decoder_path
 from das_gym.models.transformers.features import projector_of
 from das_gym.models.transformers.generation import batches_of
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stand_ins import layers_left, stand_in
+from das_gym.models.transformers.stand_ins import stand_in
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
-RATES = {"lora": 1e-3, "adapters": 3e-3, "full": 1e-4, "none": 0.0}
 RATE_WIDTH = 80
-"""Peak learning rates on the bundled model, the best there of a small grid (`python -m benchmarks.recovery`), and its width.
-The root leads to about what is usual for billions of parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
+"""Hidden size of the bundled model, on which each method's `recovery_rate` is the best of a small grid
+(`python -m benchmarks.recovery`). Rates fall with the root of the width, which leads to what is usual for billions of
+parameters: Shortened LLaMA and Minitron take 1e-4 at 4,096."""
 
-WIDTHS = ("rank", "alpha", "bottleneck", "skip_bottleneck")
-LARGE_TEACHER = 2**30
-"""Bytes of a teacher's kept outputs above which they are kept in 16 bits."""
+METHOD_SETTINGS = ("rank", "alpha", "bottleneck", "skip_bottleneck")
+"""Settings of recovery that are passed on to a method with a field of the same name."""
+
+ALIASES = {"adapters": "das"}
+"""Other names of methods in `recover`."""
+
+HALF_PRECISION_BYTES = 2**30
+"""A teacher's cached outputs that are larger than this are kept in 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +53,8 @@ class RecoveryConfig:
     """Settings of the training that follows a deletion.
 
     Attributes:
-        recover: How the remaining layers are trained: LoRA, all parameters of the decoder and projector, the adapters of
-            DAS, or no training.
+        recover: Method that trains the remaining layers: LoRA, all parameters of the decoder and projector, the adapters of
+            DAS, another method of `python -m adapt compare`, or no training.
         seed: Random seed of the order of examples and of new parameters.
         steps: Number of training steps.
         batch_size: Examples per step.
@@ -61,15 +67,13 @@ class RecoveryConfig:
         skip_bottleneck: Width of the adapters in place of deleted layers. None means 1/16 of the hidden size, at least 8.
         distillation: Weight of the KL divergence from the full model's answers.
         cross_entropy: Weight of the cross-entropy with the reference answers.
-        hidden: Distance to the full model's hidden states that is added to the loss.
-        hidden_at: Hidden states to compare: those of the last layer, or of every kept layer.
-        hidden_weight: Weight of the distance of hidden states.
+        hidden: Distance to the full model's last hidden states that is added to the loss.
         save_every: Steps between checkpoints.
     """
 
     group: ClassVar[str] = "Recovery"
 
-    recover: Literal["lora", "full", "adapters", "none"] = "lora"
+    recover: str = choice("lora", ("lora", "full", "adapters", "none"))
     seed: int = 0
     steps: int = 800
     batch_size: int = 16
@@ -83,202 +87,121 @@ class RecoveryConfig:
     distillation: float = 1.0
     cross_entropy: float = 0.5
     hidden: Literal["none", "cosine", "mse"] = "none"
-    hidden_at: Literal["last", "layers"] = "last"
-    hidden_weight: float = 1.0
     save_every: int = 100
 
     def __post_init__(self) -> None:
-        weights = dict.fromkeys(("distillation", "cross_entropy", "hidden_weight"), (0.0, math.inf))
-        check_ranges(self, **TRAINING_RANGES, **dict.fromkeys(WIDTHS, POSITIVE), **weights)
-        if not (self.distillation or self.cross_entropy or (self.hidden != "none" and self.hidden_weight)):
-            raise ValueError(
-                "distillation=0, cross_entropy=0 and no hidden loss: there is nothing to learn; give one a weight"
-            )
-
-    def rate(self, hidden_size: int) -> float:
-        """The peak learning rate of a decoder of that width."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return RATES[self.recover] * math.sqrt(RATE_WIDTH / hidden_size)
-
-    def widths(self, hidden_size: int) -> tuple[int, int]:
-        """Of adapters before attention and MLP, and of those in the place of deleted layers."""
-        return self.bottleneck or max(8, hidden_size // 64), self.skip_bottleneck or max(8, hidden_size // 16)
+        check_names([self.recover], ("none", *ALIASES, *METHODS), "recover", own=True)
+        weights = dict.fromkeys(("distillation", "cross_entropy"), (0.0, math.inf))
+        check_ranges(self, **TRAINING_RANGES, **dict.fromkeys(METHOD_SETTINGS, POSITIVE), **weights)
+        if not (self.distillation or self.cross_entropy or self.hidden != "none"):
+            raise ValueError("All terms of the loss are off: set `distillation`, `cross_entropy` or `hidden`.")
 
     @property
-    def of_layers(self) -> bool:
-        """Whether what kept layers give is compared."""
-        return self.hidden != "none" and self.hidden_at == "layers"
+    def method(self) -> Method | None:
+        """The method that trains; None for no training."""
+        if self.recover == "none":
+            return None
+        name = ALIASES.get(self.recover, self.recover)
+        fields = [each.name for each in dataclasses.fields(method_class(name)) if each.name in METHOD_SETTINGS]
+        return make_method(name, {each: getattr(self, each) for each in fields})
+
+    def peak_rate(self, hidden_size: int) -> float:
+        """Return the peak learning rate of a decoder of that width."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 0.0 if self.method is None else self.method.recovery_rate * math.sqrt(RATE_WIDTH / hidden_size)
 
 
-def answer_features(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
-    """(tokens of all answers, hidden_size): the final hidden vectors that answers' tokens are predicted from.
+def answer_states(vlm: VLM, task: Task, examples: Sequence[Any]) -> Tensor:
+    """Return the last hidden states that the tokens of all answers are predicted from, (tokens, hidden_size).
 
-    By the model's own forward, pictures included.
+    They are computed by the model's own forward, images included.
 
     Args:
-        vlm: The model, nothing in it skipped.
-        task: Answered in words.
+        vlm: The model, with nothing skipped.
+        task: A task that is answered in words.
         examples: Each of one pair, see `Task.open_ended`.
-    """
-    return answer_vectors(vlm, task, examples)[:, 0]
-
-
-def answer_vectors(vlm: VLM, task: Task, examples: Sequence[Any], places: Sequence[int] = ()) -> Tensor:
-    """(tokens of all answers, 1 + places, hidden_size): as `answer_features`, then what decoder layers give there.
-
-    Args:
-        vlm: The model.
-        task: Answered in words.
-        examples: Each of one pair.
-        places: Positions of the layers.
     """
     processor: Any = task.processor
     encodings = [processor.encode(prompt, pixels=True) for prompt in task.pairs(examples)]
     found: dict[int, Tensor] = {}
     for rows in batches_of(encodings, len(encodings)):
-        with outputs_of([vlm.stack.layers[place] for place in places]) as given:
-            last = vlm.run([encodings[row] for row in rows]).last_hidden_state
-        hidden = torch.stack((last, *given), dim=2)
+        hidden = vlm.run([encodings[row] for row in rows]).last_hidden_state
         for number, row in enumerate(rows):
-            e = encodings[row]
-            found[row] = hidden[number, e.answer - 1 : len(e.ids) - 1]
+            encoding = encodings[row]
+            found[row] = hidden[number, encoding.answer - 1 : len(encoding.ids) - 1]
     return torch.cat([found[row] for row in range(len(encodings))])
 
 
-@contextmanager
-def outputs_of(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """A list that holds, once they have run, what the layers gave: (rows, tokens, hidden_size) each."""
-    given: list[Tensor] = []
-    keep = lambda _, args, output: given.append(output[0] if isinstance(output, tuple) else output)  # noqa: E731
-    handles = [layer.register_forward_hook(keep) for layer in layers]
-    try:
-        yield given
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def places_read(whole: VLM, left: Sequence[int], stood_in: bool) -> list[int]:
-    """Of each kept layer, the layer of the whole model that gives what it should give.
-
-    That is what the next kept layer reads there; where something stands in for deleted layers, what the layer itself gives.
-
-    Args:
-        whole: The whole model.
-        left: Positions of the kept layers.
-        stood_in: Whether something stands in.
-    """
-    own = left[:-1] if stood_in else [after - 1 for after in left[1:]]
-    return [*own, len(whole.stack.layers) - 1]
-
-
 class Teacher:
-    """What the whole model says to each example, computed once and kept: the hidden vectors that its head reads.
+    """The full model's hidden states for each example, computed once; its head, which does not train, gives the logits.
 
     Args:
-        vlm: The whole model.
-        task: Answered in words.
+        full_model: The full model.
+        task: A task that is answered in words.
         examples: Each of one pair.
         batch_size: Examples at a time.
-        places: Positions of layers of which it keeps what they give, besides.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        task: Task,
-        examples: Sequence[Any],
-        batch_size: int,
-        places: Sequence[int] = (),
-    ) -> None:
-        self.head = vlm.own_head()
-        self.dtype = vlm.model.dtype
-        self._kept: dict[str, Tensor] = {}
-        with torch.no_grad(), progress(len(examples), "asking the whole model", unit="example") as bar:
+    def __init__(self, full_model: VLM, task: Task, examples: Sequence[Any], batch_size: int) -> None:
+        self.head = full_model.own_head()
+        self.dtype = full_model.model.dtype
+        self._states: dict[str, Tensor] = {}
+        with torch.no_grad(), progress(len(examples), "running the full model", unit="example") as bar:
             for start in range(0, len(examples), batch_size):
                 chunk = examples[start : start + batch_size]
-                vectors = answer_vectors(vlm, task, chunk, places)
+                states = answer_states(full_model, task, chunk)
+                large = states.numel() * 4 * len(examples) > HALF_PRECISION_BYTES * len(chunk)
+                states = states.half() if large and states.dtype == torch.float32 else states
                 counts = torch.bincount(task.targets(chunk)["prompt"]).tolist()
-                large = vectors.numel() * 4 * len(examples) > LARGE_TEACHER * len(chunk)
-                for example, part in zip(chunk, vectors.split(counts), strict=True):
-                    self._kept[example.key] = part.half() if large and part.dtype == torch.float32 else part.clone()
+                for example, part in zip(chunk, states.split(counts), strict=True):
+                    self._states[example.key] = part.clone()
                 bar.update(len(chunk))
 
-    def vectors(self, examples: Sequence[Any]) -> Tensor:
-        """(tokens of all answers, 1 + places, hidden_size)."""
-        return torch.cat([self._kept[e.key] for e in examples])
+    def states(self, examples: Sequence[Any]) -> Tensor:
+        """Return the hidden states of examples, (tokens of all answers, hidden_size)."""
+        return torch.cat([self._states[e.key] for e in examples])
 
-    def logits(self, features: Tensor) -> Tensor:
-        """(tokens, vocabulary): the head does not train, so that nothing else need be kept."""
-        with torch.no_grad():
-            return self.head(features.to(self.dtype))
+    @torch.no_grad()
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the (tokens, vocabulary) logits of hidden states."""
+        return self.head(states.to(self.dtype))
 
 
-def rows_used(count: int, config: RecoveryConfig) -> set[int]:
-    """Which of so many examples, one or more, the training reads."""
+def training_rows(count: int, config: RecoveryConfig) -> set[int]:
+    """Return which of so many examples the training reads."""
     size = min(config.batch_size, count)
     return {row for step in range(config.steps) for row in batch_at(range(count), size, config.seed, step)}
 
 
-def ask(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig, left: Sequence[int]) -> Teacher:
-    """What the whole model says to the examples of a training.
+def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
+    """Return the teacher of recoveries of any masks; None if nothing is to be trained.
 
     Args:
-        whole: The whole model.
-        task: Answered in words.
+        full_model: The full model.
+        task: A task that is answered in words.
         examples: The train split.
-        config: Settings of the training.
-        left: Positions of the layers that were not deleted.
+        config: Settings of the recovery.
     """
-    used = [examples[row] for row in sorted(rows_used(len(examples), config))]
-    read = places_read(whole, left, config.recover == "adapters") if config.of_layers else []
-    return Teacher(whole, task, task.open_ended(used), min(config.batch_size, len(examples)), read)
-
-
-def ask_for_all(whole: VLM, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> Teacher | None:
-    """As `ask`, once for recoveries of any masks; None where none asks, or a mask decides what is asked."""
-    if config.recover == "none" or config.of_layers or not len(examples):
+    if config.recover == "none" or not len(examples):
         return None
-    return ask(whole, task, examples, config, ())
+    used = [examples[row] for row in sorted(training_rows(len(examples), config))]
+    return Teacher(full_model, task, task.open_ended(used), min(config.batch_size, len(examples)))
 
 
-def own_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Give a module parameters of its own, copies of those that it shared, which train; they are returned."""
-    own: list[nn.Parameter] = []
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None and parameter.is_floating_point():
-                copied = nn.Parameter(parameter.detach().clone())
-                part._parameters[name] = copied
-                own.append(copied)
-    return own
+def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
+    """Return what recovery may train: the decoder layers and the projector, by name in the model of transformers."""
+    return {decoder_path(vlm): vlm.stack.layers, **projector_of(vlm.model)}
 
 
-def lora_places(vlm: VLM) -> list[str]:
-    """Names of the linear layers of decoder and projector, which LoRA goes around.
-
-    Raises:
-        ValueError: there is none.
-    """
-    places = (decoder_path(vlm), *projector_of(vlm.model))
-    names = [
-        name
-        for name, module in vlm.model.named_modules()
-        if any(name == p or name.startswith(f"{p}.") for p in places) and is_linear(module)
-    ]
-    if not names:
-        raise ValueError(f"{type(vlm.model).__name__} has no linear layers in its decoder: use recover=full or recover=none")
-    return names
-
-
-def add_lora(vlm: VLM, rank: int, alpha: int) -> list[nn.Parameter]:
-    """LoRA on every linear layer of decoder and projector; what trains is returned.
-
-    Raises:
-        ValueError: there is no linear layer.
-    """
-    return inject_lora(vlm.model, lora_places(vlm), rank, alpha)
+def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Replace parameters of a model, which another model may share, by copies that train; return the copies."""
+    copies = {id(p): nn.Parameter(p.detach().clone()) for p in parameters}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if id(parameter) in copies:
+                module._parameters[name] = copies[id(parameter)]
+    return list(copies.values())
 
 
 @dataclass
@@ -286,108 +209,99 @@ class Recovery:
     """The training of a model after deletion.
 
     Attributes:
-        student: What `cut` made; it is trained in place, and the whole model stays as it is.
-        whole: The whole model.
-        task: Answered in words.
+        student: The model from which layers were deleted; it is trained in place, the full model stays as it is.
+        full_model: The full model.
+        task: A task that is answered in words.
         examples: The train split.
         config: Settings.
-        checkpoint: File to save to, and to go on from.
-        teacher: What the whole model says, where it was asked before, see `ask`; None = it is asked.
+        checkpoint: File to save to, and to resume from.
+        teacher: See `make_teacher`; None makes one.
+        trained: Number of parameters that were trained.
     """
 
     student: VLM
-    whole: VLM
+    full_model: VLM
     task: Task
     examples: Sequence[Any]
     config: RecoveryConfig
     checkpoint: Path | None = None
     teacher: Teacher | None = None
     trained: int = field(default=0, init=False)
-    """Parameters that trained."""
 
     def run(self, log: Log | None = None, title: str = "recovering") -> None:
         """Train, and merge what was learnt.
 
         Args:
             log: Called with name, value and step.
-            title: Of the progress bar.
+            title: Title of the progress bar.
 
         Raises:
             ValueError: no examples.
-            FloatingPointError: the loss is not a number any more.
+            FloatingPointError: the training diverged.
         """
-        config = self.config
-        if config.recover == "none":
+        config, method, dtype = self.config, self.config.method, self.student.model.dtype
+        if method is None:
             return
         if not len(self.examples):
-            raise ValueError("there are no training examples to recover with: use recover=none, or data with a train split")
+            raise ValueError("There are no training examples to recover with. Use recover=none, or data with a train split.")
         torch.manual_seed(config.seed)
-        size = min(config.batch_size, len(self.examples))
-        dtype = self.student.model.dtype
-        left = layers_left(self.whole, self.student)
-        parameters = self._prepare(dtype)
+        widened = method.trains_weights and dtype in (torch.float16, torch.bfloat16)
+        if widened:  # an update of 1e-4 of a weight is lost in 16 bits
+            self._reload(copy.deepcopy(self.student.model).float())
+        insert_adapters = partial(stand_in, self.student, self.full_model)
+        pruned = PrunedModel(self.student, self.student.model, trainable_parts(self.student), insert_adapters)
+        parameters = method.insert_for_recovery(pruned)
+        if method.trains_weights:
+            parameters = own_copies(self.student.model, parameters)
         self.trained = sum(p.numel() for p in parameters)
-        schedule = partial(decay, steps=config.steps, warmup=config.warmup, schedule="cosine")
-        optimizer = adamw([Group(parameters, config.rate(self.student.feature_size))], config.weight_decay)
-        modules: dict[str, nn.Module] = {"student": self.student.model}
-        trainer = Trainer(modules, optimizer, config.steps, schedule, self.checkpoint, config.save_every)
-        teacher = self.teacher or ask(self.whole, self.task, self.examples, config, left)
-        trainer.run(partial(self._step, teacher, size), f"{title} ({config.recover})", log)
-        self._finish(dtype)
+        teacher = self.teacher or make_teacher(self.full_model, self.task, self.examples, config)
+        trainer = Trainer(
+            {"student": self.student.model},
+            adamw([Group(parameters, config.peak_rate(self.student.feature_size))], config.weight_decay),
+            config.steps,
+            partial(decay, steps=config.steps, warmup=config.warmup, schedule="cosine"),
+            self.checkpoint,
+            config.save_every,
+        )
+        size = min(config.batch_size, len(self.examples))
 
-    def _open(self, rows: Iterable[int]) -> Sequence[Any]:
-        return self.task.open_ended([self.examples[row] for row in rows])
+        def step(index: int) -> StepResult:
+            rows = batch_at(range(len(self.examples)), size, config.seed, index)
+            batch = self.task.open_ended([self.examples[row] for row in rows])
+            return recovery_loss(self.student, teacher, self.task, batch, config)
 
-    def _prepare(self, dtype: torch.dtype) -> list[nn.Parameter]:
-        """What trains; in full in 32 bits at least, since steps of 1e-4 are lost in 16."""
-        if self.config.recover == "lora":
-            return add_lora(self.student, self.config.rank, self.config.alpha)
-        if self.config.recover == "adapters":
-            return stand_in(self.student, self.whole, *self.config.widths(self.student.feature_size))
-        if dtype in (torch.float16, torch.bfloat16):
-            self._become(copy.deepcopy(self.student.model).float())
-        parts = [*self.student.stack.layers, *projector_of(self.student.model).values()]
-        return [p for part in parts for p in own_parameters(part)]
-
-    def _become(self, model: Any) -> None:
-        """The student with other parameters."""
-        self.student.__init__(model, traits=self.student.traits)  # type: ignore[misc]
-
-    def _finish(self, dtype: torch.dtype) -> None:
-        if self.config.recover == "lora":
-            merge_lora(self.student.model)
-        elif self.config.recover == "adapters":
-            self.student.model.to(dtype)
-        elif self.student.model.dtype != dtype:
-            self._become(self.student.model.to(dtype))
+        trainer.run(step, f"{title} ({config.recover})", log)
+        method.finish(self.student)
+        for parameter in parameters:  # inserted ones train in 32 bits, too
+            parameter.data = parameter.data.to(dtype)
+        if widened:
+            self._reload(self.student.model.to(dtype))
         self.student.freeze()
 
-    def _step(self, teacher: Teacher, size: int, step: int) -> StepResult:
-        rows = batch_at(range(len(self.examples)), size, self.config.seed, step)
-        return recovery_loss(self.student, teacher, self.task, self._open(rows), self.config)
+    def _reload(self, model: Any) -> None:
+        """Give the student another model, of other parameters."""
+        self.student.__init__(model, traits=self.student.traits)  # type: ignore[misc]
 
 
 def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> StepResult:
-    """`loss`, what is minimised, and its parts in nats: `divergence`, `cross_entropy`, and `hidden` where asked for."""
-    places = range(len(student.stack.layers)) if config.of_layers else ()
-    vectors, wanted = answer_vectors(student, task, examples, places), teacher.vectors(examples)
-    features = vectors[:, 0]
-    targets = {name: t.to(features.device) for name, t in task.targets(examples).items()}
-    logits = student.own_head()(features)
+    """Return `loss`, which is minimised, and its terms in nats: `divergence`, `cross_entropy`, and `hidden` if asked for."""
+    states, teacher_states = answer_states(student, task, examples), teacher.states(examples)
+    targets = {name: t.to(states.device) for name, t in task.targets(examples).items()}
+    logits = student.own_head()(states)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    parts = {
-        "divergence": task.divergences(logits, teacher.logits(wanted[:, 0]).to(logits), targets).mean(),
+    terms = {
+        "divergence": task.divergences(logits, teacher.logits(teacher_states).to(logits), targets).mean(),
         "cross_entropy": task.losses(logits, targets).mean(),
     }
-    loss = config.distillation * parts["divergence"] + config.cross_entropy * parts["cross_entropy"]
+    loss = config.distillation * terms["divergence"] + config.cross_entropy * terms["cross_entropy"]
     if config.hidden != "none":
-        parts["hidden"] = hidden_distance(vectors, wanted.to(vectors), config.hidden)
-        loss = loss + config.hidden_weight * parts["hidden"]
-    return {"loss": loss, **parts}
+        terms["hidden"] = hidden_distance(states, teacher_states.to(states), config.hidden)
+        loss = loss + terms["hidden"]
+    return {"loss": loss, **terms}
 
 
-def hidden_distance(given: Tensor, wanted: Tensor, kind: str) -> Tensor:
-    """Mean over vectors of 1 - cosine (`cosine`), or mean square of the difference (`mse`), of (..., width) vectors."""
+def hidden_distance(states: Tensor, teacher_states: Tensor, kind: str) -> Tensor:
+    """Return the mean of 1 - cosine similarity (`cosine`) or of squared differences (`mse`) of (..., width) vectors."""
     if kind == "cosine":
-        return (1 - F.cosine_similarity(given, wanted, dim=-1)).mean()
-    return F.mse_loss(given, wanted)
+        return (1 - F.cosine_similarity(states, teacher_states, dim=-1)).mean()
+    return F.mse_loss(states, teacher_states)

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from das_gym.adapt.choosing import Choice, ChoosingSettings, choose
 from das_gym.adapt.shrink.recovery import RecoveryConfig
 from das_gym.adapt.training import POSITIVE, check_ranges
 
-from das_gym.config import nested, settings_dict
+from das_gym.config import choice, nested, settings_dict
 from das_gym.drawing.command import rerun_command
 from das_gym.files import at_home
 from das_gym.problem.budget import BUDGET_SETTINGS, BudgetSettings, check_budget
@@ -37,8 +37,8 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     Attributes:
         skip_num: Exactly how many layers to delete. If no budget is given, at least 20 % of the MACs are saved.
         seed: Random seed of search and recovery.
-        recover: How the remaining layers are trained: LoRA, all parameters of the decoder and projector, the adapters of
-            DAS, or no training.
+        recover: Method that trains the remaining layers: LoRA, all parameters of the decoder and projector, the adapters of
+            DAS, another method of `python -m adapt compare`, or no training.
         train: Further settings of recovery.
         test_examples: Number of test examples to evaluate on, at least 1. None evaluates on all.
     """
@@ -49,7 +49,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
     task: str = "answering"
     skip_num: int | None = None
     seed: int = 0
-    recover: Literal["lora", "full", "adapters", "none"] = "lora"
+    recover: str = choice("lora", ("lora", "full", "adapters", "none"))
     train: RecoveryConfig = nested(RecoveryConfig, without=("seed", "recover"))
     test_examples: int | None = 500
 
@@ -59,6 +59,7 @@ class AnsweringSettings(ProblemSettings, BudgetSettings):
             raise ValueError(f"`model` must answer in words: got {self.model}, expected {', '.join(others)}. See `adapt`.")
         super().__post_init__()
         check_budget(self.asked)
+        self.recovery()  # which checks itself
         check_ranges(self, test_examples=POSITIVE, seed=(0, 2**32 - 1))
 
     @property

@@ -1,4 +1,4 @@
-"""The paper's agent: a bandit with one preference a layer."""
+"""The paper's agent: a bandit with one preference per layer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from das_gym.problem.mask_space import MaskSpace
 
 
 class Bandit(Agent):
-    """Gradient bandit over masks (DAS, arXiv 2309.01479).
+    """Gradient bandit over masks: the agent of DAS (arXiv 2309.01479).
 
-    Each layer i has a preference g_i, at first 0, and is drawn with weight p_i = sigmoid(g_i): a mask is `skip_num`
+    Each layer i has a preference g_i, initially 0, and is drawn with weight p_i = sigmoid(g_i): a mask is `skip_num`
     layers drawn without replacement, or as many as a budget by cost takes. The masks of a turn are distinct sets. When
     their rewards r_j are known,
 
@@ -27,13 +27,13 @@ class Bandit(Agent):
     Args:
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
-        learning_rate: eta, > 0. The reference's is 1 (for METER it also declares 0.1, which nothing uses).
+        learning_rate: eta, > 0. The reference uses 1 (for METER it also declares 0.1, which nothing uses).
 
     Raises:
         ValueError: a number outside its range.
     """
 
-    min_masks: ClassVar[int] = 2  # one mask is its own baseline: nothing would be learned
+    min_masks: ClassVar[int] = 2  # a single mask is its own baseline: its advantage is 0
     preferences: Floats
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None, learning_rate: float = 1.0) -> None:
@@ -43,33 +43,33 @@ class Bandit(Agent):
         self.preferences = np.zeros(self.n_layers)
 
     def skip_probabilities(self) -> Floats:
-        """(n_layers,) p = sigmoid(g): the weight with which each layer is drawn."""
+        """Return p = sigmoid(g), (n_layers,): the weight with which each layer is drawn."""
         return np.exp(self._log_probabilities())
 
     def ask(self, n: int) -> Masks:
-        """(m, n_layers) distinct masks, m = n, or all of them where fewer than `n` exist."""
+        """Return (m, n_layers) distinct masks, m = n, or all of them where fewer than `n` exist."""
         log_p = self._log_probabilities()
         # Adding Gumbel noise to log weights and taking the k largest draws k without replacement by weight. Where the
-        # weights leave all but a few masks out of reach, the others are drawn evenly instead of for ever.
+        # weights leave all but a few masks out of reach, `distinct` draws the others uniformly instead of looping forever.
         return self.space.distinct(n, lambda: self.space.top(log_p + self.rng.gumbel(size=self.n_layers)), self.rng)
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Move the preferences of the skipped layers by how much better than the turn's mean their masks were."""
-        masks, rewards = self._check_told(masks, rewards)
+        """Move the preferences of the skipped layers by the advantage of their masks over the turn's mean."""
+        masks, rewards = self.check_rewards(masks, rewards)
         p = self.skip_probabilities()
         advantages = rewards - rewards.mean()
         self.preferences = self.preferences + self.learning_rate * (advantages @ masks) * p * (1.0 - p)
 
     def best(self) -> Masks:
-        """The mask of the largest preferences; of equal ones the first layers."""
+        """Return the mask of the largest preferences; of equal ones the first layers."""
         return self.space.top(self.preferences)
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Agent.state_dict`, with the preferences."""
+        """Return `Agent.state_dict` with the preferences."""
         return {**super().state_dict(), "preferences": self.preferences.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `Agent.load_state_dict`."""
+        """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         self.preferences = read_array("preferences", state["preferences"], (self.n_layers,))
 

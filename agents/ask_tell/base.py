@@ -1,75 +1,77 @@
-"""What an agent without gradients is: it is asked for masks and told their rewards."""
+"""The base class of ask/tell agents, and the table of agents by name."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 
-from das_gym.config import add_entry, check_names
+from das_gym.config import add_entry, check_names, convert, read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 from das_gym.registration import find_class
 
 AGENTS: dict[str, str | type[Agent]] = {
-    "angular": "das_gym.agents.ask_tell.angular:Angular",
+    "angular": "das_gym.agents.ask_tell.heuristics:Angular",
     "bandit": "das_gym.agents.ask_tell.bandit:Bandit",
     "bayes": "das_gym.agents.ask_tell.bayes:Bayes",
-    "block_influence": "das_gym.agents.ask_tell.block_influence:BlockInfluence",
+    "block_influence": "das_gym.agents.ask_tell.heuristics:BlockInfluence",
     "cross_entropy": "das_gym.agents.ask_tell.cross_entropy:CrossEntropy",
     "evolution": "das_gym.agents.ask_tell.evolution:Evolution",
-    "evopress": "das_gym.agents.ask_tell.evopress:EvoPress",
-    "exhaustive": "das_gym.agents.ask_tell.exhaustive:Exhaustive",
+    "evopress": "das_gym.agents.ask_tell.evolution:EvoPress",
+    "exhaustive": "das_gym.agents.ask_tell.baselines:Exhaustive",
     "greedy": "das_gym.agents.ask_tell.greedy:Greedy",
     "heat_kernel": "das_gym.agents.ask_tell.heat_kernel:HeatKernel",
-    "interlace": "das_gym.agents.ask_tell.interlace:Interlace",
+    "interlace": "das_gym.agents.ask_tell.heuristics:Interlace",
     "leave_one_out": "das_gym.agents.ask_tell.greedy:LeaveOneOut",
-    "linear_regression": "das_gym.agents.ask_tell.regression:LinearRegression",
-    "one_shot": "das_gym.agents.ask_tell.one_shot:OneShot",
     "policy": "das_gym.agents.policy.agent:Policy",
     "policy_bayes": "das_gym.agents.policy.agent:PolicyBayes",
-    "quadratic_regression": "das_gym.agents.ask_tell.regression:QuadraticRegression",
-    "random": "das_gym.agents.ask_tell.random_search:RandomSearch",
-    "sleb": "das_gym.agents.ask_tell.greedy:Greedy",
-    "uniform": "das_gym.agents.ask_tell.uniform:Uniform",
+    "random": "das_gym.agents.ask_tell.baselines:RandomSearch",
+    "uniform": "das_gym.agents.ask_tell.heuristics:Uniform",
 }
-"""Name to class or "module:class". An agent outside this table is named by its "module:class" itself."""
+"""Name to class or "module:class". Any other agent is named by its "module:class"."""
 
 MAX_REWARD = 1e100
-"""Beyond, what agents compute from rewards would overflow."""
+"""Squares of larger rewards would overflow in the agents."""
 
 
 class Agent(ABC):
-    """Chooses masks that keep a budget.
+    """Base class of agents that are asked for masks and told their rewards.
 
-    A search is `masks = ask(n)`, `tell(masks, rewards)`, again and again, and then `best()`.
-    A subclass takes its own hyperparameters as keyword arguments after `seed`; one that is named `statistics` is no
-    hyperparameter but gets what the environment observes: statistic name to (n_layers,) values. One that is named `blocks`
-    is filled in by commands, see `Angular`.
+    A subclass needs only `ask`. The base class remembers every mask and its reward, answers with the best one, and saves and
+    restores itself. A subclass with more state also overrides `tell`, `best`, `state_dict` and `load_state_dict`.
+
+    Hyperparameters are keyword arguments after `seed`. Two names are filled in by searches instead: `statistics` receives
+    the layer statistics of the environment (name to (n_layers,) values), `blocks` the distances that `Angular` describes.
 
     Args:
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
 
-    Raises:
-        TypeError: no `MaskSpace`.
-
     Attributes:
-        min_masks: The fewest masks a turn that this agent learns from.
-        free_budget: Whether it also asks for masks off the budget on its way (greedy removal does). They cost an
-            evaluation like any other; its answer keeps the budget.
-        examples_share: Share (0..1] of the reward examples on which the masks of the last ask are to be scored. Such a
-            mask costs that share of an evaluation, and its reward is not comparable to others.
-        draws: Whether it draws at random. The others do the same whatever the seed.
-        statistics_read: Names of the layer statistics that its choices depend on. The masks that a model scores for them
-            (`das_gym.problem.statistics.masks_needed`) are evaluations of its search.
-        preferences: (n_layers,) float64, the larger the rather skipped; None for an agent that has none.
+        rewards: `mask.tobytes()` of every scored mask to its reward, in the order of scoring.
+        min_masks: Fewest masks per turn that the agent can learn from.
+        free_budget: Whether the agent also asks for masks outside the budget, as greedy removal does. Each costs an
+            evaluation. The answer always satisfies the budget.
+        examples_share: Fraction (0..1] of the reward examples on which the masks of the last `ask` are scored. Such a mask
+            costs that fraction of an evaluation, and its reward is not comparable to others.
+        draws: Whether the agent depends on the seed.
+        statistics_read: Layer statistics that its choices depend on. The masks that a model scores for them
+            (`das_gym.problem.statistics.masks_needed`) count as evaluations.
+        preferences: (n_layers,) float64, larger = rather skipped. None if the agent has none.
+
+    Example:
+        >>> from das_gym.agents import Agent, Budget, MaskSpace
+        >>> class RandomMask(Agent):
+        ...     def ask(self, n):
+        ...         return self.space.distinct(n, lambda: self.space.sample(self.rng), self.rng, self.rewards)
+        >>> RandomMask(MaskSpace(Budget(n_layers=12, skip_num=4)), seed=0).ask(3).sum(axis=1)
+        array([4, 4, 4])
     """
 
     min_masks: ClassVar[int] = 1
@@ -81,131 +83,176 @@ class Agent(ABC):
 
     def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
         if not isinstance(space, MaskSpace):
-            name = type(self).__name__
-            example = f"{name}(MaskSpace(Budget(n_layers=12, skip_num=4)))"
-            raise TypeError(f"{name}({space!r}): give the masks to choose from, such as {example}")
+            raise TypeError(f"`space` is not a MaskSpace: got {space!r}. Give MaskSpace(Budget(n_layers=12, skip_num=4))")
         self.space = space
         self.n_layers = space.n_layers
         self.rng = np.random.default_rng(seed)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have the subclass's `ask` refuse an n below 1."""
-        super().__init_subclass__(**kwargs)
-        if "ask" in vars(cls):
-            setattr(cls, "ask", _from_one_on(vars(cls)["ask"]))  # noqa: B010 - mypy takes methods for constant
+        self.rewards: dict[bytes, float] = {}
 
     @abstractmethod
     def ask(self, n: int) -> Masks:
-        """Up to `n` masks to score next.
-
-        Tell their rewards before asking again: asked twice in a row, some agents give the same masks twice.
+        """Return the masks to score next. Tell their rewards before asking again.
 
         Args:
             n: How many are wanted, at least 1.
 
         Returns:
-            (m, n_layers) bool, True = skipped, distinct, m <= n: fewer when no more exist, none when the
-            agent is done.
-
-        Raises:
-            ValueError: n is no whole number from 1 on; every subclass refuses that without a line of its own.
+            (m, n_layers) bool, True = skipped, distinct, m <= n. No rows when the agent has finished.
         """
 
-    @abstractmethod
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Learn from scored masks.
+        """Learn the rewards of masks.
 
         Args:
             masks: (m, n_layers) bool, True = skipped.
-            rewards: (m,) float, the higher the better.
+            rewards: (m,) float, higher is better.
 
         Raises:
-            ValueError: a wrong shape, or a reward that is not finite, or beyond `MAX_REWARD`.
+            ValueError: a wrong shape, or a reward that is not finite or exceeds `MAX_REWARD`.
         """
+        masks, rewards = self.check_rewards(masks, rewards)
+        self.rewards.update(zip((mask.tobytes() for mask in masks), rewards.tolist(), strict=True))
 
-    @abstractmethod
     def best(self) -> Masks:
-        """The agent's answer: (n_layers,) bool, True = skipped; the same whenever it is asked in the same state."""
+        """Return the answer, (n_layers,) bool: the mask within the budget with the highest reward, the first of equals.
+
+        Raises:
+            ValueError: no mask within the budget was scored yet.
+        """
+        masks = self.scored_masks()
+        rewards = np.where(self.space.contains(masks), list(self.rewards.values()), -np.inf)
+        if not np.isfinite(rewards).any():
+            raise ValueError("no mask within the budget was scored yet. Call tell(masks, rewards) before best()")
+        return masks[rewards.argmax()].copy()
+
+    def scored_masks(self) -> Masks:
+        """Return the (m, n_layers) masks in `rewards`."""
+        return np.frombuffer(b"".join(self.rewards), dtype=bool).reshape(len(self.rewards), self.n_layers)
 
     def skip_probabilities(self) -> Floats | None:
-        """(n_layers,) float64 in 0..1, how likely each layer is skipped now; None for an agent that has none."""
+        """Return how likely each layer is to be skipped, (n_layers,) in 0..1; None if the agent has no such numbers."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes while searching, the generator included, in plain JSON values."""
-        return {**self.space.budget.as_dict(), "rng": self.rng.bit_generator.state}
+        """Return everything that changes during a search, the generator included, as plain JSON values."""
+        rewards = {"".join("01"[bit] for bit in mask): reward for mask, reward in self.rewards.items()}
+        return {**self.space.budget.as_dict(), "rng": self.rng.bit_generator.state, "rewards": rewards}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken.
+        """Continue exactly where `state_dict` was called.
 
         Raises:
-            ValueError: the state is of an agent with another budget.
+            ValueError: the state is damaged, or of an agent with another budget.
         """
         for name, mine in self.space.budget.as_dict().items():
             if state[name] != mine:
-                raise ValueError(f"the saved agent has {name}={state[name]}, this one {mine}; make it with the saved one's")
+                raise ValueError(f"the saved agent has another `{name}`: got {state[name]}, expected {mine}")
         self.rng.bit_generator.state = state["rng"]
+        rewards = convert("rewards", state["rewards"], dict[str, float])
+        read_array("rewards", list(rewards.values()), (len(rewards),))
+        self.rewards = {self.key([int(bit) for bit in bits]): reward for bits, reward in rewards.items()}
 
-    def _check_told(self, masks: Masks, rewards: Floats) -> tuple[Masks, Floats]:
+    def key(self, bits: Any) -> bytes:
+        """Return the key in `rewards` of a mask that is given as (n_layers,) plain values."""
+        return read_array("a mask", bits, (self.n_layers,), bool).tobytes()
+
+    def check_rewards(self, masks: Masks, rewards: Floats) -> tuple[Masks, Floats]:
+        """Return the arguments of `tell` as arrays, or raise its ValueError."""
         given, rewards = np.asarray(masks), np.asarray(rewards, dtype=np.float64)
         masks = given.astype(bool)
         if (given != masks).any():
-            raise ValueError("masks hold other values than 0 (keep) and 1 (skip)")
+            raise ValueError("`masks` holds values other than 0 (keep) and 1 (skip)")
         if masks.ndim != 2 or masks.shape[1] != self.n_layers or rewards.shape != masks.shape[:1]:
+            shapes = f"{masks.shape} and {rewards.shape}"
+            raise ValueError(f"`masks` and `rewards` do not match: got {shapes}, expected (m, {self.n_layers}) and (m,)")
+        if not (np.abs(rewards) <= MAX_REWARD).all():
+            index = int(np.argmin(np.abs(rewards) <= MAX_REWARD))
+            skipped = np.flatnonzero(masks[index]).tolist()
             raise ValueError(
-                f"masks {masks.shape}, rewards {rewards.shape}: give (m, {self.n_layers}) and (m,), one row a mask"
+                f"the reward of the mask that skips layers {skipped} is not finite or out of range: got {rewards[index]}, "
+                f"expected a number within {MAX_REWARD:g} of 0"
             )
-        if not np.isfinite(rewards).all():
-            mask = masks[~np.isfinite(rewards)][0]
-            raise ValueError(f"the reward of the mask that skips layers {np.flatnonzero(mask).tolist()} is not finite")
-        if np.abs(rewards).max(initial=0.0) > MAX_REWARD:
-            raise ValueError(f"a reward of {rewards[np.abs(rewards).argmax()]}: give rewards within {MAX_REWARD:g} of 0")
         return masks, rewards
 
 
-def _from_one_on(ask: Callable[[Any, int], Masks]) -> Callable[[Any, int], Masks]:
-    @functools.wraps(ask)
-    def checked(self: Any, n: int) -> Masks:
-        check_number("n", n, minimum=1, whole=True)
-        return ask(self, n)
+def ask(agent: Agent, name: str, n: int) -> Masks:
+    """Ask an agent for up to `n` masks, and check them: (m, n_layers) bool.
 
-    return checked
+    Raises:
+        ValueError: names the agent, and what is wrong with its masks.
+    """
+    masks = _as_bool(agent.ask(n), f"agent {name!r}: ask({n})")
+    if masks.ndim != 2 or masks.shape[1] != agent.n_layers or len(masks) > n:
+        raise ValueError(f"agent {name!r}: ask({n}) returned shape {masks.shape}, expected (m, {agent.n_layers}), m <= {n}")
+    if not agent.free_budget:
+        _check_budget(agent, masks, f"agent {name!r}: ask({n})")
+    return masks
+
+
+def answer(agent: Agent, name: str) -> Masks:
+    """Return an agent's answer, checked: (n_layers,) bool.
+
+    Raises:
+        ValueError: names the agent, and what is wrong with its answer.
+    """
+    mask = _as_bool(agent.best(), f"agent {name!r}: best()")
+    if mask.shape != (agent.n_layers,):
+        raise ValueError(f"agent {name!r}: best() returned shape {mask.shape}, expected ({agent.n_layers},)")
+    _check_budget(agent, mask[None], f"agent {name!r}: best()")
+    return mask
+
+
+def _as_bool(given: Any, source: str) -> Masks:
+    if not isinstance(given, np.ndarray) or not np.isin(given, (0, 1)).all():
+        raise ValueError(f"{source} returned {given!r}, expected a numpy array of bool, True = skipped")
+    return given.astype(bool)
+
+
+def _check_budget(agent: Agent, masks: Masks, source: str) -> None:
+    outside = masks[~agent.space.contains(masks)]
+    if len(outside):
+        skipped = np.flatnonzero(outside[0]).tolist()
+        raise ValueError(
+            f"{source} returned a mask outside the budget: it skips layers {skipped}, expected "
+            f"{agent.space.budget.describe()}. Choose masks that `space.contains`; only ask() may return others, with "
+            "`free_budget = True`"
+        )
 
 
 def register_agent(name: str, agent: str | type[Agent]) -> None:
-    """Add an agent of one's own: searches, comparisons and commands then take its name.
+    """Register your own agent, so that searches, comparisons and commands take its name.
 
     Args:
-        name: As which it is asked for.
-        agent: Its class, or that class's "module:class", which is imported when it is asked for.
+        name: Its name.
+        agent: Its class, or "module:class", which is imported on first use.
 
     Raises:
-        TypeError: neither.
-        ValueError: a name that is not allowed or taken.
+        TypeError: neither of them.
+        ValueError: the name is not allowed, or already registered.
     """
     from das_gym.agents.sb3.algorithms import ALGORITHMS
 
     is_path = isinstance(agent, str) and all(agent.partition(":"))
     if not (is_path or (isinstance(agent, type) and issubclass(agent, Agent))):
-        raise TypeError(f"register_agent({name!r}, {agent!r}): give a subclass of das_gym.agents.Agent, or 'module:class'")
+        raise TypeError(f"`agent` is not an agent: got {agent!r}, expected a subclass of Agent, or 'module:class'")
     add_entry(AGENTS, name, agent, "agent", ALGORITHMS)
 
 
 def agent_class(name: str) -> type[Agent]:
-    """The class of the agent called `name`: a key of `AGENTS`, or "module:class".
+    """Return the class of an agent: a key of `AGENTS`, or "module:class".
 
     Raises:
-        ValueError: no such agent.
+        ValueError: there is no such agent.
     """
     if ":" not in name:
         check_names([name], AGENTS, "agent", own=True)
-    allowed = "give a name that `python -m agents list` shows, or 'module:class' of your own"
+    hint = "Give a name that `python -m agents list` shows, or the 'module:class' of your own agent"
     try:
         cls = find_class(AGENTS.get(name, name))
     except ValueError as error:
-        raise ValueError(f"agent {error}; {allowed}") from error
+        raise ValueError(f"agent {error}. {hint}") from error
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
-        raise ValueError(f"agent {name!r} is not a subclass of das_gym.agents.Agent; {allowed}")
+        raise ValueError(f"agent {name!r} is not a subclass of das_gym.agents.Agent. {hint}")
     return cls
 
 
@@ -216,31 +263,33 @@ def make_agent(
     agent_kwargs: Mapping[str, Any] | None = None,
     statistics: Mapping[str, Floats] | None = None,
 ) -> Agent:
-    """The agent called `name`.
+    """Make an agent.
 
     Args:
-        name: A key of `AGENTS`, or "module:class" of one's own.
+        name: A key of `AGENTS`, or "module:class" of your own agent.
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
-        agent_kwargs: The agent's own hyperparameters.
-        statistics: Layer statistics, name to (n_layers,), for an agent that reads them.
+        agent_kwargs: Hyperparameters of the agent.
+        statistics: Layer statistics, name to (n_layers,), for agents that read them.
 
     Raises:
-        ValueError: no such agent, or a hyperparameter it does not have.
+        ValueError: there is no such agent, or it does not have this hyperparameter.
+
+    Example:
+        >>> from das_gym.agents import Budget, MaskSpace, make_agent
+        >>> agent = make_agent("bandit", MaskSpace(Budget(n_layers=12, skip_num=4)), seed=0)
+        >>> masks = agent.ask(3)
+        >>> agent.tell(masks, masks[:, 0].astype(float))
     """
-    cls = agent_class(name)
-    check_agent_kwargs(name, agent_kwargs or {})
-    known = {} if statistics is None else statistics  # an empty mapping may tell what it is asked for
-    observed = {"statistics": known} if "statistics" in inspect.signature(cls).parameters else {}
-    return cls(space, seed, **observed, **(agent_kwargs or {}))
+    cls, kwargs = agent_class(name), dict(agent_kwargs or {})
+    check_agent_kwargs(name, kwargs)
+    if "statistics" in inspect.signature(cls).parameters:
+        kwargs["statistics"] = {} if statistics is None else statistics  # an empty mapping may still measure on demand
+    return cls(space, seed, **kwargs)
 
 
 def check_agent_kwargs(name: str, agent_kwargs: Mapping[str, Any]) -> None:
-    """Refuse a hyper-parameter that the agent called `name` does not have.
-
-    Raises:
-        ValueError: no such agent, or no such hyper-parameter of it.
-    """
+    """Raise a ValueError for a hyperparameter that the agent called `name` does not have."""
     own = list(inspect.signature(agent_class(name)).parameters)[2:]  # after space, seed
     check_names(agent_kwargs, [key for key in own if key != "statistics"], f"setting of agent {name!r},")
 
@@ -250,16 +299,12 @@ def check_number(
     value: Any,
     minimum: float = -math.inf,
     maximum: float = math.inf,
-    above: float | None = None,
+    above: float = -math.inf,
     whole: bool = False,
 ) -> None:
-    """Refuse a hyperparameter outside its range.
-
-    Raises:
-        ValueError: `value` is no finite (whole) number from `minimum` to `maximum`, ends included, or not above `above`.
-    """
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not fits or not math.isfinite(value) or not minimum <= value <= maximum or (above is not None and value <= above):
-        ends = [f"from {minimum:g}"] if math.isfinite(minimum) else [] if above is None else [f"above {above:g}"]
-        ends += [f"to {maximum:g}"] if math.isfinite(maximum) else []
-        raise ValueError(f"{name}={value!r} is not allowed; give a {'whole ' if whole else ''}number {' '.join(ends)}")
+    """Raise a ValueError unless `value` is finite, (whole), in `minimum`..`maximum` and greater than `above`."""
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not minimum <= value <= maximum or value <= above:
+        bounds = {"from": minimum, "above": above, "to": maximum}
+        words = [f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound)]
+        raise ValueError(f"`{name}` is out of range: got {value!r}, expected a {'whole ' * whole}number {' '.join(words)}")

@@ -1,4 +1,4 @@
-"""The cross-entropy method: draw from a distribution, move it towards the best draws."""
+"""The cross-entropy method: draw masks from a distribution, and move it towards the best ones."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import check_number
-from das_gym.agents.ask_tell.best_seen import BestSeen
+from das_gym.agents.ask_tell.base import Agent, check_number
 
 from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
@@ -16,18 +15,17 @@ from das_gym.problem.mask_space import MaskSpace
 MIN_PROBABILITY = 0.01
 
 
-class CrossEntropy(BestSeen):
-    """Cross-entropy method over one skip probability a layer.
+class CrossEntropy(Agent):
+    """Cross-entropy method with one skip probability per layer.
 
-    Masks are layers drawn without replacement with weights p / (1 - p), none of them twice. After every `population`
-    masks, p moves by the share `smoothing` of the way to the mean of the `elite` best masks of all told so far, and
-    stays within 0.01..0.99. The answer is the best mask told.
+    Layers are drawn without replacement with weights p / (1 - p), no mask twice. After every `population` masks, p moves by
+    the fraction `smoothing` towards the mean of the `elite` best masks so far, and stays within 0.01..0.99.
 
     Args:
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
-        population: Masks between two moves, at least 1.
-        elite: Masks to move towards, at least 1.
+        population: Masks between two updates, at least 1.
+        elite: Number of masks to move towards, at least 1.
         smoothing: 0..1, 1 = all the way.
 
     Raises:
@@ -49,38 +47,37 @@ class CrossEntropy(BestSeen):
         self.population, self.elite, self.smoothing = population, elite, smoothing
         expected = np.mean([space.sample(np.random.default_rng(i)) for i in range(100)], axis=0)
         self.probabilities = self._bounded(np.full(self.n_layers, expected.mean()))
-        self._since_move = 0
+        self._since_update = 0
 
     def skip_probabilities(self) -> Floats:
-        """(n_layers,) p."""
+        """Return p, (n_layers,)."""
         return self.probabilities.copy()
 
     def ask(self, n: int) -> Masks:
-        """(m, n_layers) masks that were not told before."""
+        """Return (m, n_layers) masks that were not scored before."""
         odds = np.log(self.probabilities) - np.log1p(-self.probabilities)
-        return self.space.distinct(
-            n, lambda: self.space.top(odds + self.rng.gumbel(size=self.n_layers)), self.rng, self.reported
-        )
+        draw = lambda: self.space.top(odds + self.rng.gumbel(size=self.n_layers))  # noqa: E731
+        return self.space.distinct(n, draw, self.rng, self.rewards)
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Remember the rewards; move p if it is time."""
+        """Remember the rewards. After `population` masks, update p."""
         super().tell(masks, rewards)
-        self._since_move += len(masks)
-        if self._since_move >= self.population:
-            order = np.argsort(-np.array(list(self.reported.values())), kind="stable")
-            target = self.reported_masks()[order[: self.elite]].mean(axis=0)
+        self._since_update += len(masks)
+        if self._since_update >= self.population:
+            order = np.argsort(-np.array(list(self.rewards.values())), kind="stable")
+            target = self.scored_masks()[order[: self.elite]].mean(axis=0)
             self.probabilities = self._bounded(self.probabilities + self.smoothing * (target - self.probabilities))
-            self._since_move = 0
+            self._since_update = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """As `BestSeen.state_dict`, with p and the masks told since it moved."""
-        return {**super().state_dict(), "probabilities": self.probabilities.tolist(), "since_move": self._since_move}
+        """Return `Agent.state_dict` with p and the number of masks since its last update."""
+        return {**super().state_dict(), "probabilities": self.probabilities.tolist(), "since_update": self._since_update}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `Agent.load_state_dict`."""
+        """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         self.probabilities = self._bounded(read_array("probabilities", state["probabilities"], (self.n_layers,)))
-        self._since_move = convert("since_move", state["since_move"], int)
+        self._since_update = convert("since_update", state["since_update"], int)
 
     @staticmethod
     def _bounded(probabilities: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""(1 + lambda) evolution with a mutation that keeps the budget."""
+"""Evolutionary searches: (1 + lambda) evolution, and EvoPress with its settings for depth pruning."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.base import check_number
-from das_gym.agents.ask_tell.best_seen import BestSeen
+from das_gym.agents.ask_tell.base import Agent, check_number
 
 from das_gym.config import convert, read_array
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
 
-class Evolution(BestSeen):
+class Evolution(Agent):
     """(1 + lambda) evolution (EvoPress, arXiv 2410.14649).
 
     The best of the first `offspring` random masks is the parent. Each generation scores `offspring` mutants of it, and
-    the best of mutants and parent is the next parent. A mutant keeps s of the parent's skipped layers and skips s
+    the best of mutants and parent is the next parent. A mutant keeps all but s of the parent's skipped layers and skips s
     others, s the smaller of two draws from 1..`max_swaps`; by cost, as many others as the budget takes. No mask comes
-    twice. The answer is the best mask told.
+    twice.
 
-    With `stages` of several shares, such as (0.1, 0.3, 1.0), a generation is scored on a tenth of the reward examples
-    first, the better half of it on three tenths, and the better half of those on all. Only rewards on all examples
-    count for parent and answer. An environment that answers from a table has no examples to stage.
+    With `stages` of several fractions, such as (0.1, 0.3, 1.0), a generation is scored on a tenth of the reward examples
+    first, the better half of it on three tenths, and the better half of those on all. Only rewards on all examples count
+    for parent and answer. A table of mean scores has no examples to stage.
 
     Args:
         space: The masks to choose from.
         seed: Seed, or the generator to draw from.
         offspring: lambda, at least 1.
         max_swaps: Largest number of swaps, at least 1.
-        stages: Rising shares of the reward examples, the last 1.
+        stages: Rising fractions of the reward examples, the last 1.
 
     Raises:
         ValueError: a hyperparameter outside its range.
@@ -48,59 +47,60 @@ class Evolution(BestSeen):
         super().__init__(space, seed)
         check_number("offspring", offspring, minimum=1, whole=True)
         check_number("max_swaps", max_swaps, minimum=1, whole=True)
-        for share in stages if isinstance(stages, (list, tuple)) else ():
-            check_number("stages", share, above=0, maximum=1)
-        if not isinstance(stages, (list, tuple)) or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
-            raise ValueError(f"stages={stages!r} is not allowed; give rising shares that end with 1, such as [0.1, 1]")
+        is_list = isinstance(stages, (list, tuple))
+        for fraction in stages if is_list else ():
+            check_number("stages", fraction, above=0, maximum=1)
+        if not is_list or not stages or stages[-1] != 1 or sorted(set(stages)) != list(stages):
+            raise ValueError(f"`stages` is not allowed: got {stages!r}, expected rising fractions that end with 1: [0.1, 1]")
         self.offspring, self.max_swaps = offspring, max_swaps
-        self.stages = tuple(float(share) for share in stages)
+        self.stages = tuple(float(fraction) for fraction in stages)
         self.parent: Masks | None = None
         self._stage = 0
-        self._scored: dict[bytes, float] = {}  # of the generation, in this stage
-        self._waiting: list[bytes] = []  # of the generation, for this stage
-        self._rejected: dict[bytes, None] = {}
+        self._scored: dict[bytes, float] = {}  # rewards of this generation in this stage
+        self._waiting: list[bytes] = []  # masks of this generation that this stage has still to score
+        self._rejected: dict[bytes, None] = {}  # masks that an earlier stage sorted out
 
     @property
-    def generation(self) -> int:
-        """How many masks the present generation has."""
+    def generation_size(self) -> int:
+        """Number of masks in the current generation."""
         return self.offspring
 
-    def surviving(self, scored: int) -> int:
-        """How many of so many masks go on to the next stage."""
+    def survivors_of(self, scored: int) -> int:
+        """Return how many of `scored` masks enter the next stage."""
         return (scored + 1) // 2
 
     @property
     def examples_share(self) -> float:  # type: ignore[override]
-        """That of the present stage."""
+        """Fraction of the current stage."""
         return self.stages[self._stage]
 
     def ask(self, n: int) -> Masks:
-        """(m, n_layers) masks, no more than the generation still wants in this stage."""
+        """Return (m, n_layers) masks, no more than the generation still needs in this stage."""
         if self._stage == 0:
-            seen = {**self.reported, **self._rejected, **self._scored}
-            fresh = self.space.distinct(min(n, self.generation - len(self._scored)), self._draw, self.rng, seen)
+            seen = {**self.rewards, **self._rejected, **self._scored}
+            fresh = self.space.distinct(min(n, self.generation_size - len(self._scored)), self._draw, self.rng, seen)
             if len(fresh) or not self._scored or len(self.stages) == 1:
                 return fresh
-            self._end_stage()  # no more masks exist: the generation is a small one
+            self._end_stage()  # no more masks exist: the generation stays small
         return self._as_masks(self._waiting[:n])
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """Remember the rewards; the better half goes on to the next stage, the best mask becomes the parent."""
-        masks, rewards = self._check_told(masks, rewards)
+        """Remember the rewards, and end the stage after its last mask."""
+        masks, rewards = self.check_rewards(masks, rewards)
         self._scored.update(zip((mask.tobytes() for mask in masks), rewards.tolist(), strict=True))
         self._waiting = [key for key in self._waiting if key not in self._scored]
         if self._stage == len(self.stages) - 1:
             super().tell(masks, rewards)
-        if not self._waiting and (self._stage > 0 or len(self._scored) >= self.generation):
+        if not self._waiting and (self._stage > 0 or len(self._scored) >= self.generation_size):
             self._end_stage()
 
     def best(self) -> Masks:
-        """As `BestSeen.best`; before any mask was scored on all examples, the best of the stage."""
+        """Return the best mask; before any mask was scored on all examples, the best of the stage."""
         keys = self._waiting or sorted(self._scored, key=lambda key: -self._scored[key])
-        return super().best() if self.reported or not keys else self._as_masks(keys[:1])[0].copy()
+        return super().best() if self.rewards or not keys else self._as_masks(keys[:1])[0].copy()
 
     def state_dict(self) -> dict[str, Any]:
-        """As `BestSeen.state_dict`, with the parent and where its generation is."""
+        """Return `Agent.state_dict` with the parent and the current stage of its generation."""
         return {
             **super().state_dict(),
             "parent": None if self.parent is None else np.flatnonzero(self.parent).tolist(),
@@ -111,23 +111,24 @@ class Evolution(BestSeen):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `Agent.load_state_dict`."""
+        """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         parent = convert("parent", state["parent"], list[int] | None)
         self.parent = None if parent is None else np.isin(np.arange(self.n_layers), parent)
         self._stage = convert("stage", state["stage"], int)
         if not 0 <= self._stage < len(self.stages):
-            raise ValueError(f"stage={self._stage} is none of {len(self.stages)}")
-        self._scored = {self._key(bits): float(read_array("a reward", reward, ())) for bits, reward in state["scored"]}
-        self._waiting = [self._key(bits) for bits in state["waiting"]]
-        self._rejected = dict.fromkeys(self._key(bits) for bits in state["rejected"])
+            raise ValueError(f"`stage` is out of range: got {self._stage}, expected 0..{len(self.stages) - 1}")
+        self._scored = {self.key(bits): float(read_array("a reward", reward, ())) for bits, reward in state["scored"]}
+        self._waiting = [self.key(bits) for bits in state["waiting"]]
+        self._rejected = dict.fromkeys(self.key(bits) for bits in state["rejected"])
 
     def _end_stage(self) -> None:
+        """Pass the better masks on to the next stage; after the last one, choose the next parent."""
         if self._stage == len(self.stages) - 1:
             self.parent, self._stage = self.best(), 0
         else:
             ranked = sorted(self._scored, key=lambda key: -self._scored[key])
-            kept = self.surviving(len(ranked))
+            kept = self.survivors_of(len(ranked))
             self._rejected |= dict.fromkeys(ranked[kept:])
             self._waiting, self._stage = ranked[:kept], self._stage + 1
         self._scored = {}
@@ -136,7 +137,72 @@ class Evolution(BestSeen):
         return np.frombuffer(b"".join(keys), dtype=bool).reshape(len(keys), self.n_layers)
 
     def _draw(self) -> Masks:
-        if self.parent is None:
-            return self.space.sample(self.rng)
-        strength = int(self.rng.integers(1, self.max_swaps, size=2, endpoint=True).min())
-        return self.space.mutate(self.parent, strength, self.rng)
+        return self.space.sample(self.rng) if self.parent is None else self._mutate(self.parent)
+
+    def _mutate(self, parent: Masks) -> Masks:
+        return self.space.mutate(parent, self._draw_swaps(), self.rng)
+
+    def _draw_swaps(self) -> int:
+        return int(self.rng.integers(1, self.max_swaps, size=2, endpoint=True).min())
+
+
+class EvoPress(Evolution):
+    """EvoPress with its settings for depth pruning (arXiv 2410.14649).
+
+    Of `initial` random masks the best is the parent. Every generation scores `offspring` mutants of it on a sixteenth of
+    the reward examples and the best `survivors` of these on all; the best of them and the parent is the next parent. A
+    mutation swaps s skipped layers for s kept ones of the same size (attention for attention and MLP for MLP, where they
+    are separate units), s the smaller of two draws from 1..3, so that the number skipped of each size does not change; by
+    cost, the budget may then ask for more layers, or for fewer. Ours: the first masks pass through the same stages, and no
+    mask is scored twice at one fidelity.
+
+    Args:
+        space: The masks to choose from.
+        seed: Seed, or the generator to draw from.
+        statistics: Statistic name to (n_layers,) values; `parameters_share` tells which layers have the same size.
+        offspring: lambda, at least 1.
+        initial: Number of random masks, at least 1.
+        survivors: Masks of a generation that are scored on all examples, at least 1.
+        stages: Rising fractions of the reward examples, the last 1.
+
+    Raises:
+        ValueError: a hyperparameter outside its range.
+    """
+
+    def __init__(
+        self,
+        space: MaskSpace,
+        seed: int | np.random.Generator | None = None,
+        statistics: Mapping[str, Floats] | None = None,
+        offspring: int = 32,
+        initial: int = 64,
+        survivors: int = 2,
+        stages: Sequence[float] = (1 / 16, 1.0),
+    ) -> None:
+        super().__init__(space, seed, offspring, stages=stages)
+        check_number("initial", initial, minimum=1, whole=True)
+        check_number("survivors", survivors, minimum=1, whole=True)
+        self.initial, self.survivors = initial, survivors
+        sizes = np.asarray((statistics or {}).get("parameters_share", np.zeros(self.n_layers)))
+        self._sizes = np.unique(sizes, return_inverse=True)[1]
+
+    @property
+    def generation_size(self) -> int:
+        """Number of masks in the current generation: `initial` at first, then `offspring`."""
+        return self.initial if self.parent is None else self.offspring
+
+    def survivors_of(self, scored: int) -> int:
+        """Return how many of `scored` masks enter the next stage."""
+        return min(self.survivors, scored)
+
+    def _mutate(self, parent: Masks) -> Masks:
+        mask = parent.copy()
+        for _ in range(self._draw_swaps()):
+            groups = [np.flatnonzero(self._sizes == size) for size in range(self._sizes.max() + 1)]
+            groups = [group for group in groups if 0 < mask[group].sum() < len(group)]
+            if not groups:
+                break
+            group = groups[self.rng.integers(len(groups))]
+            mask[[self.rng.choice(group[mask[group]]), self.rng.choice(group[~mask[group]])]] ^= True
+        values = self.rng.random(self.n_layers)
+        return self.space.top(values + np.where(mask, 2.0, 0.0))

@@ -1,7 +1,7 @@
-"""A Gaussian process over masks: effects of single layers, of pairs and of triples, each order with a variance of its own.
+"""A Gaussian process over masks: effects of single layers, pairs and triples, each order with its own variance.
 
-A function of n bits is a sum of effects of sets of layers. Write a mask as n signs. Give all sets of j layers effects of
-the same prior variance, and the covariance of two masks depends on the dot product d of their signs alone: it is that
+A function of n bits is a sum of effects of sets of layers. Write a mask as n signs. If the effects of all sets of j layers
+have the same prior variance, the covariance of two masks depends only on the dot product d of their signs: it is that
 variance times a polynomial of d of degree j (Krawtchouk's), here scaled to 1 at d = n.
 """
 
@@ -22,13 +22,14 @@ PAIRS = (0.01, 0.03, 0.1, 0.3, 1.0)
 TRIPLES = (0.001, 0.01, 0.03, 0.1, 0.3)
 NOISES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0)
 GRID = (PAIRS, TRIPLES, NOISES)
-"""Variances to choose from, as multiples of that of single layers: of pairs, of triples, and of what no order explains."""
+"""Candidate variances of pairs, triples and noise, as multiples of the variance of single layers."""
 
 START = (2, 1, 1)
+"""Index into each axis of `GRID` at which learning begins."""
 
 
 def order_polynomials(n: int) -> Floats:
-    """(4, 4) row j: coefficients of 1, d, d^2, d^3 of the covariance of effects of j layers; 0 where n is less than j."""
+    """Return (4, 4): row j holds the coefficients of 1, d, d^2, d^3 of the covariance of effects of j layers; 0 if n < j."""
     rows = np.zeros((4, 4))
     rows[0, 0] = 1.0
     rows[1, 1] = 1.0 / n
@@ -39,30 +40,25 @@ def order_polynomials(n: int) -> Floats:
     return rows
 
 
-def dot_products(some: Masks, others: Masks) -> Floats:
-    """(a, b) dot products of the signs of (a, n_layers) and (b, n_layers) masks: n_layers - 2 * layers that differ."""
-    return (2.0 * some - 1.0) @ (2.0 * others - 1.0).T
-
-
 @dataclass
 class Posterior:
-    """What is known of some candidates.
+    """Posterior of a process at some candidates.
 
     Attributes:
-        process: What knows it.
+        process: The process.
         masks: (m, n_layers) the candidates.
         mean: (m,) posterior mean.
-        variance: (m,) posterior variance, noise left out.
+        variance: (m,) posterior variance without noise.
     """
 
     process: Process
     masks: Masks
     mean: Floats
     variance: Floats
-    _weights: Floats  # (told, m), whitened covariances with what was told
+    _weights: Floats  # (observations, m), whitened covariances with the observations
 
     def observe(self, index: int) -> None:
-        """Shrink the variances as if candidate `index` had been told, at its mean."""
+        """Shrink the variances as if candidate `index` had been observed at its mean."""
         process = self.process
         prior = process.covariance(self.masks[index : index + 1], self.masks)[0]
         left = prior * process.scale - self._weights[:, index] @ self._weights
@@ -72,12 +68,12 @@ class Posterior:
 
 
 class Process(ABC):
-    """A Gaussian process over masks, given the values of some.
+    """A Gaussian process over masks, conditioned on observed values.
 
     Args:
         masks: (m, n_layers) bool, m >= 1.
         values: (m,) float, on any scale: the prior variance is scaled to fit.
-        noise: Variance of what the covariance does not explain, before it is scaled.
+        noise: Variance of the noise, up to `scale`.
     """
 
     def __init__(self, masks: Masks, values: Floats, noise: float) -> None:
@@ -91,29 +87,29 @@ class Process(ABC):
 
     @abstractmethod
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """(a, b) prior covariance of (a, n_layers) with (b, n_layers) masks, up to `scale`."""
+        """Return the (a, b) prior covariance of (a, n_layers) with (b, n_layers) masks, up to `scale`."""
 
     @abstractmethod
     def flip_means(self, mask: Masks) -> Floats:
-        """(n_layers, n_layers) posterior means of a (n_layers,) mask with two layers flipped; on the diagonal, with one."""
+        """Return the (n_layers, n_layers) posterior means of a mask with two layers flipped; on the diagonal, with one."""
 
     def prior_variances(self, masks: Masks) -> Floats:
-        """(m,) prior variances of (m, n_layers) masks, up to `scale`: the same for all, unless a process says otherwise."""
+        """Return the (m,) prior variances of masks, up to `scale`; here all masks have the same."""
         return np.full(len(masks), self.covariance(masks[:1], masks[:1])[0, 0])
 
     def mean(self, masks: Masks) -> Floats:
-        """(m,) posterior means."""
+        """Return (m,) posterior means."""
         return self.covariance(masks, self.masks) @ self.weights
 
     def posterior(self, masks: Masks) -> Posterior:
-        """Means and variances."""
+        """Return means and variances at (m, n_layers) candidates."""
         weights = self.whiten @ self.covariance(self.masks, masks)
         variance = np.maximum(self.prior_variances(masks) - (weights**2).sum(axis=0), 0.0) * self.scale
         return Posterior(self, masks, self._white @ weights, variance, weights * math.sqrt(self.scale))
 
 
 class PolynomialProcess(Process):
-    """A process whose covariance is a polynomial of the dot product of the signs.
+    """A process whose covariance is a polynomial of the dot product of the signs, n_layers - 2 * layers that differ.
 
     Args:
         masks: (m, n_layers) bool, m >= 1.
@@ -127,15 +123,15 @@ class PolynomialProcess(Process):
         super().__init__(masks, values, noise)
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """As `Process.covariance`."""
-        return self._covariance_at(dot_products(some, others))
+        """Return `Process.covariance`."""
+        return self._covariance_at((2.0 * some - 1.0) @ (2.0 * others - 1.0).T)
 
     def prior_variances(self, masks: Masks) -> Floats:
-        """As `Process.prior_variances`."""
+        """Return `Process.prior_variances`."""
         return self._covariance_at(np.full(len(masks), float(masks.shape[1])))
 
     def _covariance_at(self, d: Floats) -> Floats:
-        """Prior covariance where the dot product of the signs is `d`, of any shape."""
+        """Evaluate the polynomial at dot products `d` of any shape, by Horner's rule in place."""
         found = np.full_like(d, self._polynomial[3])
         for coefficient in self._polynomial[2::-1]:
             found *= d
@@ -143,12 +139,12 @@ class PolynomialProcess(Process):
         return found
 
     def flip_means(self, mask: Masks) -> Floats:
-        """As `Process.flip_means`.
+        """Return `Process.flip_means`.
 
-        Two flips change the dot product with a told mask by -4, 0 or 4, according to which of the two layers now agree.
-        So all pairs take two matrix products, however many layers there are to pair.
+        Two flips change the dot product with an observed mask by -4, 0 or 4, depending on which of the two layers now
+        agree. So all pairs together take two matrix products.
         """
-        agree = (self.masks != mask).astype(np.float64)  # (told, n_layers): would agree once flipped
+        agree = (self.masks != mask).astype(np.float64)  # (observations, n_layers): would agree once flipped
         d = mask.size - 2.0 * agree.sum(axis=1)
         down, one_down, same, one_up, up = (self.weights * self._covariance_at(d + step) for step in (-4, -2, 0, 2, 4))
         differ = 1.0 - agree
@@ -158,56 +154,52 @@ class PolynomialProcess(Process):
 
 
 class MaskProcess(PolynomialProcess):
-    """The process of single layers, pairs and triples.
+    """The process with effects of single layers, pairs and triples.
 
     Args:
         masks: (m, n_layers) bool, m >= 1.
         values: (m,) float.
-        place: Where in `GRID` its variances are: one index each.
+        indices: The variances: one index into each axis of `GRID`.
     """
 
-    def __init__(self, masks: Masks, values: Floats, place: Sequence[int] = START) -> None:
-        pairs, triples, noise = (choices[i] for choices, i in zip(GRID, place, strict=True))
+    def __init__(self, masks: Masks, values: Floats, indices: Sequence[int] = START) -> None:
+        pairs, triples, noise = (choices[i] for choices, i in zip(GRID, indices, strict=True))
         super().__init__(masks, values, noise, np.array([1.0, 1.0, pairs, triples]) @ order_polynomials(masks.shape[1]))
 
 
-def read_place(values: Any, grid: Sequence[Sequence[float]] = GRID) -> list[int]:
-    """A place of a grid, from plain values.
-
-    Raises:
-        TypeError, ValueError: it is none.
-    """
-    place: list[int] = convert("place", values, list[int])
-    if len(place) != len(grid) or not all(0 <= index < len(axis) for index, axis in zip(place, grid, strict=True)):
-        raise ValueError(f"place={place} lies outside the grid")
-    return place
+def read_indices(values: Any, grid: Sequence[Sequence[float]] = GRID) -> list[int]:
+    """Read an index into each axis of a grid from plain values, or raise a TypeError or ValueError."""
+    indices: list[int] = convert("indices", values, list[int])
+    if len(indices) != len(grid) or not all(0 <= index < len(axis) for index, axis in zip(indices, grid, strict=True)):
+        raise ValueError(f"`indices` is out of range: got {indices}")
+    return indices
 
 
 def climb(
-    make: Callable[[Sequence[int]], MaskProcess], place: Sequence[int], grid: Sequence[Sequence[float]] = GRID
+    make: Callable[[Sequence[int]], MaskProcess], indices: Sequence[int], grid: Sequence[Sequence[float]] = GRID
 ) -> tuple[MaskProcess, list[int]]:
-    """One step up the marginal likelihood along each axis of a grid: the process and its place.
+    """Take one step up the marginal likelihood along each axis of a grid; return the process and its indices.
 
     Args:
-        make: From a place, one index an axis, to the process there.
-        place: Where to begin.
+        make: Makes the process for one index per axis.
+        indices: Where to begin.
         grid: The values of each axis.
     """
-    here = list(place)
-    best = make(here)
+    best_indices = list(indices)
+    best = make(best_indices)
     for axis, choices in enumerate(grid):
         for step in (-1, 1):
-            there = list(here)
-            there[axis] += step
-            if 0 <= there[axis] < len(choices):
-                other = make(there)
-                if other.log_likelihood > best.log_likelihood:
-                    best, here = other, there
-    return best, here
+            tried = list(best_indices)
+            tried[axis] += step
+            if 0 <= tried[axis] < len(choices):
+                process = make(tried)
+                if process.log_likelihood > best.log_likelihood:
+                    best, best_indices = process, tried
+    return best, best_indices
 
 
 def expected_improvement(mean: Floats, variance: Floats, best: float) -> Floats:
-    """(m,) by how much each candidate is expected to exceed `best`, at least 0."""
+    """Return by how much each of (m,) candidates is expected to exceed `best`, at least 0."""
     deviation = np.sqrt(np.maximum(variance, 1e-18))
     u = (mean - best) / deviation
     density = np.exp(-0.5 * u**2) / math.sqrt(2.0 * math.pi)
@@ -215,9 +207,9 @@ def expected_improvement(mean: Floats, variance: Floats, best: float) -> Floats:
 
 
 def _normal_cdf(u: Floats) -> Floats:
-    """(m,) the standard normal distribution function, to 1e-7 (Abramowitz and Stegun, 26.2.17).
+    """Return the standard normal distribution function, to 1e-7 (Abramowitz and Stegun, 26.2.17).
 
-    Not `torch.special.ndtr`: agents need numpy alone, and LEADERBOARD.md's numbers were drawn with this one.
+    It is not `torch.special.ndtr`, because agents need only numpy, and the numbers of LEADERBOARD.md come from this one.
     """
     t = 1.0 / (1.0 + 0.2316419 * np.abs(u))
     powers = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))

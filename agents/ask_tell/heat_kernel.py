@@ -1,8 +1,8 @@
-"""A rival from the field: a Gaussian process with a heat kernel, in a trust region (arXiv 2510.26633; MCBO says the same).
+"""Bayesian optimization with a heat kernel in a trust region (arXiv 2510.26633; also in MCBO).
 
-The covariance of two masks is the product of exp(-w_i) over the layers in which they differ. Each layer has a weight of its
-own, learned with the noise by some steps up the marginal likelihood at each ask. Candidates lie within so many flips of
-the best mask told: the region grows with success, shrinks with failure, and is whole again once it was at its smallest.
+The covariance of two masks is the product of exp(-w_i) over the layers in which they differ. Each layer has its own weight,
+learned with the noise by some steps up the marginal likelihood at each ask. Candidates lie within a radius of flips around
+the best mask: it grows with success, shrinks with failure, and is reset once it was at its smallest.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
 
 STEPS = 4
-"""Steps up the likelihood at each ask."""
+"""Gradient steps at each ask."""
 
 NOISE = math.log(1e-2)
 SPREADS = (1.5, 1.0, 2.0)
-"""Prior deviations of logarithms: of the weights' mean, of each weight about it, of the noise."""
+"""Prior standard deviations of logarithms: the weights' mean, each weight around it, and the noise."""
 
 FAILURES = 3
-"""Turns without a better mask after which the region is halved."""
+"""Turns without a better mask after which the radius is halved."""
 
 _RANGE = (math.log(1e-4), math.log(3.0))
 _NOISE_RANGE = (math.log(1e-5), 0.0)
 
 
 class HeatProcess(Process):
-    """The process with a heat kernel.
+    """A process with a heat kernel.
 
     Args:
         masks: (m, n_layers) bool, m >= 1.
         values: (m,) float.
-        logs: (n_layers + 1,) logarithms of the weights, and of the noise.
+        logs: (n_layers + 1,) logarithms of the weights and of the noise.
     """
 
     def __init__(self, masks: Masks, values: Floats, logs: Floats) -> None:
@@ -47,12 +47,12 @@ class HeatProcess(Process):
         super().__init__(masks, values, math.exp(logs[-1]))
 
     def covariance(self, some: Masks, others: Masks) -> Floats:
-        """As `Process.covariance`."""
+        """Return `Process.covariance`."""
         a, b, w = some.astype(float), others.astype(float), self._layer_weights
         return np.exp(2.0 * (a * w) @ b.T - (a @ w)[:, None] - (b @ w)[None])
 
     def flip_means(self, mask: Masks) -> Floats:
-        """As `Process.flip_means`: each flip multiplies the covariance with a told mask by one factor."""
+        """Return `Process.flip_means`: each flip multiplies the covariance with an observed mask by one factor."""
         differ = (self.masks != mask).astype(float)
         here = self.weights * np.exp(-differ @ self._layer_weights)
         factors = np.exp(self._layer_weights * (2.0 * differ - 1.0))
@@ -60,8 +60,8 @@ class HeatProcess(Process):
         np.fill_diagonal(found, here @ factors)
         return found
 
-    def slope(self) -> Floats:
-        """(n_layers + 1,) derivative of the log-likelihood by `logs`."""
+    def gradient(self) -> Floats:
+        """Return the derivative of the log-likelihood with respect to `logs`, (n_layers + 1,)."""
         inner = 0.5 * (np.outer(self.weights, self.weights) / self.scale - self.whiten.T @ self.whiten)
         weighted = inner * self.covariance(self.masks, self.masks)
         x = self.masks.astype(float)
@@ -70,7 +70,7 @@ class HeatProcess(Process):
 
 
 class HeatKernel(Bayes):
-    """A Gaussian process with a heat kernel in a trust region; the module says how.
+    """Bayesian optimization with a heat kernel in a trust region (arXiv 2510.26633).
 
     Args:
         space: The masks to choose from.
@@ -91,10 +91,10 @@ class HeatKernel(Bayes):
         self.radius, self.failures = self.n_layers, 0
 
     def tell(self, masks: Masks, rewards: Floats) -> None:
-        """As `BestSeen.tell`; the trust region grows or shrinks."""
-        before = max(self.reported.values(), default=-math.inf)
+        """Remember the rewards, and grow or shrink the trust region."""
+        before = max(self.rewards.values(), default=-math.inf)
         super().tell(masks, rewards)
-        if max(self.reported.values(), default=-math.inf) > before:
+        if max(self.rewards.values(), default=-math.inf) > before:
             self.radius, self.failures = min(2 * self.radius, self.n_layers), 0
             return
         self.failures += 1
@@ -102,24 +102,27 @@ class HeatKernel(Bayes):
             self.radius, self.failures = self.radius // 2 if self.radius > 2 else self.n_layers, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Bayes.state_dict`, with what was learned and the trust region."""
+        """Return `Bayes.state_dict` with the learned weights and the trust region."""
         learned = {name: values.tolist() for name, values in self.learned.items()}
         return {**super().state_dict(), "learned": learned, "radius": self.radius, "failures": self.failures}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `Agent.load_state_dict`."""
+        """Continue exactly where `state_dict` was called."""
         super().load_state_dict(state)
         learned = state["learned"]
         self.learned = {name: read_array(name, learned[name], mine.shape) for name, mine in self.learned.items()}
         self.radius, self.failures = (convert(name, state[name], int) for name in ("radius", "failures"))
         if not 1 <= self.radius <= self.n_layers:
-            raise ValueError(f"radius={self.radius} is not allowed; use 1..{self.n_layers}")
+            raise ValueError(f"`radius` is out of range: got {self.radius}, expected 1..{self.n_layers}")
 
     def _fit(self, masks: Masks, scores: Floats) -> Process:
-        """Some steps of resilient propagation: each of `logs` by a step of its own, longer while its slope keeps sign."""
+        """Take steps of resilient propagation: each of `logs` has its own step, longer while its slope keeps its sign."""
         process = HeatProcess(masks, scores, self.learned["logs"])
         for _ in range(STEPS):
-            slopes, logs, steps = self._posterior_slope(process), self.learned["logs"], self.learned["steps"]
+            logs, steps = self.learned["logs"], self.learned["steps"]
+            spread = logs[:-1] - (mean := logs[:-1].mean())
+            pull = spread / SPREADS[1] ** 2 + (mean - self._prior) / SPREADS[0] ** 2 / self.n_layers
+            slopes = process.gradient() - np.append(pull, (logs[-1] - NOISE) / SPREADS[2] ** 2)
             agree = slopes * self.learned["slopes"]
             steps = np.clip(steps * np.where(agree > 0, 1.3, np.where(agree < 0, 0.5, 1.0)), 0.01, 0.5)
             slopes = np.where(agree < 0, 0.0, slopes)
@@ -129,17 +132,9 @@ class HeatKernel(Bayes):
             process = HeatProcess(masks, scores, logs)
         return process
 
-    def _posterior_slope(self, process: HeatProcess) -> Floats:
-        """The slope of likelihood and prior together."""
-        logs = self.learned["logs"]
-        middle = logs[:-1].mean()
-        of_all, of_each, of_noise = SPREADS
-        pull = (logs[:-1] - middle) / of_each**2 + (middle - self._prior) / of_all**2 / self.n_layers
-        return process.slope() - np.append(pull, (logs[-1] - NOISE) / of_noise**2)
-
     def _candidates(self, process: Process) -> Masks:
-        """Those of `Bayes` that lie in the trust region; all where none does."""
-        fresh, told = super()._candidates(process), self.reported_masks()
-        rewards = np.where(self.space.contains(told), list(self.reported.values()), -np.inf)
-        near = fresh[(fresh != told[rewards.argmax()]).sum(axis=1) <= self.radius]
+        """Return the candidates of `Bayes` within the trust region; all of them where none is."""
+        fresh, scored = super()._candidates(process), self.scored_masks()
+        rewards = np.where(self.space.contains(scored), list(self.rewards.values()), -np.inf)
+        near = fresh[(fresh != scored[rewards.argmax()]).sum(axis=1) <= self.radius]
         return near if len(near) else fresh

@@ -1,4 +1,4 @@
-"""How a found mask stands among all that keep its budget, where a table knows it."""
+"""The rank of a mask among all masks within its budget, where a table knows them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.oracle import is_tabular, make_scored
+from das_gym.agents.searching.environment import is_tabular, make_scored
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A mask among all that keep the budget.
+    """A mask among all masks within the budget.
 
     Attributes:
-        rank: 1 + how many of them have a higher reward.
-        masks: How many they are.
-        regret: The best one's reward minus the mask's, at least 0.
-        best_reward: The best one's.
+        rank: 1 + the number of masks with a higher reward.
+        masks: Number of masks.
+        regret: The best reward minus the mask's, at least 0.
+        best_reward: The best reward.
     """
 
     rank: int
@@ -28,15 +28,15 @@ class GroundTruth:
 
 
 def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[int]) -> GroundTruth | None:
-    """Where a mask stands, by the environment's own reward, price of MACs included.
+    """Compare a mask with all others by the environment's own reward.
 
     Args:
-        env_id: Of the environment that it was searched in.
+        env_id: The environment that it was searched in.
         env_kwargs: Its settings, the budget among them.
-        mask: 0/1 a layer.
+        mask: 0/1 per layer.
 
     Returns:
-        None for an environment that answers from no table, and for a mask off the budget.
+        None for an environment without a table, and for a mask outside the budget.
     """
     if not is_tabular(env_id):
         return None
@@ -44,10 +44,10 @@ def ground_truth_of(env_id: str, env_kwargs: Mapping[str, Any], mask: Sequence[i
     table, scorer, chosen = env.table, env.scorer, np.array(mask, dtype=bool)
     if not scorer.budget.is_kept_by(chosen[None])[0]:
         return None
-    competing = scorer.budget.is_kept_by(table.masks)
+    allowed = scorer.budget.is_kept_by(table.masks)
     return GroundTruth(
         rank=int(table.rank(chosen, scorer.objective, scorer.split)),
-        masks=int(competing.sum()),
+        masks=int(allowed.sum()),
         regret=float(table.regret(chosen, scorer.objective, scorer.split)),
-        best_reward=float(table.values(scorer.objective, scorer.split)[competing].max()),
+        best_reward=float(table.values(scorer.objective, scorer.split)[allowed].max()),
     )

@@ -1,4 +1,4 @@
-"""What answers the agents that are compared: a table, which knows the ground truth, or a live environment."""
+"""Oracles answer the agents that are compared: a table, which knows the ground truth, or a live environment."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
-from das_gym.agents.searching.environment import LayerStatistics, observed_statistics, refusing_other_environments
+from das_gym.agents.searching.environment import LayerStatistics, is_tabular, make_scored, observed_statistics
 
 from das_gym.config import check_names
-from das_gym.envs.scored_env import ScoredEnv
 from das_gym.envs.suite_env import SuiteEnv
 from das_gym.problem.budget import Budget, Floats, Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -23,18 +21,17 @@ from das_gym.tables.suite import SuiteProblem, random_probabilities
 
 
 class Oracle(ABC):
-    """Rewards on the reward split, and what agents may not see: scores on the test split.
+    """Rewards of masks on the reward split, and what agents may not see: scores on the test split.
 
-    An optimiser from elsewhere calls it as a function of one mask; `asked` keeps what it called.
+    Any optimizer can call it as a function of one mask; `calls` keeps what it asked for.
 
     Attributes:
-        env_id: The environment that it stands for.
+        env_id: The environment.
         env_kwargs: Its settings besides the budget.
-        space: The masks that keep the budget.
+        space: The masks within the budget.
         statistics: Layer statistics by name, (n_layers,) each.
-        best_reward: The highest reward of an allowed mask; None where nobody knows.
-        random_reward: What layers skipped in a random order earn in the mean; None where nobody knows.
-        asked: (layers skipped, reward) of every call, in order.
+        best_reward: The highest reward of a mask within the budget; None if unknown.
+        random_reward: The mean reward of layers skipped in a random order; None if unknown.
     """
 
     env_id: str
@@ -45,56 +42,56 @@ class Oracle(ABC):
     random_reward: float | None = None
 
     @cached_property
-    def asked(self) -> list[tuple[tuple[int, ...], float]]:
-        """See the class."""
+    def calls(self) -> list[tuple[tuple[int, ...], float]]:
+        """(skipped layers, reward) of every call, in order."""
         return []
 
     def __call__(self, mask: npt.ArrayLike) -> float:
-        """The reward of one mask, noted in `asked`.
+        """Return the reward of one mask, and add it to `calls`.
 
         Args:
-            mask: (n_layers,) truths, True = skipped. `space.top` makes an allowed mask of one number a layer.
+            mask: (n_layers,) of 0 and 1, 1 = skipped. `space.top` makes a mask from one number per layer.
 
         Raises:
-            ValueError: another shape, or a mask that does not keep the budget.
+            ValueError: another shape, or a mask outside the budget.
         """
         given = np.asarray(mask)
         array = given.astype(bool)
         if array.shape != (self.space.n_layers,) or (given != array).any() or not self.space.contains(array[None])[0]:
             raise ValueError(
-                f"mask={np.asarray(mask).tolist()}: give {self.space.n_layers} truths, one a layer, with "
-                f"{self.space.budget.describe()}; space.top(scores) makes such a mask of one number a layer"
+                f"`mask` is not allowed: got {given.tolist()}, expected {self.space.n_layers} values of 0 and 1 with "
+                f"{self.space.budget.describe()}. space.top(scores) makes such a mask from one number per layer"
             )
         reward = float(self.rewards(array[None])[0])
-        self.asked.append((tuple(np.flatnonzero(array).tolist()), reward))
+        self.calls.append((tuple(np.flatnonzero(array).tolist()), reward))
         return reward
 
     @abstractmethod
     def rewards(self, masks: Masks) -> Floats:
-        """(m,) rewards of (m, n_layers) masks, also of masks off the budget."""
+        """Return (m,) rewards of (m, n_layers) masks, within the budget or not."""
 
-    @abstractmethod
     def test_metrics(self, masks: Masks) -> Floats:
-        """(m,) metrics of (m, n_layers) masks on the test split, 0..1."""
+        """Return (m,) metrics of (m, n_layers) masks on the test split, 0..1; NaN if there is none."""
+        return np.full(len(masks), np.nan)
 
-    def normalised(self, regrets: Floats) -> Floats:
-        """(...) regrets as shares of what there is to gain: 0 = the best mask, 1 = layers skipped in a random order.
+    def normalized(self, regrets: Floats) -> Floats:
+        """Return regrets as fractions of the possible gain: 0 = the best mask, 1 = layers skipped in a random order.
 
         Raises:
-            ValueError: nobody knows both.
+            ValueError: `best_reward` or `random_reward` is unknown.
         """
         if self.best_reward is None or self.random_reward is None:
-            raise ValueError(f"{self.env_id}: only a table knows what its best and its random masks earn")
+            raise ValueError(f"{self.env_id} does not know the rewards of its best and its random masks. Compare on a table")
         return regrets / max(self.best_reward - self.random_reward, 1e-12)
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64] | None:
-        """1 + how many allowed masks have a higher reward than each of (...) rewards; None where nobody knows."""
+        """Return 1 + the number of masks within the budget with a higher reward than each of `rewards`; None if unknown."""
         del rewards
         return None
 
 
 class TableOracle(Oracle):
-    """An exhaustive table.
+    """The oracle of an exhaustive table.
 
     Args:
         env_id: Id of a tabular environment.
@@ -109,35 +106,35 @@ class TableOracle(Oracle):
         self.space = MaskSpace(env.scorer.budget)
         self.statistics = observed_statistics(env, env.reset()[0])
         self._objective, self._split = env.scorer.objective, env.scorer.split
-        anywhere = replace(self._objective, budget=Budget(self.table.n_layers))
-        self._rewards = self.table.values(anywhere, self._split)
-        kept = self.space.contains(self.table.masks)
-        self.best_reward = float(self._rewards[kept].max())
+        without_budget = replace(self._objective, budget=Budget(self.table.n_layers))
+        self._rewards = self.table.values(without_budget, self._split)
+        allowed = self.space.contains(self.table.masks)
+        self.best_reward = float(self._rewards[allowed].max())
         if self.table.meta.max_skipped is None:
-            chances = random_probabilities(self.table.masks, kept, self.space.budget.useful_layers)
-            self.random_reward = float(chances @ self._rewards)
+            probabilities = random_probabilities(self.table.masks, allowed, self.space.budget.useful_layers)
+            self.random_reward = float(probabilities @ self._rewards)
         elif self.space.skip_num is not None:
-            self.random_reward = float(self._rewards[kept].mean())
+            self.random_reward = float(self._rewards[allowed].mean())
 
     def rewards(self, masks: Masks) -> Floats:
-        """As `Oracle.rewards`."""
+        """Return `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """As `Oracle.test_metrics`."""
+        """Return `Oracle.test_metrics`."""
         return self.table.values("metric", "test")[self.table.index(masks)]
 
     def ranks(self, rewards: Floats) -> npt.NDArray[np.int64]:
-        """As `Oracle.ranks`."""
+        """Return `Oracle.ranks`."""
         return self.table.rank_of_values(rewards, self._objective, self._split)
 
 
 class SuiteOracle(Oracle):
-    """A problem of a suite.
+    """The oracle of a problem of a suite. A problem is one group of examples, so there is no test split.
 
     Args:
-        problem: That problem.
-        statistics: Names of the layer statistics that agents read.
+        problem: The problem.
+        statistics: Names of the layer statistics that agents observe.
     """
 
     def __init__(self, problem: SuiteProblem, statistics: Sequence[str]) -> None:
@@ -148,16 +145,12 @@ class SuiteOracle(Oracle):
         self.best_reward, self.random_reward = problem.optimum, problem.random_mean
 
     def rewards(self, masks: Masks) -> Floats:
-        """As `Oracle.rewards`."""
+        """Return `Oracle.rewards`."""
         return self._rewards[self.table.index(masks)]
-
-    def test_metrics(self, masks: Masks) -> Floats:
-        """As `Oracle.test_metrics`: not known, since a suite's problem is one group of examples."""
-        return np.full(len(masks), np.nan)
 
 
 class LiveOracle(Oracle):
-    """An environment with its model; it remembers scores, so that a mask costs time once however many agents ask for it.
+    """The oracle of an environment with its model, which caches scores: agents that ask for the same mask share its cost.
 
     Args:
         env_id: Id of an environment.
@@ -170,9 +163,9 @@ class LiveOracle(Oracle):
 
     def __init__(self, env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any] | None = None) -> None:
         self.env_id, self.env_kwargs = env_id, dict(env_kwargs or {})
-        changing = self.env_kwargs.get("reward_batches", "fixed")
-        if changing != "fixed":
-            raise ValueError(f"reward_batches={changing!r} gives a mask now this reward, now that; compare with 'fixed'")
+        batches = self.env_kwargs.get("reward_batches", "fixed")
+        if batches != "fixed":
+            raise ValueError(f"`reward_batches` has to be 'fixed' to compare agents: got {batches!r}")
         env = make_scored(env_id, budget, self.env_kwargs)
         self.space = MaskSpace(env.scorer.budget)
         self.statistics = observed_statistics(env, env.reset()[0])
@@ -180,62 +173,46 @@ class LiveOracle(Oracle):
         self._rng = np.random.default_rng(0)
 
     def rewards(self, masks: Masks) -> Floats:
-        """As `Oracle.rewards`."""
+        """Return `Oracle.rewards`."""
         return self._scorer.score(masks, self._rng).rewards
 
     def test_metrics(self, masks: Masks) -> Floats:
-        """As `Oracle.test_metrics`."""
+        """Return `Oracle.test_metrics`."""
         problem = self._scorer.problem
         return problem.evaluator.evaluate(masks, problem.splits.test).metrics
 
 
-def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Any:
-    """The environment behind its wrappers.
-
-    Raises:
-        ValueError: it is none of das_gym's, which alone have a scorer.
-    """
-    with refusing_other_environments(env_id):
-        env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
-    if not isinstance(env, ScoredEnv):
-        raise ValueError(f"{env_id} is no environment of das_gym; agents are compared on those")
-    return env
+SUITE_SETTINGS = ("reward", "statistics", "suite", "problems", "relatives", "problems_seed", "budgets")
+"""Settings of `SuiteEnv` that determine its problems and their statistics."""
 
 
 def make_oracle(env_id: str, budget: Mapping[str, Any] | None = None, env_kwargs: Mapping[str, Any] | None = None) -> Oracle:
-    """The oracle of an environment: of its table where the id is a tabular one, of a problem of the suite's.
+    """Make the oracle of an environment: of its table, of a problem of the suite, or of its model.
 
     Args:
         env_id: The environment.
-        budget: `skip_num`, or a share to save; {} or None is none. A problem of a suite has its own.
-        env_kwargs: Its other settings. Of `DAS-Suite-v0`: `problem`, a number or a name, and the environment's own settings
-            of which problems there are and what is shown of them, in `test` unless `split` says otherwise.
+        budget: `skip_num`, or a share to save. A problem of a suite has its own.
+        env_kwargs: Its other settings. For `DAS-Suite-v0`: `problem`, a number or a name; `split`, by default `test`; and
+            `SUITE_SETTINGS`.
 
     Raises:
-        ValueError: what the environment refuses, or one whose rewards are vectors.
+        ValueError: a setting that the environment refuses, or its rewards are vectors.
+
+    Example:
+        >>> from das_gym.agents import make_oracle
+        >>> oracle = make_oracle("DAS-METER-VQA-Tabular-v0", {"skip_num": 4})
+        >>> round(oracle([0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0]), 4)
+        0.8112
     """
-    name = env_id.rpartition(":")[2]
+    name, settings = env_id.rpartition(":")[2], dict(env_kwargs or {})
     if name in SUITE_IDS:
         if budget:
-            raise ValueError(f"budget={dict(budget)}: a problem of a suite has its own; leave it out")
-        return _suite_oracle(**dict(env_kwargs or {}))
-    alone = {many_objectives(id): id for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
-    if name in alone:
-        raise ValueError(f"{env_id} rewards with a vector, and an oracle gives one number: use {alone[name]}")
-    return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, env_kwargs)
-
-
-OF_PROBLEMS = ("reward", "statistics", "suite", "problems", "relatives", "problems_seed", "budgets")
-"""Settings of `SuiteEnv` that say which problems there are, and what is shown of them."""
-
-
-def _suite_oracle(problem: int | str = 0, split: str = "test", **more: Any) -> SuiteOracle:
-    """The oracle of a problem of a suite."""
-    check_names(more, OF_PROBLEMS, "setting of a suite's oracle")
-    suite = SuiteEnv(split, **more).suite
-    return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
-
-
-def is_tabular(env_id: str) -> bool:
-    """Whether an id means an environment of das_gym that answers from a table; `module:id` may name it too."""
-    return env_id.rpartition(":")[2] in {entry.tabular_id for entry in ENVIRONMENTS.values()}
+            raise ValueError(f"`budget` is not allowed for a problem of a suite, which has its own: got {dict(budget)}")
+        problem, split = settings.pop("problem", 0), settings.pop("split", "test")
+        check_names(settings, SUITE_SETTINGS, "setting of a suite's oracle")
+        suite = SuiteEnv(split, **settings).suite
+        return SuiteOracle(suite.problems[suite.index(problem)], suite.statistics)
+    scalar = {many_objectives(id): id for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
+    if name in scalar:
+        raise ValueError(f"`env_id` has vector rewards, an oracle needs one number: got {env_id}, use {scalar[name]}")
+    return (TableOracle if is_tabular(env_id) else LiveOracle)(env_id, budget or {}, settings)

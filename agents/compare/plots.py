@@ -74,7 +74,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         results: One an agent.
         title: Title of the picture.
     """
-    panels = ["regret"] if results[0].rank is None else ["regret", "rank"]
+    panels = ["regret"] if results[0].ranks is None else ["regret", "ranks"]
     figure = new_figure(6.0 * len(panels) + 1.5, 5.0)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, result in enumerate(results):
@@ -92,7 +92,7 @@ def plot_comparison(path: str | os.PathLike[str], results: Sequence[AgentResult]
         elif any(np.isfinite(getattr(result, panel)).any() for result in results):  # nothing has no logarithm
             axes.set_yscale("log")
         axes.set_xlabel("evaluations")
-        axes.set_ylabel({"regret": "regret of the answer (reward split)", "rank": "rank of the answer, 1 = best"}[panel])
+        axes.set_ylabel({"regret": "regret of the answer (reward split)", "ranks": "rank of the answer, 1 = best"}[panel])
     figure.legend(handles=axes.get_lines(), loc="outside right upper", frameon=False)
     figure.suptitle(title)
     figure.supxlabel(EXPLAINED, fontsize=8, color="0.35")

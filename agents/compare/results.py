@@ -1,160 +1,115 @@
-"""Agents against each other: many seeds each, equal budgets, judged by what their answers are really worth."""
+"""The results of a comparison: what the answers of an agent are worth after each evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from das_gym.agents.compare.oracle import Oracle
-from das_gym.agents.compare.traces import Trace, check_agent, trace_agent
 
 from das_gym.problem.budget import Floats, Masks
 
 TOLERANCE = 0.001
-"""A mask within this share of the best mask's reward counts as near: on some tables the second best is."""
+"""A mask within this fraction of the best reward counts as near: on some tables the second best mask is."""
 
 QUARTILES = (25, 50, 75)
 
 
 @dataclass(frozen=True, eq=False)
 class AgentResult:
-    """How well an agent did.
+    """What one agent did over all seeds.
 
     Attributes:
         agent: Its name.
-        regret: (seeds, evaluations) the best mask's reward minus its answer's; inf while it has no answer.
-        rank: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None where the ground truth is not known.
-        found: (seeds, evaluations) bool: the answer earns the best reward exactly.
-        near: (seeds, evaluations) bool: the regret is within `TOLERANCE` of the best reward.
-        evaluations: (seeds,) how many it used, see `Trace`.
         answers: (seeds, n_layers) its final answers.
-        rewards: (seeds,) of those.
-        test_metrics: (seeds,) of those, on the test split; NaN where it never had an answer.
-        milliseconds: (seeds,) of processor time a turn; None where nobody knows.
+        curves: (seeds, evaluations) reward, on the reward split, of the answer that it would have given after so many
+            evaluations; -inf while it has none. An agent that is done keeps its answer.
+        evaluations: (seeds,) how many it used, with those that a model takes for the statistics that it reads.
+        milliseconds: (seeds,) processor time per turn, of ask and tell; None if unknown.
+        best_reward: Reward of the best mask; None before `judge`.
+        ranks: (seeds, evaluations) 1 = the best mask, inf while it has no answer; None without ground truth.
+        test_metrics: (seeds,) metrics of the answers on the test split, NaN where it had none; None before `judge`.
     """
 
     agent: str
-    regret: Floats
-    rank: Floats | None
-    found: npt.NDArray[np.bool_]
-    near: npt.NDArray[np.bool_]
-    evaluations: npt.NDArray[np.int64]
     answers: Masks
-    rewards: Floats
-    test_metrics: Floats
+    curves: Floats
+    evaluations: npt.NDArray[np.int64]
     milliseconds: Floats | None = None
+    best_reward: float | None = None
+    ranks: Floats | None = None
+    test_metrics: Floats | None = None
+
+    @property
+    def regret(self) -> Floats:
+        """(seeds, evaluations): the best reward minus the answer's; inf while there is no answer."""
+        assert self.best_reward is not None, "judge() comes first"
+        return np.maximum(self.best_reward - self.curves, 0.0)
+
+    @property
+    def found(self) -> npt.NDArray[np.bool_]:
+        """(seeds, evaluations): whether the answer earns the best reward exactly."""
+        return self.regret == 0
+
+    @property
+    def near(self) -> npt.NDArray[np.bool_]:
+        """(seeds, evaluations): whether the regret is within `TOLERANCE` of the best reward."""
+        return self.regret <= TOLERANCE * abs(self.best_reward or 0.0)
 
     def needed(self) -> Floats:
-        """(seeds,) evaluations from which on the answer is as good as the best mask; inf where it never stays so."""
+        """Return (seeds,) the evaluations from which on the answer is as good as the best mask; inf where it is not."""
         missed = ~self.found
         last_miss = missed.shape[1] - np.argmax(missed[:, ::-1], axis=1)
         return np.where(missed[:, -1], np.inf, np.where(missed.any(axis=1), last_miss + 1.0, 1.0))
 
     def mean_regret(self) -> float:
-        """Over seeds and evaluations, each seed's from its first answer on; inf where a seed never had one."""
-        has_answer = np.isfinite(self.regret)
-        totals = np.where(has_answer, self.regret, 0.0).sum(axis=1)
+        """Return the mean over seeds and evaluations, from each seed's first answer on; inf where a seed never had one."""
+        regret = self.regret
+        has_answer = np.isfinite(regret)
+        totals = np.where(has_answer, regret, 0.0).sum(axis=1)
         means = np.full(len(totals), np.inf)
         np.divide(totals, has_answer.sum(axis=1), out=means, where=has_answer.any(axis=1))
         return float(means.mean())
 
     def record(self) -> dict[str, Any]:
-        """In plain JSON values: quartiles of the curves, and every seed's end; None where there is no answer."""
-        curves = {"regret": (self.regret, float)} | ({} if self.rank is None else {"rank": (self.rank, int)})
-        return {
-            "agent": self.agent,
-            **{
-                name: {f"q{q}": _plain(quantile(curve, q), kind) for q in QUARTILES}
-                for name, (curve, kind) in curves.items()
-            },
+        """Return plain JSON values: quartiles of the curves, and each seed's end; None where there is no answer."""
+        record: dict[str, Any] = {"agent": self.agent}
+        for name, curve, kind in (("regret", self.regret, float), ("rank", self.ranks, int)):
+            if curve is not None:
+                record[name] = {f"q{percent}": _plain(quantile(curve, percent), kind) for percent in QUARTILES}
+        return record | {
             "found": self.found.mean(axis=0).tolist(),
             "near": self.near.mean(axis=0).tolist(),
             "needed": _plain(self.needed(), int),
             "evaluations": self.evaluations.tolist(),
             "answers": self.answers.astype(int).tolist(),
-            "rewards": _plain(self.rewards),
-            "test_metrics": _plain(self.test_metrics),
+            "rewards": _plain(self.curves[:, -1]),
+            "test_metrics": None if self.test_metrics is None else _plain(self.test_metrics),
         }
 
 
 def _plain(values: npt.NDArray[Any], kind: type[float] = float) -> list[float | None]:
-    """Plain numbers, whole ones for `int`; None for what JSON has no number for."""
     return [kind(value) if np.isfinite(value) else None for value in values.tolist()]
 
 
 def quantile(values: npt.NDArray[Any], percent: float) -> npt.NDArray[Any]:
-    """(...) the smallest of (seeds, ...) values that so many per cent of the seeds do not exceed; infinite ones may be."""
+    """Return the smallest of (seeds, ...) values that `percent` of the seeds do not exceed; values may be infinite."""
     return np.percentile(values, percent, axis=0, method="inverted_cdf")
 
 
-def agent_results(oracle: Oracle, traces: Sequence[Trace]) -> list[AgentResult]:
-    """Regrets, ranks and test scores; where the ground truth is not known, the best answer of all stands for it."""
+def judge(oracle: Oracle, results: Sequence[AgentResult]) -> list[AgentResult]:
+    """Return results with ranks and test metrics. Without ground truth, the best answer of all stands for the best mask."""
     best = oracle.best_reward
     if best is None:
-        best = max(float(each.rewards.max()) for each in traces)
-        best = best if np.isfinite(best) else 0.0  # nobody ever had an answer
-    results = []
-    for each in traces:
-        regret = np.maximum(best - each.rewards, 0.0)
-        known = oracle.ranks(each.rewards)
-        ranks = None if known is None else np.where(np.isfinite(each.rewards), known, np.inf)
-        found, near = regret == 0, regret <= TOLERANCE * abs(best)
-        tests = np.where(np.isfinite(each.rewards[:, -1]), oracle.test_metrics(each.answers), np.nan)
-        results.append(
-            AgentResult(
-                each.agent,
-                regret,
-                ranks,
-                found,
-                near,
-                each.evaluations,
-                each.answers,
-                each.rewards[:, -1],
-                tests,
-                each.milliseconds,
-            )
-        )
-    return results
-
-
-def compare(
-    oracle: Oracle,
-    agents: Sequence[str],
-    seeds: Sequence[int] = range(50),
-    evaluations: int = 120,
-    masks_per_turn: int = 3,
-    agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
-    on_agent: Callable[[str], Any] | None = None,
-    trace: Callable[..., Trace] = trace_agent,
-) -> list[AgentResult]:
-    """Compare agents.
-
-    Args:
-        oracle: Answers what masks are worth.
-        agents: Their names, those of Stable-Baselines3's algorithms among them; see `trace_agent`.
-        seeds: Each searches once a seed, and draws as it would in `das_gym.agents.searching.loop.search` with that seed.
-        evaluations: Budget of a search.
-        masks_per_turn: Masks between two answers.
-        agent_kwargs: Hyperparameters by agent; `das_gym.agents.searching.loop.SEARCH_DEFAULTS` are filled in.
-        on_agent: Called with the name of each agent when it is done.
-        trace: Makes an agent's searches.
-
-    Returns:
-        One result an agent, in the order of `agents`.
-
-    Raises:
-        ValueError: no such agent, or a hyperparameter that it refuses, which is found before any agent searches; masks that
-            an agent should not have asked for.
-    """
-    settings = {agent: (agent_kwargs or {}).get(agent, {}) for agent in agents}
-    for agent in agents:
-        check_agent(oracle, agent, settings[agent], masks_per_turn)
-    traces = []
-    for agent in agents:
-        traces.append(trace(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]))
-        if on_agent is not None:
-            on_agent(agent)
-    return agent_results(oracle, traces)
+        best = max(float(each.curves.max()) for each in results)
+        best = best if np.isfinite(best) else 0.0  # no agent ever had an answer
+    judged = []
+    for each in results:
+        has_answer, known = np.isfinite(each.curves), oracle.ranks(each.curves)
+        ranks = None if known is None else np.where(has_answer, known, np.inf)
+        tests = np.where(has_answer[:, -1], oracle.test_metrics(each.answers), np.nan)
+        judged.append(replace(each, best_reward=best, ranks=ranks, test_metrics=tests))
+    return judged

@@ -7,9 +7,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from das_gym.agents.compare.oracle import make_scored
 from das_gym.agents.pareto.record import Scored
-from das_gym.agents.searching.environment import observed_statistics
+from das_gym.agents.searching.environment import make_scored, observed_statistics
 
 from das_gym.config import check_names
 from das_gym.problem.budget import Budget, Floats, Masks

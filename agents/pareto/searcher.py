@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement, read_place
+from das_gym.agents.ask_tell.gaussian_process import START, MaskProcess, Posterior, climb, expected_improvement, read_indices
 
 from das_gym.config import convert
 from das_gym.problem.budget import Floats, Masks
@@ -57,7 +57,7 @@ class FrontSearch:
         self.saved = saved
         self.rng = np.random.default_rng(seed)
         self.told: dict[bytes, float] = {}
-        self.place = list(START)
+        self.indices = list(START)
         self._level = 0
         self._turns = 0
         singles = saved(np.eye(n_layers, dtype=bool))
@@ -85,7 +85,7 @@ class FrontSearch:
         if len(self.told) < min(DRAWN, 2**self.n_layers):
             return self.random(min(n, DRAWN - len(self.told)))
         masks, values = self.masks, log_goodness(self.losses)
-        process, self.place = climb(partial(MaskProcess, masks, values), self.place)
+        process, self.indices = climb(partial(MaskProcess, masks, values), self.indices)
         saved = self.saved(masks)
         rows = front_rows(saved, self.losses)
         best = _Best(saved[rows], values[rows], float(values.min()))
@@ -101,12 +101,12 @@ class FrontSearch:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the search depends on besides what was told, in plain JSON values."""
-        return {"rng": self.rng.bit_generator.state, "place": self.place, "level": self._level, "turns": self._turns}
+        return {"rng": self.rng.bit_generator.state, "indices": self.indices, "level": self._level, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken, once the same masks were told."""
         self.rng.bit_generator.state = state["rng"]
-        self.place = read_place(state["place"])
+        self.indices = read_indices(state["indices"])
         self._level, self._turns = (convert(name, state[name], int) for name in ("level", "turns"))
 
     def random(self, n: int) -> Masks:

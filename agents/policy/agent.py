@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from das_gym.agents.ask_tell.bayes import Bayes
-from das_gym.agents.ask_tell.best_seen import OneMask
 from das_gym.agents.ask_tell.gaussian_process import MaskProcess, Process
+from das_gym.agents.ask_tell.heuristics import Heuristic
 from das_gym.agents.policy.choosing import choose
 from das_gym.agents.policy.hinted import HINT_START, HINTED_GRID, Hint, HintedProcess, NeighbourCosts
 from das_gym.agents.policy.network import UnitNetworks
@@ -98,7 +98,7 @@ class _Reader:
         return Hint(NeighbourCosts(known), self.space) if NeighbourCosts.needs <= known.keys() else None
 
 
-class Policy(OneMask):
+class Policy(Heuristic):
     """Ours, learned: a policy trained on other models reads the layer statistics of this one; one mask, no search.
 
     Args:
@@ -155,15 +155,15 @@ class PolicyBayes(Bayes):
         self.statistics_read = self._reader.network.config.statistics
         self._hint = self._reader.hint()
         if self._hint is not None:
-            self.grid, self.place = HINTED_GRID, [*self.start, HINT_START]
+            self.grid, self.indices = HINTED_GRID, [*self.start, HINT_START]
 
     def ask(self, n: int) -> Masks:
         """(m, n_layers) masks that were not told before: the policy's own first, then some that it thinks good."""
-        if len(self.reported) >= self.drawn:
+        if len(self.rewards) >= self.drawn:
             return super().ask(n)
         own = self._reader.masks()[0]
-        first = [] if own.tobytes() in self.reported else [own]
-        seen = {*self.reported, own.tobytes()}
+        first = [] if own.tobytes() in self.rewards else [own]
+        seen = {*self.rewards, own.tobytes()}
         more = n - len(first)
         if not more:
             return np.array(first)
@@ -176,15 +176,15 @@ class PolicyBayes(Bayes):
         others = self.space.distinct(more, draw, self.rng, seen)
         return np.concatenate((np.array(first, dtype=bool).reshape(-1, self.n_layers), others))
 
-    def _process(self, masks: Masks, scores: Floats, place: Sequence[int]) -> MaskProcess:
+    def _process(self, masks: Masks, scores: Floats, indices: Sequence[int]) -> MaskProcess:
         if self._hint is None:
-            return super()._process(masks, scores, place)
-        return HintedProcess(masks, scores, place, self._hint)
+            return super()._process(masks, scores, indices)
+        return HintedProcess(masks, scores, indices, self._hint)
 
-    def _to_exceed(self, process: Process, scores: Floats) -> float:
+    def _incumbent(self, process: Process, scores: Floats) -> float:
         """The highest posterior mean of a mask told.
 
         Where the hint is believed and single masks are off it, the best score told is out of the reach of every mean: each
         expected improvement is next to nothing, and the largest that of some mask far from all.
         """
-        return float(process.mean(self.reported_masks()).max())
+        return float(process.mean(self.scored_masks()).max())

@@ -1,18 +1,18 @@
-"""Any algorithm of Stable-Baselines3 as a search for masks.
+"""Search masks with any algorithm of Stable-Baselines3.
 
     from das_gym.agents.sb3.train import train_sb3
 
     trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", skip_num=4, evaluations=500)
-    trained = train_sb3(MyAlgorithm, action="sequence", hyperparameters={"learning_rate": 1e-3})     # a class of one's own
+    trained = train_sb3(MyAlgorithm, action="sequence", hyperparameters={"learning_rate": 1e-3})  # your own class
 
-What is kept in a run folder: `agent.zip`, which SB3's own `load` and our `load_sb3` read; `sb3.json`, which says whose it
-is; the record of the search, as every other agent leaves it; TensorBoard's files, where it is installed.
+A run folder holds `agent.zip`, which SB3's `load` and our `load_sb3` read; its description `sb3.json`; the record of the
+search, as for every other agent; and TensorBoard's files, if it is installed.
 
-**Resuming.** A stopped search goes on from `agent.zip` and `sb3_checkpoint.json`, written every `save_every` turns.
-Restored are the parameters, the optimizer, the number of steps, all scored masks, and which examples the environments
-score on next, so that the record of a resumed search replays (`python -m agents validate`). Not restored are the
-algorithm's random generators, episodes under way, rollouts not yet learned from and replay buffers (SB3 saves none): a
-resumed search ends well, but elsewhere than an undisturbed one. Without a stop, the same seed gives the same result.
+**Resuming.** A stopped search continues from `agent.zip` and `checkpoint.json`, written every `save_every` turns. They
+restore the parameters, the optimizer, the number of steps, all scored masks, and which examples the environments score on
+next, so that the record of a resumed search replays (`python -m agents validate`). They do not restore the algorithm's
+random generators, unfinished episodes and rollouts, and replay buffers, which SB3 does not save: a resumed search ends
+well, but not where an uninterrupted one does. Without a stop, the same seed gives the same result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import dataclasses
 import io
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,20 +31,21 @@ import numpy as np
 from das_gym.agents.ask_tell.base import check_number
 from das_gym.agents.sb3.algorithms import (
     ActionSpaceError,
+    Algorithm,
     choose_action,
     find_algorithm,
     make_model,
     with_defaults,
 )
-from das_gym.agents.sb3.checkpoint import CHECKPOINT, Checkpoint
-from das_gym.agents.sb3.config import BY_SB3S_NAMES, SB3Config, with_action
+from das_gym.agents.sb3.config import SB3_NAMES, SB3Config, with_action
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
-from das_gym.agents.searching.loop import with_costs
-from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, Turn, best_row, plain_numbers
+from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
+from das_gym.agents.searching.loop import OnTurn, with_costs
+from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, best_row, plain_numbers
 
-from das_gym.config import build, check_names
-from das_gym.files import write_bytes, write_json
+from das_gym.config import build, check_names, convert
+from das_gym.files import damage_named, write_bytes, write_json
 from das_gym.problem.mask_space import skipped_names
 
 if TYPE_CHECKING:
@@ -52,26 +53,19 @@ if TYPE_CHECKING:
     from stable_baselines3.common.logger import KVWriter
 
 LOGS = 20
-
-SETTINGS = (
-    *(BY_SB3S_NAMES.get(field.name, field.name) for field in dataclasses.fields(SB3Config)),
-    *("own", "on_turn", "writers", "resume"),
-)
-"""What may be given to `train_sb3` by name."""
-
-OnTurn = Callable[[Turn, tuple[str, ...]], Any]
+"""Lines of metrics that an algorithm with a replay buffer logs in a search."""
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """What a search leaves behind.
+class TrainedAgent:
+    """A trained algorithm and the result of its search.
 
     Attributes:
-        result: The record. Its mask is the better of the policy's answer and the best mask that was scored.
+        result: The record. Its mask is the better of the policy's answer and the best scored mask.
         model: The trained algorithm.
-        action: The action space that it searched in.
+        action: The action space of the search.
         policy: The policy's own answer: `mask`, `reward` and scores.
-        starved: Whether it ended early, because nearly none of its masks kept the budget.
+        starved: Whether the search ended early because nearly none of its masks was within the budget.
     """
 
     result: SearchResult
@@ -92,50 +86,213 @@ def train_sb3(
     writers: Sequence[KVWriter] = (),
     resume: bool = False,
     **settings: Any,
-) -> Trained:
-    """Train an algorithm of SB3 until the budget of evaluations is spent, and score its answer.
+) -> TrainedAgent:
+    """Train an algorithm of SB3 until the evaluations are spent, and score its answer.
 
     Args:
         algorithm: A key of `das_gym.agents.sb3.algorithms.ALGORITHMS`, "module:class", or a subclass of SB3's BaseAlgorithm.
-        folder: Where everything is kept; None keeps nothing.
-        hyperparameters: Its hyperparameters by name, JSON-able.
-        n_envs: Environments side by side, whose masks are scored in one engine call.
-        own: More arguments of the algorithm's constructor, of any type; no record holds them.
-        on_turn: Called after every step that scored masks, with them and the layer names.
-        writers: Where SB3's metrics go, besides TensorBoard where there is a folder.
-        resume: Go on from the checkpoint in `folder`, if there is one; see the top of this file for what that restores.
+        folder: Run folder. None keeps nothing.
+        hyperparameters: Hyperparameters by name, as JSON values.
+        n_envs: Parallel environments, whose masks are scored in one engine call.
+        own: Further arguments of the algorithm's constructor, of any type; no record keeps them.
+        on_turn: Called after every step that scored masks, with the turn and the layer names.
+        writers: Where SB3's metrics go, in addition to TensorBoard if there is a folder.
+        resume: Continue from the checkpoint in `folder`, if there is one; the top of this file says what it restores.
         settings: The other fields of `SB3Config`.
 
     Raises:
-        ValueError: a setting that the environment or the algorithm refuses; a reward that is not a number.
+        ValueError: a setting that the environment or the algorithm refuses, or a reward that is not finite.
+
+    Example:
+        >>> from das_gym.agents.sb3.train import train_sb3
+        >>> trained = train_sb3("ppo", env_id="DAS-METER-VQA-Tabular-v0", skip_num=4, evaluations=40)
+        >>> trained.result.n_skipped
+        4
     """
     cls, known = find_algorithm(algorithm)
     check_number("n_envs", n_envs, minimum=1, whole=True)
-    check_names(settings, SETTINGS)
+    named = ("own", "on_turn", "writers", "resume")
+    check_names(settings, [*(SB3_NAMES.get(f.name, f.name) for f in dataclasses.fields(SB3Config)), *named])
     given = {"agent": known.name, "agent_kwargs": dict(hyperparameters or {}), "masks_per_turn": n_envs}
-    place = None if folder is None else Path(folder)
-    checkpoint = place / CHECKPOINT if resume and place is not None else None
-    config = with_costs(build(SB3Config, {**given, **settings}), checkpoint)
-    before = Checkpoint.load(place, config) if resume and place is not None else Checkpoint()
-    parameters = with_defaults(cls, known, config.agent_kwargs, n_envs)
-    model, recorder, action = _make(config, cls, parameters, choose_action(known, config.action), before, place, own)
+    run_folder = None if folder is None else Path(folder)
+    config = with_costs(build(SB3Config, {**given, **settings}), run_folder if resume else None)
+    training = _Training(config, cls, known, run_folder, resume, own)
     try:
-        source = place if before.turns else config.start_from
-        if source is not None:
-            _set_parameters(model, agent_file(source))
-        if before.turns:
-            model.num_timesteps = before.steps
-            model.set_random_seed((config.seed + recorder.evaluations) % 2**32)
-        training = _Training(config, model, recorder, action, parameters, place)
         with torch_threads(1):
-            training.run(on_turn, writers)
+            training.learn(on_turn, writers)
         return training.finish()
     finally:
-        recorder.close()
+        training.recorder.close()
+
+
+class _Training:
+    """A running search.
+
+    Args:
+        config: What to search.
+        cls: The algorithm.
+        known: What is known of it.
+        folder: Run folder, or None.
+        resume: Whether to continue from its checkpoint.
+        own: Further arguments of the algorithm's constructor.
+    """
+
+    def __init__(
+        self,
+        config: SB3Config,
+        cls: type[BaseAlgorithm],
+        known: Algorithm,
+        folder: Path | None,
+        resume: bool,
+        own: Mapping[str, Any] | None,
+    ) -> None:
+        self.config, self.folder = config, folder
+        self.hyperparameters = with_defaults(cls, known, config.agent_kwargs, config.masks_per_turn)
+        checkpoint = self._make_model(cls, choose_action(known, config.action), resume, own)
+        self.base: Any = self.recorder.env.unwrapped
+        self.layer_names: tuple[str, ...] = tuple(self.base.layer_names)
+        self._saved_turns = len(self.recorder.turns)
+        try:
+            source = config.start_from if checkpoint is None else folder
+            if source is not None:
+                _set_parameters(self.model, agent_file(source))
+            if checkpoint is not None:
+                with damage_named((folder or Path()) / CHECKPOINT, "start a new search"):
+                    self.model.num_timesteps = convert("steps", checkpoint.agent["steps"], int)
+                self.model.set_random_seed((config.seed + self.recorder.evaluations) % 2**32)
+        except BaseException:
+            self.recorder.close()
+            raise
+
+    def _make_model(
+        self, cls: type[BaseAlgorithm], actions: Sequence[str], resume: bool, own: Mapping[str, Any] | None
+    ) -> Checkpoint | None:
+        """Make the algorithm on its environments, with the first action space that it supports; return its checkpoint."""
+        from stable_baselines3.common.vec_env import VecMonitor
+
+        from das_gym.envs.sb3_vec_env import SB3VecEnv
+
+        config, refusals = self.config, []
+        for self.action in actions:
+            kwargs = with_action(config.mask_kwargs, self.action)
+            env: Any = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
+            try:
+                checkpoint = None
+                if resume and self.folder is not None:
+                    checkpoint = Checkpoint.load(self.folder, config, len(env.unwrapped.layer_names), SB3_NAMES)
+                self.recorder = Recorder(env, config.evaluations, checkpoint, self.folder)
+                vec_env = VecMonitor(SB3VecEnv(self.recorder))
+                self.model = make_model(cls, self.hyperparameters, vec_env, config.seed, own)
+            except ActionSpaceError as refusal:
+                env.close()
+                refusals.append(refusal)
+            except BaseException:
+                env.close()
+                raise
+            else:
+                return checkpoint
+        raise refusals[0]
+
+    def learn(self, on_turn: OnTurn | None, writers: Sequence[KVWriter]) -> None:
+        """Train until the evaluations are spent."""
+        from stable_baselines3.common.logger import Logger
+        from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+        if on_turn is not None:
+            for turn in self.recorder.turns:
+                on_turn(turn, self.layer_names)
+            self.recorder.on_turn = lambda turn: on_turn(turn, self.layer_names)
+        logger = Logger(folder=None, output_formats=[*writers, *_tensorboard(self.folder)])
+        self.model.set_logger(logger)
+        # in updates; for an algorithm with a replay buffer, in episodes
+        interval = max(1, self.config.evaluations // LOGS) if isinstance(self.model, OffPolicyAlgorithm) else 1
+        try:
+            while True:  # masks outside the budget leave evaluations over
+                steps = self._steps_left()
+                self.model.learn(steps, self._keep_checkpoint, log_interval=interval, reset_num_timesteps=False)
+        except BudgetSpentError:
+            if logger.name_to_value:
+                logger.dump(self.model.num_timesteps)
+        finally:
+            logger.close()
+
+    def finish(self) -> TrainedAgent:
+        """Score the answer, and write the record, the agent and its description."""
+        config = self.config
+        best = best_row(self.recorder.turns, config.mask_kwargs)
+        chosen = policy_mask(self.model, config.env_id, self.action, config.seed, **config.mask_kwargs)
+        policy, other = self._score(np.stack((chosen, chosen if best is None else np.array(best["mask"], dtype=bool))))
+        answer = max(policy, other, key=lambda row: -np.inf if row["reward"] is None else float(row["reward"]))
+        result = SearchResult.of(
+            config,
+            self.base,
+            answer,
+            best or answer,
+            self.recorder.turns,
+            statistics_read=None,
+            env_kwargs=config.mask_kwargs,
+            agent_kwargs=self.hyperparameters,
+            preferences=None,
+            skip_probabilities=None,
+        )
+        if self.folder is not None:
+            self._save_agent(self.folder)
+            cls = type(self.model)
+            description = {
+                "format": FORMAT,
+                "algorithm": config.agent,
+                "class": f"{cls.__module__}:{cls.__qualname__}",
+                "action": self.action,
+                "evaluations": self.recorder.evaluations,
+                "steps": int(self.model.num_timesteps),
+                "hyperparameters": self.hyperparameters,
+                "policy": {**policy, "skipped_layers": skipped_names(self.layer_names, policy["mask"])},
+            }
+            write_json(self.folder / DESCRIPTION, description)
+            result.save(self.folder)
+        return TrainedAgent(result, self.model, self.action, policy, self.recorder.starved)
+
+    def _steps_left(self) -> int:
+        """Return how many steps the rest of the evaluations takes if all masks count; SB3's schedules depend on it."""
+        left = max(1, self.config.evaluations - self.recorder.evaluations)
+        if self.action != "sequence":
+            return left
+        return left * max(1, self.base.skip_num or len(self.layer_names) // 2)
+
+    def _save_agent(self, folder: Path) -> None:
+        buffer = io.BytesIO()
+        self.model.save(buffer)
+        write_bytes(folder / AGENT, buffer.getvalue())
+
+    def _keep_checkpoint(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        """Write agent and checkpoint every `save_every` turns. SB3 calls this after each step."""
+        del locals_, globals_
+        turns = self.recorder.turns
+        if self.folder is not None and len(turns) - self._saved_turns >= self.config.save_every:
+            self._saved_turns = len(turns)
+            self._save_agent(self.folder)
+            state = self.base.get_state() if hasattr(self.base, "get_state") else None
+            Checkpoint({"steps": int(self.model.num_timesteps)}, state, tuple(turns)).save(self.folder, self.config)
+        return True
+
+    def _score(self, masks: np.ndarray) -> list[dict[str, Any]]:
+        """Return (m, n_layers) masks with their scores, all on the examples that come next, where a replay scores them."""
+        env = gymnasium.make_vec(self.config.env_id, num_envs=len(masks), **self.config.mask_kwargs)
+        try:
+            env.reset(seed=self.config.seed)
+            base: Any = env.unwrapped
+            if hasattr(base, "set_state"):
+                base.set_state({**self.base.get_state(), "episode": base.get_state().get("episode")})
+            _, rewards, _, _, info = env.step(masks.astype(np.int8))
+        finally:
+            env.close()
+        columns = {"mask": masks.astype(int).tolist(), "reward": plain_numbers(rewards)}
+        columns |= {name: plain_numbers(np.asarray(info[name])) for name in SCORES}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _set_parameters(model: BaseAlgorithm, file: Path) -> None:
-    """Read networks and optimizers from an `agent.zip`, and none of its code: SB3 2.7 itself would unpickle them.
+    """Read networks and optimizers from an `agent.zip`, but none of its code: SB3 2.7's own method would unpickle it.
 
     Raises:
         ValueError: the file is damaged, or of another algorithm, policy or environment.
@@ -152,180 +309,13 @@ def _set_parameters(model: BaseAlgorithm, file: Path) -> None:
         raise ValueError(f"{file} cannot be read as an agent of this search ({error}). Train it again") from error
 
 
-def _make(
-    config: SB3Config,
-    cls: type[BaseAlgorithm],
-    parameters: Mapping[str, Any],
-    actions: Sequence[str],
-    before: Checkpoint,
-    folder: Path | None,
-    own: Mapping[str, Any] | None,
-) -> tuple[BaseAlgorithm, Recorder, str]:
-    """The algorithm on its environments, in the first of those action spaces that it takes."""
-    from stable_baselines3.common.vec_env import VecMonitor
-
-    from das_gym.envs.sb3_vec_env import SB3VecEnv
-
-    refusals = []
-    for action in actions:
-        kwargs = with_action(config.mask_kwargs, action)
-        env = gymnasium.make_vec(config.env_id, num_envs=config.masks_per_turn, **kwargs)
-        try:
-            recorder = Recorder(env, config.evaluations, before.turns, before.env, (folder or Path()) / CHECKPOINT)
-            model = make_model(cls, parameters, VecMonitor(SB3VecEnv(recorder)), config.seed, own)
-        except ActionSpaceError as refusal:
-            env.close()
-            refusals.append(refusal)
-        except BaseException:
-            env.close()
-            raise
-        else:
-            return model, recorder, action
-    raise refusals[0]
-
-
-class _Training:
-    """One search under way.
-
-    Args:
-        config: What to search.
-        model: With what.
-        recorder: Its environments.
-        action: Their action space.
-        parameters: All hyperparameters of the model.
-        folder: Where everything is kept, or None.
-    """
-
-    def __init__(
-        self,
-        config: SB3Config,
-        model: BaseAlgorithm,
-        recorder: Recorder,
-        action: str,
-        parameters: dict[str, Any],
-        folder: Path | None,
-    ) -> None:
-        self.config, self.model, self.recorder, self.folder = config, model, recorder, folder
-        self.action, self.parameters = action, parameters
-        self.saved_turns = len(recorder.turns)
-        base: Any = recorder.env.unwrapped
-        self.base, self.layer_names = base, tuple(base.layer_names)
-
-    def run(self, on_turn: OnTurn | None, writers: Sequence[KVWriter]) -> None:
-        """Train until the budget is spent."""
-        from stable_baselines3.common.logger import Logger
-
-        if on_turn is not None:
-            for turn in self.recorder.turns:
-                on_turn(turn, self.layer_names)
-            self.recorder.on_turn = lambda turn: on_turn(turn, self.layer_names)
-        logger = Logger(folder=None, output_formats=[*writers, *_tensorboard(self.folder)])
-        self.model.set_logger(logger)
-        try:
-            while True:  # masks off the budget leave evaluations over
-                steps = self._steps_left()
-                self.model.learn(steps, self._keep_checkpoint, log_interval=self._log_interval(), reset_num_timesteps=False)
-        except BudgetSpentError:
-            if logger.name_to_value:
-                logger.dump(self.model.num_timesteps)
-        finally:
-            logger.close()
-
-    def finish(self) -> Trained:
-        """Score the answer and keep everything."""
-        config = self.config
-        best = best_row(self.recorder.turns, config.mask_kwargs)
-        chosen = policy_mask(self.model, config.env_id, self.action, config.seed, **config.mask_kwargs)
-        policy, other = self._score(np.stack((chosen, chosen if best is None else np.array(best["mask"], dtype=bool))))
-        answer = policy if _reward(policy) >= _reward(other) else other
-        result = SearchResult.of(
-            config,
-            self.base,
-            answer,
-            best or answer,
-            self.recorder.turns,
-            statistics_read=None,
-            env_kwargs=config.mask_kwargs,
-            agent_kwargs=self.parameters,
-            preferences=None,
-            skip_probabilities=None,
-        )
-        if self.folder is not None:
-            self._save_agent(self.folder)
-            write_json(self.folder / DESCRIPTION, self._description(policy))
-            result.save(self.folder)
-        return Trained(result, self.model, self.action, policy, self.recorder.starved)
-
-    def _steps_left(self) -> int:
-        """How many steps the rest of the budget takes, if each has an effect: what SB3's schedules go by."""
-        left = max(1, self.config.evaluations - self.recorder.evaluations)
-        if self.action != "sequence":
-            return left
-        return left * max(1, self.base.skip_num or self.recorder.n_layers // 2)
-
-    def _log_interval(self) -> int:
-        """Updates between two lines of metrics; for an algorithm with a replay buffer, episodes."""
-        from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-
-        return max(1, self.config.evaluations // LOGS) if isinstance(self.model, OffPolicyAlgorithm) else 1
-
-    def _save_agent(self, folder: Path) -> None:
-        buffer = io.BytesIO()
-        self.model.save(buffer)
-        write_bytes(folder / AGENT, buffer.getvalue())
-
-    def _keep_checkpoint(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
-        """SB3's callback after each step: every `save_every` turns, write what `resume` goes on from."""
-        del locals_, globals_
-        turns = self.recorder.turns
-        if self.folder is not None and len(turns) - self.saved_turns >= self.config.save_every:
-            self.saved_turns = len(turns)
-            self._save_agent(self.folder)
-            state = self.base.get_state() if hasattr(self.base, "get_state") else None
-            Checkpoint(int(self.model.num_timesteps), tuple(turns), state).save(self.folder, self.config)
-        return True
-
-    def _score(self, masks: np.ndarray) -> list[dict[str, Any]]:
-        """Masks ((m, n_layers) bool) and their scores, all on the examples that come next: so replays find them."""
-        env = gymnasium.make_vec(self.config.env_id, num_envs=len(masks), **self.config.mask_kwargs)
-        try:
-            env.reset(seed=self.config.seed)
-            base: Any = env.unwrapped
-            if hasattr(base, "set_state"):
-                base.set_state({**self.base.get_state(), "episode": base.get_state().get("episode")})
-            _, rewards, _, _, info = env.step(masks.astype(np.int8))
-        finally:
-            env.close()
-        columns = {"mask": masks.astype(int).tolist(), "reward": plain_numbers(rewards)}
-        columns |= {name: plain_numbers(np.asarray(info[name])) for name in SCORES}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    def _description(self, policy: dict[str, Any]) -> dict[str, Any]:
-        """What `sb3.json` holds: how to load `agent.zip`, and what the policy answers by itself."""
-        cls = type(self.model)
-        return {
-            "format": FORMAT,
-            "algorithm": self.config.agent,
-            "class": f"{cls.__module__}:{cls.__qualname__}",
-            "action": self.action,
-            "evaluations": self.recorder.evaluations,
-            "steps": int(self.model.num_timesteps),
-            "hyperparameters": self.parameters,
-            "policy": {**policy, "skipped_layers": skipped_names(self.layer_names, policy["mask"])},
-        }
-
-
 def _tensorboard(folder: Path | None) -> list[KVWriter]:
-    """TensorBoard's writer, where there is a folder; where TensorBoard is not installed, a line that says so."""
+    """Return TensorBoard's writer, if there is a folder and TensorBoard is installed."""
     from stable_baselines3.common.logger import SummaryWriter, TensorBoardOutputFormat
 
     if folder is None:
         return []
     if SummaryWriter is None:
-        print("TensorBoard is not installed, its files are left out; to get them: pip install 'das_gym[sb3]'")
+        print("TensorBoard is not installed, so its files are not written. To get them: pip install 'das_gym[sb3]'")
         return []
     return [TensorBoardOutputFormat(str(folder / "tensorboard"))]
-
-
-def _reward(row: Mapping[str, Any]) -> float:
-    return -np.inf if row["reward"] is None else float(row["reward"])

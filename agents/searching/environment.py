@@ -1,4 +1,4 @@
-"""What a search asks of an environment besides stepping it."""
+"""Environments as searches use them: making one, its scorer, and the layer statistics that it observes."""
 
 from __future__ import annotations
 
@@ -11,33 +11,47 @@ import numpy as np
 
 import das_gym  # noqa: F401  (registers the environments)
 from das_gym.commandline import format_command
+from das_gym.envs.scored_env import ScoredEnv
 from das_gym.problem.budget import BUDGET_SETTINGS, Floats
 from das_gym.registration import DEFAULT_ENV, ENVIRONMENTS, SUITE_IDS, many_objectives, named_environments
 
 
 def make_env(env_id: str, env_kwargs: Mapping[str, Any], num_envs: int, free: bool) -> gymnasium.vector.VectorEnv:
-    """The environment of a search.
+    """Make the vector environment of a search.
 
     Args:
         env_id: Its id.
         env_kwargs: Its keyword arguments, the budget among them.
-        num_envs: Masks a turn.
-        free: Whether it takes masks off the budget, see `Agent.free_budget`.
+        num_envs: Masks per turn.
+        free: Whether it accepts masks outside the budget, see `Agent.free_budget`.
     """
     budget = {name: None for name in BUDGET_SETTINGS if free and name in env_kwargs}
-    name = env_id.rpartition(":")[2]
-    if name in SUITE_IDS or name in {many_objectives(id) for e in ENVIRONMENTS.values() for id in (e.id, e.tabular_id)}:
+    vector_rewards = {many_objectives(id) for entry in ENVIRONMENTS.values() for id in (entry.id, entry.tabular_id)}
+    if env_id.rpartition(":")[2] in {*SUITE_IDS, *vector_rewards}:
         raise ValueError(
             f"`env_id` has not one problem with one reward: got {env_id}, expected an id such as {DEFAULT_ENV}. "
             f"`{format_command('agents list')}` shows all."
         )
-    with refusing_other_environments(env_id):
+    with explained_errors(env_id):
         return gymnasium.make_vec(env_id, num_envs=num_envs, **{**env_kwargs, **budget})
 
 
+def make_scored(env_id: str, budget: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Any:
+    """Make a single environment of das_gym, without wrappers.
+
+    Raises:
+        ValueError: it is another package's environment, which has no scorer.
+    """
+    with explained_errors(env_id):
+        env = gymnasium.make(env_id, **budget, **env_kwargs).unwrapped
+    if not isinstance(env, ScoredEnv):
+        raise ValueError(f"`env_id` is not an environment of das_gym: got {env_id}, expected an id such as {DEFAULT_ENV}")
+    return env
+
+
 @contextmanager
-def refusing_other_environments(env_id: str) -> Iterator[None]:
-    """Raise a ValueError that helps for an id that is not das_gym's, or for the name of a named config."""
+def explained_errors(env_id: str) -> Iterator[None]:
+    """Turn Gymnasium's errors about an unknown id or a foreign environment into a ValueError that says what to do."""
     try:
         yield
     except gymnasium.error.UnregisteredEnv as error:
@@ -53,42 +67,47 @@ def refusing_other_environments(env_id: str) -> Iterator[None]:
         ) from error
 
 
+def is_tabular(env_id: str) -> bool:
+    """Whether an id, or `module:id`, is an environment of das_gym that looks scores up in a table."""
+    return env_id.rpartition(":")[2] in {entry.tabular_id for entry in ENVIRONMENTS.values()}
+
+
 def find_scorer(base: Any) -> Any:
-    """What scores masks in an environment of das_gym, single or vector; None in another one."""
+    """Return what scores masks in a single or vector environment of das_gym; None in another one."""
     return getattr(getattr(base, "template", base), "scorer", None)
 
 
 @contextmanager
 def fewer_examples(scorer: Any, share: float) -> Iterator[None]:
-    """While it lasts, masks are scored on a share of the reward examples, at least on one.
+    """Score masks on a fraction of the reward examples, at least on one, within the block.
 
     Raises:
-        ValueError: the environment has no fewer examples to give.
+        ValueError: the environment has only scores on all examples.
     """
     if share == 1.0:
         yield
         return
     if not has_fewer_examples(scorer):
-        raise ValueError("this environment scores masks on all its examples at once: leave the agent's stages out")
-    whole = scorer.batch_size
-    scorer.batch_size = max(1, round(share * whole))
+        raise ValueError("this environment scores masks on all its examples at once: leave the agent's `stages` out")
+    everything = scorer.batch_size
+    scorer.batch_size = max(1, round(share * everything))
     try:
         yield
     finally:
-        scorer.batch_size = whole
+        scorer.batch_size = everything
 
 
 def has_fewer_examples(scorer: Any) -> bool:
-    """Whether masks can be scored on some of the reward examples: a table of means cannot."""
+    """Whether masks can be scored on some of the reward examples; a table of means cannot."""
     return hasattr(scorer, "batch_size")
 
 
 class LayerStatistics(dict[str, Floats]):
-    """Name to (n_layers,) values: what is observed, and what is asked for besides.
+    """Name to (n_layers,) values of the observed statistics; others are measured when they are looked up.
 
     Args:
-        observed: What is.
-        measure: Tells others by name, or raises a ValueError.
+        observed: The observed statistics.
+        measure: Measures another one by name, or raises a ValueError.
     """
 
     def __init__(self, observed: Mapping[str, Floats], measure: Callable[[str], Floats]) -> None:
@@ -101,21 +120,18 @@ class LayerStatistics(dict[str, Floats]):
 
 
 def observed_statistics(base: Any, observation: Floats) -> dict[str, Floats]:
-    """Name to (n_layers,) values of every statistic of which the environment observes all layers.
-
-    Those of das_gym tell others, too, when they are asked for.
+    """Return name to (n_layers,) values of each statistic that the environment observes of all layers.
 
     Args:
-        base: The environment; its `feature_names` are `<layer>/<statistic>`, it may have none.
-        observation: (n_features,) what it observes.
+        base: The environment. Its `feature_names`, if any, are `<layer>/<statistic>`.
+        observation: (n_features,) its observation.
     """
     found: dict[str, dict[str, float]] = {}
     for feature, value in zip(getattr(base, "feature_names", ()), observation.tolist(), strict=False):
         layer, _, name = feature.rpartition("/")
         found.setdefault(name, {})[layer] = value
     names = base.layer_names
-    observed = {
-        name: np.array([values[layer] for layer in names]) for name, values in found.items() if values.keys() >= set(names)
-    }
+    complete = {name: values for name, values in found.items() if values.keys() >= set(names)}
+    observed = {name: np.array([values[layer] for layer in names]) for name, values in complete.items()}
     measure = getattr(find_scorer(base), "statistic", None)
     return observed if measure is None else LayerStatistics(observed, measure)

@@ -1,4 +1,4 @@
-"""What a finished search looks like: its units, its rewards one by one, and the picture in its run folder."""
+"""Draw a finished search: its units, and the best reward over evaluations."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from das_gym.agents.searching.record import SearchResult, keeps_budget
+from das_gym.agents.searching.record import SearchResult
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import Scene, draw
 from das_gym.drawing.report import Progress
 from das_gym.files import replacing
+from das_gym.problem.budget import keeps_budget
 
 
 def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
-    """A PNG of the mask that was found on the architecture, and of the best reward over evaluations.
+    """Write a PNG of the answer on the architecture, and of the best reward over evaluations.
 
     Args:
-        path: Where to.
+        path: The PNG file.
         result: The search.
-        facts: Lines in words, up to 6.
+        facts: Up to 6 lines of text.
     """
     from PIL import Image
 
-    rewards = progress_of(result)
-    best = [] if rewards is None else rewards.best
-    rises = [
-        (at, value) for at, value in enumerate(best, 1) if value is not None and value != (best[at - 2] if at > 1 else None)
-    ]
+    progress = progress_of(result)
+    best = [] if progress is None else progress.best
+    rises = []
+    for at, reward in enumerate(best, start=1):
+        if reward is not None and (at == 1 or reward != best[at - 2]):
+            rises.append((at, reward))
     title = f"{result.agent}: {result.n_skipped} of {len(result.mask)} layers skipped, {result.env_id}"
     scene = Scene(architecture_of(result), np.array(result.mask, bool), title, facts, rises, len(best))
     with replacing(path) as part:
@@ -37,18 +39,18 @@ def draw_search(path: Path, result: SearchResult, facts: Sequence[str]) -> None:
 
 
 def architecture_of(result: SearchResult, tabular: Any = None) -> Architecture:
-    """The units that were searched; of older records without the table's environment, their names alone."""
+    """Return the searched units: from the record, the table's environment, or the layer names alone."""
     if result.units:
         return Architecture.of_record(result.units)
     return Architecture.of(result.layer_names) if tabular is None else tabular.scorer.architecture()
 
 
 def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
-    """Every scored mask in order; None where the turns are not kept.
+    """Return reward and best reward after every scored mask; None without turns.
 
     Args:
         result: The search.
-        tabular: The environment that it searched, if that knows every mask; None = no regret is told.
+        tabular: The environment of its table, for regrets; None = no regrets.
     """
     if not result.history:
         return None
@@ -63,11 +65,8 @@ def progress_of(result: SearchResult, tabular: Any = None) -> Progress | None:
                 so_far = reward if so_far is None else max(so_far, reward)
             rewards.append(reward)
             best.append(so_far)
-    return Progress(rewards, best, None if tabular is None else _regrets(best, tabular))
-
-
-def _regrets(best: Sequence[float | None], tabular: Any) -> list[float | None]:
-    scorer, table = tabular.scorer, tabular.table
-    values = table.values(scorer.objective, scorer.split)
-    highest = float(values[scorer.budget.is_kept_by(table.masks)].max())
-    return [None if reward is None else max(0.0, highest - reward) for reward in best]
+    if tabular is None:
+        return Progress(rewards, best, None)
+    values = tabular.table.values(tabular.scorer.objective, tabular.scorer.split)
+    highest = float(values[tabular.scorer.budget.is_kept_by(tabular.table.masks)].max())
+    return Progress(rewards, best, [None if reward is None else max(0.0, highest - reward) for reward in best])

@@ -22,12 +22,12 @@ RESAMPLES = 2000
 
 
 def normalised_regrets(oracle: Oracle, result: AgentResult) -> Floats:
-    """(seeds, evaluations) regrets as shares of what there is to gain, see `Oracle.normalised`, `WORST` at most.
+    """(seeds, evaluations) regrets as shares of what there is to gain, see `Oracle.normalized`, `WORST` at most.
 
     Raises:
         ValueError: an oracle that does not know what there is to gain.
     """
-    return np.minimum(oracle.normalised(result.regret), WORST)
+    return np.minimum(oracle.normalized(result.regret), WORST)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import agent_class
+from das_gym.agents.compare.comparison import compare_agents
 from das_gym.agents.compare.oracle import Oracle, SuiteOracle, TableOracle
-from das_gym.agents.compare.results import TOLERANCE, AgentResult, compare, quantile
+from das_gym.agents.compare.results import TOLERANCE, AgentResult, quantile
 from das_gym.agents.compare_experiment import COMPARED, cells, checkpoints, describe_budget
 from das_gym.agents.listing import first_line
 from das_gym.agents.sb3.config import check_agent_name
@@ -26,6 +27,7 @@ from benchmarks.leaderboard.aggregate import aggregate, summary
 from benchmarks.leaderboard.kept_traces import KeptTraces
 from benchmarks.leaderboard.many_layers import AFTER, ManyLayers, planted_section, with_planted_section
 from benchmarks.leaderboard.planted import EVALUATIONS as PLANTED_EVALUATIONS
+from benchmarks.leaderboard.regression import RIVALS
 from das_gym.commandline import format_command, parse_or_help
 from das_gym.drawing.table import markdown_table
 from das_gym.files import at_home, write_text
@@ -136,7 +138,7 @@ class Played:
         """One more problem."""
         self.oracles.append(oracle)
         trace = self.kept.trace
-        self.results.append(compare(oracle, self.agents, range(seeds), evaluations, on_agent=on_agent, trace=trace))
+        self.results.append(compare_agents(oracle, self.agents, range(seeds), evaluations, on_agent=on_agent, run=trace))
 
     def summary(self, evaluations: int) -> str:
         """All of them in one table."""
@@ -237,7 +239,7 @@ class LeaderboardSettings(PluginSettings):
     out: str = "LEADERBOARD.md"
     tables: str | None = None
     suite: str | None = None
-    agents: tuple[str, ...] = COMPARED
+    agents: tuple[str, ...] = tuple(sorted((*COMPARED, *RIVALS)))
     planted: tuple[int, ...] = PLANTED
     planted_seeds: tuple[int, ...] | None = None
     optuna: tuple[int, ...] = PLANTED

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.oracle import Oracle
-from das_gym.agents.compare.traces import Trace, trace_agent
+from das_gym.agents.compare.results import AgentResult
 
 import das_gym
 from das_gym.files import BAD_ARRAYS, read_arrays, replacing
 
-ARRAYS = ("answers", "rewards", "evaluations", "milliseconds")
+ARRAYS = ("answers", "curves", "evaluations", "milliseconds")
 
 
 class KeptTraces:
@@ -39,9 +40,9 @@ class KeptTraces:
         evaluations: int,
         masks_per_turn: int,
         agent_kwargs: Mapping[str, Any],
-        play: Callable[..., Trace] = trace_agent,
-    ) -> Trace:
-        """What is kept of an agent's searches; else what `play` finds, which is kept. As `trace_agent`.
+        play: Callable[..., AgentResult] = run_agent,
+    ) -> AgentResult:
+        """What is kept of an agent's searches; else what `play` finds, which is kept. As `run_agent`.
 
         Raises:
             ValueError: what `play` raises, or the file of these searches is damaged.
@@ -58,7 +59,7 @@ class KeptTraces:
         try:
             arrays = read_arrays(path)
             _check(arrays, len(seeds), oracle.space.n_layers, evaluations)
-            return Trace(agent, *(arrays[name] for name in ARRAYS))
+            return AgentResult(agent, *(arrays[name] for name in ARRAYS))
         except BAD_ARRAYS as error:
             raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from error
 
@@ -76,11 +77,11 @@ def _check(arrays: Mapping[str, np.ndarray], seeds: int, n_layers: int, evaluati
         ValueError: one is of another shape or kind.
         KeyError: one is missing.
     """
-    shapes: dict[str, tuple[int, ...]] = {"answers": (seeds, n_layers), "rewards": (seeds, evaluations)}
+    shapes: dict[str, tuple[int, ...]] = {"answers": (seeds, n_layers), "curves": (seeds, evaluations)}
     kinds = {"answers": "b", "evaluations": "iu"}
     for name in ARRAYS:
         shape = shapes.get(name, (seeds,))
         if arrays[name].shape != shape or arrays[name].dtype.kind not in kinds.get(name, "f"):
             raise ValueError(f"{name} is {arrays[name].shape} {arrays[name].dtype}, and is to be {shape}")
-    if np.isnan(arrays["rewards"]).any() or not np.isfinite(arrays["milliseconds"]).all():
+    if np.isnan(arrays["curves"]).any() or not np.isfinite(arrays["milliseconds"]).all():
         raise ValueError("a reward or a time is no number")

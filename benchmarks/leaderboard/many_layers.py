@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.ask_tell.base import make_agent
-from das_gym.agents.compare.results import AgentResult, agent_results
-from das_gym.agents.compare.traces import trace_agent
+from das_gym.agents.compare.comparison import run_agent
+from das_gym.agents.compare.results import AgentResult, judge
 from das_gym.agents.sb3.algorithms import is_algorithm
 
 from benchmarks.leaderboard.aggregate import aggregate, normalised_regrets, ranked, summary, told_apart
@@ -65,11 +65,11 @@ class ManyLayers:
         oracle = PlantedOracle(self.n_layers, seed)
         traces = []
         for agent in self.agents:
-            play = trace_optuna if agent == OPTUNA else trace_agent
+            play = trace_optuna if agent == OPTUNA else run_agent
             traces.append(self.kept.trace(oracle, agent, [seed], self.evaluations, MASKS_PER_TURN, {}, play))
             on_agent(agent)
         self.oracles.append(oracle)
-        self.results.append(agent_results(oracle, traces))
+        self.results.append(judge(oracle, traces))
 
     def part(self) -> str:
         """The table of all agents, and who is first in words."""

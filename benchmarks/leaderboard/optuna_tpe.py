@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from das_gym.agents.compare.oracle import Oracle
-from das_gym.agents.compare.traces import Trace
+from das_gym.agents.compare.results import AgentResult
 
 from das_gym.problem.budget import Masks
 from das_gym.problem.mask_space import MaskSpace
@@ -53,8 +53,8 @@ class TreeParzen:
 
 def trace_optuna(
     oracle: Oracle, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
-) -> Trace:
-    """As `trace_agent`, of `TreeParzen`: its answer is the best mask so far; a turn is so many masks one after another."""
+) -> AgentResult:
+    """As `run_agent`, of `TreeParzen`: its answer is the best mask so far; a turn is so many masks one after another."""
     del agent_kwargs
     answers, curves, times = [], [], []
     for seed in seeds:
@@ -71,4 +71,4 @@ def trace_optuna(
         curves.append(np.maximum.accumulate(rewards))
         times.append(1e3 * masks_per_turn * seconds / evaluations)
     used = np.full(len(seeds), evaluations)
-    return Trace(agent, np.array(answers), np.array(curves), used, np.array(times))
+    return AgentResult(agent, np.array(answers), np.array(curves), used, np.array(times))

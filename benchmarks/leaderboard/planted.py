@@ -146,8 +146,8 @@ class PlantedOracle(Oracle):
         """As `Oracle.test_metrics`: there is no test split."""
         return np.full(len(masks), np.nan)
 
-    def normalised(self, regrets: Floats) -> Floats:
-        """As `Oracle.normalised`, of the losses behind rewards."""
+    def normalized(self, regrets: Floats) -> Floats:
+        """As `Oracle.normalized`, of the losses behind rewards."""
         return self.loss_regrets(-2 * np.log(np.maximum(self.best_reward - regrets, np.finfo(float).tiny)))
 
     def loss_regrets(self, losses: Floats) -> Floats:

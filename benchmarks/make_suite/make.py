@@ -1,6 +1,6 @@
 """Make the problems of `DAS-Suite-v0`: models, their supernets, and a table of each.
 
-python -m benchmarks.make_suite with out=FOLDER                 all of them; what lies in FOLDER already is gone on from
+python -m benchmarks.make_suite with out=FOLDER                 all of them; resumes from the content of FOLDER
 python -m benchmarks.make_suite with out=FOLDER only=train-03   those models whose names begin so
 python -m benchmarks.make_suite with out=FOLDER seed=7          another suite
 python -m benchmarks.make_suite with out=FOLDER retime=TABLES   time the units of a suite's models here, and nothing else
@@ -8,7 +8,7 @@ python -m benchmarks.make_suite with out=FOLDER retime=TABLES   time the units o
 FOLDER/work holds models and data, FOLDER/tables what `DAS-Suite-v0` reads: pass it `suite=FOLDER/tables`.
 
 Every table knows the latency of its units: of one example at a time, by the processor time of one thread, so that other work
-on the machine hardly stretches it; tables tell on which processor. It does not depend on weights: `retime` makes models of
+on the machine barely changes it; tables record the processor. It does not depend on weights: `retime` makes models of
 the same shape without training them, and one shape is timed once (the cache folder keeps it).
 """
 
@@ -42,10 +42,10 @@ USUAL_EXAMPLES = (256, 128)
 """Reward and test examples of a table, by task."""
 
 LATENCY_BATCH = 1
-"""Examples at a time whose latency tables tell."""
+"""Batch size of the latencies in tables."""
 
 BUNDLED_EXAMPLES = 256
-"""So many reward examples tell the statistics of a bundled model."""
+"""Number of reward examples for the statistics of a bundled model."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class SuiteSettings(PluginSettings):
 
 
 def make_suite(settings: SuiteSettings) -> Path:
-    """Make what is not there yet, or time what is there; returns the folder of tables.
+    """Make what is missing, or measure latencies again; return the folder of tables.
 
     Raises:
         ValueError: another process is at work in the folder `out`.
@@ -84,7 +84,7 @@ def make_suite(settings: SuiteSettings) -> Path:
 
 
 def _make(settings: SuiteSettings, tables: Path, work: Path) -> Path:
-    """Make what is not there yet."""
+    """Make what is missing."""
     tables.mkdir(exist_ok=True)
     models = [spec for spec in suite_models(settings.seed) if spec.name.startswith(settings.only)]
     listed = [_make_one(spec, work, tables) for spec in models]

@@ -30,13 +30,13 @@ from das_gym.problem.loading import load_backbone, load_splits, restore
 from das_gym.registration import MODELS
 
 DEPTHS = {"METER": (("text_layers", "image_layers"), "fusion_layers"), "ViLT": (("blocks",), "num_layers")}
-"""By model: its lists of layers, and the size that says how long they are."""
+"""By model: its lists of layers, and the config entry with their length."""
 
 DECODERS = {f"{name.lower()}_mini": family for name, family in ANSWERING_MODELS.items()}
 """By bundled checkpoint: how it was pre-trained, and is trained on."""
 
 DECODER_BATCH, DECODER_RATE = 6, 5e-4
-"""Pictures a step, and the learning rate, of training a decoder on."""
+"""Images a step, and the learning rate, of training a decoder on."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class SuiteModel:
 
 
 def make_model(spec: SuiteModel, data: Path, folder: Path, log: Log | None = None) -> ProblemConfig:
-    """Write a model, and train and write its supernet; what lies in the folder already is gone on from.
+    """Write a model, and train and write its supernet; it resumes from the content of the folder.
 
     Args:
         spec: Which.
@@ -140,7 +140,7 @@ def _write_pairs_model(spec: SuiteModel, checkpoint: Path, first: Path) -> None:
 
 
 def _shortened(tensors: Mapping[str, Tensor], kept: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Tensors by name, those of lists of layers numbered anew and some left out."""
+    """Tensors by name, those of lists of layers numbered again and some left out."""
     found = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")

@@ -56,7 +56,7 @@ class CaptionBatch:
     """Scenes with a caption each: half have hidden words, a quarter are true, a quarter false.
 
     Attributes:
-        scenes: The pictures.
+        scenes: The images.
         input_ids, attention_mask: (batch, tokens) int64.
         words: (batch, tokens) int64: the hidden word's id where one is hidden, else IGNORE.
         matches: (batch,) int64: 1 = true, 0 = false, IGNORE where words are hidden.
@@ -66,7 +66,7 @@ class CaptionBatch:
             it, and the reverse; NaN elsewhere and for false captions.
         places: (batch, tokens, 2) float32: centre (x, y) of the object that a visible word of a true caption
             names, 0..1 of the image; NaN where there is none or several.
-        offsets: (batch, 2) float32: from the one subject to the one other object, in the same unit; NaN likewise.
+        offsets: (batch, 2) float32: from the one subject to the one other object, in the same unit; NaN if undefined.
     """
 
     scenes: ImageBatch
@@ -86,10 +86,10 @@ def image_batch(seed: int, step: int, batch_size: int, patch_size: int, normalis
     """Scenes alone, for the first part."""
     rng = np.random.default_rng([seed, 0, step])
     scenes = [sample_scene(rng) for _ in range(batch_size)]
-    return pictures(scenes, [patch_owners(scene, patch_size) for scene in scenes], normalise)
+    return scene_images(scenes, [patch_owners(scene, patch_size) for scene in scenes], normalise)
 
 
-def pictures(scenes: Sequence[Scene], owners: Sequence[np.ndarray], normalise: Normalise) -> ImageBatch:
+def scene_images(scenes: Sequence[Scene], owners: Sequence[np.ndarray], normalise: Normalise) -> ImageBatch:
     """Scenes whose patches' owners are known."""
     pixels = torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2)
     color_names, shape_names = list(COLORS), list(SHAPES)
@@ -207,7 +207,7 @@ class CaptionBatches:
         places = np.stack([_places(*pair, *named) for pair, *named in zip(pairs, colors, shapes, strict=True)])
         offsets = np.stack([_offset(*pair) for pair in pairs])
         return CaptionBatch(
-            scenes=pictures([scene for scene, _ in pairs], owners, self.normalise),
+            scenes=scene_images([scene for scene, _ in pairs], owners, self.normalise),
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(encoded["attention_mask"]),
             words=torch.from_numpy(words),

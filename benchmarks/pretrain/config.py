@@ -53,7 +53,7 @@ class PretrainConfig:
         image_steps: Training steps of the first part, the image encoder. None is the model's own.
         image_batch_size: Batch size of the first part. None is the model's own.
         image_learning_rate: Peak learning rate of the first part.
-        steps: Training steps of the second part, the whole model. None is the model's own.
+        steps: Training steps of the second part, all parameters. None is the model's own.
         batch_size: Batch size of the second part; for SmolVLM and LLaVA, images with about six questions each. None is the
             model's own.
         learning_rate: Peak learning rate of the second part. None is the model's own.
@@ -88,7 +88,7 @@ class PretrainConfig:
 
     @property
     def size(self) -> Size:
-        """What is given here, and the model's own for the rest."""
+        """Return the given values, with the model's own for the rest."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Size)}
         return dataclasses.replace(SIZES[self.model], **{k: v for k, v in given.items() if v is not None})
 
@@ -103,7 +103,7 @@ def make_trainer(
         parts: What is trained and saved, by name.
         steps: How many.
         learning_rate: Peak.
-        checkpoint: File to save to and to go on from.
+        checkpoint: File to save to and to resume from.
     """
     parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     optimizer = adamw([Group(parameters, learning_rate)], config.weight_decay)

@@ -1,4 +1,4 @@
-"""The losses that teach to answer in words: the answers' words, and beside them where that which is asked about lies."""
+"""Losses for answering in words: the answer tokens, and the positions of the objects in the question."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.pretrain.batches import IGNORE
-from benchmarks.pretrain.conversations import ConversationBatch, PictureBatch
+from benchmarks.pretrain.conversations import ConversationBatch, TokenBatch
 from benchmarks.pretrain.family import TOKEN_SIZE, AnsweringModel
 from benchmarks.pretrain.losses import PretrainHeads, masked_mse, patch_losses
 from das_gym.models.transformers.stack import cache_name
 from das_gym.shapes.scenes import MAX_OBJECTS
 
-PICTURE_WEIGHTS = {"color": 1.0, "shape": 1.0, "center": 10.0, "silhouette": 3.0}
-WEIGHTS = {"words": 1.0, "counts": 0.3, "places": 5.0, "targets": 5.0, "picture": 0.5}
-"""Of the losses of pictures, and of those of conversations."""
+IMAGE_TOKEN_WEIGHTS = {"color": 1.0, "shape": 1.0, "center": 10.0, "silhouette": 3.0}
+WEIGHTS = {"words": 1.0, "counts": 0.3, "places": 5.0, "targets": 5.0, "image": 0.5}
+"""Of the losses of images, and of those of conversations."""
 
 
 class ConversationHeads(nn.Module):
@@ -35,16 +35,16 @@ class ConversationHeads(nn.Module):
         self.target = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 2))
 
     def dense(self) -> nn.Module:
-        """The heads of `picture_losses`."""
+        """The heads of `image_token_losses`."""
         return nn.ModuleList((self.patches.dense(), self.silhouette))
 
 
 @dataclass(frozen=True)
 class ConversationFeatures:
-    """What the losses read.
+    """Inputs of the losses.
 
     Attributes:
-        patches: (batch, image tokens, size): the picture as the decoder gets it.
+        patches: (batch, image tokens, size): the image as the decoder gets it.
         states: By decoder layer, (batch, tokens, size): what goes into it.
         last: (batch, tokens, size): what the language modelling head reads.
     """
@@ -55,8 +55,8 @@ class ConversationFeatures:
 
 
 def features(family: AnsweringModel, model: Any, batch: ConversationBatch) -> ConversationFeatures:
-    """One pass of the decoder over the pictures, and one over all that is asked about them."""
-    patches = family.image_tokens(model, batch.pictures.scenes.image)
+    """One pass of the decoder over the images, and one over all that is asked about them."""
+    patches = family.image_tokens(model, batch.images.scenes.image)
     decoder, embeddings = model.get_decoder(), model.get_input_embeddings()
     prefix = embeddings(batch.prefix_ids)
     is_image = (batch.prefix_ids == model.config.image_token_id)[..., None]
@@ -81,13 +81,13 @@ def words_losses(model: Any, read: ConversationFeatures, batch: ConversationBatc
     return {"words": F.cross_entropy(logits, batch.labels[said]), "right": right}
 
 
-def picture_losses(heads: ConversationHeads, patches: Tensor, batch: PictureBatch) -> StepResult:
+def image_token_losses(heads: ConversationHeads, patches: Tensor, batch: TokenBatch) -> StepResult:
     """What and where the object at every image token is, and which of the token's pixels show one; as `loss` the sum."""
     losses = {
         "silhouette": F.binary_cross_entropy_with_logits(heads.silhouette(patches), batch.silhouettes),
         **patch_losses(heads.patches, patches, batch.scenes),
     }
-    return {"loss": _weighted(losses, PICTURE_WEIGHTS), **losses}
+    return {"loss": _weighted(losses, IMAGE_TOKEN_WEIGHTS), **losses}
 
 
 def _weighted(losses: StepResult, weights: Mapping[str, float]) -> Tensor:
@@ -100,12 +100,12 @@ def conversation_losses(
     """All losses, their weighted sum as `loss`, and the share of answers' tokens that come out right as `right`."""
     read, named = features(family, model, batch), batch.counts != IGNORE
     mentions, targets = read.states[family.mention_layer], read.states[family.target_layer]
-    seen, words = picture_losses(heads, read.patches, batch.pictures), words_losses(model, read, batch)
+    seen, words = image_token_losses(heads, read.patches, batch.images), words_losses(model, read, batch)
     losses = {
         "words": words["words"],
         "counts": F.cross_entropy(heads.count(mentions[named]), batch.counts[named]),
         "places": masked_mse(heads.place(mentions), batch.places),
         "targets": masked_mse(heads.target(targets), batch.targets),
-        "picture": seen.pop("loss"),
+        "image": seen.pop("loss"),
     }
     return {"loss": _weighted(losses, WEIGHTS), **losses, **seen, "right": words["right"]}

@@ -1,4 +1,4 @@
-"""Batches of conversations: endless scenes, several questions each, all on one copy of the scene's picture."""
+"""Batches of conversations: endless scenes, several questions each, all on one copy of the scene's image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.pretrain.batches import IGNORE, ImageBatch, Normalise, pictures
+from benchmarks.pretrain.batches import IGNORE, ImageBatch, Normalise, scene_images
 from benchmarks.pretrain.family import IMAGE_TOKENS, TOKEN_SIZE, AnsweringModel
 from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
 from das_gym.shapes.scene_language import Question
@@ -24,42 +24,42 @@ CAPITALISED = 0.1
 
 
 @dataclass(frozen=True)
-class PictureBatch:
-    """Pictures and what each image token shows of them.
+class TokenBatch:
+    """Images and what each image token shows of them.
 
     Attributes:
-        scenes: The pictures, with colour, shape and centre at every token.
-        silhouettes: (pictures, image tokens, pixels) float32: 1 where a pixel of the token shows an object, else 0.
+        scenes: The images, with colour, shape and centre at every token.
+        silhouettes: (images, image tokens, pixels) float32: 1 where a pixel of the token shows an object, else 0.
     """
 
     scenes: ImageBatch
     silhouettes: Tensor
 
 
-def picture_batch(scenes: Sequence[Scene], normalise: Normalise) -> PictureBatch:
-    """The pictures of scenes."""
+def token_batch(scenes: Sequence[Scene], normalise: Normalise) -> TokenBatch:
+    """The images of scenes."""
     owners = [patch_owners(scene, TOKEN_SIZE) for scene in scenes]
     shown = np.stack([pixel_owners(scene) >= 0 for scene in scenes])
     side = IMAGE_SIZE // TOKEN_SIZE
     cells = shown.reshape(-1, side, TOKEN_SIZE, side, TOKEN_SIZE).swapaxes(2, 3)
     silhouettes = torch.from_numpy(cells.reshape(len(scenes), IMAGE_TOKENS, -1).astype(np.float32))
-    return PictureBatch(pictures(scenes, owners, normalise), silhouettes)
+    return TokenBatch(scene_images(scenes, owners, normalise), silhouettes)
 
 
-def drawn_pictures(seed: int, step: int, batch_size: int, normalise: Normalise) -> PictureBatch:
+def sampled_images(seed: int, step: int, batch_size: int, normalise: Normalise) -> TokenBatch:
     """Scenes alone, for the first part."""
     rng = np.random.default_rng([seed, 0, step])
-    return picture_batch([sample_scene(rng) for _ in range(batch_size)], normalise)
+    return token_batch([sample_scene(rng) for _ in range(batch_size)], normalise)
 
 
 @dataclass(frozen=True)
 class ConversationBatch:
-    """Pictures, and several questions with answers on each: (questions, tokens) from right after the picture on.
+    """Images, and several questions with answers on each: (questions, tokens) from right after the image on.
 
     Attributes:
-        pictures: The pictures.
-        prefix_ids: (pictures, prefix tokens) int64: what the template writes before the text, the picture in it.
-        rows: (questions,) int64: index of the picture that each is about.
+        images: The images.
+        prefix_ids: (images, prefix tokens) int64: what the template writes before the text, the image in it.
+        rows: (questions,) int64: index of the image that each is about.
         input_ids: (questions, tokens) int64, padded on the right.
         attention_mask: (questions, prefix tokens + tokens) int64.
         labels: (questions, tokens) int64: at the token before each token of an answer that token's id, else IGNORE.
@@ -69,7 +69,7 @@ class ConversationBatch:
             is, or NaN.
     """
 
-    pictures: PictureBatch
+    images: TokenBatch
     prefix_ids: Tensor
     rows: Tensor
     input_ids: Tensor
@@ -85,7 +85,7 @@ def _place(item: SceneObject) -> tuple[float, float]:
 
 
 def _asked_text(question: Question, capital: bool) -> str:
-    """What the user says beside the picture."""
+    """Return the user's text."""
     if question.family == "description":
         return question.text
     first = question.text[0].upper() if capital else question.text[0]
@@ -99,7 +99,7 @@ class ConversationBatches:
         family: Whose.
         tokenizer: The model's.
         seed: Of all batches.
-        batch_size: Pictures a batch.
+        batch_size: Images a batch.
     """
 
     def __init__(self, family: AnsweringModel, tokenizer: PreTrainedTokenizerFast, seed: int, batch_size: int) -> None:
@@ -147,4 +147,4 @@ class ConversationBatches:
         rows = np.array([row for row, _ in asked])
         mask = np.concatenate((np.ones_like(prefix)[rows], encoded["attention_mask"]), axis=1)
         arrays = (prefix, rows, ids, mask, labels, counts, places, targets)
-        return ConversationBatch(picture_batch(scenes, self.family.normalise), *map(torch.from_numpy, arrays))
+        return ConversationBatch(token_batch(scenes, self.family.normalise), *map(torch.from_numpy, arrays))

@@ -5,7 +5,7 @@ python -m benchmarks.pretrain with model=ViLT                      ViLT-mini; wr
 python -m benchmarks.pretrain with model=SmolVLM                   SmolVLM-mini; writes to runs/<id>/smolvlm_mini
 python -m benchmarks.pretrain with model=LLaVA                     LLaVA-mini; writes to runs/<id>/llava_mini
 python -m benchmarks.pretrain with model=ViLT out=my_folder        to a folder of your choice
-python -m benchmarks.pretrain with resume=5                        go on with run 5, which was stopped
+python -m benchmarks.pretrain with resume=5                        resume run 5
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ LONGEST_WAVE = 20.0
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a model reads pictures.
+    """How a model reads images.
 
     Attributes:
         mean, std: Of its pixels, red, green and blue.
@@ -92,10 +92,10 @@ def run_stages(model: VLP, state: State, stages: range) -> State:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the chat template and the processor write around a user's image and text, and an assistant's answer.
+    """Text that the chat template and the processor put around the image, the question and the answer.
 
     Attributes:
-        before: Up to the text, the picture's tokens in it.
+        before: Up to the text, the image's tokens in it.
         after: From behind the text up to the answer.
         end: Behind the answer.
     """
@@ -191,7 +191,7 @@ def grid_positions(side: int, size: int) -> Tensor:
 def initialise(model: Any, decoder_layers: int) -> None:
     """Xavier weights, as METER-mini's: the usual N(0, 0.02) is meant for wider models.
 
-    What a decoder layer adds is scaled down by the number of layers, as GPT-2 does. The vision tower's positions begin
+    The output of a decoder layer is scaled down by the number of layers, as GPT-2 does. The vision tower's positions begin
     as waves: from random ones it takes long to find out which patches are neighbours, and shapes span several. A class
     token's position, the first one, begins at nothing.
     """

@@ -32,7 +32,7 @@ ROLE_WEIGHTS = (1.0, 2.0, 2.0)
 
 @dataclass(frozen=True)
 class Features:
-    """What the losses read of pictures with sentences; every tensor but `pooled` is (batch, tokens, hidden_size).
+    """Inputs of the losses; every tensor but `pooled` is (batch, tokens, hidden_size).
 
     Attributes:
         text, patches: Early: before fusion where a model has encoders.

@@ -1,4 +1,4 @@
-"""What is asked about a scene and what is answered in words: the questions of Shapes, and a description."""
+"""Questions about a scene with answers in words: those of Shapes, and a description."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DESCRIPTION = "describe the picture from left to right."
 
 AGAIN = ("count", "relation", "nearest", "nearest")
 MORE = 3
-"""So many more questions are drawn from these families, which are the hardest to learn."""
+"""Number of further questions drawn from these families, which are the hardest to learn."""
 
 _MENTION = re.compile(rf"\b(?:({'|'.join(COLORS)}) )?(?:({'|'.join(SHAPES)})(?:es|s)?|objects?)\b")
 
@@ -50,7 +50,7 @@ def describe(scene: Scene) -> Question:
 
 
 def mentions(scene: Scene, text: str) -> Iterator[Mention]:
-    """What a question names, word by word."""
+    """Yield the objects that a question names."""
     for match in _MENTION.finditer(text):
         color, shape = match.groups()
         if color or shape:

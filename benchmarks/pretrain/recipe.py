@@ -1,16 +1,16 @@
 """Pre-train the mini models: the shipped checkpoints come from here.
 
 METER-mini and ViLT-mini learn from captioned scenes. First the layers that read the image alone learn to name colour and
-shape at every patch. Then the whole model learns masked language modelling, image-text matching, which patches a colour or
+shape at every patch. Then all parameters learn masked language modelling, image-text matching, which patches a colour or
 shape word points at (before fusion, as in GLIP), which patches show what the sentence is about (after fusion, as in MDETR),
 and the position of every object. Without the dense losses, fusion stays at the language prior for a very long time. A family
 without encoders uses its first blocks for the first part, with an empty text.
 
 SmolVLM-mini and LLaVA-mini learn to answer questions about scenes. First the vision tower and the connector learn, at every
-image token, the colour, shape and centre of the object it shows and which of its pixels belong to it. Then the whole model
-answers questions and describes scenes, and in the end answers only. Besides the words of the answers it is trained to
-predict, half-way up the decoder, how many objects a name in the question fits and where the object is, and further up, where
-the object is that is the answer.
+image token, the colour, shape and centre of the object it shows and which of its pixels belong to it. Then all
+parameters learn to answer questions and to describe scenes, and at the end only to answer. Besides the words of the answers,
+the model predicts half-way up the decoder how many objects a name in the question fits and where the object is, and further
+up the position of the object that is the answer.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import nn
 
 from benchmarks.pretrain.batches import CaptionBatches, image_batch
 from benchmarks.pretrain.config import CHECKPOINTS, PretrainConfig, make_trainer
-from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, picture_losses
-from benchmarks.pretrain.conversations import ConversationBatches, drawn_pictures
+from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, image_token_losses
+from benchmarks.pretrain.conversations import ConversationBatches, sampled_images
 from benchmarks.pretrain.family import PATCH_SIZE, AnsweringModel
 from benchmarks.pretrain.losses import PretrainHeads, caption_losses, image_losses
 from benchmarks.pretrain.models import ANSWERING_MODELS, PRETRAIN_MODELS
@@ -126,8 +126,8 @@ def pretrain_vlm(config: PretrainConfig, out: Path, checkpoints: Path, log: Log 
     heads = ConversationHeads(size.hidden_size)
 
     def look(index: int) -> StepResult:
-        batch = drawn_pictures(config.seed, index, size.image_batch_size, family.normalise)
-        return picture_losses(heads, family.image_tokens(model, batch.scenes.image), batch)
+        batch = sampled_images(config.seed, index, size.image_batch_size, family.normalise)
+        return image_token_losses(heads, family.image_tokens(model, batch.scenes.image), batch)
 
     eyes: dict[str, nn.Module] = {**family.eyes(model), "heads": heads.dense()}
     make_trainer(config, eyes, size.image_steps, config.image_learning_rate, checkpoints / CHECKPOINTS[0]).run(

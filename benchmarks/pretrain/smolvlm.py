@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers.processing_utils import ProcessorMixin
 
 SCALE_FACTOR = 2
-"""Pixel shuffle makes one token of so many patches along each side."""
+"""Number of patches along each side that pixel shuffle merges into one token."""
 
 VISION_LAYERS, DECODER_LAYERS = 3, 12
 HALF = (0.5, 0.5, 0.5)

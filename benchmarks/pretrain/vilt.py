@@ -27,7 +27,7 @@ def build(hidden_size: int, vocab_size: int, bottleneck: int, skip_bottleneck: i
 
 
 def initialise(model: ViLT) -> None:
-    """Xavier weights, likewise; words, patches and positions as METER-mini's."""
+    """Xavier weights as for METER-mini; words, patches and positions as METER-mini's."""
     for name, parameter in model.named_parameters():
         if "adapter" in name or "token_types" in name:
             continue
@@ -57,7 +57,7 @@ def features(model: ViLT, batch: Mapping[str, Tensor]) -> Features:
 
 
 def early_patches(model: ViLT, image: Tensor) -> Tensor:
-    """The patches after EARLY blocks beside a text of nothing but its first and last token."""
+    """The patches after EARLY blocks, with a text of only its first and last token."""
     ids = torch.tensor([BERT.first, BERT.last]).expand(len(image), 2)
     state = model.embed(model.encode({"image": image, "input_ids": ids, "attention_mask": torch.ones_like(ids)}))
     return _normed(run_stages(model, state, range(EARLY)))[:, 3:]

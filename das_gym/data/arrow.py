@@ -1,7 +1,7 @@
-"""The pyarrow tables that ViLT's and METER's users have: finds them, opens them memory-mapped, and reads their images.
+"""Arrow tables as the scripts of ViLT and METER write them: finding them, reading their rows, and their images.
 
-A data root holds the tables of one or of all tasks under the names that ViLT's scripts give them. A table may be named
-itself as the data root, which is needed where the folder holds two data sets for one task.
+A data root holds the tables of one or of several tasks. A single table may be the data root, which is needed where a folder
+holds two data sets of one task.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import io
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from das_gym.data.bad_examples import BadExamples
 from das_gym.data.decoding import decode_image
-from das_gym.files import absolute, at_home
+from das_gym.data.entries import some
+from das_gym.files import absolute, at_home, check_plain
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,49 +26,61 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 1024
 
-_MAKE_AGAIN = "get or make it again (ViLT's and METER's scripts write such tables)"
-
 
 @dataclass(frozen=True, slots=True)
-class TaskFiles:
-    """How the files of a task are named.
+class ArrowFormat:
+    """How the arrow tables of a task are named, and their columns.
 
     Attributes:
         task: The task.
-        tables: How its arrow tables begin; then follow `_`, the split and `.arrow`.
-        raw: Patterns of files of its own format, from the data root on.
+        prefixes: How the file names begin; `_<split>.arrow` follows.
+        columns: The kind of each column that is read: `bytes`, `integer`, `number`, `text`, or `list of ...` these.
+        raw: Patterns of the files of the task's own format, relative to the data root.
     """
 
     task: str
-    tables: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    columns: Mapping[str, str]
     raw: tuple[str, ...]
 
+    def is_in(self, data_root: str | Path) -> bool:
+        """Return whether a data root holds tables of this format, or is one; ValueError: it holds both formats."""
+        root = at_home(data_root)
+        if root.suffix == ".arrow":
+            return True
+        tables = [path.name for prefix in self.prefixes for path in sorted(root.glob(f"{prefix}_*.arrow"))]
+        raw = [str(path.relative_to(root)) for pattern in self.raw for path in sorted(root.glob(pattern))]
+        if tables and raw:
+            raise ValueError(
+                f"{root} holds data of {self.task} twice: got arrow tables ({tables[0]}) and original files ({raw[0]}), "
+                f"expected one of them. For the tables pass `data_root={root / tables[0]}`"
+            )
+        return bool(tables)
 
-def is_arrow(data_root: str | Path, files: TaskFiles) -> bool:
-    """Whether a data root holds arrow tables of a task; if not, it is for the reader of the task's own format.
+    def find(self, data_root: str | Path) -> ArrowTables:
+        """Return the tables in a data root.
 
-    Args:
-        data_root: A folder, or a table.
-        files: How the task's files are named.
-
-    Raises:
-        ValueError: It holds both arrow tables and files of the task's own format.
-    """
-    root = at_home(data_root)
-    if root.suffix == ".arrow":
-        return True
-    tables = [path.name for prefix in files.tables for path in sorted(root.glob(f"{prefix}_*.arrow"))]
-    raw = [str(path.relative_to(root)) for pattern in files.raw for path in sorted(root.glob(pattern))]
-    if tables and raw:
-        raise ValueError(
-            f"{root} holds the data of {files.task} twice, as arrow tables ({tables[0]}, ...) and in its own format "
-            f"({raw[0]}, ...); name a folder with one of them, or pass data_root={root / tables[0]} for the tables"
-        )
-    return bool(tables)
+        Raises:
+            FileNotFoundError: There are none.
+            ValueError: There are two data sets, or the data root is a table of another task.
+        """
+        root = absolute(data_root)
+        patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in self.prefixes)
+        if root.suffix == ".arrow":
+            found = [prefix for prefix in self.prefixes if root.name.startswith(f"{prefix}_")]
+            if not found:
+                raise ValueError(f"`data_root` is not a table of {self.task}: got {root.name}, expected {patterns}")
+            return ArrowTables(root.parent, found[0])
+        found = [prefix for prefix in self.prefixes if any(root.glob(f"{prefix}_*.arrow"))]
+        if len(found) > 1:
+            raise ValueError(f"{root} holds several data sets: got {' and '.join(found)}. Pass one table as `data_root`")
+        if not found:
+            raise FileNotFoundError(f"{root} holds no table {patterns}")
+        return ArrowTables(root, found[0])
 
 
 @dataclass(frozen=True, slots=True)
-class ArrowFolder:
+class ArrowTables:
     """The tables of one data set.
 
     Attributes:
@@ -77,65 +91,76 @@ class ArrowFolder:
     folder: Path
     prefix: str
 
-    @classmethod
-    def find(cls, data_root: str | Path, files: TaskFiles) -> ArrowFolder:
-        """The tables of a task in a data root.
-
-        Raises:
-            FileNotFoundError: There are none.
-            ValueError: There are two data sets, or the data root is a table of another task.
-        """
-        root = absolute(data_root)
-        patterns = " or ".join(f"{prefix}_<split>.arrow" for prefix in files.tables)
-        if root.suffix == ".arrow":
-            found = [prefix for prefix in files.tables if root.name.startswith(f"{prefix}_")]
-            if not found:
-                raise ValueError(f"data_root={str(data_root)!r} is no table of {files.task}: its name must be {patterns}")
-            return cls(root.parent, found[0])
-        found = [prefix for prefix in files.tables if any(root.glob(f"{prefix}_*.arrow"))]
-        if len(found) > 1:
-            first = next(root.glob(f"{found[1]}_*.arrow"))
-            raise ValueError(
-                f"{root} holds the tables of {' and '.join(found)}; name one table as the data root, such as {first}"
-            )
-        if not found:
-            raise FileNotFoundError(f"{root} holds no table {patterns}")
-        return cls(root, found[0])
-
     def path(self, split: str) -> Path:
-        """The table of a split; it need not be there."""
+        """Return the path of the table of a split, which need not exist."""
         return self.folder / f"{self.prefix}_{split}.arrow"
 
-    def require(self, split: str) -> Path:
-        """The table of a split.
-
-        Raises:
-            FileNotFoundError: It is not there.
-        """
-        path = self.path(split)
-        if not path.is_file():
-            there = ", ".join(sorted(p.name for p in self.folder.glob(f"{self.prefix}_*.arrow"))) or "none"
-            raise FileNotFoundError(f"there is no table {path}; of {self.prefix} there is: {there}")
-        return path
+    def require(self, *splits: str) -> Path:
+        """Return the first table that exists of some splits; raise FileNotFoundError for none."""
+        for split in splits:
+            if self.path(split).is_file():
+                return self.path(split)
+        found = some(sorted(path.name for path in self.folder.glob(f"{self.prefix}_*.arrow")))
+        raise FileNotFoundError(f"{self.path(splits[0])} does not exist: got {found or 'no table'}")
 
 
-def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | None = None) -> pyarrow.Table:
-    """Columns of a table, memory-mapped and checked; opened once in a process while it does not change.
+def read_items(path: Path, columns: Mapping[str, str], bad: BadExamples) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the entries of a table whose rows are an image with lists of questions, answers or captions.
 
     Args:
         path: The table.
-        columns: Kind of each column that is needed, such as `bytes`, `integer`, `text` or `list of text`.
+        columns: As for `ArrowFormat`. Columns of bytes are checked and left out.
+        bad: Receives rows whose lists are empty or differ in length.
+
+    Yields:
+        The place of an entry, for errors, and its values: one of each list, those of the other columns, `row`, and its
+            `number` in the row.
+    """
+    lists = [name for name, kind in columns.items() if kind.startswith("list")]
+    for row, values in enumerate(read_rows(path, columns)):
+        where = f"{path}: row {row}"
+        lengths = [len(values[name] or ()) for name in lists]
+        if not lengths[0] or len(set(lengths)) > 1:
+            got = ", ".join(f"{length} in {name}" for name, length in zip(lists, lengths, strict=True))
+            error = ValueError(f"{where}: lists of different lengths: got {got}, expected equal numbers of one or more")
+            bad.report(error, max(1, *lengths))
+            continue
+        for number, entry in enumerate(zip(*(values[name] for name in lists), strict=True)):
+            yield (
+                f"{where}, entry {number}",
+                {**values, **dict(zip(lists, entry, strict=True)), "row": row, "number": number},
+            )
+
+
+def read_rows(path: Path, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table as plain values by column, without the columns of bytes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, has no rows, or lacks a column of the required kind.
+    """
+    table = open_table(path, columns, [name for name, kind in columns.items() if kind != "bytes"])
+    if not table.num_rows:
+        raise ValueError(f"{path} has no rows, expected one or more")
+    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+        yield from batch.to_pylist()
+
+
+def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | None = None) -> pyarrow.Table:
+    """Open columns of a table, memory-mapped and validated. The result is kept while the file does not change.
+
+    Args:
+        path: The table.
+        columns: The kind of each column that must exist.
         read: Those of them that the result has; None = all.
 
     Raises:
         ImportError: pyarrow is not installed.
         FileNotFoundError: There is no such file.
-        ValueError: It is no arrow file, truncated or damaged, or a column is missing or of another kind.
+        ValueError: It is truncated, damaged or no arrow file, or a column is missing or of another kind.
     """
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no table {path}; {_MAKE_AGAIN}") from None
+    check_plain([path])
+    stat = path.stat()
     return _open(path, tuple(columns.items()), tuple(columns if read is None else read), stat.st_size, stat.st_mtime_ns)
 
 
@@ -143,22 +168,18 @@ def open_table(path: Path, columns: Mapping[str, str], read: Iterable[str] | Non
 def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...], size: int, changed: int) -> pyarrow.Table:
     del size, changed  # parts of the cache's key
     pa = _pyarrow()
-    with _named(path):
+    with _named_errors(path):
         file = pa.memory_map(str(path))
         schema = pa.ipc.open_file(file).schema
-        names = schema.names  # the last of which may be no UTF-8
+        names = schema.names  # fails for a name that is not UTF-8
     if not names:
-        return pa.table({})  # no rows is what is wrong with it
+        return pa.table({})
     for name, kind in columns:
-        if name not in names:
-            needed = ", ".join(each for each, _ in columns)
-            raise ValueError(f"{path} has no column {name!r}; it needs {needed}, and has {', '.join(names)}")
-        if (count := names.count(name)) > 1:
-            raise ValueError(f"{path} has {count} columns {name!r}, and must have one; {_MAKE_AGAIN}")
-        found = _kind(schema.field(name).type)
-        if found != kind:
-            raise ValueError(f"{path}: the column {name!r} holds {found}, and must hold {kind}; {_MAKE_AGAIN}")
-    with _named(path):
+        kinds = [_kind(field.type) for field in schema if field.name == name]
+        if kinds != [kind]:
+            got = " and ".join(kinds) or f"columns {', '.join(names)}"
+            raise ValueError(f"{path}: wrong or missing column `{name}`: got {got}, expected one column of {kind}")
+    with _named_errors(path):
         options = pa.ipc.IpcReadOptions(included_fields=[names.index(name) for name in read])
         table = pa.ipc.open_file(file, options=options).read_all()
         table.validate(full=True)
@@ -166,14 +187,12 @@ def _open(path: Path, columns: tuple[tuple[str, str], ...], read: tuple[str, ...
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """What pyarrow raises for a table, as an error that names it."""
+def _named_errors(path: Path) -> Iterator[None]:
+    """Name the table in what pyarrow raises."""
     try:
         yield
     except (_pyarrow().ArrowException, OSError, EOFError, ValueError, LookupError) as error:
-        raise ValueError(
-            f"{path} cannot be read as an arrow file ({error}); it is truncated, damaged or in another format: {_MAKE_AGAIN}"
-        ) from error
+        raise ValueError(f"{path} cannot be read as an arrow file ({error}). It may be truncated or damaged") from error
 
 
 def _pyarrow() -> Any:
@@ -182,54 +201,27 @@ def _pyarrow() -> Any:
         import pyarrow.ipc
         import pyarrow.types
     except ImportError as error:
-        raise ImportError("arrow tables need pyarrow: install it with pip install 'das_gym[arrow]'") from error
+        raise ImportError("arrow tables need pyarrow: run pip install 'das_gym[arrow]'") from error
     return pyarrow
 
 
-def open_rows(path: Path, columns: Mapping[str, str]) -> pyarrow.Table:
-    """A table without its columns of bytes, which have to be there; see `open_table`."""
-    return open_table(path, columns, [name for name, kind in columns.items() if kind != "bytes"])
-
-
-def read_rows(path: Path, columns: Mapping[str, str], if_empty: str = _MAKE_AGAIN) -> Iterator[dict[str, Any]]:
-    """The rows of a table as plain values, checked against the kinds of their columns; images are left out.
-
-    Args:
-        path: The table.
-        columns: As for `open_table`.
-        if_empty: What to do about a table without rows.
-
-    Yields:
-        For each row its columns by name, without those of bytes.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, has no rows, or a column is missing or of another kind.
-    """
-    table = open_rows(path, columns)
-    if not table.num_rows:
-        raise ValueError(f"{path} has no rows; a split needs at least one: {if_empty}")
-    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
-        yield from batch.to_pylist()
-
-
 def _kind(arrow_type: pyarrow.DataType) -> str:
-    """A column's type in words, whatever the width of its numbers and offsets."""
+    """Return the kind of a column, whatever the width of its numbers and offsets."""
     types = _pyarrow().types
     if types.is_list(arrow_type) or types.is_large_list(arrow_type):
         return f"list of {_kind(arrow_type.value_type)}"
-    kinds = {
-        "text": types.is_string(arrow_type) or types.is_large_string(arrow_type),
-        "bytes": types.is_binary(arrow_type) or types.is_large_binary(arrow_type),
-        "integer": types.is_integer(arrow_type),
-        "number": types.is_floating(arrow_type),
-    }
-    return next((kind for kind, fits in kinds.items() if fits), str(arrow_type))
+    if types.is_string(arrow_type) or types.is_large_string(arrow_type):
+        return "text"
+    if types.is_binary(arrow_type) or types.is_large_binary(arrow_type):
+        return "bytes"
+    if types.is_integer(arrow_type):
+        return "integer"
+    return "number" if types.is_floating(arrow_type) else str(arrow_type)
 
 
 @dataclass(frozen=True, slots=True)
 class ArrowImage:
-    """A picture in a cell of a table; the table is opened when the picture is.
+    """An image in a cell of a table, which is opened with the image.
 
     Attributes:
         path: The table.
@@ -247,42 +239,32 @@ class ArrowImage:
         return f"{self.path}#{self.row}.{self.column}"
 
     def stamp(self) -> str:
-        """Size and time of change of the table."""
+        """Return size and modification time of the table."""
         stat = self.path.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def open(self) -> Image:
-        """The picture, mode RGB, fully decoded.
-
-        Raises:
-            FileNotFoundError: The table is gone.
-            ValueError: The cell is empty or no image, or the table is damaged or has no such cell.
-        """
+        """Return the image, mode RGB; raise ValueError where table or cell is damaged, empty or missing."""
         table = open_table(self.path, {self.column: "bytes"})
         if self.row >= table.num_rows:
-            raise ValueError(f"{self.path} has no row {self.row}; it has changed: load it anew")
+            raise ValueError(f"{self.path} has no row {self.row}. It has changed since it was loaded")
         cell = table[self.column][self.row].as_buffer()
         return decode_image(io.BytesIO(b"" if cell is None else cell), f"{self.column} in row {self.row} of {self.path}")
 
 
 @dataclass(frozen=True, slots=True)
-class ArrowRows:
-    """The images of several tables, one below the other; a place is a row.
+class ArrowImages:
+    """The images of several tables, counted through.
 
     Attributes:
         paths: The tables.
-        starts: The place of each table's first row, and the number of rows of all.
+        starts: The number of each table's first row, then the number of all rows.
     """
 
     paths: tuple[Path, ...]
     starts: tuple[int, ...]
 
-    def __call__(self, place: int) -> ArrowImage:
-        """The image in a row."""
-        table = bisect_right(self.starts, place) - 1
-        return ArrowImage(self.paths[table], place - self.starts[table])
-
-    def missing(self, places: Sequence[int]) -> list[int]:
-        """None: an image lies in its row."""
-        del places
-        return []
+    def __call__(self, number: int) -> ArrowImage:
+        """Return the image in a row."""
+        table = bisect_right(self.starts, number) - 1
+        return ArrowImage(self.paths[table], number - self.starts[table])

@@ -1,4 +1,4 @@
-"""Where das_gym keeps what it generates once and uses again."""
+"""The cache folder: what das_gym generates once and uses again."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ CACHE_VARIABLE = "DAS_GYM_CACHE"
 
 
 def cache_folder() -> Path:
-    """The cache folder, absolute; it need not exist yet.
+    """Return the cache folder, absolute; it need not exist yet.
 
     Returns:
-        The folder named by the environment variable DAS_GYM_CACHE where that is set and not empty, else
-        the user's cache folder of the operating system, such as `~/.cache/das_gym`.
+        The folder in the environment variable DAS_GYM_CACHE, else that of the operating system, such as `~/.cache/das_gym`.
 
     Raises:
-        ValueError: DAS_GYM_CACHE names something that is not a folder; or it is not set, and the person has no home.
+        ValueError: DAS_GYM_CACHE names a file; or it is not set, and the user has no home folder.
     """
-    named = os.environ.get(CACHE_VARIABLE, "").strip()
-    if not named:
-        try:
-            usual = platformdirs.user_cache_path("das_gym", appauthor=False)
-        except RuntimeError:  # of newer versions; older ones name the working folder, which may be anybody's
-            usual = Path()
-        if not usual.is_absolute():
-            raise ValueError(f"no home folder is known to keep a cache in: set {CACHE_VARIABLE} to a folder of your own")
-        return usual
-    folder = absolute(named)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{CACHE_VARIABLE}={named} is a file; set it to a folder that das_gym may write to, or unset it")
+    setting = os.environ.get(CACHE_VARIABLE, "").strip()
+    if setting:
+        folder = absolute(setting)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{CACHE_VARIABLE} is not a folder: got {setting}, expected a writable folder")
+        return folder
+    try:
+        folder = platformdirs.user_cache_path("das_gym", appauthor=False)
+    except RuntimeError:  # newer versions of platformdirs; older ones return a relative path
+        folder = Path()
+    if not folder.is_absolute():
+        raise ValueError(f"there is no home folder to keep a cache in. Set {CACHE_VARIABLE} to a writable folder")
     return folder

@@ -10,152 +10,116 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from das_gym.files import read_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "JPEG2000", "MPO", "PPM", "QOI", "TIFF", "TGA")
-"""PIL's formats that are read. PIL has thirty more that no data set needs; it has Ghostscript run what an EPS says, and an
-IPTC that holds one."""
+"""The PIL formats that are read. PIL has thirty more; two of them (EPS, and IPTC with an EPS inside) run Ghostscript."""
 
 PADDING = 3
-"""Bytes too many before a marker that a JPEG may have: some cameras fill up words of four."""
+"""Surplus bytes before a marker that a JPEG may have: some cameras pad to words of four bytes."""
 
-_REPLACE = "replace it with a whole copy, and a stopped run goes on with resume=<id>"
-
-_WAY_OUT = "or leave its examples out with on_bad_example=skip"
+HINT = "Replace it and resume with `resume=<id>`, or skip its examples with `on_bad_example=skip`"
+"""What to do about an image that cannot be used; ends every error of this module."""
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file, fully decoded. Orientation is as stored, but for a TIFF: PIL turns that, no other by EXIF.
+    """Read an image file, fully decoded.
+
+    EXIF orientation is ignored, except that PIL applies it to TIFF.
 
     Args:
-        path: A file in one of FORMATS.
+        path: A file in one of `FORMATS`.
 
     Returns:
         The image, mode RGB.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is truncated, corrupt as far as that can be seen, no image, or has more than PIL's
-            MAX_IMAGE_PIXELS.
+        ValueError: The file is truncated, corrupt, not an image, or has more than PIL's `MAX_IMAGE_PIXELS`.
     """
-    try:
-        return decode_image(path, f"the image {path}")
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"there is no image {path}; put the file there, and a stopped run goes on with resume=<id>, {_WAY_OUT}"
-        ) from None
+    return decode_image(path, f"the image {path}")
 
 
 def decode_image(source: str | Path | BinaryIO, name: str) -> Image.Image:
-    """Read an image from a file or from bytes, as `load_image` does.
-
-    Args:
-        source: A path or an open file.
-        name: Names it in errors.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is truncated, corrupt, no image, or too large.
-    """
-    with _opened(source, name) as (file, image):
+    """Read an image from a file or from bytes as `load_image` does; `name` stands for it in errors."""
+    with _open(source, name) as (file, image):
         is_jpeg = image.format in ("JPEG", "MPO")
-        decoded = _as_rgb(image)
+        decoded = _to_rgb(image)
         if is_jpeg:
             _check_jpeg(file)
     return decoded
 
 
 def file_pixels(path: Path) -> int:
-    """Return how many pixels the header of an image file claims; nothing is decoded.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read.
-    """
-    with _opened(path, f"the image {path}") as (_, image):
+    """Return the number of pixels in the header of an image file, without decoding it; raises as `load_image` does."""
+    with _open(path, f"the image {path}") as (_, image):
         return int(image.width * image.height)
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | BinaryIO, name: str) -> Iterator[tuple[BinaryIO, Image.Image]]:
-    """Open an image, not yet decoded; what is raised meanwhile names it.
-
-    PIL raises an error from twice its MAX_IMAGE_PIXELS and only warns before; here both are errors.
-    """
+def _open(source: str | Path | BinaryIO, name: str) -> Iterator[tuple[BinaryIO, Image.Image]]:
+    """Open an image without decoding it, and name it in the errors of what follows."""
     try:
         file = io.BytesIO(read_bytes(source)) if isinstance(source, str | Path) else source
         Image.init()
-        known = [each for each in FORMATS if each in Image.OPEN]  # an old pillow has no AVIF
-        with Image.open(file, formats=known) as image:
+        supported = [each for each in FORMATS if each in Image.OPEN]  # pillow before 11.3 has no AVIF
+        with Image.open(file, formats=supported) as image:
+            # PIL raises an error from twice this limit on, and only warns below.
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise Image.DecompressionBombError(
-                    f"it has {image.width} x {image.height} pixels, more than {Image.MAX_IMAGE_PIXELS}"
-                )
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             yield file, image
     except FileNotFoundError:
-        raise
+        raise FileNotFoundError(f"{name} does not exist. {HINT}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name} is too large ({error}); scale it down, {_WAY_OUT}") from error
-    except Exception as error:  # of damaged tags and chunks PIL raises anything
-        told = "in none of the formats that are read" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(
-            f"{name} cannot be read ({type(error).__name__}: {told}); it is truncated, corrupt or no image: "
-            f"{_REPLACE}, {_WAY_OUT}"
-        ) from error
+        limit = f"expected at most {Image.MAX_IMAGE_PIXELS} pixels"
+        raise ValueError(f"{name} is too large: got {error}, {limit}. {HINT}") from error
+    except Exception as error:  # PIL raises errors of any class for damaged tags and chunks
+        reason = "not an image in a supported format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {reason}). {HINT}") from error
 
 
 def _check_jpeg(file: BinaryIO) -> None:
-    """Refuse a JPEG whose compressed data do not come out even, of which PIL says nothing: libjpeg warns, and goes on.
+    """Raise OSError for a JPEG with missing or surplus compressed data.
 
-    The data are decoded once more, to an eighth of the sides, which is quick. What PIL has read is refused for nothing
-    else, and damage that leaves as many codes as there have to be cannot be seen: docs/data.md has how much is.
-
-    Raises:
-        OSError: bytes are left over or lacking, or are no code.
+    PIL does not report these: libjpeg prints a warning and continues. libjpeg-turbo in strict mode decodes the data
+        again at an
+    eighth of the size, which is fast.
     """
-    import simplejpeg
-
     file.seek(0)
     try:
         simplejpeg.decode_jpeg(file.read(), "GRAY", min_factor=8, strict=True)
     except (ValueError, RuntimeError, MemoryError) as error:
-        told = str(error)
-        left = re.match(r"Corrupt JPEG data: (\d+) extraneous bytes before", told)
-        if (
-            told.startswith("Corrupt JPEG data")
-            and not told.endswith("bad ICC marker")
-            and not (left and int(left[1]) <= PADDING)
-        ):
-            raise OSError(told) from error
+        message = str(error)
+        surplus = re.match(r"Corrupt JPEG data: (\d+) extraneous bytes before", message)
+        harmless = message.endswith("bad ICC marker") or (surplus and int(surplus[1]) <= PADDING)
+        if message.startswith("Corrupt JPEG data") and not harmless:
+            raise OSError(message) from error
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Decode to mode RGB, what is transparent on white. PIL alone turns nearly every gray of more than 8 bits white."""
-    image.load()  # the oldest pillow allowed turns a TIFF only now
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Decode to mode RGB. Transparent pixels become white; gray of more than 8 bits is scaled, which PIL would clip."""
+    image.load()
     if image.mode in ("I", "F"):
-        image = _of_8_bits(image)
+        image = _scale_to_8_bits(image)
     elif image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)  # not the colour that it hides
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _of_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 32-bit gray to 8 bits: floats from 0 to 1, or else numbers of the fewest of 8 or 16 bits that they fit.
-
-    Raises:
-        ValueError: they fit neither.
-    """
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 32-bit gray: floats of 0..1, else numbers of 0..255 or of 0..65535."""
     values = np.asarray(image, dtype=np.float32)
-    low, high = float(values.min()), float(values.max())  # PIL's own extrema leave out NaN
+    low, high = float(values.min()), float(values.max())  # PIL's own extrema ignore NaN
     if not 0 <= low <= high <= 0xFFFF:
-        raise ValueError(f"its pixels are 32-bit numbers from {low:g} to {high:g}; save it with 8 bits a channel")
+        raise ValueError(f"unknown range of 32-bit pixels: got {low:g}..{high:g}, expected 0..1, 0..255 or 0..65535")
     if image.mode == "F" and high <= 1:
         values = np.rint(255 * values)
     elif high > 0xFF:
-        values = values // 256  # as of 16 bits
+        values = values // 256
     return Image.fromarray(values.astype(np.uint8))

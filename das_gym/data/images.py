@@ -1,4 +1,4 @@
-"""Where pictures come from: anything that can be opened is an image to the rest of das_gym."""
+"""Image sources: what a reader of data gives instead of pixels. Anything that can be opened is an image to das_gym."""
 
 from __future__ import annotations
 
@@ -15,34 +15,40 @@ if TYPE_CHECKING:
 
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""What the names of image files usually end in, in small or capital letters."""
+"""Usual suffixes of image files, in lower case."""
 
 
 class ImageSource(Protocol):
-    """A picture that is read when it is needed."""
+    """An image that is read when it is needed."""
 
     @property
     def key(self) -> str:
-        """Tells it from every other image."""
+        """A name that no other image has."""
         ...
 
     def stamp(self) -> str:
-        """Changes when the picture does, as far as that is cheap to know."""
+        """Return a text that changes when the image changes, as far as that is cheap to know."""
         ...
 
     def open(self) -> Image:
-        """The picture, mode RGB, fully decoded.
+        """Return the image, mode RGB, fully decoded.
 
         Raises:
-            FileNotFoundError: it is not there.
-            ValueError: it is damaged; the text names file and entry.
+            FileNotFoundError: it does not exist.
+            ValueError: it is damaged; the message names it.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A picture in a file of its own.
+    """An image in a file of its own.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from das_gym.data.images import ImageFile
+        >>> ImageFile(Path("images/1.jpg")).key
+        'images/1.jpg'
 
     Attributes:
         path: The file, in a format that `das_gym.data.decoding` reads.
@@ -56,17 +62,17 @@ class ImageFile:
         return str(self.path)
 
     def stamp(self) -> str:
-        """Size and time of change."""
+        """Return size and modification time."""
         stat = self.path.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
     def open(self) -> Image:
-        """See `das_gym.data.decoding.load_image`."""
+        """Decode the file; see `das_gym.data.decoding.load_image`."""
         return load_image(self.path)
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; nothing is called by a name that is too long."""
+    """Return whether a folder exists; False for a path that the system rejects, such as one that is too long."""
     try:
         return path.is_dir()
     except OSError:
@@ -74,34 +80,29 @@ def is_folder(path: Path) -> bool:
 
 
 def files_in(folder: str | Path) -> frozenset[str]:
-    """Names of the files in a folder, by one listing; folders and dangling links are none. Empty where it is not there."""
+    """Return the names of the files in a folder, with one listing; empty where the folder does not exist."""
     try:
         with os.scandir(folder) as listing:
             return frozenset(
                 entry.name for entry in listing if entry.is_file(follow_symlinks=False) or Path(entry).is_file()
             )
-    except (OSError, ValueError):  # no folder can be called so
+    except (OSError, ValueError):  # ValueError: a path with a zero byte
         return frozenset()
 
 
 @dataclass(frozen=True)
-class Listings:
-    """Finds files among several places; each folder is listed once."""
+class FolderListings:
+    """Finds files among several candidate paths; lists each folder once."""
 
     _names: dict[Path, frozenset[str]] = field(default_factory=dict)
 
     def has(self, path: Path) -> bool:
-        """Whether there is such a file."""
-        folder = path.parent
-        if folder not in self._names:
-            self._names[folder] = files_in(folder)
-        return path.name in self._names[folder]
+        """Return whether a file exists."""
+        if path.parent not in self._names:
+            self._names[path.parent] = files_in(path.parent)
+        return path.name in self._names[path.parent]
 
     def first_of(self, paths: Sequence[Path]) -> Path:
-        """The first file that is there; where none is, the first whose folder is, or the first.
-
-        Args:
-            paths: One or more.
-        """
-        there = (path for path in paths if self.has(path))
-        return next(there, next((path for path in paths if is_folder(path.parent)), paths[0]))
+        """Return the first path that exists; else the first whose folder exists; else the first."""
+        existing = (path for path in paths if self.has(path))
+        return next(existing, next((path for path in paths if is_folder(path.parent)), paths[0]))

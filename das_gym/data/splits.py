@@ -1,4 +1,4 @@
-"""The three parts of a data set, whatever its examples are, and how one is divided by what its examples share."""
+"""The three parts of a data set, and how to divide data so that examples with a common image stay together."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ Example = TypeVar("Example", covariant=True)
 
 @dataclass(frozen=True)
 class Splits(Generic[Example]):
-    """Examples to train on, to score masks on, and to report; no image is in two of them.
+    """Examples to train on, to score masks on, and to report. No image is in two of them.
+
+    Example:
+        >>> from das_gym import Splits
+        >>> Splits(train=["a", "b"], reward=["c"], test=["d"]).left_out_count
+        0
 
     Attributes:
         train, reward, test: The examples.
-        left_out: Lines about the bad entries that `on_bad_example="skip"` left out.
-        left_out_examples: How many examples that comes to; None = one for each line.
+        left_out: Lines about the bad entries that `on_bad_example="skip"` skipped.
+        left_out_examples: How many examples these are; None = one for each line.
     """
 
     train: Sequence[Example]
@@ -28,17 +33,17 @@ class Splits(Generic[Example]):
 
     @property
     def left_out_count(self) -> int:
-        """How many examples were left out."""
+        """How many examples were skipped."""
         return len(self.left_out) if self.left_out_examples is None else self.left_out_examples
 
 
 @dataclass(frozen=True, eq=False)
 class Mapped(Sequence[Example]):
-    """Examples that are made when they are asked for.
+    """Examples that are built on access, so that hundreds of thousands take little memory.
 
     Attributes:
-        items: What they are made of.
-        make: Makes one.
+        items: What they are built from.
+        make: Builds one.
     """
 
     items: Sequence[Any]
@@ -61,11 +66,7 @@ class Mapped(Sequence[Example]):
 
 
 def hash_order(names: Iterable[str]) -> list[str]:
-    """Different names by the 8-byte BLAKE2b hash of each: the same order on every machine.
-
-    Args:
-        names: Several times the same is no harm.
-    """
+    """Return the distinct names in the order of their 8-byte BLAKE2b hashes: the same on every machine."""
 
     def digest(name: str) -> bytes:
         return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -74,18 +75,15 @@ def hash_order(names: Iterable[str]) -> list[str]:
 
 
 def share_of(share: float, count: int) -> int:
-    """So many of `count` things, rounded, at least one."""
+    """Return a share of `count`, rounded, at least one."""
     return max(1, round(share * count))
 
 
 def linked_groups(keys: Sequence[Sequence[str]]) -> list[int]:
-    """The group of each example: those that share a key, directly or by way of others, are in one.
+    """Return a group number for each example. Examples that share a key, directly or through others, are in one group.
 
     Args:
-        keys: Of each example; one without keys is a group of its own.
-
-    Returns:
-        A number for each example, 0 or more.
+        keys: The keys of each example; an example without keys is a group of its own.
     """
     parents = list(range(len(keys)))
 

@@ -1,8 +1,7 @@
-"""What an environment shows of itself: the architecture under a mask in words (`ansi`) or as a picture (`rgb_array`)."""
+"""Rendering of environments: the architecture under a mask as text (`ansi`) or as an RGB array (`rgb_array`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,20 +9,19 @@ import numpy as np
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.picture import Points, Scene, draw
-from das_gym.envs.scoring import Scorer
 from das_gym.problem.mask_space import skipped_names
 from das_gym.wording import counted
 
 RENDER_MODES = ("ansi", "rgb_array")
 
 
-class Shown(NamedTuple):
-    """What the last step did.
+class LastStep(NamedTuple):
+    """The last step of an episode.
 
     Attributes:
         mask: (n_layers,) bool, True = skipped so far.
-        reward: Of that step.
-        info: Of that step.
+        reward: Its reward.
+        info: Its `info`.
         ended: Whether it ended the episode.
     """
 
@@ -34,21 +32,26 @@ class Shown(NamedTuple):
 
     @property
     def scored(self) -> bool:
-        """Whether the mask was scored: not amid a sequence, and not off the budget."""
+        """Whether the mask was scored: not within a sequence, and not off the budget."""
         return bool(np.isfinite(self.info["loss"]))
+
+    @property
+    def reason(self) -> str:
+        """Why the mask was not scored."""
+        return "off the budget" if self.ended else "still choosing"
 
 
 @dataclass(frozen=True)
 class View:
-    """What is searched, and how far the search is.
+    """The problem that is searched, and the progress of the search.
 
     Attributes:
         architecture: The units.
-        budget: In words.
-        improvements: At which evaluation the best reward rose, and to what.
+        budget: The budget in words.
+        improvements: Pairs of an evaluation at which the best reward rose, and that reward.
         evaluations: Masks scored so far.
         problem: The problem's name, where there are several.
-        height: Of pictures, pixels; None is the architecture's own.
+        height: Height of RGB arrays in pixels; None takes what the architecture needs.
     """
 
     architecture: Architecture
@@ -58,72 +61,52 @@ class View:
     problem: str = ""
     height: int | None = None
 
-    @property
-    def names(self) -> list[str]:
-        """Of the units, in mask order."""
-        return [unit.name for unit in self.architecture.units]
-
 
 def check_render_mode(render_mode: str | None) -> None:
-    """Refuse what cannot be shown.
-
-    Raises:
-        ValueError: another mode than those of `RENDER_MODES` or None.
-    """
+    """Raise a ValueError for a mode other than those of `RENDER_MODES` and None."""
     if render_mode not in (None, *RENDER_MODES):
-        raise ValueError(
-            f"render_mode={render_mode!r} is not allowed; use 'ansi' (text, a line a stage), 'rgb_array' (a picture) or None"
-        )
+        raise ValueError(f"`render_mode` is unknown: got {render_mode!r}, expected 'ansi', 'rgb_array' or None")
 
 
-def render(render_mode: str | None, scorer: Scorer, shown: Shown | None) -> str | np.ndarray | None:
-    """What `env.render()` returns.
+def render(render_mode: str, view: View, last: LastStep | None) -> str | np.ndarray:
+    """Return what `env.render()` returns.
 
     Args:
-        render_mode: One of `RENDER_MODES`, or None, which shows nothing.
-        scorer: The environment's.
-        shown: What its last step did; None right after a reset.
+        render_mode: One of `RENDER_MODES`.
+        view: What is searched.
+        last: The last step; None right after a reset.
 
     Returns:
-        Text that ends in a line's end; or a picture, (height, width, 3) uint8, always of one size.
+        Text that ends with a newline; or a (height, width, 3) uint8 array, always of one size.
     """
-    if render_mode is None:
-        return None
-    view = View(scorer.architecture(), scorer.budget.describe(), scorer.improvements, scorer.evaluations)
-    return show(render_mode, view, shown)
-
-
-def show(render_mode: str, view: View, shown: Shown | None) -> str | np.ndarray:
-    """As `render`, of whatever is searched."""
-    count = len(view.architecture.units)
-    mask = np.zeros(count, dtype=bool) if shown is None else shown.mask
+    units = view.architecture.units
+    mask = np.zeros(len(units), dtype=bool) if last is None else last.mask
     if render_mode == "ansi":
-        words = f"{counted(count, 'layer')}, none chosen yet" if shown is None else describe(view.names, shown)
-        about = f"{view.problem}: " if view.problem else ""
-        return "\n".join([*view.architecture.lines(mask), about + words]) + "\n"
-    title = f"{int(mask.sum())} of {counted(count, 'layer')} skipped (budget: {view.budget})"
-    facts = [*([view.problem] if view.problem else []), *(["nothing chosen yet"] if shown is None else _facts(shown))]
+        words = f"{counted(len(units), 'layer')}, none chosen yet"
+        if last is not None:
+            words = describe([unit.name for unit in units], last)
+        problem = f"{view.problem}: " if view.problem else ""
+        return "\n".join([*view.architecture.lines(mask), problem + words]) + "\n"
+    title = f"{int(mask.sum())} of {counted(len(units), 'layer')} skipped (budget: {view.budget})"
+    facts = [view.problem] if view.problem else []
+    facts += ["nothing chosen yet"] if last is None else _facts(last)
     return draw(Scene(view.architecture, mask, title, facts, view.improvements, view.evaluations), view.height)
 
 
-def describe(names: Sequence[str], shown: Shown) -> str:
-    """One line on a mask of units by these names."""
-    skipped = ", ".join(skipped_names(names, shown.mask)) or "nothing"
-    saved = f"MACs saved {100 * shown.info['macs_saved']:.1f} %"
-    if not shown.scored:
-        return f"skipped {skipped}: not scored, {_reason(shown)}; reward {shown.reward:.4f}, {saved}"
-    return f"skipped {skipped}: reward {shown.reward:.4f}, loss {shown.info['loss']:.4f}, {saved}"
+def describe(names: list[str], last: LastStep) -> str:
+    """Return one line on a step, with the names of the layers that are skipped."""
+    skipped = ", ".join(skipped_names(names, last.mask)) or "nothing"
+    saved = f"MACs saved {100 * last.info['macs_saved']:.1f} %"
+    if not last.scored:
+        return f"skipped {skipped}: not scored, {last.reason}; reward {last.reward:.4f}, {saved}"
+    return f"skipped {skipped}: reward {last.reward:.4f}, loss {last.info['loss']:.4f}, {saved}"
 
 
-def _facts(shown: Shown) -> list[str]:
-    info, scored = shown.info, shown.scored
-    return [
-        f"reward {shown.reward:.4f}" if scored else f"reward {shown.reward:.4f}: {_reason(shown)}",
-        f"loss {info['loss']:.4f} nats, metric {100 * info['metric']:.1f} %" if scored else "not scored",
-        f"MACs saved {100 * info['macs_saved']:.1f} %",
-        f"{counted(info['evaluations'], 'mask')} scored",
-    ]
-
-
-def _reason(shown: Shown) -> str:
-    return "off the budget" if shown.ended else "still choosing"
+def _facts(last: LastStep) -> list[str]:
+    info = last.info
+    scored = f"{counted(info['evaluations'], 'mask')} scored"
+    saved = f"MACs saved {100 * info['macs_saved']:.1f} %"
+    if not last.scored:
+        return [f"reward {last.reward:.4f}: {last.reason}", "not scored", saved, scored]
+    losses = f"loss {info['loss']:.4f} nats, metric {100 * info['metric']:.1f} %"
+    return [f"reward {last.reward:.4f}", losses, saved, scored]

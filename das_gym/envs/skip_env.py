@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from das_gym.config import build, check_arguments
 from das_gym.envs.mask_scorer import MaskScorer
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scored_vector_env import ScoredVectorEnv
-from das_gym.problem.budget import BUDGET_SETTINGS
+from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.problem.config import ProblemConfig
+from das_gym.problem.cost_kinds import BUDGET_SETTINGS, SAVED
 from das_gym.problem.loading import load_problem
-from das_gym.problem.statistics import DEFAULT_STATISTICS, statistic_names
+from das_gym.problem.statistics import DEFAULT_STATISTICS
 from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK
 
 
@@ -20,25 +21,25 @@ class SkipEnv(ScoredEnv):
     """Which layers can this task do without?
 
     ## Description
-    A frozen vision-language model has `n_layers` skippable layers, and a skip adapter that can stand in
-    for each. The agent sees layer statistics of the full model, chooses the layers to skip, and is rewarded
-    by how well the subnet does on the reward split.
+    A frozen vision-language model has `n_layers` skippable layers, and a skip adapter that can replace each of them. The
+    agent observes layer statistics of the full model, chooses the layers to skip, and is rewarded by how well the subnet
+    does on the reward split.
 
     ## Action Space
     `action="mask"`: `MultiBinary(n_layers)`, a skip mask, 1 = skipped. METER: 0-5 text fusion layers, 6-11 image fusion
     layers. ViLT: 0-11 blocks. Masks may break the budget.
     `action="sequence"`: `Discrete(n_layers)`, one layer after another until the budget is spent; without any budget there
     is one more action, n_layers = stop. `action_masks()` and `info["action_mask"]` (n_choices bools) say which
-    actions have an effect. One of the others, a layer already skipped above all, stands for the next that has an effect,
-    around the action space, and is told by `info["invalid_action"]`; it never raises. By cost, layers whose skipping
-    saves nothing are among them, so that the saving stays in reach whatever is chosen.
-    `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; by
-    cost the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
-    A wrong shape, or a value that means nothing in the space, raises a ValueError.
+    actions have an effect. Any other action, such as a layer already skipped, is replaced by the next one that has an
+    effect, wrapping around the action space, and `info["invalid_action"]` says so. With a budget by cost, layers whose
+    skipping saves nothing have no effect, so that the saving stays in reach.
+    `action="scores"`: `Box(-1, 1, (n_layers,))`, a score for every layer. The `skip_num` highest are skipped; with a budget
+    by cost the highest until the saving is reached; without a budget those above 0. Of equal scores, the first layer's.
+    A wrong shape, or a value outside the space, raises a ValueError.
 
     ## Observation Space
-    `Box((n_layers * n_statistics,), float32)` with finite bounds: the layer statistics of the unskipped
-    model, layer by layer; `feature_names` says which entry is what. It is the same at every reset.
+    `Box((n_layers * n_statistics,), float32)` with finite bounds: the layer statistics of the full model, layer by layer;
+    `feature_names` names the entries. It is the same at every reset.
     `action="sequence"` appends n_layers + 2 numbers: 1 for each layer skipped so far, the share of MACs saved so far, and
     what is left of the budget (0..1: layers / n_layers, or share of the cost).
 
@@ -49,19 +50,19 @@ class SkipEnv(ScoredEnv):
     and its metric as 0. In a sequence all steps but the last earn 0.
 
     ## Starting State
-    The layer statistics, nothing skipped. `info` tells of the unskipped model. The losses of `leave_one_out` are shipped for
+    The layer statistics, nothing skipped. `info` describes the full model. The losses of `leave_one_out` are shipped for
     the bundled answering models on the default examples; they count as evaluations all the same.
 
     ## Episode End
     `mask` and `scores`: every step terminates. `sequence`: terminates when `skip_num` layers are skipped, when the saving
-    is reached, or at "stop"; a budget that nothing skipped keeps, such as `skip_num=0`, at the first step. Since
-    every action has an effect or stands for one that has, that is after n_layers steps at the latest; nothing is truncated.
+    is reached, or at "stop"; if the full model satisfies the budget, such as `skip_num=0`, at the first step. An episode has
+    at most n_layers steps, so nothing is truncated.
 
     ## Information
     `info` always holds, as plain numbers: `loss` (nats), `metric` (0..1), `macs` (of one example), `macs_saved`
-    (share of the MACs of the model without adapters), `n_skipped`, `feasible` (the budget is kept), and `evaluations` (masks
-    scored so far, from those of the observation on: n_layers + 1 for the statistic `leave_one_out`, none where a table knows
-    it). Amid a sequence they tell of the layers skipped so far, which are not scored: `loss` is inf, `metric` 0.
+    (share of the MACs of the model without adapters), `n_skipped`, `feasible` (the budget is satisfied), and `evaluations`
+    (masks scored so far, including those of the observation: n_layers + 1 for the statistic `leave_one_out`, none from a
+    table). Within a sequence they describe the layers skipped so far, which are not scored: `loss` is inf, `metric` 0.
     A budget of another cost adds what the mask saves of that, such as `latency_saved`. `action="sequence"` adds
     `action_mask` and `invalid_action`.
 
@@ -85,28 +86,31 @@ class SkipEnv(ScoredEnv):
         action: `mask`, `sequence` or `scores`.
         reward: Name of the reward, see `das_gym.problem.rewards.REWARDS`.
         macs_price: What saving all MACs of the full model would be worth, in units of the reward.
-        statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None is all
-            that das_gym brings.
+        statistics: Names of the statistics to observe, or one name (`das_gym.problem.statistics.STATISTICS`); None =
+            `DEFAULT_STATISTICS`.
         reward_examples: Examples that score a mask; None is the task's own number, 500, or 64 of retrieval's 16 pairs each.
         reward_batches: Which examples a step uses: `fixed` (always the same), `cycle` (the next ones, around
-            the reward split) or `resample` (drawn anew from `np_random`).
+            the reward split) or `resample` (drawn from `np_random`).
         model: `METER`, `ViLT`, or another key of `das_gym.registration.MODELS`; the id sets it.
         task: `vqa`, `nlvr2`, `retrieval`, `snli_ve`, or another key of `das_gym.registration.TASKS`; the id sets it.
-        settings: Model and data otherwise: the fields of `das_gym.problem.loading.ProblemConfig`, such as `checkpoint`,
-            `supernet`, `data_root`, `tokenizer`, `device`, `on_bad_example`; `workers="ray"` shares masks out.
-        render_mode: `ansi` (the units of each stage in words), `rgb_array` (a picture of the architecture and of the search
+        render_mode: `ansi` (the units of each stage in words), `rgb_array` (an image of the architecture and of the search
             so far) or None; `gymnasium.make` takes `human`, too.
-        latency_saved: Budget: least share of the full model's latency to save, from what each unit takes on this machine
-            (`das_gym.problem.unit_latency`), instead of `skip_num`.
-        parameters_saved: Budget: likewise of its parameters.
-        memory_saved: Budget: likewise of the bytes of its weights, see `das_gym.problem.mask_cost.SAVED`.
-        latency_batch: Examples that run at a time when latency is measured.
-        costs: What masks cost, where that is known already: as `das_gym.problem.mask_cost.given_costs` takes it, or the
-            path of a file. Records of searches hold it, so that they bind the same masks anywhere.
+        latency_batch: Examples per forward pass when latency is measured.
+        costs: Costs of masks that are known already: as `das_gym.problem.mask_cost.given_costs` takes them, or the
+            path of a file. Records of searches hold them, so that budgets allow the same masks on any machine.
+        settings: `latency_saved`, `parameters_saved`, `memory_saved`: budgets like `macs_saved`, of the latency that each
+            unit has on this machine (`das_gym.problem.unit_latency`), of parameters, or of the bytes of the weights. And
+            model and data: the fields of `das_gym.problem.config.ProblemConfig`, such as `checkpoint`, `supernet`,
+            `data_root`, `tokenizer`, `device`, `on_bad_example`; `workers="ray"` distributes masks.
 
     Raises:
-        ValueError: a setting that is not allowed; the text says what is.
+        ValueError: a setting that is not allowed; the message says what is.
         FileNotFoundError: a path that does not exist.
+
+    Example:
+        >>> env = gymnasium.make("DAS-METER-VQA-v0", skip_num=4)
+        >>> observation, info = env.reset(seed=0)
+        >>> observation, reward, terminated, truncated, info = env.step([1, 1, 1, 1] + 8 * [0])
     """
 
     def __init__(
@@ -122,25 +126,23 @@ class SkipEnv(ScoredEnv):
         model: str = DEFAULT_MODEL,
         task: str = DEFAULT_TASK,
         render_mode: str | None = None,
-        latency_saved: float | None = None,
-        parameters_saved: float | None = None,
-        memory_saved: float | None = None,
         latency_batch: int = 1,
         costs: Mapping[str, Any] | str | None = None,
         **settings: Any,
     ) -> None:
-        statistics = statistic_names(DEFAULT_STATISTICS if statistics is None else statistics)
-        own = {name: value for name, value in locals().items() if name not in ("self", "__class__", "settings")}
-        arguments = {**own, **settings}
-        check_arguments(settings, [*own, *ProblemConfig.__dataclass_fields__])
-        config = build(ProblemConfig, {"model": model, "task": task, **settings})
-        budget = {name: own[name] for name in BUDGET_SETTINGS}
-        examples = {name: own[name] for name in ("reward_examples", "reward_batches", "costs", "latency_batch")}
-        scorer = MaskScorer(load_problem(config), budget, reward, macs_price, statistics, **examples)
-        super().__init__(scorer, action, render_mode, arguments)
+        own = inspect.signature(SkipEnv).parameters
+        check_arguments(settings, [*own, *BUDGET_SETTINGS, *ProblemConfig.__dataclass_fields__])
+        budget = {"skip_num": skip_num, "macs_saved": macs_saved}
+        budget |= {name: settings.pop(name) for name in SAVED if name in settings}
+        problem = load_problem(build(ProblemConfig, {"model": model, "task": task, **settings}))
+        statistics = DEFAULT_STATISTICS if statistics is None else statistics
+        scorer = MaskScorer(
+            problem, budget, reward, macs_price, statistics, reward_examples, reward_batches, costs, latency_batch
+        )
+        super().__init__(scorer, action, render_mode)
 
 
 class SkipVectorEnv(ScoredVectorEnv):
     """`num_envs` copies of `SkipEnv`, see `ScoredVectorEnv`: a step scores all their masks in one engine call."""
 
-    env_class: ClassVar[type[ScoredEnv]] = SkipEnv
+    env_class = SkipEnv

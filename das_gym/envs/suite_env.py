@@ -1,4 +1,4 @@
-"""The environments of many problems: every episode draws a problem, so that what is observed matters."""
+"""The environments of many problems: every episode draws a problem, so that the observation matters."""
 
 from __future__ import annotations
 
@@ -8,41 +8,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
 from das_gym.config import check_arguments, check_names
-from das_gym.envs.rendering import RENDER_MODES, check_render_mode
-from das_gym.envs.scored_env import check_vector, find_autoreset_mode, first_row, first_seed
+from das_gym.envs.actions import ActionMode, Moves
+from das_gym.envs.rendering import RENDER_MODES, LastStep, View, check_render_mode, render
+from das_gym.envs.scored_env import first_row
 from das_gym.envs.suite_episodes import SuiteEpisodes
-from das_gym.envs.suite_rendering import Kept, SuiteScreen
-from das_gym.problem.budget import is_whole
-from das_gym.problem.statistics import check_statistics
-from das_gym.tables.suite import DEFAULT_BUDGETS, Suite, load_suite
-
-
-def _suite(
-    split: str,
-    reward: str,
-    statistics: str | Iterable[str] | None,
-    suite: str | None,
-    problems: int | None,
-    relatives: int,
-    problems_seed: int,
-    budgets: str | Iterable[str],
-) -> Suite:
-    names = None if statistics is None else tuple(statistic.name for statistic in check_statistics(statistics))
-    if not is_whole(problems_seed) or problems_seed < 0:
-        raise ValueError(f"problems_seed={problems_seed!r} is not allowed; use a whole number, 0 or more")
-    whole = load_suite(suite, split, reward, names, relatives, problems_seed, budgets)
-    if problems is None:
-        return whole
-    if not is_whole(problems) or not 1 <= problems <= len(whole.problems):
-        raise ValueError(f"problems={problems!r}: this split has {len(whole.problems)}; use 1 to so many")
-    order = np.random.default_rng(problems_seed).permutation(len(whole.problems))
-    some = Suite((whole.problems[place] for place in order[:problems]), names)
-    some.made_by = (_suite, (split, reward, statistics, suite, problems, relatives, problems_seed, budgets))
-    return some
+from das_gym.envs.vector_env import MaskVectorEnv, with_presence
+from das_gym.tables.suite import DEFAULT_BUDGETS, load_suite
 
 
 class SuiteEnv(gymnasium.Env[Any, Any]):
@@ -50,7 +23,7 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
 
     ## Description
     A problem is a model, a group of examples (all of a task's, or one type of questions) and a budget. `reset` draws one,
-    each as likely, and shows what the unskipped model's units are like on these examples; the action chooses a mask; the
+    each as likely, and shows what the full model's units are like on these examples; the action chooses a mask; the
     reward says how good it is among all masks that keep the budget. A policy that ignores what it observes earns what the
     best fixed mask does; `test` has models, tasks and a kind of model that `train` has not.
 
@@ -123,20 +96,15 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         render_mode: str | None = None,
         **others: Any,
     ) -> None:
-        if "autoreset_mode" in others:
-            raise ValueError(
-                "autoreset_mode is a setting of vector environments, and this one has no form of its own: "
-                'make_vec(..., vectorization_mode="sync", vector_kwargs={"autoreset_mode": ...})'
-            )
-        check_arguments(others, _arguments(type(self)))
+        signatures = [inspect.signature(cls).parameters for cls in (type(self), SuiteEnv)]
+        check_arguments(others, [name for parameters in signatures for name in parameters if name != "others"])
         check_render_mode(render_mode)
-        self.suite = _suite(split, reward, statistics, suite, problems, relatives, problems_seed, budgets)
+        self.suite = load_suite(suite, split, reward, statistics, relatives, problems_seed, budgets, problems)
         self.episodes = SuiteEpisodes(self.suite, action, flat, 1)
         self.observation_space = self.episodes.observation_space
-        self.action_space = self.episodes.action_space
+        self.action_space = self.episodes.mode.space
         self.render_mode = render_mode
-        self._screen = None if render_mode is None else SuiteScreen(self.episodes, render_mode)
-        self._kept: Kept | None = None
+        self._last: LastStep | None = None
 
     @property
     def problem_names(self) -> tuple[str, ...]:
@@ -144,13 +112,13 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
         return tuple(problem.name for problem in self.suite.problems)
 
     @property
-    def last_mask(self) -> np.ndarray:
-        """(16,) bool: what the episode has skipped so far."""
-        return self.episodes.masks[0].copy()
+    def last_mask(self) -> np.ndarray | None:
+        """(n_units,) bool: what the last step skipped, of the units that the model has; None right after a reset."""
+        return None if self._last is None else self._last.mask.copy()
 
     def action_masks(self) -> np.ndarray:
-        """(n_choices,) bool: actions that have an effect now; what MaskablePPO reads."""
-        return self.episodes.action_masks()[0]
+        """Return (n_choices,) bool: actions that have an effect now, as MaskablePPO reads them."""
+        return self.episodes.mode.action_masks()[0]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Draw a problem, or take the one in `options`, and observe it.
@@ -159,89 +127,58 @@ class SuiteEnv(gymnasium.Env[Any, Any]):
             ValueError: other options than `problem`, or no such problem.
         """
         super().reset(seed=seed)
-        given = _chosen(options)
-        chosen = self.np_random.integers(len(self.suite.problems)) if given is None else self.suite.index(given)
-        self.episodes.begin(np.zeros(1, np.int64), np.array([chosen]))
-        self._kept = Kept(int(chosen), None)
-        return self._observation(), first_row(self.episodes.told() | self.episodes.choices())
+        named = named_problem(options)
+        chosen = self.np_random.integers(len(self.suite.problems)) if named is None else self.suite.index(named)
+        self.episodes.begin(np.ones(1, bool), chosen)
+        self._last = None
+        return self._observation(), first_row(self.episodes.reset_info())
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take an action; a mask that is complete is scored."""
-        rewards, ended, told = self.episodes.take(action, ())
-        reward, over, info = float(rewards[0]), bool(ended[0]), first_row(told | self.episodes.choices())
-        if self._screen is not None:
-            self._kept = self._screen.keep(0, reward, info, over)
-        return self._observation(), reward, over, False, info
+        """Take an action; a complete mask is scored."""
+        moves = self.episodes.step(action, ())
+        rewards, arrays = self.episodes.score(moves)
+        reward, ended, info = float(rewards[0]), bool(moves.ended[0]), first_row(arrays)
+        self._last = self.episodes.last_step(moves.masks[0], reward, info, ended)
+        return self._observation(), reward, ended, False, info
+
+    def view(self) -> View:
+        """Return what `render` shows besides the last step."""
+        return self.episodes.view(self._last, 0)
 
     def render(self) -> Any:
-        """The problem under the last mask; see `das_gym.envs.rendering.render`.
+        """Return the problem under the last mask; see `das_gym.envs.rendering.render`.
 
         Raises:
             gymnasium.error.ResetNeeded: no problem has been drawn.
         """
-        if self._screen is None:
+        if self.render_mode is None:
             return None
-        if self._kept is None:
+        if self._last is None and self.episodes.mode.over[0]:
             raise gymnasium.error.ResetNeeded("no problem has been drawn: call reset() before render()")
-        return self._screen.render(self._kept)
+        return render(self.render_mode, self.view(), self._last)
 
     def _observation(self) -> Any:
         observed = self.episodes.observe()
         return observed[0] if self.episodes.flat else {name: values[0] for name, values in observed.items()}
 
 
-class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
-    """`num_envs` copies of `SuiteEnv` side by side, each on a problem of its own.
+class SuiteVectorEnv(MaskVectorEnv):
+    """`num_envs` copies of `SuiteEnv` side by side, each on a problem of its own; see `MaskVectorEnv`."""
 
-    Environments reset within the step (autoreset mode SAME_STEP): `final_obs` and `final_info` hold what an ended episode
-    ended with; `info` holds the numbers of the step itself, `action_mask` alone those of the state after the reset.
+    env_class = SuiteEnv
+    reset_keys = frozenset(("problem", "random_mean", "optimum", "action_mask"))
+    template: SuiteEnv
 
-    With `autoreset_mode=AutoresetMode.NEXT_STEP`, which Gymnasium's vector wrappers of observations want, an episode ends
-    with its last observation, and the next step begins one on another problem in the place of its action: reward 0, `info`
-    of a reset.
-
-    Args:
-        num_envs: How many.
-        autoreset_mode: `AutoresetMode.SAME_STEP` or `AutoresetMode.NEXT_STEP`, or its value.
-        **settings: `SuiteEnv`'s arguments. Pictures are of the last step, also of episodes that ended with it.
-
-    Raises:
-        ValueError: another autoreset mode, or what `SuiteEnv` refuses.
-    """
-
-    metadata = {**SuiteEnv.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - as in gymnasium.Env
-
-    def __init__(
-        self, num_envs: int = 1, autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP, **settings: Any
-    ) -> None:
-        check_vector(num_envs, settings)
-        mode = find_autoreset_mode(autoreset_mode)
-        self.metadata, self.autoreset_mode = {**self.metadata, "autoreset_mode": mode}, mode
-        self._at_once = mode is AutoresetMode.SAME_STEP
-        self._waiting = np.zeros(num_envs, bool)
-        template = SuiteEnv(**settings)
-        self.num_envs, self.suite, self.render_mode = num_envs, template.suite, template.render_mode
-        self.episodes = SuiteEpisodes(self.suite, template.episodes.action, template.episodes.flat, num_envs)
-        self._screen = None if self.render_mode is None else SuiteScreen(self.episodes, self.render_mode)
-        self._kept: list[Kept] = []
-        self.single_observation_space = template.observation_space
-        self.single_action_space = template.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-
-    @property
-    def last_masks(self) -> np.ndarray:
-        """(num_envs, 16) bool: what each episode has skipped so far."""
-        return self.episodes.masks.copy()
+    def _make_mode(self) -> ActionMode:
+        alone = self.template.episodes
+        self.suite = self.template.suite
+        self.episodes = SuiteEpisodes(self.suite, alone.mode.name, alone.flat, self.num_envs)
+        return self.episodes.mode
 
     @property
     def problems(self) -> np.ndarray:
         """(num_envs,) int64: the problem that each is on now; `info["problem"]` is that of the step's episode."""
         return self.episodes.which.copy()
-
-    def action_masks(self) -> np.ndarray:
-        """(num_envs, n_choices) bool: actions that have an effect now."""
-        return self.episodes.action_masks()
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -251,98 +188,51 @@ class SuiteVectorEnv(VectorEnv[Any, Any, Any]):
         Raises:
             ValueError: other options, no such problem, or another number of problems or seeds than of environments.
         """
-        super().reset(seed=first_seed(seed, self.num_envs))
-        given = _chosen(options)
-        everyone = self.episodes.everyone
-        if given is None:
-            chosen = self._drawn(self.num_envs)
+        super().reset(seed=self._first_seed(seed))
+        everyone = np.ones(self.num_envs, bool)
+        named = named_problem(options)
+        if named is None:
+            self._begin(everyone)
         else:
-            several = isinstance(given, (list, tuple, np.ndarray))
-            named = [self.suite.index(each) for each in (given if several else [given])]
-            if len(named) not in (1, self.num_envs):
-                raise ValueError(f"options name {len(named)} problems; name 1, or {self.num_envs}: one each")
-            chosen = np.broadcast_to(named, self.num_envs)
-        self.episodes.begin(everyone, chosen)
-        self._kept = [Kept(number, None) for number in self.episodes.which.tolist()]
+            numbers = [
+                self.suite.index(each) for each in (named if isinstance(named, (list, tuple, np.ndarray)) else [named])
+            ]
+            if len(numbers) not in (1, self.num_envs):
+                raise ValueError(
+                    f"`options` names the wrong number of problems: got {len(numbers)}, expected 1 or {self.num_envs}"
+                )
+            self.episodes.begin(everyone, numbers)
         self._waiting[:] = False
-        told = self.episodes.told() | self.episodes.choices()
-        return self.episodes.observe(), _present(told, np.ones(self.num_envs, bool))
-
-    def _drawn(self, count: int) -> np.ndarray:
-        return self.np_random.integers(len(self.suite.problems), size=count)
-
-    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take an action in each; those that end begin anew, on other problems."""
-        begun, everyone = self._waiting, np.ones(self.num_envs, bool)
-        if begun.any():
-            self._begin(begun)
-        rewards, ended, told = self.episodes.take(actions, (self.num_envs,))
-        if begun.any():
-            rewards, ended, told = self._without(begun, rewards, ended, told)
-        if self._screen is not None:
-            self._kept = self._shown(self._screen, rewards, ended, told, begun)
-        final: dict[str, Any] = {}
-        if not self._at_once:
-            self._waiting = ended.copy()
-        elif ended.any():
-            final = self._final(told | self.episodes.choices(), ended)
-            self._begin(ended)
-        info = _present(told, ~begun) | _present(self.episodes.choices(), everyone) | final
-        if begun.any():
-            info |= {f"_{key}": everyone for key in self.episodes.told()}
-        return self.episodes.observe(), rewards, ended, np.zeros(self.num_envs, bool), info
-
-    def render(self) -> tuple[Any, ...] | None:
-        """The problem of each episode under its last mask; one that ended is shown as it ended, until the next step."""
-        if self._screen is None:
-            return None
-        return tuple(map(self._screen.render, self._kept))
-
-    def _shown(
-        self, screen: SuiteScreen, rewards: np.ndarray, ended: np.ndarray, told: dict[str, np.ndarray], begun: np.ndarray
-    ) -> list[Kept]:
-        """What is shown of a step in each; nothing was done yet in those that began with it."""
-        rows = [{name: values[row] for name, values in told.items()} for row in range(self.num_envs)]
-        each = zip(range(self.num_envs), rewards.tolist(), rows, ended.tolist(), strict=True)
-        return [
-            Kept(number, None) if new else screen.keep(*row)
-            for number, row, new in zip(self.episodes.which.tolist(), each, begun.tolist(), strict=True)
-        ]
-
-    def _without(self, begun: np.ndarray, rewards: np.ndarray, ended: np.ndarray, told: dict[str, np.ndarray]) -> Any:
-        """What a step came to, when episodes of (num_envs,) bool began with it, whatever their actions were."""
-        self.episodes.begin(np.flatnonzero(begun), self.episodes.which[begun])
-        told = {key: np.where(begun, np.zeros_like(values), values) for key, values in told.items()} | self.episodes.told()
-        return np.where(begun, 0.0, rewards), ended & ~begun, told
+        self._last = None
+        return self._observe(), with_presence(self.episodes.reset_info(), everyone)
 
     def _begin(self, which: np.ndarray) -> None:
-        """Draw a problem for each of (num_envs,) bool."""
-        places = np.flatnonzero(which)
-        self.episodes.begin(places, self._drawn(len(places)))
+        self.episodes.begin(which, self.np_random.integers(len(self.suite.problems), size=int(which.sum())))
 
-    def _final(self, told: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, Any]:
-        """What Gymnasium's wrappers expect of environments that reset within the step."""
-        observed, rows = self.episodes.observe(), np.flatnonzero(ended)
-        found = np.full(self.num_envs, None, dtype=object)
-        for row in rows.tolist():
-            found[row] = observed[row] if self.episodes.flat else {name: part[row] for name, part in observed.items()}
-        return {"final_obs": found, "_final_obs": ended, "final_info": _present(told, ended), "_final_info": ended}
+    def _step_mode(self, actions: Any) -> Moves:
+        return self.episodes.step(actions, (self.num_envs,))
+
+    def _score(self, moves: Moves, restarted: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rewards, info = self.episodes.score(moves)
+        if restarted.any():  # as Gymnasium's own vector environments fill what a row does not have
+            for key in info.keys() - self.reset_keys:
+                info[key] = np.where(restarted, np.zeros_like(info[key]), info[key])
+        return rewards, info
+
+    def _observe(self) -> Any:
+        return self.episodes.observe()
+
+    def _last_step(self, row: int) -> LastStep | None:
+        last = super()._last_step(row)
+        return last and self.episodes.last_step(*last)
+
+    def _view(self, last: LastStep | None, index: int) -> View:
+        return self.episodes.view(last, index)
 
 
-def _chosen(options: Any) -> Any:
-    """The problem, or problems, that the options of `reset` name; None = draw."""
+def named_problem(options: Any) -> Any:
+    """Return the problem, or problems, that the options of `reset` name; None means to draw."""
     if options is not None and not isinstance(options, Mapping):
-        raise ValueError(f'options={options!r}: give a dictionary, {{"problem": number or name}}, or None')
+        raise ValueError(f'`options` is no dictionary: got {options!r}, expected {{"problem": number or name}} or None')
     check_names(options or {}, ("problem",), "option of reset")
     return (options or {}).get("problem")
-
-
-def _arguments(kind: type[SuiteEnv]) -> list[str]:
-    """Names of the arguments of an environment, those of `SuiteEnv` among them."""
-    given = [each for cls in (kind, SuiteEnv) for each in inspect.signature(cls).parameters.values()]
-    return list(dict.fromkeys(each.name for each in given if each.kind is not each.VAR_KEYWORD))
-
-
-def _present(arrays: dict[str, np.ndarray], present: np.ndarray) -> dict[str, Any]:
-    """Gymnasium's convention: beside each key, `_key` says which environments have it."""
-    return arrays | {f"_{key}": present for key in arrays}

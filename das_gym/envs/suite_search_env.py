@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from das_gym.envs.rendering import View
 from das_gym.envs.scored_env import first_row
 from das_gym.envs.suite_env import SuiteEnv
+from das_gym.envs.suite_episodes import joined
 from das_gym.problem.budget import is_whole
 from das_gym.tables.suite import MAX_UNITS
 
@@ -50,9 +53,13 @@ class SuiteSearchEnv(SuiteEnv):
 
     def __init__(self, evaluations: int = 30, action: str = "scores", **settings: Any) -> None:
         if action == "sequence":
-            raise ValueError("action='sequence': an action of a search is a whole mask; use 'scores' or 'mask'")
+            raise ValueError(
+                "`action` is not supported: got 'sequence', expected 'scores' or 'mask', which make complete masks"
+            )
         if not is_whole(evaluations) or not 1 <= evaluations <= 2**MAX_UNITS:
-            raise ValueError(f"evaluations={evaluations!r}: give a whole number, 1 to {2**MAX_UNITS}, as many as masks")
+            raise ValueError(
+                f"`evaluations` is out of range: got {evaluations!r}, expected an integer from 1 to {2**MAX_UNITS}"
+            )
         super().__init__(action=action, **settings)
         self.evaluations = evaluations
         parts = {
@@ -61,12 +68,9 @@ class SuiteSearchEnv(SuiteEnv):
             "scored": spaces.Box(0.0, 1.0, (evaluations,), np.float32),
             "best": spaces.Box(0.0, 1.0, (1,), np.float32),
         }
-        known: Any = self.episodes.observation_space
-        if self.episodes.flat:
-            lows, highs = ([getattr(box, name) for box in (known, *parts.values())] for name in ("low", "high"))
-            self.observation_space = spaces.Box(np.concatenate(lows), np.concatenate(highs), dtype=np.float32)
-        else:
-            self.observation_space = spaces.Dict({**known.spaces, **parts})
+        known: Any = self.observation_space
+        flat = self.episodes.flat
+        self.observation_space = joined({"known": known, **parts}) if flat else spaces.Dict({**known.spaces, **parts})
         self._history = {name: np.zeros(box.shape, np.float32) for name, box in parts.items()}
         self._count = 0
 
@@ -76,30 +80,31 @@ class SuiteSearchEnv(SuiteEnv):
         for values in self._history.values():
             values[:] = 0
         observation, info = super().reset(seed=seed, options=options)
-        return observation, info | self._told()
+        return observation, info | self._progress()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Score a mask."""
-        rewards, _, info = self.episodes.take(action, ())
-        self._count += 1
-        self.episodes.over[:] = self._count == self.evaluations
+        moves = self.episodes.step(action, ())
+        rewards, info = self.episodes.score(moves)
+        place, self._count = self._count, self._count + 1
+        ended = self._count == self.evaluations
+        self.episodes.mode.over[:] = ended
         scaled, history = float(np.clip(rewards[0], -1.0, 1.0)), self._history
-        place = self._count - 1
-        history["masks"][place * MAX_UNITS : self._count * MAX_UNITS] = self.episodes.masks[0]
+        history["masks"][place * MAX_UNITS : self._count * MAX_UNITS] = moves.masks[0]
         history["rewards"][place], history["scored"][place] = scaled, 1.0
         gain = max(scaled - float(history["best"][0]), 0.0)
         history["best"][0] = max(scaled, float(history["best"][0]))
-        told = first_row(info) | self._told()
-        if self._screen is not None:
-            self._kept = self._screen.keep(0, gain, told, whole=True)._replace(improvements=self._rises())
-        return self._observation(), gain, bool(self.episodes.over[0]), False, told
+        told = first_row(info) | self._progress()
+        self._last = self.episodes.last_step(moves.masks[0], gain, told, ended=True)
+        return self._observation(), gain, ended, False, told
 
-    def _rises(self) -> list[tuple[int, float]]:
-        """At which mask the best reward rose, and to what."""
+    def view(self) -> View:
+        """Return what `render` shows besides the last step."""
         rewards = self._history["rewards"][: self._count].tolist()
-        return [(at + 1, reward) for at, reward in enumerate(rewards) if reward > max(rewards[:at], default=-1.0)]
+        rises = [(at + 1, reward) for at, reward in enumerate(rewards) if reward > max(rewards[:at], default=-1.0)]
+        return replace(super().view(), improvements=rises, evaluations=self._count)
 
-    def _told(self) -> dict[str, Any]:
+    def _progress(self) -> dict[str, Any]:
         return {"best": float(self._history["best"][0]), "evaluations": self._count}
 
     def _observation(self) -> Any:

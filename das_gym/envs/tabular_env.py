@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -15,32 +16,29 @@ from das_gym.config import check_arguments, check_names
 from das_gym.drawing.architecture import Architecture
 from das_gym.engine.scores import Scores
 from das_gym.envs.scored_env import ScoredEnv
-from das_gym.envs.scored_vector_env import ScoredVectorEnv
-from das_gym.envs.scoring import REWARD_BATCHES, Outcome, Scorer, next_places
+from das_gym.envs.scoring import Outcome, Scorer, next_places, reward_batch_size
+from das_gym.envs.vector_env import ScoredVectorEnv
 from das_gym.files import absolute
-from das_gym.problem.budget import BUDGET_SETTINGS, pick_budget
-from das_gym.problem.config import ProblemConfig
-from das_gym.problem.mask_cost import SAVED, MaskCost, given_costs
+from das_gym.problem.budget import pick_budget
+from das_gym.problem.cost_kinds import BUDGET_SETTINGS, SAVED
+from das_gym.problem.mask_cost import MaskCost, given_costs
 from das_gym.problem.rewards import Objective, find_reward
-from das_gym.problem.statistics import DEFAULT_STATISTICS, statistic_names
-from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, TASKS, find_environment
+from das_gym.problem.statistics import DEFAULT_STATISTICS
+from das_gym.registration import DEFAULT_MODEL, DEFAULT_TASK, MODELS, find_environment
 from das_gym.tables.table import SCORES, SubnetTable
-
-LIVE_SETTINGS = ("latency_batch", *ProblemConfig.__dataclass_fields__)
-"""What only `SkipEnv` takes, `model` and `task` aside."""
 
 
 class TableScorer(Scorer):
     """Scores masks by looking them up.
 
     Args:
-        table: Where.
-        budget: What binds masks, see `pick_budget`.
+        table: The table.
+        budget: The constraint on a mask, see `pick_budget`.
         reward: Name of the reward.
         macs_price: What saving all MACs would be worth, in units of the reward.
         statistics: Names of the layer statistics to observe; None = those of `DEFAULT_STATISTICS` that the table holds.
         split: Whose scores count, `reward` or `test`.
-        costs: What masks cost where the table does not tell, see `given_costs`.
+        costs: Costs of masks that the table does not hold, see `given_costs`.
 
     Raises:
         ValueError: a setting that is not allowed, or that the table cannot answer.
@@ -56,47 +54,65 @@ class TableScorer(Scorer):
         split: str = "reward",
         costs: Mapping[str, Any] | str | None = None,
     ) -> None:
-        self.table, self._costs = table, {**given_costs(table.meta.costs), **given_costs(costs)}
+        self.table, self._costs = table, {**table.costs, **given_costs(costs)}
         bound = pick_budget(table.n_layers, budget, self.cost_of)
         most = table.meta.max_skipped
         if most is not None and (bound.skip_num is None or bound.skip_num > most):
-            raise ValueError(f"this table holds masks of up to {most} skipped layers: give skip_num=0..{most}")
+            raise ValueError(f"`skip_num` is out of range: this table holds masks of up to {most} layers, give 0..{most}")
         objective = Objective(bound, find_reward(reward), table.layer_macs, macs_price)
         usual = [name for name in DEFAULT_STATISTICS if name in table.meta.statistics] or table.meta.statistics
         super().__init__(table.meta.layer_names, objective, usual if statistics is None else statistics)
         self.split, self._scores = split, table.float64_scores(split)
-        self._told: dict[bytes, tuple[float, dict[str, Any]]] = {}
+        self._rows_known: dict[bytes, tuple[float, dict[str, Any]]] = {}
         self._observation = np.stack([self.statistic(each.name) for each in self.statistics], axis=1).reshape(-1)
         if self.objective.reward.needs_divergences and np.isnan(table.values("divergence", split)).any():
-            raise ValueError(f"reward={reward!r} needs divergences, which this table lacks; choose another reward")
+            raise ValueError(f"`reward` is not supported: {reward} needs divergences, which this table lacks")
 
     def cost_of(self, setting: str) -> MaskCost:
         """As `Scorer.cost_of`.
 
         Raises:
-            ValueError: neither the table nor anybody else tells.
+            ValueError: the table does not hold the cost, and it was not given.
         """
-        if setting == "macs_saved":
-            return self.table.layer_macs
-        if setting in self._costs:
-            return self._costs[setting]
-        live = self.table.meta.env_id
-        if setting == "latency_saved":
+        if setting not in self._costs:
+            live = self.table.meta.env_id
             raise ValueError(
-                f"{setting}: a table runs nothing that could be timed; give costs=<a file of figures>, such as {live} "
-                f"with {setting} keeps in the cache folder's latency/, or search {live} itself"
+                f"`{setting}` is not supported: this table does not hold the {SAVED[setting]} of its units. Give `costs`, "
+                f"such as the file that {live} writes to the cache folder's latency/, or use {live} itself."
             )
-        raise ValueError(
-            f"{setting}: this table was made before tables told {SAVED[setting]}; count it anew with "
-            f"`{format_command('agents table', 'recount=FILE out=FILE')}`, or search {live} itself"
-        )
+        return self._costs[setting]
 
     def statistic(self, name: str) -> np.ndarray:
-        """As `Scorer.statistic`: what the table holds, or what the losses of its masks tell."""
+        """As `Scorer.statistic`: what the table holds, or what follows from the losses of its masks."""
         return self.table.statistic(name)
 
+    def observation(self) -> np.ndarray:
+        """As `Scorer.observation`: measured on the examples of the table."""
+        return self._observation.copy()
+
+    def architecture(self) -> Architecture:
+        """As `Scorer.architecture`."""
+        return Architecture.of_table(self.table)
+
+    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
+        """As `Scorer.measure`; nothing is drawn."""
+        del rng
+        rows = self.table.rows(masks)
+        scores = Scores(*(getattr(self._scores, name)[rows] for name in SCORES))
+        missing = rows < 0  # more skipped layers than the table has
+        if missing.any():
+            worst = zip(SCORES, (np.inf, 0.0, np.inf), strict=True)
+            return Scores(*(np.where(missing, value, getattr(scores, name)) for name, value in worst))
+        return scores
+
+    def measure_full_model(self) -> Scores:
+        """As `Scorer.measure_full_model`."""
+        return Scores(*(getattr(self._scores, name)[:1] for name in SCORES))
+
+    # The rest is for speed: rewards and `info` of all masks are computed once, by `Scorer.score`, and then looked up.
+
     def score(self, masks: np.ndarray, rng: np.random.Generator, ended: np.ndarray | None = None) -> Outcome:
-        """As `Scorer.score`; what the whole table earns is computed once, and then looked up."""
+        """As `Scorer.score`."""
         rows = self.table.rows(masks)
         if not self._exact or (rows < 0).any():
             return super().score(masks, rng, ended)
@@ -110,112 +126,83 @@ class TableScorer(Scorer):
 
     def score_one(self, masks: np.ndarray, rng: np.random.Generator, ended: bool) -> tuple[float, dict[str, Any]]:
         """As `Scorer.score_one`."""
-        found = self._told.get(key := masks.tobytes())
-        if found is None:
+        known = self._rows_known.get(key := masks.tobytes())
+        if known is None:
             row = int(self.table.rows(masks[0])) if self._exact else -1
             if row < 0:
                 return super().score_one(masks, rng, ended)
-            found = self._told[key] = float(self._known.rewards[row]), self._known.row(row)
-        reward, told = found
+            known = self._rows_known[key] = float(self._known.rewards[row]), self._known.row(row)
+        reward, info = known
         if not ended:
-            return 0.0, {**told, "loss": np.inf, "metric": 0.0, "evaluations": self.evaluations}
-        if told["feasible"]:
+            return 0.0, {**info, "loss": np.inf, "metric": 0.0, "evaluations": self.evaluations}
+        if info["feasible"]:
             self.evaluations += 1
             if reward > self.best_so_far:
                 self.improvements.append((self.evaluations, reward))
-        return reward, {**told, "evaluations": self.evaluations}
+        return reward, {**info, "evaluations": self.evaluations}
 
-    def unskipped_info(self) -> dict[str, Any]:
-        """As `Scorer.unskipped_info`."""
-        return {**self._unskipped_info, "evaluations": self.evaluations}
+    def full_model_info(self) -> dict[str, Any]:
+        """As `Scorer.full_model_info`."""
+        return {**self._full_model_info, "evaluations": self.evaluations}
 
     @cached_property
-    def _unskipped_info(self) -> dict[str, Any]:
-        return super().unskipped_info()
+    def _full_model_info(self) -> dict[str, Any]:
+        return super().full_model_info()
 
     @cached_property
     def _exact(self) -> bool:
-        """Whether what masks cost does not depend on how many are asked about at a time.
-
-        Sums of whole numbers do not; those of milliseconds are rounded as the order goes in which they are added.
-        """
+        """Whether the cost of a mask does not depend on the masks beside it: sums of integers do not, those of times may."""
         cost = self.budget.cost
         return cost is None or bool((cost.savings == np.round(cost.savings)).all())
 
     @cached_property
     def _known(self) -> Outcome:
-        """What each mask of the table gets, in the order of its rows; counted as no evaluation."""
+        """Rewards and `info` of each mask of the table, by row; they do not count as evaluations."""
         before = self.get_state()
         known = super().score(self.table.masks, np.random.default_rng(0))  # draws nothing
         self.set_state(before)
         return known
 
-    def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
-        """As `Scorer.measure`; nothing is drawn."""
-        del rng
-        return self._rows(self.table.rows(masks))
-
-    def measure_unskipped(self) -> Scores:
-        """As `Scorer.measure_unskipped`."""
-        return self._rows(np.zeros(1, dtype=np.int64))
-
-    def observation(self) -> np.ndarray:
-        """As `Scorer.observation`: what was measured on the examples of the table."""
-        return self._observation.copy()
-
-    def architecture(self) -> Architecture:
-        """As `Scorer.architecture`."""
-        return Architecture.of_table(self.table)
-
-    def _rows(self, rows: np.ndarray) -> Scores:
-        scores = Scores(*(getattr(self._scores, name)[rows] for name in SCORES))
-        missing = rows < 0
-        if self.table.meta.max_skipped is not None and missing.any():
-            worst = zip(SCORES, (np.inf, 0.0, np.inf), strict=True)
-            return Scores(*(np.where(missing, value, getattr(scores, name)) for name, value in worst))
-        return scores
-
 
 class ExampleScorer(TableScorer):
-    """Scores masks by looking up what single examples score: on any batch of them, as `MaskScorer` does with the model.
+    """Scores masks by looking up single examples: on any batch of them, as `MaskScorer` does with the model.
 
     Args:
-        table: Where; one with every example (format 2).
+        table: The table, one with every example (format 2).
         reward_examples: Examples that score a mask, None = all of the split.
-        reward_batches: As for `MaskScorer`.
+        reward_batches: One of `REWARD_BATCHES`.
         others: As for `TableScorer`.
 
     Raises:
         ValueError: a table of means, a reward that needs divergences, or what `TableScorer` refuses.
     """
 
-    _exact = False
+    _exact = False  # type: ignore[assignment]
 
     def __init__(self, table: SubnetTable, reward_examples: int | None, reward_batches: str, **others: Any) -> None:
-        check_names([reward_batches], REWARD_BATCHES, "reward_batches")
         if table.examples is None:
             raise ValueError(
-                f"reward_examples={reward_examples}, reward_batches={reward_batches!r}: this table holds means over all "
-                f"examples alone; leave them out, make a table with `{format_command('agents table', '... each=True')}`, or "
-                f"search {table.meta.env_id} itself"
+                "`reward_examples` and `reward_batches` are not supported: this table holds means over all examples. Leave "
+                f"them out, make a table with `{format_command('agents table', '... each=True')}`, or use "
+                f"{table.meta.env_id}."
             )
         super().__init__(table, **others)
         if self.objective.reward.needs_divergences:
-            raise ValueError(f"reward={self.objective.reward.name!r}: tables keep no divergences example by example")
+            name = self.objective.reward.name
+            raise ValueError(f"`reward` is not supported: {name} needs divergences, which tables hold only as means")
         self._each = table.examples[self.split]
-        total = len(self._each.keys)
-        if reward_examples is not None and reward_examples < 1:
-            raise ValueError(f"reward_examples={reward_examples}: a mask is scored on at least one example")
-        self.reward_batches, self.batch_size = reward_batches, min(reward_examples or total, total)
+        self._total = len(self._each.keys)
+        wanted = self._total if reward_examples is None else reward_examples
+        self.batch_size = reward_batch_size(reward_batches, wanted, self._total)
+        self.reward_batches = reward_batches
 
     def measure(self, masks: np.ndarray, rng: np.random.Generator) -> Scores:
         """As `Scorer.measure`, on the examples of the next step."""
-        total = len(self._each.keys)
-        places, self.position = next_places(self.reward_batches, self.batch_size, total, self.position, rng)
+        places, self.position = next_places(self.reward_batches, self.batch_size, self._total, self.position, rng)
         return self._on(places, self.table.rows(masks))
 
-    def measure_unskipped(self) -> Scores:
-        """As `Scorer.measure_unskipped`, on the first examples."""
+    def measure_full_model(self) -> Scores:
+        """As `Scorer.measure_full_model`, on the first examples."""
         return self._on(np.arange(self.batch_size), np.zeros(1, np.int64))
 
     def _on(self, places: np.ndarray, rows: np.ndarray) -> Scores:
@@ -260,22 +247,27 @@ class TabularEnv(ScoredEnv):
     v0: first.
 
     Args:
-        skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, latency_saved, parameters_saved,
-            memory_saved, costs: As for `SkipEnv`; `statistics=None` observes the same, as far as the table holds
-            them, and `latency_saved` needs `costs`, since a table has nothing to time.
-        split: Whose scores count: `reward`, or `test` to see what a search would find that could look at the test split.
-        group: A group of examples that alone counts, such as a type of questions; None = all. The table must have every
-            example.
+        skip_num, macs_saved, action, reward, macs_price, statistics, render_mode, costs: As for `SkipEnv`; with
+            `statistics=None`, those of the defaults that the table holds.
+        split: Whose scores count: `reward`, or `test` to see what a search would find if it could look at the test split.
+        group: A group of examples that alone counts, such as a type of questions; None = all. The table must tell
+            groups apart.
         reward_examples, reward_batches: As for `SkipEnv`, of a table with every example: scores are the model's to the
-            rounding of float16 losses. Observed are the statistics on all its reward examples.
+            rounding of float16 losses. The statistics are those of all its reward examples.
         table: Path of a table, see `python -m agents table`; None is the bundled one.
-        model: Whose bundled table; the id sets it.
-        task: On which task; the id sets it.
-        others: None there are; what only the environment with a model has is refused with its id.
+        model: Model of the bundled table; the id sets it.
+        task: Task of the bundled table; the id sets it.
+        budget: `latency_saved`, `parameters_saved` or `memory_saved`, as for `SkipEnv`. A table that holds no latency needs
+            `costs` for it.
 
     Raises:
         ValueError: a setting that is not allowed; the text says what is.
         FileNotFoundError: no such table.
+
+    Example:
+        >>> env = gymnasium.make("DAS-METER-VQA-Tabular-v0", skip_num=4)
+        >>> observation, info = env.reset(seed=0)
+        >>> best = env.get_wrapper_attr("table").best(skip_num=4)
     """
 
     def __init__(
@@ -294,52 +286,37 @@ class TabularEnv(ScoredEnv):
         model: str = DEFAULT_MODEL,
         task: str = DEFAULT_TASK,
         render_mode: str | None = None,
-        latency_saved: float | None = None,
-        parameters_saved: float | None = None,
-        memory_saved: float | None = None,
         costs: Mapping[str, Any] | str | None = None,
-        **others: Any,
+        **budget: Any,
     ) -> None:
-        statistics = None if statistics is None else statistic_names(statistics)
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "others")}
-        _refuse(others, arguments, model, task)
-        path = bundled_table(model, task) if table is None else absolute(table)
-        whole = load_table(path)
-        self.table = whole if group is None else whole.group_table(group)
-        budget = {name: arguments[name] for name in BUDGET_SETTINGS}
-        settings: dict[str, Any] = {"budget": budget, "reward": reward, "macs_price": macs_price, "statistics": statistics}
-        settings |= {"split": split, "costs": costs}
-        scorer: TableScorer
+        check_arguments(
+            [name for name in budget if name not in SAVED], [*inspect.signature(TabularEnv).parameters, *BUDGET_SETTINGS]
+        )
+        every_group = load_table(bundled_table(model, task) if table is None else absolute(table))
+        self.table = every_group if group is None else every_group.group_table(group)
+        settings: dict[str, Any] = {
+            "budget": {"skip_num": skip_num, "macs_saved": macs_saved, **budget},
+            "reward": reward,
+            "macs_price": macs_price,
+            "statistics": statistics,
+            "split": split,
+            "costs": costs,
+        }
         if reward_examples is None and reward_batches == "fixed":
             scorer = TableScorer(self.table, **settings)
         else:
             scorer = ExampleScorer(self.table, reward_examples, reward_batches, **settings)
-        super().__init__(scorer, action, render_mode, arguments)
+        super().__init__(scorer, action, render_mode)
 
 
 class TabularVectorEnv(ScoredVectorEnv):
     """`num_envs` copies of `TabularEnv`, see `ScoredVectorEnv`: a step looks all their masks up at once."""
 
-    env_class: ClassVar[type[ScoredEnv]] = TabularEnv
-
-
-def _refuse(others: Iterable[str], known: Iterable[str], model: str, task: str) -> None:
-    """Refuse arguments that the environment does not have.
-
-    Raises:
-        ValueError: says which id has it, or names the nearest.
-    """
-    for name in others:
-        if name in LIVE_SETTINGS:
-            check_names([model], MODELS, "model", own=True)
-            check_names([task], TASKS, "task", own=True)
-            live = find_environment(model, task).id
-            raise ValueError(f"{name} is no argument here: a table has no model and no data of its own; {live} takes {name}")
-    check_arguments(others, known)
+    env_class = TabularEnv
 
 
 def bundled_table(model: str, task: str) -> Path:
-    """Where the table of a model and task lies that comes with das_gym.
+    """Return the path of the bundled table of a model and task.
 
     Raises:
         ValueError: there is none.
@@ -356,7 +333,7 @@ def bundled_table(model: str, task: str) -> Path:
 
 
 def load_table(path: Path) -> SubnetTable:
-    """The table in a file, from a process-wide cache: do not change its arrays.
+    """Return the table in a file, from a process-wide cache: do not change its arrays.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -367,5 +344,5 @@ def load_table(path: Path) -> SubnetTable:
 
 @lru_cache(maxsize=16)
 def _load_table(path: Path, stamp: int) -> SubnetTable:
-    del stamp  # part of the cache's key: a table made anew is loaded anew
+    del stamp  # part of the cache's key: a table that was made again is loaded again
     return SubnetTable.load(path)

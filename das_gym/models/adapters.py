@@ -30,7 +30,7 @@ class Adapter(nn.Module):
         scale: Factor of the output.
         init: Initial weights; biases are 0. `normal`: N(0, 0.02), as in the code of DAS for METER and ViLT. `xavier`:
             Xavier uniform, as in its code for LLaVA. `zero`: torch's own for `down` and 0 for `up`, so that the adapter
-            starts without effect (He et al., arXiv 2110.04366).
+            starts without effect (He et al., arXiv 2110.04366). `xavier_zero`: the same with Xavier uniform for `down`.
         generator: Draws the weights of `xavier`; None uses torch's global one.
 
     Example:
@@ -58,10 +58,10 @@ class Adapter(nn.Module):
         for linear in (self.down, self.up):
             if init == "normal":
                 nn.init.normal_(linear.weight, std=0.02)
-            elif init == "xavier":
+            elif init == "xavier" or (init == "xavier_zero" and linear is self.down):
                 nn.init.xavier_uniform_(linear.weight, generator=generator)
             nn.init.zeros_(linear.bias)
-        if init == "zero":
+        if init in ("zero", "xavier_zero"):
             nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:

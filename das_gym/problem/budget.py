@@ -1,4 +1,4 @@
-"""What a mask must satisfy: exactly so many units skipped, or at least so much saved of what the full model costs."""
+"""The constraint on a mask: exactly so many units skipped, or at least so much saved of what the full model costs."""
 
 from __future__ import annotations
 
@@ -6,63 +6,29 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from das_gym.problem.mask_cost import SAVED, MaskCost, given_costs
+from das_gym.problem.cost_kinds import BUDGET_SETTINGS as BUDGET_SETTINGS
+from das_gym.problem.cost_kinds import DEFAULT_SKIP_NUM, SAVED
+from das_gym.problem.cost_kinds import BudgetSettings as BudgetSettings
+from das_gym.problem.mask_cost import MaskCost, given_costs
 
 Masks = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-DEFAULT_SKIP_NUM = 4
-"""The paper's k: layers to skip where nobody says how many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetSettings:
-    """A budget as a person says it: how many units to skip, or the share of one cost to save. One of them, not more.
-
-    Attributes:
-        skip_num: Exactly how many layers to skip, at least 0. `auto` is 4 if no share to save is given. None sets no
-            number.
-        macs_saved: Least fraction of the MACs of the baseline, the full model without adapters, to save, 0..1, such as 0.12.
-        latency_saved: Least fraction of the latency to save, 0..1, as measured on this machine.
-        parameters_saved: Least fraction of the parameters to save, 0..1.
-        memory_saved: Least fraction of the memory of the weights (bytes) to save, 0..1.
-    """
-
-    group: ClassVar[str] = "Budget"
-
-    skip_num: int | Literal["auto"] | None = "auto"
-    macs_saved: float | None = None
-    latency_saved: float | None = None
-    parameters_saved: float | None = None
-    memory_saved: float | None = None
-
-    @property
-    def budget(self) -> dict[str, Any]:
-        """The budget as an environment takes it: `skip_num`, and the share that is given."""
-        saved = {name: getattr(self, name) for name in SAVED if getattr(self, name) is not None}
-        if saved:
-            return {"skip_num": None if self.skip_num == "auto" else self.skip_num, **saved}
-        return {"skip_num": DEFAULT_SKIP_NUM if self.skip_num == "auto" else self.skip_num}
-
-
-BUDGET_SETTINGS = ("skip_num", *SAVED)
-"""The fields of `BudgetSettings`."""
-
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """Exactly `skip_num` units are skipped, or at least the share `saved` of a cost is saved; neither: any mask.
+    """A constraint: exactly `skip_num` units are skipped, or at least the share `saved` of a cost is saved, or none.
 
     Args:
         n_layers: Number of skippable units, at least 1.
         skip_num: 0..n_layers, or None.
         saved: Share of what the full model costs, from 0 to what the best mask saves, or None.
-        cost: What masks cost; needed with `saved`.
+        cost: What masks cost, needed with `saved`.
 
     Raises:
         ValueError: both are given, a number outside its range, or no mask can satisfy it.
@@ -75,28 +41,26 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not is_whole(self.n_layers) or self.n_layers < 1:
-            raise ValueError(f"n_layers={self.n_layers!r} is not allowed; give a whole number, at least 1 skippable layer")
+            raise ValueError(f"`n_layers` is out of range: got {self.n_layers!r}, expected an integer of at least 1")
         setting = "saved" if self.cost is None else self.cost.setting
         check_budget({"skip_num": self.skip_num, setting: self.saved}, self.n_layers)
-        if self.saved is not None:
-            self._check_reach(self.saved)
-
-    def _check_reach(self, saved: float) -> None:
+        if self.saved is None:
+            return
         if self.cost is None:
-            raise ValueError("a budget by cost needs to know what masks cost: give cost=MaskCost.of(costs)")
+            raise ValueError("`cost` is missing: a budget by cost needs to know what masks cost, such as costs.macs_cost")
         if self.cost.savings.shape != (self.n_layers,):
-            raise ValueError(f"costs of {len(self.cost.savings)} layers; give those of the {self.n_layers} skippable ones")
+            raise ValueError(f"`costs` has the wrong length: got {len(self.cost.savings)} layers, expected {self.n_layers}")
         most = self.cost.range[1]
         if most < 0:
             raise ValueError(
-                f"{self.cost.setting}={saved} is out of reach: with its adapters this model costs more than without, "
-                "whatever is skipped; give skip_num"
+                f"`{setting}` is out of reach: with its adapters this model costs more than without, whatever is skipped. "
+                "Give `skip_num`."
             )
-        if saved > most:
-            reachable = math.floor(most * 1e4) / 1e4  # rounded down: who types it in is not refused again
+        if self.saved > most:
+            reachable = math.floor(most * 1e4) / 1e4  # rounded down, so that the number in the message is accepted
             raise ValueError(
-                f"{self.cost.setting}={saved} is out of reach: the most that any mask of this model saves is "
-                f"{reachable:.4f} ({100 * reachable:.2f} %); ask for that or less"
+                f"`{setting}` is out of reach: got {self.saved}, but masks of this model save at most {reachable:.4f} "
+                f"({100 * reachable:.2f} %). Ask for that or less."
             )
 
     @property
@@ -106,23 +70,23 @@ class Budget:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As an environment takes it, in plain values: `skip_num`, and the share that is to be saved by its name."""
+        """Its settings as an environment takes them: `skip_num`, and the share to save by its name."""
         skip_num = None if self.skip_num is None else int(self.skip_num)
         return {"skip_num": skip_num, **({} if self.cost is None or self.saved is None else {self.cost.setting: self.saved})}
 
     @property
     def known_costs(self) -> dict[str, Any]:
-        """What an environment is given besides, so that it binds the same masks elsewhere: `costs`; empty for MACs."""
+        """The argument `costs` with which an environment has the same budget on another machine; empty for MACs."""
         if self.cost is None or self.cost.setting == "macs_saved":
             return {}
         return {"costs": {self.cost.setting: self.cost.as_dict()}}
 
     def as_dict(self) -> dict[str, Any]:
-        """In plain values: `n_layers` and `settings`."""
+        """Return plain values: `n_layers` and `settings`."""
         return {"n_layers": int(self.n_layers), **self.settings}
 
     def violations(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) by how much (0..1) each mask misses the budget: share of units, or of the cost; 0 = feasible."""
+        """Return (m,) by how much (0..1) each mask misses the budget: share of units, or of the cost; 0 = feasible."""
         if self.skip_num is not None:
             return np.abs(masks.sum(axis=1) - self.skip_num) / self.n_layers
         if self.saved is not None and self.cost is not None:
@@ -130,11 +94,11 @@ class Budget:
         return np.zeros(len(masks))
 
     def is_kept_by(self, masks: np.ndarray) -> Masks:
-        """(m,) bool: which of (m, n_layers) masks satisfy it."""
+        """Return (m,) bool: which of (m, n_layers) masks satisfy it."""
         return self.violations(masks) == 0
 
     def left(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) 0..1, what is still to skip: share of units, or of the cost; without a budget all units not skipped."""
+        """Return (m,) 0..1, what is still to skip: share of units, or of the cost; without a budget all units left."""
         if self.saved is not None:
             return self.violations(masks)
         count = self.n_layers if self.skip_num is None else self.skip_num
@@ -148,7 +112,7 @@ class Budget:
         return np.ones(self.n_layers, dtype=bool)
 
     def skip_highest(self, scores: np.ndarray) -> Masks:
-        """(m, n_layers) masks of (m, n_layers) scores: units are skipped from the highest down, of equal ones the first.
+        """Return the masks of (m, n_layers) scores: units are skipped from the highest down, of equal ones the first.
 
         With `skip_num` so many; by cost as many as reach the saving, of those that save anything; without a
         budget those above 0.
@@ -167,41 +131,34 @@ class Budget:
         return prefixes[np.arange(len(scores)), kept.argmax(axis=1)]
 
     def describe(self) -> str:
-        """In words."""
+        """Return the budget in words."""
         if self.saved is not None and self.cost is not None:
             return f"at least {100 * self.saved:g} % of the {SAVED[self.cost.setting]} saved"
         return "any number of layers" if self.skip_num is None else f"exactly {self.skip_num} of {self.n_layers} layers"
 
 
 def check_budget(budget: Mapping[str, Any], n_layers: int | None = None) -> None:
-    """Refuse what is no budget of a model of `n_layers` skippable units, or of any model.
+    """Raise a ValueError for more than one budget, or one outside its range.
 
     Args:
         budget: `skip_num` and shares to save by name; None = not given, and so is `skip_num="auto"`.
-        n_layers: How many units there are; None = nobody knows yet.
-
-    Raises:
-        ValueError: more than one is given; no whole number from 0 to `n_layers`; no share from 0 to 1.
+        n_layers: How many units there are; None = not known yet.
     """
     given = {name: value for name, value in budget.items() if value is not None and (name, value) != ("skip_num", "auto")}
     if len(given) > 1:
-        *first, last = (f"{name}={value}" for name, value in given.items())
-        many, out = ("both", "one of them") if len(given) == 2 else ("all", "all but one")
-        raise ValueError(f"{', '.join(first)} and {last} are {many} given; a mask is bound by one budget: leave {out} out")
-    skip_num = given.pop("skip_num", None)
-    if skip_num is not None and not (is_whole(skip_num) and 0 <= skip_num <= (skip_num if n_layers is None else n_layers)):
-        if n_layers is None:
-            raise ValueError(f"skip_num={skip_num!r} is not allowed; give a whole number from 0 on, or None")
-        raise ValueError(
-            f"skip_num={skip_num!r}: the model has {n_layers} skippable layers; use 0..{n_layers}, a whole number, or None"
-        )
-    for name, saved in given.items():
-        if not (is_from_zero(saved) and saved <= 1):
-            raise ValueError(f"{name}={saved!r} is not allowed; give a share from 0 to 1, such as 0.12 for 12 %")
+        both = " and ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"more than one budget: got {both}, expected one. Leave the others out.")
+    for name, value in given.items():
+        if name != "skip_num":
+            if not (is_from_zero(value) and value <= 1):
+                raise ValueError(f"`{name}` is out of range: got {value!r}, expected a share from 0 to 1, such as 0.12")
+        elif not is_whole(value) or value < 0 or (n_layers is not None and value > n_layers):
+            most = "at least 0" if n_layers is None else f"from 0 to {n_layers}, the number of skippable layers"
+            raise ValueError(f"`skip_num` is out of range: got {value!r}, expected an integer {most}, or None")
 
 
 def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str], MaskCost]) -> Budget:
-    """The budget of an environment or a search.
+    """Return the budget of an environment or a search.
 
     Args:
         n_layers: Number of skippable units.
@@ -211,7 +168,7 @@ def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str
     Raises:
         ValueError: what `check_budget` or `Budget` refuses.
     """
-    check_budget(budget, n_layers)
+    check_budget({name: budget.get(name) for name in BUDGET_SETTINGS}, n_layers)
     saved = {name: budget[name] for name in SAVED if budget.get(name) is not None}
     if saved:
         ((setting, share),) = saved.items()
@@ -221,7 +178,7 @@ def pick_budget(n_layers: int, budget: Mapping[str, Any], cost_of: Callable[[str
 
 
 def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: float) -> bool:
-    """Whether a mask that was scored keeps a budget, by what a record tells.
+    """Return whether a scored mask satisfies the budget of a record.
 
     Args:
         budget: As an environment takes it, and whatever else; what is missing or None binds nothing. A share of another cost
@@ -241,10 +198,10 @@ def keeps_budget(budget: Mapping[str, Any], mask: Sequence[int], macs_saved: flo
 
 
 def is_from_zero(value: Any) -> bool:
-    """Whether it is a number from 0 on, and not infinite."""
+    """Return whether a value is a finite number of at least 0."""
     return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number."""
+    """Return whether a value is an integer, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -80,6 +80,20 @@ class Costs:
         base = self.base_parameters - self.base_added_parameters
         return base + self.head_parameters + int(self.layer_parameters.sum())
 
+    @property
+    def macs_cost(self) -> MaskCost:
+        """MACs of any mask."""
+        kept = self.layer_macs + self.parallel_macs
+        full_model = self.base_macs + self.head_macs + int(kept.sum())
+        return MaskCost(self.macs_full, full_model, kept - self.skip_macs, "macs_saved")
+
+    @property
+    def parameters_cost(self) -> MaskCost:
+        """Parameters of any mask."""
+        kept = self.layer_parameters + self.parallel_parameters
+        full_model = self.base_parameters + self.head_parameters + int(kept.sum())
+        return MaskCost(self.parameters_full, full_model, kept - self.skip_parameters, "parameters_saved")
+
     def macs(self, mask: Mask) -> int:
         """MACs of the subnet with its adapters, under a (n_layers,) mask, True = skipped."""
         kept = self.layer_macs + self.parallel_macs

@@ -150,13 +150,6 @@ def _kept(path: Path, n_layers: int) -> UnitLatencies | None:
     return found if len(found.kept) == n_layers else None
 
 
-def cost_of(problem: Problem, setting: str, latency_batch: int = 1) -> MaskCost:
-    """What masks of a problem cost, by a key of `das_gym.problem.mask_cost.SAVED`; latency as `latency_of`."""
-    if setting == "latency_saved":
-        return latency_of(problem, latency_batch).cost
-    return MaskCost.of(problem.costs, setting)
-
-
 def served(vlp: VLP, head: nn.Module, task: Task, examples: Sequence[Any]) -> Timed:
     """One forward of some examples from pixels and tokens to logits, as whoever serves the model runs it."""
     forward = vlp.served(task.processor, task.pairs(examples))

@@ -19,8 +19,9 @@ from das_gym.config import build
 from das_gym.engine.scores import Scores
 from das_gym.engine.spending import Spending
 from das_gym.files import BAD_ARRAYS, description_in, read_arrays, write_bytes
+from das_gym.problem.cost_kinds import COST_KINDS
 from das_gym.problem.loading import Problem, shuffled
-from das_gym.problem.mask_cost import MaskCost
+from das_gym.problem.mask_cost import measure_cost
 from das_gym.problem.mask_space import every_mask, masks_up_to
 from das_gym.problem.statistic_inputs import StatisticInputs, measure_activity
 from das_gym.problem.statistics import STATISTICS, check_statistics, compute_statistics
@@ -37,7 +38,7 @@ EXAMPLES_MEASURED = 16
 CONTENT = ("reward_content", "test_content")
 """Hashes that only format 2 has."""
 
-COUNTED = ("parameters_saved", "memory_saved")
+COUNTED = tuple(name for name, kind in COST_KINDS.items() if kind.counted and name != "macs_saved")
 """Costs besides MACs that a table holds: they are the same on every machine."""
 EXAMPLES_HASHED = 512
 """Examples whose targets are in memory at a time for a data hash."""
@@ -117,13 +118,13 @@ def recount(table: SubnetTable, problem: Problem) -> SubnetTable:
     check_table(table, problem)
     timed = {name: cost for name, cost in table.meta.costs.items() if name not in COUNTED}
     meta = dataclasses.replace(table.meta, macs_full=problem.costs.macs_full, costs=_costs(problem) | timed)
-    macs = MaskCost.of(problem.costs).amounts(table.masks)
+    macs = problem.costs.macs_cost.amounts(table.masks)
     return with_statistics(dataclasses.replace(table, meta=meta, macs=macs), problem)
 
 
 def _costs(problem: Problem, latency_batch: int | None = None) -> dict[str, dict[str, Any]]:
     """What masks cost besides MACs: what can be counted, and latency where it is to be measured."""
-    counted = {setting: MaskCost.of(problem.costs, setting).as_dict() for setting in COUNTED}
+    counted = {setting: measure_cost(problem, setting).as_dict() for setting in COUNTED}
     return counted | ({} if latency_batch is None else _timed(latency_of(problem, latency_batch)))
 
 
@@ -340,7 +341,7 @@ def build_table(
         groups=tuple(groups),
     )
     scores = {split: _means(progress.sums[split] / len(examples[split])) for split in SPLITS}
-    macs = MaskCost.of(problem.costs).amounts(masks)
+    macs = problem.costs.macs_cost.amounts(masks)
     statistics = np.zeros((width, len(STATISTICS)), np.float32)
     by_group = np.zeros((len(groups), *statistics.shape), np.float32) if groups else None
     apart = None if each or not groups else progress.group_scores()

@@ -166,6 +166,12 @@ class SubnetTable:
         """(n_masks,) float64 share of `macs_full` that each mask saves."""
         return 1 - self.macs / self.meta.macs_full
 
+    def saved(self, setting: str) -> np.ndarray:
+        """Return (n_masks,) float64 share of a cost, a key of `SAVED`, that each mask saves; NaN where nobody knows it."""
+        if setting == "macs_saved":
+            return self.macs_saved
+        return self.costs[setting].saved(self.masks) if setting in self.costs else np.full(len(self.masks), np.nan)
+
     def index(self, masks: np.ndarray) -> np.ndarray:
         """Rows of masks: an int64 array of shape (...) for masks (..., n_layers) of bool or 0/1.
 

@@ -1,32 +1,32 @@
-"""What tasks with a head of classes share: that head, and loss and accuracy of examples with one right class."""
+"""Tasks whose examples have one right class: their head, loss and accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.tasks.base import Task, load_head
+from das_gym.tasks.base import Task
 
 
-def build_classifier(input_size: int, num_classes: int, inside: int) -> nn.Sequential:
-    """Linear, LayerNorm, GELU, Linear: (batch, input_size) to (batch, num_classes) logits, `inside` wide between the two."""
-    first, last = nn.Linear(input_size, inside), nn.Linear(inside, num_classes)
+def build_classifier(input_size: int, num_classes: int, hidden_size: int) -> nn.Sequential:
+    """Return Linear, LayerNorm, GELU, Linear: (batch, input_size) to (batch, num_classes) logits."""
+    first, last = nn.Linear(input_size, hidden_size), nn.Linear(hidden_size, num_classes)
     for layer in (first, last):
         nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(layer.bias)
-    return nn.Sequential(first, nn.LayerNorm(inside), nn.GELU(), last)
+    return nn.Sequential(first, nn.LayerNorm(hidden_size), nn.GELU(), last)
 
 
 class ClassificationTask(Task):
-    """Examples have a `label`, the index of the one class that is right; logits are of the classes, in their order.
+    """Examples have a `label`, the index of the right class; logits are in the order of the classes.
 
     Attributes:
-        classes: What predictions call the classes.
-        key_name: What predictions call an example's key.
+        classes: The names of the classes in predictions.
+        key_name: The name of an example's key in predictions.
     """
 
     classes: ClassVar[tuple[str, ...]]
@@ -38,31 +38,26 @@ class ClassificationTask(Task):
         return self.classes
 
     def targets(self, examples: Sequence[Any]) -> dict[str, Tensor]:
-        """`label`: (batch,) int64, indices into `classes`."""
+        """Return `label`: (batch,) int64, indices into `classes`."""
         return {"label": torch.tensor([int(e.label) for e in examples])}
 
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
-        """A new head on the features of all passes side by side."""
+        """Return a new head on the concatenated features of all passes."""
         return build_classifier(self.passes * feature_size, len(self.classes), head_size or feature_size)
 
-    def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Start from the checkpoint's own head for the task."""
-        if self.pretrained_head is not None and self.pretrained_head in heads:
-            load_head(head, self.pretrained_head, heads[self.pretrained_head])
-
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """(batch,) cross-entropy, in nats."""
+        """Return the cross-entropy, (batch,), in nats."""
         return F.cross_entropy(logits, targets["label"], reduction="none")
 
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """(batch,) 1 where the largest logit is that of the label, else 0."""
+        """Return 1 where the largest logit is that of the label, else 0; (batch,)."""
         return (logits.argmax(-1) == targets["label"]).to(logits)
 
     def predictions(self, examples: Sequence[Any], logits: Tensor) -> list[dict[str, Any]]:
-        """The key by `key_name`, and `prediction`, one of `classes`."""
-        said = logits.argmax(-1).tolist()
-        return [{self.key_name: e.key, "prediction": self.classes[n]} for e, n in zip(examples, said, strict=True)]
+        """Return the key as `key_name`, and `prediction`, one of `classes`."""
+        numbers = logits.argmax(-1).tolist()
+        return [{self.key_name: e.key, "prediction": self.classes[n]} for e, n in zip(examples, numbers, strict=True)]
 
     def reference(self, example: Any) -> str:
-        """The right class."""
+        """Return the right class."""
         return self.classes[int(example.label)]

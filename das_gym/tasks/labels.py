@@ -1,4 +1,4 @@
-"""Files of labels: what a head's logits stand for, such as VQA's answers, in their order."""
+"""Files of labels: what the logits of a head stand for, in order, such as VQA's answers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,12 @@ LABELS_FORMAT = "das_gym answer vocabulary 1"
 
 
 def write_labels(path: str | Path, labels: Sequence[str]) -> None:
-    """Write labels to a JSON file, to be used again with `read_labels`.
-
-    Args:
-        path: Where to.
-        labels: The labels, each once, at least two; the index is the class.
-
-    Raises:
-        ValueError: `labels` are none.
-    """
+    """Write two or more distinct labels to a JSON file for `read_labels`; the index is the class."""
     write_json(path, {"format": LABELS_FORMAT, "answers": _checked(list(labels), "labels")})
 
 
 def read_labels(path: str | Path) -> tuple[str, ...]:
-    """The labels of a file that `write_labels` wrote, or of a JSON list of texts; the index is the class.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: It holds something else.
-    """
+    """Return the labels in a file of `write_labels`, or in a JSON list of texts; ValueError: it holds something else."""
     whole = read_json(path)
     labels = whole.get("answers") if isinstance(whole, dict) and whole.get("format") == LABELS_FORMAT else whole
     return tuple(_checked(labels, str(path)))
@@ -38,9 +25,9 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
 
 def _checked(labels: object, source: str) -> list[str]:
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"{source} is no answer vocabulary: it must be a list of texts, as write_labels writes it")
+        raise ValueError(f"{source} is not an answer vocabulary: got {labels!r:.60}, expected a list of texts")
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated or len(labels) < 2:
-        what = f"{repeated[0]!r} occurs twice" if repeated else f"it has {len(labels)} answers"
-        raise ValueError(f"{source} is no answer vocabulary: {what}; it needs at least two, each once")
+        got = f"{repeated[0]!r} twice" if repeated else f"{len(labels)} answers"
+        raise ValueError(f"{source} is not an answer vocabulary: got {got}, expected two or more different answers")
     return labels

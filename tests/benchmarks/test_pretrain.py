@@ -200,7 +200,7 @@ def test_pretraining_runs_stops_and_goes_on(tmp_path: Path, name: str):
     whole = pretrain(config, tmp_path / "whole", tmp_path / "a")
     assert all((tmp_path / "a" / file).is_file() for file in CHECKPOINTS)
     (tmp_path / "a" / CHECKPOINTS[1]).unlink()
-    again = pretrain(config, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second anew
+    again = pretrain(config, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second again
     one, two = load_checkpoint(whole, heads=["itm_score"]), load_checkpoint(again)
     assert type(one.vlp).__name__ == name
     frozen = [key for key in one.vlp.state_dict() if "adapter" not in key]

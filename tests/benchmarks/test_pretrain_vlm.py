@@ -13,7 +13,7 @@ from benchmarks.pretrain import llava, smolvlm
 from benchmarks.pretrain.batches import IGNORE
 from benchmarks.pretrain.config import CHECKPOINTS, SIZES, PretrainConfig
 from benchmarks.pretrain.conversation_losses import ConversationHeads, conversation_losses, features
-from benchmarks.pretrain.conversations import ConversationBatches, picture_batch
+from benchmarks.pretrain.conversations import ConversationBatches, token_batch
 from benchmarks.pretrain.family import AnsweringModel, grid_positions
 from benchmarks.pretrain.models import ANSWERING_MODELS
 from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
@@ -22,7 +22,7 @@ from benchmarks.pretrain.tokenizer import Tokens, messages
 from das_gym.registration import ASSETS
 from das_gym.shapes.scene_language import Question
 from das_gym.shapes.scenes import Scene, SceneObject, render, sample_scene
-from das_gym.tasks.answering.prompts import instructed
+from das_gym.tasks.answering.examples import instructed
 
 TOKENS = {"SmolVLM": smolvlm.TOKENS, "LLaVA": llava.TOKENS}
 ASSISTANT = {"SmolVLM": " yes<end_of_utterance>\n", "LLaVA": " yes</s>"}
@@ -121,11 +121,11 @@ def test_a_batch_is_what_the_processor_makes_of_the_same_questions(
         first = int(answered.nonzero()[0]) + 1  # of the answer
         own = batch.input_ids[index, : int(batch.attention_mask[index].sum()) - batch.prefix_ids.shape[1]]
         text = processor.tokenizer.decode(own[:first]).split("\n")[0].strip()
-        pixels = ((batch.pictures.scenes.image[row] * std + mean) * 255).round().byte().permute(1, 2, 0).numpy()
+        pixels = ((batch.images.scenes.image[row] * std + mean) * 255).round().byte().permute(1, 2, 0).numpy()
         prompt = processor.apply_chat_template(messages(text + INSTRUCTION), add_generation_prompt=True)
         made = processor(text=[prompt], images=[[pixels]], return_tensors="pt")
         assert torch.equal(made["input_ids"][0], torch.cat((batch.prefix_ids[row], own[:first])))
-        assert torch.allclose(made["pixel_values"].flatten(0, -4)[0], batch.pictures.scenes.image[row], atol=1e-5)
+        assert torch.allclose(made["pixel_values"].flatten(0, -4)[0], batch.images.scenes.image[row], atol=1e-5)
         assert own[-1] == processor.tokenizer.eos_token_id
         assert torch.equal(batch.labels[index][answered], own[first:])
 
@@ -139,7 +139,7 @@ def test_questions_on_one_copy_of_the_picture_read_as_they_do_alone(
     for index in range(0, len(batch.rows), 7):
         row, length = int(batch.rows[index]), int(batch.attention_mask[index].sum()) - batch.prefix_ids.shape[1]
         ids = torch.cat((batch.prefix_ids[row], batch.input_ids[index, :length]))[None]
-        pixels = batch.pictures.scenes.image[row][None]
+        pixels = batch.images.scenes.image[row][None]
         alone = model(input_ids=ids, pixel_values=pixels[None] if name == "SmolVLM" else pixels).logits[0, -length:]
         assert torch.allclose(model.lm_head(together[index, :length]), alone, atol=1e-4)
 
@@ -163,14 +163,14 @@ def test_every_loss_teaches_and_the_words_are_the_plain_cross_entropy(
 def test_batches_are_a_function_of_seed_and_step(family: AnsweringModel, batches: ConversationBatches, tokenizer):
     one, again, other = batches(3, True), batches(3, True), batches(4, True)
     another_seed = ConversationBatches(family, tokenizer, 1, 6)(3, True)
-    assert torch.equal(one.pictures.scenes.image, again.pictures.scenes.image)
+    assert torch.equal(one.images.scenes.image, again.images.scenes.image)
     assert torch.equal(one.input_ids, again.input_ids)
-    assert not torch.equal(one.pictures.scenes.image, other.pictures.scenes.image)
-    assert not torch.equal(one.pictures.scenes.image, another_seed.pictures.scenes.image)
+    assert not torch.equal(one.images.scenes.image, other.images.scenes.image)
+    assert not torch.equal(one.images.scenes.image, another_seed.images.scenes.image)
 
 
 def test_silhouettes_show_where_the_objects_are():
-    batch = picture_batch([SCENE], lambda pixels: pixels)
+    batch = token_batch([SCENE], lambda pixels: pixels)
     grid = batch.silhouettes.view(6, 6, 16, 16).transpose(1, 2).reshape(96, 96).bool()
     background = (batch.scenes.image[0] * 255).round() == SCENE.background
     assert torch.equal(grid, ~background.all(0))
@@ -234,7 +234,7 @@ def test_the_training_stops_goes_on_and_writes_a_folder_that_answers(name: str, 
     assert {"image.color", "answer.words", "answer.right"} <= set(logged)
     assert all((tmp_path / "a" / file).is_file() for file in CHECKPOINTS)
     (tmp_path / "a" / CHECKPOINTS[1]).unlink()
-    again = pretrain(config, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second anew
+    again = pretrain(config, tmp_path / "again", tmp_path / "a")  # the first part from step 2, the second again
     assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     model, processor = AutoModelForImageTextToText.from_pretrained(whole), AutoProcessor.from_pretrained(whole)
     kind, layers = CLASSES[name]

@@ -1,47 +1,35 @@
-"""Arrow tables: found, opened, told apart from other formats, clear when damaged."""
+"""Arrow tables: found, opened, told apart from other formats, and named when damaged."""
 
 from __future__ import annotations
 
-import builtins
 import pickle
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from das_gym.data.arrow import ArrowFolder, ArrowImage, ArrowRows, is_arrow, open_rows, open_table, read_rows
+from das_gym.data.arrow import ArrowImage, ArrowImages, open_table, read_items, read_rows
+from das_gym.data.bad_examples import BadExamples
 from das_gym.problem.loading import task_class
 from das_gym.tasks.nlvr2 import arrow as nlvr2
 from das_gym.tasks.retrieval import arrow as retrieval
 from das_gym.tasks.vqa import arrow as vqa
 from tests.arrow_tables import caption_row, jpeg, vqa_row, write_captions, write_nlvr2, write_table, write_vqa
 
-FILES = {module.FILES.task: module.FILES for module in (vqa, nlvr2, retrieval)}
+TABLES = {module.TABLES.task: module.TABLES for module in (vqa, nlvr2, retrieval)}
+WRITERS = {"vqa": write_vqa, "nlvr2": write_nlvr2, "retrieval": write_captions}
 COLUMNS = {"image": "bytes", "caption": "list of text", "image_id": "text"}
 
 
-def test_formats_are_told_apart_by_looking(tmp_path: Path):
-    write_vqa(tmp_path)
-    assert is_arrow(tmp_path, FILES["vqa"])
-    assert not is_arrow(tmp_path, FILES["nlvr2"])
-    assert not is_arrow(tmp_path, FILES["retrieval"])
-    write_nlvr2(tmp_path)
-    write_captions(tmp_path, "coco_caption_karpathy")
-    assert is_arrow(str(tmp_path), FILES["nlvr2"])
-    assert is_arrow(tmp_path, FILES["retrieval"])
-    assert is_arrow(tmp_path / "vqav2_val.arrow", FILES["vqa"])
-    assert not is_arrow(tmp_path / "nowhere", FILES["vqa"])
-
-
-@pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
-def test_tasks_read_tables_where_they_find_them(tmp_path: Path, task: str):
-    {"vqa": write_vqa, "nlvr2": write_nlvr2, "retrieval": write_captions}[task](tmp_path)
+@pytest.mark.parametrize("task", WRITERS)
+def test_tables_are_found_and_told_apart(tmp_path: Path, task: str):
+    assert not TABLES[task].is_in(tmp_path / "nowhere")
+    WRITERS[task](tmp_path)
+    assert [name for name, tables in TABLES.items() if tables.is_in(tmp_path)] == [task]
     cls = task_class(task)
-    splits = cls.load_splits(tmp_path)
-    pairs = cls(None, ("yes", "no")).pairs(splits.reward[:1])
-    assert isinstance(pairs[-1].image, ArrowImage)
+    pairs = cls(None, ("yes", "no")).pairs(cls.load_splits(tmp_path).reward[:1])
     assert pairs[-1].image.open().size == (24, 16)
 
 
@@ -53,90 +41,93 @@ def test_tasks_read_tables_where_they_find_them(tmp_path: Path, task: str):
         ("retrieval", "dataset_flickr30k.json"),
     ],
 )
-def test_both_formats_in_a_folder_are_refused(tmp_path: Path, task: str, name: str):
-    {"vqa": write_vqa, "nlvr2": write_nlvr2, "retrieval": write_captions}[task](tmp_path)
+def test_tables_beside_original_files_are_rejected(tmp_path: Path, task: str, name: str):
+    WRITERS[task](tmp_path)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
-    message = rf"holds the data of {task} twice, as arrow tables \(\w+\.arrow, \.\.\.\) and in its own format \({name}, "
-    with pytest.raises(ValueError, match=message):
-        is_arrow(tmp_path, FILES[task])
+    with pytest.raises(ValueError, match=f"holds data of {task} twice: .*{name}.*`data_root="):
+        TABLES[task].is_in(tmp_path)
 
 
-def test_two_data_sets_in_a_folder_are_told_apart_by_a_table(tmp_path: Path):
+def test_one_of_two_data_sets_is_named_by_a_table(tmp_path: Path):
     write_captions(tmp_path)
     write_captions(tmp_path, "coco_caption_karpathy")
-    with pytest.raises(
-        ValueError, match=r"holds the tables of f30k\w+ and coco\w+; name one table as the data root, such as .*/coco_"
-    ):
-        ArrowFolder.find(tmp_path, FILES["retrieval"])
-    tables = ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", FILES["retrieval"])
-    assert tables.require("val") == tmp_path / "coco_caption_karpathy_val.arrow"
-    with pytest.raises(ValueError, match=r"data_root='.*coco.*' is no table of vqa: its name must be vqav2_<split>\.arrow"):
-        ArrowFolder.find(tmp_path / "coco_caption_karpathy_test.arrow", FILES["vqa"])
+    with pytest.raises(ValueError, match=r"several data sets: got f30k\w+ and coco\w+.*`data_root`"):
+        TABLES["retrieval"].find(tmp_path)
+    table = tmp_path / "coco_caption_karpathy_test.arrow"
+    assert TABLES["retrieval"].find(table).require("val") == tmp_path / "coco_caption_karpathy_val.arrow"
+    with pytest.raises(ValueError, match=r"not a table of vqa"):
+        TABLES["vqa"].find(table)
 
 
-def test_a_missing_table_is_named_beside_what_is_there(tmp_path: Path):
+def test_a_missing_table_is_named(tmp_path: Path):
     write_vqa(tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match=r"no table .*vqav2_test\.arrow; of vqav2 there is: vqav2_train\.arrow, vqav2_val\.arrow"
-    ):
-        ArrowFolder.find(tmp_path, FILES["vqa"]).require("test")
-    with pytest.raises(FileNotFoundError, match=r"holds no table nlvr2_<split>\.arrow"):
-        ArrowFolder.find(tmp_path, FILES["nlvr2"])
-    with pytest.raises(FileNotFoundError, match=r"there is no table .*gone\.arrow"):
-        open_table(tmp_path / "gone.arrow", COLUMNS)
+    with pytest.raises(FileNotFoundError, match=r"vqav2_test\.arrow does not exist: got vqav2_train\.arrow, vqav2_val"):
+        TABLES["vqa"].find(tmp_path).require("test")
+    with pytest.raises(FileNotFoundError, match=r"nlvr2_<split>\.arrow"):
+        TABLES["nlvr2"].find(tmp_path)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 500, -1, -200])
-def test_a_truncated_table_is_named(tmp_path: Path, kept: int):
-    path = write_table(tmp_path / "vqav2_val.arrow", [vqa_row(n) for n in range(3)])
-    path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"vqav2_val\.arrow cannot be read as an arrow file \(.*it is truncated, damaged"):
-        open_table(path, COLUMNS)
-
-
-def test_damaged_columns_raise_and_do_not_crash(tmp_path: Path):
-    path = write_table(tmp_path / "f30k_caption_karpathy_val.arrow", [caption_row(f"c{n}") for n in range(40)])
+def test_damaged_tables_are_named_and_do_not_crash(tmp_path: Path):
+    path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}") for n in range(40)])
     whole = path.read_bytes()
-    refused = []
-    for start in range(600, len(whole) - 600, 997):
-        path.write_bytes(whole[:start] + b"\xff" * 64 + whole[start + 64 :])
+    damaged = [whole[:kept] for kept in (0, 5, 500, -1, -200)]
+    damaged += [whole[:at] + b"\xff" * 64 + whole[at + 64 :] for at in range(600, len(whole) - 600, 997)]
+    rejected = []
+    for content in damaged:
+        path.write_bytes(content)
         try:
-            rows = list(read_rows(path, COLUMNS))
-            for row in range(len(rows)):
+            for row in range(len(list(read_rows(path, COLUMNS)))):
                 ArrowImage(path, row).open()
         except ValueError as error:
-            refused.append(str(error))
-    assert len(refused) >= 5
-    assert all(str(path) in message for message in refused)
+            rejected.append(str(error))
+    assert len(rejected) >= 10
+    assert all(str(path) in message for message in rejected)
 
 
-def test_a_column_that_is_missing_or_of_another_kind(tmp_path: Path):
-    path = write_table(tmp_path / "a.arrow", [{"image": jpeg(3), "caption": ["a"]}])
-    with pytest.raises(ValueError, match=r"a\.arrow has no column 'image_id'; it needs image, caption, image_id, and has"):
+@pytest.mark.parametrize(
+    "row",
+    [{"image": jpeg(3), "caption": ["a"]}, {"image": jpeg(3), "caption": ["a"], "image_id": 3}],
+    ids=["missing", "kind"],
+)
+def test_a_wrong_column_is_named(tmp_path: Path, row: dict):
+    path = write_table(tmp_path / "a.arrow", [row])
+    with pytest.raises(ValueError, match=r"a\.arrow: wrong or missing column `image_id`"):
         list(read_rows(path, COLUMNS))
-    path = write_table(tmp_path / "b.arrow", [{"image": jpeg(3), "caption": "one", "image_id": "x"}])
-    with pytest.raises(ValueError, match=r"b\.arrow: the column 'caption' holds text, and must hold list of text"):
-        list(read_rows(path, COLUMNS))
+    with pytest.raises(ValueError, match="`image_0`"):
+        ArrowImage(path, 0, "image_0").open()
 
 
-def test_rows_come_without_their_images(tmp_path: Path):
-    path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}") for n in range(3)])
-    rows = list(read_rows(path, COLUMNS))
-    assert [row["image_id"] for row in rows] == ["c0.jpg", "c1.jpg", "c2.jpg"]
-    assert set(rows[0]) == {"caption", "image_id"}
+def test_a_column_that_is_there_twice_is_rejected(tmp_path: Path):
+    table = pa.table([pa.array([1]), pa.array([2])], names=["image_id", "image_id"])
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(ValueError, match=r"a\.arrow: .*`image_id`"):
+        list(read_rows(tmp_path / "a.arrow", {"image_id": "integer"}))
+
+
+def test_read_items_yields_an_item_per_list_entry(tmp_path: Path):
+    rows = [vqa_row(7), vqa_row(8, questions=["one"]), vqa_row(9)]
+    path, bad = write_table(tmp_path / "a.arrow", rows), BadExamples("skip")
+    items = list(read_items(path, vqa.TABLES.columns, bad))
+    assert [(item["row"], item["number"], item["question_id"]) for _, item in items] == [
+        *((0, n, 7000 + n) for n in range(2)),
+        *((2, n, 9000 + n) for n in range(2)),
+    ]
+    assert items[3][0] == f"{path}: row 2, entry 1"
+    assert (bad.count, "image" in items[0][1]) == (2, False)
 
 
 def test_an_image_opens_its_table_also_in_another_process(tmp_path: Path):
     path = write_table(tmp_path / "a.arrow", [caption_row(f"c{n}", shade=50 * n) for n in range(4)])
-    image = pickle.loads(pickle.dumps(ArrowImage(path, 3)))
-    picture = image.open()
+    picture = pickle.loads(pickle.dumps(ArrowImage(path, 3))).open()
     assert (picture.mode, picture.size) == ("RGB", (24, 16))
     np.testing.assert_allclose(np.asarray(picture), 150, atol=2)
-    assert len({ArrowImage(path, row).key for row in range(4)}) == 4
+    with pytest.raises(ValueError, match="no row 4"):
+        ArrowImage(path, 4).open()
 
 
-def test_a_rewritten_table_is_opened_anew(tmp_path: Path):
+def test_a_rewritten_table_is_opened_again(tmp_path: Path):
     path = write_table(tmp_path / "a.arrow", [caption_row("c", shade=10)])
     image, before = ArrowImage(path, 0), ArrowImage(path, 0).stamp()
     image.open()
@@ -147,63 +138,37 @@ def test_a_rewritten_table_is_opened_anew(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [None, b"", jpeg(9)[:300], b"<html>"])
-def test_an_image_that_is_none_names_its_row(tmp_path: Path, content: bytes | None):
+def test_a_damaged_image_names_its_row(tmp_path: Path, content: bytes | None):
     path = write_table(tmp_path / "a.arrow", [caption_row("c"), caption_row("d", image=content)])
     with pytest.raises(ValueError, match=r"image in row 1 of .*a\.arrow cannot be read"):
         ArrowImage(path, 1).open()
 
 
-def test_a_row_or_column_that_is_gone(tmp_path: Path):
-    path = write_table(tmp_path / "a.arrow", [caption_row("c")])
-    with pytest.raises(ValueError, match=r"a\.arrow has no row 1; it has changed: load it anew"):
-        ArrowImage(path, 1).open()
-    with pytest.raises(ValueError, match=r"a\.arrow has no column 'image_0'; it needs image_0, and has image, "):
-        ArrowImage(path, 0, "image_0").open()
-
-
-def test_a_column_without_anything_is_no_column_of_images(tmp_path: Path):
-    path = write_table(tmp_path / "a.arrow", [caption_row("c", image=None)])
-    with pytest.raises(ValueError, match=r"a\.arrow: the column 'image' holds null, and must hold bytes"):
-        ArrowImage(path, 0).open()
-
-
-def write_compressed(path: Path, how: str, zeros: int) -> Path:
-    """Two rows whose images are zeros, and a dictionary that nobody reads, of as many."""
-    zero = bytes(zeros)
-    columns = {"image": [zero, zero], "image_id": [1, 2], "other": pa.array([zero, zero]).dictionary_encode()}
-    table = pa.table(columns)
-    options = pa.ipc.IpcWriteOptions(compression=how)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_other_columns_are_not_read(tmp_path: Path, compression: str):
+    zero = bytes(10**6)
+    table = pa.table({"image": [zero, zero], "image_id": [1, 2], "other": pa.array([zero, zero]).dictionary_encode()})
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
         writer.write_table(table, max_chunksize=1)
-    return path
-
-
-@pytest.mark.parametrize("how", ["lz4", "zstd"])
-def test_columns_that_nobody_asks_for_are_not_read(tmp_path: Path, how: str):
-    path = write_compressed(tmp_path / "a.arrow", how, 10**6)
     before = pa.total_allocated_bytes()
-    table = open_rows(path, {"image": "bytes", "image_id": "integer"})
-    assert table.column_names == ["image_id"]
+    found = open_table(tmp_path / "a.arrow", {"image": "bytes", "image_id": "integer"}, ["image_id"])
+    assert found.column_names == ["image_id"]
     assert pa.total_allocated_bytes() - before < 2 * 10**6  # the dictionary, which all columns share
 
 
-def test_tables_one_below_the_other():
-    images = ArrowRows((Path("a.arrow"), Path("b.arrow")), (0, 3, 5))
-    assert [(images(place).path.name, images(place).row) for place in range(5)] == [
-        *[("a.arrow", row) for row in range(3)],
-        *[("b.arrow", row) for row in range(2)],
+def test_images_of_several_tables_are_counted_through():
+    images = ArrowImages((Path("a.arrow"), Path("b.arrow")), (0, 3, 5))
+    assert [(images(n).path.name, images(n).row) for n in (0, 2, 3, 4)] == [
+        ("a.arrow", 0),
+        ("a.arrow", 2),
+        ("b.arrow", 0),
+        ("b.arrow", 1),
     ]
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_table(tmp_path / "a.arrow", [caption_row("c")])
-    usual = builtins.__import__
-
-    def without_pyarrow(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return usual(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
-    with pytest.raises(ImportError, match=r"arrow tables need pyarrow: install it with pip install 'das_gym\[arrow\]'"):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"das_gym\[arrow\]"):
         open_table(path, COLUMNS)

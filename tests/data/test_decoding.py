@@ -1,4 +1,4 @@
-"""Image files to pictures."""
+"""Decoding of image files, sound and damaged."""
 
 from __future__ import annotations
 
@@ -8,124 +8,101 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from das_gym.data.decoding import decode_image, file_pixels, load_image
 
+SIZE = (160, 120)
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+
+def scene(seed: int = 0, size: tuple[int, int] = SIZE) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def jpeg(image: Image.Image | None = None, **settings) -> bytes:
+    file = io.BytesIO()
+    (scene() if image is None else image).save(file, settings.pop("format", "JPEG"), **settings)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "RGB"])
-def test_load_image_gives_rgb(tmp_path: Path, mode: str):
+def test_load_image_returns_rgb(tmp_path: Path, mode: str):
     path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
-    noise(20, 10).convert(mode).save(path)
+    scene().convert(mode).save(path)
     image = load_image(str(path))
-    assert (image.mode, image.size) == ("RGB", (20, 10))
+    assert (image.mode, image.size) == ("RGB", SIZE)
 
 
-def test_a_jpeg_may_call_itself_png(tmp_path: Path):
-    noise(20, 10).save(tmp_path / "image.png", format="JPEG")
-    assert load_image(tmp_path / "image.png").size == (20, 10)
-
-
-def test_16_bit_gray_keeps_its_shades(tmp_path: Path):
-    shades = np.linspace(0, 65535, 200, dtype=np.uint16).reshape(10, 20)
-    Image.fromarray(shades).save(tmp_path / "deep.png")
-    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.png"))[..., 1], shades >> 8)
+def test_load_image_ignores_suffix_and_exif_orientation(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    scene().save(tmp_path / "turned.png", format="JPEG", exif=exif)
+    assert load_image(tmp_path / "turned.png").size == SIZE
+    scene().save(tmp_path / "turned.tif", tiffinfo={0x0112: 6})  # which PIL turns by itself
+    assert load_image(tmp_path / "turned.tif").tobytes() == scene().transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    "values",
     [
-        (np.linspace(0, 1, 256, dtype=np.float32), np.arange(256)),
-        (np.arange(256, dtype=np.float32), np.arange(256)),
-        (np.arange(256, dtype=np.int32), np.arange(256)),
-        (256 * np.arange(256, dtype=np.int32), np.arange(256)),
+        np.linspace(0, 1, 256, dtype=np.float32),
+        np.arange(256, dtype=np.float32),
+        np.arange(256, dtype=np.int32),
+        256 * np.arange(256, dtype=np.int32),
+        256 * np.arange(256, dtype=np.uint16),
     ],
 )
-def test_gray_of_32_bits_keeps_its_shades(tmp_path: Path, values: np.ndarray, expected: np.ndarray):
-    """PIL alone makes it white or black."""
+def test_load_image_scales_gray_of_more_than_8_bits(tmp_path: Path, values: np.ndarray):
     Image.fromarray(values.reshape(16, 16)).save(tmp_path / "deep.tiff")
-    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.tiff"))[..., 0].ravel(), expected)
+    np.testing.assert_array_equal(np.asarray(load_image(tmp_path / "deep.tiff"))[..., 0].ravel(), np.arange(256))
 
 
 @pytest.mark.parametrize("values", [[-1.0, 5.0], [0.0, 1e6], [0.0, np.nan]])
-def test_gray_of_32_bits_that_says_nothing_of_its_range_is_refused(tmp_path: Path, values: list[float]):
+def test_load_image_rejects_32_bit_gray_of_an_unknown_range(tmp_path: Path, values: list[float]):
     Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "deep.tiff")
-    with pytest.raises(ValueError, match=r"deep\.tiff cannot be read .*32-bit numbers .*save it with 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"deep\.tiff cannot be read .*32-bit pixels"):
         load_image(tmp_path / "deep.tiff")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_what_is_transparent_is_white(tmp_path: Path, mode: str):
-    """And not the colour that lies hidden there."""
+def test_load_image_shows_transparent_pixels_white(tmp_path: Path, mode: str):
     picture = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     picture.putpixel((1, 0), (0, 0, 0, 255))
     picture.convert(mode).save(tmp_path / "clear.png")
     assert np.asarray(load_image(tmp_path / "clear.png"))[0].tolist() == [[255] * 3, [0] * 3]
 
 
-def test_a_palette_with_alpha_does_not_warn(tmp_path: Path):
-    noise(20, 10).convert("P").save(tmp_path / "palette.png", transparency=bytes(range(256)), compress_level=1)
-    assert load_image(tmp_path / "palette.png").mode == "RGB"
-
-
-def test_load_image_does_not_turn_by_exif(tmp_path: Path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    noise(20, 10).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg").size == (20, 10)
-
-
 @pytest.mark.parametrize("kept", [0, 3, 100, 2000])
 @pytest.mark.parametrize("kind", ["jpg", "png"])
-def test_a_truncated_image_is_named(tmp_path: Path, kind: str, kept: int):
-    path = tmp_path / f"COCO_val2014_000000000042.{kind}"
-    noise(64, 64).save(path)
+def test_load_image_names_a_truncated_file(tmp_path: Path, kind: str, kept: int):
+    path = tmp_path / f"a.{kind}"
+    scene().save(path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(
-        ValueError,
-        match=r"the image .*COCO_val2014_000000000042\.\w+ cannot be read .*replace it with a whole copy, and a "
-        r"stopped run goes on with resume=<id>, or leave its examples out with on_bad_example=skip$",
-    ) as caught:
+    with pytest.raises(ValueError, match=r"the image .*a\.\w+ cannot be read .*`resume=<id>`.*`on_bad_example=skip`$"):
         load_image(path)
-    assert caught.value.__cause__ is not None
 
 
-def test_text_and_folders_are_no_images(tmp_path: Path):
+def test_load_image_rejects_what_is_no_image(tmp_path: Path):
     (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
-    with pytest.raises(ValueError, match=r"page\.jpg cannot be read \(UnidentifiedImageError"):
-        load_image(tmp_path / "page.jpg")
-    with pytest.raises(ValueError, match=r"cannot be read \(IsADirectoryError|cannot be read \(PermissionError"):
-        load_image(tmp_path)
-
-
-def test_load_image_keeps_all_of_a_turned_tiff(tmp_path: Path):
-    """The oldest Pillow turns it after it has told its size."""
-    picture = noise(60, 40)
-    picture.save(tmp_path / "turned.tif", tiffinfo={0x0112: 6})  # by 90 degrees
-    assert load_image(tmp_path / "turned.tif").tobytes() == picture.transpose(Image.Transpose.ROTATE_270).tobytes()
-
-
-def test_a_pipe_is_no_picture(tmp_path: Path):
-    os.mkfifo(tmp_path / "picture.png")
-    for path in (tmp_path / "picture.png", Path("/dev/zero")):
-        with pytest.raises(ValueError, match=rf"{path} cannot be read \(ValueError: {path} is a pipe or a device"):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "page.jpg", tmp_path, tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(ValueError, match=f"{path} cannot be read"):
             load_image(path)
+    with pytest.raises(FileNotFoundError, match=r"missing\.jpg does not exist"):
+        load_image(tmp_path / "missing.jpg")
+    with pytest.raises(ValueError, match=r"^row 3 cannot be read \(UnidentifiedImageError: not an image"):
+        decode_image(io.BytesIO(b"<html>"), "row 3")
 
 
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ["png", "jpg", "tif", "gif", "bmp", "webp"])
-@pytest.mark.parametrize("size", [(81, 100), (101, 200)])  # PIL warns of the smaller, and refuses the larger
-def test_load_image_refuses_more_pixels_than_pil(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: tuple[int, int]
-):
+@pytest.mark.parametrize("size", [(81, 100), (101, 200)])  # PIL warns about the smaller, and rejects the larger
+def test_load_image_limits_the_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, size: tuple[int, int]):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
     Image.new("L", size).save(tmp_path / f"huge.{kind}")
-    with pytest.raises(ValueError, match=rf"huge\.{kind} is too large .*scale it down, or .*on_bad_example=skip"):
+    with pytest.raises(ValueError, match=rf"huge\.{kind} is too large"):
         load_image(tmp_path / f"huge.{kind}")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert load_image(tmp_path / f"huge.{kind}").size == size
@@ -139,33 +116,56 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) pr
 
 
 @pytest.mark.parametrize("content", [EPS, IPTC + b"\x1c\x08\x0a" + len(EPS).to_bytes(2, "big") + EPS], ids=["eps", "iptc"])
-def test_no_program_is_run_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes):
-    """PIL gives an EPS to the first `gs` that the shell finds."""
+def test_load_image_runs_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes):
+    """PIL passes an EPS to the first `gs` of the search path."""
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/mark\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.jpg cannot be read \(UnidentifiedImageError: in none of the formats"):
+    with pytest.raises(ValueError, match=r"a\.jpg cannot be read \(UnidentifiedImageError"):
         load_image(tmp_path / "a.jpg")
     assert not (tmp_path / "mark").exists()
 
 
-def test_bytes_that_are_no_image_show_no_address_of_memory():
-    with pytest.raises(
-        ValueError, match=r"^row 3 cannot be read \(UnidentifiedImageError: in none of the formats that are read\); "
-    ):
-        decode_image(io.BytesIO(b"<html>"), "row 3")
-
-
-def test_a_missing_image_is_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"there is no image .*gone\.jpg; put the file there"):
-        load_image(tmp_path / "gone.jpg")
-
-
-def test_pixels_by_the_header_alone(tmp_path: Path):
+def test_file_pixels_reads_the_header_alone(tmp_path: Path):
     Image.new("RGB", (30, 20)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:45])
-    (tmp_path / "none.png").write_bytes(b"no picture")
     assert [file_pixels(tmp_path / name) for name in ("whole.png", "cut.png")] == [600, 600]
-    with pytest.raises(ValueError, match=r"the image .*none\.png cannot be read"):
-        file_pixels(tmp_path / "none.png")
+
+
+def test_most_damaged_jpegs_are_rejected():
+    """Of 100 images with 64 random bytes nine in ten; PIL alone rejects a quarter."""
+    rng, rejected = np.random.default_rng(0), 0
+    for number in range(100):
+        content = jpeg(scene(number), quality=90)
+        place = int(rng.integers(content.index(b"\xff\xda") + 14, len(content) - 66))
+        try:
+            decode_image(io.BytesIO(content[:place] + rng.bytes(64) + content[place + 64 :]), "a")
+        except ValueError:
+            rejected += 1
+    assert rejected >= 85
+
+
+SOUND = {
+    "progressive": lambda: jpeg(progressive=True),
+    "gray": lambda: jpeg(scene().convert("L"), progressive=True),
+    "cmyk": lambda: jpeg(scene().convert("CMYK")),
+    "rgb": lambda: jpeg(keep_rgb=True),
+    "profile": lambda: jpeg(icc_profile=bytes(range(256)) * 600),
+    "half a profile": lambda: jpeg(icc_profile=bytes(300)).replace(b"ICC_PROFILE\x00\x01\x01", b"ICC_PROFILE\x00\x02\x02"),
+    "comment": lambda: jpeg(comment=b"c" * 3000),
+    "trailing bytes": lambda: jpeg() + b"\xffrubbish" * 100,
+    "two images": lambda: jpeg(format="MPO", save_all=True, append_images=[scene(1)]),
+    "restart markers": lambda: jpeg(restart_marker_blocks=3),
+    "restart markers, progressive": lambda: jpeg(restart_marker_rows=1, progressive=True),
+    "4:1:1": lambda: simplejpeg.encode_jpeg(np.array(scene()), colorsubsampling="411"),
+    "a pixel": lambda: jpeg(scene().resize((1, 1))),
+    "a line": lambda: jpeg(scene().resize((2000, 1))),
+    "fill bytes": lambda: jpeg()[:-2] + b"\xff\xff\xff\xff\xd9",
+    "padding": lambda: jpeg()[:-2] + b"\x00\x00\x00\xff\xd9",
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_sound_jpegs_of_odd_kinds_are_read(kind: str):
+    assert decode_image(io.BytesIO(SOUND[kind]()), "a").mode == "RGB"

@@ -1,39 +1,35 @@
-"""Every form of the environment renders, and Gymnasium's wrappers for that work on it."""
+"""Rendering of every form of the environments, alone and under Gymnasium's wrappers."""
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import gymnasium.wrappers.vector
 import numpy as np
 import pytest
-from gymnasium.envs.registration import registry
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordVideo
 
+from das_gym.drawing.architecture import Architecture
+from das_gym.drawing.picture import WIDTH
 from das_gym.envs.rendering import RENDER_MODES
-from das_gym.envs.wrappers import ScoresWrapper, SequenceWrapper
 
-TABULAR = "DAS-METER-VQA-Tabular-v0"
-LIVE = "DAS-METER-VQA-v0"
-BUDGET = {"skip_num": 2}
+TABULAR, LIVE = "DAS-METER-VQA-Tabular-v0", "DAS-METER-VQA-v0"
+SUITE, SEARCH = "DAS-Suite-v0", "DAS-Suite-Search-v0"
+IDS = (TABULAR, LIVE, SUITE, SEARCH)
 
 
 @pytest.fixture(scope="module")
-def kwargs(small_kwargs: dict[str, str], small_table, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def kwargs(small_kwargs, small_table, made_up_suite: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     path = tmp_path_factory.mktemp("rendering") / "table.npz"
     small_table.save(path)
-    return {TABULAR: {**BUDGET, "table": str(path)}, LIVE: {**BUDGET, **small_kwargs, "reward_examples": 4}}
-
-
-def check_frame(frame: str | np.ndarray, mode: str) -> None:
-    if mode == "ansi":
-        assert frame.startswith("stage 0: ")
-        assert frame.count("\n") == 4  # three stages, and one line of words
-    else:
-        assert (frame.dtype, frame.shape[1:]) == (np.uint8, (960, 3))
+    suite = {"suite": str(made_up_suite)}
+    live = {"skip_num": 2, **small_kwargs, "reward_examples": 4}
+    return {TABULAR: {"skip_num": 2, "table": str(path)}, LIVE: live, SUITE: suite, SEARCH: suite}
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
@@ -49,24 +45,30 @@ def test_every_form_renders(kwargs: dict, env_id: str, mode: str, action: str):
         each.step(each.action_space.sample())
         frames = [(first, each.render())] if each is env else zip(first, each.render(), strict=True)
         for before, after in frames:
-            check_frame(before, mode)
-            check_frame(after, mode)
             assert np.any(before != after)
+            for frame in (before, after):
+                if mode == "ansi":
+                    assert frame.startswith("stage 0: ")
+                    assert frame.count("\n") == 4  # three stages, and one line of words
+                else:
+                    assert (frame.dtype, frame.shape[1:]) == (np.uint8, (WIDTH, 3))
 
 
-@pytest.mark.parametrize("wrapper", [SequenceWrapper, ScoresWrapper])
-@pytest.mark.parametrize("mode", RENDER_MODES)
-def test_wrappers_render_what_is_chosen_so_far(kwargs: dict, wrapper: type, mode: str):
-    env = wrapper(gymnasium.make(TABULAR, render_mode=mode, **kwargs[TABULAR]))
-    same = gymnasium.make(TABULAR, action=env.mode.name, render_mode=mode, **kwargs[TABULAR])
-    for each in (env, same):
-        each.reset(seed=0)
-        each.action_space.seed(3)
-        each.step(each.action_space.sample())
-    np.testing.assert_array_equal(env.render(), same.render())
+@pytest.mark.parametrize("env_id", IDS)
+def test_checker_accepts_every_mode(kwargs: dict, env_id: str):
+    assert gymnasium.make(env_id, **kwargs[env_id]).render() is None
+    for mode in RENDER_MODES:
+        check_env(gymnasium.make(env_id, render_mode=mode, disable_env_checker=False, **kwargs[env_id]).unwrapped)
 
 
-def test_amid_a_sequence_it_says_so(kwargs: dict):
+@pytest.mark.filterwarnings("ignore:.*not in the possible render_modes")  # Gymnasium's own warning
+@pytest.mark.parametrize("env_id", [TABULAR, SUITE])
+def test_unknown_render_mode_is_rejected(kwargs: dict, env_id: str):
+    with pytest.raises(ValueError, match="`render_mode`"):
+        gymnasium.make(env_id, render_mode="svg", **kwargs[env_id])
+
+
+def test_text_says_why_a_mask_is_not_scored(kwargs: dict):
     env = gymnasium.make(TABULAR, action="sequence", render_mode="ansi", **kwargs[TABULAR])
     env.reset(seed=0)
     assert env.render().endswith("6 layers, none chosen yet\n")
@@ -74,16 +76,13 @@ def test_amid_a_sequence_it_says_so(kwargs: dict):
     assert "skipped text.0: not scored, still choosing; reward 0.0000" in env.render()
     env.step(4)
     assert "skipped text.0, image.1: reward 0." in env.render()
-
-
-def test_a_mask_off_the_budget_is_told(kwargs: dict):
     env = gymnasium.make(TABULAR, render_mode="ansi", **kwargs[TABULAR])
     env.reset(seed=0)
     env.step(np.ones(6, np.int8))
     assert "not scored, off the budget; reward -" in env.render()
 
 
-def test_the_search_so_far_is_kept(kwargs: dict):
+def test_improvements_are_kept_until_the_next_seed(kwargs: dict):
     env = gymnasium.make(TABULAR, render_mode="rgb_array", **kwargs[TABULAR])
     env.reset(seed=0)
     masks = [mask for mask in env.get_wrapper_attr("table").masks if mask.sum() == 2]
@@ -92,55 +91,103 @@ def test_the_search_so_far_is_kept(kwargs: dict):
         env.reset()
         rewards.append(env.step(mask.astype(np.int8))[1])
     running = np.maximum.accumulate(rewards[:-1])
-    rises = [i for i in range(len(masks)) if i == 0 or running[i] > running[i - 1]]
-    wanted = [(i + 1, rewards[i]) for i in rises]
+    expected = [(i + 1, rewards[i]) for i in range(len(masks)) if i == 0 or running[i] > running[i - 1]]
     scorer = env.unwrapped.scorer
-    assert scorer.improvements == wanted
+    assert scorer.improvements == expected
     twin = pickle.loads(pickle.dumps(env.unwrapped))
     np.testing.assert_array_equal(twin.render(), env.render())
     vector = gymnasium.make_vec(TABULAR, num_envs=len(masks), **kwargs[TABULAR])
     vector.reset(seed=0)
     vector.step(np.array(masks, np.int8))
-    assert vector.template.scorer.improvements == wanted
+    assert vector.template.scorer.improvements == expected
     env.reset()
-    assert scorer.improvements == wanted  # a search goes on over episodes
+    assert scorer.improvements == expected
     env.reset(seed=1)
     assert scorer.improvements == []
 
 
-def test_gymnasiums_checker_is_content(kwargs: dict):
-    for mode in RENDER_MODES:
-        check_env(gymnasium.make(TABULAR, render_mode=mode, disable_env_checker=False, **kwargs[TABULAR]).unwrapped)
-    for env_id in (TABULAR, LIVE):
-        assert registry[env_id].entry_point
-        assert gymnasium.make(env_id, **kwargs[env_id]).metadata["render_modes"] == list(RENDER_MODES)
+def test_suite_shows_stages_and_name_of_every_problem(kwargs: dict):
+    env: Any = gymnasium.make(SUITE, render_mode="ansi", **kwargs[SUITE])
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.render()
+    env.action_space.seed(0)
+    for number, problem in enumerate(env.unwrapped.suite.problems):
+        env.reset(options={"problem": number})
+        before = env.render().splitlines()
+        assert len(before) == len(Architecture.of_table(problem.table).stages) + 1
+        assert before[-1] == f"{problem.name}: {problem.table.n_layers} layers, none chosen yet"
+        reward, info = env.step(env.action_space.sample())[1::3]
+        assert env.render().count("SKIP") == info["n_skipped"]
+        assert f"reward {reward:.4f}" in env.render()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # of moviepy
-@pytest.mark.filterwarnings("ignore:.*autoreset mode is same-step:UserWarning")  # Gymnasium's, of any such environment
-def test_films(kwargs: dict, tmp_path: Path):
-    pytest.importorskip("moviepy", reason="RecordVideo needs moviepy: pip install 'das_gym[video]'")
-    env = RecordVideo(
-        gymnasium.make(TABULAR, action="sequence", render_mode="rgb_array", **kwargs[TABULAR]), str(tmp_path / "one")
-    )
+@pytest.mark.parametrize("env_id", [SUITE, SEARCH])
+def test_suite_images_have_one_size(kwargs: dict, env_id: str):
+    env = gymnasium.make(env_id, render_mode="rgb_array", **kwargs[env_id])
+    env.action_space.seed(0)
+    frames = []
+    for number in (0, 3, 7):
+        env.reset(options={"problem": number})
+        frames.append(env.render())
+        env.step(env.action_space.sample())
+        frames.append(env.render())
+    assert len({frame.shape for frame in frames}) == 1
+    assert all(np.any(a != b) for a, b in itertools.pairwise(frames))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(env.unwrapped)).render(), frames[-1])
+
+
+def test_search_shows_how_its_best_reward_rose(kwargs: dict):
+    env: Any = gymnasium.make(SEARCH, render_mode="rgb_array", evaluations=6, **kwargs[SEARCH])
     env.reset(seed=0)
-    env.step(0)
-    env.step(1)
+    env.action_space.seed(3)
+    best, rises = -1.0, []
+    for at in range(6):
+        observed = env.step(env.action_space.sample())[0]
+        if (reward := float(observed["rewards"][at])) > best:
+            best = reward
+            rises.append((at + 1, reward))
+    assert env.unwrapped.view().improvements == rises
+    assert env.unwrapped.view().evaluations == 6
+
+
+def test_vector_env_shows_episodes_as_they_ended(kwargs: dict):
+    both = gymnasium.make_vec(SUITE, num_envs=3, render_mode="ansi", **kwargs[SUITE])
+    alone = gymnasium.make(SUITE, render_mode="ansi", **kwargs[SUITE])
+    both.action_space.seed(0)
+    both.reset(seed=0, options={"problem": [1, 4, 9]})
+    assert all("none chosen yet" in frame for frame in both.render())
+    actions = both.action_space.sample()
+    both.step(actions)
+    for number, action, frame in zip((1, 4, 9), actions, both.render(), strict=True):
+        alone.reset(options={"problem": number})
+        alone.step(action)
+        assert frame == alone.render()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [TABULAR, SUITE])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # of moviepy
+def test_record_video_records_an_episode(kwargs: dict, env_id: str, tmp_path: Path):
+    pytest.importorskip("moviepy", reason="RecordVideo needs moviepy: pip install 'das_gym[video]'")
+    env = RecordVideo(gymnasium.make(env_id, action="sequence", render_mode="rgb_array", **kwargs[env_id]), str(tmp_path))
+    env.reset(seed=0)
+    ended = False
+    while not ended:
+        ended = env.step(env.action_space.sample())[2]
     env.close()
-    assert {path.name for path in tmp_path.glob("*/*.mp4") if path.stat().st_size > 1000} == {"rl-video-episode-0.mp4"}
+    assert (tmp_path / "rl-video-episode-0.mp4").stat().st_size > 1000
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # of moviepy
 @pytest.mark.filterwarnings("ignore:.*autoreset mode is same-step:UserWarning")  # Gymnasium's, of any such environment
-def test_a_film_of_several(kwargs: dict, tmp_path: Path):
+def test_record_video_records_a_vector_env(kwargs: dict, tmp_path: Path):
     pytest.importorskip("moviepy", reason="RecordVideo needs moviepy: pip install 'das_gym[video]'")
     if not hasattr(gymnasium.wrappers.vector, "RecordVideo"):
-        pytest.skip("this version of Gymnasium films no vector environments")
+        pytest.skip("this version of Gymnasium records no vector environments")
     vector = gymnasium.make_vec(TABULAR, num_envs=3, action="sequence", render_mode="rgb_array", **kwargs[TABULAR])
-    film = gymnasium.wrappers.vector.RecordVideo
-    films = film(vector, str(tmp_path / "many"), episode_trigger=lambda episode: True, name_prefix="vector")
+    recorder = gymnasium.wrappers.vector.RecordVideo
+    films = recorder(vector, str(tmp_path / "many"), episode_trigger=lambda episode: True, name_prefix="vector")
     films.reset(seed=0)
     for layer in (0, 1, 2, 3):
         films.step(np.full(3, layer))
@@ -148,14 +195,16 @@ def test_a_film_of_several(kwargs: dict, tmp_path: Path):
     assert (tmp_path / "many" / "vector-episode-0.mp4").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("env_id", [TABULAR, SUITE])
 @pytest.mark.filterwarnings("ignore:.*'human' rendering for an environment that doesn't natively:UserWarning")  # Gymnasium's
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pygame
-def test_a_window(kwargs: dict, monkeypatch: pytest.MonkeyPatch):
+def test_human_mode_opens_a_window(kwargs: dict, env_id: str, monkeypatch: pytest.MonkeyPatch):
     pygame = pytest.importorskip("pygame", reason="HumanRendering needs pygame: pip install 'das_gym[video]'")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    env = gymnasium.make(TABULAR, render_mode="human", **kwargs[TABULAR])
+    env = gymnasium.make(env_id, render_mode="human", **kwargs[env_id])
     monkeypatch.setitem(env.metadata, "render_fps", 1000)
-    env.reset(seed=0)
-    env.step(np.array([1, 0, 0, 0, 1, 0], np.int8))
-    assert pygame.display.get_surface().get_size()[0] == 960
+    for _ in range(2):
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+    assert pygame.display.get_surface().get_size()[0] == WIDTH
     env.close()

@@ -34,7 +34,7 @@ def env(tiny_kwargs: dict[str, str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
-def test_a_bundled_environment_is_as_the_checkers_of_gymnasium_and_sb3_want_it(id: str):
+def test_checkers_accept_every_bundled_environment(id: str):
     env = gymnasium.make(f"das_gym:{id}", reward_examples=4)
     observation, info = env.reset(seed=0)
     assert observation in env.observation_space
@@ -51,20 +51,20 @@ def test_a_bundled_environment_is_as_the_checkers_of_gymnasium_and_sb3_want_it(i
         sb3_check_env(env)
 
 
-def test_info_is_plain_and_complete(env: gymnasium.Env):
+def test_info_holds_plain_numbers(env: gymnasium.Env):
     _, info = env.reset()
     for told in (info, anew(env, MASK)[4], anew(env, np.zeros(12, np.int8))[4]):
         assert list(told) == list(INFO_KEYS)
         assert {type(value) for value in told.values()} <= {int, float, bool}
 
 
-def test_evaluations_count_what_was_scored(env: gymnasium.Env):
+def test_evaluations_count_scored_masks(env: gymnasium.Env):
     counts = [anew(env, mask)[4]["evaluations"] for mask in (MASK, np.zeros(12, np.int8), MASK)]
     assert counts == [14, 14, 15]  # leave_one_out took 13
 
 
 @pytest.mark.parametrize(("statistics", "masks"), [(None, 13), ("depth", 0), (("leave_one_out", "next_interaction"), 25)])
-def test_evaluations_count_what_the_observation_takes(tiny_kwargs: dict[str, str], statistics, masks: int):
+def test_evaluations_count_the_observation(tiny_kwargs: dict[str, str], statistics, masks: int):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_examples=4, statistics=statistics, **tiny_kwargs)
     assert env.reset(seed=0)[1]["evaluations"] == masks
     assert env.step(MASK)[4]["evaluations"] == masks + 1
@@ -76,7 +76,7 @@ def test_evaluations_count_what_the_observation_takes(tiny_kwargs: dict[str, str
     assert vector.step(np.stack([MASK] * 2))[4]["evaluations"].tolist() == [masks + 1, masks + 2]
 
 
-def test_a_mask_off_budget_earns_less_than_any_other(env: gymnasium.Env):
+def test_masks_off_the_budget_earn_less(env: gymnasium.Env):
     rewards = []
     for skipped in (3, 2, 12):
         mask = np.arange(12) < skipped
@@ -89,56 +89,46 @@ def test_a_mask_off_budget_earns_less_than_any_other(env: gymnasium.Env):
     assert anew(env, MASK)[1] >= 0
 
 
-@pytest.mark.parametrize("action", [np.zeros(11), np.zeros((1, 12)), 3, np.zeros((12, 1), np.int8)])
-def test_another_shape_is_refused(env: gymnasium.Env, action):
-    with pytest.raises(ValueError, match=r"give a skip mask of shape \(12,\)"):
+@pytest.mark.parametrize(
+    "action", [np.zeros(11), np.zeros((1, 12)), 3, np.full(12, 2), np.full(12, 0.5), np.full(12, np.nan)]
+)
+def test_wrong_actions_are_rejected(env: gymnasium.Env, action):
+    with pytest.raises(ValueError, match="`action`"):
         env.unwrapped.step(action)
-
-
-@pytest.mark.parametrize("value", [2, -1, 0.5, np.nan])
-def test_another_value_is_refused(env: gymnasium.Env, value: float):
-    action = np.where(np.arange(12) == 3, value, 0.0)
-    with pytest.raises(ValueError, match=r"other values than 0 \(keep\) and 1 \(skip\)"):
-        env.unwrapped.step(action)
-
-
-@pytest.mark.parametrize("skip_num", [-1, 13, 2.5, "4", True])
-def test_an_impossible_budget_is_refused(tiny_kwargs: dict[str, str], skip_num):
-    with pytest.raises(ValueError, match=r"skip_num=.*use 0\.\.12"):
-        gymnasium.make("DAS-METER-VQA-v0", skip_num=skip_num, **tiny_kwargs)
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    "setting",
     [
-        ({"reward": "neg_los"}, "unknown reward 'neg_los'; did you mean 'neg_loss'.*known: exp_neg_loss"),
-        ({"statistics": ["depht"]}, "unknown statistic 'depht'; did you mean 'depth'.*agents list` lists all"),
-        ({"statistics": "depht"}, "unknown statistic 'depht'; did you mean 'depth'"),
-        ({"statistics": []}, r"statistics=\(\): give one or more of stream, .*, or None for all"),
-        ({"reward_batches": "cycel"}, "unknown reward_batches 'cycel'; did you mean 'cycle'.*known: fixed, cycle, resample"),
-        ({"reward_examples": 0}, "at least one"),
-        ({"size": "huge"}, "choose one of mini, base"),
-        ({"size": "base"}, "pass checkpoint="),
+        *({"skip_num": value} for value in (-1, 13, 2.5, "4", True)),
+        {"reward": "neg_los"},
+        {"statistics": ["depht"]},
+        {"statistics": []},
+        {"reward_batches": "cycel"},
+        {"reward_examples": 0},
+        {"size": "huge"},
+        {"size": "base"},
     ],
 )
-def test_a_wrong_setting_says_what_is_allowed(tiny_kwargs: dict[str, str], setting: dict, says: str):
-    with pytest.raises(ValueError, match=says):
+def test_wrong_settings_are_rejected(tiny_kwargs: dict[str, str], setting: dict):
+    (name,) = setting
+    with pytest.raises(ValueError, match=name.removesuffix("s")):
         gymnasium.make("DAS-METER-VQA-v0", **{**tiny_kwargs, **setting})
 
 
 @pytest.mark.parametrize("setting", ["checkpoint", "supernet", "data_root", "tokenizer"])
-def test_a_path_that_is_not_there_is_named(tiny_kwargs: dict[str, str], setting: str):
-    with pytest.raises(FileNotFoundError, match=f"{setting}=/nonexistent: no such file or folder"):
+def test_missing_paths_are_named(tiny_kwargs: dict[str, str], setting: str):
+    with pytest.raises(FileNotFoundError, match=setting):
         gymnasium.make("DAS-METER-VQA-v0", **{**tiny_kwargs, setting: "/nonexistent"})
 
 
-def test_a_checkpoint_without_a_supernet_says_how_to_train_one(mini_folder):
+def test_checkpoint_without_a_supernet_says_how_to_train_one(mini_folder):
     with pytest.raises(ValueError, match=r"python -m adapt supernet with meter_vqa '?checkpoint="):
         gymnasium.make("DAS-METER-VQA-v0", checkpoint=str(mini_folder))
 
 
 @pytest.mark.parametrize("reward", REWARDS)
-def test_every_reward_stays_within_its_bounds(tiny_kwargs: dict[str, str], reward: str):
+def test_rewards_stay_within_bounds(tiny_kwargs: dict[str, str], reward: str):
     env = gymnasium.make("DAS-METER-VQA-v0", reward=reward, reward_examples=10, **tiny_kwargs)
     env.reset(seed=1)
     for _ in range(3):
@@ -147,7 +137,7 @@ def test_every_reward_stays_within_its_bounds(tiny_kwargs: dict[str, str], rewar
 
 
 @pytest.mark.parametrize("batches", ["fixed", "cycle", "resample"])
-def test_same_seed_same_rewards_bit_for_bit(tiny_kwargs: dict[str, str], batches: str):
+def test_same_seed_gives_the_same_rewards(tiny_kwargs: dict[str, str], batches: str):
     def rewards(seed: int) -> list[float]:
         env = gymnasium.make("DAS-METER-VQA-v0", reward_batches=batches, reward_examples=9, **tiny_kwargs)
         env.reset(seed=seed)
@@ -159,7 +149,7 @@ def test_same_seed_same_rewards_bit_for_bit(tiny_kwargs: dict[str, str], batches
 
 
 @pytest.mark.parametrize("batches", ["cycle", "resample"])
-def test_a_state_goes_on_where_it_was_taken(tiny_kwargs: dict[str, str], batches: str):
+def test_set_state_continues(tiny_kwargs: dict[str, str], batches: str):
     env = gymnasium.make("DAS-METER-VQA-v0", reward_batches=batches, reward_examples=9, **tiny_kwargs)
     env.reset(seed=3)
     anew(env, MASK)
@@ -171,19 +161,19 @@ def test_a_state_goes_on_where_it_was_taken(tiny_kwargs: dict[str, str], batches
     assert [anew(other, MASK)[1] for _ in range(3)] == rest
 
 
-def test_survives_pickling(env: gymnasium.Env):
+def test_pickle_keeps_the_environment(env: gymnasium.Env):
     twin = pickle.loads(pickle.dumps(env))
     assert twin.spec == env.spec
     assert anew(twin, MASK)[1:] == anew(env, MASK)[1:]
 
 
-def test_spec_makes_the_same_environment(env: gymnasium.Env):
+def test_spec_makes_the_same_environment_again(env: gymnasium.Env):
     twin = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     twin.reset(seed=0)
     assert anew(twin, MASK)[1] == anew(env, MASK)[1]
 
 
-def test_two_copies_do_not_disturb_each_other(tiny_kwargs: dict[str, str]):
+def test_copies_are_independent(tiny_kwargs: dict[str, str]):
     def make() -> gymnasium.Env:
         env = gymnasium.make("DAS-METER-VQA-v0", reward_batches="cycle", reward_examples=9, **tiny_kwargs)
         env.reset(seed=0)
@@ -195,7 +185,7 @@ def test_two_copies_do_not_disturb_each_other(tiny_kwargs: dict[str, str]):
     assert both == [(reward, reward) for reward in expected]
 
 
-def test_observation_is_named_and_within_bounds(env: gymnasium.Env):
+def test_observation_has_names_and_bounds(env: gymnasium.Env):
     observation, _ = env.reset(seed=5)
     names = env.get_wrapper_attr("feature_names")
     assert len(names) == len(observation) == 12 * len(DEFAULT_STATISTICS)
@@ -209,7 +199,7 @@ def test_observation_is_named_and_within_bounds(env: gymnasium.Env):
     assert np.isfinite(env.observation_space.high).all()
 
 
-def test_observation_holds_what_is_asked_for(tiny_kwargs: dict[str, str]):
+def test_statistics_choose_the_observation(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", statistics=["depth"], **tiny_kwargs)
     assert env.get_wrapper_attr("feature_names")[1] == "text.1/depth"
     np.testing.assert_allclose(env.reset()[0], np.tile(np.arange(6) / 5, 2), rtol=1e-6)
@@ -217,7 +207,7 @@ def test_observation_holds_what_is_asked_for(tiny_kwargs: dict[str, str]):
     np.testing.assert_array_equal(one.reset()[0], env.reset()[0])
 
 
-def test_renders_the_last_mask(tiny_kwargs: dict[str, str]):
+def test_render_shows_the_last_mask(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", render_mode="ansi", reward_examples=8, **tiny_kwargs)
     env.reset(seed=0)
     anew(env, MASK)
@@ -229,7 +219,7 @@ def test_renders_the_last_mask(tiny_kwargs: dict[str, str]):
 
 
 @pytest.mark.slow
-def test_any_number_of_layers_without_a_budget(tiny_kwargs: dict[str, str]):
+def test_every_mask_is_feasible_without_a_budget(tiny_kwargs: dict[str, str]):
     env = gymnasium.make("DAS-METER-VQA-v0", skip_num=None, reward_examples=8, **tiny_kwargs)
     env.reset(seed=0)
     assert all(anew(env, (np.arange(12) < n).astype(np.int8))[4]["feasible"] for n in (0, 5, 12))

@@ -17,7 +17,7 @@ def vector(tiny_kwargs: dict[str, str]):
     return env
 
 
-def test_scores_what_single_environments_score(vector, tiny_kwargs: dict[str, str]):
+def test_vector_env_agrees_with_single_envs(vector, tiny_kwargs: dict[str, str]):
     _, rewards, terminated, truncated, info = vector.step(MASKS)
     single = gymnasium.make("DAS-METER-VQA-v0", reward_examples=10, **tiny_kwargs)
     observation, _ = single.reset(seed=0)
@@ -31,7 +31,7 @@ def test_scores_what_single_environments_score(vector, tiny_kwargs: dict[str, st
     np.testing.assert_array_equal(vector.step(MASKS)[0], np.repeat(observation[None], 3, axis=0))
 
 
-def test_one_engine_call_a_step(vector):
+def test_step_is_one_engine_call(vector):
     evaluator = vector.unwrapped.template.scorer.problem.evaluator
     evaluator.forget()
     evaluator.reset_spent()
@@ -40,7 +40,7 @@ def test_one_engine_call_a_step(vector):
     assert evaluator.spent.layer_runs < 2 * 8
 
 
-def test_resets_within_the_step(vector):
+def test_step_resets_episodes_that_ended(vector):
     assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     _, rewards, _, _, info = vector.step(MASKS)
     np.testing.assert_array_equal(info["final_info"]["loss"], info["loss"])
@@ -50,7 +50,7 @@ def test_resets_within_the_step(vector):
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_right_under_gymnasiums_own_vectorisation(tiny_kwargs: dict[str, str], vector, mode: str):
+def test_vector_env_agrees_with_gymnasiums_own(tiny_kwargs: dict[str, str], vector, mode: str):
     other = gymnasium.make_vec(
         "DAS-METER-VQA-v0",
         num_envs=3,
@@ -67,12 +67,12 @@ def test_right_under_gymnasiums_own_vectorisation(tiny_kwargs: dict[str, str], v
 
 
 @pytest.mark.parametrize("actions", [MASKS[:2], MASKS[0], np.full((3, 12), 2)])
-def test_wrong_actions_are_refused(vector, actions):
+def test_wrong_actions_are_rejected(vector, actions):
     with pytest.raises(ValueError, match="action"):
         vector.step(actions)
 
 
-def test_at_least_one_environment(tiny_kwargs: dict[str, str]):
+def test_num_envs_is_at_least_one(tiny_kwargs: dict[str, str]):
     for number in (0, 1.5, "a"):
-        with pytest.raises(ValueError, match="at least one"):
+        with pytest.raises(ValueError, match="`num_envs`"):
             gymnasium.make_vec("DAS-METER-VQA-v0", num_envs=number, **tiny_kwargs)  # type: ignore[arg-type]

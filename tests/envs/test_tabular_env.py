@@ -43,7 +43,7 @@ def live_scorer(problem: Problem, reward: str, macs_price: float, skip_num=None,
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("reward", REWARDS)
-def test_earns_what_the_live_environment_earns(small_problem, small_table, budget: dict, reward: str):
+def test_table_scorer_agrees_with_the_engine(small_problem, small_table, budget: dict, reward: str):
     live = live_scorer(small_problem, reward, 0.5, **budget)
     tabular = TableScorer(small_table, budget, reward=reward, macs_price=0.5)
     rng = np.random.default_rng(0)
@@ -55,9 +55,9 @@ def test_earns_what_the_live_environment_earns(small_problem, small_table, budge
     for key in INFO_KEYS:
         np.testing.assert_allclose(other.info[key], one.info[key], rtol=1e-6, atol=1e-7)
         assert other.info[key].dtype == one.info[key].dtype
-    full = live.unskipped().row(0)
+    full = live.full_model_info()
     full["evaluations"] -= 7
-    assert tabular.unskipped().row(0) == pytest.approx(full, rel=1e-6)
+    assert tabular.full_model_info() == pytest.approx(full, rel=1e-6)
 
 
 def check_same(one: Outcome, other: Outcome) -> None:
@@ -70,7 +70,7 @@ def check_same(one: Outcome, other: Outcome) -> None:
 
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize("budget", [*BUDGETS, {"latency_saved": 0.1}])
-def test_what_is_looked_up_is_what_is_computed(small_table, budget: dict, reward: str):
+def test_table_scorer_looks_up_what_scorer_computes(small_table, budget: dict, reward: str):
     costs = {"latency_saved": {"full": 1.0, "unskipped": 1.0, "savings": [0.1, 0.2, 0.3, 0.1, 0.7, 0.01]}}
     looked_up, computed = (
         TableScorer(small_table, {"skip_num": None, **budget}, reward=reward, macs_price=0.3, costs=costs) for _ in range(2)
@@ -84,11 +84,11 @@ def test_what_is_looked_up_is_what_is_computed(small_table, budget: dict, reward
             for done in (True, False):
                 assert looked_up.score_one(mask[None], rng, done) == Scorer.score_one(computed, mask[None], rng, done)
         assert looked_up.get_state() == computed.get_state()
-        assert looked_up.unskipped_info() == computed.unskipped().row(0)
+        assert looked_up.full_model_info() == Scorer.full_model_info(computed)
     assert looked_up.improvements
 
 
-def test_nothing_is_computed_twice(table_path: str, monkeypatch: pytest.MonkeyPatch):
+def test_rewards_are_computed_once(table_path: str, monkeypatch: pytest.MonkeyPatch):
     env, vector = gymnasium.make(ID, table=table_path), gymnasium.make_vec(ID, num_envs=3, table=table_path)
     mask = np.array([1, 0, 0, 1, 1, 1], np.int8)
     for each in (env, vector):
@@ -100,8 +100,8 @@ def test_nothing_is_computed_twice(table_path: str, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_shows_what_the_live_environment_shows(small_problem, small_table, table_path: str, action: str):
-    live = ScoredEnv(live_scorer(small_problem, "exp_neg_loss", 0.0, 2), action, None, {})
+def test_tabular_env_agrees_with_a_live_one(small_problem, small_table, table_path: str, action: str):
+    live = ScoredEnv(live_scorer(small_problem, "exp_neg_loss", 0.0, 2), action, None)
     tabular = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
     assert tabular.observation_space == live.observation_space
     assert tabular.action_space == live.action_space
@@ -118,7 +118,7 @@ def test_shows_what_the_live_environment_shows(small_problem, small_table, table
             np.testing.assert_allclose(tabular.reset()[0], live.reset()[0], rtol=1e-4, atol=1e-6)
 
 
-def test_no_model_is_loaded(table_path: str, monkeypatch: pytest.MonkeyPatch):
+def test_tabular_env_loads_no_model(table_path: str, monkeypatch: pytest.MonkeyPatch):
     def refuse(*args, **kwargs):
         raise RuntimeError("the tabular environment has loaded a model")
 
@@ -129,7 +129,7 @@ def test_no_model_is_loaded(table_path: str, monkeypatch: pytest.MonkeyPatch):
     assert 0 < env.step(np.array([1, 0, 0, 0, 1, 0], np.int8))[1] < 1
 
 
-def test_the_table_is_at_hand(table_path: str):
+def test_tabular_env_has_its_table(table_path: str):
     env = gymnasium.make(ID, table=table_path, skip_num=3)
     table = env.get_wrapper_attr("table")
     env.reset()
@@ -137,7 +137,7 @@ def test_the_table_is_at_hand(table_path: str):
     assert info["loss"] == table.values("loss")[table.within(skip_num=3)].min()
 
 
-def test_the_test_split_can_be_asked_for(small_table: SubnetTable, table_path: str):
+def test_split_chooses_the_scores(small_table: SubnetTable, table_path: str):
     env = gymnasium.make(ID, table=table_path, skip_num=None, split="test")
     env.reset()
     info = env.step(np.zeros(6, np.int8))[4]
@@ -146,24 +146,15 @@ def test_the_test_split_can_be_asked_for(small_table: SubnetTable, table_path: s
         gymnasium.make(ID, table=table_path, split="tset")
 
 
-@pytest.mark.parametrize(
-    ("argument", "says"),
-    [
-        ({"skipnum": 3}, "unexpected keyword argument 'skipnum'; did you mean 'skip_num'"),
-        ({"checkpoint": "x"}, "checkpoint is no argument here: a table has no model .*; DAS-ViLT-VQA-v0 takes checkpoint"),
-        ({"reward_batches": "cycle"}, "holds means over all examples alone.*search DAS-ViLT-VQA-v0 itself"),
-        ({"model": "VILT", "device": "cpu"}, "unknown model 'VILT'; did you mean 'ViLT'"),
-        ({"latency_batch": 9, "skipnum": 3}, "; DAS-ViLT-VQA-v0 takes latency_batch"),
-    ],
-)
-def test_an_argument_that_a_table_does_not_have(argument: dict, says: str):
-    with pytest.raises(ValueError, match=says):
-        gymnasium.make("DAS-ViLT-VQA-Tabular-v0", **argument)
-    with pytest.raises(ValueError, match=says):
-        gymnasium.make_vec("DAS-ViLT-VQA-Tabular-v0", num_envs=2, **argument)
+@pytest.mark.parametrize("argument", [{"skipnum": 3}, {"checkpoint": "x"}, {"reward_batches": "cycle"}, {"model": "VILT"}])
+def test_wrong_arguments_are_rejected(argument: dict):
+    (name,) = argument
+    for make in (gymnasium.make, gymnasium.make_vec):
+        with pytest.raises(ValueError, match=name):
+            make("DAS-ViLT-VQA-Tabular-v0", **argument)
 
 
-def test_observes_what_is_asked_for(table_path: str, small_table: SubnetTable):
+def test_statistics_choose_the_observation(table_path: str, small_table: SubnetTable):
     env = gymnasium.make(ID, table=table_path, skip_num=2, statistics=["leave_one_out", "depth"])
     assert env.get_wrapper_attr("feature_names")[:2] == ("text.0/leave_one_out", "text.0/depth")
     columns = [small_table.meta.statistics.index(name) for name in ("leave_one_out", "depth")]
@@ -175,27 +166,24 @@ def test_observes_what_is_asked_for(table_path: str, small_table: SubnetTable):
 @pytest.mark.parametrize(
     "change",
     [
-        {"evaluations": -1},
-        {"evaluations": 1e308},
         {"evaluations": "x"},
         {"position": 0.5},
         {"improvements": [[1, "x"]]},
-        {"improvements": [[10**400, 0.5]]},
         {"episode": {"masks": [[0]], "over": [False]}},
         {"episode": {"masks": [[2] * 6], "over": [False]}},
         {"episode": {"masks": [[0] * 6], "over": False}},
     ],
 )
-def test_a_state_of_other_values_is_refused(table_path: str, change: dict):
+def test_set_state_rejects_wrong_values(table_path: str, change: dict):
     env = gymnasium.make(ID, table=table_path, skip_num=2).unwrapped
     env.reset(seed=0)
     state = env.get_state()
     env.set_state(state)
-    with pytest.raises((ValueError, TypeError), match=r"is not allowed|is not among|has the shape|holds something else"):
+    with pytest.raises((ValueError, TypeError), match=f"{next(iter(change))}|masks|over"):
         env.set_state({**state, **change})
 
 
-def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
+def test_missing_statistics_are_rejected_or_computed(small_table: SubnetTable):
     whole = small_table.of_all_examples()
     older = replace(whole, meta=replace(whole.meta, statistics=("depth",)), statistics=whole.statistics[:, 1:2])
     assert TableScorer(older, {"skip_num": 2}).feature_names[0] == "text.0/depth"
@@ -205,21 +193,14 @@ def test_a_statistic_that_the_table_lacks(small_table: SubnetTable):
     np.testing.assert_array_equal(told, small_table.statistic("leave_one_out"))  # losses of masks tell it
 
 
-def test_a_reward_that_the_table_cannot_answer(small_table: SubnetTable):
+def test_reward_needs_divergences(small_table: SubnetTable):
     unknown = np.full(64, np.nan)
     scores = {s: Scores(m.losses, m.metrics, unknown) for s, m in small_table.scores.items()}
-    with pytest.raises(ValueError, match="reward='neg_kl' needs divergences, which this table lacks"):
+    with pytest.raises(ValueError, match="`reward`"):
         TableScorer(replace(small_table, scores=scores), {"skip_num": 2}, reward="neg_kl")
 
 
-@pytest.mark.filterwarnings("ignore:.*render_mode.*not in the possible render_modes:UserWarning")  # Gymnasium's
-def test_a_render_mode_that_it_has_not(table_path: str):
-    for make in (gymnasium.make, gymnasium.make_vec):
-        with pytest.raises(ValueError, match=r"render_mode='depth' is not allowed; use 'ansi' .*, 'rgb_array' .* or None"):
-            make(ID, table=table_path, render_mode="depth")
-
-
-def test_sb3s_own_make_vec_env_takes_it(table_path: str):
+def test_sb3_make_vec_env_takes_it(table_path: str):
     env = make_vec_env(ID, n_envs=2, env_kwargs={"table": table_path, "skip_num": 2})
     env.reset()
     rewards = env.step(np.tile(np.array([1, 0, 0, 0, 1, 0], np.int8), (2, 1)))[1]
@@ -229,11 +210,11 @@ def test_sb3s_own_make_vec_env_takes_it(table_path: str):
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_a_step_needs_an_episode(table_path: str, action: str):
+def test_step_needs_an_episode(table_path: str, action: str):
     kwargs = {"table": table_path, "skip_num": 1, "action": action}
     env, vector = gymnasium.make(ID, **kwargs), gymnasium.make_vec(ID, num_envs=2, **kwargs)
     for each in (env, vector):
-        with pytest.raises(gymnasium.error.ResetNeeded, match=r"call reset\(\) before the first step and after the last"):
+        with pytest.raises(gymnasium.error.ResetNeeded):
             each.step(each.action_space.sample())
         each.reset(seed=0)
         each.step(each.action_space.sample())
@@ -245,7 +226,7 @@ def test_a_step_needs_an_episode(table_path: str, action: str):
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_a_copy_draws_the_same_actions(table_path: str, action: str):
+def test_copies_draw_the_same_actions(table_path: str, action: str):
     env = gymnasium.make(ID, table=table_path, skip_num=2, action=action)
     env.reset(seed=0)
     env.action_space.seed(3)
@@ -256,7 +237,7 @@ def test_a_copy_draws_the_same_actions(table_path: str, action: str):
             np.testing.assert_array_equal(twin.action_space.sample(), before.sample())
 
 
-def test_survives_pickling(table_path: str):
+def test_pickle_continues_an_episode(table_path: str):
     env = gymnasium.make(ID, table=table_path, skip_num=2, action="sequence")
     env.reset(seed=0)
     env.step(1)
@@ -265,7 +246,7 @@ def test_survives_pickling(table_path: str):
         np.testing.assert_equal(one, other)
 
 
-def test_a_table_made_anew_is_loaded_anew(small_table: SubnetTable, tmp_path: Path):
+def test_changed_table_is_loaded_again(small_table: SubnetTable, tmp_path: Path):
     path = tmp_path / "table.npz"
     rewards = []
     for shift in (0, 1):
@@ -284,7 +265,7 @@ def test_every_problem_has_a_tabular_id():
         assert spec.vector_entry_point == "das_gym.envs.tabular_env:TabularVectorEnv"
 
 
-def test_the_threshold_of_a_spec_is_reached_by_the_best_mask_alone():
+def test_only_the_best_mask_reaches_the_reward_threshold():
     bundled = [e.tabular_id for e in ENVIRONMENTS.values() if e.bundled]
     assert set(REWARD_THRESHOLDS) == set(bundled)
     for env_id in bundled:
@@ -294,7 +275,7 @@ def test_the_threshold_of_a_spec_is_reached_by_the_best_mask_alone():
         assert rewards.max() - env.spec.reward_threshold < 1e-4
 
 
-def test_no_table_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_table_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     from das_gym.registration import MODELS
 
     monkeypatch.setitem(MODELS, "ViLT", replace(MODELS["ViLT"], assets=tmp_path))
@@ -307,7 +288,7 @@ def test_no_table_says_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_the_vector_form_earns_what_single_ones_earn(table_path: str, action: str):
+def test_vector_env_agrees_with_single_envs(table_path: str, action: str):
     kwargs = {"table": table_path, "skip_num": 3, "action": action}
     vector = gymnasium.make_vec(ID, num_envs=5, **kwargs)
     assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
@@ -328,9 +309,9 @@ def test_the_vector_form_earns_what_single_ones_earn(table_path: str, action: st
             np.testing.assert_array_equal(observations[i], observation)
 
 
-def test_a_limit_of_steps_is_left_to_gymnasium(table_path: str):
+def test_max_episode_steps_needs_gymnasiums_vector_form(table_path: str):
     kwargs = {"num_envs": 2, "table": table_path, "action": "sequence", "max_episode_steps": 3}
-    with pytest.raises(ValueError, match=r'max_episode_steps=3: .*leave it out; .*vectorization_mode="sync"'):
+    with pytest.raises(ValueError, match="`max_episode_steps`"):
         gymnasium.make_vec(ID, **kwargs)
     env = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
     env.reset(seed=0)
@@ -338,7 +319,7 @@ def test_a_limit_of_steps_is_left_to_gymnasium(table_path: str):
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_right_under_gymnasiums_own_vectorisation(table_path: str, mode: str):
+def test_vector_env_agrees_with_gymnasiums_own(table_path: str, mode: str):
     kwargs = {"table": table_path, "skip_num": 2, "action": "sequence", "statistics": ["depth"]}
     own = gymnasium.make_vec(ID, num_envs=3, **kwargs)
     other = gymnasium.make_vec(
@@ -364,7 +345,7 @@ def test_right_under_gymnasiums_own_vectorisation(table_path: str, mode: str):
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_the_next_step_may_begin_anew(table_path: str, action: str):
+def test_next_step_mode_agrees_with_gymnasium(table_path: str, action: str):
     kwargs = {"num_envs": 3, "table": table_path, "skip_num": 2, "action": action}
     own = gymnasium.make_vec(ID, autoreset_mode=AutoresetMode.NEXT_STEP, **kwargs)
     sync = gymnasium.make_vec(ID, vectorization_mode="sync", **kwargs)
@@ -380,10 +361,10 @@ def test_the_next_step_may_begin_anew(table_path: str, action: str):
             np.testing.assert_array_equal(one[4][key], two[4][key], err_msg=key)
 
 
-def test_vector_wrappers_of_observations_take_it(table_path: str):
+def test_vector_wrappers_normalise_observations(table_path: str):
     env = NormalizeObservation(gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode="NextStep"))
     env.reset(seed=0)
     for _ in range(3):
         env.step(env.action_space.sample())
-    with pytest.raises(ValueError, match="unknown autoreset_mode 'Disabled'; known: SameStep, NextStep"):
+    with pytest.raises(ValueError, match="autoreset_mode"):
         gymnasium.make_vec(ID, num_envs=2, table=table_path, autoreset_mode=AutoresetMode.DISABLED)

@@ -18,8 +18,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
+from das_gym.data.image_checks import decode_errors
 from das_gym.data.images import ImageFile
-from das_gym.data.verdicts import decode_errors
 from das_gym.experiment import RecordedCommand, Run
 from das_gym.files import read_json, whole_folder, write_json
 from das_gym.runs import RunSettings

@@ -12,7 +12,7 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 import das_gym
-from das_gym.data.verdicts import _fingerprint, _read_verdicts
+from das_gym.data.image_checks import fingerprint, read_readable
 from das_gym.envs.sb3_vec_env import SB3VecEnv
 from das_gym.files import read_json
 from tests.faults.sixteen import PROCESSES, pictures
@@ -45,7 +45,7 @@ def test_what_is_generated_once_is_generated_once_though_who_began_was_killed(fo
 
 def test_no_cache_is_torn_and_nothing_is_lost_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DAS_GYM_CACHE", str(folder / "cache"))
-    assert set(_read_verdicts().tolist()) == {_fingerprint(image) for image in pictures(folder)}
+    assert set(read_readable().tolist()) == {fingerprint(image) for image in pictures(folder)}
     assert len(set(read_json(folder / "all.json")["by"])) == 1
     assert not list(folder.rglob("*.part"))
 

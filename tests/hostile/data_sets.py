@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from das_gym.data.checks import BadExamples
+from das_gym.data.bad_examples import BadExamples
 from das_gym.tasks.answering.llava_json import load_questions
 from das_gym.tasks.answering.reading import load_answers
 from das_gym.tasks.labels import read_labels
 from das_gym.tasks.nlvr2.files import load_nlvr2
 from das_gym.tasks.retrieval.karpathy import load_flickr30k
 from das_gym.tasks.snli_ve.files import load_snli_ve
-from das_gym.tasks.vqa.vqav2_files import PairOfFiles
+from das_gym.tasks.vqa.vqav2_files import read_columns
 from tests.tasks.answering.making import llava_folder, said, write, write_lines
 
 QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json"
@@ -35,7 +35,7 @@ def vqa(path: Path) -> None:
 
 
 def read_vqa(path: Path) -> None:
-    PairOfFiles(path.with_name(QUESTIONS), path.with_name(ANNOTATIONS), BadExamples("skip")).read()
+    read_columns(path.with_name(QUESTIONS), path.with_name(ANNOTATIONS), BadExamples("skip"))
 
 
 def nlvr2(path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 from das_gym.adapt.choosing import read_front
 from das_gym.adapt.compare.trials import read_trials
-from das_gym.adapt.refining import _known
+from das_gym.adapt.refining import read_rounds
 from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
 from das_gym.adapt.training import Group, Trainer, adamw
 from das_gym.agents.policy.network import PolicyConfig, UnitNetwork, UnitNetworks
@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from das_gym.data.arrow import ArrowImage, read_rows
-from das_gym.data.checks import BadExamples
+from das_gym.data.bad_examples import BadExamples
 from das_gym.data.decoding import load_image
 from das_gym.data.entries import read_entries
 from das_gym.files import read_json
@@ -117,7 +117,7 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: read_searches(path.parent)),
     "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
     "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, read_front),
-    "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, _known),
+    "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, read_rounds),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
     "suite": (
         "suite.json",
@@ -222,14 +222,6 @@ def test_bytes_that_were_read_wrongly_once(kept: Path, tmp_path: Path):
     path.write_bytes(kept.read_bytes())
     with pytest.raises(ValueError, match=re.escape(str(path))):
         read(path)
-
-
-def test_a_column_that_is_there_twice(tmp_path: Path):
-    table = pa.table([pa.array([1]), pa.array([2])], names=["image_id", "image_id"])
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    with pytest.raises(ValueError, match=r"a\.arrow has 2 columns 'image_id', and must have one"):
-        list(read_rows(tmp_path / "a.arrow", {"image_id": "integer"}))
 
 
 JSON = st.recursive(

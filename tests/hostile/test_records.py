@@ -14,10 +14,10 @@ import pytest
 from das_gym.adapt.choosing import read_front
 from das_gym.adapt.run_report import run_report
 from das_gym.agents import past_runs
-from das_gym.agents.block_measuring import beside, file_beside
 from das_gym.agents.pareto.record import Scored
 from das_gym.agents.pareto.searcher import FrontSearch
 from das_gym.agents.pareto_experiment import _gone_on
+from das_gym.agents.searching.blocks import beside, file_beside
 
 from das_gym.drawing.architecture import Architecture
 from das_gym.drawing.report import write_report

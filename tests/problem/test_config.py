@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from das_gym.data.checks import POLICIES
+from das_gym.data.bad_examples import POLICIES
 from das_gym.engine import precision
 from das_gym.models.transformers import model
 from das_gym.problem.config import ON_BAD_EXAMPLE, PRECISIONS, UNITS, ProblemConfig

@@ -18,7 +18,6 @@ from das_gym.models.meter.network import METERConfig
 from das_gym.models.vilt.model import ViLT
 from das_gym.models.vilt.network import ViLTConfig
 from das_gym.problem.costs import Costs, count_costs
-from das_gym.problem.mask_cost import MaskCost
 from tests.problem.closed_formulas import meter_costs, vilt_costs
 from tests.problem.whole_models import on_meta, whole
 
@@ -268,8 +267,8 @@ def test_a_model_that_looks_at_what_it_reads_is_told_so():
 
 def test_memory_is_the_bytes_of_what_is_left(small_problem):
     problem, mask = small_problem, np.array([0, 1, 1, 0, 0, 1], dtype=bool)
-    costs = MaskCost.of(problem.costs, "memory_saved")
-    parameters = MaskCost.of(problem.costs, "parameters_saved")
+    costs = problem.costs.memory
+    parameters = problem.costs.parameters_cost
     twin = copy.deepcopy(problem.vlp)
     twin.prune(mask)
     left = [*twin.parameters(), *problem.head.parameters()]

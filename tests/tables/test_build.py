@@ -295,7 +295,7 @@ def test_an_environment_on_such_a_table(small_problem: Problem, tmp_path: Path):
     _, worse, _, _, info = env.step(many)
     assert worse < reward
     assert not info["feasible"]
-    with pytest.raises(ValueError, match=r"holds masks of up to 2 skipped layers: give skip_num=0\.\.2"):
+    with pytest.raises(ValueError, match="`skip_num`"):
         TabularEnv(table=tmp_path / "few.npz", skip_num=3)
 
 

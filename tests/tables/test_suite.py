@@ -33,7 +33,7 @@ from tests.made_up_suite import made_up_table
     [Budget(5, 2), Budget(5, saved=0.2, cost=MaskCost(100, 100, np.array([5, 12, 9, 20, -3])))],
     ids=["count", "cost"],
 )
-def test_random_orders_are_counted(budget: Budget):
+def test_random_probabilities_agree_with_all_orders(budget: Budget):
     masks = every_mask(5)
     useful = np.flatnonzero(budget.useful_layers)
     counts, orders = np.zeros(32), list(itertools.permutations(useful))
@@ -48,7 +48,7 @@ def test_random_orders_are_counted(budget: Budget):
     np.testing.assert_allclose(found, counts / len(orders))
 
 
-def test_problems_are_tables_groups_and_budgets(made_up_suite: Path):
+def test_load_suite_gives_a_problem_for_each_group_and_budget(made_up_suite: Path):
     suite = load_suite(made_up_suite, "train")
     names = [problem.name for problem in suite.problems]
     assert len(set(names)) == len(names)
@@ -64,7 +64,7 @@ def test_problems_are_tables_groups_and_budgets(made_up_suite: Path):
     assert load_suite(made_up_suite, "test").problems[0].source.name == "test-3"
 
 
-def test_problems_with_little_to_choose_or_to_find_are_left_out():
+def test_problems_of_leaves_out_trivial_ones():
     source, table = SuiteTable("t.npz", "train", "METER", "vqa", "t"), made_up_table(5, 0)
     found = list(problems_of(source, table))  # of five units ten masks at most skip as many, and 16 save half of all
     assert {(problem.budget.skip_num, problem.budget.saved) for problem in found} == {(None, 0.039)}
@@ -74,7 +74,7 @@ def test_problems_with_little_to_choose_or_to_find_are_left_out():
     assert not list(problems_of(source, dataclasses.replace(table.of_all_examples(), scores=scores)))
 
 
-def test_units_that_are_not_there_count_as_kept(made_up_suite: Path):
+def test_rows_ignores_padding_units(made_up_suite: Path):
     suite = load_suite(made_up_suite, "train")
     masks = np.zeros((2, MAX_UNITS), bool)
     masks[1, -1] = True
@@ -82,7 +82,7 @@ def test_units_that_are_not_there_count_as_kept(made_up_suite: Path):
     assert first == second
 
 
-def test_without_layers_a_table_is_that_of_what_is_left():
+def test_table_without_layers_agrees_with_the_whole():
     whole = made_up_table(7, 0)
     for table in (whole, whole.group_table("color")):
         left = table.without((1, 4))
@@ -105,7 +105,7 @@ def test_without_layers_a_table_is_that_of_what_is_left():
         whole.without(range(7))
 
 
-def test_a_suite_shows_what_losses_tell_although_no_table_holds_it(made_up_suite: Path):
+def test_suite_computes_statistics_of_losses(made_up_suite: Path):
     names = ("leave_one_out", "run_interaction")
     suite = load_suite(made_up_suite, "train", statistics=names, relatives=2)
     for row, problem in enumerate(suite.problems):
@@ -113,13 +113,12 @@ def test_a_suite_shows_what_losses_tell_although_no_table_holds_it(made_up_suite
         assert "run_interaction" not in problem.table.meta.statistics
         np.testing.assert_array_equal(suite.observed[row, :n, 1], problem.table.statistic("run_interaction"))
         assert not suite.observed[row, max(n - 2, 0) :, 1].any()
-    with pytest.raises(ValueError, match=r"unknown statistic of this table 'run_interacton'.*run_interaction"):
-        load_suite(made_up_suite, "train", statistics=("run_interacton",))
-    with pytest.raises(ValueError, match="unknown statistic of this table 'fisher'"):
-        load_suite(made_up_suite, "train", statistics=("fisher",))
+    for name in ("run_interacton", "fisher"):
+        with pytest.raises(ValueError, match=f"statistic of this table '{name}'"):
+            load_suite(made_up_suite, "train", statistics=(name,))
 
 
-def test_relatives_are_further_problems_of_the_same_tables(made_up_suite: Path):
+def test_relatives_add_problems_of_the_same_tables(made_up_suite: Path):
     alone, more = load_suite(made_up_suite, "train"), load_suite(made_up_suite, "train", relatives=3)
     names = [problem.name for problem in more.problems]
     assert len(set(names)) == len(names) > len(alone.problems)
@@ -129,13 +128,13 @@ def test_relatives_are_further_problems_of_the_same_tables(made_up_suite: Path):
     assert sum(" without " in name for name in models) <= 6
     by_divergence = load_suite(made_up_suite, "train", "neg_kl", relatives=3)  # of the same models, whatever is rewarded
     assert {problem.source.name for problem in by_divergence.problems} == models
-    again = load_suite(made_up_suite, "train", relatives=3, relatives_seed=1)
+    again = load_suite(made_up_suite, "train", relatives=3, seed=1)
     assert [problem.name for problem in again.problems] != names
-    with pytest.raises(ValueError, match="relatives=-1 is not allowed"):
+    with pytest.raises(ValueError, match="`relatives`"):
         load_suite(made_up_suite, "train", relatives=-1)
 
 
-def test_a_relative_still_does_its_task():
+def test_relatives_still_do_their_task():
     table = made_up_table(7, 0)
     rewards, rng = table.values("exp_neg_loss"), np.random.default_rng(0)
     drawn = relatives_of(table, 500, rng)
@@ -148,7 +147,7 @@ def test_a_relative_still_does_its_task():
     assert len(drawn) == good.sum() - 1
 
 
-def test_highest_scores_keep_the_budget_as_budgets_do(made_up_suite: Path):
+def test_skip_highest_agrees_with_budgets(made_up_suite: Path):
     suite = load_suite(made_up_suite, "train")
     rng = np.random.default_rng(0)
     which = np.arange(len(suite.problems))
@@ -160,7 +159,7 @@ def test_highest_scores_keep_the_budget_as_budgets_do(made_up_suite: Path):
         assert not masks[row, n:].any()
 
 
-def test_problems_of_latency_are_more_problems_behind_all_others(made_up_suite: Path):
+def test_latency_problems_come_last(made_up_suite: Path):
     alone, more = load_suite(made_up_suite), load_suite(made_up_suite, budgets=("latency", "macs", "count"))
     names = [problem.name for problem in more.problems]
     count = len(alone.problems)
@@ -172,15 +171,14 @@ def test_problems_of_latency_are_more_problems_behind_all_others(made_up_suite: 
         np.testing.assert_array_equal(getattr(more, array)[:count], getattr(alone, array))
     for array in ("raw", "kept", "scaled", "saved", "macs_saved"):
         np.testing.assert_array_equal(getattr(more, array)[: len(alone.raw)], getattr(alone, array))
-    assert alone.latency_saved is None
-    assert alone.macs_saved is alone.saved
+    assert not alone.other_saved
     only = load_suite(made_up_suite, budgets="latency")
     assert [problem.name for problem in only.problems] == names[count:]
     counts = load_suite(made_up_suite, budgets=["count"])
     assert {problem.name.split("/")[3].split("=")[0] for problem in counts.problems} == {"skip_num"}
 
 
-def test_a_problem_of_latency_shows_latency(made_up_suite: Path):
+def test_latency_problems_hold_latency(made_up_suite: Path):
     suite = load_suite(made_up_suite, budgets="latency")
     for row, problem in enumerate(suite.problems):
         n = problem.table.n_layers
@@ -191,27 +189,25 @@ def test_a_problem_of_latency_shows_latency(made_up_suite: Path):
         assert suite.useful[row].tolist() == [True] * (n - 1) + [False] * (17 - n)
         rows = suite.rows(np.full(2**n, row), np.pad(every_mask(n), ((0, 0), (0, 16 - n))))
         np.testing.assert_allclose(suite.saved[rows], (every_mask(n) @ cost.savings - 1) / 40, atol=1e-12)
-        np.testing.assert_array_equal(suite.latency_saved[rows], suite.saved[rows])
+        np.testing.assert_array_equal(suite.other_saved["latency_saved"][rows], suite.saved[rows])
         np.testing.assert_array_equal(suite.macs_saved[rows], problem.table.macs_saved)
         np.testing.assert_array_equal(suite.kept[rows], suite.saved[rows] >= problem.budget.saved)
 
 
-def test_a_table_that_knows_no_latency_says_how_it_is_measured(made_up_suite: Path, tmp_path: Path):
+def test_wrong_budgets_are_rejected(made_up_suite: Path, tmp_path: Path):
     table = made_up_table(6, 0)
     untimed = dataclasses.replace(table, meta=dataclasses.replace(table.meta, costs={}))
     untimed.save(tmp_path / "a.npz")
     write_json(tmp_path / "suite.json", suite_record([SuiteTable("a.npz", "train", "METER", "vqa", "a")], 0))
     assert load_suite(tmp_path).problems
-    with pytest.raises(ValueError, match=r"a\.npz does not know the latency of its units: leave 'latency' out.*retime="):
+    with pytest.raises(ValueError, match=r"a\.npz holds no latency.*retime="):
         load_suite(tmp_path, budgets=("count", "latency"))
-    with pytest.raises(ValueError, match="unknown kind of budget 'latencies'; did you mean 'latency'"):
-        load_suite(made_up_suite, budgets=("latencies",))
-    for nothing in ((), None):
-        with pytest.raises(ValueError, match="give one or more of count, macs, latency"):
-            load_suite(made_up_suite, budgets=nothing)  # type: ignore[arg-type]
+    for budgets in (("latencies",), ()):
+        with pytest.raises(ValueError, match="budget"):
+            load_suite(made_up_suite, budgets=budgets)
 
 
-def test_bundled_tables_tell_on_what_their_units_were_timed():
+def test_bundled_tables_record_how_latency_was_measured():
     for split, models in (("valid", 3), ("test", 6)):
         tables = {problem.source.file: problem.table for problem in load_suite(None, split).problems}
         assert len(tables) == models
@@ -222,7 +218,7 @@ def test_bundled_tables_tell_on_what_their_units_were_timed():
             assert (table.costs["latency_saved"].savings > 0).all()
 
 
-def test_what_is_left_of_a_model_takes_less_time():
+def test_table_without_layers_has_less_latency():
     whole = made_up_table(7, 0)
     left = whole.without((1, 4))
     masks = np.insert(left.masks, (1, 3), True, axis=1)
@@ -231,30 +227,28 @@ def test_what_is_left_of_a_model_takes_less_time():
     assert cost.full == cost.unskipped == before.amounts(masks[:1])[0]
 
 
-def test_relatives_have_problems_of_latency(made_up_suite: Path):
+def test_relatives_have_latency_problems(made_up_suite: Path):
     suite = load_suite(made_up_suite, relatives=3, budgets="latency")
     assert any(" without " in problem.name for problem in suite.problems)
 
 
-def test_a_folder_without_a_suite_says_how_to_make_one(tmp_path: Path):
+def test_read_suite_rejects_other_folders(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="make_suite with out=FOLDER"):
         read_suite(tmp_path)
     (tmp_path / "suite.json").write_text("{}")
-    with pytest.raises(ValueError, match="no index of this version"):
+    with pytest.raises(ValueError, match="is damaged or of another version"):
         read_suite(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["", "../other.npz", "/etc/other.npz", "sub\\other.npz"])
-def test_tables_of_a_suite_lie_beside_its_index(tmp_path: Path, file: str):
+def test_read_suite_rejects_tables_outside_its_folder(tmp_path: Path, file: str):
     table = {"file": file, "split": "train", "model": "METER", "task": "vqa", "name": "a"}
     (tmp_path / "suite.json").write_text(json.dumps({"format": FORMAT, "tables": [table]}))
-    with pytest.raises(
-        ValueError, match=r"suite\.json is damaged \(file=.*: it must be the name of a table beside the index"
-    ):
+    with pytest.raises(ValueError, match="`file`"):
         read_suite(tmp_path)
 
 
-def test_a_sum_of_units_is_additive_and_has_one_optimum():
+def test_landscape_of_a_sum_is_additive():
     masks, values = every_mask(6), every_mask(6) @ np.array([0.1, 0.5, -0.2, 0.9, 0.3, 0.7])
     found = landscape(masks, values, Budget(6, 3))
     assert found.masks == 20

@@ -118,11 +118,11 @@ def test_the_best_within_a_budget(table: SubnetTable, asked: dict, row: int):
 
 
 def test_budgets_out_of_reach_are_refused(table: SubnetTable):
-    with pytest.raises(ValueError, match="skip_num=4: the model has 3 skippable layers"):
+    with pytest.raises(ValueError, match="`skip_num`"):
         table.best(skip_num=4)
     with pytest.raises(ValueError, match="out of reach"):
         table.rank([0, 0, 0], macs_saved=0.7)
-    with pytest.raises(ValueError, match="both given"):
+    with pytest.raises(ValueError, match="more than one budget"):
         table.best(skip_num=1, macs_saved=0.1)
 
 

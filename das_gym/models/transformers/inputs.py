@@ -302,7 +302,7 @@ def load_processor(folder: Path, trust_remote_code: bool = False) -> Any:
 
     Raises:
         FileNotFoundError: the folder holds none that transformers can read.
-        ValueError: a file of it is a pipe or a device, or names special tokens without end.
+        ValueError: a file of it is not a regular file, or names special tokens without end.
     """
     from transformers import AutoProcessor
 

@@ -31,7 +31,7 @@ class GoneLayer(nn.Module):
     def __init__(self, norm: nn.Module, hidden_size: int, bottleneck: int) -> None:
         super().__init__()
         self.norm = copy.deepcopy(norm)
-        self.adapter = Adapter(hidden_size, bottleneck, norm=False, init="zero")
+        self.adapter = Adapter(hidden_size, bottleneck, norm=False, init="xavier_zero")
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., hidden_size) to the same shape."""
@@ -52,7 +52,7 @@ def add_adapters(model: Any, das: Mapping[str, Any]) -> Any:
     for layer, count in zip(layers, before, strict=True):
         for name in (das["attention"], das["mlp"]):
             part = getattr(layer, name)
-            adapter = Adapter(das["hidden_size"], das["bottleneck"], norm=False, init="zero")
+            adapter = Adapter(das["hidden_size"], das["bottleneck"], norm=False, init="xavier_zero")
             part.das_adapter = adapter.to(next(layers.parameters()))
             part.register_forward_pre_hook(_read_more, with_kwargs=True)
         if count:

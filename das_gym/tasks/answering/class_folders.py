@@ -1,38 +1,37 @@
-"""Reads pictures that lie in a folder for each class, such as AID's: what is shown is asked, the classes are the options.
+"""Read images that are in one folder per class, such as AID's, as questions whose options are the classes.
 
-The class folders lie in the data root, or in `train`, `val` and `test` in it. `BareLand` and `bare_land` are both called
+The class folders are in the data root, or in `train`, `val` and `test` in it. `BareLand` and `bare_land` are both the class
 `bare land`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from das_gym.data.checks import BadExamples, check_characters
+from das_gym.data.bad_examples import BadExamples
+from das_gym.data.entries import check_characters
 from das_gym.data.images import SUFFIXES, ImageFile, files_in
 from das_gym.data.splits import Splits
-from das_gym.tasks.answering.conversations import Conversation, divided, drop_broken
-from das_gym.tasks.answering.examples import AnswerExample
+from das_gym.tasks.answering.conversations import Conversation, divide, drop_broken
+from das_gym.tasks.answering.examples import CLASS_QUESTION, AnswerExample, instructed
 from das_gym.tasks.answering.image_files import IMAGE_FOLDERS, subfolders
-from das_gym.tasks.answering.prompts import CLASS_QUESTION, instructed
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Folders of class folders, and what they are for."""
+"""Folders of class folders, and their parts."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z\W_]+|[^\w\s]+")
 
 
 def class_name(folder: str) -> str:
-    """The name of a folder in words: `BareLand`, `bare_land` and `bare-land` are `bare land`."""
+    """Return the name of a folder in words: `BareLand`, `bare_land` and `bare-land` are `bare land`."""
     return " ".join(_WORD.findall(folder.replace("-", " "))).lower() or folder
 
 
 def class_folders(folder: Path) -> dict[str, Sequence[Path]]:
-    """The class folders of each part that a folder has, or of the one part ``; empty if it is no such folder."""
-    inner = subfolders(folder)
-    parts = {SPLIT_FOLDERS[path.name]: _with_images(path) for path in inner if path.name in SPLIT_FOLDERS}
+    """Return the class folders of each part in a folder, or of a single part ``; empty where there are none."""
+    parts = {SPLIT_FOLDERS[p.name]: _with_images(p) for p in subfolders(folder) if p.name in SPLIT_FOLDERS}
     if parts and all(len(classes) > 1 for classes in parts.values()):
         return parts
     classes = [path for path in _with_images(folder) if path.name not in {*IMAGE_FOLDERS, *SPLIT_FOLDERS}]
@@ -40,44 +39,32 @@ def class_folders(folder: Path) -> dict[str, Sequence[Path]]:
 
 
 def _with_images(folder: Path) -> Sequence[Path]:
-    return [path for path in subfolders(folder) if any(_is_image(name) for name in files_in(path))]
+    return [path for path in subfolders(folder) if _image_names(path)]
 
 
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+def _image_names(folder: Path) -> list[str]:
+    return sorted(n for n in files_in(folder) if Path(n).suffix.lower() in SUFFIXES and not n.startswith("."))
 
 
 def load_class_folders(
     parts: Mapping[str, Sequence[Path]], root: Path, on_bad_example: str = "raise"
 ) -> Splits[AnswerExample]:
-    """Read what `class_folders` found.
-
-    Args:
-        parts: The class folders of each part.
-        root: The folder that they were found in.
-        on_bad_example: `raise`, or `skip` to leave out images that cannot be read.
-
-    Raises:
-        ValueError: Two folders are one class, or there are too few images to divide.
-    """
-    bad = BadExamples(on_bad_example)
+    """Read what `class_folders` found in `root`; errors are those of `Task.load_splits`."""
+    bad, question = BadExamples(on_bad_example), instructed(CLASS_QUESTION)
     names = sorted({folder.name for classes in parts.values() for folder in classes})
     labels = {name: class_name(name) for name in names}
     if len(set(labels.values())) < len(labels):
         labels = {name: name for name in names}
     for name in names:
         check_characters(name, f"{root}: the name of the folder {name!a}")
-    read = {part: drop_broken(list(_read(part, classes, labels)), bad) for part, classes in parts.items()}
-    for part, conversations in read.items():
-        bad.require(conversations, str(root / part))
-    return divided(read, str(root), bad)
-
-
-def _read(part: str, classes: Sequence[Path], labels: Mapping[str, str]) -> Iterator[Conversation]:
-    options = tuple(sorted(labels.values()))
-    question = instructed(CLASS_QUESTION)
-    for folder in classes:
-        for name in sorted(filter(_is_image, files_in(folder))):
-            key = f"{part}/{folder.name}/{name}".lstrip("/")
-            image = ImageFile(folder / name)
-            yield Conversation(str(image.path), key, (image,), (key,), ((question, labels[folder.name]),), options)
+    read = {}
+    for part, classes in parts.items():
+        options = tuple(sorted(labels.values()))
+        conversations = []
+        for folder in classes:
+            for name in _image_names(folder):
+                key, image = f"{part}/{folder.name}/{name}".lstrip("/"), ImageFile(folder / name)
+                rounds = ((question, labels[folder.name]),)
+                conversations.append(Conversation(str(image.path), key, (image,), (key,), rounds, options))
+        read[part] = drop_broken(conversations, str(root / part), bad)
+    return divide(read, str(root), bad)

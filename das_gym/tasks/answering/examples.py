@@ -1,27 +1,43 @@
-"""A question to a model that answers in words."""
+"""Questions to a model that answers in words, and the prompts that formats have no words for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from das_gym.data.images import ImageSource
 
+IMAGE_MARK = "<image>"
+"""Stands in a text where an image does. Source: LLaVA's conversations."""
+
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+"""Source: LLaVA-1.5 (arXiv 2310.03744), section 3.2."""
+
+LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
+"""Source: LLaVA-1.5, appendix; its form of multiple choice."""
+
+TRUE_OR_FALSE = "Is this true of the two images? Answer with true or false."
+
+CLASS_QUESTION = "What is the label for this image?"
+"""The question of the reference about every image of AID."""
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerExample:
-    """A question about some images, or about none, with the answer that is right.
+    """A question about some images, or about none, with the right answer.
 
     Attributes:
-        key: Tells it from every other example of its data set.
-        images: The pictures, in the order of the `<image>` marks of `rounds` and `question`.
-        question: What the user says last, with a mark `<image>` where a picture stands, if it says so; pictures without
-            a mark come before everything else.
-        answer: The reference answer, whose likelihood is the loss; empty where nobody knows it.
-        answers: Every answer that counts, one entry an annotator; empty = `answer` alone.
-        options: What there is to choose from, `answer` among them; empty = anything can be said.
+        key: A name that is unique in the data set.
+        images: The images, in the order of the `<image>` marks of `rounds` and `question`.
+        question: The last message of the user. A mark `<image>` stands for an image; images without a mark come first.
+        answer: The reference answer, whose likelihood is the loss; empty where it is not public.
+        answers: Every annotator's answer, all of which count; empty = `answer` alone.
+        options: The answers to choose from; empty = any answer.
         rounds: Earlier questions and answers of the same conversation.
-        kind: The data set's own group, such as `count` or `CLOSED`; empty where the format has none.
-        question_id: By which its server knows the question; None where the format has none.
+        kind: The data set's own group, such as `count` or `CLOSED`; may be empty.
+        question_id: The number of the question on the data set's evaluation server, if any.
     """
 
     key: str
@@ -33,3 +49,14 @@ class AnswerExample:
     rounds: tuple[tuple[str, str], ...] = ()
     kind: str = ""
     question_id: int | str | None = None
+
+
+def instructed(question: str, instruction: str = SHORT_ANSWER) -> str:
+    """Return a question with an instruction on a line of its own."""
+    return f"{question.strip()}\n{instruction}"
+
+
+def multiple_choice(question: str, context: str, choices: Sequence[str]) -> str:
+    """Return a question with its context (`N/A` if empty, as is usual) and up to 26 lettered choices."""
+    lettered = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    return instructed(f"{question.strip()}\nContext: {context.strip() or 'N/A'}\nOptions: {lettered}", LETTER_ANSWER)

@@ -1,4 +1,4 @@
-"""NLVR2: whether a sentence is true of two images."""
+"""NLVR2: is a sentence true of two images?"""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from das_gym.data.arrow import is_arrow
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair
 from das_gym.shapes.nlvr2 import shapes_nlvr2_root
 from das_gym.tasks.classification import ClassificationTask
-from das_gym.tasks.nlvr2.arrow import FILES, load_arrow_nlvr2
+from das_gym.tasks.nlvr2.arrow import TABLES, load_arrow_nlvr2
 from das_gym.tasks.nlvr2.files import NLVR2Example, load_nlvr2
 
 
 class NLVR2Task(ClassificationTask):
-    """NLVR2: the model reads the sentence with each image, the head both readings side by side.
+    """NLVR2: the model gets the sentence with each image, and the head the features of both.
 
     The second image has a token type of its own. Logits are of false and true, in this order.
     """
@@ -32,21 +31,21 @@ class NLVR2Task(ClassificationTask):
 
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[NLVR2Example]:
-        """NLVR2's files, or arrow tables; None is Shapes-NLVR2."""
+        """Read NLVR2's files, or arrow tables; None is Shapes-NLVR2."""
         root = shapes_nlvr2_root() if data_root is None else data_root
-        load = load_arrow_nlvr2 if is_arrow(root, FILES) else load_nlvr2
+        load = load_arrow_nlvr2 if TABLES.is_in(root) else load_nlvr2
         return load(root, on_bad_example)
 
     def pairs(self, examples: Sequence[NLVR2Example]) -> list[Pair]:
-        """Each sentence with its left image (type 1), then with its right one (type 2)."""
+        """Return each sentence with its left image (type 1), then with its right one (type 2)."""
         return [Pair(e.sentence, image, image_type) for e in examples for image_type, image in enumerate(e.images, start=1)]
 
     def group_features(self, pooled: Tensor) -> Tensor:
-        """(batch, 2 * feature_size): the features of both passes side by side, the left image's first."""
+        """Return the concatenated features of both passes, (batch, 2 * feature_size), the left image's first."""
         return pooled.unflatten(0, (-1, self.passes)).flatten(1)
 
     def summary(self, examples: Sequence[NLVR2Example], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
-        """Accuracy, loss, and consistency: the share of sentences (0..1) judged right with all their pairs of images."""
+        """Return accuracy, loss, and consistency: the share of sentences that are right for all their pairs of images."""
         by_sentence: defaultdict[str, list[float]] = defaultdict(list)
         for example, metric in zip(examples, metrics.tolist(), strict=True):
             by_sentence[example.set_id].append(metric)

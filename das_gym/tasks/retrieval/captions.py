@@ -1,4 +1,4 @@
-"""Captioned images, and the examples of image-text retrieval that are made of them."""
+"""Captioned images, and the examples of image-text retrieval that are built from them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from das_gym.data.images import ImageSource
 
 NUM_TEXTS = 16
-"""Texts of an example: a true one and 15 false ones, as in METER's and ViLT's code."""
+"""Texts of an example: a true one and 15 false ones, as in the code of METER and ViLT."""
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """An image with the captions that people gave it.
+    """An image with its captions.
 
     Attributes:
-        image: The picture.
+        image: The image.
         image_id: The data set's own number.
-        captions: At least one.
+        captions: One or more.
         caption_ids: The data set's own number of each caption.
-        hard_negatives: For each caption, false texts that differ little from it; empty where the data set has none.
+        hard_negatives: For each caption, false texts that differ little from it; may be empty.
     """
 
     image: ImageSource
@@ -35,18 +35,18 @@ class CaptionedImage:
 class RetrievalExample:
     """An image and 16 texts, of which one is true.
 
-    The false ones are the caption's hard negatives, where it has some, and captions of other images of the same split.
-    Which ones follows from `key` and the split's captions alone, so they are the same at every time; they are
-    worked out when they are needed, so that the 145,000 examples of Flickr30k take little memory.
+    The false texts are the caption's hard negatives, if any, and captions of other images of the split. They follow
+    from `key` and the captions of the split alone, so they never change. They are computed on access: the 145,000
+    examples of Flickr30k take little memory.
 
     Attributes:
         key: The data set's own number of the caption, unique in the data set.
-        image: The picture.
+        image: The image.
         image_id: The data set's own number of the image.
         caption: The true text.
         own: All captions of the image: none of them is false.
         hard_negatives: False texts that are always among the 16.
-        pool: The different captions of the split.
+        pool: The distinct captions of the split.
     """
 
     key: str
@@ -59,7 +59,7 @@ class RetrievalExample:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """NUM_TEXTS different texts, the true one first."""
+        """NUM_TEXTS distinct texts, the true one first."""
         chosen = dict.fromkeys((self.caption, *self.hard_negatives[: NUM_TEXTS - 1]))
         draws = _draws(self.key, len(self.pool))
         while len(chosen) < NUM_TEXTS:
@@ -70,7 +70,7 @@ class RetrievalExample:
 
 
 def _draws(key: str, count: int) -> Iterator[int]:
-    """Endless numbers below `count`, the same for ever: four bytes each of BLAKE2b hashes of the key and a counter."""
+    """Yield endless numbers below `count`: four bytes each of BLAKE2b hashes of the key and a counter, the same for ever."""
     block = 0
     while True:
         digest = hashlib.blake2b(f"{key} {block}".encode()).digest()
@@ -78,24 +78,23 @@ def _draws(key: str, count: int) -> Iterator[int]:
         block += 1
 
 
-def retrieval_examples(images: Sequence[CaptionedImage], what: str, left_out: str = "") -> tuple[RetrievalExample, ...]:
-    """An example for each caption of a split, in order.
+def retrieval_examples(images: Sequence[CaptionedImage], source: str, skipped: str = "") -> tuple[RetrievalExample, ...]:
+    """Return an example for each caption of a split, in order.
 
     Args:
         images: The split.
-        what: Names the split and its file in messages.
-        left_out: What to add to them, see `BadExamples.first_left_out`.
+        source: Names the split and its file in errors.
+        skipped: A sentence to append to them, see `BadExamples.last_skipped`.
 
     Raises:
-        ValueError: Some image leaves fewer than 15 different captions of other images to be its false texts.
+        ValueError: An image leaves fewer than 15 distinct captions of other images to be its false texts.
     """
     pool = tuple(dict.fromkeys(caption for image in images for caption in image.captions))
     others = len(pool) - max((len(set(image.captions)) for image in images), default=0)
     if others < NUM_TEXTS - 1:
         raise ValueError(
-            f"{what} has {len(images)} images with {len(pool)} different captions, which leaves {max(others, 0)} captions "
-            f"of other images; an example needs {NUM_TEXTS - 1} different ones as its false texts: add images with captions"
-            f"{left_out}"
+            f"{source} has too few captions: got {len(images)} images that leave {max(others, 0)} captions of other images, "
+            f"expected {NUM_TEXTS - 1} distinct ones as the false texts of an example. Add images with captions{skipped}"
         )
     return tuple(
         RetrievalExample(str(caption_id), image.image, image.image_id, caption, image.captions, hard, pool)

@@ -1,4 +1,4 @@
-"""VQA's official answer normalisation, soft scores and accuracy.
+"""VQA's official answer normalization, soft scores and accuracy.
 
 Source: the evaluation rules at visualqa.org/evaluation.html, and the behaviour of the official evaluation
 script where it differs from them (each such place is named below).
@@ -31,7 +31,7 @@ _CONTRACTED = """
 
 
 def _contractions() -> dict[str, str]:
-    """Each contraction by its spellings with one apostrophe left out."""
+    """Return each contraction by its spellings with one apostrophe left out."""
     table = {}
     for word in _CONTRACTED.split():
         for place in (i for i, letter in enumerate(word) if letter == "'"):
@@ -48,7 +48,7 @@ _FREE_PERIOD = re.compile(r"\.(?!\d)")
 
 
 def _strip_punctuation(text: str) -> str:
-    """Punctuation becomes a space, or nothing where it touches one: `yes, sir` and `yes/sir` are both two words.
+    """Replace punctuation by a space, or by nothing where it touches one: `yes, sir` and `yes/sir` are both two words.
 
     As in the official script, a mark that touches a space anywhere goes everywhere without a space, and so do all
     marks of a text that has a comma inside a number (`100,978`); a period stays in front of a digit only (`.5`, `3.5`).
@@ -64,65 +64,41 @@ def _strip_punctuation(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def as_written(text: str) -> str:
-    """An answer with nothing changed but white space: what unanimous annotators are compared by."""
+    """Return an answer with single-line, stripped white space: the form in which unanimous answers are compared."""
     return re.sub(r"[\n\t]", " ", text).strip()
 
 
 @lru_cache(maxsize=65536)
 def normalize_answer(text: str) -> str:
-    """An answer as VQA compares it: `The  two dogs!` and `2 dogs` are the same.
+    """Return an answer as VQA compares it.
 
-    Args:
-        text: Any answer, a person's or a model's.
+    It is in lower case, without punctuation and articles, with numbers up to ten as digits, apostrophes in contractions and
+    single spaces. It may be empty. Normalizing twice changes nothing.
 
-    Returns:
-        Lower case, without punctuation and articles, numbers up to ten as digits, apostrophes put back into
-        contractions, single spaces. It may be empty. Normalising twice changes nothing.
+    Example:
+        >>> from das_gym.tasks.vqa.accuracy import normalize_answer
+        >>> normalize_answer("The  two dogs!")
+        '2 dogs'
     """
     words = [NUMBER_WORDS.get(word, word) for word in _strip_punctuation(as_written(text)).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def soft_score(count: int) -> float:
-    """How right an answer is that `count` of ten annotators gave: 0, 0.3, 0.6, 0.9, and 1.0 from four on.
-
-    Args:
-        count: Annotators that gave the answer, 0 or more.
-
-    Returns:
-        The training target, 0..1.
-
-    Raises:
-        ValueError: `count` is negative.
-    """
-    if count < 0:
-        raise ValueError(f"count={count} annotators; a count is 0 or more")
+    """Return the training target of an answer of `count` of ten annotators: 0, 0.3, 0.6, 0.9, and 1.0 from four on."""
     return (0.0, 0.3, 0.6, 0.9, 1.0)[min(count, 4)]
 
 
 def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
-    """VQA's official accuracy of one answer, after normalising both sides, but as written where annotators are unanimous.
+    """Return VQA's official accuracy of an answer, 0..1, given the answers of one or more annotators.
 
     It is the mean, over leaving out one annotator at a time, of min(matches among the others / 3, 1). With the ten
     annotators of VQAv2, 1, 2, 3 and 4 matches give 0.3, 0.6, 0.9 and 1.0. The answer of unanimous annotators counts 1.0
-    however few they are, where the formula alone would give one annotator 0. Where all wrote the same, the official script
-    compares that as it stands: `2` is wrong where ten wrote `two`.
-
-    Args:
-        answer: The answer to score.
-        answers: What the annotators said, one or more.
-
-    Returns:
-        The accuracy, 0..1.
-
-    Raises:
-        ValueError: `answers` is empty.
-        TypeError: `answers` is one string.
+    however few they are, where the formula alone would give one annotator 0. Both sides are normalized, except that the
+    official script compares a unanimous answer as it is written: `2` is wrong where ten wrote `two`.
     """
-    if isinstance(answers, str):
-        raise TypeError(f"answers={answers!r} is one string; pass a list with every annotator's answer")
-    if not answers:
-        raise ValueError("answers is empty; pass every annotator's answer, at least one")
+    if isinstance(answers, str) or not answers:
+        raise ValueError(f"wrong `answers`: got {answers!r}, expected a list of one or more texts")
     written = {as_written(other) for other in answers}
     if len(written) == 1:
         return float(as_written(answer) in written)

@@ -1,31 +1,31 @@
-"""VQA examples in columns: hundreds of thousands of questions that load at once and become objects when looked at."""
+"""VQA examples in columns: hundreds of thousands of questions that take little memory and become objects on access."""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, overload
+from typing import overload
 
 import numpy as np
 
 from das_gym.data.images import ImageSource
-from das_gym.tasks.vqa.columns import VQAColumns
+from das_gym.tasks.vqa.accuracy import as_written, normalize_answer
 
 
 @dataclass(frozen=True, slots=True)
 class VQAExample:
-    """A question about an image, with what people answered.
+    """A question about an image, with the answers of the annotators.
 
     Attributes:
         question_id, image_id: The data set's own numbers.
-        image: The picture.
+        image: The image.
         question: The question as written.
-        question_type, answer_type: The data set's own groups, such as `what color is the` and `other`; empty where the
-            format does not have them.
-        answer: The annotators' most frequent answer, normalised.
-        answers: Every annotator's answer, ten in VQAv2: normalised, but as written where all wrote the same.
-        split: The part of the data set that it comes from, such as `train2014`.
+        question_type, answer_type: The data set's own groups, such as `what color is the` and `other`; may be empty.
+        answer: The annotators' most frequent answer, normalized.
+        answers: Every annotator's answer, ten in VQAv2: normalized, but as written where all annotators wrote the same.
+        split: The part of the data set, such as `train2014`.
     """
 
     question_id: int
@@ -40,41 +40,103 @@ class VQAExample:
 
     @property
     def key(self) -> str:
-        """Tells the question from every other of the data set, also where two splits share a question_id."""
+        """A name that is unique in the data set, also where two splits share a question_id."""
         return f"{self.split}/{self.question_id}"
 
 
-class ImagesByPlace(Protocol):
-    """The images of a split."""
+@dataclass(frozen=True, slots=True)
+class VQAColumns:
+    """The columns of `n` questions. numpy arrays, since pyarrow would be a dependency of 170 MB for everyone.
 
-    def __call__(self, place: int) -> ImageSource:
-        """The image at a place."""
-        ...
+    Attributes:
+        question_ids, image_ids: (n,) int64.
+        images: (n,) int64, the argument of `VQATable.image_at` for each question.
+        questions: n texts.
+        names: Every distinct answer and type.
+        question_types, answer_types, majority: (n,) int32, indices into `names`; `majority` is `VQAExample.answer`.
+        answers: All annotators' answers, question by question, int32 indices into `names`.
+        answer_ends: (n + 1,) int64, where the answers of each question end; begins with 0.
+    """
 
-    def missing(self, places: Sequence[int]) -> list[int]:
-        """Those of the places where there is no image, found without opening any."""
-        ...
+    question_ids: np.ndarray
+    image_ids: np.ndarray
+    images: np.ndarray
+    questions: tuple[str, ...]
+    names: tuple[str, ...]
+    question_types: np.ndarray
+    answer_types: np.ndarray
+    majority: np.ndarray
+    answers: np.ndarray
+    answer_ends: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as a reader found it: `image` is the argument of `VQATable.image_at`, answers are not yet normalized."""
+
+    question_id: int
+    image_id: int
+    image: int
+    question: str
+    question_type: str
+    answer_type: str
+    answer: str
+    answers: Sequence[str]
+
+
+def build_columns(questions: Iterable[Question]) -> VQAColumns:
+    """Return the columns of questions, in order."""
+    numbers: dict[str, int] = {}
+    texts: list[str] = []
+    ids, types, answers, counts = array("q"), array("i"), array("i"), array("q")
+
+    def number(name: str) -> int:
+        return numbers.setdefault(name, len(numbers))
+
+    for q in questions:
+        ids.extend((q.question_id, q.image_id, q.image))
+        texts.append(q.question)
+        types.extend((number(q.question_type), number(q.answer_type), number(normalize_answer(q.answer))))
+        written = {as_written(answer) for answer in set(q.answers)}
+        # The official script compares a unanimous answer as it is written.
+        code = {answer: number(min(written) if len(written) == 1 else normalize_answer(answer)) for answer in q.answers}
+        answers.extend(code[answer] for answer in q.answers)
+        counts.append(len(q.answers))
+    question_ids, image_ids, images = np.array(ids, np.int64).reshape(-1, 3).T.copy()
+    question_types, answer_types, majority = np.array(types, np.int32).reshape(-1, 3).T.copy()
+    return VQAColumns(
+        question_ids=question_ids,
+        image_ids=image_ids,
+        images=images,
+        questions=tuple(texts),
+        names=tuple(numbers),
+        question_types=question_types,
+        answer_types=answer_types,
+        majority=majority,
+        answers=np.array(answers, np.int32),
+        answer_ends=np.concatenate(([0], np.cumsum(np.array(counts, np.int64)))).astype(np.int64),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class VQATable(Sequence[VQAExample]):
-    """Examples that are built when they are asked for; a slice is a table on the same columns.
+    """Examples that are built on access; a slice is a table with the same columns.
 
     Attributes:
-        split: Every example's.
+        split: The split of every example.
         columns: The questions, of which `rows` are in the table.
-        image_at: The image at a place.
-        rows: (examples,) int64, indices in the columns.
+        image_at: Returns an image by its number in `columns.images`.
+        rows: (examples,) int64, indices into the columns.
     """
 
     split: str
     columns: VQAColumns
-    image_at: ImagesByPlace
+    image_at: Callable[[int], ImageSource]
     rows: np.ndarray
 
     @classmethod
-    def whole(cls, split: str, columns: VQAColumns, image_at: ImagesByPlace) -> VQATable:
-        """The table of all questions."""
+    def whole(cls, split: str, columns: VQAColumns, image_at: Callable[[int], ImageSource]) -> VQATable:
+        """Return the table of all questions."""
         return cls(split, columns, image_at, np.arange(len(columns.question_ids)))
 
     def __len__(self) -> int:
@@ -88,33 +150,25 @@ class VQATable(Sequence[VQAExample]):
         if isinstance(index, slice):
             return replace(self, rows=self.rows[index])
         row = int(self.rows[index])
-        return self._example(row, self.image_at(int(self.columns.places[row])))
+        return self._example(row, self.image_at(int(self.columns.images[row])))
 
     def __iter__(self) -> Iterator[VQAExample]:
         last = None
-        for row, place in zip(self.rows.tolist(), self.places().tolist(), strict=True):
-            if place != last:  # questions about an image mostly follow each other
-                last, image = place, self.image_at(place)
+        for row, number in zip(self.rows.tolist(), self.images().tolist(), strict=True):
+            if number != last:  # questions about one image mostly follow each other
+                last, image = number, self.image_at(number)
             yield self._example(row, image)
 
     def take(self, indices: np.ndarray) -> VQATable:
-        """The table of some of the examples: indices, or a boolean for each."""
+        """Return the table of some of the examples, given indices or a boolean for each."""
         return replace(self, rows=self.rows[indices])
 
-    def joined(self, other: VQATable) -> VQATable:
-        """The examples of both, tables on the same columns, in the order of the columns."""
-        return replace(self, rows=np.union1d(self.rows, other.rows))
-
-    def image_ids(self) -> np.ndarray:
-        """(examples,) int64."""
-        return self.columns.image_ids[self.rows]
-
-    def places(self) -> np.ndarray:
-        """(examples,) int64, see `VQAColumns.places`."""
-        return self.columns.places[self.rows]
+    def images(self) -> np.ndarray:
+        """Return the image number of each example, (examples,) int64."""
+        return self.columns.images[self.rows]
 
     def answer_counts(self) -> Counter[str]:
-        """How many examples have each `answer`, in first-seen order."""
+        """Return how many examples have each `answer`, in first-seen order."""
         codes, first, counts = np.unique(self.columns.majority[self.rows], return_index=True, return_counts=True)
         order = np.argsort(first)
         names = self.columns.names
@@ -123,8 +177,7 @@ class VQATable(Sequence[VQAExample]):
         )
 
     def _example(self, row: int, image: ImageSource) -> VQAExample:
-        columns = self.columns
-        names = columns.names
+        columns, names = self.columns, self.columns.names
         answers = columns.answers[columns.answer_ends[row] : columns.answer_ends[row + 1]]
         return VQAExample(
             question_id=int(columns.question_ids[row]),

@@ -1,4 +1,4 @@
-"""Visual question answering: which of the data set's frequent answers is right."""
+"""Visual question answering: which of the data set's frequent answers is right?"""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.data.arrow import is_arrow
-from das_gym.data.checks import BadExamples
+from das_gym.data.bad_examples import BadExamples
 from das_gym.data.splits import Splits
 from das_gym.models.inputs import Pair, Processor
 from das_gym.shapes.vqa import shapes_root
-from das_gym.tasks.base import PARTS, Task, load_head
+from das_gym.tasks.base import PARTS, Task
 from das_gym.tasks.classification import build_classifier
 from das_gym.tasks.vqa.accuracy import normalize_answer, soft_score, vqa_accuracy
-from das_gym.tasks.vqa.arrow import FILES, load_arrow_vqa
+from das_gym.tasks.vqa.arrow import TABLES, load_arrow_vqa
 from das_gym.tasks.vqa.examples import VQAExample
 from das_gym.tasks.vqa.vqav2 import load_vqav2, read_vqav2, splits_vocabulary
 
@@ -30,7 +29,7 @@ class VQATask(Task):
     """VQA as VQAv2 defines it: soft scores to train on, the official accuracy to report.
 
     Args:
-        processor: Makes batches for the VLP.
+        processor: Makes batches for the model.
         labels: The answer vocabulary; logits are in its order.
     """
 
@@ -43,35 +42,35 @@ class VQATask(Task):
 
     @classmethod
     def load_splits(cls, data_root: str | Path | None, on_bad_example: str = "raise") -> Splits[VQAExample]:
-        """VQAv2's files, or arrow tables; None is Shapes-VQA."""
+        """Read VQAv2's files, or arrow tables; None is Shapes-VQA."""
         root = shapes_root() if data_root is None else data_root
-        load = load_arrow_vqa if is_arrow(root, FILES) else load_vqav2
+        load = load_arrow_vqa if TABLES.is_in(root) else load_vqav2
         return load(root, on_bad_example)
 
     @classmethod
     def load_part(cls, data_root: str | Path | None, part: str, on_bad_example: str = "raise") -> Sequence[VQAExample]:
-        """As `Task.load_part`; of VQAv2's files also `train2014`, `val2014`, `test2015`, `test-dev2015`, each alone."""
+        """Return a part; of VQAv2's files also `train2014`, `val2014`, `test2015` and `test-dev2015`, each alone."""
         root = shapes_root() if data_root is None else data_root
-        if part in PARTS or is_arrow(root, FILES):
+        if part in PARTS or TABLES.is_in(root):
             return super().load_part(data_root, part, on_bad_example)
         return read_vqav2(root, part, BadExamples(on_bad_example))
 
     @classmethod
     def is_labelled(cls, examples: Sequence[VQAExample]) -> bool:
-        """Whether annotators' answers are there; of `test2015` only the server knows them."""
+        """Return whether there are annotators' answers; those of `test2015` are not public."""
         return any(example.answers for example in itertools.islice(examples, 100))
 
     @classmethod
     def choose_labels(cls, splits: Splits[VQAExample], min_count: int | None = None) -> tuple[str, ...]:
-        """The frequent answers, see `das_gym.tasks.vqa.vqav2.splits_vocabulary`."""
+        """Return the frequent answers, see `das_gym.tasks.vqa.vqav2.splits_vocabulary`."""
         return splits_vocabulary(splits, min_count)
 
     def pairs(self, examples: Sequence[VQAExample]) -> list[Pair]:
-        """Each question with its image."""
+        """Return each question with its image."""
         return [Pair(e.question, e.image) for e in examples]
 
     def targets(self, examples: Sequence[VQAExample]) -> dict[str, Tensor]:
-        """`scores`: soft scores to train on; `accuracy`: what each answer would earn; both (batch, answers) float32."""
+        """Return soft `scores` to train on and the `accuracy` of each answer, both (batch, answers) float32."""
         scores = torch.zeros(len(examples), len(self.labels))
         accuracy = torch.zeros_like(scores)
         for row, example in enumerate(examples):
@@ -83,61 +82,56 @@ class VQATask(Task):
         return {"scores": scores, "accuracy": accuracy}
 
     def build_head(self, feature_size: int, head_size: int | None = None) -> nn.Module:
-        """A new head for this answer vocabulary."""
+        """Return a new head for this answer vocabulary."""
         return build_classifier(feature_size, len(self.labels), head_size or feature_size)
 
-    def init_head(self, head: nn.Module, heads: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Start from the checkpoint's `vqa_classifier`, whose answers are taken to be those of this vocabulary, in order."""
-        if self.pretrained_head in heads:
-            load_head(head, self.pretrained_head, heads[self.pretrained_head])
-
     def losses(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """(batch,) binary cross-entropy summed over answers, in nats: METER's VQA loss before its mean."""
+        """Return the binary cross-entropy summed over answers, (batch,), in nats: METER's VQA loss before its mean."""
         return F.binary_cross_entropy_with_logits(logits, targets["scores"].to(logits), reduction="none").sum(-1)
 
     def metrics(self, logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """(batch,) official VQA accuracy of the answer with the largest logit, 0..1."""
+        """Return the official VQA accuracy of the answer with the largest logit, (batch,), 0..1."""
         return targets["accuracy"].to(logits).gather(-1, logits.argmax(-1, keepdim=True)).squeeze(-1)
 
     def divergences(self, logits: Tensor, full_logits: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        """(batch,) sum over answers of KL(full || subnet) between the two Bernoulli distributions, in nats."""
+        """Return KL(full || subnet) between Bernoulli distributions, summed over answers, (batch,), in nats."""
         del targets
-        wanted = full_logits.sigmoid()
+        full = full_logits.sigmoid()
         yes = F.logsigmoid(full_logits) - F.logsigmoid(logits)
         no = F.logsigmoid(-full_logits) - F.logsigmoid(-logits)
-        return (wanted * yes + (1 - wanted) * no).sum(-1)
+        return (full * yes + (1 - full) * no).sum(-1)
 
     def predictions(self, examples: Sequence[VQAExample], logits: Tensor) -> list[dict[str, Any]]:
-        """`question_id` and `answer`, as VQA's evaluation server takes them."""
+        """Return `question_id` and `answer`, as VQA's evaluation server takes them."""
         answers = [self.labels[number] for number in logits.argmax(-1).tolist()]
         return [{"question_id": e.question_id, "answer": answer} for e, answer in zip(examples, answers, strict=True)]
 
     def reference(self, example: VQAExample) -> str:
-        """What the annotators answered, the most frequent first, with their numbers where they differ."""
+        """Return the annotators' answers, the most frequent first, with counts where they differ."""
         counts = Counter(example.answers).most_common()
         return counts[0][0] if len(counts) == 1 else ", ".join(f"{answer} ({count})" for answer, count in counts)
 
     def format_prediction(self, example: VQAExample, prediction: Mapping[str, Any]) -> str:
-        """The answer."""
+        """Return the answer."""
         del example
         return str(prediction["answer"])
 
     def group(self, example: VQAExample) -> str:
-        """The type of the question."""
+        """Return the question type."""
         return example.question_type
 
     def summary(self, examples: Sequence[VQAExample], losses: np.ndarray, metrics: np.ndarray) -> dict[str, float]:
-        """Mean loss; accuracy over all, by question type (`question/<type>`) and by answer type (`answer/<type>`).
+        """Return the mean loss, and the accuracy: overall, by `question/<type>` and by `answer/<type>`.
 
-        `ceiling` before any of these is what nobody can pass who chooses from this vocabulary, and `blank` how many of the
-        questions no annotator answered.
+        `ceiling` in front of these is the best accuracy that this vocabulary allows. `blank` counts the questions that no
+        annotator answered.
         """
         groups: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         for example, metric in zip(examples, metrics.tolist(), strict=True):
             scored = metric, self.ceiling(example)
             groups[""].append(scored)
             for kind, name in (("question", example.question_type), ("answer", example.answer_type)):
-                if name:  # arrow tables do not tell
+                if name:  # arrow tables have no types
                     groups[f"{kind}/{name}"].append(scored)
         numbers = super().summary(examples, losses, metrics)
         for name, rows in sorted(groups.items()):
@@ -146,11 +140,11 @@ class VQATask(Task):
         return {**numbers, "blank": float(sum(not any(example.answers) for example in examples))}
 
     def ceiling(self, example: VQAExample) -> float:
-        """The accuracy of the best answer in the vocabulary, 0..1."""
+        """Return the accuracy of the best answer in the vocabulary, 0..1."""
         known = set(map(normalize_answer, example.answers)) & self._index.keys()
         return max((vqa_accuracy(answer, example.answers) for answer in known), default=0.0)
 
     def covers_labels(self, examples: Sequence[VQAExample]) -> bool:
-        """Whether at least half of the examples have an answer in the vocabulary."""
+        """Return whether at least half of the examples have an answer in the vocabulary."""
         known = sum(any(normalize_answer(answer) in self._index for answer in e.answers) for e in examples)
         return 2 * known >= len(examples)

@@ -183,7 +183,7 @@ def test_compare_refuses_wrong_settings_before_a_search(run_here, small_kwargs: 
 def test_compare_with_given_searches_needs_no_supernet(small_kwargs: dict[str, str]):
     given = {name: value for name, value in small_kwargs.items() if name != "supernet"}
     prepare(CompareSettings(**given, methods=("das",), skip_nums=(2,), searches={"2": 1}))
-    with pytest.raises(ValueError, match="comes without a supernet"):
+    with pytest.raises(ValueError, match="neither a supernet nor a head"):
         prepare(CompareSettings(**given, methods=("das",), skip_nums=(2, 3), searches={"2": 1}))
 
 

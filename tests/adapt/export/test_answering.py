@@ -11,7 +11,7 @@ import pytest
 import torch
 from das_gym.adapt.export.answering import QUESTIONS, export_answering
 from das_gym.adapt.methods.base import make_method
-from das_gym.adapt.methods.learnt import trained
+from das_gym.adapt.methods.saving import trained_parameters
 from das_gym.adapt.shrink.verifying import Probes, replay_logits
 from transformers import AutoModelForImageTextToText
 
@@ -35,7 +35,7 @@ def finetuned(folder: Path, data: Path, name: str, **settings: Any) -> AdaptedMo
     model, method = AdaptedModel(backbone, new_head(backbone, task), task), make_method(name, settings)
     method.apply(model)
     torch.manual_seed(1)
-    for parameter in trained(model).values():
+    for parameter in trained_parameters(model).values():
         parameter.data += 0.1 * torch.randn_like(parameter)
     method.finish(backbone.vlp)
     if backbone.vlp.pruned_mask is None:

@@ -170,7 +170,13 @@ def test_what_is_skipped_is_gone_and_what_was_made_is_told(tmp_path):
     assert config["id2label"] == {"0": "no", "1": "yes", "2": "two"}
     assert config["das_gym"]["skipped_layers"] == ["text.0", "image.1"]
     card = (written.folder / "README.md").read_text()
-    for words in ("without 2 of its 4", "| text.0 | adapter |", "accuracy on test | 81.2%", "12,345", "trust_remote_code"):
+    for words in (
+        "without 2 of its 4",
+        "| text.0 | adapter |",
+        "accuracy on test, % | 81.2 |",
+        "| 10.00 |",
+        "trust_remote_code",
+    ):
         assert words in card
     code = {f"{name}.py" for name in ("modeling_meter_subnet", "network", "inputs", "subnet", "adapters", "attention")}
     files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}

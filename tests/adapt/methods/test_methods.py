@@ -14,7 +14,7 @@ from das_gym.adapt import step_loss
 from das_gym.adapt.compare_experiment import CompareSettings, with_methods
 from das_gym.adapt.methods.base import METHODS, Method, make_method, register_method
 from das_gym.adapt.methods.das import DAS
-from das_gym.adapt.methods.learnt import learnt, restore_learnt, trained
+from das_gym.adapt.methods.saving import restore_adaptation, to_adaptation, trained_parameters
 from das_gym.adapt.step_loss import StepLoss, set_up
 from das_gym.adapt.training import Trainer, TrainingConfig
 
@@ -40,9 +40,9 @@ from tests.tasks.answering.making import llava_folder
 
 FAMILIES = ("METER", "ViLT", "VLM")
 REFUSED = {
-    ("VLM", "head"): "head only: nothing would train, since a VLM brings its head",
-    ("VLM", "bitfit"): "BitFit: a LlamaDecoderLayer has no biases",
-    ("VLM", "prompt"): "prompt tuning: not in a VLM, since all positions of a batch lie flat in one stream",
+    ("VLM", "head"): "nothing would train, since a VLM brings its head",
+    ("VLM", "bitfit"): "a LlamaDecoderLayer has no biases",
+    ("VLM", "prompt"): "prompt tuning is not supported by VLM",
 }
 HAVING = [(family, name) for family in FAMILIES for name in METHODS if (family, name) not in REFUSED]
 COUNTS = {
@@ -95,7 +95,7 @@ def parameters(model: AdaptedModel) -> dict[int, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), HAVING)
-def test_what_a_method_says_trains_and_nothing_else(worlds: dict[str, World], family: str, name: str):
+def test_method_trains_what_it_says_and_nothing_else(worlds: dict[str, World], family: str, name: str):
     world = worlds[family]
     model = world.model()
     updated = make_method(name).apply(model)
@@ -128,7 +128,7 @@ def test_training_on_another_device(worlds: dict[str, World], family: str, name:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["lora", "adapter", "parallel"])
-def test_what_is_inserted_begins_as_nothing(worlds: dict[str, World], family: str, name: str):
+def test_inserted_modules_start_without_effect(worlds: dict[str, World], family: str, name: str):
     world = worlds[family]
     plain, model = world.model(), world.model()
     plain.backbone.vlp.remove_adapters()
@@ -149,7 +149,7 @@ def test_what_is_inserted_begins_as_nothing(worlds: dict[str, World], family: st
         pytest.param("VLM", "parallel", marks=pytest.mark.slow),
     ],
 )
-def test_what_is_inserted_costs_what_it_runs_and_lora_nothing_once_it_is_merged(worlds, family: str, name: str):
+def test_inserted_modules_cost_macs_and_merged_lora_none(worlds, family: str, name: str):
     world = worlds[family]
     plain, model = world.model(), world.model()
     plain.backbone.vlp.remove_adapters()
@@ -174,16 +174,16 @@ def changed(world: World, name: str, **settings: Any) -> tuple[AdaptedModel, Ada
     method.apply(model, seed=3)
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in trained(model).values():
+        for parameter in trained_parameters(model).values():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    kept = learnt(model, name, method, seed=3)
+    kept = to_adaptation(model, name, method, seed=3)
     method.finish(model.backbone.vlp)
     return model, kept
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), HAVING)
-def test_what_was_learnt_comes_back_to_the_bit(worlds: dict[str, World], family: str, name: str, tmp_path: Path):
+def test_restore_adaptation_to_the_bit(worlds: dict[str, World], family: str, name: str, tmp_path: Path):
     world = worlds[family]
     n_layers = len(world.model().backbone.vlp.layers)
     settings = {"mask": (1, *(0,) * (n_layers - 1))} if name == "das" else {}
@@ -191,7 +191,7 @@ def test_what_was_learnt_comes_back_to_the_bit(worlds: dict[str, World], family:
     kept.save(tmp_path / "kept.safetensors")
     again = Adaptation.load(tmp_path / "kept.safetensors")
     assert again.info == {"seed": 3}
-    restored = restore_learnt(load_backbone(world.problem), again, world.problem.task, "kept.safetensors")
+    restored = restore_adaptation(load_backbone(world.problem), again, world.problem.task, "kept.safetensors")
     assert torch.equal(said(restored, world.splits), said(model, world.splits))
     weights = sum(p.numel() for p in model.backbone.vlp.parameters())
     if name != "full":
@@ -234,7 +234,7 @@ def train(world: World, method: Method, config: TrainingConfig, checkpoint: Path
 
 
 @pytest.mark.slow
-def test_every_pair_of_settings_of_training(worlds: dict[str, World], tmp_path: Path):
+def test_every_pair_of_training_settings(worlds: dict[str, World], tmp_path: Path):
     """Stopped and gone on with it comes to the same weights; so it does in parts, and without what is kept."""
     rates = dict.fromkeys(("learning_rate", "head_learning_rate"), 1e-3)
     for number, row in enumerate(crossed(OF_TRAINING)):
@@ -242,18 +242,18 @@ def test_every_pair_of_settings_of_training(worlds: dict[str, World], tmp_path: 
         own = {name: value for name, value in row.items() if name not in ("family", "method")}
         config = TrainingConfig(steps=4, batch_size=4, save_every=1, **rates, **own)
         plain = dataclasses.replace(config, micro_batch_size=None, gradient_checkpointing=False, encoder_cache_gib=2.0)
-        wanted = trained(train(world, method, plain))
+        wanted = trained_parameters(train(world, method, plain))
         far = 5e-4 if config.mixed_precision == "bf16" else 2e-6
         for model in (train(world, method, config), train(world, method, config, tmp_path / f"{number}.pt")):
-            apart = torch.cat([(p - wanted[name]).detach().abs().flatten() for name, p in trained(model).items()])
+            apart = torch.cat([(p - wanted[name]).detach().abs().flatten() for name, p in trained_parameters(model).items()])
             assert float(apart.mean()) < far, row
 
 
-def test_lora_is_kept_as_two_small_matrices(worlds: dict[str, World], tmp_path: Path):
+def test_lora_is_saved_as_two_small_matrices(worlds: dict[str, World], tmp_path: Path):
     model, kept = changed(worlds["METER"], "lora", rank=2)
     inserted = [name for name in kept.tensors if "lora_" in name]
     assert len(inserted) == 2 * 6 * 2 * 2
-    again = restore_learnt(load_backbone(worlds["METER"].problem), kept, "vqa", "kept")
+    again = restore_adaptation(load_backbone(worlds["METER"].problem), kept, "vqa", "kept")
     assert torch.equal(said(again, worlds["METER"].splits), said(model, worlds["METER"].splits))
 
 
@@ -267,19 +267,19 @@ def test_lora_is_kept_as_two_small_matrices(worlds: dict[str, World], tmp_path: 
             r"has shape .4, 64. in the adaptation, .1048576, 64. in the mo",
         ),
         ({"method": MethodSettings("prompt", {"tokens": 2**20})}, "parameters of the adaptation and of the model differ"),
-        ({"mask": (1, 0, 0, 0, 0, 0)}, "kept: its mask is not that of its method, lora"),
+        ({"mask": (1, 0, 0, 0, 0, 0)}, "kept is damaged: its mask is not that of its method"),
         ({"base": "0" * 16}, "was trained on a model with fingerprint 0000000000000000"),
         ({"task": "nlvr2"}, "kept is for task 'nlvr2', not 'vqa'"),
         ({"tensors": {}}, "parameters of the adaptation and of the model differ"),
     ],
 )
-def test_what_does_not_fit_is_told_before_it_takes_memory(worlds, change: dict[str, Any], told: str):
+def test_restore_adaptation_checks_before_it_allocates(worlds, change: dict[str, Any], told: str):
     _, kept = changed(worlds["METER"], "lora")
     with pytest.raises(ValueError, match=told):
-        restore_learnt(load_backbone(worlds["METER"].problem), dataclasses.replace(kept, **change), "vqa", "kept")
+        restore_adaptation(load_backbone(worlds["METER"].problem), dataclasses.replace(kept, **change), "vqa", "kept")
 
 
-def test_what_a_method_learnt_is_no_supernet(worlds: dict[str, World], tmp_path: Path):
+def test_adaptation_of_a_method_is_not_a_supernet(worlds: dict[str, World], tmp_path: Path):
     _, kept = changed(worlds["METER"], "bitfit")
     kept.save(tmp_path / "kept.safetensors")
     problem = dataclasses.replace(worlds["METER"].problem, supernet=str(tmp_path / "kept.safetensors"))
@@ -290,7 +290,7 @@ def test_what_a_method_learnt_is_no_supernet(worlds: dict[str, World], tmp_path:
         kept.apply(model.backbone.vlp, model.head, model.backbone.base)
 
 
-def test_lora_leaves_what_it_learnt_and_nothing_else(worlds: dict[str, World]):
+def test_lora_leaves_nothing_but_merged_weights(worlds: dict[str, World]):
     model, method = worlds["METER"].model(), make_method("lora", {"rank": 2})
     names = set(dict(model.backbone.vlp.named_parameters()))
     method.apply(model)
@@ -306,7 +306,7 @@ def test_lora_leaves_what_it_learnt_and_nothing_else(worlds: dict[str, World]):
     assert set(dict(model.backbone.vlp.named_parameters())) < names
 
 
-def test_the_token_that_is_read_stays_where_it_is_among_prompts(worlds: dict[str, World]):
+def test_prompts_keep_the_position_of_the_head(worlds: dict[str, World]):
     """Prompts that nothing attends to change nothing: here because their keys cannot win."""
     for family in ("METER", "ViLT"):
         model = worlds[family].model()
@@ -321,7 +321,7 @@ def test_the_token_that_is_read_stays_where_it_is_among_prompts(worlds: dict[str
                 assert bool(after.attend[stream][..., -3:].all())
 
 
-def test_das_removes_what_its_mask_skips(worlds: dict[str, World]):
+def test_das_removes_the_layers_of_its_mask(worlds: dict[str, World]):
     for family, layers in (("METER", 6), ("ViLT", 3), ("VLM", 4)):
         mask = (1, *(0,) * (layers - 1))
         model = worlds[family].model()
@@ -332,7 +332,7 @@ def test_das_removes_what_its_mask_skips(worlds: dict[str, World]):
 
 
 @pytest.mark.parametrize(("family", "name"), REFUSED)
-def test_what_a_family_cannot_have_is_refused_by_name(worlds: dict[str, World], family: str, name: str):
+def test_check_refuses_unsupported_methods(worlds: dict[str, World], family: str, name: str):
     model = worlds[family].model()
     with pytest.raises(ValueError, match=REFUSED[family, name]):
         make_method(name).check(model.backbone.vlp)
@@ -341,7 +341,7 @@ def test_what_a_family_cannot_have_is_refused_by_name(worlds: dict[str, World], 
 
 
 @pytest.mark.slow
-def test_a_comparison_of_no_named_methods_is_of_all_that_a_model_can_have(worlds: dict[str, World]):
+def test_comparison_takes_all_supported_methods_by_default(worlds: dict[str, World]):
     for family, world in worlds.items():
         vlp = world.model().backbone.vlp
         before = dict(vlp.named_parameters())
@@ -364,12 +364,12 @@ def test_a_comparison_of_no_named_methods_is_of_all_that_a_model_can_have(worlds
         ("parallel", {"scale": 0.0}, "`scale` is out of range"),
     ],
 )
-def test_wrong_settings_are_told(name: str, settings: dict[str, Any], told: str):
+def test_make_method_names_a_wrong_setting(name: str, settings: dict[str, Any], told: str):
     with pytest.raises(ValueError, match=told.replace("?", r"\?").replace("(", r"\(")):
         make_method(name, settings)
 
 
-def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch, worlds: dict[str, World]):
+def test_register_method_adds_your_own(monkeypatch: pytest.MonkeyPatch, worlds: dict[str, World]):
     class Norms(Method):
         title = "LayerNorms"
 
@@ -380,5 +380,5 @@ def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch, worlds: dict[str,
     monkeypatch.setattr("das_gym.adapt.methods.base.METHODS", dict(METHODS))
     register_method("norms", Norms)
     assert make_method("norms").apply(worlds["ViLT"].model()) == 2 * 32 * (2 * 3 + 2)
-    with pytest.raises(TypeError, match="give a subclass of Method"):
+    with pytest.raises(TypeError, match="expected a subclass of Method"):
         register_method("other", dict)  # type: ignore[arg-type]

@@ -13,9 +13,10 @@ import pytest
 from das_gym.adapt.commands import PROGRAM
 from das_gym.adapt.shrink.compare import TIE, Found, MaskEvaluator, MethodResult, Quality, comparison_table, verdict
 from das_gym.adapt.shrink.compare_experiment import CompareSettings, StartedSearch, ex, read_searches, title_of
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig
-from das_gym.agents.ask_tell.best_seen import OneMask
-from das_gym.agents.searching.loop import _Loop
+from das_gym.adapt.shrink.recovery import RecoveryConfig
+from das_gym.adapt.training import Trainer
+from das_gym.agents.ask_tell.heuristics import Heuristic
+from das_gym.agents.searching.loop import SearchLoop
 
 from das_gym.experiment import RunError
 from das_gym.files import read_json
@@ -35,14 +36,19 @@ def result(method: str, seen: float | None, loss: float, after: float | None = N
 
 
 def test_verdict_names_better_and_equal_methods():
-    results = [result("bayes", 0.3, 0.5), result("sleb", 0.3, 0.4), result("random", 0.6, 0.7), result("broken", None, 0.9)]
+    results = [
+        result("bayes", 0.3, 0.5),
+        result("greedy", 0.3, 0.4),
+        result("random", 0.6, 0.7),
+        result("broken", None, 0.9),
+    ]
     assert verdict(results) == (
-        "Before recovery, by loss on the reward split, which methods see: no method is better than bayes, sleb equal. "
-        "Before recovery, by loss on the test split: sleb by 0.1000 nats better than bayes."
+        "Before recovery, by loss on the reward split, which methods see: no method is better than bayes, greedy equal. "
+        "Before recovery, by loss on the test split: greedy by 0.1000 nats better than bayes."
     )
     assert "bayes is the best" in verdict([results[0], results[2]])
-    equal = verdict([results[0], result("sleb", 0.3 - TIE / 2, 0.5 - TIE / 2)])
-    assert equal.count("sleb equal") == 2
+    equal = verdict([results[0], result("greedy", 0.3 - TIE / 2, 0.5 - TIE / 2)])
+    assert equal.count("greedy equal") == 2
     assert verdict(results[1:]) == "bayes is not among the methods."
 
 
@@ -60,9 +66,9 @@ def test_evaluator_measures_a_mask_once(problem_of: Callable[[str], Problem], mo
 
 
 def test_comparison_table_sorts_by_test_loss():
-    table = comparison_table("title", FULL, [result("bayes", 0.3, 0.5, 0.2), result("sleb", 0.3, 0.4, 0.3)], {})
+    table = comparison_table("title", FULL, [result("bayes", 0.3, 0.5, 0.2), result("greedy", 0.3, 0.4, 0.3)], {})
     assert table.columns[-3:] == ("recovered loss", "recovered score (95 %)", "layers")
-    assert [row[0] for row in table.rows] == ["full model", "sleb", "bayes"]
+    assert [row[0] for row in table.rows] == ["full model", "greedy", "bayes"]
     alone = comparison_table("title", FULL, [result("bayes", 0.3, 0.5)], {"uniform": "it says why"})
     assert "recovered loss" not in alone.columns
     assert alone.notes[-1] == "uniform has no result: it says why"
@@ -81,7 +87,7 @@ def test_read_searches_skips_removed_runs(tmp_path: Path):
     for run in ("1", "2"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "run.json").write_text("{}")
-    (tmp_path / "1" / "searches.json").write_text('{"bayes": {"run": 2, "seconds": 1.5}, "sleb": {"run": 3}}')
+    (tmp_path / "1" / "searches.json").write_text('{"bayes": {"run": 2, "seconds": 1.5}, "greedy": {"run": 3}}')
     assert read_searches(tmp_path / "1") == {"bayes": StartedSearch(2, 1.5)}
 
 
@@ -119,7 +125,7 @@ def test_compare_on_a_tiny_model(given: dict[str, Any], capsys: pytest.CaptureFi
     assert "Before recovery" in capsys.readouterr().out
 
 
-class WholeTower(OneMask):
+class WholeTower(Heuristic):
     """Skips the last layers, which are those of a vision tower where one is there."""
 
     def best(self) -> Masks:
@@ -181,7 +187,7 @@ def without_times(record: dict[str, Any]) -> list[Any]:
 def test_compare_resumes_to_the_same_result(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    calls = Calls(monkeypatch, (_Loop, "take_turn"), (MaskEvaluator, "quality"), (Recovery, "_step"))
+    calls = Calls(monkeypatch, (SearchLoop, "take_turn"), (MaskEvaluator, "quality"), (Trainer, "take_step"))
     given = {**given, "train": {"steps": 2, "save_every": 1}}
     calls.run({**given, "runs_dir": str(tmp_path / "whole")})
     turns = calls.made.count("take_turn")
@@ -193,11 +199,11 @@ def test_compare_resumes_to_the_same_result(
     calls.run(resume, ("take_turn", turns - 2))
     assert read_searches(runs / "1")["bayes"] == StartedSearch(2, pytest.approx(0, abs=60))
     assert read_searches(runs / "1")["angular"] == StartedSearch(3)
-    calls.run(resume, ("_step", 2))
+    calls.run(resume, ("take_step", 2))
     assert calls.made.count("take_turn") == 2  # those that were left
     assert (runs / "1" / "bayes.pt").is_file()
     calls.run(resume, ("quality", 4))
-    assert calls.made.count("_step") == 1
+    assert calls.made.count("take_step") == 1
     assert [line["found"]["method"] for line in read_json(runs / "1" / "compare.json")["methods"]] == ["bayes"]
     calls.run(resume)
     assert "take_turn" not in calls.made
@@ -213,7 +219,7 @@ def test_compare_resumes_to_the_same_result(
     ("update", "told"),
     [
         ({"methods": []}, "`methods`"),
-        ({"agent_kwargs": {"sleb": {}}}, "'sleb' is not among `methods`"),
+        ({"agent_kwargs": {"greedy": {}}}, "'greedy' is not among `methods`"),
         ({"skip_num": 99}, "skip_num=99: the model has"),
         ({"searches": {"bayes": 77, "angular": 78}}, "no run 7"),
         ({"methods": ["bayes", "angular", "bays"]}, "unknown agent 'bays'; did you mean 'bayes'"),

@@ -53,7 +53,7 @@ def test_conclusion_and_loss_regained(losses: tuple[float, ...], share: float | 
 
 
 def test_loss_of_names_examples_that_are_not_finite(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(measuring, "answer_features", lambda vlm, task, chunk: len(chunk))
+    monkeypatch.setattr(measuring, "answer_states", lambda vlm, task, chunk: len(chunk))
     losses = lambda logits, targets: torch.tensor([0.5, math.nan, math.inf])[:logits]  # noqa: E731
     task: Any = SimpleNamespace(targets=lambda chunk: {}, losses=losses)
     vlm: Any = SimpleNamespace(own_head=lambda: lambda features: features)

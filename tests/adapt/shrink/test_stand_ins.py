@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, answer_features
+from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, answer_states
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, replay_logits, run_in_subprocess
 
@@ -43,7 +43,7 @@ def with_random_adapters(whole: VLM, mask: np.ndarray) -> VLM:
 
 @torch.no_grad()
 def said(vlm: VLM, problem: Problem, examples: Any) -> torch.Tensor:
-    return vlm.own_head()(answer_features(vlm, problem.task, examples))
+    return vlm.own_head()(answer_states(vlm, problem.task, examples))
 
 
 @pytest.mark.slow

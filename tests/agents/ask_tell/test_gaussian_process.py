@@ -14,7 +14,7 @@ MASKS = SPACES["count"].masks
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 12])
-def test_the_covariance_of_an_order_is_that_of_all_sets_of_so_many_layers(n):
+def test_order_polynomials_match_explicit_features(n):
     masks = np.array(list(itertools.islice(itertools.product((False, True), repeat=n), 0, 4096, 7)))
     signs = 2.0 * masks - 1.0
     polynomials = order_polynomials(n)
@@ -27,57 +27,57 @@ def test_the_covariance_of_an_order_is_that_of_all_sets_of_so_many_layers(n):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def direct(process, told, values, masks):
-    covariance = process.covariance(told, told) + process.noise * np.eye(len(told))
-    across = process.covariance(masks, told)
+def direct(process, observed, values, masks):
+    covariance = process.covariance(observed, observed) + process.noise * np.eye(len(observed))
+    across = process.covariance(masks, observed)
     mean = across @ np.linalg.solve(covariance, values)
     variance = np.diag(process.covariance(masks, masks)) - np.diag(across @ np.linalg.solve(covariance, across.T))
     return mean, variance * process.scale
 
 
-def test_the_posterior_is_the_one_of_the_textbook():
-    told, masks = MASKS[::20], MASKS[5::50]
-    values = rewards(told)
-    process = MaskProcess(told, values)
-    mean, variance = direct(process, told, values, masks)
+def test_posterior_matches_the_textbook():
+    observed, masks = MASKS[::20], MASKS[5::50]
+    values = rewards(observed)
+    process = MaskProcess(observed, values)
+    mean, variance = direct(process, observed, values, masks)
     posterior = process.posterior(masks)
     np.testing.assert_allclose(posterior.mean, mean, rtol=1e-7)
     np.testing.assert_allclose(process.mean(masks), mean, rtol=1e-7)
     np.testing.assert_allclose(posterior.variance, variance, rtol=1e-6, atol=1e-12)
 
 
-def test_observing_a_candidate_shrinks_variances_as_telling_it_would():
-    told, masks = MASKS[::20], MASKS[5::50]
-    process = MaskProcess(told, rewards(told))
+def test_observe_shrinks_variances_as_an_observation():
+    observed, masks = MASKS[::20], MASKS[5::50]
+    process = MaskProcess(observed, rewards(observed))
     posterior = process.posterior(masks)
     for index in (3, 0):
         posterior.observe(index)
-        told = np.concatenate((told, masks[index : index + 1]))
-    _, variance = direct(process, told, np.zeros(len(told)), masks)
+        observed = np.concatenate((observed, masks[index : index + 1]))
+    _, variance = direct(process, observed, np.zeros(len(observed)), masks)
     np.testing.assert_allclose(posterior.variance, variance, atol=1e-9)
 
 
-def test_climbing_finds_likelier_variances():
-    told = MASKS[::8]
-    values = rewards(told, pairs=0.0)
+def test_climb_increases_the_likelihood():
+    observed = MASKS[::8]
+    values = rewards(observed, pairs=0.0)
     place, likelihoods = [2, 1, 3], []
     for _ in range(10):
-        process, place = climb(partial(MaskProcess, told, values), place)
+        process, place = climb(partial(MaskProcess, observed, values), place)
         likelihoods.append(process.log_likelihood)
     assert likelihoods == sorted(likelihoods)
-    process, again = climb(partial(MaskProcess, told, values), place)
+    process, again = climb(partial(MaskProcess, observed, values), place)
     assert again == place
     assert all(0 <= index < len(choices) for index, choices in zip(place, GRID, strict=True))
     assert place[2] < 3  # no noise in these values
 
 
-def test_equal_values_do_no_harm():
+def test_process_takes_equal_values():
     process = MaskProcess(MASKS[:5], np.zeros(5))
     assert np.isfinite(process.log_likelihood)
     assert (process.posterior(MASKS).mean == 0).all()
 
 
-def test_expected_improvement_by_sampling():
+def test_expected_improvement_matches_sampling():
     rng = np.random.default_rng(0)
     mean, deviation = np.array([-1.0, 0.0, 0.3, 2.0]), np.array([0.5, 1.0, 0.01, 0.3])
     draws = rng.normal(mean, deviation, (400_000, 4))
@@ -89,7 +89,7 @@ def test_expected_improvement_by_sampling():
     assert (expected_improvement(mean, np.zeros(4), 0.4) >= 0).all()
 
 
-def test_means_of_flips_are_those_of_the_flipped_masks():
+def test_flip_means_match_means_of_flipped_masks():
     rng = np.random.default_rng(0)
     masks = rng.random((9, 7)) < 0.4
     process = MaskProcess(masks, rng.normal(size=9))

@@ -28,14 +28,14 @@ def removed_one_by_one(count):
 
 
 @pytest.mark.parametrize("n", [1, 3, 5, 100])
-def test_greedy_removes_the_best_layer_of_every_round(n):
+def test_greedy_removes_the_best_layer_of_each_round(n):
     agent = Greedy(SPACES["count"])
     asked = play(agent, n)
     assert [len(list(group)) for _, group in itertools.groupby(asked.sum(axis=1).tolist())] == [12, 11, 10, 9]
     assert (agent.best() == removed_one_by_one(4)).all()
 
 
-def test_greedy_by_cost_ends_when_the_budget_is_kept():
+def test_greedy_by_cost_ends_within_the_budget():
     agent = Greedy(SPACES["cost"])
     asked = play(agent)
     allowed = asked[SPACES["cost"].contains(asked)]
@@ -43,7 +43,7 @@ def test_greedy_by_cost_ends_when_the_budget_is_kept():
     assert not SPACES["cost"].contains(removed_one_by_one(asked.sum(axis=1).max() - 1)[None])[0]
 
 
-def test_a_round_cut_short_is_made_up_for():
+def test_greedy_answers_in_an_unfinished_round():
     space = SPACES["count"]
     agent = Greedy(space)
     play(agent, maximum=12)
@@ -54,13 +54,13 @@ def test_a_round_cut_short_is_made_up_for():
     assert (agent.best() == space.top(np.where(np.arange(12) < 5, singles, -np.inf))).all()
 
 
-def test_leave_one_out_scores_every_layer_once():
+def test_leave_one_out_scores_each_layer_once():
     agent = LeaveOneOut(SPACES["count"])
     assert (play(agent) == np.eye(12, dtype=bool)).all()
     assert (agent.best() == SPACES["count"].top(rewards(np.eye(12, dtype=bool)))).all()
 
 
-def test_greedy_in_a_trap_still_answers():
+def test_greedy_answers_when_removal_leads_away():
     """Only one pair saves enough, and removing the others, which cost more skipped than kept, comes first."""
     pair = np.isin(np.arange(5), [0, 1])
     space = MaskSpace(Budget(5, saved=0.4, cost=MaskCost(100, 100, np.where(pair, 20, -1))))

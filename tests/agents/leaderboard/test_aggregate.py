@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from das_gym.agents import compare_agents
 from das_gym.agents.compare.oracle import SuiteOracle, TableOracle
-from das_gym.agents.compare.results import agent_results, compare
-from das_gym.agents.compare.traces import Trace
+from das_gym.agents.compare.results import AgentResult, judge
 
 from benchmarks.leaderboard.aggregate import (
     SHARES,
@@ -41,7 +41,7 @@ def test_random_orders_have_regret_one_and_no_answer_the_worst(made_up_table: Pa
     masks = oracle.space.masks
     assert oracle.random_reward == pytest.approx(oracle.rewards(masks).mean())  # of a count, all orders are as likely
     rewards = np.array([[-np.inf, oracle.random_reward, oracle.best_reward]])
-    (result,) = agent_results(oracle, [Trace("a", masks[:1], rewards, np.array([3]))])
+    (result,) = judge(oracle, [AgentResult("a", masks[:1], rewards, np.array([3]))])
     np.testing.assert_allclose(normalised_regrets(oracle, result), [[WORST, 1.0, 0.0]])
 
 
@@ -49,8 +49,8 @@ def test_means_profiles_and_times_by_hand(made_up_table: Path):
     oracle = TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
     gain = oracle.best_reward - oracle.random_reward
     rewards = oracle.best_reward - gain * np.array([[1.0, 0.1, 0.0], [1.0, 0.3, 0.3]])
-    trace = Trace("a", oracle.space.masks[:2], rewards, np.array([3, 3]), np.array([2.0, 4.0]))
-    (result,) = agent_results(oracle, [trace])
+    trace = AgentResult("a", oracle.space.masks[:2], rewards, np.array([3, 3]), np.array([2.0, 4.0]))
+    (result,) = judge(oracle, [trace])
     found = aggregate([oracle], [result], [1, 2, 3])
     np.testing.assert_allclose(found.means, [1.0, 0.2, 0.15])
     np.testing.assert_allclose(found.intervals[1], [0.1, 0.3], atol=1e-9)  # both seeds the one or the other
@@ -59,13 +59,13 @@ def test_means_profiles_and_times_by_hand(made_up_table: Path):
     assert ranked([replace(found, agent="b", means=(0.1, 0.2)), replace(found, means=(0.3, 0.1))])[0].agent == "a"
     assert told_apart(np.linspace(0, 1, 40) + 0.01, np.linspace(0, 1, 40))
     oracle.random_reward = oracle.best_reward  # every mask earns the same
-    assert oracle.normalised(np.zeros(2)).tolist() == [0.0, 0.0]
+    assert oracle.normalized(np.zeros(2)).tolist() == [0.0, 0.0]
 
 
 def test_agents_play_on_problems_of_a_suite(made_up_suite: Path):
     suite = load_suite(made_up_suite, "test")
     oracles = [SuiteOracle(problem, suite.statistics) for problem in suite.problems]
-    played = [compare(oracle, ["random", "bayes", "leave_one_out"], range(2), 12) for oracle in oracles]
+    played = [compare_agents(oracle, ["random", "bayes", "leave_one_out"], range(2), 12) for oracle in oracles]
     random, bayes, rule = (aggregate(oracles, results, [6, 12]) for results in zip(*played, strict=True))
     assert bayes.means[1] <= random.means[1] <= random.means[0]
     assert all(low <= mean <= high for mean, (low, high) in zip(random.means, random.intervals, strict=True))
@@ -79,7 +79,7 @@ def test_agents_play_on_problems_of_a_suite(made_up_suite: Path):
 
 def test_where_the_truth_is_unknown_nothing_is_normalised(made_up_table: Path):
     oracle = TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
-    (result,) = compare(oracle, ["random"], range(1), 3)
+    (result,) = compare_agents(oracle, ["random"], range(1), 3)
     oracle.random_reward = None
-    with pytest.raises(ValueError, match="only a table knows"):
+    with pytest.raises(ValueError, match="does not know"):
         normalised_regrets(oracle, result)

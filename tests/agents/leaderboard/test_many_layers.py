@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from das_gym.agents.compare.results import agent_results
-from das_gym.agents.compare.traces import trace_agent
+from das_gym.agents.compare.comparison import run_agent
+from das_gym.agents.compare.results import judge
 from das_gym.agents.compare_experiment import COMPARED
 
 from benchmarks.leaderboard import kept_traces, many_layers, optuna_tpe
@@ -39,7 +39,7 @@ def play(seeds: int, kept: KeptTraces) -> ManyLayers:
 
 def test_agents_that_read_statistics_are_left_out():
     left = set(COMPARED) - set(without_statistics(COMPARED, 24))
-    assert left == {"angular", "block_influence", "interlace", "one_shot", "policy", "policy_bayes"}
+    assert left == {"angular", "block_influence", "interlace", "policy", "policy_bayes"}
     assert without_statistics(["ppo", "random"], 24) == ["random"]
 
 
@@ -71,7 +71,7 @@ def test_without_optuna_there_is_no_row_of_it(short: None, monkeypatch: pytest.M
 def test_what_was_played_is_not_played_again(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = play(2, KeptTraces(tmp_path)).part()
     assert len(list(tmp_path.iterdir())) == 2 * 3
-    for name in ("trace_agent", "trace_optuna"):
+    for name in ("run_agent", "trace_optuna"):
         monkeypatch.setattr(many_layers, name, None)
     assert play(2, KeptTraces(tmp_path)).part() == first
     with pytest.raises(TypeError):  # another seed has to be played
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_named(short: None, tmp_path: Path):
     (file,) = tmp_path.iterdir()
     for name, other in (
         ("answers", np.zeros((1, 5), bool)),
-        ("rewards", np.full((1, 6), np.nan)),
+        ("curves", np.full((1, 6), np.nan)),
         ("answers", np.ones((1, 24))),
     ):
         whole = read_arrays(file)
@@ -114,9 +114,9 @@ def test_a_damaged_file_is_named(short: None, tmp_path: Path):
 def test_optuna_answers_with_the_best_mask_it_asked_about(short: None):
     oracle = PlantedOracle(24, 0)
     trace, again = (trace_optuna(oracle, "optuna", [4, 5], 8, 3, {}) for _ in range(2))
-    np.testing.assert_array_equal(trace.rewards, again.rewards)
-    assert (np.diff(trace.rewards) >= 0).all()
-    np.testing.assert_array_equal(trace.rewards[:, -1], [oracle.rewards(mask[None])[0] for mask in trace.answers])
+    np.testing.assert_array_equal(trace.curves, again.curves)
+    assert (np.diff(trace.curves) >= 0).all()
+    np.testing.assert_array_equal(trace.curves[:, -1], [oracle.rewards(mask[None])[0] for mask in trace.answers])
     assert oracle.space.contains(trace.answers).all()
     assert trace.evaluations.tolist() == [8, 8]
 
@@ -135,7 +135,7 @@ def test_optuna_is_told_to_seek_large_rewards(monkeypatch: pytest.MonkeyPatch):
 
 def test_problems_of_one_kind_are_drawn_anew(short: None):
     oracles = [PlantedOracle(24, seed) for seed in range(4)]
-    results = [agent_results(o, [trace_agent(o, "random", [0], 6, 3, {})])[0] for o in oracles]
+    results = [judge(o, [run_agent(o, "random", [0], 6, 3, {})])[0] for o in oracles]
     low, high = aggregate(oracles, results, [6], of_one_kind=True).intervals[0]
     (fixed,) = aggregate(oracles, results, [6]).intervals
     assert fixed[0] == fixed[1]

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from das_gym.agents.compare.results import agent_results
-from das_gym.agents.compare.traces import Trace
+from das_gym.agents.compare.results import AgentResult, judge
 
 from benchmarks.leaderboard.planted import LOSSES, GroupLoss, PlantedOracle
 from das_gym.problem.mask_space import every_mask
@@ -69,8 +68,8 @@ def test_another_kind_is_another_problem_and_an_unknown_one_is_refused():
 def test_regrets_of_rewards_are_normalised_as_losses(small: PlantedOracle):
     masks = every_mask(12, 4)[:3]
     rewards = np.array([[-np.inf, *small.rewards(masks)]])
-    (result,) = agent_results(small, [Trace("a", masks[:1], rewards, np.array([4]))])
-    normalised = small.normalised(result.regret)[0]
+    (result,) = judge(small, [AgentResult("a", masks[:1], rewards, np.array([4]))])
+    normalised = small.normalized(result.regret)[0]
     assert normalised[0] > 2
     np.testing.assert_allclose(normalised[1:], small.loss_regrets(small.losses(masks)), rtol=1e-9)
 

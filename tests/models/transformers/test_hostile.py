@@ -116,11 +116,11 @@ def test_a_folder_that_names_another_is_refused(folder: Path, tmp_path: Path):
 def test_a_pipe_in_a_folder_is_not_waited_for(folder: Path, name: str):
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
-    with pytest.raises(ValueError, match=f"{name} is a pipe or a device"):
+    with pytest.raises(ValueError, match=f"{name} is not a regular file"):
         load_vlm(folder)
-    with pytest.raises(ValueError, match=f"{name} is a pipe or a device"):
+    with pytest.raises(ValueError, match=f"{name} is not a regular file"):
         load_processor(folder)
-    with pytest.raises(ValueError, match=f"{name} is a pipe or a device"):
+    with pytest.raises(ValueError, match=f"{name} is not a regular file"):
         load_tokenizer(folder)
 
 

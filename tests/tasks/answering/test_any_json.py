@@ -1,4 +1,4 @@
-"""Whatever a file of LLaVA's kind holds, it is read or refused in one line that names the file."""
+"""Whatever a file in LLaVA's format holds, it is read, or one line names the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def folder(root: Path, odd: list[Any]) -> Path:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(VALUES, FIELDS.map(lambda fields: entry(2) | fields)), min_size=1, max_size=3))
-def test_any_entry_is_read_or_refused_in_a_line(odd: list[Any]):
+def test_any_entry_is_read_or_named(odd: list[Any]):
     with tempfile.TemporaryDirectory() as place:
         root = folder(Path(place) / "mine", odd)
         refused = ""
@@ -60,9 +60,9 @@ def test_any_entry_is_read_or_refused_in_a_line(odd: list[Any]):
 
 @settings(max_examples=40, deadline=None)
 @given(VALUES)
-def test_any_json_is_refused_with_what_it_looks_like(whole: Any):
+def test_any_json_is_described(whole: Any):
     with tempfile.TemporaryDirectory() as place:
         write(Path(place) / "train.json", whole)
-        with pytest.raises(ValueError, match=r"^.+ holds no data that is recognised: train\.json ") as raised:
+        with pytest.raises(ValueError, match=r"^.+ holds no known data: got train\.json ") as raised:
             load_answers(place)
         assert "\n" not in str(raised.value)

@@ -136,7 +136,7 @@ def aid(root: Path) -> Path:
 
 def test_several_data_sets_are_told_apart_by_naming_a_file(tmp_path: Path):
     root = aid(tmp_path / "aid")
-    with pytest.raises(ValueError, match=r"aid holds 2 data sets: .*train20\.json \(LLaVA.*train50\.json .*; pass one of"):
+    with pytest.raises(ValueError, match=r"aid holds 2 data sets: .*train20\.json \(LLaVA.*train50\.json .*`data_root`"):
         load_answers(root)
     for name in ("train20.json", "test20.json"):
         splits = load_answers(root / name)
@@ -154,7 +154,7 @@ def test_one_question_about_everything_makes_its_answers_options(tmp_path: Path)
     assert {e.options for part in parts_of(load_answers(root / "train20.json")).values() for e in part} == {()}
 
 
-def test_captions_are_no_classes(root: Path):
+def test_many_answers_are_no_options(root: Path):
     assert {example.options for example in load_answers(root).train} == {()}
 
 
@@ -163,153 +163,88 @@ def test_options_of_an_entry(root: Path):
     assert load_answers(root).test[0].options == ("thing 9", "another")
 
 
-def test_the_misspelling_of_llava_med(root: Path):
+def test_the_misspelled_field_of_llava_med_is_read(root: Path):
     text = (root / "test.json").read_text().replace("conversations", "conversatons")
     (root / "test.json").write_text(text)
     assert load_answers(root).test[0].answer == "thing 9"
 
 
 BAD_ENTRIES: dict[str, tuple[dict[str, Any], str]] = {
-    "no conversations": ({"conversations": None}, r"has no 'conversations'; it needs conversations, and has id, image"),
-    "conversations no list": ({"conversations": "hello"}, r"has conversations='hello'; it must be of type list"),
-    "nothing said": ({"conversations": []}, r"has no answer of gpt in its conversations; write a turn of human and one"),
-    "no answer": ({"conversations": said("<image>\nWhat?")}, r"has no answer of gpt in its conversations"),
-    "gpt first": (
-        {"conversations": said("<image>", "b")[::-1]},
-        r"conversations\[0\] is from gpt and begins the conversation; human and gpt speak in turn, human first: take it out",
-    ),
-    "twice human": (
-        {"conversations": [*said("<image>\na"), *said("b", "c")]},
-        r"conversations\[1\] is from human and follows another of human; .*: put the two together, or take one out",
-    ),
-    "unknown role": (
-        {"conversations": [{"from": "system", "value": "Be kind."}, *said("<image>\na", "b")]},
-        r"conversations\[0\] is from 'system', which is unknown; turns are from human and from gpt",
-    ),
-    "no value": (
-        {"conversations": [{"from": "human"}]},
-        r"conversations\[0\] has no 'value'; it needs from, value, and has from",
-    ),
-    "value no text": (
-        {"conversations": [{"from": "human", "value": 3}]},
-        r"conversations\[0\] has value=3; it must be of type str",
-    ),
-    "empty answer": ({"conversations": said("<image>\nWhat?", " ")}, r"conversations\[1\]: value is empty; write the text"),
-    "empty question": ({"conversations": said("", "b")}, r"conversations\[0\]: value is empty; write the text there"),
-    "half a character": ({"conversations": said("<image>\n\ud83d", "b")}, r"conversations\[0\]: value is .*no valid text"),
-    "no mark": (
-        {"conversations": said("What?", "b")},
-        r"has 1 image and no marks <image> in what human says; write one mark where each image stands",
-    ),
-    "no image": ({"image": None}, r"has no images and 1 mark <image> in what human says"),
-    "fewer images": (
-        {"image": ["9.png"], "conversations": said("<image><image>\nWhat?", "b")},
-        r"has 1 image and 2 marks <image>",
-    ),
-    "a mark in an answer": ({"conversations": said("<image>\nWhat?", "<image>")}, r"conversations\[1\] is an answer with a"),
-    "image no name": ({"image": {"bytes": "x"}}, r"has image=\{'bytes': 'x'\}; it must be the name of an image, or a list"),
-    "empty name": ({"image": [""]}, r": image is empty; write the text there"),
-    "a zero": ({"image": "a\0.png"}, r"has the image 'a\\x00.png', with a control character; wr"),
-    "a web address": ({"image": "https://a.b/c.png"}, r"has the image 'https://a.b/c.png', a web address; download it"),
-    "a video": ({"video": "a.mp4"}, r"has a video, which cannot be read; take the entry out, or write frames of it"),
-    "answer_type no text": ({"answer_type": 3}, r"has answer_type=3; it must be a text, such as OPEN"),
-    "options no list": ({"options": "thing 9"}, r"has options='thing 9'; it must be a list of texts"),
-    "one option": ({"options": ["thing 9"]}, r"has the options \('thing 9',\); it needs two or more, each once"),
-    "not among the options": (
-        {"options": ["a", "b"]},
-        r"has the answer 'thing 9', which is not among its options \('a', 'b'\)",
-    ),
+    "no conversations": ({"conversations": None}, "no `conversations`"),
+    "conversations no list": ({"conversations": "hello"}, "`conversations`"),
+    "nothing said": ({"conversations": []}, "no answer"),
+    "no answer": ({"conversations": said("<image>\nWhat?")}, "no answer"),
+    "gpt first": ({"conversations": said("<image>", "b")[::-1]}, r"conversations\[0\].*`from`"),
+    "twice human": ({"conversations": [*said("<image>\na"), *said("b", "c")]}, r"conversations\[1\].*`from`"),
+    "unknown role": ({"conversations": [{"from": "system", "value": "x"}, *said("<image>\na", "b")]}, r"\[0\].*`from`"),
+    "no value": ({"conversations": [{"from": "human"}]}, r"conversations\[0\] has no `value`"),
+    "value no text": ({"conversations": [{"from": "human", "value": 3}]}, r"conversations\[0\].*`value`"),
+    "empty answer": ({"conversations": said("<image>\nWhat?", " ")}, r"conversations\[1\]: `value` is empty"),
+    "half a character": ({"conversations": said("<image>\n\ud83d", "b")}, r"\[0\]: `value` is not valid Unicode"),
+    "no mark": ({"conversations": said("What?", "b")}, "wrong number of images: got 1, expected one for each of 0"),
+    "no image": ({"image": None}, "wrong number of images: got 0"),
+    "a mark in an answer": ({"conversations": said("<image>\nWhat?", "<image>")}, r"conversations\[1\].*in an answer"),
+    "image no name": ({"image": {"bytes": "x"}}, "`image`"),
+    "empty name": ({"image": [""]}, "`image` is empty"),
+    "a zero": ({"image": "a\0.png"}, "`image`"),
+    "a web address": ({"image": "https://a.b/c.png"}, "`image`"),
+    "a video": ({"video": "a.mp4"}, "`video`"),
+    "answer_type no text": ({"answer_type": 3}, "`answer_type`"),
+    "options no list": ({"options": "thing 9"}, "`options`"),
+    "one option": ({"options": ["thing 9"]}, "`options`"),
+    "not among the options": ({"options": ["a", "b"]}, "the answer is no option"),
 }
 
 
 @pytest.mark.parametrize(("changes", "text"), BAD_ENTRIES.values(), ids=BAD_ENTRIES)
-def test_a_bad_entry_is_told_or_left_out(root: Path, changes: dict[str, Any], text: str):
+def test_a_bad_entry_is_named_or_skipped(root: Path, changes: dict[str, Any], text: str):
     change(root / "test.json", 0, **changes)
     with pytest.raises(ValueError, match=text) as raised:
         load_answers(root)
-    line = str(raised.value)
-    assert line.startswith(f"{root / 'test.json'}: [0] (id 9)")
-    assert line.endswith('; or pass on_bad_example="skip" to leave out what is bad')
-    assert "\n" not in line
+    assert str(raised.value).startswith(f"{root / 'test.json'}: [0] (id 9)")
+    assert str(raised.value).count("on_bad_example") == 1
     splits = load_answers(root, "skip")
-    assert [example.key for example in splits.test] == ["test.json/10"]
-    assert len(splits.left_out) == 1
-    assert re.search(text, splits.left_out[0])
-
-
-@pytest.mark.parametrize("bad", ["text", 3, None, ["x"]])
-def test_an_entry_that_is_no_object(root: Path, bad: object):
-    write(root / "test.json", [entry(10), bad])
-    with pytest.raises(ValueError, match=r"test\.json: \[1\] is .*; it must be an object with conversations"):
-        load_answers(root)
+    assert ([example.key for example in splits.test], len(splits.left_out)) == (["test.json/10"], 1)
 
 
 def test_a_bad_entry_counts_as_its_answers(root: Path):
-    write(root / "test.json", [entry(10), entry(9, "a", "b", "c", "d", image="9.png")])
-    assert load_answers(root, "skip").left_out_count == 2
+    write(root / "test.json", [entry(10), entry(9, "a", "b", "c", "d", image="9.png"), "no object"])
+    assert load_answers(root, "skip").left_out_count == 3
 
 
-def test_a_missing_image_is_told_with_the_number_of_those(root: Path):
+def test_missing_and_damaged_images_are_skipped(root: Path):
     (root / "images" / "9.png").unlink()
-    (root / "images" / "10.png").unlink()
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"test\.json: \[0\] \(id 9\): there is no image .*images/9\.png \(2 of 2 images are missing\); put them there",
-    ):
+    with pytest.raises(FileNotFoundError, match=r"test\.json: \[0\] \(id 9\): .*images/9\.png does not exist \(1 images"):
         load_answers(root)
-    draw(root / "images" / "9.png")
     splits = load_answers(root, "skip")
     assert (len(splits.test), splits.left_out_count) == (1, 1)
-    assert "there is no image" in splits.left_out[0]
-
-
-def test_an_unreadable_image_is_left_out(root: Path):
     (root / "images" / "10.png").write_bytes(b"no image")
-    assert len(load_answers(root).test) == 2
-    splits = load_answers(root, "skip")
-    assert [example.key for example in splits.test] == ["test.json/9"]
-    assert re.search(r"test\.json: \[1\] \(id 10\): the image .*10\.png cannot be read", splits.left_out[0])
-
-
-def test_a_file_of_which_nothing_is_left(root: Path):
-    write(root / "test.json", [entry(9, "<image>\na", "")])
-    with pytest.raises(ValueError, match=r"test\.json holds no usable example, .*; the first of 1 left out: .*is empty"):
+    with pytest.raises(ValueError, match=r"test\.json holds no usable example.*2 examples were skipped"):
         load_answers(root, "skip")
 
 
-def test_a_line_that_is_no_json(root: Path):
+def test_a_damaged_line_or_file_is_named(root: Path):
     path = write_lines(root / "test.json", [entry(9), entry(10)])
     path.write_text(path.read_text() + '{"id": "11", "conv\n')
-    with pytest.raises(ValueError, match=r"test\.json: line 3 is not whole JSON in UTF-8 \(.*write an object a line"):
+    with pytest.raises(ValueError, match=r"test\.json: line 3 is not valid JSON"):
         load_answers(root)
     assert load_answers(root, "skip").left_out_count == 1
-
-
-def test_a_truncated_file(root: Path):
-    path = root / "train.json"
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=r"train\.json is not whole JSON in UTF-8 \(.*truncated or damaged: get it again"):
+    (root / "train.json").write_bytes((root / "train.json").read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"train\.json is not valid JSON"):
         load_answers(root, "skip")
 
 
-def test_files_that_share_an_image(root: Path):
+def test_files_that_share_an_image_are_made_disjoint(root: Path):
     change(root / "train.json", 2, image="./9.png")
     change(root / "train.json", 4, image="10.png")
-    with pytest.raises(
-        ValueError,
-        match=r"train\.json: \[2\] \(id 2\) is about .*/9\.png, and so is .*test\.json: \[0\] \(id 9\) "
-        r"\(as it is with 2 images\); no image may be in two splits: take it out of one of the files, or put all in one",
-    ):
+    with pytest.raises(ValueError, match=r"train\.json: \[2\] \(id 2\) shares an image .*9\.png is in .*test\.json: \[0\]"):
         load_answers(root)
     splits = load_answers(root, "skip")
     assert_disjoint(splits)
     assert [example.key for example in splits.train] == ["train.json/0", "train.json/1", "train.json/3", "train.json/5"]
     assert splits.left_out_count == 2
-
-
-def test_train_that_has_no_image_of_its_own(root: Path):
     shutil.copy(root / "test.json", root / "train.json")
-    with pytest.raises(ValueError, match=r"what .*train\.json holds besides the images of the other files holds no usable"):
+    with pytest.raises(ValueError, match=r"train\.json holds no usable example"):
         load_answers(root, "skip")
 
 

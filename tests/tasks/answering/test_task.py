@@ -40,7 +40,7 @@ OPEN = AnswerExample("1", (), "what", "ab")
 CHOICE = AnswerExample("2", (), "which", "b", options=("cd", "b", "a"))
 
 
-def test_an_example_is_a_prompt_or_one_an_option():
+def test_pairs_are_a_prompt_or_one_per_option():
     assert [prompt.answer for prompt in TASK.pairs([OPEN, CHOICE])] == ["ab", "cd", "b", "a"]
 
 
@@ -61,7 +61,7 @@ def logits_of(*probabilities: float) -> torch.Tensor:
     return table.log()
 
 
-def test_the_loss_is_the_mean_over_the_references_tokens():
+def test_losses_are_means_over_the_references_tokens():
     losses = TASK.losses(logits_of(0.5, 0.25, 0.9, 0.9, 0.125, 0.9), TASK.targets([OPEN, CHOICE]))
     assert losses.tolist() == pytest.approx([(math.log(2) + math.log(4)) / 2, math.log(8)], abs=1e-6)
 
@@ -74,17 +74,17 @@ def test_the_loss_is_the_mean_over_the_references_tokens():
         ((0.4, 0.6, 0.1, 0.9, 0.1, 0.2), [0, 0]),
     ],
 )
-def test_right_is_what_greedy_generation_says_or_the_likeliest_option(probabilities: tuple[float, ...], right: list[int]):
+def test_metrics_are_greedy_exact_match_or_the_likeliest_option(probabilities: tuple[float, ...], right: list[int]):
     assert TASK.metrics(logits_of(*probabilities), TASK.targets([OPEN, CHOICE])).tolist() == right
 
 
-def test_what_is_said_to_each_example():
+def test_predictions():
     said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
     assert said == [{"key": "1", "teacher_forced": "ae"}, {"key": "2", "answer": "cd"}]
     assert TASK.predictions([CHOICE, OPEN], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5)[[2, 3, 4, 5, 0, 1]])[1]["key"] == "1"
 
 
-def test_an_example_in_words():
+def test_an_example_as_text():
     asked = replace(OPEN, question="<image>\nwhat is <image>")
     assert (TASK.question(asked), TASK.reference(asked)) == ("what is", "ab")
     said = TASK.predictions([OPEN, CHOICE], logits_of(0.9, 0.25, 0.9, 0.9, 0.125, 0.5))
@@ -94,14 +94,14 @@ def test_an_example_in_words():
     ]
 
 
-def test_a_divergence_is_the_mean_over_the_references_tokens():
+def test_divergences_are_means_over_the_references_tokens():
     targets = TASK.targets([OPEN, CHOICE])
     full, other = logits_of(0.5, 0.5, 0.5, 0.5, 0.5, 0.5), logits_of(0.5, 0.25, 0.1, 0.1, 0.5, 0.1)
     by_hand = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     assert TASK.divergences(other, full, targets).tolist() == pytest.approx([by_hand / 2, 0], abs=1e-6)
 
 
-def test_questions_on_the_same_pictures_stay_together_and_pictures_are_mixed():
+def test_order_mixes_images_and_keeps_their_questions_together():
     examples = [AnswerExample(str(n), (picture(f"p{n % 10}"),), "what", "a") for n in range(50)]
     order = TASK.order(examples)
     assert sorted(order.tolist()) == list(range(50))
@@ -111,7 +111,7 @@ def test_questions_on_the_same_pictures_stay_together_and_pictures_are_mixed():
     np.testing.assert_array_equal(order, TASK.order(examples))
 
 
-def test_a_summary_tells_kinds_apart():
+def test_summary_by_kind():
     examples = [AnswerExample("1", (), "q", "a", kind="OPEN"), AnswerExample("2", (), "q", "a", kind="CLOSED")]
     summary = TASK.summary(examples, np.array([1.0, 3.0]), np.array([1.0, 0.0]))
     assert summary == {"exact_match": 0.5, "loss": 2.0, "kind/OPEN": 1.0, "kind/CLOSED": 0.0}

@@ -26,19 +26,19 @@ def example(identifier: str = "dev-1-0-0", label: bool = True) -> NLVR2Example:
     return NLVR2Example(identifier, "there is 1 owl.", (ImageFile(Path("a.png")), ImageFile(Path("b.png"))), label)
 
 
-def test_each_example_is_two_pairs_with_token_types_1_and_2(task: NLVR2Task):
+def test_pairs_have_token_types_1_and_2(task: NLVR2Task):
     pairs = task.pairs([example(), example("dev-1-1-0")])
     assert [(pair.image.key, pair.image_type) for pair in pairs] == [("a.png", 1), ("b.png", 2)] * 2
     assert {pair.text for pair in pairs} == {"there is 1 owl."}
 
 
-def test_the_head_reads_both_passes_side_by_side(task: NLVR2Task):
+def test_the_head_reads_concatenated_features(task: NLVR2Task):
     pooled = torch.arange(12.0).reshape(4, 3)
     assert task.group_features(pooled).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
     assert task.build_head(3)(task.group_features(pooled)).shape == (2, 2)
 
 
-def test_loss_is_cross_entropy_and_metric_is_accuracy(task: NLVR2Task):
+def test_losses_are_cross_entropy_and_metrics_accuracy(task: NLVR2Task):
     targets = task.targets([example(label=True), example(label=False), example(label=False)])
     logits = torch.tensor([[0.0, 2.0], [0.0, 1.0], [3.0, 1.0]])
     by_hand = [math.log1p(math.exp(-2)), math.log1p(math.exp(1)), math.log1p(math.exp(-2))]
@@ -46,7 +46,7 @@ def test_loss_is_cross_entropy_and_metric_is_accuracy(task: NLVR2Task):
     assert task.metrics(logits, targets).tolist() == [1.0, 0.0, 1.0]
 
 
-def test_consistency_is_the_share_of_sentences_right_with_every_pair(task: NLVR2Task):
+def test_consistency_needs_every_pair_of_a_sentence(task: NLVR2Task):
     names = ["dev-1-0-0", "dev-1-1-0", "dev-1-0-1", "dev-2-0-0", "dev-2-1-0", "dev-2-2-0"]
     metrics = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])  # dev-1-0 is wrong once, dev-1-1 and dev-2-0 never
     found = task.summary([example(name) for name in names], np.full(6, 0.25), metrics)
@@ -56,7 +56,7 @@ def test_consistency_is_the_share_of_sentences_right_with_every_pair(task: NLVR2
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", golden.DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_the_references_numbers_through_gather_and_head(task: NLVR2Task, name: str, dtype: torch.dtype):
+def test_logits_and_losses_match_the_reference(task: NLVR2Task, name: str, dtype: torch.dtype):
     case = golden.Recorded(name, dtype)
     text = case.given("text_ids"), case.given("text_masks")
     images = torch.stack([case.given("image_0"), case.given("image_1")], dim=1).flatten(0, 1)  # example by example
@@ -76,20 +76,13 @@ def test_the_references_numbers_through_gather_and_head(task: NLVR2Task, name: s
     case.check(losses, "nlvr2/loss")
 
 
-def test_meters_head_is_the_official_one(task: NLVR2Task):
+def test_the_head_has_the_official_shapes(task: NLVR2Task):
     weights = golden.loaded("meter").heads["nlvr2_classifier"]
     head = task.build_head(golden.loaded("meter").vlp.feature_size)
     assert {key: tensor.shape for key, tensor in head.state_dict().items()} == {k: t.shape for k, t in weights.items()}
 
 
-def test_a_folder_of_arrow_tables_is_for_their_reader(tmp_path: Path):
-    (tmp_path / "nlvr2_train.arrow").write_bytes(b"no table")
-    (tmp_path / "nlvr2_dev.arrow").write_bytes(b"no table")
-    with pytest.raises(ValueError, match=r"nlvr2_train.arrow cannot be read as an arrow file"):
-        NLVR2Task.load_splits(tmp_path)
-
-
-def test_shapes_through_the_bundled_model(tmp_path: Path):
+def test_shapes_nlvr2_runs_through_the_bundled_model(tmp_path: Path):
     root = write_shapes_nlvr2(tmp_path / "data", directories=2, directory_sets=1, test_sets=1)
     splits = NLVR2Task.load_splits(root)
     backbone = load_backbone(ProblemConfig(task="nlvr2"))
@@ -104,7 +97,7 @@ def test_shapes_through_the_bundled_model(tmp_path: Path):
     assert task.divergences(logits, logits, {}).tolist() == pytest.approx([0.0] * 3, abs=1e-6)
 
 
-def test_an_example_in_words(task: NLVR2Task):
+def test_an_example_as_text(task: NLVR2Task):
     one = example(label=False)
     assert (task.question(one), task.reference(one)) == ("there is 1 owl.", "False")
     (given,) = task.predictions([one], torch.tensor([[0.0, 1.0]]))

@@ -58,7 +58,7 @@ def change(root: Path, edit: Callable[[list[Any]], Any]) -> Path:
     return path
 
 
-def test_splits_by_hand(root: Path):
+def test_load_flickr30k(root: Path):
     splits = load_flickr30k(root)
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [30, 20, 20]
     assert splits.left_out == ()
@@ -70,7 +70,7 @@ def test_splits_by_hand(root: Path):
     assert len(set(keys)) == 70
 
 
-def test_texts_are_one_true_and_15_false_of_the_same_split(root: Path):
+def test_texts_are_one_true_and_15_false_of_the_split(root: Path):
     splits = load_flickr30k(root)
     for part, imgids in ((splits.train, range(6)), (splits.reward, range(6, 10)), (splits.test, range(10, 14))):
         for example in part:
@@ -81,7 +81,7 @@ def test_texts_are_one_true_and_15_false_of_the_same_split(root: Path):
     assert set(splits.train[0].texts[1:]) != set(splits.train[1].texts[1:])
 
 
-def test_texts_are_the_same_at_every_time(root: Path):
+def test_texts_are_fixed(root: Path):
     first, second = (load_flickr30k(root).train for _ in range(2))
     assert [e.texts for e in first] == [e.texts for e in second]
     assert first[0].texts[1] == "Caption 4 of image 4."  # fixed for ever: files of results rely on it
@@ -104,7 +104,7 @@ def test_hard_negatives_are_among_the_texts(root: Path):
         ("dataset_flickr30k.json", ""),
     ],
 )
-def test_folders(tmp_path: Path, name: str, folder: str):
+def test_folders_of_images_are_found(tmp_path: Path, name: str, folder: str):
     write(tmp_path, name, folder)
     for data_root in (tmp_path, tmp_path / name):
         assert load_flickr30k(data_root).test[0].image.open().size == (20, 12)
@@ -121,74 +121,43 @@ def test_coco_names_the_folder_of_each_image(tmp_path: Path, above: str):
 
 def test_one_of_several_data_sets_is_named_by_its_file(root: Path):
     write(root, "karpathy/dataset_coco.json")
-    with pytest.raises(
-        ValueError, match=r"several data sets: dataset_flickr30k\.json, karpathy/dataset_coco\.json; pass one"
-    ):
+    with pytest.raises(ValueError, match=r"several data sets: got dataset_flickr30k\.json, karpathy/dataset_coco\.json"):
         load_flickr30k(root)
     assert len(load_flickr30k(root / "karpathy" / "dataset_coco.json").test) == 20
 
 
-def test_any_language_length_and_picture(root: Path):
-    long, foreign = "very " * 300 + "long", "Ein Mädchen 在 跑步. 🐕"
-
-    def edit(entries: list[Any]) -> None:
-        entries[-1]["sentences"][0]["raw"] = f" {long}\n"
-        entries[-1]["sentences"][1]["raw"] = foreign
-
-    change(root, edit)
-    images = root / "flickr30k-images"
-    Image.new("L", (30, 10), 7).save(images / "10.jpg")
-    Image.new("CMYK", (30, 10)).save(images / "11.jpg")
-    Image.new("RGB", (3000, 2000)).save(images / "12.jpg", quality=5)
-    Image.new("RGB", (9, 9)).save(images / "13.jpg", format="PNG")
-    test = load_flickr30k(root, "skip").test
-    assert [e.caption for e in test[15:17]] == [long, foreign]
-    assert [test[i].image.open().mode for i in (0, 5, 10, 15)] == ["RGB"] * 4
-    assert load_flickr30k(root, "skip").left_out == ()
-
-
 BAD: list[tuple[Callable[[list[Any]], Any], str, int]] = [
-    (lambda es: es[1].pop("filename"), r"images\[1\] has no 'filename'; it needs filename, split", 5),
-    (lambda es: es.__setitem__(1, 7), r"images\[1\] is 7; it must be an object", 5),
-    (lambda es: es[1].update(imgid="1"), r"images\[1\] has imgid='1'; it must be of type int", 5),
-    (lambda es: es[1].update(split="dev"), r"images\[1\] \(1\.jpg\) has the split 'dev'; known are train, restval", 5),
-    (lambda es: es[1].update(imgid=0), r"images\[1\] \(1\.jpg\) repeats imgid 0 of .*images\[0\]", 5),
-    (lambda es: es[1].update(filename="0.jpg"), r"images\[1\] \(0\.jpg\) repeats image .*0\.jpg of .*images\[0\]", 5),
+    (lambda es: es[1].pop("filename"), r"images\[1\].*`filename`", 5),
+    (lambda es: es.__setitem__(1, 7), r"images\[1\] is not an object", 5),
+    (lambda es: es[1].update(imgid="1"), r"images\[1\].*`imgid`", 5),
+    (lambda es: es[1].update(split="dev"), r"images\[1\] \(1\.jpg\).*`split`", 5),
+    (lambda es: es[1].update(imgid=0), r"images\[1\] \(1\.jpg\) repeats `imgid` 0 of .*images\[0\]", 5),
+    (lambda es: es[1].update(filename="0.jpg"), r"images\[1\] \(0\.jpg\) repeats `image` .*0\.jpg", 5),
     (lambda es: es[1].update(sentences=[]), r"images\[1\] \(1\.jpg\) has no captions", 5),
-    (lambda es: es[1]["sentences"][2].pop("raw"), r"images\[1\] \(1\.jpg\): sentences\[2\] has no 'raw'", 1),
-    (lambda es: es[1]["sentences"][2].update(raw=" \n"), r"sentences\[2\]: raw is empty", 1),
-    (lambda es: es[1]["sentences"][2].update(raw="a \ud83d b"), r"raw is 'a \\ud83d b', which is no valid text", 1),
-    (lambda es: es[1]["sentences"][2].update(hard_negatives=[" "]), r"sentences\[2\]: hard_negatives is empty", 1),
-    (lambda es: es[1]["sentences"][2].update(hard_negatives=["\ud83d"]), r"hard_negatives is '\\ud83d', which is no", 1),
-    (lambda es: es[1].update(filename=""), r"images\[1\]: filename is empty", 5),
-    (lambda es: es[1].update(filename="\ud83d"), r"images\[1\]: filename is '\\ud83d', which is no valid text", 5),
-    (lambda es: es[1].update(filepath="a\0b"), r"images\[1\] has filepath='a\\x00b', which nothing can be called", 5),
-    (lambda es: es[1]["sentences"][2].update(sentid=0), r"sentences\[2\] repeats sentid 0 of .*images\[0\] \(0\.jpg\)", 1),
-    (lambda es: es[1]["sentences"][2].update(hard_negatives="no"), r"sentences\[2\] has hard_negatives='no'", 1),
-    (
-        lambda es: es[1]["sentences"][2].update(hard_negatives=["Caption 4 of image 1."]),
-        r"sentences\[2\] has the hard negative 'Caption 4 of image 1\.', which is a caption of the image",
-        1,
-    ),
+    (lambda es: es[1].update(filename=""), r"images\[1\]: `filename` is empty", 5),
+    (lambda es: es[1].update(filepath="a\0b"), r"images\[1\].*`filepath`", 5),
+    (lambda es: es[1]["sentences"].__setitem__(2, "a"), r"sentences\[2\] is not an object", 1),
+    (lambda es: es[1]["sentences"][2].update(raw=" \n"), r"sentences\[2\]: `raw` is empty", 1),
+    (lambda es: es[1]["sentences"][2].update(raw="a \ud83d b"), r"`raw` is not valid Unicode", 1),
+    (lambda es: es[1]["sentences"][2].update(hard_negatives=[" "]), r"sentences\[2\]: `hard_negatives` is empty", 1),
+    (lambda es: es[1]["sentences"][2].update(hard_negatives="no"), r"sentences\[2\].*`hard_negatives`", 1),
+    (lambda es: es[1]["sentences"][2].update(hard_negatives=["Caption 4 of image 1."]), r"is a caption of the image", 1),
+    (lambda es: es[1]["sentences"][2].update(sentid=0), r"sentences\[2\] repeats `sentid` 0 of .*images\[0\]", 1),
 ]
 
 
 @pytest.mark.parametrize(("edit", "message", "fewer"), BAD)
-def test_a_bad_entry_is_named_or_left_out(root: Path, edit: Callable[[list[Any]], Any], message: str, fewer: int):
+def test_a_bad_entry_is_named_or_skipped(root: Path, edit: Callable[[list[Any]], Any], message: str, fewer: int):
     path = change(root, edit)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=f"^{path}.*{message}"):
         load_flickr30k(root)
-    assert str(path) in str(caught.value)
-    assert 'on_bad_example="skip"' in str(caught.value)
     splits = load_flickr30k(root, "skip")
-    assert len(splits.train) == 30 - fewer
-    unknown = "is 7" in message or "no captions" in message  # how many captions there were
-    assert splits.left_out_count == (1 if unknown else fewer)
+    unknown = ("is not an object" in message and fewer == 5) or "no captions" in message  # how many captions there were
+    assert (len(splits.train), splits.left_out_count) == (30 - fewer, 1 if unknown else fewer)
     assert len(splits.left_out) == 1
-    assert str(path) in splits.left_out[0]
 
 
-def test_a_broken_image_counts_all_its_captions(root: Path):
+def test_a_damaged_image_counts_all_its_captions(root: Path):
     change(root, lambda entries: entries[1]["sentences"][0].update(raw=""))
     for name in ("1.jpg", "2.jpg"):
         (root / "flickr30k-images" / name).write_bytes(b"cut")
@@ -196,64 +165,28 @@ def test_a_broken_image_counts_all_its_captions(root: Path):
     assert (len(splits.train), len(splits.left_out), splits.left_out_count) == (20, 3, 10)
 
 
-def test_a_data_root_may_be_relative(root: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(root.parent)
-    assert load_flickr30k(root.name).test[0].image == load_flickr30k(root).test[0].image
-
-
-def test_a_split_that_became_too_small_says_why(root: Path):
+def test_a_split_that_becomes_too_small_names_what_was_skipped(root: Path):
     (root / "flickr30k-images" / "12.jpg").unlink()
-    message = r"has 3 images with 15 different .*add images with captions; the first of 5 left out: .*12\.jpg"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(FileNotFoundError, match=r"imgid 12: .*12\.jpg does not exist"):
+        load_flickr30k(root)
+    with pytest.raises(ValueError, match=r"too few captions: got 3 images.*5 examples were skipped.*12\.jpg"):
         load_flickr30k(root, "skip")
 
 
-def test_missing_and_damaged_images(root: Path):
-    (root / "flickr30k-images" / "2.jpg").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no image .*flickr30k-images/2\.jpg \(1 of 14 images are missing\)"
-    ):
-        load_flickr30k(root)
-    (root / "flickr30k-images" / "3.jpg").write_bytes(b"\xff\xd8 cut")
-    splits = load_flickr30k(root, "skip")
-    assert len(splits.train) == 20
-    assert [line.split(": ")[1] for line in splits.left_out] == ["imgid 2", "imgid 3"]
-
-
 @pytest.mark.parametrize(("split", "ours"), [("val", "reward"), ("test", "test")])
-def test_empty_split(root: Path, split: str, ours: str):
+def test_an_empty_split_is_named(root: Path, split: str, ours: str):
     change(root, lambda entries: [item.update(split="train") for item in entries if item["split"] == split])
-    with pytest.raises(ValueError, match=rf"the {ours} split \(.*images whose split is '{split}'\) holds no usable example"):
+    with pytest.raises(ValueError, match=rf"the {ours} split\) holds no usable example"):
         load_flickr30k(root)
 
 
-def test_too_few_texts(root: Path):
-    change(root, lambda entries: [item.update(sentences=item["sentences"][:4]) for item in entries])
-    with pytest.raises(ValueError, match="4 images with 16 different captions, which leaves 12 captions of other"):
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"images": 3}', b"[" * 100_000])
+def test_a_damaged_file_is_named(root: Path, content: bytes):
+    (root / "dataset_flickr30k.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json is"):
         load_flickr30k(root)
-
-
-def test_file_errors(root: Path, tmp_path_factory: pytest.TempPathFactory):
-    path = root / "dataset_flickr30k.json"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100])
-    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json is not whole JSON in UTF-8"):
-        load_flickr30k(root)
-    path.write_bytes(b"[" * 100_000)
-    with pytest.raises(ValueError, match=r"dataset_flickr30k\.json is not whole JSON in UTF-8 \(maximum recursion depth"):
-        load_flickr30k(root)
-    path.write_bytes(b"[]")
-    with pytest.raises(ValueError, match=r"not in Karpathy's format: .* a list named 'images'"):
-        load_flickr30k(root)
-    path.write_bytes(b"\xef\xbb\xbf" + whole)
-    assert len(load_flickr30k(root).test) == 20
-    with pytest.raises(FileNotFoundError, match=r"is no folder; name the one with dataset_flickr30k\.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no dataset_flickr30k\.json"):
         load_flickr30k(root / "nowhere")
-    empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(FileNotFoundError, match=r"has no dataset_flickr30k\.json or dataset_coco\.json.* it holds nothing"):
-        load_flickr30k(empty)
-    with pytest.raises(ValueError, match="on_bad_example='ignore' is unknown"):
-        load_flickr30k(root, "ignore")
 
 
 def test_145000_examples_take_little_memory():

@@ -29,24 +29,24 @@ def test_targets_are_soft_scores_and_official_accuracies(task: VQATask):
     assert targets["accuracy"][0].tolist() == pytest.approx([1.0, official, 0.3])
 
 
-def test_loss_is_summed_over_answers(task: VQATask):
+def test_losses_are_summed_over_answers(task: VQATask):
     targets = task.targets([example(*["yes"] * 10)])
     logits = torch.tensor([[2.0, -1.0, 0.0]])
     by_hand = math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log(2)
     assert task.losses(logits, targets).tolist() == pytest.approx([by_hand])
 
 
-def test_metric_is_the_accuracy_of_the_likeliest_answer(task: VQATask):
+def test_metrics_are_the_accuracy_of_the_likeliest_answer(task: VQATask):
     targets = task.targets([example(*["yes"] * 7, "no", "no", "red")] * 2)
     assert task.metrics(torch.tensor([[3.0, 0, 0], [0, 0, 3.0]]), targets).tolist() == pytest.approx([1.0, 0.3])
 
 
-def test_fits_where_half_have_a_known_answer(task: VQATask):
+def test_covers_labels_where_half_have_a_known_answer(task: VQATask):
     assert task.covers_labels([example("yes"), example("blue"), example("blue", "red"), example("green")])
     assert not task.covers_labels([example("yes"), example("blue"), example("green")])
 
 
-def test_divergence_is_that_of_bernoullis(task: VQATask):
+def test_divergences_are_those_of_bernoulli_distributions(task: VQATask):
     full, other = torch.tensor([[0.0, 2.0, -1.0]]), torch.tensor([[1.0, 2.0, -2.0]])
     p, q = full.sigmoid(), other.sigmoid()
     by_hand = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(-1)
@@ -54,20 +54,17 @@ def test_divergence_is_that_of_bernoullis(task: VQATask):
     assert task.divergences(full, full, {}).tolist() == pytest.approx([0.0])
 
 
-def test_summary_tells_groups_apart(task: VQATask):
+def test_summary_has_groups_the_ceiling_of_the_vocabulary_and_blank_questions(task: VQATask):
     summary = task.summary([example("yes"), example("no")], np.array([1.0, 3.0]), np.array([1.0, 0.0]))
     ceilings = {"ceiling": 1.0, "ceiling/question/what": 1.0, "ceiling/answer/other": 1.0}
     assert summary == {"accuracy": 0.5, "loss": 2.0, "question/what": 0.5, "answer/other": 0.5, "blank": 0.0, **ceilings}
-
-
-def test_summary_tells_what_the_vocabulary_allows_and_what_nobody_answered(task: VQATask):
     examples = [example(*["blue"] * 7, "no", "no", "red"), example(*[""] * 10), example(*["two"] * 10)]
     numbers = task.summary(examples, np.ones(3), np.zeros(3))
     assert numbers["ceiling"] == pytest.approx((2 * (1 / 3) + 8 * (2 / 3)) / 10 / 3)
     assert numbers["blank"] == 1.0
 
 
-def test_unanimous_words_train_as_the_answer_they_mean_and_score_as_they_stand():
+def test_unanimous_answers_train_normalized_and_score_as_written():
     task = VQATask(processor=None, labels=("2", "two"))
     targets = task.targets([example(*["two"] * 10)])
     assert targets["scores"].tolist() == [[1.0, 0.0]]
@@ -75,7 +72,7 @@ def test_unanimous_words_train_as_the_answer_they_mean_and_score_as_they_stand()
     assert task.covers_labels([example(*["two"] * 10)])
 
 
-def test_an_example_in_words(task: VQATask):
+def test_an_example_as_text(task: VQATask):
     unanimous = example(*["yes"] * 10)
     assert (task.question(unanimous), task.reference(unanimous)) == ("?", "yes")
     assert task.reference(example(*["no"] * 3, *["red"] * 7)) == "red (7), no (3)"

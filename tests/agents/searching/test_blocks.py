@@ -6,8 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from das_gym.agents import SearchConfig
-from das_gym.agents.block_measuring import beside, blocks_of, file_beside, takes_blocks, with_blocks
+from das_gym.agents import Budget, MaskSpace
+from das_gym.agents.searching.agent_setup import make_search_agent, takes
+from das_gym.agents.searching.blocks import beside, blocks_of, file_beside
 from synthetic import ENV_ID
 
 from benchmarks.blocks import main
@@ -20,7 +21,7 @@ TABLES = [*find_tables(None).values(), *(ASSETS / name for name in FURTHER)]
 
 
 @pytest.mark.parametrize("path", TABLES, ids=[f"{path.parent.name} {path.stem}" for path in TABLES])
-def test_every_bundled_table_has_its_blocks(path):
+def test_beside_finds_blocks_of_every_bundled_table(path):
     blocks, table = beside(path), load_table(path)
     influence = table.statistics[:, table.meta.statistics.index("block_influence_tokens")]
     np.testing.assert_allclose([row[0] for row in blocks["cosine"]], influence, atol=2e-5)
@@ -29,23 +30,23 @@ def test_every_bundled_table_has_its_blocks(path):
     assert sorted(layer for stage in blocks["stages"] for layer in stage) == list(range(table.n_layers))
 
 
-def test_blocks_of_something_else_are_left_alone(tmp_path, made_up_table):
+def test_beside_ignores_blocks_of_other_data(tmp_path, made_up_table):
     shutil.copy(made_up_table, tmp_path / "vqa_table.npz")
     assert beside(tmp_path / "vqa_table.npz") is None
     shutil.copy(file_beside(TABLES[0]), tmp_path / "vqa_blocks.json")
     assert beside(tmp_path / "vqa_table.npz") is None
 
 
-def test_a_search_is_told_what_its_agent_needs():
-    config = SearchConfig(env_id="DAS-METER-VQA-Tabular-v0", agent="angular")
-    assert with_blocks(config).agent_kwargs == {"blocks": beside(TABLES[0])}
-    for same in (SearchConfig(agent="bayes"), SearchConfig(agent="angular", agent_kwargs={"blocks": {}})):
-        assert with_blocks(same) is same
-    assert blocks_of(ENV_ID, {}) is None  # an environment of one's own
-    assert [takes_blocks(name) for name in ("angular", "interlace", "sleb", "ppo")] == [True, True, False, False]
+def test_make_search_agent_fills_in_measured_blocks():
+    space = MaskSpace(Budget(12, 4))
+    agent = make_search_agent("angular", space, 0, {}, {}, "DAS-METER-VQA-Tabular-v0", {})
+    assert agent.blocks.angular == beside(TABLES[0])["angular"]
+    assert make_search_agent("bandit", space, 0, {}, {}, ENV_ID, {}).learning_rate == 20.0
+    assert blocks_of(ENV_ID, {}) is None  # your own environment
+    assert [takes(name, "blocks") for name in ("angular", "interlace", "greedy", "ppo")] == [True, True, False, False]
 
 
-def test_a_table_of_ones_own_gets_its_blocks(small_table, small_kwargs, tmp_path, capsys):
+def test_blocks_command_measures_beside_a_table(small_table, small_kwargs, tmp_path, capsys):
     path = tmp_path / "vqa_table.npz"
     small_table.save(path)
     given = [f"{name}={value}" for name, value in small_kwargs.items()]

@@ -1,4 +1,4 @@
-"""What a method of fine-tuning has learnt: kept as an adaptation file, and put back into the frozen model."""
+"""Save what a method of fine-tuning trained as an adaptation file, and restore it into the frozen model."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from das_gym.problem.adaptation import Adaptation, MethodSettings, own_parameter
 from das_gym.problem.loading import AdaptedModel, Backbone, unadapted
 
 
-def trained(model: AdaptedModel) -> dict[str, Tensor]:
-    """The parameters of a model and its head that train, by name."""
+def trained_parameters(model: AdaptedModel) -> dict[str, Tensor]:
+    """Return the parameters of a model and its head that train, by name."""
     named = model.backbone.vlp.named_parameters()
     return {**{f"vlp.{n}": p for n, p in named if p.requires_grad}, **own_parameters(model.backbone.vlp, model.head)}
 
 
-def learnt(model: AdaptedModel, name: str, method: Method, **info: object) -> Adaptation:
-    """What training made of a model, before `Method.finish`: of LoRA the two small matrices, not the merged weights.
+def to_adaptation(model: AdaptedModel, name: str, method: Method, **info: object) -> Adaptation:
+    """Return what training changed in a model, before `Method.finish`: of LoRA the two small matrices, not merged weights.
 
     Args:
-        model: As `Method.apply` made it ready, and training left it.
-        name: Of the method, a key of `METHODS`.
+        model: As `Method.apply` prepared it, trained.
+        name: A key of `METHODS`.
         method: The method.
-        **info: How it was trained, plain JSON values.
+        **info: How it was trained, JSON values.
     """
     return Adaptation.holding(
-        trained(model),
+        trained_parameters(model),
         model.backbone.vlp,
         task=model.task.name,
         answers=model.task.labels,
@@ -40,38 +40,38 @@ def learnt(model: AdaptedModel, name: str, method: Method, **info: object) -> Ad
     )
 
 
-def restore_learnt(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
-    """The model as `Method.finish` left it, with what `learnt` kept.
+def restore_adaptation(backbone: Backbone, adaptation: Adaptation, task: str, path: str | Path) -> AdaptedModel:
+    """Return the model as `Method.finish` left it, with the saved parameters.
 
-    The method is tried without content first: a file cannot have more put into a model than it holds itself.
+    The method is applied to a copy without content first, so that a file cannot allocate more memory than it holds itself.
 
     Args:
         backbone: As it was loaded.
-        adaptation: With its method.
+        adaptation: An adaptation that names its method.
         task: Name of the task.
         path: Where the adaptation was read, for messages.
 
     Raises:
         ValueError: another model or task, a method that is not registered here, or parameters that do not fit.
     """
-    kept = adaptation.method
-    if kept is None:
-        raise ValueError(f"{path} names no method of fine-tuning")
+    saved = adaptation.method
+    if saved is None:
+        raise ValueError(f"{path} names no method of fine-tuning.")
     model = unadapted(backbone, adaptation, task, path)
     adaptation.check_base(backbone.base)
     try:
-        method = make_method(kept.name, kept.settings)
+        method = make_method(saved.name, saved.settings)
     except TypeError as error:
         raise ValueError(f"{path}: {error}") from error
     with without_content():
         twin = dataclasses.replace(model, backbone=dataclasses.replace(backbone, vlp=meta_twin(backbone.vlp)))
         method.apply(twin)
-    own = {name: p for name, p in trained(twin).items() if name.startswith("vlp.")}
+    own = {name: p for name, p in trained_parameters(twin).items() if name.startswith("vlp.")}
     adaptation.check_fits({**own, **own_parameters(backbone.vlp, model.head)})
     method.apply(model)
     mask = backbone.vlp.pruned_mask
     if (None if mask is None else tuple(mask.astype(int).tolist())) != adaptation.mask:
-        raise ValueError(f"{path}: its mask is not that of its method, {kept.name}: it is damaged; train it again")
-    adaptation.put(trained(model))
+        raise ValueError(f"{path} is damaged: its mask is not that of its method, {saved.name}. Train it again.")
+    adaptation.put(trained_parameters(model))
     method.finish(backbone.vlp)
     return model

@@ -1,4 +1,4 @@
-"""Agents that breed or draw whole populations: evolution and the cross-entropy method."""
+"""Evolution, EvoPress and the cross-entropy method."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from das_gym.agents import CrossEntropy, Evolution, MaskSpace
+from das_gym.agents import CrossEntropy, Evolution, EvoPress, MaskSpace
 from landscapes import SPACES, rewards
 
 from das_gym.problem.budget import Budget
@@ -14,7 +14,7 @@ from das_gym.problem.budget import Budget
 SPACE = SPACES["count"]
 
 
-def test_the_best_of_a_generation_is_the_next_parent():
+def test_evolution_takes_the_best_as_parent():
     agent = Evolution(SPACE, 0, offspring=5, max_swaps=1)
     first = np.concatenate((agent.ask(3), agent.ask(3)[:2]))
     assert len(agent.ask(100)) == 5
@@ -28,7 +28,7 @@ def test_the_best_of_a_generation_is_the_next_parent():
     assert (agent.parent == first[1]).all()  # the parent is better than its mutants
 
 
-def test_a_staged_generation_is_halved_from_stage_to_stage():
+def test_evolution_halves_a_generation_at_each_stage():
     agent, asked = Evolution(SPACE, 0, offspring=8, stages=(0.1, 0.5, 1)), []
     for share, count in ((0.1, 8), (0.5, 4), (1.0, 2), (0.1, 8)):
         assert agent.examples_share == share
@@ -42,11 +42,11 @@ def test_a_staged_generation_is_halved_from_stage_to_stage():
     assert (asked[1] == asked[0][order[:4]]).all()
     assert (asked[2] == asked[0][order[:2]]).all()
     assert (agent.best() == asked[0][order[0]]).all()
-    assert len(agent.reported) == 2  # those scored on all examples
+    assert len(agent.rewards) == 2  # only those scored on all examples
     assert len(np.unique(np.concatenate((asked[0], asked[3])), axis=0)) == 16
 
 
-def test_a_staged_search_of_few_masks_ends():
+def test_evolution_with_stages_ends_when_few_masks_exist():
     agent, stages = Evolution(MaskSpace(Budget(4, 1)), 0, offspring=3, stages=(0.5, 1)), []
     while len(masks := agent.ask(2)):
         stages.append((agent.examples_share, len(masks)))
@@ -55,7 +55,7 @@ def test_a_staged_search_of_few_masks_ends():
     assert agent.best().sum() == 1
 
 
-def test_a_staged_agent_goes_on_exactly():
+def test_evolution_with_stages_continues_exactly():
     def play(agent, turns):
         asked = []
         for _ in range(turns):
@@ -71,16 +71,51 @@ def test_a_staged_agent_goes_on_exactly():
         assert (agent.best() == fresh.best()).all()
 
 
-@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1.0), 0.5, None, "all", {0.5: 1}])
-def test_stages_rise_to_one(stages):
-    with pytest.raises(ValueError, match=r"stages=.* is not allowed; give rising shares that end with 1"):
+@pytest.mark.parametrize("stages", [(), (0.5,), (1.0, 0.5), (0.5, 0.5, 1.0), 0.5, None, "all", {0.5: 1}, (0, 1), ("all", 1)])
+def test_evolution_refuses_stages(stages):
+    with pytest.raises(ValueError, match="stages"):
         Evolution(SPACE, 0, stages=stages)
-    for share in (0, 1.5, "all"):
-        with pytest.raises(ValueError, match=r"stages=.* is not allowed; give a number above 0"):
-            Evolution(SPACE, 0, stages=(share, 1))
 
 
-def test_probabilities_move_towards_the_best_masks():
+@pytest.mark.parametrize(
+    ("agent", "settings"),
+    [
+        (CrossEntropy, {"population": 0}),
+        (CrossEntropy, {"elite": True}),
+        (CrossEntropy, {"smoothing": 1.1}),
+        (Evolution, {"offspring": "many"}),
+        (Evolution, {"max_swaps": 0}),
+        (EvoPress, {"survivors": 0}),
+    ],
+)
+def test_populations_refuse_settings_out_of_range(agent, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        agent(SPACE, 0, **settings)
+
+
+def test_evopress_keeps_the_number_skipped_of_each_size():
+    sizes = np.array([0.02, 0.04] * 4)
+    agent = EvoPress(MaskSpace(Budget(8, 4)), 0, {"parameters_share": sizes}, offspring=4, initial=6, stages=(1.0,))
+    agent.tell(agent.ask(6), np.arange(6.0))
+    small = agent.parent[::2].sum()
+    for _ in range(5):
+        mutants = agent.ask(4)
+        assert (mutants[:, ::2].sum(axis=1) == small).all()
+        assert (mutants.sum(axis=1) == 4).all()
+        agent.tell(mutants, np.zeros(len(mutants)))
+
+
+def test_evopress_scores_many_masks_on_few_examples_and_two_on_all():
+    agent = EvoPress(MaskSpace(Budget(12, 4)), 0)
+    spent = []
+    for _ in range(4):
+        share, masks = agent.examples_share, agent.ask(100)
+        spent.append((share, len(masks)))
+        agent.tell(masks, np.random.default_rng(len(spent)).random(len(masks)))
+    assert spent == [(1 / 16, 64), (1.0, 2), (1 / 16, 32), (1.0, 2)]
+
+
+def test_cross_entropy_moves_towards_the_best_masks():
     agent = CrossEntropy(SPACE, 0, population=10, elite=2, smoothing=0.5)
     np.testing.assert_allclose(agent.skip_probabilities(), 1 / 3)
     masks = agent.ask(10)
@@ -90,13 +125,13 @@ def test_probabilities_move_towards_the_best_masks():
     np.testing.assert_allclose(agent.skip_probabilities(), 1 / 6 + masks[[7, 8]].mean(axis=0) / 2)
 
 
-def test_probabilities_never_rule_a_layer_out():
+def test_cross_entropy_rules_no_layer_out():
     agent = CrossEntropy(SPACE, 0, population=1, elite=1, smoothing=1.0)
     agent.tell(agent.ask(1), np.array([1.0]))
     assert sorted(set(agent.skip_probabilities())) == [0.01, 0.99]
 
 
-def test_both_beat_random_masks():
+def test_populations_find_good_masks():
     values = np.sort(rewards(SPACE.masks))
     for make in (Evolution, CrossEntropy):
         found = []

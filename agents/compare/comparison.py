@@ -1,0 +1,179 @@
+"""Compare agents: many seeds each, equal budgets, judged by what their answers are worth on the ground truth."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from das_gym.agents.ask_tell.base import Agent, agent_class, answer, ask
+from das_gym.agents.compare.oracle import Oracle
+from das_gym.agents.compare.results import AgentResult, judge
+from das_gym.agents.sb3.algorithms import is_algorithm
+from das_gym.agents.sb3.config import check_agent_name
+from das_gym.agents.searching.agent_setup import make_search_agent
+
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.statistics import masks_needed
+
+ON_ALL_EXAMPLES: dict[str, dict[str, Any]] = {"evopress": {"stages": [1.0], "offspring": 8, "initial": 8}}
+"""Settings of agents that otherwise begin on few examples: oracles score every mask on all of them."""
+
+NO_ANSWER = -np.inf
+"""Reward of an agent that has no answer yet."""
+
+Search = tuple[Masks, Floats, int, float]
+"""One search: a row of `answers`, `curves`, `evaluations` and `milliseconds` of an `AgentResult`."""
+
+
+def compare_agents(
+    oracle: Oracle,
+    agents: Sequence[str],
+    seeds: Sequence[int] = range(50),
+    evaluations: int = 120,
+    masks_per_turn: int = 3,
+    agent_kwargs: Mapping[str, Mapping[str, Any]] | None = None,
+    on_agent: Callable[[str], Any] | None = None,
+    run: Callable[..., AgentResult] | None = None,
+) -> list[AgentResult]:
+    """Compare agents.
+
+    Args:
+        oracle: Returns rewards.
+        agents: Names of agents and of algorithms of Stable-Baselines3; see `run_agent`.
+        seeds: Each agent searches once per seed, and draws as in `das_gym.agents.search` with that seed.
+        evaluations: Evaluations per search.
+        masks_per_turn: Masks between two answers.
+        agent_kwargs: Hyperparameters by agent; `SEARCH_DEFAULTS` are filled in.
+        on_agent: Called with the name of each agent when it is done.
+        run: Runs the searches of one agent; None = `run_agent`.
+
+    Returns:
+        One result per agent, in the order of `agents`.
+
+    Raises:
+        ValueError: an unknown agent or hyperparameter, before any agent searches, or masks that an agent must not ask for.
+
+    Example:
+        >>> from das_gym.agents import compare_agents, make_oracle
+        >>> oracle = make_oracle("DAS-METER-VQA-Tabular-v0", {"skip_num": 4})
+        >>> bayes, random = compare_agents(oracle, ["bayes", "random"], seeds=range(3), evaluations=60)
+        >>> bayes.mean_regret() < random.mean_regret()
+        True
+    """
+    settings = {agent: (agent_kwargs or {}).get(agent, {}) for agent in agents}
+    for agent in agents:
+        check_agent(oracle, agent, settings[agent], masks_per_turn)
+    results = []
+    for agent in agents:
+        results.append((run or run_agent)(oracle, agent, seeds, evaluations, masks_per_turn, settings[agent]))
+        if on_agent is not None:
+            on_agent(agent)
+    return judge(oracle, results)
+
+
+def run_agent(
+    oracle: Oracle, agent: str, seeds: Sequence[int], evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> AgentResult:
+    """Let an agent search once per seed; one that does not depend on the seed searches once.
+
+    Args:
+        oracle: Returns rewards.
+        agent: A key of `AGENTS` or of `ALGORITHMS`, or "module:class" of either kind.
+        seeds: Seeds of the searches.
+        evaluations: Evaluations per search.
+        masks_per_turn: Masks between two answers.
+        agent_kwargs: Hyperparameters; `SEARCH_DEFAULTS` are filled in.
+
+    Raises:
+        ValueError: an unknown agent or hyperparameter, or masks that the agent must not ask for.
+    """
+    search = _train_once if is_algorithm(agent) else _search_once
+    different = seeds if is_algorithm(agent) or agent_class(agent).draws else seeds[:1]
+    searches = [search(oracle, agent, seed, evaluations, masks_per_turn, agent_kwargs) for seed in different]
+    if len(different) < len(seeds):
+        searches = searches * len(seeds)
+    return AgentResult(agent, *map(np.array, zip(*searches, strict=True)))
+
+
+def check_agent(oracle: Oracle, agent: str, agent_kwargs: Mapping[str, Any], masks_per_turn: int) -> None:
+    """Make an agent and discard it, so that a wrong name or hyperparameter is found before any agent searches.
+
+    An algorithm of Stable-Baselines3 is checked by a search of one mask.
+
+    Raises:
+        ValueError: what `run_agent` would raise.
+    """
+    if is_algorithm(agent):
+        _train_once(oracle, agent, 0, 1, masks_per_turn, agent_kwargs)
+        return
+    check_agent_name(agent)
+    _make(oracle, agent, 0, agent_kwargs)
+
+
+def _make(oracle: Oracle, name: str, seed: int, agent_kwargs: Mapping[str, Any]) -> Agent:
+    settings = {**ON_ALL_EXAMPLES.get(name, {}), **agent_kwargs}
+    problem = (oracle.env_id, oracle.env_kwargs)
+    agent = make_search_agent(name, oracle.space, seed, settings, oracle.statistics, *problem)
+    if agent.examples_share != 1.0:
+        raise ValueError(f"agent {name!r} would begin on fewer examples, but comparisons score all: leave `stages` out")
+    return agent
+
+
+def _search_once(
+    oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> Search:
+    agent = _make(oracle, name, seed, agent_kwargs)
+    curve = np.full(evaluations, NO_ANSWER)
+    used, turns, seconds = 0, 0, 0.0
+    while used < evaluations:
+        started = time.process_time()
+        masks = ask(agent, name, min(masks_per_turn, evaluations - used))
+        seconds += time.process_time() - started
+        if len(masks) == 0:
+            break
+        rewards, started = oracle.rewards(masks), time.process_time()
+        agent.tell(masks, rewards)
+        seconds += time.process_time() - started
+        used, turns = used + len(masks), turns + 1
+        curve[used - 1 :] = oracle.rewards(answer(agent, name)[None])[0]
+    final = answer(agent, name)
+    if used == 0:  # only one mask is within the budget, and the agent knows it
+        curve[:] = oracle.rewards(final[None])[0]
+    used += masks_needed(agent.statistics_read, agent.n_layers)
+    return final, curve, used, 1e3 * seconds / max(turns, 1)
+
+
+def _train_once(
+    oracle: Oracle, name: str, seed: int, evaluations: int, masks_per_turn: int, agent_kwargs: Mapping[str, Any]
+) -> Search:
+    """Search with an algorithm of Stable-Baselines3 on `masks_per_turn` parallel environments.
+
+    During the search its answer is the best scored mask, at the end that or the policy's own, whichever is better. Its time
+    is that of the whole training, divided by turns.
+    """
+    from das_gym.agents.sb3.train import train_sb3
+
+    space, started = oracle.space, time.process_time()
+    result = train_sb3(
+        name,
+        hyperparameters=agent_kwargs,
+        n_envs=masks_per_turn,
+        env_id=oracle.env_id,
+        env_kwargs=dict(oracle.env_kwargs),
+        **space.budget.settings,
+        seed=seed,
+        evaluations=evaluations,
+    ).result
+    curve = np.full(evaluations, NO_ANSWER)
+    used = 0
+    for turn in result.history:
+        reward = oracle.rewards(np.array(turn.masks, dtype=bool)).max()
+        used += len(turn.masks)
+        curve[used - 1 :] = max(reward, curve[used - 1])
+    final = np.array(result.mask, dtype=bool)
+    if space.contains(final[None])[0]:  # a policy that never satisfied the budget has no answer
+        curve[max(used, 1) - 1 :] = oracle.rewards(final[None])[0]
+    used += masks_needed(oracle.statistics, space.n_layers)  # its policy reads all that is observed
+    return final, curve, used, 1e3 * (time.process_time() - started) / max(len(result.history), 1)

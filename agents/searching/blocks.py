@@ -1,0 +1,68 @@
+"""Blocks of layers that `angular` and `interlace` choose by: measured on a model, or read from the file beside a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from das_gym.agents.ask_tell.heuristics import Blocks
+from das_gym.agents.searching.environment import is_tabular, make_scored
+
+from das_gym.envs.tabular_env import bundled_table, load_table
+from das_gym.files import read_json
+from das_gym.registration import ENVIRONMENTS
+
+
+def blocks_of(env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what `das_gym.problem.blocks.measure_blocks` finds in an environment's model, or the blocks beside its table.
+
+    Args:
+        env_id: Its id.
+        env_kwargs: Its settings besides the budget.
+
+    Returns:
+        None if they are unknown: your own environment, or a table without such a file.
+    """
+    return _blocks_of(env_id, json.dumps(dict(env_kwargs), sort_keys=True))
+
+
+@lru_cache(maxsize=32)
+def _blocks_of(env_id: str, env_kwargs: str) -> dict[str, Any] | None:
+    from das_gym.problem.blocks import measure_blocks
+
+    settings, name = json.loads(env_kwargs), env_id.rpartition(":")[2]
+    if is_tabular(env_id):
+        entry = next(entry for entry in ENVIRONMENTS.values() if entry.tabular_id == name)
+        table = settings.get("table")
+        return beside(bundled_table(entry.model, entry.task) if table is None else Path(table))
+    if name not in ENVIRONMENTS:
+        return None
+    scorer = make_scored(env_id, {"skip_num": None}, settings).scorer
+    return measure_blocks(scorer.problem.evaluator, scorer.fixed_examples)
+
+
+def file_beside(table: Path) -> Path:
+    """Return where the blocks of a table are stored: `vqa_blocks.json` beside `vqa_table.npz`."""
+    return table.with_name(f"{table.stem.removesuffix('_table')}_blocks.json")
+
+
+def beside(table: Path) -> dict[str, Any] | None:
+    """Return the blocks beside a table; None if there are none of the same model and data.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = file_beside(table)
+    if not path.is_file():
+        return None
+    record, meta = read_json(path), load_table(table).meta
+    try:
+        if record["hashes"] != meta.hashes:
+            return None
+        Blocks.from_record(record["blocks"], len(meta.layer_names))
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Remove it: agents then estimate what it holds.") from error
+    return dict(record["blocks"])

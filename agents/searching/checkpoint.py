@@ -1,0 +1,80 @@
+"""`checkpoint.json`, from which a stopped search continues: of ask/tell agents and of Stable-Baselines3 alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from das_gym.agents.searching.record import FORMAT, Turn
+
+from das_gym.config import build
+from das_gym.files import damage_named, read_json, write_json
+
+CHECKPOINT = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a search after a turn.
+
+    Attributes:
+        agent: `Agent.state_dict()`; of an algorithm of Stable-Baselines3 the number of `steps`, beside its `agent.zip`.
+        env: The environment's `get_state()`, which says which examples come next; None if it has none.
+        turns: All turns.
+    """
+
+    agent: dict[str, Any]
+    env: Any
+    turns: tuple[Turn, ...]
+
+    def save(self, folder: Path, config: Any) -> None:
+        """Write it into a run folder, with the settings of the search (a dataclass)."""
+        record = {"format": FORMAT, "config": dataclasses.asdict(config), "agent": self.agent, "env": self.env}
+        write_json(folder / CHECKPOINT, {**record, "turns": [vars(turn) for turn in self.turns]}, indent=None)
+
+    @classmethod
+    def load(cls, folder: Path, config: Any, n_layers: int, names: Mapping[str, str] | None = None) -> Checkpoint | None:
+        """Read the checkpoint of a run folder; None if there is none yet.
+
+        Args:
+            folder: The run folder.
+            config: The settings of the search that continues.
+            n_layers: Layers of its environment.
+            names: What settings are called in errors, where it is not the field's name.
+
+        Raises:
+            ValueError: it is damaged, or of another search or version.
+        """
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            return None
+        record = read_json(path)
+        is_ours = isinstance(record, Mapping) and record.get("format") == FORMAT
+        if not is_ours or not isinstance(record.get("config"), Mapping):
+            raise ValueError(f"{path} is not a checkpoint of this version. Start a new search")
+        mine = json.loads(json.dumps(dataclasses.asdict(config)))
+        for name, value in record["config"].items():
+            if name != "save_every" and mine.get(name) != value:
+                setting = (names or {}).get(name, name)
+                raise ValueError(
+                    f"{path} is of a search with another `{setting}`: got {mine.get(name)!r}, expected {value!r}. Give the "
+                    "same settings, or another folder"
+                )
+        with damage_named(path, "start a new search"):
+            checkpoint = build(cls, {name: record[name] for name in ("agent", "env", "turns")})
+            if any(len(mask) != n_layers for turn in checkpoint.turns for mask in turn.masks):
+                raise ValueError(f"its masks do not have {n_layers} layers")
+        return checkpoint
+
+
+def saved_costs(folder: Path) -> Mapping[str, Any] | None:
+    """Return the measured costs that a checkpoint continues with; None if it has none. `Checkpoint.load` reports damage."""
+    path = folder / CHECKPOINT
+    value = read_json(path) if path.is_file() else None
+    for name in ("config", "env_kwargs", "costs"):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else None

@@ -1,0 +1,58 @@
+"""Rivals: Bayesian linear regression on the skipped layers, or also on their pairs. Importing this registers both agents."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from das_gym.agents.ask_tell.base import AGENTS, register_agent
+from das_gym.agents.ask_tell.bayes import Bayes
+from das_gym.agents.ask_tell.gaussian_process import NOISES, PolynomialProcess, Process
+
+from das_gym.problem.budget import Floats, Masks
+from das_gym.problem.mask_space import MaskSpace
+
+
+class LinearRegression(Bayes):
+    """Bayesian linear regression of the reward on the skipped layers, with expected improvement.
+
+    Rewards are standardized, not ranked. The noise is the likeliest of a few. Masks are proposed as `Bayes` proposes them.
+
+    Args:
+        space: The masks to choose from.
+        seed: Seed, or the generator to draw from.
+    """
+
+    pairs: ClassVar[float] = 0.0
+
+    def __init__(self, space: MaskSpace, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__(space, seed)
+
+    def _observations(self) -> tuple[Masks, Floats]:
+        rewards = np.array(list(self.rewards.values()))
+        return self.scored_masks(), (rewards - rewards.mean()) / max(float(rewards.std()), 1e-12)
+
+    def _fit(self, masks: Masks, scores: Floats) -> Process:
+        # Regression written as a process: (1 + d / n) has a constant and each layer's sign, (d / n)^2 each pair's product.
+        n = masks.shape[1]
+        polynomial = np.array([1.0, 1.0 / n, self.pairs / n**2, 0.0])
+        processes = [PolynomialProcess(masks, scores, noise, polynomial) for noise in NOISES]
+        return max(processes, key=lambda process: process.log_likelihood)
+
+
+class QuadraticRegression(LinearRegression):
+    """Bayesian regression on the skipped layers and on all pairs of them, with expected improvement.
+
+    Args:
+        space: The masks to choose from.
+        seed: Seed, or the generator to draw from.
+    """
+
+    pairs: ClassVar[float] = 0.5
+
+
+RIVALS = {"linear_regression": LinearRegression, "quadratic_regression": QuadraticRegression}
+
+for _name, _agent in RIVALS.items():
+    if _name not in AGENTS:
+        register_agent(_name, _agent)

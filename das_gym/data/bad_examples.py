@@ -1,0 +1,147 @@
+"""Bad examples: raise at the first one, or skip them and keep a line about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence, Sized
+from typing import Any, TypeVar
+
+from das_gym.data.decoding import HINT as IMAGE_HINT
+from das_gym.data.image_checks import decode_errors, missing_files
+from das_gym.data.images import ImageSource
+from das_gym.data.splits import Splits
+
+Example = TypeVar("Example")
+
+POLICIES = ("raise", "skip")
+"""Values of `on_bad_example`."""
+
+HINT = 'Correct it, or pass on_bad_example="skip"'
+
+
+class BadExamples:
+    """What a reader does with a bad example, and what it has skipped so far.
+
+    A reader makes one per data set, turns entries into examples with `parse`, removes those without a usable image with
+    `drop_broken`, and ends with `splits`. A file that cannot be read at all always raises.
+
+    Example:
+        >>> from das_gym.data.bad_examples import BadExamples
+        >>> bad = BadExamples("skip")
+        >>> bad.parse([("line 1", "3"), ("line 2", "x")], lambda entry, where: int(entry))
+        [3]
+        >>> bad.count
+        1
+
+    Args:
+        on_bad_example: `raise` or `skip`.
+
+    Raises:
+        ValueError: `on_bad_example` is neither.
+    """
+
+    def __init__(self, on_bad_example: str = "raise") -> None:
+        if on_bad_example not in POLICIES:
+            raise ValueError(f"unknown `on_bad_example`: got {on_bad_example!r}, expected {' or '.join(POLICIES)}")
+        self.skips = on_bad_example == "skip"
+        self.count = 0
+        self.lines: list[str] = []
+
+    def splits(self, train: Sequence[Example], reward: Sequence[Example], test: Sequence[Example]) -> Splits[Example]:
+        """Return the data set with what was skipped."""
+        return Splits(train, reward, test, tuple(self.lines), self.count)
+
+    @property
+    def last_skipped(self) -> str:
+        """A sentence to append to an error that skipped examples may have caused; empty where none was skipped."""
+        return f". {self.count} examples were skipped, the last because: {self.lines[-1]}" if self.lines else ""
+
+    def report(self, error: Exception, examples: int = 1) -> None:
+        """Raise an error with a hint, or keep its message and return.
+
+        Args:
+            error: A ValueError or FileNotFoundError whose message names file and entry.
+            examples: How many examples are skipped because of it.
+        """
+        if not self.skips:
+            text = str(error)  # an entry inside another one was reported already
+            raise type(error)(text if text.endswith(HINT) else f"{text}. {HINT}") from error.__cause__
+        self.lines.append(str(error))
+        self.count += examples
+
+    def parse(
+        self,
+        entries: Iterable[tuple[str, Any]],
+        make: Callable[[Any, str], Example | None],
+        size: Callable[[Any], int] = lambda _: 1,
+    ) -> list[Example]:
+        """Return the examples of the entries that are good, and report the others.
+
+        Args:
+            entries: File and place of each entry, for errors, and the entry.
+            make: Makes an example of an entry and its place. ValueError: it is bad. None: it is left out on purpose.
+            size: How many examples a bad entry counts as.
+        """
+        made = []
+        for where, entry in entries:
+            try:
+                example = make(entry, where)
+            except ValueError as error:
+                self.report(error, size(entry))
+                continue
+            if example is not None:
+                made.append(example)
+        return made
+
+    def broken_images(self, images: Iterable[ImageSource]) -> dict[str, Exception]:
+        """Return the errors of the images that cannot be used, by key.
+
+        With `skip`, every image is decoded, once until it changes. With `raise`, only missing files are found, by listing
+        folders; damage is reported when an image is opened.
+        """
+        distinct = {image.key: image for image in images}
+        if not self.skips:
+            return missing_files(distinct)
+        # without the advice: the example is being skipped
+        return {key: type(error)(str(error).removesuffix(f". {IMAGE_HINT}")) for key, error in decode_errors(distinct)}
+
+    def drop_broken(
+        self,
+        examples: Sequence[Example],
+        source: str,
+        images: Callable[[Example], Sequence[ImageSource]],
+        name: Callable[[Example], str],
+        size: Callable[[Example], int] = lambda _: 1,
+    ) -> list[Example]:
+        """Return the examples whose images can be used; report the others, and raise where none is left.
+
+        Args:
+            examples: What was read.
+            source: Names file and part in errors, such as `dev.json`.
+            images: The images of an example.
+            name: Names an example in errors.
+            size: How many examples it counts as.
+
+        Raises:
+            FileNotFoundError: With `raise`, an image does not exist.
+            ValueError: Nothing is left.
+        """
+        broken = self.broken_images(image for example in examples for image in images(example))
+        kept = []
+        for example in examples:
+            error = next((broken[image.key] for image in images(example) if image.key in broken), None)
+            if error is None:
+                kept.append(example)
+            else:
+                self.report_broken(f"{source}: {name(example)}", error, len(broken), size(example))
+        self.require(kept, source)
+        return kept
+
+    def report_broken(self, name: str, error: Exception, broken: int, examples: int = 1) -> None:
+        """Report an example whose image is one of `broken` images of `broken_images`."""
+        counted = "" if self.skips else f" ({broken} images are missing)"
+        self.report(type(error)(f"{name}: {error}{counted}"), examples)
+
+    def require(self, examples: Sized, source: str) -> None:
+        """Raise ValueError where nothing is left of a part of the data."""
+        if not len(examples):
+            raise ValueError(f"{source} holds no usable example, expected one or more{self.last_skipped}")

@@ -1,0 +1,132 @@
+"""The base class: its memory, the checks of masks and answers, and registration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from das_gym.agents import AGENTS, Agent, MaskSpace, RandomSearch, make_agent, register_agent
+from das_gym.agents.ask_tell.base import agent_class, answer, ask, check_number
+
+from das_gym.problem.budget import Budget
+
+SPACE = MaskSpace(Budget(6, 2))
+GOOD = SPACE.masks[:3]
+OUTSIDE = np.arange(6) < 3
+
+
+class Scripted(Agent):
+    """Returns the masks that it is made with."""
+
+    def __init__(self, space, seed=None, asked=GOOD, answered=GOOD[0]):
+        super().__init__(space, seed)
+        self.asked, self.answered = asked, answered
+
+    def ask(self, n):
+        return self.asked
+
+    def best(self):
+        return self.answered
+
+
+class Free(Scripted):
+    free_budget = True
+
+
+def test_agent_answers_with_the_first_best_mask():
+    agent = RandomSearch(MaskSpace(Budget(12, 4)), seed=0)
+    with pytest.raises(ValueError, match="no mask within the budget"):
+        agent.best()
+    masks = agent.ask(5)
+    agent.tell(masks[:3], np.array([0.1, 0.3, 0.2]))
+    agent.tell(masks[3:], np.array([0.3, 0.05]))
+    agent.best()[:] = True  # a copy
+    assert (agent.best() == masks[1]).all()
+    assert (agent.scored_masks() == masks).all()
+
+
+def test_random_search_draws_each_layer_equally_often():
+    np.testing.assert_allclose(RandomSearch(MaskSpace(Budget(12, 4)), seed=0).ask(495).mean(axis=0), 1 / 3)
+    shares = np.mean([RandomSearch(MaskSpace(Budget(12, 4)), seed=seed).ask(3).mean(axis=0) for seed in range(500)], axis=0)
+    assert np.abs(shares - 1 / 3).max() < 0.05
+
+
+def test_ask_and_answer_convert_to_bool():
+    for masks in (GOOD, GOOD.astype(int), GOOD.astype(np.float32), GOOD[:0]):
+        found = ask(Scripted(SPACE, asked=masks), "own", 3)
+        assert found.dtype == bool
+        assert found.tolist() == (masks == 1).tolist()
+    assert answer(Scripted(SPACE, answered=GOOD[1].astype(int)), "own").tolist() == GOOD[1].tolist()
+    assert ask(Free(SPACE, asked=OUTSIDE[None]), "own", 3).tolist() == [OUTSIDE.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        (None, "returned None"),
+        (GOOD.tolist(), "numpy array"),
+        (GOOD * 2, "numpy array"),
+        (GOOD * np.nan, "numpy array"),
+        (SPACE.masks[:5], r"shape \(5, 6\)"),
+        (GOOD[:, :5], r"shape \(3, 5\)"),
+        (GOOD[0], r"shape \(6,\)"),
+        (OUTSIDE[None], r"layers \[0, 1, 2\].*free_budget"),
+    ],
+)
+def test_ask_refuses_wrong_masks(asked, text):
+    with pytest.raises(ValueError, match=rf"(?s)agent 'own': ask\(3\).*{text}"):
+        ask(Scripted(SPACE, asked=asked), "own", 3)
+
+
+@pytest.mark.parametrize(
+    ("answered", "text"), [(None, "None"), (GOOD[:1], "shape"), (GOOD[0] * 3, "bool"), (OUTSIDE, "budget")]
+)
+def test_answer_refuses_wrong_masks(answered, text):
+    with pytest.raises(ValueError, match=rf"(?s)agent 'own': best\(\).*{text}"):
+        answer(Scripted(SPACE, answered=answered), "own")
+
+
+def test_answer_is_within_the_budget_also_where_ask_is_free():
+    with pytest.raises(ValueError, match=r"best\(\) returned a mask outside the budget"):
+        answer(Free(SPACE, answered=OUTSIDE), "own")
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, 11, True, "3", float("inf"), float("nan"), None])
+def test_check_number_refuses_what_is_out_of_range(value):
+    with pytest.raises(ValueError, match="`n` is out of range"):
+        check_number("n", value, minimum=1, maximum=10, whole=True)
+    check_number("n", 10, minimum=1, maximum=10, whole=True)
+
+
+def test_agent_class_suggests_the_nearest_name():
+    with pytest.raises(ValueError, match="'evolutoin'; did you mean 'evolution'"):
+        agent_class("evolutoin")
+    for path in ("json:loads", "nowhere:Agent"):
+        with pytest.raises(ValueError, match=f"agent '{path}'"):
+            agent_class(path)
+
+
+def test_register_agent_makes_agents_by_name(monkeypatch):
+    for name, agent in (("own", Scripted), ("own_by_path", "das_gym.agents:RandomSearch")):
+        monkeypatch.setitem(AGENTS, name, agent)
+        del AGENTS[name]  # the fixture removes the name again at the end
+        register_agent(name, agent)
+    assert make_agent("own", SPACE, agent_kwargs={"asked": None}).asked is None
+    assert type(make_agent("own_by_path", SPACE)) is RandomSearch
+
+
+@pytest.mark.parametrize(
+    ("name", "agent", "error"),
+    [
+        ("bandit", Scripted, ValueError),
+        ("ppo", Scripted, ValueError),
+        ("my agent", Scripted, ValueError),
+        (5, Scripted, ValueError),
+        ("own", MaskSpace, TypeError),
+        ("own", "das_gym.agents", TypeError),
+    ],
+)
+def test_register_agent_refuses_names_and_classes(name, agent, error):
+    before = dict(AGENTS)
+    with pytest.raises(error):
+        register_agent(name, agent)
+    assert before == AGENTS

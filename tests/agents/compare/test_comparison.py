@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from das_gym.agents import Agent
+from das_gym.agents.compare.comparison import compare_agents, run_agent
+from das_gym.agents.compare.oracle import TableOracle, make_oracle
+from das_gym.agents.sb3.algorithms import ALGORITHMS
+from das_gym.agents.sb3.train import train_sb3
+from landscapes import write_table
+
+TABULAR = "DAS-METER-VQA-Tabular-v0"
+
+
+@pytest.fixture
+def oracle(made_up_table):
+    return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+
+
+def test_run_agent_curves_are_of_the_current_answer(oracle):
+    result = run_agent(oracle, "random", range(3), 30, 3, {})
+    assert result.curves.shape == (3, 30)
+    assert (np.diff(result.curves[:, 2:], axis=1) >= 0).all()
+    assert (result.curves[:, :2] == -np.inf).all()  # a turn of 3 has no answer before all three are scored
+    assert np.isfinite(result.curves[:, 2:]).all()
+    for later in (3, 4):
+        assert (result.curves[:, later::3] == result.curves[:, 2 : 30 - later + 2 : 3]).all()
+    assert (result.curves[:, -1] == oracle.rewards(result.answers)).all()
+    assert len(np.unique(result.answers, axis=0)) > 1
+    again = run_agent(oracle, "random", range(3), 30, 3, {})
+    assert (again.curves == result.curves).all()
+
+
+def test_run_agent_keeps_the_answer_of_a_finished_agent(oracle):
+    result = run_agent(oracle, "greedy", range(5), 60, 3, {})
+    assert result.evaluations.tolist() == [8 + 7 + 6 + 5] * 5
+    assert (result.curves[:, 25:] == result.curves[:, 25:26]).all()
+    assert (result.answers == result.answers[0]).all()
+
+
+def test_run_agent_stops_at_the_evaluations(oracle):
+    assert run_agent(oracle, "bayes", range(1), 7, 3, {}).evaluations.tolist() == [7]
+
+
+def test_run_agent_with_a_single_mask(made_up_table):
+    oracle = TableOracle(TABULAR, {"skip_num": 0}, {"table": str(made_up_table)})
+    result = run_agent(oracle, "greedy", range(2), 5, 3, {})
+    assert result.evaluations.tolist() == [0, 0]
+    assert (result.curves == oracle.best_reward).all()
+
+
+@pytest.mark.parametrize(("agent", "asked"), [("policy", 1), ("policy_bayes", 9)])
+def test_run_agent_counts_masks_that_statistics_need(agent, asked):
+    oracle = TableOracle(TABULAR, {"skip_num": 4})
+    assert run_agent(oracle, agent, range(1), 9, 3, {}).evaluations.tolist() == [asked + 37]
+    ranked = run_agent(oracle, "block_influence", range(1), 9, 3, {"statistic": "leave_one_out"})
+    assert ranked.evaluations.tolist() == [1 + 13]
+    assert np.isfinite(ranked.curves).all()
+
+
+def test_run_agent_refuses_stages(oracle):
+    with pytest.raises(ValueError, match="stages"):
+        run_agent(oracle, "evolution", range(1), 5, 3, {"stages": [0.5, 1]})
+
+
+class OffBudget(Agent):
+    """Someone's own agent, which forgets that k = 4."""
+
+    def ask(self, n):
+        return np.ones((1, self.n_layers), dtype=bool)
+
+    def tell(self, masks, rewards):
+        pass
+
+    def best(self):
+        return self.ask(1)[0]
+
+
+def test_compare_agents_names_an_agent_outside_the_budget(oracle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_compared", sys.modules[__name__])
+    with pytest.raises(ValueError, match=r"agent 'own_compared:OffBudget': ask\(3\) returned a mask outside"):
+        compare_agents(oracle, ["own_compared:OffBudget"], seeds=range(1), evaluations=6)
+
+
+def test_run_agent_passes_settings(oracle):
+    slow, quick = (run_agent(oracle, "bandit", range(4), 30, 3, {"learning_rate": rate}) for rate in (1e-9, 1e3))
+    assert (slow.answers == slow.answers[0]).mean() > (quick.answers == quick.answers[0]).mean()
+
+
+class Scripted(Agent):
+    """Asks for given masks, two at a time; its answer is the last one told."""
+
+    draws = False
+
+    def __init__(self, space, seed=None):
+        super().__init__(space, seed)
+        self.left, self.last = space.masks[:5], None
+
+    def ask(self, n):
+        return self.left[: min(n, 2)]
+
+    def tell(self, masks, rewards):
+        self.left, self.last = self.left[len(masks) :], masks[-1]
+
+    def best(self):
+        return self.last
+
+
+def test_run_agent_answers_after_complete_turns(oracle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_played", sys.modules[__name__])
+    rewards = oracle.rewards(oracle.space.masks[:5]).tolist()
+    result = run_agent(oracle, "own_played:Scripted", range(2), 7, 3, {})
+    none = -np.inf  # turns of masks 0 and 1, 2 and 3, 4
+    assert result.curves.tolist() == [[none, rewards[1], rewards[1], rewards[3], rewards[4], rewards[4], rewards[4]]] * 2
+    assert result.evaluations.tolist() == [5, 5]
+    assert run_agent(oracle, "own_played:Scripted", range(1), 2, 1, {}).curves.tolist() == [rewards[:2]]
+    assert np.isfinite(run_agent(oracle, "uniform", range(1), 4, 3, {}).curves).all()  # one mask, scored first
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, "sb3_contrib:CrossQ"])
+@pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.15}])
+def test_run_agent_with_sb3_equals_train_sb3(name, budget, made_up_table):
+    env_kwargs = {"table": str(made_up_table), "reward": "metric", "macs_price": 0.5}
+    oracle = TableOracle(TABULAR, budget, env_kwargs)
+    result = run_agent(oracle, name, (3,), 11, 4, {})
+    assert result.evaluations.tolist() == [11 + 9]  # it observes leave_one_out of 8 layers
+    trained = train_sb3(name, n_envs=4, env_id=TABULAR, env_kwargs=env_kwargs, seed=3, evaluations=11, **budget)
+    assert result.answers.tolist() == [np.array(trained.result.mask, dtype=bool).tolist()]
+    best, expected = -np.inf, []
+    for turn in trained.result.history:
+        expected += [best] * (len(turn.masks) - 1)
+        best = max(best, *turn.rewards)
+        expected.append(best)
+    expected[-1] = trained.result.reward
+    np.testing.assert_allclose(result.curves, [expected], rtol=1e-6)
+
+
+def test_run_agent_with_sb3_seeds(oracle):
+    one, other = (run_agent(oracle, "ppo", (0, 1), 12, 3, {"n_steps": 2}) for _ in range(2))
+    assert one.curves.tolist() == other.curves.tolist()
+    assert one.curves[0].tolist() != one.curves[1].tolist()
+
+
+@pytest.mark.slow
+def test_compare_agents_with_sb3_on_a_model(tiny_kwargs):
+    live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, {**tiny_kwargs, "reward_examples": 4})
+    ppo, uniform = compare_agents(live, ["ppo", "uniform"], seeds=(0,), evaluations=6)
+    assert (ppo.evaluations.tolist(), uniform.evaluations.tolist()) == ([6 + 13], [1])
+    assert ppo.answers.sum(axis=1).tolist() == [4]
+    assert min(ppo.regret[0, -1], uniform.regret[0, -1]) == 0
+
+
+def test_run_agent_with_sb3_outside_the_budget_has_no_answer(tmp_path, monkeypatch):
+    oracle = TableOracle(TABULAR, {"skip_num": 12}, {"table": str(write_table(tmp_path / "table.npz", 12))})
+    monkeypatch.setitem(ALGORITHMS, "ppo", dataclasses.replace(ALGORITHMS["ppo"], actions=("mask",)))
+    unlearned = {"ppo": {"learning_rate": 0.0}}
+    (result,) = compare_agents(oracle, ["ppo"], seeds=(0,), evaluations=1, agent_kwargs=unlearned)
+    assert result.evaluations.tolist() == [0 + 13]
+    assert result.curves[:, -1].tolist() == [-np.inf]
+    assert np.isnan(result.test_metrics).all()
+
+
+@pytest.mark.slow
+def test_compare_agents_imports_sb3_lazily(made_up_table):
+    code = f"""if True:
+        import sys
+        from das_gym.agents.compare.oracle import TableOracle
+        from das_gym.agents.compare.comparison import compare_agents
+        oracle = TableOracle({TABULAR!r}, {{"skip_num": 4}}, {{"table": {str(made_up_table)!r}}})
+        compare_agents(oracle, ["random"], range(1), 3)
+        sys.exit("stable_baselines3" in sys.modules)"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_compare_agents_refuses_settings_before_any_search(oracle):
+    done = []
+    for agents, settings, text in (
+        (["random", "bandit"], {"bandit": {"rate": 1}}, "unknown setting of agent 'bandit', 'rate'"),
+        (
+            ["random", "evolution"],
+            {"evolution": {"stages": [0.5, 1]}},
+            "stages",
+        ),
+        (["random", "ppo"], {"ppo": {"gama": 1}}, "unknown setting of ppo, 'gama'; did you mean 'gamma'"),
+        (["random", "ppo"], {"ppo": {"policy": "MlpPolcy"}}, "unknown policy of ppo, 'MlpPolcy'; did you mean 'MlpPolicy'"),
+        (["random", "pppo"], {}, "unknown agent 'pppo'; did you mean 'ppo'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            compare_agents(oracle, agents, range(1), 6, agent_kwargs=settings, on_agent=done.append)
+    assert done == []
+
+
+@pytest.mark.parametrize("budget", [{"skip_num": 4}, {"macs_saved": 0.15}])
+def test_bayes_beats_the_other_searches(budget, made_up_table):
+    oracle = TableOracle(TABULAR, budget, {"table": str(made_up_table)})
+    others = ["bandit", "cross_entropy", "evolution", "random"]
+    ours, *rest = compare_agents(oracle, ["bayes", *others], seeds=range(6), evaluations=30)
+    assert ours.found[:, -1].all()
+    assert all(ours.mean_regret() < other.mean_regret() for other in rest)

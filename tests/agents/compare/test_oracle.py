@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from das_gym.agents import compare_agents, make_oracle
+from das_gym.agents.compare.oracle import LiveOracle, TableOracle
+
+from das_gym.tables.suite import load_suite
+from das_gym.tables.table import SubnetTable
+
+TABULAR = "DAS-METER-VQA-Tabular-v0"
+
+
+@pytest.fixture
+def oracle(made_up_table):
+    return TableOracle(TABULAR, {"skip_num": 4}, {"table": str(made_up_table)})
+
+
+def test_oracle_is_a_function_that_keeps_its_calls(oracle):
+    mask = oracle.space.masks[7]
+    assert oracle(mask.tolist()) == oracle.rewards(mask[None])[0]
+    assert oracle.calls == [(tuple(np.flatnonzero(mask)), oracle.rewards(mask[None])[0])]
+    for wrong in (np.ones(8), np.zeros(7), 0.5 * mask, 2 * mask, np.where(mask, np.nan, 0)):
+        with pytest.raises(ValueError, match="`mask` is not allowed"):
+            oracle(wrong)
+    assert len(oracle.calls) == 1
+
+
+def test_table_oracle_returns_rewards_ranks_and_metrics_of_the_table(oracle, made_up_table):
+    table = SubnetTable.load(made_up_table)
+    assert oracle.space.budget.as_dict() == {"n_layers": 8, "skip_num": 4}
+    assert oracle.statistics["depth"].tolist() == table.statistics[:, table.meta.statistics.index("depth")].tolist()
+    np.testing.assert_array_equal(oracle.rewards(table.masks), table.values("exp_neg_loss"))  # also outside the budget
+    assert oracle.rewards(table.best(skip_num=4)[None])[0] == oracle.best_reward
+    masks = oracle.space.masks
+    np.testing.assert_array_equal(oracle.ranks(oracle.rewards(masks)), table.rank(masks, "exp_neg_loss", skip_num=4))
+    np.testing.assert_array_equal(oracle.test_metrics(masks), table.values("metric", "test")[table.index(masks)])
+
+
+def test_table_oracle_includes_the_price_of_macs(made_up_table):
+    oracle = TableOracle(TABULAR, {"macs_saved": 0.1}, {"table": str(made_up_table), "macs_price": 100.0})
+    assert oracle.space.masks[oracle.rewards(oracle.space.masks).argmax()].all()
+
+
+def test_suite_oracle_has_the_problems_of_the_environment(made_up_suite):
+    settings = {"suite": str(made_up_suite), "split": "valid"}
+    oracle = make_oracle("DAS-Suite-v0", env_kwargs={**settings, "problem": 3})
+    problem = load_suite(made_up_suite, "valid").problems[3]
+    assert oracle.env_id == problem.name
+    assert max(oracle(mask) for mask in oracle.space.masks) == problem.optimum == oracle.best_reward
+    assert np.isnan(oracle.test_metrics(oracle.space.masks)).all()
+    drawn = {"suite": str(made_up_suite), "split": "train", "relatives": 2, "problems": 5, "problems_seed": 3}
+    names = gymnasium.make("DAS-Suite-v0", **drawn).get_wrapper_attr("problem_names")
+    assert [make_oracle("DAS-Suite-v0", env_kwargs={**drawn, "problem": i}).env_id for i in range(5)] == list(names)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "budget", "env_kwargs", "text"),
+    [
+        ("DAS-Suite-v0", {"skip_num": 4}, {}, "budget"),
+        ("DAS-Suite-v0", {}, {"flat": True}, "flat"),
+        ("DAS-METER-VQA-Tabular-MO-v0", {"skip_num": 4}, {}, "use DAS-METER-VQA-Tabular-v0"),
+        ("DAS-METER-VQA-v0", {"skip_num": 4}, {"reward_batches": "cycle"}, "reward_batches"),
+    ],
+)
+def test_make_oracle_refuses_settings(env_id, budget, env_kwargs, text):
+    with pytest.raises(ValueError, match=text):
+        make_oracle(env_id, budget, env_kwargs)
+
+
+@pytest.mark.slow
+def test_live_oracle_agrees_with_the_engine(tiny_kwargs):
+    env_kwargs = {**tiny_kwargs, "reward_examples": 4}
+    live = make_oracle("DAS-METER-VQA-v0", {"skip_num": 4}, env_kwargs)
+    assert isinstance(live, LiveOracle)
+    assert live.best_reward is None
+    (result,) = compare_agents(live, ["uniform"], seeds=range(2), evaluations=3)
+    assert result.ranks is None
+    assert (result.regret == 0).all()
+    mask = result.answers[:1]
+    problem = gymnasium.make("DAS-METER-VQA-v0", **env_kwargs).unwrapped.scorer.problem
+    scores = problem.evaluator.evaluate(mask, problem.splits.reward[:4])
+    assert result.curves[0, -1] == pytest.approx(np.exp(-scores.losses[0]))
+    assert result.test_metrics[0] == problem.evaluator.evaluate(mask, problem.splits.test).metrics[0]

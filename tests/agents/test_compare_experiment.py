@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from das_gym.agents import AGENTS
+from das_gym.agents.compare_experiment import ex
+
+from das_gym.experiment import RunError
+
+ROOT = Path(__file__).parents[2]
+TABULAR = "DAS-METER-VQA-Tabular-v0"
+
+
+def test_the_command_keeps_record_and_picture(made_up_table, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    agents = ["random", "bayes", "uniform", "ppo", "stable_baselines3:A2C"]
+    ex.run(
+        config_updates={"table": str(made_up_table), "seeds": 5, "evaluations": 20, "agents": agents, "masks_per_turn": 4},
+        named_configs=["meter_vqa"],
+    )
+    folder = tmp_path / "runs" / "1"
+    record = json.loads((folder / "compare.json").read_text())
+    assert [entry["agent"] for entry in record["agents"]] == agents
+    assert record["masks"] == 70
+    assert record["settings"]["seeds"] == 5
+    random = record["agents"][0]
+    assert random["regret"]["q50"][:3] == random["rank"]["q50"][:3] == [None] * 3
+    assert random["regret"]["q50"][3] > 0
+    assert len(random["regret"]["q50"]) == len(random["rank"]["q75"]) == len(random["found"]) == 20
+    assert len(random["answers"]) == len(random["test_metrics"]) == 5
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert f"{TABULAR}, k = 4 (70 masks), 5 seeds" in printed
+    assert all(agent in printed for agent in agents)
+
+
+@pytest.mark.parametrize(
+    ("update", "text"),
+    [
+        ({"seeds": 0}, "seeds=0 is not allowed; give a whole number from 1 on"),
+        ({"evaluations": 0}, "evaluations"),
+        ({"agents": []}, "agents is empty; name some of angular, bandit, bayes"),
+        ({"agents": ["bayse"]}, "unknown agent 'bayse'; did you mean 'bayes'"),
+        ({"agents": ["maskable_pp"]}, "unknown agent 'maskable_pp'; did you mean 'maskable_ppo'"),
+        ({"agents": ["ppo"], "agent_kwargs": {"ppo": {"gama": 1}}}, "unknown setting of ppo, 'gama'"),
+        ({"agent_kwargs": {"bayse": {}}}, "agent_kwargs.bayse is given, but 'bayse' is not compared"),
+        ({"live": True, "table": "x.npz"}, "live=True plays on the model, table=x.npz on a table"),
+        ({"skip_num": 9, "table": "small"}, "`skip_num` is out of range"),
+        ({"macs_saved": 0.9, "table": "small"}, "`macs_saved` is out of reach"),
+        ({"agent_kwargs": {"bandit": {"rate": 1}}, "table": "small"}, "unknown setting of agent 'bandit', 'rate'"),
+        ({"table": "nowhere.npz"}, "no table at .*nowhere.npz"),
+    ],
+)
+def test_wrong_settings(update, text, made_up_table, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    update = {**update, "table": str(made_up_table)} if update.get("table") == "small" else update
+    with pytest.raises(RunError, match=text):
+        ex.run(config_updates={"seeds": 1, **update})
+    assert not (tmp_path / "runs").exists()
+
+
+def command(*words, cwd):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "agents", *words], env=environment, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.slow
+def test_the_list_names_everything(tmp_path):
+    listed = command("list", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    for name in (*AGENTS, "DAS-METER-VQA-v0", "vilt_retrieval", "exp_neg_loss", "block_influence_tokens", "maskable_ppo"):
+        assert name in listed.stdout
