@@ -151,8 +151,8 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
     parts: list[Scored] = []
     if checkpoint is not None and checkpoint.is_file():
         parts = [_gone_on(searcher, checkpoint)]
-    with progress(settings.evaluations, "searching the front", unit="mask", initial=len(searcher.told)) as bar:
-        while (left := settings.evaluations - len(searcher.told)) > 0:
+    with progress(settings.evaluations, "searching the front", unit="mask", initial=len(searcher.scored)) as bar:
+        while (left := settings.evaluations - len(searcher.scored)) > 0:
             masks = searcher.ask(min(left, settings.masks_per_turn))
             if len(masks) == 0:
                 break
@@ -173,7 +173,7 @@ def _gone_on(searcher: FrontSearch, checkpoint: Path) -> Scored:
     """
     kept = read_json(checkpoint)
     try:
-        scored = Scored.of(kept["scored"])
+        scored = Scored.from_record(kept["scored"])
         if scored.masks.shape != (len(scored.losses), searcher.n_layers):
             raise ValueError(f"masks of shape {scored.masks.shape}")
         searcher.tell(scored.masks, scored.losses)
@@ -186,7 +186,7 @@ def _gone_on(searcher: FrontSearch, checkpoint: Path) -> Scored:
 def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> Scored:
     """The masks that a rule gives at ten budgets, spread evenly up to nine tenths of what can be saved; each once."""
     found, env = {}, (settings.env_id, settings.settings_of_env())
-    for share in np.linspace(0.0, 0.9 * problem.most, 11)[1:]:
+    for share in np.linspace(0.0, 0.9 * problem.max_saved, 11)[1:]:
         space = problem.within(float(share))
         mask = make_search_agent(agent, space, settings.seed, {}, problem.statistics, *env).best()
         found[mask.tobytes()] = mask

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.engine.broken import told_examples
+from das_gym.engine.broken import format_examples
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, State
 from das_gym.problem.costs import Costs
@@ -112,7 +112,7 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"layer {vlp.layers[index].name} of the full model gives what is not finite, on "
-            f"{told_examples([example.key for example in examples])}: try float32, or train its adapters anew"
+            f"{format_examples([example.key for example in examples])}: try float32, or train its adapters anew"
         )
 
 
