@@ -22,7 +22,7 @@ from das_gym.adapt.training import Group, Log, Stateful, StepResult, Trainer, ad
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
-from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
@@ -69,7 +69,7 @@ class JointTurn:
 
 
 def new_model(config: ProblemConfig, splits: Splits[Any], settings: DASSettings, seed: int) -> AdaptedModel:
-    """Return the frozen model with new adapters and a new head, in memory of its own."""
+    """Load the frozen model, with new adapters and a new head."""
     backbone = new_backbone(config, settings)
     kind = task_class(config.task)
     task = kind(backbone.processor, kind.choose_labels(splits))
@@ -142,7 +142,7 @@ class Training:
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
         """Return the (m,) float64 mean loss of each mask, in nats.
 
-        With `reward_dropout` it is the training loss, each mask with dropout of its own; else the task's loss.
+        With `reward_dropout` it is the training loss, with other dropout for each mask; else the task's loss.
         """
         if not self.settings.reward_dropout:
             with self._eval_mode():
@@ -271,7 +271,7 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
         mask = masks[~np.isfinite(losses)][0]
         raise FloatingPointError(
             f"The training diverged: the losses of a turn are {losses.tolist()} at step {step}, the first under "
-            f"{told_mask(mask)}, on {told_examples([example.key for example in examples])}. Try a lower learning rate."
+            f"{format_mask(mask)}, on {format_examples([example.key for example in examples])}. Try a lower learning rate."
         )
     rewards = np.exp(-losses)
     chooser.tell(masks, rewards)

@@ -24,7 +24,7 @@ class FinetuneConfig(TrainingConfig):
 
 
 def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, adapters: bool = True) -> AdaptedModel:
-    """Return the subnet of a mask, in memory of its own, its skipped layers removed, ready to be fine-tuned.
+    """Return a new subnet of a mask, its skipped layers removed, ready to be fine-tuned.
 
     It has the supernet's parameters, or new adapters and the model's own head where there is no supernet.
 
@@ -35,7 +35,7 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, ad
         adapters: Whether kept layers have their parallel adapters.
 
     Raises:
-        ValueError: a mask of another width, or what `das_gym.problem.loading.load_supernet` refuses.
+        ValueError: a mask of another width, or a supernet that does not fit.
     """
     subnet = new_subnet(problem, splits) if find_supernet(problem) is None else load_supernet(problem, splits)
     subnet.backbone.vlp.prune(mask)
@@ -45,7 +45,7 @@ def cut_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray, ad
 
 
 def new_subnet(problem: ProblemConfig, splits: Splits[Any], mask: np.ndarray | None = None, seed: int = 0) -> AdaptedModel:
-    """Return the model with new adapters and a new head, in memory of its own.
+    """Load the model again, with new adapters and a new head.
 
     Args:
         problem: The model.

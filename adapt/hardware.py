@@ -30,7 +30,7 @@ TRACKERS = ("tensorboard", "wandb")
 
 @dataclass(frozen=True)
 class Hardware:
-    """Settings of what training runs on. None of them changes what is learnt, but for rounding.
+    """Settings of what training runs on. None of them changes the trained weights, except for rounding.
 
     Attributes:
         micro_batch_size: Examples per forward pass; gradients are accumulated. None takes as many as fit in memory.

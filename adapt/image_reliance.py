@@ -22,7 +22,7 @@ class ImageRelianceCheck:
 
     Attributes:
         seeing: With the images.
-        blind: With the mean image in the place of each.
+        blind: With each image replaced by the mean image.
     """
 
     seeing: Mapping[str, float]
@@ -30,7 +30,7 @@ class ImageRelianceCheck:
 
     @property
     def image_agnostic_metrics(self) -> tuple[str, ...]:
-        """Names of the scores that are hardly better than without images."""
+        """Names of the scores that are not clearly better than without images."""
         return image_agnostic_metrics(self.seeing, self.blind)
 
     def summary(self) -> str:
@@ -43,7 +43,7 @@ class ImageRelianceCheck:
         if not self.image_agnostic_metrics:
             return line
         blindness = format_blindness(self.seeing, self.blind)
-        return f"{line}\nhardly better than without images: {blindness}. Train longer, say steps=3000, before a search."
+        return f"{line}\nnot clearly better than without images: {blindness}. Train longer, say steps=3000, before a search."
 
 
 def check_image_reliance(model: AdaptedModel, splits: Splits[Any]) -> ImageRelianceCheck | None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from das_gym.adapt.step_loss import StepLoss
 
 ADAMW_BYTES = 2 * 4
-"""What AdamW keeps for a parameter, in bytes, beside its gradient."""
+"""Bytes that AdamW keeps per parameter, in addition to its gradient."""
 
 USABLE = 0.8
 """Fraction of the free memory that an estimate may fill: allocators leave gaps."""
@@ -60,7 +60,7 @@ def choose_micro_batch_size(step_loss: StepLoss, parameters: Iterable[Tensor], b
     needed = fixed + size * per_example
     line = (
         f"memory: {format_bytes(per_example)} of activations per example, {size} at a time, {format_bytes(fixed)} for "
-        f"gradients and AdamW: {format_bytes(needed)} beside the model, of {format_bytes(free)} free"
+        f"gradients and AdamW: {format_bytes(needed)} next to the model, of {format_bytes(free)} free"
     )
     if chosen:
         line += f"; {batch_size} examples at a time would not fit, so gradients are accumulated"

@@ -31,7 +31,7 @@ from das_gym.processes import is_first, of_first
 REFINED = "refined.json"
 
 Train = Callable[[np.ndarray, int, str, Path], float]
-"""Trains a (n_layers,) bool mask for so many steps, with a title and a checkpoint; returns its loss on the reward split."""
+"""Trains a (n_layers,) bool mask for some steps, with a title and a checkpoint; returns the loss on the reward split."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Round:
 
 
 def lengths(count: int, steps: int) -> list[int]:
-    """Return the steps of each round for so many masks: the last round, of two masks, has half of `steps`."""
+    """Return the steps of each round for a number of masks: the last round, of two masks, has half of `steps`."""
     rounds = math.ceil(math.log2(count))
     return [max(1, round(steps / 2 ** (rounds - i))) for i in range(rounds)]
 
@@ -102,7 +102,7 @@ def halve(masks: Sequence[np.ndarray], steps: int, folder: Path, train: Train) -
 
 
 def candidates(mask: np.ndarray, others: Iterable[np.ndarray], count: int) -> list[np.ndarray]:
-    """Return so many of a search's masks, its best first; fewer, with a message, if it evaluated fewer."""
+    """Return `count` masks of a search, its best first; fewer, with a message, if it evaluated fewer."""
     masks = [mask, *itertools.islice(others, count - 1)]
     if 1 < len(masks) < count:
         print(f"The search evaluated {len(masks)} masks that keep the budget: all are trained.")

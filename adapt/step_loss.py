@@ -17,7 +17,7 @@ from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.training import WEIGHT_DECAY, Group, Stateful, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
-from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
@@ -27,7 +27,7 @@ from das_gym.tasks.base import Task
 
 
 def batch_at(examples: Sequence[Any], batch_size: int, seed: int, step: int) -> list[Any]:
-    """Return the examples of a step: each epoch visits all of them once, in an order of its own."""
+    """Return the examples of a step: each epoch visits all of them once, in another order."""
     epoch, position = divmod(step, len(examples) // batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(len(examples))
     return [examples[i] for i in order[position * batch_size : (position + 1) * batch_size]]
@@ -127,8 +127,8 @@ class StepLoss:
     def describe_step(self) -> str:
         """Return what the last step was computed on: its mask and its examples."""
         mask, examples = self._last
-        under = "" if mask is None else f"under {told_mask(mask)}, "
-        return f"{under}on {told_examples([example.key for example in examples])}"
+        under = "" if mask is None else f"under {format_mask(mask)}, "
+        return f"{under}on {format_examples([example.key for example in examples])}"
 
     def losses(
         self,
@@ -206,7 +206,7 @@ def make_trainer(
         steps: As for `Trainer`.
         schedule: As for `Trainer`.
         hardware: Settings.
-        checkpoint: As for `Trainer`; trackers write beside it.
+        checkpoint: As for `Trainer`; trackers write to its folder.
         save_every: As for `Trainer`.
         plateau: As for `Trainer`.
         stateful: As for `Trainer`.

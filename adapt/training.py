@@ -50,7 +50,7 @@ TRAINING_RANGES = {
 """Smallest and largest value of settings that every training has."""
 
 WEIGHT_DECAY = 0.01
-"""Of METER's and ViLT's configs; 0 where `Recovery` or the settings of `DAS` say so."""
+"""Weight decay of METER's and ViLT's configs."""
 
 LOG_EVERY = 50
 """Steps whose means are logged as one value."""
@@ -87,7 +87,7 @@ class TrainingConfig(Hardware):
         itm_weight: Weight of the image-text-matching loss of the checkpoint's frozen matching head, for retrieval. 0 leaves
             it out.
         save_every: Steps between checkpoints.
-        patience: Stop early: if the loss on the reward split has not fallen in so many of 40 checks in a row, the learning
+        patience: Stop early: if the loss on the reward split has not fallen in this many of 40 checks in a row, the learning
             rate decays and training ends. None trains all steps.
     """
 

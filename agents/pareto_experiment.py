@@ -126,9 +126,9 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
     searcher = FrontSearch(problem.n_layers, problem.saved, agent_generator(settings.seed))
     parts: list[Scored] = []
     if checkpoint is not None and checkpoint.is_file():
-        parts = [_restore(searcher, checkpoint)]
-    with progress(settings.evaluations, "searching the front", unit="mask", initial=len(searcher.told)) as bar:
-        while (left := settings.evaluations - len(searcher.told)) > 0:
+        parts = [restore(searcher, checkpoint)]
+    with progress(settings.evaluations, "searching the front", unit="mask", initial=len(searcher.scored)) as bar:
+        while (left := settings.evaluations - len(searcher.scored)) > 0:
             masks = searcher.ask(min(left, settings.masks_per_turn))
             if len(masks) == 0:
                 break
@@ -141,7 +141,7 @@ def search(problem: FrontProblem, settings: ParetoSettings, checkpoint: Path | N
     return Scored.joined(parts)
 
 
-def _restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
+def restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
     """Return what was scored before a search was stopped, and tell it to the searcher.
 
     Raises:
@@ -149,7 +149,7 @@ def _restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
     """
     saved = read_json(checkpoint)
     with damage_named(checkpoint, "start a new search"):
-        scored = Scored.of(saved["scored"])
+        scored = Scored.from_record(saved["scored"])
         if scored.masks.shape != (len(scored.losses), searcher.n_layers):
             raise ValueError(f"masks of shape {scored.masks.shape}")
         searcher.tell(scored.masks, scored.losses)
@@ -160,7 +160,7 @@ def _restore(searcher: FrontSearch, checkpoint: Path) -> Scored:
 def baseline(problem: FrontProblem, settings: ParetoSettings, agent: str) -> Scored:
     """The masks that a rule gives at ten budgets, spread evenly up to nine tenths of what can be saved; each once."""
     found, env = {}, (settings.env_id, settings.all_env_kwargs)
-    for share in np.linspace(0.0, 0.9 * problem.most, 11)[1:]:
+    for share in np.linspace(0.0, 0.9 * problem.max_saved, 11)[1:]:
         space = problem.within(float(share))
         mask = make_search_agent(agent, space, settings.seed, {}, problem.statistics, *env).best()
         found[mask.tobytes()] = mask

@@ -307,7 +307,7 @@ def test_cache_folder_is_never_the_working_folder(monkeypatch, usual: Any):
 
     monkeypatch.delenv("DAS_GYM_CACHE", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_path", usual or no_home)
-    with pytest.raises(ValueError, match=r"no home folder is known.*set DAS_GYM_CACHE"):
+    with pytest.raises(ValueError, match="DAS_GYM_CACHE"):
         cache_folder()
 
 

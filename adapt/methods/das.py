@@ -16,7 +16,7 @@ from das_gym.models.base import VLP
 
 @dataclass(frozen=True)
 class DAS(Method):
-    """Remove skipped layers, train a skip adapter in the place of each and parallel adapters in the others.
+    """Replace each skipped layer by a skip adapter; train these and the parallel adapters of the others.
 
     In fine-tuning the adapters are as wide as those that the model was loaded with.
 

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al., arXiv 2104.08691): learnt tokens, by peft."""
+"""Prompt tuning (Lester et al., arXiv 2104.08691): trained virtual tokens, by peft."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from das_gym.runs import CONFIG, RUNS_DIR, PluginSettings, find_run, is_run_id, 
 
 REPORT = "report.html"
 NOT_REPEATED = ("runs_dir", "resume", "plugins", "save_every")
-"""Settings of a run that its result does not depend on, or that `format_command` adds."""
+"""Settings that do not change the result of a run, or that `format_command` adds."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,20 @@ class ReportSettings(PluginSettings):
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ValueError("name the runs to report: `report 1 2`; their ids are the folders in runs/")
+            raise ValueError("`runs` is missing. Name the runs to report, as in `report 1 2`.")
 
     def folders(self) -> list[Path]:
-        """Of the runs.
-
-        Raises:
-            FileNotFoundError: there is no such run.
-        """
-        return [find_run(self.runs_dir, run) if is_run_id(run) else _folder(run) for run in self.runs]
+        """Return the folders of the runs."""
+        found = []
+        for run in self.runs:
+            folder = find_run(self.runs_dir, run) if is_run_id(run) else Path(run)
+            if not folder.is_dir():
+                raise FileNotFoundError(f"`runs` names no run: got {run}, expected an id in {self.runs_dir} or a folder.")
+            found.append(folder)
+        return found
 
     def place(self, folders: Sequence[Path]) -> Path:
-        """Where the page goes."""
+        """Return the file of the page."""
         if self.out is not None:
             return Path(self.out)
         if len(folders) == 1:
@@ -57,18 +59,12 @@ class ReportSettings(PluginSettings):
         return folders[0].parent / f"report_{'_'.join(folder.name for folder in folders)}.html"
 
 
-def _folder(run: str) -> Path:
-    if not Path(run).is_dir():
-        raise FileNotFoundError(f"{run} is no run: give the id of one, as `runs/` has them, or its folder")
-    return Path(run)
-
-
 def report(settings: ReportSettings, report_of: Callable[[Path], RunReport]) -> None:
-    """Write the report of runs, and print where it is.
+    """Write a report, and print its path.
 
     Args:
         settings: Which runs, and where to.
-        report_of: Makes the report of one run, from its folder.
+        report_of: Returns the report of a run by its folder.
     """
     folders = settings.folders()
     path = write_report(settings.place(folders), [report_of(folder) for folder in folders])

@@ -43,7 +43,7 @@ def new_training(problem: ProblemConfig, settings: DASSettings) -> tuple[Trainin
 
 
 @pytest.mark.slow
-def test_turns_come_after_warmup_every_few_steps(problem: ProblemConfig):
+def test_joint_search_takes_turns_after_warmup(problem: ProblemConfig):
     settings = settings_of("das_gym", search_epochs=2)
     training, splits = new_training(problem, settings)
     chooser = paper_bandit(12, 4, 0, 1.0)
@@ -62,7 +62,7 @@ def test_turns_come_after_warmup_every_few_steps(problem: ProblemConfig):
 
 
 @pytest.mark.slow
-def test_only_what_is_tunable_trains(problem: ProblemConfig):
+def test_joint_search_trains_tunable_parameters_alone(problem: ProblemConfig):
     settings = settings_of("das_gym", search_epochs=1, warmup_epochs=0)
     training, splits = new_training(problem, settings)
     before = {name: p.detach().clone() for name, p in training.model.backbone.vlp.named_parameters()}
@@ -73,7 +73,7 @@ def test_only_what_is_tunable_trains(problem: ProblemConfig):
     assert changed <= set(tunable)
 
 
-def test_dropout_is_on_while_scoring_only_in_the_papers_recipe(problem: ProblemConfig):
+def test_losses_use_dropout_in_the_papers_recipe_alone(problem: ProblemConfig):
     mask = np.zeros((2, 12), dtype=bool)
     for recipe, same in (("paper", False), ("das_gym", True)):
         training, splits = new_training(problem, settings_of(recipe))
@@ -82,9 +82,9 @@ def test_dropout_is_on_while_scoring_only_in_the_papers_recipe(problem: ProblemC
     assert training.model.backbone.vlp.training is False
 
 
-@pytest.mark.parametrize("value", ["x", None, [["x"]], {}])
-@pytest.mark.parametrize("name", ["step", "masks", "losses"])
-def test_turns_of_other_values_are_refused(name: str, value: object):
+@pytest.mark.parametrize("value", ["x", [["x"]]])
+@pytest.mark.parametrize("name", ["step", "masks"])
+def test_turns_refuse_other_types(name: str, value: object):
     turns = Turns()
     turn = {"step": 2, "masks": [[0, 1]], "losses": [1.0], "rewards": [0.4], "preferences": None}
     turns.load_state_dict({"history": [turn]})
@@ -93,7 +93,7 @@ def test_turns_of_other_values_are_refused(name: str, value: object):
         turns.load_state_dict({"history": [{**turn, name: value}]})
 
 
-def test_reward_examples(problem: ProblemConfig):
+def test_reward_examples_of_each_recipe(problem: ProblemConfig):
     training, splits = new_training(problem, settings_of("paper"))
     task = training.model.task
     first = reward_examples(task, splits, settings_of("paper"))
@@ -106,14 +106,14 @@ def test_reward_examples(problem: ProblemConfig):
     assert [e.key for e in drawn] != [e.key for e in first]
 
 
-def test_training_examples(problem: ProblemConfig):
+def test_training_examples_of_each_recipe(problem: ProblemConfig):
     splits = load_splits(problem)
     for recipe, count in (("paper", len(splits.train) + len(splits.reward)), ("das_gym", len(splits.train))):
         training, _ = new_training(problem, settings_of(recipe))
         assert len(training.step_loss.examples) == count
 
 
-def test_learning_rates(problem: ProblemConfig):
+def test_trainer_multiplies_learning_rates(problem: ProblemConfig):
     training, _ = new_training(problem, settings_of("paper"))
     groups = training.trainer(10, None, 100).optimizer.param_groups
     rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
@@ -126,7 +126,7 @@ def test_learning_rates(problem: ProblemConfig):
     assert {"vlp.token_types.weight", "vlp.text_pooler.weight"} <= named.keys()
 
 
-def test_everything_drops_out_while_training_by_the_papers_recipe(problem: ProblemConfig):
+def test_dropout_is_everywhere_in_the_papers_recipe(problem: ProblemConfig):
     training, _ = new_training(problem, settings_of("paper"))
     vlp = training.model.backbone.vlp
     places = {name: module for name, module in vlp.named_modules() if isinstance(module, nn.Dropout)}
@@ -144,7 +144,7 @@ def test_everything_drops_out_while_training_by_the_papers_recipe(problem: Probl
 @pytest.mark.parametrize(
     "skipped", [[5, 11], [*range(5), *range(6, 11)]], ids=["before the last stage", "in the last stage"]
 )
-def test_attention_drops_out_too(problem: ProblemConfig, skipped: list[int]):
+def test_dropout_of_attention(problem: ProblemConfig, skipped: list[int]):
     training, _ = new_training(problem, settings_of("paper"))
     mask = np.isin(np.arange(12), skipped)
     for module in training.model.backbone.vlp.modules():
@@ -155,7 +155,7 @@ def test_attention_drops_out_too(problem: ProblemConfig, skipped: list[int]):
 
 
 @pytest.mark.slow
-def test_a_stopped_search_goes_on_exactly(problem: ProblemConfig, tmp_path: Path):
+def test_joint_search_resumes_to_the_same_turns(problem: ProblemConfig, tmp_path: Path):
     settings = settings_of("paper", search_epochs=2)
 
     class StopError(Exception):
@@ -179,7 +179,7 @@ def test_a_stopped_search_goes_on_exactly(problem: ProblemConfig, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_das_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     updates = {
         "data_root": problem.data_root,
         "runs_dir": str(tmp_path),
@@ -209,9 +209,13 @@ def test_command(problem: ProblemConfig, tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     ("updates", "text"),
-    [({"das": {"search_epoch": 1}}, "did you mean 'search_epochs'"), ({"das": {"skip_num": 13}}, "use 0..12")],
+    [
+        ({"das": {"search_epoch": 1}}, "did you mean 'search_epochs'"),
+        ({"das": {"skip_num": 13}}, "skip_num"),
+        ({"das": {"itm_weight": 0.5}}, "itm_weight"),
+    ],
 )
-def test_wrong_settings(updates: dict, text: str, problem: ProblemConfig, tmp_path: Path):
+def test_das_command_names_a_wrong_setting(updates: dict, text: str, problem: ProblemConfig, tmp_path: Path):
     with pytest.raises(RunError, match=text):
         ex.run(config_updates={**updates, "data_root": problem.data_root, "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
@@ -224,7 +228,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> ProblemConfig:
 
 
 @pytest.mark.slow
-def test_matching_is_added_to_what_trains_and_to_rewards_with_dropout(captions: ProblemConfig):
+def test_itm_weight_adds_matching_to_training_and_to_rewards_with_dropout(captions: ProblemConfig):
     changes = {"batch_size": 1, "reward_examples": 1, "augment": False, "dropout": 0.0, "train_on_reward": False}
     losses = {}
     for weight, dropout in ((0.0, True), (0.5, True), (0.5, False)):
@@ -243,10 +247,3 @@ def test_matching_is_added_to_what_trains_and_to_rewards_with_dropout(captions: 
     assert not any(tensor.requires_grad for tensor in head.values())
     finetuning, _ = set_up(training.model, splits.train, TrainingConfig(batch_size=1, itm_weight=0.5), None)
     assert finetuning.itm_weight == 0.5
-
-
-def test_matching_is_refused_before_a_run_begins(problem: ProblemConfig, tmp_path: Path):
-    updates = {"data_root": problem.data_root, "runs_dir": str(tmp_path), "das": {"itm_weight": 0.5}}
-    with pytest.raises(RunError, match="vqa has no image-text-matching loss"):
-        ex.run(config_updates=updates)
-    assert not list(tmp_path.iterdir())

@@ -1,55 +1,45 @@
-"""The file in which `adapt das` keeps what it has found, damaged."""
+"""The file in which `adapt das` keeps what it found."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from das_gym.adapt.das_experiment import FOUND, read_found
 
 from das_gym.files import write_json
 
 TURN = {"step": 3, "masks": [[0, 1, 1], [1, 1, 0]], "losses": [1.0, 2.0], "rewards": [0.4, 0.1], "preferences": None}
-WHOLE: dict[str, Any] = {"mask": [0, 1, 1], "skipped_layers": ["b", "c"], "turns": [TURN]}
+CONTENT: dict[str, Any] = {"mask": [0, 1, 1], "skipped_layers": ["b", "c"], "turns": [TURN]}
 
 
-def test_a_whole_one_is_read(tmp_path: Path):
-    write_json(tmp_path / FOUND, WHOLE)
+def test_read_found_returns_the_mask(tmp_path: Path):
+    write_json(tmp_path / FOUND, CONTENT)
     found = read_found(tmp_path / FOUND, 2)
-    assert np.array(found.mask, dtype=bool).tolist() == [False, True, True]
-    assert found.skipped_layers == ("b", "c")
+    assert (found.mask, found.skipped_layers) == ((0, 1, 1), ("b", "c"))
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"mask": [0, 2, 1]},
-        {"mask": [0, -1, 1]},
-        {"mask": [0, 0.5, 1]},
         {"mask": [0, 1]},
         {"mask": [0, 0, 1], "skipped_layers": ["c"]},
-        {"mask": "011"},
         {"mask": None},
-        {"skipped_layers": [1, 2]},
         {"skipped_layers": ["b"]},
-        {"turns": [{}]},
-        {"turns": [3]},
-        {"turns": {"a": 1}},
         {"turns": [{**TURN, "masks": [[0, 1]]}]},
         {"turns": [{**TURN, "losses": "x"}]},
-        {"more": 1},
     ],
 )
-def test_a_damaged_one_is_named(tmp_path: Path, change: dict[str, Any]):
-    write_json(tmp_path / FOUND, {**WHOLE, **change})
-    with pytest.raises(ValueError, match=r"found\.json is damaged \(.*\): remove it to search anew"):
+def test_read_found_names_a_damaged_file(tmp_path: Path, change: dict[str, Any]):
+    write_json(tmp_path / FOUND, {**CONTENT, **change})
+    with pytest.raises(ValueError, match=r"found\.json is damaged"):
         read_found(tmp_path / FOUND, 2)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"{}", b"[" * 10_000, b"\xff"])
-def test_what_is_no_record_is_named(tmp_path: Path, content: bytes):
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"])
+def test_read_found_names_a_file_of_other_content(tmp_path: Path, content: bytes):
     (tmp_path / FOUND).write_bytes(content)
     with pytest.raises(ValueError, match=r"found\.json is"):
         read_found(tmp_path / FOUND, 2)

@@ -1,4 +1,4 @@
-"""What `adapt das` has trained while it searched: kept as a supernet, and, where asked for, what fine-tuning begins from."""
+"""The weights that `adapt das` trained while it searched: saved as a supernet, and optionally the start of fine-tuning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHORT = {"search_epochs": 1, "warmup_epochs": 0, "finetune_epochs": 0, "skip_num
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["search", "new"])
-def test_fine_tuning_begins_from_what_it_is_told(
+def test_finetune_from_decides_what_fine_tuning_starts_from(
     small_kwargs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str
 ):
     given: dict[str, Any] = {name: value for name, value in small_kwargs.items() if name != "supernet"}
@@ -45,13 +45,13 @@ def test_fine_tuning_begins_from_what_it_is_told(
     assert printed.count(f"adapters as wide {told}") == 1
 
 
-def test_widths_that_a_checkpoint_does_not_have_begin_no_run(small_kwargs: dict[str, str], tmp_path: Path):
+def test_das_refuses_adapter_widths_of_another_checkpoint(small_kwargs: dict[str, str], tmp_path: Path):
     given: dict[str, Any] = {**small_kwargs, "supernet": None, "problem": {"image_size": 96}, "das": {"bottleneck": 24}}
-    with pytest.raises(RunError, match=r"adapter\S* is \(16, 64\) .*, but the model's .* is \(24, 64\)"):
+    with pytest.raises(RunError, match=r"got \(16, 64\) .*, expected \(24, 64\)"):
         ex.run(config_updates={**given, "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
 
 
-def test_another_start_is_refused():
+def test_finetune_from_refuses_other_values():
     with pytest.raises(ValueError, match="unknown finetune_from 'old'"):
         das_settings("METER", "vqa", finetune_from="old")

@@ -15,7 +15,7 @@ def test_summary_names_the_metrics_that_do_not_depend_on_the_image():
     assert "90.0 %, 30.0 %" in good.summary()
     poor = ImageRelianceCheck({"accuracy": 0.7, "question/colour": 0.10}, {"accuracy": 0.4, "question/colour": 0.12})
     assert poor.image_agnostic_metrics == ("question/colour",)
-    assert "\nhardly better than without images: question/colour 10 % (12 % blind)" in poor.summary()
+    assert "\nnot clearly better than without images: question/colour 10 % (12 % blind)" in poor.summary()
 
 
 def test_loading_a_supernet_warns_if_its_answers_do_not_depend_on_the_image(small_kwargs: dict[str, str], tmp_path: Path):

@@ -13,7 +13,7 @@ from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemConfig
 
 
-def test_every_number_of_skipped_layers_is_as_likely_and_every_layer_too():
+def test_random_mask_is_uniform_over_counts_and_layers():
     masks = np.array([random_mask(0, step, 12, 8) for step in range(3600)])
     counts = np.bincount(masks.sum(axis=1), minlength=13)
     assert counts[9:].tolist() == [0] * 4
@@ -21,25 +21,23 @@ def test_every_number_of_skipped_layers_is_as_likely_and_every_layer_too():
     assert (abs(masks.mean(axis=0) - 1 / 3) < 0.04).all()
 
 
-def test_a_mask_is_a_function_of_seed_and_step():
+def test_random_mask_depends_on_seed_and_step_alone():
     assert np.array_equal(random_mask(3, 7, 12, 8), random_mask(3, 7, 12, 8))
     assert len({random_mask(seed, step, 12, 8).tobytes() for seed in (3, 4) for step in range(20)}) > 30
 
 
-def test_a_model_of_few_layers_may_lose_all_of_them():
+def test_random_mask_of_few_layers():
     assert {int(random_mask(0, step, 2, 8).sum()) for step in range(50)} == {0, 1, 2}
     assert not any(random_mask(0, step, 12, 0).any() for step in range(20))
 
 
 @pytest.mark.slow
-def test_each_step_trains_through_a_mask_of_its_own(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    seen: list[np.ndarray] = []
-
-    whole = StepLoss.parts
+def test_train_supernet_draws_a_mask_for_each_step(shapes_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen, parts = list[np.ndarray](), StepLoss.parts
 
     def watched(self: StepLoss, step: int, mask: np.ndarray) -> Iterator[StepResult]:
         seen.append(mask)
-        return whole(self, step, mask)
+        return parts(self, step, mask)
 
     monkeypatch.setattr(StepLoss, "parts", watched)
     config = SupernetConfig(seed=5, steps=4, batch_size=4, max_skipped=6)

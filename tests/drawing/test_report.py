@@ -116,7 +116,7 @@ def test_report_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "runs/3/report.html").is_file()
     report("3", "4")
     assert "report_3_4.html (" in capsys.readouterr().out
-    for wrong, says in ((("5",), "no run '5'"), ((), "name the runs"), (("nowhere",), "nowhere is no run")):
+    for wrong, says in ((("5",), "no run '5'"), ((), "`runs` is missing"), (("nowhere",), "got nowhere")):
         with pytest.raises((ValueError, FileNotFoundError), match=says):
             report(*wrong)
 

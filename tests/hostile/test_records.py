@@ -16,7 +16,7 @@ from das_gym.adapt.run_report import run_report
 from das_gym.agents import past_runs
 from das_gym.agents.pareto.record import Scored
 from das_gym.agents.pareto.searcher import FrontSearch
-from das_gym.agents.pareto_experiment import _gone_on
+from das_gym.agents.pareto_experiment import restore
 from das_gym.agents.searching.blocks import beside, file_beside
 
 from das_gym.drawing.architecture import Architecture
@@ -129,7 +129,7 @@ def reader_of(name: str, table: Path) -> Callable[[Path], Any]:
         return beside(table)
 
     def checkpoint(path: Path) -> Scored:
-        return _gone_on(FrontSearch(4, lambda masks: masks.mean(axis=1), np.random.default_rng(0)), path)
+        return restore(FrontSearch(4, lambda masks: masks.mean(axis=1), np.random.default_rng(0)), path)
 
     number = itertools.count()
 
