@@ -22,7 +22,7 @@ from das_gym.adapt.training import Group, Log, Stateful, StepResult, Trainer, ad
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
-from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
@@ -271,7 +271,7 @@ def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequen
         mask = masks[~np.isfinite(losses)][0]
         raise FloatingPointError(
             f"The training diverged: the losses of a turn are {losses.tolist()} at step {step}, the first under "
-            f"{told_mask(mask)}, on {told_examples([example.key for example in examples])}. Try a lower learning rate."
+            f"{format_mask(mask)}, on {format_examples([example.key for example in examples])}. Try a lower learning rate."
         )
     rewards = np.exp(-losses)
     chooser.tell(masks, rewards)

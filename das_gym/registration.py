@@ -127,7 +127,7 @@ MODELS: dict[str, ModelEntry] = {
             others=(ASSETS / "llava_mini",),
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
-            say="das_gym.models.transformers.saying:say",
+            say="das_gym.models.transformers.generation:generate_answers",
         ),
     )
 }

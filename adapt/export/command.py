@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from das_gym.adapt.compare.kept import RECORD as COMPARED
 from das_gym.adapt.compare.kept import kept_trials
-from das_gym.adapt.export.folder import Exported, check_out, export
+from das_gym.adapt.export.folder import Exported, export
 from das_gym.adapt.export.graph import FILE, require_onnx
 from das_gym.adapt.methods.base import METHODS
+from das_gym.adapt.shrink.saving import check_out
 from das_gym.adapt.subnets import JOINT_RECORD, RECORD, load_moved, place_of, record_in
 
 from das_gym.commandline import CommandSettings, parse_or_help

@@ -22,7 +22,7 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, has_remote_
 
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.cutting import check_shared, check_units, cut
+from das_gym.models.transformers.layer_removal import check_shared, check_units, pruned_copy
 from das_gym.models.transformers.model import IMAGE, JOINT, VLM
 from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
@@ -199,7 +199,7 @@ def check_removable(problem: Problem, mask: np.ndarray) -> None:
     known, key = _KNOWN.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
         try:
-            check_generation(cut(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1))
+            check_generation(pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1))
         except ValueError as error:
             known[key] = str(error)
             raise

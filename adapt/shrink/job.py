@@ -27,9 +27,9 @@ from das_gym.commandline import used
 from das_gym.drawing.architecture import Architecture
 from das_gym.files import write_json, write_text
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.cutting import cut, drawn
+from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
+from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import IMAGE, VLM
-from das_gym.models.transformers.stand_ins import has_adapters, masked_with
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
@@ -70,7 +70,7 @@ class ShrinkJob:
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         mask, rounds = self._refine(teacher)
 
-        shrunk, final = cut(self.full, mask), cut(self.full, mask)
+        shrunk, final = pruned_copy(self.full, mask), pruned_copy(self.full, mask)
         round_parameters(shrunk.model, dtype)
         recovery = Recovery(final, self.full, task, splits.train, self.recovery, self.folder / CHECKPOINT, teacher)
         recovery.run(log)
@@ -106,7 +106,7 @@ class ShrinkJob:
             write_examples(self.folder, task, self.test, measured.texts)
             write_json(self.folder / PENDING, self._record(mask, rounds, measured, verified))
         finish_saved(self.folder)
-        print_report(measured, self._data(), drawn(self.full, mask))
+        print_report(measured, self._data(), draw_mask(self.full, mask))
         return measured
 
     def _refine(self, teacher: Teacher | None) -> tuple[np.ndarray, list[Round]]:
@@ -119,7 +119,7 @@ class ShrinkJob:
         held_out = task.open_ended(shuffled(task, splits.reward, task.reward_examples))
 
         def train(mask: np.ndarray, steps: int, title: str, checkpoint: Path) -> float:
-            student, short = cut(self.full, mask), replace(self.recovery, steps=steps)
+            student, short = pruned_copy(self.full, mask), replace(self.recovery, steps=steps)
             Recovery(student, self.full, task, splits.train, short, checkpoint, teacher).run(title=title)
             return loss_of(student, task, held_out, self.recovery.batch_size, f"loss, {title}")
 
@@ -130,7 +130,7 @@ class ShrinkJob:
         costs: dict[str, Costs] = {FULL: self.problem.costs}
         final = models.get(RECOVERED)
         if final is not None and has_adapters(final.model):
-            backbone = replace(self.problem.backbone, vlp=masked_with(self.full, final, mask))
+            backbone = replace(self.problem.backbone, vlp=full_with_adapters_of(self.full, final, mask))
             adapted = AdaptedModel(backbone, self.problem.head, self.problem.task)
             costs[RECOVERED] = example_costs(adapted, self.problem.splits)
         batch_size, blocks = self.settings.generate_batch_size, self.settings.latency_blocks
@@ -176,9 +176,9 @@ class ShrinkJob:
             "out": str(self.out.absolute()),
             "mask": mask.astype(int).tolist(),
             "layers": list(self.problem.layer_names),
-            "deleted": self.full.gone_of(mask),
-            "deleted_of_vision": self.full.gone_of(mask, IMAGE),
-            "drawn": drawn(self.full, mask),
+            "deleted": self.full.removed_layers(mask),
+            "deleted_of_vision": self.full.removed_layers(mask, IMAGE),
+            "drawn": draw_mask(self.full, mask),
             "dtype": str(self.dtype).removeprefix("torch."),
             "metric": measured.metric,
             "models": [row.record() for row in measured.rows.values()],

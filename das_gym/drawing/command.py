@@ -17,7 +17,7 @@ from das_gym.runs import CONFIG, RUNS_DIR, find_run, read_config
 
 REPORT = "report.html"
 NOT_REPEATED = ("runs_dir", "resume", "use", "save_every")
-"""Settings of a run that its result does not depend on, or that `typed` adds."""
+"""Settings that do not change the result of a run, or that `typed` adds."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,20 @@ class ReportSettings(CommandSettings):
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ValueError("name the runs to report: `report 1 2`; their ids are the folders in runs/")
+            raise ValueError("`runs` is missing. Name the runs to report, as in `report 1 2`.")
 
     def folders(self) -> list[Path]:
-        """Of the runs.
-
-        Raises:
-            FileNotFoundError: there is no such run.
-        """
-        return [find_run(self.runs_dir, run) if run.isdecimal() else _folder(run) for run in self.runs]
+        """Return the folders of the runs."""
+        found = []
+        for run in self.runs:
+            folder = find_run(self.runs_dir, run) if run.isdecimal() else Path(run)
+            if not folder.is_dir():
+                raise FileNotFoundError(f"`runs` names no run: got {run}, expected an id in {self.runs_dir} or a folder.")
+            found.append(folder)
+        return found
 
     def place(self, folders: Sequence[Path]) -> Path:
-        """Where the page goes."""
+        """Return the file of the page."""
         if self.out is not None:
             return Path(self.out)
         if len(folders) == 1:
@@ -56,42 +58,36 @@ class ReportSettings(CommandSettings):
         return folders[0].parent / f"report_{'_'.join(folder.name for folder in folders)}.html"
 
 
-def _folder(run: str) -> Path:
-    if not Path(run).is_dir():
-        raise FileNotFoundError(f"{run} is no run: give the id of one, as `runs/` has them, or its folder")
-    return Path(run)
-
-
 def with_settings(words: Sequence[str], name: str, one: bool = False) -> list[str]:
-    """The words of a command whose first ones may be values of the setting `name`: `1 2 with x=3`.
+    """Return the words of a command with its positional values as the setting `name`: `1 2 with x=3`.
 
     Args:
-        words: What stands behind the command.
+        words: The words after the command.
         name: The setting.
-        one: Whether it is a single text, not a tuple of them.
+        one: Whether it is a single text, not a tuple.
 
     Raises:
         ValueError: several are given where one is allowed.
     """
     if not words or words[0] in (*HELP, "print_config"):
         return list(words)
-    if "=" in words[0] and not Path(words[0]).exists():  # a setting without `with`, which the parser tells of
+    if "=" in words[0] and not Path(words[0]).exists():  # a setting without `with`, which the parser reports
         return list(words)
     at = list(words).index("with") if "with" in words else len(words)
     values, rest = tuple(words[:at]), words[at + 1 :]
     if one and len(values) > 1:
-        raise ValueError(f"{' '.join(values)}: give one {name}; settings stand behind `with`")
+        raise ValueError(f"`{name}` takes one value: got {' '.join(values)}. Give settings after `with`.")
     given = [f"{name}={values[0] if one else values}"] if values else []
     return ["with", *given, *rest]
 
 
 def report(words: Sequence[str], command: str, report_of: Callable[[Path], RunReport]) -> int:
-    """Write the report that the words behind `command` ask for, and say where it is; the exit code.
+    """Write a report, print its path, and return the exit code.
 
     Args:
-        words: What stands behind it.
+        words: The words after the command.
         command: As in `typed`.
-        report_of: What a run tells, by its folder.
+        report_of: Returns the report of a run by its folder.
     """
     settings = parse_or_help(ReportSettings, with_settings(words, "runs"), command)
     if settings is None:

@@ -127,7 +127,7 @@ def test_a_search_run_that_is_not_there_is_told_before_a_run_begins(run_folder: 
 
 
 def test_a_mask_of_another_width_begins_no_run(tmp_path: Path):
-    with pytest.raises(RunError, match=r"mask of shape \(2,\): this model has 12 layers"):
+    with pytest.raises(RunError, match=r"got shape \(2,\), expected \(12,\)"):
         AdaptExperiment().run(config_updates={"mask": [1, 0], "runs_dir": str(tmp_path)})
     assert not list(tmp_path.iterdir())
 

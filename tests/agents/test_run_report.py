@@ -100,7 +100,7 @@ def test_the_explorer_of_a_table_with_a_search(runs: Path, made_up_table: Path, 
     [
         (["meter_vqx"], "unknown table .* 'meter_vqx'; did you mean 'meter_vqa'"),
         (["none.npz"], "no table at none.npz"),
-        (["a", "b"], "a b: give one table"),
+        (["a", "b"], "`table` takes one value"),
         (
             ["vilt_vqa", "with", "runs=[1]", "runs_dir={runs}"],
             "run 1 searched 8 units of DAS-METER-VQA-v0, and the table is of 12",

@@ -112,7 +112,7 @@ def test_report_takes_runs_before_with(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "runs/3/report.html").is_file()
     assert command.report(["3", "4", "with", *words], "agents report", lambda f: a_report(f"run {f.name}")) == 0
     assert "report_3_4.html (" in capsys.readouterr().out
-    for wrong, says in ((["5", "with", *words], "no run '5'"), ([], "name the runs"), (["nowhere"], "nowhere is no run")):
+    for wrong, says in ((["5", "with", *words], "no run '5'"), ([], "`runs` is missing"), (["nowhere"], "got nowhere")):
         with pytest.raises((ValueError, FileNotFoundError), match=says):
             command.report(wrong, "agents report", a_report)
 

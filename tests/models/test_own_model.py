@@ -147,7 +147,7 @@ def test_the_pipeline_leaves_sizes_to_the_model(own, settings):
     assert new_model(config, load_splits(config), wide, 0).backbone.vlp.skippable(0).skip_adapter.down.out_features == 24
     with pytest.raises(ValueError, match="`bottleneck`"):
         load_backbone(config, bottleneck=24)
-    with pytest.raises(ValueError, match="image_size=64 is no setting of BridgeTower"):
+    with pytest.raises(ValueError, match="`image_size`"):
         load_backbone(ProblemConfig(model="BridgeTower", image_size=64, **settings))
 
 
