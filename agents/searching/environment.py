@@ -102,6 +102,17 @@ def has_fewer_examples(scorer: Any) -> bool:
     return hasattr(scorer, "batch_size")
 
 
+def continue_examples(base: Any, state: Mapping[str, Any]) -> None:
+    """Let an environment score on the examples that come next by `state`, but keep its own episodes.
+
+    Args:
+        base: The environment, which may have another number of environments than the one that `state` comes from.
+        state: What `get_state` returned.
+    """
+    episodes = {name: value for name, value in base.get_state().items() if name in ("episode", "waiting")}
+    base.set_state({**state, **episodes})
+
+
 class LayerStatistics(dict[str, Floats]):
     """Name to (n_layers,) values of the observed statistics; others are measured when they are looked up.
 
