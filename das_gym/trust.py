@@ -7,7 +7,8 @@ import sys
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from das_gym.commandline import repeat_command, use
+from das_gym.commandline import repeat_command
+from das_gym.plugins import import_plugins
 
 KNOWN_PACKAGES = ("das_gym", "gymnasium", "stable_baselines3", "sb3_contrib")
 """Packages whose modules every record may name."""
@@ -36,7 +37,7 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
         return [module for each in value for module in unknown_modules(each, name, known)]
     if not isinstance(value, str):
         return []
-    named = value.split(",") if name == "use" else []
+    named = value.split(",") if name == "plugins" else []
     if ":" in value and (name in NAMES_CODE or re.fullmatch(r"[\w.]+:[\w.-]+", value)):
         named.append(value.partition(":")[0])
     unknown = (each for each in named if each and each not in known)
@@ -44,7 +45,7 @@ def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modu
 
 
 def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.modules) -> dict[str, Any]:
-    """Return the settings that can run code, upload or write elsewhere, by dotted name; of `use` the unknown modules."""
+    """Return the settings that can run code, upload or write elsewhere, by dotted name; of `plugins` the unknown modules."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if name in DEVICES:
@@ -53,10 +54,10 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
             found |= {name: value} if value else {}
         elif isinstance(value, Mapping):
             found |= {f"{name}.{inner}": each for inner, each in sensitive_settings(value, known).items()}
-        elif isinstance(value, list | tuple) and name != "use":
+        elif isinstance(value, list | tuple) and name != "plugins":
             found |= {name: value} if any(sensitive_settings({name: each}, known) for each in value) else {}
         elif modules := unknown_modules(value, name, known):
-            found[name] = ",".join(modules) if name == "use" else value
+            found[name] = ",".join(modules) if name == "plugins" else value
     return found
 
 
@@ -76,7 +77,7 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
     words = ", ".join(f"`{name}={value}`" for name, value in settings.items())
     writes = {name.rpartition(".")[2] in WRITES for name in settings}
     effect = " and ".join(["runs code"] * (False in writes) + ["writes or uploads elsewhere"] * (True in writes))
-    imported = " or import the module first" if "use" in settings else ""
+    imported = " or import the module first" if "plugins" in settings else ""
     confirm = command or repeat_command(settings) or f"pass {words}{imported}"
     pronoun = "it" if len(settings) == 1 else "them"
     message = f"{what} with {words}, which {effect}. Repeat {pronoun} to confirm: {confirm}"
@@ -98,15 +99,15 @@ def trusted_settings(
         ValueError: a module that is neither imported nor of `KNOWN_PACKAGES`, or `trust_remote_code` without the user's.
     """
     kept: dict[str, Any] = _without_writes(settings)
-    unknown = dict.fromkeys(unknown_modules({"use": list(modules), **kept}))
-    missing: dict[str, Any] = {"use": ",".join(unknown)} if unknown else {}
+    unknown = dict.fromkeys(unknown_modules({"plugins": list(modules), **kept}))
+    missing: dict[str, Any] = {"plugins": ",".join(unknown)} if unknown else {}
     remote = [
         name for name, value in sensitive_settings(kept).items() if not unknown_modules(value, name.rpartition(".")[2])
     ]
     if remote and not trust_remote_code:
         missing[REMOTE_CODE] = True
     ask_to_repeat(f"{source} was made", missing)
-    use(modules)  # so that the commands that we print name them
+    import_plugins(modules)  # so that the commands that we print name them
     return kept
 
 

@@ -288,7 +288,7 @@ def load_supernet(config: ProblemConfig, splits: Splits[Any]) -> AdaptedModel:
         )
     if config.supernet is None and config.data_root is not None:
         warnings.warn(
-            f"data_root={config.data_root} is scored by the bundled supernet, which was trained on das_gym's generated data: "
+            f"data_root={config.data_root} is scored by the bundled supernet, trained on das_gym's generated data: "
             f"elsewhere its scores mean little, and it is a poor start. {advice}",
             stacklevel=2,
         )

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from das_gym.adapt.adapt_experiment import _front
+from das_gym.adapt.choosing import read_front
 from das_gym.adapt.compare.trials import read_trials
 from das_gym.adapt.refining import read_rounds
 from das_gym.adapt.shrink.compare_experiment import read_results, read_searches
@@ -113,7 +113,7 @@ RECORDS: dict[str, tuple[str, Any, Callable[[Path], Any]]] = {
     "compared": ("compare.json", {"full": QUALITY, "methods": [LINE]}, lambda path: read_results(path.parent)),
     "searches": ("searches.json", {"bayes": {"run": 2, "seconds": 0.5}}, lambda path: read_searches(path.parent)),
     "trials": ("compare.json", {"trials": [TRIAL]}, read_trials),
-    "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, _front),
+    "front": ("front.json", {"env_id": "X-v0", "env_kwargs": {}, "points": [POINT]}, read_front),
     "refined": ("refined.json", {"rounds": [{"steps": 1, "masks": [[0, 1], [1, 0]], "losses": [0.5]}]}, read_rounds),
     "costs": ("a.json", {"costs": {"latency_saved": FIGURES}}, lambda path: given_costs(str(path))),
     "suite": (
@@ -137,7 +137,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], Any]]] = {
     ),
     "settings": (
         "config.json",
-        lambda path: path.write_text('{"seed": 1, "use": []}'),
+        lambda path: path.write_text('{"seed": 1, "plugins": []}'),
         lambda path: read_config(path.parent),
     ),
     "record": ("search.json", record, SearchResult.load),
