@@ -1,4 +1,4 @@
-"""Run folders and records that name code, uploads and places to write: nothing of it happens unless it is typed again."""
+"""Run folders and records that name code, uploads and places to write: nothing happens unless the user confirms it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 import torch
 from das_gym.adapt.commands import PROGRAM as ADAPT
 from das_gym.adapt.subnets import load_subnet
+from das_gym.agents import past_runs
 from das_gym.agents.commands import PROGRAM as AGENTS
 from das_gym.agents.sb3.policy import load_sb3
 from das_gym.agents.sb3.train import train_sb3
@@ -28,7 +29,7 @@ from rich.table import Table
 from das_gym import locks, plugins
 from das_gym.config import settings_dict
 from das_gym.console import Console
-from das_gym.files import read_json, write_json
+from das_gym.files import read_json, write_json, write_text
 from das_gym.problem.adaptation import Adaptation
 from das_gym.registration import ASSETS
 
@@ -460,3 +461,12 @@ def test_a_file_of_a_suite_is_a_plain_name(tmp_path: Path, made_up_suite: Path, 
     write_json(tmp_path / "suite.json", index)
     with pytest.raises(ValueError, match=r"suite\.json is damaged .*file="):
         read_suite(tmp_path)
+
+
+def test_a_damaged_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for number, text in enumerate(["{", "[]", '{"experiment": {"name": "[/x]\\u001b[2J"}, "result": 1.0}'], start=1):
+        write_text(tmp_path / str(number) / "run.json", text)
+    past_runs.main(["with", f"runs_dir={tmp_path}"])
+    output = capsys.readouterr().out
+    assert output.count("damaged") == 2
+    assert "[/x]?[2J" in output
