@@ -52,7 +52,7 @@ from das_gym.models.adapters import parallel_adapters
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemConfig, ProblemSettings
 from das_gym.problem.loading import AdaptedModel, check_problem, check_prompts, load_problem, shuffled
-from das_gym.processes import is_first
+from das_gym.processes import is_main_process
 from das_gym.runs import runs_dir_words
 from das_gym.streams import escape_control_chars
 from das_gym.tasks.base import Task
@@ -138,7 +138,7 @@ def adapt(settings: AdaptSettings, run: Run) -> float:
     untrained = () if settings.references else (BASELINE,)
     trained = {name: model for name, model in models.items() if name not in untrained}
     bundled = train(trained, choice.problem, splits, config, folder, run.log_scalar)
-    if not is_first():
+    if not is_main_process():
         return 0.0
     rows = compare(models, splits, settings.rank_images, untrained, bundled)
     info = dataclasses.asdict(config)

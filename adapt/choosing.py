@@ -19,7 +19,7 @@ from das_gym.config import build, merge, nested, settings_dict
 from das_gym.files import damage_named, read_json
 from das_gym.problem.budget import keeps_budget
 from das_gym.problem.config import ProblemConfig, changed_settings, grouped_settings
-from das_gym.processes import of_first
+from das_gym.processes import run_on_main_process
 from das_gym.registration import ENVIRONMENTS, find_environment, named_problems
 from das_gym.runs import find_run
 from das_gym.trust import trusted_settings
@@ -247,7 +247,7 @@ def search_first(values: Mapping[str, Any], continue_command: str) -> int:
         continue_command: The command that continues, with `SEARCH_ID` in place of the id; it is printed after an interrupt.
     """
     try:
-        return of_first(partial(_search_run_id, values))
+        return run_on_main_process(partial(_search_run_id, values))
     except KeyboardInterrupt as interrupt:
         if (command := search_command.resume_command()) is not None and search_command.current_run is not None:
             interrupt.add_note(f"Go on with: {command}")

@@ -41,7 +41,7 @@ from das_gym.models.base import VLP
 from das_gym.plugins import imported_plugins
 from das_gym.problem.config import ProblemSettings, changed_settings, recorded_settings
 from das_gym.problem.loading import check_problem, check_prompts, load_backbone, load_splits, task_class
-from das_gym.processes import is_first
+from das_gym.processes import is_main_process
 from das_gym.registration import find_environment, named_problems
 from das_gym.runs import library_versions, runs_dir_words
 from das_gym.wording import counted
@@ -194,7 +194,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
         return [line for variant in variants if (line := Line.of(variant, trials, names)) is not None]
 
     def keep(trials: Sequence[Trial], last: Trial, model: TrainedModel | None) -> None:
-        if not is_first():
+        if not is_main_process():
             return
         if model is not None and last in trials_to_keep(trials, settings.keep):
             model.learnt.save(kept_file(folder, last))  # before the record, by which a resumed run does not train it again
@@ -219,7 +219,7 @@ def compare(settings: CompareSettings, run: Run) -> float | None:
 
     seeds = range(settings.seed, settings.seed + settings.seeds)
     trials = run_all(context, variants, rates, seeds, read_trials(folder / RECORD), keep)
-    if not is_first():
+    if not is_main_process():
         return None
     lines = lines_of(trials)
     for line in lines:

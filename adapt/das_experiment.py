@@ -41,7 +41,7 @@ from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig, ProblemSettings, problem_words
 from das_gym.problem.loading import AdaptedModel, check_prompts, load_splits, shuffled
 from das_gym.problem.mask_space import MaskSpace, skipped_names
-from das_gym.processes import is_first, of_first
+from das_gym.processes import is_main_process, run_on_main_process
 from das_gym.registration import MODELS, named_environments, named_problems
 from das_gym.wording import counted
 
@@ -189,7 +189,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
     models = {}
     for name, chosen in {SUBNET: mask, **({FULL_MODEL: nothing} if settings.references else {})}.items():
         models[name] = _finetune(settings, name, chosen, loaded, folder, run.log_scalar)
-    if not is_first():
+    if not is_main_process():
         return 0.0
     subnet, full = models[SUBNET], models.get(FULL_MODEL)
     if settings.test_examples is not None:
@@ -228,7 +228,7 @@ def run_pipeline(settings: JointSearchSettings, run: Run) -> float:
 def _search(settings: JointSearchSettings, loaded: _Models, folder: Path, log: Log) -> np.ndarray:
     """Return the found mask; from this run's file, if it was found before the run was stopped."""
     pipeline = settings.pipeline
-    if not of_first((folder / FOUND).is_file):
+    if not run_on_main_process((folder / FOUND).is_file):
         model = loaded.copy()
         if line := _describe_widths(settings, model.backbone.vlp):
             print(line)
@@ -246,10 +246,10 @@ def _search(settings: JointSearchSettings, loaded: _Models, folder: Path, log: L
         )
         skipped = skipped_names(names, mask)
         found = {"mask": mask.astype(int).tolist(), "skipped_layers": skipped, "turns": [vars(turn) for turn in turns]}
-        if is_first():
+        if is_main_process():
             model.adaptation(kind="supernet", **dataclasses.asdict(pipeline)).save(folder / SUPERNET_FILE)
             write_json(folder / FOUND, found)
-    known = of_first(lambda: read_found(folder / FOUND, pipeline.skip_num))
+    known = run_on_main_process(lambda: read_found(folder / FOUND, pipeline.skip_num))
     print(f"found after {counted(len(known.turns), 'turn')}: skip {', '.join(known.skipped_layers) or 'nothing'}")
     return np.array(known.mask, dtype=bool)
 

@@ -25,7 +25,7 @@ from das_gym.experiment import RecordedCommand, Run, required_folder
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.config import ProblemSettings, problem_words
 from das_gym.problem.loading import check_prompts, load_backbone, task_class
-from das_gym.processes import is_first
+from das_gym.processes import is_main_process
 from das_gym.registration import named_problems
 from das_gym.tasks.labels import read_labels, write_labels
 
@@ -72,7 +72,7 @@ def supernet(settings: SupernetSettings, run: Run) -> None:
     out = Path(settings.out) if settings.out else folder / "supernet.safetensors"
     config = dataclasses.replace(settings.train, seed=settings.seed)
     train_supernet(config, settings.problem_config, out, folder / "checkpoint.pt", run.log_scalar)
-    if not is_first():
+    if not is_main_process():
         return
     answers = Adaptation.load(out).answers
     if answers:

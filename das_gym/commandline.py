@@ -19,7 +19,7 @@ from das_gym.completion import SHELLS, script
 from das_gym.config import build, flatten_settings, merge, nearest_names, nest
 from das_gym.interrupts import exit_code, finish, raise_interrupts, stop_message
 from das_gym.plugins import add_working_folder, import_plugins, imported_plugins
-from das_gym.processes import is_first
+from das_gym.processes import is_main_process
 from das_gym.progress import waiting
 from das_gym.runs import USER_ERRORS, PluginSettings
 from das_gym.settings_help import defaults_of, help_text, settings_text
@@ -119,7 +119,7 @@ class Program:
             sys.stdout.flush()
             return code
         except KeyboardInterrupt as interrupt:
-            if is_first():
+            if is_main_process():
                 print(stop_message(interrupt), file=sys.stderr)
             return exit_code(interrupt)
         except BrokenPipeError:
@@ -381,12 +381,3 @@ def _flag_mistake(words: Sequence[str], command: str, settings: set[str]) -> str
             fixed = format_command(command, *(each for each in others if each != "with"))
             return f"settings are not flags: got {word}, expected `{name}=VALUE` behind `with`. Did you mean `{fixed}`?"
     return None
-
-
-def typed(program: str, *words: str, modules: Iterable[str] = ()) -> str:
-    """Return `format_command`."""
-    return format_command(program, *words, plugins=modules)
-
-
-CommandSettings = PluginSettings
-used = imported_plugins

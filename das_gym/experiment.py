@@ -46,7 +46,7 @@ from das_gym.commandline import (
 from das_gym.config import build, check_names, flatten_settings, merge, plain, settings_dict
 from das_gym.files import read_json
 from das_gym.plugins import import_plugins, imported_plugins
-from das_gym.processes import is_first, of_first, world
+from das_gym.processes import is_main_process, run_on_main_process, world
 from das_gym.runs import (
     CONFIG,
     NOT_INSTALLED,
@@ -131,7 +131,7 @@ class RecordedCommand(Generic[Settings]):
                     raise ValueError(f"-F {folder} and runs_dir={given['runs_dir']} both name the folder of runs; give one")
                 given["runs_dir"] = folder
             values, reopen = self.resolve(given, named_configs)
-            if reopen is not None and is_first():
+            if reopen is not None and is_main_process():
                 lock = lock_run(reopen)
             settings = build(self.settings, values)
             if self.prepare is not None:
@@ -178,11 +178,11 @@ class RecordedCommand(Generic[Settings]):
         experiment.main(main)
         experiment.logger = _sacred_logger()
         folder = RunFolder(settings.runs_dir, reopen, started)
-        experiment.observers = [folder] if is_first() else []
+        experiment.observers = [folder] if is_main_process() else []
         options["--capture"] = options.get("--capture") or "sys"  # Python's streams; without progress bars
         meta_info = {"named_configs": list(named_configs)}
         try:
-            with nullcontext() if is_first() else redirect_stdout(io.StringIO()):
+            with nullcontext() if is_main_process() else redirect_stdout(io.StringIO()):
                 self.current_run = run = experiment._create_run(options=options, meta_info=meta_info)
                 run()
             return run
@@ -375,7 +375,7 @@ def _sacred_logger() -> logging.Logger:
     handler.addFilter(lambda record: not record.getMessage().startswith("Result: "))
     _LOGGER.handlers = [handler]
     _LOGGER.propagate = False
-    _LOGGER.setLevel(logging.INFO if is_first() else logging.ERROR)
+    _LOGGER.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     return _LOGGER
 
 
@@ -391,7 +391,7 @@ def required_folder(run: Run) -> Path:
     Raises:
         ValueError: The run is not observed.
     """
-    folder = of_first(lambda: run_folder(run))
+    folder = run_on_main_process(lambda: run_folder(run))
     if folder is None:
         raise ValueError("this command keeps checkpoints and results in its run folder: leave --unobserved (-u) out")
     return folder

@@ -43,6 +43,3 @@ def silence_stdout() -> int:
 def escape_control_chars(text: str) -> str:
     """Return a text with its control characters escaped, except line breaks: a file's content may be in it."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-shown = escape_control_chars

@@ -1,4 +1,4 @@
-"""Untrusted run folders and records: what they name runs, uploads and writes nothing unless the user names it again."""
+"""Untrusted run folders and records: what they name runs, uploads and writes nothing unless the user repeats it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ CHANGE_NO_SCORE = (*WRITES, "num_workers", "gpus_per_worker")
 """Settings that a replayed record leaves out."""
 
 NAMES_CODE = ("env_id", "agent", "agents", "baselines")
-"""Settings of which Gymnasium or das_gym imports everything before a colon, whatever it looks like."""
+"""Settings of which Gymnasium or das_gym imports everything before a colon."""
 
 DEVICES = ("device", "device_map")
-"""Settings whose colon means something else: `cuda:0`."""
+"""Settings with a colon that names no module: `cuda:0`."""
 
 
 def unknown_modules(value: Any, name: str = "", known: Container[str] = sys.modules) -> list[str]:
-    """Return the modules that a setting names, in nested values too, and that are neither `known` nor of a known package."""
+    """Return the modules that a setting names, also in nested values, and that are neither `known` nor of a known package.
+
+    Args:
+        value: The value of the setting.
+        name: Its name.
+        known: Modules that need no confirmation.
+    """
     if name in DEVICES:
         return []
     if isinstance(value, Mapping):
@@ -50,7 +56,7 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
     for name, value in settings.items():
         if name in DEVICES:
             continue
-        if name in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` asks only whether it is true
+        if name in (REMOTE_CODE, *WRITES):  # whatever the type: `SkipEnv` only asks whether it is true
             found |= {name: value} if value else {}
         elif isinstance(value, Mapping):
             found |= {f"{name}.{inner}": each for inner, each in sensitive_settings(value, known).items()}
@@ -62,15 +68,15 @@ def sensitive_settings(settings: Mapping[str, Any], known: Container[str] = sys.
 
 
 def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> None:
-    """Refuse settings that nobody confirmed.
+    """Refuse settings that were not confirmed.
 
     Args:
-        what: Who names them, as in "run 3 was started".
-        settings: By dotted name; nothing is raised where there are none.
+        what: What has the settings, as in "run 3 was started".
+        settings: By dotted name; nothing is raised for an empty mapping.
         command: The command that confirms them; empty is the running command with them.
 
     Raises:
-        ValueError: names the settings, and the whole command that confirms them.
+        ValueError: Names the settings, and the whole command that confirms them.
     """
     if not settings:
         return
@@ -85,29 +91,27 @@ def ask_to_repeat(what: str, settings: Mapping[str, Any], command: str = "") -> 
 
 
 def trusted_settings(
-    source: object, modules: Iterable[str], settings: Mapping[str, Any], trust_remote_code: bool = False
+    source: object, plugins: Iterable[str], settings: Mapping[str, Any], trust_remote_code: bool = False
 ) -> dict[str, Any]:
-    """Return the settings of a record without those of `CHANGE_NO_SCORE`, once all code that it names is confirmed.
+    """Return the settings of a record without `CHANGE_NO_SCORE`, once the code that it names is confirmed.
 
     Args:
         source: The record.
-        modules: The modules that it was made with.
-        settings: Its settings that nobody gave again.
-        trust_remote_code: Whether the user confirmed this setting.
+        plugins: The modules that it was made with.
+        settings: Its settings, but for those that the user gave.
+        trust_remote_code: Whether the user gave this setting.
 
     Raises:
-        ValueError: a module that is neither imported nor of `KNOWN_PACKAGES`, or `trust_remote_code` without the user's.
+        ValueError: A module is neither imported nor of `KNOWN_PACKAGES`, or `trust_remote_code` was not given again.
     """
     kept: dict[str, Any] = _without_writes(settings)
-    unknown = dict.fromkeys(unknown_modules({"plugins": list(modules), **kept}))
+    unknown = dict.fromkeys(unknown_modules({"plugins": list(plugins), **kept}))
     missing: dict[str, Any] = {"plugins": ",".join(unknown)} if unknown else {}
-    remote = [
-        name for name, value in sensitive_settings(kept).items() if not unknown_modules(value, name.rpartition(".")[2])
-    ]
-    if remote and not trust_remote_code:
-        missing[REMOTE_CODE] = True
+    for name, value in sensitive_settings(kept).items():
+        if not unknown_modules(value, name.rpartition(".")[2]) and not trust_remote_code:
+            missing[REMOTE_CODE] = True
     ask_to_repeat(f"{source} was made", missing)
-    import_plugins(modules)  # so that the commands that we print name them
+    import_plugins(plugins)  # so that printed commands name them
     return kept
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from das_gym.streams import shown
+from das_gym.streams import escape_control_chars
 
 PLAIN = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
@@ -56,4 +56,4 @@ def test_an_output_that_nobody_reads_is_no_traceback(words: list[str], tmp_path:
 
 
 def test_what_a_terminal_would_obey_is_shown():
-    assert shown("a\x1b]0;title\x07b\u202ec\udce9\r\nd é") == "a\\x1b]0;title\\x07b\\u202ec\\udce9\\r\nd é"
+    assert escape_control_chars("a\x1b]0;title\x07b\u202ec\udce9\r\nd é") == "a\\x1b]0;title\\x07b\\u202ec\\udce9\\r\nd é"

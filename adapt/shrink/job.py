@@ -35,7 +35,7 @@ from das_gym.problem.config import recorded_settings
 from das_gym.problem.costs import Costs
 from das_gym.problem.loading import AdaptedModel, Problem, example_costs, load_problem, shuffled
 from das_gym.runs import library_versions
-from das_gym.streams import shown
+from das_gym.streams import escape_control_chars
 
 LATENCY_BLOCKS = 9
 """Timed blocks of each model."""
@@ -71,7 +71,7 @@ class ShrinkJob:
             log: Called with name, value and step.
         """
         if self.choice.remark:
-            print(shown(self.choice.remark))
+            print(escape_control_chars(self.choice.remark))
         task, splits, source, dtype = self.problem.task, self.problem.splits, self.source, self.dtype
         teacher = make_teacher(self.full, task, splits.train, self.recovery)
         mask, rounds = self._refine(teacher)
