@@ -12,7 +12,7 @@ from das_gym.adapt.shrink.recovery import answer_states
 
 from das_gym.engine.broken import format_examples
 from das_gym.intervals import difference_interval, mean_interval
-from das_gym.models.transformers.generation import generate, greedily, greedy_settings, left_padded, pad_token
+from das_gym.models.transformers.generation import generate, greedy_decoding, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
@@ -20,6 +20,9 @@ from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
 FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
+
+GENERATE_BATCH_SIZE = 8
+"""Prompts that are answered at a time."""
 
 DECODED_TOKENS = 16
 """Number of tokens that are generated to time one of them."""
@@ -198,7 +201,7 @@ def latencies(
         settings = greedy_settings(vlm, processor, tokens, least=tokens)
 
         def call() -> object:
-            with greedily(vlm.model, settings):
+            with greedy_decoding(vlm.model, settings):
                 return vlm.model.generate(**batch)
 
         return call
