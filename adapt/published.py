@@ -11,7 +11,7 @@ from functools import cache
 
 from das_gym.adapt.methods.base import make_method
 
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.drawing.table import Table
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
@@ -144,11 +144,13 @@ def commands(model: str, task: str, image_size: int | None) -> tuple[str, str]:
     """
     files = ("checkpoint=FILE", "tokenizer=FOLDER", "data_root=FOLDER")
     name = f"{model.lower()}_{task}"
-    das = typed("adapt das", name, "paper", *files, *TASKS[model][task])
+    das = format_command("adapt das", name, "paper", *files, *TASKS[model][task])
     methods = ",".join(f'"{row.method}"' for row in PUBLISHED if row.model == model and row.method is not None)
-    more = () if image_size is None else (f"image_size={image_size}",)
-    more += ("itm_weight=0.5",) if named_environments()[name].task == "retrieval" else ()
-    return das, typed("adapt compare", name, *files, *more, f"'methods=[{methods}]'", "steps=STEPS", "seeds=1")
+    more = () if image_size is None else (f"problem.image_size={image_size}",)
+    more += ("train.itm_weight=0.5",) if named_environments()[name].task == "retrieval" else ()
+    return das, format_command(
+        "adapt compare", name, *files, *more, f"'methods=[{methods}]'", "train.steps=STEPS", "seeds=1"
+    )
 
 
 def print_published(image_sizes: Mapping[tuple[str, str], int | None]) -> None:
@@ -159,12 +161,13 @@ def print_published(image_sizes: Mapping[tuple[str, str], int | None]) -> None:
     """
     for model in TASKS:
         published_table(model).print(width=140)
-    print(f"DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (`{typed('adapt costs')}`)")
+    print("DAS on METER, VQA, 4 skipped: -11.97 % MACs published, -12.00 % counted (see the table above)")
     print("These scores need files that the package does not contain:")
     for name, files in NEEDED.items():
         print(f"  {name}: {files}")
     print("The command of each cell, with these files (STEPS = epochs x examples / batch; the paper trains 10 epochs):")
     for model, tasks in TASKS.items():
         for task in tasks:
-            for command in commands(model, task, image_sizes[model, named_environments()[f"{model.lower()}_{task}"].task]):
+            entry = named_environments()[f"{model.lower()}_{task}"]
+            for command in commands(model, task, image_sizes[model, entry.task]):
                 print(f"  {command}")

@@ -77,8 +77,8 @@ class StatisticInputs:
         return MaskLosses(losses, [layer.stream for layer in layers], [layer.stage for layer in layers])
 
     def losses_without(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) losses under (m, n_layers) masks on the examples, less the loss of the unskipped model."""
-        return self.mask_losses.above_unskipped(masks)
+        """(m,) losses under (m, n_layers) masks on the examples, less the loss of the full model."""
+        return self.mask_losses.above_full_model(masks)
 
 
 @torch.inference_mode()
@@ -134,7 +134,7 @@ def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple
 
 
 def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensitivity:
-    """Run the unskipped model on the examples, and its loss backwards, once."""
+    """Run the full model on the examples, and its loss backwards, once."""
     vlp = evaluator.vlp
     totals, rows = np.zeros((2, len(vlp.layers))), 0
     for start in range(0, len(examples), evaluator.batch_size):

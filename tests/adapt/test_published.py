@@ -43,7 +43,7 @@ def test_every_cell_has_a_command():
             assert das[2:6] == ["adapt" if das[2] == "adapt" else das[2], "das", "with", name]
             assert das[3] in PROGRAM.commands
             assert compare[3] in PROGRAM.commands
-            assert "image_size=384" in compare
+            assert "problem.image_size=384" in compare
             weight = PAPER[model, named_environments()[name].task].itm_weight
-            assert (f"itm_weight={weight}" in compare) == bool(weight)
+            assert (f"train.itm_weight={weight}" in compare) == bool(weight)
     assert not any("image_size" in word for word in shlex.split(commands("METER", "vqa", None)[1]))

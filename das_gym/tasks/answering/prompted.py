@@ -55,7 +55,7 @@ def load_prompted_part(data_root: str | Path, part: str, on_bad_example: str = "
 
 
 def _few_question_types(parts: Iterable[Sequence[VQAExample]]) -> bool:
-    """Return whether questions have types of their own, and few of them."""
+    """Return whether questions have types, and few of them."""
     types: set[str] = set()
     for part in parts:
         if isinstance(part, VQATable):

@@ -86,7 +86,7 @@ class AnsweringTask(Task):
         return None if example.options else Prompt(example.question, example.images, None, example.rounds)
 
     def format_generated(self, example: AnswerExample, text: str) -> dict[str, Any]:
-        """Return `answer` with `question_id`, as VQA's server takes it, or with `key` where there is no such id."""
+        """Return `answer` with `question_id`, as VQA's server takes it, or with `key` where that is missing."""
         known = {"key": example.key} if example.question_id is None else {"question_id": example.question_id}
         return {**known, "answer": text}
 
