@@ -22,12 +22,12 @@ from das_gym.adapt.training import Group, Log, Stateful, StepResult, Trainer, ad
 
 from das_gym.config import build
 from das_gym.data.splits import Splits
-from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import own_parameters
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, Backbone, accepts_setting, load_backbone, new_head, shuffled, task_class
-from das_gym.processes import of_first
+from das_gym.processes import run_on_main_process
 from das_gym.tasks.base import Task
 
 
@@ -266,12 +266,12 @@ def joint_search(
 def _take_turn(training: Training, chooser: Chooser, step: int, examples: Sequence[Any]) -> JointTurn:
     masks = chooser.ask(training.settings.masks_per_turn)
     # On the main process alone: with dropout, each process would compute other losses.
-    losses = of_first(lambda: training.losses(masks, examples))
+    losses = run_on_main_process(lambda: training.losses(masks, examples))
     if not np.isfinite(losses).all():
         mask = masks[~np.isfinite(losses)][0]
         raise FloatingPointError(
             f"The training diverged: the losses of a turn are {losses.tolist()} at step {step}, the first under "
-            f"{told_mask(mask)}, on {told_examples([example.key for example in examples])}. Try a lower learning rate."
+            f"{format_mask(mask)}, on {format_examples([example.key for example in examples])}. Try a lower learning rate."
         )
     rewards = np.exp(-losses)
     chooser.tell(masks, rewards)

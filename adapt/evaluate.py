@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.ranking import rank, recalls
 from das_gym.problem.loading import AdaptedModel
 from das_gym.progress import progress
@@ -173,8 +173,8 @@ def _check_numbers(subnet: AdaptedModel, examples: Sequence[Any], wrong: Tensor)
         return
     keys = [e.key for e, bad in zip(examples, rows, strict=False) if bad or len(rows) != len(examples)]
     raise FloatingPointError(
-        f"what {told_mask(subnet.backbone.vlp.check_mask(None))} says is not a number, on {told_examples(keys)}: the model "
-        "may need float32, or training at a lower learning rate"
+        f"the outputs of {format_mask(subnet.backbone.vlp.check_mask(None))} are NaN or infinite, on "
+        f"{format_examples(keys)}. Use float32, or train at a lower learning rate"
     )
 
 

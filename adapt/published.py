@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from das_gym.adapt.methods.base import make_method
 
-from das_gym.commandline import typed
+from das_gym.commandline import format_command
 from das_gym.models.adapters import parallel_adapters
 from das_gym.models.base import VLP
 from das_gym.models.encoding import meta_batch
@@ -143,7 +143,7 @@ def _whole(model: str) -> VLP:
         return METER() if model == "METER" else ViLT(ViLTConfig(max_positions=40))
 
 
-MATCHED = {"retrieval": ("itm_weight=0.5",), "coco": ("itm_weight=0.5",)}
+MATCHED = {"retrieval": ("train.itm_weight=0.5",), "coco": ("train.itm_weight=0.5",)}
 """What fine-tuning for retrieval takes besides, as `paper` has it for DAS."""
 
 FILES = ("checkpoint=FILE", "tokenizer=FOLDER", "data_root=FOLDER")
@@ -154,14 +154,14 @@ def command(row: Published, task: str, image_size: int | None) -> str:
     """What to type for a cell; `-` where there is no such method here."""
     if row.method is None:
         return "-"
-    sized = () if image_size is None else (f"image_size={image_size}",)
+    sized = () if image_size is None else (f"problem.image_size={image_size}",)
     words = (f"{row.model.lower()}_{task}", *FILES, *sized, f"'methods=[\"{row.method}\"]'", *MATCHED.get(task, ()))
-    return typed("adapt compare", *words, "steps=STEPS", "seeds=1")
+    return format_command("adapt compare", *words, "train.steps=STEPS", "seeds=1")
 
 
 def das_command(model: str, task: str, *changes: str) -> str:
     """What to type for the cell of DAS, with settings that are not the paper's of that task."""
-    return typed("adapt das", f"{model.lower()}_{task}", "paper", *FILES, *changes)
+    return format_command("adapt das", f"{model.lower()}_{task}", "paper", *FILES, *changes)
 
 
 def print_published(image_sizes: Mapping[tuple[str, str], int | None]) -> None:
@@ -188,7 +188,7 @@ def print_published(image_sizes: Mapping[tuple[str, str], int | None]) -> None:
             cells = [value if isinstance(value, str) else f"{value:.2f}" for value in ours]
             table.add_row(row.title, told, cells[0], macs, cells[1], *row.scores)
         console.print(table)
-    console.print(ABOUT_DAS.format(costs=typed("adapt costs")))
+    console.print(ABOUT_DAS.format(costs="above"))
     console.print(COUNTED_AT)
     console.print("No score of these is reproduced here: they need, and cannot be shipped,")
     for name, what in NEEDED.items():

@@ -17,7 +17,7 @@ from das_gym.adapt.recipe import resolve_defaults
 from das_gym.adapt.training import WEIGHT_DECAY, Group, Stateful, StepResult, Trainer, TrainingConfig, adamw, decay
 from torch import Tensor, nn
 
-from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.encoder_cache import EncoderCache
 from das_gym.models.inputs import Requests
 from das_gym.problem.adaptation import own_parameters
@@ -127,8 +127,8 @@ class StepLoss:
     def describe_step(self) -> str:
         """Return what the last step was computed on: its mask and its examples."""
         mask, examples = self._last
-        under = "" if mask is None else f"under {told_mask(mask)}, "
-        return f"{under}on {told_examples([example.key for example in examples])}"
+        under = "" if mask is None else f"under {format_mask(mask)}, "
+        return f"{under}on {format_examples([example.key for example in examples])}"
 
     def losses(
         self,

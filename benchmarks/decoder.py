@@ -31,9 +31,10 @@ from das_gym.engine.evaluator import Evaluator
 from das_gym.files import write_json
 from das_gym.models.inputs import Prompt
 from das_gym.models.transformers import stack
-from das_gym.models.transformers.checks import NoiseImage, find_traits
+from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.probing import probe_capabilities
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
 
@@ -88,8 +89,8 @@ def build(options: argparse.Namespace) -> tuple[VLM, PromptProcessor]:
         model = t.LlavaForConditionalGeneration(config).eval()
         torch.set_default_dtype(torch.float32)
     plain = VLM(model)
-    traits = find_traits(model, plain.processor_of(processor))
-    vlm = VLM(model, traits=traits)
+    traits = probe_capabilities(model, plain.processor_of(processor))
+    vlm = VLM(model, capabilities=traits)
     vlm.freeze()
     return vlm, vlm.processor_of(processor)
 
@@ -110,7 +111,7 @@ class Rivals:
         self.task = AnsweringTask(processor)  # type: ignore[arg-type]
         self.prompts: list[Prompt] = self.task.pairs(examples)
         self.encodings = [processor.encode(prompt, pixels=True) for prompt in self.prompts]
-        self.given = [vlm.see(processor, prompt) for prompt in self.prompts]
+        self.given = [vlm.encode_images(processor, prompt) for prompt in self.prompts]
         self.targets = {name: t.to(vlm.device) for name, t in self.task.targets(examples).items()}
         self.head = vlm.own_head()
 
@@ -126,7 +127,7 @@ class Rivals:
 
     def _skipping(self, mask: np.ndarray, items: Sequence[Any]) -> Any:
         layers = [self.vlm.stack.layers[place] for place, skipped in zip(self.vlm.places, mask, strict=True) if skipped]
-        with stack.replaced({layer: lambda hidden, *_, **__: hidden for layer in layers}):
+        with stack.replace_forwards({layer: lambda hidden, *_, **__: hidden for layer in layers}):
             yield from items
 
     def _answers(self, encodings: Sequence[Any], given: Sequence[Any]) -> Tensor:

@@ -93,7 +93,7 @@ def measure(name: str, batch: int, subnets: int, rounds: int, clock: Callable[[]
     taken = []
     for number in range(WARM + rounds):
         if number == WARM:
-            timer.forget()
+            timer.reset()
             taken = []
         timer.round()
         taken.append(in_turns(run, clock, np.random.default_rng(number)))

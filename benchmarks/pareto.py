@@ -41,8 +41,8 @@ TURN = 8
 def ours(table: SubnetTable, evaluations: int, seed: int) -> Masks:
     """`python -m agents pareto`'s search."""
     search, losses = FrontSearch(table.n_layers, table.layer_macs.saved, seed), table.values("loss", "reward")
-    while len(search.told) < evaluations:
-        masks = search.ask(min(TURN, evaluations - len(search.told)))
+    while len(search.scored) < evaluations:
+        masks = search.ask(min(TURN, evaluations - len(search.scored)))
         search.tell(masks, losses[table.index(masks)])
     return search.masks
 
@@ -50,8 +50,8 @@ def ours(table: SubnetTable, evaluations: int, seed: int) -> Masks:
 def randomly(table: SubnetTable, evaluations: int, seed: int) -> Masks:
     """Random masks of random numbers of layers, none twice, and the two ends."""
     search = FrontSearch(table.n_layers, table.layer_macs.saved, seed)
-    while len(search.told) < evaluations:
-        masks = search.random(evaluations - len(search.told))
+    while len(search.scored) < evaluations:
+        masks = search.random_masks(evaluations - len(search.scored))
         search.tell(masks, np.zeros(len(masks)))
     return search.masks
 

@@ -27,8 +27,8 @@ from das_gym.agents.searching.loop import SearchConfig, search
 from benchmarks.machine import describe_machine
 from das_gym.files import write_json
 from das_gym.intervals import mean_interval
-from das_gym.models.transformers.cutting import cut, drawn
 from das_gym.models.transformers.generation import generate
+from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem, shuffled
@@ -82,7 +82,7 @@ class Subject:
 
     def recovered(self, config: RecoveryConfig) -> tuple[VLM, float]:
         """A model trained after the deletion, and the seconds that took."""
-        student, started = cut(self.whole, self.mask), time.perf_counter()
+        student, started = pruned_copy(self.whole, self.mask), time.perf_counter()
         Recovery(student, self.whole, self.task, self.problem.splits.train, config, teacher=self.teacher).run()
         return student, time.perf_counter() - started
 
@@ -112,10 +112,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     mask = find_mask(options, config)
     every = settings_of(options)
     subject = Subject(load_problem(config), mask, options.examples, max(every, key=lambda settings: settings.steps))
-    shrunk = cut(subject.whole, mask)
+    shrunk = pruned_copy(subject.whole, mask)
     held = {name: subject.loss(vlm, subject.held_out) for name, vlm in (("full", subject.whole), ("shrunk", shrunk))}
     saved = subject.problem.costs.macs_saved(mask)
-    layers = drawn(subject.whole, mask)
+    layers = draw_mask(subject.whole, mask)
     print(f"{layers}, {100 * saved:.1f} % of the MACs saved; held-out loss {held['full']:.4f}, then {held['shrunk']:.4f}")
     rows, best = [], (float("inf"), shrunk)
     for settings in every:

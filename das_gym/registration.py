@@ -127,7 +127,7 @@ MODELS: dict[str, ModelEntry] = {
             others=(ASSETS / "llava_mini",),
             reads="prompts",
             options=("tokenizer", "units", "vision", "dtype", "device_map", "trust_remote_code"),
-            say="das_gym.models.transformers.saying:say",
+            say="das_gym.models.transformers.generation:generate_answers",
         ),
     )
 }
@@ -211,6 +211,11 @@ def named_environments() -> dict[str, EnvEntry]:
     """Return every environment by the name of its named configs, `meter_vqa`, and by `DATA_SETS`."""
     data_sets = {name: ENVIRONMENTS[id] for name, id in DATA_SETS.items()}
     return data_sets | {entry.short: entry for entry in ENVIRONMENTS.values()}
+
+
+def named_problems() -> dict[str, dict[str, str]]:
+    """Return the named configs `meter_vqa`, ...: the settings `model` and `task` of every environment."""
+    return {name: {"model": entry.model, "task": entry.task} for name, entry in named_environments().items()}
 
 
 def find_class(name: str | Any) -> Any:

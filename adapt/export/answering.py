@@ -25,9 +25,9 @@ from das_gym.adapt.shrink.verifying import (
 
 from das_gym.files import write_text
 from das_gym.models.inputs import Prompt
+from das_gym.models.transformers.inserted_adapters import export_form, has_adapters
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stand_ins import as_saved, has_adapters
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.problem.loading import AdaptedModel
 from das_gym.problem.mask_space import skipped_names
@@ -50,7 +50,7 @@ def export_answering(subnet: AdaptedModel, out: Path, record: Mapping[str, Any])
     vlm, config = subnet.backbone.vlp, subnet.backbone.config
     if not isinstance(vlm, VLM) or config is None:
         raise TypeError(f"export needs a transformers model: got {type(vlm).__name__}.")
-    smaller, source = as_saved(vlm), source_of(config)
+    smaller, source = export_form(vlm), source_of(config)
     dtype = saved_dtype(source_dtype(source), vlm.model.dtype)
     task_processor: Any = subnet.task.processor
     prompts = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import logging
 import warnings
@@ -20,40 +20,31 @@ from das_gym.problem.loading import AdaptedModel
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OLDEST_TORCH = "2.11"
-"""Its exporter takes these models for any batch; 2.9 binds them to the one that it sees, 2.6 lacks operators."""
+"""The exporter of torch 2.9 fixes the batch size of these models, that of 2.6 lacks operators."""
 
 FILE = "model.onnx"
 OPSET = 20
 
 MOST_IN_ONE_FILE = 1_500_000_000
-"""Bytes of weights from which on they get a file of their own: a graph's file holds less than 2 GiB."""
+"""Bytes of weights above which they get a file of their own, since a graph's file is limited to 2 GiB."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit that is let pass."""
+"""Largest allowed difference of a logit."""
 
 
 def require_onnx() -> None:
-    """Refuse where a package is missing, or torch too old.
-
-    Raises:
-        ValueError: names what to install.
-    """
+    """Raise ValueError if a package is missing, or torch is too old."""
     if TorchVersion(torch.__version__) < OLDEST_TORCH:
         raise ValueError(
-            f"onnx=True needs torch {OLDEST_TORCH} or newer, and this is {torch.__version__}: upgrade it, or leave onnx out"
+            f"`onnx` needs torch {OLDEST_TORCH} or newer: got {torch.__version__}. Upgrade it, or leave `onnx` out."
         )
-    missing = []
-    for name in NEEDED:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            missing.append(name)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"onnx=True needs {', '.join(missing)}: pip install 'das_gym[export]', or leave onnx out")
+        raise ValueError(f"`onnx` needs {', '.join(missing)}. Run pip install 'das_gym[export]', or leave `onnx` out.")
 
 
 class SubnetGraph(nn.Module):
-    """A subnet and its head, with the inputs that transformers' models have.
+    """A subnet and its head with the inputs of transformers' models.
 
     Args:
         subnet: The subnet.
@@ -67,7 +58,7 @@ class SubnetGraph(nn.Module):
         self.head = nn.Sequential(*(part for part in parts if not isinstance(part, nn.Flatten)))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
-        """(batch, num_labels) logits."""
+        """Return (batch, num_labels) logits."""
         count, types = self.num_images, dict[str, Tensor]()
         if count > 1:
             input_ids, attention_mask = (t.repeat_interleave(count, dim=0) for t in (input_ids, attention_mask))
@@ -79,7 +70,7 @@ class SubnetGraph(nn.Module):
 
 
 def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
-    """Write the graph, and run it at another batch and text length.
+    """Write the graph, and compare it with the subnet for other batch sizes and text lengths.
 
     Args:
         subnet: A pruned model with its head, float32.
@@ -90,7 +81,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
         The largest difference of a logit between onnxruntime's and the subnet's.
 
     Raises:
-        ValueError: they differ by more than `TOLERANCE`.
+        ValueError: the difference is too large.
     """
     import onnxruntime
 
@@ -99,7 +90,7 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
     batch = as_transformers(traced, num_images)
     size, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=processor.max_text_length)
     image: dict[int, Any] = {0: size}
-    if traced["image"].shape[-1] != traced["image"].shape[-2]:  # pictures keep their shapes
+    if traced["image"].shape[-1] != traced["image"].shape[-2]:  # images keep their shapes
         sides = (torch.export.Dim("rows"), torch.export.Dim("columns"))
         image |= {batch["pixel_values"].ndim - 2 + i: processor.patch_size * side for i, side in enumerate(sides)}
     shapes = ({0: size, 1: tokens}, {0: size, 1: tokens}, image)
@@ -126,15 +117,15 @@ def write_onnx(subnet: AdaptedModel, num_images: int, path: Path) -> float:
         differences.append(float((found.reshape(-1) - subnet_logits(subnet, batch).cpu()).abs().max()))
     if not max(differences) <= TOLERANCE:
         raise ValueError(
-            f"onnxruntime's logits differ from the subnet's by {max(differences):.1e}, more than {TOLERANCE:g}: nothing was "
-            "written; leave onnx out, and tell the versions of torch, onnxscript and onnxruntime where you report this"
+            f"onnxruntime's logits differ from the subnet's by {max(differences):.1e}, more than {TOLERANCE:g}. Leave "
+            "`onnx` out, and report this with the versions of torch, onnxscript and onnxruntime."
         )
     return max(differences)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What the exporter tells of its progress is not printed."""
+    """Suppress the messages of the exporter."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""A few made-up examples, and what a subnet and its written form say of them."""
+"""A few made-up examples on which a subnet and its exported form are compared."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class NoiseImage:
 
 
 def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = False) -> dict[str, Tensor]:
-    """A batch as das_gym reads it: `passes` pairs an example, on the subnet's device.
+    """Return a batch of das_gym on the subnet's device.
 
     Args:
-        subnet: Whose task and processor make it.
-        num_images: Images that the head reads side by side; where it is 1, all pairs stand alone.
-        rows: Examples.
-        square: Whether all images are square; else every second one is wider.
+        subnet: Its task and processor make the batch.
+        num_images: Images that the head reads side by side; with 1, all pairs are independent.
+        rows: Number of examples.
+        square: Whether all images are square; otherwise every second one is wider.
     """
     task, side = subnet.task, subnet.task.processor.image_size
     pairs = []
@@ -67,7 +67,7 @@ def probe(subnet: AdaptedModel, num_images: int, rows: int = 3, square: bool = F
 
 
 def as_transformers(batch: Mapping[str, Tensor], num_images: int) -> dict[str, Tensor]:
-    """The same batch as transformers' models name it: several images of an example lie side by side, its text once."""
+    """Return the batch as transformers' models take it, with several images of an example in one row."""
     image = batch["image"]
     if num_images > 1:
         image = image.unflatten(0, (-1, num_images))
@@ -77,6 +77,6 @@ def as_transformers(batch: Mapping[str, Tensor], num_images: int) -> dict[str, T
 
 @torch.no_grad()
 def subnet_logits(subnet: AdaptedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """What the subnet says of a batch that `probe` made, flat."""
+    """Return the subnet's logits of a batch of `probe`, flat."""
     subnet.head.eval()
     return subnet.head(subnet.task.group_features(subnet.backbone.vlp(batch))).reshape(-1)

@@ -48,9 +48,9 @@ def model_card(
         has_remote_code: Whether the source's folder has code of its own.
     """
     name = display_name(source)
-    removed = [("decoder layers", full.gone_of(mask), len(full.stack.layers))]
+    removed = [("decoder layers", full.removed_layers(mask), len(full.stack.layers))]
     if full.tower is not None:
-        removed.append(("layers of its vision tower", full.gone_of(mask, IMAGE), len(full.tower.stack.layers)))
+        removed.append(("layers of its vision tower", full.removed_layers(mask, IMAGE), len(full.tower.stack.layers)))
     removed = [each for each in removed if each[1]]
     counts = " and ".join(f"{len(places)} of {count} {what}" for what, places, count in removed)
     which = " and ".join(f"{what} {', '.join(map(str, places))}" for what, places, _ in removed)

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from das_gym.adapt.adapt_experiment import Choice
+from das_gym.adapt.choosing import Choice
 from das_gym.adapt.memory import free_bytes
 from das_gym.adapt.shrink.examples import check_examples
 from das_gym.adapt.shrink.recovery import trainable_parts, training_rows
@@ -22,7 +22,7 @@ from das_gym.adapt.shrink.verifying import Probes, check_generation, has_remote_
 
 from das_gym.engine.precision import bfloat16_hardware
 from das_gym.models.base import bytes_of
-from das_gym.models.transformers.cutting import check_shared, check_units, cut
+from das_gym.models.transformers.layer_removal import check_shared, check_units, pruned_copy
 from das_gym.models.transformers.model import IMAGE, JOINT, VLM
 from das_gym.models.transformers.weights import loaded_dtype, weight_files
 from das_gym.problem.budget import Budget, pick_budget
@@ -45,7 +45,7 @@ def check(settings: ShrinkSettings) -> None:
     if settings.resume is not None and settings.is_saved(find_run(settings.runs_dir, settings.resume)):
         return
     choice = settings.choice()
-    config = settings.problem() if choice is None else choice.problem
+    config = settings.problem_config if choice is None else choice.problem
     _check_config(settings, config)
     problem = load_problem(config)
     _check_model(settings, as_vlm(problem))
@@ -199,7 +199,7 @@ def check_removable(problem: Problem, mask: np.ndarray) -> None:
     known, key = _KNOWN.setdefault(vlm, {}), np.asarray(mask, bool).tobytes()
     if key not in known:
         try:
-            check_generation(cut(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1))
+            check_generation(pruned_copy(vlm, mask), Probes.of(vlm, problem.task, problem.splits.test, count=1))
         except ValueError as error:
             known[key] = str(error)
             raise

@@ -14,8 +14,8 @@ from das_gym.adapt.shrink.recovery import Recovery, RecoveryConfig, Teacher, mak
 
 from das_gym.drawing.table import Table
 from das_gym.intervals import mean_interval
-from das_gym.models.transformers.cutting import cut, drawn
 from das_gym.models.transformers.generation import generate
+from das_gym.models.transformers.layer_removal import draw_mask, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
 
@@ -125,19 +125,19 @@ class MaskEvaluator:
         if known is not None:
             before, after, seconds = known.before, known.after, known.recovery_seconds
         else:
-            before, after, seconds = self.quality(cut(self.full, mask), method), None, None
+            before, after, seconds = self.quality(pruned_copy(self.full, mask), method), None, None
             if self.recovery.recover != "none":
                 started = time.perf_counter()
                 after = self.quality(self._recovered(mask, method), f"{method}, recovered")
                 seconds = time.perf_counter() - started
         saved = float(self.problem.costs.macs_saved(mask))
-        return MethodResult(found, saved, drawn(self.full, mask), before, after, seconds)
+        return MethodResult(found, saved, draw_mask(self.full, mask), before, after, seconds)
 
     def _recovered(self, mask: np.ndarray, method: str) -> VLM:
         task, examples = self.problem.task, self.problem.splits.train
         self._teacher = self._teacher or make_teacher(self.full, task, examples, self.recovery)
         checkpoint = None if self.folder is None else self.folder / f"{method}.pt"
-        student = cut(self.full, mask)
+        student = pruned_copy(self.full, mask)
         Recovery(student, self.full, task, examples, self.recovery, checkpoint, self._teacher).run()
         return student
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from das_gym.adapt.shrink.recovery import answer_states
 
-from das_gym.engine.broken import told_examples
+from das_gym.engine.broken import format_examples
 from das_gym.intervals import difference_interval, mean_interval
-from das_gym.models.transformers.generation import generate, greedily, greedy_settings, left_padded, pad_token
+from das_gym.models.transformers.generation import generate, greedy_decoding, greedy_settings, left_padded, pad_token
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.costs import Costs
 from das_gym.problem.latency import Speedup, Spread, measure_latency, speedup
@@ -20,6 +20,9 @@ from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
 FULL, SHRUNK, RECOVERED = "full", "shrunk", "recovered"
+
+GENERATE_BATCH_SIZE = 8
+"""Prompts that are answered at a time."""
 
 DECODED_TOKENS = 16
 """Number of tokens that are generated to time one of them."""
@@ -179,7 +182,7 @@ def loss_of(vlm: VLM, task: Task, examples: Sequence[Any], batch_size: int, titl
             broken = [e.key for e, finite in zip(chunk, losses.isfinite().tolist(), strict=True) if not finite]
             if broken:
                 raise FloatingPointError(
-                    f"the {title} is not finite on {told_examples(broken)}. Try `dtype=float32`, a lower `learning_rate`, "
+                    f"the {title} is not finite on {format_examples(broken)}. Try `dtype=float32`, a lower `learning_rate`, "
                     "or another mask."
                 )
             total += float(losses.double().sum())
@@ -198,7 +201,7 @@ def latencies(
         settings = greedy_settings(vlm, processor, tokens, least=tokens)
 
         def call() -> object:
-            with greedily(vlm.model, settings):
+            with greedy_decoding(vlm.model, settings):
                 return vlm.model.generate(**batch)
 
         return call

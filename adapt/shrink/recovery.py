@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from das_gym.config import check_names, choice
-from das_gym.models.transformers.cutting import decoder_path
-from das_gym.models.transformers.features import projector_of
+from das_gym.models.transformers.features import find_projectors
 from das_gym.models.transformers.generation import batches_of
+from das_gym.models.transformers.inserted_adapters import insert_into_pruned
+from das_gym.models.transformers.layer_removal import decoder_path
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stand_ins import stand_in
 from das_gym.progress import progress
 from das_gym.tasks.base import Task
 
@@ -191,7 +191,7 @@ def make_teacher(full_model: VLM, task: Task, examples: Sequence[Any], config: R
 
 def trainable_parts(vlm: VLM) -> dict[str, nn.Module]:
     """Return what recovery may train: the decoder layers and the projector, by name in the model of transformers."""
-    return {decoder_path(vlm): vlm.stack.layers, **projector_of(vlm.model)}
+    return {decoder_path(vlm): vlm.stack.layers, **find_projectors(vlm.model)}
 
 
 def own_copies(model: nn.Module, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
@@ -248,7 +248,7 @@ class Recovery:
         widened = method.trains_weights and dtype in (torch.float16, torch.bfloat16)
         if widened:  # an update of 1e-4 of a weight is lost in 16 bits
             self._reload(copy.deepcopy(self.student.model).float())
-        insert_adapters = partial(stand_in, self.student, self.full_model)
+        insert_adapters = partial(insert_into_pruned, self.student, self.full_model)
         pruned = PrunedModel(self.student, self.student.model, trainable_parts(self.student), insert_adapters)
         parameters = method.insert_for_recovery(pruned)
         if method.trains_weights:
@@ -280,7 +280,7 @@ class Recovery:
 
     def _reload(self, model: Any) -> None:
         """Give the student another model, of other parameters."""
-        self.student.__init__(model, traits=self.student.traits)  # type: ignore[misc]
+        self.student.__init__(model, capabilities=self.student.capabilities)  # type: ignore[misc]
 
 
 def recovery_loss(student: VLM, teacher: Teacher, task: Task, examples: Sequence[Any], config: RecoveryConfig) -> StepResult:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from das_gym.files import read_json, whole_folder, write_json
+from das_gym.files import at_home, read_json, whole_folder, write_json
 from das_gym.models.quiet import bars_on_terminals
 from das_gym.models.sums import SUMS, write_sums
-from das_gym.models.transformers.stand_ins import has_adapters, write_code
+from das_gym.models.transformers.inserted_adapters import has_adapters, write_code
 from das_gym.models.transformers.weights import DTYPE_KEYS, shard_size, weight_files
 
 WEIGHT_SUFFIXES = (
@@ -36,20 +36,21 @@ def saved_dtype(source: torch.dtype, computed: torch.dtype) -> torch.dtype:
     return source if source.itemsize <= computed.itemsize else computed
 
 
-def check_out(out: Path, source: Path, room: int) -> None:
-    """Check that a folder can be written.
+def check_out(out: str | os.PathLike[str], source: Path | None = None, room: int = 0) -> Path:
+    """Check that a folder can be written, and return it.
 
     Args:
         out: The folder to write.
-        source: The folder of the source model.
+        source: The folder of the source model, in which it must not lie.
         room: Bytes that it may take.
 
     Raises:
         ValueError: it exists, lies in the source's folder, is not writable, or the disk is too full.
     """
+    out = at_home(out)
     if out.exists() or out.is_symlink():
         raise ValueError(f"`out` exists: got {out}. Give a new folder.")
-    if source.resolve() in out.resolve().parents:
+    if source is not None and source.resolve() in out.resolve().parents:
         raise ValueError(f"`out` lies inside the checkpoint's folder: got {out}. Give a folder outside {source}.")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
@@ -60,6 +61,7 @@ def check_out(out: Path, source: Path, room: int) -> None:
             f"the disk of `out` is too full: {free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed. Make room, or "
             "give a folder on another disk."
         )
+    return out
 
 
 @contextmanager

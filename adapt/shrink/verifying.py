@@ -18,22 +18,21 @@ from das_gym.adapt.shrink import subprocess_main
 from torch import Tensor
 
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.cutting import with_parameters_of
 from das_gym.models.transformers.generation import (
     PADDING_TOLERANCE,
-    form_of,
+    generate_batch,
     greedy_settings,
+    input_form,
     left_padded,
     pad_token,
     pads_left,
-    picture_tokens,
-    say,
 )
-from das_gym.models.transformers.inputs import Encoding
+from das_gym.models.transformers.inputs import Encoding, image_tokens_of
+from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters
+from das_gym.models.transformers.layer_removal import full_with_parameters_of
 from das_gym.models.transformers.loading import auto_class
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stack import passing, replaced
-from das_gym.models.transformers.stand_ins import has_adapters, masked_with
+from das_gym.models.transformers.stack import replace_forwards, skip_forward
 from das_gym.models.transformers.weights import source_dtype
 from das_gym.tasks.base import Task
 
@@ -149,7 +148,7 @@ def endless_greedy_settings(vlm: VLM, processor: Any) -> dict[str, Any]:
 
 def _same_form(encodings: Sequence[Encoding]) -> list[Encoding]:
     """Return the prompts that fit into one batch with the first."""
-    return [e for e in encodings if form_of(e) == form_of(encodings[0])]
+    return [e for e in encodings if input_form(e) == input_form(encodings[0])]
 
 
 def check_generation(smaller: VLM, probes: Probes) -> None:
@@ -170,7 +169,7 @@ def check_generation(smaller: VLM, probes: Probes) -> None:
 
     def generated(vlm: VLM, way: str) -> list[int] | str:
         try:
-            tokens: list[int] = say(vlm, processor, encodings, settings, (), **ways[way])[0]
+            tokens: list[int] = generate_batch(vlm, processor, encodings, settings, (), **ways[way])[0]
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
             return f"nothing ({next(iter(str(error).splitlines()), type(error).__name__)})"
         return tokens
@@ -235,7 +234,7 @@ def verify(folder: Path, smaller: VLM, mask: np.ndarray, probes: Probes, dtype: 
     tokenizer = probes.processor.tokenizer
     if found["tokens"] != [tokenizer(text, add_special_tokens=False)["input_ids"] for text in probes.texts]:
         raise VerificationError(f"the tokenizer in {folder} differs from the source's")
-    merge = masked_with if has_adapters(smaller.model) else with_parameters_of
+    merge = full_with_adapters_of if has_adapters(smaller.model) else full_with_parameters_of
     masked = merge(probes.vlm, smaller, mask)
     tolerance = TOLERANCES.get(probes.vlm.model.dtype, 0.1)
     wanted = replay_logits(masked, probes, mask)
@@ -265,7 +264,7 @@ def replay_logits(vlm: VLM, probes: Probes, mask: np.ndarray | None) -> list[Ten
     processor = probes.processor
 
     def encode_images(_: str, items: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: vlm.see(processor, item) for key, item in items.items()}
+        return {key: vlm.encode_images(processor, item) for key, item in items.items()}
 
     state = vlm.gather(processor, list(probes.prompts), encode_images)
     logits = vlm.own_head()(vlm.forward_encoded(state, mask)).cpu()
@@ -284,11 +283,11 @@ def _check_tokens(vlm: VLM, mask: np.ndarray, encoding: Encoding, tokens: list[i
     skipped = {}
     for index in np.flatnonzero(mask).tolist():
         layer = vlm.stack_of(index).layers[vlm.places[index]]
-        skipped[layer] = passing(layer, vlm.skippable(index).chosen(True))
-    with replaced(skipped):
-        logits = vlm.run([encoding._replace(ids=ids, types=types)], whole=True).logits[0, start - 1 : -1].cpu().float()
+        skipped[layer] = skip_forward(layer, vlm.skippable(index).chosen(True))
+    with replace_forwards(skipped):
+        logits = vlm.run([encoding._replace(ids=ids, types=types)], with_head=True).logits[0, start - 1 : -1].cpu().float()
     allowed = tolerance * (float(logits.abs().max()) + 1e-6)
-    logits[:, picture_tokens(vlm.model)] = -torch.inf
+    logits[:, image_tokens_of(vlm.model)] = -torch.inf
     lacking = logits.amax(-1) - logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
     if float(lacking.max()) > allowed:
         place = int((lacking > allowed).nonzero()[0])

@@ -1,4 +1,4 @@
-"""What a front search leaves behind: `front.json`, with every mask that it scored."""
+"""The record of a front search: `front.json`, with every scored mask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.commandline import used
+from das_gym.plugins import imported_plugins
 from das_gym.problem.budget import Floats, Masks
 from das_gym.problem.front import front_rows, hypervolume, reference_point
 from das_gym.problem.mask_space import skipped_names
@@ -20,12 +20,12 @@ RECORD = "front.json"
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Masks with what they scored, on the reward split.
+    """Masks with their scores on the reward split.
 
     Attributes:
         masks: (m, n_layers) bool, True = skipped.
-        saved: (m,) share of the cost that each saves.
-        losses: (m,) nats; inf where a loss was no number.
+        saved: (m,) fraction of the cost that each saves.
+        losses: (m,) nats; inf if a loss is not finite.
         metrics: (m,) 0..1.
     """
 
@@ -35,17 +35,17 @@ class Scored:
     metrics: Floats
 
     def rows(self, chosen: Any) -> Scored:
-        """Some of them."""
+        """Return some of them."""
         return Scored(self.masks[chosen], self.saved[chosen], self.losses[chosen], self.metrics[chosen])
 
     @classmethod
     def joined(cls, parts: Iterable[Scored]) -> Scored:
-        """All of them, in order."""
+        """Concatenate several."""
         every = list(parts)
         return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in cls.__dataclass_fields__))
 
     def record(self) -> dict[str, Any]:
-        """In plain JSON values: masks as texts of 0 and 1; None for a loss that is not finite."""
+        """Return plain JSON values: masks as texts of 0 and 1, None for a loss that is not finite."""
         return {
             "masks": ["".join("01"[bit] for bit in mask) for mask in self.masks.astype(int).tolist()],
             "saved": self.saved.tolist(),
@@ -54,8 +54,8 @@ class Scored:
         }
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Scored:
-        """What `record` gave.
+    def from_record(cls, record: Mapping[str, Any]) -> Scored:
+        """Read what `record` returned.
 
         Raises:
             LookupError, TypeError, ValueError: it is damaged.
@@ -64,23 +64,23 @@ class Scored:
         losses = [np.inf if loss is None else loss for loss in record["losses"]]
         numbers = [np.array(values, dtype=np.float64) for values in (record["saved"], losses, record["metrics"])]
         if any(each.shape != (len(masks),) or np.isnan(each).any() for each in numbers):
-            raise ValueError(f"not as many numbers as masks, {len(masks)}, or some that are none")
+            raise ValueError(f"there are {len(masks)} masks, and not one number for each of them")
         return cls(masks, *numbers)
 
 
 @dataclass(frozen=True, eq=False)
 class FrontResult:
-    """A front and where it comes from.
+    """The result of a front search.
 
     Attributes:
-        settings: Of the search, plain.
+        settings: Settings of the search, as plain values.
         env_id: The environment.
         env_kwargs: Its settings.
-        cost: What `saved` is a share of.
-        layer_names: In mask order.
-        searched: What the search scored, the mask that skips nothing first.
-        baselines: By name, what was scored beside it: masks of one rule, from few layers to many.
-        hypervolume_share: Of the true front's hypervolume, by a table; None where nobody knows.
+        cost: The cost of which `saved` is a fraction.
+        layer_names: Names in mask order.
+        searched: What the search scored, the full model first.
+        baselines: Heuristic name to its masks, from few layers to many.
+        hypervolume_share: Fraction of the true front's hypervolume, from a table; None if unknown.
     """
 
     settings: Mapping[str, Any]
@@ -94,24 +94,24 @@ class FrontResult:
 
     @property
     def front(self) -> Scored:
-        """The front of all that was scored, from the least saved up: point 0, 1, ..."""
+        """The Pareto front of all scored masks, the smallest saving first: points 0, 1, ..."""
         every = Scored.joined([self.searched, *self.baselines.values()])
         return every.rows(front_rows(every.saved, every.losses))
 
     def record(self) -> dict[str, Any]:
-        """What is kept in `front.json`."""
+        """Return the content of `front.json`."""
         front, searched = self.front, self.searched
         reference = reference_point(searched.saved, searched.losses)
         points = [
             {
                 "point": number,
-                "mask": front.masks[number].astype(int).tolist(),
-                "skipped_layers": skipped_names(self.layer_names, front.masks[number]),
+                "mask": mask.astype(int).tolist(),
+                "skipped_layers": skipped_names(self.layer_names, mask),
                 "saved": float(front.saved[number]),
                 "loss": float(front.losses[number]),
                 "metric": float(front.metrics[number]),
             }
-            for number in range(len(front.masks))
+            for number, mask in enumerate(front.masks)
         ]
         own = {name: value for name, value in vars(self).items() if name not in ("searched", "baselines", "layer_names")}
         return {
@@ -124,6 +124,6 @@ class FrontResult:
             "hypervolume": hypervolume(front.saved, front.losses, reference),
             "searched": searched.record(),
             "baselines": {name: scored.record() for name, scored in self.baselines.items()},
-            "use": used(),
+            "plugins": imported_plugins(),
             "versions": library_versions(),
         }

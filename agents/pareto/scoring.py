@@ -1,4 +1,4 @@
-"""What a front search asks: loss and metric of any mask, and the share of the cost that it saves."""
+"""The problem of a front search: loss and metric of any mask, and the fraction of the cost that it saves."""
 
 from __future__ import annotations
 
@@ -19,76 +19,69 @@ from das_gym.registration import ENVIRONMENTS
 
 
 class FrontProblem:
-    """An environment of das_gym without a budget. All that is known here of the cost is `saved`, `most` and `within`.
+    """An environment of das_gym without a budget, and a cost to save.
 
     Args:
-        env_id: Its id.
+        env_id: Id of the environment.
         env_kwargs: Its settings besides the budget.
-        cost: What is to be saved, one of the words of `das_gym.problem.mask_cost.SAVED`.
+        cost: The cost, a value of `das_gym.problem.mask_cost.SAVED`.
+
+    Attributes:
+        layer_names: Names in mask order.
+        max_saved: The largest fraction that any mask saves.
+        table: The table behind the environment, or None.
 
     Raises:
-        ValueError: its examples change from step to step, it has no scorer, or nothing can be saved.
+        ValueError: its examples change from step to step, it has no scorer, or no mask saves anything.
     """
 
     def __init__(self, env_id: str, env_kwargs: Mapping[str, Any], cost: str = "MACs") -> None:
         check_names([cost], SAVED.values(), "cost")
-        changing = env_kwargs.get("reward_batches", "fixed")
-        if changing != "fixed":
-            raise ValueError(f"reward_batches={changing!r} gives a mask now this loss, now that; a front needs 'fixed'")
-        env = make_scored(env_id, {"skip_num": None}, env_kwargs)
-        self._env, self.scorer = env, env.scorer
+        batches = env_kwargs.get("reward_batches", "fixed")
+        if batches != "fixed":
+            raise ValueError(f"`reward_batches` has to be 'fixed' for a front: got {batches!r}")
+        self._env = make_scored(env_id, {"skip_num": None}, env_kwargs)
+        self.scorer = self._env.scorer
+        self.table = getattr(self.scorer, "table", None)
+        self.layer_names: tuple[str, ...] = tuple(self._env.layer_names)
+        self.n_layers = len(self.layer_names)
         self.cost = self.scorer.cost_of(next(setting for setting, word in SAVED.items() if word == cost))
-        if self.most <= 0:
-            raise ValueError(f"no mask of this model saves {cost}: its adapters cost more than layers; give another cost")
-        self.layer_names: tuple[str, ...] = tuple(env.layer_names)
+        self.max_saved = float(self.cost.range[1])
+        if self.max_saved <= 0:
+            raise ValueError(f"no mask of this model saves {cost}: adapters cost more than layers. Give another `cost`")
         self._rng = np.random.default_rng(0)
 
     @cached_property
     def statistics(self) -> dict[str, Floats]:
-        """Statistic name to (n_layers,) values, as agents are told them; measured when first asked for."""
+        """Statistic name to (n_layers,) values, measured on first use."""
         return observed_statistics(self._env, self._env.reset()[0])
 
     @property
     def model(self) -> str:
-        """Whose layers they are, a key of `das_gym.registration.MODELS`."""
+        """The model, a key of `das_gym.registration.MODELS`."""
         name = self._env.spec.id.rpartition(":")[2]
         return next(entry.model for entry in ENVIRONMENTS.values() if name in (entry.id, entry.tabular_id))
 
     @property
     def metric_name(self) -> str:
-        """What `Scored.metrics` are."""
+        """Name of `Scored.metrics`."""
         return self.scorer.problem.task.metric_name if self.table is None else self.table.meta.metric_name
 
-    @property
-    def n_layers(self) -> int:
-        """How many layers can be skipped."""
-        return len(self.layer_names)
-
-    @property
-    def table(self) -> Any:
-        """The table that answers, or None."""
-        return getattr(self.scorer, "table", None)
-
     def saved(self, masks: Masks) -> Floats:
-        """(m,) share of the cost that each of (m, n_layers) masks saves; negative where adapters cost more."""
+        """Return the fraction of the cost that each of (m, n_layers) masks saves; negative if adapters cost more."""
         return self.cost.saved(masks)
 
-    @property
-    def most(self) -> float:
-        """The largest share that any mask saves."""
-        return float(self.cost.range[1])
-
     def within(self, share: float) -> MaskSpace:
-        """The masks that save at least `share`, for rules that need a budget."""
+        """Return the masks that save at least `share`, for heuristics that need a budget."""
         return MaskSpace(Budget(self.n_layers, saved=share, cost=self.cost))
 
     def score(self, masks: Masks) -> Scored:
-        """Scores of (m, n_layers) masks, from one call of the engine."""
+        """Score (m, n_layers) masks in one call of the engine."""
         info = self.scorer.score(masks, self._rng).info
         return Scored(masks, self.saved(masks), info["loss"].astype(np.float64), info["metric"].astype(np.float64))
 
     def hypervolume_share(self, scored: Scored) -> float | None:
-        """The share of the true front's hypervolume that those masks cover; None where no table knows it."""
+        """Return the fraction of the true front's hypervolume that the masks cover; None without a table."""
         if self.table is None:
             return None
         masks, losses = self.table.masks, self.table.values("loss", self.scorer.split)

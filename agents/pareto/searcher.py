@@ -1,15 +1,15 @@
-"""One search for all budgets: `bayes`'s model of masks, asked at every level of saving in turn.
+"""One search for all budgets: the process of `bayes`, asked at each level of savings in turn.
 
-1. The first masks are the two ends, nothing skipped and all that saves anything, and ten random ones.
-2. A Gaussian process (`das_gym.agents.ask_tell.gaussian_process`) explains the logarithms of the losses told, whatever
-   the masks save: what one budget teaches serves all others.
-3. A mask is worth what it is expected to take off the loss of the best mask told that saves at least as much. The range of
-   savings is cut into eight levels, and each level has its best mask asked for in turn.
-4. Every other turn looks only one step around the front: one layer more, one less, or one for another.
-5. Few layers are listed whole; of many, candidates are random masks, the neighbours of the front, and what climbs from
-   them towards the front that the process expects.
+1. The first masks are the two ends, nothing skipped and everything that saves anything, and ten random ones.
+2. A Gaussian process (`das_gym.agents.ask_tell.gaussian_process`) explains the logarithms of the losses, whatever the masks
+   save: what one budget teaches helps all others.
+3. A mask is worth its expected improvement over the best scored mask that saves at least as much. The range of savings is
+   divided into eight levels, and the best mask of each level is asked for in turn.
+4. Every other turn looks only one step around the front: one layer more, one less, or one swapped for another.
+5. Few layers are enumerated. Of many, candidates are random masks, the neighbours of the front, and climbs from them
+   towards the front that the process expects.
 
-The cost stands behind one function, from masks to shares saved: MACs unless another is given.
+The cost is a function from masks to the fraction saved.
 """
 
 from __future__ import annotations
@@ -28,35 +28,38 @@ from das_gym.problem.front import front_rows
 from das_gym.problem.mask_space import every_mask
 
 DRAWN = 12
-"""So many masks, the ends among them, are told before the process chooses."""
+"""Number of masks, the ends among them, before the process chooses."""
 
 LEVELS = 8
 LISTED = 12
-"""Up to so many layers, all masks are candidates."""
+"""Up to this many layers, all masks are candidates."""
 
 CANDIDATES = 400
-"""Of each level, variances are computed for so many candidates at most."""
+"""Variances are computed for at most this many candidates per level."""
 
 _POOL_DRAWS = 500
 _CLIMBS = 3
 
-Saved = Callable[[Masks], Floats]
-
 
 class FrontSearch:
-    """Asks for masks of all budgets; the module says which.
+    """Asks for masks of all budgets, as the module describes.
 
     Args:
-        n_layers: How many layers can be skipped, at least 1.
-        saved: From (m, n_layers) masks to (m,) shares of the cost that they save.
+        n_layers: Number of skippable layers, at least 1.
+        saved: From (m, n_layers) masks to the (m,) fractions of the cost that they save.
         seed: Seed, or the generator to draw from.
+
+    Attributes:
+        scored: `mask.tobytes()` of every scored mask to its loss in nats, in the order of scoring.
     """
 
-    def __init__(self, n_layers: int, saved: Saved, seed: int | np.random.Generator | None = None) -> None:
+    def __init__(
+        self, n_layers: int, saved: Callable[[Masks], Floats], seed: int | np.random.Generator | None = None
+    ) -> None:
         self.n_layers = n_layers
         self.saved = saved
         self.rng = np.random.default_rng(seed)
-        self.told: dict[bytes, float] = {}
+        self.scored: dict[bytes, float] = {}
         self.indices = list(START)
         self._level = 0
         self._turns = 0
@@ -68,53 +71,57 @@ class FrontSearch:
 
     @property
     def masks(self) -> Masks:
-        """(m, n_layers) masks told, in order."""
-        return np.frombuffer(b"".join(self.told), dtype=bool).reshape(len(self.told), self.n_layers)
+        """(m, n_layers) scored masks, in order."""
+        return np.frombuffer(b"".join(self.scored), dtype=bool).reshape(len(self.scored), self.n_layers)
 
     @property
     def losses(self) -> Floats:
-        """(m,) their losses, nats."""
-        return np.array(list(self.told.values()), dtype=np.float64)
+        """(m,) their losses in nats."""
+        return np.array(list(self.scored.values()), dtype=np.float64)
 
     def front(self) -> Masks:
-        """(p, n_layers) the front of what was told, from the least saved up."""
+        """Return the Pareto front of the scored masks, (p, n_layers), the smallest saving first."""
         return self.masks[front_rows(self.saved(self.masks), self.losses)]
 
     def ask(self, n: int) -> Masks:
-        """(m, n_layers) masks to score next, distinct and none told before; m < n only where no more are left."""
-        if len(self.told) < min(DRAWN, 2**self.n_layers):
-            return self.random(min(n, DRAWN - len(self.told)))
+        """Return (m, n_layers) masks to score next, distinct and new; m < n only if no more exist."""
+        if len(self.scored) < min(DRAWN, 2**self.n_layers):
+            return self.random_masks(min(n, DRAWN - len(self.scored)))
         masks, values = self.masks, log_goodness(self.losses)
         process, self.indices = climb(partial(MaskProcess, masks, values), self.indices)
         saved = self.saved(masks)
         rows = front_rows(saved, self.losses)
-        best = _Best(saved[rows], values[rows], float(values.min()))
-        near = self._fresh(neighbours(masks[rows]))
+        near = self._new(neighbours(masks[rows]))
         local = self._turns % 2 == 1 and len(near) >= n
         candidates = near if local else self._candidates(process, masks[rows], near)
         self._turns += 1
-        return self._promising(n, process, candidates, best) if len(candidates) else candidates
+        if not len(candidates):
+            return candidates
+        # the best value among scored masks that save at least as much; beyond the front the worst value
+        best = np.append(values[rows], values.min())
+        needed = best[np.searchsorted(saved[rows], self.saved(candidates), side="left")]
+        return self._promising(n, process, candidates, needed)
 
     def tell(self, masks: Masks, losses: Floats) -> None:
-        """Learn the losses of (m, n_layers) masks; one that is not finite is kept, and counts as the worst."""
-        self.told.update(zip((mask.tobytes() for mask in np.asarray(masks, dtype=bool)), losses.tolist(), strict=True))
+        """Learn the losses of (m, n_layers) masks. A loss that is not finite counts as the worst one."""
+        self.scored.update(zip((mask.tobytes() for mask in np.asarray(masks, dtype=bool)), losses.tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the search depends on besides what was told, in plain JSON values."""
+        """Return everything else that the rest of the search depends on, besides the scored masks, as JSON values."""
         return {"rng": self.rng.bit_generator.state, "indices": self.indices, "level": self._level, "turns": self._turns}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken, once the same masks were told."""
+        """Continue exactly where `state_dict` was called, after the same masks were told."""
         self.rng.bit_generator.state = state["rng"]
         self.indices = read_indices(state["indices"])
         self._level, self._turns = (convert(name, state[name], int) for name in ("level", "turns"))
 
-    def random(self, n: int) -> Masks:
-        """(m, n_layers) masks none of which was told: the ends first, then random ones of random numbers of layers."""
-        found = {end.tobytes(): end for end in self.ends if end.tobytes() not in self.told}
-        while len(found) < n and len(found) + len(self.told) < 2**self.n_layers:
+    def random_masks(self, n: int) -> Masks:
+        """Return (m, n_layers) new masks: the ends first, then random masks with a random number of layers."""
+        found = {end.tobytes(): end for end in self.ends if end.tobytes() not in self.scored}
+        while len(found) < n and len(found) + len(self.scored) < 2**self.n_layers:
             mask = self._draw()
-            if mask.tobytes() not in self.told:
+            if mask.tobytes() not in self.scored:
                 found.setdefault(mask.tobytes(), mask)
         return np.array(list(found.values())[:n], dtype=bool)
 
@@ -122,26 +129,24 @@ class FrontSearch:
         count = int(self.rng.integers(0, self.n_layers, endpoint=True))
         return np.isin(np.arange(self.n_layers), self.rng.permutation(self.n_layers)[:count])
 
-    def _fresh(self, masks: Masks) -> Masks:
-        """Those of (m, n_layers) masks that were not told, each once."""
+    def _new(self, masks: Masks) -> Masks:
+        """Return the masks that were not scored, each once."""
         masks = distinct(masks)
-        return masks[[mask.tobytes() not in self.told for mask in masks]]
+        return masks[[mask.tobytes() not in self.scored for mask in masks]]
 
     def _candidates(self, process: MaskProcess, front: Masks, near: Masks) -> Masks:
         if self.n_layers <= LISTED:
-            return self._fresh(every_mask(self.n_layers))
+            return self._new(every_mask(self.n_layers))
         pool = np.concatenate((near, front, [self._draw() for _ in range(_POOL_DRAWS)]))
         for _ in range(_CLIMBS):
             expected = front_rows(self.saved(pool), -process.mean(pool))
             pool = distinct(np.concatenate((pool, neighbours(pool[expected]))))
-        return self._fresh(pool)
+        return self._new(pool)
 
-    def _promising(self, n: int, process: MaskProcess, candidates: Masks, best: _Best) -> Masks:
-        """(m, n_layers) candidates, level by level; each is chosen as if the one before had been told at its mean."""
-        saved = self.saved(candidates)
-        levels, needed = np.searchsorted(self._edges, saved, side="right"), best.at(saved)
-        promise = process.mean(candidates) - needed
-        order = np.argsort(-promise, kind="stable")
+    def _promising(self, n: int, process: MaskProcess, candidates: Masks, needed: Floats) -> Masks:
+        """Choose candidates level by level, each as if the previous one had been observed at its mean."""
+        levels = np.searchsorted(self._edges, self.saved(candidates), side="right")
+        order = np.argsort(needed - process.mean(candidates), kind="stable")
         rows = np.sort(np.concatenate([order[levels[order] == level][:CANDIDATES] for level in range(LEVELS)]))
         posterior, levels, needed = process.posterior(candidates[rows]), levels[rows], needed[rows]
         chosen: list[int] = []
@@ -151,7 +156,7 @@ class FrontSearch:
         return posterior.masks[chosen]
 
     def _next(self, posterior: Posterior, levels: np.ndarray, needed: Floats, chosen: list[int]) -> int:
-        """The best candidate of the next level that has one left."""
+        """Return the best candidate of the next level that has one."""
         gain = expected_improvement(posterior.mean - needed, posterior.variance, 0.0)
         gain[chosen] = -1.0
         for _ in range(LEVELS):
@@ -162,46 +167,30 @@ class FrontSearch:
         raise RuntimeError("no candidate is left")
 
 
-class _Best:
-    """The front told so far, as values (larger is better) by saving.
-
-    Args:
-        saved: (p,) of the front, rising.
-        values: (p,) of the front, falling.
-        worst: Beyond the front.
-    """
-
-    def __init__(self, saved: Floats, values: Floats, worst: float) -> None:
-        self._saved, self._values = saved, np.append(values, worst)
-
-    def at(self, saved: Floats) -> Floats:
-        """(m,) the best value told of what saves at least as much."""
-        return self._values[np.searchsorted(self._saved, saved, side="left")]
-
-
 def log_goodness(losses: Floats) -> Floats:
-    """(m,) minus the logarithms of (m,) losses, with mean 0 and deviation 1: larger is better.
+    """Return the standardized negative logarithms of (m,) losses: larger is better.
 
-    Losses grow by factors when layers go, and a front spans all of them. What is not finite counts as the worst that is.
+    Losses grow by factors when layers are removed, and a front spans all of them. Losses that are not finite count as the
+    worst finite one.
     """
     finite = np.isfinite(losses)
     if not finite.any():
         return np.zeros(len(losses))
     known = np.where(finite, losses, losses[finite].max())
-    above = known - min(float(known.min()), 0.0)  # a loss of one's own may fall below 0
+    above = known - min(float(known.min()), 0.0)  # your own task's loss may be negative
     logs = -np.log(above + 1e-3 * float(np.median(above)) + 1e-12)
     return (logs - logs.mean()) / max(float(logs.std()), 1e-9)
 
 
 def distinct(masks: Masks) -> Masks:
-    """Of (m, n_layers) masks each once, in the order of their bits; much faster than numpy's own by rows."""
+    """Return each of (m, n_layers) masks once, in the order of their bits; much faster than np.unique by rows."""
     packed = np.ascontiguousarray(np.packbits(masks, axis=1))
     keys = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
     return masks[np.unique(keys, return_index=True)[1]]
 
 
 def neighbours(masks: Masks) -> Masks:
-    """(p, n_layers): of every mask, those with one layer more or less skipped, or one skipped for another, each once."""
+    """Return all masks with one layer more or less skipped than one of `masks`, or one swapped for another, each once."""
     n = masks.shape[1]
     pairs = np.array([(i, i) for i in range(n)] + list(itertools.combinations(range(n), 2)), dtype=np.intp)
     changes = np.zeros((len(pairs), n), dtype=bool)

@@ -1,4 +1,4 @@
-"""The network as a policy of MaskablePPO, for `DAS-Suite-v0` with action="sequence"."""
+"""The policy network as a policy of MaskablePPO, for `DAS-Suite-v0` with action="sequence"."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 class SuiteFeatures(BaseFeaturesExtractor):
-    """Scores of the units, and what the problem is like, side by side.
+    """Concatenates the scores of the units and the vector of the problem.
 
     Args:
-        observation_space: Of `DAS-Suite-v0`, not flat.
-        statistics: Names of the layer statistics that it shows.
+        observation_space: Observation space of `DAS-Suite-v0` with `flat=False`.
+        statistics: Names of the observed layer statistics.
         width, blocks: As in `PolicyConfig`.
     """
 
@@ -29,14 +29,14 @@ class SuiteFeatures(BaseFeaturesExtractor):
         self.network = UnitNetwork(PolicyConfig(tuple(statistics), width=width, blocks=blocks))
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
-        """(batch, n + width)."""
+        """Return (batch, n + width) features."""
         statistics = observations["statistics"].unflatten(1, (self.n, -1))
         goals, saved = observations["budget"], observations["saved"].squeeze(1)
         return torch.cat(self.network(statistics, observations["units"], observations["skipped"], goals, saved), dim=1)
 
 
 class _Scores(nn.Module):
-    """The scores, which are the logits of actions."""
+    """Selects the scores, which are the logits of the actions."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Scores(nn.Module):
 
 
 class _Value(nn.Module):
-    """The value, from what the problem is like."""
+    """Estimates the value from the vector of the problem."""
 
     def __init__(self, n: int, width: int) -> None:
         super().__init__()
@@ -62,9 +62,9 @@ class SuitePolicy(MaskableActorCriticPolicy):
     """`UnitNetwork` as actor and critic.
 
     Args:
-        statistics: Names of the layer statistics that the environment shows.
+        statistics: Names of the observed layer statistics.
         width, blocks: As in `PolicyConfig`.
-        others: As for SB3's policies.
+        others: Arguments of SB3's policies.
     """
 
     def __init__(
@@ -86,6 +86,6 @@ class SuitePolicy(MaskableActorCriticPolicy):
 
     @property
     def network(self) -> UnitNetwork:
-        """The network alone, as it is saved and used without SB3."""
+        """The network, as it is saved and used without SB3."""
         network: UnitNetwork = self.features_extractor.network
         return network

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
+from das_gym.agents.searching.environment import continue_examples
 from das_gym.agents.searching.record import SCORES, Turn, plain_numbers
 from gymnasium.vector import VectorEnv, VectorWrapper
 
@@ -76,7 +77,7 @@ class Recorder(VectorWrapper):
         if self._state is not None:
             base: Any = self.env.unwrapped
             with damage_named(self._path, "start a new search"):
-                base.set_state({**self._state, "episode": base.get_state().get("episode")})
+                continue_examples(base, self._state)
             self._state = None
         return observations, info
 

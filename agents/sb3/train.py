@@ -41,6 +41,7 @@ from das_gym.agents.sb3.config import SB3_NAMES, SB3Config, with_action
 from das_gym.agents.sb3.policy import AGENT, DESCRIPTION, agent_file, policy_mask
 from das_gym.agents.sb3.recorder import BudgetSpentError, Recorder, torch_threads
 from das_gym.agents.searching.checkpoint import CHECKPOINT, Checkpoint
+from das_gym.agents.searching.environment import continue_examples
 from das_gym.agents.searching.loop import OnTurn, with_costs
 from das_gym.agents.searching.record import FORMAT, SCORES, SearchResult, best_row, plain_numbers
 
@@ -282,7 +283,7 @@ class _Training:
             env.reset(seed=self.config.seed)
             base: Any = env.unwrapped
             if hasattr(base, "set_state"):
-                base.set_state({**self.base.get_state(), "episode": base.get_state().get("episode")})
+                continue_examples(base, self.base.get_state())
             _, rewards, _, _, info = env.step(masks.astype(np.int8))
         finally:
             env.close()

@@ -167,7 +167,7 @@ def _write_decoder(spec: SuiteModel, folder: Path) -> None:
     """The kept layers of a bundled decoder, trained on to do without the rest, as transformers reads it."""
     from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-    from das_gym.models.transformers.pruning import prune
+    from das_gym.models.transformers.layer_removal import prune
 
     source = _assets(spec.model, spec.checkpoint)
     with bars_on_terminals():

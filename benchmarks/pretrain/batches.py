@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.shapes.scene_language import CAPTION_FAMILIES, Caption
-from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, patch_owners, render, sample_scene
+from benchmarks.pretrain.captions import CAPTION_FAMILIES, Caption, patch_owners
+from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, render, sample_scene
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.pretrain.batches import IGNORE, ImageBatch, Normalise, scene_images
+from benchmarks.pretrain.captions import patch_owners, pixel_owners
 from benchmarks.pretrain.family import IMAGE_TOKENS, TOKEN_SIZE, AnsweringModel
 from benchmarks.pretrain.questions import INSTRUCTION, describe, mentions, questions, target
 from das_gym.shapes.scene_language import Question
-from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, patch_owners, pixel_owners, sample_scene
+from das_gym.shapes.scenes import IMAGE_SIZE, Scene, SceneObject, sample_scene
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Where a model's units stand, as every picture and page shows them: stages in a row, a lane for each kind of unit."""
+"""The layout of a model's units in pictures and pages: stages in a row, a lane for each kind of unit."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit's place in the picture.
+    """The place of a unit.
 
     Attributes:
         name: As masks name it, such as `text.3`.
-        lane: The row that it stands in: its name without numbers, `text`.
-        label: What tells it apart within its lane: the numbers, `3`.
-        stage: The column, from 0 on.
-        share: Share of the full model's MACs that skipping it saves; 0 where nothing is saved, None where that is not known.
+        lane: Its row: the name without numbers, `text`.
+        label: Its label within the lane: the numbers, `3`.
+        stage: Its column, from 0 on.
+        share: Share of the full model's MACs that skipping it saves; None if unknown.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Architecture:
 
     @classmethod
     def of(cls, names: Sequence[str], stages: Sequence[int] | None = None, macs: MaskCost | None = None) -> Architecture:
-        """The architecture of units by name.
+        """Return the architecture of units by name.
 
         Args:
             names: Of the units, in mask order.
-            stages: The stage of each; None = a stage for each.
-            macs: What they cost, where that is known.
+            stages: The stage of each. None gives each unit its own.
+            macs: Their costs, if known.
         """
         shares = [None] * len(names) if macs is None else (np.maximum(macs.savings, 0) / macs.full).tolist()
         places = range(len(names)) if stages is None else stages
@@ -56,13 +56,13 @@ class Architecture:
 
     @classmethod
     def of_layers(cls, layers: Iterable[Layer], macs: MaskCost | None = None) -> Architecture:
-        """That of a model's own units."""
+        """Return the architecture of a model's units."""
         layers = tuple(layers)
         return cls.of([layer.name for layer in layers], [layer.stage for layer in layers], macs)
 
     @classmethod
     def of_table(cls, table: SubnetTable) -> Architecture:
-        """That of a table, whose column `depth` tells the stages."""
+        """Return the architecture of a table, whose statistic `depth` determines the stages."""
         stages, meta = None, table.meta
         if "depth" in meta.statistics:
             depths = table.statistics[:, meta.statistics.index("depth")]
@@ -71,7 +71,7 @@ class Architecture:
 
     @classmethod
     def of_record(cls, units: Iterable[Mapping[str, Any]]) -> Architecture:
-        """What `record` gave.
+        """Return the architecture of a record that `record` made.
 
         Raises:
             ValueError: it is damaged.
@@ -83,29 +83,29 @@ class Architecture:
 
     @property
     def lanes(self) -> tuple[str, ...]:
-        """The rows, in the order of their first units."""
+        """The lanes in the order of their first units."""
         return tuple(dict.fromkeys(unit.lane for unit in self.units))
 
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
-        """Numbers of the units of each stage, in order."""
+        """The numbers of the units of each stage."""
         places = sorted({unit.stage for unit in self.units})
         return tuple(tuple(i for i, unit in enumerate(self.units) if unit.stage == place) for place in places)
 
     def lines(self, mask: Sequence[bool] | np.ndarray) -> list[str]:
-        """The architecture under a mask in words, a line a stage: `stage 2: keep text.2 (4.1 %), SKIP image.2 (9.0 %)`."""
+        """Return a line per stage: `stage 2: keep text.2 (4.1 %), SKIP image.2 (9.0 %)`."""
         return [
             f"stage {number}: " + ", ".join(_word(self.units[i], bool(mask[i])) for i in indices)
             for number, indices in enumerate(self.stages)
         ]
 
     def record(self) -> list[dict[str, Any]]:
-        """The units as plain JSON values."""
+        """Return the units as JSON values."""
         return [asdict(unit) for unit in self.units]
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Lane and label of a unit: `decoder.3.mlp` is number 3 of the lane `decoder.mlp`."""
+    """Return lane and label of a unit: `decoder.3.mlp` is number 3 of the lane `decoder.mlp`."""
     parts = name.split(".")
     words = [part for part in parts if not part.isdecimal()]
     return ".".join(words) or "units", ".".join(part for part in parts if part.isdecimal()) or name

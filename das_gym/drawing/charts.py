@@ -1,4 +1,4 @@
-"""Charts drawn with matplotlib, which is imported only then; among them what was logged while a run went on."""
+"""Plots with matplotlib, which is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, so many inches wide and high, that no window shows."""
+    """Return an empty figure of a size in inches, without a window."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, its axes without lines on top and on the right."""
+    """Write a figure as PNG, without the upper and right spines of its axes."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as part:
@@ -31,11 +31,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 def draw_curves(
     path: str | os.PathLike[str], curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str
 ) -> None:
-    """Write the picture as PNG.
+    """Plot logged values over steps, and write a PNG.
 
     Args:
-        path: Where to.
-        curves: Steps and values by name, at least one; values that are not finite are left out.
+        path: The file.
+        curves: Steps and values by name, at least one. Values that are not finite are left out.
         title: In one line.
     """
     figure = new_figure(9.0, 0.6 + 2.2 * len(curves))

@@ -1,4 +1,4 @@
-"""The explorer: a page over a table, on which units are skipped by a click and every mask's score is at hand."""
+"""The explorer: a page over a table, on which a click skips a unit and the score of the mask is shown."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from das_gym.tables.table import SPLITS, SubnetTable
 
 @dataclass(frozen=True)
 class Replay:
-    """A search to be watched.
+    """A search that the page replays.
 
     Attributes:
         name: Such as "run 3".
-        about: What searched, in words.
-        masks: (n, n_layers) 0/1, in the order in which they were scored.
-        rewards: (n,); None where a number is not finite.
-        best: (n,) the best reward that may be an answer, so far.
+        about: The agent.
+        masks: (n, n_layers) 0/1, in the order of scoring.
+        rewards: (n,) rewards; None if not finite.
+        best: (n,) best reward so far of masks within the budget.
     """
 
     name: str
@@ -36,15 +36,15 @@ class Replay:
 
 
 def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Sequence[Replay] = ()) -> Path:
-    """Write the page; the path.
+    """Write the page and return its path.
 
     Args:
-        path: Where to.
-        table: What is explored; all of it goes into the page, about 22 bytes a mask, and 11 for each group of examples.
+        path: The file.
+        table: The table. The page holds all of it: about 22 bytes per mask, and 11 per group of examples.
         replays: Searches on it.
 
     Raises:
-        ValueError: a search of other layers, or of masks that are not in the table.
+        ValueError: a search of masks that are not in the table.
     """
     for replay in replays:
         try:
@@ -70,12 +70,12 @@ def write_explorer(path: str | os.PathLike[str], table: SubnetTable, replays: Se
 
 
 def _key(mask: Any) -> str:
-    """A mask as its units' numbers: `0,3`."""
+    """Return a mask as the numbers of its skipped units: `0,3`."""
     return ",".join(map(str, np.flatnonzero(mask)))
 
 
 def _groups(table: SubnetTable) -> list[dict[str, Any]]:
-    """Name, number of examples and metrics of every mask, by split, of each group of a table that has them apart."""
+    """Return name, number of examples and metrics of every mask, by split, for each group of examples."""
     found = []
     for name in table.groups_apart:
         part = table.group_table(name)
@@ -86,11 +86,11 @@ def _groups(table: SubnetTable) -> list[dict[str, Any]]:
 
 
 def _scores(table: SubnetTable, split: str) -> dict[str, str]:
-    """Losses and metrics, row by row."""
+    """Return losses and metrics of all masks."""
     found = table.scores[split]
     return {"loss": _floats(found.losses), "metric": _floats(found.metrics)}
 
 
 def _floats(values: np.ndarray) -> str:
-    """Base64 of little-endian float32; infinities are what JavaScript reads them as."""
+    """Return base64 of little-endian float32, which JavaScript reads with infinities."""
     return base64.b64encode(values.astype("<f4").tobytes()).decode()

@@ -1,4 +1,4 @@
-"""Pages that need nothing else: one HTML file with its style, its data and the libraries that draw its charts inside."""
+"""Self-contained HTML pages: one file with style, data and the libraries that draw the charts."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from typing import Any
 from das_gym.files import write_text
 
 LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
-"""D3 and Observable Plot, as their authors publish them; `pages/vendor/LICENSES.txt` has their licences."""
+"""D3 and Observable Plot as published; their licences are in `pages/vendor/LICENSES.txt`."""
 
 
 def write_page(path: str | os.PathLike[str], name: str, data: dict[str, Any], **context: Any) -> Path:
-    """Write a page, whole or not at all.
+    """Write a page and return its path.
 
     Args:
-        path: Where to.
+        path: The file.
         name: Of its template and script in `pages/`: `report` or `explorer`.
-        data: What its script reads, plain JSON values without NaN and infinities.
-        **context: What its template shows; texts are escaped.
-
-    Returns:
-        The path.
+        data: JSON values for the script, without NaN and infinities.
+        **context: Values for the template, which escapes texts.
     """
-    from markupsafe import Markup  # what is marked so is ours: libraries, scripts, style
+    from markupsafe import Markup  # marks our own scripts and style, which are not escaped
 
     scripts = [Markup(_text(file)) for file in (*LIBRARIES, "shared.js", f"{name}.js")]
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")  # no "</script>" in it

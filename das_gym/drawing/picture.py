@@ -1,4 +1,4 @@
-"""A picture of an architecture under a mask, and of the search so far: what environments render as `rgb_array`."""
+"""Draw an architecture under a mask, and the search so far: what environments render as `rgb_array`."""
 
 from __future__ import annotations
 
@@ -9,37 +9,42 @@ from typing import Any
 
 import numpy as np
 
-from das_gym.drawing.architecture import Architecture, Unit
+from das_gym.drawing.architecture import Architecture
 
 WIDTH = 960
 MARGIN = 24
+TOP = MARGIN + 60
+"""Pixels of title and legend."""
+
 LANE = 44
-"""Height of a lane, pixels; its labels and the gap below are in it."""
+"""Height of a lane in pixels, including its labels and the gap below."""
 
 BOX = 22
-STAGES_A_BAND = 24
-"""Most stages beside each other; more are drawn below."""
+BAND_STAGES = 24
+"""Largest number of stages side by side; further ones are drawn in another band below."""
 
 CHART = 150
-TEXT, SMALL, TITLE, LEAST_TEXT = 15, 12, 20, 9
+TEXT, SMALL, TITLE, SMALLEST = 15, 12, 20, 9
 
 INK, GREY, PAPER, KEPT, CURVE = "#1b1b1b", "#595959", "#ffffff", "#0072b2", "#b34700"
-"""Each has a contrast of at least 4.5 on paper; blue and orange are told apart by colour-blind people."""
+"""Each has a contrast of at least 4.5 on paper. Colour-blind people can tell blue and orange apart."""
 
 Points = Sequence[tuple[int, float]]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
+    """The content of a picture.
 
     Attributes:
         architecture: The model's units.
         mask: (n_units,) bool, True = skipped.
         title: In one line.
-        facts: Lines in words, up to 6.
-        improvements: The search so far: at which evaluation the best reward rose, and to what.
-        evaluations: Masks scored so far.
+        facts: Up to 6 lines.
+        improvements: The search so far: the evaluations at which the best reward rose, with the reward.
+        evaluations: Number of masks scored so far.
     """
 
     architecture: Architecture
@@ -50,103 +55,106 @@ class Scene:
     evaluations: int = 0
 
 
-def height_of(architecture: Architecture) -> int:
-    """Pixels that a picture of it takes from top to bottom; even, as the sides of films are."""
-    bands = sum(len(_lanes_of(architecture, band)) * LANE + 16 for band in _bands(architecture))
-    height = 2 * MARGIN + 60 + bands + CHART
-    return height + height % 2
+@dataclass(frozen=True)
+class Layout:
+    """Places of an architecture's units.
 
-
-def draw(scene: Scene, height: int | None = None) -> np.ndarray:
-    """(height, WIDTH, 3) uint8.
-
-    Args:
-        scene: What is drawn.
-        height: Pixels, at least `height_of` its architecture; None is that, so that the pictures of an episode make a film.
+    Attributes:
+        boxes: The box of each unit, whose width is its share of the MACs.
+        lanes: Top and name of each lane.
+        bottom: The end of the lowest band.
     """
-    from PIL import Image, ImageDraw
 
-    bands = _bands(scene.architecture)
-    lanes = [_lanes_of(scene.architecture, band) for band in bands]
-    image = Image.new("RGB", (WIDTH, height or height_of(scene.architecture)), PAPER)
-    canvas = ImageDraw.Draw(image)
-    canvas.text((MARGIN, MARGIN - 6), scene.title, INK, font(TITLE))
-    _legend(canvas, MARGIN + 26)
-    top, indent = MARGIN + 60, _indent(scene.architecture)
-    scale = min(_scale(_shares(scene.architecture, band), WIDTH - indent - MARGIN) for band in bands)
-    for band, names in zip(bands, lanes, strict=True):
-        _draw_band(canvas, scene, band, names, (indent, top), scale)
+    boxes: tuple[Box, ...]
+    lanes: tuple[tuple[float, str], ...]
+    bottom: int
+
+
+@lru_cache(maxsize=64)
+def layout(architecture: Architecture) -> Layout:
+    """Return the places of units: stages from left to right, a lane for each kind of unit."""
+    units, stages = architecture.units, architecture.stages
+    shares = [1.0 if unit.share is None else unit.share for unit in units]
+    n_bands = max(1, -(-len(stages) // BAND_STAGES))
+    each = max(1, -(-len(stages) // n_bands))
+    bands = [stages[start : start + each] for start in range(0, len(stages), each)]
+    indent = MARGIN + 12 + int(max(font(TEXT).getlength(_clipped(lane)) for lane in architecture.lanes))
+
+    def columns(band: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+        """Return the width that the labels of each stage need, and its largest share."""
+        labels = [max(font(SMALL).getlength(units[i].label) for i in stage) + 10 for stage in band]
+        return list(zip(labels, (max(shares[i] for i in stage) for stage in band), strict=True))
+
+    scale = min(_scale(columns(band), WIDTH - indent - MARGIN) for band in bands)
+    boxes: list[Box] = [(0, 0, 0, 0)] * len(units)
+    lanes, top = [], TOP
+    for band in bands:
+        present = {units[i].lane for stage in band for i in stage}
+        names = [lane for lane in architecture.lanes if lane in present]
+        lanes += [(top + row * LANE + 2, name) for row, name in enumerate(names)]
+        x: float = indent
+        for stage, (minimum, share) in zip(band, columns(band), strict=True):
+            width = max(minimum, scale * share + 6)
+            for i in stage:
+                half, y = max(4.0, scale * shares[i]) / 2, top + names.index(units[i].lane) * LANE
+                boxes[i] = (x + width / 2 - half, y, x + width / 2 + half, y + BOX)
+            x += width
         top += len(names) * LANE + 16
-    _draw_facts(canvas, scene.facts, top)
-    _draw_curve(canvas, scene, (WIDTH // 2, top, WIDTH - MARGIN, top + CHART - 8))
-    return np.asarray(image)
-
-
-def _bands(architecture: Architecture) -> list[tuple[tuple[int, ...], ...]]:
-    """The stages, in rows that are as even as can be."""
-    stages = architecture.stages
-    rows = -(-len(stages) // STAGES_A_BAND)
-    each = -(-len(stages) // rows)
-    return [stages[start : start + each] for start in range(0, len(stages), each)]
-
-
-def _lanes_of(architecture: Architecture, band: Sequence[Sequence[int]]) -> list[str]:
-    there = {architecture.units[i].lane for stage in band for i in stage}
-    return [lane for lane in architecture.lanes if lane in there]
-
-
-def _indent(architecture: Architecture) -> int:
-    """Where the boxes begin: right of the lanes' names."""
-    return MARGIN + 12 + int(max(font(TEXT).getlength(_clipped(lane)) for lane in architecture.lanes))
-
-
-def _clipped(text: str, most: int = 22) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _least(units: Sequence[Unit]) -> float:
-    """Width of a column that its labels need."""
-    return 10 + max(font(SMALL).getlength(unit.label) for unit in units)
-
-
-def _shares(architecture: Architecture, band: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
-    """Of each column, its width's least and the largest share in it."""
-    columns = [[architecture.units[i] for i in stage] for stage in band]
-    return [(_least(units), max(1.0 if unit.share is None else unit.share for unit in units)) for units in columns]
+    return Layout(tuple(boxes), tuple(lanes), top)
 
 
 def _scale(columns: Sequence[tuple[float, float]], room: float) -> float:
-    """Pixels for a share of 1, so that columns of at least their least width fill the room."""
+    """Return the pixels of a share of 1 with which the columns, each at least as wide as its labels, fill the room."""
     low, high = 0.0, room * 1e3
     for _ in range(60):
         middle = (low + high) / 2
-        wide = sum(max(least, middle * share + 6) for least, share in columns)
+        wide = sum(max(minimum, middle * share + 6) for minimum, share in columns)
         low, high = (low, middle) if wide > room else (middle, high)
     return low
 
 
-def _draw_band(
-    canvas: Any,
-    scene: Scene,
-    band: Sequence[Sequence[int]],
-    names: Sequence[str],
-    corner: tuple[float, float],
-    scale: float,
-) -> None:
-    x, top = corner
-    for row, name in enumerate(names):
-        canvas.text((MARGIN, top + row * LANE + 2), _clipped(name), INK, font(TEXT))
-    for stage, (least, share) in zip(band, _shares(scene.architecture, band), strict=True):
-        width = max(least, scale * share + 6)
-        for index in stage:
-            unit = scene.architecture.units[index]
-            own = max(4.0, scale * (1.0 if unit.share is None else unit.share))
-            y = top + names.index(unit.lane) * LANE
-            _draw_unit(canvas, unit, bool(scene.mask[index]), (x + (width - own) / 2, y, x + (width + own) / 2, y + BOX))
-        x += width
+def _clipped(text: str, limit: int = 22) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def _draw_unit(canvas: Any, unit: Unit, skipped: bool, box: tuple[float, float, float, float]) -> None:
+def height_of(architecture: Architecture) -> int:
+    """Return the height of a picture in pixels; even, as video codecs need it."""
+    height = layout(architecture).bottom + CHART + MARGIN
+    return height + height % 2
+
+
+def draw(scene: Scene, height: int | None = None) -> np.ndarray:
+    """Return a (height, WIDTH, 3) uint8 picture.
+
+    Args:
+        scene: The content.
+        height: Pixels, at least `height_of` the architecture, which is the default. Videos need one height for all frames.
+    """
+    from PIL import Image, ImageDraw
+
+    places = layout(scene.architecture)
+    image = Image.new("RGB", (WIDTH, height or height_of(scene.architecture)), PAPER)
+    canvas = ImageDraw.Draw(image)
+    canvas.text((MARGIN, MARGIN - 6), scene.title, INK, font(TITLE))
+    top = MARGIN + 26
+    for x, word, skipped in ((MARGIN, "kept", False), (MARGIN + 84, "skipped", True)):
+        _draw_box(canvas, (x, top + 2, x + 18, top + 14), "", skipped)
+        canvas.text((x + 24, top), word, INK, font(SMALL))
+    canvas.text((MARGIN + 168, top), "width: share of the model's MACs", GREY, font(SMALL))
+    for y, name in places.lanes:
+        canvas.text((MARGIN, y), _clipped(name), INK, font(TEXT))
+    for unit, box, skipped in zip(scene.architecture.units, places.boxes, scene.mask, strict=True):
+        _draw_box(canvas, box, unit.label, bool(skipped))
+    middle = WIDTH // 2
+    for number, fact in enumerate(scene.facts):  # a line that is too long for the left half is written smaller
+        sizes = range(TEXT, SMALLEST, -1)
+        size = next((size for size in sizes if font(size).getlength(fact) <= middle - MARGIN - 8), SMALLEST)
+        canvas.text((MARGIN, places.bottom + 22 * number), fact, INK, font(size))
+    _draw_curve(canvas, scene, (middle, places.bottom, WIDTH - MARGIN, places.bottom + CHART - 8))
+    return np.asarray(image)
+
+
+def _draw_box(canvas: Any, box: Box, label: str, skipped: bool) -> None:
     left, top, right, bottom = box
     if skipped:
         canvas.rectangle(box, PAPER, GREY, 1)
@@ -154,28 +162,11 @@ def _draw_unit(canvas: Any, unit: Unit, skipped: bool, box: tuple[float, float, 
         canvas.line((left, top, right, bottom), GREY, 1)
     else:
         canvas.rectangle(box, KEPT, KEPT, 1)
-    canvas.text(((left + right) / 2, bottom + 2), unit.label, GREY if skipped else INK, font(SMALL), anchor="ma")
+    canvas.text(((left + right) / 2, bottom + 2), label, GREY if skipped else INK, font(SMALL), anchor="ma")
 
 
-def _legend(canvas: Any, top: float) -> None:
-    x, unit = MARGIN, Unit("", "", "", 0, None)
-    for word, skipped in (("kept", False), ("skipped", True)):
-        _draw_unit(canvas, unit, skipped, (x, top + 2, x + 18, top + 14))
-        canvas.text((x + 24, top), word, INK, font(SMALL))
-        x += 84
-    canvas.text((x, top), "width: share of the model's MACs", GREY, font(SMALL))
-
-
-def _draw_facts(canvas: Any, facts: Sequence[str], top: float) -> None:
-    """Left of the curve; a line that is too long for that is written smaller."""
-    room = WIDTH // 2 - MARGIN - 8
-    for number, fact in enumerate(facts):
-        fitting = next((size for size in range(TEXT, LEAST_TEXT, -1) if font(size).getlength(fact) <= room), LEAST_TEXT)
-        canvas.text((MARGIN, top + 22 * number), fact, INK, font(fitting))
-
-
-def _draw_curve(canvas: Any, scene: Scene, box: tuple[float, float, float, float]) -> None:
-    """Best reward over evaluations, as steps."""
+def _draw_curve(canvas: Any, scene: Scene, box: Box) -> None:
+    """Draw the best reward over evaluations as steps."""
     left, top, right, bottom = box
     canvas.text((left, top), "best reward so far, over evaluations", GREY, font(SMALL))
     points = [(at, value) for at, value in scene.improvements if np.isfinite(value)]
@@ -199,7 +190,7 @@ def _draw_curve(canvas: Any, scene: Scene, box: tuple[float, float, float, float
 
 @lru_cache(maxsize=8)
 def font(size: int) -> Any:
-    """The font of all pictures, in pixels."""
+    """Return the font in a size in pixels."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

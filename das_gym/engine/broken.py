@@ -1,4 +1,4 @@
-"""What is told of numbers that are none: under which mask, and on which examples."""
+"""Report the masks and examples that produced non-finite losses."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-SHOWN = 3
-"""So many examples are named."""
+NAMED_EXAMPLES = 3
+"""How many examples a message names."""
 
 
-def told_mask(mask: np.ndarray) -> str:
-    """A (n_layers,) mask in words: `the mask that skips layers [1, 4]`."""
+def format_mask(mask: np.ndarray) -> str:
+    """Describe a (n_layers,) mask: `the mask that skips layers [1, 4]`."""
     layers = np.flatnonzero(mask).tolist()
     return f"the mask that skips layers {layers}" if layers else "the full model"
 
 
-def told_examples(keys: Sequence[str]) -> str:
-    """Examples in words, the first few by their keys: `examples '12', '15', '18' and 4 more`."""
-    named = ", ".join(map(repr, keys[:SHOWN]))
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+def format_examples(keys: Sequence[str]) -> str:
+    """Describe examples, the first few by their keys: `examples '12', '15', '18' and 4 more`."""
+    named = ", ".join(map(repr, keys[:NAMED_EXAMPLES]))
+    more = f" and {len(keys) - NAMED_EXAMPLES} more" if len(keys) > NAMED_EXAMPLES else ""
     return f"example{'s' if len(keys) > 1 else ''} {named}{more}"
 
 
@@ -32,19 +32,19 @@ class BrokenMasks:
         self.keys: dict[int, list[str]] = {}
 
     def note(self, row: int, examples: Sequence[Any], values: np.ndarray) -> None:
-        """Remember which of a batch's examples have a value, (batch,), that is not finite under the mask of that row."""
+        """Record which of a batch's examples have a non-finite value, (batch,), under the mask of that row."""
         if not np.isfinite(values).all():
             self.keys.setdefault(row, []).extend(examples[i].key for i in np.flatnonzero(~np.isfinite(values)).tolist())
 
     def warn(self, masks: np.ndarray) -> None:
-        """Tell of the first, and how many there are, once for a call."""
+        """Warn of the first mask and of their number, once a call."""
         if not self.keys:
             return
         row, keys = min(self.keys.items())
         others = f", and of {len(self.keys) - 1} other masks" if len(self.keys) > 1 else ""
         warnings.warn(
-            f"the loss of {told_mask(masks[row])}{others} is not a number, on {told_examples(keys)}: it counts as the worst "
-            "there is; a model or supernet with such masks may need float32, or training at a lower learning rate",
+            f"the loss of {format_mask(masks[row])}{others} is NaN or infinite, on {format_examples(keys)}. It gets the "
+            "worst possible score. Use `precision=float32`, or train the supernet at a lower learning rate",
             RuntimeWarning,
             stacklevel=4,
         )

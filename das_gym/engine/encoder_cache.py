@@ -1,4 +1,4 @@
-"""Encoder outputs, computed once per text and once per image, and kept."""
+"""Cache of encoder outputs, computed once per text and once per image."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from das_gym.models.inputs import Processor
 from das_gym.models.macs import MacCounter
 
 HIDDEN, FORM = "hidden", "form"
-"""Of a file: the name of a single tensor; where its metadata hold the form of a structure of tensors."""
+"""In a file: the name of a single tensor; the key of the metadata for the form of a structure of tensors."""
 
 
 class EncoderCache:
-    """Encoder outputs by text and by image, the least recently used dropped beyond a bound.
+    """Encoder outputs by text and by image; beyond a bound the least recently used are dropped.
 
     Args:
         vlp: The frozen model.
         processor: Makes its batches.
         max_bytes: How much to keep in memory.
-        folder: Keep them on disk as well, under a name that changes with the model's frozen parameters, the
-            transform, the tokenizer and the picture's file, so that a stale one is never read. Nothing is ever
+        folder: Where to keep them on disk as well, under a name that changes with the model's frozen parameters, the
+            transform, the tokenizer and the image's file, so that a stale one is never read. Nothing is ever
             removed there: METER-base at 384 px takes 1.8 MB an image.
-        counter: Counts what the encoders run; None makes one.
+        counter: Counts MACs of the encoders; None makes one.
 
     Attributes:
         texts, images: How many went through their encoder so far.
-        macs: MACs of that, of padding too.
+        macs: MACs of that, padding included.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class EncoderCache:
         self._disk = None if folder is None else _Disk(Path(folder), vlp, processor)
 
     def __call__(self, pairs: Sequence[Any]) -> State:
-        """The encoder outputs of the pairs as one batch; see `VLP.gather`."""
+        """Return the encoder outputs of the pairs as one batch; see `VLP.gather`."""
         return self.vlp.gather(self.processor, pairs, self.stream)
 
     def stream(self, stream: str, wanted: Mapping[Any, Any]) -> dict[Any, Any]:
-        """What the model keeps of each text or image, from memory, disk, or its encoder.
+        """Return the encoder output of each text or image, from memory, disk, or its encoder.
 
         Args:
             stream: `text` or `image`.
@@ -83,12 +83,12 @@ class EncoderCache:
         return found
 
     def has(self, stream: str, key: Any) -> bool:
-        """Whether what is made of a text or an image is in memory."""
+        """Return whether the encoder output of a text or an image is in memory."""
         return (stream, key) in self._kept
 
     @torch.no_grad()
     def _encode(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
-        """What `VLP.encode_items` makes of the items, counted."""
+        """Run `VLP.encode_items`, and count it."""
         if stream == "text":
             self.texts += len(items)
         else:
@@ -118,7 +118,7 @@ class _Disk:
         self.device = vlp.device
 
     def read(self, stream: str, items: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Those that are there, whole."""
+        """Return those that are there and not damaged."""
         from safetensors import SafetensorError, safe_open
 
         found = {}
@@ -132,11 +132,11 @@ class _Disk:
                         leaves = [file.get_tensor(str(number)) for number in range(len(file.keys()))]
                         found[key] = tree_unflatten(leaves, treespec_loads(form))
             except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
-                continue  # not there, or damaged: it is computed and written again
+                continue  # missing or damaged: it is computed and written again
         return found
 
     def write(self, stream: str, items: Mapping[Any, Any], outputs: Mapping[Any, Any]) -> None:
-        """Write each, whole or not at all: a tensor by name, a structure of tensors by number and with its form."""
+        """Write each, completely or not at all: a tensor by name, a structure of tensors by number and with its form."""
         from safetensors.torch import save
 
         for key, item in items.items():
@@ -146,7 +146,7 @@ class _Disk:
             write_bytes(self._path(stream, item), save(tensors, None if one else {FORM: treespec_dumps(form)}))
 
     def _path(self, stream: str, item: Any) -> Path:
-        """Where what is made of a text, an image, or the images of a prompt lies."""
+        """Return the file for a text, an image, or the images of a prompt."""
         images = getattr(item, "images", (item,))
         name = item if isinstance(item, str) else " ".join(f"{image.key} {image.stamp()}" for image in images)
         digest = hashlib.sha256(name.encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Many masks of one frozen model on the same examples, for the price of a few, and exactly.
+"""Score many masks of one frozen model on the same examples, exactly and for the price of a few.
 
-Encoder outputs are computed once and kept (`encoded`), masks share what they have in common (`tree`), scores are
-remembered until an adapter or the head changes (`memory`), and everything that runs is counted (`spending`).
+Encoder outputs are computed once and cached (`encoder_cache`), masks share what they have in common (`tree`), scores are
+cached until an adapter or the head changes (`memory`), and everything that runs is counted (`spending`).
 """
 
 from __future__ import annotations
@@ -31,30 +31,40 @@ from das_gym.models.base import VLP, State
 from das_gym.models.macs import MacCounter, head_macs
 from das_gym.tasks.base import Task
 
-if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's OpenMP threads, and waits for them for ever
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's OpenMP threads, and would wait for them
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+
+Watch = Callable[[Sequence[Any], int, State, Tensor], None]
+"""`watch(batch, index, state, output)` sees each layer of the full model on each batch of examples."""
 
 
 class Evaluator:
     """Scores masks of one frozen model and head.
 
-    Adapters, poolers and the head may be trained between calls: scores are then forgotten by themselves, and encoder
-    outputs, which no tunable parameter touches, stay. Frozen parameters are taken to stay as they are.
+    Adapters, poolers and the head may be trained between calls: scores are then forgotten automatically, and encoder
+    outputs, which depend on no tunable parameter, stay. Frozen parameters must not change.
 
     Args:
         vlp: The model, with adapters.
         head: From gathered features to logits, in eval mode.
-        task: Batches, loss and metric.
+        task: Makes batches, loss and metric.
         batch_size: Examples that go through the tree at a time.
         cache_bytes: How much encoder output to keep in memory, in bytes.
         cache_folder: Where to keep it on disk as well, see `EncoderCache`.
-        remember: How many scores of masks to remember.
-        trunk_bytes: How much of what the unskipped model makes of the examples scored last to keep in memory, in bytes.
-        precision: Of the layers: `float32` (the model's own), `bfloat16`, `auto` (bfloat16 where the hardware has it), or
+        remember: How many scores of masks to keep.
+        trunk_bytes: How much of the full model's hidden vectors on the last examples to keep in memory, in bytes.
+        precision: Of the layers: `float32` (the model's own), `bfloat16`, `auto` (bfloat16 if the hardware has it), or
             `bfloat16-emulated`. Encoders, sums, LayerNorms, poolers, head and losses keep the model's own.
 
     Raises:
-        ValueError: an unknown precision, or `bfloat16` where the hardware lacks it.
+        ValueError: an unknown precision, or `bfloat16` on hardware without it.
+
+    Example:
+        >>> problem = load_problem(ProblemConfig(model="METER", task="vqa"))
+        >>> masks = np.eye(12, dtype=bool)  # skip one layer each
+        >>> scores = problem.evaluator.evaluate(masks, problem.splits.reward[:8])
+        >>> scores.losses.shape
+        (12,)
     """
 
     def __init__(
@@ -90,7 +100,7 @@ class Evaluator:
 
     @property
     def spent(self) -> Spending:
-        """What was spent since the last `reset_spent`: a copy."""
+        """A copy of the counters since the last `reset_spent`."""
         encoder = self.encoder
         return replace(self._spent, texts=encoder.texts, images=encoder.images, macs=self._spent.macs + encoder.macs)
 
@@ -106,10 +116,10 @@ class Evaluator:
         self._runner = None
 
     def close(self) -> None:
-        """End workers elsewhere, where there are any (`ShardedEvaluator`); scoring starts them anew."""
+        """End workers, if there are any (`ShardedEvaluator`); scoring starts them again."""
 
     def losses(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
-        """(m,) float64 mean losses in nats; see `evaluate`."""
+        """Return (m,) float64 mean losses in nats; see `evaluate`."""
         return self.evaluate(masks, examples).losses
 
     def evaluate(
@@ -121,7 +131,7 @@ class Evaluator:
     ) -> Scores:
         """Score masks on examples.
 
-        An error or an interrupt on the way loses what this call has not returned, and nothing else.
+        An error or an interrupt on the way loses the results of this call, and nothing else.
 
         Args:
             masks: (m, n_layers) bool or 0/1, 1 = skipped; m may be 0.
@@ -135,14 +145,14 @@ class Evaluator:
         Raises:
             ValueError: masks of another shape or with other values, or no examples.
         """
-        masks = self._checked(masks, examples)
+        masks = self._check_masks(masks, examples)
         self._forget_changed()
         signature = _signature(examples)
         keys = [(signature, mask.tobytes()) for mask in masks]
         found = self._memory.find(keys, divergences)
         todo = {key: mask for key, mask in zip(keys, masks, strict=True) if key not in found}
         if todo:
-            found |= self._score_anew(signature, todo, examples, progress, divergences)
+            found |= self._score_new(signature, todo, examples, progress, divergences)
             self._memory.keep(found)
         scores = [found[key] for key in keys]
         return Scores(
@@ -151,13 +161,41 @@ class Evaluator:
             divergences=np.array([score.divergence for score in scores], dtype=np.float64) if divergences else None,
         )
 
-    def _forget_changed(self) -> None:
-        """Forget what depends on adapters or a head that have changed since."""
-        if self._memory.refresh():
-            self.forget()
+    def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
+        """Score masks example by example, with divergences; nothing is cached.
 
-    def _checked(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
-        """The masks as bool.
+        Returns:
+            (m, n_examples) float64 losses, metrics and divergences; a broken example has a loss of inf or NaN.
+        """
+        masks = self._check_masks(masks, examples)
+        self._forget_changed()
+        with self._timed_run(_signature(examples)):
+            each = self._score_each(masks, examples)
+        with np.errstate(invalid="ignore"):
+            self._count_scored(len(masks), len(examples), each[0].sum(axis=1))
+        return Scores(*each)
+
+    def watch_full_model(self, examples: Sequence[Any], watch: Watch) -> None:
+        """Score the full model and show each layer on the way; its score is cached like that of any mask.
+
+        Args:
+            examples: At least one.
+            watch: Sees every layer, see `Watch`; in the last stage only the output of the tokens that are read.
+        """
+        mask = np.zeros((1, len(self.vlp.layers)), dtype=bool)
+        self._forget_changed()
+        key = (_signature(examples), mask[0].tobytes())
+        sums = np.zeros(3)
+        with self._timed_run(key[0]), np.errstate(invalid="ignore"):
+            for _, _, scores, _ in self._leaves(mask, examples, watch=watch):
+                sums[:2] += [float(values.sum()) for values in scores]
+        score = _score_of((sums / len(examples)).tolist(), False)
+        if not self._memory.find([key], False):
+            self._memory.keep({key: score})
+            self._count_scored(1, len(examples), np.array([score.loss]))
+
+    def _check_masks(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
+        """Return the masks as bool.
 
         Raises:
             ValueError: they have another shape or other values, or there are no examples.
@@ -167,14 +205,19 @@ class Evaluator:
         if array.shape == (0,):
             array = array.reshape(0, width)
         if array.ndim != 2 or array.shape[1] != width:
-            raise ValueError(f"masks of shape {array.shape}; give (number of masks, {width}), one row a mask")
+            raise ValueError(f"invalid masks: got shape {array.shape}, expected (number of masks, {width})")
         if array.dtype != bool and not np.isin(array, (0, 1)).all():
-            raise ValueError("masks hold other values than 0 (keep) and 1 (skip); give one of them for each layer")
+            raise ValueError("invalid masks: got other values than 0 (keep) and 1 (skip)")
         if not len(examples):
-            raise ValueError("no examples to score masks on; give at least one")
+            raise ValueError("got no examples to score masks on, expected at least one")
         return array.astype(bool)
 
-    def _score_anew(
+    def _forget_changed(self) -> None:
+        """Forget what depends on adapters or a head that have changed since."""
+        if self._memory.refresh():
+            self.forget()
+
+    def _score_new(
         self,
         signature: int,
         todo: dict[tuple[int, bytes], np.ndarray],
@@ -182,12 +225,12 @@ class Evaluator:
         progress: Callable[[int], Any] | None,
         divergences: bool,
     ) -> dict[tuple[int, bytes], Score]:
-        """Score masks that are not remembered, and count them."""
+        """Score masks that are not cached, and count them."""
         full_logits = self._memory.logits((signature, self.batch_size)) if divergences else None
         if divergences and full_logits is None:
-            unskipped = np.zeros(len(self.vlp.layers), dtype=bool)
-            todo.setdefault((signature, unskipped.tobytes()), unskipped)
-        with self._run_of(signature):
+            full_model = np.zeros(len(self.vlp.layers), dtype=bool)
+            todo.setdefault((signature, full_model.tobytes()), full_model)
+        with self._timed_run(signature):
             means, logits = self._score(np.stack(list(todo.values())), examples, progress, divergences, full_logits)
         found = {key: _score_of(column, divergences) for key, column in zip(todo, means.T.tolist(), strict=True)}
         if divergences:
@@ -196,8 +239,8 @@ class Evaluator:
         return found
 
     @contextmanager
-    def _run_of(self, signature: int) -> Iterator[None]:
-        """A run over the examples with this signature, timed whether it ends well or not."""
+    def _timed_run(self, signature: int) -> Iterator[None]:
+        """Prepare the trunk for the examples with this signature, and measure the time, also of a run that fails."""
         started = time.perf_counter()
         self._trunk.start(hash((signature, self.batch_size)))
         try:
@@ -206,50 +249,16 @@ class Evaluator:
             self._spent.seconds += time.perf_counter() - started
 
     def _count_scored(self, masks: int, examples: int, losses: np.ndarray) -> None:
-        """Count what a run has scored; `losses`: (masks,), where a broken mask has one that is not finite."""
+        """Count the masks of a run; `losses`: (masks,), non-finite for broken masks."""
         self._spent.masks += masks
         self._spent.examples += masks * examples
         self._spent.broken += int((~np.isfinite(losses)).sum())
 
-    def watch_full_model(self, examples: Sequence[Any], watch: Callable[[Sequence[Any], int, State, Tensor], None]) -> None:
-        """Score the full model and show each layer on the way; its score is remembered as that of any mask.
-
-        Args:
-            examples: At least one.
-            watch: Called with a batch of them, the index of a layer, the state before its stage, and its output: in the
-                last stage only of the tokens that are read.
-        """
-        mask = np.zeros((1, len(self.vlp.layers)), dtype=bool)
-        self._forget_changed()
-        key = (_signature(examples), mask[0].tobytes())
-        sums = np.zeros(3)
-        with self._run_of(key[0]), np.errstate(invalid="ignore"):
-            for _, _, scores, _ in self._leaves(mask, examples, None, False, None, watch):
-                sums[:2] += [float(values.sum()) for values in scores]
-        score = _score_of((sums / len(examples)).tolist(), False)
-        if not self._memory.find([key], False):
-            self._memory.keep({key: score})
-            self._count_scored(1, len(examples), np.array([score.loss]))
-
-    def evaluate_each(self, masks: np.ndarray, examples: Sequence[Any]) -> Scores:
-        """As `evaluate` with divergences, example by example; nothing is remembered.
-
-        Returns:
-            (m, n_examples) float64 losses, metrics and divergences, of which a broken example has a loss inf or NaN.
-        """
-        masks = self._checked(masks, examples)
-        self._forget_changed()
-        with self._run_of(_signature(examples)):
-            each = self._score_each(masks, examples)
-        with np.errstate(invalid="ignore"):
-            self._count_scored(len(masks), len(examples), each[0].sum(axis=1))
-        return Scores(*each)
-
     def _score_each(self, masks: np.ndarray, examples: Sequence[Any]) -> np.ndarray:
-        """(3, m, n_examples) losses, metrics and divergences."""
-        unskipped = np.zeros((1, masks.shape[1]), dtype=bool)
+        """Return (3, m, n_examples) losses, metrics and divergences."""
+        full_model = np.zeros((1, masks.shape[1]), dtype=bool)
         each = np.zeros((3, len(masks) + 1, len(examples)))
-        for rows, where, scores, _ in self._leaves(np.concatenate((unskipped, masks)), examples, None, True, None):
+        for rows, where, scores, _ in self._leaves(np.concatenate((full_model, masks)), examples, divergences=True):
             each[:, rows, where] = np.stack(scores)[:, None]
         return each[:, 1:]
 
@@ -261,13 +270,13 @@ class Evaluator:
         divergences: bool,
         full_logits: list[Tensor] | None,
     ) -> tuple[np.ndarray, list[Tensor]]:
-        """(3, m) means of losses, metrics and divergences (0 unless asked for), and the full model's logits by batch.
+        """Return (3, m) means of losses, metrics and divergences (0 unless requested), and the full model's logits by batch.
 
-        Without `full_logits` the unskipped mask must be among the masks where divergences are asked for.
+        If divergences are requested without `full_logits`, the full model must be among the masks.
         """
         sums = np.zeros((3, len(masks)))
         kept: list[Tensor] = []
-        with np.errstate(invalid="ignore"):  # an infinite loss may meet one of the other sign
+        with np.errstate(invalid="ignore"):  # inf may meet -inf
             for rows, _, scores, full in self._leaves(masks, examples, progress, divergences, full_logits):
                 for column, values in enumerate(scores):
                     sums[column, rows] += float(values.sum())
@@ -280,16 +289,16 @@ class Evaluator:
         self,
         masks: np.ndarray,
         examples: Sequence[Any],
-        progress: Callable[[int], Any] | None,
-        divergences: bool,
-        full_logits: list[Tensor] | None,
-        watch: Callable[[Sequence[Any], int, State, Tensor], None] | None = None,
+        progress: Callable[[int], Any] | None = None,
+        divergences: bool = False,
+        full_logits: list[Tensor] | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[tuple[np.ndarray, slice, list[np.ndarray], Tensor | None]]:
-        """Walk the tree of masks over the examples, batch by batch; as `_score`, or `watch_full_model`.
+        """Walk the tree of masks over the examples, batch by batch.
 
         Yields:
-            Rows of equal masks, which of the examples, their losses, metrics and, if asked for, divergences ((n,) float64
-            each); and with the first rows of a batch the full model's logits, where divergences are asked for.
+            Rows of equal masks; which of the examples; their losses, metrics and, if requested, divergences, (n,) float64
+            each; and with the first rows of a batch the full model's logits, if divergences are requested.
         """
         if self._runner is None:
             self._runner = self.vlp if self.precision == "float32" else with_bfloat16_layers(self.vlp)
@@ -301,31 +310,31 @@ class Evaluator:
             state: State = trunk(-1, partial(self._begin, chunk))  # before targets: prompts are read here with their images
             targets = {name: t.to(self.vlp.device) for name, t in self.task.targets(chunk).items()}
             full = None if full_logits is None else full_logits[number]
-            told = False
+            is_first = True
             known = partial(self._trunk.known, number) if watch is None else None
             for rows, features in tree.leaves(state, trunk, known, None if watch is None else partial(watch, chunk)):
                 logits = self._logits(features)
-                full = logits if full is None else full  # the first leaf is the unskipped mask
+                full = logits if full is None else full  # the first leaf is the full model
                 scores = [self.task.losses(logits, targets), self.task.metrics(logits, targets)]
                 if divergences:
                     scores.append(self.task.divergences(logits.double(), full.double(), targets))
                 arrays = [values.double().cpu().numpy() for values in scores]
                 for values in arrays[:2]:
                     broken.note(int(rows[0]), chunk, values)
-                yield rows, slice(start, start + len(chunk)), arrays, full if divergences and not told else None
-                told = True
+                yield rows, slice(start, start + len(chunk)), arrays, full if divergences and is_first else None
+                is_first = False
             if progress is not None:
                 progress(len(chunk))
         broken.warn(masks)
 
     def _begin(self, examples: Sequence[Any]) -> State:
-        """The state of some examples before stage 0."""
+        """Return the state of some examples before stage 0."""
         encoded = self.encoder(self.task.pairs(examples))
         self._spent.macs += self.counter.embed(encoded)[1]
         return self.vlp.embed(encoded)
 
     def _logits(self, features: Tensor) -> Tensor:
-        """What the head says of (batch * passes, feature_size) pooled features."""
+        """Return the head's logits for (batch * passes, feature_size) pooled features."""
         gathered = self.task.group_features(features)
         if gathered.shape not in self._head_macs:
             self._head_macs[gathered.shape] = head_macs(self.head, gathered)
@@ -338,7 +347,7 @@ def _signature(examples: Sequence[Any]) -> int:
 
 
 def _score_of(means: Sequence[float], divergences: bool) -> Score:
-    """The score that means of loss, metric and divergence come to: a broken mask gets the worst there is."""
+    """Return the score for means of loss, metric and divergence: a broken mask gets the worst possible one."""
     loss, metric, divergence = means
     if not (np.isfinite(loss) and np.isfinite(metric)):
         return Score(np.inf, 0.0, np.inf if divergences else None)

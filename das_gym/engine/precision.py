@@ -1,4 +1,4 @@
-"""In what precision masks are scored, and whether the hardware has it: detected, never assumed."""
+"""The precision in which masks are scored, and whether the hardware has it: detected, never assumed."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from torch import nn
 from das_gym.models.base import VLP
 
 PRECISIONS = ("float32", "bfloat16", "auto", "bfloat16-emulated")
-"""What an `Evaluator` takes.
+"""The values of an `Evaluator`'s `precision`.
 
-`float32` leaves the model's own precision, so that a float64 model is scored in float64. `bfloat16` needs the
-instructions for it. `auto` is `bfloat16` where they are and `float32` elsewhere. `bfloat16-emulated` gives the numbers of
-bfloat16 on any hardware, tens of times slower where it lacks the instructions: for tests and rank agreement.
+`float32` keeps the model's own precision, so that a float64 model is scored in float64. `bfloat16` needs instructions for
+it. `auto` is `bfloat16` on hardware with them and `float32` elsewhere. `bfloat16-emulated` gives the numbers of bfloat16 on
+any hardware, tens of times slower without the instructions: for tests and rank agreement.
 """
 
 CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
 def bfloat16_hardware(device: torch.device | str) -> str | None:
-    """The name of what multiplies bfloat16 matrices on this device (`avx512_bf16`, `cuda 8.0`, ...), or None.
+    """Return the name of what multiplies bfloat16 matrices on this device (`avx512_bf16`, `cuda 8.0`, ...), or None.
 
-    A GPU has it from compute capability 8.0 on. A CPU has it where the processor has AMX or AVX-512 instructions for it
+    A GPU has it from compute capability 8.0 on. A CPU has it if the processor has AMX or AVX-512 instructions for it
     and torch uses oneDNN, which calls them.
     """
     device = torch.device(device)
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "rocm" if torch.cuda.is_bf16_supported() else None
     if device.type == "cuda":
-        return _cuda_hardware(device)
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"cuda {major}.{minor}" if major >= 8 else None
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
     flags = cpu_flags()
@@ -39,28 +42,18 @@ def bfloat16_hardware(device: torch.device | str) -> str | None:
 
 
 def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """Those of `CPU_FLAGS` that this processor has, as torch says (2.9 and later by a public call), or else Linux."""
-    ask = getattr(torch.cpu, "get_capabilities", None)
-    if ask is not None:
-        told = ask()
-        return frozenset(flag for flag in CPU_FLAGS if told.get(flag))
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
+    """Return those of `CPU_FLAGS` that this processor has, from torch (2.9 and later) or else Linux."""
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if get_capabilities is not None:
+        capabilities = get_capabilities()
+        return frozenset(flag for flag in CPU_FLAGS if capabilities.get(flag))
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return frozenset(CPU_FLAGS).intersection(flags)
 
 
-def _cuda_hardware(device: torch.device) -> str | None:
-    if torch.version.hip is not None:
-        return "rocm" if torch.cuda.is_bf16_supported() else None
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"cuda {major}.{minor}" if major >= 8 else None
-
-
 def resolve_precision(precision: str, device: torch.device | str) -> str:
-    """`float32`, `bfloat16` or `bfloat16-emulated`: what `precision` comes to on this device.
+    """Return `float32`, `bfloat16` or `bfloat16-emulated` for this device.
 
     Args:
         precision: One of `PRECISIONS`.
@@ -70,21 +63,21 @@ def resolve_precision(precision: str, device: torch.device | str) -> str:
         ValueError: an unknown precision, or `bfloat16` on a device without it.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        raise ValueError(f"unknown `precision`: got {precision!r}, expected one of {', '.join(PRECISIONS)}")
     hardware = bfloat16_hardware(device)
     if precision == "auto":
         return "float32" if hardware is None else "bfloat16"
     if precision == "bfloat16" and hardware is None:
         raise ValueError(
             f"precision='bfloat16': this {torch.device(device).type} has no bfloat16 instructions (a CPU needs one of "
-            f"{', '.join(CPU_FLAGS)}, a GPU compute capability 8.0), and without them it is slower than float32: use "
-            "'float32', or 'auto'; 'bfloat16-emulated' computes it all the same, slowly"
+            f"{', '.join(CPU_FLAGS)}, a GPU compute capability 8.0), and emulation is slower than float32. Use 'float32', "
+            "'auto', or 'bfloat16-emulated' for the same numbers, slowly"
         )
     return precision
 
 
 def with_bfloat16_layers(vlp: VLP) -> VLP:
-    """A model whose layers multiply by bfloat16 copies of the matrices; it shares every other parameter with `vlp`.
+    """Return a model whose layers multiply by bfloat16 copies of the matrices; it shares every other parameter with `vlp`.
 
     Under `autocast` it gives the numbers of `vlp`, without casting each matrix anew whenever its layer runs.
     """
@@ -98,7 +91,7 @@ def with_bfloat16_layers(vlp: VLP) -> VLP:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """A context in which matrix products run in that (resolved) precision; sums and LayerNorms stay in the model's own."""
+    """Return a context for matrix products in that (resolved) precision; sums and LayerNorms keep the model's own."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

@@ -1,9 +1,9 @@
-"""Ranking images and texts against each other: every pair of them is scored under one mask.
+"""Rank images and texts against each other: every pair of them is scored under one mask.
 
-Encoders run once per text and once per image. So does all that a model computes before its streams meet: in METER the
-self-attention of stage 0, and what its cross-attention reads, of a text and of an image; a skipped layer puts the meeting
-off by a stage. In the last stage the pooled token is the only query. Texts of like length share a batch. The scores are
-those of plain forwards, to float rounding.
+Encoders run once per text and once per image. So does everything that a model computes before its streams meet: in METER
+the self-attention of stage 0, and the keys and values of its cross-attention, of a text and of an image; a skipped layer
+moves the meeting one stage back. In the last stage the pooled token is the only query. Texts of similar length share a
+batch. The scores are those of plain forwards, to float rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ LEVELS = (1, 5, 10)
 """Recall is measured among this many of the best."""
 
 SHARED_PARTS = 4
-"""Kept for each text beside its encoder output, in units of it: hidden vectors, their self-attention, keys, values."""
+"""Memory for each text besides its encoder output, in units of it: hidden vectors, their self-attention, keys, values."""
+
+IMAGE_BLOCK = 32
+"""Images that are encoded at a time."""
 
 
 @torch.inference_mode()
@@ -58,58 +61,65 @@ def rank(
         (n_images, n_texts) float32.
 
     Raises:
-        ValueError: no images, no texts, a batch size below 1, a mask of another width, or a score that is not a number.
+        ValueError: no images, no texts, a model in train mode, a mask of another width, or a score that is not finite.
     """
     if not len(images) or not len(texts):
-        raise ValueError(f"{len(images)} images and {len(texts)} texts: give at least one of each")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: use 1 or more")
+        raise ValueError(f"got {len(images)} images and {len(texts)} texts, expected at least one of each")
     if vlp.training:
-        raise ValueError("the model is in train mode, where dropout would change its scores; call eval() or freeze() first")
-    checked = vlp.check_mask(mask)
+        raise ValueError("the model is in train mode, where dropout changes its scores: call eval() or freeze() first")
+    array = vlp.check_mask(mask)
     scores = np.empty((len(images), len(texts)), dtype=np.float32)
     encoder = EncoderCache(vlp, processor, max_bytes)
-    for lot in _lots(encoder, texts, batch_size, max_bytes):
-        for row, hidden in _encoded_images(encoder, images):
-            image = _Side(vlp, "image", hidden[None], None)
-            for columns, side in lot:
-                scores[row, columns] = head(_pooled(vlp, checked, side, image)).float().cpu().numpy()
+    for lot in _text_lots(encoder, texts, batch_size, max_bytes):
+        for row, source in enumerate(images):
+            if row % IMAGE_BLOCK == 0:
+                block = images[row : row + IMAGE_BLOCK]
+                encoded = encoder.stream("image", {each.key: each for each in block})
+            image = _Side(vlp, "image", encoded[source.key][None], None)
+            for columns, text in lot:
+                scores[row, columns] = head(_pool_pairs(vlp, array, text, image)).float().cpu().numpy()
                 if progress is not None:
                     progress(len(columns))
-    _check_finite(scores, images, texts)
+    bad = np.argwhere(~np.isfinite(scores))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"{len(bad)} of {scores.size} scores are NaN or infinite, the first is that of {images[row].key} with "
+            f"{texts[column]!r}. The adapters or the head of this model are damaged: train them again"
+        )
     return scores
 
 
 class _Side:
-    """Texts, or an image, with all that depends on them alone.
+    """Texts or an image, with everything that depends on them alone.
 
     Attributes:
-        hidden: (n, tokens, hidden_size) before stage 0 where streams are apart, else encoder outputs.
+        hidden: (n, tokens, hidden_size) before stage 0 if streams are apart, else encoder outputs.
         attend: (n, 1, 1, tokens) bool, or None = all.
     """
 
     def __init__(self, vlp: VLP, stream: str, hidden: Tensor, attend: Tensor | None) -> None:
         self.attend = attend
         self.hidden = hidden
-        if vlp.streams_apart:  # what the other stream holds makes no difference
+        if vlp.streams_apart:  # the content of the other stream makes no difference
             self.hidden = vlp.embed(State({"text": hidden, "image": hidden}, {})).hidden[stream]
         self._own = {id(self.hidden)}
         self._found: dict[tuple, Any] = {}
 
     def owns(self, tensor: int) -> bool:
-        """Whether hidden vectors, told by their `id`, depend on this side alone."""
+        """Return whether hidden vectors, identified by their `id`, depend on this side alone."""
         return tensor in self._own
 
     def remember(self, key: tuple, compute: Callable[[], Any]) -> Any:
-        """What was computed of hidden vectors of this side; that depends on this side alone as well."""
+        """Return a result computed from hidden vectors of this side; it depends on this side alone as well."""
         if key not in self._found:
             self._found[key] = compute()
             self._own.add(id(self._found[key]))
         return self._found[key]
 
 
-def _pooled(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tensor:
-    """(n, feature_size): the pooled features of n texts with one image."""
+def _pool_pairs(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tensor:
+    """Return (n, feature_size): the pooled features of n texts with one image."""
     rows = len(texts.hidden)
     state = State({"text": texts.hidden, "image": image.hidden}, {"text": texts.attend, "image": image.attend})
     if not vlp.streams_apart:
@@ -131,15 +141,21 @@ def _pooled(vlp: VLP, mask: np.ndarray, texts: _Side, image: _Side) -> Tensor:
     return vlp.pool(state.with_hidden({name: h.expand(rows, -1, -1) for name, h in state.hidden.items()}))
 
 
-def _lots(
+def _text_lots(
     encoder: EncoderCache, texts: Sequence[str], batch_size: int, max_bytes: int
 ) -> Iterator[list[tuple[np.ndarray, _Side]]]:
-    """Batches of texts with their columns, shortest first, as many at a time as may be kept."""
+    """Yield batches of texts with their columns, shortest first, as many at a time as fit into memory."""
     lot: list[tuple[np.ndarray, _Side]] = []
     kept = 0
-    for columns in _by_length(encoder.processor, texts, batch_size):
+    order = np.argsort(encoder.processor.texts(texts)["attention_mask"].sum(dim=1).numpy(), kind="stable")
+    for start in range(0, len(order), batch_size):
+        columns = order[start : start + batch_size]
         found = encoder.stream("text", {texts[column]: texts[column] for column in columns})
-        hidden, attend = _padded([found[texts[column]] for column in columns])
+        parts = [found[texts[column]] for column in columns]
+        lengths = torch.tensor([len(part) for part in parts])
+        tokens = padded_length(int(lengths.max()))  # attention is faster if its keys fill whole vectors
+        hidden = torch.stack([F.pad(part, (0, 0, 0, tokens - len(part))) for part in parts])
+        attend = (torch.arange(tokens) < lengths[:, None])[:, None, None].to(hidden.device)
         size = (1 + SHARED_PARTS) * hidden.numel() * hidden.element_size()
         if lot and kept + size > max_bytes:
             yield lot
@@ -149,61 +165,29 @@ def _lots(
     yield lot
 
 
-def _padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """One batch of encoder outputs and what to attend to: attention is quicker where its keys fill whole vectors."""
-    lengths = torch.tensor([len(part) for part in parts])
-    tokens = padded_length(int(lengths.max()))
-    hidden = torch.stack([F.pad(part, (0, 0, 0, tokens - len(part))) for part in parts])
-    return hidden, (torch.arange(tokens) < lengths[:, None])[:, None, None].to(hidden.device)
-
-
-def _by_length(processor: Processor, texts: Sequence[str], batch_size: int) -> Iterator[np.ndarray]:
-    """Columns of the texts of a batch, shortest first."""
-    lengths = processor.texts(texts)["attention_mask"].sum(dim=1).numpy()
-    order = np.argsort(lengths, kind="stable")
-    yield from (order[start : start + batch_size] for start in range(0, len(order), batch_size))
-
-
-def _encoded_images(encoder: EncoderCache, images: Sequence[ImageSource], block: int = 32) -> Iterator[tuple[int, Tensor]]:
-    """Row and encoder output, (tokens, hidden_size), of every image; a block goes through the encoder at a time."""
-    for start in range(0, len(images), block):
-        found = encoder.stream("image", {image.key: image for image in images[start : start + block]})
-        for row, image in enumerate(images[start : start + block], start=start):
-            yield row, found[image.key]
-
-
-def _check_finite(scores: np.ndarray, images: Sequence[ImageSource], texts: Sequence[str]) -> None:
-    bad = np.argwhere(~np.isfinite(scores))
-    if len(bad):
-        row, column = bad[0]
-        raise ValueError(
-            f"{len(bad)} of {scores.size} scores are not finite, the first is that of {images[row].key} with "
-            f"{texts[column]!r}: {scores[row, column]}; the adapters or the head of this model are broken: train them anew"
-        )
-
-
 def recalls(scores: np.ndarray, image_of_text: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """How often what belongs together is among the best 1, 5 and 10.
+    """Return how often the right match is among the best 1, 5 and 10.
 
     Args:
         scores: (n_images, n_texts) finite.
         image_of_text: (n_texts,) the index of each text's image; every image has a text.
 
     Returns:
-        0..1 each. `tr_r1`, `tr_r5`, `tr_r10`, text retrieval: the share of images of which one of their texts is among the
-        best; `ir_r1`, ..., image retrieval: the share of texts whose image is. Among equal scores the wrong ones count
-        as better, so that a model that cannot tell things apart earns nothing.
+        0..1 each. `tr_r1`, `tr_r5`, `tr_r10`, text retrieval: the share of images with one of their texts among the
+        best; `ir_r1`, ..., image retrieval: the share of texts with their image among them. Among equal scores the wrong
+        ones count as better, so that a constant score earns nothing.
 
     Raises:
         ValueError: shapes that do not fit, an image without a text, or a score that is not finite.
     """
     scores, owner = np.asarray(scores), np.asarray(image_of_text)
     if scores.ndim != 2 or owner.shape != scores.shape[1:] or not scores.size:
-        raise ValueError(f"scores of shape {scores.shape} and image_of_text of shape {owner.shape}; give (i, t) and (t,)")
+        shapes = f"{scores.shape} and {owner.shape}"
+        raise ValueError(f"invalid shapes of `scores` and `image_of_text`: got {shapes}, expected (i, t) and (t,)")
     if not np.array_equal(np.unique(owner), np.arange(len(scores))):
-        raise ValueError(f"image_of_text must name each of the {len(scores)} images, 0..{len(scores) - 1}, at least once")
+        raise ValueError(f"`image_of_text` must name each of the {len(scores)} images, 0..{len(scores) - 1}, at least once")
     if not np.isfinite(scores).all():
-        raise ValueError("scores hold a value that is not finite; there is no rank among such")
+        raise ValueError("scores hold NaN or infinite values, which have no rank")
     true = owner[None] == np.arange(len(scores))[:, None]
     best_own = np.where(true, scores, -np.inf).max(axis=1, keepdims=True)
     text_rank = ((scores >= best_own) & ~true).sum(axis=1)

@@ -1,4 +1,4 @@
-"""What masks score."""
+"""Scores of masks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import numpy as np
 class Scores:
     """Means over the examples, for each mask.
 
-    A mask whose loss or metric is not a number, or infinite, is broken: it has loss inf, metric 0 and divergence inf, and
-    spoils no other. A warning names the first of a call with its examples, `broken` tells which, `Spending.broken` how many
-    there have been.
+    A mask whose loss or metric is NaN or infinite is broken: it gets loss inf, metric 0 and divergence inf, and affects no
+    other mask. A warning names the first of a call with its examples; `Spending.broken` counts all of them.
 
     Attributes:
         losses: (m,) float64, nats.
         metrics: (m,) float64, 0..1.
-        divergences: (m,) float64, KL(full model || subnet) in nats, inf where it is no number; None if not asked for.
+        divergences: (m,) float64, KL(full model || subnet) in nats, inf if it is not finite; None unless requested.
     """
 
     losses: np.ndarray

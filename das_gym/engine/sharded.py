@@ -1,7 +1,7 @@
-"""Masks shared out among the workers of a Ray cluster.
+"""Share masks among the workers of a Ray cluster.
 
-Ray places the workers, keeps what they read, starts a worker anew that died, and asks it again for what it had not
-answered. Here masks are cut into shards and put together again, and nothing else.
+Ray places the workers, keeps what they read, restarts a worker that died, and asks it again for what it had not answered.
+This module cuts masks into shards and puts the scores together again.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from das_gym.engine.spending import Spending
 from das_gym.interrupts import raise_interrupts
 
 RETRIES = 3
-"""So often is a shard asked for again whose worker died over it; workers themselves are started anew without end."""
+"""How often a shard is tried again after its worker died; workers themselves are restarted without limit."""
 
 Make = Callable[[], Evaluator]
 """Makes a worker's own evaluator, in the worker; it is pickled."""
 
 
 class Answer(NamedTuple):
-    """What a worker says of its shard: scores, what they cost it, and the warnings on the way."""
+    """A worker's answer for its shard: scores, their cost, and warnings."""
 
     scores: Scores
     spent: Spending
-    warned: list[tuple[type[Warning], str]]
+    warnings: list[tuple[type[Warning], str]]
 
 
 class Worker:
@@ -42,17 +42,22 @@ class Worker:
         self._evaluator: Evaluator | None = None
 
     def score(self, box: Sequence[Any], masks: np.ndarray, examples: Sequence[Any], each: bool, divergences: bool) -> Answer:
-        """The scores of `Evaluator.evaluate_each`, or of `evaluate`.
+        """Return the scores of `Evaluator.evaluate_each` (with `each`) or `Evaluator.evaluate`.
 
         Args:
-            box: Holds the reference to what makes its evaluator, which is fetched where it has none yet.
-            masks: As there.
-            examples: As there.
+            box: Holds a Ray reference to a `Make`, which is fetched for the first shard. Ray replaces a reference that
+                is an argument itself by its content, each time.
+            masks: As for the evaluator.
+            examples: As for the evaluator.
             each: Which of the two.
-            divergences: As there.
+            divergences: As for `Evaluator.evaluate`.
         """
         if self._evaluator is None:
-            self._evaluator = _made(box[0])
+            import ray
+
+            make: Make = ray.get(box[0])
+            with warnings.catch_warnings(action="ignore"):  # the main process has loaded the same, and warned
+                self._evaluator = make()
         evaluator = self._evaluator
         evaluator.reset_spent()
         with warnings.catch_warnings(record=True) as caught:
@@ -64,32 +69,23 @@ class Worker:
         return Answer(scores, evaluator.spent, [(warning.category, str(warning.message)) for warning in caught])
 
 
-def _made(reference: Any) -> Evaluator:
-    """What a reference's `Make` makes."""
-    import ray
-
-    make: Make = ray.get(reference)
-    with warnings.catch_warnings(action="ignore"):  # the process that asks has loaded the same, and told
-        return make()
-
-
 class ShardedEvaluator(Evaluator):
     """An `Evaluator` whose masks are scored by workers of a Ray cluster; scores are the same.
 
     Every worker has a model of its own, made when the first masks are scored, and one CPU, that is one thread. Each call
     cuts its masks into as many shards as there are workers, of neighbours in the tree of masks, so that a worker walks a
-    part of the tree. A worker that dies costs what it had of its shard. The process that asks keeps what `Evaluator`
-    keeps: it remembers scores, and runs the model itself where a layer statistic is measured. `spent` counts what ran
-    in all workers, which is more than alone: each runs the encoders and the way to its part of the tree; `seconds`
-    are those that went by. When adapters or the head change here, workers are made anew.
+    part of the tree. A worker that dies loses its results on its shard. The main process caches scores as `Evaluator`
+    does, and runs the model itself when a layer statistic is measured. `spent` counts what ran in all workers, which is
+    more than in one process: each runs the encoders and the path to its part of the tree; `seconds` are wall-clock
+    time. When adapters or the head change in the main process, workers are made again.
 
     The cluster is the one that this process is connected to, else that of `RAY_ADDRESS`, else a local one, which ends with
     the process.
 
     Args:
         args, kwargs: As for `Evaluator`.
-        recipe: Gives what makes a worker's evaluator, of the model as it is now.
-        num_workers: How many, None = as many as the cluster has room for.
+        recipe: Returns what makes a worker's evaluator, with the model's current weights.
+        num_workers: How many; None = as many as the cluster has room for.
         gpus_per_worker: GPUs of each, 0 or more; several may share one.
 
     Raises:
@@ -101,13 +97,13 @@ class ShardedEvaluator(Evaluator):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.recipe, self.gpus_per_worker = recipe, gpus_per_worker
-        _connect()
-        self.num_workers = _count_workers(num_workers, gpus_per_worker)
+        connect_to_ray()
+        self.num_workers = count_workers(num_workers, gpus_per_worker)
         self._box: list[Any] = []
         self._workers: list[Any] = []
 
     def forget(self) -> None:
-        """As `Evaluator.forget`; workers are made anew."""
+        """Forget scores, and end the workers: new ones are made with the current weights."""
         super().forget()
         self.close()
 
@@ -121,15 +117,15 @@ class ShardedEvaluator(Evaluator):
         self._box, self._workers = [], []
 
     def _start(self) -> list[Any]:
-        """The workers, which are made where there are none."""
+        """Return the workers, which are made if there are none."""
         import ray
 
         if not ray.is_initialized():
             self._workers = []
-            _connect()
+            connect_to_ray()
         if not self._workers:
             options = {"num_cpus": 1, "num_gpus": self.gpus_per_worker, "max_restarts": -1, "max_task_retries": RETRIES}
-            self._box = [ray.put(self.recipe())]  # kept: a worker may be started anew
+            self._box = [ray.put(self.recipe())]  # kept: a worker may be restarted
             self._workers = [ray.remote(**options)(Worker).remote() for _ in range(self.num_workers)]
         return self._workers
 
@@ -141,7 +137,7 @@ class ShardedEvaluator(Evaluator):
         divergences: bool,
         full_logits: list[Tensor] | None,
     ) -> tuple[np.ndarray, list[Tensor]]:
-        """As `Evaluator._score`; workers keep the full model's logits, and progress is told once."""
+        """Return means as `Evaluator._score`; workers keep the full model's logits, and progress is reported once."""
         scores = self._share(masks, examples, False, divergences)
         if progress is not None:
             progress(len(examples))
@@ -151,17 +147,17 @@ class ShardedEvaluator(Evaluator):
         return self._share(masks, examples, True, True)
 
     def _share(self, masks: np.ndarray, examples: Sequence[Any], each: bool, divergences: bool) -> np.ndarray:
-        """(3, m) or, of each example, (3, m, n_examples) losses, metrics and divergences (0 unless asked for)."""
+        """Return (3, m) losses, metrics and divergences (0 unless requested), or (3, m, n_examples) with `each`."""
         import ray
 
-        workers, examples_there = self._start(), ray.put(examples)
-        shards = [rows for rows in np.array_split(self._tree_order(masks), len(workers)) if len(rows)]
-        asked = [
-            worker.score.remote(self._box, masks[rows], examples_there, each, divergences)
+        workers, shared_examples = self._start(), ray.put(examples)
+        shards = [rows for rows in np.array_split(tree_order(masks, self.vlp.stages), len(workers)) if len(rows)]
+        pending = [
+            worker.score.remote(self._box, masks[rows], shared_examples, each, divergences)
             for worker, rows in zip(workers, shards, strict=False)
         ]
         try:
-            answers: list[Answer] = ray.get(asked)
+            answers: list[Answer] = ray.get(pending)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # what `Evaluator` itself would have raised
         found = np.zeros((3, len(masks), len(examples)) if each else (3, len(masks)))
@@ -169,69 +165,71 @@ class ShardedEvaluator(Evaluator):
             parts = (scores.losses, scores.metrics, scores.divergences)
             for column, values in enumerate(parts):
                 found[column, rows] = 0.0 if values is None else values
-            self._count(spent)
+            self._spent.layer_runs += spent.layer_runs  # masks and examples are counted by every evaluator itself
+            self._spent.adapter_runs += spent.adapter_runs
+            self._spent.macs += spent.macs
+            self.encoder.texts += spent.texts
+            self.encoder.images += spent.images
             for category, text in warned:
                 warnings.warn(text, category, stacklevel=5)
         return found
 
-    def _tree_order(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) rows of the masks such that those that agree on their first stages lie side by side."""
-        units = [index for stage in self.vlp.stages for index in stage]
-        return np.lexsort(masks[:, units[::-1]].T)
 
-    def _count(self, spent: Spending) -> None:
-        """Add what ran in a worker; masks and examples, which every evaluator counts, are counted here."""
-        self._spent.layer_runs += spent.layer_runs
-        self._spent.adapter_runs += spent.adapter_runs
-        self._spent.macs += spent.macs
-        self.encoder.texts += spent.texts
-        self.encoder.images += spent.images
+def tree_order(masks: np.ndarray, stages: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return (m,) rows of the masks, sorted so that those that agree on their first stages are neighbours."""
+    units = [index for stage in stages for index in stage]
+    return np.lexsort(masks[:, units[::-1]].T)
 
 
-def _connect() -> None:
-    """Be connected to a Ray cluster.
+def connect_to_ray() -> None:
+    """Connect to a Ray cluster, or start a local one.
 
     Raises:
         ValueError: Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ValueError("workers='ray' needs Ray: pip install 'das_gym[ray]', or leave workers out")
+        raise ValueError("workers='ray' needs Ray: pip install 'das_gym[ray]', or leave `workers` out")
     import ray
 
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is begun here sends nothing to anybody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local cluster sends no usage statistics
         ray.init()
         raise_interrupts()  # `ray.init` replaces the handler of SIGTERM
 
 
-def _count_workers(num_workers: int | None, gpus: float) -> int:
-    """How many workers there are to be on the cluster that we are connected to.
+def count_workers(num_workers: int | None, gpus: float) -> int:
+    """Return the number of workers, by default as many as the connected cluster has room for.
+
+    Args:
+        num_workers: How many are requested; None = as many as there is room for.
+        gpus: GPUs of each.
 
     Raises:
-        ValueError: it has no room for them.
+        ValueError: the cluster has no room for them.
     """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most = max((node.get("GPU", 0) for node in nodes), default=0)
-    if gpus > most:
+    largest = max((node.get("GPU", 0) for node in nodes), default=0)
+    if gpus > largest:
         raise ValueError(
-            f"gpus_per_worker={gpus:g}, but no node of this Ray cluster has more than {most:g}: use 0..{most:g}, or join a "
-            "cluster with RAY_ADDRESS"
+            f"invalid `gpus_per_worker`: got {gpus:g}, expected 0..{largest:g}, the GPUs of the largest node of this Ray "
+            "cluster. Join a larger cluster with RAY_ADDRESS"
         )
-    room = sum(_room(node, gpus) for node in nodes)
+    room = sum(_workers_on(node, gpus) for node in nodes)
     if room < (num_workers or 1):
         each = "1 CPU" + (f" and {gpus:g} GPUs" if gpus else "")
         raise ValueError(
-            f"num_workers={num_workers}, but this Ray cluster has room for {room} workers of {each}: use fewer, or "
-            "join a larger cluster with RAY_ADDRESS"
+            f"invalid `num_workers`: got {num_workers}, expected at most {room} workers of {each} on this Ray cluster. Join "
+            "a larger cluster with RAY_ADDRESS"
         )
     return room if num_workers is None else num_workers
 
 
-def _room(node: Mapping[str, float], gpus: float) -> int:
-    """For how many workers a node has CPUs and GPUs."""
-    cpus, there = int(node.get("CPU", 0)), int(node.get("GPU", 0))
+def _workers_on(node: Mapping[str, float], gpus: float) -> int:
+    """Return for how many workers a node has CPUs and GPUs."""
+    cpus, available = int(node.get("CPU", 0)), int(node.get("GPU", 0))
     if not gpus:
         return cpus
-    return min(cpus, there * int(1 / gpus) if gpus < 1 else int(there // gpus))
+    # A worker on a fraction of a GPU cannot use the remainders of two.
+    return min(cpus, available * int(1 / gpus) if gpus < 1 else int(available // gpus))

@@ -1,4 +1,4 @@
-"""What an evaluation cost, in the units that papers state budgets in."""
+"""The cost of an evaluation, in the units that papers state budgets in."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class Spending:
-    """Counters of an `Evaluator`: what ran, whether or not anything came of it; what was remembered costs nothing.
+    """Counters of an `Evaluator`: everything that ran, also in a call that failed; cached results cost nothing.
 
     Attributes:
-        masks: Masks scored, not counting those remembered. The unskipped mask counts where divergences needed it.
-        broken: Those of them whose loss was not finite.
+        masks: Masks scored, without cached ones. The full model counts if divergences needed it.
+        broken: Those of them with a non-finite loss.
         examples: Example-mask pairs scored.
         layer_runs: Runs of a kept layer on one batch, summed over batches.
         adapter_runs: Runs of a skip adapter on one batch, summed over batches.
         texts, images: How many went through their encoder.
-        macs: Multiply-accumulates of all matrix products that ran: encoders, layers and adapters at the shapes they ran
-            at (padding included, what runs share once, the pooled token alone where it is the only query), poolers, head.
+        macs: Multiply-accumulates of all matrix products that ran: encoders, layers and adapters with the shapes of the
+            run (with padding, shared parts once, the pooled token alone if it is the only query), poolers, head.
         seconds: Wall-clock time.
     """
 
@@ -32,5 +32,5 @@ class Spending:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, int | float]:
-        """Every counter by name, for JSON."""
+        """Return every counter by name, for JSON."""
         return asdict(self)

@@ -14,29 +14,29 @@ from das_gym.models.base import VLP, State
 from das_gym.models.macs import OWN, MacCounter
 
 Trunk = Callable[[Any, Callable[[], Any]], Any]
-"""`trunk(what, compute)` returns what `compute()` did the first time, where there was room for it."""
+"""`trunk(what, compute)` returns what `compute()` did the first time, if there was room for it."""
 
 Known = Callable[[Any], Any]
 """`known(what)` returns what a trunk keeps; None = nothing."""
 
 Watch = Callable[[int, State, Tensor], None]
-"""`watch(index, state, output)` sees each layer of the full model: the state before its stage, and what it gives."""
+"""`watch(index, state, output)` sees each layer of the full model: the state before its stage, and its output."""
 
 
 class MaskTree:
     """Masks that agree on their first stages share a path from the root; a leaf is a distinct mask.
 
-    Within a stage each layer runs at most twice (kept, skipped) per parent state, what layers give to their memo once
-    per hidden state it reads, and in the last stage the pooled token is the only query. Nothing is approximated. A memo's
-    key is the layer, the part, and the id of every hidden tensor that the part reads.
+    Within a stage each layer runs at most twice (kept, skipped) per parent state, the parts that layers pass to their memo
+    run once per hidden state that they read, and in the last stage the pooled token is the only query. Nothing is
+    approximated. A memo's key is the layer, the part, and the id of every hidden tensor that the part reads.
 
     Args:
         vlp: The model.
         masks: (m, n_layers) bool, True = skipped.
-        spent: Where to count runs and MACs.
-        precision: Of the layers; one that `resolve_precision` gives.
+        spent: Counts runs and MACs.
+        precision: Of the layers; a result of `resolve_precision`.
         runner: Whose layers run: `vlp`, or its `with_bfloat16_layers`.
-        counter: Counts what runs.
+        counter: Counts the MACs of one run.
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class MaskTree:
 
         Args:
             state: The state before stage 0.
-            trunk: Keeps the outputs of layers of the unskipped model, by index, and what `VLP.enter` gives behind
+            trunk: Keeps the outputs of layers of the full model, by index, and the states that `VLP.enter` gives behind
                 `VLP.front` stages, by the bits of those.
-            known: What it keeps already: masks whose first bits are there begin behind those stages.
-            watch: Called for every layer of the unskipped model where nothing is `known` and a trunk is given.
+            known: Looks those states up: masks whose first bits are known begin behind those stages.
+            watch: Called for every layer of the full model; needs a trunk and nothing `known`.
 
         Yields:
-            Rows of `masks` that are the same mask, and its pooled features; the unskipped mask is first if it is there.
+            Rows of `masks` that are the same mask, and its pooled features; the full model comes first if it is there.
         """
         rows, self._keep, self._watch = np.arange(len(self.masks)), trunk, watch
         if not self._front or known is None:
@@ -76,7 +76,7 @@ class MaskTree:
         front = self.masks[:, self._front]
         kept = {bits: entered for bits in set(map(_bits, front)) if (entered := known(bits)) is not None}
         rest = rows[[_bits(row) not in kept for row in front]]
-        first = not front[rest].any(axis=1).all()  # with the unskipped mask, which is the first leaf
+        first = not front[rest].any(axis=1).all()  # the rest has the full model, which is the first leaf
         if len(rest) and first:
             yield from self._below(state, 0, rest, {}, trunk)
         for bits, entered in sorted(kept.items(), key=lambda item: item[0]):
@@ -85,30 +85,26 @@ class MaskTree:
         if len(rest) and not first:
             yield from self._below(state, 0, rest, {}, trunk)
 
-    def _enter(self, state: State, stage: int, rows: np.ndarray) -> State:
-        """The state as the layers of a stage read it, of all masks in `rows`; kept where that is worth it."""
-        entered, macs = self.vlp.enter(state, stage)
-        self.spent.macs += macs
-        if self._front and stage == self.vlp.front and self._keep is not None:
-            self._keep(_bits(self.masks[rows[0]][self._front]), lambda: entered)
-        return entered
-
     def _below(
         self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any], trunk: Trunk | None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """The leaves below `state`, which is that before `stage` of all masks in `rows`.
+        """Yield the leaves below `state`, which all masks in `rows` have before `stage`.
 
-        `memory` is shared by states with the same parent, which have hidden tensors in common; its keys hold ids of
-        those, so what was computed from a tensor goes with it. `trunk` is there while nothing was skipped.
+        `memory` is shared by states with the same parent, which have hidden tensors in common. Its keys hold ids of those,
+        so what was computed from a tensor is dropped with it. `trunk` is None once something was skipped.
         """
         if stage < len(self._stages):
-            state = self._enter(state, stage, rows)
+            state, macs = self.vlp.enter(state, stage)
+            self.spent.macs += macs
+            if self._front and stage == self.vlp.front and self._keep is not None:
+                entered = state
+                self._keep(_bits(self.masks[rows[0]][self._front]), lambda: entered)
         yield from self._behind(state, stage, rows, memory, trunk)
 
     def _behind(
         self, state: State, stage: int, rows: np.ndarray, memory: dict[tuple, Any], trunk: Trunk | None
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """As `_below`, of a state that was entered."""
+        """Yield the leaves below a state that `VLP.enter` has returned."""
         if stage == len(self._stages):
             features = self.vlp.pool(state)
             self.spent.macs += self.counter.pool(state)[1]
@@ -126,16 +122,16 @@ class MaskTree:
                     outputs[index, skipped] = self._run(index, state, skipped, memory, trunk)
                 hidden[self.vlp.layers[index].stream] = outputs[index, skipped]
             same = rows[(bits == choice).all(axis=1)]
-            unskipped = None if choice.any() else trunk
-            yield from self._below(state.with_hidden(hidden), stage + 1, same, below, unskipped)
+            yield from self._below(state.with_hidden(hidden), stage + 1, same, below, None if choice.any() else trunk)
             needed = {key for later in choices[number + 1 :] for key in zip(layers, later.tolist(), strict=True)}
             for key in outputs.keys() - needed:
+                # A freed tensor's id can be given to a new one: entries made from it must go at the same time.
                 dead = id(outputs.pop(key))
                 for entry in [entry for entry in below if dead in entry[2:]]:
                     del below[entry]
 
     def _run(self, index: int, state: State, skipped: bool, memory: dict[tuple, Any], trunk: Trunk | None = None) -> Tensor:
-        """Run a layer or its skip adapter, and count that; or take what the trunk has."""
+        """Run a layer or its skip adapter and count that, or take the trunk's output."""
         if trunk is not None and not skipped:
             output: Tensor = trunk(index, lambda: self._run(index, state, skipped, memory))
             if self._watch is not None:

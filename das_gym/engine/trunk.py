@@ -1,6 +1,6 @@
-"""The way down the unskipped model, kept from one call to the next: every mask starts on it.
+"""Cache of the full model's hidden vectors from one call to the next: every mask starts on its path.
 
-So is what masks of a vision tower lead to, where a model has such units: many masks of the decoder begin with each.
+It also keeps the states behind the masks of a vision tower: many masks of the decoder begin with each.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from das_gym.models.base import bytes_of
 
 
 class TrunkMemory:
-    """What the unskipped model makes of some examples, stage by stage, as far as memory allows.
+    """The full model's results on some examples, stage by stage, as far as memory allows.
 
-    What was kept first stays until `forget`: masks walk over the same examples again and again in the same order, and
-    dropping the least recently used would drop everything before it is wanted again.
+    The first results stay until `forget`. Masks walk over the same examples again and again in the same order, so a cache
+    that drops the least recently used entry would drop each one before it is needed again.
 
     Args:
         max_bytes: How much to keep; 0 keeps nothing.
@@ -33,26 +33,22 @@ class TrunkMemory:
         self.bytes = 0
 
     def start(self, examples: int) -> None:
-        """Examples of that hash are scored from now on; what was kept of others goes.
-
-        Args:
-            examples: Their hash.
-        """
+        """Announce the hash of the examples that are scored from now on; results on others are forgotten."""
         if examples != self._examples:
             self.forget()
         self._examples = examples
 
     def known(self, batch: int, what: Any) -> Any:
-        """What is kept of a batch; None = nothing."""
+        """Return a kept result on a batch, or None."""
         return self._kept.get((batch, what))
 
     def of(self, batch: int, what: Any, compute: Callable[[], Any]) -> Any:
-        """What `compute()` returned the first time, if there was room for it.
+        """Return a kept result, or compute it, and keep it if there is room.
 
         Args:
             batch: Which batch of the examples.
             what: Which layer; -1 = the state before stage 0; bits of a vision tower's units = the state behind them.
-            compute: Gives a tensor or a `State`.
+            compute: Returns a tensor or a `State`.
         """
         key = (batch, what)
         if key in self._kept:

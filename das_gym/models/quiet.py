@@ -1,4 +1,4 @@
-"""transformers, told to be quiet."""
+"""Silence transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bars and warnings of transformers."""
+    """Hide progress bars and warnings of transformers."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -22,7 +22,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def bars_on_terminals() -> contextlib.AbstractContextManager[None]:
-    """Progress bars of transformers only where somebody may look."""
+    """Show progress bars of transformers only on a terminal."""
     return contextlib.nullcontext() if sys.stderr.isatty() else _no_bars()
 
 
@@ -30,10 +30,10 @@ def bars_on_terminals() -> contextlib.AbstractContextManager[None]:
 def _no_bars() -> Iterator[None]:
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Tensors out of and into files: nothing in a file is ever executed, and files are written whole or not at all."""
+"""Read and write files of tensors: nothing in a file is executed, and files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from das_gym.bundled import check_bundled
 from das_gym.files import at_home, parse_json, read_json, replacing, room_beside, whole_folder
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""What the weights of a folder may be called."""
+"""Names of the weights of a folder."""
 
 METADATA_KEY = "das_gym"
-"""Where our safetensors files hold their model's config, as JSON."""
+"""Key of the metadata of our safetensors files, and of an exported config.json."""
 
 CHECKSUM = "sha256"
-"""Where that has the checksum of all the rest; files of das_gym 0.1 have none."""
+"""Key below `METADATA_KEY` of the checksum of all the rest."""
 
 CHUNK = 2**18
 """Bytes of a file that are checked at a time: they stay in a processor's cache."""
@@ -37,15 +37,11 @@ CHUNK = 2**18
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of a file by name, each in memory of its own, and the config beside them (empty = none).
-
-    `checked` says whether checksums in the file prove that nothing of it has changed since it was written.
-    """
+    """The tensors of a file by name, each in memory of its own, and the config with them (empty if there is none)."""
 
     path: Path
     tensors: dict[str, Tensor]
     config: Mapping[str, Any]
-    checked: bool = True
 
 
 def read_tensors(path: str | Path) -> TensorFile:
@@ -61,37 +57,36 @@ def read_tensors(path: str | Path) -> TensorFile:
     path = at_home(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"no checkpoint at {path}; give an official .ckpt file, a transformers folder, "
-            "or a folder or .safetensors file of ours (`python -m adapt convert with source=IN out=OUT` writes one)"
+            f"no checkpoint at {path}: expected an official .ckpt file, a transformers folder, or a folder or .safetensors "
+            "file of ours, as das_gym.models.checkpoints.save_checkpoint writes"
         )
     if path.is_dir():
         weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
         if weights is None or not (path / "config.json").is_file():
             found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-            raise FileNotFoundError(f"{path} needs config.json and one of {', '.join(WEIGHTS)}; it holds {found}")
+            raise FileNotFoundError(f"no checkpoint in {path}: got {found}, expected config.json and {' or '.join(WEIGHTS)}")
         file, config = read_tensors(weights), _read_config(path / "config.json")
         about = config.get(METADATA_KEY)
-        if isinstance(about, dict) and CHECKSUM in about:  # as `export` writes it
+        if isinstance(about, dict) and CHECKSUM in about:  # an exported folder
             _compare(weights, file.tensors, {}, about[CHECKSUM])
-            file = dataclasses.replace(file, checked=True)
         return dataclasses.replace(file, path=path, config=config)
     if not path.is_file():
-        raise ValueError(f"{path} is neither a file nor a folder; give a checkpoint")
+        raise ValueError(f"{path} is neither a file nor a folder")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    checked = check_archive(path)
-    return TensorFile(path, _read_pickle(path), {}, checked)
+    check_archive(path)
+    return TensorFile(path, _read_pickle(path), {})
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds a JSON {type(config).__name__}, not an object; copy it again")
+        raise ValueError(f"{path}: got a JSON {type(config).__name__}, expected an object. Copy it again")
     return config
 
 
 def read_safetensors(path: Path) -> TensorFile:
-    """Tensors of a safetensors file, and what our metadata say of it.
+    """Read a safetensors file, and the config in our metadata.
 
     Raises:
         FileNotFoundError: there is none.
@@ -100,48 +95,48 @@ def read_safetensors(path: Path) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there")
+        raise FileNotFoundError(f"no file at {path}")
     check_bundled(path)
     try:
         with safe_open(path, "pt", backend="pread") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}; copy or convert it again") from error
+        raise ValueError(f"{path} is damaged, or not a safetensors file: {error}. Copy or convert it again") from error
     config = parse_json(metadata.get(METADATA_KEY, "{}"), f"the config in {path}", "write it again")
     if not isinstance(config, dict):
-        raise ValueError(f"{path} has a config that is a JSON {type(config).__name__}, not an object; write it again")
+        raise ValueError(f"the config in {path}: got a JSON {type(config).__name__}, expected an object. Write it again")
     written = config.pop(CHECKSUM, None)
     if written is not None:
         _compare(path, tensors, config, written)
-    return TensorFile(path, tensors, config, written is not None)
+    return TensorFile(path, tensors, config)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write a safetensors file, whole or not at all; the config and a checksum of all are its metadata."""
+    """Write a safetensors file, completely or not at all; the config and a checksum of all are its metadata."""
     ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    about = json.dumps({**config, CHECKSUM: checksum(ready, config)})  # one text: several come in any order
+    about = json.dumps({**config, CHECKSUM: checksum(ready, config)})  # one entry: safetensors does not keep an order
     write_safetensors(path, ready, {METADATA_KEY: about})
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file of contiguous tensors on the CPU, whole or not at all.
+    """Write a safetensors file of contiguous tensors on the CPU, completely or not at all.
 
-    safetensors writes a temporary file of its own and has it readable by its owner alone. It gets a folder for that, which
-    goes with all that is in it, and the file the rights that any other would have.
+    safetensors writes a temporary file of its own that only its owner can read. It gets a folder for that, which is removed
+    with all its content, and the file gets the rights of any other file.
     """
     from safetensors.torch import save_file
 
     with room_beside(path) as room, replacing(path) as part:
         part.touch()
         rights = stat.S_IMODE(part.stat().st_mode)
-        save_file(tensors, room / "whole", metadata=metadata)
-        (room / "whole").replace(part)
+        save_file(tensors, room / "new", metadata=metadata)
+        (room / "new").replace(part)
         part.chmod(rights)
 
 
 def checksum(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    """64 hex digits that change with any tensor, contiguous and on the CPU, and with the config, JSON-able."""
+    """Return 64 hex digits that change with any tensor, contiguous and on the CPU, and with the config."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode("utf-8", "surrogatepass"))
@@ -151,30 +146,30 @@ def checksum(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
 
 def _compare(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], written: Any) -> None:
     if written != checksum(tensors, config):
-        raise ValueError(f"{path} is damaged: its checksum is another one than when it was written; copy or make it again")
+        raise ValueError(f"{path} is damaged: its checksum differs from the recorded one. Copy or make it again")
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], path: Path) -> None:
-    """Refuse weights that are not numbers: whatever is computed from them is none either.
+    """Check that weights are finite.
 
     Raises:
-        ValueError: names the first such tensor.
+        ValueError: names the first tensor that is not.
     """
     for name, tensor in tensors:
         if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
             continue
-        if tensor.itemsize == 1:  # torch compares no numbers of 8 bits
+        if tensor.itemsize == 1:  # torch cannot compare numbers of 8 bits
             tensor = tensor.float()
         if not all(torch.isfinite(bound) for bound in torch.aminmax(tensor)):
             bad = int((~torch.isfinite(tensor)).sum())
             raise ValueError(
-                f"{path}: {name} has {bad} values of {tensor.numel()} that are NaN or infinite: the file is damaged, or "
-                "its training went wrong; take another one"
+                f"{path}: {name} has {bad} NaN or infinite values of {tensor.numel()}. The file is damaged, or its training "
+                "diverged: use another one"
             )
 
 
 class _Inert:
-    """An object of an unknown class: it forgets the state that the file gives it."""
+    """An object of an unknown class: it ignores the state that the file gives it."""
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -183,15 +178,15 @@ class _Inert:
 def load_plain(path: Path, mapped: bool = False) -> Any:
     """Load tensors and plain values that `torch.save` wrote, on the CPU; nothing in the file runs.
 
-    Checkpoints of METER, ViLT and others by Lightning name classes besides: callbacks as keys, Sacred's `ReadOnlyDict`.
-    Each name that torch does not know is replaced by a class of ours: it gives the plain dict or list that it was made
-    from, or else an empty stand-in. torch fills only exact dicts and sets the state only of objects that it allows, so
-    that no stand-in serves both; the second is tried where the first fails. Only zip archives may name such classes.
+    Checkpoints of METER, ViLT and others by Lightning also name classes: callbacks as keys, Sacred's `ReadOnlyDict`.
+    Each name that torch does not know is replaced by a class of ours. It gives the plain dict or list that it was made
+    from, or else an empty object. torch fills only exact dicts, and sets the state only of objects that it allows, so
+    that no object serves both; the second kind is tried where the first fails. Only zip archives may name such classes.
 
     Args:
         path: The file.
-        mapped: Whether the tensors of an archive stay in the file, mapped into memory: nothing is copied, and what is
-            written to them stays out of the file. The file must not be overwritten in place meanwhile.
+        mapped: Whether the tensors of an archive stay in the file, mapped into memory: nothing is copied, and writes to
+            them do not reach the file. The file must not be overwritten in place meanwhile.
 
     Raises:
         ValueError: it is damaged, or holds more than that.
@@ -202,8 +197,8 @@ def load_plain(path: Path, mapped: bool = False) -> Any:
     for kind in (OrderedDict, _Inert) if archive else (OrderedDict,):
         try:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
-            stand_ins: list[Any] = [_Inert, *(_stand_in(name, kind) for name in names)]
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
+            known: list[Any] = [_Inert, *(_unknown_global(name, kind) for name in names)]
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
         except Exception as error:  # a damaged or hostile file can raise anything
             first = first or error
@@ -211,18 +206,8 @@ def load_plain(path: Path, mapped: bool = False) -> Any:
     raise unreadable(path, first) from first
 
 
-def unreadable(path: Path, error: Exception) -> ValueError:
-    """Return the error for a file or folder that torch does not read as plain weights, without torch's advice to run it."""
-    parts = re.split(r"WeightsUnpickler error:|trusted source\.", _describe(error))
-    told = next(part for part in reversed(parts) if part.strip()).strip().splitlines()[0].partition(". Please")[0]
-    return ValueError(
-        f"{path} is damaged or holds more than tensors and plain values: {told[:200]}. Copy or download it again; if you "
-        "trust it, load it where it was written and save its state_dict by safetensors.torch.save_file"
-    )
-
-
-def _stand_in(name: str, kind: type) -> type:
-    """A class of this name that stands for what it names in a file: nothing is imported or called."""
+def _unknown_global(name: str, kind: type) -> type:
+    """Return a class of this name that replaces the one that a file names: nothing is imported or called."""
 
     def new(cls: type, *args: Any) -> Any:
         del cls
@@ -232,6 +217,21 @@ def _stand_in(name: str, kind: type) -> type:
     return type(name, (), {"__module__": module, "__new__": new})
 
 
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """Return the error for a file or folder that torch refuses, without torch's advice to execute it."""
+    parts = re.split(r"WeightsUnpickler error:|trusted source\.", _describe(error))
+    reason = next(part for part in reversed(parts) if part.strip()).strip().splitlines()[0].partition(". Please")[0]
+    return ValueError(
+        f"{path} is damaged or holds more than tensors and plain values: {reason[:200]}. Copy or download it again; if you "
+        "trust it, load it where it was written and save its state_dict by safetensors.torch.save_file"
+    )
+
+
+def _describe(error: Exception) -> str:
+    """Return an error's message, with its class if the message is short or empty."""
+    return str(error) if len(str(error)) > 10 else f"{type(error).__name__} {error}".strip()
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     content = load_plain(path, mapped=True)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -239,33 +239,31 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no state_dict: got a {type(content).__name__}. Save {{'state_dict': ...}} instead")
     size, seen, tensors = path.stat().st_size, set[int](), {}
     for name, tensor in state.items():
-        if not isinstance(name, str) or not _is_plain(tensor):
-            raise ValueError(
-                f"{path} is not a checkpoint: its entry {name!r} is a {type(tensor).__name__}; only plain dense tensors are "
-                "read"
-            )
-        tensors[name] = _owned(path, name, tensor.detach(), size, seen)
+        dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not isinstance(name, str) or not dense or tensor.is_quantized or tensor.is_nested:
+            raise ValueError(f"{path}: got a {type(tensor).__name__} for {name!r}, expected a plain dense tensor on the CPU")
+        tensor = tensor.detach()
+        needed = tensor.numel() * tensor.element_size()
+        if needed > size:  # expanded: its storage is small
+            raise ValueError(f"{path}: {name} of shape {tuple(tensor.shape)} needs {needed} bytes, more than the file has")
+        storage = tensor.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() != needed or not tensor.is_contiguous()
+        seen.add(storage.data_ptr())
+        tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor
     return tensors
 
 
-def _is_plain(tensor: Any) -> bool:
-    dense = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
-    return dense and not tensor.is_quantized and not tensor.is_nested
-
-
-def check_archive(path: Path) -> bool:
+def check_archive(path: Path) -> None:
     """Compare every record of a zip archive with its checksum, which torch does not.
 
-    Returns:
-        Whether it has checksums: torch's files of before 1.6 are no archives, and have none.
+    torch's files of before 1.6 are no archives and have no checksums: any of their bytes may have changed.
 
     Raises:
-        ValueError: one differs, or the archive is none.
+        ValueError: one differs, or the archive is damaged.
     """
-    checked = True
     with path.open("rb") as file:
         if file.read(2) != b"PK":
-            return False
+            return
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
@@ -276,52 +274,28 @@ def check_archive(path: Path) -> bool:
                 if record.external_attr & 0x10:  # torch reads nothing of what is marked as a folder
                     raise zipfile.BadZipFile(f"record {record.filename} is marked as a folder")
                 if record.CRC == 0:  # written with torch.serialization.set_crc32_options(False)
-                    checked = False
                     continue
                 with archive.open(record) as stream:
                     while stream.read(CHUNK):
                         pass
     except Exception as error:  # a damaged archive can raise anything
-        raise ValueError(f"{path} is damaged: {_describe(error)}; copy or download it again") from error
-    return checked
-
-
-def _describe(error: Exception) -> str:
-    """An error in words, also where it has none of its own."""
-    return str(error) if len(str(error)) > 10 else f"{type(error).__name__} {error}".strip()
-
-
-def _owned(path: Path, name: str, tensor: Tensor, file_size: int, seen: set[int]) -> Tensor:
-    """The tensor with memory that it shares with no other."""
-    needed = tensor.numel() * tensor.element_size()
-    if needed > file_size:
-        raise ValueError(f"{path}: {name} of shape {tuple(tensor.shape)} needs {needed} bytes, more than the file has")
-    storage = tensor.untyped_storage()
-    shared = storage.data_ptr() in seen or storage.nbytes() != needed or not tensor.is_contiguous()
-    seen.add(storage.data_ptr())
-    return tensor.clone(memory_format=torch.contiguous_format) if shared else tensor
-
-
-def _replaceable(folder: Path) -> bool:
-    """Whether the folder is empty or one of ours."""
-    if not folder.is_dir():
-        return False
-    config = folder / "config.json"
-    return not any(folder.iterdir()) or (config.is_file() and "model" in _read_config(config))
+        raise ValueError(f"{path} is damaged: {_describe(error)}. Copy or download it again") from error
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all.
+    """Write a folder completely or not at all.
 
     Args:
-        folder: Where; replaced if it is an earlier checkpoint folder of ours or empty.
+        folder: Where; replaced if it is empty or an earlier checkpoint folder of ours.
         fill: Writes the content into the folder it is given.
 
     Raises:
         FileExistsError: something else is there.
     """
-    if folder.exists() and not _replaceable(folder):
-        raise FileExistsError(f"{folder} exists and is not a checkpoint folder; give another name or remove it first")
+    config = folder / "config.json"
+    ours = config.is_file() and "model" in _read_config(config)
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not a checkpoint folder. Give another name or remove it first")
     old = folder.with_name(f".{folder.name}.old")
     try:
         with whole_folder(folder) as fresh:
@@ -330,7 +304,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                 shutil.rmtree(old, ignore_errors=True)
                 folder.replace(old)
     except BaseException:
-        if old.is_dir() and not folder.exists():  # or a writer was killed there, earlier
+        if old.is_dir() and not folder.exists():  # also if an earlier writer was killed between its two renames
             old.replace(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)

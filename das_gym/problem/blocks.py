@@ -1,4 +1,4 @@
-"""How far blocks of consecutive layers move what passes through them, measured in one run of the unskipped model.
+"""How far blocks of consecutive layers move what passes through them, measured in one run of the full model.
 
 A block is some layers of one stream that follow each other; its input is what its first layer reads and its output what its
 last one leaves. `das_gym.problem.statistics` says the same of single layers.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from das_gym.engine.broken import told_examples
+from das_gym.engine.broken import format_examples
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.base import VLP, State
 from das_gym.problem.costs import Costs
@@ -77,8 +77,8 @@ class StatisticInputs:
         return MaskLosses(losses, [layer.stream for layer in layers], [layer.stage for layer in layers])
 
     def losses_without(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) losses under (m, n_layers) masks on the examples, less the loss of the unskipped model."""
-        return self.mask_losses.above_unskipped(masks)
+        """(m,) losses under (m, n_layers) masks on the examples, less the loss of the full model."""
+        return self.mask_losses.above_full_model(masks)
 
 
 @torch.inference_mode()
@@ -112,7 +112,7 @@ def check_layer(vlp: VLP, index: int, values: Any, examples: Sequence[Any]) -> N
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"layer {vlp.layers[index].name} of the full model gives what is not finite, on "
-            f"{told_examples([example.key for example in examples])}: try float32, or train its adapters anew"
+            f"{format_examples([example.key for example in examples])}: try float32, or train its adapters anew"
         )
 
 
@@ -134,7 +134,7 @@ def _changes(vlp: VLP, state: State, output: Tensor, stream: str) -> tuple[tuple
 
 
 def measure_sensitivity(evaluator: Evaluator, examples: Sequence[Any]) -> Sensitivity:
-    """Run the unskipped model on the examples, and its loss backwards, once."""
+    """Run the full model on the examples, and its loss backwards, once."""
     vlp = evaluator.vlp
     totals, rows = np.zeros((2, len(vlp.layers))), 0
     for start in range(0, len(examples), evaluator.batch_size):

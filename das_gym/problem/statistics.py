@@ -46,8 +46,8 @@ class MaskLosses:
         behind = [[o for o in places if self.streams[o[1]] == self.streams[x[1]] and o > x] for x in places]
         return [[index for _, index in sorted(found)] for found in behind]
 
-    def above_unskipped(self, masks: np.ndarray) -> np.ndarray:
-        """(m,) losses under (m, n_layers) bool masks, less the loss of the unskipped model."""
+    def above_full_model(self, masks: np.ndarray) -> np.ndarray:
+        """(m,) losses under (m, n_layers) bool masks, less the loss of the full model."""
         wanted = np.concatenate((np.zeros((1, self.n_layers), dtype=bool), np.asarray(masks, dtype=bool)))
         unknown = list({key: mask for mask in wanted if (key := mask.tobytes()) not in self._known}.values())
         if unknown:
@@ -95,13 +95,13 @@ class Statistic:
 
 
 def leave_one_out(losses: MaskLosses) -> np.ndarray:
-    """(n_layers,) loss with that layer alone skipped, minus the loss of the unskipped model, in nats."""
-    return losses.above_unskipped(losses.runs(1))
+    """(n_layers,) loss with that layer alone skipped, minus the loss of the full model, in nats."""
+    return losses.above_full_model(losses.runs(1))
 
 
 def next_interaction(losses: MaskLosses) -> np.ndarray:
     """(n_layers,) loss with the layer and the next of its stream skipped, beyond what the two cost one by one, in nats."""
-    single, both = np.split(losses.above_unskipped(np.concatenate([losses.runs(length) for length in (1, 2)])), 2)
+    single, both = np.split(losses.above_full_model(np.concatenate([losses.runs(length) for length in (1, 2)])), 2)
     with np.errstate(invalid="ignore"):  # losses may be infinite
         return np.array([both[i] - single[i] - single[b[0]] if b else 0.0 for i, b in enumerate(losses.followers)])
 
@@ -112,7 +112,7 @@ def run_interaction(losses: MaskLosses) -> np.ndarray:
     That is what each costs alone, and what the first two and the last two cost beyond that (`next_interaction`).
     """
     lengths = np.concatenate([losses.runs(length) for length in (1, 2, 3)])
-    single, both, three = np.split(losses.above_unskipped(lengths), 3)
+    single, both, three = np.split(losses.above_full_model(lengths), 3)
     with np.errstate(invalid="ignore"):  # losses may be infinite
         return np.array(
             [three[i] - both[i] - both[b[0]] + single[b[0]] if len(b) > 1 else 0.0 for i, b in enumerate(losses.followers)]
@@ -120,11 +120,11 @@ def run_interaction(losses: MaskLosses) -> np.ndarray:
 
 
 def early_exit(losses: MaskLosses) -> np.ndarray:
-    """(n_layers,) loss with the layer and all behind it in its stream skipped, minus the unskipped model's, in nats."""
+    """(n_layers,) loss with the layer and all behind it in its stream skipped, minus the full model's, in nats."""
     masks = losses.runs(1)
     for index, behind in enumerate(losses.followers):
         masks[index, behind] = True
-    return losses.above_unskipped(masks)
+    return losses.above_full_model(masks)
 
 
 def _of_losses(
@@ -183,7 +183,7 @@ STATISTICS: dict[str, Statistic] = {
             lambda m: m.activity.residual_norm,
         ),
         _of_losses(
-            "loss with the layer alone skipped - loss of the unskipped model, nats (SLEB, arXiv 2402.09025)",
+            "loss with the layer alone skipped - loss of the full model, nats (SLEB, arXiv 2402.09025)",
             leave_one_out,
             1,
         ),
@@ -231,7 +231,7 @@ STATISTICS |= {
             ("leave_one_out", "next_interaction"),
         ),
         _of_losses(
-            "loss with the layer and all behind it in its stream skipped - loss of the unskipped model, nats", early_exit, 1
+            "loss with the layer and all behind it in its stream skipped - loss of the full model, nats", early_exit, 1
         ),
     )
 }

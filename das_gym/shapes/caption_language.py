@@ -1,8 +1,8 @@
-"""What is said about a scene so that it can be told from others: the captions of Shapes-captions.
+"""Captions that distinguish a scene from others: those of Shapes-captions and Shapes-SNLI-VE.
 
 A caption joins two facts, a relation of two objects and something about the rest of the scene, in the words of
-`scene_language`. Whether it is true of any other scene can be asked, so that captions can be chosen that are true of one
-scene alone, and false ones made by changing a word. Nothing is ever a close call: what is false is clearly false.
+`scene_language`. `maybe` tests it on any scene, which serves to choose captions of one scene alone, and false ones with a
+word changed. Nothing is ambiguous: what is false is clearly false.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from das_gym.shapes.scene_language import OPPOSITES, RELATION_MARGIN, RELATIONS
 from das_gym.shapes.scenes import COLORS, SHAPES, Scene, SceneObject, pick, plural
 
 MAX_COUNTED = 5
-"""Largest number that a caption says."""
+"""Largest number in a caption."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Name:
         return f"a {self.color} {self.shape}"
 
     def changed(self) -> Iterator[Name]:
-        """The same with another colour, or with another shape."""
+        """Yield the names with another colour, or with another shape."""
         yield from (replace(self, color=color) for color in COLORS if color != self.color)
         yield from (replace(self, shape=shape) for shape in SHAPES if shape != self.shape)
 
@@ -47,14 +47,14 @@ class Related:
         return f"{self.subject} {self.relation} {self.other}"
 
     def maybe(self, scene: Scene) -> bool:
-        """Whether it is true of the scene, or nearly so."""
+        """Return whether it is true of the scene, or nearly so."""
         by = RELATIONS[self.relation]
         subjects = scene.matching(self.subject.color, self.subject.shape)
         others = scene.matching(self.other.color, self.other.shape)
         return any(by(a, b) > -RELATION_MARGIN for a in subjects for b in others if a is not b)
 
     def changed(self) -> Iterator[Related]:
-        """The same with one word changed."""
+        """Yield the facts with one word changed."""
         yield replace(self, relation=OPPOSITES[self.relation])
         yield from (replace(self, subject=name) for name in self.subject.changed() if name != self.other)
         yield from (replace(self, other=name) for name in self.other.changed() if name != self.subject)
@@ -70,17 +70,17 @@ class There:
         return str(self.name)
 
     def maybe(self, scene: Scene) -> bool:
-        """Whether it is true of the scene."""
+        """Return whether it is true of the scene."""
         return bool(scene.matching(self.name.color, self.name.shape))
 
     def changed(self) -> Iterator[There]:
-        """The same with one word changed."""
+        """Yield the facts with one word changed."""
         yield from (There(name) for name in self.name.changed())
 
 
 @dataclass(frozen=True)
 class Counted:
-    """`2 crosses` or `3 red objects`: neither more nor fewer."""
+    """`2 crosses` or `3 red objects`: exactly n of them."""
 
     number: int
     color: str | None = None
@@ -91,11 +91,11 @@ class Counted:
         return f"{self.number} {noun}"
 
     def maybe(self, scene: Scene) -> bool:
-        """Whether it is true of the scene."""
+        """Return whether it is true of the scene."""
         return len(scene.matching(self.color, self.shape)) == self.number
 
     def changed(self) -> Iterator[Counted]:
-        """The same with one word changed."""
+        """Yield the facts with one word changed."""
         yield from (replace(self, number=n) for n in range(2, MAX_COUNTED + 1) if n != self.number)
         if self.color is not None:
             yield from (replace(self, color=color) for color in COLORS if color != self.color)
@@ -105,7 +105,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class SceneCaption:
-    """Facts that are all true of the scene they were drawn from."""
+    """Facts that are all true of the scene from which they were drawn."""
 
     facts: tuple[Related | There | Counted, ...]
 
@@ -113,17 +113,16 @@ class SceneCaption:
         return ", ".join(map(str, self.facts)) + "."
 
     def maybe(self, scene: Scene) -> bool:
-        """Whether it is true of the scene, or so nearly that one could argue."""
+        """Return whether it is true of the scene, or nearly so."""
         return all(fact.maybe(scene) for fact in self.facts)
 
     def changed(self, scene: Scene) -> list[SceneCaption]:
-        """Every caption that differs by one word and is clearly false of the scene, fact by fact."""
-        return [
-            caption
-            for position, fact in enumerate(self.facts)
-            for new in fact.changed()
-            if not (caption := SceneCaption((*self.facts[:position], new, *self.facts[position + 1 :]))).maybe(scene)
-        ]
+        """Return every caption that differs by one word and is clearly false of the scene, fact by fact."""
+        captions = []
+        for position, fact in enumerate(self.facts):
+            for new in fact.changed():
+                captions.append(SceneCaption((*self.facts[:position], new, *self.facts[position + 1 :])))
+        return [caption for caption in captions if not caption.maybe(scene)]
 
 
 def _name(item: SceneObject) -> Name:
@@ -131,7 +130,7 @@ def _name(item: SceneObject) -> Name:
 
 
 def _related(rng: np.random.Generator, scene: Scene) -> Related | None:
-    """A relation that clearly holds between two objects with different names."""
+    """Draw a relation that clearly holds between two objects with different names."""
     options = [
         Related(_name(a), relation, _name(b))
         for a in scene.objects
@@ -142,34 +141,27 @@ def _related(rng: np.random.Generator, scene: Scene) -> Related | None:
     return pick(rng, options) if options else None
 
 
-def _rest(rng: np.random.Generator, scene: Scene, said: Related) -> There | Counted | None:
-    """Something else: a number of objects, or an object of another name, each as likely where there are both."""
+def _rest(rng: np.random.Generator, scene: Scene, related: Related) -> There | Counted | None:
+    """Draw another fact: a number of objects, or an object of another name, each as likely where there are both."""
     counted = [Counted(n, color=c) for c in COLORS if (n := len(scene.matching(color=c))) >= 2]
     counted += [Counted(n, shape=s) for s in SHAPES if (n := len(scene.matching(shape=s))) >= 2]
-    there = [There(name) for item in scene.objects if (name := _name(item)) not in (said.subject, said.other)]
+    there = [There(name) for item in scene.objects if (name := _name(item)) not in (related.subject, related.other)]
     kinds: list[Sequence[There | Counted]] = [kind for kind in (counted, there) if kind]
     return pick(rng, pick(rng, kinds)) if kinds else None
 
 
 def sample_scene_caption(rng: np.random.Generator, scene: Scene) -> SceneCaption | None:
-    """A caption that is true of the scene, or None where it offers none."""
+    """Draw a caption that is true of the scene; None where there is none."""
     related = _related(rng, scene)
     rest = related and _rest(rng, scene, related)
     return SceneCaption((related, rest)) if related and rest else None
 
 
 def sample_false(rng: np.random.Generator, caption: SceneCaption, scene: Scene, count: int) -> list[SceneCaption]:
-    """Captions with one word changed, clearly false of the scene: the relation's opposite where that is false, and others.
-
-    Args:
-        rng: Draws the others.
-        caption: True of the scene.
-        scene: The scene.
-        count: How many; every scene has some dozens.
-    """
+    """Draw captions with one word changed, clearly false of the scene: first the opposite relation where that is false."""
     options = caption.changed(scene)
     relations = {fact.relation for fact in caption.facts if isinstance(fact, Related)}
-    turned = [o for o in options if any(isinstance(fact, Related) and fact.relation not in relations for fact in o.facts)]
-    others = [option for option in options if option not in turned]
-    drawn = rng.choice(len(others), count - len(turned), replace=False)
-    return turned + [others[int(i)] for i in drawn]
+    opposite = [o for o in options if any(isinstance(f, Related) and f.relation not in relations for f in o.facts)]
+    others = [option for option in options if option not in opposite]
+    drawn = rng.choice(len(others), count - len(opposite), replace=False)
+    return opposite + [others[int(i)] for i in drawn]

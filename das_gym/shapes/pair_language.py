@@ -1,9 +1,9 @@
-"""What is said about two scenes: the statements of Shapes-NLVR2, and pairs of scenes that make them true and false.
+"""Statements about two scenes, those of Shapes-NLVR2, and pairs of scenes that make them true and false.
 
 Every statement is an equation between the left and the right scene: each side comes in two kinds, and the statement is
-true of the pairs (0, 0) and (1, 1) and false of (0, 1) and (1, 0). So each kind of either side is as frequent in true
-pairs as in false ones: one scene with the statement, or the statement alone, tells nothing. The words are those of the
-questions and captions of `scene_language`.
+true of the pairs (0, 0) and (1, 1) and false of (0, 1) and (1, 0). Each kind of either side is therefore as frequent in
+true pairs as in false ones: the statement with one scene, or alone, carries no information. The words are those of
+`scene_language`.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ MAX_COUNTED = 3
 """Most objects of a counted kind in one scene."""
 
 LARGEST_TOTAL = 5
-"""Largest number that a statement says: pre-training captions have no larger ones either."""
+"""Largest number in a statement, as in the captions of pre-training."""
 
 _TRIES = 60
-"""Scenes drawn for a pair before its statements are given up."""
+"""Scenes drawn for a pair before its statements are discarded."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a scene must show.
+    """A condition on a scene.
 
     Attributes:
         objects: Objects that it needs.
-        shown: Whether a scene is of this kind.
+        holds: Whether a scene is of this kind.
     """
 
     objects: tuple[Name, ...]
-    shown: Callable[[Scene], bool]
+    holds: Callable[[Scene], bool]
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,19 @@ class Statement:
     right: tuple[Kind, Kind]
 
 
-def _one_of_two(text: str, family: str, there: Kind, not_there: Kind) -> Statement:
-    """A sentence about something that exactly one of the two scenes must show."""
-    return Statement(text, family, (there, not_there), (not_there, there))
+def _one_of_two(text: str, family: str, present: Kind, absent: Kind) -> Statement:
+    """Return a sentence about something that exactly one of the two scenes contains."""
+    return Statement(text, family, (present, absent), (absent, present))
 
 
-def _say_existence(rng: np.random.Generator) -> Statement:
+def _draw_existence(rng: np.random.Generator) -> Statement:
     color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
-    there = Kind(((color, shape),), lambda scene: len(scene.matching(color, shape)) == 1)
-    not_there = Kind((), lambda scene: not scene.matching(color, shape))
-    return _one_of_two(f"there is 1 {color} {shape}.", "existence", there, not_there)
+    present = Kind(((color, shape),), lambda scene: len(scene.matching(color, shape)) == 1)
+    absent = Kind((), lambda scene: not scene.matching(color, shape))
+    return _one_of_two(f"there is 1 {color} {shape}.", "existence", present, absent)
 
 
-def _say_attribute(rng: np.random.Generator) -> Statement:
+def _draw_attribute(rng: np.random.Generator) -> Statement:
     color, shape = pick(rng, list(COLORS)), pick(rng, SHAPES)
     known: Name
     if rng.random() < 0.5:
@@ -90,16 +90,16 @@ def _say_attribute(rng: np.random.Generator) -> Statement:
         text, known = f"1 {color} object is a {shape}.", (color, None)
 
     def kind(wanted: bool) -> Kind:
-        def shown(scene: Scene) -> bool:
+        def holds(scene: Scene) -> bool:
             found = scene.matching(*known)
             return len(found) == 1 and (found[0].color == color and found[0].shape == shape) is wanted
 
-        return Kind(((color, shape) if wanted else known,), shown)
+        return Kind(((color, shape) if wanted else known,), holds)
 
     return _one_of_two(text, "attribute", kind(True), kind(False))
 
 
-def _say_count(rng: np.random.Generator) -> Statement:
+def _draw_count(rng: np.random.Generator) -> Statement:
     total = int(rng.integers(2, LARGEST_TOTAL + 1))
     lefts = [n for n in range(MAX_COUNTED + 1) if 0 <= total - n <= MAX_COUNTED]
     first, second = rng.choice(lefts, 2, replace=False).tolist()
@@ -117,23 +117,23 @@ def _say_count(rng: np.random.Generator) -> Statement:
     return Statement(f"there are {total} {noun}.", "count", left, right)
 
 
-def _say_relation(rng: np.random.Generator) -> Statement:
+def _draw_relation(rng: np.random.Generator) -> Statement:
     names = [(color, shape) for color in COLORS for shape in SHAPES]
     (a, b), word = rng.choice(len(names), 2, replace=False).tolist(), pick(rng, list(OPPOSITES))
 
     def kind(wanted: bool) -> Kind:
-        def shown(scene: Scene) -> bool:
+        def holds(scene: Scene) -> bool:
             first, second = scene.matching(*names[a]), scene.matching(*names[b])
             by = RELATIONS[word if wanted else OPPOSITES[word]]
             return len(first) == len(second) == 1 and by(first[0], second[0]) >= RELATION_MARGIN
 
-        return Kind((names[a], names[b]), shown)
+        return Kind((names[a], names[b]), holds)
 
     text = f"1 {' '.join(names[a])} is {word} a {' '.join(names[b])}."
     return _one_of_two(text, "relation", kind(True), kind(False))
 
 
-def _say_same(rng: np.random.Generator) -> Statement:
+def _draw_same(rng: np.random.Generator) -> Statement:
     if rng.random() < 0.5:
         shape = pick(rng, SHAPES)
         text = f"the left {shape} is the color of the right {shape}."
@@ -153,13 +153,13 @@ def _say_same(rng: np.random.Generator) -> Statement:
 
 
 STATEMENT_FAMILIES: dict[str, Callable[[np.random.Generator], Statement]] = {
-    "existence": _say_existence,
-    "attribute": _say_attribute,
-    "count": _say_count,
-    "relation": _say_relation,
-    "same": _say_same,
+    "existence": _draw_existence,
+    "attribute": _draw_attribute,
+    "count": _draw_count,
+    "relation": _draw_relation,
+    "same": _draw_same,
 }
-"""Each makes a statement of its family."""
+"""Each draws a statement of its family."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def sample_set(rng: np.random.Generator, families: Sequence[str]) -> StatementSe
 
 
 def _sample_pairs(rng: np.random.Generator, statements: Sequence[Statement]) -> tuple[ScenePair, ...] | None:
-    """Four pairs of scenes, each statement's kinds in an order of its own."""
+    """Draw four pairs of scenes, with the kinds of each statement in random order."""
     orders = [rng.permutation(len(KINDS)).tolist() for _ in statements]
     pairs = []
     for place in range(len(KINDS)):
@@ -207,7 +207,7 @@ def _sample_pairs(rng: np.random.Generator, statements: Sequence[Statement]) -> 
 
 
 def _sample_scene(rng: np.random.Generator, kinds: Sequence[Kind]) -> Scene | None:
-    """A scene that is of every kind; None where none is found soon."""
+    """Draw a scene that is of every kind; None where none is found in `_TRIES`."""
     needed: list[Name] = [name for kind in kinds for name in kind.objects]
     if len(needed) > MAX_OBJECTS:
         return None
@@ -217,6 +217,6 @@ def _sample_scene(rng: np.random.Generator, kinds: Sequence[Kind]) -> Scene | No
         for color, shape in [*needed, *[(None, None)] * (count - len(needed))]:
             objects.append(sample_object(rng, objects, color, shape))
         scene = Scene(tuple(objects), sample_background(rng))
-        if all(kind.shown(scene) for kind in kinds):
+        if all(kind.holds(scene) for kind in kinds):
             return scene
     return None

@@ -1,4 +1,4 @@
-"""What is asked and said about a scene: the questions and captions of Shapes."""
+"""Questions about a scene: those of Shapes-VQA."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
     "above": lambda a, b: b.y - a.y,
     "below": lambda a, b: a.y - b.y,
 }
-"""By how many pixels each relation holds between objects a and b (y grows downwards); negative where it does not."""
+"""By how many pixels each relation holds between objects a and b (y grows downwards); negative: it does not hold."""
 
 OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 RELATION_MARGIN = 16.0
-"""Least difference of the coordinates in question, in pixels: a relation is never a close call."""
+"""Least difference of the coordinates, in pixels, so that a relation is never ambiguous."""
 
 NEAREST_RATIO = 1.4
-"""The second nearest object is at least this many times as far away as the nearest."""
+"""How many times as far away as the nearest object the second nearest is, at least."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with its one answer; `family` is VQAv2's question_type."""
+    """A question with its answer; `family` is VQAv2's question_type."""
 
     text: str
     answer: str
@@ -36,32 +36,15 @@ class Question:
     answer_type: str
 
 
-@dataclass(frozen=True)
-class Caption:
-    """A sentence that is true of a scene, its false twin, and the objects it speaks of.
-
-    Attributes:
-        text: The true sentence.
-        false_text: The sentence with one phrase changed, false of the scene.
-        subjects, others: Indices into `scene.objects`: what the sentence is about, and what it
-            is compared with.
-    """
-
-    text: str
-    false_text: str
-    subjects: tuple[int, ...]
-    others: tuple[int, ...] = ()
-
-
-def _attribute_target(rng: np.random.Generator, scene: Scene) -> tuple[str, SceneObject] | None:
-    """`color` or `shape`, and an object that its other attribute alone identifies."""
+def attribute_target(rng: np.random.Generator, scene: Scene) -> tuple[str, SceneObject] | None:
+    """Draw `color` or `shape`, and an object that its other attribute alone identifies."""
     options = [("color", o) for o in scene.objects if len(scene.matching(shape=o.shape)) == 1]
     options += [("shape", o) for o in scene.objects if len(scene.matching(color=o.color)) == 1]
     return pick(rng, options) if options else None
 
 
-def _absent_name(rng: np.random.Generator, scene: Scene) -> str:
-    """`color shape` of no object, put together from colours and shapes that are there if possible."""
+def absent_name(rng: np.random.Generator, scene: Scene) -> str:
+    """Draw a `color shape` of no object, from colours and shapes of the scene if possible."""
     present = {o.name for o in scene.objects}
     close = [f"{a.color} {b.shape}" for a in scene.objects for b in scene.objects]
     close = sorted(set(close) - present)
@@ -70,8 +53,8 @@ def _absent_name(rng: np.random.Generator, scene: Scene) -> str:
     return pick(rng, sorted({f"{c} {s}" for c in COLORS for s in SHAPES} - present))
 
 
-def _counted(rng: np.random.Generator, scene: Scene, lowest: int) -> tuple[str, int, tuple[SceneObject, ...]]:
-    """A plural such as `red objects` or `circles`, how many there are, and which; every number is as likely."""
+def counted(rng: np.random.Generator, scene: Scene, lowest: int) -> tuple[str, int, tuple[SceneObject, ...]]:
+    """Draw a plural such as `red objects` or `circles`, every number as likely; return it with number and objects."""
     groups: dict[int, list[tuple[str, tuple[SceneObject, ...]]]] = {}
     for color in COLORS:
         found = scene.matching(color=color)
@@ -84,8 +67,8 @@ def _counted(rng: np.random.Generator, scene: Scene, lowest: int) -> tuple[str, 
     return noun, number, found
 
 
-def _related_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, str, SceneObject] | None:
-    """Two objects with unique names and a relation that clearly holds between them."""
+def related_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, str, SceneObject] | None:
+    """Draw two objects with unique names and a relation that clearly holds between them."""
     unique = scene.unique()
     options = []
     for a in unique:
@@ -99,8 +82,8 @@ def _related_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, 
     return pick(rng, options) if options else None
 
 
-def _nearest_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, SceneObject] | None:
-    """An object with a unique name, and the object clearly nearest to it; needs three objects."""
+def nearest_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, SceneObject] | None:
+    """Draw an object with a unique name, and return the object clearly nearest to it; needs three objects."""
     options = []
     for anchor in scene.unique():
         ranked = sorted((o for o in scene.objects if o is not anchor), key=anchor.distance)
@@ -110,7 +93,7 @@ def _nearest_pair(rng: np.random.Generator, scene: Scene) -> tuple[SceneObject, 
 
 
 def _ask_attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
-    target = _attribute_target(rng, scene)
+    target = attribute_target(rng, scene)
     if target is None:
         return None
     asked, item = target
@@ -121,17 +104,17 @@ def _ask_attribute(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 def _ask_existence(rng: np.random.Generator, scene: Scene) -> Question:
     there = rng.random() < 0.5
-    name = pick(rng, scene.objects).name if there else _absent_name(rng, scene)
+    name = pick(rng, scene.objects).name if there else absent_name(rng, scene)
     return Question(f"is there a {name}?", "yes" if there else "no", "existence", "yes/no")
 
 
 def _ask_count(rng: np.random.Generator, scene: Scene) -> Question:
-    noun, number, _ = _counted(rng, scene, lowest=0)
+    noun, number, _ = counted(rng, scene, lowest=0)
     return Question(f"how many {noun} are there?", str(number), "count", "number")
 
 
 def _ask_relation(rng: np.random.Generator, scene: Scene) -> Question | None:
-    pair = _related_pair(rng, scene)
+    pair = related_pair(rng, scene)
     if pair is None:
         return None
     a, relation, b = pair
@@ -141,7 +124,7 @@ def _ask_relation(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _ask_nearest(rng: np.random.Generator, scene: Scene) -> Question | None:
-    pair = _nearest_pair(rng, scene)
+    pair = nearest_pair(rng, scene)
     if pair is None:
         return None
     anchor, nearest = pair
@@ -157,66 +140,4 @@ QUESTION_FAMILIES: dict[str, Callable[[np.random.Generator, Scene], Question | N
     "relation": _ask_relation,
     "nearest": _ask_nearest,
 }
-"""Each asks one question of its family, or returns None where the scene has nothing to ask about."""
-
-
-def _index(scene: Scene, *items: SceneObject) -> tuple[int, ...]:
-    return tuple(i for i, o in enumerate(scene.objects) if any(o is item for item in items))
-
-
-def _say_attribute(rng: np.random.Generator, scene: Scene) -> Caption | None:
-    target = _attribute_target(rng, scene)
-    if target is None:
-        return None
-    asked, item = target
-    if asked == "color":
-        wrong = pick(rng, [c for c in COLORS if c != item.color])
-        return Caption(f"the {item.shape} is {item.color}.", f"the {item.shape} is {wrong}.", _index(scene, item))
-    wrong = pick(rng, [s for s in SHAPES if s != item.shape])
-    return Caption(
-        f"the {item.color} object is a {item.shape}.", f"the {item.color} object is a {wrong}.", _index(scene, item)
-    )
-
-
-def _say_existence(rng: np.random.Generator, scene: Scene) -> Caption:
-    item = pick(rng, scene.objects)
-    others = scene.matching(item.color, item.shape)
-    return Caption(f"there is a {item.name}.", f"there is a {_absent_name(rng, scene)}.", _index(scene, *others))
-
-
-def _say_count(rng: np.random.Generator, scene: Scene) -> Caption:
-    noun, number, found = _counted(rng, scene, lowest=0)
-    wrong = pick(rng, [n for n in range(max(0, number - 1), number + 3) if n != number])
-    return Caption(f"there are {number} {noun}.", f"there are {wrong} {noun}.", _index(scene, *found))
-
-
-def _say_relation(rng: np.random.Generator, scene: Scene) -> Caption | None:
-    pair = _related_pair(rng, scene)
-    if pair is None:
-        return None
-    a, relation, b = pair
-    true, false = (f"the {a.name} is {word} the {b.name}." for word in (relation, OPPOSITES[relation]))
-    return Caption(true, false, _index(scene, a), _index(scene, b))
-
-
-def _say_nearest(rng: np.random.Generator, scene: Scene) -> Caption | None:
-    pair = _nearest_pair(rng, scene)
-    if pair is None:
-        return None
-    anchor, nearest = pair
-    others = [o for o in scene.objects if o is not anchor and o.name != nearest.name]
-    if not others:
-        return None
-    wrong = pick(rng, others)
-    start = f"nearest to the {anchor.name} is a"
-    return Caption(f"{start} {nearest.name}.", f"{start} {wrong.name}.", _index(scene, nearest), _index(scene, anchor))
-
-
-CAPTION_FAMILIES: dict[str, Callable[[np.random.Generator, Scene], Caption | None]] = {
-    "attribute": _say_attribute,
-    "existence": _say_existence,
-    "count": _say_count,
-    "relation": _say_relation,
-    "nearest": _say_nearest,
-}
-"""Each says one sentence of its family, or returns None where the scene offers none."""
+"""Each draws a question of its family, or returns None where the scene has none."""

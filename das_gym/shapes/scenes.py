@@ -1,8 +1,4 @@
-"""Scenes of coloured shapes: what the bundled Shapes data set draws and asks about.
-
-A scene is a handful of objects on a plain background. Everything else in Shapes (pictures,
-questions, captions, patch labels) is a function of it.
-"""
+"""Scenes of coloured shapes, from which the bundled data sets draw their images and sentences."""
 
 from __future__ import annotations
 
@@ -47,11 +43,11 @@ class SceneObject:
 
     @property
     def name(self) -> str:
-        """How questions call it, such as `red circle`."""
+        """Its name in questions, such as `red circle`."""
         return f"{self.color} {self.shape}"
 
     def distance(self, other: SceneObject) -> float:
-        """Distance between the two centres, in pixels."""
+        """Return the distance between the two centres, in pixels."""
         return math.hypot(self.x - other.x, self.y - other.y)
 
 
@@ -63,22 +59,22 @@ class Scene:
     background: int
 
     def matching(self, color: str | None = None, shape: str | None = None) -> tuple[SceneObject, ...]:
-        """The objects of that colour and shape; None matches any."""
+        """Return the objects of a colour and shape; None matches any."""
         return tuple(o for o in self.objects if color in (None, o.color) and shape in (None, o.shape))
 
     def unique(self) -> tuple[SceneObject, ...]:
-        """The objects whose name no other object of the scene shares."""
+        """Return the objects whose name no other object has."""
         names = [o.name for o in self.objects]
         return tuple(o for o in self.objects if names.count(o.name) == 1)
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, each as likely."""
+    """Draw one of the options, each as likely."""
     return options[int(rng.integers(len(options)))]
 
 
 def plural(shape: str) -> str:
-    """`circles`, `crosses`."""
+    """Return the plural, such as `circles` or `crosses`."""
     return shape + ("es" if shape.endswith("s") else "s")
 
 
@@ -98,7 +94,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 def sample_object(
     rng: np.random.Generator, others: list[SceneObject], color: str | None = None, shape: str | None = None
 ) -> SceneObject:
-    """Draw an object that overlaps none of the others; what is not given of colour and shape is drawn.
+    """Draw an object that overlaps none of the others, and its colour and shape unless given.
 
     Where neither is given, half of the objects repeat the colour or the shape of another.
     """
@@ -120,7 +116,7 @@ def sample_background(rng: np.random.Generator) -> int:
 
 
 def _free_place(rng: np.random.Generator, objects: list[SceneObject]) -> tuple[float, float]:
-    """A centre at least MIN_GAP from every object; five find room in 96 x 96 pixels, but for freak cases."""
+    """Draw a centre at least MIN_GAP from every object; five practically always fit in 96 x 96 pixels."""
     margin = MAX_RADIUS + 1
     while True:
         x, y = rng.uniform(margin, IMAGE_SIZE - margin, size=2)
@@ -129,7 +125,7 @@ def _free_place(rng: np.random.Generator, objects: list[SceneObject]) -> tuple[f
 
 
 def _outline(item: SceneObject) -> list[tuple[float, float]]:
-    """Corners of every shape but the circle, in pixels."""
+    """Return the corners of any shape but the circle, in pixels."""
     x, y, r = item.x, item.y, item.radius
     if item.shape == "square":
         s = 0.85 * r
@@ -145,7 +141,8 @@ def _outline(item: SceneObject) -> list[tuple[float, float]]:
     return [(x + dx, y + dy) for dx, dy in corners]
 
 
-def _paint(draw: ImageDraw.ImageDraw, item: SceneObject, fill: tuple[int, ...] | int) -> None:
+def paint(draw: ImageDraw.ImageDraw, item: SceneObject, fill: tuple[int, ...] | int) -> None:
+    """Draw an object."""
     if item.shape == "circle":
         r = item.radius
         draw.ellipse((item.x - r, item.y - r, item.x + r, item.y + r), fill=fill)
@@ -154,36 +151,9 @@ def _paint(draw: ImageDraw.ImageDraw, item: SceneObject, fill: tuple[int, ...] |
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene: RGB, 96 x 96."""
+    """Return the image of a scene: RGB, 96 x 96."""
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (scene.background,) * 3)
     draw = ImageDraw.Draw(image)
     for item in scene.objects:
-        _paint(draw, item, COLORS[item.color])
+        paint(draw, item, COLORS[item.color])
     return image
-
-
-def pixel_owners(scene: Scene) -> np.ndarray:
-    """(96, 96) int64: which object each pixel shows, an index into `scene.objects`, or -1 for background."""
-    ids = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 0)
-    draw = ImageDraw.Draw(ids)
-    for index, item in enumerate(scene.objects):
-        _paint(draw, item, index + 1)
-    return np.asarray(ids, dtype=np.int64) - 1
-
-
-def patch_owners(scene: Scene, patch_size: int, min_share: float = 0.15) -> np.ndarray:
-    """Which object each patch shows.
-
-    Args:
-        scene: The scene.
-        patch_size: Side of a patch in pixels; must divide 96.
-        min_share: Least share of a patch (0..1) that an object must cover to own it.
-
-    Returns:
-        (n_patches,) int64 in raster order: an index into `scene.objects`, or -1 for background.
-    """
-    side = IMAGE_SIZE // patch_size
-    cells = pixel_owners(scene).reshape(side, patch_size, side, patch_size)
-    numbers = np.arange(len(scene.objects)).reshape(-1, 1, 1, 1, 1)
-    share = (cells[None] == numbers).mean(axis=(2, 4)).reshape(len(scene.objects), -1)
-    return np.where(share.max(axis=0) >= min_share, share.argmax(axis=0), -1)

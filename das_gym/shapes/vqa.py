@@ -1,29 +1,29 @@
-"""Shapes-VQA: the bundled data set, generated from a seed and written in VQAv2's own format."""
+"""Shapes-VQA: the bundled data set, generated from a seed and written in VQAv2's format."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from das_gym.files import whole_folder
-from das_gym.progress import Progress, progress
+from das_gym.files import absolute
+from das_gym.progress import Progress
 from das_gym.shapes.scene_language import QUESTION_FAMILIES, Question
-from das_gym.shapes.scenes import COLORS, SHAPES, Scene, pick, render, sample_scene
-from das_gym.shapes.writing import NewPictures, bundled_root, jpeg, new_folder
+from das_gym.shapes.scenes import COLORS, SHAPES, pick, render, sample_scene
+from das_gym.shapes.writing import NewImages, bundled_root, check_counts, jpeg, new_data_set
 
 VERSION = 1
-"""Names the folder in the cache. Raise it with every change to what is drawn or asked, so that no stale folder is read."""
+"""Names the folder in the cache. Raise it with every change of images or questions, so that no stale folder is read."""
 
 TRAIN_SCENES, VAL_SCENES = 6000, 800
 """Scenes of the bundled data set: train2014, val2014."""
 
 FIRST_IMAGE_ID = {"train2014": 1, "val2014": 500_001}
-"""Image ids count up from here; fixed, so that the halves of val2014 do not depend on the number of training scenes."""
+"""The first image ids; fixed, so that the halves of val2014 do not depend on the number of training scenes."""
 
 N_ANNOTATORS = 10
 
@@ -38,19 +38,96 @@ _INFO = {
 _LICENSE = {"url": "https://opensource.org/license/mit", "name": "MIT License"}
 
 
-def _new_scenes(rng: np.random.Generator, count: int, pictures: NewPictures) -> Iterator[tuple[Scene, bytes]]:
-    """Scenes with their JPEG files, none of whose pictures occurred before."""
-    drawn = 0
-    while drawn < count:
+def write_shapes(
+    folder: str | Path,
+    seed: int = 0,
+    train_scenes: int = TRAIN_SCENES,
+    val_scenes: int = VAL_SCENES,
+    disagreement: float = 0.0,
+) -> Path:
+    """Write Shapes-VQA in VQAv2's format: questions and annotations JSON, and a folder of JPEG images, per split.
+
+    Every scene gets a question of each family that applies, and no image occurs twice. The same arguments write the
+    same data.
+
+    Example:
+        >>> from das_gym.shapes.vqa import write_shapes
+        >>> folder = write_shapes("shapes", train_scenes=20, val_scenes=20)
+        >>> (folder / "v2_mscoco_train2014_annotations.json").is_file()
+        True
+
+    Args:
+        folder: A new or an empty folder.
+        seed: Seed of everything, 0 or more.
+        train_scenes: Images of train2014, 1 or more.
+        val_scenes: Images of val2014, 1 or more.
+        disagreement: Probability, 0..1, that an annotator gives a wrong answer of the right kind. Scenes and questions
+            do not depend on it.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        FileExistsError: The folder is not empty.
+        ValueError: A number is out of its range.
+    """
+    folder = absolute(folder)
+    check_counts(0, seed=seed)
+    check_counts(1, train_scenes=train_scenes, val_scenes=val_scenes)
+    if not 0 <= disagreement <= 1:
+        raise ValueError(f"wrong `disagreement`: got {disagreement}, expected 0..1")
+    images, counts = NewImages(), {"train2014": train_scenes, "val2014": val_scenes}
+    with new_data_set(folder, "Shapes-VQA", train_scenes + val_scenes) as (partial, bar):
+        for rng, (split, count) in zip(np.random.default_rng(seed).spawn(2), counts.items(), strict=True):
+            _write_split(partial, split, count, rng, images, bar, (seed, disagreement))
+    return folder
+
+
+def _write_split(
+    folder: Path,
+    split: str,
+    count: int,
+    rng: np.random.Generator,
+    images: NewImages,
+    bar: Progress,
+    annotators: tuple[int, float],
+) -> None:
+    """Write the images, questions and annotations of one split; `annotators` are seed and disagreement."""
+    seed, disagreement = annotators
+    questions: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    (folder / split).mkdir()
+    image_id, end = FIRST_IMAGE_ID[split], FIRST_IMAGE_ID[split] + count
+    while image_id < end:
         scene = sample_scene(rng)
         content = jpeg(render(scene))
-        if pictures.add(content):
-            drawn += 1
-            yield scene, content
+        if not images.add(content):
+            continue
+        (folder / split / f"COCO_{split}_{image_id:012d}.jpg").write_bytes(content)
+        drawn = [question for ask in QUESTION_FAMILIES.values() if (question := ask(rng, scene)) is not None]
+        for question_id, question in enumerate(drawn, start=image_id * 1000):
+            questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
+            answers = _answers(question, np.random.default_rng([seed, question_id]), disagreement)
+            annotations.append(_annotation(question, question_id, image_id, answers))
+        image_id += 1
+        bar.update()
+    common = {"info": _INFO, "license": _LICENSE, "data_type": "mscoco", "data_subtype": split}
+    files: dict[str, dict[str, Any]] = {
+        f"v2_OpenEnded_mscoco_{split}_questions.json": {"task_type": "Open-Ended", "questions": questions},
+        f"v2_mscoco_{split}_annotations.json": {"annotations": annotations},
+    }
+    for name, entries in files.items():
+        (folder / name).write_text(json.dumps({**common, **entries}, separators=(",", ":")), encoding="utf-8")
+
+
+def _answers(question: Question, rng: np.random.Generator, disagreement: float) -> list[str]:
+    """Draw the answers of the annotators."""
+    wrong = rng.random(N_ANNOTATORS) < disagreement
+    return [pick(rng, _wrong_answers(question)) if errs else question.answer for errs in wrong]
 
 
 def _wrong_answers(question: Question) -> list[str]:
-    """What somebody might say who looked badly: of the same kind as the answer, a count one off."""
+    """Return the wrong answers of the same kind as the right one; of a count those that are one off."""
     if question.answer_type == "number":
         number = int(question.answer)
         return [str(other) for other in (number - 1, number + 1) if other >= 0]
@@ -59,18 +136,12 @@ def _wrong_answers(question: Question) -> list[str]:
     return [other for other in kind if other != question.answer]
 
 
-def _said(question: Question, rng: np.random.Generator, disagreement: float) -> list[str]:
-    """What each annotator answers."""
-    wrong = rng.random(N_ANNOTATORS) < disagreement
-    return [pick(rng, _wrong_answers(question)) if errs else question.answer for errs in wrong]
-
-
-def _annotation(question: Question, question_id: int, image_id: int, said: list[str]) -> dict[str, Any]:
-    """VQAv2's entry; of answers that equally many gave, the right one is the majority's."""
-    counts = Counter(said)
-    answers = [
+def _annotation(question: Question, question_id: int, image_id: int, answers: list[str]) -> dict[str, Any]:
+    """Return VQAv2's entry; of equally frequent answers the right one is the majority's."""
+    counts = Counter(answers)
+    listed = [
         {"answer": answer, "answer_confidence": "yes" if answer == question.answer else "maybe", "answer_id": number}
-        for number, answer in enumerate(said, start=1)
+        for number, answer in enumerate(answers, start=1)
     ]
     return {
         "question_id": question_id,
@@ -78,99 +149,10 @@ def _annotation(question: Question, question_id: int, image_id: int, said: list[
         "question_type": question.family,
         "answer_type": question.answer_type,
         "multiple_choice_answer": max(counts, key=lambda answer: (counts[answer], answer == question.answer)),
-        "answers": answers,
+        "answers": listed,
     }
 
 
-def _write_json(path: Path, entries: dict[str, list[dict[str, Any]]], split: str, **fields: str) -> None:
-    whole = {"info": _INFO, "license": _LICENSE, "data_type": "mscoco", "data_subtype": split, **fields, **entries}
-    path.write_text(json.dumps(whole, separators=(",", ":")), encoding="utf-8")
-
-
-def _write_split(
-    folder: Path,
-    split: str,
-    scenes: Iterable[tuple[Scene, bytes]],
-    rng: np.random.Generator,
-    annotators: Callable[[Question, int], list[str]],
-) -> None:
-    """The images, questions and annotations of one split; a question of each family that a scene offers."""
-    questions: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    (folder / split).mkdir()
-    for image_id, (scene, content) in enumerate(scenes, start=FIRST_IMAGE_ID[split]):
-        (folder / split / f"COCO_{split}_{image_id:012d}.jpg").write_bytes(content)
-        asked = [question for ask in QUESTION_FAMILIES.values() if (question := ask(rng, scene)) is not None]
-        for question_id, question in enumerate(asked, start=image_id * 1000):
-            questions.append({"image_id": image_id, "question": question.text, "question_id": question_id})
-            annotations.append(_annotation(question, question_id, image_id, annotators(question, question_id)))
-    questions_path = folder / f"v2_OpenEnded_mscoco_{split}_questions.json"
-    _write_json(questions_path, {"questions": questions}, split, task_type="Open-Ended")
-    _write_json(folder / f"v2_mscoco_{split}_annotations.json", {"annotations": annotations}, split)
-
-
-def _checked_target(folder: Path, seed: int, counts: dict[str, int]) -> Path:
-    """The folder as an absolute path, once it is clear that everything can be written."""
-    folder = new_folder(folder, "Shapes")
-    if seed < 0:
-        raise ValueError(f"seed={seed}; a seed is 0 or more")
-    most = FIRST_IMAGE_ID["val2014"] - FIRST_IMAGE_ID["train2014"]
-    for name, count in counts.items():
-        if not 1 <= count <= most:
-            raise ValueError(f"{name}={count} scenes; a split has 1..{most}")
-    return folder
-
-
-def write_shapes(
-    folder: str | Path,
-    seed: int = 0,
-    train_scenes: int = TRAIN_SCENES,
-    val_scenes: int = VAL_SCENES,
-    disagreement: float = 0.0,
-) -> Path:
-    """Write Shapes-VQA as VQAv2 has it: questions and annotations JSON, and a folder of JPEG images, per split.
-
-    Every scene gets a question of each family that it offers, and no picture occurs twice, in one split or in two.
-    The same arguments write the same data. The folder appears whole or not at all.
-
-    Args:
-        folder: Where to write; a new or an empty folder.
-        seed: Seed of everything that is drawn, 0 or more.
-        train_scenes: Images of train2014, 1..500,000.
-        val_scenes: Images of val2014, 1..500,000.
-        disagreement: Chance of each annotator to give a wrong answer of the right one's kind, 0..1; the bundled data have
-            0. Scenes and questions do not depend on it.
-
-    Returns:
-        The folder, absolute.
-
-    Raises:
-        FileExistsError: The folder holds something.
-        ValueError: A number is out of its range.
-    """
-    counts = {"train2014": train_scenes, "val2014": val_scenes}
-    folder = _checked_target(Path(folder), seed, {"train_scenes": train_scenes, "val_scenes": val_scenes})
-    if not 0 <= disagreement <= 1:
-        raise ValueError(f"disagreement={disagreement} is not allowed; it is a chance, use 0..1")
-
-    def annotators(question: Question, question_id: int) -> list[str]:
-        return _said(question, np.random.default_rng([seed, question_id]), disagreement)
-
-    pictures = NewPictures()
-    with whole_folder(folder) as partial:
-        for rng, (split, count) in zip(np.random.default_rng(seed).spawn(2), counts.items(), strict=True):
-            with progress(count, f"drawing Shapes-VQA {split}", unit="scene") as bar:
-                _write_split(partial, split, _told(_new_scenes(rng, count, pictures), bar), rng, annotators)
-    return folder
-
-
-def _told(scenes: Iterator[tuple[Scene, bytes]], bar: Progress) -> Iterator[tuple[Scene, bytes]]:
-    """The scenes, each told to the progress bar."""
-    for scene in scenes:
-        yield scene
-        bar.update()
-
-
 def shapes_root(cache: str | Path | None = None) -> Path:
-    """The bundled Shapes-VQA, a `data_root`, written on first use (a few seconds, about 40 MB); see `bundled_root`."""
+    """Return the bundled Shapes-VQA, a `data_root`, which is written on first use (a few seconds, about 40 MB)."""
     return bundled_root(f"shapes-vqa-{VERSION}", write_shapes, "Shapes-VQA", cache)

@@ -42,7 +42,7 @@ def test_every_cell_has_a_command_that_exists():
             assert f"{model.lower()}_{task}" in named_environments()
             assert task in NEEDED
             weight = PAPER[model, named_environments()[f"{model.lower()}_{task}"].task].itm_weight
-            assert MATCHED.get(task, ()) == ((f"itm_weight={weight}",) if weight else ())
+            assert MATCHED.get(task, ()) == ((f"train.itm_weight={weight}",) if weight else ())
             assert das_command(model, task).startswith("python -m adapt das with ")
             changes = dict(word.removeprefix("das.").split("=") for word in (more[0] if more else ()))
             assert changes.keys() <= {f.name for f in dataclasses.fields(DASSettings)}

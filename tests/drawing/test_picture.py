@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
-from das_gym.drawing import picture
 from das_gym.drawing.architecture import Architecture
-from das_gym.drawing.picture import KEPT, WIDTH, Scene, draw
+from das_gym.drawing.picture import KEPT, SMALL, WIDTH, Scene, draw, font, layout
 from das_gym.problem.mask_cost import MaskCost
 
 
@@ -24,7 +23,7 @@ def blue(image: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("n_units", [12, 24, 72])
-def test_what_is_drawn_full_is_what_is_kept(n_units: int):
+def test_draw_fills_kept_units_by_their_share(n_units: int):
     nothing, half = np.zeros(n_units, bool), np.arange(n_units) % 2 == 1  # the MLPs, which cost twice as much
     whole, rest = draw(scene(n_units, nothing)), draw(scene(n_units, half))
     assert whole.dtype == np.uint8
@@ -36,23 +35,18 @@ def test_what_is_drawn_full_is_what_is_kept(n_units: int):
 
 
 @pytest.mark.parametrize("n_units", [2, 12, 24, 72, 200])
-def test_labels_do_not_overlap(n_units: int, monkeypatch: pytest.MonkeyPatch):
-    places: list[tuple[float, float, float]] = []
-
-    def note(canvas, unit, skipped, box):
-        half = picture.font(picture.SMALL).getlength(unit.label) / 2
-        middle = (box[0] + box[2]) / 2
+def test_layout_keeps_labels_apart(n_units: int):
+    architecture = scene(n_units, np.zeros(n_units, bool)).architecture
+    places = []
+    for unit, box in zip(architecture.units, layout(architecture).boxes, strict=True):
+        half, middle = font(SMALL).getlength(unit.label) / 2, (box[0] + box[2]) / 2
         places.append((box[1], min(box[0], middle - half), max(box[2], middle + half)))
-
-    monkeypatch.setattr(picture, "_draw_unit", note)
-    draw(scene(n_units, np.zeros(n_units, bool)))
-    places = sorted(places[2:])  # the first two are the legend's
-    assert len(places) == n_units
+    places.sort()
     assert all(one[0] != other[0] or one[2] < other[1] for one, other in itertools.pairwise(places))
     assert max(right for _, _, right in places) <= WIDTH
 
 
-def test_the_search_so_far_is_drawn():
+def test_draw_shows_the_search():
     mask = np.zeros(12, bool)
     flat = draw(scene(12, mask, improvements=[(1, 0.5)], evaluations=9))
     rising = draw(scene(12, mask, improvements=[(1, 0.1), (5, 0.5)], evaluations=9))
@@ -60,7 +54,7 @@ def test_the_search_so_far_is_drawn():
     assert (draw(scene(12, mask)) != flat).any()
 
 
-def test_long_facts_end_before_the_curve():
+def test_draw_shrinks_long_facts():
     fact = "24,198,912 MACs an example, 11.9 % saved (baseline: 27,470,336)"
     plain, told = (draw(replace(scene(12, np.zeros(12, bool)), facts=facts)) for facts in ([], [fact]))
     changed = np.flatnonzero((plain != told).any(axis=(0, 2)))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.engine import ranking
 from das_gym.engine.ranking import rank, recalls
 from das_gym.models.inputs import Pair
 from das_gym.models.meter.model import METER
@@ -68,7 +67,7 @@ def calm(world: World) -> World:
 @pytest.mark.slow
 @pytest.mark.parametrize("skipped", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
-def test_equal_to_plain_forwards(worlds: dict, model: str, skipped: tuple[int, ...]):
+def test_rank_equals_plain_forwards(worlds: dict, model: str, skipped: tuple[int, ...]):
     mask = np.isin(np.arange(12), skipped)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-6)):  # scores are returned in float32
         world = calm(worlds[model, dtype])
@@ -97,22 +96,10 @@ def test_stage_0_runs_once_per_text_and_once_per_image(meter: World, monkeypatch
     assert runs == {"text": len(TEXTS), "image": len(IMAGES)}
 
 
-def test_memory_bound_changes_no_score(meter: World, monkeypatch: pytest.MonkeyPatch):
-    head = head_for(meter)
-    whole = rank(meter.vlp, head, meter.task.processor, IMAGES, TEXTS, batch_size=2)
-    lots = []
-    original = ranking._lots
-
-    def counted(*arguments):
-        for lot in original(*arguments):
-            lots.append(len(lot))
-            yield lot
-
-    monkeypatch.setattr(ranking, "_lots", counted)
-    np.testing.assert_array_equal(
-        rank(meter.vlp, head, meter.task.processor, IMAGES, TEXTS, batch_size=2, max_bytes=1), whole
-    )
-    assert lots == [1, 1, 1, 1]
+def test_memory_bound_changes_no_score(meter: World):
+    arguments = (meter.vlp, head_for(meter), meter.task.processor, IMAGES, TEXTS)
+    expected = rank(*arguments, batch_size=2)
+    np.testing.assert_array_equal(rank(*arguments, batch_size=2, max_bytes=1), expected)
 
 
 def test_pruned_model_and_progress(new_world: Callable[..., World]):
@@ -126,29 +113,24 @@ def test_pruned_model_and_progress(new_world: Callable[..., World]):
     assert sum(done) == len(IMAGES) * len(TEXTS)
 
 
-def test_refuses(meter: World):
+def test_rank_rejects_what_gives_no_score(meter: World):
     arguments = (meter.vlp, head_for(meter), meter.task.processor)
-    with pytest.raises(ValueError, match="0 images and 7 texts: give at least one of each"):
+    with pytest.raises(ValueError, match="0 images and 7 texts"):
         rank(*arguments, (), TEXTS)
     with pytest.raises(ValueError, match="4 images and 0 texts"):
         rank(*arguments, IMAGES, ())
-    with pytest.raises(ValueError, match="batch_size=0: use 1 or more"):
-        rank(*arguments, IMAGES, TEXTS, batch_size=0)
-    with pytest.raises(ValueError, match=r"mask of shape \(11,\): this model has 12 layers"):
+    with pytest.raises(ValueError, match=r"got shape \(11,\)"):
         rank(*arguments, IMAGES, TEXTS, np.zeros(11))
-    with pytest.raises(ValueError, match="the model is in train mode"):
+    with pytest.raises(ValueError, match="train mode"):
         rank(METER(meter.vlp.config), *arguments[1:], IMAGES, TEXTS)
 
 
-def test_a_score_that_is_not_a_number_is_named(new_world: Callable[..., World]):
+def test_rank_names_a_score_that_is_not_finite(new_world: Callable[..., World]):
     world = new_world()
     with torch.no_grad():
         world.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
-    mask = np.arange(12) == 3
-    with pytest.raises(
-        ValueError, match=r"28 of 28 scores are not finite, the first is that of painting 0 with 'a red star\.'"
-    ):
-        rank(world.vlp, head_for(world), world.task.processor, IMAGES, TEXTS, mask)
+    with pytest.raises(ValueError, match=r"28 of 28 scores .* painting 0 with 'a red star\.'"):
+        rank(world.vlp, head_for(world), world.task.processor, IMAGES, TEXTS, np.arange(12) == 3)
 
 
 def test_recalls_by_hand():
@@ -167,7 +149,7 @@ def test_recalls_of_sorted_and_of_equal_scores():
     owner = np.repeat(np.arange(20), 5)
     perfect = (np.arange(20)[:, None] == owner).astype(float)
     assert set(recalls(perfect, owner).values()) == {1.0}
-    assert set(recalls(np.zeros((20, 100)), owner).values()) == {0.0}  # nothing is told apart
+    assert set(recalls(np.zeros((20, 100)), owner).values()) == {0.0}  # a constant score earns nothing
     chance = recalls(np.random.default_rng(0).random((20, 100)), owner)
     assert chance["ir_r10"] == pytest.approx(0.5, abs=0.15)
     assert chance["ir_r1"] <= chance["ir_r5"] <= chance["ir_r10"]
@@ -176,12 +158,12 @@ def test_recalls_of_sorted_and_of_equal_scores():
 @pytest.mark.parametrize(
     ("scores", "owner", "message"),
     [
-        (np.zeros((2, 3)), [0, 1], r"scores of shape \(2, 3\) and image_of_text of shape \(2,\)"),
-        (np.zeros((0, 0)), [], "give"),
-        (np.zeros((2, 2)), [0, 0], r"must name each of the 2 images, 0\.\.1, at least once"),
-        (np.array([[0.0, np.nan], [0, 0]]), [0, 1], "not finite"),
+        (np.zeros((2, 3)), [0, 1], r"got \(2, 3\) and \(2,\)"),
+        (np.zeros((0, 0)), [], "invalid shapes"),
+        (np.zeros((2, 2)), [0, 0], "`image_of_text`"),
+        (np.array([[0.0, np.nan], [0, 0]]), [0, 1], "NaN"),
     ],
 )
-def test_recalls_refuse(scores: np.ndarray, owner: list[int], message: str):
+def test_recalls_rejects(scores: np.ndarray, owner: list[int], message: str):
     with pytest.raises(ValueError, match=message):
         recalls(scores, owner)

@@ -53,7 +53,7 @@ def settings(small_kwargs: dict[str, str]) -> dict:
 @pytest.fixture
 def unconnected(monkeypatch: pytest.MonkeyPatch, settings: dict) -> Problem:
     """A problem whose workers are never started, and which needs no cluster."""
-    monkeypatch.setattr(sharded, "_connect", lambda: None)
+    monkeypatch.setattr(sharded, "connect_to_ray", lambda: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}])
     return build_problem(ProblemConfig(**settings))
 
@@ -85,7 +85,7 @@ def test_table_and_vector_environment_have_the_numbers_of_one_process(
         evaluator = env.unwrapped.template.scorer.problem.evaluator
         if kwargs is settings:
             assert len(evaluator._workers) == 2
-            with pytest.raises(ValueError, match=r"^no examples to score masks on; give at least one$"):
+            with pytest.raises(ValueError, match=r"^got no examples to score masks on"):
                 evaluator._share(MASKS, (), True, True)  # what workers refuse is told as it would be alone
             env.close()
             assert not evaluator._workers
@@ -135,7 +135,7 @@ def test_a_worker_killed_amid_a_table_costs_its_shard(
 
 def test_shards_are_neighbours_in_the_tree(unconnected: Problem):
     masks = np.array([[b >> i & 1 for i in range(6)] for b in range(64)], dtype=bool)
-    rows = unconnected.evaluator._tree_order(masks)
+    rows = sharded.tree_order(masks, unconnected.vlp.stages)
     assert sorted(rows.tolist()) == list(range(64))
     first = masks[rows[:16]][:, list(unconnected.vlp.stages[0])]
     assert len(np.unique(first, axis=0)) == 1  # a quarter of the masks, one way through stage 0
@@ -161,7 +161,7 @@ def test_workers_get_adapters_as_they_are_now(unconnected: Problem, small_kwargs
 @pytest.mark.parametrize(("model", "task"), [("ViLT", "retrieval"), ("VLM", "answering")])
 def test_a_workers_own_evaluator_is_that_of_the_problem(monkeypatch: pytest.MonkeyPatch, model: str, task: str):
     """With a supernet and without one; what is sent goes through pickles."""
-    monkeypatch.setattr(sharded, "_connect", lambda: None)
+    monkeypatch.setattr(sharded, "connect_to_ray", lambda: None)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": LAPTOP}])
     problem = build_problem(ProblemConfig(model=model, task=task, workers="ray"))
     sent = ray.cloudpickle.dumps((problem.evaluator.recipe(), problem.splits.reward[:2]))
@@ -181,8 +181,8 @@ def test_what_a_worker_warns_of_and_spends_is_passed_on(small_kwargs: dict[str, 
     worker._evaluator = problem.evaluator
     for _ in range(2):
         answer = worker.score([], MASKS, problem.splits.reward[:4], True, True)
-        assert [category for category, _ in answer.warned] == [RuntimeWarning]
-        assert "the mask that skips layers [3] is not a number" in answer.warned[0][1]
+        assert [category for category, _ in answer.warnings] == [RuntimeWarning]
+        assert "the mask that skips layers [3] is NaN or infinite" in answer.warnings[0][1]
         assert answer.spent.masks == len(MASKS)
 
 
@@ -236,20 +236,20 @@ def test_a_worker_with_another_checkpoint_is_refused(unconnected: Problem, setti
 def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch, nodes: list[dict], gpus: float, room: int):
     gone = {"Alive": False, "Resources": SERVER}
     monkeypatch.setattr(ray, "nodes", lambda: [gone, *({"Alive": True, "Resources": node} for node in nodes)])
-    assert sharded._count_workers(None, gpus) == room
-    assert sharded._count_workers(room, gpus) == room
-    with pytest.raises(ValueError, match=f"num_workers={room + 1}, but this Ray cluster has room for {room} workers"):
-        sharded._count_workers(room + 1, gpus)
+    assert sharded.count_workers(None, gpus) == room
+    assert sharded.count_workers(room, gpus) == room
+    with pytest.raises(ValueError, match=f"got {room + 1}, expected at most {room} workers"):
+        sharded.count_workers(room + 1, gpus)
 
 
 @pytest.mark.parametrize(("node", "most"), [(LAPTOP, 0), (SERVER, 8)])
 def test_gpus_that_no_node_has(monkeypatch: pytest.MonkeyPatch, node: dict, most: int):
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node}] * 2)
-    with pytest.raises(ValueError, match=f"gpus_per_worker=9, but no node of this Ray cluster has more than {most}: use "):
-        sharded._count_workers(None, 9)
+    with pytest.raises(ValueError, match=f"`gpus_per_worker`: got 9, expected 0..{most}"):
+        sharded.count_workers(None, 9)
 
 
 def test_ray_that_is_not_installed(settings: dict, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"workers='ray' needs Ray: pip install 'das_gym\[ray\]', or leave workers out"):
+    with pytest.raises(ValueError, match=r"workers='ray' needs Ray: pip install 'das_gym\[ray\]', or leave `workers` out"):
         build_problem(ProblemConfig(**settings))

@@ -20,7 +20,7 @@ from das_gym.agents.ask_tell.base import make_agent
 from das_gym.agents.searching.loop import SearchConfig, search
 from torch import nn
 
-from das_gym.engine.broken import told_examples, told_mask
+from das_gym.engine.broken import format_examples, format_mask
 from das_gym.engine.evaluator import Evaluator
 from das_gym.problem.adaptation import Adaptation
 from das_gym.problem.blocks import measure_blocks
@@ -46,15 +46,15 @@ def diverged(small_kwargs: dict[str, str], tmp_path: Path) -> dict[str, str]:
 
 
 def test_words():
-    assert told_mask(np.array([0, 1, 1])) == "the mask that skips layers [1, 2]"
-    assert told_mask(np.zeros(3)) == "the full model"
-    assert told_examples(["a"]) == "example 'a'"
-    assert told_examples(list("abcde")) == "examples 'a', 'b', 'c' and 2 more"
+    assert format_mask(np.array([0, 1, 1])) == "the mask that skips layers [1, 2]"
+    assert format_mask(np.zeros(3)) == "the full model"
+    assert format_examples(["a"]) == "example 'a'"
+    assert format_examples(list("abcde")) == "examples 'a', 'b', 'c' and 2 more"
 
 
 def test_a_search_tells_the_mask_and_the_examples_and_its_preferences_stay_numbers(diverged: dict[str, str], tmp_path: Path):
     config = SearchConfig(agent="bandit", skip_num=1, evaluations=6, env_kwargs={**diverged, "reward_examples": 5})
-    with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is not .* examples '\S+', .* 2 more"):
+    with pytest.warns(RuntimeWarning, match=r"the mask that skips layers \[3\] is NaN .* examples '\S+', .* 2 more"):
         result = search(config, tmp_path)
     assert np.isfinite(result.preferences).all()
     assert result.mask != [0, 0, 0, 1, 0, 0]
@@ -69,7 +69,7 @@ def test_bfloat16_that_overflows_is_told_and_breaks_one_mask(small_kwargs: dict[
     problem = build_problem(ProblemConfig(**small_kwargs, precision="bfloat16-emulated"))
     with torch.no_grad():
         problem.vlp.skippable(3).skip_adapter.up.weight.fill_(HUGE)
-    with pytest.warns(RuntimeWarning, match=r"skips layers \[3\] is not a number, on examples"):
+    with pytest.warns(RuntimeWarning, match=r"skips layers \[3\] is NaN or infinite, on examples"):
         scores = problem.evaluator.evaluate(np.eye(6, dtype=bool), problem.splits.reward[:4])
     assert scores.broken.tolist() == [False, False, False, True, False, False]
     with warnings.catch_warnings(action="error"):  # remembered, and told once
@@ -85,7 +85,7 @@ def test_a_metric_that_is_none_breaks_its_mask_too(small_problem: Problem, monke
 
     monkeypatch.setattr(small_problem.task, "metrics", metrics)
     evaluator = Evaluator(small_problem.vlp, small_problem.head, small_problem.task)
-    with pytest.warns(RuntimeWarning, match="not a number"):
+    with pytest.warns(RuntimeWarning, match="NaN or infinite"):
         scores = evaluator.evaluate(np.eye(6, dtype=bool)[:3], small_problem.splits.reward[:2])
     assert scores.broken.sum() == 1
     assert np.isfinite(scores.metrics).all()
@@ -96,9 +96,7 @@ def test_a_small_model_that_is_broken_is_neither_scored_nor_asked(diverged: dict
     problem = build_problem(ProblemConfig(**diverged))
     problem.vlp.prune(np.eye(6, dtype=bool)[3])
     subnet = AdaptedModel(problem.backbone, problem.head, problem.task)
-    text = (
-        r"the mask that skips layers \[3\] says is not a number, on examples '\S+', '\S+', '\S+' and 1 more: the model may"
-    )
+    text = r"the mask that skips layers \[3\] are NaN or infinite, on examples '\S+', '\S+', '\S+' and 1 more"
     with pytest.raises(FloatingPointError, match=text):
         say(subnet, problem.splits.test[:4], "")
 

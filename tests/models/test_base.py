@@ -1,4 +1,4 @@
-"""What a model has to offer, and how it is told what it lacks."""
+"""The interface of models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch import nn
 
 from das_gym.models.base import VLP, Layer, SkippableLayer, check_class, check_model
 from tests.models import golden_cases as golden
-
-METHODS = "embed, image_stream, inputs, pool, run_layer, skippable, text_stream"
 
 
 class Toy(VLP):
@@ -32,37 +30,26 @@ class Toy(VLP):
     text_stream = image_stream = embed = run_layer = pool = inputs = None
 
 
-def test_a_class_is_told_all_that_it_lacks_at_once():
-    class Empty(VLP):
-        pass
-
-    with pytest.raises(TypeError, match=rf"Empty lacks {METHODS}, tunable \(parts of the names"):
-        check_class(Empty)
-    with pytest.raises(TypeError, match=rf"Linear is no model: derive it from das_gym.models.base.VLP; it lacks {METHODS}"):
-        check_class(nn.Linear)
+def test_check_class_rejects_other_classes():
     check_class(Toy)
+    with pytest.raises(TypeError, match="got Linear"):
+        check_class(nn.Linear)
 
 
-def test_a_model_is_told_all_that_is_wrong_at_once():
+def test_check_model_names_everything_that_is_wrong():
     check_model(Toy())
     toy = Toy()
     toy.layers = (Layer("a", "joint", 0), Layer("a", "joint", 2))
-    toy.parts[1] = nn.Identity()
     toy.adapter = nn.Identity()
-    del toy.feature_size
-    text = (
-        r"this Toy cannot be used: its layers have the stages \[0, 2\]; number them .*; two layers have the same name; "
-        r"skippable\(index\) does not give .*; feature_size .* is not set .*; no parameter has one of tunable=\('adapter',\)"
-    )
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(ValueError, match=r"stages \[0, 2\].*same name.*`tunable`"):
         check_model(toy)
     toy.layers = ()
-    with pytest.raises(ValueError, match="layers is not a tuple of one Layer or more, in mask order"):
+    with pytest.raises(ValueError, match="`layers`"):
         check_model(toy)
 
 
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_the_families_offer_it(name):
+def test_families_pass_check_model(name):
     vlp = golden.loaded(name).vlp
     check_model(vlp)
     assert {layer.kind for layer in vlp.layers} == {"fusion" if name == "meter" else "block"}
@@ -70,7 +57,7 @@ def test_the_families_offer_it(name):
 
 
 @pytest.mark.parametrize("name", ["meter", "vilt"])
-def test_models_run_without_content(name):
+def test_models_run_on_meta(name):
     """On the meta device, where MACs are counted: shapes are those of images without padding."""
     case = golden.Recorded(name, torch.float32)
     batch = {"image": case.given("image"), "input_ids": case.given("text_ids"), "attention_mask": case.given("text_masks")}

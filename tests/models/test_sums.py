@@ -63,10 +63,10 @@ def test_a_changed_weight_is_noticed_where_the_folder_is_read(smaller: Path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("nonsense\n", "'nonsense' is no checksum and name"),
-        (f"{'0' * 64}  ../../etc/passwd\n", "is no checksum and name"),
-        (f"{'0' * 64}  gone.safetensors\n", "lacks gone.safetensors, which SHA256SUMS names; copy"),
-        ("\udcff\0\n", "is no checksum"),
+        ("nonsense\n", "got 'nonsense', expected a checksum"),
+        (f"{'0' * 64}  ../../etc/passwd\n", "expected a checksum"),
+        (f"{'0' * 64}  gone.safetensors\n", "lacks gone.safetensors"),
+        ("\udcff\0\n", "expected a checksum"),
     ],
 )
 def test_checksums_that_cannot_be_compared(tmp_path: Path, text: str, match: str):

@@ -58,5 +58,5 @@ def test_a_disk_that_takes_no_more_is_an_error_of_the_system(tmp_path: Path):
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
 def test_numbers_of_any_width_are_looked_at(tmp_path: Path, dtype: torch.dtype):
     check_finite([("a", torch.ones(3).to(dtype))], tmp_path)
-    with pytest.raises(ValueError, match="a has 1 values of 2 that are NaN or infinite"):
+    with pytest.raises(ValueError, match="a has 1 NaN or infinite values of 2"):
         check_finite([("a", torch.tensor([1.0, torch.nan]).to(dtype))], tmp_path)

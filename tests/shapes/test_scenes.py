@@ -1,4 +1,4 @@
-"""Scenes: what is drawn is what the scene says."""
+"""Scenes: sampling, and the images of their objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from das_gym.shapes.scenes import (
     SHAPES,
     Scene,
     SceneObject,
-    patch_owners,
     render,
     sample_scene,
 )
@@ -34,27 +33,20 @@ def some_scenes(count: int, seed: int = 0) -> list[Scene]:
     return [sample_scene(rng) for _ in range(count)]
 
 
-def test_distance_is_euclidean():
-    assert SceneObject("red", "star", 0, 0, 9).distance(SceneObject("red", "star", 3, 4, 9)) == 5
-
-
-def test_matching_by_colour_shape_or_both():
+def test_matching_and_unique():
     assert SCENE.matching() == SCENE.objects
     assert SCENE.matching(color="blue") == (BLUE_SQUARE,)
     assert SCENE.matching(shape="circle") == (RED_CIRCLE, OTHER_CIRCLE)
     assert SCENE.matching("blue", "circle") == ()
-
-
-def test_unique_leaves_out_objects_that_share_a_name():
     assert SCENE.unique() == (BLUE_SQUARE,)
 
 
-def test_same_seed_same_scenes():
+def test_scenes_are_seeded():
     assert some_scenes(20, seed=3) == some_scenes(20, seed=3)
     assert some_scenes(20, seed=3) != some_scenes(20, seed=4)
 
 
-def test_sampled_scenes_keep_their_bounds():
+def test_sampled_scenes_are_within_bounds():
     scenes = some_scenes(300)
     assert {len(scene.objects) for scene in scenes} == set(range(MIN_OBJECTS, MAX_OBJECTS + 1))
     for scene in scenes:
@@ -72,7 +64,7 @@ def test_sampled_scenes_keep_their_bounds():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("color", COLORS)
-def test_an_object_is_drawn_in_its_colour_at_its_place(color: str, shape: str):
+def test_render_draws_an_object_in_its_colour_at_its_place(color: str, shape: str):
     picture = np.asarray(render(Scene((SceneObject(color, shape, 30.0, 60.0, 10.0),), background=210)))
     assert picture.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     painted = (picture != 210).any(axis=2)
@@ -88,28 +80,3 @@ def test_an_object_is_drawn_in_its_colour_at_its_place(color: str, shape: str):
 def test_shapes_look_different():
     pictures = {render(Scene((SceneObject("red", shape, 48.0, 48.0, 11.0),), background=210)).tobytes() for shape in SHAPES}
     assert len(pictures) == len(SHAPES)
-
-
-def test_patch_owners_of_a_scene_worked_out_by_hand():
-    square = SceneObject("red", "square", 24.0, 24.0, 8 / 0.85)  # covers pixels 16..32: patch (1, 1) of 16 pixels
-    other = SceneObject("blue", "square", 72.0, 56.0, 8 / 0.85)  # pixels 64..80, 48..64: patch row 3, column 4
-    owners = patch_owners(Scene((square, other), background=200), patch_size=16, min_share=0.5)
-    assert owners.dtype == np.int64
-    assert owners.shape == (36,)
-    expected = np.full((6, 6), -1)
-    expected[1, 1], expected[3, 4] = 0, 1
-    np.testing.assert_array_equal(owners.reshape(6, 6), expected)
-
-
-@pytest.mark.parametrize("patch_size", [8, 16, 32])
-def test_every_object_owns_a_patch_with_its_colour(patch_size: int):
-    for scene in some_scenes(20, seed=1):
-        owners = patch_owners(scene, patch_size, min_share=0.01)
-        picture = np.asarray(render(scene))
-        side = IMAGE_SIZE // patch_size
-        for patch in np.flatnonzero(owners >= 0):
-            row, column = divmod(int(patch), side)
-            tile = picture[row * patch_size : (row + 1) * patch_size, column * patch_size : (column + 1) * patch_size]
-            assert (tile == COLORS[scene.objects[owners[patch]].color]).all(axis=2).any()
-    small = patch_owners(SCENE, patch_size=8)
-    assert set(small) == {-1, 0, 1, 2}

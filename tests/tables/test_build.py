@@ -3,23 +3,19 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from das_gym.envs.tabular_env import TabularEnv
-from das_gym.models.transformers.checks import NoiseImage
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, build_problem
 from das_gym.problem.statistics import STATISTICS
 from das_gym.problem.unit_latency import UnitLatencies
 from das_gym.tables import build
-from das_gym.tables.build import _digest, build_table, check_table, problem_hashes, recount, table_examples
+from das_gym.tables.build import build_table, check_table, hash_tensors, problem_hashes, recount, table_examples
 from das_gym.tables.table import SubnetTable
-from das_gym.tasks.answering.examples import AnswerExample
-from das_gym.tasks.answering.task import AnsweringTask
 
 ENV_ID = "DAS-METER-VQA-v0"
 
@@ -68,7 +64,7 @@ def test_killed_before_the_test_split_has_begun_it_goes_on_with_every_example(sm
     assert equal(resumed, build_table(small_problem, ENV_ID, 5, 2, each=True)[0], tmp_path)
 
 
-def test_killed_and_resumed_it_is_the_same_table(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
+def test_build_table_resumes_after_a_kill(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
     checkpoint = tmp_path / "checkpoint.npz"
 
     def killer(after: int):
@@ -92,7 +88,7 @@ def test_killed_and_resumed_it_is_the_same_table(small_problem: Problem, small_t
     assert equal(table, small_table, tmp_path)
 
 
-def test_any_damaged_checkpoint_is_named_or_the_table_is_the_same(
+def test_damaged_bytes_of_a_checkpoint_never_change_the_table(
     small_problem: Problem, small_table: SubnetTable, tmp_path: Path
 ):
     path = tmp_path / "checkpoint.npz"
@@ -113,53 +109,28 @@ def test_any_damaged_checkpoint_is_named_or_the_table_is_the_same(
         assert not told or "checkpoint.npz is" in told
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"done": {"reward": -1, "test": 0}}, "-1 and 0 examples are done"),
-        ({"done": {"reward": 1}}, "missing"),
-        ({"done": 3}, "is damaged"),
-        ({"spent": {"x": 1}}, "unknown setting 'x'"),
-        ({"format": 1}, "it is of another version"),
-        (3, "is damaged"),
-    ],
-)
-def test_a_wrong_checkpoint_is_named(small_problem: Problem, tmp_path: Path, change: dict | int, match: str):
+@pytest.mark.parametrize("change", [{"done": {"reward": 1}}, {"done": 3}, {"spent": {"x": 1}}, {"format": 1}, 3])
+def test_damaged_checkpoints_are_rejected(small_problem: Problem, tmp_path: Path, change: dict | int):
     path = tmp_path / "checkpoint.npz"
     build_table(small_problem, ENV_ID, 2, 2, path)
     with np.load(path) as arrays:
         content = dict(arrays)
     meta = change if isinstance(change, int) else {**json.loads(str(content["meta"])), **change}
     np.savez(path, **{**content, "meta": np.array(json.dumps(meta))})
-    with pytest.raises(ValueError, match=rf"checkpoint\.npz is damaged \(.*({match}|)"):
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is damaged"):
         build_table(small_problem, ENV_ID, 2, 2, path)
 
 
-def test_a_checkpoint_of_another_table_is_refused(small_problem: Problem, tmp_path: Path):
-    checkpoint = tmp_path / "checkpoint.npz"
-    build_table(small_problem, ENV_ID, 2, 2, checkpoint)
-    with pytest.raises(ValueError, match=r"checkpoint\.npz is of a table with reward_data=.*begin a new run"):
-        build_table(small_problem, ENV_ID, 3, 2, checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("more", "text"),
-    [
-        ({"max_skipped": 2}, "a table with max_skipped=None, the problem now has 2"),
-        ({"each": True}, "a table with reward_content=None, the problem now has "),
-    ],
-)
-def test_a_checkpoint_that_lacks_what_this_table_is_of_is_refused(
-    small_problem: Problem, tmp_path: Path, more: dict, text: str
-):
-    checkpoint = tmp_path / "checkpoint.npz"
-    build_table(small_problem, ENV_ID, 2, 2, checkpoint)
-    with pytest.raises(ValueError, match=rf"checkpoint\.npz is of {text}.*begin a new run"):
-        build_table(small_problem, ENV_ID, 2, 2, checkpoint, **more)
+@pytest.mark.parametrize("change", [{"reward_examples": 3}, {"max_skipped": 2}, {"each": True}])
+def test_checkpoints_of_other_tables_are_rejected(small_problem: Problem, tmp_path: Path, change: dict):
+    settings = {"reward_examples": 2, "test_examples": 2, "checkpoint": tmp_path / "checkpoint.npz"}
+    build_table(small_problem, ENV_ID, **settings)
+    with pytest.raises(ValueError, match=r"checkpoint\.npz is of another table"):
+        build_table(small_problem, ENV_ID, **{**settings, **change})
 
 
 @pytest.mark.slow
-def test_a_mask_with_a_broken_loss_is_told_and_spoils_no_other(small_kwargs: dict[str, str]):
+def test_non_finite_losses_affect_one_mask(small_kwargs: dict[str, str]):
     problem = build_problem(ProblemConfig(**small_kwargs))
     with torch.no_grad():
         problem.vlp.skippable(3).skip_adapter.up.bias.fill_(float("nan"))
@@ -173,13 +144,13 @@ def test_a_mask_with_a_broken_loss_is_told_and_spoils_no_other(small_kwargs: dic
     assert not table.best()[3]
 
 
-def test_its_own_problem_is_accepted(small_problem: Problem, small_table: SubnetTable):
+def test_check_table_accepts_its_problem(small_problem: Problem, small_table: SubnetTable):
     check_table(small_table, small_problem)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["model", "supernet", "reward_data", "test_data"])
-def test_another_problem_is_refused(small_problem: Problem, small_table: SubnetTable, small_kwargs, what: str):
+def test_check_table_rejects_other_problems(small_problem: Problem, small_table: SubnetTable, small_kwargs, what: str):
     other = build_problem(ProblemConfig(**small_kwargs))
     if what == "model":
         other = replace(other, backbone=replace(other.backbone, base="0123456789abcdef"))
@@ -193,13 +164,11 @@ def test_another_problem_is_refused(small_problem: Problem, small_table: SubnetT
             replace(e, question=e.question + " now") if e.key == first.key else e for e in getattr(other.splits, split)
         ]
         other = replace(other, splits=replace(other.splits, **{split: tuple(changed)}))
-    with pytest.raises(
-        ValueError, match=f"made from something else: {what} is [0-9a-f]+ there and [0-9a-f]+ here; make one"
-    ):
+    with pytest.raises(ValueError, match=f"{what} is [0-9a-f]+ there"):
         check_table(small_table, other)
 
 
-def test_answers_count_as_data(small_problem: Problem):
+def test_problem_hashes_cover_answers(small_problem: Problem):
     examples = table_examples(small_problem, "reward", 3)
     before = problem_hashes(small_problem, examples, examples)
     changed = (*examples[:2], replace(examples[2], answers=("no",) * 3))
@@ -207,17 +176,17 @@ def test_answers_count_as_data(small_problem: Problem):
     assert {name for name in before if before[name] != after[name]} == {"reward_data"}
 
 
-def test_examples_are_the_environments_own(small_problem: Problem, small_kwargs: dict[str, str]):
+def test_table_examples_are_those_of_environments(small_problem: Problem, small_kwargs: dict[str, str]):
     from das_gym.envs.skip_env import SkipEnv
 
     env = SkipEnv(reward_examples=7, **small_kwargs)
     assert table_examples(small_problem, "reward", 7) == env.scorer.fixed_examples
     assert len(table_examples(small_problem, "test")) == len(small_problem.splits.test)
-    with pytest.raises(ValueError, match="reward_examples=0 is not allowed"):
+    with pytest.raises(ValueError, match="`reward_examples`"):
         table_examples(small_problem, "reward", 0)
 
 
-def test_the_cost_survives_a_checkpoint(small_problem: Problem, tmp_path: Path):
+def test_spending_is_part_of_the_checkpoint(small_problem: Problem, tmp_path: Path):
     small_problem.evaluator.forget()
     first = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
     again = build_table(small_problem, ENV_ID, 4, 4, tmp_path / "checkpoint.npz")[1]
@@ -225,21 +194,14 @@ def test_the_cost_survives_a_checkpoint(small_problem: Problem, tmp_path: Path):
     assert first.seconds > 0
 
 
-def test_examples_about_no_picture_are_numbered_each():
-    picture = NoiseImage(1)
-    examples = [AnswerExample(str(n), images, "which", "red") for n, images in enumerate(((picture,), (), (picture,), ()))]
-    kept = build._unscored(AnsweringTask(SimpleNamespace()), examples, 2, [""])
-    assert kept.images.tolist() == [0, 1, 0, 2]
-
-
-def test_digest_tells_bfloat16_tensors_apart():
+def test_hash_tensors_tells_bfloat16_apart():
     tensors = [{"a": torch.tensor([1.0, value], dtype=torch.bfloat16)} for value in (2.0, 3.0)]
-    assert _digest([], tensors[0]) != _digest([], tensors[1])
-    assert _digest([], tensors[0]) == _digest([], {"a": tensors[0]["a"].clone()})
-    assert _digest([], {"a": torch.tensor(1)})
+    assert hash_tensors([], tensors[0]) != hash_tensors([], tensors[1])
+    assert hash_tensors([], tensors[0]) == hash_tensors([], {"a": tensors[0]["a"].clone()})
+    assert hash_tensors([], {"a": torch.tensor(1)})
 
 
-def test_macs_are_counted_anew_and_scores_stay(small_problem: Problem, small_table: SubnetTable):
+def test_recount_keeps_scores(small_problem: Problem, small_table: SubnetTable):
     stale = replace(
         small_table,
         meta=replace(small_table.meta, macs_full=10),
@@ -257,7 +219,7 @@ def test_macs_are_counted_anew_and_scores_stay(small_problem: Problem, small_tab
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["METER", "ViLT"])
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "retrieval"])
-def test_bundled_tables_cost_what_the_environment_says(model: str, task: str):
+def test_bundled_tables_hold_current_costs(model: str, task: str):
     config = ProblemConfig(model=model, task=task)
     table, problem = SubnetTable.load(config.bundled(f"{task}_table.npz")), build_problem(config)
     fresh = recount(table, problem)
@@ -266,7 +228,7 @@ def test_bundled_tables_cost_what_the_environment_says(model: str, task: str):
     assert table.meta == fresh.meta
 
 
-def test_a_table_of_few_skipped_layers(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
+def test_max_skipped_limits_the_table(small_problem: Problem, small_table: SubnetTable, tmp_path: Path):
     """It holds what the whole table holds of them, answers for them alone, and comes back from disk."""
     build_table(small_problem, ENV_ID, 10, 6, max_skipped=2)[0].save(tmp_path / "few.npz")
     few = SubnetTable.load(tmp_path / "few.npz")
@@ -279,11 +241,11 @@ def test_a_table_of_few_skipped_layers(small_problem: Problem, small_table: Subn
     np.testing.assert_array_equal(few.macs, small_table.macs[whole])
     np.testing.assert_array_equal(few.layer_macs.savings, small_table.layer_macs.savings)
     np.testing.assert_array_equal(few.index(few.masks), np.arange(len(few.masks)))
-    with pytest.raises(ValueError, match="holds masks of up to 2 skipped layers: give no others"):
+    with pytest.raises(ValueError, match="up to 2"):
         few.index(np.ones(count, dtype=bool))
 
 
-def test_an_environment_on_such_a_table(small_problem: Problem, tmp_path: Path):
+def test_tabular_env_takes_a_limited_table(small_problem: Problem, tmp_path: Path):
     build_table(small_problem, ENV_ID, 4, 4, max_skipped=2)[0].save(tmp_path / "few.npz")
     env = TabularEnv(table=tmp_path / "few.npz", skip_num=2)
     env.reset(seed=0)
@@ -299,7 +261,7 @@ def test_an_environment_on_such_a_table(small_problem: Problem, tmp_path: Path):
         TabularEnv(table=tmp_path / "few.npz", skip_num=3)
 
 
-def test_the_latency_of_units_is_added_and_all_else_stays(
+def test_with_latency_adds_latency(
     small_problem: Problem, small_table: SubnetTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     figures = UnitLatencies(9.0, 1.0, (2.0,) * 6, (0.5,) * 6, {"threads": 1})
@@ -316,5 +278,5 @@ def test_the_latency_of_units_is_added_and_all_else_stays(
     back = replace(read, meta=small_table.meta)
     assert equal(back, small_table, tmp_path)
     other = replace(small_table, meta=replace(small_table.meta, layer_names=tuple("abcdef")))
-    with pytest.raises(ValueError, match="cannot be timed for a table of a, b, c, d, e, f"):
+    with pytest.raises(ValueError, match="other units"):
         build.with_latency(other, small_problem)

@@ -27,7 +27,7 @@ def each_file(small_problem: Problem, tmp_path_factory: pytest.TempPathFactory) 
     return path
 
 
-def test_it_has_what_the_engine_says_of_every_example(small_problem: Problem, each_file: Path):
+def test_example_scores_agree_with_the_engine(small_problem: Problem, each_file: Path):
     table = SubnetTable.load(each_file)
     examples = table_examples(small_problem, "reward", 12)
     assert table.examples is not None
@@ -43,7 +43,7 @@ def test_it_has_what_the_engine_says_of_every_example(small_problem: Problem, ea
     check_table(table, small_problem)
 
 
-def test_format_1_is_the_same_table_without_them(small_table: SubnetTable, small_problem: Problem, tmp_path: Path):
+def test_formats_hold_the_same_means(small_table: SubnetTable, small_problem: Problem, tmp_path: Path):
     table = build_table(small_problem, ENV_ID, 10, 6, each=True)[0]
     np.testing.assert_array_equal(table.scores["reward"].losses, small_table.scores["reward"].losses)
     np.testing.assert_allclose(table.statistics, small_table.statistics, rtol=1e-5, atol=1e-6)
@@ -51,14 +51,14 @@ def test_format_1_is_the_same_table_without_them(small_table: SubnetTable, small
     assert SubnetTable.load(tmp_path / "one.npz").examples is None
 
 
-def test_changed_pixels_are_noticed(small_problem: Problem, each_file: Path):
+def test_check_table_notices_changed_pixels(small_problem: Problem, each_file: Path):
     table = SubnetTable.load(each_file)
     table.meta.hashes["reward_content"] = "0" * 16
     with pytest.raises(ValueError, match="reward_content is 0000000000000000 there"):
         check_table(table, small_problem)
 
 
-def test_a_group_is_a_problem_of_its_own(small_problem: Problem, each_file: Path):
+def test_group_table_agrees_with_the_engine(small_problem: Problem, each_file: Path):
     table = SubnetTable.load(each_file)
     examples = table_examples(small_problem, "reward", 12)
     shared = {e.question_type for e in examples} & {e.question_type for e in table_examples(small_problem, "test", 8)}
@@ -70,13 +70,13 @@ def test_a_group_is_a_problem_of_its_own(small_problem: Problem, each_file: Path
     column = part.meta.statistics.index("leave_one_out")
     np.testing.assert_allclose(part.statistics[:, column], alone, atol=1e-6)
     assert part.meta.reward_examples == len(members)
-    with pytest.raises(ValueError, match="unknown group of this table 'colour'"):
+    with pytest.raises(ValueError, match="colour"):
         table.group_table("colour")
     env = TabularEnv(table=str(each_file), skip_num=2, group=group)
     assert env.reset()[1]["loss"] == pytest.approx(part.values("loss")[0])
 
 
-def test_a_table_of_means_tells_groups_apart(small_table: SubnetTable, small_problem: Problem, tmp_path: Path):
+def test_table_of_means_holds_groups(small_table: SubnetTable, small_problem: Problem, tmp_path: Path):
     """The same as one with every example, but for what float16 rounds; nothing else changes."""
     small_table.save(tmp_path / "means.npz")
     table, each = SubnetTable.load(tmp_path / "means.npz"), build_table(small_problem, ENV_ID, 10, 6, each=True)[0]
@@ -94,7 +94,7 @@ def test_a_table_of_means_tells_groups_apart(small_table: SubnetTable, small_pro
     whole = table.of_all_examples()
     assert (whole.groups_apart, whole.meta.groups) == ((), ())
     np.testing.assert_array_equal(whole.statistics, table.statistics)
-    with pytest.raises(ValueError, match="holds means alone"):
+    with pytest.raises(ValueError, match="means"):
         whole.group_table("count")
 
 
@@ -106,20 +106,20 @@ def test_a_table_of_means_tells_groups_apart(small_table: SubnetTable, small_pro
         ({"metrics": np.full(1, np.nan, np.float32)}, "_group_metrics"),
     ],
 )
-def test_groups_that_do_not_fit_are_refused(small_table: SubnetTable, change: dict, text: str):
+def test_group_scores_are_checked(small_table: SubnetTable, change: dict, text: str):
     wrong = dataclasses.replace(small_table.group_scores["test"], **change)
     with pytest.raises(ValueError, match=text):
         dataclasses.replace(small_table, group_scores={**small_table.group_scores, "test": wrong})
 
 
-def test_a_mask_that_breaks_one_group_breaks_no_other():
+def test_non_finite_losses_affect_one_group():
     sums = np.array([[[1.0, np.inf], [4.0, 2.0], [0.0, 0.0]], [[1.0, 0.5], [2.0, 1.0], [0.0, 0.0]]])
     found = GroupScores.of_sums(sums, np.array([1, 2, 0]))
     np.testing.assert_array_equal(found.losses, [[1, np.inf], [2, 1], [0, 0]])
     np.testing.assert_array_equal(found.metrics, [[1, 0], [1, 0.5], [0, 0]])
 
 
-def test_a_group_that_a_split_lacks_has_no_table_of_its_own(tmp_path: Path):
+def test_group_table_needs_examples_in_both_splits(tmp_path: Path):
     table = made_up_table(5, seed=1)
     assert table.groups_apart == GROUPS
     of_first = dataclasses.replace(table.examples["test"], groups=table.examples["test"].groups * 0)
@@ -134,7 +134,7 @@ def test_a_group_that_a_split_lacks_has_no_table_of_its_own(tmp_path: Path):
 
 
 @pytest.mark.parametrize("batches", ["fixed", "cycle", "resample"])
-def test_reward_batches_are_those_of_the_model(
+def test_reward_batches_agree_with_the_model(
     batches: str, small_problem: Problem, small_kwargs: dict[str, str], each_file: Path
 ):
     from das_gym.envs.skip_env import SkipEnv
@@ -155,15 +155,14 @@ def test_reward_batches_are_those_of_the_model(
         tabular.reset()
 
 
-def test_a_table_of_means_has_no_batches(small_table: SubnetTable, tmp_path: Path):
+def test_table_of_means_has_no_batches(small_table: SubnetTable, tmp_path: Path):
     small_table.of_all_examples().save(tmp_path / "one.npz")
-    with pytest.raises(ValueError, match="holds means over all examples alone"):
-        TabularEnv(table=str(tmp_path / "one.npz"), reward_batches="cycle")
-    with pytest.raises(ValueError, match="holds means alone"):
-        TabularEnv(table=str(tmp_path / "one.npz"), group="count")
+    for settings in ({"reward_batches": "cycle"}, {"group": "count"}):
+        with pytest.raises(ValueError, match="means"):
+            TabularEnv(table=str(tmp_path / "one.npz"), **settings)
 
 
-def test_a_broken_example_breaks_its_mask_alone():
+def test_non_finite_losses_affect_one_mask():
     empty = ExampleScores.empty(2, np.zeros(2, np.int16), np.zeros(2, np.int32), ["a", "b"])
     losses = np.array([[1.0, np.nan], [1.0, 1e6]])
     found = empty.put(0, Scores(losses, np.ones((2, 2)), losses)).means(np.arange(2))

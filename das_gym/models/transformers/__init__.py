@@ -7,13 +7,13 @@ from das_gym.lazy import lazy
 _PLACES = {
     "VLM": "das_gym.models.transformers.model",
     "load_vlm": "das_gym.models.transformers.loading",
-    "prune": "das_gym.models.transformers.pruning",
+    "prune": "das_gym.models.transformers.layer_removal",
 }
 
 if TYPE_CHECKING:
+    from das_gym.models.transformers.layer_removal import prune as prune
     from das_gym.models.transformers.loading import load_vlm as load_vlm
     from das_gym.models.transformers.model import VLM as VLM
-    from das_gym.models.transformers.pruning import prune as prune
 else:
     __getattr__, __dir__ = lazy(__name__, _PLACES)
 

@@ -1,4 +1,4 @@
-"""What a model makes of pictures: computed once, kept, and given to its forward again."""
+"""Image features of a model: computed once, kept, and given to its forward again."""
 
 from __future__ import annotations
 
@@ -11,91 +11,87 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-BULKY = ("last_hidden_state", "hidden_states", "attentions")
-"""What a vision tower returns besides, and nobody reads behind it."""
-
+UNUSED = ("last_hidden_state", "hidden_states", "attentions")
+"""Outputs of a vision tower that the decoder does not read."""
 
 PROJECTORS = (
     *("multi_modal_projector", "connector", "merger", "deepstack_merger_list"),
     *("projector", "aligner", "embed_vision"),
 )
-"""What models of transformers call the module between vision tower and decoder."""
+"""Names of the module between vision tower and decoder."""
 
 
-def projector_of(model: Any) -> dict[str, nn.Module]:
-    """The modules between vision tower and decoder, by name; empty where there is none under a known name."""
+def find_projectors(model: Any) -> dict[str, nn.Module]:
+    """Return the modules between vision tower and decoder by name; empty if none has a known name."""
     found = {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in PROJECTORS}
     return {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
 
 
-def compute_in_full(module: nn.Module) -> None:
-    """Have a module compute in 32 bits at least, and give back its input's type: small steps are lost in 16."""
+def compute_in_float32(module: nn.Module) -> None:
+    """Have a module of 16 bits compute in 32, and return its input's dtype: small steps of training are lost in 16."""
     if isinstance(module, nn.ModuleList):
         for part in module:
-            compute_in_full(part)
+            compute_in_float32(part)
         return
     if not any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
         return
     module.float()
-    kinds: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        return tree_map(lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v, value)
 
     def widen(part: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         del part
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.is_floating_point()]
-        kinds.append(tensors[0].dtype if tensors else torch.float32)
-        return tree_map(lambda v: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v, (args, dict(kwargs)))
+        dtypes.append(tensors[0].dtype if tensors else torch.float32)
+        return cast((args, dict(kwargs)), torch.float32)
 
     def narrow(part: nn.Module, args: Any, output: Any) -> Any:
         del part, args
-        kind = kinds.pop()
-        return tree_map(lambda v: v.to(kind) if isinstance(v, Tensor) and v.is_floating_point() else v, output)
+        return cast(output, dtypes.pop())
 
     module.register_forward_pre_hook(widen, with_kwargs=True)
     module.register_forward_hook(narrow)
 
 
-def owner_of(model: Any) -> Any:
-    """The module whose forward asks for the features of pictures."""
+def _owner(model: Any) -> Any:
+    """Return the module whose forward calls `get_image_features`."""
     return model.base_model if hasattr(model.base_model, "get_image_features") else model
 
 
-def seen(model: Any, given: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The features of some pictures, by the name under which the model returns them.
+def image_features(model: Any, given: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Compute the features of some images, by the name under which the model returns them.
 
     Args:
         model: The model of transformers.
         given: Pixels and sizes, by name.
     """
-    function = owner_of(model).get_image_features
+    function = _owner(model).get_image_features
     known = inspect.signature(function).parameters
     output = function(**{name: value for name, value in given.items() if name in known or "pixel" in name})
     if not hasattr(output, "items"):
-        return {"": _plain(output)}
-    kept = {name: _plain(value) for name, value in output.items() if name not in BULKY and value is not None}
-    return kept or {BULKY[0]: _plain(output[BULKY[0]])}  # Llama 4's projector reads that itself
+        return {"": _as_lists(output)}
+    kept = {name: _as_lists(value) for name, value in output.items() if name not in UNUSED and value is not None}
+    return kept or {UNUSED[0]: _as_lists(output[UNUSED[0]])}  # Llama 4's projector reads that itself
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager
-def instead(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """The model with features in the place of its vision tower.
+def use_features(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Have the model take these features in the place of its vision tower's.
 
     Args:
         model: The model of transformers.
-        given: What `seen` gave for each row with pictures, in the order of the batch.
+        given: What `image_features` returned for each row with images, in the order of the batch.
     """
-    owner = owner_of(model)
+    owner = _owner(model)
     before = owner.__dict__.get("get_image_features")
-    together = {name: _together([one[name] for one in given]) for name in given[0]}
-
-    def features(*args: Any, **kwargs: Any) -> Any:
-        del args, kwargs
-        return together.get("", _Features(together))
-
-    owner.get_image_features = features
+    together = {name: _concatenate([one[name] for one in given]) for name in given[0]}
+    owner.get_image_features = lambda *args, **kwargs: together.get("", _Features(together))
     try:
         yield
     finally:
@@ -106,7 +102,7 @@ def instead(model: Any, given: Sequence[Mapping[str, Any]]) -> Iterator[None]:
 
 
 class _Features(dict[str, Any]):
-    """Features as transformers' outputs hand them out: by name, by attribute, or by number."""
+    """Features as transformers' outputs return them: by name, by attribute, or by number."""
 
     def __getattr__(self, name: str) -> Any:
         return self.get(name)
@@ -115,10 +111,10 @@ class _Features(dict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
 
 
-def _together(parts: Sequence[Any]) -> Any:
-    """Features of several rows as those of one batch."""
+def _concatenate(parts: Sequence[Any]) -> Any:
+    """Join the features of several rows to those of one batch."""
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts))
     if parts[0] and isinstance(parts[0][0], list):
-        return [_together(same) for same in zip(*parts, strict=True)]
+        return [_concatenate(same) for same in zip(*parts, strict=True)]
     return [part for row in parts for part in row]

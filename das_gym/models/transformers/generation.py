@@ -1,7 +1,8 @@
-"""Answers that a model really says."""
+"""Answers that a model generates, by transformers' own `generate`."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,170 +11,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.transformers.inputs import Encoding, PromptProcessor
+from das_gym.models.transformers.inputs import Encoding, PromptProcessor, image_tokens_of
 from das_gym.models.transformers.model import VLM
 from das_gym.progress import progress
 
 SPARE_TOKENS = 8
-"""How many tokens more than the longest reference a model may say."""
-
-PICTURE_WORDS = ("image", "video", "vision", "boi", "eoi")
-"""Parts of the settings that name tokens which stand for pictures."""
+"""How many tokens longer than the longest reference an answer may be."""
 
 PROBED, PROBES = 64, 4
-"""Prompts among which some with different pictures are looked for, and how many of these are tried padded at the left."""
+"""Prompts among which some with different images are looked for, and how many of these are tried padded at the left."""
 
 PADDING_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
-"""How far logits may be apart under padding, as a share of their largest; some routers compute in float32 in any case."""
+"""Largest difference of logits under padding, as a share of their largest; some routers compute in float32 in any case."""
 
 
-def form_of(encoding: Encoding) -> tuple[Any, ...]:
-    """What has to be the same for prompts to go through a model together: which pictures it has, and of what shape."""
-    parts = encoding.pixels | encoding.sizes
-    return tuple((name, tuple(value.shape[1:])) for name, value in sorted(parts.items()))
+def generate_answers(
+    subnet: VLM, processor: PromptProcessor, prompts: Sequence[Any], title: str, max_new_tokens: int
+) -> list[str]:
+    """Generate answers of a fine-tuned subnet, as its exported folder would; see `das_gym.registration.ModelEntry.say`.
 
-
-def batches_of(encodings: Sequence[Encoding], size: int) -> Iterator[list[int]]:
-    """Numbers of prompts that go through together: of one form, of similar length, at most `size`."""
-    rows = sorted(range(len(encodings)), key=lambda row: (str(form_of(encodings[row])), len(encodings[row].ids), row))
-    group: list[int] = []
-    for row in rows:
-        if group and (len(group) == size or form_of(encodings[row]) != form_of(encodings[group[0]])):
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
-
-
-def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 0) -> dict[str, Tensor]:
-    """The questions of some prompts of one form as `generate` takes them, padded at the left.
-
-    Args:
-        encodings: With their pixels.
-        pad: Id of padding.
-        vlm: Where they go, and in which type.
-        extra: Padding before the longest.
+    Raises:
+        ValueError: Training left something in the subnet that an exported folder cannot hold.
     """
-    longest = max(e.answer for e in encodings) + extra
-    rows = [F.pad(e.ids[: e.answer], (longest - e.answer, 0), value=pad) for e in encodings]
-    starts = torch.tensor([longest - e.answer for e in encodings])
-    batch = {"input_ids": torch.stack(rows), "attention_mask": (torch.arange(longest) >= starts[:, None]).long()}
-    for name in encodings[0].types:
-        values = [e.types[name][: e.answer] for e in encodings]
-        batch[name] = torch.stack([torch.cat((v.new_zeros(longest - len(v), *v.shape[1:]), v)) for v in values])
-    for part in ("pixels", "sizes"):
-        for name in getattr(encodings[0], part):
-            batch[name] = torch.cat([getattr(e, part)[name] for e in encodings])
-    return vlm.placed(batch)
+    from das_gym.models.transformers.inserted_adapters import export_form
 
-
-def pad_token(vlm: VLM, processor: PromptProcessor) -> int:
-    """What fills a row: where it lies nothing looks."""
-    ids = (processor.tokenizer.pad_token_id, vlm.text_config.pad_token_id, processor.ends[0])
-    return next(int(token) for token in ids if token is not None)
-
-
-def picture_tokens(model: Any) -> list[int]:
-    """Ids of the tokens that stand for pictures: an answer has none."""
-    configs = (model.config, model.config.get_text_config(decoder=True))
-    named = {n: v for config in configs for n, v in vars(config).items() if n.endswith(("_token_id", "_token_index"))}
-    return sorted({v for n, v in named.items() if isinstance(v, int) and any(word in n for word in PICTURE_WORDS)})
-
-
-@contextmanager
-def greedily(model: Any, settings: Mapping[str, Any]) -> Iterator[None]:
-    """The model without the generation settings that came with it: greedy, and nothing forbidden or forced but by us."""
-    from transformers import GenerationConfig
-
-    before = model.generation_config
-    model.generation_config = GenerationConfig(**settings)
-    try:
-        yield
-    finally:
-        model.generation_config = before
-
-
-def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, least: int | None = None) -> dict[str, Any]:
-    """Plain settings of `GenerationConfig`.
-
-    Args:
-        vlm: The model.
-        processor: Its own.
-        max_new_tokens: Most tokens to say.
-        least: Fewest, or None.
-    """
-    suppressed = picture_tokens(vlm.model)
-    return {
-        "do_sample": False,
-        "num_beams": 1,
-        "max_new_tokens": max_new_tokens,
-        "eos_token_id": list(processor.ends),
-        "pad_token_id": pad_token(vlm, processor),
-        **({"suppress_tokens": suppressed} if suppressed else {}),
-        **({"min_new_tokens": least} if least is not None else {}),
-    }
-
-
-@torch.no_grad()
-def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
-    """Whether prompts that go through together, padded at the left, get the next token's logits that each gets alone.
-
-    Args:
-        vlm: The model.
-        encodings: A few, with their pixels; those of one form should have different pictures.
-        pad: Id of padding.
-    """
-    tolerance = PADDING_TOLERANCE.get(vlm.model.dtype, 0.1)
-
-    def logits(rows: Sequence[int], extra: int) -> Tensor:
-        batch = left_padded([encodings[row] for row in rows], pad, vlm, extra)
-        said: Tensor = vlm.model.generate(**batch, output_logits=True, return_dict_in_generate=True).logits[0]
-        return said
-
-    with greedily(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
-        for rows in batches_of(encodings, len(encodings)):
-            alone, together = torch.cat([logits([row], 0) for row in rows]), logits(rows, 5)
-            if float((alone - together).abs().max()) > tolerance * (float(alone.abs().max()) + 1e-6):
-                return False
-    return True
-
-
-def longest_answer(encodings: Sequence[Encoding]) -> int:
-    """Tokens of the longest reference, and some to spare."""
-    return max(len(e.ids) - e.answer for e in encodings) + SPARE_TOKENS
-
-
-def say(
-    vlm: VLM,
-    processor: PromptProcessor,
-    encodings: Sequence[Encoding],
-    settings: Mapping[str, Any],
-    ends: Sequence[int] | None = None,
-    extra: int = 0,
-    **more: Any,
-) -> list[list[int]]:
-    """What `generate` of transformers says to prompts of one form that go through together: tokens up to the end.
-
-    Args:
-        vlm: The model, nothing in it skipped: its layers are deleted or all there.
-        processor: Its own.
-        encodings: With their pixels.
-        settings: As `greedy_settings` gives them.
-        ends: Tokens that end an answer; None = the processor's.
-        extra: Padding before the longest.
-        more: For `generate`.
-    """
-    batch = left_padded(encodings, pad_token(vlm, processor), vlm, extra)
-    with greedily(vlm.model, settings), torch.no_grad():
-        tokens = vlm.model.generate(**batch, **more)[:, batch["input_ids"].shape[1] :]
-    return [cut_at_end(row, processor.ends if ends is None else ends) for row in tokens.tolist()]
-
-
-def cut_at_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """The tokens before the first that ends an answer."""
-    place = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-    return list(tokens[:place])
+    saved = export_form(subnet) if subnet.tunable else subnet
+    answers = generate_tokens(saved, processor, prompts, title, max_new_tokens=max_new_tokens)
+    cut = sum(len(tokens) == max_new_tokens for tokens in answers)
+    if cut:
+        warnings.warn(f"{cut} of {len(answers)} answers are cut off. Raise `max_new_tokens={max_new_tokens}`.", stacklevel=2)
+    return [processor.decode(tokens) for tokens in answers]
 
 
 def generate(
@@ -196,28 +63,167 @@ def generate_tokens(
     batch_size: int = 8,
     max_new_tokens: int | None = None,
 ) -> list[list[int]]:
-    """The tokens of the model's own answer to each prompt, greedy, up to the end.
+    """Generate the tokens of the model's answer to each prompt, greedily, up to the end.
 
     Args:
-        vlm: The model, nothing in it skipped: its layers are deleted or all there.
+        vlm: The model, nothing in it skipped: its layers are removed or all there.
         processor: Its own.
         prompts: At least one.
         title: Of the progress bar.
-        batch_size: Prompts at a time, where the model can be padded at the left.
-        max_new_tokens: Most tokens to say; None = the longest reference's, and a few.
+        batch_size: Prompts at a time, if the model can be padded at the left.
+        max_new_tokens: Most tokens of an answer; None = the longest reference's, and a few.
     """
     encodings = [processor.encode(prompt) for prompt in prompts]
-    settings = greedy_settings(vlm, processor, max_new_tokens or longest_answer(encodings))
+    longest = max(len(e.ids) - e.answer for e in encodings) + SPARE_TOKENS
+    settings = greedy_settings(vlm, processor, max_new_tokens or longest)
     tried = dict.fromkeys([*{prompt.image_key: prompt for prompt in prompts[:PROBED]}.values(), *prompts[:2]])
     probe = [processor.encode(prompt, pixels=True) for prompt in list(tried)[:PROBES]]
     size = batch_size if batch_size > 1 and pads_left(vlm, probe, pad_token(vlm, processor)) else 1
-    said: dict[int, list[int]] = {}
-    chunk = max(size * 4, 1)  # so many prompts have their pixels in memory
+    found: dict[int, list[int]] = {}
+    chunk = size * 4  # so many prompts have their pixels in memory
     with progress(len(prompts), title, unit="answer") as bar:
         for start in range(0, len(prompts), chunk):
             here = [processor.encode(prompt, pixels=True) for prompt in prompts[start : start + chunk]]
             for rows in batches_of(here, size):
-                for row, tokens in zip(rows, say(vlm, processor, [here[r] for r in rows], settings), strict=True):
-                    said[start + row] = tokens
+                answers = generate_batch(vlm, processor, [here[row] for row in rows], settings)
+                found |= {start + row: tokens for row, tokens in zip(rows, answers, strict=True)}
                 bar.update(len(rows))
-    return [said[number] for number in range(len(prompts))]
+    return [found[number] for number in range(len(prompts))]
+
+
+def generate_batch(
+    vlm: VLM,
+    processor: PromptProcessor,
+    encodings: Sequence[Encoding],
+    settings: Mapping[str, Any],
+    ends: Sequence[int] | None = None,
+    extra: int = 0,
+    **more: Any,
+) -> list[list[int]]:
+    """Generate answers to prompts of one form in one batch: their tokens up to the end.
+
+    Args:
+        vlm: The model, nothing in it skipped: its layers are removed or all there.
+        processor: Its own.
+        encodings: With their pixels.
+        settings: As `greedy_settings` gives them.
+        ends: Tokens that end an answer; None = the processor's.
+        extra: Padding before the longest prompt.
+        more: For transformers' `generate`.
+    """
+    batch = left_padded(encodings, pad_token(vlm, processor), vlm, extra)
+    with greedy_decoding(vlm.model, settings), torch.no_grad():
+        tokens = vlm.model.generate(**batch, **more)[:, batch["input_ids"].shape[1] :]
+    return [cut_at_end(row, processor.ends if ends is None else ends) for row in tokens.tolist()]
+
+
+def cut_at_end(tokens: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Return the tokens before the first that ends an answer."""
+    place = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
+    return list(tokens[:place])
+
+
+def input_form(encoding: Encoding) -> tuple[Any, ...]:
+    """Return what has to be the same for prompts in one batch: which images a prompt has, and of what shape."""
+    parts = encoding.pixels | encoding.sizes
+    return tuple((name, tuple(value.shape[1:])) for name, value in sorted(parts.items()))
+
+
+def batches_of(encodings: Sequence[Encoding], size: int) -> Iterator[list[int]]:
+    """Yield indices of prompts for one batch: of one form, of similar length, at most `size`."""
+    forms = [input_form(encoding) for encoding in encodings]
+    group: list[int] = []
+    for row in sorted(range(len(encodings)), key=lambda row: (str(forms[row]), len(encodings[row].ids), row)):
+        if group and (len(group) == size or forms[row] != forms[group[0]]):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def left_padded(encodings: Sequence[Encoding], pad: int, vlm: VLM, extra: int = 0) -> dict[str, Tensor]:
+    """Make a batch of questions of one form for transformers' `generate`, padded at the left.
+
+    Args:
+        encodings: With their pixels.
+        pad: Id of padding.
+        vlm: The model that reads it.
+        extra: Padding before the longest.
+    """
+    longest = max(e.answer for e in encodings) + extra
+    starts = torch.tensor([longest - e.answer for e in encodings])
+    batch = {"attention_mask": (torch.arange(longest) >= starts[:, None]).long()}
+    batch["input_ids"] = torch.stack([F.pad(e.ids[: e.answer], (longest - e.answer, 0), value=pad) for e in encodings])
+    for name in encodings[0].types:
+        values = [e.types[name][: e.answer] for e in encodings]
+        batch[name] = torch.stack([torch.cat((v.new_zeros(longest - len(v), *v.shape[1:]), v)) for v in values])
+    for name in encodings[0].pixels:
+        batch[name] = torch.cat([e.pixels[name] for e in encodings])
+    for name in encodings[0].sizes:
+        batch[name] = torch.cat([e.sizes[name] for e in encodings])
+    return vlm.to_device(batch)
+
+
+def pad_token(vlm: VLM, processor: PromptProcessor) -> int:
+    """Return the id of padding; if there is none, that of the end of an answer."""
+    ids = (processor.tokenizer.pad_token_id, vlm.text_config.pad_token_id, processor.ends[0])
+    return next(int(token) for token in ids if token is not None)
+
+
+@contextmanager
+def greedy_decoding(model: Any, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Replace the generation settings that came with the model for a while: nothing is sampled, forbidden or forced."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig(**settings)
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
+def greedy_settings(vlm: VLM, processor: PromptProcessor, max_new_tokens: int, least: int | None = None) -> dict[str, Any]:
+    """Return settings of `GenerationConfig`.
+
+    Args:
+        vlm: The model.
+        processor: Its own.
+        max_new_tokens: Most tokens of an answer.
+        least: Fewest, or None.
+    """
+    suppressed = image_tokens_of(vlm.model)
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": max_new_tokens,
+        "eos_token_id": list(processor.ends),
+        "pad_token_id": pad_token(vlm, processor),
+        **({"suppress_tokens": suppressed} if suppressed else {}),
+        **({"min_new_tokens": least} if least is not None else {}),
+    }
+
+
+@torch.no_grad()
+def pads_left(vlm: VLM, encodings: Sequence[Encoding], pad: int) -> bool:
+    """Return whether prompts in one batch, padded at the left, get the next token's logits that each gets alone.
+
+    Args:
+        vlm: The model.
+        encodings: A few, with their pixels; those of one form should have different images.
+        pad: Id of padding.
+    """
+    tolerance = PADDING_TOLERANCE.get(vlm.model.dtype, 0.1)
+
+    def logits(rows: Sequence[int], extra: int) -> Tensor:
+        batch = left_padded([encodings[row] for row in rows], pad, vlm, extra)
+        found: Tensor = vlm.model.generate(**batch, output_logits=True, return_dict_in_generate=True).logits[0]
+        return found
+
+    with greedy_decoding(vlm.model, {"do_sample": False, "max_new_tokens": 1, "pad_token_id": pad}):
+        for rows in batches_of(encodings, len(encodings)):
+            alone, together = torch.cat([logits([row], 0) for row in rows]), logits(rows, 5)
+            if float((alone - together).abs().max()) > tolerance * (float(alone.abs().max()) + 1e-6):
+                return False
+    return True

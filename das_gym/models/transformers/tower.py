@@ -1,8 +1,8 @@
-"""The layers of a vision tower: found, and run one by one under a mask; the model's own forward then reads what they gave.
+"""Run the layers of a vision tower one by one under a mask; the model's own forward then reads what they gave.
 
-Pictures lie flat in one stream, `image`, (1, tokens of all pictures, hidden_size). Where the model reads outputs of
-earlier layers, too (Qwen3-VL's deepstack, `vision_feature_layer` with several entries), they stand before the current
-ones in it, in order: (1, (1 + kept) * tokens, hidden_size).
+Images lie flat in one stream, `image`, (1, tokens of all images, hidden_size). If the model also reads the outputs of
+earlier layers (Qwen3-VL's deepstack, `vision_feature_layer` with several entries), those stand before the current hidden
+states in it, in order: (1, (1 + kept) * tokens, hidden_size).
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from das_gym.models.transformers import features, stack
-from das_gym.models.transformers.stack import Call
+from das_gym.models.transformers.features import image_features
+from das_gym.models.transformers.recording import Call, Recording, record
+from das_gym.models.transformers.stack import find_vision_tower, replace_forwards, skip_forward
 
 OUTPUT = "output of layer "
 
 
 @dataclass(frozen=True)
-class TowerTraits:
-    """What a self-check found out about a vision tower.
+class TowerCapabilities:
+    """How the layers of a vision tower can be skipped.
 
     Attributes:
         reads: Positions of the layers whose outputs the model reads, apart from what the next layer does with them.
@@ -34,16 +35,16 @@ class TowerTraits:
     reads: tuple[int, ...]
     protected: Mapping[int, str] = field(default_factory=dict)
 
-    def without(self, gone: Sequence[int]) -> TowerTraits:
-        """Those of the tower without some layers: what was read behind one of them is read behind the one before it."""
-        kept = [place for place in range(max(self.reads) + 1) if place not in gone]
-        reads = sorted({sum(other <= place for other in kept) - 1 for place in self.reads} - {-1})
-        return replace(self, reads=tuple(reads), protected={})
+    def without(self, removed: Sequence[int]) -> TowerCapabilities:
+        """Return those of the tower without some layers: the model reads the layer before a removed one instead."""
+        kept = [place for place in range(max(self.reads) + 1) if place not in removed]
+        reads = {sum(other <= place for other in kept) - 1 for place in self.reads}
+        return replace(self, reads=tuple(sorted(reads - {-1})), protected={})
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Whole numbers among a layer's arguments, such as the lengths of pictures: MACs cannot be counted without them."""
+class IntegerTensor:
+    """A tensor of integers by value, such as lengths of images: MACs are counted on tensors without values."""
 
     values: tuple[int, ...]
     shape: tuple[int, ...]
@@ -52,188 +53,203 @@ class Whole:
 
     @classmethod
     def of(cls, value: Any) -> Any:
-        """A tensor of whole numbers as such; anything else as it is."""
+        """Convert a tensor of integers; anything else stays as it is."""
         if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
             return value
         return cls(tuple(value.flatten().tolist()), tuple(value.shape), value.device, value.dtype)
 
-    @property
-    def tensor(self) -> Tensor:
-        """The tensor again."""
-        return torch.tensor(self.values, device=self.device, dtype=self.dtype).view(self.shape)
+    @staticmethod
+    def back(value: Any) -> Any:
+        """The opposite of `of`."""
+        if not isinstance(value, IntegerTensor):
+            return value
+        return torch.tensor(value.values, device=value.device, dtype=value.dtype).view(value.shape)
 
 
-class Pictures(NamedTuple):
-    """Pictures that run together.
-
-    Attributes:
-        shape: Of their hidden vectors, as layers read them.
-        calls: What each layer is called with.
-    """
+class ImageBatch(NamedTuple):
+    """Images that run together: the shape of their hidden states, and the arguments of each layer."""
 
     shape: tuple[int, ...]
     calls: tuple[Call, ...]
 
     @property
     def tokens(self) -> int:
-        """Of all of them."""
+        """Tokens of all of them."""
         return int(torch.Size(self.shape[:-1]).numel())
 
-    def called(self, place: int) -> Call:
-        """What a layer is called with; one that was deleted, as the last."""
+    def call(self, place: int) -> Call:
+        """Return the arguments of a layer; those of the last one for a layer that was deleted, of which MACs are counted."""
         call = self.calls[min(place, len(self.calls) - 1)]
-        return Call(*tree_map(lambda v: v.tensor if isinstance(v, Whole) else v, (call.args, call.kwargs)))
+        return Call(*tree_map(IntegerTensor.back, (call.args, call.kwargs)))
 
 
-class Place(NamedTuple):
-    """Where the pictures of a prompt lie: which `Pictures`, and which of their rows; None = all there is."""
+class ImageSlice(NamedTuple):
+    """Where the images of a prompt lie: in which `ImageBatch`, and in which of its rows (None = all of it)."""
 
-    block: int
+    batch: int
     rows: slice | None
 
 
-class Tower:
+class VisionTower:
     """The vision tower of a model, layer by layer.
 
     Args:
         model: The model of transformers.
-        traits: What a self-check found out.
+        capabilities: How its layers can be skipped.
     """
 
-    def __init__(self, model: Any, traits: TowerTraits) -> None:
+    def __init__(self, model: Any, capabilities: TowerCapabilities) -> None:
         self.model = model
-        self.traits = traits
-        self.stack = stack.find_tower(model)
+        self.capabilities = capabilities
+        self.stack = find_vision_tower(model)
 
-    def begin(self, given: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, tuple[Pictures, ...], list[Place]]:
-        """What the first layer reads of the pictures of some prompts, what each layer is called with, and where each lies.
+    def begin(self, given: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, tuple[ImageBatch, ...], list[ImageSlice]]:
+        """Record how the tower runs on the images of some prompts.
 
         Args:
-            given: Pixels and sizes of each prompt's pictures.
+            given: Pixels and sizes of each prompt's images.
+
+        Returns:
+            What its first layer reads, the batches of images, and where each prompt's images lie.
         """
         hidden: list[Tensor] = []
-        blocks: list[Pictures] = []
-        places: list[Place] = []
-        alike: dict[tuple[int, ...], int] = {}
+        batches: list[ImageBatch] = []
+        slices: list[ImageSlice] = []
+        by_shape: dict[tuple[int, ...], int] = {}
         for one in given:
             recording = self.record(one)
-            shape, calls = recording.embedded.shape, tuple(_numbers(call) for call in recording.calls)
-            plain = len(shape) == 3 and not any(stack.leaves_of(call) for call in recording.calls)
-            block = alike.setdefault(tuple(shape[1:]), len(blocks)) if plain and _is_bare(calls) else len(blocks)
-            if block == len(blocks):
-                blocks.append(Pictures(tuple(shape), calls))
-                hidden.append(recording.embedded)
-                places.append(Place(block, slice(0, shape[0]) if plain else None))
-                continue
-            rows = hidden[block].shape[0]
-            hidden[block] = torch.cat((hidden[block], recording.embedded))
-            blocks[block] = blocks[block]._replace(shape=tuple(hidden[block].shape))
-            places.append(Place(block, slice(rows, rows + shape[0])))
-        flat = [h.reshape(1, -1, h.shape[-1]) for h in hidden]
-        return torch.cat(flat, dim=1) if flat else self._none(), tuple(blocks), places
+            embedded = recording.embedded
+            calls = tuple(Call(*tree_map(IntegerTensor.of, (call.args, call.kwargs))) for call in recording.calls)
+            leaves = tree_leaves([(call.args, call.kwargs) for call in recording.calls])
+            # images that no argument depends on run together with others of their shape
+            joins = embedded.dim() == 3 and not any(isinstance(leaf, Tensor) for leaf in leaves)
+            number = by_shape.setdefault(tuple(embedded.shape[1:]), len(batches)) if joins else len(batches)
+            if number == len(batches):
+                hidden.append(embedded[:0] if joins else embedded)
+                batches.append(ImageBatch(tuple(embedded.shape), calls))
+            if joins:
+                start = len(hidden[number])
+                hidden[number] = torch.cat((hidden[number], embedded))
+                batches[number] = batches[number]._replace(shape=tuple(hidden[number].shape))
+            slices.append(ImageSlice(number, slice(start, start + len(embedded)) if joins else None))
+        if not hidden:
+            parameter = next(self.stack.layers.parameters())
+            return parameter.new_empty(1, 0, parameter.shape[-1]), (), []
+        return torch.cat([part.reshape(1, -1, part.shape[-1]) for part in hidden], dim=1), tuple(batches), slices
 
-    def _none(self) -> Tensor:
-        """No pictures."""
-        parameter = next(self.stack.layers.parameters())
-        return parameter.new_empty(1, 0, parameter.shape[-1])
-
-    def record(self, given: Mapping[str, Tensor]) -> stack.Recording:
-        """What the tower does around its layers on the pictures of a prompt.
+    def record(self, given: Mapping[str, Tensor]) -> Recording:
+        """Record how the tower calls its layers for the images of a prompt.
 
         Raises:
-            ValueError: it adds something between them.
+            ValueError: The model adds something between them.
         """
-        recording = stack.record(self.stack, partial(features.seen, self.model, given))
+        recording = record(self.stack, partial(image_features, self.model, given))
         if recording.added:
-            raise ValueError(f"{type(self.model).__name__} adds something between the layers of its vision tower")
+            raise ValueError(f"{type(self.model).__name__} adds something between its vision layers.")
         return recording
 
     def step(
         self,
         hidden: Tensor,
-        blocks: Sequence[Pictures],
+        batches: Sequence[ImageBatch],
         place: int,
         run: Callable[[Tensor, Call], Tensor] | None,
-        within: bool = False,
+        is_half_done: bool = False,
     ) -> Tensor:
-        """The stream behind a layer.
+        """Return the stream behind a layer.
 
         Args:
             hidden: The stream before it.
-            blocks: What lies in it.
+            batches: The images in it.
             place: Position of the layer.
-            run: Gives its output for some pictures; None = it is passed by.
-            within: Whether what is current comes from within the layer, and not from the one before it.
+            run: Gives the layer's output for a batch; None = the layer is skipped.
+            is_half_done: True for an MLP, whose input comes from the same layer's attention and not from the layer before.
         """
-        total = sum(block.tokens for block in blocks)
-        current = hidden[:, hidden.shape[1] - total :]
-        is_read = place - 1 in self.traits.reads and not within
-        kept = hidden if is_read else hidden[:, : hidden.shape[1] - total]
+        sizes = [batch.tokens for batch in batches]
+        earlier, current = hidden.split([hidden.shape[1] - sum(sizes), sum(sizes)], dim=1)
+        keeps_input = place - 1 in self.capabilities.reads and not is_half_done
         if run is None:
-            return torch.cat((hidden, current), dim=1) if is_read else hidden
-        parts = current.split([block.tokens for block in blocks], dim=1)
-        given = [run(part.view(b.shape), b.called(place)) for b, part in zip(blocks, parts, strict=True)]
-        return torch.cat((kept, *(part.reshape(1, -1, part.shape[-1]) for part in given)), dim=1)
+            return torch.cat((hidden, current), dim=1) if keeps_input else hidden
+        outputs = []
+        for batch, part in zip(batches, current.split(sizes, dim=1), strict=True):
+            outputs.append(run(part.view(batch.shape), batch.call(place)).reshape(1, -1, part.shape[-1]))
+        return torch.cat((hidden if keeps_input else earlier, *outputs), dim=1)
 
     def features(
-        self, hidden: Tensor, blocks: Sequence[Pictures], places: Sequence[Place], given: Sequence[Mapping[str, Tensor]]
+        self,
+        hidden: Tensor,
+        batches: Sequence[ImageBatch],
+        slices: Sequence[ImageSlice],
+        given: Sequence[Mapping[str, Tensor]],
     ) -> Iterator[dict[str, Any]]:
-        """What the model makes of each prompt's pictures, from what the tower's layers gave.
+        """Compute the image features of each prompt from the outputs of the tower's layers.
 
         Args:
-            hidden: The stream behind the last layer that is read; without content (on `meta`) any content will do.
-            blocks: What lies in it.
-            places: Where each prompt's pictures lie.
-            given: Their pixels and sizes.
+            hidden: The stream behind the last layer that is read; without content (on `meta`), zeros are taken.
+            batches: As `begin` returned them.
+            slices: Likewise.
+            given: Pixels and sizes of each prompt's images.
         """
         if hidden.is_meta:
             hidden = torch.zeros(hidden.shape, dtype=hidden.dtype, device=next(self.stack.layers.parameters()).device)
-        total = sum(block.tokens for block in blocks)
-        outputs = [part.split([b.tokens for b in blocks], dim=1) for part in hidden.split(total, dim=1)] if total else []
-        for one, place in zip(given, places, strict=True):
-            shape = blocks[place.block].shape
-            read = [part[place.block].view(shape) for part in outputs]
-            read = [part if place.rows is None else part[place.rows] for part in read]
-            yield self.seen(one, dict(zip(self.traits.reads, read, strict=True)))
+        sizes = [batch.tokens for batch in batches]
+        outputs = [part.split(sizes, dim=1) for part in hidden.split(sum(sizes), dim=1)] if batches else []
+        for one, (number, rows) in zip(given, slices, strict=True):
+            own = [part[number].view(batches[number].shape) for part in outputs]
+            own = own if rows is None else [part[rows] for part in own]
+            yield self.features_of_outputs(one, dict(zip(self.capabilities.reads, own, strict=True)))
 
-    def watch(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What layers that are read give to the pictures of a prompt, by `OUTPUT` and position, beside pixels and sizes."""
+    def read_outputs(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the tower, and return pixels, sizes, and the outputs of the layers that are read (for `features_again`)."""
         outputs: dict[str, Tensor] = {}
 
         def keep(place: int, module: nn.Module, args: Any, output: Any) -> None:
+            del module, args
             outputs[f"{OUTPUT}{place}"] = output[0] if isinstance(output, tuple) else output
 
-        hooks = [self.stack.layers[p].register_forward_hook(partial(keep, p)) for p in self.traits.reads]
+        hooks = [self.stack.layers[p].register_forward_hook(partial(keep, p)) for p in self.capabilities.reads]
         try:
-            features.seen(self.model, given)
+            image_features(self.model, given)
         finally:
             for hook in hooks:
                 hook.remove()
         return {**given, **outputs}
 
-    def read(self, watched: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the model makes of pictures, from what `watch` kept of them."""
-        given = {name: value for name, value in watched.items() if not name.startswith(OUTPUT)}
-        return self.seen(given, {place: watched[f"{OUTPUT}{place}"] for place in self.traits.reads})
+    def features_again(self, kept: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Compute image features from what `read_outputs` returned."""
+        given = {name: value for name, value in kept.items() if not name.startswith(OUTPUT)}
+        return self.features_of_outputs(given, {place: kept[f"{OUTPUT}{place}"] for place in self.capabilities.reads})
 
-    def seen(self, given: Mapping[str, Tensor], outputs: Mapping[int, Tensor]) -> dict[str, Any]:
-        """What the model makes of pictures if layers give these outputs, by position; the others give what they read."""
-        parts = {
-            layer: stack.passing(layer, partial(_instead, outputs.get(place)))
-            for place, layer in enumerate(self.stack.layers)
-        }
-        with stack.replaced(parts):
-            return features.seen(self.model, given)
+    def features_of_outputs(self, given: Mapping[str, Tensor], outputs: Mapping[int, Tensor]) -> dict[str, Any]:
+        """Compute image features as if layers gave these outputs, by position; the others pass their input on."""
 
+        def instead(place: int, hidden: Tensor) -> Tensor:
+            return outputs.get(place, hidden)
 
-def _instead(output: Tensor | None, hidden: Tensor) -> Tensor:
-    return hidden if output is None else output
+        forwards = {layer: skip_forward(layer, partial(instead, n)) for n, layer in enumerate(self.stack.layers)}
+        with replace_forwards(forwards):
+            return image_features(self.model, given)
 
 
-def _numbers(call: Call) -> Call:
-    return Call(*tree_map(Whole.of, (call.args, call.kwargs)))
+def padded_images(
+    hidden: Tensor, batches: Sequence[ImageBatch], slices: Sequence[ImageSlice | None]
+) -> tuple[Tensor, Tensor]:
+    """Return (prompts, tokens, size) of the images of each prompt, and (prompts, tokens) bool: which tokens are no padding.
 
-
-def _is_bare(calls: Sequence[Call]) -> bool:
-    """Whether no argument depends on the pictures."""
-    return not any(isinstance(value, Tensor | Whole) for call in calls for value in (*call.args, *call.kwargs.values()))
+    Args:
+        hidden: The stream.
+        batches: The images in it.
+        slices: Where the images of each prompt lie; None = it has none.
+    """
+    sizes = [batch.tokens for batch in batches]
+    parts = hidden[:, hidden.shape[1] - sum(sizes) :].split(sizes, dim=1)
+    rows, real = [], []
+    for one in slices:
+        row = hidden.new_zeros(1, hidden.shape[-1])
+        if one is not None:
+            part = parts[one.batch].view(*batches[one.batch].shape[:-1], -1)
+            row = (part if one.rows is None else part[one.rows]).reshape(-1, part.shape[-1])
+        rows.append(row)
+        real.append(torch.full((len(row),), one is not None, device=hidden.device))
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+    return pad(rows), pad(real)

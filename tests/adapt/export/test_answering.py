@@ -16,8 +16,8 @@ from das_gym.adapt.shrink.verifying import Probes, replay_logits
 from transformers import AutoModelForImageTextToText
 
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.checks import NoiseImage
-from das_gym.models.transformers.stand_ins import as_saved
+from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.transformers.inserted_adapters import export_form
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import AdaptedModel, load_backbone, new_head, task_class
 from tests.adapt.shrink.conftest import data, folder_of  # noqa: F401
@@ -57,12 +57,12 @@ def test_as_saved_keeps_the_outputs(folder_of: Callable[[str], Path], data: Path
     vlm, processor = model.backbone.vlp, model.task.processor
     probes = Probes(vlm, processor, [Prompt(q, (NoiseImage(n, 96, 64),), "red") for n, q in enumerate(QUESTIONS)])
     wanted = torch.cat(replay_logits(vlm, probes, None))
-    smaller = as_saved(vlm)
+    smaller = export_form(vlm)
     assert len(smaller.stack.layers) == 4 - sum(settings.get("mask", ()))
     found = []
     with torch.no_grad():
         for e in probes.encodings:
-            found.append(smaller.run([e._replace(answer=len(e.ids))], whole=True).logits[0, e.answer - 1 : -1])
+            found.append(smaller.run([e._replace(answer=len(e.ids))], with_head=True).logits[0, e.answer - 1 : -1])
     torch.testing.assert_close(torch.cat(found), wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -97,7 +97,7 @@ def test_as_saved_refuses_modules_that_no_folder_can_hold(
     name: str,
 ):
     with pytest.raises(ValueError, match="full, lora, bitfit and das"):
-        as_saved(finetuned(folder_of("llava"), data, name).backbone.vlp)
+        export_form(finetuned(folder_of("llava"), data, name).backbone.vlp)
 
 
 @pytest.mark.slow

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.checks import NoiseImage
-from das_gym.models.transformers.cutting import cut
+from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.generation import (
     batches_of,
     cut_at_end,
-    form_of,
     generate,
-    greedily,
+    generate_batch,
+    greedy_decoding,
     greedy_settings,
+    input_form,
     left_padded,
     pads_left,
-    picture_tokens,
-    say,
 )
+from das_gym.models.transformers.inputs import image_tokens_of
+from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.conftest import MASK
 
@@ -36,7 +36,7 @@ def prompts_of() -> list[Prompt]:
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 def test_batched_and_padded_it_is_what_each_prompt_gets_alone(problem_of: Callable[[str], Problem], name: str):
     problem = problem_of(name)
-    vlm, processor = cut(problem.vlp, MASK), problem.task.processor
+    vlm, processor = pruned_copy(problem.vlp, MASK), problem.task.processor
     encodings = [processor.encode(prompt, pixels=True) for prompt in prompts_of()]
     assert len({e.answer for e in encodings}) > 1
     assert pads_left(vlm, encodings[:2], 0)
@@ -51,10 +51,10 @@ def test_batched_and_padded_it_is_what_each_prompt_gets_alone(problem_of: Callab
             return_tensors="pt",
             add_generation_prompt=True,
         )
-        with greedily(vlm.model, settings), torch.no_grad():
+        with greedy_decoding(vlm.model, settings), torch.no_grad():
             tokens = vlm.model.generate(**inputs)[0, inputs["input_ids"].shape[1] :].tolist()
         alone.append(cut_at_end(tokens, processor.ends))
-    assert say(vlm, processor, encodings, settings) == alone
+    assert generate_batch(vlm, processor, encodings, settings) == alone
     words = [processor.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in alone]
     assert generate(vlm, processor, prompts_of(), "answers", 2, max_new_tokens=6) == words
     assert any(alone)
@@ -72,7 +72,7 @@ def test_left_padding_is_on_the_left_and_without_the_answer(problem_of: Callable
 
 def test_a_model_that_minds_padding_is_noticed(problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch):
     problem = problem_of("llava")
-    vlm = cut(problem.vlp, MASK)
+    vlm = pruned_copy(problem.vlp, MASK)
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()[:1]]
     original = vlm.model.generate
     blind = lambda attention_mask, **rest: original(attention_mask=torch.ones_like(attention_mask), **rest)  # noqa: E731
@@ -84,7 +84,7 @@ def test_a_model_that_mixes_the_pictures_of_a_batch_is_noticed(
     problem_of: Callable[[str], Problem], monkeypatch: pytest.MonkeyPatch
 ):
     problem = problem_of("llava")
-    vlm = cut(problem.vlp, MASK)
+    vlm = pruned_copy(problem.vlp, MASK)
     encodings = [problem.task.processor.encode(prompt, pixels=True) for prompt in prompts_of()]
     original = vlm.model.generate
     mixing = lambda pixel_values, **rest: original(pixel_values=pixel_values.roll(1, dims=0), **rest)  # noqa: E731
@@ -101,22 +101,22 @@ def test_prompts_of_one_form_go_together(problem_of: Callable[[str], Problem]):
     assert sorted(row for group in groups for row in group) == list(range(7))
     assert all(len(group) <= 2 for group in groups)
     every = [*encodings, other, *encodings]
-    assert all(len({form_of(every[row]) for row in group}) == 1 for group in groups)
+    assert all(len({input_form(every[row]) for row in group}) == 1 for group in groups)
 
 
 def test_generation_settings_of_the_model_come_back(problem_of: Callable[[str], Problem]):
     model = problem_of("llava").vlp.model
     before = model.generation_config
-    with greedily(model, {"max_new_tokens": 3}):
+    with greedy_decoding(model, {"max_new_tokens": 3}):
         assert model.generation_config.max_new_tokens == 3
     assert model.generation_config is before
 
 
 def test_tokens_of_pictures_are_never_said(problem_of: Callable[[str], Problem]):
     vlm = problem_of("llava").vlp
-    assert picture_tokens(vlm.model) == [3]
+    assert image_tokens_of(vlm.model) == [3]
     assert greedy_settings(vlm, problem_of("llava").task.processor, 6)["suppress_tokens"] == [3]
-    assert picture_tokens(problem_of("qwen2_vl").vlp.model) == [8, 9, 10, 11]
+    assert image_tokens_of(problem_of("qwen2_vl").vlp.model) == [8, 9, 10, 11]
 
 
 def test_an_answer_ends_before_the_first_end():

@@ -25,8 +25,8 @@ from das_gym.adapt.shrink.recovery import (
 )
 from torch.nn import functional as F  # noqa: N812
 
-from das_gym.models.transformers.cutting import cut, decoder_path
-from das_gym.models.transformers.features import projector_of
+from das_gym.models.transformers.features import find_projectors
+from das_gym.models.transformers.layer_removal import decoder_path, pruned_copy
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
@@ -37,7 +37,7 @@ SHORT = {"steps": 12, "batch_size": 4, "learning_rate": 3e-3, "save_every": 5}
 
 
 def recover(problem: Problem, checkpoint: Path | None = None, log: Any = None, **settings: Any) -> VLM:
-    student = cut(problem.vlp, MASK)
+    student = pruned_copy(problem.vlp, MASK)
     config = RecoveryConfig(**{**SHORT, **settings})
     Recovery(student, problem.vlp, problem.task, problem.splits.train, config, checkpoint).run(log)
     return student
@@ -61,7 +61,7 @@ def divergence(student: VLM, problem: Problem) -> float:
 
 def test_recovery_loss_by_hand(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
-    task, student = problem.task, cut(problem.vlp, MASK)
+    task, student = problem.task, pruned_copy(problem.vlp, MASK)
     examples = task.open_ended(problem.splits.train[:3])
     teacher = Teacher(problem.vlp, task, examples, 2)
     config = RecoveryConfig(distillation=2.0, cross_entropy=0.5, hidden="mse")
@@ -73,7 +73,7 @@ def test_recovery_loss_by_hand(problem_of: Callable[[str], Problem]):
             encoding = task.processor.encode(prompt, pixels=True)
             labels = encoding.ids[encoding.answer :]
             mine, its = (
-                vlm.run([encoding], whole=True).logits[0, encoding.answer - 1 : -1] for vlm in (student, problem.vlp)
+                vlm.run([encoding], with_head=True).logits[0, encoding.answer - 1 : -1] for vlm in (student, problem.vlp)
             )
             divergence = F.kl_div(mine.log_softmax(-1), its.softmax(-1), reduction="sum")
             expected["divergence"] += float(divergence) / len(labels) / 3
@@ -99,14 +99,14 @@ def test_recovery_trains_the_student_and_not_its_teacher(problem_of: Callable[[s
     problem = problem_of(name)
     before = state_of(problem.vlp.model)
     student = recover(problem, recover=method, steps=20, cross_entropy=0.0)
-    assert divergence(student, problem) < 0.7 * divergence(cut(problem.vlp, MASK), problem)
+    assert divergence(student, problem) < 0.7 * divergence(pruned_copy(problem.vlp, MASK), problem)
     after = state_of(problem.vlp.model)
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    fresh = state_of(cut(problem.vlp, MASK).model)
+    fresh = state_of(pruned_copy(problem.vlp, MASK).model)
     mine = state_of(student.model)
     assert mine.keys() == fresh.keys()  # nothing of LoRA remains
     changed = {key for key, value in fresh.items() if not torch.equal(value, mine[key])}
-    places = (decoder_path(student), *projector_of(student.model))
+    places = (decoder_path(student), *find_projectors(student.model))
     assert changed
     assert all(key.startswith(places) for key in changed)
     assert all(any(key.startswith(place) for key in changed) for place in places)
@@ -118,7 +118,7 @@ def test_recovery_with_bitfit_trains_biases_of_its_own(problem_of: Callable[[str
     before = state_of(problem.vlp.model)
     student = recover(problem, recover="bitfit", learning_rate=0.1)
     assert all(torch.equal(value, problem.vlp.model.get_parameter(key)) for key, value in before.items())
-    fresh = state_of(cut(problem.vlp, MASK).model)
+    fresh = state_of(pruned_copy(problem.vlp, MASK).model)
     changed = {key for key, value in state_of(student.model).items() if not torch.equal(value, fresh[key])}
     assert changed
     assert all(key.endswith(".bias") for key in changed)
@@ -136,7 +136,7 @@ def test_recovery_with_a_method_of_your_own(problem_of: Callable[[str], Problem]
     monkeypatch.delitem(METHODS, "norms", raising=False)
     monkeypatch.setitem(METHODS, "norms", Norms)
     problem = problem_of("llava")
-    student, fresh = recover(problem, recover="norms"), state_of(cut(problem.vlp, MASK).model)
+    student, fresh = recover(problem, recover="norms"), state_of(pruned_copy(problem.vlp, MASK).model)
     changed = [key for key, value in state_of(student.model).items() if not torch.equal(value, fresh[key])]
     assert changed
     assert all("norm" in key for key in changed)
@@ -155,14 +155,14 @@ def test_check_recovery_refuses_methods_that_cannot_recover(problem_of: Callable
 
 def test_merge_lora_changes_no_output(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
-    student = cut(problem.vlp, MASK)
+    student = pruned_copy(problem.vlp, MASK)
     torch.manual_seed(0)
     for parameter in inject_lora(student.model, linear_names(trainable_parts(student)), rank=4, alpha=8):
         torch.nn.init.normal_(parameter, std=0.1)
     before = states_of(student, problem)
     make_method("lora").finish(student)
     torch.testing.assert_close(states_of(student, problem), before, atol=1e-4, rtol=1e-4)
-    assert float((before - states_of(cut(problem.vlp, MASK), problem)).abs().max()) > 1e-2
+    assert float((before - states_of(pruned_copy(problem.vlp, MASK), problem)).abs().max()) > 1e-2
 
 
 ROUTED = {
@@ -221,7 +221,7 @@ def test_recovery_of_16_bits_keeps_small_steps(data: Path, tmp_path: Path, metho
     given = {"checkpoint": str(source), "data_root": str(data), "device": "cpu"}
     problem = load_problem(ProblemConfig(model="VLM", task="answering", **given))
     config = RecoveryConfig(recover=method, steps=2, batch_size=2, hidden="cosine", save_every=1)
-    student = cut(problem.vlp, MASK)
+    student = pruned_copy(problem.vlp, MASK)
     Recovery(student, problem.vlp, problem.task, problem.splits.train, config, tmp_path / "recovery.pt").run()
     trained = torch.load(tmp_path / "recovery.pt", weights_only=True)["parameters"]
     assert {p.dtype for p in trained.values()} == {torch.float32}
@@ -252,14 +252,14 @@ def test_teacher_runs_on_the_examples_of_the_training(problem_of: Callable[[str]
 
 def test_recover_none_trains_nothing(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
-    mine, fresh = state_of(recover(problem, recover="none").model), state_of(cut(problem.vlp, MASK).model)
+    mine, fresh = state_of(recover(problem, recover="none").model), state_of(pruned_copy(problem.vlp, MASK).model)
     assert all(torch.equal(value, mine[key]) for key, value in fresh.items())
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.WORKING if name not in tiny.TEXT_ALONE])
 def test_every_type_has_a_projector(name: str):
     model, _ = tiny.make(name)
-    found = projector_of(model)
+    found = find_projectors(model)
     assert found
     inside = {id(p) for module in found.values() for p in module.parameters()}
     assert inside

@@ -19,10 +19,10 @@ from das_gym.adapt.shrink.verifying import Probes, replay_logits, run_in_subproc
 from das_gym.files import read_json, write_json
 from das_gym.models.adapters import Adapter
 from das_gym.models.transformers import modeling_das_adapters
-from das_gym.models.transformers.cutting import cut
+from das_gym.models.transformers.inserted_adapters import full_with_adapters_of, has_adapters, insert_into_pruned
+from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.loading import auto_class, load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.stand_ins import has_adapters, masked_with, stand_in
 from das_gym.problem.loading import Problem
 from tests.adapt.shrink.test_recovery import divergence
 
@@ -33,9 +33,9 @@ MASK = np.array(MASKS["llava"], dtype=bool)
 
 
 def with_random_adapters(whole: VLM, mask: np.ndarray) -> VLM:
-    smaller = cut(whole, mask)
+    smaller = pruned_copy(whole, mask)
     torch.manual_seed(0)
-    for parameter in stand_in(smaller, whole, bottleneck=4, skip_bottleneck=6):
+    for parameter in insert_into_pruned(smaller, whole, bottleneck=4, skip_bottleneck=6):
         torch.nn.init.normal_(parameter, std=0.2)
     smaller.freeze()
     return smaller
@@ -58,28 +58,28 @@ def test_the_masks_replay_and_the_folders_code_say_the_same(
     examples = [e for p in probes.prompts for e in open_ended if problem.task.pairs([e])[0] == p]
     mask = np.array(MASKS[name], dtype=bool)
     smaller = with_random_adapters(problem.vlp, mask)
-    wanted = torch.cat(replay_logits(masked_with(problem.vlp, smaller, mask), probes, mask))
+    wanted = torch.cat(replay_logits(full_with_adapters_of(problem.vlp, smaller, mask), probes, mask))
     torch.testing.assert_close(said(smaller, problem, examples), wanted, atol=1e-4, rtol=1e-4)
     save(smaller.model, tmp_path, folder_of(name), folder_of(name), torch.float32)
     loaded = auto_class(problem.vlp.model.config).from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded).__name__ == f"{type(problem.vlp.model).__name__}WithAdapters"
-    again = VLM(loaded.eval(), traits=problem.vlp.traits)
+    again = VLM(loaded.eval(), capabilities=problem.vlp.capabilities)
     torch.testing.assert_close(said(again, problem, examples), wanted, atol=1e-4, rtol=1e-4)
     assert not has_adapters(problem.vlp.model)
 
 
 def test_they_begin_as_zero(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
-    smaller, examples = cut(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
+    smaller, examples = pruned_copy(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
     before = said(smaller, problem, examples)
-    stand_in(smaller, problem.vlp, 4, 6)
+    insert_into_pruned(smaller, problem.vlp, 4, 6)
     assert torch.equal(said(smaller, problem, examples), before)
 
 
 def test_a_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
     smaller, examples = with_random_adapters(problem.vlp, MASK), problem.task.open_ended(problem.splits.test)
-    twin = VLM(copy.deepcopy(smaller.model), traits=smaller.traits)
+    twin = VLM(copy.deepcopy(smaller.model), capabilities=smaller.capabilities)
     before = said(smaller, problem, examples)
     for module in smaller.model.modules():
         if isinstance(module, Adapter):
@@ -90,7 +90,7 @@ def test_a_copy_runs_its_own_adapters(problem_of: Callable[[str], Problem]):
 
 def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
     problem = problem_of("llava")
-    student, unchanged = cut(problem.vlp, MASK), divergence(cut(problem.vlp, MASK), problem)
+    student, unchanged = pruned_copy(problem.vlp, MASK), divergence(pruned_copy(problem.vlp, MASK), problem)
     before = {name: p.clone() for name, p in student.model.named_parameters()}
     widths = {"bottleneck": 4, "skip_bottleneck": 6}
     config = RecoveryConfig("adapters", steps=20, batch_size=4, learning_rate=3e-3, cross_entropy=0.0, **widths)
@@ -107,7 +107,7 @@ def test_adapters_alone_learn(problem_of: Callable[[str], Problem]):
 def test_layers_without_a_place_are_refused(problem_of: Callable[[str], Problem]):
     problem = problem_of("lfm2_vl")
     with pytest.raises(ValueError, match=r"for adapters by a known name$"):
-        stand_in(cut(problem.vlp, MASK), problem.vlp, 4, 6)
+        insert_into_pruned(pruned_copy(problem.vlp, MASK), problem.vlp, 4, 6)
 
 
 def test_a_folder_with_adapters_is_not_shrunk_again(

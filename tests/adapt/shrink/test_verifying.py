@@ -18,8 +18,8 @@ from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, VerificationError, check_generation, verify
 
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers.checks import NoiseImage
-from das_gym.models.transformers.cutting import cut
+from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.transformers.layer_removal import pruned_copy
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
 from das_gym.problem.loading import Problem
@@ -50,7 +50,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable
 
 def shrunk(problem: Problem, folder: Path, source: Path) -> tuple[VLM, Probes]:
     """Return a recovered model that was saved."""
-    smaller = cut(problem.vlp, MASK)
+    smaller = pruned_copy(problem.vlp, MASK)
     config = RecoveryConfig(steps=2, batch_size=4, learning_rate=1e-2)
     Recovery(smaller, problem.vlp, problem.task, problem.splits.train, config).run()
     save(smaller.model, folder, source, source, torch.float32)
@@ -66,7 +66,7 @@ def test_verify_accepts_the_saved_model_and_no_other(
     assert found.logits_difference < 1e-5
     assert found.ways == ("with a cache", "without a cache", "with left padding")
     with pytest.raises(VerificationError, match="logits"):  # the model before recovery
-        verify(tmp_path / "out", cut(problem_of("llava").vlp, MASK), MASK, probes, torch.float32)
+        verify(tmp_path / "out", pruned_copy(problem_of("llava").vlp, MASK), MASK, probes, torch.float32)
     with pytest.raises(VerificationError, match=r"torch\.float32, not torch\.bfloat16"):
         verify(tmp_path / "out", smaller, MASK, probes, torch.bfloat16)
 
@@ -115,7 +115,7 @@ def test_verify_other_types_in_float64(name: str, in_this_process, tmp_path: Pat
     probes = probes_of(source)
     mask = np.zeros(len(probes.vlm.layers), dtype=bool)
     mask[[2 if name == "mllama" else 0, -1]] = True  # its layer 1 has cross-attention and cannot be the first
-    smaller = cut(probes.vlm, mask)
+    smaller = pruned_copy(probes.vlm, mask)
     check_generation(smaller, probes)
     save(smaller.model, tmp_path / "out", source, source, torch.float64)
     found = verify(tmp_path / "out", smaller, mask, probes, torch.float64)
@@ -138,19 +138,19 @@ def test_check_generation_refuses_a_wrong_first_layer(tmp_path: Path):
     """transformers' mllama reads the length of its cache off the first layer, which must not be a cross-attention."""
     probes = probes_of(tiny.save("mllama", tmp_path / "source", torch.float64))
     with pytest.raises(VerificationError, match=r"MllamaForCond\w+ does not work without these layers"):
-        check_generation(cut(probes.vlm, [1, 0, 0, 0]), probes)
+        check_generation(pruned_copy(probes.vlm, [1, 0, 0, 0]), probes)
 
 
 def test_check_generation_accepts_what_the_full_model_does_as_well(problem_of, monkeypatch: pytest.MonkeyPatch):
     """Gemma 2 counts padding into its sliding window, so that the full model's output changes with padding, too."""
     problem = problem_of("llava")
     probes = Probes.of(problem.vlp, problem.task, problem.splits.reward)
-    smaller, full_model_differs = cut(problem.vlp, MASK), True
+    smaller, full_model_differs = pruned_copy(problem.vlp, MASK), True
 
     def say(vlm: Any, *arguments: Any, extra: int = 0, **more: Any) -> list[list[int]]:
         return [[1 if extra and (vlm is smaller or full_model_differs) else 2]]
 
-    monkeypatch.setattr(verifying, "say", say)
+    monkeypatch.setattr(verifying, "generate_batch", say)
     check_generation(smaller, probes)
     full_model_differs = False
     with pytest.raises(VerificationError, match="with left padding"):

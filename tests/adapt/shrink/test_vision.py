@@ -16,7 +16,7 @@ from das_gym.adapt.shrink.measuring import loss_of
 from das_gym.adapt.shrink.saving import save
 from das_gym.adapt.shrink.verifying import Probes, verify
 
-from das_gym.models.transformers.cutting import check_shared, cut, drawn
+from das_gym.models.transformers.layer_removal import check_shared, draw_mask, pruned_copy
 from das_gym.problem.budget import Budget
 from das_gym.problem.config import ProblemConfig
 from das_gym.problem.loading import Problem, load_problem
@@ -36,10 +36,10 @@ def test_what_is_left_has_the_masks_loss_and_is_saved_as_it_is(problem: Problem,
     """Its logits in a process of transformers alone are the mask's, and so are its words."""
     whole, examples = problem.vlp, problem.task.open_ended(problem.splits.test)
     full, masked = problem.evaluator.losses(np.stack((MASK & False, MASK)), problem.splits.test)
-    smaller = cut(whole, MASK)
+    smaller = pruned_copy(whole, MASK)
     assert loss_of(smaller, problem.task, examples, 4, "loss") == pytest.approx(masked, abs=1e-5)
     assert loss_of(whole, problem.task, examples, 4, "loss") == pytest.approx(full, abs=1e-5)
-    assert drawn(whole, MASK) == "■□■ ■□■■"
+    assert draw_mask(whole, MASK) == "■□■ ■□■■"
     source = Path(problem.backbone.config.checkpoint)
     save(smaller.model, tmp_path, source, source, torch.float32)
     probes = Probes.of(whole, problem.task, examples)

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from das_gym.agents.compare.comparison import run_agent
 from das_gym.agents.compare.results import AgentResult, judge
+from das_gym.agents.compare_experiment import COMPARED
 
-from benchmarks.leaderboard.planted import LOSSES, GroupLoss, PlantedOracle
+from benchmarks.leaderboard import planted_section as section
+from benchmarks.leaderboard.aggregate import aggregate, differ
+from benchmarks.leaderboard.cache import ARRAYS, ResultCache
+from benchmarks.leaderboard.optuna_tpe import run_optuna
+from benchmarks.leaderboard.planted import EVALUATIONS, PlantedOracle
+from das_gym.files import read_arrays
 from das_gym.problem.mask_space import every_mask
 
 GOLDEN = [
@@ -12,68 +21,132 @@ GOLDEN = [
     (36, 1, -0.5068719891206179, 1.652408706119265),
     (72, 0, -2.8407489577806895, 2.7159610378726833),
 ]
-"""Losses of planted problems as first recorded."""
 
 
-@pytest.fixture(scope="module", params=LOSSES)
-def small(request: pytest.FixtureRequest) -> PlantedOracle:
-    return PlantedOracle(12, 3, request.param)
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVALUATIONS, 24, 12)
+    monkeypatch.setattr("benchmarks.leaderboard.planted.CLIMBS", 5)
 
 
-def test_the_best_mask_is_the_best_of_all(small: PlantedOracle):
-    losses = small.losses(every_mask(12, 4))
-    assert small.best_loss == pytest.approx(losses.min(), rel=1e-12)
-    assert small.best_reward == pytest.approx(small.rewards(every_mask(12, 4)).max(), rel=1e-12)
-    assert small.loss_regrets(np.array([small.best_loss, small.random_loss])).tolist() == [0, 1]
+def compared(seeds: int, cache: ResultCache) -> section.PlantedComparison:
+    comparison = section.PlantedComparison(24, ["random", "policy", "evolution"], cache)
+    for seed in range(seeds):
+        comparison.run(seed, lambda agent: None)
+    return comparison
 
 
-@pytest.mark.parametrize("kind", LOSSES)
-def test_a_climb_ends_where_no_swap_helps(kind: str):
-    oracle = PlantedOracle(24, 0, kind)
+def test_planted_oracle_knows_the_best_mask():
+    oracle = PlantedOracle(12, 3)
+    masks = every_mask(12, 4)
+    assert oracle.best_loss == pytest.approx(oracle.losses(masks).min(), rel=1e-12)
+    assert oracle.best_reward == pytest.approx(oracle.rewards(masks).max(), rel=1e-12)
+    (result,) = judge(oracle, [AgentResult("a", masks[:1], oracle.rewards(masks[:3])[None], np.array([3]))])
+    expected = (oracle.losses(masks[:3]) - oracle.best_loss) / (oracle.random_loss - oracle.best_loss)
+    np.testing.assert_allclose(oracle.normalized(result.regret)[0], expected, rtol=1e-9)
+    assert oracle.normalized(np.array([np.inf]))[0] > 2
+    assert np.isnan(oracle.test_metrics(masks[:2])).all()
+
+
+def test_climb_ends_where_no_swap_helps():
+    oracle = PlantedOracle(24, 0)
     mask = oracle.space.sample(np.random.default_rng(0))
     while (losses := oracle.losses(around := oracle.space.neighbours(mask))).min() < oracle.losses(mask[None])[0] - 1e-12:
         mask = around[losses.argmin()]
     start = oracle.space.sample(np.random.default_rng(0))
-    assert oracle._climb(start) == pytest.approx(oracle.losses(mask[None])[0], rel=1e-12)
-    assert oracle.space.contains(start[None])[0]  # nothing was changed in place
+    assert oracle.climb(start) == pytest.approx(oracle.losses(mask[None])[0], rel=1e-12)
+    assert oracle.space.contains(start[None])[0]  # not changed in place
 
 
 @pytest.mark.parametrize(("n_layers", "seed", "best", "random"), GOLDEN)
-def test_a_seed_plants_the_same_problem_for_ever(n_layers: int, seed: int, best: float, random: float):
+def test_planted_oracle_repeats_with_the_same_seed(n_layers: int, seed: int, best: float, random: float):
     oracle = PlantedOracle(n_layers, seed)
     assert (oracle.best_loss, oracle.random_loss) == (pytest.approx(best, rel=1e-12), pytest.approx(random, rel=1e-12))
 
 
-def test_groups_cost_what_a_loop_counts():
-    loss = GroupLoss(24, np.random.default_rng(0))
-    masks = np.random.default_rng(1).random((20, 24)) < 1 / 3
-    for mask, found in zip(masks, loss(masks), strict=True):
-        skipped = set(np.flatnonzero(mask).tolist())
-        expected = sum(loss.single[layer] for layer in skipped)
-        for group, spared, weight in zip(loss.groups, loss.spared, loss.weights, strict=True):
-            layers = set(np.flatnonzero(group).tolist())
-            assert 3 <= len(layers) <= 6
-            assert 1 <= spared <= len(layers) - 2
-            expected += weight * (len(layers & skipped) > spared)
-        assert found == pytest.approx(expected, rel=1e-12)
+def test_without_statistics_leaves_agents_out():
+    left_out = set(COMPARED) - set(section.without_statistics(COMPARED, 24))
+    assert left_out == {"angular", "block_influence", "interlace", "policy", "policy_bayes"}
+    assert section.without_statistics(["ppo", "random"], 24) == ["random"]
 
 
-def test_another_kind_is_another_problem_and_an_unknown_one_is_refused():
-    assert PlantedOracle(12, 3).env_id == "planted-12-3"
-    assert PlantedOracle(12, 3, "groups").env_id == "planted-groups-12-3"
-    with pytest.raises(ValueError, match="unknown kind of planted loss 'triples'; known: pairs, groups"):
-        PlantedOracle(12, 3, "triples")
+def test_planted_section_has_a_table_and_a_winner(short: None, monkeypatch: pytest.MonkeyPatch):
+    comparison = compared(2, ResultCache(None))
+    assert comparison.agents == ["random", "evolution", "optuna"]
+    lines = section.planted_section([comparison]).splitlines()
+    assert lines[0] == section.HEADING
+    assert "### 24 layers, 8 skipped, 12 evaluations, 2 seeds" in lines
+    assert "    python -m benchmarks.leaderboard with only_planted=True planted=[24] seeds=2" in lines
+    assert sum(line.startswith(("| random |", "| evolution |", "| optuna |")) for line in lines) == 3
+    assert sum("is first" in line for line in lines) == 1
+    monkeypatch.setattr(section, "has_optuna", lambda: False)
+    assert compared(1, ResultCache(None)).agents == ["random", "evolution"]
 
 
-def test_regrets_of_rewards_are_normalised_as_losses(small: PlantedOracle):
-    masks = every_mask(12, 4)[:3]
-    rewards = np.array([[-np.inf, *small.rewards(masks)]])
-    (result,) = judge(small, [AgentResult("a", masks[:1], rewards, np.array([4]))])
-    normalised = small.normalized(result.regret)[0]
-    assert normalised[0] > 2
-    np.testing.assert_allclose(normalised[1:], small.loss_regrets(small.losses(masks)), rtol=1e-9)
+def test_cache_runs_nothing_twice(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = compared(2, ResultCache(tmp_path)).part()
+    assert len(list(tmp_path.iterdir())) == 2 * 3
+    for name in ("run_agent", "run_optuna"):
+        monkeypatch.setattr(section, name, None)
+    assert compared(2, ResultCache(tmp_path)).part() == first
+    with pytest.raises(TypeError):  # another seed is not cached
+        compared(3, ResultCache(tmp_path))
 
 
-def test_there_is_no_test_split(small: PlantedOracle):
-    assert np.isnan(small.test_metrics(every_mask(12, 4)[:2])).all()
-    assert small.ranks(np.zeros(2)) is None
+def test_cache_distinguishes_settings_and_names_damaged_files(short: None, tmp_path: Path):
+    oracle, cache = PlantedOracle(24, 0), ResultCache(tmp_path)
+    for seeds, evaluations, kwargs in (([0], 6, {}), ([1], 6, {}), ([0], 9, {}), ([0], 6, {"offspring": 4})):
+        result = cache.run(oracle, "evolution", seeds, evaluations, 3, kwargs)
+        again = cache.run(oracle, "evolution", seeds, evaluations, 3, kwargs, run=None)
+        for name in ARRAYS:
+            np.testing.assert_array_equal(getattr(result, name), getattr(again, name))
+    assert len(list(tmp_path.iterdir())) == 4
+    cache = ResultCache(tmp_path / "damaged")
+    cache.run(oracle, "random", [0], 6, 3, {})
+    (file,) = (tmp_path / "damaged").iterdir()
+    np.savez(file, **{**read_arrays(file), "answers": np.zeros((1, 5), bool)})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+            cache.run(oracle, "random", [0], 6, 3, {})
+        file.write_bytes(file.read_bytes()[:200])
+
+
+def test_optuna_answers_with_its_best_mask(short: None):
+    oracle = PlantedOracle(24, 0)
+    result, again = (run_optuna(oracle, "optuna", [4, 5], 8, 3, {}) for _ in range(2))
+    np.testing.assert_array_equal(result.curves, again.curves)
+    assert (np.diff(result.curves) >= 0).all()
+    np.testing.assert_allclose(result.curves[:, -1], oracle.rewards(result.answers), rtol=1e-12)
+    assert oracle.space.contains(result.answers).all()
+    assert result.evaluations.tolist() == [8, 8]
+
+
+def test_aggregate_resamples_problems_of_one_kind(short: None):
+    oracles = [PlantedOracle(24, seed) for seed in range(4)]
+    results = [judge(o, [run_agent(o, "random", [0], 6, 3, {})])[0] for o in oracles]
+    low, high = aggregate(oracles, results, [6], of_one_kind=True).intervals[0]
+    (fixed,) = aggregate(oracles, results, [6]).intervals
+    assert fixed[0] == fixed[1]
+    assert low < fixed[0] < high
+
+
+def test_differ_compares_problem_by_problem():
+    problems = np.linspace(0, 1, 40)
+    assert differ(problems, problems + 0.01)
+    assert not differ(problems, problems + 0.01 * (-1) ** np.arange(40))
+
+
+def test_winner_sentence_names_agents_that_do_not_differ():
+    far, near = np.full(9, 1.0), np.zeros(9)
+    assert section.winner_sentence(["a", "b"], {"a": near, "b": far}) == "`a` is first, and no other is as good."
+    words = section.winner_sentence(["a", "b", "c", "d"], dict.fromkeys("abcd", near))
+    assert "`a` is first" in words
+    assert "`b`, `c` and `d`" in words
+
+
+def test_with_planted_section_replaces_the_old_one():
+    first, after = section.HEADING, section.NEXT_HEADING
+    for old in (f"a\n\n{after}\n\nb\n", f"a\n\n{first}\n\nold\n\n{after}\n\nb\n"):
+        assert section.with_planted_section(old, f"{first}\n\nnew") == f"a\n\n{first}\n\nnew\n\n{after}\n\nb\n"
+    with pytest.raises(ValueError, match=r"python -m benchmarks\.leaderboard"):
+        section.with_planted_section("# Something else\n", "new")

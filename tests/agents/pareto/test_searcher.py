@@ -24,8 +24,8 @@ def losses_of(masks):
 
 
 def play(search, evaluations, n=8):
-    while len(search.told) < evaluations:
-        masks = search.ask(min(n, evaluations - len(search.told)))
+    while len(search.scored) < evaluations:
+        masks = search.ask(min(n, evaluations - len(search.scored)))
         if len(masks) == 0:
             break
         search.tell(masks, losses_of(masks))
@@ -33,7 +33,7 @@ def play(search, evaluations, n=8):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_half_of_the_masks_find_the_whole_front(seed):
+def test_front_search_finds_the_front_with_half_of_the_masks(seed):
     masks = every_mask(8)
     share, losses = saved(masks), losses_of(masks)
     search = play(FrontSearch(8, saved, seed), 128)
@@ -44,12 +44,12 @@ def test_half_of_the_masks_find_the_whole_front(seed):
     assert hypervolume(saved(first.masks), first.losses, reference) > 0.97 * hypervolume(share, losses, reference)
 
 
-def test_no_mask_comes_twice_and_all_come():
+def test_front_search_scores_each_mask_once():
     search = play(FrontSearch(4, saved, 3), 100, n=5)
     assert len(search.masks) == 16 == len(np.unique(search.masks, axis=0))
 
 
-def test_it_goes_on_exactly():
+def test_front_search_continues_exactly():
     whole, part = play(FrontSearch(8, saved, 5), 60), play(FrontSearch(8, saved, 5), 36)
     state = json.loads(json.dumps(part.state_dict()))
     other = FrontSearch(8, saved, 99)
@@ -58,15 +58,15 @@ def test_it_goes_on_exactly():
     assert play(other, 60).masks.tolist() == whole.masks.tolist()
 
 
-def test_many_layers_need_no_list():
+def test_front_search_of_many_layers():
     search = play(FrontSearch(30, saved, 0), 48)
     assert len(np.unique(search.masks, axis=0)) == 48
     assert search.front().shape[1] == 30
 
 
-def test_broken_masks_are_kept_off_the_front():
+def test_front_search_keeps_infinite_losses_off_the_front():
     search = FrontSearch(6, saved, 0)
-    while len(search.told) < 40:
+    while len(search.scored) < 40:
         masks = search.ask(8)
         search.tell(masks, np.where(masks[:, 2], np.inf, losses_of(masks)))
     assert not search.front()[:, 2].any()
@@ -78,7 +78,7 @@ def test_neighbours_by_hand():
     assert found == {"000", "110", "101", "010", "001"}
 
 
-def test_losses_of_any_sign_are_taken():
+def test_log_goodness_takes_any_loss():
     values = log_goodness(np.array([-1.0, 0.0, 2.0, np.inf]))
     assert (np.diff(values)[:2] < 0).all()
     assert values[2] == values[3]

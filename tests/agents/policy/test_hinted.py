@@ -20,7 +20,7 @@ def flips(mask: np.ndarray) -> np.ndarray:
     return np.array([mask ^ (np.isin(np.arange(N), (i, j))) for i in range(N) for j in range(N)])
 
 
-def test_costs_are_exact_where_only_runs_of_three_matter():
+def test_neighbour_costs_are_exact_for_runs_of_three():
     masks = every_mask(N)
     costs = NeighbourCosts(CHAINS.statistics)
     np.testing.assert_allclose(costs(masks), [CHAINS.loss(mask) for mask in masks], atol=1e-12)
@@ -28,13 +28,13 @@ def test_costs_are_exact_where_only_runs_of_three_matter():
         np.testing.assert_allclose(costs.after_flips(mask).ravel(), costs(flips(mask)), atol=1e-12)
 
 
-def test_what_is_not_known_of_neighbours_is_taken_for_nothing():
+def test_neighbour_costs_default_to_no_interaction():
     masks = every_mask(N)
     alone = {name: CHAINS.statistics[name] for name in NeighbourCosts.needs}
     np.testing.assert_allclose(NeighbourCosts(alone)(masks), masks @ CHAINS.statistics["leave_one_out"], atol=1e-12)
 
 
-def test_a_hint_is_the_order_of_costs_on_the_scale_of_normal_scores():
+def test_hint_orders_masks_by_cost():
     hint = Hint(NeighbourCosts(CHAINS.statistics), SPACE)
     losses = np.array([CHAINS.loss(mask) for mask in SPACE.masks])
     scores = hint(SPACE.masks)
@@ -47,7 +47,7 @@ def test_a_hint_is_the_order_of_costs_on_the_scale_of_normal_scores():
     np.testing.assert_allclose(hint.after_flips(mask).ravel(), hint(flips(mask)), atol=1e-9)
 
 
-def test_of_more_masks_than_can_be_listed_some_are_drawn_and_always_the_same():
+def test_hint_of_many_masks_uses_a_fixed_sample():
     n = 40
     rng = np.random.default_rng(0)
     costs = NeighbourCosts({"leave_one_out": rng.random(n), "stream": np.zeros(n), "depth": np.arange(n) / n})
@@ -59,13 +59,13 @@ def test_of_more_masks_than_can_be_listed_some_are_drawn_and_always_the_same():
 
 
 @pytest.mark.parametrize("place", [(2, 1, 1, 0), (2, 1, 1, HINT_START), (0, 4, 3, len(HINTS) - 1)])
-def test_the_hinted_process_is_the_one_of_the_textbook(place: tuple[int, ...]):
+def test_hinted_process_matches_the_textbook(place: tuple[int, ...]):
     hint = Hint(NeighbourCosts(CHAINS.statistics), SPACE)
-    told, masks = SPACE.masks[::9], SPACE.masks[4::7]
-    values = np.random.default_rng(0).normal(size=len(told))
-    process = HintedProcess(told, values, place, hint)
-    across = process.covariance(masks, told)
-    inner = np.linalg.inv(process.covariance(told, told) + process.noise * np.eye(len(told)))
+    observed, masks = SPACE.masks[::9], SPACE.masks[4::7]
+    values = np.random.default_rng(0).normal(size=len(observed))
+    process = HintedProcess(observed, values, place, hint)
+    across = process.covariance(masks, observed)
+    inner = np.linalg.inv(process.covariance(observed, observed) + process.noise * np.eye(len(observed)))
     left = process.covariance(masks, masks) - across @ inner @ across.T
     posterior = process.posterior(masks)
     np.testing.assert_allclose(posterior.mean, across @ inner @ values, rtol=1e-6, atol=1e-9)
@@ -74,7 +74,7 @@ def test_the_hinted_process_is_the_one_of_the_textbook(place: tuple[int, ...]):
     np.testing.assert_allclose(process.flip_means(mask).ravel(), process.mean(flips(mask)), atol=1e-9)
 
 
-def test_a_search_that_is_told_all_is_at_the_optimum_at_once(tmp_path):
+def test_policy_bayes_with_an_exact_hint_finds_the_optimum_at_once(tmp_path):
     """The process believes a hint that proves right, and forgets one that does not."""
     UnitNetworks.untrained(PolicyConfig(NEIGHBOURS)).save(tmp_path / "policy.safetensors")
     settings = {"policy": str(tmp_path / "policy.safetensors")}
@@ -94,7 +94,7 @@ def test_a_search_that_is_told_all_is_at_the_optimum_at_once(tmp_path):
     assert needed("policy_bayes", other, **settings) <= needed("bayes", other) + 10
 
 
-def test_a_policy_that_reads_no_losses_gives_no_hint(tmp_path):
+def test_policy_without_losses_gives_no_hint(tmp_path):
     UnitNetworks.untrained(PolicyConfig(("stream", "depth"))).save(tmp_path / "policy.safetensors")
     settings = {"policy": str(tmp_path / "policy.safetensors")}
     agent = make_agent("policy_bayes", SPACE, 0, settings, {"stream": STREAM, "depth": np.zeros(N)})

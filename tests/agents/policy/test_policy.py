@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from das_gym.agents import MaskSpace, make_agent
+from das_gym.agents.commands import PROGRAM
 from das_gym.agents.policy import agent
 from das_gym.agents.policy.choosing import choose, suite_masks
-from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, cost_beside
-from das_gym.agents.policy.training import PolicySettings, main, mean_scaled, train_policy
+from das_gym.agents.policy.network import NEIGHBOURS, PolicyConfig, UnitNetwork, UnitNetworks, conditional_cost
+from das_gym.agents.policy.training import PolicySettings, mean_scaled, train_policy
 
 from das_gym.problem.budget import Budget
 from das_gym.problem.mask_cost import MaskCost
@@ -38,14 +39,14 @@ def observed(suite: Suite, row: int) -> dict[str, np.ndarray]:
     return dict(zip(suite.problems[row].table.meta.statistics, values, strict=True))
 
 
-def test_untrained_it_skips_what_costs_least_alone(suite: Suite):
+def test_untrained_network_ranks_by_leave_one_out(suite: Suite):
     fresh = UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)).eval()
     which = np.arange(len(suite.problems))
     values = suite.observed[:, :, suite.statistics.index("leave_one_out")]
     np.testing.assert_array_equal(suite_masks(fresh, suite, which), suite.skip_highest(which, -values))
 
 
-def test_costs_beside_neighbours_are_exact_where_only_runs_of_three_matter():
+def test_conditional_cost_is_exact_for_runs_of_three():
     """On a loss of chains of up to three units, and two units more that are not there."""
     chains, rng = Chains(), np.random.default_rng(0)
     columns = np.stack([chains.statistics[name] for name in NEIGHBOURS], axis=1)
@@ -53,7 +54,7 @@ def test_costs_beside_neighbours_are_exact_where_only_runs_of_three_matter():
     masks = (rng.random((40, 10)) < 0.4) & there
     statistics = np.broadcast_to(np.pad(columns, ((0, 2), (0, 0))).astype(np.float32), (40, 10, 5))
     given = (statistics, masks.astype(np.float32), np.broadcast_to(there, masks.shape).astype(np.float32))
-    found = cost_beside(*(torch.from_numpy(part.copy()) for part in given)).numpy()
+    found = conditional_cost(*(torch.from_numpy(part.copy()) for part in given)).numpy()
     for mask, row in zip(masks, found, strict=True):
         for unit in np.flatnonzero(~mask & there):
             more = mask.copy()
@@ -61,7 +62,7 @@ def test_costs_beside_neighbours_are_exact_where_only_runs_of_three_matter():
             assert row[unit] == pytest.approx(chains.loss(more) - chains.loss(mask), abs=1e-5)
 
 
-def test_untrained_it_skips_what_costs_least_beside_its_neighbours(made_up_suite: Path):
+def test_untrained_network_ranks_by_conditional_cost(made_up_suite: Path):
     suite = load_suite(made_up_suite, "train", statistics=NEIGHBOURS)
     fresh = UnitNetwork(PolicyConfig(NEIGHBOURS)).eval()
     masks = suite_masks(fresh, suite, np.arange(len(suite.problems)))
@@ -81,7 +82,7 @@ def test_untrained_it_skips_what_costs_least_beside_its_neighbours(made_up_suite
         np.testing.assert_array_equal(mask[:n], chosen)
 
 
-def test_padding_changes_nothing_and_side_by_side_is_as_alone(suite: Suite, network: UnitNetworks):
+def test_suite_masks_equal_choose_despite_padding(suite: Suite, network: UnitNetworks):
     masks = suite_masks(network, suite, np.arange(len(suite.problems)), chunk=5)
     for row, problem in enumerate(suite.problems):
         n = problem.table.n_layers
@@ -102,7 +103,7 @@ class Asked:
         return self.scores.expand(len(units), -1), None
 
 
-def test_units_that_cost_more_when_skipped_are_kept_and_what_is_saved_is_told_against_nothing_skipped():
+def test_choose_keeps_units_that_save_nothing():
     """The whole model costs 110 of 100: it has adapters; skipping the first unit would cost 5 more."""
     budget = Budget(4, saved=0.2, cost=MaskCost(100, 110, np.array([-5.0, 20, 10, 30])))
     asked = Asked([9.0, 3.0, 2.0, 1.0])
@@ -110,27 +111,27 @@ def test_units_that_cost_more_when_skipped_are_kept_and_what_is_saved_is_told_ag
     assert asked.saved == [[0.0], [pytest.approx(0.2)]]
 
 
-def test_what_is_saved_on_a_suite_is_told_against_nothing_skipped(suite: Suite):
+def test_suite_masks_count_savings_from_nothing_skipped(suite: Suite):
     asked = Asked([0.0] * MAX_UNITS)
     suite_masks(asked, suite, np.arange(3))
     assert asked.saved[0] == [0.0] * 3
     assert min(asked.saved[1]) > 0
 
 
-def test_by_cost_the_agent_skips_nothing_that_could_be_kept(monkeypatch: pytest.MonkeyPatch):
+def test_policy_by_cost_skips_no_more_than_needed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(agent, "load_policy", lambda path: Asked([3.0, 2.0, 1.0, 0.0]))
     space = MaskSpace(Budget(4, saved=0.2, cost=MaskCost(100, 100, np.array([5.0, 20, 10, 30]))))
     chosen = make_agent("policy", space, statistics=dict.fromkeys(DEFAULT_STATISTICS, np.zeros(4))).best()
     assert chosen.tolist() == [False, True, False, False]  # with the second the first is not needed
 
 
-def test_masks_are_drawn_by_the_softmax_of_scores():
+def test_choose_draws_by_the_softmax_of_scores():
     drawn = choose(Asked([1.0986123, 0.0]), np.zeros((2, 4)), Budget(2, 1), np.random.default_rng(0), 20_000)
     assert drawn[:, 0].mean() == pytest.approx(0.75, abs=0.012)  # log 3 against 0
 
 
 @pytest.mark.parametrize(("goal", "left"), [((0.5, 0.0), 0.5 - 0.25), ((0.0, 0.4), 0.4 - 0.1)])
-def test_units_are_told_what_is_left_to_do(goal: tuple[float, float], left: float):
+def test_network_inputs_hold_the_rest_of_the_goal(goal: tuple[float, float], left: float):
     network, entered = UnitNetwork(PolicyConfig(DEFAULT_STATISTICS)), []
     network.enter.register_forward_pre_hook(lambda module, args: entered.append(args[0]))
     skipped = torch.tensor([[1.0, 0, 0, 0]])
@@ -138,7 +139,7 @@ def test_units_are_told_what_is_left_to_do(goal: tuple[float, float], left: floa
     assert entered[0][0, :, -5:].tolist() == [pytest.approx([done, *goal, left, 4 / 16]) for done in skipped[0].tolist()]
 
 
-def test_the_order_of_units_does_not_matter(suite: Suite, network: UnitNetworks):
+def test_network_is_equivariant_to_the_order_of_units(suite: Suite, network: UnitNetworks):
     statistics = torch.randn(1, 7, len(DEFAULT_STATISTICS))
     order = torch.randperm(7)
     rest = torch.ones(1, 7), torch.zeros(1, 7), torch.tensor([[0.4, 0.0]]), torch.zeros(1)
@@ -146,16 +147,16 @@ def test_the_order_of_units_does_not_matter(suite: Suite, network: UnitNetworks)
         torch.testing.assert_close(network(statistics[:, order], *rest)[0], network(statistics, *rest)[0][:, order])
 
 
-def test_ranks_tell_units_apart_beside_one_that_matters_far_more():
+def test_encode_ranks_distinguish_units_beside_an_outlier():
     statistics = torch.tensor([[[100.0], [0.002], [0.001], [0.002], [0.0]]])
     there = torch.tensor([1.0, 1, 1, 1, 0])[None, :, None]
-    standard, logs, ranks = UnitNetwork._read(statistics, there, torch.tensor([[[4.0]]]))
+    standard, logs, ranks = UnitNetwork.encode(statistics, there, torch.tensor([[[4.0]]]))
     torch.testing.assert_close(ranks[0, :, 0], torch.tensor([0.75, 0.0, -0.75, 0.0, 0.0]))
     assert float(standard[0, 1:4].std()) < 1e-4
     assert float(logs[0, 1:4].std()) < 1e-2
 
 
-def test_members_decide_together(suite: Suite, network: UnitNetworks):
+def test_ensemble_averages_log_probabilities(suite: Suite, network: UnitNetworks):
     statistics = torch.from_numpy(suite.observed[:1])
     units = torch.from_numpy(suite.units[:1]).float()
     rest = units, torch.zeros_like(units), torch.tensor([[0.4, 0.0]]), torch.zeros(1)
@@ -173,7 +174,7 @@ def test_members_decide_together(suite: Suite, network: UnitNetworks):
     "config",
     [{"width": 10**9, "heads": 1}, {"blocks": 10**9}, {"heads": 5}, {"blocks": 1}, {"width": 16}, {"statistics": []}],
 )
-def test_a_policy_whose_tensors_are_others_is_refused(network: UnitNetworks, tmp_path: Path, config: dict[str, object]):
+def test_load_refuses_tensors_that_do_not_match(network: UnitNetworks, tmp_path: Path, config: dict[str, object]):
     for member in network.members:
         member.config = dataclasses.replace(member.config, **config)
     network.save(tmp_path / "policy.safetensors")
@@ -181,22 +182,20 @@ def test_a_policy_whose_tensors_are_others_is_refused(network: UnitNetworks, tmp
         UnitNetworks.load(tmp_path / "policy.safetensors")
 
 
-def test_a_policy_that_is_not_there(tmp_path: Path):
+def test_load_reports_a_missing_policy(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors is not there"):
         UnitNetworks.load(tmp_path / "none.safetensors")
 
 
-def test_a_policy_of_an_older_version_is_refused(network: UnitNetworks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_load_refuses_another_version(network: UnitNetworks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr("das_gym.agents.policy.network.FORMAT", "das_gym policy 1")
         network.save(tmp_path / "old.safetensors")
-    with pytest.raises(
-        ValueError, match=r"old\.safetensors is no policy of this version .* train one with `python -m agents"
-    ):
+    with pytest.raises(ValueError, match=r"old\.safetensors is not a policy of this version"):
         UnitNetworks.load(tmp_path / "old.safetensors")
 
 
-def test_a_saved_policy_is_the_same(network: UnitNetworks, suite: Suite, tmp_path: Path):
+def test_save_and_load_keep_the_policy(network: UnitNetworks, suite: Suite, tmp_path: Path):
     network.save(tmp_path / "policy.safetensors")
     loaded = UnitNetworks.load(tmp_path / "policy.safetensors")
     assert loaded.config == network.config
@@ -204,7 +203,7 @@ def test_a_saved_policy_is_the_same(network: UnitNetworks, suite: Suite, tmp_pat
     np.testing.assert_array_equal(suite_masks(loaded, suite, which), suite_masks(network, suite, which))
 
 
-def test_agents_ask_it(network: UnitNetworks, suite: Suite, tmp_path: Path):
+def test_policy_agents_use_the_policy(network: UnitNetworks, suite: Suite, tmp_path: Path):
     path = str(tmp_path / "policy.safetensors")
     network.save(path)
     for row in (0, len(suite.problems) - 1):
@@ -218,7 +217,7 @@ def test_agents_ask_it(network: UnitNetworks, suite: Suite, tmp_path: Path):
         assert len(np.unique(first, axis=0)) == 3
         search.tell(first, problem.rewards[problem.table.rows(first)])
         assert not (search.ask(1)[:, None] == first).all(axis=2).any()
-    with pytest.raises(ValueError, match=r"the policy reads stream too, .*give it statistics="):
+    with pytest.raises(ValueError, match=r"the policy needs `statistics=.*stream"):
         make_agent("policy", space, 0, {"policy": path}, {"depth": np.zeros(space.n_layers)})
     endless = {**observed(suite, row), "leave_one_out": np.full(space.n_layers, np.inf)}
     with pytest.raises(ValueError, match="the policy reads leave_one_out, which is not finite for every layer"):
@@ -227,7 +226,7 @@ def test_agents_ask_it(network: UnitNetworks, suite: Suite, tmp_path: Path):
         make_agent("policy", space, 0, {"policy": str(tmp_path / "none")}, observed(suite, row))
 
 
-def test_of_more_units_than_it_can_have_seen_it_is_the_rule_that_it_began_as(network: UnitNetworks, tmp_path: Path):
+def test_policy_of_many_units_is_the_untrained_rule(network: UnitNetworks, tmp_path: Path):
     network.save(tmp_path / "policy.safetensors")
     rng = np.random.default_rng(0)
     for n, learned in ((MAX_UNITS, True), (MAX_UNITS + 1, False)):
@@ -238,7 +237,7 @@ def test_of_more_units_than_it_can_have_seen_it_is_the_rule_that_it_began_as(net
 
 
 @pytest.mark.long
-def test_training_makes_it_better(made_up_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_train_policy_improves(made_up_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     suite = load_suite(made_up_suite, "train", statistics=NEIGHBOURS)
     start = mean_scaled(UnitNetwork(PolicyConfig(NEIGHBOURS)).eval(), suite)
     told: list[str] = []
@@ -248,7 +247,7 @@ def test_training_makes_it_better(made_up_suite: Path, tmp_path: Path, capsys: p
     best = max(float(line.split("train ")[1].split(",")[0]) for line in told)
     assert best > start + 0.02
     words = ["with", f"out={tmp_path / 'p.safetensors'}", f"suite={made_up_suite}", "steps=64", "n_envs=4", "n_steps=8"]
-    main([*words, "batch_size=32", "problems=3", "members=2", 'budgets=["macs", "latency"]'])
+    assert PROGRAM.run(["policy", *words, "batch_size=32", "problems=3", "members=2", 'budgets=["macs", "latency"]']) == 0
     assert "policy:" in capsys.readouterr().out
     first, second = UnitNetworks.load(tmp_path / "p.safetensors").members
     assert first.config.statistics == NEIGHBOURS

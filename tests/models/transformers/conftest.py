@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from das_gym.models.inputs import Prompt
-from das_gym.models.transformers import stack
-from das_gym.models.transformers.checks import NoiseImage, with_tower
+from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.inputs import PromptProcessor
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.probing import with_tower
+from das_gym.models.transformers.stack import replace_forwards, skip_forward, zero_forward
 from tests.models.transformers import tiny
 
 ASKED = (("how many circles are there", "2"), ("what colour is it", "red green"), ("is the square blue", "true"))
@@ -34,58 +36,57 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 class Driven:
-    """A tiny model, its processor, and plain forwards of it as the witness."""
+    """A tiny model, its processor, and plain forwards of it as the reference."""
 
-    def __init__(self, folder: Path, units: str = "layers") -> None:
-        self.vlm: VLM = load_vlm(folder, units=units)
-        self.vlm.remove_adapters()
-        self.processor: PromptProcessor = self.vlm.inputs(folder)
-        self.head = self.vlm.own_head()
+    def __init__(self, vlm: VLM, processor: PromptProcessor) -> None:
+        self.vlm = vlm
+        self.processor = processor
+        self.head = vlm.own_head()
 
-    def seeing(self, units: str = "layers") -> Driven:
-        """The same with layers of its vision tower as units, or halves of them."""
-        other = copy.copy(self)
-        other.vlm = VLM(self.vlm.model, units, with_tower(self.vlm.traits, self.vlm.model, self.processor))
-        return other
+    @classmethod
+    def load(cls, folder: Path, units: str = "layers") -> Driven:
+        """Load it from a folder, without adapters."""
+        vlm = load_vlm(folder, units=units)
+        vlm.remove_adapters()
+        return cls(vlm, vlm.inputs(folder))
+
+    def with_model(self, model: Any) -> Driven:
+        """Return the same processor with another model of transformers."""
+        return Driven(VLM(model), self.processor)
+
+    def with_capabilities(self, capabilities: Any) -> Driven:
+        """Return the same model, driven in another way."""
+        return Driven(VLM(self.vlm.model, self.vlm.unit_kind, capabilities), self.processor)
+
+    def with_vision(self, units: str = "layers") -> Driven:
+        """Return the same with vision layers as units, or halves of them."""
+        capabilities = with_tower(self.vlm.capabilities, self.vlm.model, self.processor)
+        return Driven(VLM(self.vlm.model, units, capabilities), self.processor)
 
     def prompts(self) -> list[Prompt]:
-        """Three questions on each of two pictures of different widths, out of order; without pictures where it sees none."""
-        sees = self.processor.sees
-        sizes = ((32, 32), (64, 32))
-        pictures = [(NoiseImage(seed, *size),) if sees else () for seed, size in enumerate(sizes)]
-        return [Prompt(question, picture, answer) for question, answer in ASKED for picture in pictures]
+        """Return three questions on each of two images of different widths, out of order; without images for text models."""
+        images = [(NoiseImage(seed, *size),) for seed, size in enumerate(((32, 32), (64, 32)))]
+        pairs = [(asked, image if self.processor.sees else ()) for asked in ASKED for image in images]
+        return [Prompt(question, image, answer) for (question, answer), image in pairs]
 
     @torch.no_grad()
     def logits(self, prompts: Sequence[Prompt], mask: Sequence[int] | np.ndarray) -> Tensor:
-        """What the VLM gives under a mask, all prompts together."""
-        seen = lambda _, items: {key: self.vlm.see(self.processor, one) for key, one in items.items()}  # noqa: E731
-        state = self.vlm.gather(self.processor, prompts, seen)
+        """Return what the VLM gives under a mask, all prompts together."""
+        encode = lambda _, items: {key: self.vlm.encode_images(self.processor, one) for key, one in items.items()}  # noqa: E731
+        state = self.vlm.gather(self.processor, prompts, encode)
         return self.head(self.vlm.forward_encoded(state, np.asarray(mask, dtype=bool)))
 
     @torch.no_grad()
-    def plain(self, prompts: Sequence[Prompt], mask: Sequence[int] | np.ndarray) -> Tensor:
-        """The model's own forward, prompt by prompt, with the skipped parts replaced in place."""
+    def plain(self, prompts: Sequence[Prompt], mask: Sequence[int] | np.ndarray | None = None) -> Tensor:
+        """Run the model's own forward prompt by prompt, with skipped units replaced in place."""
         found = []
-        with stack.replaced(dict(self._skips(mask))):
+        skipped = np.flatnonzero(np.zeros(0) if mask is None else mask).tolist()
+        modules = {self.vlm.module_of(n): self.vlm.layers[n].kind for n in skipped}
+        with replace_forwards({m: skip_forward(m) if kind == "layer" else zero_forward(m) for m, kind in modules.items()}):
             for prompt in prompts:
                 encoding = self.processor.encode(prompt, pixels=True)
-                found.append(self.vlm.run([encoding], whole=True).logits[0, encoding.answer - 1 : -1])
-        return torch.cat(found)
-
-    def last(self, prompt: Prompt, mask: Sequence[int] | np.ndarray) -> Tensor:
-        """(1, vocabulary) logits of the last token of one prompt, by the same forward."""
-        with stack.replaced(dict(self._skips(mask))):
-            return self.vlm.run([self.processor.encode(prompt, pixels=True)], whole=True).logits[:, -1]
-
-    def _skips(self, mask: Sequence[int] | np.ndarray):
-        for index, (unit, place, skipped) in enumerate(zip(self.vlm.layers, self.vlm.places, mask, strict=True)):
-            layer = self.vlm.stack_of(index).layers[place]
-            if skipped and unit.kind == "layer":
-                yield layer, lambda hidden, *_, layer=layer, **__: (hidden,) if stack.gives_tuple(layer) else hidden
-            elif skipped:
-                names = stack.ATTENTION_NAMES if unit.kind == "attention" else stack.MLP_NAMES
-                part = getattr(layer, stack.child(layer, names))
-                yield part, stack.zeros(part)
+                found.append(self.vlm.run([encoding], with_head=True).logits[0, encoding.answer - 1 :])
+        return torch.cat([logits[:-1] if len(logits) > 1 else logits for logits in found])
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +96,12 @@ def driven(folder_of: Callable[[str], Path]) -> Callable[..., Driven]:
 
     def load(name: str, units: str = "layers", vision: bool = False) -> Driven:
         if (name, units, vision) not in loaded:
-            loaded[name, units, vision] = load(name).seeing(units) if vision else Driven(folder_of(name), units)
+            loaded[name, units, vision] = load(name).with_vision(units) if vision else Driven.load(folder_of(name), units)
         return loaded[name, units, vision]
 
     return load
+
+
+def copied(model: Driven) -> Driven:
+    """Return a copy that may be changed."""
+    return copy.deepcopy(model)

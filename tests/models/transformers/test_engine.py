@@ -15,7 +15,7 @@ import transformers as t
 from das_gym.engine.evaluator import Evaluator
 from das_gym.models.inputs import Prompt
 from das_gym.models.macs import MacCounter
-from das_gym.models.transformers.checks import NoiseImage
+from das_gym.models.transformers.comparison import NoiseImage
 from das_gym.models.transformers.model import VLM
 from das_gym.tasks.answering.examples import AnswerExample
 from das_gym.tasks.answering.task import AnsweringTask
@@ -33,7 +33,7 @@ def evaluator_of(model: Driven, **settings: Any) -> Evaluator:
 
 
 @pytest.mark.parametrize("name", tiny.cases(tiny.WORKING))
-def test_losses_are_those_of_plain_forwards(driven: Callable[..., Driven], name: str):
+def test_engine_gives_losses_of_plain_forwards(driven: Callable[..., Driven], name: str):
     model = driven(name)
     examples, count = examples_of(model), len(model.vlm.layers)
     masks = np.vstack((np.zeros(count), np.eye(count)[1], np.eye(count)[0], np.ones(count))).astype(bool)
@@ -50,7 +50,7 @@ def test_losses_are_those_of_plain_forwards(driven: Callable[..., Driven], name:
 @pytest.mark.slow
 def test_on_another_device(folder_of: Callable[[str], Path]):
     """All of it lies there: what mixes it with tensors of the CPU is refused, as on CUDA."""
-    model = Driven(folder_of("llava"))
+    model = Driven.load(folder_of("llava"))
     masks, examples = np.eye(4, dtype=bool), examples_of(model)
     wanted = evaluator_of(model).losses(masks, examples)
     with elsewhere():
@@ -60,7 +60,7 @@ def test_on_another_device(folder_of: Callable[[str], Path]):
 
 
 @pytest.mark.slow
-def test_a_second_turn_starts_where_the_masks_part(driven: Callable[..., Driven]):
+def test_trunk_skips_layers_before_the_first_skipped_one(driven: Callable[..., Driven]):
     """What the unskipped model makes of the examples is kept: only layers behind the first skipped one run again."""
     model = driven("llava")
     examples, eye = examples_of(model), np.eye(4, dtype=bool)
@@ -77,7 +77,7 @@ def test_a_second_turn_starts_where_the_masks_part(driven: Callable[..., Driven]
 
 
 @pytest.mark.slow
-def test_the_trunk_keeps_within_its_bound(driven: Callable[..., Driven]):
+def test_trunk_stays_within_its_bound(driven: Callable[..., Driven]):
     model = driven("llava")
     examples, eye = examples_of(model), np.eye(4, dtype=bool)
     state = evaluator_of(model)._begin(examples[:4]).hidden["joint"]
@@ -88,7 +88,7 @@ def test_the_trunk_keeps_within_its_bound(driven: Callable[..., Driven]):
     np.testing.assert_array_equal(losses, evaluator_of(model).losses(eye, examples))
 
 
-def test_pictures_are_seen_once(driven: Callable[..., Driven]):
+def test_images_are_encoded_once(driven: Callable[..., Driven]):
     model = driven("smolvlm")
     evaluator = evaluator_of(model)
     evaluator.losses(np.eye(4, dtype=bool)[:2], examples_of(model))
@@ -97,10 +97,10 @@ def test_pictures_are_seen_once(driven: Callable[..., Driven]):
 
 
 @pytest.mark.slow
-def test_padded_tokens_that_see_nothing_spoil_no_others(tmp_path: Path):
+def test_padding_beyond_a_sliding_window_gives_no_nan(tmp_path: Path):
     """Gemma 2's attention takes its softmax in float32, where the least number of float64 is infinite."""
     decoder = t.Gemma2Config(**tiny.text(sliding_window=4, query_pre_attn_scalar=8))
-    model = Driven(tiny.save_made(lambda: tiny.llava_of(decoder), tmp_path, torch.float64))
+    model = Driven.load(tiny.save_made(lambda: tiny.llava_of(decoder), tmp_path, torch.float64))
     picture = model.prompts()[0].images
     questions = ("how many", "how many red circles and how many green squares")
     prompts = [Prompt(question, picture, "2") for question in questions]
@@ -110,7 +110,7 @@ def test_padded_tokens_that_see_nothing_spoil_no_others(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mask", [[0, 0, 0, 0], [0, 1, 0, 0], [1, 0, 0, 1]])
-def test_questions_without_pictures_pass_by_what_looks_at_pictures(driven: Callable[..., Driven], mask: list[int]):
+def test_questions_without_images_leave_out_cross_attention(driven: Callable[..., Driven], mask: list[int]):
     """Mllama does not call its cross-attention layers, of which layer 1 is one, where there is no picture."""
     model = driven("mllama")
     prompts = [*model.prompts()[:2], *(replace(prompt, images=()) for prompt in model.prompts()[2:4])]
@@ -119,7 +119,7 @@ def test_questions_without_pictures_pass_by_what_looks_at_pictures(driven: Calla
 
 
 @torch.no_grad()
-def test_options_share_what_comes_before_them(driven: Callable[..., Driven]):
+def test_answer_options_share_their_question(driven: Callable[..., Driven]):
     model = driven("qwen2_vl")
     image = model.prompts()[0].images
     examples = [AnswerExample("1", image, "which", "red green", options=("2", "red green", "true"))]
@@ -133,7 +133,7 @@ def test_options_share_what_comes_before_them(driven: Callable[..., Driven]):
 
 
 @pytest.mark.slow
-def test_what_is_made_of_pictures_is_kept_on_disk(driven: Callable[..., Driven], tmp_path: Path):
+def test_image_features_are_kept_on_disk(driven: Callable[..., Driven], tmp_path: Path):
     """Every type keeps its own structure of tensors, lists of them among it."""
     for name in ("llava", "qwen3_vl", "llava_next"):
         model = driven(name)
@@ -144,7 +144,7 @@ def test_what_is_made_of_pictures_is_kept_on_disk(driven: Callable[..., Driven],
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
-def test_alike_layers_have_the_macs_that_each_has_alone(driven: Callable[..., Driven], name: str):
+def test_alike_layers_have_the_macs_of_each_alone(driven: Callable[..., Driven], name: str):
     vlm = driven(name).vlm
     assert vlm.alike(0) == vlm.alike(1) or name != "llava"
     state = evaluator_of(driven(name)).encoder(driven(name).prompts())
@@ -155,13 +155,13 @@ def test_alike_layers_have_the_macs_that_each_has_alone(driven: Callable[..., Dr
             assert together.layer(index, state, skipped, last) == MacCounter(vlm).layer(index, state, skipped, last)
 
 
-def test_features_of_images_do_not_depend_on_their_order(driven: Callable[..., Driven]):
+def test_image_features_do_not_depend_on_their_order(driven: Callable[..., Driven]):
     """MACs are counted at the first image of a shape, by other attention kernels: its features are not taken from there."""
     model = driven("llava")
     images = {seed: Prompt("what", (NoiseImage(seed),), "it") for seed in (8, 9)}
     found = []
     for order in ((8, 9), (9, 8)):
-        vlm = VLM(model.vlm.model, traits=model.vlm.traits)
+        vlm = VLM(model.vlm.model, capabilities=model.vlm.capabilities)
         items = {seed: images[seed] for seed in order}
         found.append(
             {k: (part, macs) for k, part, macs in vlm.encode_items(model.processor, "image", items, MacCounter(vlm))}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from das_gym.models.transformers.checks import tower_reads
-from das_gym.models.transformers.features import compute_in_full
+from das_gym.models.transformers.features import compute_in_float32
+from das_gym.models.transformers.probing import find_tower_reads
 from tests.models.transformers.conftest import Driven
 from tests.models.transformers.test_engine import evaluator_of, examples_of
 
@@ -18,7 +18,7 @@ from tests.models.transformers.test_engine import evaluator_of, examples_of
 def opened(model: Driven) -> Driven:
     """A copy whose projector trains."""
     other = copy.deepcopy(model)
-    other.vlm.open_projector(tower_reads(other.vlm.traits, other.vlm.model, other.processor))
+    other.vlm.open_projector(find_tower_reads(other.vlm.capabilities, other.vlm.model, other.processor))
     other.vlm.freeze()
     other.head = other.vlm.own_head()
     return other
@@ -56,7 +56,7 @@ def test_in_16_bits_it_computes_in_32(driven: Callable[..., Driven]):
     linear = torch.nn.Linear(3, 3).bfloat16()
     x = torch.randn(2, 3).bfloat16()
     plain = linear(x)
-    compute_in_full(linear)
+    compute_in_float32(linear)
     assert linear.weight.dtype == torch.float32
     torch.testing.assert_close(linear(x), plain, atol=0.02, rtol=0.02)
     assert linear(x).dtype == torch.bfloat16

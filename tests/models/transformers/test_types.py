@@ -33,7 +33,7 @@ def vision_of(model: Driven) -> str:
     if not model.processor.sees:
         return "none"
     try:
-        tower = model.seeing().vlm.traits.tower
+        tower = model.with_vision().vlm.capabilities.tower
     except ValueError as error:
         return f"none: {str(error).partition(': leave')[0]}"
     why = dict.fromkeys(tower.protected.values())
@@ -45,11 +45,11 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
     """A line of the table, without what it says of the vision tower."""
     title = type(tiny.make(name)[0]).__name__
     if driven is None:
-        with pytest.raises(ValueError, match="refused") as error:
+        with pytest.raises(ValueError, match="supported") as error:
             load_vlm(folder)
         kind, why = AutoConfig.from_pretrained(folder).model_type, str(error.value).split("refused: ")[1]
         return f"| {kind} | {title} | none: {why} | - | - |"
-    traits, kind = driven.vlm.traits, driven.vlm.model.config.model_type
+    traits, kind = driven.vlm.capabilities, driven.vlm.model.config.model_type
     layers = "all"
     if traits.protected:
         which = f"the first {len(traits.protected)}" if 0 in traits.protected else "the last"
@@ -60,7 +60,9 @@ def row_of(name: str, folder: Path, driven: Driven | None) -> str:
 
 
 @pytest.mark.slow
-def test_the_page_says_what_the_types_do(folder_of: Callable[[str], Path], driven: Callable[..., Driven], tmp_path: Path):
+def test_models_page_lists_what_each_type_can_do(
+    folder_of: Callable[[str], Path], driven: Callable[..., Driven], tmp_path: Path
+):
     rows = [row_of(name, folder_of(name), None if name == "blip_2" else driven(name)) for name in tiny.MAKERS]
     for name in tiny.WORKING_APART:
         assert len(driven(name, "sublayers").vlm.layers) == 2 * len(driven(name).vlm.layers)
@@ -84,7 +86,7 @@ def main() -> None:
     for name in tiny.MAKERS:
         with tempfile.TemporaryDirectory() as folder:
             tiny.save(name, Path(folder))
-            model = None if name == "blip_2" else Driven(Path(folder))
+            model = None if name == "blip_2" else Driven.load(Path(folder))
             rows.append(f"{row_of(name, Path(folder), model)} {'-' if model is None else vision_of(model)} |")
     before, rest = PAGE.read_text(encoding="utf-8").split(START)
     after = rest.split(END)[1]

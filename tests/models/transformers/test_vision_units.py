@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ import transformers as t
 from transformers import AutoModelForImageTextToText
 
 from das_gym.models.macs import MacCounter
-from das_gym.models.transformers.checks import with_tower
+from das_gym.models.transformers.layer_removal import prune
 from das_gym.models.transformers.loading import load_vlm
 from das_gym.models.transformers.model import VLM
-from das_gym.models.transformers.pruning import prune
-from das_gym.models.transformers.tower_check import TIED, UNREAD
+from das_gym.models.transformers.probing import with_tower
+from das_gym.models.transformers.tower_probing import TIED, UNREAD
 from das_gym.problem.costs import count_costs
 from das_gym.problem.statistic_inputs import measure_activity
 from das_gym.tasks.answering.examples import AnswerExample
@@ -41,7 +42,7 @@ def masks_of(model: Driven, count: int = 4) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "units"), tiny.cases(SEEN, "layers") + tiny.cases(["smolvlm"], "sublayers"))
-def test_the_engine_gives_what_plain_forwards_give(driven: Callable[..., Driven], name: str, units: str):
+def test_engine_gives_losses_of_plain_forwards(driven: Callable[..., Driven], name: str, units: str):
     model = driven(name, units, vision=True)
     examples, masks = examples_of(model), masks_of(model)
     evaluator = evaluator_of(model)
@@ -51,38 +52,36 @@ def test_the_engine_gives_what_plain_forwards_give(driven: Callable[..., Driven]
     assert np.abs(np.diff(losses[:3])).min() > 1e-6  # each matters
 
 
-def test_units_of_the_tower_come_last_and_run_first(driven: Callable[..., Driven]):
+def test_vision_units_come_last_and_run_first(driven: Callable[..., Driven]):
     vlm = driven("smolvlm", vision=True).vlm
     assert [layer.name for layer in vlm.layers] == [f"decoder.{n}" for n in range(4)] + [f"vision.{n}" for n in range(3)]
     assert vlm.stages == ((4,), (5,), (6,), (0,), (1,), (2,), (3,))
 
 
-def test_layers_that_cannot_go_are_protected(driven: Callable[..., Driven]):
+def test_layers_that_cannot_be_removed_are_protected(driven: Callable[..., Driven]):
     """LLaVA reads the last layer but one, Qwen3-VL merges the first two into its decoder's layers."""
-    assert driven("llava", vision=True).vlm.traits.tower.protected == {2: UNREAD}
-    assert driven("qwen3_vl", vision=True).vlm.traits.tower.protected == {0: TIED, 1: TIED}
-    assert driven("qwen3_vl", vision=True).vlm.traits.tower.reads == (0, 1, 2)
+    assert driven("llava", vision=True).vlm.capabilities.tower.protected == {2: UNREAD}
+    assert driven("qwen3_vl", vision=True).vlm.capabilities.tower.protected == {0: TIED, 1: TIED}
+    assert driven("qwen3_vl", vision=True).vlm.capabilities.tower.reads == (0, 1, 2)
 
 
 @every_tower
-def test_deleted_for_real_saved_and_loaded_it_says_the_same(
+def test_removed_layers_saved_and_loaded_give_logits_of_the_mask(
     driven: Callable[..., Driven], folder_of: Callable[[str], Path], name: str, tmp_path: Path
 ):
     model = driven(name, vision=True)
     mask = np.zeros(len(model.vlm.layers), dtype=bool)
     mask[[0, model.vlm.decoder_units, len(mask) - 1]] = True
     whole = AutoModelForImageTextToText.from_pretrained(folder_of(name), dtype=torch.float64)
-    gone = [np.isin(range(n), model.vlm.gone_of(mask, s)) for s, n in (("joint", 4), ("image", tiny.TOWER_LAYERS))]
+    gone = [np.isin(range(n), model.vlm.removed_layers(mask, s)) for s, n in (("joint", 4), ("image", tiny.TOWER_LAYERS))]
     prune(whole, *gone).save_pretrained(tmp_path)
-    again = Driven.__new__(Driven)
-    again.vlm = type(model.vlm)(AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float64).eval())
-    again.processor = model.processor
-    found = again.plain(model.prompts(), [0] * len(again.vlm.layers))
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    found = model.with_model(again).plain(model.prompts())
     torch.testing.assert_close(found, model.logits(model.prompts(), mask), atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("layers", [2, -2, [1, -2], [1, 3]])
-def test_the_layer_that_llava_reads(driven: Callable[..., Driven], layers: int | list[int], tmp_path: Path):
+def test_vision_feature_layer_is_renumbered(driven: Callable[..., Driven], layers: int | list[int], tmp_path: Path):
     """Counted from the front, from the back, or several: the smaller tower is read where the larger one was."""
     torch.manual_seed(0)
     vision = t.CLIPVisionConfig(**tiny.tower(num_hidden_layers=4))
@@ -91,19 +90,17 @@ def test_the_layer_that_llava_reads(driven: Callable[..., Driven], layers: int |
     )
     model = t.LlavaForConditionalGeneration(config).double().eval()
     known = driven("llava")
-    seeing = copy.copy(known)
-    seeing.vlm = VLM(model, traits=with_tower(known.vlm.traits, model, known.processor))
-    seeing.head = seeing.vlm.own_head()
+    seeing = Driven(VLM(model, capabilities=with_tower(known.vlm.capabilities, model, known.processor)), known.processor)
     mask = np.array([unit.name == "vision.0" for unit in seeing.vlm.layers])
     wanted = seeing.logits(seeing.prompts(), mask)
     torch.testing.assert_close(wanted, seeing.plain(seeing.prompts(), mask), atol=1e-10, rtol=1e-10)
     prune(model, [0] * 4, [1, 0, 0, 0]).save_pretrained(tmp_path)
-    seeing.vlm.model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float64).eval()
-    torch.testing.assert_close(seeing.plain(seeing.prompts(), [0] * len(mask)), wanted, atol=1e-10, rtol=1e-10)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    torch.testing.assert_close(known.with_model(again).plain(known.prompts()), wanted, atol=1e-10, rtol=1e-10)
 
 
 @every_tower
-def test_pruned_it_is_the_same_with_fewer_parameters(driven: Callable[..., Driven], name: str):
+def test_prune_keeps_logits_with_fewer_parameters(driven: Callable[..., Driven], name: str):
     model = copy.deepcopy(driven(name, vision=True))
     mask = np.arange(len(model.vlm.layers)) > model.vlm.decoder_units  # all of the tower but its first unit
     mask[1] = True
@@ -113,7 +110,7 @@ def test_pruned_it_is_the_same_with_fewer_parameters(driven: Callable[..., Drive
     assert sum(p.numel() for p in model.vlm.parameters()) < before
 
 
-def test_the_tower_runs_once_a_mask_of_it_and_is_kept(driven: Callable[..., Driven]):
+def test_tower_runs_once_a_vision_mask_and_is_kept(driven: Callable[..., Driven]):
     model = driven("llava", vision=True)
     examples, count = examples_of(model), len(model.vlm.layers)
     masks = np.zeros((4, count), dtype=bool)
@@ -139,7 +136,7 @@ def test_costs_and_statistics(driven: Callable[..., Driven], name: str):
     costs = count_costs(vlm, vlm.sample(model.processor, model.prompts(), MacCounter(vlm)), model.head)
     plain = driven(name).vlm
     whole = count_costs(plain, plain.sample(model.processor, model.prompts(), MacCounter(plain)), model.head)
-    unread = 1 if vlm.traits.tower.protected.get(2) == UNREAD else 0
+    unread = 1 if vlm.capabilities.tower.protected.get(2) == UNREAD else 0
     tower = costs.layer_macs[vlm.decoder_units :]
     assert (costs.layer_macs[: vlm.decoder_units] == whole.layer_macs).all()
     assert whole.macs_full == costs.macs_full + unread * tower[0]  # a layer that nobody reads does not run
@@ -151,24 +148,20 @@ def test_costs_and_statistics(driven: Callable[..., Driven], name: str):
 def test_prompts_without_pictures_among_others(driven: Callable[..., Driven]):
     model = driven("smolvlm", vision=True)
     prompts = model.prompts()
-    prompts[1] = prompts[1]._replace(images=()) if hasattr(prompts[1], "_replace") else prompts[1]
+    prompts[1] = replace(prompts[1], images=())
     mask = masks_of(model)[-1]
     torch.testing.assert_close(model.logits(prompts, mask), model.plain(prompts, mask), atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("llama", "reads text alone, so that vision=True has nothing to skip"), ("mllama", "can be kept .*: leave vision out")],
-)
-def test_refused(folder_of: Callable[[str], Path], name: str, text: str):
-    with pytest.raises(ValueError, match=text):
+@pytest.mark.parametrize("name", ["llama", "mllama"])
+def test_models_without_vision_units_are_rejected(folder_of: Callable[[str], Path], name: str):
+    with pytest.raises(ValueError, match="`vision`"):
         load_vlm(folder_of(name), vision=True)
 
 
-def test_nothing_of_it_trains(driven: Callable[..., Driven]):
+def test_vision_units_have_no_adapters(driven: Callable[..., Driven]):
     vlm = driven("llava", vision=True).vlm
-    assert vlm.untrainable == "layers of the vision tower have no adapters: leave vision out"
-    with pytest.raises(ValueError, match="leave vision out"):
+    with pytest.raises(ValueError, match="`vision`"):
         vlm.insert_adapters(2, 2)
 
 

@@ -1,0 +1,118 @@
+"""Captions of scenes with false variants, and the objects in the patches of their images: what pre-training learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from das_gym.shapes.scene_language import OPPOSITES, absent_name, attribute_target, counted, nearest_pair, related_pair
+from das_gym.shapes.scenes import COLORS, IMAGE_SIZE, SHAPES, Scene, SceneObject, paint, pick
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence that is true of a scene, a false variant, and the objects that it mentions.
+
+    Attributes:
+        text: The true sentence.
+        false_text: The sentence with one phrase changed, false of the scene.
+        subjects, others: Indices into `scene.objects`: what the sentence is about, and what it
+            is compared with.
+    """
+
+    text: str
+    false_text: str
+    subjects: tuple[int, ...]
+    others: tuple[int, ...] = ()
+
+
+def _index(scene: Scene, *items: SceneObject) -> tuple[int, ...]:
+    return tuple(i for i, o in enumerate(scene.objects) if any(o is item for item in items))
+
+
+def _draw_attribute(rng: np.random.Generator, scene: Scene) -> Caption | None:
+    target = attribute_target(rng, scene)
+    if target is None:
+        return None
+    asked, item = target
+    if asked == "color":
+        wrong = pick(rng, [c for c in COLORS if c != item.color])
+        return Caption(f"the {item.shape} is {item.color}.", f"the {item.shape} is {wrong}.", _index(scene, item))
+    wrong = pick(rng, [s for s in SHAPES if s != item.shape])
+    return Caption(
+        f"the {item.color} object is a {item.shape}.", f"the {item.color} object is a {wrong}.", _index(scene, item)
+    )
+
+
+def _draw_existence(rng: np.random.Generator, scene: Scene) -> Caption:
+    item = pick(rng, scene.objects)
+    others = scene.matching(item.color, item.shape)
+    return Caption(f"there is a {item.name}.", f"there is a {absent_name(rng, scene)}.", _index(scene, *others))
+
+
+def _draw_count(rng: np.random.Generator, scene: Scene) -> Caption:
+    noun, number, found = counted(rng, scene, lowest=0)
+    wrong = pick(rng, [n for n in range(max(0, number - 1), number + 3) if n != number])
+    return Caption(f"there are {number} {noun}.", f"there are {wrong} {noun}.", _index(scene, *found))
+
+
+def _draw_relation(rng: np.random.Generator, scene: Scene) -> Caption | None:
+    pair = related_pair(rng, scene)
+    if pair is None:
+        return None
+    a, relation, b = pair
+    true, false = (f"the {a.name} is {word} the {b.name}." for word in (relation, OPPOSITES[relation]))
+    return Caption(true, false, _index(scene, a), _index(scene, b))
+
+
+def _draw_nearest(rng: np.random.Generator, scene: Scene) -> Caption | None:
+    pair = nearest_pair(rng, scene)
+    if pair is None:
+        return None
+    anchor, nearest = pair
+    others = [o for o in scene.objects if o is not anchor and o.name != nearest.name]
+    if not others:
+        return None
+    wrong = pick(rng, others)
+    start = f"nearest to the {anchor.name} is a"
+    return Caption(f"{start} {nearest.name}.", f"{start} {wrong.name}.", _index(scene, nearest), _index(scene, anchor))
+
+
+CAPTION_FAMILIES: dict[str, Callable[[np.random.Generator, Scene], Caption | None]] = {
+    "attribute": _draw_attribute,
+    "existence": _draw_existence,
+    "count": _draw_count,
+    "relation": _draw_relation,
+    "nearest": _draw_nearest,
+}
+"""Each draws a sentence of its family, or returns None where the scene has none."""
+
+
+def pixel_owners(scene: Scene) -> np.ndarray:
+    """Return the object in each pixel, (96, 96) int64: an index into `scene.objects`, or -1 for background."""
+    ids = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 0)
+    draw = ImageDraw.Draw(ids)
+    for index, item in enumerate(scene.objects):
+        paint(draw, item, index + 1)
+    return np.asarray(ids, dtype=np.int64) - 1
+
+
+def patch_owners(scene: Scene, patch_size: int, min_share: float = 0.15) -> np.ndarray:
+    """Return the object in each patch.
+
+    Args:
+        scene: The scene.
+        patch_size: Side of a patch in pixels; must divide 96.
+        min_share: Least share of a patch (0..1) that an object must cover to own it.
+
+    Returns:
+        (n_patches,) int64 in raster order: an index into `scene.objects`, or -1 for background.
+    """
+    side = IMAGE_SIZE // patch_size
+    cells = pixel_owners(scene).reshape(side, patch_size, side, patch_size)
+    numbers = np.arange(len(scene.objects)).reshape(-1, 1, 1, 1, 1)
+    share = (cells[None] == numbers).mean(axis=(2, 4)).reshape(len(scene.objects), -1)
+    return np.where(share.max(axis=0) >= min_share, share.argmax(axis=0), -1)

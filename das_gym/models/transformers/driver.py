@@ -1,0 +1,262 @@
+"""Run the decoder layers of a model one by one under a mask.
+
+A batch of prompts is split into blocks of prompts of like length, and the model's own forward records once a block how it
+calls its layers (`begin`). Layers then run with those arguments in whatever selection a mask asks for. There is one plain
+way, and two exact short cuts, which a model uses if `probing.probe_capabilities` found that they give the same:
+
+  `run_plain`          every prompt by itself, each layer at all its positions
+  `run_shared`         prompts with a common beginning (an image) run it once, and read its keys and values
+  `run_at_answers`     the last layer computes outputs where answers are read, and only keys and values elsewhere
+
+For the short cuts the model's forward is recorded in parts, each behind a cache of the tokens before it, as in generation.
+
+Hidden states of all blocks lie flat in one tensor, (1, tokens, hidden_size): of each block, prefixes first, then rows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from das_gym.models.inputs import Prompt, padded_length
+from das_gym.models.transformers.inputs import Encoding
+from das_gym.models.transformers.recording import Call, LayerCache, Recording, keys_and_values, run_layer
+
+SHORTEST_PREFIX = 8
+"""Common tokens for which a pass of their own is worth it."""
+
+
+class Block(NamedTuple):
+    """Prompts that run together, and how the model calls its layers for them.
+
+    Attributes:
+        groups: How many prefixes there are; the number of rows where nothing is shared.
+        each: Rows of each prefix.
+        prefix: Tokens of a prefix; 0 = nothing is shared.
+        tokens: Tokens of a row behind its prefix.
+        first: The first of those that anything is read at.
+        read: Row and token of each position that an answer's token is predicted from, each (n,) int64.
+        prefix_calls: The arguments of each layer for the prefixes.
+        calls: The arguments of each layer for the rows.
+        last_calls: The arguments of the last layer for the tokens before `first`, and for the others; None = use `calls`.
+        added: By position of a layer, (1, tokens of the block, hidden_size) that the model adds before it.
+    """
+
+    groups: int
+    each: int
+    prefix: int
+    tokens: int
+    first: int
+    read: tuple[Tensor, Tensor]
+    prefix_calls: tuple[Call, ...]
+    calls: tuple[Call, ...]
+    last_calls: tuple[Call, Call] | None
+    added: dict[int, Tensor]
+
+    @property
+    def rows(self) -> int:
+        """How many prompts."""
+        return self.groups * self.each
+
+    @property
+    def flat(self) -> int:
+        """Tokens of prefixes and rows together."""
+        return self.groups * self.prefix + self.rows * self.tokens
+
+    def split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, flat, size) to (groups, prefix, size) and (rows, tokens, size)."""
+        prefixes, rows = flat[0].split([self.groups * self.prefix, self.rows * self.tokens])
+        size = flat.shape[-1]
+        return prefixes.view(self.groups, self.prefix, size), rows.view(self.rows, self.tokens, size)
+
+
+def flatten(prefixes: Tensor, rows: Tensor) -> Tensor:
+    """The opposite of `Block.split`."""
+    return torch.cat((prefixes.flatten(0, 1), rows.flatten(0, 1)))[None]
+
+
+def run_plain(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Call a layer as the model does."""
+    return prefixes, run_layer(layer, rows, block.calls[place])
+
+
+def run_shared(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Call a layer on prefixes, and on the rows behind them."""
+    cache = LayerCache()
+    prefixes = run_layer(layer, prefixes, block.prefix_calls[place], cache)
+    return prefixes, run_layer(layer, rows, block.calls[place], LayerCache(cache.keys, cache.values, block.each))
+
+
+def run_everywhere(layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Call a layer at all positions."""
+    place = min(place, len(block.calls) - 1)  # MACs are counted of deleted layers, too
+    return (run_shared if block.prefix else run_plain)(layer, place, block, prefixes, rows)
+
+
+def run_at_answers(
+    layer: nn.Module, place: int, block: Block, prefixes: Tensor, rows: Tensor, attends: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Call the last layer; outputs are those of the positions from `Block.first` on.
+
+    `attends` is False if the layer's attention is skipped, so that it reads no other positions.
+    """
+    if block.last_calls is None:
+        return prefixes[:, :0], run_everywhere(layer, place, block, prefixes, rows)[1][:, block.first :]
+    before, asking = block.last_calls
+    known = LayerCache()
+    if attends and asking.made:
+        if block.prefix:
+            shared = keys_and_values(layer, prefixes, block.prefix_calls[-1])
+            known = LayerCache(shared.keys, shared.values, block.each)
+        if block.first:
+            own = keys_and_values(layer, rows[:, : block.first], before)
+            known = LayerCache(*known.update(own.keys, own.values))  # type: ignore[arg-type]
+    hidden = run_layer(layer, rows[:, block.first :], asking, known if known.is_initialized else None)
+    return prefixes[:, :0], hidden
+
+
+def answer_states(blocks: Sequence[Block], hidden: Tensor) -> Tensor:
+    """(n, hidden_size): the hidden states that answers are read from, block by block."""
+    short = [block.rows * (block.tokens - block.first) for block in blocks]
+    is_short = hidden.shape[1] == sum(short)  # given by `run_at_answers`
+    found = []
+    for block, part in zip(blocks, hidden.split(short if is_short else [b.flat for b in blocks], dim=1), strict=True):
+        rows = part.view(block.rows, -1, part.shape[-1]) if is_short else block.split(part)[1][:, block.first :]
+        row, token = block.read
+        found.append(rows[row, token - block.first])
+    return torch.cat(found)
+
+
+def padded_rows(blocks: Sequence[Block], hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (rows, tokens, size), each row behind its prefix, and (rows, tokens) bool: which tokens are no padding."""
+    longest = max(block.prefix + block.tokens for block in blocks)
+    padded, real = [], []
+    for block, part in zip(blocks, hidden.split([block.flat for block in blocks], dim=1), strict=True):
+        prefixes, rows = block.split(part)
+        rows = torch.cat((prefixes.repeat_interleave(block.each, dim=0), rows), dim=1)
+        padded.append(nn.functional.pad(rows, (0, 0, 0, longest - rows.shape[1])))
+        row, token = block.read
+        lengths = torch.zeros(block.rows, dtype=torch.long, device=hidden.device)
+        lengths = lengths.scatter_reduce(0, row, token + 2 + block.prefix, "amax")
+        real.append(torch.arange(longest, device=hidden.device) < lengths[:, None])
+    return torch.cat(padded), torch.cat(real)
+
+
+def first_answer_tokens(blocks: Sequence[Block]) -> Tensor:
+    """(rows,) int64: the token of each row of `padded_rows` that the first token of the answer is predicted from."""
+    firsts = []
+    for block in blocks:
+        row, token = block.read
+        largest = torch.full((block.rows,), 2**62, dtype=torch.long, device=row.device)
+        firsts.append(largest.scatter_reduce(0, row, token + block.prefix, "amin"))
+    return torch.cat(firsts)
+
+
+class Plan(NamedTuple):
+    """Which prompts run together: their indices, those of a group side by side, and what each group has in common."""
+
+    rows: list[int]
+    each: int
+    prefix: int
+
+
+def plan_blocks(prompts: Sequence[Prompt], encodings: Sequence[Encoding], image_tokens: Sequence[int] | None) -> list[Plan]:
+    """Choose the prompts that run together: with images of one form or without, of like length, with as much in common.
+
+    Args:
+        prompts: At least one.
+        encodings: Theirs.
+        image_tokens: Ids of the tokens that stand for images; None = prompts on the same images share nothing.
+    """
+    by_images: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, prompt in enumerate(prompts):
+        by_images[prompt.image_key].append(row)
+    alike: defaultdict[tuple, list[list[int]]] = defaultdict(list)
+    for rows in by_images.values():
+        prefix = 0 if image_tokens is None else common_prefix([encodings[row] for row in rows], image_tokens)
+        for group in [rows] if prefix else [[row] for row in rows]:
+            one = encodings[group[0]]
+            longest = max(len(encodings[row].ids) for row in group)
+            pixels = tuple((name, tuple(value.shape[1:])) for name, value in one.pixels.items())
+            form = tuple(one.types), tuple(one.sizes), pixels
+            alike[prefix, len(group), padded_length(longest - prefix), form].append(group)
+    plans = []
+    for (prefix, each, *_), groups in alike.items():
+        plans.append(Plan([row for group in groups for row in group], each, prefix))
+    return plans
+
+
+def common_prefix(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
+    """Return how many tokens prompts begin with alike, before any that is read; 0 if they cannot share them.
+
+    All images have to lie in it: the model's forward takes them with the prefix alone.
+    """
+    most = first_answer(encodings)
+    if len(encodings) < 2 or most < SHORTEST_PREFIX:
+        return 0
+    ids = torch.stack([encoding.ids[:most] for encoding in encodings])
+    length = int((ids == ids[0]).all(dim=0).cumprod(0).sum())
+    return length if length >= max(SHORTEST_PREFIX, images_end(encodings, image_tokens)) else 0
+
+
+def first_answer(encodings: Sequence[Encoding]) -> int:
+    """Return the first position of any row that a token of an answer is predicted from."""
+    return min(encoding.answer for encoding in encodings) - 1
+
+
+def images_end(encodings: Sequence[Encoding], image_tokens: Sequence[int]) -> int:
+    """Return the position behind the last image token of any row."""
+    end, tokens = 0, torch.tensor(list(image_tokens), dtype=torch.long)
+    for encoding in encodings:
+        places = torch.isin(encoding.ids, tokens).nonzero()
+        end = max(end, int(places.max()) + 1 if len(places) else 0)
+    return end
+
+
+def make_block(
+    plan: Plan,
+    encodings: Sequence[Encoding],
+    record_part: Callable[[list[int], int, int], Recording],
+    at_answers: bool,
+) -> tuple[Block, Tensor]:
+    """Record how the model calls its layers for the prompts of a plan.
+
+    Args:
+        plan: Which prompts.
+        encodings: Theirs, in the order of `plan.rows`.
+        record_part: Records the model's forward on the tokens from one place to another of some prompts.
+        at_answers: Whether to record what `run_at_answers` needs.
+
+    Returns:
+        The block, and its flat hidden states before the first layer.
+    """
+    rows, start, end = plan.rows, plan.prefix, max(len(encoding.ids) for encoding in encodings)
+    first = first_answer(encodings)
+    if start:
+        shared = record_part(rows[:: plan.each], 0, start)
+    own = record_part(rows, start, end)
+    prefixes = shared.embedded if start else own.embedded[:, :0]
+    added = {n: flatten(shared.added[n] if start else value[:, :0], value) for n, value in own.added.items()}
+    last_calls = None
+    if at_answers:
+        before = record_part(rows, start, first).calls[-1] if first > start else own.calls[-1]
+        last_calls = before, record_part(rows, first, end).calls[-1]
+    read = [(n, at - start) for n, e in enumerate(encodings) for at in range(e.answer - 1, len(e.ids) - 1)]
+    row, token = torch.tensor(read, device=own.embedded.device).T.unbind()
+    block = Block(
+        groups=len(rows) // plan.each,
+        each=plan.each,
+        prefix=start,
+        tokens=end - start,
+        first=first - start,
+        read=(row, token),
+        prefix_calls=shared.calls if start else (),
+        calls=own.calls,
+        last_calls=last_calls,
+        added=added,
+    )
+    return block, flatten(prefixes, own.embedded)

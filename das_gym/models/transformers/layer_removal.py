@@ -1,0 +1,378 @@
+"""Remove layers for good: what is left is an ordinary model of transformers, saved and loaded like any other."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from das_gym.models.macs import without_content
+from das_gym.models.transformers.stack import IMAGE, JOINT, Stack, find_decoder, find_vision_tower
+
+if TYPE_CHECKING:
+    from das_gym.models.transformers.model import VLM
+
+# Settings of a decoder's configuration that depend on positions of layers. Any other list as long as the decoder is taken
+# to have one entry a layer, unless its name ends as in NOT_BY_LAYER.
+INDEX_LISTS = (
+    "attn_layer_indices",
+    "cross_attention_layers",
+    "full_attn_idxs",
+    "mlp_only_layers",
+    "moe_layers",
+    "no_rope_layer_indices",
+    "rope_scaling_layers",
+)
+"""They list layers by position."""
+
+COUNTS = ("first_k_dense_replace", "max_window_layers", "moe_layer_start_index", "num_dense_layers")
+"""They count the first layers, which are of another kind."""
+
+LASTS = ("moe_layer_end_index",)
+"""They are the position of the last layer of a kind."""
+
+SOURCES = ("kv_source_layers",)
+"""They give, layer by layer, the layer that keys and values come from."""
+
+NOT_BY_LAYER = ("_token_id", "_token_ids", "_multipliers", "_section", "architectures")
+
+# The same for vision towers.
+LAYER_COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
+"""Names of the number of layers."""
+
+READS = ("vision_feature_layer", "vision_feature_layers", "intermediate_layers_indices")
+"""They number hidden states of a vision tower: 0 is its input, -1 the output of its last layer."""
+
+TOWER_INDEX_LISTS = ("fullatt_block_indexes", "deepstack_visual_indexes")
+
+UNCHECKED = ("store_full_length_kv", "first_kv_shared_layer_idx")
+"""Attributes about sharing keys and values with later layers, which models that are supported do not do."""
+
+
+def prune(model: Any, mask: Sequence[bool] | np.ndarray, vision_mask: Sequence[bool] | np.ndarray | None = None) -> Any:
+    """Delete the layers that a mask skips; the model can then be saved with `save_pretrained`.
+
+    Args:
+        model: A model of transformers; it is changed.
+        mask: (number of decoder layers,) bool, True = delete.
+        vision_mask: (number of vision layers,) bool likewise; None = all of them stay.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: A mask of another shape, one that leaves nothing, or layers that cannot be deleted.
+
+    Example:
+        >>> import transformers as t
+        >>> model = t.LlamaForCausalLM(t.LlamaConfig(hidden_size=32, num_hidden_layers=3, vocab_size=9))
+        >>> prune(model, [False, True, False]).config.num_hidden_layers
+        2
+    """
+    removed = _positions(mask, len(find_decoder(model).layers), "mask")
+    removed_vision = []
+    if vision_mask is not None:
+        removed_vision = _positions(vision_mask, len(find_vision_tower(model).layers), "vision_mask")
+    check_reloads(delete_layers(share_copy(model), removed, removed_vision))
+    return delete_layers(model, removed, removed_vision)
+
+
+def _positions(mask: Sequence[bool] | np.ndarray, count: int, name: str) -> list[int]:
+    array = np.asarray(mask)
+    if array.shape != (count,) or not np.isin(array, (0, 1)).all():
+        raise ValueError(f"Invalid `{name}`: got shape {array.shape}, expected {count} bools, one for each layer.")
+    return np.flatnonzero(array).tolist()
+
+
+def pruned_copy(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> VLM:
+    """Return a model without the skipped layers; it shares every parameter that is left with the full one.
+
+    Args:
+        vlm: The full model, frozen and without adapters; it stays as it is.
+        mask: (n_layers,) bool, True = removed.
+
+    Raises:
+        ValueError: Sublayers, or what is left would not load again as it is.
+    """
+    check_units(vlm.unit_kind)
+    model = delete_layers(share_copy(vlm.model), vlm.removed_layers(mask), vlm.removed_layers(mask, IMAGE))
+    check_reloads(model)
+    smaller = type(vlm)(model, capabilities=pruned_capabilities(vlm))
+    smaller.freeze()
+    return smaller
+
+
+def pruned_capabilities(vlm: VLM) -> Any:
+    """Return the capabilities of a model from which layers were removed: the kind of its last layer is not known."""
+    return dataclasses.replace(vlm.capabilities, tower=None, supports_kv_only_last_layer=False)
+
+
+def check_units(units: str | None) -> None:
+    """Reject sublayers.
+
+    Raises:
+        ValueError: Units other than whole layers.
+    """
+    if units not in (None, "layers"):
+        raise ValueError(f"`units={units}` cannot be removed from a checkpoint. Use `units=layers`.")
+
+
+def check_reloads(model: Any) -> None:
+    """Reject a model that its configuration does not describe.
+
+    Raises:
+        ValueError: It would not load again as it is.
+    """
+    difference = reload_difference(model)
+    if difference is not None:
+        raise ValueError(
+            f"{type(model).__name__} without these layers would not load again as it was: {difference}. Use another mask."
+        )
+
+
+def check_shared(model: Any, vision: bool = False) -> None:
+    """Reject layers that share a parameter with each other, or with anything outside them.
+
+    Args:
+        model: A model of transformers, with or without content.
+        vision: Whether vision layers may be removed, too.
+
+    Raises:
+        ValueError: Names the first such parameter.
+    """
+    for kind, stack in (("decoder", find_decoder(model)), *([("vision", find_vision_tower(model))] if vision else [])):
+        owners: dict[int, int] = {}
+        for number, layer in enumerate(stack.layers):
+            for name, parameter in layer.named_parameters():
+                first = owners.setdefault(id(parameter), number)
+                if first != number:
+                    raise ValueError(
+                        f"{kind} layers {first} and {number} share {name}: without one of them the model gets no smaller."
+                    )
+        inside = {id(module) for layer in stack.layers for module in layer.modules()}
+        for path, module in model.named_modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) in owners and id(module) not in inside:
+                    raise ValueError(f"{path}.{name} is tied to a {kind} layer, which cannot be removed without it.")
+
+
+def draw_mask(vlm: VLM, mask: Sequence[bool] | np.ndarray) -> str:
+    """Draw which layers a mask removes, in a line: `■■□■`; vision layers, if they are units, before decoder layers."""
+    stacks = [(JOINT, vlm.stack)] if vlm.tower is None else [(IMAGE, vlm.tower.stack), (JOINT, vlm.stack)]
+    words = []
+    for stream, stack in stacks:
+        removed = vlm.removed_layers(mask, stream)
+        words.append("".join("□" if place in removed else "■" for place in range(len(stack.layers))))
+    return " ".join(words)
+
+
+def decoder_path(vlm: VLM) -> str:
+    """Return the name of its list of decoder layers."""
+    return next(name for name, module in vlm.model.named_modules() if module is vlm.stack.layers)
+
+
+def full_with_parameters_of(full: VLM, smaller: VLM, mask: np.ndarray) -> VLM:
+    """Return the full model with the parameters of the smaller one wherever that has them, to be masked.
+
+    Args:
+        full: The model before anything was removed.
+        smaller: What `pruned_copy` made of it, trained or not.
+        mask: (n_layers,) bool, what was removed.
+    """
+    model = share_copy(full.model)
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+    in_layers: set[int] = set()
+    for find, stream in ((find_decoder, JOINT), *([] if full.tower is None else [(find_vision_tower, IMAGE)])):
+        layers, left = find(model).layers, find(smaller.model).layers
+        removed = full.removed_layers(mask, stream)
+        kept = [layer for place, layer in enumerate(layers) if place not in removed]
+        for mine, its in zip(kept, left, strict=True):
+            pairs += zip(mine.modules(), its.modules(), strict=True)
+        in_layers |= {id(module) for each in (layers, left) for module in each.modules()}
+    others = dict(smaller.model.named_modules())
+    pairs += [(module, others[name]) for name, module in model.named_modules() if id(module) not in in_layers]
+    for mine, its in pairs:
+        for name in mine._parameters:
+            mine._parameters[name] = its._parameters[name]
+    return type(full)(model, capabilities=full.capabilities)
+
+
+def share_copy(model: Any) -> Any:
+    """Return a copy that shares every parameter and buffer with the model, and nothing else."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def delete_layers(model: Any, removed: Collection[int], removed_vision: Collection[int] = ()) -> Any:
+    """Delete layers by position, from the model and its configuration; the model is changed and returned.
+
+    Args:
+        model: A model of transformers.
+        removed: Positions of decoder layers.
+        removed_vision: Positions of vision layers.
+
+    Raises:
+        ValueError: Nothing would be left.
+    """
+    decoder = find_decoder(model)
+    count, kept = _delete_modules(decoder, removed, "decoder")
+    for config in _configs_of(model, decoder.owner):
+        _shorten_config(config, kept, count)
+    for module in decoder.owner.modules():
+        for name in INDEX_LISTS:
+            if isinstance(listed := getattr(module, name, None), list):
+                setattr(module, name, [kept.index(place) for place in listed if place in kept])
+        _drop_layer_types(module)
+    for name, value in list(vars(decoder.owner).items()):  # such as Molmo 2's kinds of rotary embeddings
+        if isinstance(value, list) and len(value) == count and all(isinstance(kind, str) for kind in value):
+            setattr(decoder.owner, name, [value[place] for place in kept])
+    if removed_vision:
+        delete_vision_layers(model, removed_vision)
+    return model
+
+
+def delete_vision_layers(model: Any, removed: Collection[int]) -> None:
+    """Delete vision layers, as `delete_layers` does decoder layers."""
+    count, kept = _delete_modules(find_vision_tower(model), removed, "vision")
+    modules = model.get_encoder(modality="image").modules()
+    configs = {id(c): c for module in modules if (c := getattr(module, "config", None)) is not None}
+    for config in configs.values():
+        counted = next((name for name in LAYER_COUNTS if getattr(config, name, None) == count), None)
+        for name, value in list(vars(config).items()) if counted else ():
+            # only lists that speak of layers: sizes of images may be as long
+            if "layer" in name and name not in READS and isinstance(value, list | tuple) and len(value) == count:
+                setattr(config, name, type(value)(value[place] for place in kept))
+        if counted:
+            setattr(config, counted, len(kept))
+    for part in {id(part): part for part in (*model.modules(), *configs.values(), model.config)}.values():
+        _renumber_reads(part, kept, count)
+
+
+def _delete_modules(stack: Stack, removed: Collection[int], kind: str) -> tuple[int, list[int]]:
+    """Shorten a list of layers; return how many there were, and the positions of those that stay."""
+    count = len(stack.layers)
+    kept = [place for place in range(count) if place not in removed]
+    if not kept:
+        raise ValueError(f"The mask removes all {count} {kind} layers. Keep at least one.")
+    setattr(stack.owner, stack.name, nn.ModuleList(stack.layers[place] for place in kept))
+    for name in LAYER_COUNTS:
+        if vars(stack.owner).get(name) == count:
+            setattr(stack.owner, name, len(kept))
+    for after, before in enumerate(kept):
+        for module in stack.layers[after].modules():
+            for name in ("layer_idx", "layer_number", "layer_id"):
+                if getattr(module, name, None) == before:
+                    setattr(module, name, after)
+    return count, kept
+
+
+def _configs_of(model: Any, owner: nn.Module) -> Iterator[Any]:
+    """Yield the configurations that describe the decoder, each once."""
+    configs = [model.config.get_text_config(decoder=True)]
+    configs += [getattr(module, "config", None) for module in owner.modules()]
+    yield from {id(config): config for config in configs if hasattr(config, "num_hidden_layers")}.values()
+
+
+def _shorten_config(config: Any, kept: Sequence[int], count: int) -> None:
+    """Change every setting of a decoder's configuration that depends on its layers."""
+    if config.num_hidden_layers != count:
+        return
+    for name, value in list(vars(config).items()):
+        if name in SOURCES and isinstance(value, list):
+            value = [kept.index(value[place]) for place in kept if value[place] in kept]
+        elif name in INDEX_LISTS and isinstance(value, list):
+            value = [kept.index(place) for place in value if place in kept]
+        elif isinstance(value, list | tuple) and len(value) == count and not name.endswith(NOT_BY_LAYER):
+            value = type(value)(value[place] for place in kept)
+        elif name in COUNTS and isinstance(value, int):
+            value = sum(place < value for place in kept)
+        elif name in LASTS and isinstance(value, int) and value >= 0:
+            value = sum(place <= value for place in kept) - 1
+        else:
+            continue
+        setattr(config, name, value)
+    config.num_hidden_layers = len(kept)
+    own = vars(config).get("_heterogeneity_spec")  # transformers' layers with settings of their own
+    if own is not None:
+        settings = own.per_layer_overrides.items()
+        config.per_layer_config = {kept.index(place): dict(value) for place, value in settings if place in kept}
+
+
+def _drop_layer_types(module: Any) -> None:
+    """Remove the kinds of layers that the shortened configuration has none of, where a module keeps a list of kinds."""
+    kinds = getattr(getattr(module, "config", None), "layer_types", None)
+    if kinds is None:
+        return
+    if hasattr(module, "has_sliding_layers"):
+        module.has_sliding_layers = "sliding_attention" in kinds
+    listed = getattr(module, "layer_types", None)
+    if isinstance(listed, list) and len(set(listed)) == len(listed):  # such as those of Gemma 4's rotary embeddings
+        module.layer_types = [kind for kind in listed if kind in kinds]
+
+
+def _renumber_reads(part: Any, kept: Sequence[int], count: int) -> None:
+    """Change which hidden states of the tower are read, and which layers are special, in a module or configuration."""
+
+    def renumber(state: int) -> int:
+        after = sum(layer < (state + count + 1 if state < 0 else state) for layer in kept)
+        return after - len(kept) - 1 if state < 0 else after
+
+    for name, value in list(vars(part).items()):
+        if name in READS and isinstance(value, list | tuple):
+            setattr(part, name, type(value)(renumber(state) for state in value))
+        elif name in READS and isinstance(value, int):
+            setattr(part, name, renumber(value))
+        elif name in TOWER_INDEX_LISTS and isinstance(value, list | tuple):
+            setattr(part, name, type(value)(kept.index(place) for place in value if place in kept))
+
+
+def reload_difference(model: Any) -> str | None:
+    """Say how a model that is built from this one's configuration differs from it; None = it does not.
+
+    The other model is built on torch's `meta` device, at no cost of memory.
+    """
+    try:
+        config = type(model.config).from_dict(model.config.to_dict())  # as reading it does: some change what they are given
+        with without_content():
+            twin = type(model)(config)
+    except Exception as error:  # whatever a configuration raises that checks itself
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        return f"its configuration is rejected ({lines[-1]})"
+    mine, its = dict(model.named_modules()), dict(twin.named_modules())
+    for name in sorted(mine.keys() ^ its.keys()):
+        return f"the module {name} is {'missing' if name in mine else 'new'}"
+    for name, module in mine.items():
+        other = its[name]
+        if type(module) is not type(other):
+            return f"{name} is a {type(other).__name__} instead of a {type(module).__name__}"
+        shapes, others = (
+            {key: tuple(value.shape) for key, value in part.named_parameters(recurse=False)} for part in (module, other)
+        )
+        if shapes != others:
+            return f"the parameters of {name} have shapes {others} instead of {shapes}"
+        known = _plain_settings(other)
+        for key, value in _plain_settings(module).items():
+            if key not in UNCHECKED and key in known and not _equal(known[key], value):
+                return f"{name}.{key} is {known[key]} instead of {value}"
+    return None
+
+
+def _plain_settings(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes of a module that are plain values or lists of them; those of training and hooks aside."""
+    found = {}
+    for name, value in vars(module).items():
+        is_plain = isinstance(value, int | float | str | tuple)
+        is_plain = is_plain or (isinstance(value, list) and all(isinstance(part, int | str) for part in value))
+        if is_plain and not name.startswith("_") and name != "training" and "drop" not in name:
+            found[name] = value
+    return found
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Compare plain values, but for the rounding of what was computed in another dtype."""
+    return math.isclose(one, other, rel_tol=1e-6) if isinstance(one, float) and isinstance(other, float) else one == other

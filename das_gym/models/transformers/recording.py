@@ -1,0 +1,185 @@
+"""Record with which arguments a model calls its layers, and call them again one by one.
+
+The model's own forward runs with every layer replaced by one that returns zeros. So transformers itself makes attention
+masks, positions and rotary embeddings, and nothing about a model type has to be known here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from das_gym.models.transformers.stack import Stack, in_output_form, replace_forwards
+
+CACHES = ("cache", "past_key_values", "past_key_value")
+"""Names of the argument for the cache of keys and values, in this and in earlier versions of transformers."""
+
+NOT_REPLAYED = (*CACHES, "use_cache", "cache_position", "output_attentions", "output_hidden_states")
+
+
+class Call(NamedTuple):
+    """The arguments of a layer besides its hidden states.
+
+    Attributes:
+        args: Positional arguments behind the hidden states.
+        kwargs: Keyword arguments, without those in `NOT_REPLAYED`.
+        made: False if the model does not call the layer: Mllama leaves out cross-attention layers without an image.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    made: bool = True
+
+
+class Recording(NamedTuple):
+    """What the model's own forward did around its layers.
+
+    Attributes:
+        embedded: (batch, tokens, hidden_size), the input of the first layer.
+        calls: The arguments of each layer.
+        added: By position of a layer, (batch, tokens, hidden_size) that the model adds before it (Qwen3-VL's deepstack).
+    """
+
+    embedded: Tensor
+    calls: tuple[Call, ...]
+    added: dict[int, Tensor]
+
+
+def record(stack: Stack, run: Callable[[], Any], additive_layers: Sequence[int] | None = None) -> Recording:
+    """Watch a forward of the model in which no layer computes anything.
+
+    Args:
+        stack: The layers.
+        run: Calls the model.
+        additive_layers: Before which layers the model adds something; None finds out, by looking at every hidden state.
+
+    Raises:
+        ValueError: The model does not call its layers.
+    """
+    layers = list(stack.layers)
+    inputs: dict[int, Tensor] = {}
+    calls: dict[int, Call] = {}
+
+    def stub(position: int, *args: Any, **kwargs: Any) -> Any:
+        hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        kwargs = {name: value for name, value in kwargs.items() if name not in NOT_REPLAYED}
+        inputs[position], calls[position] = hidden, Call(*tree_map(_finite_mask, (tuple(rest), kwargs)))
+        return in_output_form(layers[position], torch.zeros_like(hidden))
+
+    with replace_forwards({layer: functools.partial(stub, n) for n, layer in enumerate(layers)}):
+        run()
+    if not calls or (additive_layers is None and len(calls) < len(layers)):
+        raise ValueError(f"The model called {len(calls)} of its {len(layers)} layers.")
+    if additive_layers is None:  # the layers give zeros, so that anything else was added by the model
+        additive_layers = [n for n in range(1, len(layers)) if bool(inputs[n].any())]
+    added = {n: inputs[n] for n in additive_layers if n in inputs}
+    not_made = Call((), {}, made=False)
+    return Recording(inputs[min(inputs)], tuple(calls.get(n, not_made) for n in range(len(layers))), added)
+
+
+def _finite_mask(value: Any) -> Any:
+    """Bound masks of float64: attention that takes its softmax in float32 (Gemma 2) would give NaN for padding."""
+    if isinstance(value, Tensor) and value.dtype == torch.float64 and value.dim() == 4:
+        return value.clamp_min(torch.finfo(torch.float32).min)
+    return value
+
+
+def run_layer(layer: nn.Module, hidden: Tensor, call: Call, cache: Any = None) -> Tensor:
+    """Return the layer's output; `cache` is given to it in the place of transformers' own."""
+    if not call.made:
+        return hidden
+    kwargs = dict(call.kwargs)
+    if cache is not None:
+        kwargs[cache_name(type(layer).forward)] = cache
+    output = layer(hidden, *call.args, **kwargs)
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    return result
+
+
+@functools.cache
+def cache_name(forward: Callable[..., Any]) -> str:
+    """Return how the forward of a layer or model calls the cache: `cache` in newer versions of transformers."""
+    new, old, _ = CACHES
+    return new if new in inspect.signature(forward).parameters else old
+
+
+def filled_cache(rows: int, tokens: int, layers: int) -> Any:
+    """Return a cache that says it holds some tokens, so that the model makes masks and positions for those behind them.
+
+    It has no content, since no layer reads it while a forward is recorded. Without a configuration all its layers count
+    as full attention: those with a sliding window are called with all earlier keys, too.
+    """
+    from transformers import DynamicCache
+
+    cache, nothing = DynamicCache(), torch.zeros(rows, 1, tokens, 1)
+    for layer in range(layers):
+        cache.update(nothing, nothing, layer)
+    return cache
+
+
+class LayerCache:
+    """Keys and values of earlier positions, in the place of transformers' cache, for calls of one layer.
+
+    Args:
+        keys: (batch, heads, tokens, head_size); None = nothing comes before.
+        values: Likewise.
+        each: How many rows of a call come behind each row of `keys`.
+    """
+
+    is_compileable = False
+
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, each: int = 1) -> None:
+        self.keys = keys
+        self.values = values
+        self.each = each
+        self.is_initialized = keys is not None
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all positions. The first call keeps its own."""
+        del args, kwargs
+        if self.keys is None or self.values is None:
+            self.keys, self.values = keys, values
+            return keys, values
+        return self._behind(self.keys, keys), self._behind(self.values, values)
+
+    def _behind(self, earlier: Tensor, own: Tensor) -> Tensor:
+        if self.each == 1:
+            return torch.cat((earlier, own), dim=2)
+        # expanded, the earlier ones are copied once; `repeat_interleave` and `cat` would copy them twice
+        earlier = earlier[:, None].expand(-1, self.each, -1, -1, -1)
+        return torch.cat((earlier, own.unflatten(0, (-1, self.each))), dim=3).flatten(0, 1)
+
+    def get_seq_length(self, *args: Any) -> int:
+        """Return how many positions come before."""
+        del args
+        return 0 if self.keys is None else self.keys.shape[2]
+
+
+class _StopForwardError(Exception):
+    """Ends a layer's forward as soon as its keys and values are computed."""
+
+
+class _StoppingCache(LayerCache):
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        super().update(keys, values, *args, **kwargs)
+        raise _StopForwardError
+
+
+def keys_and_values(layer: nn.Module, hidden: Tensor, call: Call) -> LayerCache:
+    """Compute the keys and values of some positions, and nothing else of the layer.
+
+    Raises:
+        ValueError: The layer does not use a cache.
+    """
+    cache = _StoppingCache()
+    try:
+        run_layer(layer, hidden, call, cache)
+    except _StopForwardError:
+        return LayerCache(cache.keys, cache.values)
+    raise ValueError(f"{type(layer).__name__} does not use a cache of keys and values.")

@@ -1,0 +1,64 @@
+"""Prompts as the tokens of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from das_gym.models.inputs import Prompt
+from das_gym.models.transformers.comparison import NoiseImage
+from das_gym.models.transformers.inputs import PromptProcessor
+from tests.models.transformers import tiny
+from tests.models.transformers.conftest import Driven
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "text"),
+    [
+        ("llava", Prompt("what <image> and <image>", (NoiseImage(0),), "red"), "<image>"),
+        ("llava", Prompt("what", (NoiseImage(0),), "  "), "answer"),
+        ("llava", Prompt("what " * 600, (NoiseImage(0),), "red"), "512"),
+        ("paligemma", Prompt("what", (), "red"), "image"),  # its processor asks for `images` of its own
+        ("llama", Prompt("what", (NoiseImage(0),), "red"), "image"),
+    ],
+)
+def test_encode_rejects_prompts_that_a_model_cannot_read(
+    driven: Callable[..., Driven], name: str, prompt: Prompt, text: str
+):
+    with pytest.raises(ValueError, match=text):
+        driven(name).processor.encode(prompt)
+
+
+def test_count_words_reads_no_images(driven: Callable[..., Driven]):
+    for name in ("llava", "llama"):
+        processor = driven(name).processor
+        prompt = Prompt("what is it", (NoiseImage(0),) if processor.sees else (), "red", (("how many", "two"),))
+        encoding = processor.encode(prompt)
+        marks = int((encoding.ids == tiny.SPECIAL.index("<image>")).sum())
+        assert processor.count_words(prompt) == len(encoding.ids) - max(0, marks - 1)
+
+
+def test_no_pixels_are_remembered_with_a_prompt(driven: Callable[..., Driven]):
+    """DeepSeek-VL's larger one has images in two sizes, and its forward wants to be given both."""
+    own = driven("llava").processor.processor
+
+    def apply_chat_template(*args: Any, **settings: Any) -> Any:
+        found = own.apply_chat_template(*args, **settings)
+        more = {"high_res_pixel_values": torch.ones(1, 3, 64, 64)}
+        return {**found, **more} if settings.get("return_dict") else found
+
+    two_sizes = SimpleNamespace(
+        tokenizer=own.tokenizer,
+        image_processor=own.image_processor,
+        chat_template=own.chat_template,
+        apply_chat_template=apply_chat_template,
+    )
+    processor, prompt = PromptProcessor(two_sizes, (2,), 512), driven("llava").prompts()[0]
+    assert processor.encode(prompt, pixels=True).pixels.keys() == {"pixel_values", "high_res_pixel_values"}
+    kept = processor.encode(prompt)
+    assert not kept.pixels
+    assert kept.sizes["high_res_pixel_values"].shape == (0, 3, 64, 64)

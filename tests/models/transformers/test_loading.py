@@ -1,0 +1,198 @@
+"""Folders that are no model, are damaged, or want code run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from das_gym.models.inputs import load_tokenizer
+from das_gym.models.transformers.inputs import SPECIAL_TOKENS, load_processor
+from das_gym.models.transformers.loading import load_vlm
+from das_gym.registration import ASSETS
+
+SMOL = ASSETS / "smolvlm_mini"
+CODE = "import pathlib\npathlib.Path({!r}).touch()\nclass Foo: pass\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The bundled model's folder, its configuration to be changed."""
+    shutil.copytree(SMOL, tmp_path / "model", ignore=shutil.ignore_patterns("*.npz"))
+    return tmp_path / "model"
+
+
+def change(folder: Path, name: str = "config.json", **fields: Any) -> None:
+    """Change fields of a file of JSON; fields that are objects are merged."""
+    path = folder / name
+    before = json.loads(path.read_text())
+    merged = {k: {**before[k], **v} if isinstance(v, dict) and k in before else v for k, v in fields.items()}
+    path.write_text(json.dumps({**before, **merged}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype": 0},
+        {"image_token_id": "x"},
+        {"model_type": [1]},
+        {"model_type": "nothing"},
+        {"scale_factor": None},
+        {"text_config": 3},
+        {"vision_config": {"image_size": 0}},
+        {"vision_config": {"image_size": 16_000_000}},
+        {"text_config": {"num_attention_heads": 0}},
+        {"text_config": {"num_hidden_layers": -1}},
+    ],
+)
+def test_load_vlm_names_a_folder_whose_configuration_is_wrong(folder: Path, fields: dict[str, Any]):
+    change(folder, **fields)
+    with pytest.raises(ValueError, match=rf"{folder}|is not supported"):
+        load_vlm(folder)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\0", b"3", "{}".encode("utf-16"), b""])
+def test_load_vlm_names_a_folder_whose_configuration_is_no_json(folder: Path, content: bytes):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=str(folder)):
+        load_vlm(folder)
+
+
+def test_load_vlm_needs_a_configuration_and_a_processor(folder: Path, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_vlm(tmp_path)
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError, match="processor"):
+        load_vlm(folder)
+
+
+def test_load_vlm_rejects_weights_that_do_not_fit(folder: Path):
+    change(folder, text_config={"num_hidden_layers": 13})
+    with pytest.raises(ValueError, match=r"do not fit its config\.json"):
+        load_vlm(folder)
+
+
+def test_load_vlm_rejects_quantized_weights(folder: Path):
+    (folder / "quantize_config.json").write_text('{"bits": 4, "group_size": 128}')
+    with pytest.raises(ValueError, match=r"quantized weights \(quantize_config\.json\)"):
+        load_vlm(folder)
+    for part in ({}, {"text_config": {}}):
+        quantized = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+        change(folder, **(dict.fromkeys(part, quantized) or quantized))
+        with pytest.raises(ValueError, match=r"quantized weights \(gptq\)"):
+            load_vlm(folder)
+
+
+def test_load_vlm_rejects_a_dtype_that_is_none(folder: Path):
+    with pytest.raises(ValueError, match="`dtype`"):
+        load_vlm(folder, dtype="float31")
+
+
+def test_load_vlm_runs_no_code_of_the_folder(folder: Path, tmp_path: Path):
+    (folder / "evil.py").write_text(CODE.format(str(tmp_path / "ran")))
+    auto_map = {"AutoConfig": "evil.Foo", "AutoModelForImageTextToText": "evil.Foo", "AutoTokenizer": ["evil.Foo", None]}
+    change(folder, model_type="evil", auto_map=auto_map)
+    change(folder, "tokenizer_config.json", tokenizer_class="Foo", auto_map=auto_map)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        load_vlm(folder)
+    with pytest.raises(ValueError, match="code"):  # and does not ask
+        load_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_load_vlm_rejects_weights_that_exceed_memory(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Mistral's folders hold all of it twice: what transformers does not load takes no room."""
+    size = (folder / "model.safetensors").stat().st_size
+    shutil.copyfile(folder / "model.safetensors", folder / "consolidated.safetensors")
+    free = SimpleNamespace(available=size)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    for free.available, dtype in ((size - 1, "auto"), (2 * size - 1, "float32")):
+        with pytest.raises(ValueError, match="`dtype`"):
+            load_vlm(folder, dtype=dtype)
+    free.available = size
+    (folder / "model.safetensors").write_bytes(b"\0" * size)
+    with pytest.raises(ValueError, match=r"(?s)^(?!.*`dtype`)"):  # read, and found damaged
+        load_vlm(folder)
+
+
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize("value", ["evil/kernel", "evil/kernel@main:run", {"text_config": "evil/kernel"}])
+def test_load_vlm_fetches_no_kernels(folder: Path, name: str, value: object):
+    before = (folder / "config.json").read_text()
+    for fields in ({name: value}, {"text_config": {name: value}}):
+        (folder / "config.json").write_text(before)
+        change(folder, **fields)
+        with pytest.raises(ValueError, match=r"evil/kernel.*`trust_remote_code=True`"):
+            load_vlm(folder)
+
+
+def test_load_vlm_rejects_a_folder_that_names_another(folder: Path, tmp_path: Path):
+    """transformers reads `adapter_config.json` first, and loads the model that it names."""
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "other")}))
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+        load_vlm(folder)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model-1.safetensors", "README.md"])
+def test_a_pipe_in_a_folder_is_rejected(folder: Path, name: str):
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    for load in (load_vlm, load_processor, load_tokenizer):
+        with pytest.raises(ValueError, match=name):
+            load(folder)
+
+
+def test_load_vlm_builds_no_layers_without_end(folder: Path):
+    change(folder, vision_config={"num_hidden_layers": 10**9})
+    with pytest.raises(ValueError, match="num_hidden_layers=1000000000"):
+        load_vlm(folder)
+    change(folder, vision_config={"num_hidden_layers": 2}, depths=[1, 10**9])
+    with pytest.raises(ValueError, match="depths=1000000000"):
+        load_vlm(folder)
+
+
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("shards", [True, False])
+def test_load_vlm_executes_no_pickle(folder: Path, tmp_path: Path, shards: bool):
+    name = "shard.bin" if shards else "pytorch_model.bin"
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if shards:
+        index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    torch.save({**weights, "extra": Evil(tmp_path / "ran")}, folder / name)
+    with pytest.raises(ValueError, match=str(folder)):
+        load_vlm(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_load_vlm_rejects_special_tokens_without_end(folder: Path):
+    change(folder, "tokenizer_config.json", extra_special_tokens=[f"<{n}>" for n in range(SPECIAL_TOKENS + 1)])
+    with pytest.raises(ValueError, match="extra_special_tokens"):
+        load_vlm(folder)
+
+
+def test_load_vlm_shows_no_bars_without_a_terminal(folder_of: Callable[[str], Path], capfd: pytest.CaptureFixture[str]):
+    folder = folder_of("llama")
+    capfd.readouterr()
+    load_vlm(folder)
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,117 @@
+"""What probing finds out about a model, and what it rejects."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as t
+
+from das_gym.models.transformers.layer_removal import prune
+from das_gym.models.transformers.loading import load_vlm
+from das_gym.models.transformers.model import VLM
+from das_gym.models.transformers.probing import probe_capabilities
+from das_gym.models.transformers.rejecting import separating_sets
+from tests.models.transformers import tiny
+from tests.models.transformers.conftest import Driven
+
+
+def gemma4(**settings: Any) -> Any:
+    kinds = ["sliding_attention", "full_attention"] * 2
+    return t.Gemma4ForCausalLM(t.Gemma4TextConfig(**tiny.text(layer_types=kinds, global_head_dim=8, **settings))).eval()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 32])
+def test_separating_sets_separate_any_two_layers(count: int):
+    sets = separating_sets(range(count))
+    assert all(0 < len(removed) < count for removed in sets)
+    pairs = itertools.permutations(range(count), 2)
+    assert all(any(a in removed and b not in removed for removed in sets) for a, b in pairs)
+
+
+def test_a_layer_that_reads_what_another_one_computed_is_rejected(driven: Callable[..., Driven]):
+    """The last reads what the first left behind; without the middle one alone, nothing shows."""
+    model, processor = tiny.make("llama")[0], driven("llama").processor
+    left: dict[str, Any] = {}
+
+    def leave(layer: Any, args: Any, output: Any) -> None:
+        left["behind"] = output
+
+    def read(layer: Any, args: Any, output: Any) -> Any:
+        behind = left.pop("behind", None)
+        return output if behind is None or behind.shape != output.shape else output + behind
+
+    model.model.layers[0].register_forward_hook(leave)
+    model.model.layers[3].register_forward_hook(read)
+    with pytest.raises(ValueError, match="LlamaForCausalLM is not supported"):
+        probe_capabilities(model, processor)
+
+
+def test_layers_that_share_keys_and_values_are_rejected(driven: Callable[..., Driven]):
+    model = tiny.make("llama")[0]
+    model.config.kv_source_layers = [0, 0, 2, 3]
+    with pytest.raises(ValueError, match="`kv_source_layers`"):
+        probe_capabilities(model, driven("llama").processor)
+    with pytest.raises(ValueError, match="`num_kv_shared_layers`"):
+        probe_capabilities(gemma4(num_kv_shared_layers=2, hidden_size_per_layer_input=0), driven("llama").processor)
+
+
+def test_a_type_that_is_known_not_to_work_is_rejected(folder_of: Callable[[str], Path]):
+    with pytest.raises(ValueError, match=r"\(blip-2\) is not supported: .*`cross_attention_frequency`"):
+        load_vlm(folder_of("blip_2"))
+
+
+def test_a_smaller_model_that_would_not_reload_is_rejected(driven: Callable[..., Driven]):
+    """Gemma 4's embeddings by layer are one matrix for all of them; DiffLlama's layers compute with their position."""
+    torch.manual_seed(0)
+    shared = gemma4(num_kv_shared_layers=0, hidden_size_per_layer_input=4, vocab_size_per_layer_input=512)
+    with pytest.raises(ValueError, match=r"would not load again as it was: .*per_layer"):
+        probe_capabilities(shared, driven("gemma4_text").processor)
+    with pytest.raises(ValueError, match=r"would not load again as it was: .*lambda_init"):
+        probe_capabilities(t.DiffLlamaForCausalLM(t.DiffLlamaConfig(**tiny.text())).eval(), driven("llama").processor)
+
+
+def test_a_processor_of_another_model_is_rejected_in_one_line(folder_of: Callable[[str], Path]):
+    with pytest.raises(ValueError, match=rf"^{folder_of('llava')}: LlavaForCond.* is not supported: .*\(\w+: .+\)$"):
+        load_vlm(folder_of("llava"), tokenizer=folder_of("qwen2_vl"))
+
+
+@pytest.mark.slow
+def test_probing_of_16_bits_sees_what_rounding_would_hide():
+    """PaliGemma's question is read both ways: an answer's tokens are of another type, and nothing is shared."""
+    model, processor = tiny.make("paligemma", torch.bfloat16)
+    before = [id(parameter) for parameter in model.parameters()]
+    able = probe_capabilities(model, VLM(model).processor_of(processor))
+    assert (able.shares_prefix, able.answer_type) == (False, 1)
+    assert [id(parameter) for parameter in model.parameters()] == before
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.slow
+def test_a_model_of_float64_that_rounds_to_float32_is_driven(tmp_path: Path):
+    model = Driven.load(tiny.save_made(tiny.hunyuan_vl, tmp_path, torch.float64))
+    found, wanted = (logits(model.prompts(), [1, 0, 0, 1]) for logits in (model.logits, model.plain))
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_images_that_are_numbered_within_their_batch_are_encoded_one_by_one(tmp_path: Path):
+    """Molmo 2's; each of its layers keeps its own kind of rotary embeddings."""
+    model = Driven.load(tiny.save_made(tiny.molmo2, tmp_path / "full", torch.float64))
+    assert model.vlm.capabilities.caches_images
+    for mask in ([0, 0, 0, 0], [1, 0, 0, 1]):
+        wanted = model.logits(model.prompts(), mask)
+        torch.testing.assert_close(wanted, model.plain(model.prompts(), mask), atol=1e-10, rtol=1e-10)
+    prune(model.vlm.model, [1, 0, 0, 1]).save_pretrained(tmp_path / "smaller")
+    again = t.AutoModelForImageTextToText.from_pretrained(tmp_path / "smaller", dtype=torch.float64).eval()
+    assert again.config.text_config.rope_scaling_layers == [1]
+    torch.testing.assert_close(model.with_model(again).plain(model.prompts()), wanted, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_a_softcap_under_another_name_is_found(tmp_path: Path):
+    assert load_vlm(tiny.save_made(tiny.recurrent_gemma, tmp_path, torch.float64)).capabilities.softcap == 30.0
