@@ -168,8 +168,8 @@ def _check_finite(subnet: AdaptedModel, examples: Sequence[Any], broken: Tensor)
         return
     keys = [e.key for e, bad in zip(examples, rows, strict=False) if bad or len(rows) != len(examples)]
     raise FloatingPointError(
-        f"the output under {format_mask(subnet.backbone.vlp.check_mask(None))} is not finite on {format_examples(keys)}. "
-        "Try float32, or training at a lower learning rate."
+        f"the outputs of {format_mask(subnet.backbone.vlp.check_mask(None))} are NaN or infinite, on "
+        f"{format_examples(keys)}. Use float32, or train at a lower learning rate"
     )
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from das_gym.adapt.paper import DIFFERENCES, OURS, PAPER, DASSettings, das_settings, main, sources
+from das_gym.adapt.paper import DIFFERENCES, OURS, PAPER, DASSettings, das_settings, sources
+from das_gym.adapt.paper_command import main
 
 FIELDS = {f.name for f in dataclasses.fields(DASSettings)}
 
