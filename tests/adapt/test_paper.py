@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from das_gym.adapt.paper import DIFFERENCES, OURS, PAPER, DASSettings, das_settings, sources
-from das_gym.adapt.paper_command import main
+from das_gym.adapt.paper_command import PaperSettings, main
 
 FIELDS = {f.name for f in dataclasses.fields(DASSettings)}
 
@@ -84,7 +84,7 @@ def test_wrong_settings(changes: dict, text: str):
 
 def test_the_tables_are_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("das_gym.adapt.published.count", lambda row: (1.25, 2.5))  # its numbers have tests of their own
-    main([])
+    main(PaperSettings())
     printed = capsys.readouterr().out
     settings = printed.partition("Where each comes from:")[0]
     assert "…" not in settings

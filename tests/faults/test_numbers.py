@@ -185,10 +185,8 @@ def test_a_joint_search_that_diverges_leaves_its_preferences(shapes_folder: Path
     settings = das_settings("METER", "vqa", "das_gym", batch_size=16, reward_examples=8, warmup_epochs=0, augment=False)
     problem = ProblemConfig(data_root=str(shapes_folder))
     splits = load_splits(problem)
-    training, chooser = (
-        Training(new_model(problem, splits, settings, 0), splits, settings, 0),
-        Bandit(MaskSpace(Budget(12, 4)), 0, learning_rate=1.0),
-    )
+    training = Training(new_model(problem, splits, settings, 0), splits, settings, 0)
+    chooser = Bandit(MaskSpace(Budget(12, 4)), 0, learning_rate=1.0)
     monkeypatch.setattr(training, "losses", lambda masks, _: np.array([1.0, np.nan, 1.0]))
     with pytest.raises(FloatingPointError, match=r"at step 0, .* skips layers \[\d.*\], on examples '\S+', .* 5 more\. Try"):
         joint_search(training, splits, chooser)
