@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from mkdocs.structure.files import File, Files
 from figures import search_figure
+from mkdocs.structure.files import File, Files
 
 from das_gym import ENVIRONMENTS
 from das_gym.registration import MODELS, EnvEntry, find_class, many_objectives
