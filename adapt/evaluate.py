@@ -173,8 +173,8 @@ def _check_numbers(subnet: AdaptedModel, examples: Sequence[Any], wrong: Tensor)
         return
     keys = [e.key for e, bad in zip(examples, rows, strict=False) if bad or len(rows) != len(examples)]
     raise FloatingPointError(
-        f"what {format_mask(subnet.backbone.vlp.check_mask(None))} says is not a number, on {format_examples(keys)}: it "
-        "may need float32, or training at a lower learning rate"
+        f"the outputs of {format_mask(subnet.backbone.vlp.check_mask(None))} are NaN or infinite, on "
+        f"{format_examples(keys)}. Use float32, or train at a lower learning rate"
     )
 
 

@@ -96,7 +96,7 @@ def test_a_small_model_that_is_broken_is_neither_scored_nor_asked(diverged: dict
     problem = build_problem(ProblemConfig(**diverged))
     problem.vlp.prune(np.eye(6, dtype=bool)[3])
     subnet = AdaptedModel(problem.backbone, problem.head, problem.task)
-    text = r"the mask that skips layers \[3\] says is NaN or infinite, on examples '\S+', '\S+', '\S+' and 1 more"
+    text = r"the mask that skips layers \[3\] are NaN or infinite, on examples '\S+', '\S+', '\S+' and 1 more"
     with pytest.raises(FloatingPointError, match=text):
         say(subnet, problem.splits.test[:4], "")
 
